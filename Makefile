@@ -21,7 +21,7 @@ PEERS := mawk ulogd2 ulogd2-json
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench events sinks clean system
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench docs reference clean system
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -60,11 +60,15 @@ bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 	$(SUDO) $(BIN)/python -m bench
 
-events: .venv/ready  ## Write the field guide in EVENTS.md anew.
-	$(BIN)/python -m ocsf_nft.ocsf.guide EVENTS.md
+docs: .venv/ready  ## Build the documentation as a site in build/docs.
+	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs
+	@echo "open build/docs/index.html"
 
-sinks: .venv/ready  ## Write the guide to sinks in SINKS.md anew.
-	$(BIN)/python -m ocsf_nft.config.guide SINKS.md
+reference: .venv/ready  ## Write the generated pages of docs/reference again: events, sinks, cli.
+	$(BIN)/python -m ocsf_nft.ocsf.field_guide docs/reference/events.md
+	$(BIN)/python -m ocsf_nft.config.guide docs/reference/sinks.md
+	$(BIN)/typer ocsf_nft.cli utils docs --name ocsf-nft --title "Command line" \
+	    --output docs/reference/cli.md
 
 clean:  ## Remove what the other targets made.
 	$(SUDO) rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
@@ -76,7 +80,7 @@ clean:  ## Remove what the other targets made.
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[journal,validate,http,nats,kafka,parquet]' \
-	    --group test --group lint
+	    --group test --group lint --group docs
 	@touch $@
 
 system:

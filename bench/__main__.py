@@ -1,13 +1,19 @@
-"""``python -m bench``: all of it, one table per subject.
+"""``python -m bench``: all benchmarks, one table per subject.
 
-Run as root; takes seven or eight minutes. Exit 1 when a check fails: a TCP connect() refused in 1
-ms or more at the 99th percentile, more or less than one packet of an attempt, a flood on one flow
-that takes the program 3% of a core or more, a refused packet that no event tells of or that two do,
-an event that is missing, or on the disk 2 ms or more after its packet at 300 packets/s (at the 99th
-percentile, and at 1,000/s, some more), a flow that is not read, a fence that doesn't stand again
-within 50 ms at the 99th percentile, a call that takes 2 µs longer because processes are looked for,
-an attempt that is said to be somebody else's, a run that takes 60 MB or more while calm, or more
-and more under load. Exit 3 when the system can't.
+Run as root; takes seven or eight minutes. Exits with 3 if the system can't, and with 1 if a check
+fails. These are failures:
+- a TCP connect() that is refused in 1 ms or more at the 99th percentile;
+- more or less than one packet of an attempt;
+- a flood on one flow that takes the program 3% of a core or more;
+- a refused packet that no event reports, or that two events report;
+- an event that is missing;
+- an event that is on the disk 2 ms or more after its packet, at the median and 300 packets/s (the
+  limits for the 99th percentile and for 1,000 packets/s are higher);
+- a flow that is not read;
+- a fence that is not active again within 50 ms at the 99th percentile;
+- a call that takes 2 µs longer because of the capture;
+- an attempt that is attributed to another process;
+- a run that takes 60 MB or more while calm, or that keeps growing under load.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Who did it: what the capture costs, how often each way finds it, and what memory that takes.
+"""Benchmarks of attribution: cost of the capture, success of each method, and memory.
 
-``python -m bench.attributing`` measures this alone, in less than a minute.
+``python -m bench.attributing`` runs only these, in less than a minute.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from bench.subject import Subject
 
-#: What is measured, a table each.
+#: The measured subjects, one table each.
 SUBJECTS: Final[tuple[Callable[[], Subject], ...]] = (capturing.run, naming.run, holding.run)
 
 

@@ -1,13 +1,13 @@
-/* Calls that are timed, and processes that call: what it takes to say who did it.
+/* Timed calls, and processes that make calls, to measure the cost of attribution.
  *
- * calling time WORK BATCHES CALLS NAMESPACE: the nanoseconds of each batch of so many calls, as
- * JSON. Some works need another network namespace, which is at the other end.
- * calling swarm USER FIRST NUMBER RATE CALLS STAYS: so many processes of a user, at so many a second
- * (0: as fast as it goes; -1: one for each byte of standard input, and then the one before is ended),
- * each of a program that is started for it: by TCP, by UDP and by UDP that is connected in turn, each
- * to the next port. Prints the port and the process of each.
- * calling try KIND PORT CALLS STAYS: one of them; 0 TCP, 1 UDP, 2 UDP that is connected. Further
- * calls are to the ports after it. One that stays ends with who has started it. */
+ * calling time WORK BATCHES CALLS NAMESPACE: prints the nanoseconds of each batch of CALLS calls,
+ * as JSON. Some works need another network namespace, which is at the other end.
+ * calling swarm USER FIRST NUMBER RATE CALLS STAYS: NUMBER processes of a user, RATE per second
+ * (0: as fast as possible; -1: one for each byte of standard input, after the end of the previous
+ * one), each with a program that is started for it: by TCP, by UDP and by connected UDP in turn,
+ * each to the next port. Prints the port and the pid of each.
+ * calling try KIND PORT CALLS STAYS: one of them; 0 TCP, 1 UDP, 2 connected UDP. Further
+ * calls are to the next ports. A process that stays ends with its parent. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <err.h>
@@ -36,7 +36,7 @@ static char data[1024];
 static const char *beyond, *self;
 static int mine[MOST], theirs[MOST], listener;
 
-static struct sockaddr_in place(const char *address, int port)
+static struct sockaddr_in address_of(const char *address, int port)
 {
 	struct sockaddr_in found = { .sin_family = AF_INET, .sin_port = htons(port) };
 
@@ -53,11 +53,11 @@ static int opened(int type)
 	return made;
 }
 
-/* What is to succeed, and what is to be refused. */
+/* For calls that must succeed, and for calls that must be refused. */
 static void done(int result)
 {
 	if (result < 0)
-		err(1, "a call that is let pass");
+		err(1, "a call that is allowed");
 }
 
 static void refused(int result)
@@ -68,28 +68,28 @@ static void refused(int result)
 
 static int connected(int s, const char *address, int port)
 {
-	struct sockaddr_in to = place(address, port);
+	struct sockaddr_in to = address_of(address, port);
 
 	return connect(s, (void *)&to, sizeof(to));
 }
 
 static int sent(int s, const char *address, int port)
 {
-	struct sockaddr_in to = place(address, port);
+	struct sockaddr_in to = address_of(address, port);
 
 	return sendto(s, data, 100, 0, (void *)&to, sizeof(to));
 }
 
 static void bound(int s, const char *address, int port)
 {
-	struct sockaddr_in at = place(address, port);
+	struct sockaddr_in at = address_of(address, port);
 	int yes = 1;
 
 	done(setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes)));
 	done(bind(s, (void *)&at, sizeof(at)));
 }
 
-/* Leaves no connection behind that waits. */
+/* Leaves no pending connection behind. */
 static void end(int s)
 {
 	struct linger at_once = { .l_onoff = 1 };
@@ -173,7 +173,7 @@ static void run_and_exit(int i)
 	ended(started(arguments));
 }
 
-/* The proxy, where it is. */
+/* Starts the proxy in the other network namespace. */
 static void listen_beyond(void)
 {
 	int here = open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC);
@@ -253,7 +253,7 @@ static void connect_and_close(int i)
 
 static void send_dropped(int i) { (void)i; refused(sent(mine[0], LOOPBACK, DROPPED)); }
 
-/* What is done once, before each batch, in it and after it. */
+/* Functions that run once, before each batch, in it, and after it. */
 static const struct work {
 	const char *name;
 	void (*once)(void);
@@ -286,7 +286,7 @@ static long long now_ns(void)
 	return now.tv_sec * 1000000000LL + now.tv_nsec;
 }
 
-/* The first batch is not told: it finds nothing in any cache. */
+/* The first batch is not printed: it runs with cold caches. */
 static void batches(const struct work *work, int number, int calls)
 {
 	setpriority(PRIO_PROCESS, 0, -20);

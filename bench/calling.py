@@ -1,4 +1,4 @@
-"""The program that makes calls, ``calling.c``: compiled, and started as many processes."""
+"""Compilation and start of ``calling.c``, which makes calls, in many processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
     from bench.stage import Fenced
 
-#: What processes try, in turn, as ``calling.c`` has them; each try at the next port.
+#: The attempts of the processes, in turn, as in ``calling.c``; each try at the next port.
 KINDS: Final = ("TCP", "UDP", "connected UDP")
 FIRST_PORT: Final = 20_000
-#: A rate: the next process starts when a line is written to it.
+#: Value of a rate: the next process starts when a line is written to it.
 AFTER_ANOTHER: Final = -1
 _USER: Final = 1000
 _SOURCE: Final = Path(__file__).with_name("calling.c")
@@ -26,7 +26,7 @@ _SOURCE: Final = Path(__file__).with_name("calling.c")
 
 @contextlib.contextmanager
 def built() -> Iterator[Path]:
-    """Compile ``calling.c``, where every user gets to it."""
+    """Compile ``calling.c`` in a folder that every user can read."""
     compiler = shutil.which("cc")
     if compiler is None:
         raise stage.BenchError("cc is missing: install gcc and libc6-dev")
@@ -38,18 +38,19 @@ def built() -> Iterator[Path]:
 
 
 def swarm(
-    fenced: Fenced, program: Path, wanted: tuple[int, int, int, int], told: IO[bytes] | int
+    fenced: Fenced, program: Path, numbers: tuple[int, int, int, int], output: IO[bytes] | int
 ) -> subprocess.Popen[bytes]:
-    """Start in the sandbox so many processes, at so many a second, of so many attempts each.
+    """Start processes in the sandbox.
 
-    The last number is whether they stay.
+    ``numbers`` are the number of processes, their rate per second, the attempts of each, and
+    whether they stay (1) or exit (0).
     """
-    arguments = map(str, (_USER, FIRST_PORT, *wanted))
-    _, rate, *_ = wanted
+    arguments = map(str, (_USER, FIRST_PORT, *numbers))
+    _, rate, *_ = numbers
     return fenced.namespace.call(
         lambda: subprocess.Popen(
             [program, "swarm", *arguments],
             stdin=subprocess.PIPE if rate == AFTER_ANOTHER else None,
-            stdout=told,
+            stdout=output,
         )
     )

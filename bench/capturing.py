@@ -1,4 +1,4 @@
-"""What the capture costs: the calls of a sandbox with it and without, and those elsewhere."""
+"""Cost of the capture: calls in a sandbox with it and without it, and calls elsewhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench import calling, stage
 from bench.subject import Subject, percentile
-from ocsf_nft.attribution.capture import Capture, cookie
+from ocsf_nft.attribution.bpf_capture import Capture, cookie
 from ocsf_nft.fence import nft
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from bench.stage import Fenced
 
-#: In turn, with the capture and without.
+#: Rounds with and without the capture, in turn.
 _ROUNDS: Final = 8
 _BOUND_US: Final = 2.0
 _CORE: Final = 1
 _REFUSED: Final = "sandbox, refused"
-_PASSED: Final = "sandbox, let pass"
+_ALLOWED: Final = "sandbox, allowed"
 _OUTSIDE: Final = "elsewhere"
 _DROPPING: Final = """
 table inet dropping {
@@ -36,9 +36,9 @@ table inet dropping {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Work:
-    """What ``calling.c`` does by a name, so often in each of some batches.
+    """Work of ``calling.c`` by its name, repeated ``times`` in each of some batches.
 
-    ``calls``: each time it makes so many that are bound; None where that says nothing.
+    ``calls`` is the number of measured calls of one repetition; None if it is not meaningful.
     """
 
     where: str
@@ -50,7 +50,7 @@ class _Work:
 
 
 def _process(where: str, name: str, what: str, calls: int | None = 1) -> _Work:
-    """One that takes long, and so is disturbed more often."""
+    """Return a work that takes long, and is therefore disturbed more often."""
     return _Work(where=where, name=name, what=what, calls=calls, times=1, batches=100)
 
 
@@ -62,22 +62,22 @@ _WORKS: Final = (
     _Work(where=_REFUSED, name="send", what="send(), connected UDP, a socket each"),
     _Work(where=_REFUSED, name="send-again", what="send(), connected UDP, again and again"),
     _process(_REFUSED, "start", "fork, exec, connect(), exit", calls=None),
-    _Work(where=_PASSED, name="proxy", what="connect() to the proxy, TCP"),
-    _Work(where=_PASSED, name="stream", what="send() and recv(), TCP, to the proxy"),
-    _Work(where=_PASSED, name="local", what="send() and recv(), connected UDP, loopback"),
+    _Work(where=_ALLOWED, name="proxy", what="connect() to the proxy, TCP"),
+    _Work(where=_ALLOWED, name="stream", what="send() and recv(), TCP, to the proxy"),
+    _Work(where=_ALLOWED, name="local", what="send() and recv(), connected UDP, loopback"),
     _Work(where=_OUTSIDE, name="local-sendto", what="sendto() and recv(), UDP, loopback"),
     _Work(where=_OUTSIDE, name="local-connect", what="connect() and close(), TCP, loopback"),
     _Work(where=_OUTSIDE, name="dropped", what="sendto(), UDP, dropped by other rules"),
     _process(_OUTSIDE, "fork", "fork, exit"),
     _process(_OUTSIDE, "exec", "fork, exec, exit"),
 )
-#: Fills what the kernel keeps of calls: from then on something old has to go for each new one.
+#: Fills the kernel's maps of calls: from then on each new entry replaces an old one.
 _FILLING: Final = _Work(where=_REFUSED, name="send", what="", times=1000, batches=9)
 
 
 @dataclass(slots=True)
 class _Cost:
-    """What it took in each round, in µs."""
+    """Durations of a work in each round, in µs."""
 
     work: _Work
     without: list[float] = field(default_factory=list)
@@ -106,9 +106,9 @@ def _spread(values: Sequence[float]) -> float:
 
 
 def run() -> Subject:
-    """Measure each call; raises an OcsfNftError when the system doesn't let us."""
+    """Measure each call; raise an OcsfNftError if the system does not permit it."""
     costs = [_Cost(work) for work in _WORKS]
-    lost = 0
+    dropped = 0
     with stage.fenced("none", ipv6=False) as fenced, calling.built() as program:
         nft.load(fenced.lab.gateway_namespace, _DROPPING)
         number = cookie(fenced.namespace)
@@ -118,31 +118,33 @@ def run() -> Subject:
             with Capture([number]) as capture:
                 _took(fenced, program, _FILLING)
                 _read_all(capture)
-                before = sum(capture.lost())
+                before = sum(capture.dropped())
                 for each in costs:
                     each.captured.append(_took(fenced, program, each.work))
                     _read_all(capture)
-                lost += sum(capture.lost()) - before
+                dropped += sum(capture.dropped()) - before
     failures = [failure for each in costs for failure in each.failures()]
-    if lost:
-        failures.append(f"{lost:,} calls and processes were lost: what was measured is less")
+    if dropped:
+        failures.append(
+            f"{dropped:,} calls and processes were dropped: the measured cost is too low"
+        )
     return Subject(
         title="What the capture costs, in µs (one process, one core)",
         columns=("where", "calls", "without", "with", "more", "noise"),
         rows=tuple(each.row() for each in costs),
         notes=(
-            f"{_ROUNDS} rounds without and with it, in turn: of each the quickest of some batches,",
-            "so that what else goes on is left out; of these the medians. Noise: so far apart is",
-            "the middle half of the rounds, without it or with it. Each refused packet is told of,",
-            "but for the same again and again, and what the kernel keeps of those is full.",
-            "Elsewhere: in a network namespace that is not watched. Whoever reads is not in it.",
+            f"{_ROUNDS} rounds without and with it, in turn. Of each round the quickest batch",
+            "counts, as other load disturbs it least; the figures are medians of these. Noise: the",
+            "width of the middle half of the rounds, without it or with it. Each refused packet is",
+            "reported, except repetitions of the same one, and the kernel's map of these is full.",
+            "Elsewhere: in a network namespace that is not monitored. Without the reader's time.",
         ),
         failures=tuple(failures),
     )
 
 
 def _took(fenced: Fenced, program: Path, work: _Work) -> float:
-    """What a work takes, in µs, while nothing gets in the way."""
+    """Return the duration of a work, in µs, without disturbance."""
     made = fenced.lab
     namespace = made.gateway_namespace if work.where == _OUTSIDE else made.sandbox_namespace
     with stage.on_core(_CORE):

@@ -1,4 +1,4 @@
-"""Benchmarks as a command: their tables, and the exit status that says how they went."""
+"""Benchmarks as a command: their tables, and the exit status."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def run(subjects: Iterable[Callable[[], Subject]]) -> NoReturn:
-    """Measure and show each; exit 1 when a check fails, or as the error has it that ends it."""
+    """Measure and show each subject; exit with 1 if a check fails, or with an error's status."""
     exit_with(lambda: _measure(subjects))
 
 
 def exit_with(work: Callable[[], int]) -> NoReturn:
-    """Exit with what ``work`` returns; an error is told in a sentence, and has a status."""
+    """Exit with the result of ``work``; print an error as a sentence, and exit with its status."""
     try:
         sys.exit(work())
     except OcsfNftError as error:

@@ -1,4 +1,4 @@
-"""What it costs a refused packet that it is counted in its flow, and has a log budget there."""
+"""Cost of counting a refused packet in its flow, with a log budget per flow."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from bench.stage import Fenced
 
 _SECONDS: Final = 1
-#: In turn, so that what else goes on concerns them alike.
+#: The fences are measured in turn, so that other load affects all equally.
 _ROUNDS: Final = 3
 _PORT: Final = 443
 _CORE: Final = 1
-#: The same rules, but one counter in the place of the sets.
+#: The same rules, but with one counter in place of the sets.
 _PLAIN: Final = f"""
 flush chain inet {ruleset.TABLE} account_egress
 add rule inet {ruleset.TABLE} account_egress counter name refused_egress
@@ -29,7 +29,7 @@ _WORKS: Final = ("flood", "scatter")
 
 
 def run() -> Subject:
-    """Measure each; raises an OcsfNftError when the system doesn't let us."""
+    """Measure each fence; raise an OcsfNftError if the system does not permit it."""
     with contextlib.ExitStack() as stack:
         fences = {
             "counter and reject": stack.enter_context(stage.fenced("none", ipv6=False)),
@@ -47,11 +47,11 @@ def run() -> Subject:
     rows = {name: _row(name, rates, next(iter(fences))) for name in fences}
     return Subject(
         title="What counting costs a refused packet (UDP, one process, one core, no reader)",
-        columns=("fence", "one flow/s", "µs more", "a flow each/s", "µs more"),
+        columns=("fence", "one flow/s", "µs more", "many flows/s", "µs more"),
         rows=tuple(rows.values()),
         notes=(
             f"Medians of {_ROUNDS} floods of {_SECONDS} s, in turn.",
-            "A flow each: the sets are full after the first 16,384.",
+            "Many flows: one packet per flow; the sets are full after the first 16,384.",
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Reading the counters of a fence that has seen as many flows as an attacker can make."""
+"""Reading the counters of a fence with as many flows as an attacker can make."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _TIMES_BY_NFT: Final = 3
 
 
 def run() -> Subject:
-    """Measure both; raises an OcsfNftError when the system doesn't let us."""
+    """Measure both; raise an OcsfNftError if the system does not permit it."""
     with stage.fenced("none", ipv6=False) as fenced:
         nft.load(fenced.namespace, _elements())
         installed = StateDirectory(fenced.state).read(stage.SANDBOX)
@@ -39,7 +39,7 @@ def run() -> Subject:
         usual = _median_ns(
             _TIMES_BY_NFT, lambda: fenced.namespace.call(lambda: _listed(str(nft.find())))
         )
-    wanted = _FLOWS * len(_RULES)
+    expected = _FLOWS * len(_RULES)
     return Subject(
         title=f"all counters of a fence, {number:,} flows",
         columns=("by", "ms", "µs per flow"),
@@ -51,12 +51,12 @@ def run() -> Subject:
             f"Medians of {_TIMES} and of {_TIMES_BY_NFT} times.",
             "nft lists four sets, unread; ocsf-nft reads all sets and counters into Python.",
         ),
-        failures=() if number >= wanted else (f"{wanted - number:,} flows were not read",),
+        failures=() if number >= expected else (f"{expected - number:,} flows were not read",),
     )
 
 
 def _elements() -> str:
-    """Ready for ``nft -f``: so many flows for each rule."""
+    """Return the commands for ``nft -f`` that add the flows of each rule."""
     return "".join(
         f"add element {family} {ruleset.TABLE} flows4_{rule} {{ "
         + ", ".join(

@@ -1,4 +1,4 @@
-"""How many events a second go through the store and a forwarder to each kind of sink."""
+"""Rate of events through the store and a forwarder to each kind of sink."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from ocsf_nft.config.sinks.opensearch import OpenSearchSink
 from ocsf_nft.config.sinks.parquet import ParquetSink
 from ocsf_nft.config.sinks.syslog import SyslogSink
 from ocsf_nft.config.sinks.unix import UnixSink
-from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
-from ocsf_nft.service.outlets import Outlet, Outlets
+from ocsf_nft.service.sink_delivery import Outlet, SinkDelivery
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from ocsf_nft.config.sinks.base import SinkTable
 
 _EVENTS: Final = 10_000
-#: As many as an account keeps at once.
+#: As many as an account stores at once.
 _BATCH: Final = 256
-#: Some are so slow that fewer have to do.
+#: For sinks that are too slow for the usual number.
 _FEW_EVENTS: Final = 500
-_PATIENCE_S: Final = 60.0
-#: A sink that waits for longer than this makes few and large batches, and needs no start.
+_TIMEOUT_S: Final = 60.0
+#: A sink with a longer batch time makes few large batches, and needs no start.
 _LONG_S: Final = 2.0
 
 
@@ -60,23 +60,23 @@ class _Measured:
         )
 
 
-#: A sink's configuration, None for none, and how many events have arrived where it goes.
+#: A sink's configuration (None for none), and a function that counts the events that arrived.
 _Target: TypeAlias = "tuple[SinkTable | None, Callable[[], int]]"
-_Place: TypeAlias = "Callable[[Path], AbstractContextManager[_Target]]"
+_Destination: TypeAlias = "Callable[[Path], AbstractContextManager[_Target]]"
 
 
 def run() -> Subject:
-    """Measure each in turn; raises an OcsfNftError when one can't be delivered to."""
+    """Measure each in turn; raise an OcsfNftError if a delivery is not possible."""
     events = lines.lines(_EVENTS + 1)
     notes = [
-        "Kept by 256 and synced, while what is kept is delivered, with each sink's defaults:",
+        "Stored by 256 and synced, while stored events are delivered, with each sink's defaults:",
         "batches of 500 (bulk: 1,000, Parquet: 10,000), a file synced with each. Receivers are",
         "programs of their own on the same cores, which read and count; bulk: parse and answer.",
-        "CPU: all of ours for keeping and delivering; rsyslog's own.",
+        "CPU: all of ours for storing and delivering; rsyslog's own.",
         f"Disk: {disk.name()}.",
     ]
-    measured = [_ours("no sink: kept alone", _nowhere, events)]
-    measured += [_ours(what, place, events) for what, place in _PLACES.items()]
+    measured = [_ours("no sink: stored only", _nowhere, events)]
+    measured += [_ours(what, destination, events) for what, destination in _DESTINATIONS.items()]
     server = jetstream.binary()
     if server is None:
         notes.append("nats-server is not installed: not measured.")
@@ -90,7 +90,7 @@ def run() -> Subject:
         notes.append(f"{rsyslog.version(peer)}: imptcp, a queue of type Disk, omfwd or omfile.")
         measured += _peers(peer, events)
     return Subject(
-        title=f"Delivering events that are kept first (real ones, {lines.mean_bytes(events)})",
+        title=f"Delivering events that are stored first (real ones, {lines.mean_bytes(events)})",
         columns=("sink", "events", "events/s", "CPU µs an event", "CPU %"),
         rows=tuple(each.row() for each in measured),
         notes=tuple(notes),
@@ -102,22 +102,22 @@ def run() -> Subject:
     )
 
 
-def _ours(what: str, place: _Place, events: Sequence[bytes]) -> _Measured:
-    with disk.folder() as folder, place(Path(folder)) as (table, arrived):
+def _ours(what: str, destination: _Destination, events: Sequence[bytes]) -> _Measured:
+    with disk.folder() as folder, destination(Path(folder)) as (table, arrived):
         try:
             seconds, cpu_s = asyncio.run(_delivered(table, Path(folder) / "store.sqlite3", events))
         except TimeoutError as error:
-            raise stage.BenchError(f"{what}: not delivered within {_PATIENCE_S:g} s") from error
+            raise stage.BenchError(f"{what}: not delivered within {_TIMEOUT_S:g} s") from error
         missing = abs(len(events) - _settled(arrived, len(events)))
     return _Measured(
         what=what, events=len(events) - 1, seconds=seconds, cpu_s=cpu_s, missing=missing
     )
 
 
-def _settled(arrived: Callable[[], int], wanted: int) -> int:
-    """How many arrive, once all have or a second is over."""
+def _settled(arrived: Callable[[], int], expected: int) -> int:
+    """Return the number of arrived events, once all have arrived or a second is over."""
     end = time.monotonic() + 1
-    while (number := arrived()) != wanted and time.monotonic() < end:
+    while (number := arrived()) != expected and time.monotonic() < end:
         time.sleep(0.05)
     return number
 
@@ -125,18 +125,18 @@ def _settled(arrived: Callable[[], int], wanted: int) -> int:
 async def _delivered(
     table: SinkTable | None, path: Path, events: Sequence[bytes]
 ) -> tuple[float, float]:
-    """How long it takes until a sink has all but the first, which it is begun with; CPU time."""
+    """Return seconds and CPU seconds until a sink has all events but the first, which starts it."""
     found = [] if table is None else [Outlet.of(table)]
-    patience = Patience(asyncio.Event())
-    async with asyncio.timeout(_PATIENCE_S), Outlets(found, Store(path), patience) as kept:
-        await kept.keep(events[:1])
-        if all(each.pace.seconds < _LONG_S for each in found):
-            while any(each.waiting for each in kept.forwarders):  # noqa: ASYNC110 - nothing tells
+    retrier = StorageRetrier(asyncio.Event())
+    async with asyncio.timeout(_TIMEOUT_S), SinkDelivery(found, Store(path), retrier) as delivery:
+        await delivery.store_events(events[:1])
+        if all(each.batch_settings.seconds < _LONG_S for each in found):
+            while any(each.pending for each in delivery.forwarders):  # noqa: ASYNC110 - no event to wait for
                 await asyncio.sleep(0.01)
         begun, cpu_s = time.perf_counter(), time.process_time()
         for at in range(1, len(events), _BATCH):
-            await kept.keep(events[at : at + _BATCH])
-        await asyncio.gather(*(each.drain() for each in kept.forwarders))
+            await delivery.store_events(events[at : at + _BATCH])
+        await asyncio.gather(*(each.drain() for each in delivery.forwarders))
         return time.perf_counter() - begun, time.process_time() - cpu_s
 
 
@@ -147,8 +147,8 @@ def _nowhere(_: Path) -> Iterator[_Target]:
 
 @contextlib.contextmanager
 def _file(folder: Path, **more: Any) -> Iterator[_Target]:
-    place = folder / "out"
-    yield FileSink(path=place / "events.jsonl", **more), lambda: _lines_in(place)
+    destination = folder / "out"
+    yield FileSink(path=destination / "events.jsonl", **more), lambda: _lines_in(destination)
 
 
 def _lines_in(folder: Path) -> int:
@@ -162,10 +162,10 @@ def _lines_in(folder: Path) -> int:
 
 @contextlib.contextmanager
 def _parquet(folder: Path) -> Iterator[_Target]:
-    place = folder / "lake"
+    destination = folder / "lake"
     yield (
-        ParquetSink(type="parquet", directory=place, region="eu-central-1"),
-        lambda: sum(ParquetFile(path).metadata.num_rows for path in place.rglob("*.parquet")),
+        ParquetSink(type="parquet", directory=destination, region="eu-central-1"),
+        lambda: sum(ParquetFile(path).metadata.num_rows for path in destination.rglob("*.parquet")),
     )
 
 
@@ -174,7 +174,7 @@ def _received(
     kind: receivers.Kind, table: Callable[[str], SinkTable], folder: Path
 ) -> Iterator[_Target]:
     with receivers.listening(kind, folder) as receiver:
-        yield table(receiver.place), lambda: receiver.events
+        yield table(receiver.address), lambda: receiver.events
 
 
 @contextlib.contextmanager
@@ -188,7 +188,7 @@ def _url(port: str) -> str:
     return f"http://{receivers.HOST}:{port}"
 
 
-_PLACES: Final[dict[str, _Place]] = {
+_DESTINATIONS: Final[dict[str, _Destination]] = {
     "file": _file,
     "file, not synced": functools.partial(_file, sync=False),
     "file, rotated at 8 MiB, compressed": functools.partial(
@@ -196,27 +196,29 @@ _PLACES: Final[dict[str, _Place]] = {
     ),
     "file, in OCSF 1.1.0": functools.partial(_file, ocsf_version="1.1.0"),
     "Unix socket": functools.partial(
-        _received, "unix", lambda place: UnixSink(type="unix", path=place)
+        _received, "unix", lambda destination: UnixSink(type="unix", path=destination)
     ),
     "syslog, TCP": functools.partial(
         _received,
         "tcp",
-        lambda place: SyslogSink(
-            type="syslog", transport="tcp", host=receivers.HOST, port=int(place)
+        lambda destination: SyslogSink(
+            type="syslog", transport="tcp", host=receivers.HOST, port=int(destination)
         ),
     ),
     "HTTP, NDJSON": functools.partial(
-        _received, "http", lambda place: HttpSink(type="http", url=_url(place))
+        _received, "http", lambda destination: HttpSink(type="http", url=_url(destination))
     ),
     "OpenSearch bulk, gzip": functools.partial(
-        _received, "bulk", lambda place: OpenSearchSink(type="opensearch", url=_url(place))
+        _received,
+        "bulk",
+        lambda destination: OpenSearchSink(type="opensearch", url=_url(destination)),
     ),
     "Parquet in a directory": _parquet,
 }
 
 
 def _peers(path: str, events: Sequence[bytes]) -> Iterator[_Measured]:
-    """The same lines through rsyslog."""
+    """Yield the measurements of the same lines through rsyslog."""
     for to, deliver in (("TCP", rsyslog.to_tcp), ("a synced file", rsyslog.to_file)):
         for is_synced in (False, True):
             number = _EVENTS if to == "TCP" and not is_synced else _FEW_EVENTS

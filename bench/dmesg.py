@@ -1,4 +1,4 @@
-"""Kernel log text to read: the corpus's real lines under our prefix, as ``dmesg`` prints them."""
+"""Kernel log text to read: real lines of the corpus with our prefix, as ``dmesg`` prints them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _CORPUS: Final = Path(__file__).parent.parent / "tests" / "corpus" / "kernel_records.jsonl"
-#: When the machine of the text was booted: this one may be up for less than the text is long.
+#: Boot time of the text's machine: this machine may be up for less than the span of the text.
 BOOT: Final = "2026-11-01T00:00:00Z"
-#: What a sandbox mostly tries.
+#: The usual attempts of a sandbox.
 _USUAL_CASES: Final = ("tcp4 syn root", "mptcp6 syn", "udp4 uid 1000", "udp6 dns")
 _PREFIX: Final = re.compile(r"osb:h2-sb:[a-z0-9]+:(?=IN=)")
-#: What differs from packet to packet, with the range that it differs in. (ICMP has a SEQ too.)
+#: Fields that differ from packet to packet, with their ranges. (ICMP has a SEQ too.)
 _VARYING: Final = re.compile(
     r"(?<= )(?:(ID|SPT)=\d+|(SEQ)=\d+(?= ACK=))|(?<= DST=203\.0\.113\.)\d+"
 )
@@ -27,12 +27,12 @@ _RANGES: Final = {"ID": (1, 65_535), "SPT": (32_768, 60_999), "SEQ": (1, 0xFFFFF
 
 
 def usual(lines: int) -> bytes:
-    """TCP connects and UDP datagrams of both families, in equal parts."""
+    """Return TCP connects and UDP datagrams of both families, in equal parts."""
     return _text([line for name, line in _cases() if name in _USUAL_CASES], lines)
 
 
 def every_form(lines: int) -> bytes:
-    """Every form that the corpus has, odd ones in equal parts with usual ones."""
+    """Return every form of the corpus: unusual forms in equal parts with usual ones."""
     return _text([line for _, line in _cases()], lines)
 
 

@@ -1,4 +1,4 @@
-"""A flood in the sandbox: what each way to log it costs, and what it tells of it afterwards."""
+"""A flood in the sandbox: the cost of each way to log it, and the packets that are reported."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
 _SECONDS: Final = 5
-#: Where the two processes send to when no two packets are of one flow.
+#: Targets of the two processes if each packet is another flow.
 _APART: Final = ("203.0.113.7", "203.0.113.107")
 _PORT: Final = 443
 _BOUND_PERCENT: Final = 3.0
 _NETWORK_ACTIVITY: Final = 4001
 
-#: What the sender calls it.
+#: The names of the works in the sender.
 _Work: TypeAlias = Literal["flood", "scatter"]
-_WORDS: Final = {"flood": "one flow", "scatter": "a flow each"}
+_WORDS: Final = {"flood": "one flow", "scatter": "many flows"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Flood:
-    """What was refused in how long, and the CPU time that the senders and the reader took."""
+    """Refused packets and their time, and the CPU time of the senders and the reader."""
 
     refused: int
     seconds: float
@@ -45,13 +45,13 @@ class _Flood:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
-    """``told`` packets in ``written`` events, lines or records; ``reads``: by a process."""
+    """``reported`` packets in ``written`` events, lines or records; ``reads``: by a process."""
 
     work: _Work
     program: str
     flood: _Flood
     written: int
-    told: int
+    reported: int
     reads: bool = True
 
     @property
@@ -67,27 +67,30 @@ class _Measured:
             f"{flood.refused / flood.seconds:,.0f}",
             f"{flood.senders_s / flood.refused * 1e6:.2f}",
             f"{self.written:,}",
-            f"{flood.refused - self.told:,}",
+            f"{flood.refused - self.reported:,}",
             f"{self.percent:.1f}" if self.reads else "-",
             f"{flood.reader_bytes / 1e6:.0f}" if self.reads else "-",
         )
 
     def failures(self) -> tuple[str, ...]:
         failed = []
-        if self.told != self.flood.refused:
-            failed.append(f"{self.program}: {self.told:,} told of {self.flood.refused:,} refused")
+        if self.reported != self.flood.refused:
+            failed.append(
+                f"{self.program}: {self.reported:,} of {self.flood.refused:,} refused reported"
+            )
         if self.work == "flood" and self.percent >= _BOUND_PERCENT:
             failed.append(f"{self.program}: {self.percent:.1f}% of a core for one flow")
         return tuple(failed)
 
 
 def run() -> Subject:
-    """Measure each, one after the other; raises an OcsfNftError when the system doesn't let us."""
+    """Measure each in turn; raise an OcsfNftError if the system does not permit it."""
     ours = [_ours("flood"), _ours("scatter"), _ours("scatter", "--attribution", "user")]
     notes = [
+        "many flows: one packet per flow.",
         "µs: CPU time of the senders for each packet, the kernel's part of refusing it included.",
-        "unsaid: refused packets that nothing tells of afterwards; of all that was written the",
-        "kernel log, a ring, holds the newest records alone.",
+        "unreported: refused packets that are in no output afterwards; of all records, the",
+        "kernel log, a ring, holds only the newest.",
         "CPU %: of one core, user and system time of the reader, while the flood lasts.",
     ]
     measured = [ours[0]]
@@ -106,7 +109,7 @@ def run() -> Subject:
         measured.append(_ulogd(peer, "scatter"))
     return Subject(
         title=f"A flood of UDP by 2 processes for {_SECONDS} s, nothing pinned to a core",
-        columns=("flood", "log, and its reader", "refused", "per s", "µs", "written", "unsaid",
+        columns=("flood", "log, and its reader", "refused", "per s", "µs", "written", "unreported",
                  "CPU %", "MB"),
         rows=tuple(each.row() for each in measured),
         notes=tuple(notes),
@@ -120,18 +123,18 @@ def _ours(work: _Work, *options: str) -> _Measured:
         with stage.ending(fenced.start(output, *options)) as service:
             stage.wait_until_ready(service, output)
             flood = _flood(fenced.namespace, work, service)
-        events, told = _told(output)
+        events, reported = _reported(output)
     return _Measured(
         work=work,
         program=" ".join(("ocsf-nft", version("ocsf-nft"), "run", *options)),
         flood=flood,
         written=events,
-        told=told,
+        reported=reported,
     )
 
 
-def _told(output: Path) -> tuple[int, int]:
-    """The events of refused packets, and how many packets they tell of."""
+def _reported(output: Path) -> tuple[int, int]:
+    """Return the number of events of refused packets, and the sum of their counts."""
     with output.open("rb") as file:
         counts = [
             event["count"]
@@ -149,7 +152,9 @@ def _ulogd(peer: str, work: _Work) -> _Measured:
             flood = _flood(namespace, work, reader)
         with output.open("rb") as file:
             lines = sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
-    return _Measured(work=work, program=ulogd.version(peer), flood=flood, written=lines, told=lines)
+    return _Measured(
+        work=work, program=ulogd.version(peer), flood=flood, written=lines, reported=lines
+    )
 
 
 def _kernel_log(program: str, log: str) -> _Measured:
@@ -162,7 +167,7 @@ def _kernel_log(program: str, log: str) -> _Measured:
         program=program,
         flood=flood,
         written=after.newest - before.newest,
-        told=after.held,
+        reported=after.held,
         reads=False,
     )
 
@@ -170,7 +175,7 @@ def _kernel_log(program: str, log: str) -> _Measured:
 def _flood(
     namespace: Namespace, work: _Work, reader: subprocess.Popen[bytes] | None = None
 ) -> _Flood:
-    """Flood, and let the reader come to rest."""
+    """Flood, and wait until the reader is idle."""
     if reader is not None:
         stage.wait_until_idle(reader)
     targets = _APART if work == "scatter" else (lab.INTERNET4, lab.INTERNET4)
@@ -196,6 +201,6 @@ def _flood(
 
 
 def _children_s() -> float:
-    """CPU time of the children that have ended."""
+    """Return the CPU time of the children that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

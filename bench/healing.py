@@ -1,4 +1,4 @@
-"""A fence that somebody alters: how long until it stands again, and what gets out meanwhile."""
+"""A fence altered by another process: time until it is active again, and packets that escape."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from bench import stage
 from bench.subject import Subject, milliseconds, percentile
 from ocsf_nft import lab, netlink, nfnetlink, rtnetlink
 from ocsf_nft.fence import nft, ruleset
-from ocsf_nft.fence.changes import Changes
-from ocsf_nft.fence.keeping import Place
-from ocsf_nft.fence.sentry import MOST_TIMES
+from ocsf_nft.fence.replace_keeping_counters import TableId
+from ocsf_nft.fence.ruleset_changes import ChangeReader
+from ocsf_nft.fence.tamper_guard import MAX_RESTORES
 from ocsf_nft.nfnetlink import Nftables, Statement
 
 if TYPE_CHECKING:
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from ocsf_nft.lab import Lab
 
 _ROUNDS: Final = 34
-#: In one round of three kinds: no more than a run puts back before it takes it for a fight.
-_EACH: Final = MOST_TIMES // 3
+#: Tamperings per round of each of three kinds: no more than a run restores before it gives up.
+_EACH: Final = MAX_RESTORES // 3
 _LINKS: Final = 102
 _BOUND_NS: Final = 50_000_000
 _PORT: Final = 443
-#: Of new interfaces, with a number each: the fence keeps a place for one that was there before.
+#: Prefix of new interfaces, each with a number: the fence still has an entry for a known name.
 _LATE: Final = "late"
 _FAR: Final = "far"
 _ETHERTYPE: Final = 0x88B5
@@ -50,7 +50,7 @@ _ACCEPT: Final = netlink.attribute(1, b"immediate\0") + netlink.attribute(
     netlink.attribute(1, struct.pack("!I", 0))
     + netlink.attribute(2, netlink.attribute(2, netlink.attribute(1, struct.pack("!I", 1)))),
 )
-#: What somebody does, as one message: quicker than any program that somebody can start.
+#: The change of the other process, as one message: quicker than any program.
 _TAMPERINGS: Final = {
     "flush ruleset": Statement(2, 0, _ALL),
     "delete table inet": Statement(2, 0, _INET + _TABLE),
@@ -83,7 +83,7 @@ table netdev far {{
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
-    """How long the fence was altered each time, and the packets that got out then."""
+    """Duration of each alteration of the fence, and the packets that escaped in that time."""
 
     kind: str
     took_ns: list[int]
@@ -107,7 +107,7 @@ class _Measured:
 
 
 def run() -> Subject:
-    """Measure; raises an OcsfNftError when the system doesn't let us."""
+    """Measure; raise an OcsfNftError if the system does not permit it."""
     with stage.fenced("nflog", ipv6=False) as fenced:
         nft.load(fenced.lab.gateway_namespace, _COUNTING)
         measured = {
@@ -122,13 +122,13 @@ def run() -> Subject:
                     for _ in range(_LINKS // _ROUNDS):
                         _measure_link(fenced, observer, measured[_NEW_LINK])
     return Subject(
-        title="tampering with the fence, to its standing again, in ms, under a flood on each core",
+        title="tampering with the fence, until it is restored, in ms, under a flood on each core",
         columns=("tampering", "times", "p50", "p99", "max", "out p50", "out max"),
         rows=tuple(each.row() for each in measured.values()),
         notes=(
-            "From the call that tampers to the notice of the call that puts it back, read by the",
-            "same program. Out: packets of the flood that the far end's kernel counted between; of",
-            "the new interface, AF_PACKET frames sent from the moment that it is there.",
+            "From the call that tampers to the notice of the restoring call, received by the same",
+            "program. Out: packets of the flood that the far end's kernel counted in between; of",
+            "the new interface, AF_PACKET frames sent as soon as it exists.",
         ),
         failures=tuple(failure for each in measured.values() for failure in each.failures()),
     )
@@ -136,7 +136,7 @@ def run() -> Subject:
 
 @contextlib.contextmanager
 def _ahead() -> Iterator[None]:
-    """What is measured is not how long this program waits for its turn."""
+    """Raise the priority, so that the time does not include this program's wait for a CPU."""
     thread = threading.get_native_id()
     before = os.getpriority(os.PRIO_PROCESS, thread)
     os.setpriority(os.PRIO_PROCESS, thread, -20)
@@ -148,7 +148,7 @@ def _ahead() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _guarded(fenced: Fenced, number: int) -> Iterator[None]:
-    """A run that guards the fence, and a flood on each core."""
+    """Start a run that guards the fence, and a flood on each core."""
     output = fenced.folder / f"healing-{number}.jsonl"
     with stage.ending(fenced.start(output)) as child:
         stage.wait_for("reading", lambda: stage.group_is_held(fenced.namespace), child)
@@ -168,13 +168,13 @@ def _measure(
     fenced: Fenced, observer: _Observer, measured: _Measured, tampering: Statement
 ) -> None:
     before = _counted(fenced, "out")
-    observer.forget()
+    observer.drop_notices()
     with _ahead():
         begun = time.monotonic_ns()
         observer.nftables.commit([tampering])
-        ended = observer.stands_again()
+        ended = observer.wait_until_restored()
     measured.took_ns.append(ended - begun)
-    # What is still in the queue between the two ends.
+    # Wait for packets that are still in the queue between the two ends.
     time.sleep(0.05 + random.random() / 10)
     measured.out.append(_counted(fenced, "out") - before)
 
@@ -186,20 +186,20 @@ def _measure_link(fenced: Fenced, observer: _Observer, measured: _Measured) -> N
     sender = stage.send(fenced.namespace, "frames", late, _ETHERTYPE, _FLOOD_SECONDS)
     with stage.ending(sender):
         time.sleep(0.2)
-        observer.forget()
+        observer.drop_notices()
         with _ahead():
             begun = time.monotonic_ns()
             _make_link(fenced.lab, late, f"{_FAR}{number}")
-            ended = observer.stands_again()
+            ended = observer.wait_until_restored()
         measured.took_ns.append(ended - begun)
         time.sleep(0.1)
     measured.out.append(_counted(fenced, "frames") - before)
     lab.ip("-n", fenced.lab.sandbox, "link", "del", late)
-    time.sleep(0.5)  # the look that follows
+    time.sleep(0.5)  # the check that follows
 
 
 def _make_link(made: Lab, late: str, far: str) -> None:
-    """A veth pair, its other end with the gateway, up as soon as it is there."""
+    """Create a veth pair, up at once, with its other end at the gateway."""
     with open(f"/run/netns/{made.gateway}", "rb") as there:  # noqa: PTH123 - a namespace
         peer = _link(far, up=False) + netlink.attribute(28, struct.pack("=I", there.fileno()))
         data = netlink.attribute(2, netlink.attribute(1, peer))  # IFLA_INFO_DATA, VETH_INFO_PEER
@@ -220,9 +220,9 @@ def _link(name: str, *, up: bool) -> bytes:
 
 
 def _request(body: bytes, *, flags: int = 0) -> None:
-    wanted = flags | netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
+    all_flags = flags | netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE) as sock:
-        sock.sendto(netlink.message(rtnetlink.RTM_NEWLINK, wanted, body, 1), (0, 0))
+        sock.sendto(netlink.message(rtnetlink.RTM_NEWLINK, all_flags, body, 1), (0, 0))
         for kind, answer in netlink.messages(memoryview(sock.recv(1 << 16))):
             if kind == netlink.NLMSG_ERROR:
                 netlink.raise_for_error(answer)
@@ -233,13 +233,13 @@ def _counted(fenced: Fenced, name: str) -> int:
 
 
 class _Observer:
-    """Tampers with the fence of the thread's namespace, and sees when others load it."""
+    """Tamperer with the fence of the thread's namespace, which detects loads by other processes."""
 
     def __init__(self) -> None:
         self.nftables = Nftables()
         self._notices = nfnetlink.subscribe()
         tables = ruleset.tables_of("sandbox", None)
-        self._changes = Changes([Place(table.family, table.name) for table in tables])
+        self._changes = ChangeReader([TableId(table.family, table.name) for table in tables])
 
     def __enter__(self) -> Self:
         return self
@@ -248,22 +248,22 @@ class _Observer:
         self._notices.close()
         self.nftables.close()
 
-    def forget(self) -> None:
-        """Forget what has been told so far."""
+    def drop_notices(self) -> None:
+        """Drop all notices received so far."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 for _ in self._changes.read(memoryview(self._notices.recv(1 << 16))):
                     pass
 
-    def stands_again(self) -> int:
-        """When somebody else loaded the fence (CLOCK_MONOTONIC, ns)."""
+    def wait_until_restored(self) -> int:
+        """Return the time when another process loaded the fence (CLOCK_MONOTONIC, ns)."""
         deadline = time.monotonic() + _WAIT_SECONDS
         while time.monotonic() < deadline:
             if not select.select([self._notices], [], [], 1)[0]:
                 continue
-            told = memoryview(self._notices.recv(1 << 16))
+            notices = memoryview(self._notices.recv(1 << 16))
             arrived = time.monotonic_ns()
-            for each in self._changes.read(told):
+            for each in self._changes.read(notices):
                 if each.port != self.nftables.port:
                     return arrived
-        raise stage.BenchError(f"the fence did not stand again within {_WAIT_SECONDS:g} s")
+        raise stage.BenchError(f"the fence was not active again within {_WAIT_SECONDS:g} s")

@@ -1,6 +1,6 @@
-"""A program that has a ladder and nothing else, so that its memory is the ladder's.
+"""Program with an attribution fallback chain and nothing else, to measure the chain's memory.
 
-``RUNG SANDBOX``: it goes on whenever there is a line to read, and says a number when it has.
+``METHOD SANDBOX``: it takes the next step for each line of its input, and prints a number after it.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from typing import TYPE_CHECKING, Final
 
 from bench import command, stage
 from ocsf_nft import netns
-from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
 
-#: The rungs whose memory is measured.
-TOPS: Final[tuple[Top, ...]] = ("socket", "capture")
+#: The methods whose memory is measured.
+TOPS: Final[tuple[TopMethod, ...]] = ("socket", "capture")
 
 
-async def _hold(top: Top, sandbox: str) -> None:
-    """Say so before there is a ladder, and when there is; at the end say what it has lost."""
+async def _hold(top: TopMethod, sandbox: str) -> None:
+    """Print 0 before and after the start of the chain; at the end print the number of drops."""
 
     async def fell(reason: str) -> None:
         raise stage.BenchError(reason)
 
     print(0, flush=True)
     await asyncio.to_thread(sys.stdin.readline)
-    async with Ladder({stage.SANDBOX: netns.named(sandbox)}, top=top) as ladder:
-        if ladder.rung != top:
-            raise stage.BenchError(f"{top}: {ladder.reason}")
+    async with FallbackChain({stage.SANDBOX: netns.named(sandbox)}, top=top) as chain:
+        if chain.method != top:
+            raise stage.BenchError(f"{top}: {chain.reason}")
         print(0, flush=True)
-        keeping = asyncio.create_task(ladder.keep(fell))
+        keeping = asyncio.create_task(chain.watch_capture(fell))
         await asyncio.to_thread(sys.stdin.readline)
         keeping.cancel()
-        print(ladder.lost, flush=True)
+        print(chain.dropped, flush=True)
 
 
-def main(rung: str, sandbox: str) -> int:
-    """Do what the command line says."""
-    asyncio.run(_hold(TOPS[TOPS.index(rung)], sandbox))
+def main(method: str, sandbox: str) -> int:
+    """Run with the arguments of the command line."""
+    asyncio.run(_hold(TOPS[TOPS.index(method)], sandbox))
     return 0
 
 

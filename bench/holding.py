@@ -1,4 +1,4 @@
-"""What memory it takes to look for processes, before a flood of them and after it."""
+"""Memory of attribution, before and after a flood of processes."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.stage import Fenced
-    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
 
 _PROCESSES: Final = 5_000
 _ATTEMPTS: Final = 10
 _FLOODS: Final = 2
-#: What may come and go once all that is kept is full.
+#: Permitted variation once all maps are full.
 _FLAT_BYTES: Final = 3_000_000
 
 
 @dataclass(slots=True, kw_only=True)
 class _Holder:
-    """A program that has a ladder and nothing else, and its memory so far."""
+    """Program with a fallback chain and nothing else, and its memory so far."""
 
-    top: Top
+    top: TopMethod
     child: subprocess.Popen[bytes]
     found: list[int] = field(default_factory=list)
     cpu_s: float = 0.0
 
-    def look(self) -> None:
-        """Take its memory down once it is at rest."""
+    def measure(self) -> None:
+        """Record its memory when it is idle."""
         stage.wait_until_idle(self.child)
         self.found.append(stage.resident_bytes(self.child))
 
-    def said(self) -> int:
-        """Wait for it to be ready for the next step, as which it says a number."""
+    def wait_for_number(self) -> int:
+        """Wait until it is ready for the next step, and return the number that it prints."""
         line = b"" if self.child.stdout is None else self.child.stdout.readline()
         if not line:
-            raise stage.BenchError(f"a program with the ladder {self.top} ended by itself")
+            raise stage.BenchError(f"a program with the fallback chain {self.top} ended by itself")
         return int(line)
 
     def go_on(self) -> int:
-        """Have it take the next step, and what it says then."""
+        """Start its next step, and return the number that it prints."""
         if self.child.stdin is not None:
             self.child.stdin.write(b"\n")
             self.child.stdin.flush()
-        return self.said()
+        return self.wait_for_number()
 
-    def row(self, lost: int) -> tuple[str, ...]:
+    def row(self, dropped: int) -> tuple[str, ...]:
         attempts = _PROCESSES * _ATTEMPTS * _FLOODS
         shown = (f"{each / 1e6:.1f}" for each in self.found)
-        return self.top, *shown, f"{self.cpu_s / attempts * 1e6:.1f}", f"{lost:,}"
+        return self.top, *shown, f"{self.cpu_s / attempts * 1e6:.1f}", f"{dropped:,}"
 
     def failures(self) -> Iterator[str]:
         *_, first, last = self.found
@@ -66,26 +66,26 @@ class _Holder:
 
 
 def run() -> Subject:
-    """Measure each holder; raises an OcsfNftError when the system doesn't let us."""
+    """Measure each holder; raise an OcsfNftError if the system does not permit it."""
     with contextlib.ExitStack() as stack:
         program = stack.enter_context(calling.built())
         fenced = stack.enter_context(stage.fenced("none", ipv6=False))
         holders = [stack.enter_context(_holder(top, fenced)) for top in TOPS]
         for each in holders:
-            each.look()
+            each.measure()
             each.go_on()
-            each.look()
+            each.measure()
         for _ in range(_FLOODS):
             before = [stage.cpu_seconds(each.child) for each in holders]
             _flood(fenced, program)
             for each, cpu_s in zip(holders, before, strict=True):
-                each.look()
+                each.measure()
                 each.cpu_s += stage.cpu_seconds(each.child) - cpu_s
         rows = tuple(each.row(each.go_on()) for each in holders)
     each_time = f"{_PROCESSES * _ATTEMPTS:,} attempts by {_PROCESSES:,} processes"
     return Subject(
-        title=f"Resident memory of who looks for processes, in MB, and {each_time}",
-        columns=("by", "before", "open", "after them", "twice", "CPU µs an attempt", "lost"),
+        title=f"Resident memory of attribution, in MB, and {each_time}",
+        columns=("by", "before", "open", "after them", "twice", "CPU µs an attempt", "dropped"),
         rows=rows,
         notes=(
             "A Python program that does nothing else; no records are read. Each process tries one",
@@ -102,10 +102,10 @@ def _flood(fenced: Fenced, program: Path) -> None:
 
 
 @contextlib.contextmanager
-def _holder(top: Top, fenced: Fenced) -> Iterator[_Holder]:
+def _holder(top: TopMethod, fenced: Fenced) -> Iterator[_Holder]:
     command = [sys.executable, "-m", "bench.holder", top, fenced.lab.sandbox]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with stage.ending(child):
         holder = _Holder(top=top, child=child)
-        holder.said()
+        holder.wait_for_number()
         yield holder

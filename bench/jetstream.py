@@ -1,4 +1,4 @@
-"""A server of NATS with a stream, to be delivered to."""
+"""A NATS server with a stream, as a target of deliveries."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ SUBJECT: Final = "ocsf"
 
 
 def binary() -> str | None:
-    """Where it is; None when it is not installed."""
+    """Return its path; None if it is not installed."""
     return shutil.which("nats-server", path="/usr/sbin:/usr/bin:/usr/local/bin")
 
 
 def version(path: str) -> str:
-    """Its name and version, as it says."""
+    """Return the name and version that it prints."""
     shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     return shown.stdout.strip().replace(": v", " ")
 
 
 @contextlib.contextmanager
 def serving(path: str, folder: Path) -> Iterator[str]:
-    """Its URL while it is up; the stream is kept in files, as it is by default."""
+    """Yield the URL of a running server; its stream is stored in files, as by default."""
     port = str(receivers.free_port())
     command = [
         path, "--jetstream", "--store_dir", str(folder / "jetstream"), "--addr", receivers.HOST,
@@ -46,7 +46,7 @@ def serving(path: str, folder: Path) -> Iterator[str]:
 
 
 async def events(url: str) -> int:
-    """How many the stream has."""
+    """Return the number of events of the stream."""
     link = await nats.connect(url)
     try:
         found = await link.jetstream().stream_info(SUBJECT)

@@ -1,4 +1,4 @@
-"""The kernel log as it is when nobody follows it: what was written to it, and what it still has."""
+"""Kernel log without a reader: the records written to it, and those that it still has."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _RECORD_BYTES: Final = 8192
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """The number of the newest record (-1: there is none), and how many of a prefix it holds."""
+    """Number of the newest record (-1: none), and the number of records with a prefix."""
 
     newest: int
     held: int
 
 
 def read(prefix: str, *, behind: int = -1) -> Log:
-    """Read what there is now; ``held`` are those behind a number.
+    """Read all records; ``held`` counts those after the number ``behind``.
 
-    Raises OSError where it may not be read.
+    Raises OSError if the log may not be read.
     """
     newest, held = -1, 0
     descriptor = os.open(_DEVICE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -39,7 +39,7 @@ def read(prefix: str, *, behind: int = -1) -> Log:
             except BlockingIOError:
                 return Log(newest, held)
             except OSError as error:
-                if error.errno != errno.EPIPE:  # it was written over: reading goes on behind
+                if error.errno != errno.EPIPE:  # overwritten meanwhile: reading continues after it
                     raise
                 continue
             head, _, message = record.partition(b";")
@@ -51,7 +51,7 @@ def read(prefix: str, *, behind: int = -1) -> Log:
 
 @contextlib.contextmanager
 def of_all_namespaces() -> Iterator[None]:
-    """Let the records of all namespaces into it meanwhile, those of every sandbox of the host."""
+    """Let the records of all namespaces, and so of every sandbox of the host, into the log."""
     before = _ALL_NAMESPACES.read_text("ascii")
     _ALL_NAMESPACES.write_text("1", "ascii")
     try:

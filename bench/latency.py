@@ -1,4 +1,4 @@
-"""From a packet's refusal to its event: on the disk in the store, and in the file."""
+"""Time from the refusal of a packet to its event: on the disk in the store, and in the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import orjson
 from bench import disk, receivers, stage
 from bench.subject import Subject, milliseconds, percentile
 from ocsf_nft import lab
-from ocsf_nft.delivery.archive import Archive
+from ocsf_nft.delivery.stored_events import Archive
 
 if TYPE_CHECKING:
     import subprocess
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.spec import LogTransport
 
-#: The second rate is more than what the stages take one packet at a time: there they take several
-#: at once, and half of the events within 2 ms is what we want there too, and have not reached.
+#: The second rate is more than the stages can process one packet at a time: they then process
+#: several at once. Half of the events within 2 ms is the goal there too, and not reached yet.
 _CALM: Final = 300
 _BUSY: Final = 1_000
-#: Each packet is a flow of its own: some 4,000 are told one by one, and of one user the first
-#: 1,000 (accounting.quota).
+#: Each packet is a separate flow: some 4,000 have separate events, and the first 1,000 of one user
+#: (accounting.quota).
 _PACKETS: Final = 2_700
 _USERS: Final = 3
 _FIRST_PORT: Final = 20_000
 _POLL_S: Final = 50e-6
-#: How long the last event may take.
-_PATIENCE_S: Final = 3.0
-#: How soon an event is in the store at the latest, by the 50th and the 99th percentile.
+#: Time limit of the last event.
+_TIMEOUT_S: Final = 3.0
+#: Limits for the time until an event is in the store, at the 50th and the 99th percentile.
 _BOUNDS_NS: Final = {
     _CALM: {50: 2_000_000, 99: 20_000_000},
     _BUSY: {50: 6_000_000, 99: 20_000_000},
@@ -49,9 +49,9 @@ url = "http://{host}:{port}/"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Case:
-    """A run: how its records come to it, how many a second, and which sinks it has but a file.
+    """A run: its log transport, the packets per second, and its sinks besides a file.
 
-    ``beside`` tells of these.
+    ``beside`` describes these sinks.
     """
 
     transport: LogTransport
@@ -69,10 +69,10 @@ class _Measured:
     case: _Case
     where: str
     took_ns: Sequence[int]
-    wanted: int = _PACKETS
+    expected: int = _PACKETS
 
     def row(self) -> tuple[str, ...]:
-        counted = (self.case.name, self.where, f"{self.wanted:,}", f"{len(self.took_ns):,}")
+        counted = (self.case.name, self.where, f"{self.expected:,}", f"{len(self.took_ns):,}")
         if not self.took_ns:
             return *counted, "-", "-", "-"
         shown = (self.percentile(50), self.percentile(99), max(self.took_ns))
@@ -94,7 +94,7 @@ class _OfACase:
 
     def failures(self) -> Iterator[str]:
         for each in self.all:
-            if missing := each.wanted - len(each.took_ns):
+            if missing := each.expected - len(each.took_ns):
                 yield f"{each.case.name}, {each.where}: {missing} events are missing"
         bounds_ns = _BOUNDS_NS[self.store.case.rate] if self.store.took_ns else {}
         for percent, bound_ns in bounds_ns.items():
@@ -107,8 +107,8 @@ class _OfACase:
 
 
 def run() -> Subject:
-    """Measure all; raises an OcsfNftError when the system doesn't let us."""
-    with receivers.nobodys_port() as port:
+    """Measure all cases; raise an OcsfNftError if the system does not permit it."""
+    with receivers.unused_port() as port:
         dead = _HTTP.format(host=receivers.HOST, port=port)
         cases = (
             _Case(transport="nflog", rate=_CALM),
@@ -118,12 +118,12 @@ def run() -> Subject:
         )
         measured = [_measure(case) for case in cases]
     return Subject(
-        title="Packet to event, a flow each, in ms",
+        title="Packet to event, one packet per flow, in ms",
         columns=("transport, packets", "where", "packets", "events", "p50", "p99", "max"),
         rows=tuple(row.row() for each in measured for row in each.all),
         notes=(
-            "The whole program: from just before sendto() to the moment when another process",
-            "finds the event (it looks every 0.1 ms): in the store it is on the disk by then, in",
+            "The whole program: from just before sendto() to the time when another process",
+            "finds the event (it polls every 0.1 ms): in the store it is on the disk by then, in",
             "the file, whose sync follows, it can be read. Nothing is pinned to a core.",
             "HTTP down: to a receiver that is not there, besides the file.",
             f"The disk alone ({disk.name()}): 4 KiB more of a file and fdatasync(), {_SYNCS} times",
@@ -133,41 +133,41 @@ def run() -> Subject:
     )
 
 
-class _Place:
-    """Where events arrive, and when that of each port was first found there (CLOCK_MONOTONIC)."""
+class _Destination:
+    """Destination of events, and the time of each port's first event there (CLOCK_MONOTONIC)."""
 
     def __init__(self, more: Callable[[], Sequence[bytes]]) -> None:
-        self.moments: dict[int, int] = {}
+        self.times_ns: dict[int, int] = {}
         self._more = more
 
-    def look(self) -> bool:
-        """Whether there is something new."""
+    def poll(self) -> bool:
+        """Return whether there are new events."""
         lines = self._more()
         now_ns = time.monotonic_ns()
         for event in map(orjson.loads, lines):
             port = event.get("dst_endpoint", {}).get("port")
             if port is not None:
-                self.moments.setdefault(port, now_ns)
+                self.times_ns.setdefault(port, now_ns)
         return bool(lines)
 
 
 @contextlib.contextmanager
-def _stored(path: Path) -> Iterator[_Place]:
+def _stored(path: Path) -> Iterator[_Destination]:
     with Archive(path) as archive:
-        last = next((kept.number for kept in archive.newest()), 0)
+        last = next((entry.number for entry in archive.newest()), 0)
 
         def more() -> Sequence[bytes]:
             nonlocal last
             found = list(archive.beyond(last))
             if found:
                 last = found[-1].number
-            return [kept.line for kept in found]
+            return [entry.line for entry in found]
 
-        yield _Place(more)
+        yield _Destination(more)
 
 
 @contextlib.contextmanager
-def _written(path: Path) -> Iterator[_Place]:
+def _written(path: Path) -> Iterator[_Destination]:
     with path.open("rb", buffering=0) as file:
         file.seek(0, os.SEEK_END)
         rest = b""
@@ -177,7 +177,7 @@ def _written(path: Path) -> Iterator[_Place]:
             *lines, rest = (rest + file.read()).split(b"\n")
             return lines
 
-        yield _Place(more)
+        yield _Destination(more)
 
 
 def _measure(case: _Case) -> _OfACase:
@@ -197,26 +197,26 @@ def _measure(case: _Case) -> _OfACase:
         store=_Measured(case=case, where="on the disk, in the store", took_ns=_took(left, store)),
         file=_Measured(case=case, where="in the file", took_ns=_took(left, file)),
         disk=_Measured(
-            case=case, where="(the disk alone)", took_ns=disk.synced_ns(_SYNCS), wanted=_SYNCS
+            case=case, where="(the disk alone)", took_ns=disk.synced_ns(_SYNCS), expected=_SYNCS
         ),
     )
 
 
-def _watch(places: Sequence[_Place], sender: subprocess.Popen[bytes]) -> None:
-    """Look until all have arrived everywhere, or no more will."""
+def _watch(destinations: Sequence[_Destination], sender: subprocess.Popen[bytes]) -> None:
+    """Poll until all events have arrived everywhere, or the time limit is over."""
     end = None
-    while any(len(each.moments) < _PACKETS for each in places):
-        if not any([each.look() for each in places]):  # noqa: C419 - at all of them
+    while any(len(each.times_ns) < _PACKETS for each in destinations):
+        if not any([each.poll() for each in destinations]):  # noqa: C419 - polls all of them
             time.sleep(_POLL_S)
         if end is None and sender.poll() is not None:
-            end = time.monotonic() + _PATIENCE_S
+            end = time.monotonic() + _TIMEOUT_S
         if end is not None and time.monotonic() > end:
             return
 
 
-def _took(left: Sequence[int], place: _Place) -> Sequence[int]:
+def _took(left: Sequence[int], destination: _Destination) -> Sequence[int]:
     return [
-        place.moments[_FIRST_PORT + number] - moment
-        for number, moment in enumerate(left)
-        if _FIRST_PORT + number in place.moments
+        destination.times_ns[_FIRST_PORT + number] - left_ns
+        for number, left_ns in enumerate(left)
+        if _FIRST_PORT + number in destination.times_ns
     ]

@@ -1,4 +1,4 @@
-"""Events to keep and to deliver: real ones, of the corpus's packets, no two of them the same."""
+"""Events to store and to deliver: real ones, from the corpus's packets, all different."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ocsf_nft.sources.replay import Reader
 
 
 def lines(number: int) -> list[bytes]:
-    """So many events, as a run writes them."""
+    """Return a number of events, as a run writes them."""
     reader = Reader(boot_ns=int(datetime.fromisoformat(dmesg.BOOT).timestamp()) * 10**9)
     mapper = Mapper(Context(host=this_host()))
     return [
@@ -24,5 +24,5 @@ def lines(number: int) -> list[bytes]:
 
 
 def mean_bytes(events: list[bytes]) -> str:
-    """How long they are, for a table's title."""
+    """Return the mean length of events, as a text for a table's title."""
     return f"{sum(map(len, events)) / len(events) / 1000:.1f} kB each"

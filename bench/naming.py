@@ -1,4 +1,4 @@
-"""How often each way to find out who did it names them, and how long that takes."""
+"""Success rate and duration of each attribution method."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unittest import mock
 from bench import calling, stage
 from bench.subject import Subject, milliseconds, percentile
 from bench.usual_lookup import UsualLookup
-from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.sources.nflog import Nflog
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from bench.stage import Fenced
-    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
 
 _STAYING: Final = 100
-_PATIENCE_S: Final = 20.0
+_TIMEOUT_S: Final = 20.0
 _NO_FILE: Final = Path("/nonexistent")
 _VERDICTS: Final = ("right", "several", "unknown", "wrong")
 
@@ -41,16 +41,16 @@ class _Attributing(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
-    """A way to find out who did it.
+    """A method to attribute attempts.
 
-    ``attempts`` of each kind are made by processes that are gone at once, and some by such that
-    stay, which come one after the other; those that are gone too, where ``a_second`` doesn't say
-    how many there are in all. It is ours where it has a ``top``; then it looks for a quarter of the
-    time, and ``rest`` is how much longer than looking that is.
+    ``attempts`` of each kind are made by processes that exit at once, ``a_second`` in all.
+    ``_STAYING`` more are made by processes that stay, one process after the other. The exiting
+    ones have the same order if ``a_second`` is ``AFTER_ANOTHER``. It is our method if it has a
+    ``top``. It then works for a quarter of the time: ``rest`` is the ratio of pause and work.
     """
 
     name: str
-    top: Top | None
+    top: TopMethod | None
     knows_types: bool = True
     attempts: int = 2_000
     a_second: int = 1_500
@@ -63,11 +63,11 @@ class _Way:
             return
         with contextlib.ExitStack() as stack:
             if not self.knows_types:
-                stack.enter_context(mock.patch("ocsf_nft.attribution.capture._TYPES", _NO_FILE))
-            async with Ladder({stage.SANDBOX: fenced.namespace}, top=self.top) as ladder:
-                if ladder.rung != self.top:
-                    raise stage.BenchError(f"{self.name}: {ladder.reason}")
-                yield ladder
+                stack.enter_context(mock.patch("ocsf_nft.attribution.bpf_capture._TYPES", _NO_FILE))
+            async with FallbackChain({stage.SANDBOX: fenced.namespace}, top=self.top) as chain:
+                if chain.method != self.top:
+                    raise stage.BenchError(f"{self.name}: {chain.reason}")
+                yield chain
 
 
 _WAYS: Final = (
@@ -81,7 +81,7 @@ _WAYS: Final = (
 
 @dataclass(slots=True, kw_only=True)
 class _Found:
-    """What a way has found of the attempts of one kind, and how long that took it."""
+    """Results of a method for the attempts of one kind, and their durations."""
 
     way: _Way
     kind: str
@@ -103,25 +103,25 @@ class _Found:
         if missing := self.attempts - self.verdicts.total():
             yield f"{which}: {missing} attempts have no record"
         if self.way.top is not None and self.verdicts["wrong"]:
-            yield f"{which}: {self.verdicts['wrong']} were said to be somebody else's"
+            yield f"{which}: {self.verdicts['wrong']} were attributed to another process"
 
 
 def run() -> Subject:
-    """Measure each way; raises an OcsfNftError when the system doesn't let us."""
+    """Measure each method; raise an OcsfNftError if the system does not permit it."""
     found: list[_Found] = []
     with calling.built() as program:
         for way in _WAYS:
-            for ending, stays in (("gone", False), ("stays", True)):
+            for ending, stays in (("exits", False), ("stays", True)):
                 found += asyncio.run(_find(way, program, ending, stays=stays))
     return Subject(
-        title="Who did it, by processes of one attempt each",
+        title="Attribution, by processes of one attempt each",
         columns=("by", "protocol", "process", "tries", *_VERDICTS, "ms: p50", "p99"),
         rows=tuple(each.row() for each in found),
         notes=(
-            "Gone: the process ends at once. Several: it is among those that it may have been, or",
-            "the only such. In ms: from the arrival of a packet's record until that is said.",
-            "The reference: a look for the record's port in /proc/net/tcp, state ESTABLISHED, then",
-            "for its socket in /proc/*/fd; of TCP alone. Of fewer: a look takes so long.",
+            "Exits: the process ends at once. Several: it is one of several candidates, or the",
+            "only candidate. In ms: from the arrival of a packet's record to its attribution.",
+            "The reference: a search for the record's port in /proc/net/tcp, state ESTABLISHED,",
+            "then for its socket in /proc/*/fd; only for TCP. Fewer tries, as a search is slow.",
         ),
         failures=tuple(failure for each in found for failure in each.failures()),
     )
@@ -132,32 +132,32 @@ async def _find(way: _Way, program: Path, ending: str, *, stays: bool) -> list[_
     rate = calling.AFTER_ANOTHER if stays else way.a_second
     number = attempts * len(calling.KINDS)
     with _frozen(), stage.fenced("nflog", ipv6=False) as fenced:
-        told = fenced.folder / "started"
+        started = fenced.folder / "started"
         async with (
             way.at_work(fenced) as attributing,
             Nflog(fenced.namespace, stage.GROUP) as source,
         ):
-            with told.open("wb") as file:
+            with started.open("wb") as file:
                 swarm = calling.swarm(fenced, program, (number, rate, 1, int(stays)), file)
             with stage.ending(swarm):
-                told_of = await _told(attributing, source, number, swarm, rest=way.rest)
+                results = await _attribute(attributing, source, number, swarm, rest=way.rest)
                 stage.wait_for(
-                    "the start of all", lambda: told.read_bytes().count(b"\n") == number, swarm
+                    "the start of all", lambda: started.read_bytes().count(b"\n") == number, swarm
                 )
-        lines = [line.split() for line in told.read_text("ascii").splitlines()]
+        lines = [line.split() for line in started.read_text("ascii").splitlines()]
     pids = {int(port): int(pid) for port, pid in lines}
     found = [_Found(way=way, kind=kind, ending=ending, attempts=attempts) for kind in calling.KINDS]
-    for port, said in told_of.items():
+    for port, result in results.items():
         if port in pids:
             of = found[(port - calling.FIRST_PORT) % len(calling.KINDS)]
-            of.verdicts[said.verdict(pids[port], str(program))] += 1
-            of.took_ns.append(said.took_ns)
+            of.verdicts[result.verdict(pids[port], str(program))] += 1
+            of.took_ns.append(result.took_ns)
     return found
 
 
 @contextlib.contextmanager
 def _frozen() -> Iterator[None]:
-    """Collect no garbage of what there is already, as a run doesn't."""
+    """Exclude all existing objects from garbage collection, as a run does."""
     gc.collect()
     gc.freeze()
     try:
@@ -166,8 +166,8 @@ def _frozen() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _Said(NamedTuple):
-    """Who is said to have tried: no more of it, so that there is little garbage to collect."""
+class _Attributed(NamedTuple):
+    """The needed part of an attribution: small, so that there is little garbage to collect."""
 
     took_ns: int
     pid: int | None
@@ -183,9 +183,9 @@ class _Said(NamedTuple):
         return "several" if self.unnamed or pid in self.among else "wrong"
 
 
-def _said(by: Attribution, took_ns: int) -> _Said:
+def _attributed(by: Attribution, took_ns: int) -> _Attributed:
     process = by.process
-    return _Said(
+    return _Attributed(
         took_ns=took_ns,
         pid=None if process is None else process.pid,
         path=None if process is None else process.path,
@@ -194,27 +194,29 @@ def _said(by: Attribution, took_ns: int) -> _Said:
     )
 
 
-async def _told(
+async def _attribute(
     attributing: _Attributing,
     source: Nflog,
     number: int,
     swarm: subprocess.Popen[bytes],
     *,
     rest: int,
-) -> Mapping[int, _Said]:
-    """Who is said to have tried each of so many ports."""
-    found: dict[int, _Said] = {}
+) -> Mapping[int, _Attributed]:
+    """Return the attribution of the attempts, by port."""
+    found: dict[int, _Attributed] = {}
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             await _start_next(swarm, after_s=0)
             async for batch in source.batches():
                 begun = time.monotonic()
-                told = await attributing.attributions(stage.SANDBOX, batch.records, batch.since_ns)
+                attributions = await attributing.attributions(
+                    stage.SANDBOX, batch.records, batch.since_ns
+                )
                 now_ns, took_s = time.time_ns(), time.monotonic() - begun
-                for record, by in zip(batch.records, told, strict=True):
+                for record, by in zip(batch.records, attributions, strict=True):
                     if record.destination_port is not None:
-                        said = _said(by, now_ns - record.received_ns)
-                        found[record.destination_port] = said
+                        attributed = _attributed(by, now_ns - record.received_ns)
+                        found[record.destination_port] = attributed
                 if len(found) >= number:
                     break
                 await _start_next(swarm, after_s=rest * took_s)

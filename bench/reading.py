@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Final
 
 from bench import dmesg, stage
 from bench.subject import Subject
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.flow import Count, Reading, RuleReading
 from ocsf_nft.ocsf.context import Context
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 LINES: Final = 200_000
-#: For what is measured beside that: enough for a rate.
+#: Enough lines for the rate of a secondary measurement.
 _SOME_LINES: Final = 25_000
-#: Whole programs read as many lines as take about so long, so that starting them weighs little.
+#: Whole programs read so many lines that they run this long, and their start has little weight.
 _PROGRAM_S: Final = 3.0
-#: As many as have events of their own at the same time, and a user may have at once.
+#: As many flows as have separate events at the same time, and as one user may have at once.
 _FLOWS: Final = 4_000
 _FLOWS_OF_A_USER: Final = 1_000
 _LEDGERS: Final = 10
 _RULE: Final = "egress"
-#: The counters of a fence that has refused nothing.
+#: The counters of a fence that has refused no packet.
 _NOTHING: Final = Reading(
     epochs={_RULE: "bench"},
     began_ns=0,
@@ -51,7 +51,7 @@ _NOTHING: Final = Reading(
 )
 _CHUNK_BYTES: Final = 1 << 18
 _AWKS: Final = ("mawk", "gawk")
-#: The same six fields, by name and without a second thought: the last one of a name wins.
+#: The same six fields, taken by name without checks: the last one of a name wins.
 _AWK: Final = r"""
 /ocsf-nft:/ {
     s = d = p = a = b = u = ""
@@ -86,7 +86,7 @@ class _Measured:
 
 
 def run() -> Subject:
-    """Measure it; raises BenchError when a program fails."""
+    """Measure all; raise BenchError if a program fails."""
     text = dmesg.usual(LINES)
     reading, records = _reading("text to record", text)
     odd, _ = _reading("text to record, every odd form", dmesg.every_form(_SOME_LINES))
@@ -107,7 +107,7 @@ def run() -> Subject:
         columns=("what", "lines", "lines/s", "CPU µs a line"),
         rows=tuple(each.row() for each in measured),
         notes=(
-            "awk is a landmark, not a peer: it takes fields by name, wherever they stand,",
+            "awk is a landmark, not a peer: it takes fields by name, at any position,",
             "checks nothing and writes no events.",
             *(f"{awk} is not installed: not measured." for awk in missing),
         ),
@@ -115,7 +115,7 @@ def run() -> Subject:
 
 
 def _reading(what: str, text: bytes) -> tuple[_Measured, list[Record]]:
-    """Read all of a text; also its first records."""
+    """Read a whole text; return the measurement and its first records."""
     reader = Reader(boot_ns=int(datetime.fromisoformat(dmesg.BOOT).timestamp()) * 10**9)
     records: list[Record] = []
     wall, cpu = time.perf_counter(), time.process_time()
@@ -139,7 +139,7 @@ def _mapping(records: Sequence[Record]) -> _Measured:
 
 
 def _accounting(record: Record) -> tuple[_Measured, _Measured]:
-    """Records of flows that are told one by one, then more records of the same flows."""
+    """Process records of flows with separate events, then more records of the same flows."""
     users = range(_FLOWS // _FLOWS_OF_A_USER)
     records = [
         dataclasses.replace(record, rule=_RULE, uid=uid, destination_port=port)
@@ -149,16 +149,18 @@ def _accounting(record: Record) -> tuple[_Measured, _Measured]:
     begin = record.time_ns
     spent = [[0.0, 0.0], [0.0, 0.0]]
     for _ in range(_LEDGERS):
-        ledger = Ledger(stage.SANDBOX, begun_ns=begin)
-        for _ in ledger.observe(_NOTHING):
+        account = SandboxAccount(stage.SANDBOX, begun_ns=begin)
+        for _ in account.observe(_NOTHING):
             pass
-        for time_of, told in zip(spent, (len(records), 0), strict=True):
+        for time_of, expected in zip(spent, (len(records), 0), strict=True):
             wall, cpu = time.perf_counter(), time.process_time()
-            found = [ledger.record(each, begin) for each in records]
+            found = [account.record(each, begin) for each in records]
             time_of[0] += time.perf_counter() - wall
             time_of[1] += time.process_time() - cpu
-            if sum(attempt is not None for attempt in found) != told:
-                raise stage.BenchError(f"not {told} attempts were told of {len(records)} records")
+            if sum(attempt is not None for attempt in found) != expected:
+                raise stage.BenchError(
+                    f"not {expected} attempts were emitted for {len(records)} records"
+                )
     lines = _LEDGERS * len(records)
     new, more = (
         _Measured(what=what, lines=lines, wall_s=wall, cpu_s=cpu)
@@ -172,7 +174,7 @@ def _accounting(record: Record) -> tuple[_Measured, _Measured]:
 
 
 def _write(text: bytes, lines: int, file: IO[bytes]) -> None:
-    """Write so many lines: the beginning of a text, or the text again and again."""
+    """Write a number of lines: the beginning of a text, or the text repeatedly."""
     repeats, rest = divmod(lines, LINES)
     for _ in range(repeats):
         file.write(text)

@@ -1,11 +1,11 @@
-"""A program that takes what sinks deliver, and does as little with it as their protocols allow.
+"""Receiver of sinks, which does as little with the data as the protocols permit.
 
-``tcp PORT COUNTS``: reads and forgets.
-``unix PATH COUNTS``: the same, of a Unix stream socket.
+``tcp PORT COUNTS``: reads and discards.
+``unix PATH COUNTS``: the same for a Unix stream socket.
 ``http PORT COUNTS``: answers each request with 200.
-``bulk PORT COUNTS``: answers as OpenSearch's bulk API does, once it has read each document as JSON.
+``bulk PORT COUNTS``: answers as OpenSearch's bulk API does, after parsing each document as JSON.
 
-In the file COUNTS it keeps how many events it has had, 8 bytes.
+It writes the number of received events to the file COUNTS, in 8 bytes.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: What each event begins with, and nothing within one.
+#: The first bytes of each event, which do not occur within one.
 _BEGINNING = b'{"class_uid":'
 _CHUNK_BYTES = 1 << 18
 _LOCALHOST = "127.0.0.1"
 
 
 class Counts:
-    """The events that came, for another process to see."""
+    """Number of received events, readable by another process."""
 
     def __init__(self, path: str) -> None:
         self._number = 0
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def add(self, data: bytes) -> None:
-        """Count those that begin in it."""
+        """Count the events that begin in the data."""
         self._number += data.count(_BEGINNING)
         os.pwrite(self._file, struct.pack("=Q", self._number), 0)
 
 
 def take(listener: socket.socket, counts: Counts) -> None:
-    """Read from one connection after another."""
+    """Read from one connection after another; count the events."""
     while True:
         connection, _ = listener.accept()
         rest = b""
@@ -54,7 +54,7 @@ def take(listener: socket.socket, counts: Counts) -> None:
 
 
 def serve(port: int, answer: Callable[[bytes], web.Response]) -> None:
-    """Answer requests."""
+    """Answer the requests at a port."""
 
     async def handle(request: web.Request) -> web.Response:
         return answer(await request.read())
@@ -65,7 +65,7 @@ def serve(port: int, answer: Callable[[bytes], web.Response]) -> None:
 
 
 def indexed(body: bytes) -> web.Response:
-    """Answer to a bulk request: each document is created."""
+    """Return the answer to a bulk request: each document is created."""
     *lines, last = body.split(b"\n")
     if last or len(lines) % 2:
         return web.Response(status=400)
@@ -74,20 +74,20 @@ def indexed(body: bytes) -> web.Response:
         target = orjson.loads(action)["create"]
         orjson.loads(document)
         items.append({"create": {**target, "_version": 1, "result": "created", "status": 201}})
-    told = orjson.dumps({"took": 1, "errors": False, "items": items})
-    return web.Response(body=told, content_type="application/json")
+    answer = orjson.dumps({"took": 1, "errors": False, "items": items})
+    return web.Response(body=answer, content_type="application/json")
 
 
-def main(kind: str, place: str, path: str) -> None:
-    """Do what the command line says."""
+def main(kind: str, address: str, path: str) -> None:
+    """Run with the arguments of the command line."""
     counts = Counts(path)
     if kind == "unix":
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(place)
+            listener.bind(address)
             listener.listen()
             take(listener, counts)
     elif kind == "tcp":
-        with socket.create_server((_LOCALHOST, int(place))) as listener:
+        with socket.create_server((_LOCALHOST, int(address))) as listener:
             take(listener, counts)
     else:
         answer = indexed if kind == "bulk" else lambda _: web.Response()
@@ -96,7 +96,7 @@ def main(kind: str, place: str, path: str) -> None:
             counts.add(body)
             return answer(body)
 
-        serve(int(place), counted)
+        serve(int(address), counted)
 
 
 if __name__ == "__main__":

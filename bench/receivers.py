@@ -1,4 +1,4 @@
-"""Who sinks deliver to while they are measured: programs of their own, on this machine."""
+"""Receivers of measured sinks: separate programs on this machine."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ _PROGRAM: Final = Path(__file__).with_name("receiver.py")
 
 @dataclass(frozen=True, slots=True)
 class Receiver:
-    """One that listens at ``place``, a port or a socket's path."""
+    """A receiver that listens at ``address``, a port or a socket's path."""
 
-    place: str
+    address: str
     counts: Path
 
     @property
     def events(self) -> int:
-        """How many it has had."""
+        """Return the number of received events."""
         found = self.counts.read_bytes()
         return int(struct.unpack("=Q", found)[0]) if found else 0
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
+    """Return a port without a listener."""
     with socket.create_server((HOST, 0)) as found:
         port: int = found.getsockname()[1]
         return port
 
 
 @contextlib.contextmanager
-def nobodys_port() -> Iterator[int]:
-    """A port that is taken, so that nobody will listen at it meanwhile."""
+def unused_port() -> Iterator[int]:
+    """Yield a port that is bound without a listener, so that no other process can listen there."""
     with socket.socket() as taken:
         taken.bind((HOST, 0))
         yield taken.getsockname()[1]
@@ -53,28 +53,28 @@ def nobodys_port() -> Iterator[int]:
 
 @contextlib.contextmanager
 def listening(kind: Kind, folder: Path) -> Iterator[Receiver]:
-    """Start one; it is ended when the context is left."""
-    place = str(folder / "socket") if kind == "unix" else str(free_port())
+    """Start a receiver; stop it at the end of the context."""
+    address = str(folder / "socket") if kind == "unix" else str(free_port())
     counts = folder / "counts"
     counts.touch()
-    command = [sys.executable, str(_PROGRAM), kind, place, str(counts)]
-    with started(command, place):
-        yield Receiver(place, counts)
+    command = [sys.executable, str(_PROGRAM), kind, address, str(counts)]
+    with started(command, address):
+        yield Receiver(address, counts)
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], place: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a program that listens, and wait until it does; it is ended with the context."""
+def started(command: Sequence[str], address: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a program that listens, and wait until it does; stop it at the end of the context."""
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     with stage.ending(child):
-        stage.wait_for(f"listening at {place}", lambda: _listens(place), child)
+        stage.wait_for(f"listening at {address}", lambda: _listens(address), child)
         yield child
 
 
-def _listens(place: str) -> bool:
-    is_port = place.isdecimal()
+def _listens(address: str) -> bool:
+    is_port = address.isdecimal()
     family = socket.AF_INET if is_port else socket.AF_UNIX
     with socket.socket(family, socket.SOCK_STREAM) as trial:
-        return trial.connect_ex((HOST, int(place)) if is_port else place) == 0
+        return trial.connect_ex((HOST, int(address)) if is_port else address) == 0

@@ -1,4 +1,4 @@
-"""From connect() to its refusal: our fence, and the ruleset that is usual."""
+"""Time from connect() to its refusal: our fence, and the usual ruleset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BOUND_NS: Final = 1_000_000
 _PORT: Final = 443
 _TARGETS: Final = {"v4": lab.INTERNET4, "v6": lab.INTERNET6}
 _COUNTING: Final = "attempted"
-#: Counts the attempts' packets before any other rule, the kernel's own reports not among them.
+#: Counts the packets of the attempts before any other rule, but not the kernel's own packets.
 _COUNTER: Final = f"""
 table inet {_COUNTING} {{
     counter {_COUNTING} {{ }}
@@ -34,7 +34,7 @@ table inet {_COUNTING} {{
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Measured:
-    """``took_ns``: how long each refused attempt took, of ``tries``; ``packets`` of all of them."""
+    """Durations ``took_ns`` of the refused attempts of ``tries``; ``packets`` of all of them."""
 
     ruleset: str
     family: str
@@ -68,7 +68,7 @@ class _Measured:
 
 
 def run() -> Subject:
-    """Measure both; raises an OcsfNftError when the system doesn't let us."""
+    """Measure both; raise an OcsfNftError if the system does not permit it."""
     with stage.fenced("nflog") as fenced:
         ours = _measure("ocsf-nft", fenced.lab, senders=1, tries=TRIES)
     with lab.throwaway() as made:

@@ -1,4 +1,4 @@
-"""The memory of a run, calm and under load, with a sink that is down for all of it."""
+"""Memory of a run, calm and under load, with a sink that is down all the time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from bench import receivers, stage
 from bench.subject import Subject
 from ocsf_nft import lab
-from ocsf_nft.delivery.archive import Archive
+from ocsf_nft.delivery.stored_events import Archive
 
 if TYPE_CHECKING:
     import subprocess
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 _SECONDS: Final = 60
 _RATE: Final = 300
-#: A flow is over after ten seconds, and told anew when it begins again after fifteen; a user has
-#: ten flows a second told one by one. So each packet is an event, and no more flows come.
+#: A flow ends after ten seconds, and has a new event when it begins again after fifteen. A user has
+#: separate events for ten flows a second. So each packet is an event, and no more flows begin.
 _FLOWS: Final = 4_500
 _USERS: Final = 30
 _FIRST_PORT: Final = 20_000
-#: When memory is looked at.
-_LOOKS: Final = (15, 30, 45, 60)
-#: Calm, with a file alone.
+#: Seconds at which memory is measured.
+_MEASURED_AT: Final = (15, 30, 45, 60)
+#: Limit while calm, with a file alone.
 _BOUND_BYTES: Final = 60_000_000
-#: What may come and go once each flow has been told.
+#: Permitted variation once each flow has an event.
 _FLAT_BYTES: Final = 3_000_000
 _FILE: Final = "a file"
 _SYSLOG: Final = """
@@ -44,7 +44,7 @@ _HTTP: Final = """
 type = "http"
 url = "http://{host}:{port}/"
 """
-#: What goes to a file in each run, and besides to somebody who is not there.
+#: Sinks of each run: a file, and one without a receiver.
 _SINKS: Final = {
     _FILE: "",
     "a file, and syslog by TCP that is down": _SYSLOG,
@@ -60,22 +60,22 @@ class _Run:
     fenced: Fenced
     service: subprocess.Popen[bytes]
     found: list[int] = field(default_factory=list)
-    kept: int = 0
+    stored: int = 0
     waiting: int = 0
 
-    def look(self) -> None:
-        """Take its memory down."""
+    def measure(self) -> None:
+        """Record its memory."""
         self.found.append(stage.resident_bytes(self.service))
 
-    def look_at_store(self) -> None:
-        """Take down what it has kept, and what of it waits for a sink."""
+    def measure_store(self) -> None:
+        """Record the number of stored events, and of events that wait for a sink."""
         with Archive(self.fenced.store) as archive:
-            self.kept = next((each.number for each in archive.newest()), 0)
-            self.waiting = max(each.waiting for each in archive.standings())
+            self.stored = next((each.number for each in archive.newest()), 0)
+            self.waiting = max(each.waiting for each in archive.sink_backlogs())
 
     def row(self) -> tuple[str, ...]:
         shown = (f"{each / 1e6:.1f}" for each in self.found)
-        return self.sinks, *shown, f"{self.kept:,}", f"{self.waiting:,}"
+        return self.sinks, *shown, f"{self.stored:,}", f"{self.waiting:,}"
 
     def failures(self) -> tuple[str, ...]:
         failed = []
@@ -88,35 +88,35 @@ class _Run:
 
 
 def run() -> Subject:
-    """Measure all at the same time; raises an OcsfNftError when the system doesn't let us."""
+    """Measure all at the same time; raise an OcsfNftError if the system does not permit it."""
     with contextlib.ExitStack() as stack:
-        port = stack.enter_context(receivers.nobodys_port())
+        port = stack.enter_context(receivers.unused_port())
         runs = [
             stack.enter_context(_running(name, sinks.format(host=receivers.HOST, port=port)))
             for name, sinks in _SINKS.items()
         ]
         for each in runs:
             stage.wait_until_idle(each.service)
-            each.look()
+            each.measure()
         begun = time.monotonic()
         senders = [stack.enter_context(stage.ending(_load(each.fenced))) for each in runs]
-        for seconds in _LOOKS:
+        for seconds in _MEASURED_AT:
             time.sleep(max(0.0, begun + seconds - time.monotonic()))
             for each in runs:
-                each.look()
+                each.measure()
         for sender, each in zip(senders, runs, strict=True):
             stage.sent(sender)
             stage.wait_until_idle(each.service)
-            each.look_at_store()
+            each.measure_store()
     return Subject(
         title=f"Resident memory of a run, in MB, at {_RATE} packets/s, {_FLOWS:,} flows",
         columns=(
-            "events go to", "calm", *(f"after {seconds} s" for seconds in _LOOKS), "kept", "waiting"
+            "events go to", "calm", *(f"after {at} s" for at in _MEASURED_AT), "stored", "waiting"
         ),
         rows=tuple(each.row() for each in runs),
         notes=(
-            "All at the same time, each with a fence of its own. Waiting: events that a sink has",
-            "yet to get. With what is shared with other processes (VmRSS).",
+            "All at the same time, each with a separate fence. Waiting: events that a sink did not",
+            "get yet. Includes memory that is shared with other processes (VmRSS).",
         ),
         failures=tuple(failure for each in runs for failure in each.failures()),
     )  # fmt: skip

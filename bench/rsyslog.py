@@ -1,7 +1,7 @@
-"""The peer in delivery: rsyslog, which takes lines by TCP, queues them on the disk, sends them on.
+"""rsyslog as the peer in delivery: it receives lines by TCP, queues them on the disk, sends them.
 
-What it acknowledges to who sends is that its system has them. Its queue survives the end of the
-process; whether it survives a power cut is the difference between the two queues here.
+It acknowledges data to the sender when its system has it. The queue survives the end of the
+process; the difference between the two queues here is whether it survives a power cut.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ ruleset(
     queue.dequeueBatchSize="{batch}" {synced}
 ) {{ {action} }}
 """
-#: As many as our sinks are sent at once.
+#: The same batch size as our sinks use.
 _BATCH: Final = 500
 _SYNCED: Final = f'queue.syncQueueFiles="on" queue.checkpointInterval="{_BATCH}"'
 _TO_TCP: Final = (
-    'action(type="omfwd" target="127.0.0.1" port="{place}" protocol="tcp" '
+    'action(type="omfwd" target="127.0.0.1" port="{target}" protocol="tcp" '
     'TCP_Framing="octet-counted" template="RSYSLOG_SyslogProtocol23Format")'
 )
-_TO_FILE: Final = 'action(type="omfile" file="{place}" template="line" sync="on")'
+_TO_FILE: Final = 'action(type="omfile" file="{target}" template="line" sync="on")'
 _HEADER: Final = b"<134>1 2026-11-25T00:00:00Z host ocsf-nft - - - "
-_PATIENCE_S: Final = 60.0
+_TIMEOUT_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """How long it took for so many events, and its CPU time."""
+    """Number of events, and the wall and CPU time for them."""
 
     events: int
     seconds: float
@@ -52,29 +52,29 @@ class Work:
 
 
 def binary() -> str | None:
-    """Where it is; None when it is not installed."""
+    """Return its path; None if it is not installed."""
     return shutil.which("rsyslogd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
 
 
 def version(path: str) -> str:
-    """Its name and version, as it says."""
+    """Return the name and version that it prints."""
     shown = subprocess.run([path, "-v"], capture_output=True, text=True, check=False)
     return " ".join(shown.stdout.split()[:2]).replace("rsyslogd", "rsyslog")
 
 
 def to_tcp(path: str, folder: Path, events: Sequence[bytes], *, is_synced: bool) -> Work:
-    """Have it send events on to a receiver by TCP."""
+    """Measure how it sends events to a receiver by TCP."""
     with receivers.listening("tcp", folder) as receiver:
-        action = _TO_TCP.format(place=receiver.place)
+        action = _TO_TCP.format(target=receiver.address)
         with _running(path, folder, action, is_synced=is_synced) as (child, port):
             return _sent(child, port, events, lambda: receiver.events)
 
 
 def to_file(path: str, folder: Path, events: Sequence[bytes], *, is_synced: bool) -> Work:
-    """Have it append events to a file, and sync that."""
+    """Measure how it appends events to a file and syncs that."""
     file = folder / "events.jsonl"
     size = sum(len(event) + 1 for event in events)
-    action = _TO_FILE.format(place=file)
+    action = _TO_FILE.format(target=file)
     with _running(path, folder, action, is_synced=is_synced) as (child, port):
 
         def written() -> int:
@@ -100,14 +100,14 @@ def _running(
 def _sent(
     child: subprocess.Popen[bytes], port: int, events: Sequence[bytes], came: Callable[[], int]
 ) -> Work:
-    """Send events, and wait until all of them have come out again."""
+    """Send events, and wait until all of them have come out."""
     messages = (_HEADER + event for event in events)
     data = b"".join(b"%d %b" % (len(message), message) for message in messages)
     cpu_s, begun = stage.cpu_seconds(child), time.perf_counter()
-    with socket.create_connection((receivers.HOST, port), _PATIENCE_S) as connection:
+    with socket.create_connection((receivers.HOST, port), _TIMEOUT_S) as connection:
         connection.sendall(data)
         stage.wait_for(
-            "delivery by rsyslog", lambda: came() >= len(events), child, seconds=_PATIENCE_S
+            "delivery by rsyslog", lambda: came() >= len(events), child, seconds=_TIMEOUT_S
         )
     seconds = time.perf_counter() - begun
     return Work(events=len(events), seconds=seconds, cpu_s=stage.cpu_seconds(child) - cpu_s)

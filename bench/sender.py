@@ -1,15 +1,15 @@
-"""A program that runs inside a sandbox and tries to get out; prints what it did as JSON.
+"""Program that runs inside a sandbox and attempts to send; it prints its results as JSON.
 
-It needs nothing but the standard library, so that it starts at once.
+It needs only the standard library, so that it starts quickly.
 
-``connect ADDRESS PORT TIMES``: blocking TCP connects; the nanoseconds that each refused one took.
-``flood ADDRESS PORT SECONDS``: UDP as fast as it goes, all of one flow; how many were sent.
-``scatter ADDRESS PORT SECONDS``: the same, no two of one flow: each to the next port, and from the
-highest on to the first of the next address.
-``paced ADDRESS PORT RATE TIMES PORTS USERS``: UDP at so many a second, each to the next port by the
-next user, and after so many ports from the first again; the moment before each one left,
-CLOCK_MONOTONIC in nanoseconds.
-``frames LINK ETHERTYPE SECONDS``: AF_PACKET frames through a link, once it is there.
+``connect ADDRESS PORT TIMES``: blocking TCP connects; prints the nanoseconds of each refused one.
+``flood ADDRESS PORT SECONDS``: UDP at full speed, all of one flow; prints the number of packets.
+``scatter ADDRESS PORT SECONDS``: the same with one packet per flow. Each goes to the next port;
+after the last port follows the first port of the next address.
+``paced ADDRESS PORT RATE TIMES PORTS USERS``: UDP at RATE a second. Each packet goes to the next
+port by the next user; after PORTS ports the first one follows again. Prints the time before each
+one was sent, CLOCK_MONOTONIC in nanoseconds.
+``frames LINK ETHERTYPE SECONDS``: AF_PACKET frames through a link, as soon as it exists.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _FIRST_USER = 10_000
 
 
 def connect(address: str, port: int, times: int) -> list[int]:
-    """Try to connect; leaves out what was not refused."""
+    """Try to connect; return the nanoseconds of each refused attempt."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     took: list[int] = []
     for _ in range(times):
@@ -45,21 +45,21 @@ def connect(address: str, port: int, times: int) -> list[int]:
 
 
 def flood(address: str, port: int, seconds: float) -> int:
-    """Send until the time is over."""
+    """Send until the time is over; return the number of packets."""
     sent = 0
-    place, refusal = (address, port), contextlib.suppress(OSError)
+    target, refusal = (address, port), contextlib.suppress(OSError)
     end = time.monotonic() + seconds
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         while time.monotonic() < end:
             for _ in range(_FLOOD_STEP):
                 with refusal:
-                    sock.sendto(b"flood", place)
+                    sock.sendto(b"flood", target)
             sent += _FLOOD_STEP
     return sent
 
 
 def scatter(address: str, port: int, seconds: float) -> int:
-    """Send until the time is over, never twice to the same place."""
+    """Send until the time is over, each packet to another address and port; return their number."""
     sent = 0
     end = time.monotonic() + seconds
     network, refusal = int(ipaddress.ip_address(address)), contextlib.suppress(OSError)
@@ -76,10 +76,10 @@ def scatter(address: str, port: int, seconds: float) -> int:
     return sent
 
 
-def paced(  # noqa: PLR0913, PLR0917 - what a command line says
+def paced(  # noqa: PLR0913, PLR0917 - arguments of the command line
     address: str, port: int, rate: int, times: int, ports: int, users: int
 ) -> list[int]:
-    """Send one packet at a time, to one port after another."""
+    """Send one packet at a time, to one port after another; return the times (CLOCK_MONOTONIC)."""
     left: list[int] = []
     with contextlib.ExitStack() as stack:
         socks = [stack.enter_context(_opened_by(_FIRST_USER + each)) for each in range(users)]
@@ -94,7 +94,7 @@ def paced(  # noqa: PLR0913, PLR0917 - what a command line says
 
 
 def _opened_by(user: int) -> socket.socket:
-    """A socket is the user's who opened it, whoever sends."""
+    """Open a socket as a user: a socket belongs to the user who opened it, not to the sender."""
     os.seteuid(user)
     try:
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -103,7 +103,7 @@ def _opened_by(user: int) -> socket.socket:
 
 
 def frames(link: str, ethertype: int, seconds: float) -> int:
-    """Send until the time is over; how many the kernel took."""
+    """Send until the time is over; return the number of frames that the kernel accepted."""
     sent = 0
     end = time.monotonic() + seconds
     frame = b"\xff" * 6 + b"\x02" + bytes(5) + ethertype.to_bytes(2, "big") + bytes(46)
@@ -116,7 +116,7 @@ def frames(link: str, ethertype: int, seconds: float) -> int:
 
 
 def main(work: str, address: str, port: str, *more: str) -> None:
-    """Do what the command line says."""
+    """Run with the arguments of the command line."""
     gc.disable()
     done: object
     if work == "connect":

@@ -1,4 +1,4 @@
-"""The stage of the live benchmarks: a fenced sandbox, programs in it, and how they are watched."""
+"""Stage of the live benchmarks: a fenced sandbox, programs in it, and their monitoring."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from bench import disk
 from ocsf_nft import lab
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import installer, nft
 from ocsf_nft.fence.spec import FenceSpec
@@ -37,7 +37,7 @@ _IPV6: Final = Path("/proc/sys/net/ipv6/conf")
 _TICK: Final = os.sysconf("SC_CLK_TCK")
 
 
-#: What a run writes to a file by, and sends to other sinks.
+#: Sinks of a run: a file, and further ones.
 _CONFIG: Final = """
 state_dir = "{fenced.state}"
 
@@ -56,40 +56,40 @@ path = "{output}"
 
 
 class BenchError(OcsfNftError):
-    """A benchmark can't be carried out."""
+    """Failure to carry out a benchmark."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fenced:
-    """A fenced lab, and a folder that goes with it."""
+    """A fenced lab, and a folder for its files."""
 
     lab: Lab
     folder: Path
 
     @property
     def namespace(self) -> Namespace:
-        """The sandbox's."""
+        """Return the network namespace of the sandbox."""
         return self.lab.sandbox_namespace
 
     @property
     def state(self) -> Path:
-        """The state directory that the fence is on record in."""
+        """Return the state directory with the record of the fence."""
         return self.folder / "state"
 
     @property
     def store(self) -> Path:
-        """The store of a run that :meth:`start` began."""
+        """Return the path of the store of a run that :meth:`start` started."""
         return self.state / SANDBOX / FILE
 
     def start(self, output: Path, *options: str) -> subprocess.Popen[bytes]:
-        """Start ``ocsf-nft run`` on it, writing to a file."""
+        """Start ``ocsf-nft run`` on the fence, with a file as the sink."""
         return self._started(
             output, "--sandbox", SANDBOX, "--netns", self.lab.sandbox,
             "--state-dir", str(self.state), "--output", str(output), *options,
         )  # fmt: skip
 
     def start_with(self, output: Path, sinks: str) -> subprocess.Popen[bytes]:
-        """The same with more sinks, as a configuration file has them."""
+        """Start it with a file and with more sinks, given as text of a configuration file."""
         config = self.folder / "config.toml"
         config.write_text(
             _CONFIG.format(fenced=self, sandbox=SANDBOX, output=output, sinks=sinks), "utf-8"
@@ -98,17 +98,17 @@ class Fenced:
 
     def _started(self, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "ocsf_nft", "run", *arguments]
-        with _said(output).open("wb") as stderr:
+        with _messages_path(output).open("wb") as stderr:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
 
 
 @contextlib.contextmanager
 def fenced(transport: LogTransport, *, ipv6: bool = True) -> Iterator[Fenced]:
-    """Make a lab and fence its sandbox; both are gone at the end.
+    """Make a lab and fence its sandbox; remove both at the end.
 
-    Without ``ipv6`` the kernel has nothing of its own to say (router solicitations, multicast
-    reports), so that every refused packet is the benchmark's. Raises an OcsfNftError when the
-    system doesn't let us.
+    Without ``ipv6`` the kernel sends no packets of its own (router solicitations, multicast
+    reports), so that every refused packet is from the benchmark. Raises an OcsfNftError if the
+    system does not permit it.
     """
     with lab.throwaway() as made, disk.folder() as folder:
         if not ipv6:
@@ -126,9 +126,9 @@ def fenced(transport: LogTransport, *, ipv6: bool = True) -> Iterator[Fenced]:
 
 @contextlib.contextmanager
 def unfenced(text: str) -> Iterator[tuple[Namespace, Path]]:
-    """Make a lab without IPv6, load a ruleset in its sandbox; the namespace, and a folder.
+    """Make a lab without IPv6 and load a ruleset in its sandbox; yield namespace and folder.
 
-    Both are gone at the end. Raises an OcsfNftError when the system doesn't let us.
+    Both are removed at the end. Raises an OcsfNftError if the system does not permit it.
     """
     with lab.throwaway() as made, disk.folder() as folder:
         _without_ipv6(made)
@@ -137,10 +137,10 @@ def unfenced(text: str) -> Iterator[tuple[Namespace, Path]]:
 
 
 def _without_ipv6(made: Lab) -> None:
-    """Leave a sandbox no IPv6, and so the kernel nothing of its own to say there."""
+    """Turn off IPv6 in a sandbox, so that the kernel sends no packets of its own there."""
 
     def leave() -> None:
-        # Leaving its groups it says so twice, the second time after this many milliseconds.
+        # The kernel reports twice that it leaves its groups, with this interval in milliseconds.
         interval = _IPV6 / made.sandbox_device / "mldv2_unsolicited_report_interval"
         interval.write_text("1", "ascii")
         (_IPV6 / "all" / "disable_ipv6").write_text("1", "ascii")
@@ -150,7 +150,7 @@ def _without_ipv6(made: Lab) -> None:
 
 
 def counted(namespace: Namespace, name: str = "refused") -> int:
-    """Packets in the named counters of a namespace whose names begin with this one."""
+    """Return the packets in the named counters of a namespace whose names begin with ``name``."""
     listed = namespace.call(
         lambda: subprocess.run(
             [str(nft.find()), "-j", "list", "counters"], capture_output=True, check=True
@@ -164,7 +164,7 @@ def counted(namespace: Namespace, name: str = "refused") -> int:
 
 
 def send(namespace: Namespace, *arguments: object) -> subprocess.Popen[bytes]:
-    """Start the sender inside; :func:`sent` waits for it."""
+    """Start the sender inside a namespace; :func:`sent` waits for it."""
     return namespace.call(
         lambda: subprocess.Popen(
             [sys.executable, "-I", str(_SENDER), *map(str, arguments)], stdout=subprocess.PIPE
@@ -173,7 +173,7 @@ def send(namespace: Namespace, *arguments: object) -> subprocess.Popen[bytes]:
 
 
 def sent(sender: subprocess.Popen[bytes]) -> list[int]:
-    """What the sender did, one number or several; raises BenchError when it takes 60 s or fails."""
+    """Return the sender's numbers; raise BenchError if it takes 60 s or fails."""
     try:
         output, _ = sender.communicate(timeout=60)
     except subprocess.TimeoutExpired as error:
@@ -188,7 +188,7 @@ def sent(sender: subprocess.Popen[bytes]) -> list[int]:
 
 @contextlib.contextmanager
 def ending(child: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Stop a child at the end: SIGTERM, and SIGKILL when it takes more than 20 s."""
+    """Stop a child at the end: SIGTERM, and SIGKILL if it takes more than 20 s."""
     try:
         yield child
     finally:
@@ -202,7 +202,7 @@ def ending(child: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextlib.contextmanager
 def on_core(number: int) -> Iterator[None]:
-    """Children that are started meanwhile run on one core: the ``number``-th that we may use.
+    """Run children started in the context on one core: the ``number``-th of the available ones.
 
     With fewer cores they share the last one.
     """
@@ -215,32 +215,32 @@ def on_core(number: int) -> Iterator[None]:
 
 
 def cpu_seconds(child: subprocess.Popen[bytes]) -> float:
-    """CPU time that a running child has used so far (proc_pid_stat(5), fields 14 and 15)."""
+    """Return the CPU seconds that a running child has used (proc_pid_stat(5), fields 14 and 15)."""
     fields = Path(f"/proc/{child.pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICK
 
 
 def peak_bytes(child: subprocess.Popen[bytes]) -> int:
-    """The most memory that a running child has had so far."""
+    """Return the maximum memory of a running child so far, in bytes."""
     return _memory(child, "VmHWM")
 
 
 def resident_bytes(child: subprocess.Popen[bytes]) -> int:
-    """The memory that a running child has now."""
+    """Return the current memory of a running child, in bytes."""
     return _memory(child, "VmRSS")
 
 
-def _memory(child: subprocess.Popen[bytes], wanted: str) -> int:
-    """A line of proc_pid_status(5)."""
+def _memory(child: subprocess.Popen[bytes], field: str) -> int:
+    """Return a line of proc_pid_status(5) in bytes."""
     for line in Path(f"/proc/{child.pid}/status").read_text("ascii").splitlines():
         name, _, value = line.partition(":")
-        if name == wanted:
+        if name == field:
             return int(value.split()[0]) * 1024
     raise BenchError(f"process {child.pid} has ended")
 
 
 def group_is_held(namespace: Namespace) -> bool:
-    """Whether somebody reads the fence's NFLOG group."""
+    """Return whether a process reads the fence's NFLOG group."""
     lines = namespace.call(lambda: _NFLOG_HOLDERS.read_text("ascii")).splitlines()
     return any(int(line.split()[0]) == GROUP for line in lines if line.strip())
 
@@ -254,7 +254,7 @@ def wait_for(
 ) -> None:
     """Poll until a condition of a child holds.
 
-    Raises BenchError when that takes longer than ``seconds``, or the child ends.
+    Raises BenchError if that takes longer than ``seconds``, or if the child ends.
     """
     end = time.monotonic() + seconds
     while not condition():
@@ -267,23 +267,23 @@ def wait_for(
 
 
 def wait_until_ready(service: subprocess.Popen[bytes], output: Path) -> None:
-    """Wait until a run that writes to a file has begun; raises BenchError."""
-    wait_for("`ocsf-nft run`", lambda: b"ready" in _said(output).read_bytes(), service)
+    """Wait until a run that writes to a file is ready; raise BenchError if it fails."""
+    wait_for("`ocsf-nft run`", lambda: b"ready" in _messages_path(output).read_bytes(), service)
 
 
-def _said(output: Path) -> Path:
-    """What a run says that writes to a file."""
+def _messages_path(output: Path) -> Path:
+    """Return the path of the messages of a run that writes to a file."""
     return output.with_suffix(".stderr")
 
 
 def wait_until_idle(child: subprocess.Popen[bytes], *, seconds: float = 15.0) -> None:
-    """Wait until a child has used no CPU for 0.3 s; raises BenchError after ``seconds``."""
+    """Wait until a child has used no CPU for 0.3 s; raise BenchError after ``seconds``."""
     last, since = cpu_seconds(child), time.monotonic()
 
     def idle() -> bool:
         nonlocal last, since
         now = cpu_seconds(child)
-        if now - last > 1 / _TICK:  # a tick may be the poll's own
+        if now - last > 1 / _TICK:  # one tick may be caused by the poll
             last, since = now, time.monotonic()
         return time.monotonic() - since > 0.3
 

@@ -1,4 +1,4 @@
-"""What the store keeps, gives and checks off in a second; and others on the same disk."""
+"""Rates of storing, reading and acknowledging events: our store, and others on the same disk."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _BATCHES: Final = (1, 16, 256)
-#: In turn, so that what else goes on at the disk concerns all alike.
+#: The stores are measured in turn, so that other load of the disk affects all equally.
 _ROUNDS: Final = 3
 _SECONDS: Final = 0.25
-#: More than are kept in that time.
+#: More than can be stored in that time.
 _EVENTS: Final = 20_000
-#: What a forwarder reads and checks off at once, by default.
+#: The default batch of a forwarder for reading and acknowledging.
 _READ: Final = 500
 _READ_BYTES: Final = 1 << 20
 _SINK: Final = "bench"
 _SYNCS: Final = 200
 
 
-class _Keeper(Protocol):
-    """Keeps events durably in a folder, and gives them back."""
+class _EventStore(Protocol):
+    """Durable store of events in a folder."""
 
-    #: Whether it keeps how far a sink is, too.
+    #: Whether it also stores the position of a sink.
     has_checkpoints: bool
 
     async def __aenter__(self) -> Self: ...
@@ -42,22 +42,22 @@ class _Keeper(Protocol):
     async def __aexit__(self, *_: object) -> None: ...
 
     async def put(self, events: Sequence[bytes]) -> None:
-        """Return when the disk has them."""
+        """Store events; return when they are on the disk."""
 
     async def read(self, beyond: int) -> int:
-        """Read the next ones behind a number; how many there were."""
+        """Read the next events after a number; return how many there were."""
 
     async def acknowledge(self, until: int) -> None:
-        """Keep that a sink has all up to a number; a power cut may take this back."""
+        """Store that a sink has all events up to a number; a power cut may revert this."""
 
 
 class _Ours:
-    """The store."""
+    """Our store."""
 
     has_checkpoints = True
 
     def __init__(self, folder: Path) -> None:
-        self._store = Store(folder / "store.sqlite3", most_bytes=1 << 40)
+        self._store = Store(folder / "store.sqlite3", max_bytes=1 << 40)
 
     async def __aenter__(self) -> Self:
         await self._store.__aenter__()
@@ -78,7 +78,7 @@ class _Ours:
 
 
 class _ByHand:
-    """The same tables in SQLite, the same mode, no thread of its own and nothing looked after."""
+    """The same tables in SQLite, in the same mode, without a thread, retention or checks."""
 
     has_checkpoints = True
 
@@ -124,7 +124,7 @@ class _ByHand:
 
 
 class _Appended:
-    """A file that is appended to and synced: what there is no less than."""
+    """A file with appended and synced lines: the lower bound of the cost."""
 
     has_checkpoints = False
 
@@ -153,33 +153,33 @@ class _Appended:
         raise NotImplementedError
 
 
-_KEEPERS: Final[dict[str, Callable[[Path], _Keeper]]] = {
+_STORES: Final[dict[str, Callable[[Path], _EventStore]]] = {
     "ocsf-nft's store": _Ours,
     f"SQLite {sqlite3.sqlite_version} by hand": _ByHand,
     "append to a file, fdatasync()": _Appended,
 }
-_COLUMNS: Final = (*(f"kept/s by {batch}" for batch in _BATCHES), "read/s", "checkpoints/s")
+_COLUMNS: Final = (*(f"stored/s by {batch}" for batch in _BATCHES), "read/s", "checkpoints/s")
 
 
 def run() -> Subject:
-    """Measure; raises BenchError when something is not kept."""
+    """Measure all stores; raise BenchError if an event is missing."""
     events = lines.lines(_EVENTS)
     rates: dict[tuple[str, str], list[float]] = {}
     for _ in range(_ROUNDS):
-        for name, keeper in _KEEPERS.items():
-            for column, rate in asyncio.run(_measured(keeper, events)).items():
+        for name, store in _STORES.items():
+            for column, rate in asyncio.run(_measured(store, events)).items():
                 rates.setdefault((name, column), []).append(rate)
     floor = milliseconds(percentile(disk.synced_ns(_SYNCS), 50))
     return Subject(
-        title=f"Events that are kept durably (real ones, {lines.mean_bytes(events)})",
+        title=f"Events that are stored durably (real ones, {lines.mean_bytes(events)})",
         columns=("by", *_COLUMNS),
         rows=tuple(
-            (name, *(_shown(rates.get((name, column))) for column in _COLUMNS)) for name in _KEEPERS
+            (name, *(_shown(rates.get((name, column))) for column in _COLUMNS)) for name in _STORES
         ),
         notes=(
-            f"Medians of {_ROUNDS} times {_SECONDS:g} s, in turn. Kept: on the disk when the call",
-            f"returns; so many a call, one call after another. Read: {_READ} a call. Checkpoints:",
-            "how far a sink is, which a power cut may take back.",
+            f"Medians of {_ROUNDS} times {_SECONDS:g} s, in turn. Stored: on the disk when the",
+            f"call returns; one call after another. Read: {_READ} a call. Checkpoints: the",
+            "position of a sink, which a power cut may revert.",
             f"{disk.name()}: 4 KiB more of a file and fdatasync() take {floor} ms (p50).",
         ),
     )
@@ -189,44 +189,46 @@ def _shown(rates: Sequence[float] | None) -> str:
     return "-" if rates is None else f"{percentile(rates, 50):,.0f}"
 
 
-async def _measured(keeper: Callable[[Path], _Keeper], events: Sequence[bytes]) -> dict[str, float]:
-    """The rate of each column."""
+async def _measured(
+    store: Callable[[Path], _EventStore], events: Sequence[bytes]
+) -> dict[str, float]:
+    """Return the rate of each column."""
     found: dict[str, float] = {}
     for batch, column in zip(_BATCHES, _COLUMNS, strict=False):
         with disk.folder() as folder:
-            async with keeper(Path(folder)) as kept:
-                number, found[column] = await _put(kept, events, batch)
+            async with store(Path(folder)) as opened:
+                number, found[column] = await _put(opened, events, batch)
                 if batch == _BATCHES[-1]:
-                    found |= await _given_back(kept, number)
+                    found |= await _read_rates(opened, number)
     return found
 
 
-async def _put(kept: _Keeper, events: Sequence[bytes], batch: int) -> tuple[int, float]:
-    """How many were kept, and how many a second."""
+async def _put(opened: _EventStore, events: Sequence[bytes], batch: int) -> tuple[int, float]:
+    """Store for some seconds; return the number of events and the rate per second."""
     at, begun = 0, time.perf_counter()
     while (took := time.perf_counter() - begun) < _SECONDS and at < len(events):
-        await kept.put(events[at : at + batch])
+        await opened.put(events[at : at + batch])
         at = min(at + batch, len(events))
     return at, at / took
 
 
-async def _given_back(kept: _Keeper, number: int) -> dict[str, float]:
-    """The rates of reading and checking off, once there are so many events."""
+async def _read_rates(opened: _EventStore, number: int) -> dict[str, float]:
+    """Return the rates of reading and acknowledging a number of stored events."""
     found = 0
     begun = time.perf_counter()
     while (took := time.perf_counter() - begun) < _SECONDS:
         beyond = 0
-        while more := await kept.read(beyond):
+        while more := await opened.read(beyond):
             beyond += more
         if beyond != number:
             raise stage.BenchError(f"{beyond} of {number} events were given back")
         found += beyond
     rates = {_COLUMNS[-2]: found / took}
-    if kept.has_checkpoints:
+    if opened.has_checkpoints:
         times = 0
         begun = time.perf_counter()
         while (took := time.perf_counter() - begun) < _SECONDS:
             times += 1
-            await kept.acknowledge(times % number)
+            await opened.acknowledge(times % number)
         rates[_COLUMNS[-1]] = times / took
     return rates

@@ -1,4 +1,4 @@
-"""What a benchmark reports, and how it is shown."""
+"""Report of a benchmark, and its output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """One table. ``failures`` are the checks that failed, as sentences."""
+    """One table with its notes. ``failures`` are the failed checks, as sentences."""
 
     title: str
     columns: tuple[str, ...]
@@ -26,7 +26,7 @@ class Subject:
 
 
 def show(subject: Subject) -> None:
-    """Print a table, what to know about it, and what it failed."""
+    """Print a table, its notes, and its failures."""
     console = Console(width=110, highlight=False)
     table = Table(title=subject.title, title_justify="left", title_style="bold")
     for number, column in enumerate(subject.columns):
@@ -42,7 +42,7 @@ def show(subject: Subject) -> None:
 
 
 def machine() -> str:
-    """The machine, as far as it bears on the numbers."""
+    """Return a description of the machine's hardware and software that matter for the numbers."""
     system = os.uname()
     load = os.getloadavg()[0]
     cores = len(os.sched_getaffinity(0))
@@ -50,10 +50,10 @@ def machine() -> str:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of ``values`` that so many percent of them do not exceed (nearest rank)."""
+    """Return the smallest of ``values`` that ``percent`` of them do not exceed (nearest rank)."""
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
 def milliseconds(nanoseconds: float) -> str:
-    """A duration for a table."""
+    """Format a duration in milliseconds for a table."""
     return f"{nanoseconds / 1e6:,.3f}"

@@ -1,4 +1,4 @@
-"""The peer in a flood: ulogd2 (netfilter.org), NFLOG to a file of JSON lines."""
+"""ulogd2 (netfilter.org) as the peer in a flood: NFLOG to a file of JSON lines."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from bench import stage
 if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
-#: As its manual advises against losses: a buffer as large as ours, records gathered. The kernel's
-#: timer is in hundredths of a second.
+#: Settings of its manual against drops: a buffer as large as ours, and batched records. The unit of
+#: the kernel's timer is a hundredth of a second.
 _CONFIG: Final = """
 [global]
 logfile="{folder}/ulogd.log"
@@ -44,13 +44,13 @@ _FOLDERS: Final = ("/usr/lib/*/ulogd", "/usr/lib64/ulogd", "/usr/lib/ulogd")
 
 
 def binary() -> str | None:
-    """Where it is, with every plugin that is needed; None when it is not installed."""
+    """Return its path if it has every needed plugin; None if it is not installed."""
     found = shutil.which("ulogd", path="/usr/sbin:/usr/bin:/usr/local/sbin")
     return found if len(_plugins()) == len(_PLUGINS) else None
 
 
 def version(path: str) -> str:
-    """Its name and version, as it says."""
+    """Return the name and version that it prints."""
     shown = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
     return shown.stdout.splitlines()[0].replace("ulogd Version", "ulogd2")
 

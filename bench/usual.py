@@ -1,4 +1,4 @@
-"""The ruleset that a sandbox runtime usually loads, with one log rule for all that it refuses."""
+"""Usual ruleset of a sandbox runtime, with one log rule for all refused packets."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ table inet usual {{
 }}
 """
 PREFIX: Final = "usual: "
-#: A record of each packet.
+#: One record per packet.
 TO_NFLOG: Final = f'log prefix "{PREFIX}" group {stage.GROUP} snaplen 128'
 TO_KERNEL_LOG: Final = f'log prefix "{PREFIX}"'
-#: One budget for all.
+#: One shared budget.
 AT_MOST_5: Final = f"limit rate 5/second burst 10 packets {TO_KERNEL_LOG}"
 
 
 def ruleset(log: str) -> str:
-    """Ready for ``nft -f``. ``log`` is the statement that logs."""
+    """Return the ruleset for ``nft -f``. ``log`` is the statement that logs."""
     return _RULESET.format(proxy=lab.GATEWAY4, port=lab.PROXY_PORT, log=log)

@@ -1,4 +1,4 @@
-"""Who did it, as is usual: the socket of an established connection, and who has that."""
+"""The usual attribution: the socket of an established connection, and the process that has it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ESTABLISHED: Final = "01"
 
 
 class UsualLookup:
-    """Looks in one network namespace; finds nobody who is gone, nor what no connection came of."""
+    """Lookup in one network namespace; misses exited processes and refused connections."""
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
@@ -27,9 +27,10 @@ class UsualLookup:
     async def attributions(
         self, _: str, records: Sequence[Record], _since_ns: int
     ) -> list[Attribution]:
-        """Who has the socket of each record now, as a ladder says it."""
+        """Return the current process of each record's socket, in the form of a fallback chain."""
         return [
-            Attribution(rung="none", reason="", process=self._process(record)) for record in records
+            Attribution(method="none", reason="", process=self._process(record))
+            for record in records
         ]
 
     def _process(self, record: Record) -> Process | None:

@@ -1,6 +1,6 @@
 """Fence a sandbox with nftables and report every bypass attempt as OCSF events.
 
-What the command line does, a supervisor in Python can do as well::
+A supervisor in Python can do the same as the command line::
 
     config = ocsf_nft.parse(
         {"sandbox": [{"name": "agent", "netns": "agent", "proxy": ["10.0.0.1:3128"],
@@ -8,11 +8,11 @@ What the command line does, a supervisor in Python can do as well::
         where="my supervisor",
     )
     async with ocsf_nft.Service(config, iterates=True) as service:
-        ...  # the fence stands, and all that it refuses is read: start the workload
+        ...  # the fence is active and its records are read: start the workload
         async for event in service:
             ...
 
-Everything else in here may change from one version to the next.
+All other names in this package may change from one version to the next.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "OcsfNftError", "Service", "load", "parse"]
 
-#: Imported when it is asked for: the command line must be there at once.
-_PLACES: Final = {
+#: Module of each public name. Imported on first use, so that the command line starts fast.
+_MODULES: Final = {
     "Config": "ocsf_nft.config",
     "OcsfNftError": "ocsf_nft.errors",
     "Service": "ocsf_nft.service",
@@ -38,6 +38,6 @@ _PLACES: Final = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

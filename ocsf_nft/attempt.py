@@ -1,4 +1,4 @@
-"""What the records and the counters come to: attempts, and who makes too many of them."""
+"""Attempts and incidents: the result of records and counters, and the input of the mapper."""
 
 from __future__ import annotations
 
@@ -10,30 +10,33 @@ if TYPE_CHECKING:
     from ocsf_nft.process import Attribution, Process
     from ocsf_nft.record import Record, Verdict
 
-#: Why packets of several flows are told together. ``many``: one user has more flows than are told
-#: one by one. ``unplaced``: they found no place in the kernel's sets of flows. ``forgotten``: the
-#: kernel forgot the flows before anybody had read their counts.
-Merger: TypeAlias = Literal["many", "unplaced", "forgotten"]
+#: Reason why packets of several flows are aggregated. ``many``: one user has more flows than are
+#: reported separately. ``unplaced``: the flows found no free slot in the kernel's sets.
+#: ``forgotten``: the kernel evicted the flows before their counts were read.
+AggregationReason: TypeAlias = Literal["many", "unplaced", "forgotten"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Merged:
-    """Several flows told as one: why, how many there are (None: nobody knows), and some of them."""
+class Aggregation:
+    """Several flows reported as one, for a ``reason``.
 
-    why: Merger
+    ``flows`` is their number (None: unknown), and ``sample`` has some of them.
+    """
+
+    reason: AggregationReason
     flows: int | None = None
     sample: tuple[Flow, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Streak:
-    """The attempts of one flow that followed one another without a pause, up to one of them.
+class Incident:
+    """Successive attempts of one flow without a pause, up to one of them.
 
-    ``identity`` is the same for all of them. They are ``windows`` attempts of ``packets`` packets
-    since ``start_ns`` (since the epoch, UTC). With the ``found_at``-th of them they came to
-    something that is a finding; None as long as they do not. ``latest`` are the identities of the
-    records of the latest ones, that of the last one last. ``attribution`` is who made all of them;
-    None where nobody has looked.
+    ``identity`` is the same for all of them. The incident has ``windows`` attempts with ``packets``
+    packets since ``start_ns`` (since the epoch, UTC). It became a finding with attempt number
+    ``found_at``, which is None if it is no finding yet. ``latest`` has the identities of the latest
+    attempts' records, the last one at the end. ``attribution`` is the attribution of all attempts
+    together; None if no attempt was attributed.
     """
 
     identity: str
@@ -46,19 +49,19 @@ class Streak:
 
     @property
     def process(self) -> Process | None:
-        """The process that made all of them; None where nobody knows, or there was no such one."""
+        """Return the process that made all attempts; None if unknown, or if there were several."""
         return None if self.attribution is None else self.attribution.process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What somebody tried, in one window: each packet is in one attempt and in no other.
+    """Packets of one flow in one time window; each packet belongs to exactly one attempt.
 
-    ``record`` stands for it: what the kernel logged of its first packet or, where it logged none,
-    what its counter says; ``packets`` and ``bytes`` are exact, ``bytes`` None where nobody counted
-    them. No packet is from before ``start_ns`` or from after ``end_ns`` (since the epoch, UTC).
-    ``streak`` is what it goes on with; None where nobody keeps count of that. ``attribution`` is
-    who did it; None where nobody has looked.
+    ``record`` describes the attempt. It is the kernel's record of the first packet or, if the
+    kernel logged none, a record made from the counter. ``packets`` and ``bytes`` are exact;
+    ``bytes`` is None if the bytes were not counted. No packet is from before ``start_ns`` or after
+    ``end_ns`` (since the epoch, UTC). ``streak`` is the incident that the attempt belongs to; None
+    if incidents are not tracked. ``attribution`` is None if the attempt was not attributed.
     """
 
     record: Record
@@ -66,18 +69,18 @@ class Attempt:
     bytes: int | None
     start_ns: int
     end_ns: int
-    merged: Merged | None = None
-    streak: Streak | None = None
+    aggregation: Aggregation | None = None
+    streak: Incident | None = None
     attribution: Attribution | None = None
 
     @property
     def process(self) -> Process | None:
-        """The process that did it; None where nobody knows, or not which of several."""
+        """Return the process that made the attempt; None if unknown, or if it is one of several."""
         return None if self.attribution is None else self.attribution.process
 
     @staticmethod
     def of(record: Record, attribution: Attribution | None = None) -> Attempt:
-        """The attempt that one record is."""
+        """Return the attempt that consists of one record."""
         return Attempt(
             record=record,
             packets=1,
@@ -89,26 +92,27 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """A streak is over: nothing came of its flow for a while, or nobody reads any more.
+class IncidentEnd:
+    """End of an incident: the flow had no packet for a while, or reading has stopped.
 
-    ``record`` is as in :class:`Attempt`; ``end_ns`` is the end of its last one.
+    ``record`` is as in :class:`Attempt`. ``end_ns`` is the end of the last attempt. ``streak`` is
+    the incident; the field is stored by this name.
     """
 
     record: Record
-    streak: Streak
+    streak: Incident
     end_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FanOut:
-    """One user tries many destinations or ports within a short time.
+    """Many destinations or ports that one user tries within a short time.
 
-    ``verdict`` is as in the records of the rule: ``permit`` where a permissive fence let it pass.
-    ``identity`` is the same for all that is told of it, from ``begun`` to ``ended``. The numbers
-    are what it came to so far, and at least so many: ``flows`` distinct flows, to ``destinations``
-    addresses and ``ports`` ports, by ``packets``. ``sample`` are some of them. Times as in
-    :class:`Attempt`.
+    ``verdict`` is as in the records of the rule: ``permit`` if a permissive fence allowed the
+    packets. ``identity`` is the same for all reports, from stage ``begun`` to ``ended``. All
+    numbers are totals up to now, and lower bounds: ``flows`` distinct flows to ``destinations``
+    addresses and ``ports`` ports, with ``packets`` packets. ``sample`` has some of the flows. Times
+    are as in :class:`Attempt`.
     """
 
     identity: str

@@ -1,10 +1,10 @@
-"""What is kept on disk: a file of SQLite that survives what becomes of its disk and of its users.
+"""SQLite file that survives damage, deletion and the end of the process.
 
-A transaction is there as a whole or not at all, whoever is killed. One file that is damaged is set
-aside, and a new one begun. One that somebody removed, or put another one in the place of, while it
-is open is put back from what is open (Linux keeps it for as long).
+A transaction is stored as a whole or not at all, even if the process is killed. A damaged file is
+quarantined, and a new file is created. If another process deletes or replaces the file while it is
+open, the file is restored from the open one. (Linux keeps a deleted file as long as it is open.)
 
-Everything here blocks: call it from one thread at a time.
+All functions block: call them from one thread at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import structlog
 
-from ocsf_nft.database_lock import Lock
+from ocsf_nft.database_lock import FileLock
 from ocsf_nft.errors import ClosedError, DeliveryError, SourceError
 
 if TYPE_CHECKING:
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 _BUSY_SECONDS: Final = 5.0
-#: Beside its file SQLite has these.
+#: Suffixes of the files that SQLite creates beside the database.
 _COMPANIONS: Final = ("-wal", "-shm")
-#: Little is read twice, and a run is to be small.
+#: Small, because few pages are read twice and the process must use little memory.
 _CACHE_KIB: Final = 512
-#: Damaged files that are kept.
-_MOST_DAMAGED: Final = 9
-#: What a log of one large transaction may go on taking of the disk.
+#: Quarantined files, at most.
+_MAX_DAMAGED: Final = 9
+#: Size of SQLite's write-ahead log that remains on the disk after a large transaction.
 _LOG_BYTES: Final = 16 << 20
 
 
 class Database:
-    """One file.
+    """SQLite database in one file, in WAL mode.
 
-    ``synchronous`` as SQLite has it, in its mode WAL: what is committed under NORMAL survives
-    whatever happens to the process, what is committed under FULL a power cut as well. One that
-    ``is_ours_alone`` no other process opens so, while it is open.
+    ``synchronous`` is SQLite's setting. A transaction committed under NORMAL survives a crash
+    of the process. One committed under FULL survives a power cut as well. An ``is_exclusive``
+    database holds a lock while it is open, so no other process can open it as exclusive.
     """
 
     def __init__(
@@ -50,35 +50,36 @@ class Database:
         schema: str,
         *,
         synchronous: Literal["NORMAL", "FULL"] = "NORMAL",
-        is_ours_alone: bool = False,
+        is_exclusive: bool = False,
     ) -> None:
         self.path = path
-        #: What was the matter with a file that was set aside, to be told; None when all is well.
+        #: Report about a quarantined file; None if no file was quarantined.
         self.fault: str | None = None
         self._schema = schema
         self._synchronous = synchronous
-        self._lock = Lock(path) if is_ours_alone else None
+        self._lock = FileLock(path) if is_exclusive else None
         self._connection: sqlite3.Connection | None = None
         self._identity = (0, 0)
         self._is_read_only = False
 
     def open(self, *, read_only: bool = False) -> None:
-        """Open the file, making it where it is missing; one that is damaged is set aside.
+        """Open the file, and create it if it is missing; quarantine a damaged file.
 
-        Raises DeliveryError when the disk won't have it; SourceError when it is only to be read
-        and can't be.
+        Raises DeliveryError if the file can't be written, ClosedError if another process has the
+        lock. If ``read_only`` is set, raises SourceError if the file can't be read; a damaged file
+        stays as it is.
         """
         self._is_read_only = read_only
         try:
             if not read_only:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if self._lock is not None:
-                    self._lock.hold()
+                    self._lock.acquire()
             self._connect()
         except sqlite3.DatabaseError as error:
             if read_only or isinstance(error, sqlite3.OperationalError):
                 raise self.failure(error) from error
-            self.set_aside(str(error))
+            self.quarantine(str(error))
         except OSError as error:
             raise self.failure(error) from error
 
@@ -86,7 +87,7 @@ class Database:
         """Close the file."""
         self._disconnect()
         if self._lock is not None:
-            self._lock.let_go()
+            self._lock.release()
 
     def _disconnect(self) -> None:
         self._identity = (0, 0)
@@ -95,7 +96,7 @@ class Database:
             self._connection = None
 
     def remove(self) -> None:
-        """Close the file and remove it, and its folder where nothing else is in that."""
+        """Close and delete the file, and its folder if that is empty then."""
         self._disconnect()
         self._unlink("", *_COMPANIONS)
         if self._lock is not None:
@@ -103,24 +104,27 @@ class Database:
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
 
-    def has_moved(self) -> bool:
-        """Whether another file has the name of the one that is open."""
+    def is_replaced(self) -> bool:
+        """Return whether another file has the path of the open file now.
+
+        Return False if there is no file: the open one is the only one then.
+        """
         try:
-            return self._found() != self._identity
-        except OSError:  # not there now: what is open is all there is
+            return self._file_identity() != self._identity
+        except OSError:
             return False
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One transaction, taken back where its body fails.
+    def raw_transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run one transaction, rolled back if its body raises.
 
-        What SQLite raises passes through; what it raises at the transaction's own ends does too.
-        Use :meth:`at_work` but where damage is to be told from a disk that is full.
+        Errors of SQLite pass through unchanged, also those of BEGIN and COMMIT. Use
+        :meth:`transaction`, except to distinguish damage from a full disk.
         """
         if self._connection is None and self._identity != (0, 0):
-            self._connect()  # what was put back could not be opened
+            self._connect()  # an earlier try could not open the restored file
         if not self._is_read_only:
-            self._follow()
+            self._restore_if_removed()
         connection = self._connection
         if connection is None:
             raise RuntimeError("open the database first")
@@ -129,73 +133,93 @@ class Database:
             yield connection
             connection.execute("COMMIT")
         except BaseException:
-            # After some errors SQLite has done so by itself.
+            # After some errors SQLite has rolled back by itself.
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
 
     @contextlib.contextmanager
-    def at_work(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; raises DeliveryError (SourceError of who only reads) for SQLite's.
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run one transaction, rolled back if its body raises.
 
-        Of a file that turns out to be damaged it is ClosedError: opening it anew sets it aside.
+        Raises DeliveryError for errors of SQLite and of the system, or SourceError if the file is
+        open for reading only. Raises ClosedError if the file is damaged: the next open quarantines
+        it.
         """
         try:
-            with self.transaction() as connection:
+            with self.raw_transaction() as connection:
                 yield connection
         except sqlite3.DatabaseError as error:
-            # Those of a disk that is full, and all others, are of a class below.
+            # A full disk, and all other causes, raise a subclass.
             if type(error) is sqlite3.DatabaseError and not self._is_read_only:
                 raise ClosedError(
-                    f"{self.path} is damaged ({error}): start again, which sets it aside"
+                    f"{self.path} is damaged ({error}): restart, which quarantines it"
                 ) from error
             raise self.failure(error) from error
         except (sqlite3.Error, OSError) as error:
             raise self.failure(error) from error
 
     @contextlib.contextmanager
-    def lightly(self) -> Iterator[sqlite3.Connection]:
-        """As :meth:`at_work`, but a power cut may take it back, whatever ``synchronous`` is."""
+    def unsynced_transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run one transaction that a power cut may undo, whatever ``synchronous`` is.
+
+        Raises the same errors as :meth:`transaction`.
+        """
         if self._connection is not None:
             self._connection.execute("PRAGMA synchronous = NORMAL")
         try:
-            with self.at_work() as connection:
+            with self.transaction() as connection:
                 yield connection
         finally:
             if self._connection is not None:
                 self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
 
-    def shorten_log(self) -> None:
-        """Let SQLite's log of what was changed begin anew; raises DeliveryError."""
+    def checkpoint_log(self) -> None:
+        """Copy SQLite's write-ahead log into the file, so that the log starts again.
+
+        Raises DeliveryError.
+        """
         try:
             if self._connection is not None:
                 self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except sqlite3.Error as error:
             raise self.failure(error) from error
 
-    def set_aside(self, fault: str) -> None:
-        """Begin a new file in the place of one that is damaged; raises DeliveryError."""
+    def quarantine(self, fault: str) -> None:
+        """Rename the damaged file and create a new one; raises DeliveryError.
+
+        ``fault`` is the description of the damage; :attr:`fault` then reports it.
+        """
         self._disconnect()
-        kept = self._free_name()
+        quarantined = self._free_name()
         try:
-            self.path.replace(kept)
-            # What these hold would be taken for the new file's.
+            self.path.replace(quarantined)
+            # SQLite would take them for companions of the new file.
             self._unlink(*_COMPANIONS)
             self._connect()
         except (OSError, sqlite3.DatabaseError) as error:
             raise self.failure(error) from error
-        self.fault = f"{self.path} is damaged ({fault}): it is set aside as {kept}, and begun anew"
+        self.fault = (
+            f"{self.path} is damaged ({fault}): it was renamed to {quarantined}, and a new file "
+            "was created"
+        )
 
     def _free_name(self) -> Path:
-        """Of damaged files the first are kept: what came of them may be told by these alone."""
-        names = (f".damaged{number}" for number in ("", *range(2, _MOST_DAMAGED)))
+        """Return an unused name for a damaged file, or the last name if all are in use.
+
+        So the first damaged files remain: they may be the only ones that show the cause.
+        """
+        names = (f".damaged{number}" for number in ("", *range(2, _MAX_DAMAGED)))
         for path in map(self.path.with_suffix, names):
             if not path.exists():
                 return path
-        return self.path.with_suffix(f".damaged{_MOST_DAMAGED}")
+        return self.path.with_suffix(f".damaged{_MAX_DAMAGED}")
 
     def failure(self, error: Exception) -> DeliveryError | SourceError:
-        """What SQLite, or the system, could not do, as one sentence."""
+        """Return the error to raise for an error of SQLite or of the system.
+
+        It is SourceError if the file is open for reading only, else DeliveryError.
+        """
         cause = error.strerror if isinstance(error, OSError) else error
         if self._is_read_only:
             return SourceError(f"{self.path} can't be read: {cause}")
@@ -209,11 +233,11 @@ class Database:
             self._connection = sqlite3.connect(
                 uri, uri=True, timeout=_BUSY_SECONDS, isolation_level=None
             )
-            with contextlib.suppress(FileNotFoundError):  # the first question finds that out
-                self._identity = self._found()
+            with contextlib.suppress(FileNotFoundError):  # the first query fails then
+                self._identity = self._file_identity()
             return
-        # Of its owner alone, whatever the folder permits. SQLite gives its log the same mode. It
-        # fails as well where this does, and names the cause.
+        # Only the owner may read the file, whatever the folder's mode. SQLite gives its log the
+        # same mode. If this fails, SQLite fails as well and names the cause.
         with contextlib.suppress(OSError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = sqlite3.connect(
@@ -222,32 +246,32 @@ class Database:
         try:
             connection.executescript(
                 f"PRAGMA journal_mode = WAL; PRAGMA synchronous = {self._synchronous}; "
-                # Debian's overwrites what is removed, for which a nearly full disk has no room.
+                # Debian's SQLite overwrites deleted rows; a nearly full disk has no room for that.
                 f"PRAGMA secure_delete = FAST; PRAGMA cache_size = -{_CACHE_KIB}; "
                 f"PRAGMA journal_size_limit = {_LOG_BYTES}; {self._schema}"
             )
             (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             if found != "ok":
-                raise sqlite3.DatabaseError(found)  # noqa: TRY301 - as SQLite itself would have
-            self._identity = self._found()
+                raise sqlite3.DatabaseError(found)  # noqa: TRY301 - as SQLite itself raises it
+            self._identity = self._file_identity()
         except BaseException:
             connection.close()
             raise
         self._connection = connection
 
-    def _found(self) -> tuple[int, int]:
-        found = self.path.stat()
-        return found.st_dev, found.st_ino
+    def _file_identity(self) -> tuple[int, int]:
+        status = self.path.stat()
+        return status.st_dev, status.st_ino
 
-    def _follow(self) -> None:
-        """Put the file back where it is there no longer.
+    def _restore_if_removed(self) -> None:
+        """Restore the file from the open one if it was deleted or replaced.
 
-        Raises OSError, sqlite3.Error, and ClosedError when it is another run's by now.
+        Raises OSError, sqlite3.Error, and ClosedError if another run has the lock by now.
         """
         if self._lock is not None:
-            self._lock.hold()
+            self._lock.acquire()
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            if self._found() == self._identity:
+            if self._file_identity() == self._identity:
                 return
         old = self._connection
         if old is None:
@@ -259,11 +283,11 @@ class Database:
             old.backup(copy)
         self._unlink(*_COMPANIONS)
         new.replace(self.path)
-        # Now, while the new file has no log of this name: closing removes the log by its name.
+        # Close before the new file has a log: SQLite deletes the log by its name when it closes.
         old.close()
         self._connection = None
         self._connect()
-        _log.warning("a file that was removed or replaced while it was used is put back",
+        _log.warning("restored a file that was removed or replaced while it was open",
                      path=str(self.path))  # fmt: skip
 
     def _unlink(self, *suffixes: str) -> None:

@@ -1,6 +1,7 @@
-"""What keeps a file of SQLite to one run: flock(2) on a file beside it.
+"""Lock that gives a SQLite file to one run: flock(2) on a file beside it.
 
-Not on the file itself: whoever closes a descriptor of that loses the locks that SQLite has on it.
+The lock is not on the SQLite file itself: a process that closes any descriptor of that file drops
+the locks that SQLite has on it.
 """
 
 from __future__ import annotations
@@ -15,53 +16,53 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Lock:
-    """The lock of the file at ``path``."""
+class FileLock:
+    """Exclusive lock of the file at ``path``."""
 
     def __init__(self, path: Path) -> None:
-        self._of = path
+        self._protected = path
         self._path = path.with_name(f".{path.name}.lock")
         self._descriptor: int | None = None
 
-    def hold(self) -> None:
-        """Take the lock, or take it anew where its file is there no longer.
+    def acquire(self) -> None:
+        """Take the lock; take it again if the lock file was deleted or replaced.
 
-        Raises ClosedError when another run has it, OSError.
+        Raises ClosedError if another run has the lock, OSError if the file can't be opened.
         """
-        while not self._is_held():
-            self.let_go()
+        while not self._is_valid():
+            self.release()
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                self.let_go()
+                self.release()
                 raise ClosedError(
-                    f"another run keeps its events in {self._of}: give one of them a [store] path, "
-                    "or a state_dir, of its own"
+                    f"another run stores its events in {self._protected}: give one of them its own "
+                    "[store] path or state_dir"
                 ) from error
 
-    def _is_held(self) -> bool:
-        """Whether the file that we have is the one that others would find."""
+    def _is_valid(self) -> bool:
+        """Return whether the locked file is the one that other processes find at the path."""
         if self._descriptor is None:
             return False
         try:
-            found = self._path.stat()
+            current = self._path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
-        ours = os.fstat(self._descriptor)
-        return (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino)
+        locked = os.fstat(self._descriptor)
+        return (current.st_dev, current.st_ino) == (locked.st_dev, locked.st_ino)
 
-    def let_go(self) -> None:
-        """Leave it to others."""
+    def release(self) -> None:
+        """Release the lock; does nothing without one."""
         if self._descriptor is not None:
-            # Closing alone keeps the lock while a starting child has a copy of the descriptor.
+            # A starting child may have a copy of the descriptor: closing ours would not unlock.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
             os.close(self._descriptor)
             self._descriptor = None
 
     def remove(self) -> None:
-        """Remove its file, and leave it to others."""
-        if self._is_held():
+        """Delete the lock file and release the lock."""
+        if self._is_valid():
             self._path.unlink(missing_ok=True)
-        self.let_go()
+        self.release()

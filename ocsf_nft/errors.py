@@ -1,7 +1,7 @@
-"""The one error tree.
+"""Errors of the package.
 
-Every error carries one sentence for a person (the cause and, where there is one, the mend)
-and the exit code that the command line documents for it.
+Every error has one sentence for people: the cause and, if there is one, the remedy. It also has the
+exit code that the command line documents.
 """
 
 from __future__ import annotations
@@ -10,39 +10,40 @@ from typing import ClassVar
 
 
 class OcsfNftError(Exception):
-    """The root: anything that ocsf-nft reports instead of a traceback."""
+    """Base of all errors that ocsf-nft reports without a traceback."""
 
     exit_code: ClassVar[int] = 3
 
 
 class UsageError(OcsfNftError):
-    """What was asked for makes no sense: a bad address, an unknown key, a missing option."""
+    """Invalid request: a bad address, an unknown key, a missing option."""
 
     exit_code: ClassVar[int] = 2
 
 
 class AbsentError(OcsfNftError):
-    """What was asked about is not there: a namespace, a fence, a file."""
+    """Missing object: a namespace, a fence, a file."""
 
     exit_code: ClassVar[int] = 2
 
 
 class UnsupportedError(OcsfNftError):
-    """The system can't: the kernel lacks a feature, a tool is missing, a privilege is not held."""
+    """Missing kernel feature, tool or privilege."""
 
 
 class FenceError(OcsfNftError):
-    """The kernel refused the ruleset, or the fence does not stand as it should."""
+    """Ruleset that the kernel rejected, or fence that is not active as requested."""
 
 
 class SourceError(OcsfNftError):
-    """The kernel's records can't be read."""
+    """Failure to read the kernel's records."""
 
 
 class DeliveryError(OcsfNftError):
-    """Events can't be written or sent now: a full disk, a receiver that is down.
+    """Failure to write or send events now: a full disk, a receiver that is down.
 
-    ``after_seconds`` is how long a receiver asked to be left alone, None where it did not.
+    ``after_seconds`` is the delay before a retry that the receiver requested; None if it requested
+    none.
     """
 
     def __init__(self, sentence: str, *, after_seconds: float | None = None) -> None:
@@ -51,8 +52,8 @@ class DeliveryError(OcsfNftError):
 
 
 class RefusedError(DeliveryError):
-    """A receiver won't have a batch as it is: one of its events, or its size, is wrong."""
+    """Batch that a receiver refuses because of one of its events or because of its size."""
 
 
 class ClosedError(DeliveryError):
-    """What events are written to is gone for good: a pipe whose reader went away."""
+    """Output that is closed permanently, such as a pipe without a reader."""

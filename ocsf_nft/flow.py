@@ -1,9 +1,11 @@
-"""What the kernel counts refused packets by, and what it has counted.
+"""Counters of refused packets, and the keys by which the kernel counts.
 
-A rule of a fence has three sets of counters (``rules/accounting.nft``). Their keys are the bytes
-that nftables has: each field padded to four bytes; user and group ids in the machine's byte order,
-the rest as in the packet. They are dictionary keys here as they are, because there may be tens of
-thousands of them a second; :func:`flow` says in words what one means.
+A rule of a fence has three sets of counters (``rules/accounting.nft``). A set's keys are the bytes
+that nftables has. Each field is padded to four bytes. User and group ids are in the machine's byte
+order, all other fields as in the packet.
+
+Keys stay bytes here, because there may be tens of thousands of them a second. :func:`flow` decodes
+one.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
-from ocsf_nft.address import packed, text_of
+from ocsf_nft.ip_text import packed, text_of
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
@@ -20,25 +22,25 @@ if TYPE_CHECKING:
 
     from ocsf_nft.record import Record
 
-#: The sets of a rule: flows over IPv4, flows over IPv6, and what is neither or found no place.
+#: Sets of a rule: IPv4 flows, IPv6 flows, and packets that are neither or that found no free slot.
 Kind: TypeAlias = Literal["flows4", "flows6", "others"]
 KINDS: Final[tuple[Kind, ...]] = ("flows4", "flows6", "others")
 
-#: The user of a packet that no socket has sent.
-_NOBODY: Final = 0xFFFFFFFF
+#: User id in the key of a packet that no socket sent.
+_NO_UID: Final = 0xFFFFFFFF
 _FLOW4: Final = struct.Struct("=IB3x4s2s2x")
 _FLOW6: Final = struct.Struct("=IB3x16s2s2x")
 _UID: Final = struct.Struct("=I")
 _OTHER: Final = struct.Struct("=I2s2xB3x")
-#: tcp, udp, dccp, sctp, udplite: whose first bytes are ports, as in accounting.nft.
+#: tcp, udp, dccp, sctp, udplite: protocols with ports in their first bytes, as in accounting.nft.
 _WITH_PORTS: Final = frozenset({6, 17, 33, 132, 136})
 _ETHERTYPES: Final = {4: 0x0800, 6: 0x86DD}
-#: The names that sources give these fields in ``Record.details``.
+#: Names of these fields in ``Record.details``.
 _FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
 
 
 class Key(NamedTuple):
-    """One element: its set, and its key there."""
+    """Key of an element, with the set that has it."""
 
     kind: Kind
     data: bytes
@@ -52,7 +54,7 @@ class Count(NamedTuple):
 
 
 class Element(NamedTuple):
-    """An element of a set: its key, its count since it is there, and how long ago the last was."""
+    """Element of a set: key, count since its creation, and time since its last packet."""
 
     data: bytes
     packets: int
@@ -62,12 +64,12 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleReading:
-    """The counters of one rule, of one of its modes.
+    """Counters of one rule in one of its modes.
 
-    ``refused`` is all that the rule refused, or would have, being permissive; ``refused_before``
-    the same counter as it was before the elements were read, so that what they hold lies between
-    the two. ``overflow`` is what found no place in any set. ``logged`` is of how many packets a
-    record was written by then, whether or not anybody has read it.
+    ``refused`` counts all packets that the rule refused, or would have refused if it is permissive.
+    ``refused_before`` is the same counter before the elements were read, so the elements' sum lies
+    between both. ``overflow`` counts packets without a slot in any set. ``logged`` counts packets
+    that the kernel had logged by then, also if no source read the record.
     """
 
     refused_before: Count
@@ -79,10 +81,10 @@ class RuleReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """The counters of a fence, read from ``began_ns`` to ``ended_ns`` (since the epoch, UTC).
+    """Counters of a fence, read from ``began_ns`` to ``ended_ns`` (since the epoch, UTC).
 
-    Both are by :func:`account_name`. ``epochs`` tells which counters these are: another value means
-    that they have begun anew.
+    The keys of both mappings are names from :func:`account_name`. ``epochs`` identifies the
+    counters: a new value means that they began again at zero.
     """
 
     epochs: Mapping[str, str]
@@ -93,10 +95,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """What an element counts: who sent what, where to.
+    """Sender and destination of the packets that an element counts.
 
-    ``destination`` is None where the key has none; ``port`` where the protocol has none, or the
-    packet is a fragment. ``ethertype`` is known for ``others`` alone.
+    ``destination`` is None if the key has none. ``port`` is None if the protocol has no ports, or
+    if the packet is a fragment. Only keys of ``others`` have an ``ethertype``.
     """
 
     uid: int | None
@@ -107,57 +109,61 @@ class Flow:
 
 
 def account_name(rule: str, *, is_permissive: bool) -> str:
-    """What the account of a rule is called: a permissive rule has another one, as its log prefix.
+    """Return the name of a rule's account; a permissive rule has a separate one, as its log prefix.
 
-    Nothing else has a colon in its name.
+    No other name has a colon.
     """
     return f"{rule}:{PERMISSIVE}" if is_permissive else rule
 
 
-def counting_name(rule: str, *, is_permissive: bool) -> str:
-    """How the counters and sets end that count what a rule refuses, or lets pass.
+def counter_suffix(rule: str, *, is_permissive: bool) -> str:
+    """Return the suffix in the names of the counters and sets of a rule in one mode.
 
-    They are others: whatever becomes of the fence, no count is of both.
+    Each mode has its own counters, so no count ever mixes both modes.
     """
     return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 
 
 def flow(key: Key) -> Flow:
-    """What a key says, in words; raises ``struct.error`` when it has the wrong length."""
+    """Decode a key; raises ``struct.error`` if it has the wrong length."""
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)
         return Flow(
-            uid=_owner(uid),
+            uid=_uid_or_none(uid),
             protocol=protocol or None,
             ethertype=int.from_bytes(ethertype, "big"),
         )
     layout = _FLOW4 if key.kind == "flows4" else _FLOW6
     uid, protocol, address, port = layout.unpack(key.data)
     return Flow(
-        uid=_owner(uid),
+        uid=_uid_or_none(uid),
         protocol=protocol,
         destination=text_of(address),
         port=int.from_bytes(port, "big") if protocol in _WITH_PORTS else None,
     )
 
 
-def renumbered(reading: RuleReading, here: Callable[[int], int]) -> RuleReading:
-    """A reading with its users' numbers as they are ``here``."""
+def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading:
+    """Return a reading in which ``map_uid`` has replaced each user id."""
     return replace(
         reading,
-        elements={kind: _renumbered(found, here) for kind, found in reading.elements.items()},
+        elements={
+            kind: _map_element_uids(found, map_uid) for kind, found in reading.elements.items()
+        },
     )
 
 
-def _renumbered(elements: Iterable[Element], here: Callable[[int], int]) -> tuple[Element, ...]:
+def _map_element_uids(
+    elements: Iterable[Element], map_uid: Callable[[int], int]
+) -> tuple[Element, ...]:
     found: dict[bytes, Element] = {}
     for element in elements:
         (uid,) = _UID.unpack_from(element.data)
         data = element.data
-        if uid != _NOBODY:
-            data = _UID.pack(here(uid)) + data[_UID.size :]
+        if uid != _NO_UID:
+            data = _UID.pack(map_uid(uid)) + data[_UID.size :]
         other = found.get(data, Element(data, 0, 0, element.idle_ms))
-        # Users without a number of their own share one.
+        # Users without a mapped id share one id.
         found[data] = Element(
             data,
             element.packets + other.packets,
@@ -168,8 +174,11 @@ def _renumbered(elements: Iterable[Element], here: Callable[[int], int]) -> tupl
 
 
 def keys(record: Record) -> tuple[Key, ...]:
-    """Where the kernel may have counted the packet of a record, the likeliest first."""
-    uid = _NOBODY if record.uid is None else record.uid
+    """Return the keys under which the kernel may have counted a record's packet.
+
+    The most likely key is first.
+    """
+    uid = _NO_UID if record.uid is None else record.uid
     address = packed(record.destination)
     if address is not None and record.protocol is not None:
         has_port = (
@@ -186,13 +195,14 @@ def keys(record: Record) -> tuple[Key, ...]:
     else:
         ethertype = record.ethertype or _ETHERTYPES.get(record.ip_version or 0, 0)
         exact = Key("others", _OTHER.pack(uid, ethertype.to_bytes(2, "big"), record.protocol or 0))
-    return exact, *coarser(exact)
+    return exact, *fallback_keys(exact)
 
 
 def lacks_port(record: Record) -> bool:
-    """Whether the kernel may have counted a packet by a port that its record doesn't tell.
+    """Return whether the kernel may have counted a packet by a port that its record lacks.
 
-    It reads a port wherever there are four bytes, and logs one where the header is whole.
+    The kernel counts by a port if the packet has four bytes there. It logs a port only if the
+    transport header is complete.
     """
     return (
         record.protocol in _WITH_PORTS
@@ -202,17 +212,17 @@ def lacks_port(record: Record) -> bool:
 
 
 def without_port(key: Key) -> Key:
-    """The key that all ports of a destination have in common."""
+    """Return the key that all ports of a destination have in common."""
     return key if key.kind == "others" else Key(key.kind, key.data[:-4] + bytes(4))
 
 
 def user_of(key: Key) -> int | None:
-    """The user that a key is of, None for nobody."""
-    return _owner(*_UID.unpack_from(key.data))
+    """Return the user id in a key; None if no socket sent the packet."""
+    return _uid_or_none(*_UID.unpack_from(key.data))
 
 
-def coarser(key: Key) -> tuple[Key, ...]:
-    """Where a rule counts what would have this key and finds no place there, in this order."""
+def fallback_keys(key: Key) -> tuple[Key, ...]:
+    """Return the keys, in order, under which a rule counts if ``key`` finds no free slot."""
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)
         return (Key("others", _OTHER.pack(uid, ethertype, 0)),) if protocol else ()
@@ -222,8 +232,8 @@ def coarser(key: Key) -> tuple[Key, ...]:
     without_port = Key(key.kind, layout.pack(uid, protocol, address, b"\0\0"))
     other = Key("others", _OTHER.pack(uid, ethertype, protocol))
     found = (without_port,) if port != b"\0\0" else ()
-    return *found, other, *coarser(other)
+    return *found, other, *fallback_keys(other)
 
 
-def _owner(uid: int) -> int | None:
-    return None if uid == _NOBODY else uid
+def _uid_or_none(uid: int) -> int | None:
+    return None if uid == _NO_UID else uid

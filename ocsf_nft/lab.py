@@ -1,8 +1,9 @@
-"""A throw-away sandbox for the demo, the tests and the benchmarks.
+"""Temporary sandbox for the demo, the tests and the benchmarks.
 
-Two network namespaces joined by a veth pair: the sandbox's, and a gateway's that stands for the
-rest of the world. Traffic never leaves the two, and both are gone when the context ends, however
-it ends. The host's sysctls don't reach them. Needs root and iproute2.
+It consists of two network namespaces joined by a veth pair: one for the sandbox, and one for a
+gateway, which represents the rest of the world. Traffic never leaves the two namespaces. They are
+removed at the end of the context, also after an error. The host's sysctls do not affect them. Needs
+root and iproute2.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ GATEWAY6: Final = "fd00:200::1"
 GATEWAY_MAC: Final = "02:00:00:00:00:01"
 SANDBOX4: Final = "10.200.0.2"
 SANDBOX6: Final = "fd00:200::2"
-#: Documentation addresses (RFC 5737, RFC 3849) that stand for the internet.
+#: Documentation addresses (RFC 5737, RFC 3849) that represent the internet.
 INTERNET4: Final = "203.0.113.7"
 INTERNET6: Final = "2001:db8::7"
 
@@ -93,7 +94,7 @@ _CONF6: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Lab:
-    """The names of what was made.
+    """Names of the namespaces and devices of a temporary sandbox.
 
     ``sandbox`` and ``gateway`` are ``ip netns`` names; ``sandbox_device`` and ``gateway_device``
     are the two ends of the veth pair.
@@ -106,17 +107,17 @@ class Lab:
 
     @property
     def sandbox_namespace(self) -> netns.Namespace:
-        """The namespace that gets fenced."""
+        """Return the namespace of the sandbox."""
         return netns.named(self.sandbox)
 
     @property
     def gateway_namespace(self) -> netns.Namespace:
-        """The namespace on the far side of the veth pair."""
+        """Return the namespace of the gateway, at the other end of the veth pair."""
         return netns.named(self.gateway)
 
 
 def ip(*arguments: str) -> None:
-    """Run iproute2's ``ip``; raises UnsupportedError with its own words when it fails."""
+    """Run iproute2's ``ip``; raises UnsupportedError with its error message if it fails."""
     binary = shutil.which("ip", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if binary is None:
         raise UnsupportedError("the ip command is missing: install iproute2")
@@ -125,7 +126,7 @@ def ip(*arguments: str) -> None:
         capture_output=True,
         text=True,
         check=False,
-        process_group=0,  # Ctrl-C must not cut the clearing up short
+        process_group=0,  # Ctrl-C must not interrupt the cleanup
     )
     if done.returncode != 0:
         raise UnsupportedError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
@@ -172,9 +173,9 @@ def _set(key: str, value: str) -> None:
 
 @contextlib.contextmanager
 def throwaway() -> Iterator[Lab]:
-    """Make the two namespaces, and remove them at the end.
+    """Create the two namespaces, and remove them at the end.
 
-    Raises UnsupportedError when the system doesn't let us.
+    Raises UnsupportedError if the system does not permit it.
     """
     token = secrets.token_hex(3)
     lab = Lab(f"ocsf-nft-{token}-sb", f"ocsf-nft-{token}-gw", "sb0", "gw0")

@@ -1,11 +1,10 @@
-"""What is counted, as Prometheus reads it.
+"""Metrics in Prometheus' text format.
 
-Names and labels are a contract with dashboards. The labels are few: a sandbox, its rules and
-their mode (enforcing or permissive), the kinds of source, the sinks by their names, the ways to
-name a process.
+Names and labels are a contract with dashboards. The labels are few: the sandbox, the rule and its
+mode (enforcing or permissive), the kind of source, the name of the sink, the attribution method.
 """
 
-# ruff: noqa: PLC0415 - prometheus_client brings an HTTP client and server: only who asks needs it
+# ruff: noqa: PLC0415 - prometheus_client imports an HTTP client and server: only metrics need it
 
 from __future__ import annotations
 
@@ -16,81 +15,81 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
-    from ocsf_nft.attribution.ladder import Ladder
+    from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.delivery.forwarder import Forwarder
     from ocsf_nft.service import Service
     from ocsf_nft.service.status import Status
 
 _COUNTERS: Final = {
-    "refused_packets": "Packets that the rule refused, as the kernel counts them.",
-    "let_pass_packets": (
-        "Packets that the rule would have refused, and let pass because its fence is permissive."
+    "refused_packets": "Packets that the rule refused, as counted by the kernel.",
+    "allowed_packets": (
+        "Packets that the rule would have refused, and allowed because its fence is permissive."
     ),
-    "reported_packets": "Packets that events have told: the sum of their counts.",
-    "overflowed_packets": "Packets that events have told without saying which flow they were of.",
+    "reported_packets": "Packets in events: the sum of their counts.",
+    "aggregated_packets": "Packets in events that do not name the flow.",
 }
 _GAUGES: Final = {
-    "in_flight_packets": "Packets that the kernel has counted and no event has told yet.",
-    "lost_records": "Log records that nobody has read; their packets are counted all the same.",
-    "imbalance_packets": (
-        "Packets that are missing, or were told twice (negative): 0 when all is well."
+    "pending_packets": "Packets that the kernel has counted and that no event has yet.",
+    "dropped_records": "Log records that no process has read; their packets are counted.",
+    "counter_mismatch_packets": (
+        "Packets that are missing (positive) or reported twice (negative); 0 is correct."
     ),
 }
-_GAP_RECORDS: Final = "Log records that were lost in gaps, as far as a source knows how many."
+_GAP_RECORDS: Final = "Log records dropped in gaps, if the source knows their number."
 _GAPS: Final = (
-    "Times that a source lost records, that the counters could not be read (source counters), or "
-    "that nobody read them for some seconds (source reader)."
+    "Times that a source dropped records, that the counters could not be read (source counters), "
+    "or that no process read them for some seconds (source reader)."
 )
-_STANDS: Final = "Whether the fence stands as it was installed; absent where nft can't be asked."
-_WATCHED: Final = "Whether a run watches the sandbox now."
-_RUNG: Final = (
-    "1 for the best way in use to name a process, 0 for the others: capture, as it sends; socket, "
-    "who has the socket afterwards; user, its user alone."
+_ACTIVE: Final = "1 if the fence is as installed, else 0; absent if nft can't be run."
+_WATCHED: Final = "1 if a run watches the sandbox, else 0."
+_METHOD: Final = (
+    "1 for the best attribution method in use, 0 for the others: capture (the process while it "
+    "sends), socket (the process that has the socket afterwards), user (the user only)."
 )
-_CAPTURE_LOST: Final = (
-    "Calls and processes that the capture had no room to tell of since the run began."
-)
+_CAPTURE_DROPPED: Final = "Calls and processes that the capture had no room for in this run."
 
-#: Of a sink: what its forwarder counts since the run began, and how it is now.
+#: Counters and state of a sink's forwarder.
 _SINK_COUNTERS: Final[Mapping[str, tuple[str, Callable[[Forwarder], float]]]] = {
     "sink_delivered_events": (
-        "Events that the sink has acknowledged since the run began.",
+        "Events that the sink acknowledged in this run.",
         lambda forwarder: forwarder.progress.delivered,
     ),
     "sink_refused_events": (
-        "Events that the sink will not take: they are dead letters.",
+        "Events that the sink refused: they are dead letters.",
         lambda forwarder: forwarder.progress.refused,
     ),
     "sink_failures": (
-        "Deliveries that failed and are tried again.",
+        "Deliveries that failed, and are retried.",
         lambda forwarder: forwarder.progress.failures,
     ),
 }
 _SINK_GAUGES: Final[Mapping[str, tuple[str, Callable[[Forwarder], float]]]] = {
     "sink_up": (
-        "Whether the sink took what it was sent last.",
+        "1 if the last delivery succeeded, else 0.",
         lambda forwarder: forwarder.progress.fault is None,
     ),
     "sink_waiting_events": (
-        "Events in the store that the sink has yet to get, those of no class of its own too.",
-        lambda forwarder: forwarder.waiting,
+        "Stored events after the sink's checkpoint, also of classes that it does not get.",
+        lambda forwarder: forwarder.pending,
     ),
     "sink_dead_letters": (
-        "Events that the sink would not take, and that are kept.",
+        "Refused events in the store.",
         lambda forwarder: forwarder.progress.dead,
     ),
 }
 
 
 def exposition(found: Sequence[Status]) -> bytes:
-    """The metrics of some sandboxes in Prometheus' text format."""
+    """Return the metrics of some sandboxes in Prometheus' text format."""
     return _text(_of_sandboxes(found))
 
 
 async def exposition_of(service: Service) -> bytes:
-    """The metrics of a run, and of its sandboxes; raises DeliveryError."""
+    """Return the metrics of a run, and of its sandboxes; raises DeliveryError."""
     found = await service.statuses()
-    return _text((*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.kept.forwarders)))
+    return _text(
+        (*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.delivery.forwarders))
+    )
 
 
 def _text(metrics: Iterable[Metric]) -> bytes:
@@ -106,7 +105,7 @@ class _Collector:
         self._metrics = metrics
 
     def collect(self) -> Sequence[Metric]:
-        """The families, each with its samples."""
+        """Return the metric families with their samples."""
         return self._metrics
 
 
@@ -125,15 +124,15 @@ def _of_sandboxes(found: Sequence[Status]) -> Iterator[Metric]:
     records = CounterMetricFamily("ocsf_nft_gap_records", _GAP_RECORDS, labels=by_source)
     gaps = CounterMetricFamily("ocsf_nft_gaps", _GAPS, labels=by_source)
     watched = GaugeMetricFamily("ocsf_nft_watched", _WATCHED, labels=("sandbox",))
-    stands = GaugeMetricFamily("ocsf_nft_fence_stands", _STANDS, labels=("sandbox",))
+    active = GaugeMetricFamily("ocsf_nft_fence_active", _ACTIVE, labels=("sandbox",))
     for status in found:
         if status.verdict is not None:
-            stands.add_metric((status.sandbox,), status.verdict == "as installed")
-        for lost in status.lost:
-            records.add_metric((status.sandbox, lost.source), lost.records)
-            gaps.add_metric((status.sandbox, lost.source), lost.gaps)
+            active.add_metric((status.sandbox,), status.verdict == "as installed")
+        for dropped in status.dropped_records:
+            records.add_metric((status.sandbox, dropped.source), dropped.records)
+            gaps.add_metric((status.sandbox, dropped.source), dropped.gaps)
         watched.add_metric((status.sandbox,), status.is_watched)
-    yield from (records, gaps, watched, stands)
+    yield from (records, gaps, watched, active)
 
 
 def _of_run(service: Service) -> Iterator[Metric]:
@@ -141,48 +140,48 @@ def _of_run(service: Service) -> Iterator[Metric]:
 
     from ocsf_nft.ocsf.context import product
 
-    counts, store = service.counts, service.kept.store
+    counts, store = service.counts, service.delivery.store
     build = GaugeMetricFamily("ocsf_nft_build_info", "1, for its version.", labels=("version",))
     build.add_metric((product().version,), 1)
     yield build
-    yield CounterMetricFamily(
-        "ocsf_nft_records", "Log records that were read since the run began.", counts.records
+    yield CounterMetricFamily("ocsf_nft_records", "Log records read in this run.", counts.records)
+    unparsed = CounterMetricFamily(
+        "ocsf_nft_unparsed_lines", "Lines that could not be parsed as a record.", labels=("kind",)
     )
-    rejects = CounterMetricFamily(
-        "ocsf_nft_rejects", "Lines that were not taken for a record.", labels=("kind",)
-    )
-    for kind, number in counts.rejects.items():
-        rejects.add_metric((kind,), number)
-    yield rejects
+    for kind, number in counts.rejected.items():
+        unparsed.add_metric((kind,), number)
+    yield unparsed
     yield CounterMetricFamily(
         "ocsf_nft_events",
-        "Events that were put into the store since the run began.",
+        "Events stored in this run.",
         service.events,
     )
-    yield from _of_ladder(service.ladder)
+    yield from _of_attribution(service.fallback_chain)
     yield GaugeMetricFamily(
-        "ocsf_nft_store_bytes", "What the store takes of the disk.", store.used_bytes
+        "ocsf_nft_store_bytes", "Bytes that the store uses on disk.", store.used_bytes
     )
     yield GaugeMetricFamily(
-        "ocsf_nft_store_max_bytes", "What the store may take of the disk.", store.most_bytes
+        "ocsf_nft_store_max_bytes",
+        "Maximum number of bytes that the store may use on disk.",
+        store.max_bytes,
     )
     yield GaugeMetricFamily(
         "ocsf_nft_store_up",
-        "Whether the disk takes what is to be kept; while it doesn't, no record is read.",
-        service.patience.fault is None,
+        "1 if the store can be written, else 0; no record is read meanwhile.",
+        service.retrier.fault is None,
     )
 
 
-def _of_ladder(ladder: Ladder) -> Iterator[Metric]:
+def _of_attribution(chain: FallbackChain) -> Iterator[Metric]:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
 
-    rung = GaugeMetricFamily("ocsf_nft_attribution_rung", _RUNG, labels=("rung",))
-    for name in get_args(Top):
-        rung.add_metric((name,), name == ladder.rung)
-    yield rung
-    yield CounterMetricFamily("ocsf_nft_capture_lost_events", _CAPTURE_LOST, ladder.lost)
+    method = GaugeMetricFamily("ocsf_nft_attribution_method", _METHOD, labels=("method",))
+    for name in get_args(TopMethod):
+        method.add_metric((name,), name == chain.method)
+    yield method
+    yield CounterMetricFamily("ocsf_nft_capture_dropped_events", _CAPTURE_DROPPED, chain.dropped)
 
 
 def _of_sinks(forwarders: Sequence[Forwarder]) -> Iterator[Metric]:

@@ -33,18 +33,18 @@ _RECEIVE_BYTES: Final = 1 << 17
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """One attribute, padded."""
+    """Return one attribute, padded."""
     length = _ATTRIBUTE.size + len(value)
     return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
 
 
 def message(kind: int, flags: int, payload: bytes, sequence: int = 0) -> bytes:
-    """One message; the kernel fills in the port id."""
+    """Return one message; the kernel fills in the port id."""
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
 
 
 def attributes(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The attributes in a payload (type without flag bits, value); stops at a malformed one."""
+    """Yield the attributes of a payload (type without flags, value); stops at a malformed one."""
     offset, end = 0, len(payload)
     while offset + _ATTRIBUTE.size <= end:
         length, kind = _ATTRIBUTE.unpack_from(payload, offset)
@@ -55,7 +55,7 @@ def attributes(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The messages in a datagram (type, payload); stops at a malformed one."""
+    """Yield the messages in a datagram (type, payload); stops at a malformed one."""
     offset, end = 0, len(datagram)
     while offset + _HEADER.size <= end:
         length, kind, _flags, _sequence, _port = _HEADER.unpack_from(datagram, offset)
@@ -66,7 +66,11 @@ def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 class Message(NamedTuple):
-    """A message with what its header says: whose answer it is, how good, whose doing it tells."""
+    """Message with the relevant fields of its header.
+
+    ``sequence`` is that of the request that it answers. ``port`` is the netlink port of the socket
+    that caused it.
+    """
 
     kind: int
     flags: int
@@ -75,8 +79,8 @@ class Message(NamedTuple):
     payload: memoryview
 
 
-def headed(datagram: memoryview) -> Iterator[Message]:
-    """The messages in a datagram as :func:`messages` finds them, with all of their headers."""
+def messages_with_headers(datagram: memoryview) -> Iterator[Message]:
+    """Yield the messages in a datagram as :func:`messages` does, with their header fields."""
     offset, end = 0, len(datagram)
     while offset + _HEADER.size <= end:
         length, kind, flags, sequence, port = _HEADER.unpack_from(datagram, offset)
@@ -89,16 +93,17 @@ def headed(datagram: memoryview) -> Iterator[Message]:
 
 
 def raise_for_error(payload: memoryview) -> None:
-    """Raise the ``OSError`` that an NLMSG_ERROR payload holds; return when it is an ACK."""
+    """Raise the ``OSError`` of an NLMSG_ERROR payload; return if it is an ACK."""
     (code,) = struct.unpack_from("=i", payload)
     if code:
         raise OSError(-code, os.strerror(-code))
 
 
 def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> list[bytes]:
-    """Ask the kernel one thing in the calling thread's network namespace; blocks until answered.
+    """Send one request in the calling thread's network namespace.
 
-    Returns the payloads of the replies. Raises ``OSError`` with the kernel's errno.
+    Blocks until the kernel has answered. Returns the payloads of the replies. Raises ``OSError``
+    with the kernel's errno.
     """
     flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
     replies: list[bytes] = []
@@ -107,7 +112,8 @@ def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> 
         sock.sendto(message(kind, flags, payload, sequence=1), (0, 0))
         while True:
             datagram, sender = sock.recvfrom(_RECEIVE_BYTES)
-            # Whoever has CAP_NET_ADMIN in the namespace can send to our port; the kernel is 0.
+            # A process with CAP_NET_ADMIN in the namespace can send to our port too; the kernel's
+            # port is 0.
             if sender[0] != 0:
                 continue
             for reply, body in messages(memoryview(datagram)):

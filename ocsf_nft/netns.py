@@ -1,9 +1,9 @@
-"""Network namespaces: name one, open it, do something inside it.
+"""Network namespaces: find one by name, and run code inside it.
 
-``setns(2)`` moves the calling *thread*, so work inside a namespace runs in a thread of its own
-that ends with the work; the rest of the process never leaves where it is. A socket opened and a
-child started there stay in that namespace. Moving needs CAP_SYS_ADMIN (over the own user
-namespace and the one that owns the target); the current namespace needs nothing.
+``setns(2)`` moves the calling *thread*. So work inside a namespace runs in a separate thread that
+ends with the work; the rest of the process stays in its namespace. A socket opened there and a
+child process started there stay in that namespace. The move needs CAP_SYS_ADMIN (over the process's
+own user namespace and the one that owns the target); work in the current namespace needs nothing.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CLONE_NEWNET: Final = 0x40000000  # include/uapi/linux/sched.h
-#: Where ``ip netns add`` keeps its names (iproute2's NETNS_RUN_DIR).
+#: Directory of the names of ``ip netns add`` (iproute2's NETNS_RUN_DIR).
 NAMED: Final = Path("/run/netns")
 _OWN: Final = Path("/proc/thread-self/ns/net")
 
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """A network namespace by the path of its file; ``path`` is None for the process's own."""
+    """Network namespace, by the path of its file; ``path`` is None for the process's own."""
 
     path: Path | None = None
 
     def __str__(self) -> str:
-        """As a person names it."""
+        """Return the name of the namespace for people."""
         return "this network namespace" if self.path is None else str(self.path)
 
     def identity(self) -> str:
-        """Device and inode of the namespace, as text: differs when it was made anew.
+        """Return device and inode of the namespace as text; they differ after it was created again.
 
-        Raises AbsentError when it is not there, UnsupportedError when it can't be looked at.
+        Raises AbsentError if it does not exist, UnsupportedError if it can't be inspected.
         """
         try:
             status = (self.path or _OWN).stat()
@@ -52,12 +52,12 @@ class Namespace:
         return f"{status.st_dev}:{status.st_ino}"
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` inside and return what it returns; blocks until it is done.
+        """Run ``work`` inside the namespace and return its result; blocks until it has finished.
 
-        Raises AbsentError when there is no such namespace, UnsupportedError when entering it is
-        not permitted, and whatever ``work`` raises.
+        Raises AbsentError if there is no such namespace, UnsupportedError if entering it is not
+        permitted, and any exception of ``work``.
         """
-        _need_linux()
+        _require_linux()
         if self.path is None:
             return work()
         path = self.path
@@ -65,25 +65,25 @@ class Namespace:
 
 
 def named(name: str) -> Namespace:
-    """The namespace of an ``ip netns`` name, or of a path when ``name`` holds a slash."""
+    """Return the namespace of an ``ip netns`` name; a name with a slash is a path."""
     return Namespace(Path(name) if "/" in name else NAMED / name)
 
 
 def in_scratch(work: Callable[[], T]) -> T:
     """Run ``work`` inside a new, empty network namespace that ends with it.
 
-    Needs CAP_SYS_ADMIN; raises UnsupportedError without, and whatever ``work`` raises.
+    Needs CAP_SYS_ADMIN; raises UnsupportedError without it, and any exception of ``work``.
     """
-    _need_linux()
+    _require_linux()
     return _in_thread(_unshare, work)
 
 
 def of_process(pid: int) -> Namespace:
-    """The namespace that a process lives in."""
+    """Return the network namespace of a process."""
     return Namespace(Path(f"/proc/{pid}/ns/net"))
 
 
-def _need_linux() -> None:
+def _require_linux() -> None:
     if sys.platform != "linux":
         raise UnsupportedError(
             f"nftables and network namespaces need Linux: on {sys.platform} only `convert` and "
@@ -127,7 +127,7 @@ def _unreachable(namespace: Namespace, error: OSError) -> AbsentError | Unsuppor
         return UnsupportedError(
             f"opening {namespace} is not permitted: run as root or with CAP_SYS_PTRACE"
         )
-    if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:  # says nothing about it
+    if error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:  # not an error of the namespace
         return UnsupportedError(f"opening {namespace} failed: {error.strerror}")
     return AbsentError(f"there is no network namespace at {namespace}: {error.strerror}")
 

@@ -1,8 +1,8 @@
-"""Talk to nf_tables over a socket that is kept open: ask, change, be told of changes.
+"""Connection to nf_tables over a socket that stays open: queries, changes, notices of changes.
 
 Messages are those of ``include/uapi/linux/netfilter/nfnetlink.h``: netlink messages whose payload
-begins with a family, a version and a resource id. All of it needs CAP_NET_ADMIN over the
-socket's namespace, which is the one that it was opened in.
+begins with a family, a version and a resource id. All functions need CAP_NET_ADMIN over the
+socket's namespace, in which it was opened.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NFPROTO_INET: Final = 1
 NFPROTO_NETDEV: Final = 5
-#: The families that a fence has tables in.
+#: Families of a fence's tables.
 FAMILIES: Final = {"inet": NFPROTO_INET, "netdev": NFPROTO_NETDEV}
 
 SUBSYSTEM: Final = 10 << 8
@@ -39,9 +39,9 @@ _SOL_NETLINK: Final = 270
 _NETLINK_ADD_MEMBERSHIP: Final = 1
 _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
-#: A transaction is one message to the kernel: some tens of thousands of rules, or exceptions.
+#: A transaction is one message to the kernel: up to some tens of thousands of rules, or exceptions.
 _BATCH_BYTES: Final = 32 << 20
-#: Not more: what is told of a transaction of a million rules needn't be read to its end.
+#: Not more: the notices of a transaction of a million rules need not be read completely.
 _NOTICE_BYTES: Final = 1 << 20
 _BATCH: Final = struct.pack("!BBH", 0, 0, 10)  # the resource id is the subsystem
 _HEADER: Final = struct.Struct("!BBH")  # family, version, resource id
@@ -49,13 +49,13 @@ _ERROR: Final = struct.Struct("=i")
 #: include/uapi/asm-generic/socket.h; Linux 5.14.
 _SO_NETNS_COOKIE: Final = 71
 _COOKIE: Final = struct.Struct("=Q")
-#: The kernel fills no more than 32 KiB at once, and only for who takes that much.
+#: The kernel fills at most 32 KiB at once, and only if the receive buffer is that large.
 _RECEIVE_BYTES: Final = 1 << 16
 _TIMEOUT_SECONDS: Final = 5.0
 
 
 class InterruptedDumpError(Exception):
-    """The kernel says of a list that it told that it changed meanwhile."""
+    """The kernel reported that a list changed during the dump."""
 
 
 class Statement(NamedTuple):
@@ -67,24 +67,26 @@ class Statement(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What the kernel tells of a table.
+    """Properties of a table.
 
-    ``is_owned``: it is a socket's own, and changed by that socket alone. ``persists``: it is such
-    as may be, and stands when that is closed (Linux 6.9).
+    ``is_exclusive``: a socket owns the table, and only that socket can change it.
+    ``is_persistent``: the table can be owned this way, and remains after that socket is closed
+    (Linux 6.9).
     """
 
-    is_owned: bool
-    persists: bool
+    is_exclusive: bool
+    is_persistent: bool
     userdata: bytes
 
 
 class Nftables:
-    """A socket to nf_tables in the network namespace of the thread that makes it.
+    """Socket to nf_tables in the network namespace of the thread that creates it.
 
-    For one thread at a time. After an exception other than one that the kernel answered, or a list
-    that was not read to its end, the rest of an answer may be on its way: close it and make another
-    then. All of it raises OSError; TimeoutError when an answer takes 5 s, or when ``deadline``
-    (``time.monotonic()``) has passed, so that an endless list ends.
+    For one thread at a time. After a list that was not read to its end, the rest of the answer may
+    still arrive. The same is true after an exception other than an error answer of the kernel. Then
+    close the socket and create another one. All methods raise OSError. It is TimeoutError if an
+    answer takes 5 s, or if ``deadline`` (``time.monotonic()``) has passed, so that an endless list
+    ends.
     """
 
     def __init__(self) -> None:
@@ -93,36 +95,40 @@ class Nftables:
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
         try:
-            # To the kernel's port: nobody else can send to this socket then, nor fill its buffer,
-            # which whoever has CAP_NET_ADMIN in the namespace otherwise could (af_netlink.c).
+            # Connected to the kernel's port, so that no other process can send to this socket or
+            # fill its buffer. Otherwise a process with CAP_NET_ADMIN in the namespace could
+            # (af_netlink.c).
             self._socket.connect((0, 0))
-            _have_room(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _BATCH_BYTES)
-            # Each statement that is refused is answered, and no answer may get lost.
-            _have_room(self._socket, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _BATCH_BYTES)
+            _set_buffer_size(self._socket, _SO_SNDBUFFORCE, socket.SO_SNDBUF, _BATCH_BYTES)
+            # The kernel answers each rejected statement, and no answer may be dropped.
+            _set_buffer_size(self._socket, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _BATCH_BYTES)
             self._socket.settimeout(_TIMEOUT_SECONDS)
             self.cookie = self._read_cookie()
-            #: What the kernel calls this socket where it tells of changes that came by it.
+            #: Port of this socket in the notices about its own changes.
             self.port: int = self._socket.getsockname()[0]
-            # nf_tables may be missing, or the privilege: better known at once.
-            self.ask(_NFT_MSG_GETGEN, 0, b"")
+            # Detect a missing nf_tables, or a missing privilege, at once.
+            self.query(_NFT_MSG_GETGEN, 0, b"")
         except BaseException:
             self._socket.close()
             raise
 
     def __enter__(self) -> Self:
-        """Nothing to do: it is open."""
+        """Return the open socket."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Close the socket."""
         self.close()
 
     def close(self) -> None:
-        """Close the socket, once or more often."""
+        """Close the socket; may be called several times."""
         self._socket.close()
 
-    def ask(self, kind: int, family: int, attributes: bytes) -> dict[int, bytes]:
-        """The attributes of the one thing that is asked for; raises FileNotFoundError as well."""
+    def query(self, kind: int, family: int, attributes: bytes) -> dict[int, bytes]:
+        """Return the attributes of the requested object.
+
+        Raises FileNotFoundError if it does not exist.
+        """
         self._send(kind, netlink.NLM_F_REQUEST, family, attributes)
         while True:
             for answer in self._answers():
@@ -134,10 +140,10 @@ class Nftables:
                 }
 
     def dump(self, kind: int, family: int, attributes: bytes) -> Iterator[memoryview]:
-        """The attributes of each message of a list, valid until the next is taken.
+        """Yield the attributes of each message of a list, valid until the next one is read.
 
-        Raises InterruptedDumpError after the last when the kernel says that something may be
-        missing or told twice.
+        Raises InterruptedDumpError after the last message if the kernel reports that elements may
+        be missing or repeated.
         """
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
         self._send(kind, flags, family, attributes)
@@ -153,28 +159,29 @@ class Nftables:
                 yield answer.payload[_HEADER.size :]
 
     def generation(self) -> int:
-        """The number of the ruleset that stands now; each transaction makes it one more."""
-        return int.from_bytes(self.ask(_NFT_MSG_GETGEN, 0, b"")[_NFTA_GEN_ID], "big")
+        """Return the number of the current ruleset; each transaction increments it."""
+        return int.from_bytes(self.query(_NFT_MSG_GETGEN, 0, b"")[_NFTA_GEN_ID], "big")
 
     def table(self, family: str, name: str) -> Table | None:
-        """A table; None when there is none by that name."""
+        """Return a table; None if there is no table with that name."""
         named = netlink.attribute(_NFTA_TABLE_NAME, name.encode() + b"\0")
         try:
-            found = self.ask(_NFT_MSG_GETTABLE, FAMILIES[family], named)
+            found = self.query(_NFT_MSG_GETTABLE, FAMILIES[family], named)
         except FileNotFoundError:
             return None
         flags = int.from_bytes(found.get(_NFTA_TABLE_FLAGS, b""), "big")
         return Table(
-            is_owned=bool(flags & NFT_TABLE_F_OWNER),
-            persists=bool(flags & NFT_TABLE_F_PERSIST),
+            is_exclusive=bool(flags & NFT_TABLE_F_OWNER),
+            is_persistent=bool(flags & NFT_TABLE_F_PERSIST),
             userdata=found.get(_NFTA_TABLE_USERDATA, b""),
         )
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """Do all of the statements or none, in one transaction.
+        """Execute all statements in one transaction, or none of them.
 
-        Raises OSError with the kernel's word on the first that it refused; it is ERESTART where the
-        ruleset is not that of ``generation``, so that the one that comes of it has the next number.
+        Raises OSError with the kernel's error for the first rejected statement. The error is
+        ERESTART if the current ruleset is not that of ``generation``. So after a success with
+        ``generation``, the resulting ruleset has the next number.
         """
         first = self._sequence + 1
         head = _BATCH
@@ -182,10 +189,11 @@ class Nftables:
             head += netlink.attribute(_NFNL_BATCH_GENID, struct.pack("!I", generation))
         messages = [netlink.message(NFNL_MSG_BATCH_BEGIN, netlink.NLM_F_REQUEST, head, first)]
         for number, (kind, flags, payload) in enumerate(statements, first + 1):
-            # What is refused is told anyway, in order; the last is told to be done as well.
-            wanted = netlink.NLM_F_ACK if number == first + len(statements) else 0
-            asked = flags | netlink.NLM_F_REQUEST | wanted
-            messages.append(netlink.message(SUBSYSTEM | kind, asked, payload, number))
+            # The kernel reports each rejected statement anyway, in order; an ACK is requested only
+            # for the last.
+            acknowledge = netlink.NLM_F_ACK if number == first + len(statements) else 0
+            message_flags = flags | netlink.NLM_F_REQUEST | acknowledge
+            messages.append(netlink.message(SUBSYSTEM | kind, message_flags, payload, number))
         last = first + len(statements)
         end = netlink.message(NFNL_MSG_BATCH_END, netlink.NLM_F_REQUEST, _BATCH, last + 1)
         self._sequence = last + 1
@@ -193,7 +201,7 @@ class Nftables:
         refusal: OSError | None = None
         while True:
             length = self._socket.recv_into(self._buffer)
-            for message in netlink.headed(self._buffer[:length]):
+            for message in netlink.messages_with_headers(self._buffer[:length]):
                 if message.kind != netlink.NLMSG_ERROR or not first <= message.sequence <= last:
                     continue
                 try:
@@ -206,7 +214,7 @@ class Nftables:
                     return
 
     def _read_cookie(self) -> int:
-        """The number that the kernel gives a namespace, and no other until it starts again."""
+        """Return the kernel's number of the namespace, unique until the next boot."""
         raw = self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
         (cookie,) = _COOKIE.unpack(raw)
         return int(cookie)
@@ -217,25 +225,25 @@ class Nftables:
         self._socket.send(netlink.message(SUBSYSTEM | kind, flags, payload, self._sequence))
 
     def _answers(self) -> Iterator[netlink.Message]:
-        """What the next datagram has to say to the last question."""
+        """Yield the messages of the next datagram that answer the last request."""
         if time.monotonic() > self.deadline:
             raise TimeoutError("timed out")
         length = self._socket.recv_into(self._buffer)
-        for message in netlink.headed(self._buffer[:length]):
+        for message in netlink.messages_with_headers(self._buffer[:length]):
             if message.sequence == self._sequence:
                 yield message
 
 
 def subscribe() -> socket.socket:
-    """A non-blocking socket that is told of each change to the tables of the thread's namespace.
+    """Return a non-blocking socket that receives notices of changes to the namespace's tables.
 
-    Whoever has CAP_NET_ADMIN over the namespace can send to it as well: the kernel's port is 0.
-    Raises OSError.
+    The namespace is that of the calling thread. A process with CAP_NET_ADMIN over it can send to
+    the socket too; the kernel's port is 0. Raises OSError.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     try:
-        _have_room(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _NOTICE_BYTES)
-        sock.bind((0, 0))  # a socket without a port is told nothing
+        _set_buffer_size(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _NOTICE_BYTES)
+        sock.bind((0, 0))  # a socket without a port receives no notices
         sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         sock.setblocking(False)
     except BaseException:
@@ -244,10 +252,10 @@ def subscribe() -> socket.socket:
     return sock
 
 
-def _have_room(sock: socket.socket, by_force: int, option: int, size: int) -> None:
+def _set_buffer_size(sock: socket.socket, by_force: int, option: int, size: int) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, by_force, size)
-    except PermissionError:  # in a user namespace: as much as everybody may have
+    except PermissionError:  # in a user namespace: up to the limit for all users
         sock.setsockopt(socket.SOL_SOCKET, option, size)
 
 

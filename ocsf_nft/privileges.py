@@ -1,7 +1,7 @@
-"""Keep the capabilities that are needed and drop the others, for good.
+"""Permanent drop of all capabilities except the needed ones; process priority.
 
-Numbers: ``include/uapi/linux/capability.h`` and ``prctl.h``. A thread has its own capabilities, so
-this comes before the first thread is started; threads and children inherit what is left.
+Numbers: ``include/uapi/linux/capability.h`` and ``prctl.h``. Each thread has its own capabilities.
+So call this before the first thread starts; threads and children inherit the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LAST: Final = Path("/proc/sys/kernel/cap_last_cap")
 
 
 class Capability(enum.IntEnum):
-    """The capabilities that ocsf-nft has a use for."""
+    """Capabilities that ocsf-nft can use."""
 
     NET_ADMIN = 12
     SYS_PTRACE = 19
@@ -46,37 +46,38 @@ class _Sets(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable"))
 
 
-def go_first() -> None:
-    """Let this process run before most others, as far as it may (CAP_SYS_NICE): before the drop.
+def raise_priority() -> None:
+    """Raise the priority of this process if permitted (CAP_SYS_NICE); call it before the drop.
 
-    Whoever is refused in a loop on every core is in the way of who puts the fence back.
+    Programs that are refused in a loop on every core would delay the restore of a fence.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
-    # Nor is one of our threads to wait for another for long.
+    # Threads of this process must not wait long for each other either.
     sys.setswitchinterval(_SWITCH_SECONDS)
 
 
-def keep_only(wanted: AbstractSet[Capability]) -> None:
-    """Drop every capability but these of the calling thread's, of its future threads and children.
+def keep_only(needed: AbstractSet[Capability]) -> None:
+    """Drop all other capabilities of the calling thread, and of its future threads and children.
 
-    What isn't held is not gained. Raises UnsupportedError when the kernel refuses.
+    A capability that the thread does not hold is not gained. Raises UnsupportedError if the kernel
+    refuses.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     header, held = _Header(_VERSION_3, 0), (_Sets * 2)()
     _check(libc.capget(ctypes.byref(header), ctypes.byref(held)))
-    mask = sum(1 << capability for capability in wanted)
-    # The bounding set limits what a program that root executes gets; dropping from it is itself
-    # privileged, and without the privilege there is nothing to be got.
+    mask = sum(1 << capability for capability in needed)
+    # The bounding set limits the capabilities of a program that root executes. Dropping from it
+    # needs a privilege; without that privilege, such a program gains nothing.
     for capability in range(int(_LAST.read_text("ascii")) + 1):
         if not mask >> capability & 1:
             libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     for word in range(2):
-        kept = mask >> 32 * word & 0xFFFFFFFF
-        held[word].permitted &= kept
-        held[word].effective &= kept
-        held[word].inheritable &= kept
+        remaining = mask >> 32 * word & 0xFFFFFFFF
+        held[word].permitted &= remaining
+        held[word].effective &= remaining
+        held[word].inheritable &= remaining
     _check(libc.capset(ctypes.byref(header), ctypes.byref(held)))
 
 

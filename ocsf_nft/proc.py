@@ -1,12 +1,12 @@
-"""What /proc says of a process or a thread, as the kernel writes it.
+"""Facts about a process or a thread from /proc, as the kernel writes them.
 
-A process may die and its number be given to another one, it may run another program while we read,
-and its name and its arguments are what it wants them to be. So all is read through one descriptor
-of its directory, which never comes to mean another process; what a process chose itself is never
-taken for anything else; and of nothing more is read than there is a use for.
+A process may exit and its number may be given to another one. It may start another program while it
+is read. It chooses its name and its arguments. So all reads use one descriptor of its directory,
+which never refers to another process. Texts that a process chose are never parsed as anything else,
+and no file is read further than needed.
 
-Whoever reads gets OSError where the process is gone, or is not for us to look at, and ValueError
-where what there is to read is nothing that the kernel writes of a process.
+Reads raise OSError if the process has exited or may not be inspected. They raise ValueError if the
+content is not what the kernel writes.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 #: include/uapi/linux/nsfs.h, PID_NS_INIT_INO: the initial pid namespace has this inode.
 INITIAL: Final = "pid:[4026531836]"
-#: What nearly all there is to read of a process fits into.
+#: Size of a read; nearly all files of a process are smaller.
 PAGE: Final = 4096
 
-#: Who is in thousands of groups makes ``status`` long.
+#: ``status`` is long for a user in thousands of groups.
 _MOST_BYTES: Final = 1 << 20
 _MOST_ARGUMENTS: Final = PAGE
 _PROC: Final = Path("/proc")
 
-# A name may have any end of a line in it, and only the newline is escaped in ``status``: in bytes
-# nothing else ends a line for these.
+# A name may have any line separator in it, and ``status`` escapes only the newline. In patterns for
+# bytes, only a newline ends a line.
 _GROUP: Final = re.compile(rb"^Tgid:\t(\d+)$", re.MULTILINE)
 _USER: Final = re.compile(rb"^Uid:\t\d+\t(\d+)\t", re.MULTILINE)
 _USERS_GROUP: Final = re.compile(rb"^Gid:\t\d+\t(\d+)\t", re.MULTILINE)
@@ -45,10 +45,10 @@ _NUMBERS: Final = re.compile(rb"^NStgid:((?:\t\d+)+)$", re.MULTILINE)
 class Stat(NamedTuple):
     """``stat`` of a process or a thread (``do_task_stat`` in ``fs/proc/array.c``).
 
-    ``name`` is the bytes that it chose. ``is_dead`` is of the thread: others may live on. ``flags``
-    are the kernel's. ``had_children`` says whether it has waited for one. ``start`` is in ticks
-    since boot. ``layout`` is where its program, its stack and its arguments are in memory: each
-    program that is started has them elsewhere. None where we may not see it.
+    ``name`` has the bytes that the process chose. ``is_dead`` is about the thread: other threads
+    may still run. ``flags`` are the kernel's. ``had_children`` is true if the process has waited
+    for a child. ``start`` is in ticks since boot. ``layout`` has the addresses of program, stack
+    and arguments in memory, which differ after each start of a program; None if we may not see it.
     """
 
     name: bytes
@@ -62,21 +62,21 @@ class Stat(NamedTuple):
 
     @property
     def started_ns(self) -> int:
-        """When it started, of CLOCK_BOOTTIME, rounded down to a clock tick."""
+        """Return the start time in ns of CLOCK_BOOTTIME, rounded down to a clock tick."""
         return self.start * TICK_NS
 
     @property
     def created_ns(self) -> int:
-        """When it started, since the epoch, UTC; the same whenever it is asked."""
+        """Return the start time in ns since the epoch, UTC; the same at each call."""
         booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         return booted_ns // TICK_NS * TICK_NS + self.started_ns
 
 
 class Status(NamedTuple):
-    """``status``; ``numbers`` are the process's, in our pid namespace first, in its own last.
+    """``status`` of a process or a thread.
 
-    ``group`` is the number of the process that a thread is of. The user and the group of users are
-    the effective ones, as our user namespace numbers them.
+    ``numbers`` are its pids: first in our pid namespace, last in its own. ``group`` is the pid of
+    the thread's process. User and group id are the effective ones, in our user namespace.
     """
 
     group: int
@@ -86,7 +86,7 @@ class Status(NamedTuple):
 
 
 def is_initial() -> bool:
-    """Whether this process's pid namespace is the initial one, and /proc shows it."""
+    """Return whether this process is in the initial pid namespace, and /proc shows that one."""
     try:
         namespace = str((_PROC / "self/ns/pid").readlink())
         return namespace == INITIAL and str((_PROC / "self").readlink()) == str(os.getpid())
@@ -95,13 +95,13 @@ def is_initial() -> bool:
 
 
 def directory(path: str, where: int | None = None) -> int:
-    """A descriptor of a directory, as of /proc/PID; it is the caller's to close."""
+    """Open a directory, such as /proc/PID; the caller must close the returned descriptor."""
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
 
 
 @contextlib.contextmanager
 def opened(path: str, where: int | None = None) -> Iterator[int]:
-    """The same for a while."""
+    """Open a directory as :func:`directory` does, and close it at the end of the context."""
     descriptor = directory(path, where)
     try:
         yield descriptor
@@ -110,7 +110,7 @@ def opened(path: str, where: int | None = None) -> Iterator[int]:
 
 
 def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
-    """The beginning of a file in a directory, the whole of it where it is no longer than that."""
+    """Return the start of a file in a directory: ``most`` bytes (at least a page), or all of it."""
     descriptor = os.open(path, os.O_RDONLY, dir_fd=where)
     try:
         content = part = os.read(descriptor, PAGE)
@@ -123,54 +123,55 @@ def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
 
 
 def link(path: str, where: int) -> str | None:
-    """Where a link in a directory points; None where it does nowhere, or it is not for us to see.
+    """Return the target of a link in a directory; None if there is none, or if we may not see it.
 
-    What it points to is not looked at, whose file system might keep us waiting.
+    The target itself is not opened, because its file system might block.
     """
-    with contextlib.suppress(OSError):  # a zombie's, a kernel thread's, or another user's
+    with contextlib.suppress(OSError):  # of a zombie, a kernel thread, or another user's process
         return text(os.readlink(path.encode(), dir_fd=where))
     return None
 
 
 def text(content: bytes) -> str:
-    """What somebody chose, byte by byte: it need not be UTF-8."""
+    """Decode bytes that a process chose; bytes that are not UTF-8 become lone surrogates."""
     return content.decode("utf-8", "surrogateescape")
 
 
 def stat(where: int, path: str = "stat") -> Stat:
-    """The ``stat`` in a directory."""
+    """Read and parse the ``stat`` in a directory."""
     return parsed_stat(read(path, where))
 
 
 def parsed_stat(content: bytes) -> Stat:
-    """What a ``stat`` says; raises ValueError."""
-    # Its name may have anything in it, also what looks like the rest; the rest has no parenthesis.
+    """Parse a ``stat``; raises ValueError."""
+    # The name may contain any text, also one like the fields after it; those have no parenthesis.
     name, _, rest = content.partition(b"(")[2].rpartition(b")")
     fields = rest.split()
     if len(fields) < 49:
         raise ValueError(f"no stat of a process: {content!r}")
-    # What children it has waited for took: page faults, which none is without, and time.
-    taken = (fields[8], fields[10], fields[13], fields[14])
+    # Page faults (every child has some) and time of the children that the process has waited for.
+    of_children = (fields[8], fields[10], fields[13], fields[14])
     return Stat(
         name=name,
         is_dead=fields[0] in {b"Z", b"X"},
         parent=int(fields[1]),
         flags=int(fields[6]),
-        had_children=any(map(int, taken)),
+        had_children=any(map(int, of_children)),
         threads=int(fields[17]),
         start=int(fields[19]),
-        # Where the arguments begin and end is 0 where there are none, and where we may not see it;
-        # where they end, until the program is loaded that a process is about to start.
+        # Start and end of the arguments are 0 if there are none, or if we may not see them. The end
+        # is also 0 until the program that a process is about to start is loaded.
         layout=None if b"0" in fields[45:47] else (*fields[23:26], *fields[42:49]),
     )
 
 
 def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
-    """Whether no other program was started between two looks at a process.
+    """Return whether a process started no other program between two reads of its ``stat``.
 
-    ``has_program`` says whether its program was to be seen in between. Who calls itself something
-    else runs the same program still. Who has a program and no layout is about to start it, under
-    the name of the one before (``begin_new_exec``); who has neither shows nothing else to go by.
+    ``has_program`` is true if its program was visible in between. A process that changes its name
+    still runs the same program. A process with a program and without a layout is about to start
+    it, under the name of the previous program (``begin_new_exec``). If it has neither, only the
+    name can be compared.
     """
     if before.layout != after.layout:
         return False
@@ -178,12 +179,12 @@ def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
 
 
 def status(where: int) -> Status:
-    """The ``status`` in a directory."""
+    """Read and parse the ``status`` in a directory."""
     return parsed_status(read("status", where))
 
 
 def parsed_status(content: bytes) -> Status:
-    """What a ``status`` says; raises ValueError."""
+    """Parse a ``status``; raises ValueError."""
     numbers = _NUMBERS.search(content)
     return Status(
         group=_number(_GROUP, content),
@@ -201,9 +202,9 @@ def _number(pattern: re.Pattern[bytes], content: bytes) -> int:
 
 
 def arguments(where: int) -> str | None:
-    """What a process was started with, by its own words; None where it says nothing.
+    """Return the arguments of a process, which it can change; None if it has none.
 
-    It may take as long as the process likes, which may hold the lock of its memory.
+    The read may block: the process can hold the lock of its memory.
     """
     content = read("cmdline", where, most=_MOST_ARGUMENTS)
     return text(content.rstrip(b"\0").replace(b"\0", b" ")) or None

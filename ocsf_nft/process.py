@@ -1,7 +1,7 @@
-"""Who did it, where somebody looked: a process, where it comes from, and how that is known.
+"""Attribution of packets to processes: the process, its origin, and the method that found it.
 
-Texts are as the system has them: a process chooses its name, its arguments and the paths that it
-has, and may put anything into them.
+Texts are not escaped. A process chooses its name, its arguments and its paths, so they may contain
+any bytes.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-#: How somebody found out who did it, best first. ``capture``: the kernel told who sent it.
-#: ``socket``: whoever had the socket when the record arrived. ``user``: the kernel's record names
-#: the user, and nobody knows more. ``none``: not even that.
-Rung: TypeAlias = Literal["capture", "socket", "user", "none"]
-#: How sure that is.
-Sureness: TypeAlias = Literal["high", "medium", "low"]
+#: Attribution method, best first. ``capture``: BPF programs saw the process while it sent.
+#: ``socket``: the process that had the socket when the record arrived. ``user``: only the user id
+#: in the kernel's record is known. ``none``: not even that.
+Method: TypeAlias = Literal["capture", "socket", "user", "none"]
+#: Confidence of an attribution.
+ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """What a sandbox is, or a process runs in, by the names that its runtime gives it.
+    """Container that is a sandbox or has a process in it, with the names from its runtime.
 
-    ``pod_uid`` is that of the Kubernetes pod that it is in.
+    ``pod_uid`` is the uid of its Kubernetes pod.
     """
 
     uid: str | None = None
@@ -34,14 +34,14 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """One process. Ids are this host's; what is not known is None.
+    """Process. Ids are those of this host; unknown values are None.
 
-    ``tid`` is the thread of it that acted. ``name`` is what the process calls itself, ``path`` the
-    program that it runs (``memfd:NAME`` where that never was a file on a disk) and ``is_deleted``
-    whether that file is gone; ``sha256`` is of its content, in hexadecimal. ``created_ns`` is since
-    the epoch, UTC. ``namespace_pid`` is its id inside the sandbox. ``unit`` is the systemd unit
-    that it runs in. ``ancestors`` are the processes that it was started by, its parent first;
-    theirs are not filled.
+    ``tid`` is the thread that sent. ``name`` is the name that the process chose. ``path`` is its
+    program (``memfd:NAME`` if that never was a file on a disk). ``is_deleted`` is true if that file
+    was deleted. ``sha256`` is the hash of its content, in hexadecimal. ``created_ns`` is since the
+    epoch, UTC. ``namespace_pid`` is its pid inside the sandbox. ``unit`` is its systemd unit.
+    ``ancestors`` are the processes that started it, its parent first; their own ``ancestors`` are
+    empty.
     """
 
     pid: int
@@ -65,9 +65,9 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One of several processes that it was, or may have been.
+    """One of several processes that sent a packet, or may have sent it.
 
-    ``calls`` is how often it was seen to try, at least; None where it was not.
+    ``calls`` is a lower bound for its observed attempts; None if none was observed.
     """
 
     process: Process
@@ -76,19 +76,18 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """Who did it, which rung of the ladder says so, and how sure that is.
+    """Attribution of an attempt to a process, with its method and its confidence.
 
-    ``process`` is the one; None where it is not known or, of several, not which. ``seen`` are all
-    of several, as many as are told, and ``unnamed`` is how many more there were, at least.
-    ``reason`` says in a sentence how it is known, or why it is not. ``sureness`` is None where
-    nothing is said.
-    ``user_name`` and ``group_name`` are those of the record's user and group.
-    ``sent_ns`` is when the kernel saw the process send the packet (ns since the epoch, UTC). It is
-    None if only calls or sockets are known.
+    ``process`` is None if it is unknown, or if it is one of several. ``seen`` has these several
+    processes, up to the number that is reported. ``unnamed`` is a lower bound for the number of the
+    others. ``reason`` is a sentence that explains the result. ``confidence`` is None if it is not
+    rated. ``user_name`` and ``group_name`` are the names of the record's user and group.
+    ``sent_ns`` is the time at which the kernel saw the process send the packet (ns since the epoch,
+    UTC). It is None if only calls or sockets are known.
     """
 
-    rung: Rung
-    sureness: Sureness | None = None
+    method: Method
+    confidence: ConfidenceLevel | None = None
     reason: str
     process: Process | None = None
     seen: tuple[Seen, ...] = ()
@@ -98,6 +97,6 @@ class Attribution:
     sent_ns: int | None = field(default=None, compare=False)
 
     @property
-    def names_nobody(self) -> bool:
-        """Whether it says no more than why no process is known: one for all of many attempts."""
+    def names_no_process(self) -> bool:
+        """Return whether no process is known, so that one such value serves many attempts."""
         return self.process is None and not self.seen and not self.unnamed

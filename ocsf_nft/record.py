@@ -1,7 +1,7 @@
-"""What the kernel said: records, and what a source says about them.
+"""Records of the kernel, and reports of a source about them.
 
-These types are what every transport yields and every later stage reads. They are immutable and
-know nothing of the rest of the package.
+Every transport yields these types, and every later stage reads them. They are immutable and import
+nothing of the rest of the package.
 """
 
 from __future__ import annotations
@@ -12,40 +12,40 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: ``counters``: what was read is a counter of the fence, not a log.
+#: ``counters``: a record made from a counter of the fence, not from a log.
 Transport: TypeAlias = Literal["nflog", "kmsg", "journal", "replay", "counters"]
-#: The kernel module whose form a record has.
+#: The kernel module that defines the format of a record.
 LogFormat: TypeAlias = Literal["nf_log_syslog", "nfnetlink_log", "nf_tables"]
 
-#: What another firewall did with a packet that it logged. ``reject``: refused with an answer,
-#: ``drop``: without one; ``accept``: let pass; ``log``: logged, and nobody says what became of it.
+#: Verdict of another firewall for a packet that it logged. ``reject``: refused with an answer;
+#: ``drop``: refused without an answer; ``accept``: allowed; ``log``: logged, with unknown verdict.
 ForeignVerdict: TypeAlias = Literal["reject", "drop", "accept", "log"]
-#: The same, and ``permit``: let pass by a fence of ours that is permissive, and that would have
-#: refused it otherwise.
+#: These, and ``permit``: allowed by a permissive fence of ours, which would have refused it
+#: otherwise.
 Verdict: TypeAlias = Literal[ForeignVerdict, "permit"]
 
-#: A header field that has no home of its own in a :class:`Record`: numbers as numbers, flags as
+#: Header field without its own attribute in a :class:`Record`: numbers as numbers, flags as
 #: ``True``, the packet quoted inside an ICMP error as a nested mapping under ``"quoted"``.
 Detail: TypeAlias = "int | str | bool | Mapping[str, Detail]"
 
-#: The log prefix of our rulesets is ``ocsf-nft:<sandbox>:<rule>:`` on every transport, and that of
-#: a permissive one has this word after it: ``ocsf-nft:<sandbox>:<rule>:permissive:``.
+#: The log prefix of our rulesets is ``ocsf-nft:<sandbox>:<rule>:`` on every transport. That of a
+#: permissive ruleset has one more word: ``ocsf-nft:<sandbox>:<rule>:permissive:``.
 PREFIX_ROOT = "ocsf-nft:"
 PERMISSIVE = "permissive"
-#: The rules of a fence round a virtual machine: nothing that they refuse has an owner. The socket
-#: of the host that the kernel has with such a packet is a hypervisor's, or its receiver's.
+#: Rules of a fence for a virtual machine. Packets that they refuse have no owner on this host: a
+#: socket that the kernel has with such a packet belongs to the hypervisor, or to the receiver.
 VM_RULES = frozenset({"vm-forward", "vm-input", "vm-ingress", "vm-link"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a record was read, and what makes it this record and no other.
+    """Origin of a record, with its unique identity.
 
-    ``identity`` is unique per record and the same whenever the same record is read again
-    (a kernel log sequence number with its boot id, a journal cursor, a place in a file):
-    event uids derive from it. ``raw`` is the record as the source gave it, as text, ``log_format``
-    its form, which the text alone doesn't tell: a log prefix may begin like any other form;
-    ``original_time`` is the stamp as the source wrote it; ``sequence`` the source's own number.
+    ``identity`` is unique for each record, and the same if the record is read again. It is a kernel
+    log sequence number with its boot id, a journal cursor, or a position in a file. Event uids are
+    derived from it. ``raw`` is the text of the record from the source. ``log_format`` is its
+    format; the text alone is not sufficient, because a log prefix may begin like another format.
+    ``original_time`` is the timestamp as the source wrote it. ``sequence`` is the source's number.
     """
 
     transport: Transport
@@ -59,17 +59,17 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One refused packet, as the kernel told it; equal whichever transport brought it.
+    """Refused packet, as the kernel logged it; equal on every transport.
 
-    Addresses are in canonical text form (RFC 5952 for IPv6, lower-case colons for MACs), numbers
-    are as in the headers, absent facts are ``None``: nothing is invented. ``length`` is the IP
-    packet's total length in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168
-    (FIN=1, SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256).
-    ``verdict`` is told of a foreign rule, as far as its prefix says it; ``permit`` for one of ours
-    that only watches; None for one of ours that refuses, whose answers are known.
-    Times are nanoseconds since the epoch, UTC; they and the origin do not take part in equality,
-    because two transports see the same packet at slightly different moments. ``captured_sum`` is
-    the Adler-32 (RFC 1950) of as many of the packet's bytes as were captured; None where none were.
+    Addresses are in canonical text form (RFC 5952 for IPv6, lower-case colons for MACs). Numbers
+    are as in the headers. Absent values are None and never guessed. ``length`` is the total length
+    of the IP packet in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168 (FIN=1,
+    SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256). ``verdict`` of a foreign rule is
+    the one in its prefix. It is ``permit`` for a permissive rule of ours, and None for an enforcing
+    rule of ours, whose answers are known. Times are nanoseconds since the epoch, UTC. Times and
+    origin are not compared, because two transports see the same packet at slightly different times.
+    ``captured_sum`` is the Adler-32 (RFC 1950) of the captured bytes of the packet; None if no
+    bytes were captured.
     """
 
     prefix: str
@@ -99,34 +99,34 @@ class Record:
 
     @property
     def is_timed_when_read(self) -> bool:
-        """Whether ``time_ns`` is when the record was read; the packet may be older.
+        """Return whether ``time_ns`` is the time of the read; the packet may be older.
 
-        NFLOG has no time of a packet that goes out.
+        NFLOG has no time for outgoing packets.
         """
         return self.time_ns == self.received_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Records that a source knows it lost, between two moments (ns since the epoch, UTC).
+    """Records that a source could not read, between two timestamps (ns since the epoch, UTC).
 
-    ``lost`` is exact where the transport numbers its records, ``None`` where it only says that
-    something went missing.
+    ``dropped`` is the exact number if the transport numbers its records. It is ``None`` if the
+    transport only reports that records are missing.
     """
 
     transport: Transport
     reason: str
-    lost: int | None
+    dropped: int | None
     since_ns: int
     until_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """A line that claims to be ours, or a netfilter record, and is not taken for one.
+    """Line with the form of a netfilter record, or with our prefix, that is not accepted as one.
 
-    ``forged``: userland wrote it (facility is not the kernel's). ``malformed``: it can't be read.
-    ``ambiguous``: it can be read in more than one way, so it is not read at all.
+    ``forged``: a user process wrote it (the facility is not the kernel's). ``malformed``: it can't
+    be parsed. ``ambiguous``: it can be parsed in more than one way, so it is not used.
     """
 
     kind: Literal["forged", "malformed", "ambiguous"]
@@ -136,23 +136,22 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """What a source read in one go, in the kernel's order.
+    """Result of one read of a source, in the kernel's order.
 
-    ``cursor`` is the source's position after this batch, opaque to everybody else: handed back to
-    the source, it resumes with the next record. ``None`` where the transport has no position.
-    ``since_ns``: none of the records was logged before that (CLOCK_BOOTTIME); 0 where the source
-    can't tell.
+    ``cursor`` is the position after this batch, in a format that only the source understands. A
+    source that is opened with it resumes with the next record. It is None if the transport has no
+    position. No record was logged before ``since_ns`` (CLOCK_BOOTTIME); 0 if that is unknown.
     """
 
     records: tuple[Record, ...] = ()
     gaps: tuple[Gap, ...] = ()
-    rejects: tuple[Reject, ...] = ()
+    rejected: tuple[Reject, ...] = ()
     cursor: str | None = None
     since_ns: int = 0
 
 
 class Prefix(NamedTuple):
-    """What a log prefix says; one that is not ours is a rule of no sandbox."""
+    """Parts of a log prefix; a foreign prefix is the name of a rule without a sandbox."""
 
     sandbox: str | None
     rule: str
@@ -160,7 +159,7 @@ class Prefix(NamedTuple):
 
 
 def split_prefix(prefix: str) -> Prefix:
-    """Sandbox, rule and verdict of a log prefix; without a sandbox when it is not one of ours."""
+    """Return sandbox, rule and verdict of a log prefix; a foreign prefix has no sandbox."""
     if prefix.startswith(PREFIX_ROOT) and prefix.endswith(":"):
         match prefix[len(PREFIX_ROOT) : -1].split(":"):
             case [str(sandbox), str(rule)] if sandbox and rule:
@@ -171,5 +170,5 @@ def split_prefix(prefix: str) -> Prefix:
 
 
 def own_prefix(sandbox: str, rule: str, *, is_permissive: bool = False) -> str:
-    """The log prefix of a rule of ours."""
+    """Return the log prefix of one of our rules."""
     return f"{PREFIX_ROOT}{sandbox}:{rule}:{f'{PERMISSIVE}:' if is_permissive else ''}"

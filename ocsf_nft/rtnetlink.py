@@ -1,4 +1,4 @@
-"""Links, as rtnetlink tells of them. Nothing here needs a privilege.
+"""Network interfaces from rtnetlink. Nothing here needs a privilege.
 
 Layouts and numbers: ``include/uapi/linux/rtnetlink.h``, ``if_link.h`` and ``net/if.h``.
 """
@@ -26,14 +26,14 @@ _RTMGRP_LINK: Final = 1
 _RTMGRP_ROUTES: Final = 0x40 | 0x400  # RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE
 _IFINFOMSG: Final = struct.Struct("=BxHiII")  # family, type, index, flags, change mask
 
-#: The question for all links.
+#: Payload of the request for all links.
 ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 
 
 class Link(NamedTuple):
-    """A network interface. The name is whatever its owner chose, undecodable bytes escaped.
+    """Network interface. Its owner chooses the name; undecodable bytes are escaped.
 
-    ``is_port``: another interface takes what comes in by it (a bridge, a bond, a VRF).
+    ``is_port``: another interface receives its incoming packets (a bridge, a bond, a VRF).
     """
 
     ifindex: int
@@ -43,7 +43,7 @@ class Link(NamedTuple):
 
 
 def link(body: memoryview) -> Link | None:
-    """The link of an RTM_NEWLINK payload; None when it has no name or is cut short."""
+    """Return the link of an RTM_NEWLINK payload; None if it has no name or is truncated."""
     if len(body) < _IFINFOMSG.size:
         return None
     _family, _type, index, flags, _change = _IFINFOMSG.unpack_from(body)
@@ -55,7 +55,7 @@ def link(body: memoryview) -> Link | None:
 
 
 def links() -> Iterator[Link]:
-    """All links of the calling thread's namespace; blocks shortly, raises OSError."""
+    """Yield all links of the calling thread's namespace; blocks shortly, raises OSError."""
     for reply in netlink.request(netlink.NETLINK_ROUTE, RTM_GETLINK, ALL_LINKS, dump=True):
         found = link(memoryview(reply))
         if found is not None:
@@ -63,9 +63,9 @@ def links() -> Iterator[Link]:
 
 
 def subscribe(*, routes: bool = False) -> socket.socket:
-    """A non-blocking socket that is told when links of the calling thread's namespace change.
+    """Return a non-blocking socket that receives notices of link changes in the thread's namespace.
 
-    With ``routes`` it is told of routes too. Raises SourceError.
+    With ``routes`` it also receives notices of route changes. Raises SourceError.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)

@@ -1,8 +1,8 @@
-"""How the users of another user namespace are numbered in ours.
+"""Mapping of user ids of another user namespace to those of ours.
 
-nftables numbers the owner of a socket as the user namespace does that owns the network namespace
-(nft_meta.c), NFLOG as that of its reader does (nfnetlink_log.c). Where these are two, one has to
-be told from the other.
+For the owner of a socket, nftables reports the user id in the user namespace that owns the network
+namespace (nft_meta.c). NFLOG reports the id in the user namespace of its reader (nfnetlink_log.c).
+If these namespaces differ, the ids must be converted.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ _USER: Final = Path("/proc/self/ns/user")
 _UNMAPPED: Final = 65534  # kernel.overflowuid
 
 
-class Users(NamedTuple):
-    """Ranges of user ids: the first one there, the first one here, how many there are."""
+class UserIdMap(NamedTuple):
+    """Ranges of user ids: the first one there, the first one here, their number."""
 
     ranges: tuple[tuple[int, int, int], ...]
 
-    def here(self, uid: int) -> int:
-        """What a user there is called here; 65534 where the user has no number here."""
+    def to_local(self, uid: int) -> int:
+        """Return our id of a user of the other namespace; 65534 if the user has no id here."""
         for there, here, count in self.ranges:
             if there <= uid < there + count:
                 return here + uid - there
         return _UNMAPPED
 
 
-def users() -> Users | None:
-    """The users of the user namespace that owns the calling thread's network namespace.
+def user_id_map() -> UserIdMap | None:
+    """Return the user id map of the user namespace that owns the thread's network namespace.
 
-    None when it is the process's own, or further up than it can see. Where no process lives there
-    that can be looked at (which takes CAP_SYS_PTRACE), nobody there has a number here: better than
-    a number that is another user's.
+    Returns None if that is the process's own user namespace, or an ancestor that it can't inspect.
+    If no process of that namespace can be inspected (which needs CAP_SYS_PTRACE), the map is empty.
+    Then no user there has an id here, which is better than the id of another user.
     """
     try:
         owner = _owner()
-    except OSError:  # an older kernel, or an owner further up than we can see
+    except OSError:  # an older kernel, or an ancestor that we can't inspect
         return None
     try:
         there = os.fstat(owner)
@@ -49,15 +49,15 @@ def users() -> Users | None:
         os.close(owner)
     if os.path.samestat(there, _USER.stat()):
         return None
-    # The kernel shows the numbers of a namespace in its processes alone. We send none of ours
-    # there: root there could take it over, and it would have our user id.
+    # The kernel shows the map of a namespace only in its processes. We don't send a process of ours
+    # there: root there could control it, and it would have our user id.
     for process in _PROC.iterdir():
         if process.name.isdecimal():
-            text = _map_of(process, there)
+            text = _read_map(process, there)
             if text:
                 lines = [tuple(map(int, line.split())) for line in text.splitlines()]
-                return Users(tuple((there, here, count) for there, here, count in lines))
-    return Users(())
+                return UserIdMap(tuple((there, here, count) for there, here, count in lines))
+    return UserIdMap(())
 
 
 def _owner() -> int:
@@ -68,15 +68,16 @@ def _owner() -> int:
         os.close(net)
 
 
-def _map_of(process: Path, namespace: os.stat_result) -> str | None:
-    """The user ids of a process that lives in a namespace; None when it doesn't, or is gone."""
+def _read_map(process: Path, namespace: os.stat_result) -> str | None:
+    """Return the user id map of a process in a namespace; None if it has left or exited."""
     try:
-        # All three through one descriptor: its number may be given to another process.
+        # All three reads use one descriptor, because the pid may be given to another process.
         directory = os.open(process, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return None
     try:
-        # Before and after: it may move on to a namespace of its own making, and not back.
+        # Checked before and after: the process may move to a new namespace of its own, and can't
+        # return.
         if not os.path.samestat(os.stat("ns/user", dir_fd=directory), namespace):
             return None
         opened = os.open("uid_map", os.O_RDONLY, dir_fd=directory)

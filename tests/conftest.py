@@ -15,10 +15,10 @@ from tests import leftovers, scheduling
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-#: Elsewhere the pure parts are tested. On Linux nothing is left out, whatever is missing.
+#: On other systems only the pure parts are tested. On Linux no test is skipped.
 collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
 
-# How fast an example runs is the machine's business: `make bench` measures ours.
+# The speed of an example depends on the machine; `make bench` measures speed.
 settings.register_profile("house", deadline=None, print_blob=True)
 #: More examples for tests without their own number: `pytest --hypothesis-profile thorough`.
 settings.register_profile("thorough", settings.get_profile("house"), max_examples=2000)
@@ -63,13 +63,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.F
 
 @pytest.fixture(scope="session")
 def judge() -> Callable[..., list[str]]:
-    """What is wrong with an OCSF event (as JSON reads it), as sentences; empty when nothing is.
+    """Return a function that lists the faults of an OCSF event (as JSON reads it), as sentences.
 
-    A second argument is the version that it is held to. Warnings count: of ours there are none.
+    Its second argument is the OCSF version to check against. Warnings count as faults: our events
+    have none.
     """
-    from ocsf_nft.validation import Judge  # noqa: PLC0415 - few tests need the schema
+    from ocsf_nft.validation import EventValidator  # noqa: PLC0415 - few tests need the schema
 
     def faults(event: Any, version: str = "1.8.0") -> list[str]:
-        return [str(fault) for fault in Judge(version).faults(event)]
+        return [str(fault) for fault in EventValidator(version).faults(event)]
 
     return faults

@@ -1,4 +1,4 @@
-"""The descriptors of the test process: how many are open, and a limit that lets none be opened."""
+"""Open descriptors of the test process: their number, and a limit that allows no more."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def no_more_descriptors() -> Iterator[None]:
-    """Let every call that opens something fail with EMFILE."""
+    """Make every call that opens a descriptor fail with EMFILE."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:

@@ -1,4 +1,4 @@
-"""Events with whatever somebody may write into a process's name, a log prefix or an event file."""
+"""Hostile events: any text in the name of a process, a log prefix or an event file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, fence_state, gap
+from ocsf_nft.ocsf.operational_events import FenceState, fence_state, records_dropped
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.record import Gap
 from tests.conformance.attributed import SEVERAL_IN_ONE_WINDOW
 from tests.conformance.corpus import ATTEMPTS, CONTEXT, NOW_NS, RECORDS, TIME_NS
-from tests.conformance.streaks import FAN_OUTS
+from tests.conformance.incidents import FAN_OUTS
 from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, records
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.ocsf.events import Event
 
-#: Text that steers a terminal, forges a line or a field, is no UTF-8, or never ends.
+#: Text that controls a terminal, forges a line or a field, is not UTF-8, or is very long.
 NAMES = HOSTILE_TEXT | st.sampled_from(
     [
         "\x1b]0;owned\x07",
@@ -58,13 +58,13 @@ def _read(event: Event) -> dict[str, Any]:
 
 
 def whole_events() -> list[dict[str, Any]]:
-    """An event of each class and kind, as JSON reads it."""
+    """Return an event of each class and kind, as JSON reads it."""
     mapper = Mapper(CONTEXT)
     several = replace(Attempt.of(RECORDS["tcp4"]), attribution=SEVERAL_IN_ONE_WINDOW)
     attempts = (Attempt.of(RECORDS["tcp4"]), *ATTEMPTS.values(), several)
     mapped = [_read(mapper.network_activity(each, processed_ns=NOW_NS)) for each in attempts]
     mapped[0]["actor"]["process"] = PROCESS
-    lost = Gap(transport="kmsg", reason="overrun", lost=3, since_ns=TIME_NS, until_ns=TIME_NS)
+    dropped = Gap(transport="kmsg", reason="overrun", dropped=3, since_ns=TIME_NS, until_ns=TIME_NS)
     return [
         *mapped,
         *(_read(fan_out(CONTEXT, each, processed_ns=NOW_NS)) for each in FAN_OUTS.values()),
@@ -79,7 +79,7 @@ def whole_events() -> list[dict[str, Any]]:
                 reason="the table is not as it was installed",
             )
         ),
-        _read(gap(CONTEXT, lost, processed_ns=NOW_NS)),
+        _read(records_dropped(CONTEXT, dropped, processed_ns=NOW_NS)),
     ]
 
 
@@ -96,23 +96,23 @@ _JUNK: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Each place of JSON, as what holds it and its key or number there."""
+def _slots(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each slot of a JSON value: its container, and its key or index there."""
     keys = value if isinstance(value, dict) else range(len(value))
     for key in list(keys):
         yield value, key
         if isinstance(value[key], dict | list):
-            yield from _places(value[key])
+            yield from _slots(value[key])
 
 
 @st.composite
 def broken_events(draw: st.DrawFn) -> dict[str, Any]:
-    """An event in which some attributes are gone, or something else altogether."""
+    """Draw an event in which some attributes are missing or replaced."""
     event: dict[str, Any] = json.loads(json.dumps(draw(_WHOLE)))
     for _ in range(draw(st.integers(0, 4))):
-        places = list(_places(event))
-        if places:
-            holder, key = draw(st.sampled_from(places))
+        slots = list(_slots(event))
+        if slots:
+            holder, key = draw(st.sampled_from(slots))
             if draw(st.booleans()):
                 holder[key] = draw(_JUNK)
             else:
@@ -122,7 +122,7 @@ def broken_events(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def _with_names(draw: st.DrawFn) -> dict[str, Any]:
-    """A whole event in which each name that comes from outside is any text."""
+    """Draw a complete event in which each name from outside is an arbitrary text."""
     event: dict[str, Any] = json.loads(json.dumps(draw(_WHOLE)))
     group = {"uid": "1000", "name": draw(NAMES)}
     process = {
@@ -163,5 +163,5 @@ def _mapped(draw: st.DrawFn) -> dict[str, Any]:
     return _read(Mapper(CONTEXT).network_activity(attempt, processed_ns=NOW_NS))
 
 
-#: Events of ours with hostile names, and events of anybody.
+#: Our events with hostile names, and arbitrary events.
 EVENTS = _with_names() | _mapped() | broken_events()

@@ -2,7 +2,7 @@
 
 A worker of pytest-xdist checks only the leftovers of its own tests. It has its own mount namespace
 with an empty ``/run/netns``, so it sees only its own names of namespaces and mounts. A process is
-the worker's own in three cases: it is in that mount namespace, it has the worker's token in its
+the worker's own in three cases. It is in that mount namespace, it has the worker's token in its
 environment, or it is a child of the worker. Descriptors hold the BPF programs in the kernel, so
 these end with the descriptors.
 
@@ -37,8 +37,8 @@ _TOKEN: Final = "OCSF_NFT_TESTS"  # noqa: S105 - a variable's name
 _NAMESPACES: Final = Path("/run/netns")
 _CLONE_NEWNS: Final = 0x20000  # include/uapi/linux/sched.h
 _MS_REC_PRIVATE: Final = 0x4000 | 1 << 18  # include/uapi/linux/mount.h
-#: A process or namespace that a test ended takes some time to go. After this it is a leftover.
-_GONE_SECONDS: Final = 10.0
+#: An ended process or namespace takes some time to disappear. After this it is a leftover.
+_EXIT_SECONDS: Final = 10.0
 _ALL_NETNS: Final = "net/netfilter/nf_log_all_netns"
 _SYSCTLS: Final = (
     _ALL_NETNS,
@@ -154,7 +154,7 @@ def _is_checked(item: pytest.Item) -> bool:
 
 
 class Processes:
-    """The processes that this one has started, and their descendants."""
+    """Processes that this one has started, and their descendants."""
 
     def __init__(self) -> None:
         self.token: Final = secrets.token_hex(8)
@@ -204,7 +204,7 @@ def namespaces() -> set[str]:
 def mounts() -> set[str]:
     """Return the mounts, by the kernel's numbers and the mount points."""
     lines = Path("/proc/thread-self/mountinfo").read_text("utf-8", "replace").splitlines()
-    return {f"mount {number} on {place}" for number, _, _, _, place, *_ in map(str.split, lines)}
+    return {f"mount {number} on {point}" for number, _, _, _, point, *_ in map(str.split, lines)}
 
 
 def descriptors() -> set[str]:
@@ -222,7 +222,7 @@ def threads() -> set[str]:
 
 
 def changes(before: set[str]) -> set[str]:
-    """Return what the machine has now and had not before, and what it has no longer."""
+    """Return the objects that the machine has gained or no longer has since ``before``."""
     now = machine()
     return (now - before) | {f"no more {each}" for each in before - now}
 
@@ -254,14 +254,14 @@ def machine() -> set[str]:
 
 def _cgroups() -> Iterator[Path]:
     for line in Path("/proc/mounts").read_text("utf-8", "replace").splitlines():
-        _, place, kind, *_ = line.split()
+        _, point, kind, *_ = line.split()
         if kind == "cgroup2":
-            yield from (each for each in Path(place).iterdir() if each.is_dir())
+            yield from (each for each in Path(point).iterdir() if each.is_dir())
 
 
 def _settled(left: Callable[[], set[str]]) -> set[str]:
-    """Return the leftovers that remain after ended processes have had time to go."""
-    end = time.monotonic() + _GONE_SECONDS
+    """Return the leftovers that remain after ended processes have had time to disappear."""
+    end = time.monotonic() + _EXIT_SECONDS
     while found := left():
         gc.collect()
         if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""A fence as it is on record, for tests that have no kernel, and what is found of it."""
+"""Recorded fence, and its verification, for tests without a kernel."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.installer import Verification
 from ocsf_nft.fence.spec import FenceSpec, Surroundings
-from ocsf_nft.fence.state import Installed
+from ocsf_nft.fence.state import InstalledFence
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
     import pytest
 
-INSTALLED = Installed(
+INSTALLED = InstalledFence(
     spec=FenceSpec(sandbox="sb1", proxies=(endpoint("10.200.0.1:3128"),)),
     around=Surroundings(links=("sb0",)),
     namespace=Namespace(),
@@ -31,7 +31,7 @@ def verified(
     difference: str = "",
     error: Exception | None = None,
 ) -> None:
-    """Let the installer find it so, and find nothing to remove where ``error`` says that."""
+    """Make the installer return this verdict, and raise ``error``, if given, on removal."""
 
     def remove(*_: object) -> None:
         if error is not None:

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what tests in several folders draw."""
+"""Hypothesis strategies that tests in several folders share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hypothesis import strategies as st
 
-from ocsf_nft.process import Attribution, Container, Process, Rung, Seen, Sureness
+from ocsf_nft.process import Attribution, ConfidenceLevel, Container, Method, Process, Seen
 from ocsf_nft.record import VM_RULES, Origin, Record, split_prefix
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 UINT16 = st.integers(0, 0xFFFF)
 UINT32 = st.integers(0, 0xFFFF_FFFF)
 UINT8 = st.integers(0, 0xFF)
-#: Any text at all: control characters, lone surrogates, marks of direction.
+#: Any text: control characters, lone surrogates, marks for the text direction.
 HOSTILE_TEXT = st.text(
     st.characters(codec=None, categories=None) | st.sampled_from('\x00\x1b\n\udc80\ud800\u202e"\\')
 )
 NAMES = st.from_regex(r"\A[A-Za-z0-9._-]{1,64}\Z")
 RULES = st.sampled_from(["egress", "forward", "ingress", "link", "guard", *sorted(VM_RULES)])
-#: Moments between the epoch and the year 2200.
-MOMENTS = st.integers(0, 7_258_118_400_000_000_000)
+#: Timestamps between the epoch and the year 2200.
+TIMESTAMPS = st.integers(0, 7_258_118_400_000_000_000)
 PROTOCOLS = st.sampled_from([0, 1, 2, 6, 17, 33, 41, 47, 50, 58, 59, 132, 136, 253]) | UINT8
 PORTS = st.sampled_from([0, 22, 53, 80, 123, 443, 853, 3128, 5353, 8080, 65535]) | UINT16
 ADDRESSES4 = st.ip_addresses(v=4).map(str) | st.sampled_from(
@@ -64,10 +64,10 @@ ORIGINS = st.builds(
 
 @st.composite
 def records(draw: st.DrawFn) -> Record:
-    """Any record that a source may yield, of our prefix or of a foreign one."""
+    """Draw any record that a source may yield, with our prefix or a foreign one."""
     ours = st.sampled_from(["ocsf-nft:{}:{}:", "ocsf-nft:{}:{}:permissive:"])
     prefix = draw(st.builds(str.format, ours, NAMES, RULES | NAMES) | HOSTILE_TEXT)
-    said = split_prefix(prefix)
+    parsed = split_prefix(prefix)
     versions: list[Literal[4, 6] | None] = [4, 6, None]
     version = draw(st.sampled_from(versions))
     addresses = {4: ADDRESSES4, 6: ADDRESSES6, None: st.none()}[version]
@@ -79,9 +79,9 @@ def records(draw: st.DrawFn) -> Record:
     has_ports = protocol in {6, 17, 33, 132, 136}
     return Record(
         prefix=prefix,
-        sandbox=said.sandbox,
-        rule=said.rule,
-        verdict=said.verdict,
+        sandbox=parsed.sandbox,
+        rule=parsed.rule,
+        verdict=parsed.verdict,
         in_interface=draw(st.none() | INTERFACES),
         out_interface=draw(st.none() | INTERFACES),
         mac_source=draw(st.none() | MACS),
@@ -98,8 +98,8 @@ def records(draw: st.DrawFn) -> Record:
         uid=draw(st.none() | UINT32),
         gid=draw(st.none() | UINT32),
         details=details,
-        time_ns=draw(MOMENTS),
-        received_ns=draw(MOMENTS),
+        time_ns=draw(TIMESTAMPS),
+        received_ns=draw(TIMESTAMPS),
         origin=draw(ORIGINS),
     )
 
@@ -127,7 +127,7 @@ def _processes(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[Process]:
         sha256=TEXTS | st.from_regex(r"\A[0-9a-fA-F]{64}\Z"),
         cmd_line=TEXTS,
         working_directory=TEXTS,
-        created_ns=st.none() | MOMENTS,
+        created_ns=st.none() | TIMESTAMPS,
         namespace_pid=st.none() | st.integers(1, 1 << 22),
         uid=st.none() | UINT32,
         user_name=TEXTS,
@@ -139,15 +139,15 @@ def _processes(**others: st.SearchStrategy[Any]) -> st.SearchStrategy[Process]:
     )
 
 
-#: Processes that may have any text for a name.
+#: Processes with an arbitrary text as the name.
 PROCESSES = _processes(ancestors=st.lists(_processes(), max_size=2).map(tuple))
 _COUNTS = st.integers(0, 1 << 62)
 _SEEN = st.builds(Seen, process=PROCESSES, calls=st.none() | _COUNTS)
-#: All that anybody may find out about who did it, or not.
+#: All results of an attribution.
 ATTRIBUTIONS = st.builds(
     Attribution,
-    rung=st.sampled_from(get_args(Rung)),
-    sureness=st.none() | st.sampled_from(get_args(Sureness)),
+    method=st.sampled_from(get_args(Method)),
+    confidence=st.none() | st.sampled_from(get_args(ConfidenceLevel)),
     reason=HOSTILE_TEXT,
     process=st.none() | PROCESSES,
     seen=st.just(()) | st.lists(_SEEN, max_size=2).map(tuple),

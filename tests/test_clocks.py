@@ -40,7 +40,7 @@ class _Machine:
         (0, 5_000_000),  # between the first reading and the wall clock
         (0, 0, 5_000_000),  # between the wall clock and the second reading
         (0, 5_000_000, 0, 0, 7_000_000, 0, 0, 0, 9_000_000),
-        (0, 5_000_000, 0, 0, 1_500, 1_500, *(0, 5_000_000, 0) * 10),  # short once, never tight
+        (0, 5_000_000, 0, 0, 1_500, 1_500, *(0, 5_000_000, 0) * 10),  # short once, never exact
     ],
 )
 def test_epoch_of_ignores_readings_that_were_interrupted(

@@ -1,4 +1,4 @@
-"""A file of SQLite, whatever becomes of it: see also those who keep things in it."""
+"""SQLite database file that is damaged, replaced or removed. See also the tests of its users."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ def opened(path: Path, *, read_only: bool = False) -> Database:
 
 
 def rows(database: Database) -> list[int]:
-    with database.at_work() as connection:
+    with database.transaction() as connection:
         return [x for (x,) in connection.execute("SELECT x FROM t ORDER BY x")]
 
 
 def insert(database: Database, x: int) -> None:
-    with database.at_work() as connection:
+    with database.transaction() as connection:
         connection.execute("INSERT INTO t VALUES (?)", (x,))
 
 
-def test_a_transaction_is_there_or_not(tmp_path: Path) -> None:
+def test_transaction_is_stored_completely_or_not_at_all(tmp_path: Path) -> None:
     with closing(opened(tmp_path / "new" / "db")) as database:
         insert(database, 1)
-        with pytest.raises(DeliveryError), database.at_work() as connection:
+        with pytest.raises(DeliveryError), database.transaction() as connection:
             connection.executescript(
                 "SAVEPOINT a; INSERT INTO t VALUES (2); INSERT INTO no VALUES (3)"
             )
         assert rows(database) == [1]
 
 
-def test_database_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_access_the_database(tmp_path: Path) -> None:
     with closing(opened(tmp_path / "new" / "db")) as database:
         insert(database, 1)
         modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "new").iterdir()}
@@ -55,19 +55,19 @@ def test_database_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
 
 
-def test_what_may_be_lost_with_the_power_is_as_good_otherwise(tmp_path: Path) -> None:
+def test_unsynced_transaction_does_not_wait_for_the_disk(tmp_path: Path) -> None:
     database = Database(tmp_path / "db", _SCHEMA, synchronous="FULL")
     database.open()
     with closing(database):
-        with database.lightly() as connection:
+        with database.unsynced_transaction() as connection:
             connection.execute("INSERT INTO t VALUES (1)")
             assert connection.execute("PRAGMA synchronous").fetchone() == (1,)
-        with database.at_work() as connection:
+        with database.transaction() as connection:
             assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
         assert rows(database) == [1]
 
 
-def test_who_only_reads_makes_no_file_and_sees_what_is_written(tmp_path: Path) -> None:
+def test_reader_creates_no_file_and_sees_new_rows(tmp_path: Path) -> None:
     path = tmp_path / "db"
     with pytest.raises(SourceError, match="can't be read"):
         opened(path, read_only=True)
@@ -79,20 +79,20 @@ def test_who_only_reads_makes_no_file_and_sees_what_is_written(tmp_path: Path) -
             insert(reader, 2)
 
 
-def test_a_folder_that_can_not_be_made_is_one_sentence(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_created_is_an_error_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeliveryError, match=r"can't be written \(Not a directory\): make room"):
         opened(tmp_path / "file" / "folder" / "db")
 
 
-def test_what_is_no_database_is_set_aside_with_what_was_in_it(tmp_path: Path) -> None:
+def test_file_that_is_no_database_is_quarantined_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "db.sqlite3"
     path.write_bytes(b"no database" * 1000)
     with closing(opened(path)) as database:
         insert(database, 1)
         assert rows(database) == [1]
         assert database.fault is not None
-        assert "begun anew" in database.fault
+        assert "a new file was created" in database.fault
     assert path.with_suffix(".damaged").read_bytes() == b"no database" * 1000
 
 
@@ -115,14 +115,17 @@ def test_database_that_cannot_be_opened_now_is_not_quarantined(tmp_path: Path) -
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
-def test_first_damaged_files_are_kept_and_the_last_name_is_used_again(tmp_path: Path) -> None:
+def test_first_damaged_files_stay_and_the_last_name_is_reused(tmp_path: Path) -> None:
     path = tmp_path / "db.sqlite3"
     for number in range(11):
         path.write_bytes(b"no database %2d" % number * 1000)
         opened(path).close()
-    kept = sorted(tmp_path.glob("*.damaged*"))
-    assert [each.suffix for each in kept] == [".damaged", *(f".damaged{n}" for n in range(2, 10))]
-    assert [int(each.read_bytes()[12:14]) for each in kept] == [*range(8), 10]
+    damaged = sorted(tmp_path.glob("*.damaged*"))
+    assert [each.suffix for each in damaged] == [
+        ".damaged",
+        *(f".damaged{n}" for n in range(2, 10)),
+    ]
+    assert [int(each.read_bytes()[12:14]) for each in damaged] == [*range(8), 10]
 
 
 def test_damaged_file_that_cannot_be_renamed_is_an_error(tmp_path: Path) -> None:
@@ -146,10 +149,8 @@ def test_file_damaged_while_it_is_open_is_replaced_after_a_restart(tmp_path: Pat
             file.seek(4096)
             file.write(b"\xff" * (len(content) - 4096))
         assert database._connection is not None
-        database._connection.execute("PRAGMA shrink_memory")  # keep no page of it
-        with pytest.raises(
-            ClosedError, match=r"db is damaged .*: start again, which sets it aside"
-        ):
+        database._connection.execute("PRAGMA shrink_memory")  # empty the page cache
+        with pytest.raises(ClosedError, match=r"db is damaged .*: restart, which quarantines it"):
             rows(database)
         with pytest.raises(SourceError, match="can't be read"):
             rows(reader)
@@ -157,7 +158,7 @@ def test_file_damaged_while_it_is_open_is_replaced_after_a_restart(tmp_path: Pat
         assert rows(database) == []
 
 
-def test_another_file_in_its_place_is_replaced_by_what_was_open(tmp_path: Path) -> None:
+def test_other_file_at_its_path_is_replaced_by_the_open_database(tmp_path: Path) -> None:
     path = tmp_path / "db"
     with closing(opened(path)) as database:
         insert(database, 1)
@@ -168,7 +169,7 @@ def test_another_file_in_its_place_is_replaced_by_what_was_open(tmp_path: Path) 
         assert before is not None
         insert(database, 2)
         assert rows(database) == [1, 2]
-        # Closed later, it would remove the log of the new file.
+        # If it were closed later, it would remove the log of the new file.
         with pytest.raises(sqlite3.ProgrammingError, match="closed"):
             before.execute("SELECT 1")
     with closing(opened(path)) as database:
@@ -189,7 +190,7 @@ def test_restored_file_that_could_not_be_opened_is_opened_later(tmp_path: Path) 
         assert rows(database) == [1, 3]
 
 
-def test_it_is_removed_with_its_folder_where_nothing_else_is_in_that(tmp_path: Path) -> None:
+def test_removed_database_takes_its_folder_if_that_is_empty(tmp_path: Path) -> None:
     for is_alone in (True, False):
         folder = tmp_path / "folder"
         database = opened(folder / "db")
@@ -203,7 +204,7 @@ def test_it_is_removed_with_its_folder_where_nothing_else_is_in_that(tmp_path: P
         assert folder.exists() is not is_alone
 
 
-def test_one_that_is_not_open_is_a_mistake(tmp_path: Path) -> None:
+def test_use_of_a_database_that_is_not_open_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="open the database first"):
         rows(Database(tmp_path / "db", _SCHEMA))
 
@@ -221,9 +222,9 @@ def test_closed_database_has_no_open_file_and_cannot_be_used(tmp_path: Path) -> 
             rows(database)
 
 
-def test_database_and_its_folder_are_for_their_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_access_the_database_and_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "db"
-    database = Database(path, _SCHEMA, is_ours_alone=True)
+    database = Database(path, _SCHEMA, is_exclusive=True)
     before = os.umask(0)
     try:
         database.open()
@@ -240,7 +241,7 @@ def test_database_and_its_folder_are_for_their_owner_alone(tmp_path: Path) -> No
         os.umask(before)
 
 
-def test_restored_folder_of_a_database_is_for_its_owner_alone(tmp_path: Path) -> None:
+def test_only_the_owner_can_access_a_restored_folder(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "db"
     before = os.umask(0)
     try:
@@ -253,15 +254,15 @@ def test_restored_folder_of_a_database_is_for_its_owner_alone(tmp_path: Path) ->
 
 
 def test_database_is_free_for_another_once_it_is_closed(tmp_path: Path) -> None:
-    first, second = (Database(tmp_path / "db", _SCHEMA, is_ours_alone=True) for _ in range(2))
+    first, second = (Database(tmp_path / "db", _SCHEMA, is_exclusive=True) for _ in range(2))
     first.open()
     for _ in range(2):
-        with pytest.raises(ClosedError, match="another run keeps its events"):
+        with pytest.raises(ClosedError, match="another run stores its events"):
             second.open()
     lock = first._lock
     assert lock is not None
     assert lock._descriptor is not None
-    copy = os.dup(lock._descriptor)  # as of a child that is about to run a program
+    copy = os.dup(lock._descriptor)  # as in a child that is about to run a program
     first.close()
     second.open()
     second.close()
@@ -272,14 +273,14 @@ def test_database_whose_lock_was_removed_takes_it_again_with_one_descriptor(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "db"
-    first, second = (Database(path, _SCHEMA, is_ours_alone=True) for _ in range(2))
+    first, second = (Database(path, _SCHEMA, is_exclusive=True) for _ in range(2))
     first.open()
     with closing(first):
         before = open_descriptors(collect=True)
         path.with_name(".db.lock").unlink()
         insert(first, 1)
         assert open_descriptors() == before
-        with pytest.raises(ClosedError, match="another run keeps its events"):
+        with pytest.raises(ClosedError, match="another run stores its events"):
             second.open()
         assert open_descriptors() == before
 
@@ -291,7 +292,7 @@ def test_database_is_restored_over_the_rest_of_an_earlier_try(tmp_path: Path) ->
         path.with_name("db.new").write_bytes(b"no database" * 1000)
         path.unlink()
         insert(database, 2)
-        # What is written from now on is in the log of the new file, where readers find it.
+        # Later writes are in the log of the new file, where readers find them.
         insert(database, 3)
         with closing(opened(path, read_only=True)) as reader:
             assert rows(reader) == [1, 2, 3]

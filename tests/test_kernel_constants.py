@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 import ocsf_nft
-from ocsf_nft.attribution import holders
+from ocsf_nft.attribution import socket_holders
 from ocsf_nft.check import xtables
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _PACKAGE: Final = Path(ocsf_nft.__file__).parent
 
 
 def _constants() -> Iterator[tuple[str, str, str]]:
-    """Yield the module of each number that may be the kernel's, its name there, and plainly."""
+    """Yield module, name and name without prefix of each number that may be the kernel's."""
     for path in sorted(_PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(_PACKAGE.parent).with_suffix("").parts)
         for name, plain in _DEFINED.findall(path.read_text("utf-8")):
@@ -89,5 +89,5 @@ def test_number_of_kcmp_is_that_of_each_architecture() -> None:
     command = ["cc", "-E", "-dM", "-include", "sys/syscall.h", "-x", "c", os.devnull]
     own = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found, ours = (int(re.findall(r"__NR_kcmp (\d+)", text)[0]) for text in (generic, own))
-    assert holders._KCMPS["aarch64"] == holders._KCMPS["riscv64"] == found
-    assert ours == holders._KCMP
+    assert socket_holders._KCMPS["aarch64"] == socket_holders._KCMPS["riscv64"] == found
+    assert ours == socket_holders._KCMP

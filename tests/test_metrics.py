@@ -1,4 +1,4 @@
-"""What Prometheus reads: names, labels and values are a contract with dashboards."""
+"""Prometheus metrics: names, labels and values are a contract with dashboards."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, get_args
 
 import pytest
 
-from ocsf_nft.accounting.balance import Balance
-from ocsf_nft.accounting.book import Lost
-from ocsf_nft.attribution.ladder import Top
+from ocsf_nft.accounting.reconciliation import Balance
+from ocsf_nft.accounting.state_db import DroppedRecords
+from ocsf_nft.attribution.fallback_chain import TopMethod
 from ocsf_nft.metrics import exposition
 from ocsf_nft.service.status import Status
 from tests.deploy import exposed
@@ -24,16 +24,16 @@ def _status(sandbox: str, *, refused: int = 100, is_watched: bool = True) -> Sta
         rule="egress",
         refused=refused,
         reported=80,
-        overflowed=30,
-        in_flight=15,
-        lost=7,
+        aggregated=30,
+        pending=15,
+        dropped=7,
     )
     return Status(
         sandbox=sandbox,
         is_watched=is_watched,
         absent=(),
         balances=(balance,),
-        lost=(Lost("nflog", 2, 9),),
+        dropped_records=(DroppedRecords("nflog", 2, 9),),
     )
 
 
@@ -44,51 +44,49 @@ def test_each_number_of_each_rule_and_source_has_its_metric() -> None:
     of_source = '{sandbox="one",source="nflog"}'
     assert {line for line in samples if '"one"' in line} == {
         f"ocsf_nft_refused_packets_total{of_rule} 100.0",
-        f"ocsf_nft_let_pass_packets_total{of_rule} 0.0",
+        f"ocsf_nft_allowed_packets_total{of_rule} 0.0",
         f"ocsf_nft_reported_packets_total{of_rule} 80.0",
-        f"ocsf_nft_overflowed_packets_total{of_rule} 30.0",
-        f"ocsf_nft_in_flight_packets{of_rule} 15.0",
-        f"ocsf_nft_lost_records{of_rule} 7.0",
-        f"ocsf_nft_imbalance_packets{of_rule} 5.0",
+        f"ocsf_nft_aggregated_packets_total{of_rule} 30.0",
+        f"ocsf_nft_pending_packets{of_rule} 15.0",
+        f"ocsf_nft_dropped_records{of_rule} 7.0",
+        f"ocsf_nft_counter_mismatch_packets{of_rule} 5.0",
         f"ocsf_nft_gap_records_total{of_source} 9.0",
         f"ocsf_nft_gaps_total{of_source} 2.0",
         'ocsf_nft_watched{sandbox="one"} 1.0',
-        'ocsf_nft_fence_stands{sandbox="one"} 1.0',
+        'ocsf_nft_fence_active{sandbox="one"} 1.0',
     }
     of_two = '{mode="enforcing",rule="egress",sandbox="two"}'
-    assert f"ocsf_nft_imbalance_packets{of_two} -5.0" in samples
+    assert f"ocsf_nft_counter_mismatch_packets{of_two} -5.0" in samples
     assert 'ocsf_nft_watched{sandbox="two"} 0.0' in samples
 
 
-def test_what_was_let_pass_is_no_number_of_what_was_refused() -> None:
+def test_allowed_packets_do_not_count_as_refused() -> None:
     status = _status("one", refused=0)
     (balance,) = status.balances
-    permitted = replace(balance, mode="permissive", let_pass=100)
-    told = exposition([replace(status, mode="permissive", balances=(permitted,))]).decode()
+    permitted = replace(balance, mode="permissive", allowed=100)
+    shown = exposition([replace(status, mode="permissive", balances=(permitted,))]).decode()
     of_rule = '{mode="permissive",rule="egress",sandbox="one"}'
     for line in (
         f"ocsf_nft_refused_packets_total{of_rule} 0.0",
-        f"ocsf_nft_let_pass_packets_total{of_rule} 100.0",
+        f"ocsf_nft_allowed_packets_total{of_rule} 100.0",
         f"ocsf_nft_reported_packets_total{of_rule} 80.0",
-        f"ocsf_nft_imbalance_packets{of_rule} 5.0",
+        f"ocsf_nft_counter_mismatch_packets{of_rule} 5.0",
     ):
-        assert line in told.splitlines()
+        assert line in shown.splitlines()
 
 
-def test_a_fence_that_differs_does_not_stand_and_of_one_that_is_not_known_nothing_is_said() -> None:
+def test_altered_fence_is_not_active_and_unknown_one_has_no_metric() -> None:
     found = [replace(_status("one"), verdict="differs"), replace(_status("two"), verdict=None)]
-    told = exposition(found).decode()
-    assert 'ocsf_nft_fence_stands{sandbox="one"} 0.0' in told
-    assert 'ocsf_nft_fence_stands{sandbox="two"}' not in told
+    shown = exposition(found).decode()
+    assert 'ocsf_nft_fence_active{sandbox="one"} 0.0' in shown
+    assert 'ocsf_nft_fence_active{sandbox="two"}' not in shown
 
 
-@pytest.mark.parametrize("rung", get_args(Top))
-def test_one_way_of_naming_processes_is_in_use_and_the_others_are_said_not_to_be(
-    tmp_path: Path, rung: str
-) -> None:
-    told = exposed.exposition(tmp_path, rung=rung).splitlines()
-    assert {line for line in told if line.startswith("ocsf_nft_attribution_rung{")} == {
-        f'ocsf_nft_attribution_rung{{rung="{each}"}} {float(each == rung)}'
+@pytest.mark.parametrize("method", get_args(TopMethod))
+def test_only_the_active_attribution_method_has_the_value_1(tmp_path: Path, method: str) -> None:
+    shown = exposed.exposition(tmp_path, method=method).splitlines()
+    assert {line for line in shown if line.startswith("ocsf_nft_attribution_method{")} == {
+        f'ocsf_nft_attribution_method{{method="{each}"}} {float(each == method)}'
         for each in ("capture", "socket", "user")
     }
-    assert "ocsf_nft_capture_lost_events_total 12.0" in told
+    assert "ocsf_nft_capture_dropped_events_total 12.0" in shown

@@ -32,8 +32,8 @@ def _link(name: str, *, index: int = 7, flags: int = 0) -> bytes:
 
 def test_messages_end_at_a_malformed_one() -> None:
     whole = netlink.message(16, 0, b"abcd", 5)
-    for read in (netlink.messages, netlink.headed):
-        for length in (15, 0, 37):  # less than a header, more than there is
+    for read in (netlink.messages, netlink.messages_with_headers):
+        for length in (15, 0, 37):  # less than a header, more than the data
             malformed = struct.pack("=IHHII", length, 16, 0, 0, 0)
             assert len(list(read(memoryview(whole + malformed + whole)))) == 1
         assert len(list(read(memoryview(whole + whole[:15])))) == 1
@@ -63,9 +63,9 @@ def test_attributes_end_at_a_malformed_one() -> None:
     ]  # fmt: skip
 
 
-def test_headed_returns_the_whole_header_of_each_message() -> None:
+def test_messages_with_headers_returns_the_whole_header_of_each_message() -> None:
     head = struct.pack("=IHHII", 19, 16, 0x302, 7, 99) + b"abc\0"
-    one, other = netlink.headed(memoryview(head + netlink.message(17, 0, b"")))
+    one, other = netlink.messages_with_headers(memoryview(head + netlink.message(17, 0, b"")))
     assert (one[:4], bytes(one.payload)) == ((16, 0x302, 7, 99), b"abc")
     assert (other[:4], bytes(other.payload)) == ((17, 0, 0, 0), b"")
     found = netlink.messages(memoryview(head + netlink.message(17, 0, b"", 8)))
@@ -102,8 +102,11 @@ def test_subscription_receives_links_and_where_asked_for_routes() -> None:
             with rtnetlink.subscribe(routes=True) if routes else rtnetlink.subscribe() as sock:
                 link = "link", "set", "lo", "mtu", f"{50_000 + number}"
                 assert notices(sock, *link) == {rtnetlink.RTM_NEWLINK}
-                for version, place in (("-4", f"10.{number}.0.0/24"), ("-6", f"fd0{number}::/64")):
-                    added = notices(sock, version, "route", "add", place, "dev", "lo")
+                for version, destination in (
+                    ("-4", f"10.{number}.0.0/24"),
+                    ("-6", f"fd0{number}::/64"),
+                ):
+                    added = notices(sock, version, "route", "add", destination, "dev", "lo")
                     assert added == ({24} if routes else set())  # RTM_NEWROUTE
 
     netns.in_scratch(check)
@@ -182,7 +185,7 @@ def test_request_ignores_the_messages_of_another_process(monkeypatch: pytest.Mon
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Nftables, Nftables]]:
-    """Two sockets to nf_tables in a namespace of their own."""
+    """Yield two sockets to nf_tables in a separate namespace."""
     one, other = netns.in_scratch(lambda: (Nftables(), Nftables()))
     with one, other:
         yield one, other
@@ -211,12 +214,12 @@ def test_dump_during_a_change_is_interrupted_at_its_end(pair: tuple[Nftables, Nf
         ]
     )
     assert len(list(nftables.dump(_GETRULE, nfnetlink.NFPROTO_INET, b""))) == rules
-    told = nftables.dump(_GETRULE, nfnetlink.NFPROTO_INET, b"")
-    next(told)
-    other.commit([Statement(0, 0, _TABLE.replace(b"t", b"u"))])  # another ruleset from here on
+    messages = nftables.dump(_GETRULE, nfnetlink.NFPROTO_INET, b"")
+    next(messages)
+    other.commit([Statement(0, 0, _TABLE.replace(b"t", b"u"))])  # the ruleset changes here
     found: list[None] = []
     with pytest.raises(InterruptedDumpError):
-        found.extend(None for _ in told)
+        found.extend(None for _ in messages)
     assert len(found) > rules // 2
 
 

@@ -14,7 +14,7 @@ from ocsf_nft.errors import AbsentError, OcsfNftError, UnsupportedError
 pytestmark = pytest.mark.kernel
 
 
-def test_a_machine_that_takes_no_more_threads_is_told_in_a_sentence(
+def test_failure_to_start_a_thread_is_an_unsupported_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(_thread: threading.Thread) -> NoReturn:
@@ -33,7 +33,7 @@ def test_a_machine_that_takes_no_more_threads_is_told_in_a_sentence(
         (errno.EMFILE, UnsupportedError, "opening /run/netns/x failed: Too many open files"),
     ],
 )
-def test_a_namespace_that_cant_be_opened_is_absent_only_when_it_is(
+def test_namespace_that_cannot_be_opened_is_absent_only_if_it_is_missing(
     monkeypatch: pytest.MonkeyPatch, code: int, kind: type[OcsfNftError], sentence: str
 ) -> None:
     def refuse(*_arguments: object) -> NoReturn:

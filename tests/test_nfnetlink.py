@@ -11,7 +11,7 @@ pytestmark = pytest.mark.kernel
 
 
 def _room(sock: socket.socket, option: int) -> int:
-    """Return the size that was asked for: the kernel doubles it (socket(7))."""
+    """Return the requested buffer size; the kernel doubles it (socket(7))."""
     return sock.getsockopt(socket.SOL_SOCKET, option) // 2
 
 

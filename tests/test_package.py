@@ -18,7 +18,7 @@ from tests.cli import forked
 _ROOT = Path(__file__).parents[1]
 _PROGRAMS = "ocsf_nft/attribution/bpf"
 
-#: What CPython lacks on macOS and this package uses on Linux.
+#: Import of the package without the names that CPython lacks on macOS.
 _ELSEWHERE = """
 import importlib, json, os, pkgutil, select, socket, sys, sysconfig
 sysconfig.get_config_vars()  # the standard library's own, for the system that it is on
@@ -80,14 +80,14 @@ def test_commands_work_or_name_linux_where_system_is_not_linux(tmp_path: Path) -
     assert {what: each for what, each in results.items() if "Linux" not in each[0]} == {}
 
 
-#: What clang compiles, and what it makes of that.
+#: Sources that clang compiles, and their objects.
 _SOURCES = {path.name for path in (_ROOT / _PROGRAMS).glob("*.[ch]")}
 _OBJECTS = {"plain.bpf.o", "types.bpf.o"}
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """What a build takes of this tree, as git has it: building leaves things behind."""
+    """Return a copy of the files in git: a build writes files to its tree."""
     made = tmp_path / "tree"
     ignored = shutil.ignore_patterns("__pycache__", *_OBJECTS)
     for name in ("ocsf_nft", "rules"):
@@ -98,7 +98,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def _wheel(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Make one, beside the tree."""
+    """Build a wheel, next to the tree."""
     return subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tree.parent, tree],
         env=os.environ | environment,
@@ -108,7 +108,7 @@ def _wheel(tree: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_wheel_carries_the_rulesets_the_types_and_the_programs_with_their_sources(
+def test_wheel_contains_rulesets_types_and_bpf_programs_with_sources(
     tree: Path,
 ) -> None:
     done = _wheel(tree)
@@ -121,7 +121,7 @@ def test_the_wheel_carries_the_rulesets_the_types_and_the_programs_with_their_so
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]
     assert "capture.bpf.c" in _SOURCES
     assert {f"{_PROGRAMS}/{name}" for name in _SOURCES | _OBJECTS} <= names
-    # An object of either kernel is one that its loader knows: ELF, for BPF (elf.h, EM_BPF).
+    # An object has the format that its loader reads on either kernel: ELF, for BPF (elf.h, EM_BPF).
     with zipfile.ZipFile(wheel) as archive:
         for name in _OBJECTS:
             content = archive.read(f"{_PROGRAMS}/{name}")
@@ -129,10 +129,10 @@ def test_the_wheel_carries_the_rulesets_the_types_and_the_programs_with_their_so
             assert int.from_bytes(content[18:20], sys.byteorder) == 247
 
 
-def test_the_source_distribution_has_what_a_build_takes_and_nothing_that_it_makes(
+def test_source_distribution_has_all_inputs_and_no_output_of_a_build(
     tree: Path,
 ) -> None:
-    for name in _OBJECTS:  # of an earlier build
+    for name in _OBJECTS:  # as left by an earlier build
         (tree / _PROGRAMS / name).write_bytes(b"")
     subprocess.run(
         [sys.executable, "-m", "build", "--sdist", "--outdir", tree.parent, tree],
@@ -154,7 +154,7 @@ def test_the_source_distribution_has_what_a_build_takes_and_nothing_that_it_make
         ("echo 'bpf_helpers.h: not found' >&2; exit 1", "(is libbpf-dev there?): bpf_helpers.h"),
     ],
 )
-def test_a_build_that_can_not_compile_fails_and_says_why(
+def test_failed_compilation_is_reported_with_its_cause(
     tree: Path, clang: str | None, sentence: str
 ) -> None:
     folder = tree.parent / "bin"
@@ -168,7 +168,7 @@ def test_a_build_that_can_not_compile_fails_and_says_why(
     assert not list(tree.parent.glob("*.whl"))
 
 
-def test_what_clang_makes_is_not_in_git() -> None:
+def test_objects_of_clang_are_not_in_git() -> None:
     assert "*.bpf.o" in (_ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     if shutil.which("git") is None or not (_ROOT / ".git").exists():
         return
@@ -179,7 +179,7 @@ def test_what_clang_makes_is_not_in_git() -> None:
     assert listed.stdout == ""
 
 
-def test_help_is_there_at_once_and_shows_an_example_for_each_command() -> None:
+def test_help_is_quick_and_shows_an_example_for_each_command() -> None:
     overview = subprocess.run(
         [sys.executable, "-m", "ocsf_nft", "--help"], capture_output=True, text=True, check=True
     ).stdout
@@ -203,7 +203,9 @@ def test_version_is_the_package_s_and_h_is_short_for_help() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_completes_commands_and_options(shell: str) -> None:
-    script = forked.run("--show-completion", shell, check=True).stdout
+    # By --show-completion too, which finds out by the parent process which shell it is.
+    sourced = os.environ | {"_OCSF_NFT_COMPLETE": f"source_{shell}"}
+    script = forked.run(env=sourced, check=True).stdout
     assert "_OCSF_NFT_COMPLETE" in script
     for typed, completed in (("ocsf-nft eve", "events"), ("ocsf-nft events --foll", "--follow")):
         asked = {
@@ -218,7 +220,7 @@ def test_completion_completes_commands_and_options(shell: str) -> None:
 
 
 @pytest.mark.kernel  # for the packets, which Linux's sockets send
-def test_the_readme_counts_the_ways_that_are_tried() -> None:
+def test_readme_has_the_number_of_escape_attempts() -> None:
     from tests.kernel.escapes import ESCAPES  # noqa: PLC0415 - imports on Linux alone
 
     readme = (_ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.kernel
 _CODE = """
 import os, sys
 from ocsf_nft import privileges
-privileges.go_first()
+privileges.raise_priority()
 print(os.getpriority(os.PRIO_PROCESS, 0), sys.getswitchinterval())
 """
 
@@ -24,7 +24,7 @@ print(os.getpriority(os.PRIO_PROCESS, 0), sys.getswitchinterval())
 @pytest.mark.parametrize(
     ("under", "nice"), [((), "-10"), (("setpriv", "--bounding-set=-sys_nice"), "0")]
 )
-def test_a_process_goes_first_as_far_as_it_may(under: tuple[str, ...], nice: str) -> None:
+def test_process_raises_its_priority_if_it_may(under: tuple[str, ...], nice: str) -> None:
     command = [*under, sys.executable, "-c", _CODE]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True,
@@ -37,13 +37,13 @@ _CHILD = """
 import subprocess
 from ocsf_nft import privileges
 privileges.keep_only({privileges.Capability.NET_ADMIN})
-told = subprocess.run(["grep", "CapEff", "/proc/self/status"], capture_output=True, text=True)
-print(int(told.stdout.split()[1], 16))
+shown = subprocess.run(["grep", "CapEff", "/proc/self/status"], capture_output=True, text=True)
+print(int(shown.stdout.split()[1], 16))
 """
 
 
-def test_what_is_kept_is_kept_for_children_too_where_root_is_nobody_special() -> None:
-    """As for a service of systemd with a user of its own and ambient capabilities."""
+def test_children_inherit_the_capabilities_without_special_treatment_of_root() -> None:
+    """A service of systemd with its own user has such ambient capabilities."""
     ambient = ("--inh-caps=+net_admin,+syslog", "--ambient-caps=+net_admin,+syslog")
     command = ["setpriv", "--securebits=+noroot", *ambient, sys.executable, "-c", _CHILD]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

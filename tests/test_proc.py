@@ -12,15 +12,24 @@ from hypothesis import strategies as st
 
 from ocsf_nft import proc
 from tests.attribution.living import WAITING, copied, descriptors, now, python, running, send, until
-from tests.attribution.told import GONE, NAMES, PYTHON, TICK_NS, called, directory, state, ticks
+from tests.attribution.procfs_helpers import (
+    EXITED,
+    NAMES,
+    PYTHON,
+    TICK_NS,
+    called,
+    directory,
+    state,
+    ticks,
+)
 
-# What the kernel writes.
+# Text that the kernel writes.
 
 FIELDS = st.lists(st.integers(0, 1 << 64), min_size=49, max_size=55)
 
 
 @given(st.binary(max_size=64), FIELDS, st.sampled_from(["S", "R", "Z"]))
-def test_whatever_its_name_is_the_rest_is_read_right(
+def test_fields_of_stat_are_correct_with_any_name(
     name: bytes, numbers: list[int], letter: str
 ) -> None:
     rest = " ".join([letter, *map(str, numbers)])
@@ -30,8 +39,8 @@ def test_whatever_its_name_is_the_rest_is_read_right(
     assert (stat.parent, stat.threads, stat.start) == (numbers[0], numbers[16], numbers[18])
     assert stat.flags == numbers[5]
     assert stat.had_children == any((numbers[7], numbers[9], *numbers[12:14]))
-    places = tuple(str(each).encode() for each in (*numbers[22:25], *numbers[41:48]))
-    assert stat.layout == (places if numbers[44] and numbers[45] else None)
+    layout = tuple(str(each).encode() for each in (*numbers[22:25], *numbers[41:48]))
+    assert stat.layout == (layout if numbers[44] and numbers[45] else None)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +53,7 @@ def test_whatever_its_name_is_the_rest_is_read_right(
         b"1 (a) S x" + b" 1" * 60,
     ],
 )
-def test_what_is_no_stat_is_not_read(text: bytes) -> None:
+def test_malformed_stat_is_refused(text: bytes) -> None:
     with pytest.raises(ValueError, match=r"no stat of a process|invalid literal"):
         proc.parsed_stat(text)
 
@@ -66,40 +75,40 @@ STATUS = b"Name:\t%b\nTgid:\t7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nNStgid:\t7\t
 
 
 def shown(name: bytes) -> bytes:
-    """What ``status`` makes of a name: of ends of lines it escapes only the usual one."""
+    """Return a name as ``status`` shows it: of all line ends only the usual one is escaped."""
     return name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n")
 
 
 @given(st.binary(max_size=20))
-def test_status_is_the_kernels_whatever_the_name_is(name: bytes) -> None:
+def test_fields_of_status_are_correct_with_any_name(name: bytes) -> None:
     status = proc.parsed_status(STATUS % shown(name))
     assert status == proc.Status(group=7, uid=2, gid=6, numbers=(7, 1))
 
 
 @pytest.mark.parametrize("end", [b"\r", b"\x0b", b"\x0c", b"\x1c", b"\x85", b"\n"])
-def test_no_end_of_a_line_in_a_name_begins_a_line_of_status(end: bytes) -> None:
+def test_line_end_in_a_name_does_not_start_a_line_of_status(end: bytes) -> None:
     lines = [b"Tgid:\t1", b"Uid:\t9\t9\t9\t9", b"Gid:\t9\t9\t9\t9", b"NStgid:\t9", b""]
     status = proc.parsed_status(STATUS % shown(end.join([b"a", *lines])))
     assert status == proc.Status(group=7, uid=2, gid=6, numbers=(7, 1))
 
 
-def test_a_kernel_without_pid_namespaces_has_no_numbers_in_them() -> None:
+def test_status_without_pid_namespaces_has_no_numbers() -> None:
     status = proc.parsed_status((STATUS % b"a").replace(b"NStgid:\t7\t1\n", b""))
     assert (status.group, status.numbers) == (7, ())
 
 
 @pytest.mark.parametrize("line", [b"Tgid:", b"Uid:", b"Gid:"])
-def test_what_is_no_status_is_not_read(line: bytes) -> None:
+def test_malformed_status_is_refused(line: bytes) -> None:
     with pytest.raises(ValueError, match="no status of a process"):
         proc.parsed_status((STATUS % b"a").replace(line, b"x"))
 
 
-# A process.
+# Data of a process.
 
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("name", NAMES)
-def test_a_process_is_the_same_whatever_it_calls_itself(name: bytes) -> None:
+def test_process_data_is_correct_with_any_name(name: bytes) -> None:
     with python(called(name)) as process, directory(process.pid) as descriptor:
         stat, status = proc.stat(descriptor), proc.status(descriptor)
     assert (stat.name, stat.parent, stat.is_dead) == (name, os.getpid(), False)
@@ -108,7 +117,7 @@ def test_a_process_is_the_same_whatever_it_calls_itself(name: bytes) -> None:
 
 
 @pytest.mark.kernel
-def test_when_it_started_is_told_by_the_clock_tick() -> None:
+def test_start_time_has_the_resolution_of_a_clock_tick() -> None:
     assert proc.TICK_NS * os.sysconf("SC_CLK_TCK") == 1_000_000_000
     before_ns, since_ns = now(), time.time_ns()
     with python(WAITING) as process, directory(process.pid) as descriptor:
@@ -120,20 +129,20 @@ def test_when_it_started_is_told_by_the_clock_tick() -> None:
 
 
 @pytest.mark.kernel
-def test_a_directory_never_comes_to_mean_another_process() -> None:
+def test_directory_descriptor_never_refers_to_another_process() -> None:
     with python(WAITING) as process, directory(process.pid) as descriptor:
         process.kill()
         until(lambda: state(process.pid) == "Z")
         assert proc.stat(descriptor).is_dead
         process.wait()
         for read in (proc.stat, proc.status, proc.arguments):
-            with pytest.raises(GONE):
+            with pytest.raises(EXITED):
                 read(descriptor)
         assert proc.link("exe", descriptor) is None
 
 
 @pytest.mark.kernel
-def test_nothing_stays_open() -> None:
+def test_no_descriptor_stays_open() -> None:
     before = descriptors()
     with proc.opened("/proc/self") as whole, proc.opened("task", whole) as tasks:
         proc.stat(tasks, f"{os.getpid()}/stat")
@@ -144,7 +153,7 @@ def test_nothing_stays_open() -> None:
 
 
 @pytest.mark.kernel
-def test_of_who_waited_for_a_child_that_is_known() -> None:
+def test_process_that_waited_for_a_child_had_children() -> None:
     with (
         running("/bin/sh", "-c", "/bin/true; echo; read line") as parent,
         directory(parent.pid) as descriptor,
@@ -155,7 +164,7 @@ def test_of_who_waited_for_a_child_that_is_known() -> None:
 
 
 @pytest.mark.kernel
-def test_of_another_users_process_neither_program_nor_layout_is_seen() -> None:
+def test_program_and_layout_of_another_users_process_are_unknown() -> None:
     code = """
 import sys
 from ocsf_nft import proc
@@ -171,7 +180,7 @@ with proc.opened(f"/proc/{sys.argv[1]}") as directory:
 
 
 @pytest.mark.kernel
-def test_a_link_says_byte_by_byte_where_it_points(tmp_path: Path) -> None:
+def test_link_returns_the_exact_bytes_of_its_target(tmp_path: Path) -> None:
     program = copied(Path(os.fsdecode(os.fsencode(tmp_path) + b'/\xff\xc3\x28 "}\n')))
     with subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         send(process)
@@ -183,12 +192,12 @@ def test_a_link_says_byte_by_byte_where_it_points(tmp_path: Path) -> None:
         assert proc.link("exe", kernel_thread) is None
 
 
-# How much of it.
+# Limits of reading.
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8192, 9000, 20_000])
 @pytest.mark.parametrize("most", [4096, 9000, 1 << 20])
-def test_no_more_is_read_than_there_is_a_use_for(tmp_path: Path, size: int, most: int) -> None:
+def test_read_stops_at_the_maximum(tmp_path: Path, size: int, most: int) -> None:
     content = bytes(each % 251 for each in range(size))
     (tmp_path / "file").write_bytes(content)
     with proc.opened(str(tmp_path)) as descriptor:
@@ -202,7 +211,7 @@ def test_file_is_read_up_to_a_mebibyte_by_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.kernel
-def test_of_who_is_in_very_many_groups_the_whole_status_is_read() -> None:
+def test_status_of_a_process_with_many_groups_is_read_completely() -> None:
     code = f"import os; os.setgroups(range(4_000_000_000, 4_000_030_000)); {WAITING}"
     with python(code) as process, directory(process.pid) as descriptor:
         assert len(proc.read("status", descriptor)) > 300_000
@@ -210,27 +219,27 @@ def test_of_who_is_in_very_many_groups_the_whole_status_is_read() -> None:
 
 
 @pytest.mark.kernel
-def test_arguments_are_told_up_to_a_page() -> None:
+def test_arguments_are_read_up_to_a_page() -> None:
     with python(WAITING, "a b", "") as process, directory(process.pid) as descriptor:
         assert proc.arguments(descriptor) == f"{sys.executable} -c {WAITING} a b"
     with python(WAITING, *["x" * 100_000] * 10) as process, directory(process.pid) as descriptor:
-        told = proc.arguments(descriptor)
-    assert told is not None
-    assert len(told) == 4096
+        read = proc.arguments(descriptor)
+    assert read is not None
+    assert len(read) == 4096
     with directory(2) as kernel_thread:
         assert proc.arguments(kernel_thread) is None
 
 
 @pytest.mark.kernel
-def test_arguments_need_be_no_text() -> None:
+def test_arguments_may_be_any_bytes() -> None:
     command = ("/bin/sh", "-c", "echo; read line", "sh", os.fsdecode(b"\xff\n\x1b[2J"))
     with running(*command) as process, directory(process.pid) as descriptor:
-        told = proc.arguments(descriptor)
-    assert told is not None
-    assert told.encode("utf-8", "surrogateescape").endswith(b" sh \xff\n\x1b[2J")
+        read = proc.arguments(descriptor)
+    assert read is not None
+    assert read.encode("utf-8", "surrogateescape").endswith(b" sh \xff\n\x1b[2J")
 
 
-# Another program meanwhile.
+# Detection of another program in the same process.
 
 ONE, OTHER = (b"1", b"2"), (b"3", b"4")
 
@@ -239,11 +248,11 @@ ONE, OTHER = (b"1", b"2"), (b"3", b"4")
     ("before", "after", "has_program", "is_same"),
     [
         ((b"a", ONE), (b"a", ONE), True, True),
-        ((b"a", ONE), (b"b", ONE), True, True),  # it calls itself something else
+        ((b"a", ONE), (b"b", ONE), True, True),  # it changed its name
         ((b"a", ONE), (b"a", OTHER), True, False),
         ((b"a", ONE), (b"a", None), True, False),
         ((b"a", None), (b"a", ONE), True, False),
-        ((b"a", None), (b"a", None), True, False),  # about to start it
+        ((b"a", None), (b"a", None), True, False),  # before the start of the program
         ((b"a", None), (b"a", None), False, True),
         ((b"a", None), (b"b", None), False, False),
         ((b"a", ONE), (b"a", None), False, False),
@@ -256,12 +265,12 @@ def test_another_program_has_another_layout(
     is_same: bool,
 ) -> None:
     stat = proc.parsed_stat(b"1 (a) S" + b" 1" * 60)
-    looks = [stat._replace(name=name, layout=layout) for name, layout in (before, after)]
-    assert proc.is_same_program(*looks, has_program=has_program) == is_same
+    stats = [stat._replace(name=name, layout=layout) for name, layout in (before, after)]
+    assert proc.is_same_program(*stats, has_program=has_program) == is_same
 
 
 @pytest.mark.kernel
-def test_the_same_program_anew_is_another_one() -> None:
+def test_second_execution_of_a_program_is_another_program() -> None:
     code = "import os, sys; print(flush=True); input(); os.execv(sys.argv[1], sys.argv[1:])"
     with (
         python(code, sys.executable, "-c", WAITING) as process,
@@ -276,7 +285,7 @@ def test_the_same_program_anew_is_another_one() -> None:
         assert not proc.is_same_program(before, after, has_program=True)
 
 
-# Where we are.
+# The initial pid namespace.
 
 
 @pytest.mark.kernel
@@ -293,7 +302,7 @@ def test_only_the_initial_pid_namespace_is_the_initial_one(under: tuple[str, ...
 
 
 @pytest.mark.kernel
-def test_a_proc_that_calls_us_something_else_is_another_namespaces(
+def test_proc_with_another_pid_for_us_is_of_another_namespace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert proc.is_initial()
@@ -302,7 +311,7 @@ def test_a_proc_that_calls_us_something_else_is_another_namespaces(
 
 
 @pytest.mark.kernel
-def test_where_there_is_no_proc_nobody_is_in_the_initial_one() -> None:
+def test_without_proc_the_namespace_is_not_the_initial_one() -> None:
     code = """
 import subprocess
 from ocsf_nft import proc

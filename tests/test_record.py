@@ -1,4 +1,4 @@
-"""What a log prefix says of its rule, and that no other says it."""
+"""Parsing of log prefixes: rule, sandbox and verdict, and their uniqueness."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.strategies import HOSTILE_TEXT, NAMES
 
 
 @pytest.mark.parametrize(
-    ("prefix", "said"),
+    ("prefix", "expected"),
     [
         ("ocsf-nft:sb:egress:", Prefix("sb", "egress")),
         ("ocsf-nft:sb:egress:permissive:", Prefix("sb", "egress", "permit")),
@@ -22,10 +22,8 @@ from tests.strategies import HOSTILE_TEXT, NAMES
         ),
     ],
 )
-def test_our_own_prefix_says_its_sandbox_its_rule_and_whether_it_refuses(
-    prefix: str, said: Prefix
-) -> None:
-    assert split_prefix(prefix) == said
+def test_own_prefix_has_sandbox_rule_and_verdict(prefix: str, expected: Prefix) -> None:
+    assert split_prefix(prefix) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,19 +43,21 @@ def test_our_own_prefix_says_its_sandbox_its_rule_and_whether_it_refuses(
         "x ocsf-nft:sb:egress:permissive:",
     ],
 )
-def test_what_is_almost_ours_is_a_foreign_prefix(prefix: str) -> None:
+def test_prefix_similar_to_ours_is_foreign(prefix: str) -> None:
     assert split_prefix(prefix) == Prefix(None, prefix.strip())
 
 
 @given(sandbox=NAMES, rule=NAMES, is_permissive=st.booleans())
-def test_what_a_prefix_is_made_of_it_says(sandbox: str, rule: str, is_permissive: bool) -> None:
-    said = Prefix(sandbox, rule, "permit" if is_permissive else None)
-    assert split_prefix(own_prefix(sandbox, rule, is_permissive=is_permissive)) == said
+def test_prefix_is_split_into_the_parts_that_it_was_made_of(
+    sandbox: str, rule: str, is_permissive: bool
+) -> None:
+    expected = Prefix(sandbox, rule, "permit" if is_permissive else None)
+    assert split_prefix(own_prefix(sandbox, rule, is_permissive=is_permissive)) == expected
 
 
 @given(HOSTILE_TEXT)
-def test_a_prefix_that_says_something_is_just_that_one(prefix: str) -> None:
-    said = split_prefix(prefix)
-    if said.sandbox is not None:
-        is_permissive = said.verdict == "permit"
-        assert own_prefix(said.sandbox, said.rule, is_permissive=is_permissive) == prefix
+def test_each_parsed_prefix_is_unique(prefix: str) -> None:
+    found = split_prefix(prefix)
+    if found.sandbox is not None:
+        is_permissive = found.verdict == "permit"
+        assert own_prefix(found.sandbox, found.rule, is_permissive=is_permissive) == prefix

@@ -1,9 +1,8 @@
-"""The streams of the cluster, and how events are taken from them: in blocks.
+"""The streams of the cluster, and the blocks in which collectors read their events.
 
-A block is all from one number of the stream of events to another. It is cut once for a group of
-collectors, whichever of them does it: it is a message of the stream of blocks, which takes it only
-behind the block that it goes on from. So whoever reads a block finds the same events in the same
-order.
+A block is a range of sequence numbers in the stream of events. One collector of a group cuts it,
+once for the group. It is a message in the stream of blocks, which accepts it only after the block
+that it continues. So each reader of a block finds the same events in the same order.
 """
 
 # ruff: noqa: INP001 - beside programs, not a package
@@ -21,9 +20,9 @@ import structlog
 from nats.js.errors import APIError, NotFoundError
 from pydantic import Field
 
+from ocsf_nft.config.base_table import Table
 from ocsf_nft.config.sinks.base import SecretTable, Text, TlsTable
-from ocsf_nft.config.tables import Table
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,16 +30,16 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
     from nats.js.api import RawStreamMsg
 
-#: The streams, and what their subjects begin with; a group's blocks are below ``ocsf-blocks.``.
+#: The streams, and the prefixes of their subjects; a group's blocks are below ``ocsf-blocks.``.
 EVENTS: Final = "ocsf"
 BLOCKS: Final = "ocsf-blocks"
 REFUSED: Final = "ocsf-refused"
 
 UID: Final = "Nats-Msg-Id"
-_BEHIND: Final = "Nats-Expected-Last-Subject-Sequence"
-#: What the server says to a message that is not behind the one that it names.
-_NOT_BEHIND: Final = 10071
-#: Events that are asked for at once.
+_EXPECTED_LAST_SEQUENCE: Final = "Nats-Expected-Last-Subject-Sequence"
+#: The server's error code for a message that is not after the one that it names.
+_WRONG_LAST_SEQUENCE: Final = 10071
+#: Events that are requested at once.
 _WINDOW: Final = 256
 _TIMEOUT_SECONDS: Final = 5
 
@@ -48,7 +47,7 @@ _log = structlog.get_logger()
 
 
 class ClusterTable(Table):
-    """Where the cluster is, and who asks."""
+    """Addresses of the cluster, and the user's login."""
 
     servers: Annotated[tuple[str, ...], Field(min_length=1)]
     user: Text
@@ -57,7 +56,10 @@ class ClusterTable(Table):
 
 
 class GroupTable(ClusterTable):
-    """A ``group``, whose blocks have ``block_events``, or what came in ``block_seconds``."""
+    """A group of collectors.
+
+    A block has ``block_events`` events, or fewer if its first event is ``block_seconds`` old.
+    """
 
     group: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$")]
     block_events: Annotated[int, Field(ge=1, le=100_000)] = 10_000
@@ -65,22 +67,22 @@ class GroupTable(ClusterTable):
 
     @property
     def subject(self) -> str:
-        """Where its blocks are."""
+        """Return the subject of the group's blocks."""
         return f"{BLOCKS}.{self.group}"
 
 
 @contextlib.asynccontextmanager
 async def connected(table: ClusterTable) -> AsyncIterator[JetStreamContext]:
-    """The streams, by TLS from the first byte on; a connection that is lost is made again."""
+    """Yield the streams, over TLS from the first byte on; a closed connection is opened again."""
     client = await nats.connect(
         list(table.servers),
         user=table.user,
         password=table.password.secret().read(),
         tls=table.tls.tls().context(),
         tls_handshake_first=True,
-        inbox_prefix=b"_INBOX_collector",  # where no host may listen
+        inbox_prefix=b"_INBOX_collector",  # no host may subscribe to it
         max_reconnect_attempts=-1,
-        error_cb=_told,
+        error_cb=_log_error,
     )
     try:
         yield client.jetstream(timeout=_TIMEOUT_SECONDS)
@@ -88,14 +90,14 @@ async def connected(table: ClusterTable) -> AsyncIterator[JetStreamContext]:
         await client.close()
 
 
-async def _told(error: Exception) -> None:
+async def _log_error(error: Exception) -> None:
     _log.warning("the connection to NATS", reason=str(error) or type(error).__name__)
 
 
 async def cut(stream: JetStreamContext, group: GroupTable) -> None:
-    """Cut what can be cut; raises an error of NATS."""
+    """Cut all blocks that are complete; raises an error of NATS."""
     state = (await stream.stream_info(EVENTS)).state
-    number, first = await _before(stream, group)
+    number, first = await _last_block(stream, group)
     if number and first < state.first_seq:
         _log.error("too old, and removed before they were cut", events=state.first_seq - first)
     first = max(first, state.first_seq)
@@ -103,21 +105,21 @@ async def cut(stream: JetStreamContext, group: GroupTable) -> None:
         last = first + group.block_events - 1
         if last > state.last_seq:
             begun = (await stream.get_msg(EVENTS, first)).time
-            if begun is None or _age(begun) < group.block_seconds:
+            if begun is None or _age_seconds(begun) < group.block_seconds:
                 return
             last = state.last_seq
         try:
-            block, headers = orjson.dumps([first, last]), {_BEHIND: str(number)}
+            block, headers = orjson.dumps([first, last]), {_EXPECTED_LAST_SEQUENCE: str(number)}
             number = (await stream.publish(group.subject, block, headers=headers)).seq
         except APIError as error:
-            if error.err_code != _NOT_BEHIND:
+            if error.err_code != _WRONG_LAST_SEQUENCE:
                 raise
-            return  # somebody else is at it
+            return  # another collector has cut this block
         first = last + 1
 
 
-async def _before(stream: JetStreamContext, group: GroupTable) -> tuple[int, int]:
-    """The number of the last block, and where it goes on after that."""
+async def _last_block(stream: JetStreamContext, group: GroupTable) -> tuple[int, int]:
+    """Return the number of the last block, and the number of the first event after it."""
     try:
         last = await stream.get_last_msg(BLOCKS, group.subject)
     except NotFoundError:
@@ -125,12 +127,12 @@ async def _before(stream: JetStreamContext, group: GroupTable) -> tuple[int, int
     return last.seq or 0, orjson.loads(last.data or b"")[1] + 1
 
 
-def _age(moment: dt.datetime) -> float:
-    return (dt.datetime.now(dt.UTC) - moment).total_seconds()
+def _age_seconds(time: dt.datetime) -> float:
+    return (dt.datetime.now(dt.UTC) - time).total_seconds()
 
 
 async def read(stream: JetStreamContext, first: int, last: int) -> list[Message]:
-    """The events of a block, in order, and each once; raises an error of NATS."""
+    """Return the events of a block, in order, and each once; raises an error of NATS."""
     oldest = (await stream.stream_info(EVENTS)).state.first_seq
     if first < oldest:
         _log.error("too old, and removed before delivery", events=min(oldest, last + 1) - first)
@@ -139,7 +141,7 @@ async def read(stream: JetStreamContext, first: int, last: int) -> list[Message]
         window = range(start, min(start + _WINDOW, last + 1))
         for each in await asyncio.gather(*(_event(stream, number) for number in window)):
             uid = (each.headers or {}).get(UID, f"{EVENTS}-{each.seq}")
-            # A host whose answer was lost for longer than the duplicate window sends it again.
+            # A host sends an event again if it gets no acknowledgement within the duplicate window.
             found.setdefault(uid, Message(uid, each.data or b""))
     return list(found.values())
 
@@ -147,5 +149,5 @@ async def read(stream: JetStreamContext, first: int, last: int) -> list[Message]
 async def _event(stream: JetStreamContext, number: int) -> RawStreamMsg:
     try:
         return await stream.get_msg(EVENTS, number, direct=True)  # from any server
-    except NotFoundError:  # from one that is behind
+    except NotFoundError:  # that server does not have it yet
         return await stream.get_msg(EVENTS, number)

@@ -1,8 +1,8 @@
-"""Take events from a cluster of NATS to a sink of ocsf-nft: `collector.py FILE`.
+"""Deliver events from a NATS cluster to a sink of ocsf-nft: `collector.py FILE`.
 
-The collectors of a group share the work: each has a block on lease (see cluster.py), delivers it,
-and acknowledges it after that. One that dies leaves its block to another one, which delivers all
-of it again; the same events in the same batches, so a Parquet sink writes the same files.
+The collectors of a group share the work. Each has a lease on a block (see cluster.py), delivers it,
+and acknowledges it after that. If a collector dies, another one delivers the whole block again: the
+same events in the same batches, so a Parquet sink writes the same files.
 """
 
 # ruff: noqa: INP001 - a program, not a package
@@ -27,9 +27,9 @@ from pydantic import Field
 
 from ocsf_nft.cli.logs import to_stderr
 from ocsf_nft.config.sinks import SinkConfig  # noqa: TC001 - pydantic reads it
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.errors import DeliveryError, OcsfNftError
-from ocsf_nft.service.outlets import Outlet
+from ocsf_nft.service.sink_delivery import Outlet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -43,14 +43,17 @@ _log = structlog.get_logger()
 
 
 class Config(GroupTable):
-    """A collector. One that is silent for ``lease_seconds`` loses its block to another one."""
+    """Configuration of a collector.
+
+    Another collector gets its block if it does not renew the lease for ``lease_seconds``.
+    """
 
     lease_seconds: Annotated[float, Field(ge=1)] = 60.0
     sink: SinkConfig
 
 
 async def collect(config: Config, stop: asyncio.Event) -> None:
-    """Deliver one block after the other, until told to stop."""
+    """Deliver one block after the other, until ``stop`` is set."""
     outlet = Outlet.of(config.sink)
     shared = ConsumerConfig(
         name=config.group,
@@ -69,7 +72,7 @@ async def collect(config: Config, stop: asyncio.Event) -> None:
                     await take(stream, outlet, block, config.lease_seconds)
             except (nats.errors.Error, OSError, DeliveryError) as error:
                 reason = str(error) or type(error).__name__
-                _log.error("tried again in a moment", sink=outlet.name, reason=reason)
+                _log.error("delivery failed, retrying", sink=outlet.name, reason=reason)
                 await asyncio.sleep(_AGAIN_SECONDS)
 
 
@@ -82,15 +85,17 @@ async def _next(group: JetStreamContext.PullSubscription) -> Msg | None:
 
 
 async def take(stream: JetStreamContext, outlet: Outlet, block: Msg, lease: float) -> None:
-    """Deliver a block, and acknowledge it then; on a failure, leave it to whoever is next."""
+    """Deliver a block and acknowledge it; after a failure, release it for the next collector."""
     first, last = orjson.loads(block.data)
-    async with _renewed(block, lease):
+    async with _renewed_lease(block, lease):
         try:
-            told = [(each.uid, outlet.told(each.line)) for each in await read(stream, first, last)]
-            messages = [Message(uid, line) for uid, line in told if line is not None]
+            converted = [
+                (each.uid, outlet.convert(each.line)) for each in await read(stream, first, last)
+            ]
+            messages = [Message(uid, line) for uid, line in converted if line is not None]
             if messages:
                 async with outlet.sink:
-                    for part in parts(messages, outlet.pace):
+                    for part in parts(messages, outlet.batch_settings):
                         await deliver(stream, outlet, part)
         except Exception:
             with contextlib.suppress(nats.errors.Error):
@@ -102,8 +107,8 @@ async def take(stream: JetStreamContext, outlet: Outlet, block: Msg, lease: floa
 
 
 @contextlib.asynccontextmanager
-async def _renewed(block: Msg, lease: float) -> AsyncIterator[None]:
-    """Keep a block for as long as it takes."""
+async def _renewed_lease(block: Msg, lease: float) -> AsyncIterator[None]:
+    """Renew the lease on a block during the context."""
 
     async def renew() -> None:
         while True:
@@ -119,7 +124,7 @@ async def _renewed(block: Msg, lease: float) -> AsyncIterator[None]:
 
 
 def main(path: Path) -> None:
-    """Collect as a file says, until SIGTERM or SIGINT: a block that was begun is delivered."""
+    """Collect by a configuration file until SIGTERM or SIGINT; finish the current block."""
     to_stderr()
     try:
         config = Config.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

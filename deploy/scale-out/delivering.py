@@ -1,4 +1,4 @@
-"""A block of events to a sink: in batches, and without what the sink refuses."""
+"""Delivery of a block to a sink: in batches, and without events that the sink refuses."""
 
 # ruff: noqa: INP001 - beside programs, not a package
 
@@ -17,19 +17,21 @@ if TYPE_CHECKING:
 
     from nats.js import JetStreamContext
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.pace import Pace
-    from ocsf_nft.service.outlets import Outlet
+    from ocsf_nft.delivery.batch_settings import BatchSettings
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.service.sink_delivery import Outlet
 
 _log = structlog.get_logger()
 
 
-def parts(messages: Sequence[Message], pace: Pace) -> Iterator[list[Message]]:
-    """A block in batches such as the sink takes: of the same block always the same ones."""
+def parts(messages: Sequence[Message], batch_settings: BatchSettings) -> Iterator[list[Message]]:
+    """Yield a block in batches of the sink's size; the same block always has the same batches."""
     part: list[Message] = []
     size = 0
     for message in messages:
-        if part and (len(part) == pace.events or size + len(message.line) > pace.bytes):
+        if part and (
+            len(part) == batch_settings.events or size + len(message.line) > batch_settings.bytes
+        ):
             yield part
             part, size = [], 0
         part.append(message)
@@ -38,9 +40,12 @@ def parts(messages: Sequence[Message], pace: Pace) -> Iterator[list[Message]]:
 
 
 async def deliver(stream: JetStreamContext, outlet: Outlet, part: Sequence[Message]) -> None:
-    """Deliver a batch; an event that is refused goes to a stream of such, with the reason."""
+    """Deliver a batch; publish each refused event with its reason to the stream ``REFUSED``.
+
+    Raises DeliveryError if the batch must be delivered again.
+    """
     try:
-        async with asyncio.timeout(outlet.pace.timeout_seconds):
+        async with asyncio.timeout(outlet.batch_settings.timeout_seconds):
             outcome = await outlet.sink.deliver(part)
     except RefusedError as error:
         if len(part) == 1:

@@ -1,10 +1,10 @@
-"""Make the streams of the cluster: `streams.py operator.toml`.
+"""Create the streams of the cluster: `streams.py operator.toml`.
 
-What is there already is changed to what is said here, as far as NATS allows that of a stream; no
-event is removed by it. It is what `nats stream add` does, without that program.
+Existing streams get the settings of this file, as far as NATS can change them; no event is removed.
+The program `nats stream add` does the same.
 """
 
-# ruff: noqa: INP001, T201 - a program, not a package, that tells what it has done
+# ruff: noqa: INP001, T201 - a program, not a package, that prints its results
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from nats.js.errors import NotFoundError, ServiceUnavailableError
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
-#: What is full takes no more: then hosts wait, and keep their events in their own stores.
+#: A full stream accepts no more: then hosts wait, and store their events themselves.
 _EVENTS: Final = StreamConfig(
     name=EVENTS,
     subjects=[f"{EVENTS}.>"],
@@ -31,9 +31,9 @@ _EVENTS: Final = StreamConfig(
     discard=DiscardPolicy.NEW,
     deny_delete=True,
     compression=StoreCompression.S2,
-    allow_direct=True,  # each of the servers answers who reads a block
+    allow_direct=True,  # each server answers readers of a block
 )
-#: A group's last one says where its next one begins: it must not go.
+#: A group's last block determines the start of its next one: it must not be deleted.
 _BLOCKS: Final = StreamConfig(
     name=BLOCKS, subjects=[f"{BLOCKS}.*"], max_msgs_per_subject=1_000_000, deny_delete=True
 )
@@ -43,22 +43,22 @@ _REFUSED: Final = StreamConfig(
 
 
 async def make(table: ClusterTable, *, replicas: int, gib: int) -> None:
-    """Make the streams, each on so many servers; events may take so many GiB, uncompressed."""
+    """Create the streams, each on ``replicas`` servers, with ``gib`` GiB of uncompressed events."""
     async with connected(table) as stream:
-        await _led(stream)
+        await _wait_for_leader(stream)
         for config in (_EVENTS.evolve(max_bytes=gib << 30), _BLOCKS, _REFUSED):
-            wanted = config.evolve(num_replicas=replicas, storage=StorageType.FILE)
+            required = config.evolve(num_replicas=replicas, storage=StorageType.FILE)
             try:
                 await stream.stream_info(config.name or "")
             except NotFoundError:
-                await stream.add_stream(wanted)
+                await stream.add_stream(required)
             else:
-                await stream.update_stream(wanted)
+                await stream.update_stream(required)
             print(f"{config.name}: on {replicas} servers")
 
 
-async def _led(stream: JetStreamContext) -> None:
-    """Wait until the cluster has a leader: a new one is silent for some seconds."""
+async def _wait_for_leader(stream: JetStreamContext) -> None:
+    """Wait until the cluster has a leader: a new cluster does not answer for some seconds."""
     while True:
         with contextlib.suppress(TimeoutError, ServiceUnavailableError):
             async with asyncio.timeout(1):
@@ -67,16 +67,16 @@ async def _led(stream: JetStreamContext) -> None:
 
 
 def main() -> None:
-    """Make them as the command line says."""
-    parser = argparse.ArgumentParser(description="Make the streams of the cluster.")
-    parser.add_argument("config", type=Path, help="where the cluster is: operator.toml")
-    parser.add_argument("--replicas", type=int, default=3, help="servers that have each event")
+    """Create the streams with the options of the command line."""
+    parser = argparse.ArgumentParser(description="Create the streams of the cluster.")
+    parser.add_argument("config", type=Path, help="the cluster and its login: operator.toml")
+    parser.add_argument("--replicas", type=int, default=3, help="servers that store each event")
     parser.add_argument(
-        "--gib", type=int, default=4000, help="what events may take, before compression"
+        "--gib", type=int, default=4000, help="maximum GiB of events, before compression"
     )
-    given = parser.parse_args()
-    table = ClusterTable.model_validate(tomllib.loads(given.config.read_text(encoding="utf-8")))
-    asyncio.run(make(table, replicas=given.replicas, gib=given.gib))
+    options = parser.parse_args()
+    table = ClusterTable.model_validate(tomllib.loads(options.config.read_text(encoding="utf-8")))
+    asyncio.run(make(table, replicas=options.replicas, gib=options.gib))
 
 
 if __name__ == "__main__":

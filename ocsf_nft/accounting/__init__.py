@@ -1,1 +1,1 @@
-"""From records and counters to attempts: every refused packet told once, and none twice."""
+"""Conversion of records and counters to attempts: each refused packet is reported exactly once."""

@@ -1,1 +1,1 @@
-"""Which process sent a packet that was refused, by whatever can tell; never a guess."""
+"""Attribution of refused packets to the processes that sent them; never a guess."""

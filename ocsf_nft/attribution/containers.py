@@ -1,18 +1,18 @@
-r"""Which container and which systemd unit a process is in, by the names of its cgroups.
+r"""Container and systemd unit of a process, from the names of its cgroups.
 
-Who may make a cgroup gives it its name: root of a container that has a part of the tree to itself
-makes a ``docker-<64 digits>.scope`` in it and moves there. So a path is believed from its top
-downwards, as far as its first container or unit. What a runtime of the host made is the outermost
-container: a process of Docker in Docker is in that of the outer Docker, and what is named below,
-units and pods included, is the container's own word. Below a unit that is no runtime's there is a
-container only where its runtime puts it, directly: systemd's own scopes are in slices alone.
+A process that may make a cgroup chooses its name. Root of a container with a subtree of its own can
+make a ``docker-<64 digits>.scope`` in it, and move there. So a path is trusted only from its top
+down to its first container or unit. The outermost container is one that a runtime of the host made:
+for Docker in Docker it is that of the outer Docker. All names below it, also of units and pods, are
+the container's own choice. Below a unit that is not of a runtime, a container counts only where its
+runtime puts it, directly below the unit: systemd's own scopes are only in slices.
 
-A user's own runtime is below ``user@UID.service``, and its container is as true as that user says;
-``unit`` tells so. A reader in a cgroup namespace sees paths from its own root on, or from further
-up (``/../``). To name a container falsely there, somebody has to be root where the reader is; and
-which units were left out at the top nobody knows, so none is told.
+A user's own runtime is below ``user@UID.service``. Its container is only as reliable as that user;
+``unit`` shows this. In a cgroup namespace, paths begin at the namespace's root, or above it
+(``/../``). There only root in the reader's namespace can fake a container. The path lacks the
+units above the namespace's root, so none of these is reported.
 
-No name has a newline in it: the kernel won't make such a cgroup.
+No name contains a newline: the kernel does not make such a cgroup.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
-class Placed(NamedTuple):
-    """Where a process is; None where it is in none, or it can't be known.
+class Placement(NamedTuple):
+    """Container and unit of a process; each is None if there is none or it is unknown.
 
-    ``unit`` is as ``systemctl`` has it; a user's own unit is told with that user's manager, as
-    ``user@1000.service/NAME``. It is never the scope that a runtime made for the container.
+    ``unit`` is a name as in ``systemctl``. The unit of a user's own manager has that manager's
+    name before it: ``user@1000.service/NAME``. It is never a scope that a runtime made for the
+    container.
     """
 
     container: Container | None = None
@@ -42,8 +43,8 @@ _POD_ID: Final = (
     r"pod(?P<pod>[0-9a-f]{8}(?P<dash>[-_])(?:[0-9a-f]{4}(?P=dash)){3}[0-9a-f]{12}"
     r"|[0-9a-f]{32})"  # a static pod, which the kubelet read from a file
 )
-#: What a runtime calls its containers' cgroups, and what it is called itself. The monitors beside
-#: them (``crio-conmon-…``, ``libpod-conmon-…``) are processes of the host.
+#: Names of the runtimes, by the prefix of their containers' cgroups. The monitors beside these
+#: (``crio-conmon-…``, ``libpod-conmon-…``) are processes of the host.
 _RUNTIMES: Final = {
     "cri-containerd": "containerd",
     "crio": "cri-o",
@@ -53,9 +54,9 @@ _RUNTIMES: Final = {
 }
 _NAMED: Final = re.compile(rf"(?P<by>{'|'.join(_RUNTIMES)})-{_ID}(?:\.scope)?")
 _NUMBER: Final = re.compile(_ID)
-#: What runc makes of systemd's way to say it, where it was not told to ask systemd.
+#: Cgroup that runc makes of systemd's notation, if it is not configured to use systemd.
 _COLONS: Final = re.compile(rf"(?P<slice>[^:]+\.slice):(?P<by>{'|'.join(_RUNTIMES)}):{_ID}")
-#: Podman's in a unit that starts it (``--cgroups=split``).
+#: Cgroup that Podman makes inside the unit that starts it (``--cgroups=split``).
 _SPLIT: Final = re.compile(rf"libpod-payload-{_ID}")
 _LXC: Final = re.compile(r"lxc\.payload\.(?P<name>.+)")
 _NSPAWN: Final = re.compile(r"machine-(?P<scope>.+)\.scope|systemd-nspawn@(?P<service>.+)\.service")
@@ -63,7 +64,7 @@ _POD: Final = re.compile(_POD_ID)
 _POD_SLICE: Final = re.compile(rf"(?:.+-)?kubepods(?:-burstable|-besteffort)?-{_POD_ID}\.slice")
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:service|scope|socket|mount|swap)")
 _USER_MANAGER: Final = re.compile(r"user@[0-9]+\.service")
-#: Below their own units runtimes put containers as they do at the top.
+#: Below their own units, runtimes put containers as they do at the top.
 _RUNTIME_SERVICE: Final = re.compile(
     r"(?:containerd|crio|docker|k0s(?:controller|worker)|k3s(?:-agent)?|kubelet|rke2-(?:agent|server))"
     r"\.service"
@@ -72,21 +73,21 @@ _ESCAPED: Final = re.compile(r"\\x([0-9a-f]{2})")
 
 
 class _Found(NamedTuple):
-    """A container, and how many names of its path are above it."""
+    """A container, and the number of names above it in its path."""
 
     container: Container
     above: int
 
 
-def whose(cgroup_text: str) -> Placed:
-    """What the content of ``/proc/PID/cgroup`` says, of either version of cgroups or of both."""
+def parse_cgroups(cgroup_text: str) -> Placement:
+    """Return container and unit by the content of ``/proc/PID/cgroup`` (cgroup v1, v2, or both)."""
     paths = dict(_paths(cgroup_text))
     found = {controllers: _container(names) for controllers, names in paths.items()}
-    # Runtimes leave hierarchies out, and never put a process into two containers.
+    # Runtimes skip some hierarchies, and never put a process into two containers.
     containers = {one.container for one in found.values() if one is not None}
     hierarchy = "name=systemd" if "name=systemd" in paths else ""
     names, one = paths.get(hierarchy, ()), found.get(hierarchy)
-    return Placed(
+    return Placement(
         container=containers.pop() if len(containers) == 1 else None,
         unit=_unit(names if one is None else names[: one.above]),
     )
@@ -97,7 +98,7 @@ def _paths(text: str) -> Iterator[tuple[str, Sequence[str]]]:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if path.startswith("/"):
-            # A zombie may be in a cgroup that is gone.
+            # A zombie may be in a cgroup that was removed.
             yield controllers, tuple(_split(path.removesuffix(" (deleted)")))
 
 
@@ -134,12 +135,12 @@ def _container(names: Sequence[str]) -> _Found | None:
 def _of_a_runtime(name: str, above: Sequence[str], pod: str | None) -> Container | None:
     if (match := _NAMED.fullmatch(name)) is not None:
         return Container(uid=match["id"], runtime=_RUNTIMES[match["by"]], pod_uid=pod)
-    if _NUMBER.fullmatch(name):  # containerd, Docker and others do that, below a cgroup of any name
+    if _NUMBER.fullmatch(name):  # used by containerd, Docker and others, below any cgroup
         runtime = "docker" if above[-1:] == ("docker",) else None
         return Container(uid=name, runtime=runtime, pod_uid=pod)
     if (match := _LXC.fullmatch(name)) is not None:
         return Container(name=match["name"], runtime="lxc")
-    if above == ("lxc",):  # until LXC 4, and Proxmox still
+    if above == ("lxc",):  # before LXC 4, and still in Proxmox
         return Container(name=name, runtime="lxc")
     return None
 
@@ -162,7 +163,7 @@ def _pod(name: str, above: Sequence[str]) -> str | None:
 
 
 def _unit(names: Sequence[str]) -> str | None:
-    """The first unit that is no slice, as systemd itself finds it (cg_path_get_unit)."""
+    """Return the first unit that is no slice, as systemd finds it (cg_path_get_unit)."""
     unit, below = _first_unit(names)
     if unit is None or not _USER_MANAGER.fullmatch(unit):
         return unit
@@ -171,7 +172,7 @@ def _unit(names: Sequence[str]) -> str | None:
 
 
 def _first_unit(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """What is first of all but slices, if that is a unit, and what is below it."""
+    """Return the first name that is no slice, if it is a unit, and the names below it."""
     for at, name in enumerate(names):
         if not name.endswith(".slice"):
             return _unit_of(name), names[at + 1 :]
@@ -179,6 +180,6 @@ def _first_unit(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
 
 
 def _unit_of(name: str) -> str | None:
-    # systemd puts an underscore before what the kernel may want as a name of its own (cg_escape).
+    # systemd adds an underscore to names that the kernel may use itself (cg_escape).
     unit = name.removeprefix("_")
     return unit if _UNIT.fullmatch(unit) else None

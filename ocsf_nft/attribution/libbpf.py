@@ -1,7 +1,7 @@
-"""What is used of libbpf, the kernel's own library for loading BPF programs, through ctypes.
+"""Bindings (ctypes) for the used part of libbpf, the kernel's library for loading BPF programs.
 
-Its functions return a negative errno or NULL and set errno (``libbpf.h``, version 1). Nothing here
-knows what the programs are for.
+Its functions return a negative errno or NULL and set errno (``libbpf.h``, version 1). This module
+does not depend on the purpose of the programs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import os
 from ctypes import CFUNCTYPE, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Final, Self
 
-from ocsf_nft import memory
+from ocsf_nft import malloc_trim
 from ocsf_nft.errors import UnsupportedError
 
 _LIBRARY: Final = "libbpf.so.1"
 _PRINTER: Final = CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 _SAMPLER: Final = CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
-#: Stops libbpf where it reads: what was not read stays in the ring.
+#: Stops libbpf: unread samples stay in the ring.
 _ENOUGH: Final = -1
 _PROTOTYPES: Final = {
     "libbpf_set_print": (c_void_p, (_PRINTER,)),
@@ -46,8 +46,8 @@ _PROTOTYPES: Final = {
 }  # fmt: skip
 
 
-def library() -> ctypes.CDLL:
-    """The library; raises UnsupportedError where there is none that will do."""
+def load_library() -> ctypes.CDLL:
+    """Load the library; raise UnsupportedError if it is missing or lacks a function."""
     try:
         found = ctypes.CDLL(_LIBRARY, use_errno=True)
         for name, (result, arguments) in _PROTOTYPES.items():
@@ -57,13 +57,13 @@ def library() -> ctypes.CDLL:
         raise UnsupportedError(
             f"libbpf is missing ({error}): install it (Debian, Ubuntu: libbpf1)"
         ) from error
-    # It writes to standard error otherwise; errno says enough.
+    # Without a printer libbpf writes to standard error; errno has the reason.
     found.libbpf_set_print(_PRINTER())
     return found
 
 
 class _CgroupLink(ctypes.Structure):
-    """The beginning of ``struct bpf_link_info`` of such a link (include/uapi/linux/bpf.h)."""
+    """The beginning of ``struct bpf_link_info`` of a cgroup link (include/uapi/linux/bpf.h)."""
 
     _fields_ = (
         ("type", c_uint32), ("id", c_uint32), ("program", c_uint32), ("padding", c_uint32),
@@ -71,42 +71,42 @@ class _CgroupLink(ctypes.Structure):
     )  # fmt: skip
 
 
-class Loaded:
-    """The programs of an object file, loaded into the kernel; none is asked before it is attached.
+class LoadedPrograms:
+    """The programs of an object file, loaded into the kernel; each runs only once attached.
 
-    They are gone when it is closed, and when this process ends.
+    The kernel removes them when they are closed, and when this process ends.
     """
 
     def __init__(self, content: bytes) -> None:
-        """Raise UnsupportedError when the kernel refuses, and for what reason."""
-        self._library = library()
+        """Load the programs; raise UnsupportedError with the reason if the kernel refuses."""
+        self._library = load_library()
         self._object: int | None = None
         self._links: list[int] = []
-        self._of_cgroups: dict[str, int] = {}
+        self._cgroup_links: dict[str, int] = {}
         self._maps: dict[str, int] = {}
         self._cpus = self._library.libbpf_num_possible_cpus()
         self._object = self._library.bpf_object__open_mem(content, len(content), None)
         if not self._object:
             raise self._failure("the BPF programs can't be read")
-        # To find its way it reads the types of the whole kernel, megabytes, and is done with them.
-        memory.keep_large_apart()
-        loaded = self._library.bpf_object__load(self._object)
-        memory.give_back()
-        if loaded < 0:
+        # libbpf reads the types of the whole kernel, megabytes, and needs them only here.
+        malloc_trim.fix_mmap_threshold()
+        result = self._library.bpf_object__load(self._object)
+        malloc_trim.trim()
+        if result < 0:
             error = self._failure("the kernel refuses the BPF programs")
             self.close()
             raise error
 
     def __enter__(self) -> Self:
-        """Use it."""
+        """Return the loaded programs."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close it."""
+        """Detach and unload the programs."""
         self.close()
 
     def close(self) -> None:
-        """Detach the programs and unload them."""
+        """Detach and unload the programs."""
         while self._links:
             self._library.bpf_link__destroy(self._links.pop())
         if self._object:
@@ -114,34 +114,37 @@ class Loaded:
         self._object = None
 
     def attach(self, name: str) -> None:
-        """Have a program run where its section says; raises UnsupportedError."""
-        self._keep(self._library.bpf_program__attach(self._program(name)), name)
+        """Attach a program by its section; raise UnsupportedError on failure."""
+        self._add_link(self._library.bpf_program__attach(self._program(name)), name)
 
     def attach_to_cgroup(self, name: str, cgroup: int) -> None:
-        """Have a program run for what is in a cgroup, and below it; raises UnsupportedError."""
+        """Attach a program to a cgroup and all below it; raise UnsupportedError on failure."""
         link = self._library.bpf_program__attach_cgroup(self._program(name), cgroup)
-        self._keep(link, name)
-        self._of_cgroups[name] = self._library.bpf_link__fd(link)
+        self._add_link(link, name)
+        self._cgroup_links[name] = self._library.bpf_link__fd(link)
 
     def detached(self) -> str | None:
-        """A program of a cgroup that somebody has detached; None where all are where they were."""
-        for name, descriptor in self._of_cgroups.items():
+        """Return the name of a cgroup program that another process detached; None if none was."""
+        for name, descriptor in self._cgroup_links.items():
             info, size = _CgroupLink(), c_uint32(ctypes.sizeof(_CgroupLink))
-            asked = self._library.bpf_obj_get_info_by_fd(
+            result = self._library.bpf_obj_get_info_by_fd(
                 descriptor, ctypes.byref(info), ctypes.byref(size)
             )
-            if asked < 0 or not info.cgroup:
+            if result < 0 or not info.cgroup:
                 return name
         return None
 
-    def put(self, name: str, key: bytes, value: bytes) -> None:
-        """Put a value into a map; raises UnsupportedError."""
+    def update_map(self, name: str, key: bytes, value: bytes) -> None:
+        """Write a value into a map; raise UnsupportedError on failure."""
         found = self._map(name)
         if self._library.bpf_map__update_elem(found, key, len(key), value, len(value), 0) < 0:
             raise self._failure(f"the BPF map {name} can't be written")
 
-    def totals(self, name: str, keys: int) -> tuple[int, ...]:
-        """The sums over all CPUs of an array of 64-bit counters; raises UnsupportedError."""
+    def counter_sums(self, name: str, keys: int) -> tuple[int, ...]:
+        """Return the sums over all CPUs of an array of ``keys`` 64-bit counters.
+
+        Raises UnsupportedError if the map can't be read.
+        """
         values = (c_uint64 * self._cpus)()
         found, sums = self._map(name), []
         for number in range(keys):
@@ -152,9 +155,9 @@ class Loaded:
             sums.append(sum(values))
         return tuple(sums)
 
-    def ring(self, name: str) -> Ring:
-        """The reader of a ring buffer; raises UnsupportedError."""
-        ring = Ring(self._library, self._library.bpf_map__fd(self._map(name)))
+    def ring(self, name: str) -> RingBuffer:
+        """Return the reader of a ring buffer; raise UnsupportedError if it can't be opened."""
+        ring = RingBuffer(self._library, self._library.bpf_map__fd(self._map(name)))
         if not ring.is_open:
             raise self._failure(f"the BPF ring {name} can't be read")
         return ring
@@ -169,7 +172,7 @@ class Loaded:
             self._maps[name] = found
         return self._maps[name]
 
-    def _keep(self, link: int | None, name: str) -> None:
+    def _add_link(self, link: int | None, name: str) -> None:
         if not link:
             raise self._failure(f"the BPF program {name} can't be attached")
         self._links.append(link)
@@ -178,37 +181,37 @@ class Loaded:
         return UnsupportedError(f"{what} ({os.strerror(ctypes.get_errno())})")
 
 
-class Ring:
-    """Reads a ring buffer of the kernel's."""
+class RingBuffer:
+    """Reader of a BPF ring buffer."""
 
     def __init__(self, library: ctypes.CDLL, descriptor: int) -> None:
         self._library = library
         self._samples: list[bytes] = []
         self._most = 0
-        # Kept as long as the kernel's library may call it.
+        # A reference to the callback, which libbpf may call as long as the ring is open.
         self._sampler = _SAMPLER(self._sample)
         self._ring = library.ring_buffer__new(descriptor, self._sampler, None, None)
 
     @property
     def is_open(self) -> bool:
-        """Whether it can be read."""
+        """Return True if the ring can be read."""
         return bool(self._ring)
 
     @property
     def descriptor(self) -> int:
-        """A descriptor that is readable when a program has asked for that."""
+        """Descriptor that becomes readable when a program requests a wake-up."""
         found: int = self._library.ring_buffer__epoll_fd(self._ring)
         return found
 
     def read(self, most: int) -> list[bytes]:
-        """What is in it, oldest first; not much more than ``most``, and the rest the next time."""
+        """Return samples, oldest first: about ``most``; the rest stays for the next call."""
         self._most = most
         self._library.ring_buffer__consume(self._ring)
         samples, self._samples = self._samples, []
         return samples
 
     def close(self) -> None:
-        """Read no more."""
+        """Close the ring."""
         if self._ring:
             self._library.ring_buffer__free(self._ring)
         self._ring = None

@@ -1,14 +1,14 @@
-"""The facts of a process while it lives: right, or unknown.
+"""Details of a running process from /proc; a detail that may be wrong is reported as unknown.
 
-A process may die and its number be given to another one, it may run another program while we read,
-and whatever it says of itself it chose. So all is read through one descriptor of its directory,
-which never comes to mean another process, and what belongs together is told only when no other
-program was started in between.
+A process may die, and another process may get its number. It may run another program during the
+read, and it chooses some of its details itself. So all is read through one descriptor of its
+directory, which never refers to another process. Details that belong together are returned only if
+no exec happened in between.
 
-What can't be wrong is which process it is, what its ancestors, its users and its cgroups are. The
-name and the arguments are its own words. The path is the kernel's, as seen from the root of the
-mount namespace that the program's file is in; with CAP_CHECKPOINT_RESTORE, in a user namespace of
-its own too, a process may have the kernel name another program than it runs.
+The process, its ancestors, its users and its cgroups can't be wrong. The process itself chooses its
+name and arguments. The path is the kernel's, from the root of the mount namespace of the program's
+file. With CAP_CHECKPOINT_RESTORE, also in its own user namespace, a process can make the kernel
+name another program.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import proc
 from ocsf_nft.attribution import containers
-from ocsf_nft.attribution.users import Names
+from ocsf_nft.attribution.user_names import UserNames
 from ocsf_nft.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attribution.hashes import Hashes
+    from ocsf_nft.attribution.program_hashes import ProgramHashes
 
 _MOST_ANCESTORS: Final = 16
-#: Of threads, to find one that lives.
+#: Maximum number of threads to check for one that is alive.
 _MOST_THREADS: Final = 16
 _DELETED: Final = b" (deleted)"
 _MFD_CLOEXEC_NOEXEC: Final = 0x0001 | 0x0008  # include/uapi/linux/memfd.h
-_NAMES: Final = Names()
+_NAMES: Final = UserNames()
 
 
 class _Program(NamedTuple):
@@ -42,8 +42,8 @@ class _Program(NamedTuple):
     is_deleted: bool | None
 
 
-class _Look(NamedTuple):
-    """What one look at a process or a thread shows."""
+class _Observation(NamedTuple):
+    """Details of a process or a thread from one read."""
 
     stat: proc.Stat
     status: proc.Status
@@ -60,25 +60,24 @@ def read(
     *,
     started_by_ns: int | None = None,
     started_ns: int | None = None,
-    hashes: Hashes | None = None,
+    hashes: ProgramHashes | None = None,
 ) -> Process | None:
-    """The facts of a process, or of the process that a thread is of; None when it can't be found.
+    """Return the details of a process, or of a thread's process; None if it can't be found.
 
-    ``pid`` is as /proc here numbers processes and threads. ``started_by_ns`` (CLOCK_BOOTTIME) is
-    when it was there: whoever started later is another one that was given the number.
-    ``started_ns`` is when exactly it started. Both are of the thread, where it is one, and good to
-    a clock tick (10 ms). ``hashes`` is asked for the program's.
+    ``pid`` is the number of a process or thread in this /proc. ``started_by_ns`` (CLOCK_BOOTTIME)
+    is a time when it existed: a process that started later only has the same number.
+    ``started_ns`` is its exact start. For a thread, both are times of the thread. Their precision
+    is a clock tick (10 ms). ``hashes`` computes the program's hash.
 
-    Of a thread ``uid``, ``gid`` and ``working_directory`` are its own. A working directory that is
-    gone ends in " (deleted)", as the kernel has it. A path that does and has ``is_deleted`` None is
-    called so, or one of several names of it was taken away. A file that never had a name is
-    deleted. ``ancestors`` end with the init of the outermost pid namespace that the process is in
-    and we are not.
+    For a thread, ``uid``, ``gid`` and ``working_directory`` are its own. The path of a removed
+    working directory ends with " (deleted)", as in the kernel. If a program's path ends so and
+    ``is_deleted`` is None, the file has that name, or one of its several names was removed. A file
+    that never had a name counts as deleted. ``ancestors`` end with the init of the outermost pid
+    namespace that has the process and not this one.
 
-    To read the arguments may take as long as the process likes (it may hold the lock of its memory,
-    or serve its pages itself, by userfaultfd), to look at its program as long as its file system
-    takes, and to ask for names as long as the name service takes: this belongs in a thread that may
-    be kept waiting, and the caller waits as long as it will.
+    Call this in a thread that may block, without a time limit. A process can delay a read of its
+    arguments: it holds the lock of its memory, or serves its pages itself (userfaultfd). The file
+    system can delay a read of its program, and the name service a name.
     """
     try:
         with proc.opened(f"/proc/{pid}") as directory:
@@ -87,123 +86,134 @@ def read(
                 return None
             if started_ns is not None and stat.start != started_ns // proc.TICK_NS:
                 return None
-            return _told(directory, pid, stat, hashes)
-    except (OSError, ValueError):  # it is gone, or not for us to look at
+            return _details(directory, pid, stat, hashes)
+    except (OSError, ValueError):  # it has exited, or this process may not read it
         return None
 
 
-def _told(directory: int, pid: int, stat: proc.Stat, hashes: Hashes | None) -> Process:
-    look = _look(directory, stat, hashes=hashes)
-    group = look.status.group
+def _details(directory: int, pid: int, stat: proc.Stat, hashes: ProgramHashes | None) -> Process:
+    seen = _observe(directory, stat, hashes=hashes)
+    group = seen.status.group
     if group == pid:
-        return _process(pid, look, ancestors=_ancestors(directory, look))
+        return _process(pid, seen, ancestors=_ancestors(directory, seen))
     with proc.opened(f"/proc/{group}") as leader:
-        look = _of_its_process(look, directory, leader)
-        return _process(group, look, tid=pid, ancestors=_ancestors(leader, look))
+        seen = _with_leader(seen, directory, leader)
+        return _process(group, seen, tid=pid, ancestors=_ancestors(leader, seen))
 
 
 def _process(
-    pid: int, look: _Look, *, tid: int | None = None, ancestors: tuple[Process, ...] = ()
+    pid: int, seen: _Observation, *, tid: int | None = None, ancestors: tuple[Process, ...] = ()
 ) -> Process:
-    status, program = look.status, look.program
-    placed = containers.whose(look.cgroups)
-    uid, gid = _NAMES.known(status.uid), _NAMES.known(status.gid)
+    status, program = seen.status, seen.program
+    placement = containers.parse_cgroups(seen.cgroups)
+    uid, gid = _NAMES.mapped_id(status.uid), _NAMES.mapped_id(status.gid)
     return Process(
         pid=pid,
         tid=tid,
-        name=look.name,
+        name=seen.name,
         path=None if program is None else program.path,
         is_deleted=None if program is None else program.is_deleted,
-        sha256=look.sha256,
-        cmd_line=look.arguments,
-        working_directory=look.working_directory,
-        created_ns=look.stat.created_ns,
+        sha256=seen.sha256,
+        cmd_line=seen.arguments,
+        working_directory=seen.working_directory,
+        created_ns=seen.stat.created_ns,
         namespace_pid=status.numbers[-1] if len(status.numbers) > 1 else None,
         uid=uid,
         user_name=_NAMES.user(uid),
         gid=gid,
         group_name=_NAMES.group(gid),
-        container=placed.container,
-        unit=placed.unit,
+        container=placement.container,
+        unit=placement.unit,
         ancestors=ancestors,
     )
 
 
-def _ancestors(directory: int, look: _Look) -> tuple[Process, ...]:
+def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
     found: list[Process] = []
     with contextlib.ExitStack() as opened:
-        while len(found) < _MOST_ANCESTORS and not _is_top(look):
-            above = _parent(directory, look.stat, opened)
-            if above is None:  # or there is none: the first process's number of one is 0
+        while len(found) < _MOST_ANCESTORS and not _is_top(seen):
+            above = _parent(directory, seen.stat, opened)
+            if above is None:  # also for the first process, whose parent is 0
                 break
-            pid = look.stat.parent
-            directory, look = above
-            found.append(_process(pid, look))
+            pid = seen.stat.parent
+            directory, seen = above
+            found.append(_process(pid, seen))
     return tuple(found)
 
 
-def _is_top(look: _Look) -> bool:
-    """Whether the sandbox's processes begin here, or nobody can tell.
+def _is_top(seen: _Observation) -> bool:
+    """Return True for the first process of the sandbox, also if the namespaces are unknown.
 
-    A pid namespace inside it has an init of its own, which has a third number: a sandboxed program
-    can't hide behind that what started it.
+    The init of a pid namespace inside the sandbox has a third number. So a sandboxed program can't
+    hide the processes that started it behind such an init.
     """
-    numbers = look.status.numbers
+    numbers = seen.status.numbers
     return not numbers or (len(numbers) == 2 and numbers[-1] == 1)
 
 
-def _parent(child: int, born: proc.Stat, opened: contextlib.ExitStack) -> tuple[int, _Look] | None:
-    """The directory of a parent, and what is seen of it; None when it can't be proved to be it."""
-    with contextlib.suppress(OSError, ValueError):  # it is gone, or not for us to look at
+def _parent(
+    child: int, born: proc.Stat, opened: contextlib.ExitStack
+) -> tuple[int, _Observation] | None:
+    """Return the directory and details of a parent; None if it may be another process."""
+    with contextlib.suppress(OSError, ValueError):  # exited, or this process may not read it
         directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))
-        look = _look(directory, proc.stat(directory), is_ancestor=True)
-        # Who loses a parent has another one before that number is free again.
-        if look.stat.start <= born.start and proc.stat(child).parent == born.parent:
-            return directory, look
+        seen = _observe(directory, proc.stat(directory), is_ancestor=True)
+        # The kernel gives an orphan its new parent before it frees the old parent's number.
+        if seen.stat.start <= born.start and proc.stat(child).parent == born.parent:
+            return directory, seen
     return None
 
 
-def _look(
-    directory: int, stat: proc.Stat, *, is_ancestor: bool = False, hashes: Hashes | None = None
-) -> _Look:
+def _observe(
+    directory: int,
+    stat: proc.Stat,
+    *,
+    is_ancestor: bool = False,
+    hashes: ProgramHashes | None = None,
+) -> _Observation:
     if not stat.is_dead or stat.threads == 1:
-        return _settled(directory, stat, is_ancestor, hashes)
-    # Its first thread has ended, and shows neither a program nor arguments any more.
+        return _read_consistent(directory, stat, is_ancestor, hashes)
+    # Its first thread has ended, and no longer shows a program or arguments.
     with _living_thread(directory) as thread:
-        look = _settled(thread, proc.stat(thread), is_ancestor, hashes)
-        return _of_its_process(look, thread, directory)
+        seen = _read_consistent(thread, proc.stat(thread), is_ancestor, hashes)
+        return _with_leader(seen, thread, directory)
 
 
-def _of_its_process(look: _Look, thread: int, leader: int) -> _Look:
-    """What a thread shows, but for what is of the process.
+def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
+    """Replace the details of a thread that belong to its process.
 
-    Raises OSError when the thread is gone. As long as it is there, the process's number is the
-    process's, so a directory that was opened by it is; and no other program was started, which
-    would have ended the thread.
+    Raises OSError if the thread has ended. While the thread exists, its process keeps its number,
+    so a directory opened by that number is the right one. An exec would have ended the thread, so
+    there was none.
     """
     stat = proc.stat(leader)
     proc.stat(thread)
-    return look._replace(stat=stat, name=None if look.name is None else proc.text(stat.name))
+    return seen._replace(stat=stat, name=None if seen.name is None else proc.text(stat.name))
 
 
-def _settled(directory: int, stat: proc.Stat, is_ancestor: bool, hashes: Hashes | None) -> _Look:
-    look, is_of_one = _once(directory, stat, is_ancestor, hashes)
-    if not is_of_one:  # it ran another program meanwhile
-        look, _ = _once(directory, look.stat, is_ancestor, hashes)
-    return look
+def _read_consistent(
+    directory: int, stat: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
+) -> _Observation:
+    seen, is_of_one = _read_once(directory, stat, is_ancestor, hashes)
+    if not is_of_one:  # an exec happened during the read
+        seen, _ = _read_once(directory, seen.stat, is_ancestor, hashes)
+    return seen
 
 
-def _once(
-    directory: int, before: proc.Stat, is_ancestor: bool, hashes: Hashes | None
-) -> tuple[_Look, bool]:
-    """What is seen, without what may be of two programs, and whether there is nothing of that."""
+def _read_once(
+    directory: int, before: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
+) -> tuple[_Observation, bool]:
+    """Read the details; return them and True if all are of one program.
+
+    Omit details that may be of two programs.
+    """
     status = proc.status(directory)
-    with _executed(directory) as executed:
-        # Of an ancestor no arguments: it could keep us waiting, and they may hold secrets.
+    with _open_program(directory) as executed:
+        # No arguments of ancestors: they may hold secrets, and reading them may block.
         arguments = None if is_ancestor else proc.arguments(directory)
         working_directory = None if is_ancestor else proc.link("cwd", directory)
         cgroups = "" if is_ancestor else _cgroups(directory)
-        is_same = _is_executed(executed, directory)
+        is_same = _is_same_program(executed, directory)
         after = proc.stat(directory)
         is_of_one = is_same and proc.is_same_program(
             before, after, has_program=executed is not None
@@ -211,9 +221,9 @@ def _once(
         program = digest = None
         if executed is not None and is_same:
             program = _program(executed)
-            # Who is about to run another program has not told of it yet.
+            # A hash of an old program must not appear with the details of a new one.
             digest = hashes.sha256(executed) if hashes is not None and is_of_one else None
-    look = _Look(
+    seen = _Observation(
         stat=after,
         status=status,
         name=proc.text(after.name) if is_of_one else None,
@@ -223,12 +233,12 @@ def _once(
         working_directory=working_directory,
         cgroups=cgroups,
     )
-    return look, is_of_one
+    return seen, is_of_one
 
 
 @contextlib.contextmanager
-def _executed(directory: int) -> Iterator[int | None]:
-    """The very file that is executed; None where there is none, or it is not for us to look at."""
+def _open_program(directory: int) -> Iterator[int | None]:
+    """Open the executed file itself (O_PATH); yield None if there is none, or access is denied."""
     try:
         descriptor = os.open("exe", os.O_PATH, dir_fd=directory)
     except OSError:
@@ -240,7 +250,7 @@ def _executed(directory: int) -> Iterator[int | None]:
         os.close(descriptor)
 
 
-def _is_executed(executed: int | None, directory: int) -> bool:
+def _is_same_program(executed: int | None, directory: int) -> bool:
     try:
         now = os.stat("exe", dir_fd=directory)
     except OSError:
@@ -249,11 +259,11 @@ def _is_executed(executed: int | None, directory: int) -> bool:
 
 
 def _program(executed: int) -> _Program:
-    # In this order: of a file that is found gone, the path says so too.
+    # In this order: if the file is deleted at the stat, the path shows that too.
     status = os.fstat(executed)
     link = f"/proc/self/fd/{executed}".encode()
-    path = os.readlink(link)  # noqa: PTH115 - a Path would tidy up what the process made of it
-    if status.st_dev == _memory():
+    path = os.readlink(link)  # noqa: PTH115 - a Path would normalize the path
+    if status.st_dev == _memfd_device():
         path = path.removeprefix(b"/")
     if status.st_nlink == 0:
         return _Program(proc.text(path.removesuffix(_DELETED)), is_deleted=True)
@@ -261,8 +271,8 @@ def _program(executed: int) -> _Program:
 
 
 @functools.cache
-def _memory() -> int | None:
-    """The device of files that never were at a path: a file on a disk may look like one."""
+def _memfd_device() -> int | None:
+    """Return the device of memfds, which never had a path; a path on a disk may be the same."""
     for flags in (_MFD_CLOEXEC_NOEXEC, os.MFD_CLOEXEC):  # the first since Linux 6.3
         with contextlib.suppress(OSError):
             descriptor = os.memfd_create("", flags)

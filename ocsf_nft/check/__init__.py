@@ -1,7 +1,7 @@
-"""What a host can do, what stands in a fence's way there, and what to do about it.
+"""Checks of a host: its features, rules that block a fence's accepted traffic, and remedies.
 
-Nothing is changed by looking. Rules are judged by walking packets through them, three-valued: what
-can't be told is told as such.
+A check changes nothing. It judges rules by walking modelled packets through them with three-valued
+logic. If the rules alone don't decide the fate of a packet, the finding reports "may drop".
 """
 
 from __future__ import annotations
@@ -11,73 +11,77 @@ import sys
 from typing import TYPE_CHECKING
 
 from ocsf_nft.check import (
-    bypassing,
+    attribution_methods,
+    bypass_paths,
+    capabilities,
+    conflicting_services,
     devices,
     diagnosis,
-    held,
-    kernel,
+    kernel_features,
     leftovers,
-    naming,
-    reading,
+    read_ruleset,
     sysctls,
-    undoing,
 )
-from ocsf_nft.check.diagnosis import Question
-from ocsf_nft.check.finding import Finding, Place, Severity, verdict
-from ocsf_nft.check.flows import INTERNET
+from ocsf_nft.check.accepted_flows import INTERNET
+from ocsf_nft.check.diagnosis import CheckScope
+from ocsf_nft.check.finding import Finding, RuleLocation, Severity, exit_code
 from ocsf_nft.errors import OcsfNftError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ocsf_nft.check.devices import Device
+    from ocsf_nft.check.devices import NetDevice
     from ocsf_nft.fence.values import Address, Endpoint, Subnet
     from ocsf_nft.netns import Namespace
 
 __all__ = [
+    "CheckScope",
     "Finding",
-    "Place",
-    "Question",
+    "RuleLocation",
     "Severity",
     "blocking",
+    "check_scope",
+    "exit_code",
     "findings",
-    "question",
     "remove_leftovers",
-    "verdict",
 ]
 
 
-def question(
+def check_scope(
     namespace: Namespace,
     *,
     device: str | None,
     subnets: tuple[Subnet, ...] = (),
     port: int,
     proxies: tuple[Endpoint, ...] = (),
-) -> Question:
-    """What is asked about a namespace, with what its routes say about it."""
+) -> CheckScope:
+    """Return the scope of a check, with the interfaces to which the namespace's routes lead.
+
+    ``device`` is the VM's TAP device or a pattern such as ``vmtap-*``. ``subnets`` are the VM's
+    subnets. ``port`` is the gateway's port, and ``proxies`` are a sandbox's proxies.
+    """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),
         6: ipaddress.IPv6Address(INTERNET[6]),
     }
-    towards = devices.uplinks(
+    proxy_links = devices.uplinks(
         namespace, {number: proxy.address for number, proxy in enumerate(proxies)}
     )
-    return Question(
+    return CheckScope(
         namespace=namespace,
         device=device,
         subnets=subnets,
         port=port,
         proxies=proxies,
         uplinks=devices.uplinks(namespace, internet),
-        links={proxies[number]: name for number, name in towards.items()},
+        links={proxies[number]: name for number, name in proxy_links.items()},
     )
 
 
-def findings(asked: Question) -> Iterator[Finding]:
-    """Everything that is worth knowing before something is fenced, in order of weight.
+def findings(scope: CheckScope) -> Iterator[Finding]:
+    """Yield all findings about a host, the most important ones first.
 
-    Raises AbsentError or UnsupportedError when the namespace can't be entered.
+    Raises AbsentError or UnsupportedError if the namespace can't be entered.
     """
     if sys.platform != "linux":
         yield Finding(
@@ -86,47 +90,48 @@ def findings(asked: Question) -> Iterator[Finding]:
             meaning=f"nftables needs Linux: on {sys.platform} only convert and explain work",
         )
         return
-    asked.namespace.identity()
-    yield from kernel.able()
-    if asked.device is not None:
-        yield from kernel.able_with_machines(is_wanted=not asked.device.endswith("*"))
-    yield from held.privileges()
-    yield from naming.naming(asked.namespace)
+    scope.namespace.identity()
+    yield from kernel_features.findings()
+    if scope.device is not None:
+        yield from kernel_features.vm_findings(is_required=not scope.device.endswith("*"))
+    yield from capabilities.findings()
+    yield from attribution_methods.findings(scope.namespace)
     try:
-        ruleset, around = reading.read(asked.namespace), _around(asked)
+        ruleset, present = read_ruleset.read(scope.namespace), _list_devices(scope)
     except OcsfNftError as error:
         yield _unread(error)
     else:
-        yield from diagnosis.judge(ruleset, asked)
-        yield from bypassing.ways_past(ruleset, around, asked)
-        yield from leftovers.told(leftovers.leftovers(ruleset, around, asked))
-    yield from undoing.services()
-    yield from sysctls.settings(asked)
+        yield from diagnosis.judge(ruleset, scope)
+        yield from bypass_paths.findings(ruleset, present, scope)
+        yield from leftovers.findings(leftovers.find_leftovers(ruleset, present, scope))
+    yield from conflicting_services.findings()
+    yield from sysctls.findings(scope)
 
 
-def blocking(asked: Question) -> tuple[Finding, ...]:
-    """What would keep a VM or a sandbox from what its fence accepts, and nothing else.
+def blocking(scope: CheckScope) -> tuple[Finding, ...]:
+    """Return only the findings about rules that block traffic that a fence accepts.
 
-    For who is about to install one. Needs CAP_NET_ADMIN over the namespace; where the rules can't
-    be read, that is the one finding.
+    ``install`` calls it. It needs CAP_NET_ADMIN over the namespace. If the rules can't be read,
+    that is the only finding.
     """
     try:
-        ruleset = reading.read(asked.namespace)
+        ruleset = read_ruleset.read(scope.namespace)
     except OcsfNftError as error:
         return (_unread(error),)
     return tuple(
-        finding for finding in diagnosis.judge(ruleset, asked) if finding.severity == "blocked"
+        finding for finding in diagnosis.judge(ruleset, scope) if finding.severity == "blocked"
     )
 
 
-def remove_leftovers(asked: Question) -> Iterator[tuple[leftovers.Leftover, str | None]]:
-    """Remove what an older set-up left; each with why it was not removed, or None.
+def remove_leftovers(scope: CheckScope) -> Iterator[tuple[leftovers.Leftover, str | None]]:
+    """Remove the leftovers of an older set-up, and yield each one with its result.
 
-    Raises UnsupportedError when the rules can't be read.
+    The result is None, or the reason why the leftover was not removed. Raises UnsupportedError if
+    the rules can't be read.
     """
-    ruleset = reading.read(asked.namespace)
-    found = leftovers.leftovers(ruleset, _around(asked), asked)
-    yield from leftovers.remove(found, asked.namespace)
+    ruleset = read_ruleset.read(scope.namespace)
+    found = leftovers.find_leftovers(ruleset, _list_devices(scope), scope)
+    yield from leftovers.remove(found, scope.namespace)
 
 
 def _unread(error: OcsfNftError) -> Finding:
@@ -134,13 +139,13 @@ def _unread(error: OcsfNftError) -> Finding:
     return Finding(
         name="ruleset",
         severity="blocked",
-        meaning=f"the rules here can't be read, so what they drop isn't known ({cause})",
+        meaning=f"the rules here can't be read, so it is unknown which traffic they drop ({cause})",
         remedy=remedy or None,
     )
 
 
-def _around(asked: Question) -> Mapping[str, Device]:
+def _list_devices(scope: CheckScope) -> Mapping[str, NetDevice]:
     try:
-        return devices.survey(asked.namespace)
+        return devices.list_devices(scope.namespace)
     except OSError as error:
         raise OcsfNftError(f"the interfaces can't be listed: {error.strerror or error}") from error

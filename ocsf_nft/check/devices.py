@@ -1,4 +1,4 @@
-"""What rtnetlink tells of an interface: what it is part of, and what sees its packets first.
+"""Interfaces as rtnetlink describes them: their master, lower device, XDP and queue programs.
 
 Layouts and numbers: ``include/uapi/linux/if_link.h``, ``rtnetlink.h`` and ``pkt_sched.h``.
 """
@@ -31,13 +31,17 @@ _RTM_GETQDISC: Final = 38
 _TCA_KIND: Final = 1
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _TCMSG: Final = struct.Struct("=BxxxiIII")
-#: Queues that hold programs and filters, and pass packets to them before or after all rules.
+#: Queueing disciplines that hold programs and filters. They see packets before or after all rules.
 _FILTERING: Final = frozenset({"clsact", "ingress"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Device:
-    """An interface. ``lower`` is the index of the one that it is on, here or elsewhere."""
+class NetDevice:
+    """Network interface.
+
+    ``lower`` is the index of the interface below it, for example a VLAN's parent. That one may be
+    in another namespace: ``is_lower_elsewhere``.
+    """
 
     ifindex: int
     name: str
@@ -49,15 +53,21 @@ class Device:
     has_filters: bool
 
 
-def survey(namespace: Namespace) -> Mapping[str, Device]:
-    """All interfaces of a namespace by name; raises OSError, or what entering it raises."""
-    return namespace.call(_look)
+def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
+    """Return all interfaces of a namespace by name.
+
+    Raises OSError if they can't be listed, and the errors of entering the namespace.
+    """
+    return namespace.call(_list_devices)
 
 
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
-    """The interfaces that lead to each of these, where a route leads there at all."""
+    """Return the name of the interface that leads to each address.
 
-    def look() -> dict[int, str]:
+    Addresses without a route are left out. The result is empty if the routes can't be read.
+    """
+
+    def query() -> dict[int, str]:
         names = {link.ifindex: link.name for link in rtnetlink.links()}
         found = {}
         for key, address in addresses.items():
@@ -67,13 +77,13 @@ def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int,
         return found
 
     try:
-        return namespace.call(look)
-    except (OSError, OcsfNftError):  # what leads where isn't known then
+        return namespace.call(query)
+    except (OSError, OcsfNftError):  # the routes can't be read
         return {}
 
 
-def _look() -> dict[str, Device]:
-    filtered = _with_filters()
+def _list_devices() -> dict[str, NetDevice]:
+    filtered = _indexes_with_filters()
     found = {}
     for reply in netlink.request(
         netlink.NETLINK_ROUTE, rtnetlink.RTM_GETLINK, rtnetlink.ALL_LINKS, dump=True
@@ -82,7 +92,7 @@ def _look() -> dict[str, Device]:
         _family, _type, index, _flags, _change = _IFINFOMSG.unpack_from(body)
         values = dict(netlink.attributes(body[_IFINFOMSG.size :]))
         name = _text(values.get(_IFLA_IFNAME))
-        found[name] = Device(
+        found[name] = NetDevice(
             ifindex=index,
             name=name,
             kind=_text(_inner(values, _IFLA_LINKINFO).get(_IFLA_INFO_KIND)),
@@ -95,10 +105,10 @@ def _look() -> dict[str, Device]:
     return found
 
 
-def _with_filters() -> set[int]:
-    question = bytes(_TCMSG.size)
+def _indexes_with_filters() -> set[int]:
+    header = bytes(_TCMSG.size)
     found = set()
-    for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETQDISC, question, dump=True):
+    for reply in netlink.request(netlink.NETLINK_ROUTE, _RTM_GETQDISC, header, dump=True):
         body = memoryview(reply)
         values = dict(netlink.attributes(body[_TCMSG.size :]))
         if _text(values.get(_TCA_KIND)) in _FILTERING:

@@ -1,4 +1,4 @@
-"""What a host's rules do to what a fence accepts: which rule drops it, whose it is, what helps."""
+"""Effects of a host's rules on a fence's accepted traffic: dropping rule, owner and remedy."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.check import allow, flows, journey, owners
-from ocsf_nft.check.finding import Finding, Place
-from ocsf_nft.check.flows import Direction
-from ocsf_nft.check.programs import NoAnswerError, answer
-from ocsf_nft.check.walk import Stop, TooLargeError, Walker
+from ocsf_nft.check import accepted_flows, allow_commands, chain_owner, hook_path
+from ocsf_nft.check.accepted_flows import FlowDirection
+from ocsf_nft.check.bounded_command import CommandError, command_output
+from ocsf_nft.check.chain_walk import Stop, TooLargeError, Walker
+from ocsf_nft.check.finding import Finding, RuleLocation
 from ocsf_nft.fence import nft
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ocsf_nft.check.flows import Flow
-    from ocsf_nft.check.journey import Ending
+    from ocsf_nft.check.accepted_flows import AcceptedFlow
+    from ocsf_nft.check.hook_path import FlowStop
     from ocsf_nft.check.ruleset import Rule, Ruleset
     from ocsf_nft.fence.values import Endpoint, Subnet
     from ocsf_nft.netns import Namespace
 
-#: More places than these are counted and not told one by one.
-_TOLD: Final = 32
+#: Rules beyond this number are counted, and not reported one by one.
+_MAX_REPORTED: Final = 32
 _RULE_CHARACTERS: Final = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is to be judged, and where.
+class CheckScope:
+    """Scope of a check: the namespace, and the VM or sandbox in it.
 
-    ``device`` is a VM's, or a pattern of such as ``vmtap-*``; None: no VM is meant. ``uplinks``
-    are the interfaces that lead to the internet by version of IP, and for a proxy ``links`` the
-    ones that lead there.
+    ``device`` is the VM's interface or a pattern such as ``vmtap-*``; it is None if there is no VM.
+    ``uplinks`` are the interfaces that lead to the internet, by IP version. ``links`` are the
+    interfaces that lead to the proxies.
     """
 
     namespace: Namespace
@@ -46,108 +46,114 @@ class Question:
     uplinks: Mapping[int, str] = field(default_factory=dict)
     links: Mapping[Endpoint, str] = field(default_factory=dict)
 
-    def flows(self) -> Iterator[Flow]:
-        """What a fence accepts, in packets."""
+    def flows(self) -> Iterator[AcceptedFlow]:
+        """Yield the traffic that the fence accepts, as representative packets."""
         if self.device is not None:
-            machine = flows.Machine(
+            machine = accepted_flows.Vm(
                 device=self.device, subnets=self.subnets, port=self.port, uplinks=self.uplinks
             )
-            # Where nothing speaks of IPv6, a VM would have none.
-            for flow in flows.of_machine(machine):
+            # Without a subnet, a VM has IPv6 only if the host has an IPv6 route to the internet.
+            for flow in accepted_flows.vm_flows(machine):
                 if self.subnets or flow.packet.version == 4 or 6 in self.uplinks:
                     yield flow
         for proxy in self.proxies:
-            yield from flows.of_proxy(proxy, self.links.get(proxy))
+            yield from accepted_flows.proxy_flows(proxy, self.links.get(proxy))
 
 
-def judge(ruleset: Ruleset, question: Question) -> Iterator[Finding]:
-    """A finding for every rule that drops what the fence accepts, or may."""
+def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
+    """Yield a finding for each rule that drops, or may drop, traffic that the fence accepts."""
     for sentence in ruleset.unread:
         yield Finding(
             name="unread-rules",
             severity="blocked",
             meaning=visible(sentence),
-            remedy="look at these rules yourself, or install what reads them",
+            remedy="check these rules yourself, or install the program that reads them",
         )
-    places: dict[tuple[object, ...], list[Ending]] = {}
+    by_rule: dict[tuple[object, ...], list[FlowStop]] = {}
     is_judged = True
     try:
-        for ending in _endings(ruleset, question):
-            rule = ending.stop.rule
-            at = (ending.base.key, ending.stop.chain.key, None if rule is None else id(rule))
-            places.setdefault(at, []).append(ending)
-    except (TooLargeError, RecursionError):  # nested deeper than nft nests is as good as too large
+        for flow_stop in _flow_stops(ruleset, scope):
+            rule = flow_stop.stop.rule
+            key = (flow_stop.base.key, flow_stop.stop.chain.key, None if rule is None else id(rule))
+            by_rule.setdefault(key, []).append(flow_stop)
+    except (TooLargeError, RecursionError):  # deeper nesting than nft allows counts as too large
         is_judged = False
         yield Finding(
             name="ruleset",
             severity="blocked",
-            meaning="the ruleset is too large, or too entangled, to be followed rule by rule",
-            remedy="try what the fence accepts, once it stands",
+            meaning="the ruleset is too large or too complex to be checked rule by rule",
+            remedy="install the fence, then test whether its accepted traffic gets through",
         )
-    for endings in list(places.values())[:_TOLD]:
-        yield _finding(endings, ruleset, question)
-    if len(places) > _TOLD:
+    for flow_stops in list(by_rule.values())[:_MAX_REPORTED]:
+        yield _finding(flow_stops, ruleset, scope)
+    if len(by_rule) > _MAX_REPORTED:
         yield Finding(
             name="may-drop",
             severity="blocked",
-            meaning=f"{len(places) - _TOLD} more rules drop what the fence accepts, or may",
+            meaning=f"{len(by_rule) - _MAX_REPORTED} more rules drop, or may drop, traffic that "
+            "the fence accepts",
         )
-    if is_judged and not places and not ruleset.unread:
+    if is_judged and not by_rule and not ruleset.unread:
         count = sum(len(chain.rules) for chain in ruleset.chains.values())
         yield Finding(
             name="accepted",
             severity="ok",
-            meaning=f"none of {count} rules here drops what a fence accepts",
+            meaning=f"none of {count} rules here drops traffic that a fence accepts",
         )
 
 
-def _endings(ruleset: Ruleset, question: Question) -> Iterator[Ending]:
-    """Where the flows may be stopped; of our own rules, only what is certain is worth a word."""
-    hooks, walker = journey.by_hook(ruleset), Walker(ruleset)
+def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
+    """Yield the rules that stop, or may stop, the flows.
+
+    Rules of ocsf-nft itself are included only if they certainly stop a flow.
+    """
+    hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()
-    for flow in question.flows():
-        found = journey.endings(flow, hooks, walker)
-        # What a flow doesn't get past when it begins, it needn't get past later.
-        known = opening if flow.is_later else set()
-        opening = {(ending.stop, ending.is_certain) for ending in found}
-        for ending in found:
-            is_news = not known & {(ending.stop, True), (ending.stop, ending.is_certain)}
-            if is_news and (ending.is_certain or not owners.is_ours(ending.stop.chain.key)):
-                yield ending
+    for flow in scope.flows():
+        found = hook_path.flow_stops(flow, hooks, walker)
+        # A rule that stops a flow's first packet is not reported again for its later packets.
+        known = opening if flow.is_continuation else set()
+        opening = {(flow_stop.stop, flow_stop.is_certain) for flow_stop in found}
+        for flow_stop in found:
+            is_new = not known & {(flow_stop.stop, True), (flow_stop.stop, flow_stop.is_certain)}
+            if is_new and (
+                flow_stop.is_certain or not chain_owner.is_ours(flow_stop.stop.chain.key)
+            ):
+                yield flow_stop
 
 
-def _finding(endings: list[Ending], ruleset: Ruleset, question: Question) -> Finding:
-    first = endings[0]
-    if all(_is_published(ending) for ending in endings):
-        return _published(endings, ruleset, question.namespace)
+def _finding(flow_stops: list[FlowStop], ruleset: Ruleset, scope: CheckScope) -> Finding:
+    first = flow_stops[0]
+    if all(_is_published_port(flow_stop) for flow_stop in flow_stops):
+        return _published_port(flow_stops, ruleset, scope.namespace)
     stop, base = first.stop, first.base
-    owner = owners.owner(stop.chain, ruleset)
-    is_certain = any(ending.is_certain for ending in endings)
-    text = None if stop.rule is None else _text(stop.rule, question.namespace)
-    wish = allow.Wish(
-        namespace=question.namespace,
-        directions={ending.flow.direction for ending in endings},
-        versions={ending.flow.packet.version for ending in endings},
-        device=question.device,
-        subnets=question.subnets,
-        port=question.port,
-        proxies=tuple({ending.flow.endpoint: None for ending in endings
-                       if ending.flow.endpoint is not None}),
+    owner = chain_owner.owner(stop.chain, ruleset)
+    is_certain = any(flow_stop.is_certain for flow_stop in flow_stops)
+    text = None if stop.rule is None else _rule_text(stop.rule, scope.namespace)
+    request = allow_commands.AllowRequest(
+        namespace=scope.namespace,
+        directions={flow_stop.flow.direction for flow_stop in flow_stops},
+        versions={flow_stop.flow.packet.version for flow_stop in flow_stops},
+        device=scope.device,
+        subnets=scope.subnets,
+        port=scope.port,
+        proxies=tuple({flow_stop.flow.endpoint: None for flow_stop in flow_stops
+                       if flow_stop.flow.endpoint is not None}),
     )  # fmt: skip
-    commands = allow.commands(owner, base, ruleset, wish)
+    commands = allow_commands.commands(owner, base, ruleset, request)
     return Finding(
         name="drops" if is_certain else "may-drop",
         severity="blocked",
-        meaning=_meaning(endings, owner, text, question.namespace),
+        meaning=_meaning(flow_stops, owner, text, scope.namespace),
         remedy=_remedy(owner, has_commands=bool(commands)),
         commands=commands,
-        place=_place(stop, owner, text),
+        place=_location(stop, owner, text),
     )
 
 
-def _place(stop: Stop, owner: str, text: str | None) -> Place:
+def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
     key = stop.chain.key
-    return Place(
+    return RuleLocation(
         backend=key.backend,
         family=visible(key.family),
         table=visible(key.table),
@@ -158,104 +164,108 @@ def _place(stop: Stop, owner: str, text: str | None) -> Place:
     )
 
 
-def _is_published(ending: Ending) -> bool:
-    """Whether the gateway's port is, or may be, a container's: a VM's fence accepts that."""
-    return ending.stop.verb == "redirects" and ending.flow.direction is Direction.GATEWAY
+def _is_published_port(flow_stop: FlowStop) -> bool:
+    """Return whether a rule redirects the gateway's port, as for a container's published port.
+
+    A VM's fence accepts that.
+    """
+    return flow_stop.stop.verb == "redirects" and flow_stop.flow.direction is FlowDirection.GATEWAY
 
 
-def _published(endings: list[Ending], ruleset: Ruleset, namespace: Namespace) -> Finding:
-    stop = endings[0].stop
-    owner = owners.owner(stop.chain, ruleset)
-    text = None if stop.rule is None else _text(stop.rule, namespace)
+def _published_port(flow_stops: list[FlowStop], ruleset: Ruleset, namespace: Namespace) -> Finding:
+    stop = flow_stops[0].stop
+    owner = chain_owner.owner(stop.chain, ruleset)
+    text = None if stop.rule is None else _rule_text(stop.rule, namespace)
     return Finding(
         name="redirects",
         severity="info",
-        meaning=_meaning(endings, owner, text, namespace),
-        remedy="nothing, where it is to be so (a container's published port): a fence accepts what "
-        "becomes of the gateway's port, and rules on the way from there are not judged here",
-        place=_place(stop, owner, text),
+        meaning=_meaning(flow_stops, owner, text, namespace),
+        remedy="none if this is intended (a container's published port): a fence accepts the "
+        "redirected traffic; the rules that apply to it afterwards are not judged here",
+        place=_location(stop, owner, text),
     )
 
 
-def _meaning(endings: list[Ending], owner: str, text: str | None, namespace: Namespace) -> str:
-    stop = endings[0].stop
+def _meaning(flow_stops: list[FlowStop], owner: str, text: str | None, namespace: Namespace) -> str:
+    stop = flow_stops[0].stop
     key = stop.chain.key
     legacy = "legacy " if key.backend == "legacy" else ""
-    where = visible(f"{legacy}table {key.family} {key.table}, chain {key.name} ({owner})")
+    position = visible(f"{legacy}table {key.family} {key.table}, chain {key.name} ({owner})")
     if text is None:
-        what = "its policy"
+        subject = "its policy"
     else:
         number = "" if stop.rule is None or stop.rule.handle is None else f" {stop.rule.handle}"
-        what = f"rule{number} `{text}`"
-    surely = [ending for ending in endings if ending.is_certain]
-    maybe = [ending for ending in endings if not ending.is_certain]
-    parts = [f"{stop.verb} {_flows(surely)}"] if surely else []
-    parts += [f"{_doubtful(stop.verb)} {_flows(maybe)}"] if maybe else []
-    sentence = f"{where}: {what} {', and '.join(parts)}"
+        subject = f"rule{number} `{text}`"
+    certain = [flow_stop for flow_stop in flow_stops if flow_stop.is_certain]
+    uncertain = [flow_stop for flow_stop in flow_stops if not flow_stop.is_certain]
+    parts = [f"{stop.verb} {_flows(certain)}"] if certain else []
+    parts += [f"{_uncertain_verb(stop.verb)} {_flows(uncertain)}"] if uncertain else []
+    sentence = f"{position}: {subject} {', and '.join(parts)}"
     undecided = next(
-        (rule for ending in maybe for rule in ending.undecided if rule is not stop.rule), None
+        (rule for flow_stop in uncertain for rule in flow_stop.undecided if rule is not stop.rule),
+        None,
     )
     if undecided is not None:
-        depends = _text(undecided, namespace)
-        sentence += f"; it depends on `{depends}`, which can't be told beforehand"
+        depends = _rule_text(undecided, namespace)
+        sentence += f"; it depends on `{depends}`, whose result can't be predicted"
     return sentence
 
 
-def _doubtful(verb: str) -> str:
+def _uncertain_verb(verb: str) -> str:
     return verb if verb.startswith("may ") else f"may stop ({verb})"
 
 
-def _flows(endings: list[Ending]) -> str:
-    found: dict[Direction, dict[str, set[int]]] = {}
-    for ending in endings:
-        labels = found.setdefault(ending.flow.direction, {})
-        labels.setdefault(ending.flow.label, set()).add(ending.flow.packet.version)
+def _flows(flow_stops: list[FlowStop]) -> str:
+    found: dict[FlowDirection, dict[str, set[int]]] = {}
+    for flow_stop in flow_stops:
+        labels = found.setdefault(flow_stop.flow.direction, {})
+        labels.setdefault(flow_stop.flow.label, set()).add(flow_stop.flow.packet.version)
     parts = []
     for direction, labels in found.items():
         versions = sorted({version for each in labels.values() for version in each})
-        which = " and ".join(f"IPv{version}" for version in versions)
-        parts.append(f"{direction.value} ({', '.join(labels)}; {which})")
+        families = " and ".join(f"IPv{version}" for version in versions)
+        parts.append(f"{direction.value} ({', '.join(labels)}; {families})")
     return ", ".join(parts)
 
 
 def _remedy(owner: str, *, has_commands: bool) -> str:
-    if owner == owners.OURS:
-        return "a fence stands that accepts something else: install it anew"
+    if owner == chain_owner.OURS:
+        return "an active fence accepts other traffic: install it again"
     if not has_commands:
         return (
-            f"have {owner} accept this traffic, or change the rule: no command is shown, "
+            f"make {owner} accept this traffic, or change the rule: no command is shown, "
             "because its names can't be written safely or only its owner can change the table"
         )
-    if owner == owners.FIREWALLD:
-        return "let firewalld pass it, by a zone and a policy of its own; they are kept"
-    if owner == owners.UFW:
-        return "let ufw pass it; the rules are kept"
-    remedy = "let it pass before that rule; such a rule is gone after a restart unless it is saved"
-    if owner in owners.RESTLESS:
-        remedy += f", and {owner} may put its own before it again"
+    if owner == chain_owner.FIREWALLD:
+        return "allow it in firewalld, with a separate zone and policy; they are permanent"
+    if owner == chain_owner.UFW:
+        return "allow it in ufw; the rules are permanent"
+    remedy = "allow it before that rule; a restart removes the new rule unless it is saved"
+    if owner in chain_owner.REINSERTING:
+        remedy += f", and {owner} may insert its own rules before it again"
     return remedy
 
 
-def _text(rule: Rule, namespace: Namespace) -> str:
-    """A rule as its own tool writes it; in nft's JSON where that can't be asked for."""
-    text = rule.text or _listed(rule, namespace)
+def _rule_text(rule: Rule, namespace: Namespace) -> str:
+    """Return a rule in the syntax of its own tool, or in nft's JSON if that isn't available."""
+    text = rule.text or _nft_text(rule, namespace)
     if text is None:
         text = orjson.dumps([{kind: body} for kind, body in rule.statements]).decode()
     shown = visible(text)
     return shown if len(shown) <= _RULE_CHARACTERS else f"{shown[:_RULE_CHARACTERS]}…"
 
 
-def _listed(rule: Rule, namespace: Namespace) -> str | None:
+def _nft_text(rule: Rule, namespace: Namespace) -> str | None:
     key = rule.chain
-    if not (allow.is_plain(key.table) and allow.is_plain(key.name)):
+    if not (allow_commands.is_plain(key.table) and allow_commands.is_plain(key.name)):
         return None
     command = [str(nft.find()), "-a", "-s", "-t", "list", "chain", key.family, key.table, key.name]
     try:
-        listed = answer(namespace, command).decode("utf-8", "surrogateescape")
-    except NoAnswerError:  # it is gone by now
+        listed = command_output(namespace, command).decode("utf-8", "surrogateescape")
+    except CommandError:  # the chain has been removed since
         return None
     for line in listed.splitlines():
-        text, mark, handle = line.rpartition(" # handle ")
-        if mark and handle == str(rule.handle):
+        text, separator, handle = line.rpartition(" # handle ")
+        if separator and handle == str(rule.handle):
             return text.strip()
     return None

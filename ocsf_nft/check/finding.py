@@ -1,4 +1,4 @@
-"""What `check` has to say, and the exit code that it comes to."""
+"""Findings of `check`, and the exit code that follows from them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: ``fatal``: no fence can stand. ``blocked``: one stands, and somebody else drops what it accepts,
-#: or may. ``degraded``: something is missing, or may undo it. ``info``: worth knowing.
+#: ``fatal``: no fence can be active here. ``blocked``: a fence can be active, but another rule
+#: drops, or may drop, traffic that the fence accepts. ``degraded``: a feature is missing, or
+#: something may undo the fence. ``info``: worth knowing.
 Severity: TypeAlias = Literal["ok", "info", "degraded", "blocked", "fatal"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where in a ruleset. ``chain`` and what follows are None for a whole table, or a policy.
+class RuleLocation:
+    """Location of a rule, chain or table in a ruleset.
 
-    ``backend`` is ``legacy`` for iptables of the kernel's old kind, which nft doesn't see.
+    ``chain`` and the following fields are None for a whole table; ``handle`` and ``rule`` are None
+    for the policy of a chain. ``backend`` is ``legacy`` for the kernel's old iptables (ip_tables),
+    which nft doesn't list.
     """
 
     backend: str
@@ -31,9 +34,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that was looked at: what came of it, what that means, what to do about it.
+    """Result of one check: its meaning, and the remedy.
 
-    ``commands`` do it, each for a shell as it stands.
+    ``commands`` carry out the remedy. Each one is ready to paste into a shell.
     """
 
     name: str
@@ -41,18 +44,18 @@ class Finding:
     meaning: str
     remedy: str | None = None
     commands: tuple[str, ...] = ()
-    place: Place | None = None
+    place: RuleLocation | None = None
 
 
 _READERS: Final = frozenset({"kmsg-reader", "journal-reader"})
 
 
-def verdict(found: Sequence[Finding]) -> int:
-    """The exit code.
+def exit_code(found: Sequence[Finding]) -> int:
+    """Return the exit code of `check`.
 
-    0: a fence stands here, its records are read and what it accepts gets through. 1: in part, or
-    something would drop what it accepts, or may. 3: no fence stands. One way to log and read is
-    enough; the others are not missed.
+    0: a fence can be active here, its records can be read, and its accepted traffic gets through.
+    1: only part of this is true, or a rule drops, or may drop, accepted traffic. 3: no fence can be
+    active. One way to log and read records is enough: other missing ways don't count.
     """
     bad = {finding.name for finding in found if finding.severity not in {"ok", "info"}}
     if any(finding.severity == "fatal" for finding in found):

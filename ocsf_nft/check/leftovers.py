@@ -1,8 +1,8 @@
-"""Rules of an older iptables set-up for VMs: recognised, named, and removed when asked.
+"""Leftovers of an older iptables set-up for VMs: detection, and removal on request.
 
-Three kinds: rules and chains for a VM's interface that is gone (or the one in question), and NAT
-for its subnet. What our own advice has put there carries a comment, and stays as long as its
-interface does; what ufw or Docker keep is theirs.
+A leftover is a rule or chain for a VM's interface, or NAT for its subnet. The interface no longer
+exists, or it is the one in the scope of the check. Rules that our remedies add have a comment: they
+are no leftovers while their interface exists. Rules that ufw or Docker manage belong to them.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check import allow, owners, reading, xtables
-from ocsf_nft.check.finding import Finding, Place
-from ocsf_nft.check.owners import IPTABLES, LEGACY, NFTABLES
-from ocsf_nft.check.programs import NoAnswerError, answer
-from ocsf_nft.check.ruleset import is_compatible
+from ocsf_nft.check import allow_commands, chain_owner, read_ruleset, xtables
+from ocsf_nft.check.bounded_command import CommandError, command_output
+from ocsf_nft.check.chain_owner import IPTABLES, LEGACY, NFTABLES
+from ocsf_nft.check.finding import Finding, RuleLocation
+from ocsf_nft.check.ruleset import is_iptables_table
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import nft
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from ocsf_nft.check.devices import Device
-    from ocsf_nft.check.diagnosis import Question
-    from ocsf_nft.check.ruleset import Chain, Key, Rule, Ruleset
+    from ocsf_nft.check.devices import NetDevice
+    from ocsf_nft.check.diagnosis import CheckScope
+    from ocsf_nft.check.ruleset import Chain, ChainKey, Rule, Ruleset
     from ocsf_nft.netns import Namespace
 
-#: How VMs' interfaces are named; a shorter chain's name holds what follows the dash.
-_MACHINE: Final = re.compile(r"vmtap-[A-Za-z0-9_.-]+")
-#: The kind of a TAP device (drivers/net/tun.c).
+#: Pattern of VMs' interface names. In a chain's name it also matches a suffix such as ``-in``.
+_VM_DEVICE: Final = re.compile(r"vmtap-[A-Za-z0-9_.-]+")
+#: Link kind of a TAP device (drivers/net/tun.c).
 _TAP: Final = "tun"
 _NAT: Final = frozenset({"masquerade", "snat"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
-    """A rule, or (``rule`` is None) a whole chain with nothing else in it."""
+    """Leftover rule, or a whole leftover chain (``rule`` is None)."""
 
     chain: Chain
     rule: Rule | None
@@ -46,41 +46,44 @@ class Leftover:
 
     @property
     def text(self) -> str:
-        """What it is, for a person."""
+        """Description of the leftover for messages."""
         key = self.chain.key
         legacy = "legacy " if key.backend == "legacy" else ""
-        where = f"{legacy}{key.family} {key.table} {key.name}"
+        position = f"{legacy}{key.family} {key.table} {key.name}"
         if self.rule is None:
-            return visible(f"chain {where}, with the {len(self.chain.rules)} rules in it")
+            return visible(f"chain {position}, with the {len(self.chain.rules)} rules in it")
         number = "" if self.rule.handle is None else f" handle {self.rule.handle}"
-        shown = self.rule.text or _told(self.rule)
-        return visible(f"rule{number} in {where}: {shown}")
+        shown = self.rule.text or _statement_names(self.rule)
+        return visible(f"rule{number} in {position}: {shown}")
 
 
-def leftovers(
-    ruleset: Ruleset, present: Mapping[str, Device], question: Question
+def find_leftovers(
+    ruleset: Ruleset, present: Mapping[str, NetDevice], scope: CheckScope
 ) -> list[Leftover]:
-    """What is left of an older set-up; ``present`` are the interfaces that there are."""
-    wanted = _Wanted(present, question)
-    doomed = {key: reason for key, chain in ruleset.chains.items()
-              if (reason := wanted.chain(chain)) and _is_open(chain, ruleset)}  # fmt: skip
+    """Return the leftovers of an older set-up; ``present`` are the existing interfaces by name."""
+    test = _LeftoverTest(present, scope)
+    leftover_chains = {
+        key: reason
+        for key, chain in ruleset.chains.items()
+        if (reason := test.chain(chain)) and _may_hold_leftovers(chain, ruleset)
+    }
     found = []
     for chain in ruleset.chains.values():
-        if chain.key in doomed or not _is_open(chain, ruleset):
+        if chain.key in leftover_chains or not _may_hold_leftovers(chain, ruleset):
             continue
         for rule in chain.rules:
-            reason = wanted.rule(rule) or _leads_to(rule, doomed)
+            reason = test.rule(rule) or _jump_reason(rule, leftover_chains)
             if reason:
                 found.append(Leftover(chain=chain, rule=rule, reason=reason))
     found += [
         Leftover(chain=ruleset.chains[key], rule=None, reason=reason)
-        for key, reason in doomed.items()
+        for key, reason in leftover_chains.items()
     ]
     return found
 
 
-def told(found: list[Leftover]) -> Iterator[Finding]:
-    """A finding for each."""
+def findings(found: list[Leftover]) -> Iterator[Finding]:
+    """Yield a finding for each leftover."""
     for leftover in found:
         key, rule = leftover.chain.key, leftover.rule
         yield Finding(
@@ -88,49 +91,50 @@ def told(found: list[Leftover]) -> Iterator[Finding]:
             severity="degraded",
             meaning=f"{leftover.text}: {leftover.reason}",
             remedy="remove it with `ocsf-nft check --remove-leftovers`, and the same options",
-            place=Place(
+            place=RuleLocation(
                 backend=key.backend,
                 family=visible(key.family),
                 table=visible(key.table),
                 chain=visible(key.name),
                 handle=None if rule is None else rule.handle,
-                rule=None if rule is None else visible(rule.text or _told(rule)),
+                rule=None if rule is None else visible(rule.text or _statement_names(rule)),
             ),
         )
 
 
 def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftover, str | None]]:
-    """Remove each, unless it has changed by now; why it was not removed, or None.
+    """Remove the leftovers, and yield each one with None or the reason why it was not removed.
 
-    What went wrong with one doesn't keep the others.
+    A leftover that has changed since it was found is not removed. After a failure, the others are
+    still removed.
     """
     for leftover in found:
         try:
-            now = reading.read(namespace)
+            now = read_ruleset.read(namespace)
             if not _is_unchanged(leftover, now):
                 yield leftover, "it has changed meanwhile"
                 continue
-            if leftover.rule is None and _is_led_to(leftover.chain.key, now):
+            if leftover.rule is None and _is_jump_target(leftover.chain.key, now):
                 yield leftover, "other rules lead to it"
                 continue
             for command in _commands(leftover):
-                answer(namespace, command)
-        except (NoAnswerError, FenceError) as error:
+                command_output(namespace, command)
+        except (CommandError, FenceError) as error:
             yield leftover, visible(str(error))
         else:
             yield leftover, None
 
 
-class _Wanted:
-    """Tells what is a leftover's."""
+class _LeftoverTest:
+    """Test of chains and rules for leftovers; each method returns the reason, or None."""
 
-    def __init__(self, present: Mapping[str, Device], question: Question) -> None:
+    def __init__(self, present: Mapping[str, NetDevice], scope: CheckScope) -> None:
         self._present = present
-        device = question.device or "*"
-        # Rules for the loopback, an uplink or a bridge are somebody's, whoever asks.
-        is_machines = device not in present or present[device].kind == _TAP
-        self._device = device if is_machines and not device.endswith("*") else None
-        self._networks = [subnet.network for subnet in question.subnets]
+        device = scope.device or "*"
+        # Rules for an interface that can't be a VM's (loopback, uplink, bridge) are no leftovers.
+        is_vm_device = device not in present or present[device].kind == _TAP
+        self._device = device if is_vm_device and not device.endswith("*") else None
+        self._networks = [subnet.network for subnet in scope.subnets]
 
     def chain(self, chain: Chain) -> str | None:
         if chain.base is not None:
@@ -139,51 +143,54 @@ class _Wanted:
         if self._device is not None and re.search(
             rf"(?<![A-Za-z0-9]){re.escape(self._device)}(?![A-Za-z0-9])", name
         ):
-            return f"it is named for {self._device}"
-        found = _MACHINE.search(name)
+            return f"it is named after {self._device}"
+        found = _VM_DEVICE.search(name)
         if found and not any(found[0].startswith(device) for device in self._present if device):
-            return f"it is named for {found[0]}, which isn't there"
+            return f"it is named after {found[0]}, which does not exist"
         return None
 
     def rule(self, rule: Rule) -> str | None:
         for device in _devices(rule):
-            is_gone = _MACHINE.fullmatch(device) and device not in self._present
-            if is_gone:
-                return f"it is for {device}, which isn't there"
-            if device == self._device and rule.comment != allow.COMMENT:
-                return f"it is for {device}, which a fence takes care of"
+            is_removed = _VM_DEVICE.fullmatch(device) and device not in self._present
+            if is_removed:
+                return f"it is for {device}, which does not exist"
+            if device == self._device and rule.comment != allow_commands.COMMENT:
+                return f"it is for {device}, which a fence handles"
         kinds = {kind for kind, _ in rule.statements}
-        if any(name in self._present and name != self._device for name in _exempted(rule)):
+        if any(name in self._present and name != self._device for name in _excluded_devices(rule)):
             return None
         if kinds & _NAT or _targets(rule) & {"MASQUERADE", "SNAT"}:
             for network in _sources(rule):
                 if network in self._networks:
-                    return f"it translates {network}, which a fence takes care of"
+                    return f"it translates {network}, which a fence handles"
         return None
 
 
-def _is_open(chain: Chain, ruleset: Ruleset) -> bool:
-    """Whether a chain may hold an iptables set-up's rules, and is not another program's own."""
-    is_of_iptables = chain.key.backend == "legacy" or is_compatible(chain.key)
-    if not is_of_iptables:
+def _may_hold_leftovers(chain: Chain, ruleset: Ruleset) -> bool:
+    """Return whether a chain may hold rules of an iptables set-up.
+
+    A chain that belongs to another program may not.
+    """
+    is_iptables = chain.key.backend == "legacy" or is_iptables_table(chain.key)
+    if not is_iptables:
         return False
     if chain.base is not None or chain.key.name == "DOCKER-USER":
         return True
-    return owners.owner(chain, ruleset) in {IPTABLES, LEGACY, NFTABLES}
+    return chain_owner.owner(chain, ruleset) in {IPTABLES, LEGACY, NFTABLES}
 
 
-def _leads_to(rule: Rule, doomed: Mapping[Key, str]) -> str | None:
+def _jump_reason(rule: Rule, leftover_chains: Mapping[ChainKey, str]) -> str | None:
     for kind, body in rule.statements:
         if kind in {"jump", "goto"} and isinstance(body, dict):
             key = rule.chain._replace(name=str(body.get("target")))
-            if key in doomed:
-                return f"it leads to chain {visible(key.name)}: {doomed[key]}"
+            if key in leftover_chains:
+                return f"it leads to chain {visible(key.name)}: {leftover_chains[key]}"
     return None
 
 
-def _is_led_to(key: Key, ruleset: Ruleset) -> bool:
+def _is_jump_target(key: ChainKey, ruleset: Ruleset) -> bool:
     return any(
-        _leads_to(rule, {key: ""})
+        _jump_reason(rule, {key: ""})
         for chain in ruleset.chains.values()
         if chain.key != key
         for rule in chain.rules
@@ -196,13 +203,16 @@ def _matches(rule: Rule, operator: str = "==") -> Iterator[tuple[Any, Any]]:
             yield body.get("left"), body.get("right")
 
 
-def _exempted(rule: Rule) -> list[str]:
-    """The interfaces that a rule is not for: NAT leaves out the one whose subnet it translates."""
+def _excluded_devices(rule: Rule) -> list[str]:
+    """Return the interfaces that a rule excludes.
+
+    A NAT rule excludes the interface whose subnet it translates.
+    """
     return _devices(rule, "!=")
 
 
 def _devices(rule: Rule, operator: str = "==") -> list[str]:
-    """The interfaces that a rule names one by one: a pattern is for more than one."""
+    """Return the interfaces that a rule names completely; patterns are left out."""
     found = []
     for left, right in _matches(rule, operator):
         meta = left.get("meta") if isinstance(left, dict) else None
@@ -236,7 +246,7 @@ def _targets(rule: Rule) -> set[str]:
     }
 
 
-def _told(rule: Rule) -> str:
+def _statement_names(rule: Rule) -> str:
     return " ".join(kind for kind, _ in rule.statements)
 
 
@@ -245,29 +255,30 @@ def _is_unchanged(leftover: Leftover, now: Ruleset) -> bool:
     if chain is None:
         return False
     if leftover.rule is None:
-        return [_essence(rule) for rule in chain.rules] == [
-            _essence(rule) for rule in leftover.chain.rules
+        return [_without_counters(rule) for rule in chain.rules] == [
+            _without_counters(rule) for rule in leftover.chain.rules
         ]
-    return any(_essence(rule) == _essence(leftover.rule) for rule in chain.rules)
+    return any(_without_counters(rule) == _without_counters(leftover.rule) for rule in chain.rules)
 
 
-def _essence(rule: Rule) -> tuple[Any, ...]:
-    """A rule without what its counters say."""
-    kept = [(kind, body) for kind, body in rule.statements if kind != "counter"]
-    return rule.handle, rule.text, kept
+def _without_counters(rule: Rule) -> tuple[Any, ...]:
+    """Return a rule's handle, text and statements without its counters."""
+    statements = [(kind, body) for kind, body in rule.statements if kind != "counter"]
+    return rule.handle, rule.text, statements
 
 
 def _commands(leftover: Leftover) -> Iterator[list[str]]:
-    """What removes it: argument lists, and nothing that a shell or nft could read otherwise.
+    """Yield the commands that remove a leftover, as argument lists.
 
-    Raises NoAnswerError when there is no program, or a name can't be given to it.
+    Neither a shell nor nft can misread an argument. Raises CommandError if the program isn't
+    installed, or if a name can't be passed to it safely.
     """
     key, rule = leftover.chain.key, leftover.rule
     if key.backend == "legacy":
-        program = nft.program("iptables-legacy" if key.family == "ip" else "ip6tables-legacy")
+        program = nft.find_program("iptables-legacy" if key.family == "ip" else "ip6tables-legacy")
         if program is None:
-            raise NoAnswerError("iptables-legacy is not installed")
-        # -w: others that change the tables are waited for.
+            raise CommandError("iptables-legacy is not installed")
+        # -w: wait while another process changes the tables.
         start = [str(program), "-w", "5", "-t", key.table]
         if rule is None:
             yield [*start, "-F", key.name]
@@ -276,11 +287,11 @@ def _commands(leftover: Leftover) -> Iterator[list[str]]:
             _append, _chain, *arguments = xtables.split(rule.text)
             yield [*start, "-D", key.name, *arguments]
         return
-    if not (allow.is_plain(key.table) and allow.is_plain(key.name)):
-        raise NoAnswerError("its name can't be written safely")
+    if not (allow_commands.is_plain(key.table) and allow_commands.is_plain(key.name)):
+        raise CommandError("its name can't be written safely")
     binary = str(nft.find())
-    where = [key.family, key.table, key.name]
+    chain = [key.family, key.table, key.name]
     if rule is None:
-        yield [binary, "flush", "chain", *where, ";", "delete", "chain", *where]
+        yield [binary, "flush", "chain", *chain, ";", "delete", "chain", *chain]
     else:
-        yield [binary, "delete", "rule", *where, "handle", str(rule.handle)]
+        yield [binary, "delete", "rule", *chain, "handle", str(rule.handle)]

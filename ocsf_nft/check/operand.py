@@ -1,8 +1,8 @@
-"""What a rule looks at, and whether a packet has one of the values that the rule names.
+"""Values of a packet's fields, and tests of the values that a rule names.
 
-The left side of a match becomes an operand: a test of one value of the right side. Where the
-packet has no such field (the IPv4 source of an IPv6 packet), the rule doesn't match, whichever way
-it compares: nft puts the test for that before it.
+The left side of a match becomes an operand: a function that tests one value of the right side. A
+packet may not have the field, for example the IPv4 source of an IPv6 packet. Then the rule doesn't
+match, whatever its operator: nft inserts a test for the field before the match.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from ocsf_nft.check.packet import TCP, UDP, UNSEEN, UNTRACKED, Packet
-from ocsf_nft.check.truth import Bits, Name, Span, Truth, bits, exactly
+from ocsf_nft.check.ternary import Bits, InterfaceName, Span, Truth, bits, exactly
 
-#: Tests one value of the right side: a number, a name, a prefix, a range.
+#: Test of one value of the right side: a number, a name, a prefix or a range.
 Operand: TypeAlias = Callable[[Any], Truth]
-#: A number, a name, flags; None where it is not known at all.
-Value: TypeAlias = Span | Name | Bits | Operand | None
+#: A number, a name or flags; None if nothing is known about it.
+Value: TypeAlias = Span | InterfaceName | Bits | Operand | None
 
 
 class Absent:
-    """What a field is that the packet doesn't have."""
+    """Placeholder for the value of a field that the packet doesn't have."""
 
 
 _ABSENT: Final = Absent()
 
-#: Where IPv4 says that a packet is a fragment, which none is here; it may forbid making it one.
+#: IPv4's fragment field. No packet here is a fragment; its DF bit may be set.
 _FRAGMENT: Final = {"payload": {"protocol": "ip", "field": "frag-off"}}
 _DF: Final = 0x4000
 _PROTOCOLS: Final = {"tcp": TCP, "udp": UDP}
 _FAMILIES: Final = {4: ("ipv4", 2), 6: ("ipv6", 10)}
 _ETHER: Final = {4: ("ip", "0x0800", 0x0800), 6: ("ip6", "0x86dd", 0x86DD)}
-#: Header fields that only packets of other protocols have.
+#: Headers that only packets of other protocols have.
 _OTHER_HEADERS: Final = frozenset(
     {"icmp", "icmpv6", "igmp", "ah", "esp", "comp", "udplite", "dccp", "sctp", "arp", "vlan", "gre"}
 )
-#: States in which a packet has no entry in connection tracking's table.
+#: States of packets without an entry in the connection tracking table.
 _WITHOUT_ENTRY: Final = UNSEEN.alternatives | UNTRACKED.alternatives
 _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag", "dst", "mh"})
 
 
 def value(left: Any, packet: Packet) -> Value | Absent:
-    """What an expression is for a packet."""
+    """Return the value of an expression for a packet."""
     if not isinstance(left, dict) or len(left) != 1:
         return None
     ((kind, body),) = left.items()
@@ -55,17 +55,17 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 
 
 def operand(left: Any, packet: Packet) -> Operand | Absent:
-    """The test that an expression's values are put to."""
+    """Return the function that tests an expression's value for a packet."""
     found = value(left, packet)
     if isinstance(found, Span):
         number = found
-        return lambda item: _number_is(number, item)
-    if isinstance(found, Name):
+        return lambda item: _number_matches(number, item)
+    if isinstance(found, InterfaceName):
         name = found
-        return lambda item: _name_is(name, item)
+        return lambda item: _name_matches(name, item)
     if isinstance(found, Bits):
         flags = found
-        return lambda item: _flags_are(flags, item)
+        return lambda item: _flags_match(flags, item)
     if found is None:
         return lambda _: Truth.MAYBE
     return found
@@ -74,9 +74,9 @@ def operand(left: Any, packet: Packet) -> Operand | Absent:
 def _meta(body: dict[str, Any], packet: Packet) -> Value | Absent:
     match body.get("key"):
         case "iifname" | "iif":
-            return packet.came_by
+            return packet.input_interface
         case "oifname" | "oif":
-            return packet.leaves_by
+            return packet.output_interface
         case "mark":
             return packet.mark
         case "l4proto":
@@ -94,7 +94,7 @@ def _meta(body: dict[str, Any], packet: Packet) -> Value | Absent:
 def _payload(body: dict[str, Any], packet: Packet) -> Value | Absent:
     protocol, name = body.get("protocol"), body.get("field")
     if protocol == f"ip{'' if packet.version == 4 else 6}":
-        return _network(name, packet)
+        return _ip_header(name, packet)
     if protocol in {"ip", "ip6"} or protocol in _OTHER_HEADERS:
         return _ABSENT
     if protocol in _PROTOCOLS and _PROTOCOLS[protocol] != packet.protocol:
@@ -106,7 +106,7 @@ def _payload(body: dict[str, Any], packet: Packet) -> Value | Absent:
     return None
 
 
-def _network(name: Any, packet: Packet) -> Value:
+def _ip_header(name: Any, packet: Packet) -> Value:
     match name:
         case "saddr":
             return packet.source
@@ -126,7 +126,7 @@ def _conntrack(body: dict[str, Any], packet: Packet) -> Value | Absent:
     key = body.get("key")
     if key == "state":
         return packet.state
-    # Where nothing is tracked, there is nothing to look at (nft_ct_get_eval).
+    # An untracked packet has no such fields (nft_ct_get_eval).
     alternatives = packet.state.alternatives
     if alternatives <= _WITHOUT_ENTRY:
         return _ABSENT
@@ -136,29 +136,29 @@ def _conntrack(body: dict[str, Any], packet: Packet) -> Value | Absent:
         case "direction":
             return _one_of((packet.direction,))
         case "status" if packet.state == bits("new"):
-            return bits("")  # neither confirmed nor, by then, given another address
+            return bits("")  # not confirmed yet, and its addresses not translated yet
         case _:
             return None
 
 
 def _fib(body: dict[str, Any], packet: Packet) -> Value | Absent:
     flags = body.get("flags")
-    wanted = frozenset(flags if isinstance(flags, list) else [flags]) - {"mark"}
+    selectors = frozenset(flags if isinstance(flags, list) else [flags]) - {"mark"}
     if body.get("result") == "type":
-        if "saddr" in wanted:
-            return _kind_of_address(packet.comes_from_here, bool(wanted - {"saddr"}))
-        return _kind_of_address(packet.is_local, bool(wanted - {"daddr"}))
-    if body.get("result") in {"oif", "oifname"} and wanted == {"saddr", "iif"}:
-        return lambda item: _is_there(packet.has_way_back, item)
+        if "saddr" in selectors:
+            return _address_type(packet.is_source_local, bool(selectors - {"saddr"}))
+        return _address_type(packet.is_destination_local, bool(selectors - {"daddr"}))
+    if body.get("result") in {"oif", "oifname"} and selectors == {"saddr", "iif"}:
+        return lambda item: _exists(packet.has_reverse_route, item)
     return None
 
 
-def _kind_of_address(is_local: Truth, is_narrowed: bool) -> Operand:
+def _address_type(is_local: Truth, is_narrowed: bool) -> Operand:
     def test(item: Any) -> Truth:
         if item == "local":
             return is_local
         if item == "unicast":
-            # Narrowed to one interface, no route may lead there.
+            # There may be no route to the address through that one interface.
             return min(is_local.inverted(), Truth.MAYBE if is_narrowed else Truth.YES)
         if item in {"broadcast", "multicast", "anycast"}:
             return Truth.NO
@@ -167,16 +167,16 @@ def _kind_of_address(is_local: Truth, is_narrowed: bool) -> Operand:
     return test
 
 
-def _is_there(known: Truth, item: Any) -> Truth:
+def _exists(known: Truth, item: Any) -> Truth:
     if item is True:
         return known
     return known.inverted() if item in {False, "0"} else Truth.MAYBE
 
 
-def _extension(body: dict[str, Any], packet: Packet) -> Value | Absent:
+def _extension_header(body: dict[str, Any], packet: Packet) -> Value | Absent:
     if body.get("name") not in _EXTENSION_HEADERS:
         return None
-    # Of IPv4 it isn't even said that it lacks one (nft_exthdr_ipv6_eval).
+    # For IPv4, even a test for a missing header doesn't match (nft_exthdr_ipv6_eval).
     if "field" in body or packet.version == 4:
         return _ABSENT
 
@@ -191,7 +191,7 @@ _READERS: Final[dict[str, Callable[[dict[str, Any], Packet], Value | Absent]]] =
     "payload": _payload,
     "ct": _conntrack,
     "fib": _fib,
-    "exthdr": _extension,
+    "exthdr": _extension_header,
 }
 
 
@@ -215,7 +215,7 @@ def _masked(operator: str, body: Any, packet: Packet) -> Value | Absent:
 
 
 def flags_of(item: Any) -> frozenset[str]:
-    """The names in a flag, a list of them, or nft's ``|`` of several."""
+    """Return the names of a flag, of a list of flags, or of nft's ``|`` of several flags."""
     if isinstance(item, dict) and len(item) == 1 and "|" in item:
         item = item["|"]
     parts = item if isinstance(item, list) else [item]
@@ -229,7 +229,7 @@ def flags_of(item: Any) -> frozenset[str]:
 
 
 def is_number(item: Any) -> bool:
-    """Whether JSON has a number there, which ``true`` is none of."""
+    """Return whether a JSON value is a number; ``true`` and ``false`` are not."""
     return isinstance(item, int) and not isinstance(item, bool)
 
 
@@ -237,42 +237,42 @@ def _one_of(names: tuple[Any, ...]) -> Operand:
     return lambda item: Truth.YES if item in names else Truth.NO
 
 
-def _flags_are(flags: Bits, item: Any) -> Truth:
+def _flags_match(flags: Bits, item: Any) -> Truth:
     is_unknown = isinstance(item, dict) and "|" not in item
-    return Truth.MAYBE if is_unknown else flags.equal(flags_of(item))
+    return Truth.MAYBE if is_unknown else flags.equals(flags_of(item))
 
 
-def _name_is(name: Name, item: Any) -> Truth:
+def _name_matches(name: InterfaceName, item: Any) -> Truth:
     if not isinstance(item, str):
         return Truth.MAYBE
-    if item.endswith("\\*"):  # as nft writes a name that ends so
+    if item.endswith("\\*"):  # nft's escape for a name that ends with an asterisk
         return name.equals(f"{item[:-2]}*")
     if item.endswith("*"):
         return name.starts_with(item[:-1])
-    # An index, where no interface has it; or an interface that is named so.
-    return max(name.equals(item), Truth.MAYBE if item.isdecimal() and name.is_start else Truth.NO)
+    # A decimal number is an interface's index, or an interface with that name.
+    return max(name.equals(item), Truth.MAYBE if item.isdecimal() and name.is_prefix else Truth.NO)
 
 
 def _protocol(packet: Packet) -> Operand:
     def test(item: Any) -> Truth:
         if isinstance(item, str) and not item.isdecimal():
             return Truth.YES if _PROTOCOLS.get(item) == packet.protocol else Truth.NO
-        return _number_is(exactly(packet.protocol), item)
+        return _number_matches(exactly(packet.protocol), item)
 
     return test
 
 
-def _number_is(number: Span, item: Any) -> Truth:
+def _number_matches(number: Span, item: Any) -> Truth:
     found = span(item)
     return Truth.MAYBE if found is None else number.within(found)
 
 
 def span(item: Any) -> Span | None:
-    """The numbers that a value stands for; None when it isn't understood."""
+    """Return the numbers that a value stands for; None if it can't be parsed."""
     if is_number(item):
         return exactly(item)
     if isinstance(item, str):
-        return _spelled(item)
+        return _number_in_text(item)
     if isinstance(item, dict) and len(item) == 1:
         ((kind, body),) = item.items()
         if kind == "prefix" and isinstance(body, dict):
@@ -283,7 +283,7 @@ def span(item: Any) -> Span | None:
     return None
 
 
-def _spelled(text: str) -> Span | None:
+def _number_in_text(text: str) -> Span | None:
     if text.isascii() and text.isdecimal():
         return exactly(int(text[:40]))
     try:
@@ -293,7 +293,7 @@ def _spelled(text: str) -> Span | None:
 
 
 def _prefix(address: Any, length: Any) -> Span | None:
-    try:  # of a mark or a port it is no address
+    try:  # the prefix of a mark or a port is no address
         network = ipaddress.ip_network(f"{address}/{length}", strict=False)
     except ValueError:
         return None

@@ -1,18 +1,27 @@
-"""A packet of a flow, at one hook: all that is known about it."""
+"""Model of a packet at one netfilter hook."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ocsf_nft.check.truth import MARKS, NOWHERE, Bits, Name, Span, Truth, bits, exactly
+from ocsf_nft.check.ternary import (
+    MARKS,
+    NO_INTERFACE,
+    Bits,
+    InterfaceName,
+    Span,
+    Truth,
+    bits,
+    exactly,
+)
 
 TCP: Final = 6
 UDP: Final = 17
 ADDRESSES: Final = {4: Span(0, (1 << 32) - 1), 6: Span(0, (1 << 128) - 1)}
 NEW: Final = bits("new")
 ESTABLISHED: Final = bits("established")
-#: What a packet's state is before connection tracking has seen it (nft_ct.c).
+#: State of a packet that connection tracking has not seen yet (nft_ct.c).
 UNSEEN: Final = bits("invalid")
 UNTRACKED: Final = bits("untracked")
 _UNMARKED: Final = exactly(0)
@@ -20,11 +29,11 @@ _UNMARKED: Final = exactly(0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """What a rule can see of a packet; a whole span is what isn't known.
+    """Packet as far as a rule can match on it; an unknown field spans all values.
 
-    ``is_local`` tells whether the destination is the host's own address, ``comes_from_here``
-    whether the source is. ``has_way_back`` tells whether a route leads to its source by the
-    interface that it came in by. ``is_first``: it begins a flow; what follows is ``ESTABLISHED``.
+    ``is_destination_local`` and ``is_source_local``: the address belongs to the host.
+    ``has_reverse_route``: a route to the source leads through the input interface. ``is_first``:
+    the packet begins a flow; later packets are ``ESTABLISHED``.
     """
 
     version: Literal[4, 6]
@@ -33,18 +42,21 @@ class Packet:
     destination: Span
     source_port: Span
     destination_port: Span
-    came_by: Name = NOWHERE
-    leaves_by: Name = NOWHERE
+    input_interface: InterfaceName = NO_INTERFACE
+    output_interface: InterfaceName = NO_INTERFACE
     mark: Span = _UNMARKED
     state: Bits = NEW
     direction: str = "original"
     is_first: bool = True
-    is_local: Truth = Truth.NO
-    comes_from_here: Truth = Truth.NO
-    has_way_back: Truth = Truth.YES
+    is_destination_local: Truth = Truth.NO
+    is_source_local: Truth = Truth.NO
+    has_reverse_route: Truth = Truth.YES
 
     def joined(self, other: Packet) -> Packet:
-        """What is known when it is the one or the other of two that rules may have altered."""
+        """Return what is known of a packet that may be this one or the other one.
+
+        Both are variants of one packet: rules may have changed it.
+        """
         if self == other:
             return self
         return Packet(
@@ -54,15 +66,15 @@ class Packet:
             destination=_span(self.destination, other.destination),
             source_port=_span(self.source_port, other.source_port),
             destination_port=_span(self.destination_port, other.destination_port),
-            came_by=self.came_by,
-            leaves_by=self.leaves_by,
+            input_interface=self.input_interface,
+            output_interface=self.output_interface,
             mark=self.mark if self.mark == other.mark else MARKS,
             state=Bits(self.state.alternatives | other.state.alternatives),
             direction=self.direction,
             is_first=self.is_first,
-            is_local=_truth(self.is_local, other.is_local),
-            comes_from_here=_truth(self.comes_from_here, other.comes_from_here),
-            has_way_back=_truth(self.has_way_back, other.has_way_back),
+            is_destination_local=_truth(self.is_destination_local, other.is_destination_local),
+            is_source_local=_truth(self.is_source_local, other.is_source_local),
+            has_reverse_route=_truth(self.has_reverse_route, other.has_reverse_route),
         )
 
 

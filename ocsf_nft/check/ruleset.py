@@ -1,7 +1,7 @@
-"""A whole ruleset, of every family: what nft lists as JSON, and what iptables adds, in one form.
+"""Model of a whole ruleset of all families: rules of nft and of iptables, in one form.
 
-Statements keep the form that nft gives them (libnftables-json(5)); ``xtables`` translates
-iptables' rules into the same. Nothing in it is trusted: names are their makers' choice.
+Statements have the form of nft's JSON (libnftables-json(5)); ``xtables`` translates iptables' rules
+into it. Nothing in a ruleset is trusted: other programs choose the names.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-#: Stands for what a set holds by the time that a packet comes.
+#: Placeholder for elements that rules may have added to a set when a packet arrives.
 UNKNOWN: Final = {"unknown": None}
-#: ``legacy``: iptables of the kernel's old kind (ip_tables), which nft doesn't list.
+#: ``legacy``: the kernel's old iptables (ip_tables), which nft doesn't list.
 Backend: TypeAlias = Literal["nft", "legacy"]
 
 
-class Key(NamedTuple):
-    """What a chain is found by."""
+class ChainKey(NamedTuple):
+    """Identity of a chain."""
 
     backend: Backend
     family: str
@@ -29,9 +29,12 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rule:
-    """A rule: its statements in order, as (kind, body). ``text`` is iptables' own line."""
+    """Rule with its statements in order, as (kind, body).
 
-    chain: Key
+    ``text`` is the rule's line in iptables-save, if there is one.
+    """
+
+    chain: ChainKey
     statements: tuple[tuple[str, Any], ...]
     handle: int | None = None
     text: str | None = None
@@ -39,8 +42,11 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """What makes a chain a base chain. ``devices`` is empty where a hook has none."""
+class BaseSpec:
+    """Type, hook, priority and policy of a base chain.
+
+    ``devices`` is empty for a hook that belongs to no interface.
+    """
 
     kind: str
     hook: str
@@ -51,18 +57,19 @@ class Base:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chain:
-    """A chain with its rules in order."""
+    """Chain with its rules in order; ``base`` is None unless it is a base chain."""
 
-    key: Key
-    base: Base | None
+    key: ChainKey
+    base: BaseSpec | None
     rules: tuple[Rule, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Set:
-    """A set or map. ``elements`` is None when what it holds wasn't read; ``size`` is its limit.
+    """Set or map; ``size`` is the largest number of elements.
 
-    Where rules put something in or take it out, ``UNKNOWN`` is one of the elements.
+    ``elements`` is None if they were not read. If rules add or delete elements, one of them is
+    ``UNKNOWN``.
     """
 
     elements: Sequence[Any] | None
@@ -71,7 +78,7 @@ class Set:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Flowtable:
-    """A flowtable: flows in it skip the forward hook."""
+    """Flowtable: its flows skip the forward hook."""
 
     family: str
     table: str
@@ -81,9 +88,9 @@ class Flowtable:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ruleset:
-    """All that was read, and in sentences what was not."""
+    """Whole ruleset; ``unread`` are sentences about rules that could not be read."""
 
-    chains: Mapping[Key, Chain] = field(default_factory=dict)
+    chains: Mapping[ChainKey, Chain] = field(default_factory=dict)
     sets: Mapping[tuple[str, str, str], Set] = field(default_factory=dict)
     flowtables: tuple[Flowtable, ...] = ()
     #: The flags of nft's tables, by family and name.
@@ -91,49 +98,52 @@ class Ruleset:
     unread: tuple[str, ...] = ()
 
 
-#: Tables that iptables-nft makes and reads (nft_xtables_config in iptables' nft.c).
+#: Tables that iptables-nft creates and reads (nft_xtables_config in iptables' nft.c).
 XTABLES_FAMILIES: Final = ("ip", "ip6")
 XTABLES: Final = ("filter", "nat", "mangle", "raw", "security")
 
 
-def is_compatible(key: Key) -> bool:
-    """Whether iptables may be the maker of a chain: its table is one of those that it makes."""
+def is_iptables_table(key: ChainKey) -> bool:
+    """Return whether a chain is in a table that iptables may have created."""
     return key.family in XTABLES_FAMILIES and key.table in XTABLES
 
 
 def from_json(listed: Any) -> Ruleset:
-    """A ruleset of what ``nft -j list ruleset`` says; what has no known form is left out."""
-    found = _Found()
+    """Return the ruleset of a listing by ``nft -j list ruleset``.
+
+    Objects of an unknown form are left out.
+    """
+    builder = _RulesetBuilder()
     objects = listed.get("nftables") if isinstance(listed, dict) else None
     for entry in objects if isinstance(objects, list) else ():
         if isinstance(entry, dict):
             for kind, body in entry.items():
                 if isinstance(body, dict):
-                    found.take(kind, body)
-    return found.whole()
+                    builder.add(kind, body)
+    return builder.build()
 
 
-class _Found:
-    """The objects as they come: rules may be told before all chains are."""
+class _RulesetBuilder:
+    """Objects of a listing, collected in any order: a rule may come before its chain."""
 
     def __init__(self) -> None:
-        self._bases: dict[Key, Base | None] = {}
-        self._rules: dict[Key, list[Rule]] = {}
+        self._bases: dict[ChainKey, BaseSpec | None] = {}
+        self._rules: dict[ChainKey, list[Rule]] = {}
         self._sets: dict[tuple[str, str, str], Set] = {}
         self._flowtables: list[Flowtable] = []
         self._tables: dict[tuple[str, str], frozenset[str]] = {}
         #: The sets that rules change.
         self._changed: set[tuple[str, str, str]] = set()
 
-    def take(self, kind: str, body: dict[str, Any]) -> None:
+    def add(self, kind: str, body: dict[str, Any]) -> None:
         family, table = str(body.get("family", "")), str(body.get("table", ""))
         name = str(body.get("name", ""))
         if kind == "table":
             self._tables[family, name] = frozenset(_strings(body.get("flags")))
         elif kind == "chain":
-            self._bases[Key("nft", family, table, name)] = _base(body)
+            self._bases[ChainKey("nft", family, table, name)] = _base(body)
         elif kind == "rule":
-            key = Key("nft", family, table, str(body.get("chain", "")))
+            key = ChainKey("nft", family, table, str(body.get("chain", "")))
             rule = _rule(key, body)
             self._rules.setdefault(key, []).append(rule)
             self._changed |= {
@@ -151,7 +161,7 @@ class _Found:
                 Flowtable(family=family, table=table, name=name, devices=devices)
             )
 
-    def whole(self) -> Ruleset:
+    def build(self) -> Ruleset:
         chains = {
             key: Chain(key=key, base=base, rules=tuple(self._rules.get(key, ())))
             for key, base in self._bases.items()
@@ -159,7 +169,7 @@ class _Found:
         return Ruleset(
             chains=chains,
             sets={
-                key: _changing(each) if key in self._changed else each
+                key: _with_unknown_element(each) if key in self._changed else each
                 for key, each in self._sets.items()
             },
             flowtables=tuple(self._flowtables),
@@ -167,11 +177,11 @@ class _Found:
         )
 
 
-def _base(body: dict[str, Any]) -> Base | None:
+def _base(body: dict[str, Any]) -> BaseSpec | None:
     hook, priority = body.get("hook"), body.get("prio")
     if not isinstance(hook, str) or not isinstance(priority, int):
         return None
-    return Base(
+    return BaseSpec(
         kind=str(body.get("type", "")),
         hook=hook,
         priority=priority,
@@ -180,7 +190,7 @@ def _base(body: dict[str, Any]) -> Base | None:
     )
 
 
-def _rule(key: Key, body: dict[str, Any]) -> Rule:
+def _rule(key: ChainKey, body: dict[str, Any]) -> Rule:
     expressions, handle, comment = body.get("expr"), body.get("handle"), body.get("comment")
     return Rule(
         chain=key,
@@ -191,7 +201,10 @@ def _rule(key: Key, body: dict[str, Any]) -> Rule:
 
 
 def statements(expressions: Any) -> tuple[tuple[str, Any], ...]:
-    """The statements of a list of objects with one member each; others become unknown ones."""
+    """Return the statements of a list of objects with one member each.
+
+    Any other entry becomes a statement of the kind ``unknown``.
+    """
     found: list[tuple[str, Any]] = []
     for entry in expressions if isinstance(expressions, list) else ():
         if isinstance(entry, dict) and len(entry) == 1:
@@ -209,7 +222,7 @@ def _set(body: dict[str, Any]) -> Set:
     )
 
 
-def _changing(found: Set) -> Set:
+def _with_unknown_element(found: Set) -> Set:
     if found.elements is None:
         return found
     return replace(found, elements=[*found.elements, UNKNOWN])

@@ -1,7 +1,7 @@
-"""iptables' rules, as iptables-save writes them, in the form that nft's have.
+"""Translation of the output of iptables-save into statements in nft's form.
 
-The text is the programs' own decoding of what the kernel holds; an option that isn't known here
-makes a match that can't be told.
+The output is iptables' own decoding of the kernel's rules. An unknown option becomes a match whose
+result can't be predicted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from ocsf_nft.check.ruleset import Base, Chain, Key, Rule
+from ocsf_nft.check.ruleset import BaseSpec, Chain, ChainKey, Rule
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
     from ocsf_nft.check.ruleset import Backend
 
-#: One argument: quoted, with a backslash before a quote or a backslash (xtables_save_string).
+#: One argument. In a quoted one, a backslash escapes a quote or a backslash (xtables_save_string).
 _ARGUMENT: Final = re.compile(r'"((?:[^"\\]|\\.)*)"|(\S+)')
 _COUNTERS: Final = re.compile(r"\[\d+:\d+\]\s+")
-#: Where the chains of the kernel's own tables hook in (linux/netfilter_ipv4.h).
+#: Hook priorities of the built-in tables' chains (linux/netfilter_ipv4.h).
 _PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 _NAT_PRIORITIES: Final = {"PREROUTING": -100, "OUTPUT": -100, "INPUT": 100, "POSTROUTING": 100}
 _HOOKS: Final = frozenset({"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"})
 _MASK: Final = 0xFFFFFFFF
 
 
-class Line(NamedTuple):
-    """A rule of iptables-save: where, and its arguments taken apart (without ``-A CHAIN``)."""
+class SavedRule(NamedTuple):
+    """Rule in the output of iptables-save; ``arguments`` are those after ``-A CHAIN``."""
 
     table: str
     chain: str
@@ -37,18 +37,18 @@ class Line(NamedTuple):
     text: str
 
 
-class Saved(NamedTuple):
-    """What iptables-save wrote: the chains (table, name, policy or None), and the rules."""
+class SavedRuleset(NamedTuple):
+    """Output of iptables-save: the chains as (table, name, policy or None), and the rules."""
 
     chains: tuple[tuple[str, str, str | None], ...]
-    lines: tuple[Line, ...]
+    rules: tuple[SavedRule, ...]
 
 
-def read(text: str) -> Saved:
-    """Take apart what iptables-save wrote; raises UsageError where a line isn't of its kind."""
+def read(text: str) -> SavedRuleset:
+    """Parse the output of iptables-save; raises UsageError for a line of another form."""
     table = ""
     chains: list[tuple[str, str, str | None]] = []
-    lines: list[Line] = []
+    rules: list[SavedRule] = []
     for raw in text.splitlines():
         line = _COUNTERS.sub("", raw, count=1) if raw.startswith("[") else raw
         if line.startswith("*"):
@@ -57,61 +57,63 @@ def read(text: str) -> Saved:
             chains.append((table, *_chain(line)))
         elif line.startswith("-A "):
             _append, chain, *arguments = [*split(line), ""]
-            lines.append(Line(table, chain, tuple(arguments[:-1]), line))
+            rules.append(SavedRule(table, chain, tuple(arguments[:-1]), line))
         elif line and not line.startswith("#") and line != "COMMIT":
-            raise _no_line(line)
-    return Saved(tuple(chains), tuple(lines))
+            raise _bad_line(line)
+    return SavedRuleset(tuple(chains), tuple(rules))
 
 
 def _chain(line: str) -> tuple[str, str | None]:
     words = line[1:].split()
-    # A name with a blank in it, which iptables doesn't make, could pose as another chain.
+    # A name with a blank, which iptables doesn't create, could be mistaken for another chain.
     if len(words) != 3 or not words[2].startswith("["):
-        raise _no_line(line)
+        raise _bad_line(line)
     name, policy, _counters = words
     return name, None if policy == "-" else policy.lower()
 
 
-def _no_line(line: str) -> UsageError:
+def _bad_line(line: str) -> UsageError:
     return UsageError(f"this is no line of iptables-save: {line[:80]!r}")
 
 
 def split(line: str) -> list[str]:
-    """The arguments of a line."""
+    """Return the arguments of a line."""
     return [
         found[2] if found[1] is None else re.sub(r"\\(.)", r"\1", found[1])
         for found in _ARGUMENT.finditer(line)
     ]
 
 
-def chains(saved: Saved, family: str, backend: Backend) -> dict[Key, Chain]:
-    """The chains of tables that nft doesn't list."""
-    rules: dict[Key, list[Rule]] = {}
+def chains(saved: SavedRuleset, family: str, backend: Backend) -> dict[ChainKey, Chain]:
+    """Return the chains of tables that nft doesn't list."""
+    rules: dict[ChainKey, list[Rule]] = {}
     names = {(table, name) for table, name, _ in saved.chains}
-    for line in saved.lines:
-        key = Key(backend, family, line.table, line.chain)
+    for line in saved.rules:
+        key = ChainKey(backend, family, line.table, line.chain)
         rules.setdefault(key, []).append(rule(line, key, names))
     found = {}
     for table, name, policy in saved.chains:
-        key = Key(backend, family, table, name)
+        key = ChainKey(backend, family, table, name)
         found[key] = Chain(
             key=key, base=_base(table, name, policy), rules=tuple(rules.get(key, ()))
         )
     return found
 
 
-def rule(line: Line, key: Key, names: set[tuple[str, str]], handle: int | None = None) -> Rule:
-    """A rule of a line; ``names`` are the chains that there are, by table."""
-    statements, comment = _Statements(line, key.family, names).taken()
+def rule(
+    line: SavedRule, key: ChainKey, names: set[tuple[str, str]], handle: int | None = None
+) -> Rule:
+    """Return the rule of a line; ``names`` are the existing chains, as (table, name)."""
+    statements, comment = _RuleParser(line, key.family, names).parse()
     return Rule(chain=key, statements=statements, handle=handle, text=line.text, comment=comment)
 
 
-def _base(table: str, name: str, policy: str | None) -> Base | None:
+def _base(table: str, name: str, policy: str | None) -> BaseSpec | None:
     if policy is None or name not in _HOOKS:
         return None
     is_nat = table == "nat"
     priority = _NAT_PRIORITIES.get(name, 0) if is_nat else _PRIORITIES.get(table, 0)
-    return Base(
+    return BaseSpec(
         kind="nat" if is_nat else "filter", hook=name.lower(), priority=priority, policy=policy
     )
 
@@ -125,7 +127,7 @@ def _any_bit(left: Any, right: Any, *, inverted: bool) -> tuple[str, Any]:
 
 
 _UNKNOWN: Final = ("xt", {"type": "match", "name": None})
-#: Targets that nft has as statements of its own.
+#: Targets for which nft has a statement.
 _TARGETS: Final[Mapping[str, tuple[str, Any]]] = {
     "ACCEPT": ("accept", None),
     "DROP": ("drop", None),
@@ -140,17 +142,17 @@ _TARGETS: Final[Mapping[str, tuple[str, Any]]] = {
     "QUEUE": ("queue", None),
     "TPROXY": ("tproxy", None),
 }
-#: Modules for headers that no packet has which a fence accepts.
+#: Modules for headers that no accepted packet has.
 _OTHER_PACKETS: Final = frozenset(
     {"icmp", "icmp6", "rt", "frag", "hbh", "dst", "mh", "ah", "esp", "sctp", "dccp"}
 )
 _NEVER: Final = _match({"exthdr": {"name": "rt", "field": "type"}}, 0, inverted=False)
 
 
-class _Statements:
-    """Takes the arguments of one rule from the left to the right."""
+class _RuleParser:
+    """Parser of one rule's arguments, from left to right."""
 
-    def __init__(self, line: Line, family: str, names: set[tuple[str, str]]) -> None:
+    def __init__(self, line: SavedRule, family: str, names: set[tuple[str, str]]) -> None:
         self._line = line
         self._protocol = "th"
         self._header = family
@@ -158,9 +160,9 @@ class _Statements:
         self._found: list[tuple[str, Any]] = []
         self._comment: str | None = None
 
-    def taken(self) -> tuple[tuple[tuple[str, Any], ...], str | None]:
+    def parse(self) -> tuple[tuple[tuple[str, Any], ...], str | None]:
         arguments = self._line.arguments
-        cut = next(
+        first_unknown = next(
             (
                 at
                 for at, argument in enumerate(arguments[:-1])
@@ -168,29 +170,31 @@ class _Statements:
             ),
             None,
         )
-        if cut is None:
-            self._take_all(iter(arguments))
+        if first_unknown is None:
+            self._parse_options(iter(arguments))
         else:
-            # Which of a module's words are options is the module's business: only the target,
-            # which is written last, is looked for behind it.
-            self._take_all(iter(arguments[:cut]))
-            is_other = arguments[cut + 1] in _OTHER_PACKETS
+            # The options of an unknown module can't be distinguished from their values. So only
+            # the target, which comes last, is parsed after it.
+            self._parse_options(iter(arguments[:first_unknown]))
+            is_other = arguments[first_unknown + 1] in _OTHER_PACKETS
             self._found.append(_NEVER if is_other else _UNKNOWN)
-            targets = [at for at in range(cut, len(arguments)) if arguments[at] in {"-j", "-g"}]
+            targets = [
+                at for at in range(first_unknown, len(arguments)) if arguments[at] in {"-j", "-g"}
+            ]
             if targets:
-                self._take_all(iter(arguments[targets[-1] :]))
+                self._parse_options(iter(arguments[targets[-1] :]))
         return tuple(self._found), self._comment
 
-    def _take_all(self, arguments: Iterator[str]) -> None:
+    def _parse_options(self, arguments: Iterator[str]) -> None:
         inverted = False
         for argument in arguments:
             if argument == "!":
                 inverted = True
                 continue
-            self._take(argument, arguments, inverted=inverted)
+            self._parse_option(argument, arguments, inverted=inverted)
             inverted = False
 
-    def _take(self, option: str, rest: Iterator[str], *, inverted: bool) -> None:
+    def _parse_option(self, option: str, rest: Iterator[str], *, inverted: bool) -> None:
         if option in {"-j", "-g"}:
             self._found.extend(self._target(option, next(rest, ""), list(rest)))
         elif option == "--comment":
@@ -250,7 +254,7 @@ class _Statements:
             return _UNKNOWN
         return _any_bit({"ct": {"key": "state"}}, states, inverted=inverted)
 
-    def by_kind_of_address(self, flag: str, text: str, inverted: bool) -> tuple[str, Any]:
+    def by_address_type(self, flag: str, text: str, inverted: bool) -> tuple[str, Any]:
         left = {"fib": {"result": "type", "flags": [flag]}}
         right = {"set": [kind.lower() for kind in text.split(",")]}
         return _match(left, right, inverted=inverted)
@@ -258,7 +262,7 @@ class _Statements:
     def by_mark(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:
         return _masked({"meta": {"key": "mark"}}, text, inverted=inverted)
 
-    def sometimes(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:
+    def by_limit(self, _: str, text: str, inverted: bool) -> tuple[str, Any]:
         del text, inverted
         return "limit", None
 
@@ -283,27 +287,27 @@ def _number(text: str) -> int | str:
 
 def _masked(left: Any, text: str, *, inverted: bool) -> tuple[str, Any]:
     number, slash, mask = text.partition("/")
-    wanted = _number(number)
+    value = _number(number)
     if slash:
         left = {"&": [left, _number(mask)]}
-    return _match(left, wanted, inverted=inverted)
+    return _match(left, value, inverted=inverted)
 
 
 def _set_mark(arguments: list[str]) -> tuple[str, Any]:
     key = {"meta": {"key": "mark"}}
     if len(arguments) == 2 and arguments[0] == "--set-xmark":
         number, _, mask = arguments[1].partition("/")
-        wanted, bits = _number(number), _number(mask or "0xffffffff")
-        if isinstance(wanted, int) and isinstance(bits, int):
-            kept = {"&": [key, _MASK & ~bits]}
-            return "mangle", {"key": key, "value": {"^": [kept, wanted]}}
+        mark, bits = _number(number), _number(mask or "0xffffffff")
+        if isinstance(mark, int) and isinstance(bits, int):
+            unchanged = {"&": [key, _MASK & ~bits]}
+            return "mangle", {"key": key, "value": {"^": [unchanged, mark]}}
     return "xt", {"type": "target", "name": "MARK"}
 
 
-def _tcp_flags(mask: str, wanted: str, *, inverted: bool) -> tuple[str, Any]:
+def _tcp_flags(mask: str, flags: str, *, inverted: bool) -> tuple[str, Any]:
     left = {"payload": {"protocol": "tcp", "field": "flags"}}
     masked = {"&": [left, {"|": _flag_names(mask)}]}
-    return _match(masked, {"|": _flag_names(wanted)}, inverted=inverted)
+    return _match(masked, {"|": _flag_names(flags)}, inverted=inverted)
 
 
 def _flag_names(text: str) -> list[str]:
@@ -313,29 +317,29 @@ def _flag_names(text: str) -> list[str]:
     return names.lower().split(",")
 
 
-_Reader: TypeAlias = "Callable[[_Statements, str, str, bool], tuple[str, Any]]"
+_Reader: TypeAlias = "Callable[[_RuleParser, str, str, bool], tuple[str, Any]]"
 
-#: Options with one value each, and the match that they make.
+#: Options with one value each, and the methods that make their matches.
 _READERS: Final[Mapping[str, tuple[_Reader, str]]] = {
-    "-i": (_Statements.by_interface, "iifname"),
-    "-o": (_Statements.by_interface, "oifname"),
-    "-s": (_Statements.by_address, "saddr"),
-    "-d": (_Statements.by_address, "daddr"),
-    "--src-range": (_Statements.by_address_range, "saddr"),
-    "--dst-range": (_Statements.by_address_range, "daddr"),
-    "-p": (_Statements.by_protocol, ""),
-    "--sport": (_Statements.by_port, "sport"),
-    "--dport": (_Statements.by_port, "dport"),
-    "--sports": (_Statements.by_port, "sport"),
-    "--dports": (_Statements.by_port, "dport"),
-    "--ctstate": (_Statements.by_state, ""),
-    "--state": (_Statements.by_state, ""),
-    "--src-type": (_Statements.by_kind_of_address, "saddr"),
-    "--dst-type": (_Statements.by_kind_of_address, "daddr"),
-    "--mark": (_Statements.by_mark, ""),
-    "--limit": (_Statements.sometimes, ""),
+    "-i": (_RuleParser.by_interface, "iifname"),
+    "-o": (_RuleParser.by_interface, "oifname"),
+    "-s": (_RuleParser.by_address, "saddr"),
+    "-d": (_RuleParser.by_address, "daddr"),
+    "--src-range": (_RuleParser.by_address_range, "saddr"),
+    "--dst-range": (_RuleParser.by_address_range, "daddr"),
+    "-p": (_RuleParser.by_protocol, ""),
+    "--sport": (_RuleParser.by_port, "sport"),
+    "--dport": (_RuleParser.by_port, "dport"),
+    "--sports": (_RuleParser.by_port, "sport"),
+    "--dports": (_RuleParser.by_port, "dport"),
+    "--ctstate": (_RuleParser.by_state, ""),
+    "--state": (_RuleParser.by_state, ""),
+    "--src-type": (_RuleParser.by_address_type, "saddr"),
+    "--dst-type": (_RuleParser.by_address_type, "daddr"),
+    "--mark": (_RuleParser.by_mark, ""),
+    "--limit": (_RuleParser.by_limit, ""),
 }
-#: Modules whose options are all read here, or make a match that can't be told.
+#: Modules whose options are all known here, or become a match with an unknown result.
 _MODULES: Final = frozenset(
     {"tcp", "udp", "multiport", "conntrack", "state", "addrtype", "mark", "comment", "limit"}
     | {"iprange"}

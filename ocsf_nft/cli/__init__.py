@@ -1,8 +1,8 @@
-"""The command line: thin, and a contract that scripts depend on.
+"""Command line: a thin layer, and a contract that scripts depend on.
 
-Standard output carries what was asked for and nothing else: events as JSON Lines (``tail``, and
-``convert --format``: as lines to read, or in syslog's form), ``install --dry-run``: the ruleset.
-All else that is for people goes to standard error.
+Standard output has the requested data and nothing else: events as JSON Lines, or the ruleset of
+``install --dry-run``. ``tail`` and ``convert --format`` write events as short lines or as syslog
+messages. All other text for people goes to standard error.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ocsf_nft.cli.validate import validate
 from ocsf_nft.errors import OcsfNftError
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         from importlib.metadata import version  # noqa: PLC0415 - slow to import
 
         output.write(f"ocsf-nft {version('ocsf-nft')}\n".encode())
@@ -46,10 +46,10 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
-        "Fence a sandbox with nftables, and report every attempt to get round its egress proxy "
-        "as OCSF events.\n\n"
-        "Exit codes: 0 fine, 1 the answer is no, 2 absent or bad usage, "
-        "3 the system can't (kernel, privilege, missing tool)."
+        "Fence a sandbox with nftables, and report every attempt to bypass its egress proxy as "
+        "OCSF events.\n\n"
+        "Exit codes: 0 success, 1 the answer is no, 2 not found or bad usage, "
+        "3 the system can't do it (kernel, privilege, missing tool)."
     ),
     epilog="Try it: ocsf-nft demo (as root; leaves nothing behind).",
 )
@@ -68,7 +68,7 @@ def _options(
         ),
     ] = False,
 ) -> None:
-    """Accept the options that stand before a command."""
+    """Accept the options before a command."""
 
 
 for command in (
@@ -90,14 +90,14 @@ for command in (
 
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 _SYSTEM_FAILED: Final = 3
-#: What threads that are at their end may take.
+#: Time for ending threads to finish.
 _THREAD_SECONDS: Final = 1.0
-#: What is told in a sentence; anything else is a mistake in ocsf-nft.
-_TOLD: Final = (OcsfNftError, OSError)
+#: Errors that are reported in one sentence; all others are bugs in ocsf-nft.
+_EXPECTED: Final = (OcsfNftError, OSError)
 
 
 def main() -> None:
-    """Run the command line; every expected failure is one sentence and its exit code."""
+    """Run the command line; an expected failure prints one sentence and sets its exit code."""
     try:
         _main()
     except BaseException as ended:
@@ -106,9 +106,9 @@ def main() -> None:
 
 
 def _leave_threads(ended: BaseException) -> None:
-    """End at once where a thread waits for what never comes: Python would wait for it for ever.
+    """Exit at once if another thread is still blocked; Python would wait for it for ever.
 
-    Such as a reader of standard output that does not read, or an answer of a name server.
+    A thread may wait for a reader of standard output that does not read, or for a name server.
     """
     until = time.monotonic() + _THREAD_SECONDS
     others = [each for each in threading.enumerate() if each is not threading.current_thread()]
@@ -117,7 +117,7 @@ def _leave_threads(ended: BaseException) -> None:
             each.join(max(0.0, until - time.monotonic()))
     if not any(each.is_alive() and not each.daemon for each in others):
         return
-    if not isinstance(ended, SystemExit):  # a mistake of ours, which Python would tell too late
+    if not isinstance(ended, SystemExit):  # a bug, which Python would print too late
         traceback.print_exception(ended)
         os._exit(1)
     os._exit(ended.code if isinstance(ended.code, int) else ended.code is not None)
@@ -127,17 +127,17 @@ def _main() -> None:
     output.prepare()
     try:
         app()
-    except _TOLD as error:
+    except _EXPECTED as error:
         _fail(error)
     except ExceptionGroup as group:  # of tasks that failed together
-        if group.split(_TOLD)[1] is not None:
+        if group.split(_EXPECTED)[1] is not None:
             raise
         _fail(_first(group))
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
     finally:
-        # Only Python's own shutdown is left, which would answer an impatient Ctrl-C with a
-        # traceback: from here it ends the program without a word.
+        # Only Python's own shutdown is left. It would print a traceback on Ctrl-C; from here on,
+        # Ctrl-C ends the program silently.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -149,13 +149,13 @@ def _first(error: Exception) -> Exception:
 
 
 def _fail(error: Exception) -> NoReturn:
-    output.say(f"ocsf-nft: {_sentence(error)}")
+    output.show(f"ocsf-nft: {_sentence(error)}")
     raise SystemExit(error.exit_code if isinstance(error, OcsfNftError) else _SYSTEM_FAILED)
 
 
 def _sentence(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
-    # The net below the places that know what it was for.
-    place = "" if error.filename is None else f" ({error.filename!r})"
-    return f"the system failed: {error.strerror or error}{place}"
+    # The last resort: code that knows the purpose of the call raises an error of ours.
+    file = "" if error.filename is None else f" ({error.filename!r})"
+    return f"the system failed: {error.strerror or error}{file}"

@@ -14,10 +14,10 @@ from ocsf_nft.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.check import Finding, Question
+    from ocsf_nft.check import CheckScope, Finding
     from ocsf_nft.netns import Namespace
 
-#: How VMs' TAP devices are usually named.
+#: Usual names of the TAP devices of VMs.
 _DEVICES: Final = "vmtap-*"
 _STYLES: Final = {
     "ok": "green",
@@ -30,7 +30,7 @@ _STYLES: Final = {
 
 def check(  # noqa: PLR0913, PLR0917 - each is an option
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a finding, on standard output.")
+        bool, typer.Option("--json", help="Write one JSON object a finding to standard output.")
     ] = False,
     netns: options.Netns = None,
     pid: options.Pid = None,
@@ -38,8 +38,8 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
         str | None,
         typer.Option(
             "--device",
-            help="Judge the rules for a VM on this TAP device, or on those of a pattern. "
-            f"Default: {_DEVICES}, where no --proxy is given.",
+            help="Check the rules for a VM on this TAP device, or on those of a pattern. "
+            f"Default: {_DEVICES}, if no --proxy is given.",
             metavar="DEV",
         ),
     ] = None,
@@ -47,7 +47,7 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
         list[str] | None,
         typer.Option(
             "--subnet",
-            help="The VM's subnet, as the gateway's address in it; repeatable, IPv4 and IPv6.",
+            help="The gateway's address in the VM's subnet; repeatable, IPv4 and IPv6.",
             metavar="CIDR",
         ),
     ] = None,
@@ -59,7 +59,7 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
         list[str] | None,
         typer.Option(
             "--proxy",
-            help="Judge the rules for a sandbox with this proxy; repeatable.",
+            help="Check the rules for a sandbox with this proxy; repeatable.",
             metavar="ADDR:PORT",
         ),
     ] = None,
@@ -67,53 +67,55 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
         bool,
         typer.Option(
             "--remove-leftovers",
-            help="Remove what it calls leftovers of an older iptables set-up, and do nothing else.",
+            help="Only remove the reported leftovers of an older iptables set-up.",
         ),
     ] = False,
 ) -> None:
     """Check what this host can do, and what would block a fence.
 
-    Exit 0: a fence stands here, its records are read, and no rule of others drops what it accepts.
-    1: it stands, but can't report, or something drops what it accepts, or may. 3: none stands.
-    Changes nothing; what can't be tried for want of a privilege counts as missing.
+    Exit 0: a fence works here, its records can be read, and no other rule drops the traffic that it
+    accepts. 1: a fence works, but can't report, or another rule drops traffic that it accepts, or
+    may. 3: no fence works here.
+
+    Changes nothing. A feature that can't be tested without a privilege counts as missing.
 
     Example: ocsf-nft check --device vmtap-1 --subnet 172.16.0.1/30 --gateway-port 3128
     """
-    from ocsf_nft.check import findings, verdict
+    from ocsf_nft.check import exit_code, findings
 
-    asked = _asked(
+    scope = _scope(
         _namespace(netns, pid), device, subnets or [], port=gateway_port, proxies=proxies or []
     )
     if remove_leftovers:
-        raise typer.Exit(_remove(asked, as_json=as_json))
+        raise typer.Exit(_remove(scope, as_json=as_json))
     found = []
-    for finding in findings(asked):
+    for finding in findings(scope):
         found.append(finding)
         if as_json:
             _write(finding)
     if not as_json:
         _show(found)
-    raise typer.Exit(verdict(found))
+    raise typer.Exit(exit_code(found))
 
 
 def _namespace(netns: str | None, pid: int | None) -> Namespace:
     from ocsf_nft.netns import Namespace, named, of_process
 
     if netns is not None and pid is not None:
-        raise UsageError("a namespace is named once: give --netns or --pid")
+        raise UsageError("--netns and --pid both name the namespace: give one of them")
     if pid is not None:
         return of_process(pid)
     return Namespace() if netns is None else named(netns)
 
 
-def _asked(
+def _scope(
     namespace: Namespace,
     device: str | None,
     subnets: list[str],
     *,
     port: int,
     proxies: list[str],
-) -> Question:
+) -> CheckScope:
     from ocsf_nft import check
     from ocsf_nft.fence import values
 
@@ -123,7 +125,7 @@ def _asked(
         device = _DEVICES
     if device is not None:
         values.device_name(device.removesuffix("*"))
-    return check.question(
+    return check.check_scope(
         namespace,
         device=device,
         subnets=tuple(map(values.subnet, subnets)),
@@ -145,7 +147,7 @@ def _show(found: Iterable[Finding]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from ocsf_nft.ocsf.text import visible
+    from ocsf_nft.ocsf.safe_text import visible
 
     console = Console(stderr=True)
     table = Table("", "what", "meaning", "what to do")
@@ -162,24 +164,24 @@ def _show(found: Iterable[Finding]) -> None:
             Text(visible(remedy.strip())),
         )
     console.print(table)
-    # As they stand, in no box: they are there to be copied.
+    # Unchanged, and not in a table, so that they can be copied.
     for command in commands:
-        output.say(f"    {command}")
+        output.show(f"    {command}")
 
 
-def _remove(asked: Question, *, as_json: bool) -> int:
+def _remove(scope: CheckScope, *, as_json: bool) -> int:
     import orjson
 
     from ocsf_nft import check
 
     code = 0
-    for leftover, reason in check.remove_leftovers(asked):
+    for leftover, reason in check.remove_leftovers(scope):
         if reason is not None:
             code = 1
         if as_json:
-            told = {"leftover": leftover.text, "is_removed": reason is None, "reason": reason}
-            output.write(orjson.dumps(told) + b"\n")
+            result = {"leftover": leftover.text, "is_removed": reason is None, "reason": reason}
+            output.write(orjson.dumps(result) + b"\n")
         else:
-            how = "removed" if reason is None else f"not removed ({reason})"
-            output.say(f"{how}: {leftover.text}")
+            outcome = "removed" if reason is None else f"not removed ({reason})"
+            output.show(f"{outcome}: {leftover.text}")
     return code

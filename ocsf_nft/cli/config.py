@@ -21,21 +21,22 @@ def config(
     path: Annotated[Path, typer.Argument(help="The file.", metavar="FILE", readable=False)],
     connect: Annotated[
         bool,
-        typer.Option("--connect", help="Open each sink too, as a run would, and close it again."),
+        typer.Option("--connect", help="Also open each sink as a run would, and close it again."),
     ] = False,
 ) -> None:
     """Check a configuration file, and show what a run would do.
 
-    Checks each key, and whether the libraries of its sinks are installed. With --connect each sink
-    is opened: its secrets and certificates are read and its receiver is connected; no event is
-    sent. Exit 0: it is good. 2: it isn't, in one sentence. 3: a sink can't be opened.
+    Checks each key, and that the libraries of its sinks are installed. With --connect each sink is
+    opened: its secrets and certificates are read, and a connection to its receiver is made. No
+    event is sent. Exit 0: the file is correct. 2: it isn't; one sentence gives the error. 3: a sink
+    can't be opened.
 
-    Needs no privilege but to read what the file names.
+    Needs no privilege except to read the files that the configuration names.
 
     Example: ocsf-nft config /etc/ocsf-nft/ocsf-nft.toml --connect
     """
     from ocsf_nft.config import load
-    from ocsf_nft.service.outlets import outlets
+    from ocsf_nft.service.sink_delivery import outlets
 
     found = load(path)
     sinks = outlets(found.sinks)
@@ -46,14 +47,14 @@ def config(
 
 def _show(found: Config, sinks: tuple[Outlet, ...]) -> None:
     for sandbox in found.sandbox:
-        how = "fenced and watched" if sandbox.install else "watched"
-        output.say(f"sandbox {sandbox.name}: {how}, profile {sandbox.profile}")
+        mode = "fenced and watched" if sandbox.install else "watched"
+        output.show(f"sandbox {sandbox.name}: {mode}, profile {sandbox.profile}")
     if found.host_log is not None:
-        output.say(f"what other firewalls log: read from {found.host_log}")
+        output.show(f"logs of other firewalls: read from {found.host_log}")
     for sink in sinks:
-        output.say(f"sink {sink.name}: OCSF {sink.version}")
+        output.show(f"sink {sink.name}: OCSF {sink.version}")
     if found.listen is not None:
-        output.say(f"metrics and health: http://{found.listen}/metrics, /healthz, /readyz")
+        output.show(f"metrics and health: http://{found.listen}/metrics, /healthz, /readyz")
 
 
 async def _connect(sinks: tuple[Outlet, ...]) -> bool:
@@ -62,9 +63,9 @@ async def _connect(sinks: tuple[Outlet, ...]) -> bool:
     is_well = True
     for outlet in sinks:
         try:
-            async with asyncio.timeout(outlet.pace.timeout_seconds), outlet.sink:
-                output.say(f"sink {outlet.name}: can be opened")
+            async with asyncio.timeout(outlet.batch_settings.timeout_seconds), outlet.sink:
+                output.show(f"sink {outlet.name}: can be opened")
         except (DeliveryError, OSError, TimeoutError) as error:
             is_well = False
-            output.say(f"sink {outlet.name}: {error or 'does not answer in time'}")
+            output.show(f"sink {outlet.name}: {error or 'does not answer in time'}")
     return is_well

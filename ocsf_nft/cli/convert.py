@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ocsf_nft.cli import options, output
-from ocsf_nft.cli.summary import rejected
+from ocsf_nft.cli.read_summary import rejected
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.record import Batch, Record, Reject
-    from ocsf_nft.sources.replay import Tally
+    from ocsf_nft.sources.replay import LineTally
 
 _CHUNK_BYTES = 1 << 18
 
@@ -38,13 +38,13 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     ] = ["-"],  # noqa: B006 - typer copies it
     prefix: Annotated[
         str | None,
-        typer.Option("--prefix", help="Only records whose log prefix begins so.", metavar="P"),
+        typer.Option("--prefix", help="Only records whose log prefix begins with P.", metavar="P"),
     ] = None,
-    rejects: Annotated[
+    unparsed: Annotated[
         Path | None,
         typer.Option(
             "--rejects",
-            help="Write the lines that were not taken, and why, to this file.",
+            help="Write the lines that could not be parsed, with the reasons, to this file.",
             metavar="PATH",
             readable=False,  # it is written only
         ),
@@ -53,7 +53,7 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
         str | None,
         typer.Option(
             "--boot",
-            help="When the machine of the log was booted (ISO 8601, local time unless it says).",
+            help="Boot time of the machine that wrote the log (ISO 8601, local time by default).",
             metavar="TIME",
         ),
     ] = None,
@@ -61,18 +61,18 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
         str,
         typer.Option(
             "--format",
-            help="What is written for an event: its JSON, a line to read, or an RFC 5424 message.",
+            help="Form of an event: JSON, a short line for people, or an RFC 5424 message.",
             metavar="jsonl|shorthand|syslog",
         ),
     ] = "jsonl",
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
-    config: options.TellingConfig = None,
+    config: options.MappingConfig = None,
 ) -> None:
     """Convert kernel log text to OCSF events, one on a line.
 
     Reads dmesg, /dev/kmsg, syslog, journalctl (short, -o json, -o export) and our own NFLOG lines.
-    Stamps that count from boot are taken as this boot's unless --boot is given; lines without a
-    stamp are as old as their file. Needs no privilege.
+    Timestamps relative to boot belong to the current boot unless --boot is given. Lines without a
+    timestamp get the time of their file. Needs no privilege.
 
     Example: dmesg | ocsf-nft convert > events.jsonl
     """
@@ -82,21 +82,21 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
 
     written, version = writer(form), options.ocsf_version(ocsf_version)
     boot_ns = None if boot is None else _boot_ns(boot)
-    prefixes, context = options.told(config)
+    prefixes, context = options.prefixes_and_context(config)
     mapper = Mapper(context)
-    tally = replay.Tally()
+    tally = replay.LineTally()
     with contextlib.ExitStack() as stack:
-        reject = stack.enter_context(_rejects_file(rejects, paths))
+        reject = stack.enter_context(_unparsed_file(unparsed, paths))
         for path in paths:
             file = _stdin() if path == "-" else stack.enter_context(_open(Path(path)))
             for batch in _batches(file, tally, boot_ns):
                 records = map(prefixes.named, _of_prefix(batch.records, prefix))
                 output.write(b"".join(written(_events(records, mapper, version))))
-                for line in batch.rejects:
+                for line in batch.rejected:
                     reject(line)
-    output.say(
+    output.show(
         f"{tally.lines} lines: {tally.records} records, {tally.skipped} others"
-        f"{rejected(tally.rejects)}"
+        f"{rejected(tally.rejected)}"
     )
 
 
@@ -112,19 +112,19 @@ def _open(path: Path) -> BufferedReader:
 
 
 def _boot_ns(text: str) -> int:
-    """Nanoseconds since the epoch; raises UsageError."""
+    """Return a time as nanoseconds since the epoch, UTC; raises UsageError."""
     import datetime as dt
 
     try:
-        moment = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
+        time_utc = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
     except (ValueError, OverflowError, OSError) as error:
         raise UsageError(
             f"--boot {text!r} is no time: write it like 2026-11-24T15:05:55+01:00"
         ) from error
-    return (moment - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1) * 1000
+    return (time_utc - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1) * 1000
 
 
-def _batches(file: BufferedReader, tally: Tally, boot_ns: int | None) -> Iterator[Batch]:
+def _batches(file: BufferedReader, tally: LineTally, boot_ns: int | None) -> Iterator[Batch]:
     from ocsf_nft.sources.replay import Reader
 
     reader = Reader.of_file(file.fileno(), boot_ns=boot_ns, tally=tally)
@@ -149,13 +149,13 @@ def _is_same_file(path: Path, name: str) -> bool:
     try:
         mine = path.stat()
         other = os.fstat(sys.stdin.fileno()) if name == "-" else Path(name).stat()
-    except OSError:  # one of them is not there, and is told of when it is opened
+    except OSError:  # one file is missing: opening it reports that
         return False
     return stat.S_ISREG(mine.st_mode) and os.path.samestat(mine, other)
 
 
 @contextlib.contextmanager
-def _rejects_file(path: Path | None, inputs: list[str]) -> Iterator[Callable[[Reject], None]]:
+def _unparsed_file(path: Path | None, inputs: list[str]) -> Iterator[Callable[[Reject], None]]:
     if path is None:
         yield lambda _reject: None
         return

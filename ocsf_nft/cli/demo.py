@@ -8,8 +8,8 @@ from __future__ import annotations
 def demo() -> None:
     """Fence a throw-away sandbox, try to get out, show the events.
 
-    Makes two network namespaces, lets real programs try, and removes everything at the end, also
-    when it is interrupted. Nothing leaves this machine. Needs root.
+    Creates two network namespaces and runs real programs in them. Removes everything at the end,
+    also if it is interrupted. No packet leaves this machine. Needs root.
 
     Exit 1: an attempt got out, or was not reported. 130: ended by Ctrl-C; 143: by SIGTERM.
 

@@ -22,7 +22,7 @@ from ocsf_nft.errors import AbsentError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ocsf_nft.delivery.archive import Archive, Kept
+    from ocsf_nft.delivery.stored_events import Archive, ArchivedEvent
 
 _PAUSE_SECONDS: Final = 0.2
 _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])")
@@ -31,13 +31,13 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 def events(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: Annotated[
-        str | None, typer.Option("--sandbox", help="Only those of one sandbox.", metavar="NAME")
+        str | None, typer.Option("--sandbox", help="Only events of this sandbox.", metavar="NAME")
     ] = None,
     kind: Annotated[
         list[str],
         typer.Option(
             "--class",
-            help="Only those of a class, by its name (network_activity) or uid; repeatable.",
+            help="Only events of this class, by name (network_activity) or uid; repeatable.",
             metavar="CLASS",
         ),
     ] = [],  # noqa: B006 - typer copies it
@@ -45,7 +45,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         str | None,
         typer.Option(
             "--severity",
-            help="Only those that matter so much, or more.",
+            help="Only events of this severity or a higher one.",
             metavar="informational|low|medium|high|critical",
         ),
     ] = None,
@@ -53,60 +53,60 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         str | None,
         typer.Option(
             "--since",
-            help="Only those from then on: a time (ISO 8601, local unless it says), or how long "
-            "ago, as 90s, 15m, 12h, 7d.",
+            help="Only events since this time (ISO 8601, local time by default), or since this "
+            "long ago: 90s, 15m, 12h, 7d.",
             metavar="TIME",
         ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option("--until", help="Only those before then.", metavar="TIME")
+        str | None, typer.Option("--until", help="Only events before this time.", metavar="TIME")
     ] = None,
     uid: Annotated[
         str | None,
-        typer.Option("--uid", help="Only the one with this metadata.uid.", metavar="UID"),
+        typer.Option("--uid", help="Only the event with this metadata.uid.", metavar="UID"),
     ] = None,
     lines: Annotated[
         int,
         typer.Option(
             "--lines",
             "-n",
-            help="The last N. 0: all, or with --follow only new ones.",
+            help="Only the last N events. 0: all events, or with --follow only new ones.",
             min=0,
             metavar="N",
         ),
     ] = 20,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on with what is kept from now on.")
+        bool, typer.Option("--follow", "-f", help="Continue with new events as they are stored.")
     ] = False,
     form: Annotated[
         str,
         typer.Option(
             "--format",
-            help="A line to read for each, or what to hand on.",
+            help="Form of an event: a short line for people, JSON, or an RFC 5424 message.",
             metavar="shorthand|jsonl|syslog",
         ),
     ] = "shorthand",
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
     dead: Annotated[
         bool,
-        typer.Option("--dead", help="Show what sinks refused, and what they said of it."),
+        typer.Option("--dead", help="Show the events that sinks refused, and the reasons."),
     ] = False,
     sink: Annotated[
-        str | None, typer.Option("--sink", help="With --dead: of one sink.", metavar="NAME")
+        str | None, typer.Option("--sink", help="With --dead: only this sink.", metavar="NAME")
     ] = None,
     retry: Annotated[
         bool,
-        typer.Option("--retry", help="With --dead: have them sent once more."),
+        typer.Option("--retry", help="With --dead: send them once more."),
     ] = False,
     sinks: Annotated[
-        bool, typer.Option("--sinks", help="Show how far each sink is, in place of events.")
+        bool, typer.Option("--sinks", help="Show the backlog of each sink in place of events.")
     ] = False,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
     store: Annotated[
         Path | None,
         typer.Option(
             "--store",
-            help="One store, in place of all below the state directory.",
+            help="Read this store in place of all stores below the state directory.",
             metavar="FILE",
             readable=False,
         ),
@@ -114,30 +114,32 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """List stored events: the last 20, or those that match.
 
-    A run stores each event until every sink has it, and then for 30 days or until the store has
-    1 GiB, if the configuration doesn't say otherwise. A run may go on meanwhile. --follow ends with
-    Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store.
+    A run stores each event until every sink has acknowledged it. After that the event stays for 30
+    days, or until the store has 1 GiB; the configuration can change both limits. A run may be
+    active meanwhile. --follow ends with Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store.
 
-    Events that a sink refuses are dead letters: --dead lists them. When the sink is repaired,
-    --dead --retry has the run, or the next one, send them again.
+    Events that a sink refused are dead letters: --dead lists them. When the sink is repaired,
+    --dead --retry lets the run, or the next run, send them again.
 
-    Reads only the store, which root alone may read by default. Needs no capability.
+    Reads only the store, which only root may read by default. Needs no capability.
 
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """
     from ocsf_nft.cli.formats import writer
-    from ocsf_nft.delivery.archive import Archive, stores
+    from ocsf_nft.delivery.stored_events import Archive, stores
 
     if (sink is not None or retry) and not dead:
-        raise UsageError("--sink and --retry are about dead letters: give --dead as well")
+        raise UsageError("--sink and --retry need --dead: give --dead as well")
     if retry and (sandbox, kind, severity, since, until) != (None, [], None, None, None):
-        raise UsageError("--retry takes --sink and --uid, to say which: leave out the others")
+        raise UsageError(
+            "--retry selects dead letters by --sink and --uid only: leave out the other filters"
+        )
     if dead and sinks:
-        raise UsageError("--dead and --sinks show different things: give one")
+        raise UsageError("--dead and --sinks can't be combined: give one of them")
     version, write = options.ocsf_version(ocsf_version), writer(form)
-    wanted = _filter(sandbox, kind, severity, since, until, uid)
+    is_selected = _filter(sandbox, kind, severity, since, until, uid)
     if store is not None and not store.is_file():
-        raise AbsentError(f"{store} is not there: `--state-dir DIR` finds the stores of a run")
+        raise AbsentError(f"{store} does not exist: `--state-dir DIR` finds the stores of a run")
     paths = stores(state_dir) if store is None else [store]
     if retry:
         _retry(paths, sink, uid)
@@ -147,64 +149,69 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         if sinks:
             _show_sinks(archives)
         elif dead:
-            _show_dead(archives, sink, form, wanted)
+            _show_dead(archives, sink, form, is_selected)
         else:
-            shown = _Shown(archives, wanted, lambda found: _write(found, version, write))
+            shown = _Selection(archives, is_selected, lambda found: _write(found, version, write))
             if lines or not follow:
                 shown.last(lines or None)
             if follow:
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
-                with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
+                with contextlib.suppress(KeyboardInterrupt):  # the normal end of --follow
                     shown.follow()
 
 
-class _Shown:
-    """The events of some stores that are wanted."""
+class _Selection:
+    """Selected events of several stores."""
 
     def __init__(
         self,
         archives: Sequence[Archive],
-        wanted: Callable[[bytes], bool],
+        is_selected: Callable[[bytes], bool],
         write: Callable[[Iterable[bytes]], None],
     ) -> None:
         self._archives = archives
-        self._wanted = wanted
+        self._is_selected = is_selected
         self._write = write
-        #: Of each store, the last event that was looked at.
+        #: The last event of each store that was read.
         self._last = [next(each.newest(), None) for each in archives]
 
     def last(self, number: int | None) -> None:
-        """Show the last so many, or all, in their order; what is kept meanwhile comes after."""
+        """Show the last ``number`` events in order, or all if None.
+
+        Events that are stored meanwhile are not shown; :meth:`follow` shows them.
+        """
         if number is None:
-            self._write(kept.line for kept in self._merged() if self._wanted(kept.line))
+            self._write(event.line for event in self._merged() if self._is_selected(event.line))
             return
         newest = heapq.merge(
-            *(each.newest(until) for each, until in self._looked_at()),
-            key=lambda kept: -kept.stored_ms,
+            *(each.newest(until) for each, until in self._read_until()),
+            key=lambda event: -event.stored_ms,
         )
-        found = list(islice((kept.line for kept in newest if self._wanted(kept.line)), number))
+        found = list(
+            islice((event.line for event in newest if self._is_selected(event.line)), number)
+        )
         self._write(reversed(found))
 
     def follow(self) -> None:
-        """Show what is kept from now on."""
+        """Show events as they are stored; never returns."""
         while True:
-            for place, archive in enumerate(self._archives):
-                last = self._last[place]
-                for kept in archive.beyond(last.number if last else 0):
-                    last = kept
-                    if self._wanted(kept.line):
-                        self._write([kept.line])
+            for index, archive in enumerate(self._archives):
+                last = self._last[index]
+                for event in archive.beyond(last.number if last else 0):
+                    last = event
+                    if self._is_selected(event.line):
+                        self._write([event.line])
                 # Only now: a store that was removed has been read to its end.
-                self._last[place] = archive.follow(last)
+                self._last[index] = archive.follow(last)
             time.sleep(_PAUSE_SECONDS)
 
-    def _merged(self) -> Iterator[Kept]:
+    def _merged(self) -> Iterator[ArchivedEvent]:
         return heapq.merge(
-            *(each.beyond(0, until) for each, until in self._looked_at()),
-            key=lambda kept: kept.stored_ms,
+            *(each.beyond(0, until) for each, until in self._read_until()),
+            key=lambda event: event.stored_ms,
         )
 
-    def _looked_at(self) -> Iterator[tuple[Archive, int]]:
+    def _read_until(self) -> Iterator[tuple[Archive, int]]:
         for archive, last in zip(self._archives, self._last, strict=True):
             yield archive, last.number if last else 0
 
@@ -214,12 +221,12 @@ def _write(
 ) -> None:
     from ocsf_nft.ocsf.versions import LATEST, line_at
 
-    told = found if version == LATEST else (line_at(line, version) for line in found)
-    for part in write(told):
+    lines = found if version == LATEST else (line_at(line, version) for line in found)
+    for part in write(lines):
         output.write(part)
 
 
-def _filter(  # noqa: PLR0913, PLR0917 - each is one
+def _filter(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: str | None,
     kinds: Sequence[str],
     severity: str | None,
@@ -227,22 +234,22 @@ def _filter(  # noqa: PLR0913, PLR0917 - each is one
     until: str | None,
     uid: str | None,
 ) -> Callable[[bytes], bool]:
-    """Whether an event has all that is asked for; raises UsageError."""
+    """Return a function that returns whether an event matches all filters; raises UsageError."""
     import orjson
 
-    from ocsf_nft.ocsf.shorthand import place_of
+    from ocsf_nft.ocsf.oneline import sandbox_or_host
 
     classes = frozenset(map(_class_uid, kinds))
     least = None if severity is None else _severity(severity)
-    from_ms = None if since is None else _moment("--since", since)
-    to_ms = None if until is None else _moment("--until", until)
+    from_ms = None if since is None else _time_ms("--since", since)
+    to_ms = None if until is None else _time_ms("--until", until)
     if (sandbox, classes, least, from_ms, to_ms, uid) == (None, frozenset(), *[None] * 4):
         return lambda _: True
 
-    def wanted(line: bytes) -> bool:
+    def is_selected(line: bytes) -> bool:
         event: dict[str, Any] = orjson.loads(line)
         return (
-            (sandbox is None or place_of(event) == sandbox)
+            (sandbox is None or sandbox_or_host(event) == sandbox)
             and (not classes or event["class_uid"] in classes)
             and (least is None or event["severity_id"] >= least)
             and (from_ms is None or event["time"] >= from_ms)
@@ -250,7 +257,7 @@ def _filter(  # noqa: PLR0913, PLR0917 - each is one
             and (uid is None or event["metadata"]["uid"] == uid)
         )
 
-    return wanted
+    return is_selected
 
 
 def _class_uid(name: str) -> int:
@@ -267,12 +274,12 @@ def _severity(name: str) -> int:
 
     known = {"informational", "low", "medium", "high", "critical"}
     if name.lower() not in known:
-        raise UsageError(f"--severity {name!r} is none: give one of {', '.join(sorted(known))}")
+        raise UsageError(f"--severity {name!r} is unknown: give one of {', '.join(sorted(known))}")
     return int(Severity[name.upper()])
 
 
-def _moment(option: str, text: str) -> int:
-    """A time in ms since the epoch, UTC."""
+def _time_ms(option: str, text: str) -> int:
+    """Return the time of an option in ms since the epoch, UTC; raises UsageError."""
     ago = _AGO.fullmatch(text)
     if ago is not None:
         return int((time.time() - int(ago[1]) * _SECONDS[ago[2]]) * 1000)
@@ -285,24 +292,24 @@ def _moment(option: str, text: str) -> int:
 
 
 def _retry(paths: Sequence[Path], sink: str | None, uid: str | None) -> None:
-    from ocsf_nft.delivery.archive import retry
+    from ocsf_nft.delivery.stored_events import retry_dead_letters
 
-    number = sum(retry(path, sink, uid) for path in paths)
+    number = sum(retry_dead_letters(path, sink, uid) for path in paths)
     letters = "1 dead letter is" if number == 1 else f"{number} dead letters are"
-    output.say(f"{letters} to be sent again, by the run that has the store, or by the next one")
+    output.show(f"{letters} to be sent again, by the run that uses the store or by the next run")
 
 
 def _show_dead(
-    archives: Sequence[Archive], sink: str | None, form: str, wanted: Callable[[bytes], bool]
+    archives: Sequence[Archive], sink: str | None, form: str, is_selected: Callable[[bytes], bool]
 ) -> None:
     import orjson
 
-    from ocsf_nft.moment import utc_text
-    from ocsf_nft.ocsf.text import visible
+    from ocsf_nft.ocsf.safe_text import visible
+    from ocsf_nft.utc_text import utc_text
 
     for archive in archives:
-        for letter in archive.dead(sink):
-            if not wanted(letter.line):
+        for letter in archive.dead_letters(sink):
+            if not is_selected(letter.line):
                 continue
             facts = {
                 "sink": letter.sink,
@@ -322,7 +329,7 @@ def _show_dead(
 
 def _show_sinks(archives: Sequence[Archive]) -> None:
     for archive in archives:
-        for standing in archive.standings():
-            dead = f", {standing.dead} refused (--dead)" if standing.dead else ""
-            line = f"{standing.sink}: {standing.waiting} events wait{dead}  [{archive.path}]\n"
+        for backlog in archive.sink_backlogs():
+            dead = f", {backlog.dead} refused (--dead)" if backlog.dead else ""
+            line = f"{backlog.sink}: {backlog.waiting} events wait{dead}  [{archive.path}]\n"
             output.write(line.encode())

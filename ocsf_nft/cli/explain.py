@@ -14,7 +14,7 @@ from ocsf_nft.cli import options, output
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from ocsf_nft.prefixes import Prefixes
+    from ocsf_nft.log_prefixes import Prefixes
     from ocsf_nft.record import Record
 
 
@@ -23,14 +23,15 @@ def explain(
         str,
         typer.Argument(help="A line of a kernel log, or an event as JSON, quoted.", metavar="LINE"),
     ],
-    config: options.TellingConfig = None,
+    config: options.MappingConfig = None,
 ) -> None:
     """Show a line field by field, and the source of each value.
 
-    A line of a kernel log is shown as it was read, and as the event that it is converted to. That
-    event is printed on standard output. An event is shown as it is.
+    For a line of a kernel log, shows the fields of the record and those of its event. Also prints
+    the event on standard output. For an event, shows its fields.
 
-    Exit 1: the line is neither, and why. Needs no privilege.
+    Exit 1: the line is neither a record nor an event; a message gives the reason. Needs no
+    privilege.
 
     Example: ocsf-nft explain "$(dmesg | grep -m1 ocsf-nft:)"
     """
@@ -41,14 +42,14 @@ def explain(
     from ocsf_nft.attempt import Attempt
     from ocsf_nft.ocsf.mapper import Mapper
 
-    prefixes, context = options.told(config)
+    prefixes, context = options.prefixes_and_context(config)
     records = list(_records(line, prefixes))
     if not records:
-        output.say("this line is neither a record of a packet nor an event")
+        output.show("this line is neither a record of a packet nor an event")
         raise typer.Exit(1)
     mapper = Mapper(context)
     for record in records:
-        _table("What the line says", ("field", "value"), _facts(record))
+        _table("Fields of the record", ("field", "value"), _facts(record))
         made = mapper.line(Attempt.of(record), processed_ns=time.time_ns())
         found = _event(made.decode())
         if found is not None:
@@ -57,12 +58,12 @@ def explain(
 
 
 def _event(text: str) -> dict[str, Any] | None:
-    """The event that a text is; None when it is none."""
+    """Return the event in a text; None if the text is no event."""
     import orjson
 
     try:
         found = orjson.loads(text)
-    except orjson.JSONDecodeError:  # lone surrogates among it: what was no UTF-8
+    except orjson.JSONDecodeError:  # also raised for lone surrogates: bytes that are not UTF-8
         return None
     return found if isinstance(found, dict) and "class_uid" in found else None
 
@@ -71,15 +72,15 @@ def _records(line: str, prefixes: Prefixes) -> Iterator[Record]:
     from ocsf_nft.sources.replay import Reader
 
     for batch in Reader().batches([line.encode("utf-8", "surrogateescape")]):
-        for reject in batch.rejects:
-            output.say(f"{reject.kind}: {reject.reason}")
+        for reject in batch.rejected:
+            output.show(f"{reject.kind}: {reject.reason}")
         yield from map(prefixes.named, batch.records)
 
 
 def _show_event(event: Mapping[str, Any]) -> None:
-    from ocsf_nft.ocsf.fields import fields
+    from ocsf_nft.ocsf.explain_fields import fields
 
-    _table("What the event says", ("field", "value", "where it is from"), fields(event))
+    _table("Fields of the event", ("field", "value", "source"), fields(event))
 
 
 def _table(title: str, heads: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
@@ -89,7 +90,9 @@ def _table(title: str, heads: Iterable[str], rows: Iterable[tuple[str, ...]]) ->
 
     table = Table(title=title)
     for head in heads:
-        table.add_column(head, overflow="fold")  # never cut: what is cut can't be searched for
+        table.add_column(
+            head, overflow="fold"
+        )  # never truncated, so that each value can be searched
     for row in rows:
         table.add_row(*map(Text, row))  # Text: a hostile name is no markup
     Console(stderr=True).print(table)

@@ -11,7 +11,7 @@ import typer
 from ocsf_nft.cli import options, output
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.state import Installed
+    from ocsf_nft.fence.state import InstalledFence
     from ocsf_nft.ocsf.events import Event
 
 
@@ -29,7 +29,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     gateway_port: options.GatewayPort = None,
     mac: options.Mac = None,
     permissive: options.Permissive = False,
-    own: options.Own = False,
+    exclusive: options.Exclusive = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
@@ -39,11 +39,11 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Fence a sandbox, or replace its fence, in one transaction.
 
-    With --permissive it refuses nothing, and what it would refuse is reported all the same. With
-    --own a run that watches it holds its tables: no other process can change them then, `remove`
-    neither, and `nft flush ruleset` passes them by (Linux 6.9).
+    A permissive fence refuses nothing, and reports the packets that it would refuse. With
+    --exclusive, a run that watches the sandbox owns its tables. No other process can change them
+    then, also not `remove` or `nft flush ruleset` (Linux 6.9).
 
-    Prints the event of what was done. Exit 1: the fence stands, but the kernel can't log.
+    Prints the event of the change. Exit 1: the fence is active, but the kernel can't log.
 
     Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
 
@@ -55,7 +55,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft.ocsf.context import this_host
     from ocsf_nft.service import fences
 
-    asked = options.one_sandbox(
+    requested = options.one_sandbox(
         name=sandbox,
         profile=profile,
         netns=netns,
@@ -69,31 +69,31 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         gateway_port=gateway_port,
         mac=mac,
         permissive=permissive,
-        own=own,
+        exclusive=exclusive,
         transport=transport,
         group=group,
         install=True,
     )
     if dry_run:
-        rung = fences.wanted_transport(asked) or "nflog"
-        plan = installer.plan(asked.spec(), asked.namespace or Namespace(), rung)
+        log_transport = fences.requested_transport(requested) or "nflog"
+        plan = installer.plan(requested.spec(), requested.namespace or Namespace(), log_transport)
         output.write(plan.encode())
         return
-    fence = fences.stand(asked, StateDirectory(state_dir))
+    fence = fences.activate(requested, StateDirectory(state_dir))
     _print(fences.first_event(fence, this_host()))
-    _name_what_blocks(fence.installed)
+    _show_blocking_rules(fence.installed)
     if fence.reason is not None:
-        refuses = " and is permissive: it refuses nothing" if permissive else ""
-        output.say(f"ocsf-nft: the fence stands{refuses}, but does not log: {fence.reason}")
+        refuses = " and permissive, so it refuses nothing" if permissive else ""
+        output.show(f"ocsf-nft: the fence is active{refuses}, but does not log: {fence.reason}")
         raise typer.Exit(1)
     transport = fence.installed.transport
     if permissive:
-        output.say(
-            f"sandbox {sandbox} has a permissive fence: it refuses nothing, and what it would "
-            f"refuse goes to {transport}"
+        output.show(
+            f"sandbox {sandbox} has a permissive fence: it refuses nothing, and logs the packets "
+            f"that it would refuse to {transport}"
         )
     else:
-        output.say(f"sandbox {sandbox} is fenced; what it refuses goes to {transport}")
+        output.show(f"sandbox {sandbox} is fenced; refused packets are logged to {transport}")
 
 
 def verify(
@@ -105,7 +105,7 @@ def verify(
 ) -> None:
     """Compare a sandbox's fence with what was installed.
 
-    Exit 0: as installed. 1: it differs, and how. 2: there is none.
+    Exit 0: as installed. 1: it differs; the difference is shown. 2: there is no fence.
 
     Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
 
@@ -114,12 +114,12 @@ def verify(
     from ocsf_nft.fence import installer
     from ocsf_nft.fence.state import StateDirectory
 
-    asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
+    requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
     state = StateDirectory(state_dir)
-    found = installer.verify(asked.name, state, asked.namespace, asked.device)
-    output.say(f"the fence of sandbox {sandbox}: {found.verdict}")
+    found = installer.verify(requested.name, state, requested.namespace, requested.device)
+    output.show(f"the fence of sandbox {sandbox}: {found.verdict}")
     if found.difference:
-        output.say(found.difference)
+        output.show(found.difference)
     raise typer.Exit({"as installed": 0, "differs": 1, "absent": 2}[found.verdict])
 
 
@@ -141,38 +141,41 @@ def remove(
     from ocsf_nft.fence import installer
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.ocsf.context import this_host
-    from ocsf_nft.ocsf.notices import FenceState
+    from ocsf_nft.ocsf.operational_events import FenceState
     from ocsf_nft.service import fences
 
-    asked = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
+    requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
     state = StateDirectory(state_dir)
-    installed = state.read(asked.name)
-    installer.remove(asked.name, state, asked.namespace, asked.device)
+    installed = state.read(requested.name)
+    installer.remove(requested.name, state, requested.namespace, requested.device)
     if installed is not None:
         before, after = fences.state_of(installed), FenceState.ABSENT
         _print(fences.state_event(installed, this_host(), before=before, after=after))
-    output.say(f"sandbox {sandbox} is no longer fenced")
+    output.show(f"sandbox {sandbox} is no longer fenced")
 
 
-def _name_what_blocks(installed: Installed) -> None:
-    """Say what the host's other rules drop of what a VM is let through, before it is started."""
+def _show_blocking_rules(installed: InstalledFence) -> None:
+    """Show the host's other rules that drop traffic which a VM's fence allows.
+
+    So the user can change them before the VM is started.
+    """
     from ocsf_nft import check
-    from ocsf_nft.ocsf.text import visible
+    from ocsf_nft.ocsf.safe_text import visible
 
     spec = installed.spec
     if spec.tap is None:
         return
-    asked = check.question(
+    scope = check.check_scope(
         installed.namespace,
         device=spec.tap.device,
         subnets=spec.tap.subnets,
         port=spec.proxies[0].port,
     )
-    for finding in check.blocking(asked):
+    for finding in check.blocking(scope):
         remedy = "" if finding.remedy is None else f" ({visible(finding.remedy)})"
-        output.say(f"in the VM's way: {visible(finding.meaning)}{remedy}")
+        output.show(f"blocks the VM: {visible(finding.meaning)}{remedy}")
         for command in finding.commands:
-            output.say(f"    {command}")
+            output.show(f"    {command}")
 
 
 def _print(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""The forms in which events are written to standard output."""
+"""Formats of events on standard output."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import orjson
 
-from ocsf_nft.cli.painting import painter
+from ocsf_nft.cli.colour_oneline import painter
 from ocsf_nft.delivery import rfc5424
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-#: Events as JSON to what is written for them.
+#: Converts events as JSON to the bytes that are written for them.
 Writer: TypeAlias = "Callable[[Iterable[bytes]], Iterator[bytes]]"
 
 
 def writer(name: str) -> Writer:
-    """The writer of a format; raises UsageError for an unknown one."""
+    """Return the writer of a format; raises UsageError if the format is unknown."""
     if name not in _WRITERS:
         raise UsageError(f"--format {name!r} is not known: give one of {', '.join(_WRITERS)}")
     return _WRITERS[name]
 
 
-def _as_they_are(events: Iterable[bytes]) -> Iterator[bytes]:
+def _jsonl(events: Iterable[bytes]) -> Iterator[bytes]:
     for event in events:
         yield event
         yield b"\n"
@@ -40,7 +40,7 @@ def _syslog(events: Iterable[bytes]) -> Iterator[bytes]:
 
 
 _WRITERS: Final[dict[str, Writer]] = {
-    "jsonl": _as_they_are,
+    "jsonl": _jsonl,
     "shorthand": _shorthand,
     "syslog": _syslog,
 }

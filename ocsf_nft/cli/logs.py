@@ -1,4 +1,4 @@
-"""Our own log: structured, on standard error."""
+"""Log of ocsf-nft itself: structured, on standard error."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 _CUT: Final = "…".encode()
-#: Characters that are told of what a library logs.
-_MOST_SAID: Final = 300
+#: Maximum number of characters of a library's log message.
+_MAX_MESSAGE: Final = 300
 
 
 def to_stderr() -> None:
-    """Write log entries to standard error, one line each, values quoted: they may be hostile."""
+    """Write log entries to standard error, one line each; values are quoted, as they are untrusted.
+
+    Waits for the reader of standard error.
+    """
     _configure(structlog.PrintLoggerFactory(sys.stderr))
 
 
 def to_stderr_at_once() -> None:
-    """Write them as :func:`to_stderr` does, but wait for no reader.
+    """Write log entries as :func:`to_stderr` does, but do not wait for a reader.
 
-    For who has better to do: what a sandbox does makes entries, and must not be able to hold up
-    the watch over it where nobody reads them. An entry is cut to what a pipe takes at once, or
-    dropped, and the next one that is written ends with ``dropped=NUMBER``. What libraries log, and
-    asyncio, is written in the same way.
+    A sandbox can cause entries. If no process reads them, the service must not block on them. An
+    entry is truncated to the size that a pipe accepts at once, or dropped. The next written entry
+    ends with ``dropped=NUMBER``. Log messages of libraries and of asyncio are written in the same
+    way.
     """
     logger = _AtOnce()
     _configure(lambda *_: logger)
-    # Python's own would wait for a reader. In the place of that, and not at the root: what has a
-    # handler of its own is told elsewhere, and may hold a secret (see sinks/kafka_log.py).
+    # Python's last resort would wait for a reader. Replace it, and add no handler at the root: a
+    # logger with its own handler writes elsewhere, and may have a secret (see sinks/kafka_log.py).
     logging.lastResort = _FromOthers()
 
 
@@ -47,9 +50,9 @@ class _AtOnce:
 
     def msg(self, entry: str) -> None:
         """Write a line, or count it as dropped."""
-        told = f" dropped={self._dropped}".encode() if self._dropped else b""
-        line = _cut(entry, output.AT_ONCE_BYTES - len(told) - 1)
-        if output.write_stderr_at_once(line + told + b"\n"):
+        suffix = f" dropped={self._dropped}".encode() if self._dropped else b""
+        line = _cut(entry, output.AT_ONCE_BYTES - len(suffix) - 1)
+        if output.write_stderr_at_once(line + suffix + b"\n"):
             self._dropped = 0
         else:
             self._dropped += 1
@@ -58,10 +61,10 @@ class _AtOnce:
 
 
 class _FromOthers(logging.Handler):
-    """Makes entries of ours of what libraries log: a line each, without a traceback.
+    """Converter of log messages of libraries to entries: one line each, without a traceback.
 
-    Who sends us nonsense has them log it, and must not be able to flood our log: so what comes from
-    one place in their code is written at the first, second, fourth, eighth … time.
+    A remote peer that sends invalid data can cause such messages, and must not flood the log. So
+    the messages of one line of code are written at the first, second, fourth, eighth … time.
     """
 
     def __init__(self) -> None:
@@ -69,30 +72,30 @@ class _FromOthers(logging.Handler):
         self._numbers: Counter[tuple[object, ...]] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it when it is time to."""
+        """Write the message if its number is a power of two."""
         error = record.exc_info[1] if record.exc_info else None
-        place = record.pathname, record.lineno, type(error)
-        self._numbers[place] += 1
-        number = self._numbers[place]
+        origin = record.pathname, record.lineno, type(error)
+        self._numbers[origin] += 1
+        number = self._numbers[origin]
         if number & (number - 1) == 0:
             _log.warning(
-                "a library complains", library=record.name, number=number,
-                reason=_said(record, error),
+                "warning from a library", library=record.name, number=number,
+                reason=_message(record, error),
             )  # fmt: skip
 
 
-def _said(record: logging.LogRecord, error: BaseException | None) -> str:
+def _message(record: logging.LogRecord, error: BaseException | None) -> str:
     try:
         text = record.getMessage()
         if error is not None:
             text = f"{text}: {type(error).__name__}: {error}"
-    except Exception as failure:  # noqa: BLE001 - whatever it is, it is not to stop who logs
-        text = f"{type(failure).__name__} while it was told"
-    return " ".join(text.split())[:_MOST_SAID]
+    except Exception as failure:  # noqa: BLE001 - no error may stop the library that logs
+        text = f"{type(failure).__name__} while the message was formatted"
+    return " ".join(text.split())[:_MAX_MESSAGE]
 
 
 def _cut(entry: str, size: int) -> bytes:
-    """An entry in at most ``size`` bytes."""
+    """Return an entry in at most ``size`` bytes."""
     line = entry.encode(errors="backslashreplace")
     if len(line) <= size:
         return line

@@ -9,10 +9,10 @@ import typer
 
 if TYPE_CHECKING:
     from ocsf_nft.config import Config, SandboxConfig
+    from ocsf_nft.log_prefixes import Prefixes
     from ocsf_nft.ocsf.context import Context
-    from ocsf_nft.prefixes import Prefixes
 
-# The others' own defaults again: importing those is slow. A test holds them equal.
+# Copies of defaults in other modules, because importing those is slow. A test compares them.
 DEFAULT_GROUP: Final = 4001
 DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
 DEFAULT_OCSF_VERSION: Final = "1.8.0"
@@ -22,32 +22,34 @@ Netns = Annotated[
     str | None,
     typer.Option(
         "--netns",
-        help="Its network namespace: a name of `ip netns`, or a path. Default: this one.",
+        help="Its network namespace: an `ip netns` name or a path. Default: the current one.",
         metavar="NAME|PATH",
     ),
 ]
 Pid = Annotated[
     int | None,
-    typer.Option("--pid", help="A process that lives in its network namespace.", metavar="PID"),
+    typer.Option("--pid", help="A process in its network namespace.", metavar="PID"),
 ]
 Proxies = Annotated[
     list[str],
     typer.Option(
-        "--proxy", help="A proxy that may be reached; repeatable, IPv4 and IPv6.",
+        "--proxy", help="A proxy that the sandbox may reach; repeatable, IPv4 and IPv6.",
         metavar="ADDR:PORT",
     ),
 ]  # fmt: skip
 Exceptions = Annotated[
     list[str],
     typer.Option(
-        "--allow", help="An exception that may be reached; repeatable.", metavar="tcp|udp:ADDR:PORT"
+        "--allow",
+        help="Another endpoint that the sandbox may reach; repeatable.",
+        metavar="tcp|udp:ADDR:PORT",
     ),
 ]
 HostGuard = Annotated[
     str | None,
     typer.Option(
         "--host-guard",
-        help="The host's end of the sandbox's veth pair: guard it too, against AF_XDP.",
+        help="The host's end of the sandbox's veth pair: also guard it, against AF_XDP.",
         metavar="DEV",
     ),
 ]
@@ -55,14 +57,16 @@ Profile = Annotated[
     str,
     typer.Option(
         "--profile",
-        help="What is fenced: a namespace; one that the proxy lives in too; a VM, on its host.",
+        help="What to fence: a namespace; one that also has the proxy; a VM, on its host.",
         metavar="sandbox|sidecar|tap",
     ),
 ]
 ProxyUids = Annotated[
     list[int],
     typer.Option(
-        "--proxy-uid", help="sidecar: a user that gets out, the proxy's; repeatable.", metavar="UID"
+        "--proxy-uid",
+        help="sidecar: a user of the proxy, whose traffic may leave; repeatable.",
+        metavar="UID",
     ),
 ]
 Device = Annotated[
@@ -85,21 +89,23 @@ GatewayPort = Annotated[
 Mac = Annotated[
     str | None,
     typer.Option(
-        "--mac", help="tap: the VM's link address. Default: the first it sends from.", metavar="MAC"
+        "--mac",
+        help="tap: the VM's link address. Default: the first one it sends from.",
+        metavar="MAC",
     ),
 ]
 Permissive = Annotated[
-    bool, typer.Option("--permissive", help="Report what would be refused, and let it pass.")
+    bool, typer.Option("--permissive", help="Report packets that would be refused, and allow them.")
 ]
-Own = Annotated[
+Exclusive = Annotated[
     bool,
-    typer.Option("--own", help="Let no other process change its tables while a run watches it."),
+    typer.Option("--exclusive", help="Let no other process change the tables while a run watches."),
 ]
 Transport = Annotated[
     str,
     typer.Option(
         "--transport",
-        help="How the fence logs; auto takes the best that the kernel has.",
+        help="Log transport of the fence; auto selects the best one that the kernel has.",
         metavar="auto|nflog|kmsg|none",
     ),
 ]
@@ -108,43 +114,44 @@ StateDir = Annotated[
     Path,
     typer.Option(
         "--state-dir",
-        help="Where it is put on record what was installed.",
+        help="Directory with the state of the installed fences.",
         metavar="DIR",
-        # Who may not read the default one may still do what needs none, such as replay a file.
+        # A user who may not read the default one can still replay a file, which needs no state.
         readable=False,
     ),
 ]
 OcsfVersion = Annotated[
     str,
-    typer.Option(
-        "--ocsf-version", help="The version of OCSF that events are told in.", metavar="V"
-    ),
+    typer.Option("--ocsf-version", help="OCSF version of the events.", metavar="V"),
 ]
 
 
-TellingConfig = Annotated[
+MappingConfig = Annotated[
     Path | None,
     typer.Option(
         "--config",
-        help="A TOML file whose [[prefix]] tables tell what prefixes mean, and whose [[severity]] "
-        "tables what matters; the rest of it is not used here.",
+        help="A TOML file: its [[prefix]] tables define foreign log prefixes, its [[severity]] "
+        "tables set severities. Other keys are not used here.",
         metavar="FILE",
-        readable=False,  # reading it tells, in our own sentence
+        readable=False,  # reading it raises an error with our own sentence
     ),
 ]
 
 
 def ocsf_version(text: str) -> str:
-    """The version of OCSF that somebody named, maybe in short, as 1.1; raises UsageError."""
-    from ocsf_nft.ocsf.versions import named  # noqa: PLC0415 - the same
+    """Return the full OCSF version for a full or short one, such as 1.1; raises UsageError."""
+    from ocsf_nft.ocsf.versions import full_version  # noqa: PLC0415 - the same
 
-    return named(text)
+    return full_version(text)
 
 
-def told(config: Path | None) -> tuple[Prefixes, Context]:
-    """What foreign prefixes mean, and what matters; raises AbsentError or UsageError."""
+def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
+    """Return the foreign prefixes and the mapper's context from a configuration file.
+
+    Without a file they have the defaults. Raises AbsentError or UsageError.
+    """
+    from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
     from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above
-    from ocsf_nft.prefixes import Prefixes  # noqa: PLC0415 - the same
 
     if config is None:
         return Prefixes(), Context()
@@ -155,12 +162,12 @@ def told(config: Path | None) -> tuple[Prefixes, Context]:
 
 
 def one_sandbox(**values: Any) -> SandboxConfig:
-    """A sandbox from options, checked as a file's would be; raises UsageError."""
+    """Return a sandbox from options, checked like one of a file; raises UsageError."""
     return one(values).sandbox[0]
 
 
 def one(sandbox: dict[str, Any], **others: Any) -> Config:
-    """A configuration with one sandbox, from options; raises UsageError."""
+    """Return a configuration with one sandbox, from options; raises UsageError."""
     from ocsf_nft import config  # noqa: PLC0415 - pydantic is slow to import, and --help needs none
 
     given = {key: value for key, value in sandbox.items() if value is not None}

@@ -1,7 +1,7 @@
-"""Standard streams as whoever started us left them: closed, full, or with nobody at the far end.
+"""Standard streams, which may be closed, full or without a reader.
 
-A failure of standard output is told, since what is lost there is what was asked for; one of
-standard error is not, since there is nowhere to tell it: the exit code stays the right one.
+A failure of standard output is reported, because the requested data is dropped there. A failure of
+standard error can't be reported anywhere; the exit code stays correct.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from typing import TYPE_CHECKING, Final, TextIO
 
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -22,18 +22,17 @@ if TYPE_CHECKING:
 _STDOUT: Final = 1
 _STDERR: Final = 2
 
-#: What a pipe with room for anything takes whole.
+#: A pipe that accepts any data accepts this many bytes at once.
 AT_ONCE_BYTES: Final = select.PIPE_BUF
 
 
 class _Stdout(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write; raises DeliveryError, or SystemExit when the reader has seen enough."""
+        """Write; raises DeliveryError, or SystemExit with code 0 if the reader closed the pipe."""
         try:
             return self._write_some(data)
         except OSError as error:
-            # What is still buffered has nowhere to go: the interpreter's flush at exit must not
-            # fail on it again.
+            # Discard buffered data: the interpreter's flush at exit must not fail on it again.
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, _STDOUT)
             os.close(null)
@@ -43,7 +42,7 @@ class _Stdout(io.FileIO):
 
     def _write_some(self, data: ReadableBuffer) -> int:
         while (written := super().write(data)) is None:
-            # A full pipe that whoever gave us it made non-blocking, for themselves too.
+            # A full pipe. The process that gave it to us made it non-blocking, and shares it.
             select.select((), (self,), ())
         return written
 
@@ -53,22 +52,21 @@ class _Stderr(io.FileIO):
         """Write, or drop what can't be written."""
         size = memoryview(data).nbytes
         try:
-            return super().write(data) or size  # None: a pipe that may not be waited for is full
+            return super().write(data) or size  # None: a non-blocking pipe is full
         except OSError:
             return size
 
 
 def prepare() -> None:
-    """Make the three standard streams safe to use; call it before any file is opened.
+    """Make the three standard streams safe to use; call this before any file is opened.
 
-    A closed descriptor is taken by the null device, so that the next file or socket to be opened
-    does not get its number and with it what is printed. A closed standard output still fails to
-    be written.
+    A closed descriptor gets the null device. Otherwise the next opened file or socket would get its
+    number, and printed text would go there. Writing to a closed standard output still fails.
     """
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # the lowest that is free, hence the one that open returns
+        except OSError:  # it is the lowest free descriptor, so open() returns it
             os.open(os.devnull, os.O_RDONLY if number < _STDERR else os.O_WRONLY)
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lives as long as the process
@@ -77,29 +75,29 @@ def prepare() -> None:
 
 
 def write(data: bytes) -> None:
-    """Write to standard output, now; raises DeliveryError when it can't be written.
+    """Write to standard output, without a buffer; raises DeliveryError if that fails.
 
-    Ends the program with exit code 0 when the reader of a pipe has gone.
+    Ends the program with exit code 0 if the reader of a pipe has closed it.
     """
     sys.stdout.flush()
-    # Not through the buffer: an interrupt after the write and before the buffer knows of it would
-    # have the flush at exit write the same again.
+    # Not through the buffer: after an interrupt between the write and the update of the buffer, the
+    # flush at exit would write the same data again.
     stream = getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
     rest = memoryview(data)
     while rest:
         rest = rest[stream.write(rest) :]
 
 
-def say(text: str) -> None:
-    """Tell people, on standard error; what a name or a line holds can't steer their terminal."""
+def show(text: str) -> None:
+    """Write text for people to standard error; control characters in it are escaped."""
     shown = re.sub(r"[^\n\t]+", lambda part: visible(part[0]), text)
-    print(shown, file=sys.stderr)  # noqa: T201 - here, and nowhere else
+    print(shown, file=sys.stderr)  # noqa: T201 - the only print
 
 
 def write_stderr_at_once(data: bytes) -> bool:
-    """Write to standard error where that needs no waiting; tells whether it was written.
+    """Write to standard error if that is possible without waiting; return whether it was written.
 
-    Of more than ``AT_ONCE_BYTES`` the end may have to wait.
+    More than ``AT_ONCE_BYTES`` may block.
     """
     if not select.select((), (_STDERR,), (), 0)[1]:
         return False

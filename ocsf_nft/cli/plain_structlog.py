@@ -1,7 +1,7 @@
-"""Imported first: structlog without rich, which it would take along wherever that is installed.
+"""Import of structlog without rich; import this module first.
 
-For tracebacks in colour, which we never show, that is 4 MB of a run's memory, and a third of the
-time that ``--help`` takes.
+structlog imports rich if it is installed, for coloured tracebacks, which ocsf-nft never shows. That
+would cost 4 MB of a run's memory, and a third of the time of ``--help``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def _import_structlog() -> None:
     if "rich" in sys.modules or "structlog" in sys.modules:
         return
-    # What is None there can't be imported (importlib, "sys.modules").
+    # A module that is None in sys.modules can't be imported (importlib, "sys.modules").
     sys.modules["rich"] = cast("ModuleType", None)
     try:
-        import structlog  # noqa: F401, PLC0415 - for its effect, here
+        import structlog  # noqa: F401, PLC0415 - for its effect
     finally:
         del sys.modules["rich"]
 

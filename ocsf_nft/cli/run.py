@@ -18,8 +18,8 @@ import structlog
 import typer
 
 from ocsf_nft.cli import options
-from ocsf_nft.cli.output import say, write_stderr_at_once
-from ocsf_nft.cli.summary import rejected
+from ocsf_nft.cli.output import show, write_stderr_at_once
+from ocsf_nft.cli.read_summary import rejected
 from ocsf_nft.errors import OcsfNftError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from ocsf_nft.config import Config
-    from ocsf_nft.config.listening import Listening
+    from ocsf_nft.config.listen_address import ListenAddress
     from ocsf_nft.service import Counts, Service
 
 _log = structlog.get_logger()
 
 _REPLAY: Final = "replay:"
-#: A second signal within this time is the first one again: GNU timeout signals its child and then
+#: A second signal within this time counts as the first one: GNU timeout signals its child and then
 #: the whole process group.
 _REPEATED_SIGNAL_SECONDS: Final = 1.0
 
@@ -46,7 +46,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             "--config",
             help="A TOML file, in place of the other options.",
             metavar="FILE",
-            readable=False,  # reading it tells, in our own sentence
+            readable=False,  # reading it raises an error with our own sentence
         ),
     ] = None,
     sandbox: Annotated[
@@ -64,44 +64,44 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     gateway_port: options.GatewayPort = None,
     mac: options.Mac = None,
     permissive: options.Permissive = False,
-    own: options.Own = False,
+    exclusive: options.Exclusive = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
     source: Annotated[
         str,
         typer.Option(
             "--source",
-            help="Where records are read from; auto takes what the fence logs to.",
+            help="Source of the records; auto selects the source for the fence's log transport.",
             metavar="auto|nflog|kmsg|journal|replay:PATH",
         ),
     ] = "auto",
     output: Annotated[
-        str, typer.Option("--output", help="Where events go: a file, or - for stdout.")
+        str, typer.Option("--output", help="File for the events, or - for standard output.")
     ] = "-",
     handshake: Annotated[
         bool,
         typer.Option(
             "--handshake",
-            help="Begin standard output with a line that says that the fence stands.",
+            help="Write a first line to standard output when the fence is active.",
         ),
     ] = False,
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
     install: Annotated[
         bool,
-        typer.Option("--install", help="Fence first; remove at exit what was not there before."),
+        typer.Option("--install", help="Install the fence; remove it at exit if it is new."),
     ] = False,
     self_heal: Annotated[
         bool,
         typer.Option(
             "--self-heal/--no-self-heal",
-            help="Put the fence back at once when others alter it, or only tell of it.",
+            help="Restore the fence at once if another process changes it, or only report that.",
         ),
     ] = True,
     attribution: Annotated[
         str,
         typer.Option(
             "--attribution",
-            help="The best way to be used to name the process behind an attempt.",
+            help="Best method to use for finding the process behind an attempt.",
             metavar="capture|socket|user",
         ),
     ] = "capture",
@@ -109,7 +109,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         str,
         typer.Option(
             "--store-max-bytes",
-            help="What the store of events may take of the disk.",
+            help="Maximum size of the store of events on the disk.",
             metavar="SIZE",
         ),
     ] = "1GiB",
@@ -117,38 +117,39 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Watch fenced sandboxes and emit an event for each attempt.
 
-    A file may name a host_log as well: what this host's other firewalls log becomes events too.
+    A file may also have a host_log: log records of this host's other firewalls become events too.
 
-    A fence that others alter, or flush, is put back at once, and told of. When that is fought over
-    (10 times in a minute) it rests for a minute, and says so.
+    If another process changes or flushes the fence, it is restored at once, and an event reports
+    that. After 10 restores in a minute, the run pauses restoring for a minute, and reports that.
 
-    Each event is in the store before any sink gets it, and stays until all have it: see
-    `ocsf-nft events`. A disk that is full is waited for, and no record is read meanwhile.
+    Each event is in the store before any sink gets it, and stays until all sinks have acknowledged
+    it: see `ocsf-nft events`. While the disk is full, the run waits and reads no records.
 
-    The process behind an attempt is named as the kernel tells it while it sends (BPF), or else as
-    the one that has the socket afterwards, or not: each event says how. `check` says what this host
-    allows.
+    The process behind an attempt is the one that the kernel sees sending (BPF). If that is unknown,
+    it is the process that has the socket afterwards, or none. Each event has the method. `check`
+    shows the methods that this host allows.
 
-    Ctrl-C and SIGTERM: what the kernel has logged by then is kept and delivered, then exit 0. What
-    a sink does not take within some seconds is delivered by the next run. A second one, more than a
-    second after the first, ends it at once: exit 3. SIGHUP reads --config again, for its sinks,
-    severities and findings; without --config it ends the run too. On a failure the fence stays.
-    Exit 1: a fence was fought over, and does not stand at the end.
+    Ctrl-C or SIGTERM: the run stores and delivers the records that the kernel has logged by then,
+    and exits with 0. Events that a sink does not accept within some seconds are delivered by the
+    next run. A second signal, more than a second after the first, ends the run at once: exit 3.
+    SIGHUP reads --config again, for its sinks, severities and findings; without --config it ends
+    the run too. After a failure the fence stays. Exit 1: restoring a fence was given up, and it is
+    not active at the end.
 
     Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), CAP_SYS_ADMIN to enter another one,
-    CAP_SYS_PTRACE to find that of another user's process and to look at processes, CAP_BPF and
-    CAP_PERFMON to capture calls, CAP_SYSLOG for the kernel log; drops all other capabilities.
+    CAP_SYS_PTRACE to find the namespace of another user's process and to inspect processes, CAP_BPF
+    and CAP_PERFMON to capture calls, CAP_SYSLOG for the kernel log. Drops all other capabilities.
 
     Example: ocsf-nft run --sandbox agent --netns agent --proxy 10.0.0.1:3128 --install
     """
     from ocsf_nft import config as configuration
-    from ocsf_nft import memory, privileges, service
+    from ocsf_nft import malloc_trim, privileges, service
     from ocsf_nft.cli.logs import to_stderr_at_once
-    from ocsf_nft.delivery.shelf import FILE
+    from ocsf_nft.delivery.event_db import FILE
 
     to_stderr_at_once()
     if source.startswith(_REPLAY):
-        _nothing_besides(
+        _require_only(
             context,
             {"source", "output", "ocsf_version"},
             f"--source {_REPLAY}PATH only reads a file, and has no fence: leave out {{}}",
@@ -156,15 +157,15 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         outlet = service.Outlet.of(configuration.sink(output, ocsf_version))
         path = Path(source.removeprefix(_REPLAY))
         counts = asyncio.run(_until_signal(lambda stop: service.replay([path], outlet, stop)))
-        say(_summary(counts))
+        show(_summary(counts))
         return
     if config is not None:
-        _nothing_besides(
+        _require_only(
             context, {"config"}, "--config is in place of the other options: put {} into the file"
         )
-        wanted = configuration.load(config)
+        requested = configuration.load(config)
     elif sandbox is not None:
-        wanted = options.one(
+        requested = options.one(
             {
                 "name": sandbox,
                 "profile": profile,
@@ -179,7 +180,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
                 "gateway_port": gateway_port,
                 "mac": mac,
                 "permissive": permissive,
-                "own": own,
+                "exclusive": exclusive,
                 "transport": transport,
                 "group": group,
                 "source": source,
@@ -190,80 +191,80 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             handshake=handshake,
             ocsf_version=ocsf_version,
             state_dir=state_dir,
-            attribution={"top": attribution},
-            # Runs of other sandboxes have the same folder, and keep their own.
+            attribution={"method": attribution},
+            # Runs of other sandboxes use the same folder; each has its own store.
             store={"path": state_dir / sandbox / FILE, "max_bytes": store_max_bytes},
         )
     else:
         raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
 
     if config is not None:
-        # From here on it means to read the file again: not yet, and no more as the run ends.
+        # With --config this signal means a reload. It is ignored until the run is ready.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if any(each.self_heal for each in wanted.sandbox):
-        privileges.go_first()
-    memory.share_heap()
-    privileges.keep_only(service.capabilities(wanted))
+    if any(each.self_heal for each in requested.sandbox):
+        privileges.raise_priority()
+    malloc_trim.use_one_heap()
+    privileges.keep_only(service.capabilities(requested))
 
-    counts = asyncio.run(_until_signal(lambda stop: _watch(wanted, config, stop)))
-    # A reader that is not there must not keep a run that was told to stop from ending.
+    counts = asyncio.run(_until_signal(lambda stop: _watch(requested, config, stop)))
+    # A missing reader must not prevent the end of a run that received a signal to stop.
     write_stderr_at_once(f"{_summary(counts)}\n".encode())
-    if counts.fallen:
-        fallen = ", ".join(counts.fallen)
-        sentence = f"ocsf-nft: given up, and does not stand: the fence of {fallen}\n"
+    if counts.given_up:
+        names = ", ".join(counts.given_up)
+        sentence = f"ocsf-nft: restoring was given up, and the fence is not active: {names}\n"
         write_stderr_at_once(sentence.encode())
         raise typer.Exit(1)
 
 
-async def _watch(wanted: Config, path: Path | None, stop: asyncio.Event) -> Counts:
-    from ocsf_nft import notify, service
+async def _watch(requested: Config, path: Path | None, stop: asyncio.Event) -> Counts:
+    from ocsf_nft import sd_notify, service
     from ocsf_nft.service import health
 
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(notify.tell, STOPPING="1")
-        running = await stack.enter_async_context(service.Service(wanted, stop=stop))
+        stack.callback(sd_notify.notify, STOPPING="1")
+        running = await stack.enter_async_context(service.Service(requested, stop=stop))
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        if wanted.listen is not None:
-            await stack.enter_async_context(_answering(running, wanted.listen))
-        tasks = [group.create_task(notify.keep_alive(lambda: not health.stuck(running)))]
+        if requested.listen is not None:
+            await stack.enter_async_context(_serving(running, requested.listen))
+        tasks = [group.create_task(sd_notify.keep_alive(lambda: not health.stuck(running)))]
         if path is not None:
             tasks.append(group.create_task(_reload_on_hangup(running, path)))
-        _settle(wanted)
-        notify.tell(READY="1", STATUS=_watching(wanted))
+        _settle(requested)
+        sd_notify.notify(READY="1", STATUS=_watching(requested))
         await stop.wait()
         for task in tasks:
             task.cancel()
     return running.counts
 
 
-def _settle(wanted: Config) -> None:
-    from ocsf_nft import memory
+def _settle(requested: Config) -> None:
+    from ocsf_nft import malloc_trim
 
-    # What exists by now stays: a collection that looks at it again is latency for nothing.
+    # Objects that exist now stay: inspecting them again in each collection would only add latency.
     gc.collect()
     gc.freeze()
-    memory.give_back()
-    say(f"ready: {_watching(wanted)}")
+    malloc_trim.trim()
+    show(f"ready: {_watching(requested)}")
 
 
-def _watching(wanted: Config) -> str:
-    watched = [each.name for each in wanted.sandbox]
-    if wanted.host_log is not None:
-        watched.append(f"what other firewalls log ({wanted.host_log})")
+def _watching(requested: Config) -> str:
+    watched = [each.name for each in requested.sandbox]
+    if requested.host_log is not None:
+        watched.append(f"logs of other firewalls ({requested.host_log})")
     return f"watching {', '.join(watched)}"
 
 
-def _answering(running: Service, at: Listening) -> AbstractAsyncContextManager[None]:
+def _serving(running: Service, at: ListenAddress) -> AbstractAsyncContextManager[None]:
     try:
-        from ocsf_nft.web import answering
+        from ocsf_nft.http_server import serve
     except ImportError as error:
         raise UnsupportedError("listen needs the extra ocsf-nft[http]: install it") from error
-    return answering(running, at)
+    return serve(running, at)
 
 
 async def _reload_on_hangup(running: Service, path: Path) -> None:
     from ocsf_nft import config as configuration
-    from ocsf_nft import notify
+    from ocsf_nft import sd_notify
 
     hung_up = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -272,17 +273,17 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
         while True:
             await hung_up.wait()
             hung_up.clear()
-            notify.tell_reloading()
+            sd_notify.notify_reloading()
             try:
                 await running.reload(await asyncio.to_thread(configuration.load, path))
             except OcsfNftError as error:
-                # Not worse than before: all goes on with what was read last.
+                # The run continues with the configuration that was read last.
                 _log.error("not reloaded", reason=str(error))
                 if (task := asyncio.current_task()) is not None and task.cancelling():
-                    return  # the run has been told to stop meanwhile
+                    return  # the run is stopping meanwhile
             else:
                 _log.warning("reloaded", path=str(path))
-            notify.tell(READY="1")
+            sd_notify.notify(READY="1")
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -293,7 +294,7 @@ async def _until_signal(
 ) -> Counts:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(_Impatient(thread_name_prefix="asyncio"))
+    loop.set_default_executor(_NonWaitingExecutor(thread_name_prefix="asyncio"))
     first: float | None = None
 
     def end(number: int, _frame: object) -> None:
@@ -308,8 +309,8 @@ async def _until_signal(
 
     before = {number: signal.getsignal(number) for number in _ending_signals()}
     for number in before:
-        # asyncio's wakes a loop that is just about to sleep; ours doesn't wait for a loop that may
-        # be waiting for a full pipe.
+        # asyncio's handler wakes a loop that is just about to sleep. Ours works also while the loop
+        # waits for a full pipe.
         loop.add_signal_handler(number, stop.set)
         signal.signal(number, end)
     try:
@@ -320,11 +321,11 @@ async def _until_signal(
             signal.signal(number, handler)
 
 
-class _Impatient(ThreadPoolExecutor):
+class _NonWaitingExecutor(ThreadPoolExecutor):
     """Threads that the loop does not wait for at its end: a name server may never answer one."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Begin nothing more; ``wait`` is the loop's wish, and not heeded."""
+        """Accept no more work; ignores ``wait``, which the loop sets."""
         super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 
@@ -335,13 +336,16 @@ def _ending_signals() -> tuple[signal.Signals, ...]:
 
 
 def _end_at_once() -> NoReturn:
-    # Only when it can be said without waiting: standard error may be the same full pipe.
-    write_stderr_at_once(b"ocsf-nft: stopped at once: what was waiting is not delivered\n")
-    os._exit(3)  # a thread that waits for the full pipe lets no other exit end
+    # Only if it can be written without waiting: standard error may be the same full pipe.
+    write_stderr_at_once(b"ocsf-nft: stopped at once: pending events are not delivered\n")
+    os._exit(3)  # any other exit would wait for a thread that waits for the full pipe
 
 
-def _nothing_besides(context: typer.Context, allowed: set[str], sentence: str) -> None:
-    """Raises UsageError for options that would have no effect, as the sentence with them in it."""
+def _require_only(context: typer.Context, allowed: set[str], sentence: str) -> None:
+    """Raise UsageError if options outside ``allowed`` are given: they would have no effect.
+
+    ``sentence`` is the message, with a field for the names of these options.
+    """
     given = [
         f"--{name.replace('_', '-')}"
         for name in context.params
@@ -355,6 +359,6 @@ def _nothing_besides(context: typer.Context, allowed: set[str], sentence: str) -
 
 def _summary(counts: Counts) -> str:
     return (
-        f"{counts.records} records, {counts.events} events, {counts.lost} lost in "
-        f"{counts.gaps} gaps{rejected(counts.rejects)}"
+        f"{counts.records} records, {counts.events} events, {counts.dropped} dropped in "
+        f"{counts.gaps} gaps{rejected(counts.rejected)}"
     )

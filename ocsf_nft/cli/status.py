@@ -13,15 +13,15 @@ from ocsf_nft.cli import options, output
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.accounting.balance import Balance
+    from ocsf_nft.accounting.reconciliation import Balance
     from ocsf_nft.service.status import Status
 
 _HEADINGS: Final = {
     "enforcing": (
-        "rule", "refused", "reported", "overflowed", "in flight", "lost", "imbalance",
+        "rule", "refused", "reported", "aggregated", "pending", "dropped", "mismatch",
     ),
     "permissive": (
-        "rule", "let pass", "reported", "overflowed", "in flight", "lost", "imbalance",
+        "rule", "allowed", "reported", "aggregated", "pending", "dropped", "mismatch",
     ),
 }  # fmt: skip
 
@@ -29,28 +29,27 @@ _HEADINGS: Final = {
 def status(
     sandbox: Annotated[
         str | None,
-        typer.Option("--sandbox", help="One sandbox; default: all on record.", metavar="NAME"),
+        typer.Option("--sandbox", help="One sandbox; default: all recorded ones.", metavar="NAME"),
     ] = None,
     state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a rule, on standard output.")
+        bool, typer.Option("--json", help="Write one JSON object a rule to standard output.")
     ] = False,
     as_metrics: Annotated[
         bool,
-        typer.Option("--metrics", help="In Prometheus' text format, on standard output."),
+        typer.Option("--metrics", help="Write Prometheus' text format to standard output."),
     ] = False,
 ) -> None:
     """Show whether every refused packet is accounted for.
 
-    It works with and without a run that watches the sandbox.
+    It works with and without a run that watches the sandbox. For each rule, the kernel's number of
+    refused packets must be the sum of reported and pending packets. An event has reported packets;
+    a counter has pending packets until the next event. "Aggregated" packets were reported without
+    their flow. "Dropped" log records were read by no process; their packets are counted. "Allowed"
+    packets are those that a permissive fence would have refused.
 
-    refused = reported + in flight, for each rule: what the kernel counted is told in events, or
-    waits in a counter for the next one. Of what is reported, "overflowed" was told without saying
-    which flow it was of. "Lost" are log records that nobody has read; their packets are counted.
-    What a permissive fence would have refused stands apart, as "let pass".
-
-    Exit 0: the account closes. 1: it doesn't. 2: no fence is on record, or it has no counters.
-    3: it can't be read.
+    Exit 0: the counts match. 1: they don't. 2: no fence is on record, or it has no counters. 3: the
+    counters can't be read.
 
     Needs CAP_NET_ADMIN over the namespaces; CAP_SYS_ADMIN to enter another one.
 
@@ -61,7 +60,7 @@ def status(
     from ocsf_nft.service.status import statuses
 
     if as_json and as_metrics:
-        raise UsageError("--json and --metrics are two forms of the same: give one")
+        raise UsageError("--json and --metrics can't be combined: give one of them")
     if sandbox is not None:
         options.one_sandbox(name=sandbox)
     found, faults = statuses(StateDirectory(state_dir), sandbox)
@@ -76,12 +75,12 @@ def status(
     for each in found:
         _explain(each)
     for fault in faults[1:]:
-        output.say(f"ocsf-nft: {fault}")
+        output.show(f"ocsf-nft: {fault}")
     if faults:
         raise faults[0]
     if any(each.absent for each in found):
         raise typer.Exit(2)
-    if any(balance.imbalance for each in found for balance in each.balances):
+    if any(balance.counter_mismatch for each in found for balance in each.balances):
         raise typer.Exit(1)
 
 
@@ -93,71 +92,74 @@ def _write_json(found: Sequence[Status]) -> None:
         for balance in status.balances:
             line = dataclasses.asdict(balance) | {
                 "fence": status.mode,
-                "imbalance": balance.imbalance,
+                "counter_mismatch": balance.counter_mismatch,
                 "is_watched": status.is_watched,
                 "verdict": status.verdict,
             }
-            # Whoever has the namespace can write numbers into it that orjson does not take.
+            # A process in the namespace can write numbers that orjson does not accept.
             output.write(json.dumps(line, separators=(",", ":")).encode() + b"\n")
 
 
 def _show(found: Sequence[Status]) -> None:
-    # No library's table: in a narrow terminal that cuts names and numbers.
+    # Without a library, whose tables truncate names and numbers in a narrow terminal.
     rows = [_row(balance) for status in found for balance in status.balances]
     heads = _HEADINGS.values()
     widths = [max(map(len, column)) for column in zip(*heads, *rows, strict=True)]
     for status in found:
         watched = "a run watches it" if status.is_watched else "no run watches it now"
         permissive = "; its fence is permissive and refuses nothing"
-        output.say(
+        output.show(
             f"sandbox {status.sandbox}: {watched}"
             f"{permissive if status.mode == 'permissive' else ''}"
         )
         for mode, headings in _HEADINGS.items():
             balances = [balance for balance in status.balances if balance.mode == mode]
             if balances:
-                output.say(_line(headings, widths))
+                output.show(_line(headings, widths))
             for balance in balances:
-                output.say(_line(_row(balance), widths))
+                output.show(_line(_row(balance), widths))
 
 
 def _row(balance: Balance) -> tuple[str, ...]:
     numbers = (
-        balance.refused + balance.let_pass,
+        balance.refused + balance.allowed,
         balance.reported,
-        balance.overflowed,
-        balance.in_flight,
-        balance.lost,
-        balance.imbalance,
+        balance.aggregated,
+        balance.pending,
+        balance.dropped,
+        balance.counter_mismatch,
     )
     return balance.rule, *(f"{number:,}" for number in numbers)
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     rule, *numbers = (
-        cell.rjust(width) if place else cell.ljust(width)
-        for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        cell.rjust(width) if index else cell.ljust(width)
+        for index, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
     return "  ".join(("", rule, *numbers))
 
 
 def _explain(status: Status) -> None:
-    """Say what is not as it should be, and what to do."""
+    """Print what is wrong, and the remedy."""
     name = status.sandbox
     if status.absent:
-        output.say(
+        output.show(
             f"sandbox {name}: the fence has no counters for "
             f"{', '.join(rule.partition(':')[0] for rule in status.absent)}, "
-            "so it is gone, altered or an older one: `ocsf-nft verify` tells, install it again"
+            "so it is removed, changed or of an older version: run `ocsf-nft verify`, then "
+            "install it again"
         )
     if status.verdict == "differs" and not status.absent:
-        output.say(
-            f"sandbox {name}: the fence is not as it was installed: `ocsf-nft verify` tells how"
+        output.show(
+            f"sandbox {name}: the fence is not as it was installed: `ocsf-nft verify` shows the "
+            "difference"
         )
     for balance in status.balances:
-        if balance.imbalance:
-            what = "are missing" if balance.imbalance > 0 else "too many were told"
-            output.say(
-                f"sandbox {name}, rule {balance.rule}: {abs(balance.imbalance):,} packets {what}; "
-                "unless it goes on changing, somebody else counts or logs in the fence's name"
+        if balance.counter_mismatch:
+            missing = balance.counter_mismatch
+            what = "are missing" if missing > 0 else "too many were reported"
+            output.show(
+                f"sandbox {name}, rule {balance.rule}: {abs(missing):,} packets {what}; if the "
+                "number stays the same, another process counts or logs in the fence's name"
             )

@@ -36,12 +36,12 @@ def tail(
     lines: Annotated[
         int,
         typer.Option(
-            "--lines", "-n", help="Show the last so many lines.", min=0, max=1_000_000, metavar="N"
+            "--lines", "-n", help="Show the last N lines.", min=0, max=1_000_000, metavar="N"
         ),
     ] = 20,
     follow: Annotated[
         bool,
-        typer.Option("--follow", "-f", help="Go on as the file grows, over its rotation."),
+        typer.Option("--follow", "-f", help="Continue as the file grows, also over its rotation."),
     ] = False,
 ) -> None:
     """Show the last events of a JSON Lines file, one line for each.
@@ -53,31 +53,31 @@ def tail(
     """
     if path == "-" and sys.stdin.isatty():
         raise UsageError("name a file of events, or pipe events into it: ocsf-nft tail PATH")
-    from ocsf_nft.cli.painting import painter
+    from ocsf_nft.cli.colour_oneline import painter
 
     screen = _Screen(painter())
     if not follow:
         _show_last(path, lines, screen)
     else:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
+        with contextlib.suppress(KeyboardInterrupt):  # the normal end of --follow
             _follow(path, lines, screen)
-    screen.tell_others()
+    screen.report_others()
 
 
 class _Screen:
-    """Standard output, and the count of the lines that are no events."""
+    """Writer of events to standard output; counts the lines that are no events."""
 
     def __init__(self, paint: Callable[[Mapping[str, Any]], bytes]) -> None:
         self._paint = paint
         self._others = 0
 
     def show(self, lines: Iterable[bytes]) -> None:
-        """Show the events among the lines, now."""
+        """Show the events among the lines at once."""
         self.write(self.read(line) for line in lines)
 
     def read(self, line: bytes) -> bytes | None:
-        """What is shown for a line, None for one that is no event."""
+        """Return the text to show for a line; None if the line is no event."""
         import orjson
 
         try:
@@ -88,40 +88,40 @@ class _Screen:
         return self._paint(event) if is_event else None
 
     def write(self, read: Iterable[bytes | None]) -> None:
-        """Show what was read of lines."""
+        """Show results of :meth:`read`."""
         found = list(read)
         shown = [line for line in found if line is not None]
         self._others += len(found) - len(shown)
         if shown:
             output.write(b"".join(shown))
 
-    def tell_others(self) -> None:
-        """Say how many lines were no events."""
+    def report_others(self) -> None:
+        """Report how many lines were no events."""
         if self._others:
             were = "1 line was" if self._others == 1 else f"{self._others} lines were"
-            output.say(f"{were} no OCSF event and not shown")
+            output.show(f"{were} no OCSF event and not shown")
 
 
 def _descriptor_of(path: str) -> int:
-    from ocsf_nft.cli.growing import opened
+    from ocsf_nft.cli.follow_file import opened
 
     return sys.stdin.fileno() if path == "-" else opened(Path(path))
 
 
 def _is_pipe(descriptor: int) -> bool:
-    """Whether it can be read but once; so can a terminal or a socket."""
+    """Return whether the input can be read only once; that includes a terminal and a socket."""
     return not stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def _show_last(path: str, number: int, screen: _Screen) -> None:
-    from ocsf_nft.cli.growing import GrowingFile, lines_of_pipe
+    from ocsf_nft.cli.follow_file import GrowingFile, lines_of_pipe
 
     descriptor = _descriptor_of(path)
     if not _is_pipe(descriptor):
         for lines in GrowingFile(descriptor, None).last_lines(number, growing=False):
             screen.show(lines)
         return
-    # As they are shown, which is short, whatever a line is.
+    # Stores the text to show, which is short, in place of the line, which may be long.
     last: deque[bytes | None] = deque(maxlen=number)
     for lines in lines_of_pipe(descriptor):
         last.extend(map(screen.read, lines))
@@ -129,7 +129,7 @@ def _show_last(path: str, number: int, screen: _Screen) -> None:
 
 
 def _follow(path: str, number: int, screen: _Screen) -> None:
-    from ocsf_nft.cli.growing import GrowingFile, lines_of_pipe
+    from ocsf_nft.cli.follow_file import GrowingFile, lines_of_pipe
 
     descriptor = _descriptor_of(path)
     if _is_pipe(descriptor):
@@ -147,7 +147,10 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
 
 
 def _reader() -> select.poll:
-    """Tells when who reads standard output has gone, which no write would find out for long."""
+    """Return a poll object that reports that the reader of standard output has closed the pipe.
+
+    A write would report that only much later.
+    """
     reader = select.poll()
     if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):
         reader.register(_STDOUT, 0)

@@ -13,7 +13,7 @@ import typer
 
 from ocsf_nft.cli import output
 from ocsf_nft.errors import AbsentError
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -34,49 +34,49 @@ def validate(
         str | None,
         typer.Option(
             "--ocsf-version",
-            help="The version to hold events to; default: each event's own metadata.version.",
+            help="OCSF version to check against; default: metadata.version of each event.",
             metavar="V",
         ),
     ] = None,
     recommended: Annotated[
         bool,
-        typer.Option("--recommended", help="Warn of attributes that are recommended and missing."),
+        typer.Option("--recommended", help="Warn about missing recommended attributes."),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object a fault, on standard output.")
+        bool, typer.Option("--json", help="Write one JSON object a fault to standard output.")
     ] = False,
 ) -> None:
     """Check events of any product against the published OCSF schema.
 
-    One line for each fault, on standard error: PATH:LINE: error: dst_endpoint.port: 70000 is more
-    than 65535. Errors are what the schema forbids; warnings (deprecated attributes, profiles
-    listed in vain) don't count against an event.
+    Writes one line for each fault to standard error: PATH:LINE: error: dst_endpoint.port: 70000 is
+    more than 65535. Errors violate the schema. Warnings (deprecated attributes, unused profiles)
+    do not affect the exit code.
 
-    Exit 0: no errors. 1: errors, or a file that holds no events, which proves nothing. 2: a file
-    can't be read, or the version isn't known. 3: the extra is missing (pip install
-    'ocsf-nft[validate]'). Needs no privilege.
+    Exit 0: no errors. 1: errors, or a file without events, which proves nothing. 2: a file can't be
+    read, or the version is unknown. 3: the extra is missing (pip install 'ocsf-nft[validate]').
+    Needs no privilege.
 
     Example: ocsf-nft validate --ocsf-version 1.8.0 events.jsonl
     """
-    from ocsf_nft.validation import Judge, judged
+    from ocsf_nft.validation import EventValidator, validate_events
 
-    judge = Judge(ocsf_version, recommended=recommended)
-    tell = _tell_machines if as_json else _tell_people
+    validator = EventValidator(ocsf_version, recommended=recommended)
+    write = _write_json if as_json else _write_text
     numbers: Counter[str] = Counter()
     is_empty = False
     for path in paths:
         events = 0
         with _opened(path) as file:
-            for event in judged(file, judge):
+            for event in validate_events(file, validator):
                 events += 1
                 for fault in event.faults:
                     numbers[fault.severity] += 1
-                    tell(visible(path), event.line, fault)
+                    write(visible(path), event.line, fault)
         numbers["event"] += events
         if not events:
             is_empty = True
-            output.say(f"{visible(path)}: no events")
-    output.say(
+            output.show(f"{visible(path)}: no events")
+    output.show(
         f"{_counted(numbers, 'event')}: {_counted(numbers, 'error')}, "
         f"{_counted(numbers, 'warning')}"
     )
@@ -93,18 +93,18 @@ def _opened(path: str) -> BinaryIO:
         raise AbsentError(f"{path} can't be read: {error.strerror}") from error
 
 
-def _counted(numbers: Counter[str], what: str) -> str:
-    return f"{numbers[what]} {what}{'' if numbers[what] == 1 else 's'}"
+def _counted(numbers: Counter[str], noun: str) -> str:
+    return f"{numbers[noun]} {noun}{'' if numbers[noun] == 1 else 's'}"
 
 
-def _tell_people(path: str, line: int, fault: Fault) -> None:
-    output.say(f"{path}:{line}: {fault}")
+def _write_text(path: str, line: int, fault: Fault) -> None:
+    output.show(f"{path}:{line}: {fault}")
 
 
-def _tell_machines(path: str, line: int, fault: Fault) -> None:
+def _write_json(path: str, line: int, fault: Fault) -> None:
     import dataclasses
 
     import orjson
 
-    told = {"file": path, "line": line} | dataclasses.asdict(fault)
-    output.write(orjson.dumps(told) + b"\n")
+    found = {"file": path, "line": line} | dataclasses.asdict(fault)
+    output.write(orjson.dumps(found) + b"\n")

@@ -1,4 +1,4 @@
-"""What to run, from a TOML file or quick-start options; checked whole before anything runs."""
+"""Configuration of a run, from a TOML file or from options; checked completely before it starts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 from pydantic import BaseModel, ValidationError
 
 from ocsf_nft.config.attribution import AttributionConfig
+from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.config.events import FindingConfig, PrefixConfig, SeverityConfig
-from ocsf_nft.config.listening import Listening, listening
+from ocsf_nft.config.listen_address import ListenAddress, parse_listen_address
 from ocsf_nft.config.sandbox import SandboxConfig
 from ocsf_nft.config.sinks import KINDS, SinkConfig, SinkTable
 from ocsf_nft.config.sinks.base import Version
 from ocsf_nft.config.sinks.file import FileSink
 from ocsf_nft.config.sinks.stdout import StdoutSink
 from ocsf_nft.config.store import StoreConfig
-from ocsf_nft.config.tables import FileName, Table, checked
 from ocsf_nft.errors import AbsentError, OcsfNftError, UsageError
 from ocsf_nft.fence.state import DEFAULT_DIRECTORY
-from ocsf_nft.prefixes import Configured, Prefixes
+from ocsf_nft.log_prefixes import Configured, Prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,13 +35,13 @@ STDOUT: Final = "-"
 
 
 class Config(Table):
-    """All of it.
+    """Complete configuration.
 
-    ``output``, a file's path or ``-`` for standard output, and ``ocsf_version`` are in place of a
-    single ``[[sink]]``, and so is ``handshake`` where that is standard output. ``host_log`` is
-    where to read what other firewalls of this host log, None for not at all. ``listen`` is the
-    address and port at which a run tells its metrics and its health, None for nowhere. The first
-    ``[[severity]]`` that is about an attempt says how much it matters.
+    ``output`` (the path of a file, or ``-`` for standard output) and ``ocsf_version`` replace a
+    single ``[[sink]]``. ``handshake`` is part of that if the output is standard output.
+    ``host_log`` is the source of the log records of this host's other firewalls; None if they are
+    not read. ``listen`` is the address and port for metrics and health of a run; None if it does
+    not listen. The first ``[[severity]]`` that matches an attempt sets its severity.
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()
@@ -52,7 +52,7 @@ class Config(Table):
     sink: tuple[SinkConfig, ...] = ()
     store: StoreConfig = StoreConfig()
     attribution: AttributionConfig = AttributionConfig()
-    listen: Annotated[Listening, checked(listening)] | None = None
+    listen: Annotated[ListenAddress, checked(parse_listen_address)] | None = None
     severity: tuple[SeverityConfig, ...] = ()
     finding: FindingConfig = FindingConfig()
     prefix: tuple[PrefixConfig, ...] = ()
@@ -60,41 +60,39 @@ class Config(Table):
 
     @property
     def sinks(self) -> tuple[SinkTable, ...]:
-        """Where events go."""
+        """Return the sinks; standard output if none is configured."""
         if self.sink:
             return self.sink
         given = {} if self.ocsf_version is None else {"ocsf_version": self.ocsf_version}
         if self.output in {None, STDOUT}:
             return (StdoutSink(handshake=self.handshake, **given),)
         if self.handshake:
-            raise UsageError(
-                "a handshake is for a pipe or a socket: leave out handshake, or output"
-            )
+            raise UsageError("a handshake needs a pipe or a socket: leave out handshake, or output")
         return (FileSink(path=self.output, **given),)
 
     @property
     def severities(self) -> tuple[SeverityRule, ...]:
-        """How much attempts matter, where it is said."""
+        """Return the configured rules for the severity of attempts."""
         return tuple(each.as_rule() for each in self.severity)
 
     @property
     def prefixes(self) -> Prefixes:
-        """What foreign prefixes mean."""
+        """Return the table of foreign log prefixes; raises UsageError."""
         return Prefixes([Configured(**row.model_dump()) for row in self.prefix])
 
 
 def sink(output: str, ocsf_version: str) -> SinkTable:
-    """Where events go that are of no sandbox here; raises UsageError."""
+    """Return the sink for events that belong to no sandbox of this host; raises UsageError."""
     return _parsed({"output": output, "ocsf_version": ocsf_version}, where="options").sinks[0]
 
 
 def load(path: Path) -> Config:
     """Read a configuration file; raises AbsentError or UsageError with one sentence."""
-    return _watching(read(path), where=str(path))
+    return _require_watched(read(path), where=str(path))
 
 
 def read(path: Path) -> Config:
-    """Read a configuration file that may name nothing to watch; raises as :func:`load` does."""
+    """Read a configuration file that may have nothing to watch; raises as :func:`load` does."""
     try:
         with path.open("rb") as file:
             found = tomllib.load(file)
@@ -107,10 +105,10 @@ def read(path: Path) -> Config:
 
 def parse(found: dict[str, Any], *, where: str) -> Config:
     """Check a configuration; raises UsageError that names ``where``, the key and the fault."""
-    return _watching(_parsed(found, where=where), where=where)
+    return _require_watched(_parsed(found, where=where), where=where)
 
 
-def _watching(config: Config, *, where: str) -> Config:
+def _require_watched(config: Config, *, where: str) -> Config:
     if not config.sandbox and config.host_log is None:
         raise UsageError(f"{where}: there is nothing to watch: give a [[sandbox]], or host_log")
     return config
@@ -121,7 +119,7 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
         config = Config.model_validate(found)
         for sandbox in config.sandbox:
             sandbox.check()
-        _ = config.prefixes  # raises when two rows begin the same
+        _ = config.prefixes  # raises if two rows begin with the same text
     except ValidationError as error:
         raise UsageError(f"{where}: {_sentence(error)}") from error
     except OcsfNftError as error:
@@ -132,46 +130,48 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
         False,
     ):
         raise UsageError(
-            f"{where}: output, ocsf_version and handshake are in place of a single [[sink]]: "
+            f"{where}: output, ocsf_version and handshake replace a single [[sink]]: "
             "put them into the sinks"
         )
-    _unlike([sandbox.name for sandbox in config.sandbox], where, "two sandboxes have the same name")
-    _unlike(
+    _require_unique(
+        [sandbox.name for sandbox in config.sandbox], where, "two sandboxes have the same name"
+    )
+    _require_unique(
         [sink.called for sink in config.sinks], where, "two sinks are the same: give each a name"
     )
     return config
 
 
-def _unlike(values: Sequence[str], where: str, sentence: str) -> None:
+def _require_unique(values: Sequence[str], where: str, sentence: str) -> None:
     if len(set(values)) != len(values):
         raise UsageError(f"{where}: {sentence}")
 
 
 def _sentence(error: ValidationError) -> str:
-    """The first fault, as a person would say it."""
-    # An unknown key first: it is often the misspelt name of one that is missing.
+    """Return a sentence for people about the first fault."""
+    # An unknown key first: it is often the misspelt name of a missing key.
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     *table, key = fault["loc"] or ("",)
-    # A sink's kind is no key of the file.
+    # The type of a sink is in the location, but is no key of the file.
     steps = [step for at, step in enumerate(fault["loc"]) if (at, fault["loc"][0]) != (2, "sink")]
-    place = ".".join(map(str, steps))
+    path = ".".join(map(str, steps))
     if fault["type"] == "extra_forbidden":
         model = _model_at(Config, table)
         near = difflib.get_close_matches(str(key), model.model_fields, n=1, cutoff=0.0)
-        return f"there is no key {place}: did you mean {near[0]}?"
+        return f"there is no key {path}: did you mean {near[0]}?"
     if fault["type"] == "tuple_type":
-        return f"{place}: must be a list: put it in [ ]"
+        return f"{path}: must be a list: put it in [ ]"
     if fault["type"] in {"model_type", "model_attributes_type"}:
-        return f"{place}: must be one table, such as {{ key = value }}"  # the value may be secret
+        return f"{path}: must be one table, such as {{ key = value }}"  # the value may be secret
     if fault["type"] == "union_tag_invalid":
-        return f"{place}: there is no sink of such a type: give one of {', '.join(KINDS)}"
+        return f"{path}: there is no sink of this type: give one of {', '.join(KINDS)}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[:1].lower()}{message[1:]}"
+    return f"{path}: {message[:1].lower()}{message[1:]}"
 
 
-def _model_at(model: type[BaseModel], place: Sequence[int | str]) -> type[BaseModel]:
-    """The table at a place of the file, which is given by keys and numbers in lists."""
-    for step in place:
+def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
+    """Return the model of the table at a path of keys and of indices in lists."""
+    for step in path:
         if isinstance(step, str) and step in model.model_fields:
             model = next(_models(model.model_fields[step].annotation), model)
         elif isinstance(step, str):

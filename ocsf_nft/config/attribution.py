@@ -1,4 +1,4 @@
-"""What a file says of who did it: how hard to look."""
+"""Configuration of the attribution of packets to processes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ocsf_nft.config.base_table import Table
 from ocsf_nft.config.store import Size
-from ocsf_nft.config.tables import Table
 
 
 class AttributionConfig(Table):
-    """How processes are named, ``[attribution]``.
+    """Attribution of packets to processes, ``[attribution]``.
 
-    ``top`` is the best way that may be used: ``capture`` as it sends, by BPF; ``socket``, who has
-    the socket afterwards; ``user``, nobody but the user. No record waits for longer than
-    ``wait_ms`` to have its process named. The SHA-256 of its program is told where that is no
-    larger than ``hash_max_bytes`` and can be read in that time; of none by default.
+    ``method`` is the best method that is used: ``capture`` (BPF programs see the process when it
+    sends), ``socket`` (the process that has the socket afterwards) or ``user`` (only the user). No
+    record waits longer than ``wait_ms`` for its process. An event has the SHA-256 of the program if
+    the file has at most ``hash_max_bytes`` and can be read in that time; 0, the default: never.
     """
 
-    top: Literal["capture", "socket", "user"] = "capture"
+    method: Literal["capture", "socket", "user"] = "capture"
     wait_ms: Annotated[int, Field(ge=1, le=10_000)] = 50
     hash_max_bytes: Annotated[Size, Field(ge=0)] = 0

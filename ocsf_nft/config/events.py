@@ -1,4 +1,4 @@
-"""What a file says of events: how much they matter, what foreign prefixes mean."""
+"""Configuration of events: severities, findings and foreign log prefixes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field
 
-from ocsf_nft.config.tables import Table, checked
+from ocsf_nft.config.base_table import Table, checked
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
+from ocsf_nft.log_prefixes import begins
 from ocsf_nft.ocsf import protocols
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
-from ocsf_nft.prefixes import begins
 from ocsf_nft.record import ForeignVerdict
 
 SeverityName: TypeAlias = Literal["informational", "low", "medium", "high", "critical"]
@@ -42,7 +42,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 class SeverityConfig(Table):
-    """How much an attempt matters, ``[[severity]]``: of one that has all that is named here."""
+    """Severity of the attempts that match all given keys, ``[[severity]]``."""
 
     severity: SeverityName
     sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
@@ -57,7 +57,7 @@ class SeverityConfig(Table):
     uid: Annotated[int, Field(ge=0, le=0xFFFF_FFFE, strict=True)] | None = None
 
     def as_rule(self) -> SeverityRule:
-        """The same for a mapper."""
+        """Return the rule for a mapper."""
         return SeverityRule(
             severity=Severity[self.severity.upper()],
             sandbox=self.sandbox,
@@ -70,20 +70,21 @@ class SeverityConfig(Table):
 
 
 class FindingConfig(Table):
-    """When an attempt is a finding, ``[finding]``: as :class:`Threshold` says it."""
+    """Condition for an attempt to be a finding, ``[finding]``; see :class:`Threshold`."""
 
-    at_once: SeverityName = "high"
-    repeats: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().repeats
+    min_severity: SeverityName = "high"
+    threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets
 
     def as_threshold(self) -> Threshold:
-        """The same for a mapper."""
-        return Threshold(at_once=Severity[self.at_once.upper()], repeats=self.repeats)
+        """Return the condition for a mapper."""
+        return Threshold(min_severity=Severity[self.min_severity.upper()], packets=self.threshold)
 
 
 class PrefixConfig(Table):
-    """What a foreign log prefix means, ``[[prefix]]`` in the file.
+    """Meaning of a foreign log prefix, ``[[prefix]]`` in the file.
 
-    It is of each prefix that ``begins`` so; without a ``rule`` that has the prefix's text.
+    It applies to each prefix that begins with ``begins``. Without a ``rule``, the text of the
+    prefix is the name of the rule.
     """
 
     begins: Annotated[str, checked(begins)]

@@ -1,7 +1,7 @@
-"""The guide to sinks: every kind, every key, its default.
+"""Reference page of sinks: every type, every key and its default.
 
-It is made of the tables of a configuration, so it says what they say. As a program it writes the
-page: ``python -m ocsf_nft.config.guide SINKS.md``.
+The page is generated from the tables of the configuration. As a program, this module writes the
+page: ``python -m ocsf_nft.config.guide docs/reference/sinks.md``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _WORDS: Final = {
     str: "text", int: "number", float: "number", bool: "true or false", Path: "path",
     SecretTable: "[secret](#secrets)", TlsTable: "[tls](#tls)",
 }  # fmt: skip
-_HEAD: Final = "| key | is | default |\n|---|---|---|"
+_HEAD: Final = "| key | type | default |\n|---|---|---|"
 _TITLE: Final = """\
-# Where events go
+# Sinks
 
-<!-- `make sinks` writes this page: change the tables in ocsf_nft/config/, not this text. -->
+<!-- `make reference` writes this page: change the tables in ocsf_nft/config/, not this text. -->
 
-Each `[[sink]]` of a configuration file is of the `type` that it names, by default `file`. All
-events are in the [store](#store) before any sink gets one, and a sink that is down gets them when
-it is back. `ocsf-nft config FILE --connect` tries them."""
+Each `[[sink]]` of a configuration file has a `type`, by default `file`. Each event is in the
+[store](#store) before any sink gets it. A sink that is down gets its events when it is up again.
+`ocsf-nft config FILE --connect` tests the sinks."""
 _EXTRAS: Final = {
     "http": "http", "splunk_hec": "http", "opensearch": "http", "otlp": "http", "nats": "nats",
     "kafka": "kafka", "parquet": "parquet",
@@ -44,13 +44,13 @@ _EXTRAS: Final = {
 
 
 def guide() -> str:
-    """The page, in markdown."""
+    """Return the page, in Markdown."""
     parts = [_TITLE, "## Every sink", _summary(SinkTable), _table(SinkTable, set())]
     common = set(SinkTable.model_fields)
     for kind, table in KINDS.items():
         parts += [f"## {kind}", _summary(table)]
         if extra := _EXTRAS.get(kind):
-            parts.append(f"Takes `ocsf-nft[{extra}]`.")
+            parts.append(f"Needs the extra `ocsf-nft[{extra}]`.")
         parts.append(_table(table, common))
     parts += ["## Secrets", _summary(SecretTable), _table(SecretTable, set())]
     parts += ["## TLS", _summary(TlsTable), _table(TlsTable, set())]
@@ -63,7 +63,7 @@ def _summary(table: type[BaseModel]) -> str:
 
 
 def _table(table: type[BaseModel], common: set[str]) -> str:
-    """The keys of a table; of those that every sink has, where it has another default."""
+    """Return the keys of a table, without common keys that have their common default."""
     rows = [
         f"| `{name}` | {_type(field.annotation)} | {_default(field, is_common=name in common)} |"
         for name, field in table.model_fields.items()
@@ -98,7 +98,7 @@ def _kinds(annotation: Any) -> Iterator[str]:
 def _default(field: FieldInfo, *, is_common: bool) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if field.is_required():
-        return "has to be given"
+        return "required"
     if default is None:
         return "none" if is_common else ""
     if isinstance(default, bool):

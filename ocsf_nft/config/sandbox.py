@@ -1,4 +1,4 @@
-"""What a file says of a sandbox."""
+"""Configuration of a sandbox."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from ocsf_nft.config.tables import FileName, Table, checked
+from ocsf_nft.config.base_table import FileName, Table, checked
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence import values
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec, LogTransport, Profile, Tap
@@ -15,13 +15,13 @@ from ocsf_nft.netns import Namespace, named, of_process
 from ocsf_nft.process import Container
 
 SourceName: TypeAlias = Literal["auto", "nflog", "kmsg", "journal"]
-#: The transport that a fence must log by, for its records to be where a source reads.
-_WRITTEN_BY: Final[dict[SourceName, LogTransport]] = {
+#: The log transport that a fence needs for each source.
+_TRANSPORT_OF_SOURCE: Final[dict[SourceName, LogTransport]] = {
     "nflog": "nflog",
     "kmsg": "kmsg",
     "journal": "kmsg",
 }
-#: What a profile needs besides a name, and what is another profile's.
+#: Keys that a profile needs besides a name, and keys of other profiles.
 _NEEDED: Final[dict[Profile, tuple[str, ...]]] = {
     "sandbox": ("proxy",),
     "sidecar": ("proxy_uid",),
@@ -36,7 +36,7 @@ _Text = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class ContainerConfig(Table):
-    """The container that a sandbox is, ``[sandbox.container]``: as its runtime calls it."""
+    """Container that is the sandbox, ``[sandbox.container]``, with the names from its runtime."""
 
     uid: _Text | None = None
     name: _Text | None = None
@@ -54,15 +54,16 @@ class ContainerConfig(Table):
 
 
 class SandboxConfig(Table):
-    """One sandbox to watch, ``[[sandbox]]`` in the file.
+    """Sandbox to watch, ``[[sandbox]]`` in the file.
 
-    ``netns`` is a name of ``ip netns`` or a path, ``pid`` a process that lives in the namespace;
-    with neither it is the one that this process lives in. Of a VM it is its host's. ``transport``
-    is how the fence logs, ``source`` where its records are read from; ``auto`` takes the best that
-    there is. ``proxy_uid`` are the proxy's users where it lives in the same namespace; ``device``,
-    ``subnet`` (the gateway's address in it), ``gateway_port`` and ``mac`` are a VM's. Without
-    ``self_heal`` a fence that others alter is told of, and not put back; with ``own`` no other
-    process can alter the tables of one that is installed so, while a run watches it.
+    ``netns`` is an ``ip netns`` name or a path, ``pid`` a process in the namespace. With neither,
+    the namespace is that of this process. For a VM it is the host's namespace. ``transport`` is the
+    log transport of the fence, ``source`` the source of its records; ``auto`` selects the best one
+    available. ``proxy_uid`` are the proxy's users if it is in the same namespace. ``device``,
+    ``subnet`` (the gateway's address in it), ``gateway_port`` and ``mac`` are for a VM. Without
+    ``self_heal``, a fence that another process changes is reported, and not restored. With
+    ``exclusive``, no other process can change the tables of an installed fence while a run watches
+    it.
     """
 
     name: Annotated[str, checked(values.sandbox_name)]
@@ -78,7 +79,7 @@ class SandboxConfig(Table):
     gateway_port: Annotated[int, Field(ge=1, le=65535)] | None = None
     mac: Annotated[str, checked(values.mac)] | None = None
     permissive: bool = False
-    own: bool = False
+    exclusive: bool = False
     group: Annotated[int, Field(ge=1, le=65535)] = DEFAULT_GROUP
     transport: Literal["auto", "nflog", "kmsg", "none"] = "auto"
     source: SourceName = "auto"
@@ -88,32 +89,32 @@ class SandboxConfig(Table):
 
     @property
     def namespace(self) -> Namespace | None:
-        """The namespace that is named, None when none is."""
+        """Return the namespace; None if neither ``netns`` nor ``pid`` is given."""
         if self.netns is not None:
             return named(self.netns)
         return None if self.pid is None else of_process(self.pid)
 
     @property
     def log_transport(self) -> LogTransport | None:
-        """The transport that is asked for, None for the best."""
+        """Return the requested log transport; None for the best one."""
         return None if self.transport == "auto" else self.transport
 
     @property
     def is_container(self) -> Container | None:
-        """The container that it is, None when nobody says so."""
+        """Return the container that is the sandbox; None if none is configured."""
         return None if self.container is None else Container(**self.container.model_dump())
 
     def spec(self) -> FenceSpec:
-        """The fence that is asked for; raises UsageError where its profile can't do with it."""
+        """Return the requested fence; raises UsageError for keys that do not fit its profile."""
         option = {"proxy": "--proxy ADDR:PORT", "subnet": "--subnet CIDR"}
         for name in _NEEDED[self.profile]:
             if not getattr(self, name):
-                wanted = option.get(name, f"--{name.replace('_', '-')}")
-                raise UsageError(f"a fence of profile {self.profile} needs {wanted}")
+                missing = option.get(name, f"--{name.replace('_', '-')}")
+                raise UsageError(f"a fence of profile {self.profile} needs {missing}")
         for name in _OTHERS[self.profile]:
             if getattr(self, name):
                 raise UsageError(
-                    f"--{name.replace('_', '-')} is nothing for a fence of profile "
+                    f"--{name.replace('_', '-')} has no meaning for a fence of profile "
                     f"{self.profile}: leave it out"
                 )
         return FenceSpec(
@@ -125,7 +126,7 @@ class SandboxConfig(Table):
             group=self.group,
             guard_device=self.host_guard,
             is_permissive=self.permissive,
-            is_owned=self.own,
+            is_owned=self.exclusive,
         )
 
     @property
@@ -141,14 +142,14 @@ class SandboxConfig(Table):
         return Tap(device=self.device, subnets=self.subnet, mac=self.mac)
 
     def check(self) -> None:
-        """Raises an OcsfNftError where what is asked for contradicts itself."""
+        """Raise UsageError if the keys contradict each other."""
         if self.netns is not None and self.pid is not None:
             raise UsageError(f"sandbox {self.name} has both netns and pid: give one")
         if self.install:
             self.spec()
-        written = _WRITTEN_BY.get(self.source)
-        if written is not None and self.log_transport not in {None, written}:
+        required = _TRANSPORT_OF_SOURCE.get(self.source)
+        if required is not None and self.log_transport not in {None, required}:
             raise UsageError(
-                f"sandbox {self.name} has source {self.source}, where a fence with transport "
-                f"{self.transport} logs nothing: give transport {written}, or leave it out"
+                f"sandbox {self.name} has source {self.source}, which has no records of a fence "
+                f"with transport {self.transport}: give transport {required}, or leave it out"
             )

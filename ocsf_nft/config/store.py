@@ -1,4 +1,4 @@
-"""What a file says of the store."""
+"""Configuration of the store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
-from ocsf_nft.config.tables import FileName, Table
+from ocsf_nft.config.base_table import FileName, Table
 
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?(|[KMGT]i?B|B)")
 _AGE: Final = re.compile(r"([0-9]{1,9}) ?([smhd])")
@@ -17,7 +17,7 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def _size(value: object) -> object:
-    """Bytes, as a number or as a text such as 512MiB."""
+    """Convert a text such as 512MiB to a number of bytes."""
     if not isinstance(value, str):
         return value
     found = _SIZE.fullmatch(value)
@@ -29,7 +29,7 @@ def _size(value: object) -> object:
 
 
 def _age(value: object) -> object:
-    """Seconds, as a number or as a text such as 30d."""
+    """Convert a text such as 30d to a number of seconds."""
     if not isinstance(value, str):
         return value
     found = _AGE.fullmatch(value)
@@ -43,11 +43,12 @@ Seconds = Annotated[float, BeforeValidator(_age)]
 
 
 class StoreConfig(Table):
-    """Where events are kept until each sink has them, and for a while after, ``[store]``.
+    """Store of the events until each sink has acknowledged them, and for some time after.
 
-    It takes at most ``max_bytes`` of the disk, and keeps no event for longer than ``max_age``.
-    ``when_full`` of events that a sink still needs, or the disk is: ``wait``, and read no more
-    records meanwhile, or ``drop`` the oldest, and say how many the sink will never have.
+    It is the table ``[store]``. The store uses at most ``max_bytes`` of the disk, and no event
+    stays longer than ``max_age``. ``when_full`` applies if the disk is full, or if the store is
+    full of events that a sink still needs. With ``wait`` the run reads no more records meanwhile.
+    With ``drop`` it drops the oldest events, and reports how many the sink will never get.
     """
 
     path: Annotated[Path, FileName] | None = None

@@ -1,1 +1,1 @@
-"""Where events go."""
+"""Delivery of events: the store, the forwarders and the sinks."""

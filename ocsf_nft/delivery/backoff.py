@@ -1,28 +1,33 @@
-"""How long to leave alone what has failed."""
+"""Exponential backoff with jitter between retries."""
 
 from __future__ import annotations
 
 import random
 from typing import Final
 
-#: The wait after a first failure; it doubles.
+#: Wait after the first failure; it doubles with each further one.
 _FIRST_SECONDS: Final = 0.25
-#: Nobody is left alone for longer, whatever he asks for.
-_MOST_ASKED_SECONDS: Final = 3600.0
+#: Longest wait that a receiver can request.
+_MAX_REQUESTED_SECONDS: Final = 3600.0
 
 
 class Backoff:
-    """Waits that double from one failure to the next, up to a bound, and are never quite the same.
+    """Waits that double from failure to failure, up to a limit, with random jitter.
 
-    Of many who lost the same receiver at once, else all would come back to it at once.
+    Without jitter, all senders that a receiver has disconnected would return to it at once.
     """
 
-    def __init__(self, *, most_seconds: float) -> None:
-        self._most_seconds = most_seconds
-        self._seconds = min(_FIRST_SECONDS, most_seconds)
+    def __init__(self, *, max_seconds: float) -> None:
+        self._max_seconds = max_seconds
+        self._seconds = min(_FIRST_SECONDS, max_seconds)
 
-    def wait_seconds(self, asked: float | None) -> float:
-        """The next wait, or what a receiver has ``asked`` for if that is longer, up to an hour."""
-        seconds = self._seconds * random.uniform(0.5, 1.0)  # noqa: S311 - it is no secret
-        self._seconds = min(2 * self._seconds, self._most_seconds)
-        return seconds if asked is None else max(seconds, min(asked, _MOST_ASKED_SECONDS))
+    def wait_seconds(self, requested: float | None) -> float:
+        """Return the next wait, or the wait that the receiver ``requested`` if that is longer.
+
+        At most one hour of a request is granted.
+        """
+        seconds = self._seconds * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
+        self._seconds = min(2 * self._seconds, self._max_seconds)
+        return (
+            seconds if requested is None else max(seconds, min(requested, _MAX_REQUESTED_SECONDS))
+        )

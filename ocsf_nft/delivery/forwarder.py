@@ -1,9 +1,9 @@
-"""A forwarder: takes what is in the store to one sink, in order, for as long as it takes.
+"""Forwarder: delivers the events of the store to one sink, in order, until the sink has them.
 
-Each sink has its own, so that one that is down holds up nobody. A batch that fails is tried again
-until it is taken, after a wait that doubles from try to try and is never quite the same. A batch
-that the receiver refuses is halved until what is wrong with it stands alone: that event is a dead
-letter then, and the others go on.
+Each sink has its own forwarder, so a sink that is down delays no other. A batch that fails is
+retried until it is delivered, with exponential backoff and jitter. A batch that the receiver
+refuses is halved until the event at fault is alone: that event becomes a dead letter, and the
+others are delivered.
 """
 
 from __future__ import annotations
@@ -17,38 +17,38 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from ocsf_nft.delivery.backoff import Backoff
-from ocsf_nft.delivery.message import Message
-from ocsf_nft.delivery.shelf import Refused
+from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.event_db import RefusedEvent
 from ocsf_nft.delivery.sinks.base import DELIVERED, Refusal
 from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
 
-    from ocsf_nft.delivery.pace import Pace
-    from ocsf_nft.delivery.patience import Patience
-    from ocsf_nft.delivery.shelf import Dead, Stored
-    from ocsf_nft.delivery.sinks.base import Outcome, Sink
+    from ocsf_nft.delivery.batch_settings import BatchSettings
+    from ocsf_nft.delivery.event_db import DeadLetter, StoredEvent
+    from ocsf_nft.delivery.retry_until_writable import StorageRetrier
+    from ocsf_nft.delivery.sinks.base import BatchResult, Sink
     from ocsf_nft.delivery.store import Store
 
 _log = structlog.get_logger()
 
-#: How often to look for dead letters that somebody wants to be tried again.
-_LOOK_SECONDS: Final = 1.0
-#: A batch that was not taken in time so often is sent in halves.
+#: Interval of the checks for dead letters with a requested retry.
+_RETRY_CHECK_SECONDS: Final = 1.0
+#: Timeouts of a batch before it is sent in halves.
 _SLOW_TRIES: Final = 2
-#: How long a sink may take to close.
+#: Time for a sink to close.
 _CLOSE_SECONDS: Final = 5.0
-#: Events told otherwise before other tasks get a turn: about a millisecond of work.
+#: Events converted before other tasks get a turn: about a millisecond of work.
 _SLICE: Final = 32
 
 
 @dataclass(slots=True)
 class Progress:
-    """How a sink does: events that it took and refused, tries that failed, and what is wrong now.
+    """Delivery state of a sink: numbers of delivered and refused events, and of failed attempts.
 
-    ``fault`` is why the last try failed, None when it did not; ``since`` when that began, by
-    :func:`time.monotonic`. ``dead`` are the dead letters that there are now.
+    ``fault`` is the reason why the last attempt failed, None if it succeeded. ``since`` is the
+    start of the outage, by :func:`time.monotonic`. ``dead`` is the present number of dead letters.
     """
 
     delivered: int = 0
@@ -60,198 +60,208 @@ class Progress:
 
 
 class _SlowError(DeliveryError):
-    """A sink did not take a batch in the time that it may take."""
+    """Timeout of the delivery of a batch."""
 
 
-class _LeftError(Exception):
-    """The forwarder was told to leave while its sink was down."""
+class _StoppedError(Exception):
+    """Stop of the forwarder, requested while its sink was down."""
 
 
 @dataclass(slots=True)
 class _Part:
-    """What is left to deliver of a part of a batch, and what was refused of it by name."""
+    """Part of a batch: the undelivered rest, and the individually refused messages."""
 
     rest: Sequence[Message]
     refused: list[Refusal] = field(default_factory=list)
 
     def halves(self) -> tuple[_Part, _Part]:
-        """What is left in two parts, the second one first."""
+        """Return the rest in two parts, the second half first."""
         half = len(self.rest) // 2
         return _Part(self.rest[half:]), _Part(self.rest[:half])
 
 
 class Forwarder:
-    """Delivers from a store to a sink, from the sink's checkpoint on.
+    """Delivery of events from a store to one sink, from the sink's checkpoint on.
 
-    ``told`` makes of an event's line the sink's own, in its version; None of what it does not
-    want. The store is asked ``patiently``.
+    ``convert`` returns an event's line in the sink's OCSF version, or None if the sink does not
+    select the event. The ``retrier`` runs each operation of the store.
     """
 
-    def __init__(  # noqa: PLR0913 - what a forwarder is made of
+    def __init__(  # noqa: PLR0913 - parts of one forwarder
         self,
         name: str,
         sink: Sink,
         store: Store,
         *,
-        told: Callable[[bytes], bytes | None] = lambda line: line,
-        pace: Pace,
-        patiently: Patience,
+        convert: Callable[[bytes], bytes | None] = lambda line: line,
+        batch_settings: BatchSettings,
+        retrier: StorageRetrier,
         progress: Progress | None = None,
     ) -> None:
-        """``progress`` is that of a predecessor, which goes on."""
+        """Use the ``progress`` of a predecessor, if given, and continue its counts."""
         self.name = name
         self.progress = progress or Progress()
-        #: The number of the last event that is done with.
+        #: Number of the last event that needs no delivery any more.
         self.done = 0
         self._sink = sink
         self._store = store
-        self._told = told
-        self._pace = pace
-        self._patiently = patiently
+        self._convert = convert
+        self._batch_settings = batch_settings
+        self._retrier = retrier
         self._is_open = False
-        self._moved = asyncio.Event()
+        self._advanced = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._leaving = asyncio.Event()
-        self._greeting: Message | None = None
-        self._looked = 0.0
+        self._stop_requested = asyncio.Event()
+        self._handshake: Message | None = None
+        self._checked_at = 0.0
 
     async def open(self) -> None:
-        """Open the sink now, not with the first batch; raises DeliveryError."""
+        """Open the sink before the first batch; raises DeliveryError."""
         await self._sink.open()
         self._is_open = True
-        self._is_greeted = False
+        self._is_handshake_sent = False
 
     async def close(self) -> None:
-        """Leave the sink, if it is open."""
+        """Close the sink, if it is open."""
         if not self._is_open:
             return
         self._is_open = False
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._sink.close()
-        except Exception as error:  # noqa: BLE001 - nor must its mistake in closing, as below
+        except Exception as error:  # noqa: BLE001 - as in _deliver_once
             _log.warning("a sink could not be closed", sink=self.name, reason=repr(error))
 
-    async def find_place(self) -> None:
-        """Find what is done with before :meth:`run` does; raises DeliveryError."""
-        self.done, _ = await self._patiently(lambda: self._store.checkpoint(self.name))
+    async def load_checkpoint(self) -> None:
+        """Read the sink's checkpoint before :meth:`run` does; raises DeliveryError."""
+        self.done, _ = await self._retrier(lambda: self._store.checkpoint(self.name))
 
-    def greet(self, line: bytes) -> None:
-        """Let this line be the first that the sink gets, each time that it is opened."""
-        self._greeting = Message("", line)
+    def set_handshake(self, line: bytes) -> None:
+        """Set the line that the sink gets first each time it is opened."""
+        self._handshake = Message("", line)
 
-    def leave(self) -> None:
-        """Let :meth:`run` end once what is being delivered has been."""
-        self._leaving.set()
+    def request_stop(self) -> None:
+        """Request that :meth:`run` ends after the pending batch."""
+        self._stop_requested.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled, or told to leave.
+        """Deliver until cancelled, or until a stop is requested.
 
-        Raises ClosedError when the sink is gone for good, DeliveryError when the store can't be
-        asked.
+        Raises ClosedError if the sink is closed for good, DeliveryError if the store can't be used.
         """
         try:
-            self.done, sending = await self._patiently(lambda: self._store.checkpoint(self.name))
+            self.done, batch_end = await self._retrier(lambda: self._store.checkpoint(self.name))
             await self._count_dead()
-            if self._greeting is not None:  # whoever waits for it may wait for no event
-                await self._until_taken(_Part(()))
-            if sending is not None and self._repeats:
-                await self._forward(await self._read(until=sending), sending)
-            while not self._leaving.is_set():
-                await self._try_again()
+            if self._handshake is not None:  # its reader needs it even without any event
+                await self._deliver_part(_Part(()))
+            if batch_end is not None and self._repeats:
+                await self._forward(await self._read(until=batch_end), batch_end)
+            while not self._stop_requested.is_set():
+                await self._retry_dead_letters()
                 if await self._wait():
-                    # Before the read: what is put meanwhile is not passed by.
+                    # Before the read, so that events stored meanwhile are not skipped.
                     end = self._store.end
                     await self._forward(await self._read(), end)
-        except _LeftError:
-            pass  # what was not taken is the next one's
+        except _StoppedError:
+            pass  # the next forwarder delivers the rest
         finally:
             await self.close()
 
     @property
-    def waiting(self) -> int:
-        """The events in the store that are not done with."""
+    def pending(self) -> int:
+        """Number of events in the store after :attr:`done`."""
         return max(0, self._store.end - self.done)
 
     async def drain(self) -> None:
-        """Wait until the sink has all that is in the store, without waiting for fuller batches."""
+        """Wait until the sink has all events of the store; do not wait for fuller batches."""
         self._hurry.set()
         while self.done < self._store.end:
-            self._moved.clear()
-            await self._moved.wait()
+            self._advanced.clear()
+            await self._advanced.wait()
 
     @property
     def _repeats(self) -> bool:
         return self._sink.repeats_batches
 
     async def _count_dead(self) -> None:
-        self.progress.dead = await self._patiently(lambda: self._store.dead_number(self.name))
+        self.progress.dead = await self._retrier(lambda: self._store.count_dead_letters(self.name))
 
     async def _wait(self) -> bool:
-        """Wait for a batch; whether there is one. There may be something else to look at."""
+        """Wait for a batch; return whether there is one.
+
+        If there are dead letters, return after the interval of the checks for requested retries.
+        """
         if self._store.end <= self.done:
-            look = _LOOK_SECONDS if self.progress.dead else None
-            await _first((self._store.grown(self.done), self._leaving.wait()), look)
-        if self._store.end <= self.done or self._leaving.is_set():
+            interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
+            await _wait_for_first(
+                (self._store.wait_for_event(self.done), self._stop_requested.wait()), interval
+            )
+        if self._store.end <= self.done or self._stop_requested.is_set():
             return False
-        if self._pace.seconds and not self._hurry.is_set():
-            full = self._store.grown(self.done + self._pace.events - 1)
-            waits = (full, self._hurry.wait(), self._leaving.wait())
-            await _first(waits, self._pace.seconds)
+        if self._batch_settings.seconds and not self._hurry.is_set():
+            full = self._store.wait_for_event(self.done + self._batch_settings.events - 1)
+            waits = (full, self._hurry.wait(), self._stop_requested.wait())
+            await _wait_for_first(waits, self._batch_settings.seconds)
         return True
 
-    async def _read(self, until: int | None = None) -> list[Stored]:
-        """The next batch, or all up to a number: a batch that was being sent before."""
+    async def _read(self, until: int | None = None) -> list[StoredEvent]:
+        """Return the next batch, or all events up to ``until``: the rest of an earlier batch."""
         if until is not None:
-            return await self._patiently(lambda: self._store.read_until(self.done, until))
-        pace = self._pace
-        return await self._patiently(
-            lambda: self._store.read(self.done, events=pace.events, size=pace.bytes)
+            return await self._retrier(lambda: self._store.read_until(self.done, until))
+        settings = self._batch_settings
+        return await self._retrier(
+            lambda: self._store.read(self.done, events=settings.events, size=settings.bytes)
         )
 
-    async def _forward(self, rows: Sequence[Stored], end: int) -> None:
-        """Deliver a batch; where there is none, all up to ``end`` was removed before its time."""
+    async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
+        """Deliver a batch.
+
+        An empty batch means that retention removed all events up to ``end`` before the delivery.
+        """
         if not rows:
-            self._move(end)
+            self._advance(end)
             return
         until = rows[-1].number
-        messages, refused = await self._messages(rows)
+        messages, refused = await self._converted(rows)
         if messages:
             if self._repeats:
-                await self._patiently(lambda: self._store.sending(self.name, until))
-            unwanted = await self._deliver(messages)
-            self.progress.delivered += len(messages) - len(unwanted)
+                await self._retrier(lambda: self._store.begin_batch(self.name, until))
+            refusals = await self._deliver(messages)
+            self.progress.delivered += len(messages) - len(refusals)
             lines = {row.uid: row.line for row in rows}
             refused += [
-                Refused(each.message.uid, lines[each.message.uid], each.reason) for each in unwanted
+                RefusedEvent(each.message.uid, lines[each.message.uid], each.reason)
+                for each in refusals
             ]
-        await self._patiently(lambda: self._store.acknowledge(self.name, until, refused))
+        await self._retrier(lambda: self._store.acknowledge(self.name, until, refused))
         if refused:
-            await self._bewail(refused)
-        self._move(until)
+            await self._report_refused(refused)
+        self._advance(until)
 
-    def _move(self, done: int) -> None:
+    def _advance(self, done: int) -> None:
         self.done = done
-        self._moved.set()
+        self._advanced.set()
 
-    async def _messages(self, rows: Sequence[Stored | Dead]) -> tuple[list[Message], list[Refused]]:
-        """What the sink is to get, and what can't be told as it wants it."""
+    async def _converted(
+        self, rows: Sequence[StoredEvent | DeadLetter]
+    ) -> tuple[list[Message], list[RefusedEvent]]:
+        """Return the messages for the sink, and the events that can't be converted for it."""
         messages: list[Message] = []
-        refused: list[Refused] = []
+        refused: list[RefusedEvent] = []
         for number, row in enumerate(rows, 1):
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
             try:
-                line = self._told(row.line)
-            except Exception as error:  # noqa: BLE001 - such as of another version's event
-                reason = f"it can't be told in the sink's version: {error!r}"
-                refused.append(Refused(row.uid, row.line, reason))
+                line = self._convert(row.line)
+            except Exception as error:  # noqa: BLE001 - such as for an event of another version
+                reason = f"it can't be converted to the sink's OCSF version: {error!r}"
+                refused.append(RefusedEvent(row.uid, row.line, reason))
                 continue
             if line is not None:
                 messages.append(Message(row.uid, line))
         return messages, refused
 
-    async def _bewail(self, refused: Sequence[Refused]) -> None:
+    async def _report_refused(self, refused: Sequence[RefusedEvent]) -> None:
         self.progress.refused += len(refused)
         await self._count_dead()
         _log.error(
@@ -261,35 +271,35 @@ class Forwarder:
             reason=refused[0].reason,
         )
 
-    async def _try_again(self) -> None:
-        """Send dead letters that somebody wants to be sent again; looks now and then."""
-        if not self.progress.dead or time.monotonic() < self._looked + _LOOK_SECONDS:
+    async def _retry_dead_letters(self) -> None:
+        """Send dead letters with a requested retry; check at most once per interval."""
+        if not self.progress.dead or time.monotonic() < self._checked_at + _RETRY_CHECK_SECONDS:
             return
-        self._looked = time.monotonic()
-        while letters := await self._patiently(
-            lambda: self._store.dead(self.name, events=self._pace.events)
+        self._checked_at = time.monotonic()
+        while letters := await self._retrier(
+            lambda: self._store.dead_letters_to_retry(self.name, events=self._batch_settings.events)
         ):
             await self._send_again(letters)
-        await self._count_dead()  # some may have made room
+        await self._count_dead()  # retention may have removed some
 
-    async def _send_again(self, letters: Sequence[Dead]) -> None:
-        messages, untold = await self._messages(letters)
-        unwanted = await self._deliver(messages)
-        reasons = {each.uid: each.reason for each in untold}
-        reasons.update((each.message.uid, each.reason) for each in unwanted)
+    async def _send_again(self, letters: Sequence[DeadLetter]) -> None:
+        messages, not_converted = await self._converted(letters)
+        refusals = await self._deliver(messages)
+        reasons = {each.uid: each.reason for each in not_converted}
+        reasons.update((each.message.uid, each.reason) for each in refusals)
         refused = [(each, reasons[each.uid]) for each in letters if each.uid in reasons]
         delivered = [each for each in letters if each.uid not in reasons]
-        await self._patiently(lambda: self._store.bury(delivered, refused))
-        self.progress.delivered += len(messages) - len(unwanted)
+        await self._retrier(lambda: self._store.finish_retries(delivered, refused))
+        self.progress.delivered += len(messages) - len(refusals)
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
-        """Deliver a batch, in parts where it is refused as a whole; what is refused in the end."""
+        """Deliver a batch, in parts if it is refused as a whole; return the refused messages."""
         refused: list[Refusal] = []
         parts = deque([_Part(messages)])
         while parts:
             part = parts.popleft()
             try:
-                await self._until_taken(part)
+                await self._deliver_part(part)
             except RefusedError as error:
                 if len(part.rest) == 1:
                     refused.append(Refusal(part.rest[0], str(error)))
@@ -300,38 +310,40 @@ class Forwarder:
             refused += part.refused
         return refused
 
-    async def _until_taken(self, part: _Part) -> None:
-        """Try a part until nothing is left of it.
+    async def _deliver_part(self, part: _Part) -> None:
+        """Retry a part until all of it is delivered or refused.
 
-        Raises RefusedError when the receiver refuses what is left as a whole, ClosedError, and
-        _SlowError when it never gets through with it in time, and less may do.
+        Raises RefusedError if the receiver refuses the rest as a whole, and ClosedError. Raises
+        _SlowError if the rest times out again and again, and a smaller part may succeed.
         """
         slow = 0
-        backoff = Backoff(most_seconds=self._pace.retry_seconds)
+        backoff = Backoff(max_seconds=self._batch_settings.retry_seconds)
         while True:
             try:
-                outcome = await self._watched(part.rest)
+                outcome = await self._deliver_rest(part.rest)
                 part.refused += outcome.refused
                 part.rest = outcome.again
                 if not part.rest:
                     break
                 self._fail(outcome.reason)
-                asked = outcome.after_seconds
+                requested_seconds = outcome.after_seconds
             except (RefusedError, ClosedError):
                 raise
             except DeliveryError as error:
-                asked = error.after_seconds
+                requested_seconds = error.after_seconds
                 slow = slow + 1 if isinstance(error, _SlowError) else 0
                 if slow >= _SLOW_TRIES and len(part.rest) > 1 and not self._repeats:
                     raise
-            await _first((self._leaving.wait(),), backoff.wait_seconds(asked))
-            if self._leaving.is_set():
-                raise _LeftError
+            await _wait_for_first(
+                (self._stop_requested.wait(),), backoff.wait_seconds(requested_seconds)
+            )
+            if self._stop_requested.is_set():
+                raise _StoppedError
         self._recover()
 
-    async def _watched(self, part: Sequence[Message]) -> Outcome:
+    async def _deliver_rest(self, part: Sequence[Message]) -> BatchResult:
         try:
-            return await self._once(part)
+            return await self._deliver_once(part)
         except RefusedError:
             self._recover()
             raise
@@ -340,25 +352,25 @@ class Forwarder:
             await self.close()
             raise
 
-    async def _once(self, part: Sequence[Message]) -> Outcome:
+    async def _deliver_once(self, part: Sequence[Message]) -> BatchResult:
         try:
-            async with asyncio.timeout(self._pace.timeout_seconds):
+            async with asyncio.timeout(self._batch_settings.timeout_seconds):
                 if not self._is_open:
                     await self.open()
-                if self._greeting is not None and not self._is_greeted:
-                    await self._sink.deliver([self._greeting])
-                    self._is_greeted = True
+                if self._handshake is not None and not self._is_handshake_sent:
+                    await self._sink.deliver([self._handshake])
+                    self._is_handshake_sent = True
                 return await self._sink.deliver(part) if part else DELIVERED
         except TimeoutError as error:
             raise _SlowError(
-                f"{self.name} did not take a batch within {self._pace.timeout_seconds} s"
+                f"{self.name} did not take a batch within {self._batch_settings.timeout_seconds} s"
             ) from error
         except (DeliveryError, OSError) as error:
             if isinstance(error, DeliveryError):
                 raise
             raise DeliveryError(f"{self.name}: {error.strerror or error}") from error
         except Exception as error:
-            # One sink's mistake, or its library's, must not end the watch over the sandboxes.
+            # A defect of one sink, or of its library, must not end the monitoring of the sandboxes.
             _log.exception("a sink failed in a way that it should not", sink=self.name)
             raise DeliveryError(f"{self.name}: {type(error).__name__}: {error}") from error
 
@@ -376,8 +388,10 @@ class Forwarder:
             self.progress.fault = None
 
 
-async def _first(waits: Iterable[Coroutine[Any, Any, object]], seconds: float | None) -> None:
-    """Wait for the first of several, and no longer than that."""
+async def _wait_for_first(
+    waits: Iterable[Coroutine[Any, Any, object]], seconds: float | None
+) -> None:
+    """Wait until one of several waits ends, at most ``seconds``; cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in waits]
     try:
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

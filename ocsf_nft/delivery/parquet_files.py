@@ -1,12 +1,12 @@
-"""Events as files of Apache Parquet: each of one class, of one day, and in order of time.
+"""Events as Apache Parquet files, each with events of one class and one day, in order of time.
 
-What Amazon Security Lake asks of a custom source ("Collecting data from custom sources", Amazon
-Security Lake User Guide): Parquet 1.x or 2.x, zstandard, data pages of 1 MB at most before and row
-groups of 256 MB at most after compression, one class of OCSF a file, records in order of time. A
-file is a row group here: a batch is smaller than one may be.
+Amazon Security Lake requires this of a custom source ("Collecting data from custom sources", Amazon
+Security Lake User Guide): Parquet 1.x or 2.x and zstandard compression. Data pages have at most
+1 MB before compression, row groups at most 256 MB after it. A file has one OCSF class, and its
+records are in order of time. Each file here is one row group: a batch is smaller than that limit.
 
-A batch always makes the same files, byte for byte, and a file's name is made of the uids of its
-events: who delivers a batch again writes over what it delivered before.
+The same batch always produces the same files, byte for byte, and a file's name derives from the
+uids of its events. So a repeated delivery overwrites the files of the earlier one.
 """
 
 from __future__ import annotations
@@ -19,20 +19,21 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ocsf_nft.delivery.columns import ListOf, Scalar, Struct, row_of
+from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct, row_of
 from ocsf_nft.delivery.sinks.base import Refusal
-from ocsf_nft.moment import utc_text
+from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ocsf_nft.delivery.columns import Column
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.parquet_columns import Column
 
-#: What pyarrow makes columns of while it holds the interpreter: a few milliseconds.
+#: Rows that pyarrow converts at a time, during which it holds the interpreter lock: a few
+#: milliseconds.
 _SLICE: Final = 32
 _PAGE_BYTES: Final = 512 << 10
-#: After how many values pyarrow looks whether a page is full.
+#: Number of values after which pyarrow checks again whether a page is full.
 _PAGE_STEP: Final = 8
 _DIGEST_LENGTH: Final = 32
 
@@ -46,7 +47,7 @@ _TYPES: Final[Mapping[Scalar, pa.DataType]] = {
 
 
 class File(NamedTuple):
-    """A file: what its events are, ``day`` as YYYYMMDD in UTC, and its content."""
+    """Parquet file: the class of its events, their ``day`` (YYYYMMDD in UTC), and its content."""
 
     class_uid: int
     day: str
@@ -54,62 +55,62 @@ class File(NamedTuple):
     content: bytes
 
 
-class Made(NamedTuple):
-    """What became of messages."""
+class MadeFiles(NamedTuple):
+    """Files of a batch, and the messages that were refused."""
 
     files: tuple[File, ...]
     refused: tuple[Refusal, ...]
 
 
 class Maker:
-    """Makes files of messages, with the ``columns`` of each class, by ``class_uid``.
+    """Converter of messages to files, with the ``columns`` of each class, by ``class_uid``.
 
-    Such columns have ``time``, in ms since the epoch, and ``unmapped``.
+    The columns must include ``time``, in ms since the epoch, and ``unmapped``.
     """
 
     def __init__(self, columns: Mapping[int, Struct]) -> None:
         self._columns = columns
         self._schemas = {uid: pa.schema(_fields(struct)) for uid, struct in columns.items()}
 
-    def make(self, messages: Sequence[Message]) -> Made:
-        """The files of messages, and which of these are no events of such a class."""
+    def make(self, messages: Sequence[Message]) -> MadeFiles:
+        """Return the files of the messages, and refuse messages that are no event of a class."""
         parts: dict[tuple[int, str], _Part] = {}
         refused: list[Refusal] = []
         for message in messages:
             try:
-                event, class_uid, moment = self._read(message)
+                event, class_uid, timestamp = self._read(message)
             except ValueError as error:
                 refused.append(Refusal(message, str(error)))
                 continue
-            key = class_uid, moment[:10].replace("-", "")
+            key = class_uid, timestamp[:10].replace("-", "")
             part = parts.setdefault(key, _Part(self._schemas[class_uid]))
-            part.add(message.uid, moment, row_of(event, self._columns[class_uid]))
+            part.add(message.uid, timestamp, row_of(event, self._columns[class_uid]))
         files = tuple(
             File(class_uid, day, part.name(), part.content())
             for (class_uid, day), part in parts.items()
         )
-        return Made(files, tuple(refused))
+        return MadeFiles(files, tuple(refused))
 
     def _read(self, message: Message) -> tuple[Mapping[str, Any], int, str]:
-        """An event, its class and its moment; raises ValueError with what is wrong with it."""
+        """Return the event, its class and its time in UTC; raise ValueError if one is not valid."""
         try:
             event = message.event()
         except orjson.JSONDecodeError as error:
-            raise ValueError("the event is no JSON") from error
+            raise ValueError("the event is not JSON") from error
         if not isinstance(event, dict):
-            raise ValueError("the event is no object of JSON")  # noqa: TRY004 - it is a value
+            raise ValueError("the event is not a JSON object")  # noqa: TRY004 - a value
         class_uid = event.get("class_uid")
         if not isinstance(class_uid, int) or class_uid not in self._columns:
             raise ValueError("the event has no class_uid that there are columns for")
-        moment = utc_text(event.get("time"))
-        if moment is None:
-            raise ValueError("the event has no time that is of a day")
-        return event, class_uid, moment
+        timestamp = utc_text(event.get("time"))
+        if timestamp is None:
+            raise ValueError("the event has no time with a valid date")
+        return event, class_uid, timestamp
 
 
 @dataclass(slots=True)
 class _Part:
-    """What becomes a file; of events themselves it holds a slice at most."""
+    """Rows of a future file; at most ``_SLICE`` of them as Python objects."""
 
     schema: pa.Schema
     uids: list[str] = field(default_factory=list)
@@ -117,9 +118,9 @@ class _Part:
     rows: list[dict[str, Any]] = field(default_factory=list)
     batches: list[pa.RecordBatch] = field(default_factory=list)
 
-    def add(self, uid: str, moment: str, row: dict[str, Any]) -> None:
+    def add(self, uid: str, timestamp: str, row: dict[str, Any]) -> None:
         self.uids.append(uid)
-        self.first = min(self.first or moment, moment)
+        self.first = min(self.first or timestamp, timestamp)
         self.rows.append(row)
         if len(self.rows) == _SLICE:
             self._pack()

@@ -1,11 +1,12 @@
-"""How much a store keeps and for how long, and what goes first.
+"""Retention: limits for the size and age of stored events, and the order of removal.
 
-What every sink has goes first, then the oldest dead letters: a sink that refuses everything must
-not stop the others. Last, in a store that is told to drop, goes the oldest of what sinks still
-need. Whatever goes before its sink had it is counted in the transaction that removes it.
+Events that every sink has are removed first. The oldest dead letters are next: a sink that refuses
+everything must not stop the others. Last are the oldest events that sinks still need, if the store
+is configured to drop events. If an event is removed before its sink had it, the same transaction
+counts it.
 
-Each transaction removes some events only: SQLite keeps what one changes on the disk besides, and
-that is to be had where the disk is short; nor is anybody kept waiting for long.
+Each transaction removes only some events. SQLite's log of a transaction needs room on the disk as
+well, and a nearly full disk has little. Small transactions also let no other operation wait long.
 """
 
 from __future__ import annotations
@@ -22,44 +23,46 @@ if TYPE_CHECKING:
 
     from ocsf_nft.database import Database
 
-#: Past all numbers.
+#: Greater than or equal to every event number.
 LAST: Final = (1 << 63) - 1
-#: Events that one transaction removes at most, and of how many it removes one.
+#: Events that one transaction removes, at most.
 _SLICE: Final = 200
+#: One transaction removes at most one in so many events, but at least one event.
 _PART: Final = 50
-#: Of a disk, what is left to others: before that, what every sink has had makes room.
+#: Free space that is left to others. If less is free, events that every sink has are removed.
 _RESERVE_BYTES: Final = 32 << 20
 
 
-class Forgotten(NamedTuple):
-    """Events that were removed before a sink had them."""
+class DroppedEvents(NamedTuple):
+    """Number of events that were removed before a sink had them."""
 
     sink: str
     events: int
 
 
 class FullError(DeliveryError):
-    """There is no room, and nothing that is kept may go."""
+    """Full store, or nearly full disk, while no stored event may be removed."""
 
 
 class Retention:
-    """What a store may hold: ``most_bytes`` on the disk, for ``most_ms``.
+    """Retention of a database: ``max_bytes`` on the disk, and ``max_ms`` of age.
 
-    Where there is no room and sinks still need all of it, it ``drops`` the oldest or takes no more.
+    If there is no room and sinks still need all events, the oldest are removed if ``drops`` is set.
+    Otherwise no new events are accepted.
     """
 
-    def __init__(self, database: Database, *, most_bytes: int, most_ms: int, drops: bool) -> None:
-        self.most_bytes = most_bytes
-        #: What events take of the disk, as of the last transaction, in bytes.
+    def __init__(self, database: Database, *, max_bytes: int, max_ms: int, drops: bool) -> None:
+        self.max_bytes = max_bytes
+        #: Size of the events on the disk in bytes, as of the last transaction.
         self.used_bytes = 0
-        #: What of the file is free for new events, in bytes.
+        #: Space in the file for new events, in bytes.
         self._free_bytes = 0
         self._database = database
-        self._most_ms = most_ms
+        self._max_ms = max_ms
         self._drops = drops
 
     def measure(self, connection: sqlite3.Connection) -> None:
-        """Look how much there is."""
+        """Read the used and the free size of the database."""
         (pages,), (free,), (size,) = (
             connection.execute(f"PRAGMA {name}").fetchone()
             for name in ("page_count", "freelist_count", "page_size")
@@ -67,93 +70,102 @@ class Retention:
         self.used_bytes, self._free_bytes = (pages - free) * size, free * size
 
     def make_room(self) -> None:
-        """See that there is room for something; raises DeliveryError, which is FullError then."""
-        while lack := self._lacks():
-            if self._is_disk_short():
-                self._database.shorten_log()
-            if not self._remove_some():
-                raise FullError(lack)
+        """Remove events until there is room for new ones.
 
-    def _lacks(self) -> str:
-        """Why there is no room; empty where there is."""
+        Raises DeliveryError; it is FullError if no more events may be removed.
+        """
+        while shortage := self._shortage():
+            if self._is_disk_short():
+                self._database.checkpoint_log()
+            if not self._remove_some():
+                raise FullError(shortage)
+
+    def _shortage(self) -> str:
+        """Return the reason why there is no room; empty if there is room."""
         path = self._database.path
-        if self.used_bytes >= self.most_bytes:
+        if self.used_bytes >= self.max_bytes:
             return (
-                f"{path} holds {self.most_bytes} bytes that sinks have not had yet: "
-                "it takes no more until they have"
+                f"{path} holds {self.max_bytes} bytes that sinks have not received yet: "
+                "it accepts no more events until they have"
             )
         if self._is_disk_short():
             return (
-                f"{path} can't be written (the disk is nearly full, and nothing that is kept may "
-                "go): make room"
+                f"{path} can't be written (the disk is nearly full, and no stored event may be "
+                "removed): make room"
             )
         return ""
 
     def _is_disk_short(self) -> bool:
-        """Whether what is left of the disk has to be left to others, and to SQLite's own log.
+        """Return whether less is free than must be left to others and to SQLite's own log.
 
-        On a disk without any room it could not even be kept that a sink has got something.
+        On a completely full disk, not even a sink's acknowledgement could be stored.
         """
         try:
             free_bytes, reserve_bytes = self._disk()
-        except OSError:  # the transaction that follows puts it back, or says what is wrong
+        except OSError:  # the next transaction restores the folder, or raises the cause
             return False
         return free_bytes < reserve_bytes
 
     def _remove_some(self) -> int:
-        """Remove the first events, or dead letters, that may go; how many there were."""
-        with self._database.lightly() as connection:
-            until = _first(connection)
-            gone = _remove(connection, min(until, _needed_beyond(connection)))
-            if not gone and self._would_do():
-                gone = _forget_dead(connection, LAST)
-                if not gone and self._drops:
-                    _count_forgotten(connection, until)
-                    gone = _remove(connection, until)
+        """Remove the first events, or dead letters, that may be removed; return their number."""
+        with self._database.unsynced_transaction() as connection:
+            until = _last_of_first(connection)
+            removed = _remove(connection, min(until, _needed_beyond(connection)))
+            if not removed and self._would_help():
+                removed = _drop_dead_letters(connection, LAST)
+                if not removed and self._drops:
+                    _count_dropped(connection, until)
+                    removed = _remove(connection, until)
             self.measure(connection)
-        return gone
+        return removed
 
-    def _would_do(self) -> bool:
-        """Whether it is any use to remove what somebody still needs, on a disk that others fill."""
+    def _would_help(self) -> bool:
+        """Return whether removing all events would leave enough free space to others."""
         free_bytes, reserve_bytes = self._disk()
         return free_bytes + self.used_bytes >= reserve_bytes
 
     def _disk(self) -> tuple[int, int]:
-        """The bytes that there are for more events, and of these what is to be left."""
+        """Return the bytes free for more events, and the bytes of them to leave to others."""
         disk = os.statvfs(self._database.path.parent)
         free_bytes = disk.f_bavail * disk.f_frsize + self._free_bytes
         return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
 
     def sweep(self, now_ms: int) -> bool:
-        """Remove some of what is too old; whether there may be more. Raises DeliveryError."""
-        oldest_ms = now_ms - self._most_ms
-        with self._database.lightly() as connection:
-            until = _old(connection, oldest_ms)
-            _count_forgotten(connection, until)
-            gone = _remove(connection, until)
-            gone += _forget_dead(connection, oldest_ms)
+        """Remove some events that are too old; return whether there may be more.
+
+        Raises DeliveryError.
+        """
+        oldest_ms = now_ms - self._max_ms
+        with self._database.unsynced_transaction() as connection:
+            until = _last_too_old(connection, oldest_ms)
+            _count_dropped(connection, until)
+            removed = _remove(connection, until)
+            removed += _drop_dead_letters(connection, oldest_ms)
             self.measure(connection)
         if self._is_disk_short():
-            self._database.shorten_log()
-        return gone > 0
+            self._database.checkpoint_log()
+        return removed > 0
 
-    def forgotten(self) -> tuple[Forgotten, ...]:
-        """What has gone before its sink had it, until that is :meth:`told`."""
-        with self._database.at_work() as connection:
+    def dropped_events(self) -> tuple[DroppedEvents, ...]:
+        """Return the unreported events that were removed before their sinks had them.
+
+        Events count as unreported until :meth:`confirm_reported`.
+        """
+        with self._database.transaction() as connection:
             rows = connection.execute("SELECT sink, events FROM forgotten WHERE events > 0")
-            return tuple(Forgotten(*row) for row in rows)
+            return tuple(DroppedEvents(*row) for row in rows)
 
-    def told(self, forgotten: Sequence[Forgotten]) -> None:
-        """It has been told of these."""
-        with self._database.at_work() as connection:
+    def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
+        """Subtract events that have been reported from the unreported ones."""
+        with self._database.transaction() as connection:
             connection.executemany(
                 "UPDATE forgotten SET events = events - ? WHERE sink = ?",
-                [(each.events, each.sink) for each in forgotten],
+                [(each.events, each.sink) for each in dropped],
             )
 
     def is_needed(self) -> bool:
-        """Whether a sink needs anything of it."""
-        with self._database.at_work() as connection:
+        """Return whether a sink needs an event, or there is a dead letter."""
+        with self._database.transaction() as connection:
             (dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
             (events,) = connection.execute(
                 "SELECT COUNT(*) FROM event WHERE number > ?", (_needed_beyond(connection),)
@@ -162,38 +174,38 @@ class Retention:
 
 
 def _needed_beyond(connection: sqlite3.Connection) -> int:
-    """The number up to which no sink needs anything; past all numbers where there is no sink."""
+    """Return the number up to which no sink needs an event; ``LAST`` if there is no sink."""
     (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
     return LAST if least is None else int(least)
 
 
-def _count_forgotten(connection: sqlite3.Connection, until: int) -> None:
+def _count_dropped(connection: sqlite3.Connection, until: int) -> None:
     for name, acknowledged in connection.execute(
         "SELECT name, acknowledged FROM sink WHERE acknowledged < ?", (until,)
     ).fetchall():
         (number,) = connection.execute(
             "SELECT COUNT(*) FROM event WHERE number > ? AND number <= ?", (acknowledged, until)
         ).fetchone()
-        _forget(connection, name, number)
+        _add_dropped(connection, name, number)
 
 
 def _remove(connection: sqlite3.Connection, until: int) -> int:
     return int(connection.execute("DELETE FROM event WHERE number <= ?", (until,)).rowcount)
 
 
-def _forget_dead(connection: sqlite3.Connection, until_ms: int) -> int:
-    """Remove the oldest dead letters: how many there were."""
-    found = connection.execute(
+def _drop_dead_letters(connection: sqlite3.Connection, until_ms: int) -> int:
+    """Remove some of the dead letters up to a time, oldest first; return their number."""
+    removed = connection.execute(
         "DELETE FROM dead WHERE id IN "
         "(SELECT id FROM dead WHERE since_ms <= ? ORDER BY id LIMIT ?) RETURNING sink",
         (until_ms, _SLICE),
     ).fetchall()
-    for name, number in Counter(name for (name,) in found).items():
-        _forget(connection, name, number)
-    return len(found)
+    for name, number in Counter(name for (name,) in removed).items():
+        _add_dropped(connection, name, number)
+    return len(removed)
 
 
-def _forget(connection: sqlite3.Connection, sink: str, events: int) -> None:
+def _add_dropped(connection: sqlite3.Connection, sink: str, events: int) -> None:
     connection.execute(
         "INSERT INTO forgotten VALUES (?, ?) "
         "ON CONFLICT DO UPDATE SET events = events + excluded.events",
@@ -201,8 +213,8 @@ def _forget(connection: sqlite3.Connection, sink: str, events: int) -> None:
     )
 
 
-def _first(connection: sqlite3.Connection) -> int:
-    """The number of the last of the first events, few of all; 0 where there are none."""
+def _last_of_first(connection: sqlite3.Connection) -> int:
+    """Return the last number of a slice of the first events; 0 if there are no events."""
     first, last = connection.execute(
         "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
     ).fetchone()
@@ -211,8 +223,11 @@ def _first(connection: sqlite3.Connection) -> int:
     return int(first + max(1, min(_SLICE, (last - first) // _PART)) - 1)
 
 
-def _old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """The number of the last of the first events that are all older; 0 where the first isn't."""
+def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
+    """Return the last number of a slice of first events that are all too old.
+
+    It is 0 if there are no events. If the first event is not too old, it is the number before that.
+    """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "
         "(SELECT number, stored_ms FROM event ORDER BY number LIMIT ?)",

@@ -1,4 +1,4 @@
-"""Secrets: named in the configuration, read where they are kept, never shown."""
+"""Secrets: named in the configuration, read from where they are stored, never shown."""
 
 from __future__ import annotations
 
@@ -9,57 +9,60 @@ from typing import Final, Literal
 
 from ocsf_nft.errors import DeliveryError
 
-_MOST_BYTES: Final = 1 << 16
+_MAX_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Where a secret is kept.
+    """Location of a secret.
 
-    ``place`` is a ``file``'s path, the name of a variable of the ``environment``, or that of a
-    ``credential`` which systemd hands over (systemd.exec(5), LoadCredential=).
+    ``location`` is the path of a ``file``, the name of an ``environment`` variable, or the name of
+    a ``credential`` that systemd passes (systemd.exec(5), LoadCredential=).
     """
 
     kind: Literal["file", "environment", "credential"]
-    place: str
+    location: str
 
     def read(self) -> str:
-        """The secret, without white space at its end; raises DeliveryError without saying it.
+        """Read and return the secret, without white space at its end.
 
-        It is read anew each time, so that one that was renewed is found.
+        Each call reads it again, so that a renewed secret is found. Raises DeliveryError; no error
+        text contains the secret.
         """
         if self.kind == "environment":
-            found = os.environ.get(self.place)
+            found = os.environ.get(self.location)
             if found is None:
-                raise DeliveryError(f"the environment has no {self.place}, which a secret is in")
+                raise DeliveryError(
+                    f"the environment has no {self.location}, which a secret is read from: set it"
+                )
         else:
             found = _content(self._path())
         if not (secret := found.rstrip()):
-            raise DeliveryError(f"the secret in {self.kind} {self.place} is empty")
+            raise DeliveryError(f"the secret in {self.kind} {self.location} is empty")
         if any(character in secret for character in "\r\n\0"):
-            raise DeliveryError(f"the secret in {self.kind} {self.place} is more than one line")
+            raise DeliveryError(f"the secret in {self.kind} {self.location} is more than one line")
         return secret
 
     def _path(self) -> Path:
         if self.kind == "file":
-            return Path(self.place)
+            return Path(self.location)
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         if folder is None:
             raise DeliveryError(
-                f"systemd handed over no credential {self.place}: give the unit LoadCredential="
+                f"systemd passed no credential {self.location}: give the unit LoadCredential="
             )
-        return Path(folder, self.place)
+        return Path(folder, self.location)
 
 
 def _content(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
+            content = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise DeliveryError(f"the secret in {path} can't be read: {error.strerror}") from error
-    if len(content) > _MOST_BYTES:
+    if len(content) > _MAX_BYTES:
         raise DeliveryError(
-            f"the secret in {path} has more than {_MOST_BYTES} bytes: name the file of the secret"
+            f"the secret in {path} has more than {_MAX_BYTES} bytes: name the file of the secret"
         )
     try:
         return content.decode()

@@ -1,11 +1,11 @@
-"""The store: every event once, until each sink has it, and for a while after that.
+"""Store of events: each event once, until every sink has it, and for some time after that.
 
-What is put is on the disk when :meth:`Store.put` returns, a power cut included. An event that is
-put again (its ``metadata.uid`` tells) is no other one. Each sink has a checkpoint: the number of
-the last event that it has acknowledged, or that is none of its own. What a sink will never take
-is kept apart, with what was said of it (dead letters).
+When :meth:`Store.put` returns, its events are on the disk, safe from a power cut. An event with the
+``metadata.uid`` of a stored one is not stored again. Each sink has a checkpoint: the number of the
+last event that it has acknowledged, or that is not for it. Events that a sink refuses are stored
+apart, with the reason (dead letters).
 
-All work is done by one thread of its own, in turn, and all of it raises DeliveryError.
+One thread does all work, in order. All methods may raise DeliveryError.
 """
 
 from __future__ import annotations
@@ -16,42 +16,44 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from ocsf_nft.delivery.event_db import EventDatabase
 from ocsf_nft.delivery.retention import LAST
-from ocsf_nft.delivery.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from ocsf_nft.delivery.retention import Forgotten
-    from ocsf_nft.delivery.shelf import Dead, Refused, Stored
+    from ocsf_nft.delivery.event_db import DeadLetter, RefusedEvent, StoredEvent
+    from ocsf_nft.delivery.retention import DroppedEvents
 
 T = TypeVar("T")
 
 
 class Store:
-    """One file of events, for a run and its forwarders: see :class:`Shelf`."""
+    """Asynchronous access to one :class:`EventDatabase`, for a run and its forwarders."""
 
     def __init__(
         self,
         path: Path,
         *,
-        most_bytes: int = 1 << 30,
-        most_seconds: float = 30 * 86_400.0,
+        max_bytes: int = 1 << 30,
+        max_seconds: float = 30 * 86_400.0,
         drops: bool = False,
     ) -> None:
-        self._shelf = Shelf(path, most_bytes=most_bytes, most_seconds=most_seconds, drops=drops)
+        self._database = EventDatabase(
+            path, max_bytes=max_bytes, max_seconds=max_seconds, drops=drops
+        )
         self._waiting: list[_Put] = []
-        self._grown = asyncio.Event()
+        self._stored = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._loop: asyncio.AbstractEventLoop
 
     async def __aenter__(self) -> Self:
-        """Open it; one that is damaged is set aside."""
+        """Open the file; quarantine a damaged one."""
         self._loop = asyncio.get_running_loop()
         try:
-            await self._work(self._shelf.open)
+            await self._work(self._database.open)
         except BaseException:
             await self._shut()
             raise
@@ -63,135 +65,157 @@ class Store:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the file."""
         await self._shut()
 
     async def _shut(self) -> None:
-        # To its end, whoever is cancelled: the file is the next one's then.
-        closing = self._worker.submit(self._shelf.close)
+        # Shielded from cancellation: afterwards another store may open the file.
+        closing = self._worker.submit(self._database.close)
         self._worker.shutdown(wait=False)
         await asyncio.shield(asyncio.wrap_future(closing))
 
     @property
     def path(self) -> Path:
-        """The file."""
-        return self._shelf.path
+        """Path of the file."""
+        return self._database.path
 
     @property
     def end(self) -> int:
-        """The number of the last event, 0 when there never was one."""
-        return self._shelf.end
+        """Number of the last event; 0 if there never was one."""
+        return self._database.end
 
     @property
     def used_bytes(self) -> int:
-        """What events take of the disk, as of the last transaction."""
-        return self._shelf.used_bytes
+        """Size of the events on the disk in bytes, as of the last transaction."""
+        return self._database.used_bytes
 
     @property
-    def most_bytes(self) -> int:
-        """What they may take."""
-        return self._shelf.most_bytes
+    def max_bytes(self) -> int:
+        """Largest size of the events on the disk, in bytes."""
+        return self._database.max_bytes
 
     def fault(self) -> str | None:
-        """What was the matter with the file, since this was asked last."""
-        return self._shelf.fault()
+        """Return the report about a quarantined file once; None if there is no new one."""
+        return self._database.fault()
 
-    async def register(self, names: Iterable[str]) -> tuple[Forgotten, ...]:
-        """Let these be the sinks, and no others.
+    async def register(self, names: Iterable[str]) -> tuple[DroppedEvents, ...]:
+        """Set the sinks; return the undelivered events of each sink that was removed.
 
-        One that is new gets what comes from now on. Tells what those that are gone never had.
+        A new sink gets the events that are stored from now on.
         """
-        return await self._work(lambda: self._shelf.register(frozenset(names)))
+        return await self._work(lambda: self._database.register(frozenset(names)))
 
     async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
-        """Keep events, given as the JSON of each, and with them where their source is to go on.
+        """Store events, given as one JSON line each, and the ``position`` of their ``source``.
 
-        Several that wait at once are kept in one transaction. Where it raises, none is kept.
+        All calls that wait are stored in one transaction. If the call raises, nothing is stored.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)
         try:
             await self._work(lambda: self._put(put))
         finally:
-            # Of who was cancelled before the worker came to it.
+            # Also if the caller was cancelled before the worker stored its events.
             with contextlib.suppress(ValueError):
                 self._waiting.remove(put)
 
-    async def grown(self, beyond: int) -> None:
-        """Wait until there is an event whose number is higher than this one."""
+    async def wait_for_event(self, beyond: int) -> None:
+        """Wait until there is an event with a higher number than ``beyond``."""
         while self.end <= beyond:
-            await self._grown.wait()
+            await self._stored.wait()
 
-    async def read(self, beyond: int, *, events: int, size: int) -> list[Stored]:
-        """The next events after a number: so many, and so many bytes, but one at least."""
-        return await self._work(lambda: self._shelf.read(beyond, LAST, events, size))
+    async def read(self, beyond: int, *, events: int, size: int) -> list[StoredEvent]:
+        """Return the next events after a number.
 
-    async def read_until(self, beyond: int, until: int) -> list[Stored]:
-        """All events after a number, up to another one, which is one of them."""
-        return await self._work(lambda: self._shelf.read(beyond, until, LAST, LAST))
+        At most ``events`` events and ``size`` bytes, but at least one event if there is one.
+        """
+        return await self._work(lambda: self._database.read(beyond, LAST, events, size))
+
+    async def read_until(self, beyond: int, until: int) -> list[StoredEvent]:
+        """Return all events with numbers above ``beyond``, up to and including ``until``."""
+        return await self._work(lambda: self._database.read(beyond, until, LAST, LAST))
 
     async def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """What a sink has acknowledged, and up to where it was being sent to; both are numbers."""
-        return await self._work(lambda: self._shelf.checkpoint(sink))
+        """Return the numbers of a sink's last acknowledged event and of its batch's last event.
 
-    async def sending(self, sink: str, until: int) -> None:
-        """Keep how far a batch reaches, before it is sent."""
-        await self._work(lambda: self._shelf.sending(sink, until))
+        The second number is None if no batch is pending.
+        """
+        return await self._work(lambda: self._database.checkpoint(sink))
 
-    async def acknowledge(self, sink: str, until: int, refused: Sequence[Refused] = ()) -> None:
-        """A sink has all up to a number, but for what it refused."""
-        await self._work(lambda: self._shelf.acknowledge(sink, until, refused))
+    async def begin_batch(self, sink: str, until: int) -> None:
+        """Store the last event number of a batch, before it is sent."""
+        await self._work(lambda: self._database.begin_batch(sink, until))
 
-    async def dead(self, sink: str, *, events: int) -> list[Dead]:
-        """The first dead letters of a sink that are to be tried again."""
-        return await self._work(lambda: self._shelf.dead(sink, events))
+    async def acknowledge(
+        self, sink: str, until: int, refused: Sequence[RefusedEvent] = ()
+    ) -> None:
+        """Store that a sink has all events up to ``until``, except the ``refused`` ones.
 
-    async def dead_number(self, sink: str) -> int:
-        """How many dead letters a sink has."""
-        return await self._work(lambda: self._shelf.dead_number(sink))
+        The refused events become dead letters.
+        """
+        await self._work(lambda: self._database.acknowledge(sink, until, refused))
 
-    async def bury(self, delivered: Sequence[Dead], refused: Sequence[tuple[Dead, str]]) -> None:
-        """What became of dead letters that were tried again; some may have made room meanwhile."""
-        await self._work(lambda: self._shelf.bury(delivered, refused))
+    async def dead_letters_to_retry(self, sink: str, *, events: int) -> list[DeadLetter]:
+        """Return the first dead letters of a sink with a requested retry, at most ``events``."""
+        return await self._work(lambda: self._database.dead_letters_to_retry(sink, events))
+
+    async def count_dead_letters(self, sink: str) -> int:
+        """Return the number of dead letters of a sink."""
+        return await self._work(lambda: self._database.count_dead_letters(sink))
+
+    async def finish_retries(
+        self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
+    ) -> None:
+        """Delete the delivered dead letters, and store the new reasons of the refused ones.
+
+        Retention may have removed some of them meanwhile.
+        """
+        await self._work(lambda: self._database.finish_retries(delivered, refused))
 
     async def sweep(self) -> None:
-        """Remove what is too old, some at a time, in turn with others' work."""
-        while await self._work(self._shelf.sweep):
+        """Remove the events that are too old, in parts; other operations run between them."""
+        while await self._work(self._database.sweep):
             pass
 
-    async def forgotten(self) -> tuple[Forgotten, ...]:
-        """What sinks have not had of all that was removed, until that is :meth:`told`."""
-        return await self._work(self._shelf.forgotten)
+    async def dropped_events(self) -> tuple[DroppedEvents, ...]:
+        """Return the unreported events that were removed before their sinks had them.
 
-    async def told(self, forgotten: Sequence[Forgotten]) -> None:
-        """It has been told of these, and need not be again."""
-        await self._work(lambda: self._shelf.told(forgotten))
+        Events count as unreported until :meth:`confirm_reported`.
+        """
+        return await self._work(self._database.dropped_events)
+
+    async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
+        """Subtract events that have been reported from the unreported ones."""
+        await self._work(lambda: self._database.confirm_reported(dropped))
 
     async def position(self, source: str) -> str | None:
-        """Where a source that is no sandbox's is to go on."""
-        return await self._work(lambda: self._shelf.position(source))
+        """Return the stored position of a source that belongs to no sandbox; None without one."""
+        return await self._work(lambda: self._database.position(source))
 
     async def remove(self) -> bool:
-        """Remove the file if no sink needs anything of it; whether it was. Then close the store."""
-        return await self._work(self._shelf.remove)
+        """Delete the file if no sink needs any of its events; return whether it was deleted.
+
+        If it was, close the store afterwards.
+        """
+        return await self._work(self._database.remove)
 
     def _put(self, put: _Put) -> None:
-        if put.is_kept:  # with an earlier one
+        if put.is_stored:  # together with an earlier one
             return
         waiting = tuple(self._waiting)
-        self._shelf.put(
+        self._database.put(
             [line for each in waiting for line in each.lines],
             [each.position for each in waiting if each.position is not None],
         )
         for each in waiting:
-            each.is_kept = True
-        # From here: who has put it may have been cancelled meanwhile.
+            each.is_stored = True
+        # From this thread, since the caller may have been cancelled meanwhile.
         with contextlib.suppress(RuntimeError):  # the loop has ended
             self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        grown, self._grown = self._grown, asyncio.Event()
-        grown.set()
+        stored, self._stored = self._stored, asyncio.Event()
+        stored.set()
 
     async def _work(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
@@ -199,8 +223,8 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class _Put:
-    """Events that wait to be kept, and the position of their source, by its name."""
+    """Events that wait to be stored, and the name and position of their source."""
 
     lines: Sequence[bytes]
     position: tuple[str, str] | None
-    is_kept: bool = False
+    is_stored: bool = False

@@ -1,4 +1,4 @@
-"""TLS towards a receiver: it is always checked who that is."""
+"""TLS connections to a receiver, whose certificate is always verified."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """Whom to trust, and what to show.
+    """Trusted authorities, and our own certificate.
 
-    ``ca`` is a file of the certificates to trust in place of the system's; ``certificate`` and
-    ``key`` are our own, for a receiver that asks for one (mTLS). There is no way to trust nobody
-    in particular: a receiver with a certificate of its own making is named by ``ca``.
+    ``ca`` is a file of the certificates to trust in place of the system's. ``certificate`` and
+    ``key`` are our own, for a receiver that requests them (mTLS). Verification can't be switched
+    off: for a receiver with a self-signed certificate, ``ca`` names that certificate.
     """
 
     ca: Path | None = None
@@ -26,12 +26,12 @@ class Tls:
     key: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """The same for a connection, files read anew; raises DeliveryError."""
+        """Read the files and return the context for a connection; raises DeliveryError."""
         try:
             context = ssl.create_default_context(cafile=self.ca)
             context.minimum_version = ssl.TLSVersion.TLSv1_2
             if self.certificate is not None:
-                # A password would be asked for on the terminal, by OpenSSL itself.
+                # Without it, OpenSSL itself would request a password on the terminal.
                 context.load_cert_chain(self.certificate, self.key, password=_no_password)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             files = ", ".join(str(each) for each in (self.ca, self.certificate, self.key) if each)
@@ -40,7 +40,7 @@ class Tls:
 
 
 def _no_password() -> str:
-    raise ValueError("the key has a password: give one that has none, readable by its owner alone")
+    raise ValueError("the key has a password: give a key without one, readable by its owner alone")
 
 
 def _cause(error: Exception) -> str:

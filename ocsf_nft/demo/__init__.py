@@ -1,6 +1,6 @@
-"""The demo: a throw-away sandbox, its fence, real attempts to get out, and their events.
+"""Demo: a temporary sandbox, its fence, real attempts to get out, and their events.
 
-The namespaces, the programs, the fence and its record are gone when it ends, however it ends.
+The namespaces, the programs, the fence and its state are removed at the end, also after an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from ocsf_nft import config, lab, service
 from ocsf_nft.demo.attempts import all_attempts
 from ocsf_nft.demo.collector import Collector
-from ocsf_nft.demo.proxy import stand_in
+from ocsf_nft.demo.proxy import stub_proxy
 from ocsf_nft.demo.screen import Row, Screen
 from ocsf_nft.errors import OcsfNftError, UnsupportedError
 from ocsf_nft.fence import installer
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     from typing import Any, ClassVar
 
 _SANDBOX: Final = "demo"
-#: An event that takes longer than this has not been reported.
+#: An event that takes longer than this counts as not reported.
 _REPORT_SECONDS: Final = 2.0
-#: Between two attempts, so that an eye can follow.
+#: Pause between two attempts, so that people can follow.
 _PACE_SECONDS: Final = 0.2
 
 
 class DemoError(OcsfNftError):
-    """An attempt got out, or was not reported: the demo's answer is no."""
+    """Attempt that got out, or that was not reported."""
 
     exit_code: ClassVar[int] = 1
 
 
 def demonstrate() -> None:
-    """Show it; blocks for some seconds. Call it from the main thread, as root.
+    """Run the demo; blocks for some seconds. Call it from the main thread, as root.
 
-    Raises UnsupportedError when the system doesn't let us, DemoError when an attempt got out or
-    was not reported, and what the service raises. SIGINT, SIGTERM and SIGHUP end it early:
-    SystemExit with 128 and the signal's number.
+    Raises UnsupportedError if the system does not permit it. Raises DemoError if an attempt got out
+    or was not reported, and the errors of the service. SIGINT, SIGTERM and SIGHUP end the demo
+    early: SystemExit with 128 plus the signal's number.
     """
     if os.geteuid() != 0:
         raise UnsupportedError(
@@ -52,7 +52,7 @@ def demonstrate() -> None:
         )
     collector, screen = Collector(), Screen()
     with (
-        _signals_held(),
+        _blocked_signals(),
         lab.throwaway() as made,
         tempfile.TemporaryDirectory(prefix="ocsf-nft-demo-") as directory,
     ):
@@ -60,21 +60,21 @@ def demonstrate() -> None:
         try:
             ended_by = asyncio.run(_until_signal(_demonstrate(made, state, collector, screen)))
         finally:
-            _take_away(state)
+            _remove_fences(state)
     if ended_by is not None:
         screen.give_up()
         raise SystemExit(128 + ended_by)
     screen.conclude(collector.events)
     faults = [f"{row.attempt.title} {row.fault}" for row in screen.rows if row.fault]
     if faults:
-        others = f", and {len(faults) - 1} more went wrong" if faults[1:] else ""
-        raise DemoError(f"{faults[0]}{others}: `ocsf-nft check` says what this host lacks")
+        others = f", and {len(faults) - 1} more failed" if faults[1:] else ""
+        raise DemoError(f"{faults[0]}{others}: `ocsf-nft check` shows what this host lacks")
 
 
 async def _demonstrate(
     made: lab.Lab, state: StateDirectory, collector: Collector, screen: Screen
 ) -> None:
-    async with stand_in(made.gateway_namespace), _watched(made, state, collector):
+    async with stub_proxy(made.gateway_namespace), _watched(made, state, collector):
         with screen:
             for attempt in all_attempts(made.sandbox_device):
                 outcome = await attempt.make(made.sandbox_namespace)
@@ -90,32 +90,33 @@ async def _demonstrate(
 async def _watched(
     made: lab.Lab, state: StateDirectory, collector: Collector
 ) -> AsyncIterator[None]:
-    """The sandbox fenced and watched by the service, as `ocsf-nft run --install` does it."""
+    """Fence the sandbox and watch it with the service, as `ocsf-nft run --install` does."""
     sandbox = {
         "name": _SANDBOX,
         "netns": made.sandbox,
         "proxy": [f"{lab.GATEWAY4}:{lab.PROXY_PORT}", f"[{lab.GATEWAY6}]:{lab.PROXY_PORT}"],
         "install": True,
     }
-    wanted = config.parse({"sandbox": [sandbox], "state_dir": state.path}, where="the demo")
+    requested = config.parse({"sandbox": [sandbox], "state_dir": state.path}, where="the demo")
     outlet = service.Outlet(name=_SANDBOX, sink=collector)
-    async with service.Service(wanted, found=[outlet]):
+    async with service.Service(requested, found=[outlet]):
         installed = state.read(_SANDBOX)
         if installed is not None and installed.degraded is not None:
             raise UnsupportedError(
-                f"the fence stands, but this kernel can't log what it refuses: {installed.degraded}"
+                "the fence is active, but this kernel can't log refused packets: "
+                f"{installed.degraded}"
             )
         yield
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
-    """Do the work, with signals let in; which one ended it, None when it ended by itself."""
+    """Do the work with unblocked signals; return the signal that ended it, or None."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
     received: list[int] = []
 
     def end(number: int) -> None:
-        if not received:  # a second one must not cut the clearing away short
+        if not received:  # a second one must not interrupt the cleanup
             task.cancel()
         received.append(number)
 
@@ -125,7 +126,7 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
     try:
         await task
     except (asyncio.CancelledError, OcsfNftError):
-        # Ctrl-C of a terminal also reaches what runs in the foreground with us: nft, curl.
+        # Ctrl-C of a terminal also reaches other programs in the foreground: nft, curl.
         if not received:
             raise
     finally:
@@ -136,10 +137,10 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Put signals off to the end, here and in the programs that are started meanwhile.
+def _blocked_signals() -> Iterator[None]:
+    """Block signals in the context, here and in the programs that are started in it.
 
-    ``ip`` must not be ended half-way by the Ctrl-C that is meant for the demo.
+    Ctrl-C is for the demo, and must not interrupt ``ip``.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
     try:
@@ -152,7 +153,10 @@ def _signals() -> tuple[signal.Signals, ...]:
     return signal.SIGINT, signal.SIGTERM, signal.SIGHUP
 
 
-def _take_away(state: StateDirectory) -> None:
-    """Remove the fence where the service couldn't: the kernel log's sysctl is the host's."""
+def _remove_fences(state: StateDirectory) -> None:
+    """Remove a fence that the service could not remove.
+
+    It restores a sysctl of the host, that of the kernel log.
+    """
     for sandbox in list(state.sandboxes()):
         installer.remove(sandbox, state)

@@ -1,4 +1,4 @@
-"""What is tried, by which program, and how to know its event among all others."""
+"""Attempts of the demo: the program of each, and the values that identify its event."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
 PROXY_URL: Final = f"http://{GATEWAY4}:{PROXY_PORT}"
-#: Asked for through the proxy, which answers by itself: nothing leaves the machine.
+#: Page that is requested through the proxy, which answers itself: nothing leaves the machine.
 _PAGE: Final = "http://example.com/"
 _NAMESERVER: Final = "203.0.113.53"
 _METADATA: Final = "169.254.169.254"
 _ICMP, _TCP, _UDP, _GRE, _ICMPV6, _SCTP = 1, 6, 17, 47, 58, 132
 
-#: No program waits longer for an answer that doesn't come.
+#: Maximum time that a program waits for an answer.
 _TIMEOUT_SECONDS: Final = 3.0
 _PROGRAM: Final = Path(program.__file__)
-#: Not ``PATH``: whoever can set it would choose what runs with our privileges.
+#: Not ``PATH``: a user who can set it would choose the programs that run with our privileges.
 _TRUSTED: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """What the event of an attempt says that no other attempt's says."""
+    """Values in the event of an attempt that identify it among the attempts."""
 
     protocol: int | None = None
     destination: str | None = None
@@ -44,7 +44,7 @@ class Trace:
     ethertype: int | None = None
 
     def is_in(self, event: Mapping[str, Any]) -> bool:
-        """Whether it is this attempt's event."""
+        """Return whether ``event`` belongs to this attempt."""
         destination = event.get("dst_endpoint", {})
         found = Trace(
             protocol=event.get("connection_info", {}).get("protocol_num"),
@@ -57,9 +57,10 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a program saw, and after how many milliseconds.
+    """Result that a program observed (``saw``), and its time in milliseconds.
 
-    ``is_timed_outside``: counted from the program's start, because it doesn't time itself.
+    ``is_timed_outside``: the time is counted from the program's start, because the program does not
+    measure it.
     """
 
     got_through: bool
@@ -70,10 +71,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One thing to try: ``trace`` is None for what is allowed, and so leaves none.
+    """Attempt by one program; ``trace`` is None for an allowed attempt, which has no event.
 
-    ``watch`` reads what the program writes until it says how it went; it is given the moment
-    (:func:`time.perf_counter`) when the program was started.
+    ``watch`` reads the output of the program until it has the outcome. Its second argument is the
+    start time of the program (:func:`time.perf_counter`).
     """
 
     title: str
@@ -82,7 +83,7 @@ class Attempt:
     trace: Trace | None
 
     async def make(self, sandbox: Namespace) -> Outcome:
-        """Run the program in the sandbox; it is gone when this returns, or is cancelled."""
+        """Run the program in the sandbox; it has exited when this returns or is cancelled."""
         start = time.perf_counter()
         process = sandbox.call(self._start)
         try:
@@ -91,7 +92,7 @@ class Attempt:
         except TimeoutError:
             return _outside(start, got_through=False, saw="nothing happened")
         finally:
-            process.kill()  # nothing happens when it has ended
+            process.kill()  # has no effect if it has exited
             process.wait()
 
     def _start(self) -> subprocess.Popen[str]:
@@ -102,7 +103,7 @@ class Attempt:
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
-            # Not the user's: a proxy that is set there would be asked instead.
+            # Not the user's environment, which may have a proxy.
             env={"LC_ALL": "C.UTF-8"},
         )
 
@@ -110,17 +111,17 @@ class Attempt:
         try:
             return self.watch(process, start)
         finally:
-            # Here, not where it is waited for: only this thread reads the pipes.
+            # Closed here and not by the waiting coroutine: only this thread reads the pipes.
             for pipe in (process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
 
 
 def all_attempts(device: str, tools: str = _TRUSTED) -> tuple[Attempt, ...]:
-    """Everything that is tried; ``device`` is the sandbox's link.
+    """Return all attempts; ``device`` is the sandbox's link.
 
-    curl and ping are looked for in ``tools`` (a search path); Python stands in for those that are
-    missing.
+    curl and ping are searched in ``tools`` (a search path). If one is missing, a Python program
+    replaces it.
     """
     curl, ping = (shutil.which(tool, path=tools) for tool in ("curl", "ping"))
     return (
@@ -160,7 +161,7 @@ def _fetch(curl: str | None, url: str, trace: Trace | None) -> Attempt:
     if curl is None:
         return _python(f"urllib {_way(url, through)}", trace, "http", url, *through)
     flags = ("--proxy", *through) if through else ("--noproxy", "*")
-    # -q: not with the settings of whoever runs the demo.
+    # -q: without the settings of the user who runs the demo.
     command = (curl, "-q", "-sS", "--output", "-", "--max-time", "2", *flags)
     return Attempt(
         title=f"curl {_way(url, through)}",
@@ -204,11 +205,13 @@ def _python(title: str, trace: Trace | None, *arguments: str) -> Attempt:
 def _watch_python(process: subprocess.Popen[str], start: float) -> Outcome:
     output, errors = process.communicate()
     try:
-        told = json.loads(output)
+        result = json.loads(output)
     except ValueError:
         return _outside(start, got_through=process.returncode == 0, saw=_last_line(errors))
     return Outcome(
-        got_through=process.returncode == 0, saw=told["saw"], milliseconds=told["milliseconds"]
+        got_through=process.returncode == 0,
+        saw=result["saw"],
+        milliseconds=result["milliseconds"],
     )
 
 
@@ -217,7 +220,7 @@ def _watch_curl(process: subprocess.Popen[str], start: float) -> Outcome:
     got_through = process.returncode == 0
     page, _, figures = output.rpartition("\n")
     status, _, seconds = figures.partition(" ")
-    # What it says ends with the reason: after the address, after a colon.
+    # curl's message ends with the reason, after the address and a colon.
     saw = f"{status}: {page.strip()}" if got_through else _last_line(errors).rpartition(": ")[2]
     try:
         milliseconds = float(seconds) * 1000
@@ -227,7 +230,10 @@ def _watch_curl(process: subprocess.Popen[str], start: float) -> Outcome:
 
 
 def _watch_ping(process: subprocess.Popen[str], start: float) -> Outcome:
-    """It complains at once when the kernel refuses to send, and may wait for an answer then."""
+    """Read the first error message of ping, which may wait for an answer after it.
+
+    ping writes it at once if the kernel refuses to send.
+    """
     complaint = "" if process.stderr is None else process.stderr.readline()
     if not complaint:
         return _outside(start, got_through=process.wait() == 0, saw="no complaint")

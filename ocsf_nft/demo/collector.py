@@ -1,4 +1,4 @@
-"""The demo's sink: keeps events in memory, and waits for one."""
+"""Sink of the demo: stores events in memory, and waits for an event."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 class Collector(Sink):
-    """A sink whose events can be looked at."""
+    """Sink that stores events in memory."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -23,28 +23,28 @@ class Collector(Sink):
         self._is_closed = False
 
     async def open(self) -> None:
-        """There is nothing to open."""
+        """Do nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """Close it: what has come in stays, and nobody need wait for more."""
+        """Close the sink: stored events stay, and waiting callers return."""
         async with self._arrival:
             self._is_closed = True
             self._arrival.notify_all()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Keep events."""
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Store events."""
         self.events += [message.event() for message in messages]
         async with self._arrival:
             self._arrival.notify_all()
         return DELIVERED
 
     async def find(
-        self, is_wanted: Callable[[dict[str, Any]], bool], seconds: float
+        self, is_selected: Callable[[dict[str, Any]], bool], seconds: float
     ) -> dict[str, Any] | None:
-        """The first event that is wanted, None when none has come in that time."""
+        """Wait for the first selected event and return it; None if none arrived in that time."""
 
         def found() -> dict[str, Any] | None:
-            return next(filter(is_wanted, self.events), None)
+            return next(filter(is_selected, self.events), None)
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds), self._arrival:

@@ -1,7 +1,7 @@
-"""Run inside the sandbox, as a program of its own: one attempt, timed from within.
+"""Program that makes one attempt inside the sandbox, and measures its time.
 
-Prints what it saw and after how many milliseconds as one line of JSON. Exit 0: it got through;
-1: it was refused. It imports nothing of the package, because that takes longer than the attempt.
+Prints the result and the time in milliseconds as one line of JSON. Exit 0: the attempt got through.
+1: it was refused. Imports nothing of the package, because that takes longer than the attempt.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ICMPV6_ECHO_REQUEST: Final = 128
 
 
 def http(url: str, proxy: str = "") -> Callable[[], str]:
-    """Fetch a page; an empty ``proxy`` goes straight to it, whatever the environment says."""
+    """Fetch a page through ``proxy``; if empty, directly, without a proxy of the environment."""
     import urllib.request  # noqa: PLC0415 - takes longer than the other attempts together
 
     proxies = {"http": proxy} if proxy else {}
@@ -53,7 +53,7 @@ def raw(protocol: str, address: str) -> Callable[[], str]:
 
 
 def ping(address: str) -> Callable[[], str]:
-    """Send one echo request, where there is no ``ping`` to do it."""
+    """Send one echo request, for hosts without ``ping``."""
     if _family(address) == socket.AF_INET6:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         # The kernel adds the checksum (RFC 3542).
@@ -66,7 +66,7 @@ def ping(address: str) -> Callable[[], str]:
 
 
 def frame(device: str, destination: str) -> Callable[[], str]:
-    """Put a frame on the link that is not IP, past the IP stack."""
+    """Send a frame that is not IP to the link, bypassing the IP stack."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.bind((device, 0))
     addresses = bytes.fromhex(destination.replace(":", "")) + sock.getsockname()[4]
@@ -94,7 +94,7 @@ def _main(kind: str, *arguments: str) -> int:
     try:
         saw, code = attempt(), 0
     except OSError as error:
-        # urllib wraps the error of the socket; what it says is what the program saw.
+        # urllib wraps the error of the socket, which has the result.
         cause = getattr(error, "reason", error)
         saw, code = getattr(cause, "strerror", None) or str(cause), 1
     milliseconds = (time.perf_counter() - start) * 1000

@@ -1,4 +1,4 @@
-"""The stand-in for an egress proxy: answers by itself and goes nowhere."""
+"""Stub of an egress proxy: answers requests itself, without a connection to any server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PAGE: Final = b"hello from the proxy\n"
 
 
 @contextlib.asynccontextmanager
-async def stand_in(gateway: Namespace) -> AsyncIterator[None]:
+async def stub_proxy(gateway: Namespace) -> AsyncIterator[None]:
     """Serve at the proxy's addresses in a gateway's namespace, for as long as the context lasts."""
     async with contextlib.AsyncExitStack() as stack:
         for sock in gateway.call(_listen):
@@ -35,7 +35,7 @@ def _listen() -> tuple[socket.socket, socket.socket]:
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    # A client that sends too much, too little or too slowly is hung up on.
+    # A client that sends too much, too little or too slowly is disconnected.
     faults = (TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError)
     with contextlib.closing(writer), contextlib.suppress(*faults):
         async with asyncio.timeout(_TIMEOUT_SECONDS):
@@ -45,9 +45,9 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 def _answer(request: bytes) -> bytes:
-    """The response to a GET in absolute form, as a proxy gets it (RFC 9112, section 3.2.2)."""
-    is_asked = request.startswith(b"GET http://")
-    status, page = (b"200 OK", _PAGE) if is_asked else (b"501 Not Implemented", b"")
+    """Return the response to a GET in absolute form, as sent to a proxy (RFC 9112, 3.2.2)."""
+    is_get = request.startswith(b"GET http://")
+    status, page = (b"200 OK", _PAGE) if is_get else (b"501 Not Implemented", b"")
     return b"HTTP/1.1 %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (
         status,
         len(page),

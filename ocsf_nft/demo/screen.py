@@ -1,4 +1,4 @@
-"""What the demo shows, on standard error: the table as it grows, and one event in full."""
+"""Output of the demo on standard error: a growing table, and one complete event."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from ocsf_nft.demo.attempts import Attempt, Outcome
 
 _SEVERITY_STYLES: Final = {"High": "bold red", "Medium": "yellow", "Low": "cyan"}
-#: From here on there is room for what an event tells the program to do.
+#: From this width on there is room for the hint in an event.
 _WIDE: Final = 110
 #: Wider lines are hard to read.
 _WIDEST: Final = 140
-#: Such that a row takes three lines on 80 columns.
+#: With this width a row takes three lines on 80 columns.
 _TRIED_COLUMNS: Final = 35
-#: A row takes up to so many lines of a terminal; the title, the head and the caption the others.
+#: Maximum lines of a row on a terminal, and lines of title, head and caption.
 _ROW_LINES: Final = 3
 _OTHER_LINES: Final = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """An attempt, what its program saw, and its event."""
+    """Attempt, its outcome and its event."""
 
     attempt: Attempt
     outcome: Outcome
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def fault(self) -> str | None:
-        """What went otherwise than it should, None when nothing did."""
+        """Return a description of an unexpected outcome; None if the outcome is as expected."""
         if self.attempt.trace is None:
             return None if self.outcome.got_through else "did not get through"
         if self.outcome.got_through:
@@ -52,10 +52,10 @@ class Row:
 
 
 class Screen:
-    """A table that grows while programs try, and is final when the context ends.
+    """Table of attempts that grows during the demo, and is complete when the context ends.
 
-    ``rows`` are what it holds. On a terminal it is drawn anew with each of them, elsewhere it is
-    printed once.
+    ``rows`` are its rows. On a terminal it is drawn again with each row; elsewhere it is printed
+    once.
     """
 
     def __init__(self) -> None:
@@ -65,15 +65,15 @@ class Screen:
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
-        """Say what is about to happen."""
+        """Print an introduction."""
         self._console.print()
         self._console.print(
             Text.assemble(
                 ("A sandbox is fenced. ", "bold"),
                 "Its only way out is the proxy at ",
                 (PROXY_URL, "bold"),
-                ". Programs inside now try to leave without it; the kernel refuses each of them "
-                "at once, and ocsf-nft reports it.\n",
+                ". Programs inside now try to bypass it. The kernel refuses each attempt at once, "
+                "and ocsf-nft reports it.\n",
             )
         )
         if self._console.is_terminal:
@@ -86,7 +86,7 @@ class Screen:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave the whole table on the screen."""
+        """Print the complete table."""
         self._live.stop()
         if self.rows:
             self._console.print(self._table(self.rows))
@@ -94,23 +94,23 @@ class Screen:
 
     @property
     def is_watched(self) -> bool:
-        """Whether somebody sees it grow."""
+        """Return whether the output is a terminal, on which the table grows."""
         return self._console.is_terminal
 
     def add(self, row: Row) -> None:
         """Add a row to the table."""
         self.rows.append(row)
         if self.is_watched:
-            # What doesn't fit would be cut off at the end, which is the news.
+            # A longer table would be truncated at its end, which has the newest rows.
             fitting = max(1, (self._console.height - _OTHER_LINES) // _ROW_LINES)
             self._live.update(self._table(self.rows[-fitting:]), refresh=True)
 
     def conclude(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Show one event in full, count what was refused and reported, and say what is next."""
+        """Show one complete event, the number of refused and reported attempts, and next steps."""
         refused = [row for row in self.rows if row.attempt.trace is not None]
         reported = [row.event for row in refused if row.event is not None]
         if reported:
-            self._console.rule("The event of the first, in full", style="dim")
+            self._console.rule("The complete event of the first attempt", style="dim")
             text = Text(folded(reported[0], self._console.width))
             JSONHighlighter().highlight(text)
             self._console.print(text, soft_wrap=True)
@@ -119,22 +119,22 @@ class Screen:
         self._console.print(
             Text.assemble(
                 (f"{well} of {len(refused)} attempts refused and reported", "bold"),
-                f"{_slowest(refused)}. {_others(events)}The sandbox and its fence are gone.",
+                f"{_slowest(refused)}. {_others(events)}The sandbox and its fence were removed.",
             )
         )
         self._console.print(
             Text.assemble(
                 "Next: ",
                 ("ocsf-nft check", "bold"),
-                " says what this host can do; ",
+                " shows what this host can do; ",
                 ("ocsf-nft run --help", "bold"),
-                " how to fence and watch a sandbox of yours.",
+                " shows how to fence and watch your own sandbox.",
             )
         )
 
     def give_up(self) -> None:
-        """Say that the demo was ended early."""
-        self._console.print("Ended early. The sandbox and its fence are gone.")
+        """Print that the demo was ended early."""
+        self._console.print("Ended early. The sandbox and its fence were removed.")
 
     def _table(self, rows: Sequence[Row]) -> Table:
         table = Table(
@@ -147,31 +147,31 @@ class Screen:
             caption_justify="left",
         )
         table.add_column("", width=1)
-        table.add_column("A program tries, and sees", width=_TRIED_COLUMNS)
-        table.add_column("Reported", width=8)
-        table.add_column("in these words", ratio=1)
+        table.add_column("Attempt and result", width=_TRIED_COLUMNS)
+        table.add_column("Event", width=8)
+        table.add_column("Message", ratio=1)
         if any(row.outcome.is_timed_outside for row in rows):
-            table.caption = "≤ counted from the start of the program; the others time themselves"
+            table.caption = "≤ counted from the start of the program; others measure their own time"
         for row in rows:
-            table.add_row(_mark(row), _tried(row), _judged(row), self._said(row))
+            table.add_row(_mark(row), _tried(row), _severity(row), self._message(row))
         return table
 
-    def _said(self, row: Row) -> Text:
+    def _message(self, row: Row) -> Text:
         if row.fault is not None:
             return Text(f"This attempt {row.fault}", style="bold red")
         if row.event is None:
-            return Text("no event: this is the way out", style="green")
-        said = Text(row.event["message"])
+            return Text("no event: this way out is allowed", style="green")
+        message = Text(row.event["message"])
         hint = str(row.event.get("status_detail", "")).partition(". ")[2]
         if hint and self._console.width >= _WIDE:
-            said.append(f"\n{hint}", style="dim")
-        return said
+            message.append(f"\n{hint}", style="dim")
+        return message
 
 
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
-    """JSON as people read it: as many members on a line of ``width`` columns as fit.
+    """Format JSON for people, with as many members on a line of ``width`` columns as fit.
 
-    ``taken`` are the columns of the line that are used already, by a key and its indentation.
+    ``taken`` is the number of columns of the line that a key and its indentation use already.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:
@@ -214,7 +214,7 @@ def _tried(row: Row) -> Text:
     )
 
 
-def _judged(row: Row) -> Text:
+def _severity(row: Row) -> Text:
     if row.event is None:
         return Text("-", style="dim")
     severity = row.event["severity"]
@@ -233,15 +233,18 @@ def _slowest(refused: Sequence[Row]) -> str:
 
 
 def _others(events: Sequence[Mapping[str, Any]]) -> str:
-    """What is refused too, and no program asked for; the mapper knows it for housekeeping."""
+    """Return a sentence about refused packets that no program sent.
+
+    The kernel sends them for housekeeping, and the mapper gives them a low severity.
+    """
     others = sum(
         event["activity_name"] == "Refuse" and event["severity"] == "Informational"
         for event in events
     )
     if not others:
         return ""
-    kind = "event tells" if others == 1 else "events tell"
-    return f"{others} more {kind} what the sandbox's kernel itself sent to manage its IPv6 link. "
+    kind = "event reports" if others == 1 else "events report"
+    return f"{others} more {kind} packets of the sandbox's kernel for managing its IPv6 link. "
 
 
 def _printable(text: str) -> str:

@@ -1,1 +1,1 @@
-"""The nftables rulesets that stand round a sandbox."""
+"""nftables rulesets that confine a sandbox."""

@@ -1,13 +1,13 @@
-"""Read the counters of a fence: often, cheaply and without a process.
+"""Reader of a fence's counters: frequent, cheap, and without a process.
 
-The kernel tells a set in parts of some hundred elements while packets come in, and goes on by
-position (nf_tables_api.c). Where elements are added meanwhile others are told again, thousands of
-them in a new flood, and where some are forgotten others are not told at all; it says nothing of
-either, nor of a new generation of the ruleset. So an element counts as it was told last, and what
-is missing shows in ``refused`` until the next reading.
+The kernel sends a set in parts of some hundred elements while packets arrive, and continues by
+position (nf_tables_api.c). Elements that are added meanwhile shift others, which are then sent
+twice, thousands of them in a new flood. Elements that expire meanwhile shift others, which are then
+not sent at all. The kernel reports neither case, nor a new generation of the ruleset. So the last
+value of an element counts, and missing elements show in ``refused`` until the next reading.
 
-Whoever has CAP_NET_ADMIN in the sandbox's namespace can put anything in the place of the fence:
-what isn't as ours is left out, and time and memory are bounded.
+A process with CAP_NET_ADMIN in the sandbox's namespace can replace the fence with any other tables.
+Elements that differ from ours are ignored, and time and memory are bounded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from ocsf_nft import netlink, nfnetlink, userns
 from ocsf_nft.errors import AbsentError, FenceError, UnsupportedError
 from ocsf_nft.fence import ruleset
-from ocsf_nft.fence.elements import Elements
+from ocsf_nft.fence.counter_elements import ElementParser
 from ocsf_nft.flow import (
     KINDS,
     Count,
@@ -33,8 +33,8 @@ from ocsf_nft.flow import (
     Reading,
     RuleReading,
     account_name,
-    counting_name,
-    renumbered,
+    counter_suffix,
+    map_uids,
 )
 from ocsf_nft.netns import Namespace
 from ocsf_nft.nfnetlink import InterruptedDumpError, Nftables
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
 
-    from ocsf_nft.fence.state import Installed
-    from ocsf_nft.userns import Users
+    from ocsf_nft.fence.state import InstalledFence
+    from ocsf_nft.userns import UserIdMap
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
@@ -67,18 +67,18 @@ _NFTA_COUNTER_BYTES: Final = 1
 _NFTA_COUNTER_PACKETS: Final = 2
 _NFT_OBJECT_COUNTER: Final = 1
 
-#: The length of the keys (ocsf_nft.flow) and the size of the sets (accounting.nft).
+#: Length of the keys (ocsf_nft.flow) and size of the sets (accounting.nft).
 _KEY_BYTES: Final[Mapping[Kind, int]] = {"flows4": 16, "flows6": 28, "others": 12}
 _SIZES: Final[Mapping[Kind, int]] = {"flows4": 16_384, "flows6": 16_384, "others": 1_024}
-#: The kernel goes on in a list by position, so it tells no more elements than there are places in
-#: the set, told twice or not. Twice that is not a set of ours.
-_MOST_TIMES: Final = 2
+#: The kernel continues a list by position, so it sends at most as many elements as the set can
+#: have, with repetitions. A list of more than twice that size is not from a set of ours.
+_MAX_FACTOR: Final = 2
 _TRIES: Final = 3
 _READ_SECONDS: Final = 10.0
-#: What passes: the question can be put again.
-_PASSING: Final = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOBUFS})
-#: What a kernel answers that has no nf_tables, or no cookie for a namespace.
-_UNKNOWN: Final = frozenset(
+#: Temporary errors: the request can be repeated.
+_TEMPORARY: Final = frozenset({errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOBUFS})
+#: Errors of a kernel without nf_tables, or without the netns cookie.
+_MISSING_FEATURE: Final = frozenset(
     {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.EPROTONOSUPPORT}
 )
 _NUMBER32: Final = struct.Struct("!I")
@@ -86,25 +86,25 @@ _DATA: Final = operator.attrgetter("data")
 
 
 @dataclass(slots=True, kw_only=True)
-class _Place:
-    """A namespace that tables of a fence are in, and these.
+class _NamespaceTables:
+    """Tables of a fence in one namespace, and the socket to read them.
 
-    ``identity`` is that of the namespace, where it has to be a certain one; ``users`` how its users
-    are numbered here, None when as they are there.
+    ``identity`` is that of the namespace, if it must be a certain one. ``users`` maps its user ids
+    to ours; None if they are equal.
     """
 
     namespace: Namespace
     identity: str | None = None
     tables: tuple[ruleset.Table, ...]
     nftables: Nftables | None = field(default=None)
-    users: Users | None = field(default=None)
+    users: UserIdMap | None = field(default=None)
 
 
-class _Marks(NamedTuple):
-    """What is known of a rule without its elements.
+class _Snapshot(NamedTuple):
+    """Handles and counters of a rule, without its elements.
 
-    ``handles`` are the kernel's numbers of the table and what is in it: within a namespace no
-    table has the number of an earlier one, and nothing in a table that of an earlier thing.
+    ``handles`` are the kernel's numbers of the table and its objects. Within a namespace no table
+    has the number of an earlier one, and no object of a table the number of an earlier object.
     """
 
     handles: tuple[int, ...]
@@ -115,34 +115,34 @@ class _Marks(NamedTuple):
 
 
 class _ReplacedError(Exception):
-    """The counters were made anew while they were read."""
+    """The counters were created again while they were read."""
 
 
 class Counters:
-    """The counters of an installed fence; for one thread at a time, all of it blocks.
+    """Counters of an installed fence; for one thread at a time, all methods block.
 
-    Opened, it has a socket in each namespace that the fence is in, so that no later reading has to
-    enter one; and so these namespaces last at least as long as it is open. Needs CAP_NET_ADMIN over
-    them, CAP_SYS_ADMIN to enter what is not the process's own.
+    While open, it has a socket in each namespace of the fence. So no later reading has to enter a
+    namespace, and these namespaces exist at least as long as it is open. Needs CAP_NET_ADMIN over
+    them, and CAP_SYS_ADMIN to enter a namespace that is not the process's own.
     """
 
-    def __init__(self, installed: Installed) -> None:
+    def __init__(self, installed: InstalledFence) -> None:
         self._sandbox = installed.spec.sandbox
         self._is_permissive = installed.spec.is_permissive
         self._boot = ""
         spec = installed.spec
-        self._places = [
-            _Place(
+        self._namespaces = [
+            _NamespaceTables(
                 namespace=installed.namespace,
                 identity=installed.identity,
                 tables=ruleset.tables(spec),
             )
         ]
         if guarded := ruleset.guard_tables(spec):
-            self._places.append(_Place(namespace=Namespace(), tables=guarded))
+            self._namespaces.append(_NamespaceTables(namespace=Namespace(), tables=guarded))
 
     def __enter__(self) -> Self:
-        """Open; raises what :meth:`open` does."""
+        """Open the sockets; raises the errors of :meth:`open`."""
         self.open()
         return self
 
@@ -152,20 +152,20 @@ class Counters:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close."""
+        """Close the sockets."""
         self.close()
 
     def open(self) -> None:
         """Open a socket in each namespace.
 
-        Raises AbsentError when the sandbox's is not there or not the one that was fenced,
-        UnsupportedError when the kernel or a missing privilege doesn't let us or its boot id can't
-        be read, FenceError when there are no sockets or no memory for it.
+        Raises AbsentError if the sandbox's namespace is missing or is not the fenced one. Raises
+        UnsupportedError if the kernel or a missing privilege prevents it, or if the boot id can't
+        be read. Raises FenceError if there are too few sockets or too little memory.
         """
         try:
             self._boot = _BOOT_ID.read_text("ascii").strip()
-            for place in self._places:
-                self._open(place)
+            for entry in self._namespaces:
+                self._open(entry)
         except BaseException as error:
             self.close()
             if isinstance(error, OSError):
@@ -174,92 +174,94 @@ class Counters:
 
     def close(self) -> None:
         """Close the sockets."""
-        for place in self._places:
-            _close(place)
+        for entry in self._namespaces:
+            _close(entry)
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """What the fence has counters of while it stands: its rules, by the names of accounts."""
+        """Return the names of the accounts that the fence's rules have while it is active."""
         return tuple(
             account_name(rule, is_permissive=self._is_permissive)
-            for place in self._places
-            for _, _, names in place.tables
+            for entry in self._namespaces
+            for _, _, names in entry.tables
             for rule in names
         )
 
     def read(self) -> Reading:
-        """Read all counters; takes some 10 s at most, whatever is in the place of the fence.
+        """Read all counters; takes about 10 s at most, whatever tables are in the namespace.
 
-        Of each rule those of both modes: somebody may change it any time. A rule without its table,
-        or without a counter or a set of its own, is not in it. Raises
-        FenceError when the counters can't be read or are too many to be ours; after that the
-        namespaces are entered anew by the next reading, which can raise what :meth:`open` does.
+        The reading has the rules of both modes, because another process may change the mode at any
+        time. It lacks a rule without its table, or without one of its counters or sets. Raises
+        FenceError if the counters can't be read or are too many to be ours. After that, the next
+        reading enters the namespaces again, and can raise the errors of :meth:`open`.
         """
         began_ns = time.time_ns()
         deadline = time.monotonic() + _READ_SECONDS
         rules: dict[str, RuleReading] = {}
         epochs: dict[str, str] = {}
-        for place in self._places:
-            for family, table, names in place.tables:
+        for entry in self._namespaces:
+            for family, table, names in entry.tables:
                 for rule, is_permissive in itertools.product(names, (False, True)):
-                    counting = counting_name(rule, is_permissive=is_permissive)
-                    found = self._read(place, family, table, counting, deadline)
+                    counting = counter_suffix(rule, is_permissive=is_permissive)
+                    found = self._read(entry, family, table, counting, deadline)
                     if found is not None:
                         name = account_name(rule, is_permissive=is_permissive)
                         epochs[name], rules[name] = found
         return Reading(epochs=epochs, began_ns=began_ns, ended_ns=time.time_ns(), rules=rules)
 
     def _read(
-        self, place: _Place, family: str, table: str, rule: str, deadline: float
+        self, entry: _NamespaceTables, family: str, table: str, rule: str, deadline: float
     ) -> tuple[str, RuleReading] | None:
-        """The epoch of a rule, and its counters."""
+        """Return the epoch of a rule, and its counters."""
         for _ in range(_TRIES):
             try:
-                nftables = self._open(place)
+                nftables = self._open(entry)
                 nftables.deadline = deadline
                 found = _Rule(nftables, family, table, rule).read()
-                return None if found is None else self._of_here(place, *found)
+                return None if found is None else self._localize(entry, *found)
             except _ReplacedError:
                 continue
             except OSError as error:
-                _close(place)
-                if error.errno not in _PASSING:
-                    raise _unreadable(place.namespace, error) from error
+                _close(entry)
+                if error.errno not in _TEMPORARY:
+                    raise _unreadable(entry.namespace, error) from error
             except BaseException:
-                _close(place)  # a list may not have come to its end
+                _close(entry)  # the rest of a list may still arrive
                 raise
         raise FenceError(
-            f"the counters of rule {rule} in {place.namespace} are replaced again and again"
+            f"the counters of rule {rule} in {entry.namespace} are replaced again and again"
         )
 
-    def _of_here(self, place: _Place, epoch: str, reading: RuleReading) -> tuple[str, RuleReading]:
-        """The epoch of whatever boot, and a reading with users as they are numbered here."""
-        if place.users is not None:
-            reading = renumbered(reading, place.users.here)
+    def _localize(
+        self, entry: _NamespaceTables, epoch: str, reading: RuleReading
+    ) -> tuple[str, RuleReading]:
+        """Return the epoch with the boot id, and the reading with user ids of our namespace."""
+        if entry.users is not None:
+            reading = map_uids(reading, entry.users.to_local)
         return f"{self._boot}:{epoch}", reading
 
-    def _open(self, place: _Place) -> Nftables:
-        """The socket in a place, a new one where there is none."""
-        if place.nftables is None:
+    def _open(self, entry: _NamespaceTables) -> Nftables:
+        """Return the socket of a namespace; opens one if there is none."""
+        if entry.nftables is None:
             try:
-                place.nftables = place.namespace.call(lambda: self._opened(place))
+                entry.nftables = entry.namespace.call(lambda: self._open_here(entry))
             except OSError as error:
-                raise _unreadable(place.namespace, error) from error
-        return place.nftables
+                raise _unreadable(entry.namespace, error) from error
+        return entry.nftables
 
-    def _opened(self, place: _Place) -> Nftables:
-        """A socket in the calling thread's namespace, if that is the one that was fenced."""
-        if place.identity not in {None, Namespace().identity()}:
+    def _open_here(self, entry: _NamespaceTables) -> Nftables:
+        """Return a socket in the calling thread's namespace, if that is the fenced one."""
+        if entry.identity not in {None, Namespace().identity()}:
             raise AbsentError(
-                f"{place.namespace} is not the namespace any more in which the fence of sandbox "
+                f"{entry.namespace} is no longer the namespace in which the fence of sandbox "
                 f"{self._sandbox} was installed"
             )
-        place.users = userns.users()
+        entry.users = userns.user_id_map()
         return Nftables()
 
 
 class _Rule:
-    """One rule's counters in a table, asked for over an open socket."""
+    """Counters of one rule in a table, read over an open socket."""
 
     def __init__(self, nftables: Nftables, family: str, table: str, rule: str) -> None:
         self._nftables = nftables
@@ -268,16 +270,16 @@ class _Rule:
         self._rule = rule
 
     def read(self) -> tuple[str, RuleReading] | None:
-        """What tells these counters from others until the next boot, and what they say.
+        """Return an identifier of these counters, unique until the next boot, and their values.
 
-        None when they are not there. Raises OSError, _ReplacedError, and FenceError when there
-        are more than ours can be.
+        Returns None if they don't exist. Raises OSError, _ReplacedError, and FenceError if there
+        are more elements than ours can have.
         """
-        before = self._marks()
+        before = self._snapshot()
         if before is None:
             return None
         elements = {kind: self._elements(kind, before.timeouts_ms[kind]) for kind in KINDS}
-        after = self._marks()
+        after = self._snapshot()
         if after is None or after.handles != before.handles:
             raise _ReplacedError
         reading = RuleReading(
@@ -290,22 +292,22 @@ class _Rule:
         numbers = (self._nftables.cookie, *before.handles)
         return ":".join(map(str, numbers)), reading
 
-    def _marks(self) -> _Marks | None:
+    def _snapshot(self) -> _Snapshot | None:
         try:
-            table = self._ask(_NFT_MSG_GETTABLE, _name(_NFTA_TABLE_NAME, self._table))
-            sets = {kind: self._ask(_NFT_MSG_GETSET, self._named(kind)) for kind in KINDS}
-            # The overflow first: what it holds is in `refused` by then.
+            table = self._query(_NFT_MSG_GETTABLE, _name(_NFTA_TABLE_NAME, self._table))
+            sets = {kind: self._query(_NFT_MSG_GETSET, self._object_name(kind)) for kind in KINDS}
+            # The overflow first: ``refused``, which is read later, includes it.
             logged, overflow, refused = (
-                self._ask(
+                self._query(
                     _NFT_MSG_GETOBJ,
-                    self._named(counter)
+                    self._object_name(counter)
                     + netlink.attribute(_NFTA_OBJ_TYPE, _NUMBER32.pack(_NFT_OBJECT_COUNTER)),
                 )
                 for counter in ("logged", "overflow", "refused")
             )
         except FileNotFoundError:
             return None
-        return _Marks(
+        return _Snapshot(
             handles=(
                 _number(table, _NFTA_TABLE_HANDLE),
                 *(_number(found, _NFTA_SET_HANDLE) for found in sets.values()),
@@ -319,12 +321,12 @@ class _Rule:
         )
 
     def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
-        """The elements of a set, each once.
+        """Return the elements of a set, each once.
 
-        Where the kernel says that they changed meanwhile it is asked again, and what it told of
-        still counts: somebody may change them all the time.
+        If the kernel reports changes during the dump, it is repeated. Elements of interrupted dumps
+        count, because another process may change them all the time.
         """
-        elements = Elements(_KEY_BYTES[kind], timeout_ms)
+        elements = ElementParser(_KEY_BYTES[kind], timeout_ms)
         found: dict[bytes, Element] = {}
         for _ in range(_TRIES):
             elements.seen = 0
@@ -337,31 +339,31 @@ class _Rule:
                 raise _ReplacedError from error
         return tuple(found.values())
 
-    def _collect(self, kind: Kind, elements: Elements, found: dict[bytes, Element]) -> None:
-        most = _MOST_TIMES * _SIZES[kind]
-        dump = self._nftables.dump(_NFT_MSG_GETSETELEM, self._family, self._named(kind))
+    def _collect(self, kind: Kind, elements: ElementParser, found: dict[bytes, Element]) -> None:
+        limit = _MAX_FACTOR * _SIZES[kind]
+        dump = self._nftables.dump(_NFT_MSG_GETSETELEM, self._family, self._object_name(kind))
         for message in dump:
             for attribute, payload in netlink.attributes(message):
                 if attribute == _NFTA_SET_ELEM_LIST_ELEMENTS:
-                    told = elements.parse(payload)
-                    found.update(zip(map(_DATA, told), told, strict=True))
-            if elements.seen > most:
+                    parsed = elements.parse(payload)
+                    found.update(zip(map(_DATA, parsed), parsed, strict=True))
+            if elements.seen > limit:
                 raise FenceError(
-                    f"the set {kind}_{self._rule} has more than {most} elements, so it is not that "
-                    "of a fence: install the fence again"
+                    f"the set {kind}_{self._rule} has more than {limit} elements, so it is not "
+                    "a set of a fence: install the fence again"
                 )
 
-    def _ask(self, kind: int, attributes: bytes) -> dict[int, bytes]:
-        return self._nftables.ask(kind, self._family, attributes)
+    def _query(self, kind: int, attributes: bytes) -> dict[int, bytes]:
+        return self._nftables.query(kind, self._family, attributes)
 
-    def _named(self, what: str) -> bytes:
-        return _name(_NFTA_TABLE, self._table) + _name(_NFTA_NAME, f"{what}_{self._rule}")
+    def _object_name(self, prefix: str) -> bytes:
+        return _name(_NFTA_TABLE, self._table) + _name(_NFTA_NAME, f"{prefix}_{self._rule}")
 
 
-def _close(place: _Place) -> None:
-    if place.nftables is not None:
-        place.nftables.close()
-        place.nftables = None
+def _close(entry: _NamespaceTables) -> None:
+    if entry.nftables is not None:
+        entry.nftables.close()
+        entry.nftables = None
 
 
 def _unreadable(namespace: Namespace, error: OSError) -> FenceError | UnsupportedError:
@@ -370,7 +372,7 @@ def _unreadable(namespace: Namespace, error: OSError) -> FenceError | Unsupporte
             f"the kernel does not let us read counters in {namespace}: run as root, or with "
             "CAP_NET_ADMIN over it"
         )
-    if error.errno in _UNKNOWN:
+    if error.errno in _MISSING_FEATURE:
         return UnsupportedError(
             f"the kernel has no counters in {namespace} ({error.strerror}): it needs nf_tables "
             "and Linux 5.14"
@@ -385,7 +387,7 @@ def _name(kind: int, name: str) -> bytes:
 
 
 def _number(attributes: Mapping[int, bytes], kind: int) -> int:
-    """A number of any width; 0 when it is missing."""
+    """Return a number of any width; 0 if it is missing."""
     return int.from_bytes(attributes.get(kind, b""), "big")
 
 

@@ -1,9 +1,9 @@
-"""Install, verify and remove a fence. Atomic, idempotent, and honest about what stands.
+"""Installation, verification and removal of a fence: atomic and idempotent.
 
-Everything here blocks for some milliseconds (nft, procfs): call it from a thread. It needs
-CAP_NET_ADMIN over the sandbox's namespace, CAP_SYS_ADMIN to enter one that is not the process's
-own, CAP_NET_ADMIN over the process's own namespace for a guard, and root on the host to switch on
-the kernel-log transport.
+All functions block for some milliseconds (nft, procfs): call them from a thread. They need
+CAP_NET_ADMIN over the sandbox's namespace, CAP_SYS_ADMIN to enter a namespace that is not the
+process's own, CAP_NET_ADMIN over the process's own namespace for a guard, and root on the host to
+enable the kernel-log transport.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import (
-    comparison,
-    forwarding,
-    kernel_log,
+    ip_forwarding,
+    kernel_log_sysctl,
     links,
-    loading,
+    load_ruleset,
     nft,
-    owners,
     ruleset,
-    standing,
+    ruleset_diff,
+    table_owner,
+    table_query,
 )
-from ocsf_nft.fence.keeping import Place
-from ocsf_nft.fence.spec import LADDER
-from ocsf_nft.fence.state import Installed
+from ocsf_nft.fence.replace_keeping_counters import TableId
+from ocsf_nft.fence.spec import TRANSPORTS
+from ocsf_nft.fence.state import InstalledFence
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.loading import LoadText
+    from ocsf_nft.fence.load_ruleset import LoadText
     from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
@@ -39,19 +39,19 @@ Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Whether a fence stands as it was installed; ``difference`` is for people, and short.
+    """Result of comparing a fence with its record; ``difference`` is a short text for people.
 
-    ``installed`` is the record that it was compared with, None when there is none.
+    ``installed`` is the record, None if there is none.
     """
 
     verdict: Verdict
     difference: str = ""
-    installed: Installed | None = None
+    installed: InstalledFence | None = None
 
 
 def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
-    """The rulesets that ``install`` would load now, as text; nothing is changed."""
-    return ruleset.whole(spec, _survey(spec, namespace), transport)
+    """Return the rulesets that ``install`` would load now, as text; changes nothing."""
+    return ruleset.fence_and_guard(spec, _survey(spec, namespace), transport)
 
 
 def install(
@@ -59,91 +59,95 @@ def install(
     namespace: Namespace,
     state: StateDirectory,
     transport: LogTransport | None = None,
-) -> Installed:
-    """Fence a namespace, or replace its fence, and put on record what now stands.
+) -> InstalledFence:
+    """Install or replace the fence of a namespace, and store its record.
 
-    ``transport`` None climbs down the ladder: NFLOG, else the kernel log, else no log rules at
-    all, in which case ``degraded`` of the result says why. A transport that is asked for by name
-    is used or the installation fails. Installing what stands already changes nothing.
+    ``transport`` None selects the first transport that works: NFLOG, else the kernel log, else no
+    log rules at all. In the last case ``degraded`` of the result has the reason. A transport that
+    is requested by name is used, or the installation fails. If the fence is already installed,
+    nothing changes.
 
-    Raises AbsentError, UnsupportedError, FenceError or DeliveryError. What stood before still
-    stands then, except where the sentence says otherwise.
+    Raises AbsentError, UnsupportedError, FenceError or DeliveryError. After an error the previous
+    fence is still active, unless the message states otherwise.
     """
     around = _survey(spec, namespace)
     with state.locked():
         return _install(spec, around, namespace, state, transport, nft.load)
 
 
-def renew(sandbox: str, state: StateDirectory) -> Installed | None:
-    """Put a fence back as it is on record; None where it is on none: it was removed.
+def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
+    """Restore a fence as recorded; return None if it has no record, because it was removed.
 
-    What stands as it was installed, among the links that there were, is not touched. Raises what
-    :func:`install` does.
+    Changes nothing if the fence is as installed and has the same links. Raises the errors of
+    :func:`install`.
     """
     with state.locked():
-        return put_back(sandbox, state, nft.load)
+        return renew_locked(sandbox, state, nft.load)
 
 
-def put_back(sandbox: str, state: StateDirectory, load_text: LoadText) -> Installed | None:
-    """What :func:`renew` does, for who holds the lock on the records."""
+def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> InstalledFence | None:
+    """Do the same as :func:`renew` for a caller that holds the lock on the records."""
     before = state.read(sandbox)
     if before is None:
         return None
-    # The ladder is climbed down again where it had to be before, and maybe not as far.
+    # If the recorded transport was a fallback, try all transports again; a better one may work now.
     transport = before.transport if before.degraded is None else None
     around = _survey(before.spec, before.namespace)
     return _install(before.spec, around, before.namespace, state, transport, load_text)
 
 
-def _install(  # noqa: PLR0913, PLR0917 - what install is given, and two that it has found
+def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived values
     spec: FenceSpec,
     around: Surroundings,
     namespace: Namespace,
     state: StateDirectory,
     transport: LogTransport | None,
     load_text: LoadText,
-) -> Installed:
+) -> InstalledFence:
     identity = namespace.identity()
-    before = _on_record(spec.sandbox, state)
-    former = None
-    places = loading.fence_places(spec)
-    if before is None or (before.identity, loading.fence_places(before.spec)) != (identity, places):
-        # Where ours is on record, another's name on the table is a disguise.
-        former = owners.former(spec, around, namespace, state)
-    for guard in loading.guard_places(spec):
-        owners.refuse_foreign(spec.sandbox, loading.HOST, guard)
+    before = _read_record(spec.sandbox, state)
+    replaced = None
+    table_ids = load_ruleset.fence_table_ids(spec)
+    if before is None or (before.identity, load_ruleset.fence_table_ids(before.spec)) != (
+        identity,
+        table_ids,
+    ):
+        # If our fence is on record, another name in the table's comment is forged.
+        replaced = table_owner.replaced_sandbox(spec, around, namespace, state)
+    for guard in load_ruleset.guard_table_ids(spec):
+        table_owner.refuse_other_sandbox(spec.sandbox, load_ruleset.HOST, guard)
     if before is not None:
-        _refuse_elsewhere(before, namespace)
-        spec = _with_the_past(spec, before, identity)
+        _refuse_other_namespace(before, namespace)
+        spec = _with_previous_mode(spec, before, identity)
         if (
             (before.spec, before.around) == (spec, around)
             and (before.transport == transport if transport else before.degraded is None)
             and _is_of_this_version(before)
             and verify(spec.sandbox, state, namespace).verdict == "as installed"
         ):
-            return _settled(before, state)
+            return _restore_sysctls(before, state)
     if load_text is nft.load:
-        owners.refuse_held(namespace, places, state)
-        owners.refuse_held(loading.HOST, loading.guard_places(spec), state)
-    intended = Installed(
+        table_owner.refuse_exclusive(namespace, table_ids, state)
+        table_owner.refuse_exclusive(load_ruleset.HOST, load_ruleset.guard_table_ids(spec), state)
+    intended = InstalledFence(
         spec=spec,
         around=around,
         namespace=namespace,
         identity=identity,
-        transport=transport or LADDER[0],
+        transport=transport or TRANSPORTS[0],
         policy="",
         listings={},
     )
-    rungs = (transport,) if transport else LADDER
-    return _replace(before, former, intended, rungs, state, load_text)
+    transports = (transport,) if transport else TRANSPORTS
+    return _replace(before, replaced, intended, transports, state, load_text)
 
 
-def stands(namespace: Namespace, device: str | None = None) -> bool:
-    """Whether any fence of ours stands in a namespace, or round the VM on a TAP device there.
+def is_installed(namespace: Namespace, device: str | None = None) -> bool:
+    """Return true if a namespace has a fence, or a fence for the VM on a TAP device there.
 
     Raises UnsupportedError, FenceError.
     """
-    return standing.comment(namespace, *_places(device)[0]) is not None
+    return table_query.comment(namespace, *_default_table_ids(device)[0]) is not None
 
 
 def verify(
@@ -152,41 +156,45 @@ def verify(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> Verification:
-    """Compare what stands with what was installed, rule by rule, and the links with those fenced.
+    """Compare the active rules with the installed ones, and existing links with fenced ones.
 
-    ``device`` is a VM's TAP device, for a fence that is not on record. Raises UnsupportedError when
-    it may not look, FenceError when the record is damaged.
+    ``device`` is a VM's TAP device, for a fence without a record. Raises UnsupportedError if
+    reading is not permitted, FenceError if the record is damaged.
     """
     installed = state.read(sandbox)
     if installed is None:
-        where = namespace or loading.HOST
-        if not stands(where, device):
+        where = namespace or load_ruleset.HOST
+        if not is_installed(where, device):
             return Verification(verdict="absent")
         return Verification(
             verdict="differs",
-            difference=f"a fence stands in {where}, but {state.path} has no record of {sandbox}",
+            difference=(
+                f"a fence is installed in {where}, but {state.path} has no record of {sandbox}"
+            ),
         )
     where = namespace or installed.namespace
     if not _is_there(installed, where):
         return Verification(verdict="absent", installed=installed)
-    found = loading.listings(installed.spec, where)
+    found = load_ruleset.listings(installed.spec, where)
     if not found:
         return Verification(verdict="absent", installed=installed)
     lines: list[str] = []
     if installed.transport == "kmsg":
-        with contextlib.suppress(UnsupportedError):  # from here nobody can tell
-            if kernel_log.blocked(where) is not None:
-                lines.append("net.netfilter.nf_log_all_netns is off: nothing refused is logged")
+        with contextlib.suppress(UnsupportedError):  # it can't be read from this namespace
+            if kernel_log_sysctl.blocking_value(where) is not None:
+                lines.append(
+                    "net.netfilter.nf_log_all_netns is off: refused packets are not logged"
+                )
     if not _is_of_this_version(installed):
         lines.append("its policy is that of another version of ocsf-nft: install it again")
     lines += [
-        f"{name} is off: nothing of the VM is forwarded"
-        for name in forwarding.off(installed.spec, where)
+        f"{name} is off: packets of the VM are not forwarded"
+        for name in ip_forwarding.disabled_sysctls(installed.spec, where)
     ]
     lines += _unfenced(installed, where)
-    lines += comparison.difference(installed.listings, found)
+    lines += ruleset_diff.difference(installed.listings, found)
     if lines:
-        difference = "\n".join(comparison.shortened(lines))
+        difference = "\n".join(ruleset_diff.shortened(lines))
         return Verification(verdict="differs", difference=difference, installed=installed)
     return Verification(verdict="as installed", installed=installed)
 
@@ -197,48 +205,55 @@ def remove(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> None:
-    """Take a fence away, guard and record too.
+    """Remove a fence, its guard and its record.
 
-    ``device`` is a VM's TAP device, for a fence not on record. Raises AbsentError when there
-    is none, FenceError when the one that stands there is another sandbox's, UnsupportedError when
-    it is not permitted.
+    ``device`` is a VM's TAP device, for a fence without a record. Raises AbsentError if there is no
+    fence, FenceError if the fence belongs to another sandbox, UnsupportedError if it is not
+    permitted.
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
-        if installed is not None:  # before anything is taken away
-            owners.refuse_held(loading.HOST, loading.guard_places(installed.spec), state)
-        where = namespace or (installed.namespace if installed else loading.HOST)
+        if installed is not None:  # before anything is removed
+            table_owner.refuse_exclusive(
+                load_ruleset.HOST, load_ruleset.guard_table_ids(installed.spec), state
+            )
+        where = namespace or (installed.namespace if installed else load_ruleset.HOST)
         if installed is not None:
-            _refuse_elsewhere(installed, where)
+            _refuse_other_namespace(installed, where)
         if installed is None or _is_there(installed, where):
-            places = _places(device) if installed is None else loading.fence_places(installed.spec)
-            owners.refuse_foreign(sandbox, where, places[0])
-            owners.refuse_held(where, places, state)
-            if installed is None and not stands(where, device):
+            table_ids = (
+                _default_table_ids(device)
+                if installed is None
+                else load_ruleset.fence_table_ids(installed.spec)
+            )
+            table_owner.refuse_other_sandbox(sandbox, where, table_ids[0])
+            table_owner.refuse_exclusive(where, table_ids, state)
+            if installed is None and not is_installed(where, device):
                 raise AbsentError(f"there is no fence of sandbox {sandbox} in {where}")
-            # First what lets the VM's packets through the host, then what holds them back.
+            # First the forwarding that lets the VM's packets through the host, then the rules that
+            # restrict them.
             _release_forwarding(where.identity(), where, state, besides=sandbox)
-            loading.remove(where, places)
+            load_ruleset.remove(where, table_ids)
         if installed is None:
             return
         _remove_guard(installed.spec)
         _release_kernel_log(sandbox, state)
         _release_forwarding(installed.identity, installed.namespace, state, besides=sandbox)
-        state.forget(sandbox)
+        state.delete(sandbox)
 
 
 def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
     if spec.tap is not None:
         return links.survey_device(namespace, spec.tap.device)
-    around = links.survey(namespace, (place.address for place in spec.allowed))
-    # nft loads a chain on a device that is not there without a word, and it guards nothing.
+    around = links.survey(namespace, (endpoint.address for endpoint in spec.allowed))
+    # nft loads a chain on a missing device without an error, and the chain has no effect.
     if spec.guard_device is not None and spec.guard_device not in links.names():
         raise AbsentError(f"there is no interface {spec.guard_device} here to guard")
     return around
 
 
-def _unfenced(installed: Installed, where: Namespace) -> list[str]:
-    """What is said of links that are there and not fenced, or of a VM's that is another one now."""
+def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
+    """Return messages about links without a fence, or about a replaced device of a VM."""
     tap = installed.spec.tap
     if tap is None:
         more = set(where.call(links.names)) - set(installed.around.links)
@@ -249,163 +264,174 @@ def _unfenced(installed: Installed, where: Namespace) -> list[str]:
         return [str(error)]
     if around == installed.around:
         return []
-    return [f"the TAP device {tap.device} was made anew since: install the fence again"]
+    return [f"the TAP device {tap.device} was created again since then: install the fence again"]
 
 
-def _with_the_past(spec: FenceSpec, before: Installed, identity: str) -> FenceSpec:
-    """The same, knowing of the fence that stands there whether it was of the other kind."""
+def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
+    """Return the specification with ``has_changed`` set if the fence before had the other mode."""
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
     )
     return dataclasses.replace(spec, has_changed=has_changed)
 
 
-def _is_of_this_version(installed: Installed) -> bool:
+def _is_of_this_version(installed: InstalledFence) -> bool:
     current = ruleset.digest(installed.spec, installed.around, installed.transport)
     return installed.policy == current
 
 
-def _refuse_elsewhere(installed: Installed, namespace: Namespace) -> None:
-    """One record is one fence: it must not be lost sight of while it stands."""
+def _refuse_other_namespace(installed: InstalledFence, namespace: Namespace) -> None:
+    """Raise FenceError if the recorded fence is active in another namespace.
+
+    A new record would replace the only record of that fence.
+    """
     if namespace.identity() == installed.identity:
         return
     device = None if installed.spec.tap is None else installed.spec.tap.device
-    if _is_there(installed, installed.namespace) and stands(installed.namespace, device):
+    if _is_there(installed, installed.namespace) and is_installed(installed.namespace, device):
         raise FenceError(
-            f"the fence of sandbox {installed.spec.sandbox} stands in {installed.namespace}, "
-            f"not in {namespace}: remove that one first"
+            f"the fence of sandbox {installed.spec.sandbox} is installed in {installed.namespace}, "
+            f"not in {namespace}: remove that fence first"
         )
 
 
-def _on_record(sandbox: str, state: StateDirectory) -> Installed | None:
+def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     try:
         return state.read(sandbox)
-    except FenceError:  # damaged: what is about to be installed is put on record anew
+    except FenceError:  # damaged: the installation writes a new record
         return None
 
 
-def _may_stand(installed: Installed, namespace: Namespace) -> bool:
-    """Whether a fence on record stands; by another path than one that is gone it still may."""
+def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
+    """Return true if a recorded fence is active, or may be reachable by another path."""
     return not _is_there(installed, namespace) or any(
-        standing.comment(namespace, *place) is not None
-        for place in loading.fence_places(installed.spec)
+        table_query.comment(namespace, *table_id) is not None
+        for table_id in load_ruleset.fence_table_ids(installed.spec)
     )
 
 
-def _is_there(installed: Installed, namespace: Namespace) -> bool:
+def _is_there(installed: InstalledFence, namespace: Namespace) -> bool:
     try:
         return namespace.identity() == installed.identity
     except AbsentError:
         return False
 
 
-def _replace(  # noqa: PLR0913, PLR0917 - what was, what is to be, and how
-    before: Installed | None,
-    former: str | None,
-    intended: Installed,
-    rungs: tuple[LogTransport, ...],
+def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the means
+    before: InstalledFence | None,
+    replaced: str | None,
+    intended: InstalledFence,
+    transports: tuple[LogTransport, ...],
     state: StateDirectory,
     load_text: LoadText,
-) -> Installed:
-    state.write(intended)  # a disk that is full must show before anything is changed
-    if former is not None:
-        state.forget(former)
+) -> InstalledFence:
+    state.write(intended)  # a full disk must fail before anything changes
+    if replaced is not None:
+        state.delete(replaced)
     try:
-        forwarding.prepare(intended.spec, intended.namespace, state)
-        loaded = loading.load(intended, rungs, state, load_text)
+        ip_forwarding.prepare(intended.spec, intended.namespace, state)
+        loaded = load_ruleset.load(intended, transports, state, load_text)
     except OcsfNftError:
         _undo(before, intended, state)
         raise
     if before is not None:
-        _remove_former(before, loaded)
+        _remove_replaced(before, loaded)
     state.write(loaded)
-    # Never before the fence stands.
-    forwarding.switch_on(loaded.spec, loaded.namespace, state)
+    # Only after the fence is active.
+    ip_forwarding.switch_on(loaded.spec, loaded.namespace, state)
     if before is not None and before.identity != loaded.identity:
         _release_forwarding(before.identity, before.namespace, state)
-    return _settled(loaded, state)
+    return _restore_sysctls(loaded, state)
 
 
-def _remove_former(before: Installed, now: Installed) -> None:
-    """Remove what stood before, and now stands no more in its place but beside it."""
-    guard = set(loading.guard_places(before.spec)) - set(loading.guard_places(now.spec))
-    if now.identity == loading.HOST.identity():
-        guard -= set(loading.fence_places(now.spec))  # a VM's link, which has that name
+def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
+    """Remove the tables of the previous fence that the new one did not replace."""
+    guard = set(load_ruleset.guard_table_ids(before.spec)) - set(
+        load_ruleset.guard_table_ids(now.spec)
+    )
+    if now.identity == load_ruleset.HOST.identity():
+        guard -= set(load_ruleset.fence_table_ids(now.spec))  # a VM's link table has that name
     if guard:
         _remove_guard(before.spec)
-    former = set(loading.fence_places(before.spec)) - set(loading.fence_places(now.spec))
+    left_over = set(load_ruleset.fence_table_ids(before.spec)) - set(
+        load_ruleset.fence_table_ids(now.spec)
+    )
     sandbox = before.spec.sandbox
     if before.identity == now.identity and any(
-        owners.owner(now.namespace, place) == sandbox for place in former
+        table_owner.owning_sandbox(now.namespace, table_id) == sandbox for table_id in left_over
     ):
-        loading.remove(now.namespace, sorted(former))
+        load_ruleset.remove(now.namespace, sorted(left_over))
 
 
-def _undo(before: Installed | None, intended: Installed, state: StateDirectory) -> None:
-    """Put on record what stood before, and the sysctls back when switched for nothing."""
+def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateDirectory) -> None:
+    """Store the previous record again, and restore sysctls that were changed without need."""
     sandbox = intended.spec.sandbox
     if before is None:
         _release_kernel_log(sandbox, state)
         _release_forwarding(intended.identity, intended.namespace, state, besides=sandbox)
-        state.forget(sandbox)
+        state.delete(sandbox)
     else:
         state.write(before)
-        _settled(before, state)
+        _restore_sysctls(before, state)
 
 
-def _settled(installed: Installed, state: StateDirectory) -> Installed:
-    """A fence on record, with the sysctls put back that it does not need any more."""
+def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
+    """Restore the sysctls that a recorded fence no longer needs; return its record."""
     sandbox = installed.spec.sandbox
     try:
         if installed.transport != "kmsg":
             _release_kernel_log(sandbox, state)
         _release_forwarding(installed.identity, installed.namespace, state)
     except UnsupportedError as error:
-        raise FenceError(f"the fence of sandbox {sandbox} stands, but {error}") from error
+        raise FenceError(f"the fence of sandbox {sandbox} is installed, but {error}") from error
     return installed
 
 
-def _places(device: str | None) -> tuple[Place, ...]:
-    """The tables of a fence that nothing more is known of."""
+def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
+    """Return the tables of a fence without a record."""
     tables = ruleset.tables_of("sandbox" if device is None else "tap", device)
-    return tuple(Place(table.family, table.name) for table in tables)
+    return tuple(TableId(table.family, table.name) for table in tables)
 
 
 def _remove_guard(spec: FenceSpec) -> None:
-    for guard in loading.guard_places(spec):
-        owners.refuse_foreign(spec.sandbox, loading.HOST, guard)
-        loading.remove(loading.HOST, [guard])
+    for guard in load_ruleset.guard_table_ids(spec):
+        table_owner.refuse_other_sandbox(spec.sandbox, load_ruleset.HOST, guard)
+        load_ruleset.remove(load_ruleset.HOST, [guard])
 
 
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
-    """Put the sysctl back, unless another fence on record needs it, or may (a damaged record)."""
+    """Restore the sysctl, unless another recorded fence needs it.
+
+    A damaged record counts as a need.
+    """
     before = state.all_netns_before()
     if before is None:
         return
     for other in state.sandboxes():
         if other != sandbox:
-            found = _on_record(other, state)
+            found = _read_record(other, state)
             if found is None or found.transport == "kmsg":
                 return
-    kernel_log.restore(before)
-    state.forget_all_netns_before()
+    kernel_log_sysctl.restore(before)
+    state.delete_all_netns_before()
 
 
 def _release_forwarding(
     identity: str, namespace: Namespace, state: StateDirectory, *, besides: str | None = None
 ) -> None:
-    """Put IP forwarding back, unless a fence that stands needs it, or may (a damaged record).
+    """Restore IP forwarding, unless an active fence needs it.
 
-    Not that of ``besides``, nor what is on record alone, maybe from before the machine's start.
+    A damaged record counts as a need. The fence of ``besides`` is ignored. So are
+    fences that exist only in their record, maybe from before the last boot.
     """
     if state.forwarding_before(identity) is None:
         return
     others = []
     for other in state.sandboxes():
         if other != besides:
-            found = _on_record(other, state)
+            found = _read_record(other, state)
             if found is None:
                 return
-            if found.identity == identity and _may_stand(found, namespace):
+            if found.identity == identity and _may_be_active(found, namespace):
                 others.append(found.spec)
-    forwarding.release(identity, namespace, others, state)
+    ip_forwarding.release(identity, namespace, others, state)

@@ -1,7 +1,6 @@
-"""What rtnetlink says about a namespace: its links, and the next hops towards an address.
+"""Interfaces of a namespace and the next hops towards an address, from rtnetlink.
 
-Layouts and numbers: ``include/uapi/linux/rtnetlink.h``. Linux only; nothing here needs a
-privilege.
+Layouts and numbers: ``include/uapi/linux/rtnetlink.h``. Linux only; nothing here needs a privilege.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ _RTN_UNICAST: Final = 1
 
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")  # family, dst/src length, tos, table, …, type, flags
 
-#: What the kernel answers when there is no way to an address (yet).
+#: Errors of the kernel if there is no route to an address (yet).
 _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL, errno.ENODEV}
 
 
 class Route(NamedTuple):
-    """The way to an address: whom to ask for on the link, and the link's index.
+    """Route to an address: the next hop and the index of the interface.
 
-    ``neighbour`` is None when the address is the namespace's own, ``ifindex`` None when there is
-    no route. The address itself is its neighbour then, which is right for the usual sandbox, whose
-    proxy is on the link.
+    ``neighbour`` is None if the address is the namespace's own; ``ifindex`` is None if there is no
+    route. Without a route the address itself is the neighbour, which is correct for the usual
+    sandbox, whose proxy is on the link.
     """
 
     neighbour: Address | None
@@ -49,22 +48,23 @@ class Route(NamedTuple):
 
 
 def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surroundings:
-    """Look round a namespace: its links, and the ways to ``destinations``.
+    """Return the interfaces of a namespace and the next hops towards ``destinations``.
 
-    Raises AbsentError or UnsupportedError when it can't be entered, FenceError when netlink fails.
+    Raises AbsentError or UnsupportedError if the namespace can't be entered, FenceError if netlink
+    fails.
     """
-    wanted = tuple(destinations)
-    with _answered():
-        return namespace.call(lambda: _look(wanted))
+    requested = tuple(destinations)
+    with _report_errors():
+        return namespace.call(lambda: _survey(requested))
 
 
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
-    """One link of a namespace alone: a VM's TAP device.
+    """Return one interface of a namespace: a VM's TAP device.
 
-    Raises AbsentError when there is no such device, UsageError when it is loopback, FenceError when
-    it is not routed but bridged, and what :func:`survey` does.
+    Raises AbsentError if there is no such device, UsageError if it is loopback, FenceError if it is
+    not routed but bridged, and the errors of :func:`survey`.
     """
-    with _answered():
+    with _report_errors():
         found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])
     if not found:
         raise AbsentError(f"there is no interface {device} in {namespace}: make the TAP first")
@@ -73,25 +73,25 @@ def survey_device(namespace: Namespace, device: str) -> Surroundings:
             f"the interface {device} in {namespace} is loopback: name the VM's TAP device"
         )
     if found[0].is_port:
-        # What comes in by it has another device's name where packets are forwarded.
+        # Packets that arrive on a port have the name of the bridge in the forward hook.
         raise FenceError(
             f"the interface {device} in {namespace} is a port of a bridge, a bond or a VRF, where "
-            "no fence round a VM holds: take it out (`ip link set … nomaster`)"
+            "the fence of a VM has no effect: take it out (`ip link set … nomaster`)"
         )
     return Surroundings(links=(device,), ifindex=found[0].ifindex)
 
 
 def names() -> tuple[str, ...]:
-    """The interfaces of the calling thread's namespace except loopback, by index.
+    """Return the interfaces of the calling thread's namespace except loopback, by index.
 
-    Raises FenceError when netlink fails.
+    Raises FenceError if netlink fails.
     """
-    with _answered():
+    with _report_errors():
         return tuple(link.name for link in rtnetlink.links() if not link.is_loopback)
 
 
 def route(destination: Address) -> Route:
-    """The way that the calling thread's namespace has to an address; raises OSError."""
+    """Return the route from the calling thread's namespace to an address; raises OSError."""
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     header = _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     question = header + netlink.attribute(_RTA_DST, destination.packed)
@@ -114,28 +114,29 @@ def route(destination: Address) -> Route:
 
 
 @contextlib.contextmanager
-def _answered() -> Iterator[None]:
+def _report_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:  # a timeout has no errno
         raise FenceError(
-            f"the kernel doesn't tell what links and routes there are: {error.strerror or error}"
+            f"the kernel doesn't list links and routes: {error.strerror or error}"
         ) from error
 
 
-def _look(wanted: tuple[Address, ...]) -> Surroundings:
+def _survey(requested: tuple[Address, ...]) -> Surroundings:
     links = [link for link in rtnetlink.links() if not link.is_loopback]
-    routes = [route(destination) for destination in wanted]
-    used = {way.ifindex for way in routes}
-    # The allowed addresses too: a gateway that has one may ask for the sandbox by that name.
-    neighbours = {way.neighbour for way in routes if way.neighbour is not None} | {
+    routes = [route(destination) for destination in requested]
+    used = {route_to.ifindex for route_to in routes}
+    # The allowed addresses too: a gateway that has one of them may use it when it resolves the
+    # sandbox's link address.
+    neighbours = {route_to.neighbour for route_to in routes if route_to.neighbour is not None} | {
         destination
-        for destination, way in zip(wanted, routes, strict=True)
-        if way.neighbour is not None
+        for destination, route_to in zip(requested, routes, strict=True)
+        if route_to.neighbour is not None
     }
-    everywhere = tuple(link.name for link in links)
+    all_links = tuple(link.name for link in links)
     return Surroundings(
-        links=everywhere,
-        uplinks=tuple(link.name for link in links if link.ifindex in used) or everywhere,
+        links=all_links,
+        uplinks=tuple(link.name for link in links if link.ifindex in used) or all_links,
         neighbours=tuple(sorted(neighbours, key=lambda hop: (hop.version, int(hop)))),
     )

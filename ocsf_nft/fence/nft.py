@@ -1,7 +1,7 @@
-"""Run nft: from trusted directories only, without a shell, from a file in memory.
+"""Execution of nft: only from trusted directories, without a shell, from a file in memory.
 
-``nft -f -`` needs ``/dev/stdin``, which a minimal guest may lack; a file on a disk needs a disk
-with room. A memfd needs neither, and nobody else can get at it.
+``nft -f -`` needs ``/dev/stdin``, which a minimal guest may lack; a file on a disk needs free
+space. A memfd needs neither, and no other process can change it.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
     from ocsf_nft.netns import Namespace
 
-#: Not ``PATH``: whoever can set it would choose what runs with our privileges.
+#: Not ``PATH``: a process that can set it could choose the program that runs with our privileges.
 TRUSTED: Final = (Path("/usr/sbin"), Path("/usr/bin"), Path("/sbin"), Path("/bin"))
 
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": ":".join(map(str, TRUSTED))}
 _TIMEOUT_SECONDS: Final = 30
-#: How a table is listed that a socket holds as its own, whose process may call itself anything.
-_HELD: Final = re.compile(
+#: Listing of a table that a socket owns exclusively; the process may have any name.
+_EXCLUSIVE: Final = re.compile(
     r"(table \S+ \S+ \{ # handle \d+)(?: progname [\s\S]{0,64}?)?\n\tflags owner,persist\n"
 )
 _ERROR: Final = re.compile(r":(\d+):\d+-\d+: Error: (.*)")
-#: Which module brings what a rule needs, for the sentence when it is missing.
+#: Kernel modules that provide what a rule needs, for the error message if one is missing.
 _MODULES: Final = {
     " log prefix ": "nft_log with nfnetlink_log (NFLOG) or nf_log_syslog (kernel log)",
     "fib saddr": "nft_fib_inet",
@@ -44,7 +44,7 @@ _MODULES: Final = {
     "limit rate": "nft_limit",
     "type filter hook egress": "netdev egress hooks (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
     "type filter hook ingress": "netdev ingress hooks (CONFIG_NETFILTER_INGRESS)",
-    "flags owner,persist": "tables that a process holds as its own (Linux 6.9)",
+    "flags owner,persist": "tables that a process owns exclusively (Linux 6.9)",
     "table": "nf_tables",
 }
 
@@ -52,44 +52,45 @@ _MODULES: Final = {
 def load(namespace: Namespace, text: str) -> None:
     """Load a ruleset inside a namespace: all of it or nothing.
 
-    Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError when nft is missing, the
-    privilege is not held or the kernel lacks something; FenceError when the kernel refuses the
-    ruleset for any other reason. Nothing has changed then.
+    Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError if nft is missing, the privilege
+    is missing or the kernel lacks a feature; FenceError if the kernel refuses the ruleset for any
+    other reason. After an error, nothing has changed.
     """
-    done = _run_on(namespace, text)
-    if done.returncode != 0:
-        raise _explain(done.stderr, text)
+    result = _run_on(namespace, text)
+    if result.returncode != 0:
+        raise _explain(result.stderr, text)
 
 
-def sent(namespace: Namespace, text: str) -> str:
-    """What nft would send to the kernel for a ruleset, as it shows that; nothing is loaded.
+def show_messages(namespace: Namespace, text: str) -> str:
+    """Return the messages that nft would send for a ruleset, as text; nothing is loaded.
 
-    The form is libmnl's (``mnl_nlmsg_fprintf``), and complete even where the kernel would not take
-    the ruleset. Raises UnsupportedError when nft is missing, FenceError when it can't be run.
+    The format is libmnl's (``mnl_nlmsg_fprintf``). The text is complete even if the kernel would
+    reject the ruleset. Raises UnsupportedError if nft is missing, FenceError if it can't be run.
     """
     return _run_on(namespace, text, "-c", "--debug=mnl").stdout
 
 
-def listing(namespace: Namespace, family: str, table: str) -> str | None:
-    """A table as nft lists it, with handles and without what its counters and sets hold.
+def list_table(namespace: Namespace, family: str, table: str) -> str | None:
+    """Return a table as nft lists it, with handles, without counter values and set elements.
 
-    None when it is absent. Whatever a set holds costs nft neither time nor memory then. One that a
-    socket holds as its own is listed as it is when that is closed. Raises UnsupportedError when nft
-    is missing or may not look, FenceError when it fails.
+    Without these, large sets cost nft neither time nor memory. A table that a socket owns
+    exclusively is listed as it will be after that socket is closed. Returns None if the table is
+    absent. Raises UnsupportedError if nft is missing or lacks the permission, FenceError if it
+    fails.
     """
-    done = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
-    if done.returncode == 0:
-        held = _HELD.match(done.stdout)
-        if held is None:
-            return done.stdout
-        return f"{held[1]}\n\tflags persist\n{done.stdout[held.end() :]}"
-    if "No such file or directory" in done.stderr:
+    result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
+    if result.returncode == 0:
+        exclusive = _EXCLUSIVE.match(result.stdout)
+        if exclusive is None:
+            return result.stdout
+        return f"{exclusive[1]}\n\tflags persist\n{result.stdout[exclusive.end() :]}"
+    if "No such file or directory" in result.stderr:
         return None
-    raise _explain(done.stderr, "")
+    raise _explain(result.stderr, "")
 
 
-def not_permitted() -> UnsupportedError:
-    """What to raise where the kernel says so."""
+def permission_error() -> UnsupportedError:
+    """Return the exception for an operation that the kernel does not permit."""
     return UnsupportedError(
         "the kernel does not let us change nftables here: "
         "run as root, or with CAP_NET_ADMIN over this network namespace"
@@ -97,8 +98,8 @@ def not_permitted() -> UnsupportedError:
 
 
 def find() -> Path:
-    """The nft binary; raises UnsupportedError when no trusted directory has one."""
-    found = program("nft")
+    """Return the path of nft; raises UnsupportedError if no trusted directory has it."""
+    found = find_program("nft")
     if found is None:
         raise UnsupportedError(
             f"nft was not found in {', '.join(map(str, TRUSTED))} (as root's own file), "
@@ -107,9 +108,9 @@ def find() -> Path:
     return found
 
 
-def program(name: str) -> Path | None:
-    """A program in a trusted directory that root alone can write; None when there is none."""
-    owner = Path("/").stat().st_uid  # root, also where a user namespace shows it as nobody
+def find_program(name: str) -> Path | None:
+    """Return a program in a trusted directory that only root can write; None if there is none."""
+    owner = Path("/").stat().st_uid  # root; a user namespace may show another uid
     for directory in TRUSTED:
         binary = directory / name
         try:
@@ -124,7 +125,7 @@ def program(name: str) -> Path | None:
 
 def _run_on(namespace: Namespace, text: str, *options: str) -> subprocess.CompletedProcess[str]:
     binary = find()
-    with _resources():
+    with _report_shortage():
         descriptor = os.memfd_create("ocsf-nft-ruleset")
     try:
         with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as file:
@@ -149,11 +150,11 @@ def _run(
             timeout=_TIMEOUT_SECONDS,
             env=_ENVIRONMENT,
             pass_fds=descriptors,
-            process_group=0,  # Ctrl-C is ours to handle: it must not cut a load short
+            process_group=0,  # Ctrl-C must not interrupt a load: we handle it
         )
 
     try:
-        with _resources():
+        with _report_shortage():
             return namespace.call(inside)
     except subprocess.TimeoutExpired as error:
         raise FenceError(
@@ -163,8 +164,8 @@ def _run(
 
 
 @contextlib.contextmanager
-def _resources() -> Iterator[None]:
-    """What is short is files, processes or memory: nothing that nft said."""
+def _report_shortage() -> Iterator[None]:
+    """Report errors of this process: too few files or processes, or too little memory."""
     try:
         yield
     except OSError as error:
@@ -173,10 +174,10 @@ def _resources() -> Iterator[None]:
 
 def _explain(stderr: str, text: str) -> UnsupportedError | FenceError:
     if "Operation not permitted" in stderr or "Unable to initialize Netlink socket" in stderr:
-        return not_permitted()
+        return permission_error()
     found = _ERROR.search(stderr)
     if found is None:
-        return FenceError(f"nft failed: {' '.join(stderr.split()) or 'without a word'}")
+        return FenceError(f"nft failed: {' '.join(stderr.split()) or 'no error message'}")
     number, message = int(found[1]), found[2]
     lines = text.splitlines()
     rule = lines[number - 1].strip() if 0 < number <= len(lines) else ""

@@ -1,8 +1,8 @@
-"""The text of a ruleset, from the policy files in ``rules/`` and checked values. Runs on any OS.
+"""Text of a ruleset, from the policy files in ``rules/`` and checked values. Runs on any OS.
 
-Here a policy file's ``define`` lines get their values, its rules their accounting, its log
-statements their form, its sets their elements. All text that nft reads comes from these files or
-from values that :mod:`ocsf_nft.fence.values` has checked.
+This module fills in a policy file: values for its ``define`` lines, accounting for its rules, the
+chosen form for its log statements, elements for its sets. All text that nft reads comes from these
+files or from values that :mod:`ocsf_nft.fence.values` has checked.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import importlib.resources
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.fence import machine, permissive
-from ocsf_nft.flow import counting_name
+from ocsf_nft.fence import permissive, vm_addresses
+from ocsf_nft.flow import counter_suffix
 from ocsf_nft.record import PERMISSIVE
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TABLE: Final = "ocsf_nft"
 LOOPBACK: Final = "lo"
-#: The sets that the installer fills, in whichever table they are.
+#: Sets that the installer fills, in whichever table they are.
 _STATIC_SETS: Final = ("allowed4", "allowed6", "neighbours4", "neighbours6")
 
 _FILES: Final[Mapping[Profile, str]] = {
@@ -31,53 +31,55 @@ _FILES: Final[Mapping[Profile, str]] = {
     "sidecar": "sidecar.nft",
     "tap": "tap.nft",
 }
-#: What a permissive fence has besides, by the policy file that it is put into.
+#: Additional rules of a permissive fence, by the policy file that they are inserted into.
 _PERMISSIVE: Final = {
     "sandbox.nft": "permissive.nft",
     "sidecar.nft": "permissive.nft",
     "tap.nft": "permissive_tap.nft",
 }
-#: The families of a profile's tables, and the rules that count in each.
+#: Families of a profile's tables, and the rules that count in each.
 _INSIDE: Final = (("inet", ("egress", "forward", "ingress")), ("netdev", ("link",)))
 _RULES: Final[Mapping[Profile, tuple[tuple[str, tuple[str, ...]], ...]]] = {
     "sandbox": _INSIDE,
     "sidecar": _INSIDE,
     "tap": (("inet", ("vm-forward", "vm-input", "vm-ingress")), ("netdev", ("vm-link",))),
 }
-#: A table with these is changed by the process alone that has opened it in this way, for as long as
-#: its socket is open; nft's is not for long, and what it leaves persists (Linux 6.9).
-OWNED: Final = "flags owner,persist;"
+#: A table with these flags can be changed only by the process that opened it this way, while its
+#: socket is open (Linux 6.9). nft closes its socket at once, and the table that it created
+#: persists.
+EXCLUSIVE_FLAGS: Final = "flags owner,persist;"
 _LOG_TAIL: Final = " group 4001 snaplen 128"
-#: How a policy file names its tables: where a table is named for a device, by what stands for it.
+#: Table names in a policy file: if a table is named for a device, the file has a placeholder.
 _OPENING: Final = re.compile(
     r"^(?P<before>(?:delete )?table (?P<family>\w+) )(?P<table>ocsf_nft[\w.-]*)(?P<after> \{)?$",
     re.MULTILINE,
 )
-#: Where a definition makes sure that there is a table to delete, and where it opens one.
-_FIRST: Final = re.compile(r"^(table \w+ [\w.-]+)$", re.MULTILINE)
+#: Lines that create a table if it is missing, so that it can be deleted; and lines that open one.
+_ENSURE_TABLE: Final = re.compile(r"^(table \w+ [\w.-]+)$", re.MULTILINE)
 _BLOCK: Final = re.compile(r"^(table \w+ [\w.-]+ \{)$", re.MULTILINE)
 _SET: Final = re.compile(r"^\tset (\w+) \{$")
-#: Where the accounting of a rule goes: the family of its table, and the rule's name.
+#: Where the accounting of a rule is inserted: the family of its table, and the rule's name.
 _ACCOUNTING: Final = re.compile(r"^# accounting\.nft: (\w+) ([\w-]+)\n", re.MULTILINE)
-#: In accounting.nft, what counts packets, by its kind and its name before the rule's; and its
-#: definition.
+#: Objects in accounting.nft that count packets: their kind and their name before the rule's name;
+#: and their definitions.
 _COUNTER: Final = re.compile(
     r"((?:@|\bset |\bcounter |\bcounter name )"
     r"(?:flows4|flows6|others|refused|overflow|logged))_egress\b"
 )
-_COUNTS: Final = re.compile(
+_COUNTING_OBJECTS: Final = re.compile(
     r"^\t(?:set (?:flows4|flows6|others)_egress \{\n(?:\t\t.*\n)+\t\}"
     r"|counter (?:refused|overflow|logged)_egress \{ \})\n",
     re.MULTILINE,
 )
 #: ``flags all``: uid, TCP sequence and options, IP options, link addresses. Level info, because a
-#: warning reaches the console. The kernel log holds some hundreds of records and is everybody's,
-#: so here there is one more budget, for all flows; what it keeps out is counted all the same.
+#: warning reaches the console. The kernel log holds some hundreds of records and is shared with all
+#: other programs, so here there is one more limit, for all flows together. Packets beyond that
+#: limit are still counted.
 _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info flags all")
 
 
 class Table(NamedTuple):
-    """A table of a fence, and the rules that count in it."""
+    """Table of a fence, and the rules that count in it."""
 
     family: str
     name: str
@@ -85,76 +87,80 @@ class Table(NamedTuple):
 
 
 def tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """The tables in the namespace that is fenced; a VM's fence is in its host's."""
+    """Return the tables in the fenced namespace; a VM's fence is in the namespace of its host."""
     return tables_of(spec.profile, None if spec.tap is None else spec.tap.device)
 
 
 def tables_of(profile: Profile, device: str | None) -> tuple[Table, ...]:
-    """The same, of a fence that nothing more is known of."""
+    """Return the tables of a fence of which only the profile and the device are known."""
     name = TABLE if device is None else device_table(device)
     return tuple(Table(family, name, rules) for family, rules in _RULES[profile])
 
 
 def static_sets(spec: FenceSpec) -> tuple[str, ...]:
-    """The sets that the installer fills. All others fill themselves."""
-    is_told = spec.tap is not None and spec.tap.mac is not None
-    return (*_STATIC_SETS, "macs") if is_told else _STATIC_SETS
+    """Return the sets that the installer fills. All others are filled by packets."""
+    has_mac = spec.tap is not None and spec.tap.mac is not None
+    return (*_STATIC_SETS, "macs") if has_mac else _STATIC_SETS
 
 
 def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """The tables on the host's side of a sandbox's link, none where no guard is wanted."""
+    """Return the tables on the host's side of a sandbox's link; none without a guard."""
     if spec.guard_device is None:
         return ()
     return (Table("netdev", device_table(spec.guard_device), ("guard",)),)
 
 
 def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """The fence itself, ready for ``nft -f``."""
+    """Return the ruleset of the fence itself, ready for ``nft -f``."""
     links = around.links or (LOOPBACK,)
     defines = {"links": _names(links)}
     if spec.tap is None:
         defines["uplinks"] = _names(around.uplinks or links)
     if spec.profile == "sidecar":
-        defines["proxy_uids"] = _braced(map(str, sorted(set(spec.proxy_uids))))
+        defines["proxy_uids"] = _set_literal(map(str, sorted(set(spec.proxy_uids))))
     if spec.tap is not None:
-        defines |= machine.addresses(spec.tap) | {"tracked_as": machine.zone(around)}
+        defines |= vm_addresses.addresses(spec.tap) | {"tracked_as": vm_addresses.zone(around)}
     (name,) = {table.name for table in tables(spec)}
     text = _render(_FILES[spec.profile], spec, defines, name, transport)
     if spec.tap is not None:
-        text = machine.without_families(text, spec.tap)
-    return _whole(text, spec, around)
+        text = vm_addresses.without_families(text, spec.tap)
+    return _complete(text, spec, around)
 
 
 def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """The guard on the host's side, ready for ``nft -f``; ``spec.guard_device`` names the link."""
+    """Return the ruleset of the guard on the host's side, ready for ``nft -f``.
+
+    ``spec.guard_device`` names the link.
+    """
     device = spec.guard_device or LOOPBACK
     defines = {"links": _names((device,))}
     text = _render("guard.nft", spec, defines, device_table(device), transport)
-    return _whole(text, spec, around)
+    return _complete(text, spec, around)
 
 
-def whole(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """All that a specification asks for: the fence, and the guard if one is wanted."""
+def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
+    """Return the rulesets of a specification: the fence, and the guard if one is requested."""
     text = fence(spec, around, transport)
     return text if spec.guard_device is None else text + guard(spec, around, transport)
 
 
 def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """What tells this version's policy from another's: SHA-256 of its text, in hex."""
-    return hashlib.sha256(whole(spec, around, transport).encode()).hexdigest()
+    """Return the SHA-256 of this version's rulesets, in hex, to detect another version's policy."""
+    return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
 
 
 def device_table(device: str) -> str:
-    """The name of a table that is one device's, in the characters that nft allows."""
+    """Return the name of a device's table, in the characters that nft allows."""
     return f"{TABLE}_" + re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):02x}", device)
 
 
-def first(family: str, name: str, *, persists: bool) -> str:
-    """What makes sure that there is a table to delete, where the one that stands is of that kind.
+def ensure_table(family: str, name: str, *, persists: bool) -> str:
+    """Return the line that creates a table if it is missing, so that it can be deleted.
 
-    The kernel takes no table by the same name and of the other kind.
+    ``persists`` must be that of the existing table: the kernel accepts no table with the same name
+    and other flags.
     """
-    return f"table {family} {name}{f' {{ {OWNED} }}' if persists else ''}\n"
+    return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 
 
 def _render(
@@ -163,64 +169,66 @@ def _render(
     text = _policy(file)
     if spec.is_permissive:
         more = _PERMISSIVE.get(file)
-        text = permissive.turned(text, "" if more is None else _policy(more))
+        text = permissive.make_permissive(text, "" if more is None else _policy(more))
     for name, value in defines.items():
         text = _define(text, name, value)
     opened = _OPENING.search(text)
     if opened is None:
         raise AssertionError("the policy file must open a table of ours")
-    text = _with_accounting(text, opened["table"], spec)
+    text = _add_accounting(text, opened["table"], spec)
     text = text.replace("of sandbox example", f"of sandbox {spec.sandbox}")
     text = _OPENING.sub(lambda at: at["before"] + table + (at["after"] or ""), text)
-    return _with_log(text, spec.group, transport)
+    return _set_log_transport(text, spec.group, transport)
 
 
-def _whole(text: str, spec: FenceSpec, around: Surroundings) -> str:
-    text += _elements(text, _static(spec, around))
+def _complete(text: str, spec: FenceSpec, around: Surroundings) -> str:
+    text += _fill_sets(text, _static_elements(spec, around))
     if not spec.is_owned:
         return text
-    text = _FIRST.sub(rf"\1 {{ {OWNED} }}", text)
-    return _BLOCK.sub(rf"\1\n\t{OWNED}", text)
+    text = _ENSURE_TABLE.sub(rf"\1 {{ {EXCLUSIVE_FLAGS} }}", text)
+    return _BLOCK.sub(rf"\1\n\t{EXCLUSIVE_FLAGS}", text)
 
 
 def _policy(file: str) -> str:
     return (importlib.resources.files("ocsf_nft.rules") / file).read_text("utf-8")
 
 
-def _with_accounting(text: str, table: str, spec: FenceSpec) -> str:
+def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
     policy = _define(_policy("accounting.nft"), "sandbox", f'"{spec.sandbox}"')
     defines, _, body = policy.partition(f"table inet {TABLE} {{\n")
     if spec.tap is not None:
-        body = machine.without_owners(body)
-    kept = "".join(found[0] for found in _COUNTS.finditer(body)) if spec.has_changed else ""
-    kept = _counted_as(kept, is_permissive=not spec.is_permissive)
-    body = kept + _counted_as(body, is_permissive=spec.is_permissive)
+        body = vm_addresses.without_owners(body)
+    preserved = (
+        "".join(found[0] for found in _COUNTING_OBJECTS.finditer(body)) if spec.has_changed else ""
+    )
+    preserved = _named_for_mode(preserved, is_permissive=not spec.is_permissive)
+    body = preserved + _named_for_mode(body, is_permissive=spec.is_permissive)
     if spec.is_permissive:
         body = body.replace(":egress:", f":egress:{PERMISSIVE}:")
 
-    def of_rule(place: re.Match[str]) -> str:
-        family, rule = place.groups()
+    def of_rule(match: re.Match[str]) -> str:
+        family, rule = match.groups()
         renamed = re.sub(r"_egress(?![a-z])", f"_{rule}", body).replace(":egress:", f":{rule}:")
         return f"table {family} {table} {{\n{renamed}\n"
 
     first = _ACCOUNTING.search(text)
     if first is None:
-        raise AssertionError("the policy file must say where its rules are accounted for")
+        raise AssertionError("the policy file must mark where its accounting is inserted")
     before, after = text[: first.start()], text[first.start() :]
     return before + defines + _ACCOUNTING.sub(of_rule, after)
 
 
-def _counted_as(body: str, *, is_permissive: bool) -> str:
-    """The accounting of the rule egress, by the names that its mode has."""
-    name = counting_name("egress", is_permissive=is_permissive)
+def _named_for_mode(body: str, *, is_permissive: bool) -> str:
+    """Return the accounting of the rule egress, with the names of the given mode."""
+    name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 
 
 def _names(links: tuple[str, ...]) -> str:
-    return _braced(f'"{link}"' for link in links)
+    return _set_literal(f'"{link}"' for link in links)
 
 
-def _braced(values: Iterable[str]) -> str:
+def _set_literal(values: Iterable[str]) -> str:
     return "{ " + ", ".join(values) + " }"
 
 
@@ -233,7 +241,7 @@ def _define(text: str, name: str, value: str) -> str:
     return replaced
 
 
-def _with_log(text: str, group: int, transport: LogTransport) -> str:
+def _set_log_transport(text: str, group: int, transport: LogTransport) -> str:
     lines = []
     for line in text.splitlines(keepends=True):
         head, log, tail = line.partition("log prefix ")
@@ -245,14 +253,14 @@ def _with_log(text: str, group: int, transport: LogTransport) -> str:
     return "".join(lines)
 
 
-def _static(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
-    """What is in the sets that fill themselves in no table."""
+def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
+    """Return the elements of the sets that the installer fills."""
     found: dict[str, list[str]] = {}
     for version in (4, 6):
         found[f"allowed{version}"] = [
-            f"{place.address} . {place.protocol} . {place.port}"
-            for place in spec.allowed
-            if place.address.version == version
+            f"{endpoint.address} . {endpoint.protocol} . {endpoint.port}"
+            for endpoint in spec.allowed
+            if endpoint.address.version == version
         ]
         found[f"neighbours{version}"] = [
             str(address) for address in around.neighbours if address.version == version
@@ -262,13 +270,13 @@ def _static(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
     return found
 
 
-def _elements(text: str, contents: Mapping[str, list[str]]) -> str:
-    """Fill the sets of a ruleset, in whichever table they are."""
+def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:
+    """Return the statements that fill the sets of a ruleset, in whichever table they are."""
     lines = []
     where = ""
     for line in text.splitlines():
         if opened := _OPENING.fullmatch(line):
             where = f"{opened['family']} {opened['table']}"
         elif (found := _SET.fullmatch(line)) and contents.get(found[1]):
-            lines.append(f"add element {where} {found[1]} {_braced(contents[found[1]])}\n")
+            lines.append(f"add element {where} {found[1]} {_set_literal(contents[found[1]])}\n")
     return "".join(lines)

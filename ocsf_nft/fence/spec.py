@@ -1,4 +1,4 @@
-"""What a fence is: the values that its rulesets are made from."""
+"""Specification of a fence: the values that its rulesets are generated from."""
 
 from __future__ import annotations
 
@@ -11,21 +11,23 @@ from ocsf_nft.fence.values import Address, Endpoint, Subnet
 
 #: How refused packets are reported: netlink, kernel log, or not at all. Best first.
 LogTransport: TypeAlias = Literal["nflog", "kmsg", "none"]
-LADDER: Final[tuple[LogTransport, ...]] = ("nflog", "kmsg", "none")
-#: The class of the events that come of it; any other free group does as well.
+TRANSPORTS: Final[tuple[LogTransport, ...]] = ("nflog", "kmsg", "none")
+#: Default NFLOG group. Any other free group works as well; this one is the OCSF class of the
+#: events.
 DEFAULT_GROUP: Final = 4001
 
-#: What a fence encloses. ``sandbox``: a network namespace; ``sidecar``: one that the proxy lives in
-#: as well, and is told by its user; ``tap``: a virtual machine, by its TAP device on the host.
+#: What a fence encloses. ``sandbox``: a network namespace. ``sidecar``: a network namespace that
+#: also contains the proxy, which is recognised by its user id. ``tap``: a virtual machine, by its
+#: TAP device on the host.
 Profile: TypeAlias = Literal["sandbox", "sidecar", "tap"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
-    """The virtual machine's end of a fence on its host.
+    """TAP device of a virtual machine on its host.
 
-    ``subnets`` are what is on the link: the gateway's own address, and how far the subnet reaches.
-    ``mac`` is the machine's link address; None: the first that it sends from.
+    ``subnets`` are the subnets of the link, each as the gateway's own address and the prefix
+    length. ``mac`` is the machine's link address; with None, the first address that it sends from.
     """
 
     device: str
@@ -33,7 +35,7 @@ class Tap:
     mac: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what the types don't."""
+        """Check the constraints that the types cannot express."""
         values.device_name(self.device)
         if self.mac is not None:
             values.mac(self.mac)
@@ -44,12 +46,12 @@ class Tap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceSpec:
-    """What the operator asks for. Every value is checked when it is made (UsageError).
+    """Request of the operator; each value is checked on construction (raises UsageError).
 
-    With ``proxy_uids`` it is a sidecar's fence, with ``tap`` one round a virtual machine.
-    ``is_permissive``: it logs what it would refuse, and lets it pass. ``has_changed``: it was of
-    the other kind before, and what it counted then is kept; the installer finds that out.
-    ``is_owned``: while a run watches, no other process can change its tables.
+    With ``proxy_uids`` it is a sidecar's fence, with ``tap`` the fence of a virtual machine.
+    ``is_permissive``: packets that would be refused are logged and allowed. ``has_changed``: the
+    previous fence had the other mode, and its counters are preserved; the installer finds this out.
+    ``is_owned``: while a run monitors the fence, no other process can change its tables.
     """
 
     sandbox: str
@@ -64,7 +66,7 @@ class FenceSpec:
     is_owned: bool = False
 
     def __post_init__(self) -> None:
-        """Check what the types don't."""
+        """Check the constraints that the types cannot express."""
         values.sandbox_name(self.sandbox)
         values.nflog_group(self.group)
         for uid in self.proxy_uids:
@@ -76,29 +78,30 @@ class FenceSpec:
         if self.proxy_uids and self.tap is not None:
             raise UsageError("a fence is a sidecar's or a VM's: give --proxy-uid or --device")
         if not self.proxies and not self.proxy_uids:
-            raise UsageError("a fence needs at least one --proxy ADDR:PORT to let through")
+            raise UsageError("a fence needs at least one --proxy ADDR:PORT to allow")
 
     @property
     def profile(self) -> Profile:
-        """What it encloses."""
+        """Return what the fence encloses."""
         if self.tap is not None:
             return "tap"
         return "sidecar" if self.proxy_uids else "sandbox"
 
     @property
     def allowed(self) -> tuple[Endpoint, ...]:
-        """Everything that is let through, whoever sends it, in a stable order."""
-        return tuple(sorted({*self.proxies, *self.exceptions}, key=_order))
+        """Return all endpoints that every sender may reach, in a stable order."""
+        return tuple(sorted({*self.proxies, *self.exceptions}, key=_sort_key))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the namespace looks like: its links, and who has to be found on them.
+    """Network interfaces and next hops of a fenced namespace.
 
-    ``links`` are the names of all interfaces but loopback, ``uplinks`` those that lead to what is
-    allowed (all of them while no route tells), ``neighbours`` the next hops towards it. Of a VM's
-    fence ``links`` is its TAP device, and ``ifindex`` that device's number: one that is made anew
-    by the same name has another.
+    ``links`` are the names of all interfaces except loopback. ``uplinks`` are the interfaces that
+    lead to the allowed endpoints; all interfaces if there is no route. ``neighbours`` are the next
+    hops towards these endpoints. For a VM, ``links`` is its TAP device, and ``ifindex`` the index
+    of that device: a device that was deleted and created again under the same name has another
+    index.
     """
 
     links: tuple[str, ...] = ()
@@ -107,10 +110,10 @@ class Surroundings:
     ifindex: int | None = None
 
     def __post_init__(self) -> None:
-        """Check what the kernel said: an interface's name is its owner's choice."""
+        """Check the names that the kernel returned: the owner of an interface chooses its name."""
         for link in self.links:
             values.device_name(link)
 
 
-def _order(endpoint: Endpoint) -> tuple[int, int, str, int]:
+def _sort_key(endpoint: Endpoint) -> tuple[int, int, str, int]:
     return endpoint.address.version, int(endpoint.address), endpoint.protocol, endpoint.port

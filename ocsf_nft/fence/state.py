@@ -1,8 +1,8 @@
-"""What was installed: one file per sandbox below the state directory.
+"""Records of installed fences: one file per sandbox below the state directory.
 
-It lets ``verify`` compare, ``remove`` find the tables and ``run`` resume, by the sandbox's name
-alone. A file is written beside the old one and renamed over it, so that a reader or a crash finds
-the old one or the new one, never a part.
+With the sandbox's name alone, ``verify`` can compare, ``remove`` can find the tables and ``run``
+can resume. A new file is written next to the old one and renamed over it. So a reader finds the old
+one or the new one, never a part, also after a crash.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _FILE: Final = "fence.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Installed:
-    """A fence as it was loaded.
+class InstalledFence:
+    """Record of a fence as it was loaded.
 
-    ``identity`` is that of the namespace (:meth:`Namespace.identity`): a path can come to mean
-    another one. ``policy`` is a digest of the rulesets that were loaded, which another version of
-    this program may have other words for. ``listings`` are nft's own words about each table, by
-    ``family name``.
-    ``degraded`` says why no better transport could be used, None when none was wanted.
+    ``identity`` is that of the namespace (:meth:`Namespace.identity`), because a path can later
+    refer to another namespace. ``policy`` is a digest of the loaded rulesets; another version of
+    this program may have other rulesets. ``listings`` are nft's listings of each table, by ``family
+    name``. ``degraded`` is the reason why no better transport could be used; None if no better one
+    was requested.
     """
 
     spec: FenceSpec
@@ -48,18 +48,21 @@ class Installed:
     listings: Mapping[str, str]
 
 
-_FORM: Final = pydantic.TypeAdapter(Installed)
+_INSTALLED_FENCE: Final = pydantic.TypeAdapter(InstalledFence)
 
 
 class StateDirectory:
-    """The files. The directory is made (mode 0700) when something is written."""
+    """Directory of the records; created (mode 0700) before the first write."""
 
     def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
         self.path = path
         self._all_netns = path / "nf_log_all_netns.before"
 
-    def read(self, sandbox: str) -> Installed | None:
-        """What is on record for a sandbox; raises FenceError when the file is damaged."""
+    def read(self, sandbox: str) -> InstalledFence | None:
+        """Return the record of a sandbox; None if it has none.
+
+        Raises FenceError if the file is damaged or can't be read.
+        """
         file = self.path / values.sandbox_name(sandbox) / _FILE
         try:
             content = file.read_bytes()
@@ -68,23 +71,23 @@ class StateDirectory:
         except OSError as error:
             raise FenceError(f"{file} can't be read: {error.strerror}") from error
         try:
-            return _FORM.validate_json(content)
+            return _INSTALLED_FENCE.validate_json(content)
         except (pydantic.ValidationError, OcsfNftError) as error:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
 
     def directory(self, sandbox: str) -> Path:
-        """Where other things of a sandbox may be kept as well."""
+        """Return the directory for all files of a sandbox."""
         return self.path / values.sandbox_name(sandbox)
 
     def written_ns(self, sandbox: str) -> int | None:
-        """When a sandbox was last put on record (ns since the epoch, UTC); None when it isn't."""
+        """Return the time of a sandbox's last record (ns since the epoch, UTC), or None."""
         try:
             return (self.directory(sandbox) / _FILE).stat().st_mtime_ns
         except OSError:
             return None
 
-    def mark(self, sandbox: str) -> tuple[int, ...] | None:
-        """What is another number after each writing of a record; None when there is none."""
+    def version(self, sandbox: str) -> tuple[int, ...] | None:
+        """Return a value that differs after each write of a record; None if there is no record."""
         try:
             found = (self.directory(sandbox) / _FILE).stat()
         except OSError:
@@ -93,9 +96,9 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep out other processes that install or remove a fence, waiting for them first.
+        """Hold the lock for the installation and removal of fences; waits for other processes.
 
-        Raises DeliveryError when the disk won't have the lock's file.
+        Raises DeliveryError if the lock file can't be created.
         """
         descriptor = self._lock_file("install")
         try:
@@ -105,25 +108,28 @@ class StateDirectory:
             _unlock(descriptor)
 
     @contextlib.contextmanager
-    def watching(self, sandbox: str) -> Iterator[None]:
-        """Be the one run that watches a sandbox; raises SourceError when there is one already."""
+    def run_lock(self, sandbox: str) -> Iterator[None]:
+        """Hold the lock of the run that monitors a sandbox.
+
+        Raises SourceError if another run holds it.
+        """
         descriptor = self._lock_file(f"run-{values.sandbox_name(sandbox)}")
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise SourceError(
-                    f"another run watches sandbox {sandbox}: end that one first"
+                    f"another run watches sandbox {sandbox}: stop that run first"
                 ) from error
             yield
         finally:
             _unlock(descriptor)
 
     def is_watched(self, sandbox: str) -> bool:
-        """Whether a run watches a sandbox now."""
+        """Return true if a run monitors a sandbox now."""
         try:
             descriptor = os.open(self._lock_path(f"run-{sandbox}"), os.O_RDONLY)
-        except OSError:  # nobody ever did
+        except OSError:  # no run ever monitored it
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -150,8 +156,11 @@ class StateDirectory:
         )
 
     def sandboxes(self) -> Iterator[str]:
-        """The names that are on record; raises FenceError when the directory can't be read."""
-        # Not by Path.glob: to that, what may not be read is empty.
+        """Yield the names of the sandboxes with a record.
+
+        Raises FenceError if the directory can't be read.
+        """
+        # Not with Path.glob, which returns nothing for an unreadable directory.
         try:
             names = sorted(each.name for each in self.path.iterdir())
         except FileNotFoundError:
@@ -162,10 +171,10 @@ class StateDirectory:
             if os.access(self.path / name / _FILE, os.F_OK):
                 yield name
 
-    def write(self, installed: Installed) -> None:
-        """Put on record, durably; raises DeliveryError when the disk won't have it."""
+    def write(self, installed: InstalledFence) -> None:
+        """Store a record durably; raises DeliveryError if the disk refuses it."""
         directory = self.path / installed.spec.sandbox
-        self._write(directory / _FILE, _FORM.dump_json(installed, indent=2))
+        self._write(directory / _FILE, _INSTALLED_FENCE.dump_json(installed, indent=2))
 
     def _write(self, path: Path, content: bytes) -> None:
         temporary = path.parent / f".{path.name}.{os.getpid()}"
@@ -178,21 +187,22 @@ class StateDirectory:
                 os.fsync(file.fileno())
             temporary.replace(path)
         except OSError as error:
-            with contextlib.suppress(OSError):  # the error that counts is the one above
+            with contextlib.suppress(OSError):  # report the first error, not this one
                 temporary.unlink(missing_ok=True)
             raise self._unwritable(path.parent, error) from error
 
-    def forget(self, sandbox: str) -> None:
-        """Take off the record; nothing happens when it isn't on it."""
+    def delete(self, sandbox: str) -> None:
+        """Delete the record of a sandbox, if there is one."""
         directory = self.path / values.sandbox_name(sandbox)
         (directory / _FILE).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other things of the sandbox may live there
+        with contextlib.suppress(OSError):  # the sandbox may have other files there
             directory.rmdir()
 
     def all_netns_before(self) -> str | None:
-        """What ``net.netfilter.nf_log_all_netns`` was before a fence switched it on.
+        """Return the value of ``net.netfilter.nf_log_all_netns`` before a fence enabled it.
 
-        None when none did. Apart from the records, so that a damaged one doesn't lose it.
+        Returns None if no fence did. The value has its own file, so that a damaged record doesn't
+        destroy it.
         """
         try:
             value = self._all_netns.read_text("ascii")
@@ -202,18 +212,18 @@ class StateDirectory:
             raise FenceError(f"{self._all_netns} can't be read: {error}") from error
         return value.strip()
 
-    def keep_all_netns_before(self, value: str) -> None:
-        """Keep it, durably; raises DeliveryError when the disk won't have it."""
+    def store_all_netns_before(self, value: str) -> None:
+        """Store that value durably; raises DeliveryError if the disk refuses it."""
         self._write(self._all_netns, value.encode("ascii"))
 
-    def forget_all_netns_before(self) -> None:
-        """Forget it, since it has been put back."""
+    def delete_all_netns_before(self) -> None:
+        """Delete that value after it has been restored."""
         self._all_netns.unlink(missing_ok=True)
 
     def forwarding_before(self, identity: str) -> bytes | None:
-        """What IP forwarding was in a namespace before a fence switched it on; None when none did.
+        """Return the IP forwarding settings of a namespace before a fence enabled forwarding.
 
-        Raises FenceError when it can't be read.
+        Returns None if no fence did. Raises FenceError if they can't be read.
         """
         path = self._forwarding(identity)
         try:
@@ -223,24 +233,24 @@ class StateDirectory:
         except OSError as error:
             raise FenceError(f"{path} can't be read: {error.strerror}") from error
 
-    def keep_forwarding_before(self, identity: str, content: bytes) -> None:
-        """Keep it, durably; raises DeliveryError when the disk won't have it."""
+    def store_forwarding_before(self, identity: str, content: bytes) -> None:
+        """Store those settings durably; raises DeliveryError if the disk refuses them."""
         self._write(self._forwarding(identity), content)
 
-    def forget_forwarding_before(self, identity: str) -> None:
-        """Forget it, since it has been put back."""
+    def delete_forwarding_before(self, identity: str) -> None:
+        """Delete those settings after they have been restored."""
         self._forwarding(identity).unlink(missing_ok=True)
 
     def _forwarding(self, identity: str) -> Path:
-        # No sandbox has a colon in its name, so this is no sandbox's.
+        # A sandbox name has no colon, so this file belongs to no sandbox.
         return self.path / f"forwarding-{identity}.before"
 
 
 def _unlock(descriptor: int) -> None:
     """Release a lock, and close its descriptor.
 
-    Closing alone keeps the lock while a child has a copy. Each child has a copy until it runs
-    another program.
+    Closing alone does not release the lock while a child process has a copy of the descriptor. Each
+    child has a copy until it runs another program.
     """
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

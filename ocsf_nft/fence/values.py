@@ -1,4 +1,4 @@
-"""Every value that goes into a ruleset, checked by its type before it gets near nft."""
+"""Check of each value that goes into a ruleset, before nft reads it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias, cast
 from ocsf_nft.errors import UsageError
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
-#: A gateway's address, and the network that it is on.
+#: A gateway's address, and the prefix length of its network.
 Subnet: TypeAlias = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Protocol: TypeAlias = Literal["tcp", "udp"]
 
@@ -22,26 +22,26 @@ _MAC: Final = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}")
 _PORT: Final = re.compile(r"[0-9]{1,5}", re.ASCII)
 _LAST_PORT: Final = 65535
 _LAST_GROUP: Final = 65535
-#: The highest number is no user's: the kernel says "nobody" with it.
+#: The highest user id: the kernel uses the next number for "no user".
 _LAST_UID: Final = 0xFFFFFFFE
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
-    """A place that the sandbox may reach: the proxy's, or an exception's."""
+    """Address and port that the sandbox may reach: the proxy or an exception."""
 
     protocol: Protocol
     address: Address
     port: int
 
     def __str__(self) -> str:
-        """``ADDR:PORT``, an IPv6 address in brackets."""
+        """Return ``ADDR:PORT``, with an IPv6 address in brackets."""
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
 
 
 def sandbox_name(text: str) -> str:
-    """A sandbox's name; raises UsageError when it isn't one."""
+    """Return the sandbox name; raise UsageError if it is invalid."""
     if not _NAME.fullmatch(text) or text in {".", ".."}:
         raise UsageError(
             f"{text!r} is no sandbox name: use 1 to 64 letters, digits, dots, dashes or underscores"
@@ -50,28 +50,28 @@ def sandbox_name(text: str) -> str:
 
 
 def device_name(text: str) -> str:
-    """An interface's name; raises UsageError when nft can't express it."""
+    """Return the interface name; raise UsageError if nft can't express it."""
     if not _DEVICE.fullmatch(text) or text in {".", ".."}:
         raise UsageError(f"the interface name {text!r} can't be written in a ruleset: rename it")
     return text
 
 
 def nflog_group(number: int) -> int:
-    """An NFLOG group; raises UsageError when it is out of range."""
+    """Return the NFLOG group; raise UsageError if it is out of range."""
     if not 1 <= number <= _LAST_GROUP:
         raise UsageError(f"NFLOG group {number} is out of range: use 1 to {_LAST_GROUP}")
     return number
 
 
 def uid(number: int) -> int:
-    """A user's number; raises UsageError when it is out of range."""
+    """Return the user id; raise UsageError if it is out of range."""
     if not 0 <= number <= _LAST_UID:
         raise UsageError(f"user {number} is out of range: use 0 to {_LAST_UID}")
     return number
 
 
 def mac(text: str) -> str:
-    """The link address of one machine, in lower case; raises UsageError."""
+    """Return the link address of one machine in lower case; raise UsageError if it is invalid."""
     found = text.lower()
     if not _MAC.fullmatch(found) or int(found[:2], 16) & 1 or not int(found.replace(":", ""), 16):
         raise UsageError(f"{text!r} is no link address of one machine: write 02:00:00:00:00:02")
@@ -79,9 +79,10 @@ def mac(text: str) -> str:
 
 
 def subnet(text: str) -> Subnet:
-    """``ADDR/LENGTH``; raises UsageError.
+    """Parse ``ADDR/LENGTH`` and return the gateway's address with the prefix length.
 
-    The address is the gateway's, that of the network means its first one.
+    The address is the gateway's. The address of the network itself means its first host address.
+    Raises UsageError.
     """
     try:
         found = ipaddress.ip_interface(text)
@@ -95,19 +96,19 @@ def subnet(text: str) -> Subnet:
         raise UsageError(f"{text!r} has a zone: a fence can't match an address by its zone")
     if found.ip == found.network.network_address and found.network.num_addresses > 2:
         found = ipaddress.ip_interface(f"{found.ip + 1}/{found.network.prefixlen}")
-    is_of_nobody = found.is_multicast or found.is_loopback
-    is_of_nobody |= found.network.network_address.is_unspecified
+    is_unusable = found.is_multicast or found.is_loopback
+    is_unusable |= found.network.network_address.is_unspecified
     if found.version == 6:
-        is_of_nobody |= found.is_link_local
+        is_unusable |= found.is_link_local
     elif found.network.num_addresses > 2:
-        is_of_nobody |= found.ip == found.network.broadcast_address
-    if is_of_nobody:
+        is_unusable |= found.ip == found.network.broadcast_address
+    if is_unusable:
         raise UsageError(f"{text!r} is no subnet of a VM: use a private one, as 172.16.0.0/30")
     return found
 
 
 def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
-    """``ADDR:PORT``, an IPv6 address in brackets; raises UsageError."""
+    """Parse ``ADDR:PORT``, with an IPv6 address in brackets; raises UsageError."""
     host, colon, port = text.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
         raise UsageError(f"{text!r} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
@@ -129,8 +130,8 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
 
 
 def exception(text: str) -> Endpoint:
-    """``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``; raises UsageError."""
-    protocol, colon, place = text.partition(":")
+    """Parse ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``; raises UsageError."""
+    protocol, colon, address_port = text.partition(":")
     if not colon or protocol not in {"tcp", "udp"}:
         raise UsageError(f"{text!r} is no exception: write tcp:ADDR:PORT or udp:ADDR:PORT")
-    return endpoint(place, cast("Protocol", protocol))
+    return endpoint(address_port, cast("Protocol", protocol))

@@ -1,24 +1,24 @@
-"""An attempt as an OCSF Network Activity event (class 4001), of what was worked out of it."""
+"""Mapping of an attempt, and of values derived from it, to a Network Activity event (4001)."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocsf_nft.address import packed
+from ocsf_nft.ip_text import packed
 from ocsf_nft.ocsf import (
     actors,
     attack,
-    attributions,
+    attribution_enrichment,
     community_id,
-    identity,
+    event_uids,
+    messages,
+    packet_outcome,
     protocols,
     severity,
-    verdict,
-    wording,
 )
-from ocsf_nft.ocsf.addresses import place_of
-from ocsf_nft.ocsf.caching import CACHED
+from ocsf_nft.ocsf.addresses import packed_address_kind
+from ocsf_nft.ocsf.cache_sizes import CACHED
 from ocsf_nft.ocsf.context import device_of, product
 from ocsf_nft.ocsf.endpoints import boundary, endpoints, observables_of
 from ocsf_nft.ocsf.enums import (
@@ -28,8 +28,9 @@ from ocsf_nft.ocsf.enums import (
     ProtocolVersion,
     Severity,
 )
+from ocsf_nft.ocsf.event_uids import NETWORK_ACTIVITY
 from ocsf_nft.ocsf.events import SCHEMA_VERSION, NetworkActivity
-from ocsf_nft.ocsf.identity import NETWORK_ACTIVITY
+from ocsf_nft.ocsf.firewall_rule import firewall_rule
 from ocsf_nft.ocsf.objects import (
     Attack,
     Metadata,
@@ -37,28 +38,28 @@ from ocsf_nft.ocsf.objects import (
     NetworkProxy,
     NetworkTraffic,
 )
-from ocsf_nft.ocsf.rules import firewall_rule
-from ocsf_nft.ocsf.text import byte_size, encodable, plain, visible
+from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.attempt import Attempt, Merged
+    from ocsf_nft.attempt import Aggregation, Attempt
     from ocsf_nft.flow import Flow
-    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Context, Proxy
     from ocsf_nft.ocsf.severity import SeverityRule
 
 
 class Derived(NamedTuple):
-    """What is worked out of an attempt's values, where its event does not just copy them.
+    """Values of an event that are computed from an attempt instead of copied.
 
-    ``source`` and ``destination`` are where the record's addresses are, ``severity`` is what the
-    configuration says of it, if it says anything, ``raw_bytes`` the size of the raw record.
+    ``source`` and ``destination`` are the kinds of the record's addresses. ``severity`` is the
+    configured severity, None if no configured rule matches. ``raw_bytes`` is the size of the raw
+    record.
     """
 
-    source: Place | None
-    destination: Place | None
+    source: AddressKind | None
+    destination: AddressKind | None
     severity: Severity | None
     uid: str
     correlation_uid: str
@@ -66,15 +67,15 @@ class Derived(NamedTuple):
     raw_bytes: int
 
 
-def derived(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
-    """What follows from an attempt's values; ``severities`` are the configuration's."""
+def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
+    """Return the derived values of an attempt; ``severities`` are the configured rules."""
     record = attempt.record
     source, destination = packed(record.source), packed(record.destination)
     return Derived(
-        None if source is None else place_of(source),
-        None if destination is None else place_of(destination),
+        None if source is None else packed_address_kind(source),
+        None if destination is None else packed_address_kind(destination),
         severity.configured(record, severities),
-        identity.event_uid(NETWORK_ACTIVITY, record.origin.identity),
+        event_uids.event_uid(NETWORK_ACTIVITY, record.origin.identity),
         _correlation_uid(attempt),
         community_id.of_record(record, source, destination),
         byte_size(record.origin.raw),
@@ -82,16 +83,18 @@ def derived(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
 
 
 def _correlation_uid(attempt: Attempt) -> str:
-    record, merged = attempt.record, attempt.merged
-    if merged is not None:
-        return identity.merged_uid(record.sandbox, record.rule, record.uid, merged.why)
+    record, aggregation = attempt.record, attempt.aggregation
+    if aggregation is not None:
+        return event_uids.aggregation_uid(
+            record.sandbox, record.rule, record.uid, aggregation.reason
+        )
     if attempt.streak is not None:
-        return identity.streak_uid(attempt.streak.identity)
-    return identity.attempt_uid(record)
+        return event_uids.incident_uid(attempt.streak.identity)
+    return event_uids.flow_uid(record)
 
 
 class Activities:
-    """Makes Network Activity events in one context."""
+    """Builder of Network Activity events in one context."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -99,40 +102,40 @@ class Activities:
         self._container = actors.container_of(context.container)
         self._proxies: dict[int, tuple[Proxy, NetworkProxy]] = {}
         for proxy in context.proxies:
-            endpoint = NetworkProxy(ip=str(proxy.address), port=proxy.port).keep_json()
+            endpoint = NetworkProxy(ip=str(proxy.address), port=proxy.port).cache_json()
             self._proxies.setdefault(proxy.address.version, (proxy, endpoint))
 
-    def event(self, attempt: Attempt, of_it: Derived, *, processed_ns: int) -> NetworkActivity:
-        """The event of one attempt; ``processed_ns`` is now, in ns since the epoch, UTC.
+    def event(self, attempt: Attempt, derived: Derived, *, processed_ns: int) -> NetworkActivity:
+        """Return the event of one attempt; ``processed_ns`` is now, in ns since the epoch, UTC.
 
-        What it says of addresses, of uids and of sizes is only what ``of_it`` says.
+        Kinds of addresses, uids and sizes are taken from ``derived`` only.
         """
-        record, merged = attempt.record, attempt.merged
-        way = verdict.direction(record, self._context.uplinks)
-        source, destination, matters = of_it.source, of_it.destination, of_it.severity
-        if matters is None:
-            matters = verdict.severity(record, way, destination)
-        if merged is None:
-            answered = verdict.answer(record, way, destination)
+        record, aggregation = attempt.record, attempt.aggregation
+        direction = packet_outcome.direction(record, self._context.uplinks)
+        source, destination, level = derived.source, derived.destination, derived.severity
+        if level is None:
+            level = packet_outcome.severity(record, direction, destination)
+        if aggregation is None:
+            answer = packet_outcome.answer(record, direction, destination)
         else:
-            answered = verdict.answer_to_all(record.rule, way, record.verdict)
-            if of_it.severity is None:
-                matters = max(matters, Severity.MEDIUM)
-        outcome = verdict.outcome(record, answered)
-        proxy, proxy_endpoint = self.proxy(attempt, way)
-        left_over = plain(record.details)
-        left_over["prefix"] = visible(record.prefix)
+            answer = packet_outcome.answer_to_all(record.rule, direction, record.verdict)
+            if derived.severity is None:
+                level = max(level, Severity.MEDIUM)
+        outcome = packet_outcome.outcome(record, answer)
+        proxy, proxy_endpoint = self.proxy(attempt, direction)
+        unmapped = plain(record.details)
+        unmapped["prefix"] = visible(record.prefix)
         if record.sandbox is not None:
-            left_over["sandbox"] = visible(record.sandbox)
+            unmapped["sandbox"] = visible(record.sandbox)
         src_endpoint, dst_endpoint = endpoints(
-            record, way, source, destination, self._container, left_over
+            record, direction, source, destination, self._container, unmapped
         )
-        actor = actors.actor_of(record, attempt.attribution, left_over)
-        left_over |= actors.unmapped_of(attempt.process)
+        actor = actors.actor_of(record, attempt.attribution, unmapped)
+        unmapped |= actors.unmapped_of(attempt.process)
         if record.ethertype is not None:
-            left_over["ethertype"] = record.ethertype
-        if merged is not None:
-            left_over["merged"] = _merged(merged)
+            unmapped["ethertype"] = record.ethertype
+        if aggregation is not None:
+            unmapped["merged"] = _aggregation(aggregation)
         start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
         return NetworkActivity(
             activity_id=outcome.activity,
@@ -141,26 +144,26 @@ class Activities:
             end_time=end,
             duration=None if start == end else end - start,
             count=attempt.packets,
-            severity_id=matters,
+            severity_id=level,
             status_id=outcome.status,
-            status_code=None if answered is None else answered.value,
-            status_detail=wording.detail(attempt, way, answered, proxy, destination),
-            message=wording.message(attempt, way, answered),
+            status_code=None if answer is None else answer.value,
+            status_detail=messages.detail(attempt, direction, answer, proxy, destination),
+            message=messages.message(attempt, direction, answer),
             action_id=outcome.action,
             disposition_id=outcome.disposition,
-            is_alert=matters >= Severity.MEDIUM,
-            confidence_id=Confidence.HIGH if verdict.is_ours(record) else None,
+            is_alert=level >= Severity.MEDIUM,
+            confidence_id=Confidence.HIGH if packet_outcome.is_ours(record) else None,
             firewall_rule=firewall_rule(
-                self._context, record.rule, is_ours=verdict.is_ours(record)
+                self._context, record.rule, is_ours=packet_outcome.is_ours(record)
             ),
-            attacks=_attacks(attempt, way, destination),
-            is_src_dst_assignment_known=verdict.is_initiator_known(record),
-            observation_point_id=_OBSERVATION_POINTS.get(way),
+            attacks=_attacks(attempt, direction, destination),
+            is_src_dst_assignment_known=packet_outcome.is_initiator_known(record),
+            observation_point_id=_OBSERVATION_POINTS.get(direction),
             src_endpoint=src_endpoint,
             dst_endpoint=dst_endpoint,
             proxy_endpoint=proxy_endpoint,
             connection_info=NetworkConnectionInfo(
-                direction_id=way,
+                direction_id=direction,
                 protocol_num=record.protocol,
                 protocol_name=protocols.NAMES.get(
                     -1 if record.protocol is None else record.protocol
@@ -168,7 +171,7 @@ class Activities:
                 protocol_ver_id=_VERSIONS.get(record.ip_version),
                 tcp_flags=record.tcp_flags,
                 boundary_id=boundary(source, destination),
-                community_uid=of_it.community_uid,
+                community_uid=derived.community_uid,
             ),
             traffic=_traffic(attempt.packets, attempt.bytes),
             actor=actor,
@@ -180,22 +183,25 @@ class Activities:
                 *self._device_observables,
             )
             or None,
-            enrichments=attributions.enrichments_of(attempt.attribution),
+            enrichments=attribution_enrichment.enrichments_of(attempt.attribution),
             raw_data=encodable(record.origin.raw),
-            raw_data_size=of_it.raw_bytes,
-            unmapped=left_over,
-            metadata=_metadata(attempt, of_it, processed_ns),
+            raw_data_size=derived.raw_bytes,
+            unmapped=unmapped,
+            metadata=_metadata(attempt, derived, processed_ns),
         )
 
     def proxy(
-        self, attempt: Attempt, way: Direction
+        self, attempt: Attempt, direction: Direction
     ) -> tuple[Proxy, NetworkProxy] | tuple[None, None]:
-        """The proxy that should have been used, if one would have helped."""
+        """Return the proxy that the sender should have used, or two None if no proxy applies.
+
+        No proxy applies to foreign rules, inbound packets and frames without IP.
+        """
         version = attempt.record.ip_version
-        is_frame = version is None and attempt.merged is None
-        if not verdict.is_ours(attempt.record) or is_frame or way is Direction.INBOUND:
+        is_frame = version is None and attempt.aggregation is None
+        if not packet_outcome.is_ours(attempt.record) or is_frame or direction is Direction.INBOUND:
             return None, None
-        # A sandbox with one proxy of one family is to use that one for everything.
+        # If no proxy has the packet's family, the sandbox uses its first proxy.
         other = next(iter(self._proxies.values()), (None, None))
         return other if version is None else self._proxies.get(version, other)
 
@@ -211,16 +217,16 @@ _OBSERVATION_POINTS: Final = {
 
 
 def _attacks(
-    attempt: Attempt, way: Direction, destination: Place | None
+    attempt: Attempt, direction: Direction, destination: AddressKind | None
 ) -> tuple[Attack, ...] | None:
     record = attempt.record
-    if record.sandbox is None or not verdict.is_attempt(record):
+    if record.sandbox is None or not packet_outcome.is_attempt(record):
         return None
-    if way is not Direction.OUTBOUND or verdict.is_housekeeping(record, destination):
+    if direction is not Direction.OUTBOUND or packet_outcome.is_housekeeping(record, destination):
         return None
-    if attempt.merged is not None:
-        # That a set was full, or was not read in time, may be others' doing.
-        is_of_one_user = attempt.merged.why == "many" and record.uid is not None
+    if attempt.aggregation is not None:
+        # A full set, or a late read, can be caused by other users.
+        is_of_one_user = attempt.aggregation.reason == "many" and record.uid is not None
         return attack.SCAN if is_of_one_user else None
     return attack.attacks(
         record, is_cloud_metadata=destination is not None and destination.is_cloud_metadata
@@ -229,17 +235,17 @@ def _attacks(
 
 @lru_cache(maxsize=CACHED)
 def _traffic(packets: int, length: int | None) -> NetworkTraffic:
-    return NetworkTraffic(packets=packets, bytes=length).keep_json()
+    return NetworkTraffic(packets=packets, bytes=length).cache_json()
 
 
-def _merged(merged: Merged) -> dict[str, Any]:
-    """Why packets are told together, and of which flows: the schema has no place for many."""
-    told: dict[str, Any] = {"why": merged.why}
-    if merged.flows is not None:
-        told["flows"] = merged.flows
-    if merged.sample:
-        told["sample"] = [_flow(one) for one in merged.sample]
-    return told
+def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
+    """Return the reason and the flows of an aggregation: the schema has no attribute for them."""
+    facts: dict[str, Any] = {"why": aggregation.reason}
+    if aggregation.flows is not None:
+        facts["flows"] = aggregation.flows
+    if aggregation.sample:
+        facts["sample"] = [_flow(one) for one in aggregation.sample]
+    return facts
 
 
 def _flow(flow: Flow) -> dict[str, Any]:
@@ -253,11 +259,11 @@ def _flow(flow: Flow) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _metadata(attempt: Attempt, of_it: Derived, processed_ns: int) -> Metadata:
+def _metadata(attempt: Attempt, derived: Derived, processed_ns: int) -> Metadata:
     record, origin = attempt.record, attempt.record.origin
     return Metadata(
         version=SCHEMA_VERSION,
-        uid=of_it.uid,
+        uid=derived.uid,
         product=product(),
         log_name="netfilter",
         log_provider="netfilter",
@@ -266,7 +272,7 @@ def _metadata(attempt: Attempt, of_it: Derived, processed_ns: int) -> Metadata:
         original_time=None if origin.original_time is None else visible(origin.original_time),
         original_event_uid=visible(origin.identity),
         sequence=origin.sequence,
-        correlation_uid=of_it.correlation_uid,
+        correlation_uid=derived.correlation_uid,
         logged_time=record.received_ns // 1_000_000,
         processed_time=processed_ns // 1_000_000,
     )

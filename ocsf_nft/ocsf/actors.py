@@ -1,4 +1,4 @@
-"""Who did it: the user that the kernel's record names, and the process, where somebody looked."""
+"""OCSF actors: the user in the kernel's record and, if attributed, the process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from posixpath import basename
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.ocsf import objects
-from ocsf_nft.ocsf.caching import CACHED
+from ocsf_nft.ocsf.cache_sizes import CACHED
 from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import FileType, FingerprintAlgorithm, ObservableType
 from ocsf_nft.ocsf.objects import (
@@ -22,34 +22,36 @@ from ocsf_nft.ocsf.objects import (
     ProcessEntity,
     User,
 )
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from ocsf_nft.process import Attribution, Container, Process
     from ocsf_nft.record import Record
 
 _PROCESS: Final = "actor.process"
-#: What stands in place of a path before the name of a program that is in memory alone. The name
-#: may have slashes in it.
+#: Prefix of the "path" of a program without a file (memfd). The name after it may have slashes.
 _MEMORY: Final = "memfd:"
-#: What the schema takes for an id of a pod. That of one that no API server knows has other forms.
+#: Form of a pod's uid in the schema. The uid of a pod that no API server knows has other forms.
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def actor_of(
-    record: Record, attribution: Attribution | None, left_over: dict[str, Any]
+    record: Record, attribution: Attribution | None, unmapped: dict[str, Any]
 ) -> Actor | None:
-    """Who sent it, by all that is known; a group without a user goes to ``left_over``."""
+    """Return the sender as an actor, or None if unknown.
+
+    A group without a user has no attribute: it is added to ``unmapped``.
+    """
     if record.uid is None and record.gid is not None:
-        left_over["gid"] = record.gid
+        unmapped["gid"] = record.gid
     user = group = process = None
     if attribution is not None:
         user, group = attribution.user_name, attribution.group_name
         process = attribution.process
     if process is None:
         return None if record.uid is None else _user_actor(record.uid, record.gid, user, group)
-    # What it runs as may be another user than that of the socket, whom the record names.
+    # The user of the process may differ from the user of the socket, which the record has.
     if process.uid == record.uid:
         user = process.user_name or user
     if process.gid == record.gid:
@@ -61,12 +63,12 @@ def actor_of(
 
 
 def actor_of_process(process: Process) -> Actor:
-    """A process alone, that no record of a packet names a user of."""
+    """Return an actor that is a process only: there is no record with a user."""
     return Actor(process=_process(process))
 
 
 def unmapped_of(process: Process | None) -> dict[str, str]:
-    """What is known of a process that OCSF has no place for, or none without something else."""
+    """Return the facts about a process that its OCSF objects can't contain."""
     if process is None:
         return {}
     inside = container_of(process.container)
@@ -82,7 +84,7 @@ def unmapped_of(process: Process | None) -> dict[str, str]:
 
 @lru_cache(maxsize=CACHED)
 def _user_actor(uid: int, gid: int | None, name: str | None, group: str | None) -> Actor:
-    return Actor(user=_user(uid, gid, name, group)).keep_json()
+    return Actor(user=_user(uid, gid, name, group)).cache_json()
 
 
 def _user(uid: int, gid: int | None, name: str | None, group: str | None) -> User:
@@ -131,7 +133,10 @@ def _ancestor(ancestor: Process) -> ProcessEntity:
 
 
 def name_of(process: Process) -> str | None:
-    """What to call a process: by its program, for it chooses its own name itself."""
+    """Return the program's name or, if unknown, the process's own name.
+
+    A process can set its own name, so it is less reliable.
+    """
     return _shown(_program(process) or process.name)
 
 
@@ -161,7 +166,7 @@ def _hashes(sha256: str | None) -> tuple[Fingerprint, ...] | None:
 
 @lru_cache(maxsize=CACHED)
 def container_of(container: Container | None) -> objects.Container | None:
-    """A container as OCSF has it; None when it has no name of any kind."""
+    """Return a container as an OCSF object; None if it has neither a uid nor a name."""
     if container is None or container.uid is container.name is None:
         return None
     image = None
@@ -174,7 +179,7 @@ def container_of(container: Container | None) -> objects.Container | None:
         runtime=_shown(container.runtime),
         image=image,
         pod_uuid=None if pod is None or _UUID.fullmatch(pod) is None else pod,
-    ).keep_json()
+    ).cache_json()
 
 
 def _shown(text: str | None) -> str | None:
@@ -182,7 +187,7 @@ def _shown(text: str | None) -> str | None:
 
 
 def observables_of(actor: Actor | None) -> tuple[Observable, ...]:
-    """What to look up of who did it."""
+    """Return the observables of an actor."""
     if actor is None:
         return ()
     user = () if actor.user is None else _uid_observables(actor.user.uid)

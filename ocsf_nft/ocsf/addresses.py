@@ -1,7 +1,7 @@
-"""What an address says about where it is.
+"""Classification of IP addresses: scope, loopback, link-local, multicast, broadcast, metadata.
 
-Each family's addresses are cut where anything changes that is said of them: so where one is, is
-looked up in a table, which is made once of the networks below.
+A table divides the addresses of each family into ranges of one kind, so that one binary search
+finds the kind. The table is built once from the networks below.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal, NamedTuple, TypeAlias
 
-from ocsf_nft.address import packed
+from ocsf_nft.ip_text import packed
 from ocsf_nft.ocsf.enums import NetworkScope
 
 _Version: TypeAlias = Literal[4, 6]
 
 
 class _Network(NamedTuple):
-    """Its first address and its last one, as numbers."""
+    """Range of addresses of a network, first and last, as numbers."""
 
     version: _Version
     first: int
@@ -32,10 +32,10 @@ def _networks(*names: str) -> tuple[_Network, ...]:
     )
 
 
-#: Where clouds serve a machine's credentials.
+#: Addresses at which clouds serve a machine's credentials.
 METADATA: Final = frozenset({ip_address("169.254.169.254"), ip_address("fd00:ec2::254")})
 _METADATA: Final = _networks(*map(str, METADATA))
-#: Addresses that a site gives out itself, or that never leave a link or a host (IANA's
+#: Addresses that a site assigns itself, or that never leave a link or a host (IANA's
 #: special-purpose registries; multicast by its scope: RFC 2365, RFC 4291).
 _INTERNAL: Final = _networks(
     "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
@@ -43,22 +43,22 @@ _INTERNAL: Final = _networks(
     "::1/128", "fc00::/7", "fe80::/10", "fec0::/10",
     *(f"ff{flags:x}{scope}::/16" for flags in range(16) for scope in (1, 2, 3, 4, 5, 8)),
 )  # fmt: skip
-#: Addresses that are nowhere: unspecified, and never assigned.
-_NOWHERE: Final = _networks("0.0.0.0/8", "240.0.0.0/4", "::/128")
+#: Unspecified and never assigned addresses, which have no scope.
+_UNASSIGNED: Final = _networks("0.0.0.0/8", "240.0.0.0/4", "::/128")
 _LOOPBACK: Final = _networks("127.0.0.0/8", "::1/128")
 _LINK_LOCAL: Final = _networks("169.254.0.0/16", "fe80::/10")
 _MULTICAST: Final = _networks("224.0.0.0/4", "ff00::/8")
 _BROADCAST: Final = _networks("255.255.255.255/32")
-#: IPv6 addresses whose last 32 bits are the IPv4 address meant (RFC 4291, RFC 6052).
+#: IPv6 addresses with the real IPv4 address in the last 32 bits (RFC 4291, RFC 6052).
 _CARRY_IPV4: Final = _networks("::ffff:0:0/96", "64:ff9b::/96")
 _IPV4_BITS: Final = 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
-    """Where an address is, and the family in which it is written.
+class AddressKind:
+    """Kind of an address: its family, scope and special purposes.
 
-    Addresses of which the same is said share one.
+    Addresses of the same kind share one object.
     """
 
     version: _Version
@@ -70,32 +70,42 @@ class Place:
     is_cloud_metadata: bool
 
 
-def place_of(address: bytes) -> Place:
-    """Where an address in network bytes is."""
-    starts, places = _TABLES[len(address)]
-    return places[bisect_right(starts, address) - 1]
+def packed_address_kind(address: bytes) -> AddressKind:
+    """Return the kind of an address in network bytes."""
+    starts, kinds = _TABLES[len(address)]
+    return kinds[bisect_right(starts, address) - 1]
 
 
-def place(text: str | None) -> Place | None:
-    """Where the address is that ``text`` says, or None when it is no IP address."""
+def address_kind(text: str | None) -> AddressKind | None:
+    """Return the kind of an address in text form, or None if it is no IP address."""
     address = packed(text)
-    return None if address is None else place_of(address)
+    return None if address is None else packed_address_kind(address)
 
 
-def _table(version: _Version, size: int) -> tuple[list[bytes], list[Place]]:
-    """Where each part of a family's addresses begins, in network bytes, and where that is."""
-    said = (*_INTERNAL, *_NOWHERE, *_LOOPBACK, *_LINK_LOCAL, *_MULTICAST, *_BROADCAST, *_METADATA)
-    starts = {0, *_changes(said, version)}
+def _table(version: _Version, size: int) -> tuple[list[bytes], list[AddressKind]]:
+    """Return the first address of each range of a family, in network bytes, and its kind."""
+    networks = (
+        *_INTERNAL,
+        *_UNASSIGNED,
+        *_LOOPBACK,
+        *_LINK_LOCAL,
+        *_MULTICAST,
+        *_BROADCAST,
+        *_METADATA,
+    )
+    starts = {0, *_changes(networks, version)}
     if version == 6:
-        starts |= {carrier.first + start for carrier in _CARRY_IPV4 for start in _changes(said, 4)}
-    found: dict[tuple[NetworkScope | None, tuple[bool, ...]], Place] = {}
-    begins, places = [], []
+        starts |= {
+            carrier.first + start for carrier in _CARRY_IPV4 for start in _changes(networks, 4)
+        }
+    found: dict[tuple[NetworkScope | None, tuple[bool, ...]], AddressKind] = {}
+    begins, kinds = [], []
     for start in sorted(starts):
         if start < 1 << 8 * size:
-            scope, flags = key = _said(version, start)
+            scope, flags = key = _traits(version, start)
             begins.append(start.to_bytes(size))
-            places.append(found.setdefault(key, Place(version, scope, *flags)))
-    return begins, places
+            kinds.append(found.setdefault(key, AddressKind(version, scope, *flags)))
+    return begins, kinds
 
 
 def _changes(networks: tuple[_Network, ...], version: _Version) -> set[int]:
@@ -103,20 +113,20 @@ def _changes(networks: tuple[_Network, ...], version: _Version) -> set[int]:
     return {network.first for network in ours} | {network.last + 1 for network in ours}
 
 
-def _said(version: _Version, address: int) -> tuple[NetworkScope | None, tuple[bool, ...]]:
-    """Its scope, and what else :class:`Place` has of it."""
+def _traits(version: _Version, address: int) -> tuple[NetworkScope | None, tuple[bool, ...]]:
+    """Return the scope of an address, and the flags of :class:`AddressKind`."""
     if _is_in(_CARRY_IPV4, version, address):
-        return _said(4, address % (1 << _IPV4_BITS))
+        return _traits(4, address % (1 << _IPV4_BITS))
     kinds = (_LOOPBACK, _LINK_LOCAL, _MULTICAST, _BROADCAST, _METADATA)
     flags = tuple(_is_in(networks, version, address) for networks in kinds)
     if _is_in(_INTERNAL, version, address):
         return NetworkScope.INTERNAL, flags
-    return None if _is_in(_NOWHERE, version, address) else NetworkScope.EXTERNAL, flags
+    return None if _is_in(_UNASSIGNED, version, address) else NetworkScope.EXTERNAL, flags
 
 
 def _is_in(networks: tuple[_Network, ...], version: _Version, address: int) -> bool:
     return any(each.version == version and each.first <= address <= each.last for each in networks)
 
 
-#: By the number of bytes of an address.
+#: Tables by the number of bytes of an address.
 _TABLES: Final = {4: _table(4, 4), 16: _table(6, 16)}

@@ -1,9 +1,9 @@
-"""MITRE ATT&CK: what an attempt to get round the proxy is called.
+"""MITRE ATT&CK techniques of attempts to bypass the proxy.
 
-Names and ids are those of one version of the matrix, stated here and nowhere else. A refused
-packet is Command and Control at most, or a grab for a cloud machine's credentials; packets to very
-many destinations are a look around. They are none of the techniques that *use* a proxy or a
-tunnel, or that disable a firewall.
+Names and ids are those of one version of the matrix, which only this module states. A refused
+packet is at most Command and Control, or Credential Access in a cloud machine. Packets to very
+many destinations are Discovery. Techniques that *use* a proxy or a tunnel, or that disable a
+firewall, do not apply.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _attacks(
             sub_technique=None
             if sub_technique is None
             else Technique(uid=sub_technique[0], name=sub_technique[1]),
-        ).keep_json(),
+        ).cache_json(),
     )
 
 
@@ -54,10 +54,10 @@ _METADATA_API: Final = _attacks(
     ("T1552.005", "Cloud Instance Metadata API"),
 )
 
-#: What many flows of one user are, whatever each of them would be.
+#: Technique of many flows of one user, independent of the technique of each flow.
 SCAN: Final = _attacks(_DISCOVERY, ("T1046", "Network Service Discovery"))
 
-#: What a service of a kind would be used for; a port that is known for none is an odd one.
+#: Technique by kind of service. A port without a known service is a non-standard port.
 _BY_KIND: Final = {
     Kind.WEB: _WEB,
     Kind.QUIC: _WEB,
@@ -68,7 +68,7 @@ _BY_KIND: Final = {
 
 
 def attacks(record: Record, *, is_cloud_metadata: bool) -> tuple[Attack, ...]:
-    """What the packet would be, had it got out."""
+    """Return the technique of a packet, as if it had reached its destination."""
     if is_cloud_metadata:
         return _METADATA_API
     if record.protocol not in {protocols.TCP, protocols.UDP} or record.destination_port is None:

@@ -1,6 +1,6 @@
-"""Community ID version 1: one text for one flow, whichever tool saw it.
+"""Community ID version 1: an identifier of a flow that is the same in all tools.
 
-https://github.com/corelight/community-id-spec. The seed is 0, as everywhere by default.
+https://github.com/corelight/community-id-spec. The seed is 0, the usual default.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 _SEED: Final = b"\0\0"
 _PORTS: Final = struct.Struct("!HH")
 
-#: ICMP message types that come in pairs: the two "ports" of such a flow are the pair. Any other
-#: message is a flow of one direction, whose "ports" are its type and code.
+#: ICMP message types in pairs (request and reply): the two "ports" of such a flow are the pair. Any
+#: other message is a flow of one direction, and its "ports" are its type and code.
 _ICMP_PAIRS: Final = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 10: 9, 9: 10, 17: 18, 18: 17}
 _ICMPV6_PAIRS: Final = {
     128: 129, 129: 128, 130: 131, 131: 130, 133: 134, 134: 133,
     135: 136, 136: 135, 139: 140, 140: 139, 144: 145, 145: 144,
 }  # fmt: skip
 
-#: The protocols whose flows are told apart by their ports.
+#: Protocols with ports.
 _WITH_PORTS: Final = frozenset({protocols.TCP, protocols.UDP, protocols.SCTP})
 _ICMP: Final = frozenset({protocols.ICMP, protocols.ICMPV6})
 
@@ -39,7 +39,7 @@ def community_id(
     *,
     one_way: bool = False,
 ) -> str:
-    """The Community ID of a flow between two addresses in network bytes."""
+    """Return the Community ID of a flow between two addresses in network bytes."""
     if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source
         ports = None if ports is None else (ports[1], ports[0])
@@ -57,7 +57,7 @@ def _is_backwards(source: bytes, destination: bytes, ports: tuple[int, int] | No
 
 
 def of_record(record: Record, source: bytes | None, destination: bytes | None) -> str | None:
-    """The Community ID of a record; None when the record doesn't say enough for one.
+    """Return the Community ID of a record; None if the record lacks a part of it.
 
     ``source`` and ``destination`` are its addresses in network bytes.
     """

@@ -1,4 +1,4 @@
-"""What the records don't say: this host, this product, this sandbox's proxies and rules."""
+"""Facts for events that records don't contain: host, product, proxies and rules of the sandbox."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from ocsf_nft.ocsf.enums import DeviceType, ObservableType, OsType
 from ocsf_nft.ocsf.events import SCHEMA_VERSION
 from ocsf_nft.ocsf.objects import Device, Metadata, Observable, Os, Product
+from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.ocsf.severity import Threshold
-from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,7 +32,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The machine whose kernel refuses. ``boot_time_ns`` is since the epoch, UTC."""
+    """Machine on which the kernel enforces the fence; ``boot_time_ns`` since the epoch, UTC."""
 
     hostname: str
     kernel_release: str | None = None
@@ -41,7 +41,7 @@ class Host:
     is_virtual: bool = False
 
     def device(self) -> Device:
-        """The host as OCSF's device."""
+        """Return the host as an OCSF device."""
         return Device(
             hostname=visible(self.hostname),
             type_id=DeviceType.VIRTUAL if self.is_virtual else DeviceType.UNKNOWN,
@@ -53,26 +53,26 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """A way out that the sandbox is given."""
+    """Proxy through which the sandbox may reach other hosts."""
 
     address: Address
     port: int
 
     @property
     def end(self) -> str:
-        """Its address and port."""
+        """Return the address and the port, as in a URL."""
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """The proxy as programs take it in ``HTTPS_PROXY``."""
+        """Return the URL of the proxy, for ``HTTPS_PROXY``."""
         return f"http://{self.end}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleFacts:
-    """The rule in the kernel that a record's rule name stands for."""
+    """Rule in the kernel, for the rule name of a record."""
 
     family: str
     table: str
@@ -82,19 +82,19 @@ class RuleFacts:
 
     @property
     def uid(self) -> str:
-        """The rule's name in the kernel."""
+        """Return the full name of the rule in the kernel."""
         return f"{self.family}/{self.table}/{self.chain}/{self.handle}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """All that a mapper knows beside the record.
+    """Facts that a mapper has in addition to the record.
 
-    ``host`` is None when the records come from another machine. ``proxies`` are the sandbox's, in
-    order of preference. ``uplinks`` are the interfaces that lead out of the sandbox, empty when
-    nobody knows. ``rules`` maps a record's rule name to the rule in the kernel, where that is
-    known. ``container`` is what the sandbox is. The first of ``severities`` that is about an
-    attempt says how much it matters; ``threshold`` when it is a finding.
+    ``host`` is None if the records come from another machine. ``proxies`` are the sandbox's, in
+    order of preference. ``uplinks`` are the interfaces that lead out of the sandbox, empty if
+    unknown. ``rules`` maps a record's rule name to the rule in the kernel, if known. ``container``
+    is the container that the sandbox is. The first matching rule of ``severities`` gives the
+    severity of an attempt. ``threshold`` is the condition for a finding.
     """
 
     host: Host | None = None
@@ -107,31 +107,34 @@ class Context:
 
 
 def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
-    """The host as the event's attribute ``device``, if it is known, and what to look up of it."""
+    """Return the host as the event's attribute ``device``, if known, and its observables."""
     if context.host is None:
         return None, ()
     device = context.host.device()
     hostname = Observable(
         name="device.hostname", type_id=ObservableType.HOSTNAME, value=str(device.hostname)
     )
-    return device.keep_json(), (hostname.keep_json(),)
+    return device.cache_json(), (hostname.cache_json(),)
 
 
 @lru_cache(maxsize=1)
 def product() -> Product:
-    """This program, as OCSF's product."""
+    """Return this program as an OCSF product."""
     return Product(name=_NAME, vendor_name=_NAME, version=version(_NAME))
 
 
 def own_metadata(uid: str, now_ns: int) -> Metadata:
-    """Metadata of an event that no record became: nothing was read, so there is no log to name."""
+    """Return the metadata of an event without a record, and so without a log.
+
+    ``now_ns`` is in ns since the epoch, UTC.
+    """
     return Metadata(
         version=SCHEMA_VERSION, uid=uid, product=product(), processed_time=now_ns // 1_000_000
     )
 
 
 def this_host() -> Host:
-    """This machine; what the system doesn't tell is None."""
+    """Return this machine; facts that the system does not provide are None."""
     return Host(
         hostname=platform.node() or "localhost",
         kernel_release=os.uname().release if hasattr(os, "uname") else None,

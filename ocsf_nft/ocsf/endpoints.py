@@ -1,4 +1,4 @@
-"""The two ends of a packet, as OCSF's endpoints, and what is worth looking up about them."""
+"""Source and destination of a packet as OCSF endpoints, with their observables."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.ocsf.caching import CACHED
+from ocsf_nft.ocsf.cache_sizes import CACHED
 from ocsf_nft.ocsf.enums import Boundary, Direction, NetworkScope, ObservableType
 from ocsf_nft.ocsf.objects import NetworkEndpoint, Observable
+from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.ocsf.services import service
-from ocsf_nft.ocsf.text import visible
 
 if TYPE_CHECKING:
-    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.objects import Container
     from ocsf_nft.record import Record
 
@@ -21,104 +21,102 @@ _MAC: Final = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\Z")
 _UNKNOWN_ENDPOINT: Final = NetworkEndpoint(name="unknown")
 
 
-def endpoints(  # noqa: PLR0913, PLR0917 - what is known of two ends
+def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
     record: Record,
-    way: Direction,
-    source: Place | None,
-    destination: Place | None,
+    direction: Direction,
+    source: AddressKind | None,
+    destination: AddressKind | None,
     container: Container | None,
-    left_over: dict[str, Any],
+    unmapped: dict[str, Any],
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
-    """Both ends; what fits neither goes to ``left_over``.
+    """Return both endpoints; facts that fit neither are added to ``unmapped``.
 
-    An interface belongs to the end that is on its side: a packet that was passing came in from
-    the source and would have gone out to the destination. Of a packet that was passing through a
-    sandbox, and of which only a counter tells, neither end may be known: then the sandbox is its
-    source, for that is where it was.
+    An interface belongs to the endpoint on its side. A forwarded packet arrived from the source and
+    would have left to the destination. If a forwarded packet is known from a counter only, both
+    endpoints may be unknown. Then the sandbox is the source, because the packet was in it.
     """
-    source_link, destination_link = record.in_interface, record.out_interface
-    if source_link is None:
-        source_link, destination_link = destination_link, None
-    elif destination_link is None and way is not Direction.OUTBOUND:
-        source_link, destination_link = None, source_link
+    source_interface, destination_interface = record.in_interface, record.out_interface
+    if source_interface is None:
+        source_interface, destination_interface = destination_interface, None
+    elif destination_interface is None and direction is not Direction.OUTBOUND:
+        source_interface, destination_interface = None, source_interface
     src = endpoint(
-        record.sandbox if way is Direction.OUTBOUND else None,
+        record.sandbox if direction is Direction.OUTBOUND else None,
         record.source,
         source,
         record.source_port,
-        _mac(record.mac_source, "mac_source", left_over),
-        source_link,
-        container=container if way is Direction.OUTBOUND else None,
+        _mac(record.mac_source, "mac_source", unmapped),
+        source_interface,
+        container=container if direction is Direction.OUTBOUND else None,
     )
     known = service(record.protocol, record.destination_port)
     dst = endpoint(
-        record.sandbox if way is Direction.INBOUND else None,
+        record.sandbox if direction is Direction.INBOUND else None,
         record.destination,
         destination,
         record.destination_port,
-        _mac(record.mac_destination, "mac_destination", left_over),
-        destination_link,
+        _mac(record.mac_destination, "mac_destination", unmapped),
+        destination_interface,
         svc_name=None if known is None else known.name,
-        container=container if way is Direction.INBOUND else None,
+        container=container if direction is Direction.INBOUND else None,
     )
     if source is None and record.source is not None:
-        left_over["source"] = visible(record.source)
+        unmapped["source"] = visible(record.source)
     if destination is None and record.destination is not None:
-        left_over["destination"] = visible(record.destination)
+        unmapped["destination"] = visible(record.destination)
     if src is None and record.source_port is not None:
-        left_over["source_port"] = record.source_port
+        unmapped["source_port"] = record.source_port
     if dst is None and record.destination_port is not None:
-        left_over["destination_port"] = record.destination_port
+        unmapped["destination_port"] = record.destination_port
     if dst is not None:
-        dst.keep_json()
+        dst.cache_json()
     elif src is None:
         src = endpoint(record.sandbox, container=container) or _UNKNOWN_ENDPOINT
     return src, dst
 
 
 @lru_cache(maxsize=CACHED)
-def endpoint(  # noqa: PLR0913, PLR0917 - what is known of one end
+def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
     name: str | None,
     address: str | None = None,
-    where: Place | None = None,
+    kind: AddressKind | None = None,
     port: int | None = None,
     mac: str | None = None,
-    link: str | None = None,
+    interface: str | None = None,
     *,
     svc_name: str | None = None,
     container: Container | None = None,
 ) -> NetworkEndpoint | None:
-    """One end, by what is known of it; None when nothing is known that makes it somebody.
+    """Return an endpoint with the known facts; None if no fact identifies it.
 
-    ``where`` is the place of ``address``.
+    ``kind`` is the kind of ``address``, None if the address is unknown or invalid.
     """
-    is_anonymous = name is None and where is None and link is None
+    is_anonymous = name is None and kind is None and interface is None
     if is_anonymous and mac is None:
         return None
     return NetworkEndpoint(
         name=None if name is None else visible(name),
-        # The schema takes no endpoint that has nothing but a MAC address; it is one's name on
-        # the link.
+        # The schema accepts no endpoint with only a MAC address; it identifies a host on a link.
         uid=mac if is_anonymous else None,
-        ip=None if where is None else address,
+        ip=None if kind is None else address,
         port=port,
         svc_name=svc_name,
         mac=mac,
-        interface_name=None if link is None else visible(link),
-        network_scope_id=None if where is None else where.scope,
+        interface_name=None if interface is None else visible(interface),
+        network_scope_id=None if kind is None else kind.scope,
         container=container,
     )
 
 
-def _mac(text: str | None, key: str, left_over: dict[str, Any]) -> str | None:
+def _mac(text: str | None, key: str, unmapped: dict[str, Any]) -> str | None:
     if text is None or _MAC.match(text) is not None:
         return text
-    left_over[key] = visible(text)
+    unmapped[key] = visible(text)
     return None
 
 
-def boundary(source: Place | None, destination: Place | None) -> Boundary | None:
-    """What the packet would have crossed; None when one of the addresses doesn't say."""
+def boundary(source: AddressKind | None, destination: AddressKind | None) -> Boundary | None:
+    """Return the boundary that the packet would have crossed; None if an address has no scope."""
     if source is None or destination is None:
         return None
     if source.is_loopback and destination.is_loopback:
@@ -130,15 +128,15 @@ def boundary(source: Place | None, destination: Place | None) -> Boundary | None
 
 
 def observable(name: str, kind: ObservableType, value: str) -> Observable:
-    """The attribute at the path ``name`` of an event, which holds ``value``."""
-    return Observable(name=name, type_id=kind, value=value).keep_json()
+    """Return the observable for the attribute at the path ``name`` of an event."""
+    return Observable(name=name, type_id=kind, value=value).cache_json()
 
 
 def observables_of(end: str, one: NetworkEndpoint | None) -> tuple[Observable, ...]:
-    """What to look up of the endpoint that is the event's attribute ``end``."""
+    """Return the observables of the endpoint that is the event's attribute ``end``."""
     if one is None:
         return ()
-    # The source's port says nothing about anybody: it is a new one each time.
+    # The source port identifies nothing: each connection has a new one.
     port = one.port if end == "dst_endpoint" else None
     return _endpoint_observables(end, one.ip, port, one.mac, one.uid)
 

@@ -1,8 +1,7 @@
-"""OCSF enumerations: one member holds the id and the caption, so the two can't disagree.
+"""OCSF enumerations: each member has an id and its caption, so the two can't disagree.
 
-Values and captions are those of OCSF 1.8.0, as the schema spells them; only the members that we
-emit are here. Where the schema has another meaning under the same name in another object, there
-is another enumeration.
+Values and captions are spelled as in OCSF 1.8.0. Only the members that we emit are defined. If the
+schema uses one name for different enumerations in two objects, there are two classes.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 from enum import IntEnum, unique
 from typing import Final, Self
 
-#: The id that says "see the caption": its caption is free text everywhere in OCSF.
+#: The id Other: its caption is free text everywhere in OCSF.
 OTHER: Final = 99
 
 
 class Captioned(IntEnum):
-    """An id with its caption."""
+    """Enumeration whose members are ids with captions."""
 
     caption: str
 

@@ -1,12 +1,11 @@
-"""An attempt that matters becomes a Detection Finding (class 2004), and goes on and ends as one."""
+"""Mapping of significant attempts, and of incidents' ends, to Detection Findings (class 2004)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.ocsf import verdict, wording
+from ocsf_nft.ocsf import messages, packet_outcome
 from ocsf_nft.ocsf.actors import unmapped_of
-from ocsf_nft.ocsf.advice import advice
 from ocsf_nft.ocsf.context import own_metadata
 from ocsf_nft.ocsf.endpoints import observable
 from ocsf_nft.ocsf.enums import (
@@ -16,8 +15,8 @@ from ocsf_nft.ocsf.enums import (
     FindingActivityId,
     FindingStatus,
 )
+from ocsf_nft.ocsf.event_uids import NETWORK_ACTIVITY, event_uid, incident_uid, stable_uid
 from ocsf_nft.ocsf.events import DetectionFinding
-from ocsf_nft.ocsf.identity import NETWORK_ACTIVITY, event_uid, stable_uid, streak_uid
 from ocsf_nft.ocsf.objects import (
     Analytic,
     Evidences,
@@ -26,13 +25,14 @@ from ocsf_nft.ocsf.objects import (
     Remediation,
     ResourceDetails,
 )
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.remediation import advice
+from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attempt import Attempt, Ended, Streak
-    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.attempt import Attempt, Incident, IncidentEnd
+    from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.ocsf.enums import Severity
     from ocsf_nft.ocsf.events import NetworkActivity
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """How far a finding has come, in the schema's words and in ours."""
+    """Stage of a finding: its activity and status in the schema, and its description."""
 
     activity: FindingActivityId
     status: FindingStatus
-    words: str
+    text: str
 
 
-#: By the names of :class:`ocsf_nft.attempt.FanOut`.
+#: Stages by their names in :class:`ocsf_nft.attempt.FanOut`.
 STAGES: Final = {
     "begun": Stage(FindingActivityId.CREATE, FindingStatus.NEW, "First seen now."),
     "goes on": Stage(FindingActivityId.UPDATE, FindingStatus.IN_PROGRESS, "It goes on."),
@@ -60,8 +60,8 @@ STAGES: Final = {
 }
 _ANALYTIC: Final = Analytic(
     uid="ocsf-nft/attempt", name="Attempt", type_id=AnalyticType.RULE
-).keep_json()
-#: Of what was done to it, the words follow.
+).cache_json()
+#: Beginnings of the titles; the action of the fence follows.
 _TITLES: Final = {
     Direction.OUTBOUND: "Attempt to bypass the egress proxy",
     Direction.INBOUND: "Attempt to get into the sandbox",
@@ -80,89 +80,91 @@ _DESCS: Final = {
 }
 
 
-#: The same of a VM, by the rule.
+#: Title and description of attempts by or at a VM, by rule.
 _OF_VM: Final = {
-    verdict.VM_FORWARD: (
+    packet_outcome.VM_FORWARD: (
         "Attempt of a VM to get where its host passes nothing on",
         "Something in the VM sent its host what that passes on for no VM.",
     ),
-    verdict.VM_INPUT: (
+    packet_outcome.VM_INPUT: (
         "Attempt of a VM to get at its host",
         "Something in the VM tried to reach the host itself, beside the gateway's port.",
     ),
-    verdict.VM_LINK: (
+    packet_outcome.VM_LINK: (
         "Attempt of a VM to send what is no VM's",
         "The VM sent frames in another's name, or of a kind that a VM has no business sending.",
     ),
-    verdict.VM_INGRESS: (
+    packet_outcome.VM_INGRESS: (
         "Attempt to get into the VM",
         "Somebody sent the VM what it has not asked for.",
     ),
 }
 
 
-class Deed(NamedTuple):
-    """What a fence did with what was found, at the end of a title and of a description."""
+class FenceAction(NamedTuple):
+    """Action of the fence, as the end of a finding's title and description."""
 
     title: str
     desc: str
 
 
-def deed(*, is_permitted: bool) -> Deed:
-    """What a fence did, where it is permissive or is not."""
-    return _LET_PASS if is_permitted else _REFUSED
+def fence_action(*, is_permitted: bool) -> FenceAction:
+    """Return the action of a permissive fence, or of another fence."""
+    return _ALLOWED if is_permitted else _REFUSED
 
 
-_REFUSED: Final = Deed("was refused", "The fence let nothing through.")
-_LET_PASS: Final = Deed(
+_REFUSED: Final = FenceAction("was refused", "The fence let nothing through.")
+_ALLOWED: Final = FenceAction(
     "was let pass", "The fence is permissive and let it pass: it would have been refused."
 )
 
 
-def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the call
-    found: Attempt | Ended,
-    streak: Streak,
+def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
+    found: Attempt | IncidentEnd,
+    incident: Incident,
     event: NetworkActivity,
     stage: Stage,
     *,
     severity: Severity,
-    destination: Place | None,
+    destination: AddressKind | None,
     proxy: Proxy | None,
     processed_ns: int,
 ) -> DetectionFinding:
-    """The finding of an attempt; ``event`` would be its Network Activity event, told as one.
+    """Return the finding of an attempt or of an incident's end.
 
-    Its numbers are running totals, of ``streak``. The same attempt gives the same event, apart
-    from ``metadata.processed_time``.
+    ``event`` is the Network Activity event of all attempts of ``incident`` together. All numbers
+    are running totals of ``incident``. The same attempt gives the same event, apart from
+    ``metadata.processed_time``; ``processed_ns`` is now, in ns since the epoch, UTC.
     """
     record = found.record
-    way = event.connection_info.direction_id
-    start, end = streak.start_ns // 1_000_000, max(streak.start_ns, found.end_ns) // 1_000_000
+    direction = event.connection_info.direction_id
+    start, end = incident.start_ns // 1_000_000, max(incident.start_ns, found.end_ns) // 1_000_000
     metadata = own_metadata(
-        stable_uid("attempt", streak.identity, int(stage.activity), streak.windows), processed_ns
+        stable_uid("attempt", incident.identity, int(stage.activity), incident.windows),
+        processed_ns,
     ).model_copy(update={"correlation_uid": event.metadata.correlation_uid})
     sandbox = visible(record.sandbox or "")
-    title, desc = _found(record.rule, way, destination)
-    done = deed(is_permitted=record.verdict == "permit")
+    title, desc = _title_and_desc(record.rule, direction, destination)
+    action = fence_action(is_permitted=record.verdict == "permit")
     return DetectionFinding(
         activity_id=stage.activity,
         time=end,
         start_time=start,
         end_time=end,
         duration=None if start == end else end - start,
-        count=streak.packets,
+        count=incident.packets,
         severity_id=severity,
         status_id=stage.status,
-        status_detail=stage.words,
+        status_detail=stage.text,
         message=event.message,
         action_id=event.action_id,
         disposition_id=event.disposition_id,
         is_alert=stage.activity is not FindingActivityId.CLOSE,
         confidence_id=Confidence.HIGH,
         finding_info=FindingInfo(
-            uid=streak_uid(streak.identity),
-            title=f"{title} {done.title}",
-            desc=f"{desc} {done.desc}",
+            uid=incident_uid(incident.identity),
+            title=f"{title} {action.title}",
+            desc=f"{desc} {action.desc}",
             types=("Policy Violation",),
             analytic=_ANALYTIC,
             data_sources=(visible(record.origin.log_source),),
@@ -175,11 +177,11 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
                     type_uid=event.type_uid,
                     type_name=event.type_name,
                 )
-                for identity in streak.latest
+                for identity in incident.latest
             ),
-            related_events_count=streak.windows,
+            related_events_count=incident.windows,
         ),
-        remediation=Remediation(desc=_remedy(record, way, destination, proxy)),
+        remediation=Remediation(desc=_remedy(record, direction, destination, proxy)),
         firewall_rule=event.firewall_rule,
         attacks=event.attacks,
         evidences=(
@@ -197,28 +199,36 @@ def of_attempt(  # noqa: PLR0913 - what is known of an attempt, named at the cal
         observables=tuple(_as_evidence(event.observables or ())) or None,
         enrichments=event.enrichments,
         raw_data=event.raw_data,
-        unmapped={"sandbox": sandbox, **unmapped_of(streak.process)},
+        unmapped={"sandbox": sandbox, **unmapped_of(incident.process)},
         metadata=metadata,
     )
 
 
-def _found(rule: str, way: Direction, destination: Place | None) -> tuple[str, str]:
-    """What it is, in a title and in a sentence."""
-    if way is Direction.OUTBOUND and destination is not None and destination.is_cloud_metadata:
+def _title_and_desc(
+    rule: str, direction: Direction, destination: AddressKind | None
+) -> tuple[str, str]:
+    """Return the title and the description, without the action of the fence."""
+    if (
+        direction is Direction.OUTBOUND
+        and destination is not None
+        and destination.is_cloud_metadata
+    ):
         return _METADATA, _METADATA_DESC
-    return _OF_VM.get(rule) or (_TITLES[way], _DESCS[way])
+    return _OF_VM.get(rule) or (_TITLES[direction], _DESCS[direction])
 
 
-def _remedy(record: Record, way: Direction, destination: Place | None, proxy: Proxy | None) -> str:
-    if way is not Direction.OUTBOUND:
+def _remedy(
+    record: Record, direction: Direction, destination: AddressKind | None, proxy: Proxy | None
+) -> str:
+    if direction is not Direction.OUTBOUND:
         return "Find out who sends this, and why."
-    where = wording.who(record.sandbox or "", record.uid, rule=record.rule)
-    instead = advice(record, way, proxy, destination)
+    where = messages.sender_text(record.sandbox or "", record.uid, rule=record.rule)
+    instead = advice(record, direction, proxy, destination)
     return f"Find out what {where} runs, and stop it unless somebody wants it to do this. {instead}"
 
 
 def _as_evidence(observables: tuple[Observable, ...]) -> Iterator[Observable]:
-    """What was at the top of the attempt's event is in the finding's only evidence."""
+    """Yield the observables with endpoints' paths moved into the finding's only evidence."""
     for each in observables:
         is_below = each.name.startswith(("src_endpoint.", "dst_endpoint."))
         name = f"evidences[0].{each.name}" if is_below else each.name

@@ -1,4 +1,4 @@
-"""What every OCSF model here has in common: immutable, closed, and derived where it can be."""
+"""Base of the OCSF models: immutable, without unknown attributes, with derived fields."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 class Model(BaseModel):
-    """An OCSF object. Its fields are named, ordered and typed as it is serialised."""
+    """OCSF object; its fields have the names, the order and the types of the JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    #: OCSF's profiles that bring attributes to this object, and which.
-    brought_by: ClassVar[dict[str, tuple[str, ...]]] = {}
+    #: Attributes of this object that belong to OCSF profiles, by profile.
+    profile_attributes: ClassVar[dict[str, tuple[str, ...]]] = {}
 
     @classmethod
     def profiles_of(cls, values: Mapping[str, Any]) -> Iterator[str]:
-        """The profiles that attributes of such an object are of, and those of what it holds.
+        """Yield the profiles of the attributes of such an object, and of its inner objects.
 
-        ``values`` are its attributes, and what they hold objects of ours, or JSON's.
+        ``values`` are its attributes. Inner objects are models or decoded JSON.
         """
-        for profile, names in cls.brought_by.items():
+        for profile, names in cls.profile_attributes.items():
             if any(values.get(name) is not None for name in names):
                 yield profile
         for name, kind in _carriers(cls):
@@ -39,25 +39,25 @@ class Model(BaseModel):
                     yield from kind.profiles_of(inner)
 
     @cached_property
-    def _kept_json(self) -> orjson.Fragment:
+    def _cached_json(self) -> orjson.Fragment:
         return self._as_json()
 
     def _as_json(self) -> orjson.Fragment:
         return orjson.Fragment(self.__pydantic_serializer__.to_json(self, exclude_none=True))
 
-    def keep_json(self) -> Self:
-        """Keep the object's JSON with it from now on: for an object that is in many events."""
-        _ = self._kept_json
+    def cache_json(self) -> Self:
+        """Cache the object's JSON in it, for an object of many events; return the object."""
+        _ = self._cached_json
         return self
 
     def fragment(self) -> orjson.Fragment:
-        """The object as JSON, without nulls."""
-        return self.__dict__.get("_kept_json") or self._as_json()
+        """Return the object as JSON, without nulls."""
+        return self.__dict__.get("_cached_json") or self._as_json()
 
 
 @cache
 def children(model: type[Model]) -> Mapping[str, type[Model]]:
-    """The fields of a model that hold objects, and of which kind."""
+    """Return the fields of a model that contain objects, with the objects' models."""
     return {
         name: kind
         for name, field in model.model_fields.items()
@@ -74,21 +74,23 @@ def _kinds(annotation: Any) -> Iterator[type[Model]]:
 
 @cache
 def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
-    """The fields whose objects, or what those hold, can have an attribute of a profile."""
+    """Return the fields whose objects can have, at any depth, an attribute of a profile."""
     return tuple(
-        (name, kind) for name, kind in children(model).items() if kind.brought_by or _carriers(kind)
+        (name, kind)
+        for name, kind in children(model).items()
+        if kind.profile_attributes or _carriers(kind)
     )
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
-    """Refuse a caption that is not its id's; any text will do when the id is 99, Other."""
+    """Return the caption; raise ValueError if it differs from the id's, except for 99, Other."""
     member = info.data.get(f"{str(info.field_name).removesuffix('_name')}_id")
     if isinstance(member, Captioned) and member != OTHER and value != member.caption:
         raise ValueError(f"the caption of id {int(member)} is {member.caption!r}")
     return value
 
 
-#: The text beside an enum id. Left out, it is the id's own caption.
+#: Text for an enum id. The default is the id's own caption.
 Caption: TypeAlias = Annotated[str, AfterValidator(_agrees)]
 
 #: OCSF's integer types are signed and hold 64 bits at most.
@@ -97,7 +99,7 @@ Port: TypeAlias = Annotated[int, Field(ge=0, le=0xFFFF)]
 
 
 def caption_of(id_field: str) -> Any:
-    """Default of a caption: what the schema calls the id in ``id_field``, declared before it."""
+    """Return a field whose default is the caption of ``id_field``, which is declared before it."""
 
     def caption(data: dict[str, Any]) -> str | None:
         member: Captioned | None = data[id_field]
@@ -106,11 +108,11 @@ def caption_of(id_field: str) -> Any:
     return Field(default_factory=caption, description=f"the caption of {id_field}")
 
 
-def known(description: str) -> Any:
-    """A field that may not be known, and where its value is from."""
+def optional_field(description: str) -> Any:
+    """Return an optional field; the description states the source of its value."""
     return Field(default=None, description=description)
 
 
-def derived(compute: Callable[[dict[str, Any]], Any], description: str) -> Any:
-    """Default of a field that follows from the fields declared before it."""
+def derived_field(compute: Callable[[dict[str, Any]], Any], description: str) -> Any:
+    """Return a field whose default is computed from the fields declared before it."""
     return Field(default_factory=compute, description=description)

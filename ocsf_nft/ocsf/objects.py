@@ -1,8 +1,8 @@
-"""The OCSF objects that our events hold, with exactly the attributes that we fill.
+"""OCSF objects in our events, with exactly the attributes that we fill.
 
-Names, order of meaning and requirements are those of OCSF 1.8.0; ``None`` is "not known" and is
-not serialised. Each field's description says where its value is from: the field guide is made of
-them. What an older version does not have is in :mod:`ocsf_nft.ocsf.versions`.
+Names, meanings and requirements are those of OCSF 1.8.0. ``None`` means unknown and is not
+serialized. Each field's description states the source of its value; the field guide is generated
+from the descriptions. :mod:`ocsf_nft.ocsf.versions` lists attributes that older versions lack.
 """
 
 from typing import Annotated, Any, ClassVar, Self
@@ -21,7 +21,7 @@ from ocsf_nft.ocsf.enums import (
     OsType,
     ProtocolVersion,
 )
-from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, known
+from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, optional_field
 
 
 class Product(Model):
@@ -41,21 +41,25 @@ class Metadata(Model):
         "that is told again, in every version"
     )
     product: Product = Field(description="what made the event")
-    profiles: tuple[str, ...] | None = known("derived from the attributes that are there")
-    log_name: str | None = known("netfilter")
-    log_provider: str | None = known("netfilter")
-    log_source: str | None = known("what was read: the NFLOG group, /dev/kmsg, the journal, a file")
-    log_format: str | None = known("the kernel module whose form the record has")
-    original_time: str | None = known("the record's stamp, as the source wrote it")
-    original_event_uid: str | None = known("what tells the record from all others at its source")
-    sequence: Long | None = known("the source's own number of the record")
-    correlation_uid: str | None = known(
+    profiles: tuple[str, ...] | None = optional_field("derived from the attributes that are there")
+    log_name: str | None = optional_field("netfilter")
+    log_provider: str | None = optional_field("netfilter")
+    log_source: str | None = optional_field(
+        "what was read: the NFLOG group, /dev/kmsg, the journal, a file"
+    )
+    log_format: str | None = optional_field("the kernel module whose form the record has")
+    original_time: str | None = optional_field("the record's stamp, as the source wrote it")
+    original_event_uid: str | None = optional_field(
+        "what tells the record from all others at its source"
+    )
+    sequence: Long | None = optional_field("the source's own number of the record")
+    correlation_uid: str | None = optional_field(
         "the same in all events of an attempt and in its finding, where it is finding_info.uid; "
         "of flows that are told together, and of the fan-out that they are, by sandbox, rule and "
         "user; of a converted record by its flow"
     )
-    logged_time: Long | None = known("when the record was read")
-    processed_time: Long | None = known("when the event was made")
+    logged_time: Long | None = optional_field("when the record was read")
+    processed_time: Long | None = optional_field("when the event was made")
 
 
 class FirewallRule(Model):
@@ -65,10 +69,10 @@ class FirewallRule(Model):
         description="the rule in the log prefix: egress, forward, ingress, link, guard; round a VM "
         "vm-forward, vm-input, vm-ingress, vm-link"
     )
-    uid: str | None = known("family/table/chain/handle in the kernel")
-    type: str | None = known("nftables, where the rule is ours")
-    desc: str | None = known("what the rule is for")
-    condition: str | None = known("the rule's text, as the kernel lists it")
+    uid: str | None = optional_field("family/table/chain/handle in the kernel")
+    type: str | None = optional_field("nftables, where the rule is ours")
+    desc: str | None = optional_field("what the rule is for")
+    condition: str | None = optional_field("the rule's text, as the kernel lists it")
 
 
 class Tactic(Model):
@@ -91,7 +95,7 @@ class Attack(Model):
     version: str = Field(description="the version of ATT&CK")
     tactic: Tactic = Field(description="what it would be for")
     technique: Technique = Field(description="what it would be, by protocol and port")
-    sub_technique: Technique | None = known("the same, finer")
+    sub_technique: Technique | None = optional_field("the same, finer")
 
 
 class Analytic(Model):
@@ -119,14 +123,14 @@ class FindingInfo(Model):
     desc: str = Field(description="the same in sentences")
     types: tuple[str, ...] = Field(description="Policy Violation, or Fan-out")
     analytic: Analytic = Field(description="what found it")
-    data_sources: tuple[str, ...] | None = known("what the records were read from")
-    attacks: tuple[Attack, ...] | None = known("ATT&CK, as at the top level")
+    data_sources: tuple[str, ...] | None = optional_field("what the records were read from")
+    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK, as at the top level")
     first_seen_time: Long = Field(description="of the first packet")
     last_seen_time: Long = Field(description="of the last packet so far")
-    related_events: tuple[RelatedEvent, ...] | None = known(
+    related_events: tuple[RelatedEvent, ...] | None = optional_field(
         "the latest Network Activity events of the attempt, ten at most"
     )
-    related_events_count: Long | None = known("how many there are in all, so far")
+    related_events_count: Long | None = optional_field("how many there are in all, so far")
 
 
 class Remediation(Model):
@@ -146,17 +150,17 @@ class Image(Model):
     """``image`` of a container."""
 
     uid: str = Field(description="the image's id, from the configuration")
-    name: str | None = known("the image's name, from the configuration")
+    name: str | None = optional_field("the image's name, from the configuration")
 
 
 class Container(Model):
     """``container`` that the sandbox is, or that a process runs in."""
 
-    uid: str | None = known("the container's id")
-    name: str | None = known("the container's name")
-    runtime: str | None = known("what runs it")
-    image: Image | None = known("what it was made from")
-    pod_uuid: str | None = known("of the Kubernetes pod that it is in")
+    uid: str | None = optional_field("the container's id")
+    name: str | None = optional_field("the container's name")
+    runtime: str | None = optional_field("what runs it")
+    image: Image | None = optional_field("what it was made from")
+    pod_uuid: str | None = optional_field("of the Kubernetes pod that it is in")
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:
@@ -168,18 +172,20 @@ class Container(Model):
 class NetworkEndpoint(Model):
     """``network_endpoint``. A MAC address alone does not make one: the schema wants a name too."""
 
-    brought_by: ClassVar = {"container": ("container",)}
+    profile_attributes: ClassVar = {"container": ("container",)}
 
-    name: str | None = known("the sandbox, at the end that it is")
-    uid: str | None = known("the MAC address, where nothing else is known of an end")
-    ip: str | None = known("the address in the packet")
-    port: Port | None = known("the port in the packet")
-    svc_name: str | None = known("the service that the destination's port is known for (IANA)")
-    mac: str | None = known("the MAC address in the frame")
-    interface_name: str | None = known("the interface at that end, as the kernel calls it")
-    network_scope_id: NetworkScope | None = known("derived from the address")
+    name: str | None = optional_field("the sandbox, at the end that it is")
+    uid: str | None = optional_field("the MAC address, where nothing else is known of an end")
+    ip: str | None = optional_field("the address in the packet")
+    port: Port | None = optional_field("the port in the packet")
+    svc_name: str | None = optional_field(
+        "the service that the destination's port is known for (IANA)"
+    )
+    mac: str | None = optional_field("the MAC address in the frame")
+    interface_name: str | None = optional_field("the interface at that end, as the kernel calls it")
+    network_scope_id: NetworkScope | None = optional_field("derived from the address")
     network_scope: Caption | None = caption_of("network_scope_id")
-    container: Container | None = known("the container that the sandbox is")
+    container: Container | None = optional_field("the container that the sandbox is")
 
     @model_validator(mode="after")
     def _is_someone(self) -> Self:
@@ -200,36 +206,38 @@ class NetworkConnectionInfo(Model):
 
     direction_id: Direction = Field(description="seen from the sandbox, by the rule that refused")
     direction: Caption = caption_of("direction_id")
-    protocol_num: Annotated[int, Field(ge=0, le=255)] | None = known("the protocol in the packet")
-    protocol_name: str | None = known("its name at IANA, in lower case")
-    protocol_ver_id: ProtocolVersion | None = known("the packet's IP version")
+    protocol_num: Annotated[int, Field(ge=0, le=255)] | None = optional_field(
+        "the protocol in the packet"
+    )
+    protocol_name: str | None = optional_field("its name at IANA, in lower case")
+    protocol_ver_id: ProtocolVersion | None = optional_field("the packet's IP version")
     protocol_ver: Caption | None = caption_of("protocol_ver_id")
-    tcp_flags: int | None = known("the nine flags of the TCP header")
-    boundary_id: Boundary | None = known("derived from both addresses")
+    tcp_flags: int | None = optional_field("the nine flags of the TCP header")
+    boundary_id: Boundary | None = optional_field("derived from both addresses")
     boundary: Caption | None = caption_of("boundary_id")
-    community_uid: str | None = known("Community ID, version 1")
+    community_uid: str | None = optional_field("Community ID, version 1")
 
 
 class NetworkTraffic(Model):
     """``network_traffic``: what this event counts, and no other event does."""
 
     packets: Long = Field(description="the same as count")
-    bytes: Long | None = known("of the kernel's counter, or of the packet")
+    bytes: Long | None = optional_field("of the kernel's counter, or of the packet")
 
 
 class Group(Model):
     """``group``."""
 
-    uid: str | None = known("the group's id")
-    name: str | None = known("the group's name")
+    uid: str | None = optional_field("the group's id")
+    name: str | None = optional_field("the group's name")
 
 
 class User(Model):
     """``user``."""
 
-    name: str | None = known("the user's name")
+    name: str | None = optional_field("the user's name")
     uid: str = Field(description="the user's id, as this host numbers users")
-    groups: tuple[Group, ...] | None = known(
+    groups: tuple[Group, ...] | None = optional_field(
         "the group that the packet's socket has, or that the process runs as"
     )
 
@@ -251,52 +259,56 @@ class File(Model):
     )
     type_id: FileType = Field(description="1")
     type: Caption = caption_of("type_id")
-    is_deleted: bool | None = known("whether the program was deleted while it runs")
-    hashes: tuple[Fingerprint, ...] | None = known("of the program")
+    is_deleted: bool | None = optional_field("whether the program was deleted while it runs")
+    hashes: tuple[Fingerprint, ...] | None = optional_field("of the program")
 
 
 class ProcessEntity(Model):
     """``process_entity``: an ancestor of a process."""
 
-    name: str | None = known("the ancestor's name")
+    name: str | None = optional_field("the ancestor's name")
     pid: int = Field(description="the ancestor's id, as this host numbers processes")
-    path: str | None = known("the ancestor's program")
+    path: str | None = optional_field("the ancestor's program")
 
 
 class ParentProcess(Model):
     """``process``: the parent of one."""
 
-    name: str | None = known("the parent's name")
+    name: str | None = optional_field("the parent's name")
     pid: int = Field(description="the parent's id, as this host numbers processes")
-    path: str | None = known("the parent's program")
-    file: File | None = known("the parent's program")
+    path: str | None = optional_field("the parent's program")
+    file: File | None = optional_field("the parent's program")
 
 
 class Process(Model):
     """``process``: who did it."""
 
-    brought_by: ClassVar = {"container": ("container", "namespace_pid")}
+    profile_attributes: ClassVar = {"container": ("container", "namespace_pid")}
 
-    name: str | None = known("the program's name or, where that is not known, the process's own")
+    name: str | None = optional_field(
+        "the program's name or, where that is not known, the process's own"
+    )
     pid: int = Field(description="the process's id, as this host numbers processes")
-    ptid: Long | None = known("the id of the thread that did it")
-    path: str | None = known("the program that it runs")
-    cmd_line: str | None = known("its arguments")
-    working_directory: str | None = known("its working directory")
-    created_time: Long | None = known("when it was started")
-    file: File | None = known("the program that it runs")
-    user: User | None = known("who it runs as")
-    parent_process: ParentProcess | None = known("what started it")
-    ancestry: tuple[ProcessEntity, ...] | None = known("its ancestors, the parent first")
-    namespace_pid: int | None = known("its id inside the sandbox")
-    container: Container | None = known("the container that it runs in")
+    ptid: Long | None = optional_field("the id of the thread that did it")
+    path: str | None = optional_field("the program that it runs")
+    cmd_line: str | None = optional_field("its arguments")
+    working_directory: str | None = optional_field("its working directory")
+    created_time: Long | None = optional_field("when it was started")
+    file: File | None = optional_field("the program that it runs")
+    user: User | None = optional_field("who it runs as")
+    parent_process: ParentProcess | None = optional_field("what started it")
+    ancestry: tuple[ProcessEntity, ...] | None = optional_field("its ancestors, the parent first")
+    namespace_pid: int | None = optional_field("its id inside the sandbox")
+    container: Container | None = optional_field("the container that it runs in")
 
 
 class Actor(Model):
     """``actor``: who did it, as far as the kernel's record, and who looked, can say."""
 
-    process: Process | None = known("the process, where it is known and never where it is guessed")
-    user: User | None = known("the user of the packet's socket")
+    process: Process | None = optional_field(
+        "the process, where it is known and never where it is guessed"
+    )
+    user: User | None = optional_field("the user of the packet's socket")
 
     @model_validator(mode="after")
     def _is_someone(self) -> Self:
@@ -313,7 +325,7 @@ class Enrichment(Model):
     type: str = Field(description="attribution")
     provider: str = Field(description="ocsf-nft")
     data: dict[str, Any] = Field(
-        description="rung: capture, where the kernel told who sent it, socket, where the "
+        description="method: capture, where the kernel told who sent it, socket, where the "
         "process had the socket when the record arrived, user, where only the kernel's record "
         "tells, or none; confidence: High, Medium or Low; reason, in a sentence; where there are "
         "several, processes, with how often each was seen to try (calls), and how many more there "
@@ -324,10 +336,10 @@ class Enrichment(Model):
 class Evidences(Model):
     """``evidences``: one thing that was seen."""
 
-    actor: Actor | None = known("who did it")
-    process: Process | None = known("the process, as in actor")
-    src_endpoint: NetworkEndpoint | None = known("where it was from")
-    dst_endpoint: NetworkEndpoint | None = known("where it was to")
+    actor: Actor | None = optional_field("who did it")
+    process: Process | None = optional_field("the process, as in actor")
+    src_endpoint: NetworkEndpoint | None = optional_field("where it was from")
+    dst_endpoint: NetworkEndpoint | None = optional_field("where it was to")
     connection_info: NetworkConnectionInfo = Field(description="how: direction, protocol, flags")
 
 
@@ -337,19 +349,19 @@ class Os(Model):
     name: str = Field(description="Linux")
     type_id: OsType = Field(description="200")
     type: Caption = caption_of("type_id")
-    kernel_release: str | None = known("the kernel's release")
+    kernel_release: str | None = optional_field("the kernel's release")
 
 
 class Device(Model):
     """``device``: the machine whose kernel refused."""
 
-    name: str | None = known("unknown, where the host is not and the class wants one")
-    hostname: str | None = known("the host's name")
+    name: str | None = optional_field("unknown, where the host is not and the class wants one")
+    hostname: str | None = optional_field("the host's name")
     type_id: DeviceType = Field(description="6 on a virtual machine, else 0")
     type: Caption = caption_of("type_id")
-    os: Os | None = known("the host's system")
-    boot_uid: str | None = known("the kernel's id of this boot")
-    boot_time: Long | None = known("when the host was booted")
+    os: Os | None = optional_field("the host's system")
+    boot_uid: str | None = optional_field("the kernel's id of this boot")
+    boot_time: Long | None = optional_field("when the host was booted")
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:

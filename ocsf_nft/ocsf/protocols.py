@@ -11,7 +11,7 @@ UDP: Final = 17
 ICMPV6: Final = 58
 SCTP: Final = 132
 
-#: Number to IANA's keyword in lower case, as OCSF wants it; a number without one has no name here.
+#: IANA's keyword in lower case, as OCSF requires, by number. Numbers without a keyword are missing.
 NAMES: Final = {
     0: "hopopt",
     1: "icmp",

@@ -1,7 +1,7 @@
-"""Well-known ports: what a service is called, and what kind of thing it is.
+"""Well-known ports: name and kind of the service.
 
-Names are IANA's (service names and port numbers registry) or, where nobody asked IANA, the
-product's. A port says what was meant, not what was sent.
+Names are from IANA's registry of service names and port numbers or, for unregistered services, the
+product's. A port shows which service was meant; the packet may contain something else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ocsf_nft.ocsf import protocols
 
 @unique
 class Kind(Enum):
-    """What a service is for."""
+    """Kind of a service, by its purpose."""
 
     WEB = "web"
     QUIC = "quic"
@@ -34,7 +34,7 @@ class Kind(Enum):
 
 
 class Service(NamedTuple):
-    """A service that is known by its port."""
+    """Service that is known by its port."""
 
     name: str
     kind: Kind
@@ -83,12 +83,12 @@ _SERVICES: Final = (
     | _at(Kind.MANAGEMENT, _TCP, {2375: "docker", 2376: "docker-s", 4317: "otlp", 4318: "otlp-http",
                                   6443: "kubernetes", 6514: "syslog-tls", 10250: "kubelet"})
 )  # fmt: skip
-#: All ports that are known for a service, whichever protocol it speaks.
+#: All ports with a known service, for any protocol.
 PORTS: Final = frozenset(port for _, port in _SERVICES)
 
 
 def service(protocol: int | None, port: int | None) -> Service | None:
-    """The service that a port is known for; None when it is known for none."""
+    """Return the service of a port; None if no service is known."""
     if protocol is None or port is None:
         return None
     return _SERVICES.get((protocol, port))

@@ -1,4 +1,4 @@
-"""How much it matters: what we think, unless who runs it says otherwise."""
+"""Severity of attempts: the configured severity or, by default, that of ``packet_outcome``."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.ocsf import protocols, verdict
+from ocsf_nft.ocsf import packet_outcome, protocols
 from ocsf_nft.ocsf.enums import Severity
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.enums import Direction
     from ocsf_nft.record import Record
 
 
-#: What a kernel speaks by itself, where no user stands behind it.
+#: Protocols of packets that a kernel sends by itself, if the packet has no user.
 _OF_KERNELS: Final = frozenset({protocols.ICMP, protocols.IGMP, protocols.ICMPV6})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeverityRule:
-    """What matters how much: all that is given has to be so, None is anything."""
+    """Configured severity of matching records; None matches any value."""
 
     severity: Severity
     sandbox: str | None = None
@@ -35,7 +35,7 @@ class SeverityRule:
     uid: int | None = None
 
     def matches(self, record: Record) -> bool:
-        """Whether it is about such a record."""
+        """Return true if all conditions of the rule match a record."""
         return (
             (self.sandbox is None or self.sandbox == record.sandbox)
             and (self.rule is None or self.rule == record.rule)
@@ -51,12 +51,12 @@ def _is_in(address: str | None, network: IPv4Network | IPv6Network) -> bool:
         return False
     try:
         return ipaddress.ip_address(address) in network
-    except ValueError:  # a foreign line may hold anything
+    except ValueError:  # the text of a foreign line may be arbitrary
         return False
 
 
 def configured(record: Record, rules: Iterable[SeverityRule]) -> Severity | None:
-    """The severity that the first rule that is about it gives; None when none is."""
+    """Return the severity of the first matching rule; None if no rule matches."""
     for rule in rules:
         if rule.matches(record):
             return rule.severity
@@ -64,28 +64,37 @@ def configured(record: Record, rules: Iterable[SeverityRule]) -> Severity | None
 
 
 def of_flow(
-    record: Record, way: Direction, destination: Place | None, rules: Iterable[SeverityRule]
+    record: Record,
+    direction: Direction,
+    destination: AddressKind | None,
+    rules: Iterable[SeverityRule],
 ) -> Severity:
-    """How much it matters if it goes on: what kernels say by themselves, they say again."""
-    matters = configured(record, rules)
-    if matters is not None:
-        return matters
+    """Return the severity of an attempt for a finding.
+
+    Packets that kernels send by themselves are Informational: their repetition is normal.
+    """
+    level = configured(record, rules)
+    if level is not None:
+        return level
     of_kernel = record.protocol in _OF_KERNELS or record.destination is None
-    if record.uid is None and of_kernel and record.rule != verdict.FORWARD:
+    if record.uid is None and of_kernel and record.rule != packet_outcome.FORWARD:
         return Severity.INFORMATIONAL
-    return verdict.severity(record, way, destination)
+    return packet_outcome.severity(record, direction, destination)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """When an attempt is a finding.
+    """Condition for an attempt to be a finding.
 
-    At once from the severity ``at_once`` on; from Medium on when it comes to ``repeats`` packets.
+    The severity is ``min_severity`` or more, or it is Medium or more and the attempt has at least
+    ``packets`` packets.
     """
 
-    at_once: Severity = Severity.HIGH
-    repeats: int = 10
+    min_severity: Severity = Severity.HIGH
+    packets: int = 10
 
     def is_reached(self, severity: Severity, packets: int) -> bool:
-        """Whether an attempt of so many packets is one."""
-        return severity >= self.at_once or (severity >= Severity.MEDIUM and packets >= self.repeats)
+        """Return true if an attempt of that severity and number of packets is a finding."""
+        if severity >= self.min_severity:
+            return True
+        return severity >= Severity.MEDIUM and packets >= self.packets

@@ -1,10 +1,10 @@
-"""Lines of Network Activity events, written without making the events.
+"""Templates of Network Activity events: JSON lines without the cost of building the models.
 
-The *shape* of an attempt is all that its event depends on apart from the values that the event
-only copies. Attempts of one shape have one template: the JSON with a place for each value. It is
-made of the shape alone, as the JSON of a real event: of an attempt of that shape whose values are
-marks that nobody can guess, so that where a mark turns up, its value is to stand. So what an event
-looks like is said in :mod:`ocsf_nft.ocsf.activity` and in the models, and nowhere else.
+An event copies some values of its attempt. All other inputs of the event are the *shape* of the
+attempt. Attempts of one shape share a template: the JSON with a slot for each copied value. To
+make a template, a real event is made from an attempt of that shape with random placeholders as
+values. Each occurrence of a placeholder in its JSON is a slot. So only
+:mod:`ocsf_nft.ocsf.activity` and the models define the content of an event.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 import orjson
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import services, verdict
+from ocsf_nft.ocsf import packet_outcome, services
 from ocsf_nft.ocsf.activity import Derived
-from ocsf_nft.ocsf.text import encodable, plain, printable, visible
+from ocsf_nft.ocsf.safe_text import encodable, plain, printable, visible
 from ocsf_nft.ocsf.versions import line_at
 from ocsf_nft.record import Origin, Record
 
@@ -29,50 +29,51 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ocsf_nft.ocsf.activity import Activities
-    from ocsf_nft.ocsf.addresses import Place
+    from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.enums import Severity
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Detail, LogFormat, Verdict
 
-#: Templates that are kept. Who sends packets can choose among so many shapes as he likes.
-KEPT: Final = 512
-#: A shape that does not come again is not worth a template, which takes as long as three events.
+#: Maximum number of templates. A sender of packets can cause any number of shapes.
+MAX_TEMPLATES: Final = 512
+#: Occurrences of a shape before it gets a template, which takes as long to make as three events.
 SIGHTINGS: Final = 3
-#: What their lines may take together, and one alone: he can choose how much text there is, too.
-KEPT_BYTES: Final = 3 << 20
-_LONGEST_BYTES: Final = 1 << 14
+#: Maximum size of all templates, and of one: a sender can also choose the length of texts.
+MAX_TEMPLATE_BYTES: Final = 3 << 20
+_MAX_BYTES_EACH: Final = 1 << 14
 
-#: A port, a user or a group that is only copied. All others may mean something.
+#: Shape of a port, a user or a group that is only copied. Other values may affect the event.
 _COPIED: Final = -1
-_PORTS: Final = services.PORTS | verdict.NAME_PORTS | {None}
-#: Details that decide what a packet is, and what became of it.
+_PORTS: Final = services.PORTS | packet_outcome.NAME_PORTS | {None}
+#: Details that affect the kind and the outcome of a packet.
 _DECISIVE: Final = (
     "icmp_type", "icmp_code", "fragment_offset", "more_fragments", "incomplete_bytes"
 )  # fmt: skip
-#: Details that decide it and are no numbers, and names that other facts have in ``unmapped``.
+#: Details that affect the packet and are not numbers, and names of other facts in ``unmapped``.
 _SPECIAL: Final = frozenset({
     "arp", "prefix", "sandbox", "mac_source", "mac_destination", "source_port",
     "destination_port", "gid", "ethertype", "unit", "pod_uid", "sha256",
 })  # fmt: skip
-_NOT_JUST_COPIED: Final = _SPECIAL.union(_DECISIVE)
+_RELEVANT: Final = _SPECIAL.union(_DECISIVE)
 
-#: What JSON writes as it is, of texts and numbers; braces would be of an object in the object.
+#: Characters that JSON does not escape. Braces are excluded: they would be of a nested object.
 _AS_IT_IS: Final = bytes(code for code in range(0x20, 0x7F) if code not in b"\\{}")
 
-#: Ports can't be unguessable. They are where two events differ that differ in nothing else.
-_PORT_MARKS: Final = ((11111, 22222), (33333, 44444))
-#: No mark is shorter. What the shape has (a port, a few packets) is shorter than this.
-_MARK_CHARACTERS: Final = 18
+#: Placeholders of both ports. Ports are too short for random placeholders, so two events with
+#: different ports are made: the ports are where their lines differ.
+_PORT_PLACEHOLDERS: Final = ((11111, 22222), (33333, 44444))
+#: Minimum length of a placeholder. Numbers of the shape (a port, a few packets) are shorter.
+_PLACEHOLDER_CHARACTERS: Final = 18
 
 _Values: TypeAlias = tuple[bytes | int | None, ...]
 
 
 class Shape(NamedTuple):
-    """What the line of an event depends on, apart from what it copies.
+    """Inputs of an event's line, without the values that it only copies.
 
-    A port is ``_COPIED`` where that is all that becomes of it, as are ``uid`` and ``gid`` where
-    they are not those of a process; ``packets`` is 2 where it is more than one. A process that
-    tries one thing after another is the same each time, and so it is a part of the shape.
+    A port is ``_COPIED`` if the event only copies it. So are ``uid`` and ``gid``, unless the
+    process is known. ``packets`` is 2 if there is more than one packet. The process is a part of
+    the shape, because successive attempts often have the same process.
     """
 
     version: str
@@ -85,8 +86,8 @@ class Shape(NamedTuple):
     mac_destination: str | None
     ethertype: int | None
     ip_version: Literal[4, 6] | None
-    source: Place | None
-    destination: Place | None
+    source: AddressKind | None
+    destination: AddressKind | None
     protocol: int | None
     source_port: int | None
     destination_port: int | None
@@ -96,7 +97,7 @@ class Shape(NamedTuple):
     log_format: LogFormat
     severity: Severity | None
     packets: int
-    is_moment: bool
+    is_instant: bool
     has_bytes: bool
     uid: int | None
     gid: int | None
@@ -107,67 +108,67 @@ class Shape(NamedTuple):
 
 
 class _Template(NamedTuple):
-    """The line with a ``%`` place for each value, and which values go there."""
+    """Format string of a line, and the function that selects its values."""
 
     form: bytes
     pick: Callable[[_Values], tuple[Any, ...]]
 
 
 class Templates:
-    """The templates of one context, as many as are kept."""
+    """Templates of one context, up to a maximum number and size."""
 
     def __init__(self, activities: Activities) -> None:
         self._activities = activities
-        self._kept: dict[Shape, _Template] = {}
-        self._kept_bytes = 0
+        self._stored: dict[Shape, _Template] = {}
+        self._stored_bytes = 0
         self._seen: Counter[int] = Counter()
         self._lock = threading.Lock()
 
     def line(
-        self, attempt: Attempt, of_it: Derived, *, processed_ns: int, version: str
+        self, attempt: Attempt, derived: Derived, *, processed_ns: int, version: str
     ) -> bytes | None:
-        """The line of an attempt's event; None when there is no template for it, or not yet."""
-        shape = _shape(attempt, of_it, version)
+        """Return the line of an attempt's event; None if there is no template (yet)."""
+        shape = _shape(attempt, derived, version)
         if shape is None:
             return None
-        template = self._kept.get(shape) or self._new(shape)
+        template = self._stored.get(shape) or self._new(shape)
         if template is None:
             return None
-        return template.form % template.pick(_values(attempt, of_it, processed_ns))
+        return template.form % template.pick(_values(attempt, derived, processed_ns))
 
     def _new(self, shape: Shape) -> _Template | None:
-        sighting = hash(shape)  # the shape itself would have to be kept
+        sighting = hash(shape)  # the shape itself would take more memory
         with self._lock:
-            if len(self._seen) >= KEPT:
+            if len(self._seen) >= MAX_TEMPLATES:
                 self._seen.clear()
             self._seen[sighting] += 1
             if self._seen[sighting] != SIGHTINGS:
                 return None
             template = _template(self._activities, shape)
             size = len(template.form)
-            if size > _LONGEST_BYTES:  # it stays seen, so that it is not made again and again
+            if size > _MAX_BYTES_EACH:  # it stays in _seen, so that it is not made again
                 return None
             del self._seen[sighting]
-            self._kept[shape] = template
-            self._kept_bytes += size
-            while len(self._kept) > KEPT or self._kept_bytes > KEPT_BYTES:
-                self._kept_bytes -= len(self._kept.pop(next(iter(self._kept))).form)
+            self._stored[shape] = template
+            self._stored_bytes += size
+            while len(self._stored) > MAX_TEMPLATES or self._stored_bytes > MAX_TEMPLATE_BYTES:
+                self._stored_bytes -= len(self._stored.pop(next(iter(self._stored))).form)
         return template
 
 
-def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
-    """The shape of an attempt; None for one that is so rare that it needs no template."""
+def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
+    """Return the shape of an attempt; None if it is so rare that it needs no template."""
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
-    if attempt.merged is not None:
+    if attempt.aggregation is not None:
         return None
     if by is not None and (by.seen or by.unnamed):
         return None
-    if of_it.source is None and record.source is not None:
+    if derived.source is None and record.source is not None:
         return None
-    if of_it.destination is None and record.destination is not None:
+    if derived.destination is None and record.destination is not None:
         return None
     details: tuple[tuple[str, int], ...] = ()
-    if not _NOT_JUST_COPIED.isdisjoint(record.details):
+    if not _RELEVANT.isdisjoint(record.details):
         decisive = _decisive(record.details)
         if decisive is None:
             return None
@@ -184,8 +185,8 @@ def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
         record.mac_destination,
         record.ethertype,
         record.ip_version,
-        of_it.source,
-        of_it.destination,
+        derived.source,
+        derived.destination,
         record.protocol,
         record.source_port if record.source_port in _PORTS else _COPIED,
         record.destination_port if record.destination_port in _PORTS else _COPIED,
@@ -193,7 +194,7 @@ def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
         details,
         origin.log_source,
         origin.log_format,
-        of_it.severity,
+        derived.severity,
         min(attempt.packets, 2),
         attempt.start_ns // 1_000_000 == attempt.end_ns // 1_000_000,
         attempt.bytes is not None,
@@ -201,13 +202,13 @@ def _shape(attempt: Attempt, of_it: Derived, version: str) -> Shape | None:
         record.gid if is_known or record.gid is None else _COPIED,
         origin.sequence is not None,
         origin.original_time is not None,
-        of_it.community_uid is not None,
+        derived.community_uid is not None,
         by,
     )
 
 
 def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | None:
-    """Of details those that decide, if all of these are numbers and no name is taken twice."""
+    """Return the decisive details; None if one is no number, or has the name of another fact."""
     if not _SPECIAL.isdisjoint(details):
         return None
     found = [(name, details[name]) for name in _DECISIVE if name in details]
@@ -215,8 +216,8 @@ def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | No
     return numbers if len(numbers) == len(found) else None
 
 
-def _values(attempt: Attempt, of_it: Derived, processed_ns: int) -> _Values:
-    """What the line of an attempt copies, as it stands there; both ports first."""
+def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
+    """Return the values that the line of an attempt copies, as encoded there; ports first."""
     record, origin = attempt.record, attempt.record.origin
     start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
     original = origin.original_time
@@ -233,10 +234,10 @@ def _values(attempt: Attempt, of_it: Derived, processed_ns: int) -> _Values:
         start,
         end,
         end - start,
-        of_it.uid.encode(),
-        of_it.correlation_uid.encode(),
-        None if of_it.community_uid is None else of_it.community_uid.encode(),
-        of_it.raw_bytes,
+        derived.uid.encode(),
+        derived.correlation_uid.encode(),
+        None if derived.community_uid is None else derived.community_uid.encode(),
+        derived.raw_bytes,
         printable(orjson.dumps(encodable(origin.raw))),
         _members(record.details),
         orjson.dumps(visible(record.prefix)),
@@ -249,36 +250,39 @@ def _values(attempt: Attempt, of_it: Derived, processed_ns: int) -> _Values:
 
 
 def _members(details: Mapping[str, Detail]) -> bytes:
-    """The members that ``plain(details)`` has in JSON, with a comma after each."""
+    """Return the JSON members of ``plain(details)``, with a comma after each."""
     try:
-        told = orjson.dumps(details, option=orjson.OPT_STRICT_INTEGER)
+        encoded = orjson.dumps(details, option=orjson.OPT_STRICT_INTEGER)
     except TypeError:  # a long number, a lone surrogate, a mapping that is no dict
-        told = orjson.dumps(plain(details))
-    if told[1:-1].translate(None, _AS_IT_IS):
-        told = orjson.dumps(plain(details))
-    return told[1:-1] + b"," if details else b""
+        encoded = orjson.dumps(plain(details))
+    if encoded[1:-1].translate(None, _AS_IT_IS):
+        encoded = orjson.dumps(plain(details))
+    return encoded[1:-1] + b"," if details else b""
 
 
 def _template(activities: Activities, shape: Shape) -> _Template:
-    attempt, of_it, processed_ns = _specimen(shape)
+    attempt, derived, processed_ns = _specimen(shape)
     one, other = (
-        line_at(activities.event(each, of_it, processed_ns=processed_ns).to_json(), shape.version)
+        line_at(activities.event(each, derived, processed_ns=processed_ns).to_json(), shape.version)
         for each in (_with_ports(attempt, 0), _with_ports(attempt, 1))
     )
-    values = _values(attempt, of_it, processed_ns)
-    holes = sorted([*_holes_of_ports(one, other), *_holes(one, values)])
-    numbers = [hole.number for hole in holes]
-    places = [b"%d" if isinstance(values[number], int) else b"%b" for number in numbers] + [b""]
-    starts, ends = [0, *(hole.end for hole in holes)], [*(hole.start for hole in holes), len(one)]
+    values = _values(attempt, derived, processed_ns)
+    slots = sorted([*_slots_of_ports(one, other), *_slots(one, values)])
+    numbers = [slot.number for slot in slots]
+    formats = [b"%d" if isinstance(values[number], int) else b"%b" for number in numbers] + [b""]
+    starts, ends = [0, *(slot.end for slot in slots)], [*(slot.start for slot in slots), len(one)]
     literals = [
         one[start:end].replace(b"%", b"%%") for start, end in zip(starts, ends, strict=True)
     ]
-    form = b"".join(literal + place for literal, place in zip(literals, places, strict=True))
+    form = b"".join(literal + spec for literal, spec in zip(literals, formats, strict=True))
     return _Template(form, itemgetter(*numbers))
 
 
 def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
-    """An attempt of a shape, all of whose values but ports are marks, and when it is processed."""
+    """Return an attempt of a shape with placeholders, its derived values, and ``processed_ns``.
+
+    All copied values except ports are placeholders.
+    """
     start = _number()
     record = Record(
         prefix=_text(),
@@ -317,10 +321,10 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
         packets=_number() if shape.packets == 2 else shape.packets,
         bytes=_number() if shape.has_bytes else None,
         start_ns=start * 1_000_000,
-        end_ns=(start if shape.is_moment else start + _number()) * 1_000_000,
+        end_ns=(start if shape.is_instant else start + _number()) * 1_000_000,
         attribution=shape.attribution,
     )
-    of_it = Derived(
+    derived = Derived(
         source=shape.source,
         destination=shape.destination,
         severity=shape.severity,
@@ -329,11 +333,11 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
         community_uid=_text() if shape.has_community_uid else None,
         raw_bytes=_number(),
     )
-    return attempt, of_it, _number() * 1_000_000
+    return attempt, derived, _number() * 1_000_000
 
 
 def _number() -> int:
-    """A mark: 18 or 19 digits, twice which OCSF's numbers still hold."""
+    """Return a placeholder: a number of 18 or 19 digits, whose double fits into 64 bits."""
     return (1 << 59) + secrets.randbits(59)
 
 
@@ -341,13 +345,13 @@ def _text() -> str:
     return secrets.token_hex(16)
 
 
-def _address(where: Place) -> str:
-    """A mark in place of an address; what is written with colons is told in brackets."""
-    return f"{_text()}:" if where.version == 6 else _text()
+def _address(kind: AddressKind) -> str:
+    """Return a placeholder for an address; it has a colon for IPv6, which puts it in brackets."""
+    return f"{_text()}:" if kind.version == 6 else _text()
 
 
 def _with_ports(attempt: Attempt, which: int) -> Attempt:
-    source, destination = (marks[which] for marks in _PORT_MARKS)
+    source, destination = (placeholders[which] for placeholders in _PORT_PLACEHOLDERS)
     record = attempt.record
     return replace(
         attempt,
@@ -361,35 +365,35 @@ def _with_ports(attempt: Attempt, which: int) -> Attempt:
     )
 
 
-class _Hole(NamedTuple):
-    """From where to where a value stands in a line, and its number in ``_Values``."""
+class _Slot(NamedTuple):
+    """Slot in a line, with the number of its value in ``_Values``."""
 
     start: int
     end: int
     number: int
 
 
-def _holes_of_ports(one: bytes, other: bytes) -> Iterator[_Hole]:
-    for number, (here, there) in enumerate(_PORT_MARKS):
-        mark, other_mark = b"%d" % here, b"%d" % there
-        for start in _places(mark, one):
-            if other.startswith(other_mark, start):
-                yield _Hole(start, start + len(mark), number)
+def _slots_of_ports(one: bytes, other: bytes) -> Iterator[_Slot]:
+    for number, (here, there) in enumerate(_PORT_PLACEHOLDERS):
+        placeholder, other_placeholder = b"%d" % here, b"%d" % there
+        for start in _positions(placeholder, one):
+            if other.startswith(other_placeholder, start):
+                yield _Slot(start, start + len(placeholder), number)
 
 
-def _holes(line: bytes, values: _Values) -> Iterator[_Hole]:
-    marks: dict[bytes, int] = {}
+def _slots(line: bytes, values: _Values) -> Iterator[_Slot]:
+    placeholders: dict[bytes, int] = {}
     for number, value in enumerate(values):
         text = b"%d" % value if isinstance(value, int) else value or b""
-        if len(text) >= _MARK_CHARACTERS:
-            marks[text] = number
-    for mark, number in marks.items():
-        for start in _places(mark, line):
-            yield _Hole(start, start + len(mark), number)
+        if len(text) >= _PLACEHOLDER_CHARACTERS:
+            placeholders[text] = number
+    for placeholder, number in placeholders.items():
+        for start in _positions(placeholder, line):
+            yield _Slot(start, start + len(placeholder), number)
 
 
-def _places(mark: bytes, line: bytes) -> Iterator[int]:
-    place = line.find(mark)
-    while place >= 0:
-        yield place
-        place = line.find(mark, place + 1)
+def _positions(placeholder: bytes, line: bytes) -> Iterator[int]:
+    position = line.find(placeholder)
+    while position >= 0:
+        yield position
+        position = line.find(placeholder, position + 1)

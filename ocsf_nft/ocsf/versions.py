@@ -1,8 +1,8 @@
-"""One body, told in each version of OCSF.
+"""Conversion of events to older versions of OCSF.
 
-An event is made in the newest version. For an older one, what that does not have is taken away or
-said as it says it, all by the tables here; what an event is about, its uid among it, stays. A
-newer version of OCSF is a row in ``VERSIONS`` and what it renames.
+An event is made in the newest version. For an older version, the tables here remove the attributes
+that it lacks, or convert them to its form. The facts of the event, also its uid, are unchanged. To
+support a newer version, add a row to ``VERSIONS``, and the attributes that it renames.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ocsf_nft.ocsf.objects import (
     Process,
     RelatedEvent,
 )
-from ocsf_nft.ocsf.text import printable
+from ocsf_nft.ocsf.safe_text import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 VERSIONS: Final = ("1.1.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0", "1.7.0", "1.8.0")
 LATEST: Final = SCHEMA_VERSION
 
-#: From which version on there is an attribute. All others that we fill are in the oldest.
+#: First version with an attribute. All other attributes that we fill are in the oldest version.
 SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
     NetworkActivity: {
         "is_alert": "1.4.0",
@@ -75,7 +75,7 @@ SINCE: Final[Mapping[type[Model], Mapping[str, str]]] = {
     Os: {"kernel_release": "1.4.0"},
 }
 
-#: From which version on an observable has a type of its own.
+#: First version with a type of observable.
 OBSERVABLES_SINCE: Final[Mapping[ObservableType, str]] = {
     ObservableType.PORT: "1.3.0",
     ObservableType.COMMAND_LINE: "1.3.0",
@@ -86,12 +86,12 @@ OBSERVABLES_SINCE: Final[Mapping[ObservableType, str]] = {
 }
 
 _NETWORK_ACTIVITY: Final = 4001
-#: What an end is called that a version wants and nobody knows.
+#: Name of an unknown endpoint, in versions that require both endpoints.
 _UNKNOWN: Final = "unknown"
 
 
-def named(text: str) -> str:
-    """The version that is meant, maybe in short, as 1.1; raises UsageError."""
+def full_version(text: str) -> str:
+    """Return the full version for a version that may be short (1.1); raises UsageError."""
     for version in (text, f"{text}.0"):
         if version in VERSIONS:
             return version
@@ -99,30 +99,30 @@ def named(text: str) -> str:
 
 
 def is_before(version: str, other: str) -> bool:
-    """Whether a version is older than another one; both are of ``VERSIONS``."""
+    """Return true if a version is older than another; both are in ``VERSIONS``."""
     return VERSIONS.index(version) < VERSIONS.index(other)
 
 
 def line_at(line: bytes, version: str) -> bytes:
-    """An event's line of JSON, as it is told in ``version``."""
+    """Return an event's line of JSON, converted from the newest version to ``version``."""
     if version == LATEST:
         return line
     return printable(orjson.dumps(at_version(orjson.loads(line), version)))
 
 
 def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
-    """An event of ours in the newest version, as it is told in ``version`` of ``VERSIONS``.
+    """Return an event of the newest version, converted to ``version`` of ``VERSIONS``.
 
-    ``event`` is JSON's; it is taken over, not copied.
+    ``event`` is decoded JSON of ours; it is changed, not copied.
     """
     if version == LATEST:
         return event
     model = CLASSES[event["class_uid"]]
-    for since, say in _SAID_OTHERWISE:
+    for since, convert in _CONVERSIONS:
         if is_before(version, since):
-            say(event)
+            convert(event)
     _cut(event, _cuts(model, version))
-    _keep_what_can_be_observed(event, version)
+    _filter_observables(event, version)
     metadata = event["metadata"]
     metadata["version"] = version
     metadata.pop("profiles", None)
@@ -132,7 +132,7 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 
 
 class _Cuts(NamedTuple):
-    """What to take away of an object, and of those that it holds."""
+    """Attributes to remove from an object and from its inner objects."""
 
     names: tuple[str, ...]
     below: Mapping[str, _Cuts]
@@ -156,13 +156,13 @@ def _cut(values: dict[str, Any], cuts: _Cuts) -> None:
 
 
 def _each(value: Any) -> Iterable[Any]:
-    """The objects that an attribute holds: several, one or none."""
+    """Return the objects of an attribute: a list, one object or none."""
     if value is None:
         return ()
     return value if isinstance(value, list) else (value,)
 
 
-def _keep_what_can_be_observed(event: dict[str, Any], version: str) -> None:
+def _filter_observables(event: dict[str, Any], version: str) -> None:
     observables = [
         each
         for each in event.pop("observables", ())
@@ -179,7 +179,7 @@ def _profiles(event: dict[str, Any], model: type[Event], version: str) -> list[s
     return sorted(found)
 
 
-# What an older version says in other words; each of these changes the event.
+# Conversions to an older version's form; each function changes the event.
 
 
 def _name_both_ends(event: dict[str, Any]) -> None:
@@ -192,8 +192,8 @@ def _name_the_destination(event: dict[str, Any]) -> None:
         event.setdefault("dst_endpoint", {"name": _UNKNOWN})
 
 
-def _say_what_was_observed(event: dict[str, Any]) -> None:
-    """What a fence let pass was allowed; of what a firewall only logged, nobody knows."""
+def _replace_observed(event: dict[str, Any]) -> None:
+    """Replace action Observed: Allowed by a permissive fence, Unknown if only logged."""
     if event.get("action_id") == Action.OBSERVED:
         is_activity = event["class_uid"] == _NETWORK_ACTIVITY
         is_known = not is_activity or event["activity_id"] == NetworkActivityId.OPEN
@@ -202,7 +202,7 @@ def _say_what_was_observed(event: dict[str, Any]) -> None:
 
 
 def _list_the_lineage(event: dict[str, Any]) -> None:
-    """A process's ancestors were paths, the oldest first."""
+    """Convert a process's ancestors to paths, the oldest first."""
     for process in _processes(event):
         paths = [each["path"] for each in process.get("ancestry", ()) if "path" in each]
         if paths:
@@ -210,7 +210,7 @@ def _list_the_lineage(event: dict[str, Any]) -> None:
 
 
 def _name_the_thread(event: dict[str, Any]) -> None:
-    """A thread's id was ``tid``, which 1.6 deprecates."""
+    """Copy a thread's id to ``tid``, which 1.6 deprecates."""
     for process in _processes(event):
         if "ptid" in process:
             process["tid"] = process["ptid"]
@@ -229,11 +229,11 @@ def _type_related_events(event: dict[str, Any]) -> None:
         each["type"] = each["type_name"]
 
 
-_SAID_OTHERWISE: Final[tuple[tuple[str, Callable[[dict[str, Any]], None]], ...]] = (
+_CONVERSIONS: Final[tuple[tuple[str, Callable[[dict[str, Any]], None]], ...]] = (
     ("1.3.0", _name_both_ends),
     ("1.3.0", _type_related_events),
     ("1.4.0", _name_the_destination),
-    ("1.4.0", _say_what_was_observed),
+    ("1.4.0", _replace_observed),
     ("1.4.0", _list_the_lineage),
     ("1.6.0", _name_the_thread),
 )

@@ -1,7 +1,7 @@
-"""The stages wired together: fences, sources, mapping and delivery as one running thing."""
+"""The service: fences, sources, mapping and delivery in one process."""
 
-from ocsf_nft.service.outlets import Outlet
 from ocsf_nft.service.pipeline import Counts
 from ocsf_nft.service.run import Service, capabilities, replay
+from ocsf_nft.service.sink_delivery import Outlet
 
 __all__ = ["Counts", "Outlet", "Service", "capabilities", "replay"]

@@ -1,4 +1,4 @@
-"""The fences of a run: stand them up or find them standing, look at them, tell of them."""
+"""Fences of a run: activation, inspection, and the events about them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError
-from ocsf_nft.fence import facts, installer
+from ocsf_nft.fence import installer, rule_lookup
 from ocsf_nft.netns import Namespace
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
-from ocsf_nft.ocsf.notices import FenceState, Tampering, fence_state
+from ocsf_nft.ocsf.operational_events import FenceState, Tampering, fence_state
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from ocsf_nft.config import SandboxConfig
     from ocsf_nft.fence.installer import Verification
     from ocsf_nft.fence.spec import LogTransport
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.ocsf.events import DeviceConfigStateChange
     from ocsf_nft.process import Container
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """A fence, how it stands, and why it isn't ``STANDING`` where it isn't.
+    """A fence with its state, and the reason if its state is not ``STANDING``.
 
-    ``is_ours``: this run put it where none stood, and takes it away; else ``before`` is how the one
-    stood that was there. ``tampering`` is what was found to have been done to the same fence, and
-    is put right.
+    ``is_ours``: this run installed it where there was none, and removes it. Otherwise ``before`` is
+    the state of the fence that was there. ``tampering`` is a change to the same fence that is now
+    undone.
     """
 
-    installed: Installed
+    installed: InstalledFence
     state: FenceState
     is_ours: bool
     before: FenceState = FenceState.STANDING
@@ -41,43 +41,50 @@ class Fence:
     tampering: Tampering | None = None
 
 
-def stand(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
-    """Install a sandbox's fence, or find it as it was installed; blocks for milliseconds.
+def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
+    """Install a sandbox's fence, or find it installed; blocks for milliseconds.
 
-    One that is on record and was altered or gone is put back, unless the sandbox says otherwise.
-    Raises what :func:`installer.install` does, and AbsentError when there is none on record and
-    installing one was not asked for: a run without a fence would watch nothing and say nothing.
+    A recorded fence that was changed or deleted is restored, unless the sandbox's configuration
+    switches that off. Raises the errors of :func:`installer.install`. Raises AbsentError if no
+    fence has a record and none is to be installed: a run without a fence would watch and report
+    nothing.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
-        stood = installer.stands(namespace, sandbox.device)
-        before = _on_record(sandbox.name, state)
+        was_active = installer.is_installed(namespace, sandbox.device)
+        before = _recorded_state(sandbox.name, state)
         found = _verified(sandbox.name, state)
-        installed = installer.install(sandbox.spec(), namespace, state, wanted_transport(sandbox))
+        installed = installer.install(
+            sandbox.spec(), namespace, state, requested_transport(sandbox)
+        )
         return Fence(
             installed=installed,
             state=state_of(installed),
-            is_ours=not stood,
+            is_ours=not was_active,
             before=before,
             reason=installed.degraded,
             tampering=_tampering(found, installed),
         )
     found = installer.verify(sandbox.name, state, sandbox.namespace, sandbox.device)
-    if sandbox.self_heal and (put_back := _put_back(sandbox, found, state)) is not None:
-        return put_back
+    if sandbox.self_heal and (restored := _restore(sandbox, found, state)) is not None:
+        return restored
     if found.verdict == "absent":
         raise AbsentError(
-            f"no fence of sandbox {sandbox.name} stands: `ocsf-nft install` one, or run --install"
+            f"sandbox {sandbox.name} has no active fence: install one with `ocsf-nft install`, "
+            "or use run --install"
         )
     if found.installed is None:
         raise FenceError(f"{found.difference}: install it again, or name the right --state-dir")
     if found.verdict == "differs":
         return _altered(found.installed, found.difference)
-    return _found(found.installed)
+    return _as_installed(found.installed)
 
 
-def _put_back(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
-    """The fence that is on record, where it was altered or gone while nobody watched; else None."""
+def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
+    """Restore a recorded fence that was changed or deleted while no run watched it.
+
+    Return None otherwise.
+    """
     was = found.installed
     if was is None or found.verdict == "as installed":
         return None
@@ -89,18 +96,23 @@ def _put_back(sandbox: SandboxConfig, found: Verification, state: StateDirectory
     if renewed is None:
         return None
     before = FenceState.ABSENT if found.verdict == "absent" else FenceState.ALTERED
-    return dataclasses.replace(_found(renewed), before=before, tampering=_tampering(found, renewed))
+    return dataclasses.replace(
+        _as_installed(renewed), before=before, tampering=_tampering(found, renewed)
+    )
 
 
 def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
     try:
         return installer.verify(sandbox, state)
-    except OcsfNftError:  # it is about to be installed anew, which says what is wrong
+    except OcsfNftError:  # the installation that follows reports the error
         return None
 
 
-def _tampering(found: Verification | None, installed: Installed) -> Tampering | None:
-    """What was done to a fence that has been installed once more, as it was on record."""
+def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
+    """Return the change to a recorded fence that has been installed again.
+
+    Return None if there was none.
+    """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
     was = found.installed
@@ -110,47 +122,51 @@ def _tampering(found: Verification | None, installed: Installed) -> Tampering | 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """How a fence stands; ``was_renewed``: it was not as installed until now, by ``difference``."""
+class Inspection:
+    """Result of an inspection of a fence.
+
+    ``was_renewed``: until now the fence was not as installed; ``difference`` describes how it
+    differed.
+    """
 
     fence: Fence
     was_renewed: bool = False
     difference: str = ""
 
 
-def look(
-    sandbox: str, state: StateDirectory, renew: Callable[[], Installed | None] | None = None
-) -> Look | None:
-    """How a fence on record stands, which ``renew`` puts back first, if that is given; blocks.
+def inspect(
+    sandbox: str, state: StateDirectory, renew: Callable[[], InstalledFence | None] | None = None
+) -> Inspection | None:
+    """Inspect a recorded fence, which ``renew`` restores first if it is given; blocks.
 
-    None where it is on record no longer: it was removed. Raises AbsentError where it is gone and
-    not put back, and what :func:`installer.renew` does.
+    Return None if the fence has no record any more, because it was removed. Raises AbsentError if
+    it was deleted and not restored, and the errors of :func:`installer.renew`.
     """
     found = installer.verify(sandbox, state)
     if found.installed is None:
         return None
     if found.verdict == "as installed":
-        return Look(fence=_found(found.installed))
+        return Inspection(fence=_as_installed(found.installed))
     if renew is not None:
         renewed = renew()
         if renewed is None:
             return None
         difference = found.difference or "it was gone"
-        return Look(fence=_found(renewed), was_renewed=True, difference=difference)
+        return Inspection(fence=_as_installed(renewed), was_renewed=True, difference=difference)
     if found.verdict == "absent":
         raise AbsentError(f"no fence of sandbox {sandbox} stands: `ocsf-nft install` one")
-    return Look(fence=_altered(found.installed, found.difference))
+    return Inspection(fence=_altered(found.installed, found.difference))
 
 
-def _found(installed: Installed) -> Fence:
-    """A fence that stood as it was installed."""
+def _as_installed(installed: InstalledFence) -> Fence:
+    """Return a fence that is as it was installed."""
     state = state_of(installed)
     return Fence(
         installed=installed, state=state, is_ours=False, before=state, reason=installed.degraded
     )
 
 
-def _altered(installed: Installed, difference: str) -> Fence:
+def _altered(installed: InstalledFence, difference: str) -> Fence:
     return Fence(
         installed=installed,
         state=FenceState.ALTERED,
@@ -159,15 +175,20 @@ def _altered(installed: Installed, difference: str) -> Fence:
     )
 
 
-def wanted_transport(sandbox: SandboxConfig) -> LogTransport | None:
-    """How the fence must log so that the wanted source can read it; None for the best."""
+def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
+    """Return the log transport that the selected source needs; None to use the best one."""
     if sandbox.source == "auto" or sandbox.log_transport is not None:
         return sandbox.log_transport
     return "nflog" if sandbox.source == "nflog" else "kmsg"
 
 
-def context(installed: Installed, host: Host | None, container: Container | None = None) -> Context:
-    """What a mapper knows about a sandbox; ``container`` is what it is, if it is one."""
+def context(
+    installed: InstalledFence, host: Host | None, container: Container | None = None
+) -> Context:
+    """Return what a mapper needs to know about a sandbox.
+
+    ``container`` is the sandbox itself, if any.
+    """
     is_pod = installed.spec.profile == "sidecar"
     return Context(
         host=host,
@@ -175,7 +196,7 @@ def context(installed: Installed, host: Host | None, container: Container | None
         proxies=tuple(
             Proxy(address=proxy.address, port=proxy.port) for proxy in installed.spec.proxies
         ),
-        # The proxy in a pod may use any link, so none tells what goes out from what comes in.
+        # The proxy in a pod may use any interface, so no interface shows a packet's direction.
         uplinks=frozenset(() if is_pod else installed.around.uplinks),
         rules={
             fact.name: RuleFacts(
@@ -185,13 +206,13 @@ def context(installed: Installed, host: Host | None, container: Container | None
                 handle=fact.handle,
                 condition=fact.text,
             )
-            for fact in facts.logging_rules(installed.listings.values())
+            for fact in rule_lookup.logging_rules(installed.listings.values())
         },
     )
 
 
 def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the call
-    installed: Installed,
+    installed: InstalledFence,
     host: Host | None,
     *,
     before: FenceState,
@@ -200,7 +221,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
-    """The event of what became of a fence, now. ``before`` is what was last told of it."""
+    """Return the event of a fence's state change now; ``before`` is the last reported state."""
     return fence_state(
         context(installed, host),
         sandbox=installed.spec.sandbox,
@@ -216,11 +237,11 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
 
 def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
-    """The event of a fence that was put up, or found, now."""
+    """Return the event of a fence that was installed or found now."""
     reason = fence.reason
     if fence.tampering is not None:
-        put_back = f"it was altered or gone, and has been put back: {fence.tampering.changes}"
-        reason = put_back if reason is None else f"{put_back}; {reason}"
+        restored = f"it was altered or gone, and has been put back: {fence.tampering.changes}"
+        reason = restored if reason is None else f"{restored}; {reason}"
     return state_event(
         fence.installed,
         host,
@@ -231,48 +252,50 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
     )
 
 
-def state_of(installed: Installed) -> FenceState:
-    """How a fence stands that is as it was installed."""
+def state_of(installed: InstalledFence) -> FenceState:
+    """Return the state of a fence that is as it was installed."""
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
         return FenceState.PERMISSIVE if is_well else FenceState.PERMISSIVE_DEGRADED
     return FenceState.STANDING if is_well else FenceState.DEGRADED
 
 
-def _on_record(sandbox: str, state: StateDirectory) -> FenceState:
-    """How a fence stands by its record, if it has one that can be read."""
+def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
+    """Return the state of a fence by its record, if it has a readable one."""
     try:
         installed = state.read(sandbox)
-    except FenceError:  # damaged: it is about to be put on record anew
+    except FenceError:  # damaged: the installation that follows writes it again
         installed = None
     return FenceState.STANDING if installed is None else state_of(installed)
 
 
-def has_moved(seen: Installed, look: Look) -> bool:
-    """Whether the links of a fence, or the ways to its proxies, are others than they were."""
-    return look.fence.installed.around != seen.around
+def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
+    """Return whether a fence's interfaces, or the routes to its proxies, have changed."""
+    return inspection.fence.installed.around != seen.around
 
 
-def news(seen: Installed, look: Look, *, came: bool = False) -> str | None:
-    """What is to be told of a fence that stands; None when it is the one that was seen before.
+def describe_change(
+    seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
+) -> str | None:
+    """Return the change of an active fence since it was ``seen``; None if there is none.
 
-    ``came``: links came meanwhile, which may be gone again.
+    ``has_new_links``: interfaces were added meanwhile; they may be removed again already.
     """
-    now = look.fence.installed
+    now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:
         kind = "a permissive" if now.spec.is_permissive else "an enforcing"
         return f"it was installed anew, as {kind} fence"
     if now.spec != seen.spec:
         return "it was installed anew"
-    if has_moved(seen, look) or (look.was_renewed and came):
+    if has_other_links(seen, inspection) or (inspection.was_renewed and has_new_links):
         return f"its links changed; fenced are: {', '.join(now.around.links)}"
-    if look.was_renewed:
-        return f"it was altered or gone, and has been put back: {look.difference}"
+    if inspection.was_renewed:
+        return f"it was altered or gone, and has been put back: {inspection.difference}"
     return None if now == seen else "it was installed anew"
 
 
-def on_record(sandbox: str, state: StateDirectory) -> Installed | None:
-    """What is on record for a sandbox; None where that can't be read, which the run tells."""
+def read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
+    """Return a sandbox's record; None if it can't be read, which the run reports."""
     try:
         return state.read(sandbox)
     except FenceError:

@@ -1,4 +1,4 @@
-"""Whether a run does what it is there for."""
+"""Health of a running service."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ if TYPE_CHECKING:
 
     from ocsf_nft.service.run import Service
 
-#: Counters are read twice a second, in a flood every two: who has not for so long is stuck.
+#: Counters are read twice a second, or every two seconds in a flood. An account that was not read
+#: for this long is stuck.
 _STUCK_SECONDS: Final = 30.0
 
 
 def stuck(service: Service) -> tuple[str, ...]:
-    """What a restart may put right: whose counters have not been read for long."""
+    """Return the faults that a restart may repair: counters that were not read for long."""
     return tuple(
         f"the counters of sandbox {account.sandbox} have not been read for {seconds:.0f} s"
         for account in service.accounts
-        if (seconds := account.idle_seconds) > _STUCK_SECONDS and service.patience.fault is None
+        if (seconds := account.idle_seconds) > _STUCK_SECONDS and service.retrier.fault is None
     )
 
 
 def faults(service: Service) -> tuple[str, ...]:
-    """All that keeps a run from fencing, reading and keeping, as sentences; none when all is well.
+    """Return all faults of fences, counters and storage, as sentences.
 
-    Sinks that are down are none of it: their events are kept (see :func:`down`).
+    Sinks that are down are no fault, because their events are stored (see :func:`down`).
     """
     return (*stuck(service), *_faults(service))
 
 
 def down(service: Service) -> tuple[str, ...]:
-    """The sinks that take nothing now, and why."""
+    """Return the sinks that accept no events now, with the causes."""
     return tuple(
         f"sink {forwarder.name} is down: {forwarder.progress.fault}"
-        for forwarder in service.kept.forwarders
+        for forwarder in service.delivery.forwarders
         if forwarder.progress.fault is not None
     )
 
 
 def _faults(service: Service) -> Iterator[str]:
-    for watched in service.watched:
-        if watched.fault is not None:
-            yield f"the fence of sandbox {watched.name} does not stand: {watched.fault}"
+    for monitor in service.fence_monitors:
+        if monitor.fault is not None:
+            yield f"the fence of sandbox {monitor.name} is not active: {monitor.fault}"
     for account in service.accounts:
         if account.fault is not None:
             yield f"the counters of sandbox {account.sandbox} can't be read: {account.fault}"
-    if service.patience.fault is not None:
-        yield f"nothing can be kept: {service.patience.fault}"
+    if service.retrier.fault is not None:
+        yield f"events can't be stored: {service.retrier.fault}"

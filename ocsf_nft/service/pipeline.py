@@ -1,4 +1,4 @@
-"""From a source's batches to the accounts of their sandboxes, counting what goes through."""
+"""Pipeline from a source's batches to the accounts of their sandboxes, with counts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.ocsf import notices
-from ocsf_nft.prefixes import Prefixes
+from ocsf_nft.log_prefixes import Prefixes
+from ocsf_nft.ocsf import operational_events
 from ocsf_nft.record import Batch, Gap, Reject
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
 
-    from ocsf_nft.service.accounts import Account
-    from ocsf_nft.service.reporter import Reporter
+    from ocsf_nft.service.account_loop import AccountLoop
+    from ocsf_nft.service.event_rendering import Reporter
     from ocsf_nft.sources.base import Source
 
 _log = structlog.get_logger()
 
-#: A source is drained when it gave nothing for so long (journalctl may need more for one record),
-#: and given up when it never ends.
+#: A source is drained when it gave nothing for this long (journalctl may need longer for one
+#: record). Draining stops after ``_DRAIN_SECONDS`` if the source never ends.
 QUIET_SECONDS: Final = 0.2
 JOURNAL_QUIET_SECONDS: Final = 0.6
 _DRAIN_SECONDS: Final = 5.0
@@ -35,30 +35,32 @@ _COUNT_SECONDS: Final = 4.0
 
 @dataclass(slots=True)
 class Counts:
-    """What went through. ``lost`` are the records whose number a gap told; ``gaps`` all gaps.
+    """Totals of a run.
 
-    ``fallen`` are the sandboxes whose fence was put back too often, and doesn't stand at the end.
+    ``dropped`` counts the records that gaps report with a number, and ``gaps`` all gaps.
+    ``given_up`` has the sandboxes whose fence was restored too often, and is not active at the end.
     """
 
     records: int = 0
     events: int = 0
     gaps: int = 0
-    lost: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
-    fallen: list[str] = field(default_factory=list)
+    dropped: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    given_up: list[str] = field(default_factory=list)
 
 
 class Pipeline:
-    """Hands what sources read to the accounts of their sandboxes, in order for each source.
+    """Pipeline from sources to the accounts of their sandboxes; it preserves each source's order.
 
-    Records of a sandbox that has no account (what is replayed), and those of other firewalls, are
-    told one by one. ``prefixes`` tells what foreign prefixes mean, by default what is built in.
+    Records of a sandbox without account (in a replay), and those of other firewalls, are reported
+    one by one. ``prefixes`` has the meaning of other firewalls' log prefixes; the default is the
+    built-in table.
     """
 
     def __init__(
         self,
         reporter: Reporter,
-        accounts: Mapping[str, Account],
+        accounts: Mapping[str, AccountLoop],
         prefixes: Prefixes | None = None,
         counts: Counts | None = None,
     ) -> None:
@@ -77,18 +79,20 @@ class Pipeline:
         quiet_seconds: float = QUIET_SECONDS,
         name: str = "",
     ) -> None:
-        """Deliver what a source reads until it ends.
+        """Deliver the records of a source until it ends.
 
-        A source that has a position is read for one sandbox, whose account keeps that, or for the
-        records of other firewalls: ``name`` is then what its position is kept under.
+        A source with a position is read either for one sandbox, whose account stores the position,
+        or for the records of other firewalls. In the second case ``name`` is the key of the stored
+        position.
 
-        ``sandboxes`` are those whose records it can have: who may load rules there may name any
-        sandbox in a log prefix, and a record of another one is a forgery. None among them stands
-        for the records of other firewalls; None for them all allows all.
+        ``sandboxes`` are those that the source can have records of. A process that may load rules
+        there can write any sandbox's name into a log prefix, so a record of another sandbox is
+        forged. The entry None stands for the records of other firewalls. If ``sandboxes`` itself is
+        None, all are allowed.
 
-        When ``stop`` is set, what is waiting by then is still delivered, until nothing came for
-        ``quiet_seconds``; what can't be within some seconds is counted, and told as lost. Raises
-        SourceError or DeliveryError.
+        When ``stop`` is set, the waiting records are still delivered, until nothing came for
+        ``quiet_seconds``. Records that can't be delivered within some seconds are counted, and
+        reported as dropped. Raises SourceError or DeliveryError.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -108,7 +112,7 @@ class Pipeline:
                 batch, reading = reading.result(), None
                 if batch is None:
                     return
-                await self._deliver(_genuine(batch, sandboxes), sandboxes or (), name)
+                await self._deliver(_without_forged(batch, sandboxes), sandboxes or (), name)
                 if deadline is not None and time.monotonic() > deadline:
                     await self._give_up(batches, sandboxes or ())
                     return
@@ -121,10 +125,10 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count what there is no time to deliver, and tell it as lost."""
+        """Count the records that there is no time to deliver, and report them as dropped."""
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
-        # Only what is told is kept: there may be more records than memory for them.
+        # Only the numbers and gaps stay in memory: there may be more records than memory for them.
         number, transport = 0, None
         gaps: list[Gap] = []
         is_all = False
@@ -144,7 +148,7 @@ class Pipeline:
                 Gap(
                     transport=transport,
                     reason=f"stopped before {'' if is_all else 'at least '}{number} were delivered",
-                    lost=number if is_all else None,
+                    dropped=number if is_all else None,
                     since_ns=since_ns,
                     until_ns=time.time_ns(),
                 )
@@ -154,27 +158,30 @@ class Pipeline:
     async def _deliver(
         self, batch: Batch, sandboxes: Iterable[str | None] = (), source: str = ""
     ) -> None:
-        # Gaps first: whoever is killed after the position is kept would never tell of them.
+        # Gaps first: if the service were killed after the position is stored, they would never be
+        # reported.
         for gap in batch.gaps:
-            event = notices.gap(self._reporter.context(), gap, processed_ns=time.time_ns())
+            event = operational_events.records_dropped(
+                self._reporter.context(), gap, processed_ns=time.time_ns()
+            )
             await self._reporter.emit(event)
             self._count_gap(gap)
             for name in sandboxes:
                 if name is not None and name in self._accounts:
-                    await self._accounts[name].lose(gap)
+                    await self._accounts[name].count_dropped(gap)
         for sandbox, records in groupby(batch.records, key=attrgetter("sandbox")):
             await self._take(sandbox, replace(batch, records=tuple(records)), source)
         if batch.cursor is not None and not batch.records:
             for sandbox in sandboxes:
                 await self._take(sandbox, batch, source)
         self.counts.records += len(batch.records)
-        for reject in batch.rejects:
+        for reject in batch.rejected:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
-        """Take in records of one sandbox, or of none, with their source's position behind them."""
-        # A foreign record's own sandbox, if it tells one, comes after the way to the accounts: a
-        # prefix that anybody may write is not to lead there.
+        """Process records of one sandbox, or of none, with their source's position."""
+        # The sandbox in another firewall's record is set after this selection: any process may
+        # write such a prefix, so it must not select an account.
         account = None if sandbox is None else self._accounts.get(sandbox)
         if account is not None:
             await account.take(batch)
@@ -183,23 +190,24 @@ class Pipeline:
             lines = await self._reporter.lines(found)
             await self._reporter.deliver(lines, source=source, position=batch.cursor or "")
 
-    # Who writes forgeries, or makes records be lost, must not be able to flood our own log, nor to
-    # hold us up where nobody reads it: so both are logged at the first, second, fourth, eighth …
+    # A process that forges records, or causes drops, must not flood the service's own log, nor
+    # block the service if nothing reads that log. So both are logged at the first, second, fourth,
+    # eighth … time.
 
     def _count_gap(self, gap: Gap) -> None:
         self.counts.gaps += 1
-        self.counts.lost += gap.lost or 0
+        self.counts.dropped += gap.dropped or 0
         number = self._gaps_by_reason.get(gap.reason, 0) + 1
         self._gaps_by_reason[gap.reason] = number
         if _is_power_of_two(number):
             _log.warning(
-                "records lost", source=gap.transport, lost=gap.lost, number=number,
+                "records lost", source=gap.transport, lost=gap.dropped, number=number,
                 reason=gap.reason,
             )  # fmt: skip
 
     def _count_reject(self, reject: Reject) -> None:
-        number = self.counts.rejects.get(reject.kind, 0) + 1
-        self.counts.rejects[reject.kind] = number
+        number = self.counts.rejected.get(reject.kind, 0) + 1
+        self.counts.rejected[reject.kind] = number
         if _is_power_of_two(number):
             _log.warning(
                 "line rejected", kind=reject.kind, number=number, reason=reject.reason,
@@ -211,7 +219,7 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _genuine(batch: Batch, sandboxes: frozenset[str | None] | None) -> Batch:
+def _without_forged(batch: Batch, sandboxes: frozenset[str | None] | None) -> Batch:
     if sandboxes is None or all(record.sandbox in sandboxes for record in batch.records):
         return batch
     forged = tuple(
@@ -226,7 +234,7 @@ def _genuine(batch: Batch, sandboxes: frozenset[str | None] | None) -> Batch:
     return replace(
         batch,
         records=tuple(record for record in batch.records if record.sandbox in sandboxes),
-        rejects=batch.rejects + forged,
+        rejected=batch.rejected + forged,
     )
 
 

@@ -1,4 +1,4 @@
-"""How the accounts of the sandboxes stand, whether or not anybody runs."""
+"""Status of the accounts of sandboxes, with or without a running service."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ocsf_nft.accounting.book import FILE, Book
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
+from ocsf_nft.accounting.state_db import FILE, StateDatabase
 from ocsf_nft.errors import AbsentError, OcsfNftError, UnsupportedError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.counters import Counters
 
 if TYPE_CHECKING:
-    from ocsf_nft.accounting.balance import Balance, Mode
-    from ocsf_nft.accounting.book import Lost
+    from ocsf_nft.accounting.reconciliation import Balance, Mode
+    from ocsf_nft.accounting.state_db import DroppedRecords
     from ocsf_nft.fence.installer import Verdict
     from ocsf_nft.fence.state import StateDirectory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """One sandbox: its rules, what its sources lost, and whether a run watches it now.
+    """Status of one sandbox: its rules, its sources' dropped records, and whether a run watches it.
 
-    ``mode`` is that of its fence as it was installed.
-    ``absent`` are the rules that should have counters and have none: the fence does not stand.
-    ``verdict`` is on the fence as a whole, None where nft is not there to tell.
+    ``mode`` is the mode of the installed fence. ``absent`` are the rules without the counters that
+    they should have: the fence is not active. ``verdict`` is that of the whole fence; None if nft
+    is not available.
     """
 
     sandbox: str
@@ -34,17 +34,16 @@ class Status:
     absent: tuple[str, ...]
     verdict: Verdict | None = "as installed"
     balances: tuple[Balance, ...]
-    lost: tuple[Lost, ...]
+    dropped_records: tuple[DroppedRecords, ...]
 
 
 def statuses(
     state: StateDirectory, sandbox: str | None = None
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
-    """The status of one sandbox, or of all that are on record; blocks for milliseconds each.
+    """Return the status of one sandbox, or of all with a record; blocks for milliseconds for each.
 
-    Needs CAP_NET_ADMIN over their namespaces. What keeps one from being read is given out beside
-    the others. Raises AbsentError when no fence is on record, FenceError when the record can't be
-    read.
+    Errors of single sandboxes are returned separately. Needs CAP_NET_ADMIN over their namespaces.
+    Raises AbsentError if no fence has a record, and FenceError if the record can't be read.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:
@@ -63,20 +62,21 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
     installed = state.read(sandbox)
     if installed is None:
         raise AbsentError(f"{state.path} has no record of sandbox {sandbox}: is it fenced?")
-    ledger = Ledger(sandbox, begun_ns=time.time_ns())
-    lost: tuple[Lost, ...] = ()
+    account = SandboxAccount(sandbox, begun_ns=time.time_ns())
+    dropped: tuple[DroppedRecords, ...] = ()
     path = state.directory(sandbox) / FILE
     with Counters(installed) as counters:
         if path.exists():
-            book = Book(path).open(read_only=True)
+            database = StateDatabase(path).open(read_only=True)
             try:
-                book.load(ledger)
-                lost = book.lost()
+                database.load(account)
+                dropped = database.dropped_records()
             finally:
-                book.close()
-        # Twice: what one reading lacks may be on its way, what both lack has been forgotten.
+                database.close()
+        # Two readings: packets that one of them lacks may be pending, packets that both lack are
+        # evicted.
         for reading in (counters.read(), counters.read()):
-            for _ in ledger.observe(reading):
+            for _ in account.observe(reading):
                 pass
             absent = tuple(rule for rule in counters.rules if rule not in reading.rules)
     return Status(
@@ -85,8 +85,8 @@ def _status(sandbox: str, state: StateDirectory) -> Status:
         mode="permissive" if installed.spec.is_permissive else "enforcing",
         absent=absent,
         verdict=_verdict(sandbox, state),
-        balances=ledger.balances(),
-        lost=lost,
+        balances=account.balances(),
+        dropped_records=dropped,
     )
 
 

@@ -1,1 +1,1 @@
-"""Where kernel records come from, and how they are read."""
+"""Sources of kernel records: NFLOG, the kernel log, the journal and files."""

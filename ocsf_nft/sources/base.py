@@ -1,4 +1,4 @@
-"""What every source is."""
+"""Interface of all sources."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """A place that records are read from: one asynchronous context, one stream of batches.
+    """Stream of batches of kernel records, inside one asynchronous context.
 
-    Entering opens it (SourceError, UnsupportedError or AbsentError when that fails) and, once
-    entered, no record that the kernel makes is missed silently. Back-pressure is the iteration
-    itself: nothing is read while the consumer is busy, and what the kernel then drops comes as a
-    Gap. Replayed sources end; live ones go on until their context is left or their task cancelled.
+    Entering the context opens the source; it raises SourceError, UnsupportedError or AbsentError.
+    From then on the source misses no record silently. The iteration gives back-pressure: a source
+    reads nothing while its consumer is busy, and reports records that the kernel then drops as a
+    Gap. A replay ends with its files. A live source ends when its context is left or its task is
+    cancelled.
     """
 
     async def __aenter__(self) -> Self:
-        """Open it."""
+        """Open the source."""
 
     async def __aexit__(
         self,
@@ -29,11 +30,11 @@ class Source(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the source."""
 
     def batches(self) -> AsyncIterator[Batch]:
-        """What is read, in the kernel's order; never an empty batch.
+        """Yield the records that are read, in the kernel's order; no batch is empty.
 
-        A source that shares its transport with other messages also yields batches with nothing but
-        a new cursor, at most once a second: a position moves on though matches are rare.
+        A source whose transport also carries other messages yields batches with only a new cursor,
+        at most once a second. So its position advances although matching records are rare.
         """

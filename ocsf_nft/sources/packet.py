@@ -1,10 +1,10 @@
-"""Packet bytes become facts: what the kernel's text logger prints, read from the bytes themselves.
+"""Decoder of packet bytes to the facts that the kernel's text logger prints.
 
-The way through the headers, and where it ends early, is that of ``dump_ipv4_packet``,
+The decoder goes through the headers, and stops early, like ``dump_ipv4_packet``,
 ``dump_ipv6_packet`` and ``dump_arp_packet`` in net/netfilter/nf_log_syslog.c with all log flags
-set, so that the same packet yields the same facts from its bytes as from the kernel's line.
-What the kernel cuts short (``INCOMPLETE``, ``TRUNCATED``) is ``incomplete_bytes``, ``incomplete``;
-what only the *capture* cuts short is ``truncated``.
+set. So the same packet has the same facts, from its bytes and from the kernel's line. A packet that
+the kernel prints as cut short (``INCOMPLETE``, ``TRUNCATED``) has the fact ``incomplete_bytes`` or
+``incomplete``. A packet that only the *capture* cut short has the fact ``truncated``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.address import text_of
-from ocsf_nft.sources.facts import mac_text
+from ocsf_nft.ip_text import text_of
+from ocsf_nft.sources.packet_fields import mac_text
 
 if TYPE_CHECKING:
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
 
 # IANA protocol numbers, IPv6 extension headers included (include/uapi/linux/in.h, in6.h).
 HOP_BY_HOP: Final = 0
@@ -34,12 +34,12 @@ UDPLITE: Final = 136
 _UNNAMED_EXTENSIONS: Final = frozenset({HOP_BY_HOP, ROUTING, DESTINATION_OPTIONS})
 _EXTENSIONS: Final = _UNNAMED_EXTENSIONS | {FRAGMENT, AH, ESP}
 
-# ICMP types that quote a packet, and the least lengths that the kernel asks for (RFC 792, 950).
+# ICMP types that quote a packet, and the kernel's minimum lengths (RFC 792, 950).
 ICMP_ECHO: Final = frozenset({0, 8})
 ICMP_QUOTES: Final = frozenset({3, 4, 5, 11})
 ICMP_REDIRECT: Final = 5
 ICMP_PARAMETER_PROBLEM: Final = 12
-_ICMP_LEAST: Final = {3: 28, 4: 28, 5: 28, 11: 28, 12: 28, 13: 20, 14: 20, 17: 12, 18: 12}
+_ICMP_MINIMUM_BYTES: Final = {3: 28, 4: 28, 5: 28, 11: 28, 12: 28, 13: 20, 14: 20, 17: 12, 18: 12}
 # ICMPv6 likewise (RFC 4443).
 ICMPV6_ECHO: Final = frozenset({128, 129})
 ICMPV6_QUOTES: Final = frozenset({1, 2, 3, 4})
@@ -56,12 +56,12 @@ _WORD: Final = struct.Struct("!I")
 _ETHERNET_ARP: Final = struct.Struct("!6s4s6s4s")
 
 
-class _CaptureCut(Exception):  # noqa: N818 - an end of reading, not an error
-    """A header lies beyond the captured bytes, yet inside the packet."""
+class _CaptureCut(Exception):  # noqa: N818 - it ends the decoding, it is no error
+    """Header inside the packet, but after the captured bytes."""
 
 
-class _Ended(Exception):  # noqa: N818 - an end of reading, not an error
-    """The kernel prints no more of this packet."""
+class _EndOfPrint(Exception):  # noqa: N818 - it ends the decoding, it is no error
+    """Point after which the kernel prints no more of the packet."""
 
 
 class _Packet:
@@ -74,23 +74,23 @@ class _Packet:
         self.length = length
 
     def holds(self, at: int, size: int) -> bool:
-        """Whether the packet has these bytes; raises _CaptureCut when the capture lacks them."""
+        """Return whether the packet has these bytes; raises _CaptureCut if not captured."""
         if at + size <= len(self.data):
             return True
         if at + size <= self.length:
             raise _CaptureCut
         return False
 
-    def incomplete(self, facts: Facts, at: int) -> None:
-        """As the kernel counts what is left: in 32 bits without sign."""
+    def set_incomplete(self, facts: Facts, at: int) -> None:
+        """Set the number of bytes left, as the kernel counts it: in 32 bits, unsigned."""
         facts["incomplete_bytes"] = (self.length - at) & 0xFFFFFFFF
 
 
 def ip_facts(data: bytes, version: int) -> Facts:
-    """The facts of an IP packet that starts at ``data``; never raises.
+    """Return the facts of the IP packet at the start of ``data``; never raises.
 
-    ``version`` is what the frame says it is (the kernel does not look at the version field
-    either). ``data`` may be cut short by the capture: the headers tell.
+    ``version`` is the IP version that the frame gives (the kernel ignores the version field too).
+    The capture may have cut ``data`` short: the headers have the real length.
     """
     facts: Facts = {}
     packet = _Packet(data, max(len(data), _total_length(data, version)))
@@ -105,7 +105,7 @@ def ip_facts(data: bytes, version: int) -> Facts:
 
 
 def arp_facts(data: bytes) -> Facts:
-    """The facts of an ARP packet; the payload only for IPv4 over Ethernet (RFC 826)."""
+    """Return the facts of an ARP packet; addresses only for IPv4 over Ethernet (RFC 826)."""
     if len(data) < _ARP.size:
         return {"incomplete": True}
     hardware, protocol, hardware_bytes, protocol_bytes, operation = _ARP.unpack_from(data)
@@ -162,7 +162,7 @@ def _ipv4(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
             facts["incomplete"] = True
             return
         facts["ip_options"] = packet.data[at + _IPV4.size : at + header].hex()
-    _transport(packet, at + header, facts, protocol, late=offset > 0, quoted=quoted)
+    _transport(packet, at + header, facts, protocol, later_fragment=offset > 0, quoted=quoted)
 
 
 def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
@@ -178,37 +178,38 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
     facts["hop_limit"] = hops
     facts["flow_label"] = word & 0xFFFFF
     try:
-        at, protocol, late = _extensions(packet, at + _IPV6.size, facts, following)
-    except _Ended:
+        at, protocol, later_fragment = _extensions(packet, at + _IPV6.size, facts, following)
+    except _EndOfPrint:
         return
     facts["protocol"] = protocol
-    _transport(packet, at, facts, protocol, late=late, quoted=quoted)
+    _transport(packet, at, facts, protocol, later_fragment=later_fragment, quoted=quoted)
 
 
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
-    """Walk the extension headers: where the next one begins, its number, whether a late fragment.
+    """Decode the extension headers.
 
-    Of two fragment or authentication headers the first one tells. Raises _Ended where the kernel
-    stops.
+    Returns the offset and number of the next header, and whether the packet is a later fragment
+    (not the first one). Of two fragment or authentication headers the first one counts. Raises
+    _EndOfPrint where the kernel stops.
     """
-    late = False
+    later_fragment = False
     while following in _EXTENSIONS:
         if not packet.holds(at, 2):
             facts["incomplete"] = True
-            raise _Ended
+            raise _EndOfPrint
         facts["extension_headers"] = _count(facts) + 1
         size = (packet.data[at + 1] + 1) * 8
         if following == FRAGMENT:
-            late = _fragment(packet, at, facts) or late
+            later_fragment = _fragment(packet, at, facts) or later_fragment
             size = 8
-        elif late and following != ESP:
-            raise _Ended
+        elif later_fragment and following != ESP:
+            raise _EndOfPrint
         elif following in {AH, ESP}:
-            _security(packet, at, facts, following, late=late)
+            _security(packet, at, facts, following, later_fragment=later_fragment)
             size = (packet.data[at + 1] + 2) * 4
         following = packet.data[at]
         at += size
-    return at, following, late
+    return at, following, later_fragment
 
 
 def _count(facts: Facts) -> int:
@@ -219,7 +220,7 @@ def _count(facts: Facts) -> int:
 def _fragment(packet: _Packet, at: int, facts: Facts) -> bool:
     if not packet.holds(at, 8):
         facts["incomplete"] = True
-        raise _Ended
+        raise _EndOfPrint
     field = int.from_bytes(packet.data[at + 2 : at + 4], "big")
     if "fragment_offset" not in facts:
         facts["fragment_offset"] = field & 0xFFF8
@@ -229,23 +230,23 @@ def _fragment(packet: _Packet, at: int, facts: Facts) -> bool:
     return field & 0xFFF8 > 0
 
 
-def _security(packet: _Packet, at: int, facts: Facts, kind: int, *, late: bool) -> None:
+def _security(packet: _Packet, at: int, facts: Facts, kind: int, *, later_fragment: bool) -> None:
     if kind == ESP:
         facts["protocol"] = ESP
-        if late:
-            raise _Ended
+        if later_fragment:
+            raise _EndOfPrint
     if not packet.holds(at, 12 if kind == AH else 8):
-        packet.incomplete(facts, at)
-        raise _Ended
+        packet.set_incomplete(facts, at)
+        raise _EndOfPrint
     facts.setdefault("spi", _WORD.unpack_from(packet.data, at + (4 if kind == AH else 0))[0])
     if kind == ESP:
-        raise _Ended
+        raise _EndOfPrint
 
 
-def _transport(  # noqa: PLR0913 - a header is where it is, what it is, and in what
-    packet: _Packet, at: int, facts: Facts, protocol: int, *, late: bool, quoted: bool
+def _transport(  # noqa: PLR0913 - offset, type and context of a header
+    packet: _Packet, at: int, facts: Facts, protocol: int, *, later_fragment: bool, quoted: bool
 ) -> None:
-    if late:
+    if later_fragment:
         return
     version = facts["ip_version"]
     if protocol == TCP:
@@ -258,14 +259,14 @@ def _transport(  # noqa: PLR0913 - a header is where it is, what it is, and in w
         _icmpv6(packet, at, facts, quoted=quoted)
     elif protocol in {AH, ESP} and version == 4:
         if not packet.holds(at, 12 if protocol == AH else 8):
-            packet.incomplete(facts, at)
+            packet.set_incomplete(facts, at)
             return
         facts["spi"] = _WORD.unpack_from(packet.data, at + (4 if protocol == AH else 0))[0]
 
 
 def _tcp(packet: _Packet, at: int, facts: Facts) -> None:
     if not packet.holds(at, _TCP.size):
-        packet.incomplete(facts, at)
+        packet.set_incomplete(facts, at)
         return
     source, destination, sequence, acknowledgment, bits, window, _checksum, urgent = (
         _TCP.unpack_from(packet.data, at)
@@ -288,7 +289,7 @@ def _tcp(packet: _Packet, at: int, facts: Facts) -> None:
 
 def _udp(packet: _Packet, at: int, facts: Facts) -> None:
     if not packet.holds(at, 8):
-        packet.incomplete(facts, at)
+        packet.set_incomplete(facts, at)
         return
     source, destination, length = _UDP.unpack_from(packet.data, at)
     facts["source_port"] = source
@@ -298,13 +299,13 @@ def _udp(packet: _Packet, at: int, facts: Facts) -> None:
 
 def _icmp(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
     if not packet.holds(at, 8):
-        packet.incomplete(facts, at)
+        packet.set_incomplete(facts, at)
         return
     kind, code, high, low = _ICMP.unpack_from(packet.data, at)
     facts["icmp_type"] = kind
     facts["icmp_code"] = code
-    if packet.length - at < _ICMP_LEAST.get(kind, 0):
-        packet.incomplete(facts, at)
+    if packet.length - at < _ICMP_MINIMUM_BYTES.get(kind, 0):
+        packet.set_incomplete(facts, at)
     elif kind in ICMP_ECHO:
         facts["icmp_id"] = high
         facts["icmp_sequence"] = low
@@ -321,7 +322,7 @@ def _icmp(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
 
 def _icmpv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
     if not packet.holds(at, 8):
-        packet.incomplete(facts, at)
+        packet.set_incomplete(facts, at)
         return
     kind, code, high, low = _ICMP.unpack_from(packet.data, at)
     facts["icmp_type"] = kind

@@ -1,11 +1,11 @@
-"""Whether an event says what the published OCSF schema lets it say, in each of its versions.
+"""Validation of events against the published OCSF schema, in each of its versions.
 
-Needs the extra ``validate``, which carries the schema. Nothing here knows how our own events are
-made: what is judged may be anybody's.
+The package needs the extra ``validate``, which contains the schema. It does not depend on how our
+own events are made, so it can validate events from any source.
 """
 
+from ocsf_nft.validation.event_files import ValidatedEvent, validate_events
 from ocsf_nft.validation.fault import Fault
-from ocsf_nft.validation.judge import Judge
-from ocsf_nft.validation.reading import Judged, judged
+from ocsf_nft.validation.validate_event import EventValidator
 
-__all__ = ["Fault", "Judge", "Judged", "judged"]
+__all__ = ["EventValidator", "Fault", "ValidatedEvent", "validate_events"]

@@ -1,4 +1,4 @@
-"""The schema's data types: which values each takes."""
+"""Data types of the schema, and the values that each type accepts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
-from ocsf_nft.validation.fault import shown
+from ocsf_nft.validation.fault import describe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +31,7 @@ _NOUNS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataType:
-    """One type, such as ``port_t``: the primitive that it is made of, and what limits it."""
+    """Data type such as ``port_t``: its primitive type and its limits."""
 
     name: str
     primitive: Primitive
@@ -42,41 +42,43 @@ class DataType:
     observable: int | None = None
 
     def fault(self, value: Any) -> str | None:
-        """What is wrong with a value that is no null; nothing when the type takes it."""
+        """Return the fault of a value that is not null; None if the type accepts it."""
         if self.primitive == "string_t" and isinstance(value, str):
-            return self._text(value)
+            return self._text_fault(value)
         if self.primitive == "json_t":
-            return unwritable(value)
+            return json_fault(value)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if self.primitive in {"integer_t", "long_t"} and is_number:
-            return self._integer(value)
+            return self._integer_fault(value)
         if self.primitive == "float_t" and is_number:
-            return unwritable(value)
+            return json_fault(value)
         if self.primitive == "boolean_t" and isinstance(value, bool):
             return None
-        return f"{shown(value)} is no {self._noun}"
+        return f"{describe(value)} is no {self._noun}"
 
     @property
     def _noun(self) -> str:
         noun = _NOUNS[self.primitive]
         return noun if self.name == self.primitive else f"{noun} ({self.name})"
 
-    def _text(self, value: str) -> str | None:
-        # The length before the pattern: some take a time that grows as its square.
+    def _text_fault(self, value: str) -> str | None:
+        # Check the length first: the time of some patterns grows with the square of the length.
         if self.max_length is not None and len(value) > self.max_length:
             return f"has {len(value)} characters, more than {self.max_length} ({self.name})"
-        if not is_text(value):
+        if not is_utf8(value):
             return NOT_UTF8
         if self.pattern is not None and self.pattern.search(value) is None:
-            return f"{shown(value)} is no {self.name}"
+            return f"{describe(value)} is no {self.name}"
         return None
 
-    def _integer(self, value: Any) -> str | None:
+    def _integer_fault(self, value: Any) -> str | None:
         if isinstance(value, float):
             if not math.isfinite(value):
                 return NOT_FINITE
-            how = "an integer written as a fraction" if value.is_integer() else f"no {self._noun}"
-            return f"{shown(value)} is {how}"
+            problem = (
+                "an integer written as a fraction" if value.is_integer() else f"no {self._noun}"
+            )
+            return f"{describe(value)} is {problem}"
         if value not in _INT64:
             return NOT_64_BITS
         if self.maximum is not None and value > self.maximum:
@@ -86,8 +88,8 @@ class DataType:
         return None
 
 
-def of(name: str, published: Mapping[str, Any]) -> DataType:
-    """The type of a name in the schema's table of types."""
+def from_schema(name: str, published: Mapping[str, Any]) -> DataType:
+    """Return the type with this name in the schema's table of types."""
     own = published[name]
     base = published.get(own.get("type"), own)
     minimum, maximum = own.get("range") or base.get("range") or (None, None)
@@ -98,25 +100,25 @@ def of(name: str, published: Mapping[str, Any]) -> DataType:
         minimum=minimum,
         maximum=maximum,
         max_length=own.get("max_len") or base.get("max_len"),
-        # ASCII, as the patterns are meant: no digits of other scripts.
+        # ASCII, because the patterns are not meant to match digits of other scripts.
         pattern=None if regex is None else re.compile(regex, re.ASCII),
         observable=own.get("observable"),
     )
 
 
-def unwritable(value: Any) -> str | None:
-    """Why JSON can't hold a scalar, or its readers can't read it; nothing when they can."""
+def json_fault(value: Any) -> str | None:
+    """Return why JSON can't hold a scalar or readers can't read it; None if they can."""
     if isinstance(value, str):
-        return None if is_text(value) else NOT_UTF8
+        return None if is_utf8(value) else NOT_UTF8
     if isinstance(value, float):
         return None if math.isfinite(value) else NOT_FINITE
     if isinstance(value, int):
         return None if value in _INT64 else NOT_64_BITS
-    return None if value is None else f"{shown(value)} is nothing that JSON has"
+    return None if value is None else f"{describe(value)} is nothing that JSON has"
 
 
-def is_text(text: str) -> bool:
-    """Whether UTF-8 can hold a text."""
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be encoded as UTF-8."""
     if text.isascii():
         return True
     try:

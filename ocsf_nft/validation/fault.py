@@ -1,7 +1,7 @@
-"""What is wrong with an event, told so that no event can forge what is told.
+"""Faults of an event, as text that a hostile event can't forge.
 
-An event is hostile: its names and values are shown as JSON writes them in ASCII, cut where they
-are long, so a fault is one line that prints and that JSON can hold.
+The names and values of an event are shown as JSON in ASCII, and cut if they are long. So a fault is
+one printable line that JSON can contain.
 """
 
 from __future__ import annotations
@@ -11,53 +11,53 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
-#: ``error``: the event does not conform. ``warning``: it does, and says something better unsaid.
+#: ``error``: the event does not conform. ``warning``: it conforms, but should be changed.
 Severity: TypeAlias = Literal["error", "warning"]
 
-#: Path of a fault that is not one attribute's, and of one that is in the text, before any event.
+#: Path of a fault of the whole event, and path of a fault of the text that should be an event.
 EVENT: Final = "event"
 LINE: Final = "line"
 
-#: Of one event more are not told: it could be made of nothing else.
+#: Maximum number of faults of one event: an event could consist of faults only.
 LIMIT: Final = 1000
-#: Characters of a text that are shown.
-_SHOWN: Final = 60
+#: Maximum number of characters of a text that are shown.
+_SHOWN_CHARACTERS: Final = 60
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_/-]{1,60}")
 _INT64_BITS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong: how bad, where (``observables[0].name``) and what."""
+    """One fault: severity, path (such as ``observables[0].name``) and message."""
 
     severity: Severity
     path: str
     message: str
 
     def __str__(self) -> str:
-        """One line, without where the event was read."""
+        """Return one line, without the position of the event in its file."""
         return f"{self.severity}: {self.path}: {self.message}"
 
 
 class TooManyError(Exception):
-    """``LIMIT`` faults of one event have been found."""
+    """Excess of faults: one event has more than ``LIMIT``."""
 
 
-class Findings:
-    """The faults of one event, in the order in which they are found."""
+class FaultList:
+    """Faults of one event, in the order of their detection."""
 
     __slots__ = ("faults",)
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Create an empty list."""
         self.faults: list[Fault] = []
 
     def error(self, path: str, message: str) -> None:
-        """Add an error; raises TooManyError."""
+        """Add an error; raises TooManyError above the limit."""
         self._add(Fault("error", path, message))
 
     def warning(self, path: str, message: str) -> None:
-        """Add a warning; raises TooManyError."""
+        """Add a warning; raises TooManyError above the limit."""
         self._add(Fault("warning", path, message))
 
     def _add(self, fault: Fault) -> None:
@@ -66,17 +66,21 @@ class Findings:
         self.faults.append(fault)
 
 
-def shown(value: Any) -> str:
-    """A value for people: a scalar as JSON has it, cut when it is long; what holds others by name.
+def describe(value: Any) -> str:
+    """Return a value for people: a scalar as JSON, cut if it is long; others by their type.
 
-    Never raises, whatever the value.
+    Never raises.
     """
     if isinstance(value, str):
-        return json.dumps(value) if len(value) <= _SHOWN else f"{json.dumps(value[:_SHOWN])}…"
+        return (
+            json.dumps(value)
+            if len(value) <= _SHOWN_CHARACTERS
+            else f"{json.dumps(value[:_SHOWN_CHARACTERS])}…"
+        )
     if value is None or isinstance(value, bool | float):
         return json.dumps(value)
     if isinstance(value, int):
-        # Python refuses to write a very long one.
+        # Python refuses to convert a very long integer to text.
         is_short = value.bit_length() <= _INT64_BITS
         return str(value) if is_short else "an integer past 64 bits"
     if isinstance(value, dict):
@@ -84,7 +88,7 @@ def shown(value: Any) -> str:
     return "an array" if isinstance(value, list) else f"a {type(value).__name__}"
 
 
-def below(path: str, key: Any) -> str:
-    """The path of ``key`` in the object at ``path``; a name that is no plain word is quoted."""
-    name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else shown(key)
+def child_path(path: str, key: Any) -> str:
+    """Return the path of ``key`` in the object at ``path``; quotes names that are not plain."""
+    name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else describe(key)
     return f"{path}.{name}" if path else name

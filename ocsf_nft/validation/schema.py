@@ -1,8 +1,8 @@
-"""The published schema of one version, as tables to walk an event along.
+"""Tables of the published schema of one version, for the validation of events.
 
-The export of a version is read once, and each class and object becomes a table when one is first
-met. Exports up to 1.7.0 have another shape than later ones: one profile an attribute, the types
-at the top, no list of profiles.
+The export of a version is read once. Each class and object becomes a table at its first use.
+Exports up to 1.7.0 have another structure than later ones: one profile per attribute, the types at
+the top level, no list of profiles.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
     from ocsf_nft.validation.datatype import DataType
 
 _RELEASE: Final = re.compile(r"(\d+)\.(\d+)\.(\d+)", re.ASCII)
-#: Exports of older ones hold patterns that don't compile.
+#: Exports of older versions contain patterns that don't compile.
 _OLDEST: Final = (1, 1, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribute:
-    """One attribute of a class or object."""
+    """Attribute of a class or object."""
 
     name: str
-    #: None: its value is an object.
+    #: None if its value is an object.
     type: DataType | None
     #: The name of that object.
     object_name: str | None
     is_array: bool
-    #: It is there only when one of these is listed; empty: always.
+    #: The attribute is allowed only if the event lists one of these profiles; empty: always.
     profiles: frozenset[str]
-    #: The captions of its values, when it is an enumeration.
+    #: The captions of its values, if it is an enumeration.
     captions: Mapping[Any, str]
     sibling: str | None
-    #: The sentence that says what to use instead; the same for single values.
+    #: The sentence with the replacement, if deprecated; the same for single values.
     deprecated: str | None
     deprecated_values: Mapping[Any, str]
-    #: Which ``type_id`` an observable of it may have; empty: any.
+    #: Values of ``type_id`` that an observable of it may have; empty: any.
     observables: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A class or object: its attributes, and what must be there."""
+    """Class or object of the schema: its attributes and constraints."""
 
     name: str
     attributes: Mapping[str, Attribute]
@@ -58,45 +58,45 @@ class Table:
     recommended: tuple[Attribute, ...]
     at_least_one: tuple[str, ...]
     just_one: tuple[str, ...]
-    #: Each caption, there or not, and the enumerations that it may be of.
+    #: For each caption attribute, present or not, the enumerations that it may describe.
     siblings: Mapping[str, tuple[Attribute, ...]]
     profiles: frozenset[str]
     deprecated: str | None
 
 
 class Schema:
-    """One version."""
+    """Published schema of one version."""
 
     def __init__(self, version: str, published: Mapping[str, Any]) -> None:
-        """``published`` is the export as the schema's server gives it."""
+        """Read ``published``, the export of the schema server."""
         self.version = version
         self._published = published
         self._class_names = {one["uid"]: name for name, one in published["classes"].items()}
         types = published.get("types") or published["dictionary"]["types"]["attributes"]
-        self._types = {name: datatype.of(name, types) for name in types}
+        self._types = {name: datatype.from_schema(name, types) for name in types}
         self._tables: dict[tuple[str, str], Table] = {}
         self.profiles = frozenset(_all_profiles(published))
 
     def class_of(self, uid: int) -> Table | None:
-        """The class of a ``class_uid``."""
+        """Return the class with a ``class_uid``; None if there is none."""
         name = self._class_names.get(uid)
         return None if name is None else self._table("classes", name)
 
     def object_of(self, name: str) -> Table:
-        """The object of a name that an attribute has."""
+        """Return the object with the name that an attribute has."""
         return self._table("objects", name)
 
     def _table(self, kind: str, name: str) -> Table:
         table = self._tables.get((kind, name))
         if table is None:
-            table = self._tables[kind, name] = self._compiled(name, self._published[kind][name])
+            table = self._tables[kind, name] = self._build_table(name, self._published[kind][name])
         return table
 
-    def _compiled(self, name: str, one: Mapping[str, Any]) -> Table:
+    def _build_table(self, name: str, one: Mapping[str, Any]) -> Table:
         published = one["attributes"]
         attributes = {key: self._attribute(key, each) for key, each in published.items()}
 
-        def wanted(requirement: str) -> tuple[Attribute, ...]:
+        def with_requirement(requirement: str) -> tuple[Attribute, ...]:
             return tuple(
                 each
                 for key, each in attributes.items()
@@ -111,8 +111,10 @@ class Schema:
         return Table(
             name=name,
             attributes=attributes,
-            required=wanted("required"),
-            recommended=tuple(each for each in wanted("recommended") if each.deprecated is None),
+            required=with_requirement("required"),
+            recommended=tuple(
+                each for each in with_requirement("recommended") if each.deprecated is None
+            ),
             at_least_one=tuple(constraints.get("at_least_one", ())),
             just_one=tuple(constraints.get("just_one", ())),
             siblings=siblings,
@@ -125,10 +127,10 @@ class Schema:
         type_ = None if is_object else self._types[one["type"]]
         value_of = str if type_ is None or type_.primitive == "string_t" else int
         enum = {value_of(value): each for value, each in (one.get("enum") or {}).items()}
-        below = self._published["objects"][one["object_type"]] if is_object else {}
+        object_schema = self._published["objects"][one["object_type"]] if is_object else {}
         observables: tuple[int | None, ...] = (
             one.get("observable"),
-            below.get("observable"),
+            object_schema.get("observable"),
             None if type_ is None else type_.observable,
         )
         return Attribute(
@@ -150,7 +152,10 @@ class Schema:
 
 
 def versions() -> tuple[str, ...]:
-    """All that can be judged, the oldest first; raises UnsupportedError without the extra."""
+    """Return all supported versions, oldest first.
+
+    Raises UnsupportedError without the extra ``validate``.
+    """
     found = {
         tuple(map(int, match.groups()))
         for name in _package().get_packaged_versions()
@@ -159,8 +164,8 @@ def versions() -> tuple[str, ...]:
     return tuple(".".join(map(str, one)) for one in sorted(found) if one >= _OLDEST)
 
 
-def named(version: str) -> str:
-    """The version that a person names, ``1.1`` or ``1.1.0``; raises UsageError."""
+def full_version(version: str) -> str:
+    """Return the full form of a version such as ``1.1`` or ``1.1.0``; raises UsageError."""
     known = versions()
     for full in (version, f"{version}.0"):
         if full in known:
@@ -170,7 +175,7 @@ def named(version: str) -> str:
 
 @cache
 def load(version: str) -> Schema:
-    """The schema of one of ``versions()``."""
+    """Return the schema of one of ``versions()``."""
     return Schema(version, _package().get_ocsf_schema(version))
 
 

@@ -1,16 +1,16 @@
-"""An oracle of one flow: the packets that the kernel refused, and the attempts that may count them.
+"""Oracle of one flow: the refused packets, and the attempts that may count them.
 
-The oracle shares no code and no state with the ledger. It stores every packet, and the state of the
-flow's element at each reading.
+The oracle shares no code and no state with the account. It stores every packet, and the state of
+the flow's element at each reading.
 
-The ledger cannot assign a packet to its flow when no reading and no record shows the packet. It
-reports such packets as "forgotten". This happens when an element expires between two readings. If
-the kernel made a new element meanwhile, the count does not always show it (``_is_surely_new``). So
-a flow's sum has two bounds. Both are equal as long as no element expired between two readings.
+The account cannot assign a packet to its flow when no reading and no record shows the packet. It
+reports such packets as evicted. This happens when an element expires between two readings. If the
+kernel made a new element meanwhile, the count does not always show it (``_is_surely_new``). So a
+flow's sum has two bounds. Both are equal as long as no element expired between two readings.
 
-A record may be read only after the element of its packet expired, if the service stood still for 10
-minutes. Then the ledger may take its packet for one of a new element, or for a forgotten one. Only
-the sum of all flows is exact then (``has_late_record``). The bytes of a record without a length are
+A record may be read only after the element of its packet expired, if the service was stopped for 10
+minutes. Then the account may assign its packet to a new element, or count it as evicted. Only the
+sum of all flows is exact then (``has_late_record``). The bytes of a record without a length are
 reported with the next packets. If the element expires before these, they are not
 (``has_exact_bytes``).
 
@@ -22,7 +22,7 @@ Allowed slack of an attempt's window:
   beginning of the previous reading, if that had the element without these packets.
 - The start may not be later than the first packet, with two exceptions. The previous attempt may
   end late, and windows are disjoint. A record that is emitted at once may overtake an earlier
-  packet that lost its own record: the next window counts that earlier packet.
+  packet without a record: the next window counts that earlier packet.
 - If the wall clock was set since the previous attempt, the start is only not after the end. The end
   is the time of the last packet, by the clock as it was set at the reading.
 """
@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from ocsf_nft.attempt import Attempt
     from ocsf_nft.flow import Reading
 
-KEPT_MS: Final = 600_000
+ELEMENT_TIMEOUT_MS: Final = 600_000
 #: An element with an unchanged count is a new one if its idle time fell by more than this.
-RENEWED_MS: Final = KEPT_MS // 2
+RENEWED_MS: Final = ELEMENT_TIMEOUT_MS // 2
 #: A flow without a packet for this long has ended: all of its packets are reported.
 OVER_MS: Final = 10_000
 #: A record that is this little later than a reading may be that of a packet in the reading.
 CLOCKS_APART_NS: Final = 200_000_000
-#: The ledger treats two times that are this close as times of one clock.
+#: The account treats two times that are this close as times of one clock.
 CLAMP_NS: Final = 12_000_000_000
 
 
@@ -72,7 +72,7 @@ class FlowOracle:
     #: The element in the latest reading that had it.
     shown: Shown | None = None
     #: Packets that a reading showed and no attempt counted, oldest first.
-    owed: list[int] = field(default_factory=list)
+    unreported: list[int] = field(default_factory=list)
     #: Packets that a record reported before a reading showed them.
     ahead: set[int] = field(default_factory=set)
     #: Packets that an attempt has counted.
@@ -126,7 +126,7 @@ class FlowOracle:
             is_sure = self._is_surely_new(before, shown)
         if not new:
             return
-        if not self.owed and not self.ahead and previous is not None:
+        if not self.unreported and not self.ahead and previous is not None:
             self.quiet_ns, self.quiet_settings = previous
         self._count(new, before, is_sure=is_sure)
         self.asked_ms = None
@@ -137,7 +137,7 @@ class FlowOracle:
     def _count(self, new: range, before: Shown | None, *, is_sure: bool) -> None:
         unread = [packet for packet in self.ahead if packet < new.start]
         if unread:
-            # Their element expired before a reading. The ledger subtracts them from the new one.
+            # Their element expired before a reading. The account subtracts them from the new one.
             self.is_exact = False
             self.ahead.difference_update(unread)
         self.most += len(new) - len(self.ahead.intersection(new))
@@ -146,14 +146,16 @@ class FlowOracle:
             self.is_exact = False
             least -= min(before.end - before.first, len(new))
         self.least += least
-        self.owed += [packet for packet in new if packet not in self.ahead]
+        self.unreported += [packet for packet in new if packet not in self.ahead]
         self.ahead.difference_update(new)
 
     def _alive(self, number: int, now_ms: int) -> Shown | None:
-        if not number or now_ms - self.packets[number - 1].at_ms >= KEPT_MS:
+        if not number or now_ms - self.packets[number - 1].at_ms >= ELEMENT_TIMEOUT_MS:
             return None
         first = number - 1
-        while first and self.packets[first].at_ms - self.packets[first - 1].at_ms < KEPT_MS:
+        while (
+            first and self.packets[first].at_ms - self.packets[first - 1].at_ms < ELEMENT_TIMEOUT_MS
+        ):
             first -= 1
         return Shown(first, number, now_ms - self.packets[number - 1].at_ms)
 
@@ -169,7 +171,7 @@ class FlowOracle:
 
     def note_record(self, number: int, now_ms: int) -> None:
         """Note that the record of packet ``number`` is read now."""
-        if now_ms - self.packets[number].at_ms >= KEPT_MS:
+        if now_ms - self.packets[number].at_ms >= ELEMENT_TIMEOUT_MS:
             self.has_late_record = True
             self.is_exact = False
 
@@ -187,12 +189,12 @@ class FlowOracle:
         self.counted_bytes += packet.bytes if attempt.bytes is None else attempt.bytes
         self.unsaid_bytes += packet.bytes if attempt.bytes is None else 0
         assert self.has_late_record or number not in self.done
-        if number not in self.owed and self.owed and self.is_exact:
+        if number not in self.unreported and self.unreported and self.is_exact:
             assert packet.time_ns <= self.end_ns[1] + CLOCKS_APART_NS
-            number = self.owed[0]
+            number = self.unreported[0]
         self.done.add(number)
-        if number in self.owed:
-            self.owed.remove(number)
+        if number in self.unreported:
+            self.unreported.remove(number)
         else:
             self.ahead.add(number)
             self.least += 1
@@ -203,8 +205,8 @@ class FlowOracle:
 
     def check_counted(self, attempt: Attempt) -> None:
         """Check an attempt that was made from a counter."""
-        counted = self.owed[: attempt.packets]
-        del self.owed[: attempt.packets]
+        counted = self.unreported[: attempt.packets]
+        del self.unreported[: attempt.packets]
         self.done.update(counted)
         self.counted += attempt.packets
         self.check_sum()
@@ -243,4 +245,4 @@ class FlowOracle:
         """Check that a flow that ended 10 s before a report, or earlier, is fully reported."""
         if self.asked_ms is None:
             self.asked_ms = now_ms
-        assert not self.owed or not self.is_exact or now_ms - self.asked_ms < OVER_MS
+        assert not self.unreported or not self.is_exact or now_ms - self.asked_ms < OVER_MS

@@ -1,4 +1,4 @@
-"""The kernel as accounting.nft makes it count and log, small enough that everything overflows."""
+"""Model of the kernel's counters and log as in accounting.nft, with very small sets."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 RULE: Final = "egress"
 START_NS: Final = 1_767_225_600_000_000_000
-KEPT_MS: Final = 600_000
+ELEMENT_TIMEOUT_MS: Final = 600_000
 SIZES: Final[Mapping[Kind, int]] = {"flows4": 4, "flows6": 2, "others": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """What is refused; ``port`` None for a fragment, ``destination`` None for a frame."""
+    """A refused packet; ``port`` is None for a fragment, ``destination`` for a frame."""
 
     uid: int | None
     protocol: int | None
@@ -30,7 +30,7 @@ class Packet:
     bytes: int = 60
 
     def record(self, number: int, time_ns: int) -> Record:
-        """What the kernel logs of it."""
+        """Return the kernel's record of the packet."""
         is_ip = self.destination is not None
         return Record(
             prefix=f"ocsf-nft:sb:{RULE}:",
@@ -64,7 +64,7 @@ class _Counter:
 
 @dataclass
 class Kernel:
-    """Counts, forgets and logs; time passes when it is told to."""
+    """Model of the kernel that counts, evicts and logs; its time only advances on request."""
 
     now_ms: int = 0
     #: The total change of the wall clock. The kernel's own time does not follow it.
@@ -79,11 +79,11 @@ class Kernel:
 
     @property
     def now_ns(self) -> int:
-        """The clock of the records."""
+        """Return the time by the clock of the records."""
         return START_NS + self.now_ms * 1_000_000 + self.clock_offset_ns
 
     def refuse(self, packet: Packet, *, is_logged: bool) -> None:
-        """Count a packet where there is a place for it."""
+        """Count a packet in the first set with a free slot."""
         self.now_ms += 1
         self.packets.append(packet)
         self.refused = _plus(self.refused, packet)
@@ -91,7 +91,7 @@ class Kernel:
             self._logged += 1
             self.log.append(packet.record(self._logged, self.now_ns))
         for key in keys(packet.record(0, 0)):
-            if (counter := self._place(key)) is not None:
+            if (counter := self._element(key)) is not None:
                 counter.packets += 1
                 counter.bytes += packet.bytes
                 counter.last_ms = self.now_ms
@@ -103,20 +103,23 @@ class Kernel:
         between: Callable[[], None] = lambda: None,
         left_out: Collection[Key] = (),
         *,
-        is_told_twice: bool = False,
+        has_duplicates: bool = False,
     ) -> Reading:
-        """Read as fence.counters does, while ``between`` each two steps something may come in."""
+        """Read as fence.counters does.
+
+        ``between`` runs between each two steps, and may send packets.
+        """
         self.now_ms += 1
         began_ns = self.now_ns
         refused_before = self.refused
         elements: dict[Kind, tuple[Element, ...]] = {}
         for kind in KINDS:
             between()
-            told = [*self._elements(kind)]
-            if is_told_twice:
+            found = [*self._elements(kind)]
+            if has_duplicates:
                 between()
-                told += self._elements(kind)
-            elements[kind] = tuple(each for each in told if Key(kind, each.data) not in left_out)
+                found += self._elements(kind)
+            elements[kind] = tuple(each for each in found if Key(kind, each.data) not in left_out)
         between()
         overflow = self.overflow
         between()
@@ -136,40 +139,40 @@ class Kernel:
             },
         )
 
-    def there(self) -> list[Key]:
-        """The elements that have not been forgotten."""
+    def present_keys(self) -> list[Key]:
+        """Return the keys of the elements that have not expired."""
         return [Key(kind, each.data) for kind in KINDS for each in self._elements(kind)]
 
-    def begin_anew(self) -> None:
+    def renew_counters(self) -> None:
         """Replace all counters."""
         self.epoch += 1
         self.refused = self.overflow = Count()
         self.sets = {kind: {} for kind in KINDS}
 
     def _elements(self, kind: Kind) -> list[Element]:
-        self._forget(kind)
+        self._evict(kind)
         return [
             Element(data, each.packets, each.bytes, self.now_ms - each.last_ms)
             for data, each in self.sets[kind].items()
         ]
 
-    def _place(self, key: Key) -> _Counter | None:
-        self._forget(key.kind)
-        there = self.sets[key.kind]
-        if key.data not in there and len(there) < SIZES[key.kind]:
-            there[key.data] = _Counter()
-        return there.get(key.data)
+    def _element(self, key: Key) -> _Counter | None:
+        self._evict(key.kind)
+        present_keys = self.sets[key.kind]
+        if key.data not in present_keys and len(present_keys) < SIZES[key.kind]:
+            present_keys[key.data] = _Counter()
+        return present_keys.get(key.data)
 
-    def _forget(self, kind: Kind) -> None:
+    def _evict(self, kind: Kind) -> None:
         self.sets[kind] = {
             data: each
             for data, each in self.sets[kind].items()
-            if self.now_ms - each.last_ms < KEPT_MS
+            if self.now_ms - each.last_ms < ELEMENT_TIMEOUT_MS
         }
 
 
 def stamped(record: Record, time_ns: int) -> Record:
-    """A record as a source gives it that knows no other time than when it came."""
+    """Return a record with the reading time as its only time, as some sources return it."""
     return replace(record, time_ns=time_ns, received_ns=time_ns)
 
 

@@ -1,18 +1,18 @@
-"""Readings and records made by hand."""
+"""Readings and records for tests."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.accounting.book import Changes
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.accounting.state_db import Changes
+from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.flow import KINDS, Count, Element, Key, Reading, RuleReading, keys
 from tests.accounting.kernel_model import RULE, START_NS, Packet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from ocsf_nft.accounting.ledger import Ledger
+    from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
     from ocsf_nft.attempt import FanOut
     from ocsf_nft.record import Record
 
@@ -42,7 +42,7 @@ def reading(
     epoch: str = "boot:1",
     octets: int = 60,
 ) -> Reading:
-    """What is counted in elements, and all that is refused where that is more."""
+    """Return a reading of elements; ``refused`` is the total if it is more than their sum."""
     total = sum(counts.values()) + overflow if refused is None else refused
     return Reading(
         epochs={RULE: epoch},
@@ -66,23 +66,23 @@ def reading(
     )
 
 
-def observe(ledger: Ledger, *readings: Reading) -> None:
+def observe(account: SandboxAccount, *readings: Reading) -> None:
     for each in readings:
-        for _ in ledger.observe(each):
+        for _ in account.observe(each):
             pass
 
 
-def attempts(found: Iterable[Attempt | FanOut | Ended]) -> list[Attempt]:
+def attempts(found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[Attempt]:
     return [each for each in found if isinstance(each, Attempt)]
 
 
-def ended(found: Iterable[Attempt | FanOut | Ended]) -> list[Ended]:
-    return [each for each in found if isinstance(each, Ended)]
+def ended(found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[IncidentEnd]:
+    return [each for each in found if isinstance(each, IncidentEnd)]
 
 
-def changes(ledger: Ledger) -> Changes:
-    """What has changed in a ledger since the last time."""
+def changes(account: SandboxAccount) -> Changes:
+    """Return the changes of an account since the last call."""
     found = Changes()
-    for _ in found.gather(ledger):
+    for _ in found.collect(account):
         pass
     return found

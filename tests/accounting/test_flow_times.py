@@ -1,4 +1,4 @@
-"""Counts and times of one flow, at the limits of each duration that the ledger uses."""
+"""Counts and times of one flow, at the limits of each duration that the account uses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.accounting.counted import KEPT_MS, Counted
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.flow_counter import ELEMENT_TIMEOUT_MS, FlowCounter
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from ocsf_nft.flow import Count, Element
 from ocsf_nft.process import Attribution
 from tests.accounting.kernel_model import RULE
@@ -24,40 +24,42 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 MINUTE = 60 * SECOND
-KEPT_NS = KEPT_MS * 1_000_000
+ELEMENT_TIMEOUT_NS = ELEMENT_TIMEOUT_MS * 1_000_000
 FLOW = key(tcp())
-BY = Attribution(rung="capture", sureness="high", reason="it was seen")
-OTHER = Attribution(rung="socket", sureness="medium", reason="it has the socket")
+BY = Attribution(method="capture", confidence="high", reason="it was seen")
+OTHER = Attribution(method="socket", confidence="medium", reason="it has the socket")
 
 
 @pytest.fixture
-def ledger() -> Ledger:
-    begun = Ledger("sb", begun_ns=NOW - SECOND)
+def account() -> SandboxAccount:
+    begun = SandboxAccount("sb", begun_ns=NOW - SECOND)
     observe(begun, reading({}))
     return begun
 
 
 def _step(
-    ledger: Ledger, counts: Mapping[Key, int], at_ns: int, *, idle_ms: int = 0, **more: Any
+    account: SandboxAccount, counts: Mapping[Key, int], at_ns: int, *, idle_ms: int = 0, **more: Any
 ) -> list[Attempt]:
     """Read at a time after NOW and report one second later."""
-    observe(ledger, reading(counts, NOW + at_ns, idle_ms=idle_ms, **more))
-    return attempts(ledger.due(at_ns + SECOND))
+    observe(account, reading(counts, NOW + at_ns, idle_ms=idle_ms, **more))
+    return attempts(account.due(at_ns + SECOND))
 
 
 def test_element_timeout_equals_the_timeout_in_the_ruleset() -> None:
     text = (Path(__file__).parents[2] / "rules/accounting.nft").read_text("utf-8")
     sets = re.findall(r"set (?:flows4|flows6|others)_egress \{(.*?)\}", text, re.DOTALL)
     found = {line.strip() for each in sets for line in each.splitlines() if "timeout 1" in line}
-    assert found == {f"timeout {KEPT_MS // 60_000}m"}
-    assert KEPT_MS % 60_000 == 0
+    assert found == {f"timeout {ELEMENT_TIMEOUT_MS // 60_000}m"}
+    assert ELEMENT_TIMEOUT_MS % 60_000 == 0
 
 
 @pytest.mark.parametrize("idle_s", [299, 300, 301, 400, 599])
-def test_flow_that_resumes_after_an_idle_gap_is_counted_once(ledger: Ledger, idle_s: int) -> None:
-    assert [each.packets for each in _step(ledger, {FLOW: 10}, SECOND)] == [10]
-    assert _step(ledger, {FLOW: 10}, idle_s * SECOND, idle_ms=(idle_s - 1) * 1000) == []
-    (attempt,) = _step(ledger, {FLOW: 11}, (idle_s + 2) * SECOND, idle_ms=500)
+def test_flow_that_resumes_after_an_idle_gap_is_counted_once(
+    account: SandboxAccount, idle_s: int
+) -> None:
+    assert [each.packets for each in _step(account, {FLOW: 10}, SECOND)] == [10]
+    assert _step(account, {FLOW: 10}, idle_s * SECOND, idle_ms=(idle_s - 1) * 1000) == []
+    (attempt,) = _step(account, {FLOW: 11}, (idle_s + 2) * SECOND, idle_ms=500)
     assert (attempt.packets, attempt.bytes) == (1, 60)
     # The window starts at the earliest when a reading showed no new packet.
     assert attempt.start_ns == NOW + idle_s * SECOND
@@ -68,28 +70,31 @@ def test_flow_that_resumes_after_an_idle_gap_is_counted_once(ledger: Ledger, idl
 def test_element_with_an_unchanged_count_is_new_if_its_idle_time_fell_much(
     shorter_ms: int, renewed: int
 ) -> None:
-    counted = Counted(since_ns=NOW)
-    counted.take(Element(b"", 10, 600, 0), NOW, NOW)
-    counted.take(Element(b"", 10, 600, 400_000), NOW + 400 * SECOND, NOW)
+    counter = FlowCounter(since_ns=NOW)
+    counter.update(Element(b"", 10, 600, 0), NOW, NOW)
+    counter.update(Element(b"", 10, 600, 400_000), NOW + 400 * SECOND, NOW)
     element = Element(b"", 10, 600, 400_000 - shorter_ms)
-    assert counted.take(element, NOW + 700 * SECOND, NOW) == renewed
-    assert (counted.owed_packets, counted.owed_bytes) == (10 + renewed, 60 * (10 + renewed))
+    assert counter.update(element, NOW + 700 * SECOND, NOW) == renewed
+    assert (counter.unreported_packets, counter.unreported_bytes) == (
+        10 + renewed,
+        60 * (10 + renewed),
+    )
 
 
 def test_packets_of_an_omitted_element_may_be_older_than_the_reading(
-    ledger: Ledger,
+    account: SandboxAccount,
 ) -> None:
-    assert len(_step(ledger, {FLOW: 1}, SECOND)) == 1
-    assert _step(ledger, {}, 20 * SECOND, refused=2) == []
-    (attempt,) = _step(ledger, {FLOW: 2}, 40 * SECOND, idle_ms=25_000)
+    assert len(_step(account, {FLOW: 1}, SECOND)) == 1
+    assert _step(account, {}, 20 * SECOND, refused=2) == []
+    (attempt,) = _step(account, {FLOW: 2}, 40 * SECOND, idle_ms=25_000)
     assert (attempt.start_ns, attempt.end_ns) == (NOW + SECOND, NOW + 15 * SECOND)
 
 
-def test_window_begins_with_the_first_unreported_packet(ledger: Ledger) -> None:
-    assert len(_step(ledger, {FLOW: 1}, SECOND)) == 1
+def test_window_begins_with_the_first_unreported_packet(account: SandboxAccount) -> None:
+    assert len(_step(account, {FLOW: 1}, SECOND)) == 1
     for second in (2, 3):
-        observe(ledger, reading({FLOW: second}, NOW + second * SECOND))
-    (attempt,) = _step(ledger, {FLOW: 4}, 4 * SECOND)
+        observe(account, reading({FLOW: second}, NOW + second * SECOND))
+    (attempt,) = _step(account, {FLOW: 4}, 4 * SECOND)
     assert (attempt.packets, attempt.start_ns, attempt.end_ns) == (
         3,
         NOW + SECOND,
@@ -97,11 +102,11 @@ def test_window_begins_with_the_first_unreported_packet(ledger: Ledger) -> None:
     )
 
 
-def test_packet_gets_neither_time_nor_process_from_a_late_record(ledger: Ledger) -> None:
-    assert len(_step(ledger, {FLOW: 1}, SECOND)) == 1
+def test_packet_gets_neither_time_nor_process_from_a_late_record(account: SandboxAccount) -> None:
+    assert len(_step(account, {FLOW: 1}, SECOND)) == 1
     late = record(tcp(), at_ns=NOW + SECOND // 2)
-    assert ledger.record(late, 2 * SECOND, BY) is None
-    (attempt,) = _step(ledger, {FLOW: 2}, 8 * SECOND)
+    assert account.record(late, 2 * SECOND, BY) is None
+    (attempt,) = _step(account, {FLOW: 2}, 8 * SECOND)
     assert (attempt.packets, attempt.record.origin.transport) == (1, "counters")
     assert attempt.attribution is None
     assert (attempt.start_ns, attempt.end_ns) == (NOW + SECOND, NOW + 8 * SECOND)
@@ -112,14 +117,14 @@ def test_packet_gets_neither_time_nor_process_from_a_late_record(ledger: Ledger)
     [(0, 1, "nflog"), (200_000_001, 1, "counters"), (200_000_001, 0, "nflog")],
 )
 def test_unreported_packet_gets_no_time_from_a_later_packet(
-    ledger: Ledger, after_ns: int, read_ns: int, transport: str
+    account: SandboxAccount, after_ns: int, read_ns: int, transport: str
 ) -> None:
     """A delayed service reads the record of a packet before a reading shows the packet."""
-    observe(ledger, reading({FLOW: 1}, NOW + SECOND))
+    observe(account, reading({FLOW: 1}, NOW + SECOND))
     at_ns = NOW + SECOND + after_ns
     later = replace(record(tcp(), at_ns=at_ns), received_ns=at_ns + read_ns)
-    found = ledger.record(later, MINUTE, BY)
-    reported = [found] if found is not None else attempts(ledger.due(MINUTE))
+    found = account.record(later, MINUTE, BY)
+    reported = [found] if found is not None else attempts(account.due(MINUTE))
     assert [(each.packets, each.record.origin.transport) for each in reported] == [(1, transport)]
     assert reported[0].attribution == (BY if transport == "nflog" else None)
     assert reported[0].end_ns == (at_ns if transport == "nflog" else NOW + SECOND)
@@ -130,137 +135,144 @@ def _exact(at_ns: int) -> Record:
     return replace(record(tcp(), at_ns=at_ns), received_ns=at_ns + 1)
 
 
-def test_record_of_a_later_packet_names_the_attempt_that_counts_it(ledger: Ledger) -> None:
-    first = ledger.record(_exact(NOW + SECOND), SECOND)
+def test_record_of_a_later_packet_names_the_attempt_that_counts_it(account: SandboxAccount) -> None:
+    first = account.record(_exact(NOW + SECOND), SECOND)
     assert first is not None
-    observe(ledger, reading({FLOW: 1}, NOW + SECOND * 3 // 2))
-    observe(ledger, reading({FLOW: 2}, NOW + 2 * SECOND, idle_ms=400))
-    assert ledger.record(_exact(NOW + SECOND * 23 // 10), SECOND * 23 // 10, BY) is None
-    (unnamed,) = attempts(ledger.due(MINUTE))
+    observe(account, reading({FLOW: 1}, NOW + SECOND * 3 // 2))
+    observe(account, reading({FLOW: 2}, NOW + 2 * SECOND, idle_ms=400))
+    assert account.record(_exact(NOW + SECOND * 23 // 10), SECOND * 23 // 10, BY) is None
+    (unnamed,) = attempts(account.due(MINUTE))
     assert (unnamed.packets, unnamed.attribution) == (1, None)
-    observe(ledger, reading({FLOW: 3}, NOW + SECOND * 31 // 10, idle_ms=800))
-    (named,) = attempts(ledger.due(2 * MINUTE))
+    observe(account, reading({FLOW: 3}, NOW + SECOND * 31 // 10, idle_ms=800))
+    (named,) = attempts(account.due(2 * MINUTE))
     assert (named.packets, named.attribution) == (1, BY)
-    observe(ledger, reading({FLOW: 4}, NOW + 5 * SECOND))
-    (next_one,) = attempts(ledger.due(3 * MINUTE))
+    observe(account, reading({FLOW: 4}, NOW + 5 * SECOND))
+    (next_one,) = attempts(account.due(3 * MINUTE))
     assert (next_one.packets, next_one.attribution) == (1, None), "one record names one attempt"
 
 
 @pytest.mark.parametrize("is_read_first", [True, False])
 def test_record_of_a_later_packet_leaves_the_attempt_its_own(
-    ledger: Ledger, is_read_first: bool
+    account: SandboxAccount, is_read_first: bool
 ) -> None:
-    first = ledger.record(_exact(NOW + SECOND), SECOND)
+    first = account.record(_exact(NOW + SECOND), SECOND)
     assert first is not None
-    observe(ledger, reading({FLOW: 1}, NOW + SECOND * 3 // 2))
+    observe(account, reading({FLOW: 1}, NOW + SECOND * 3 // 2))
     own = _exact(NOW + SECOND * 8 // 5)
     if is_read_first:
-        ledger.record(own, 2 * SECOND, BY)
-    observe(ledger, reading({FLOW: 2}, NOW + 2 * SECOND, idle_ms=400))
+        account.record(own, 2 * SECOND, BY)
+    observe(account, reading({FLOW: 2}, NOW + 2 * SECOND, idle_ms=400))
     if not is_read_first:
-        ledger.record(own, 2 * SECOND, BY)
-    ledger.record(_exact(NOW + SECOND * 23 // 10), SECOND * 23 // 10, OTHER)
-    (attempt,) = attempts(ledger.due(MINUTE))
+        account.record(own, 2 * SECOND, BY)
+    account.record(_exact(NOW + SECOND * 23 // 10), SECOND * 23 // 10, OTHER)
+    (attempt,) = attempts(account.due(MINUTE))
     assert (attempt.packets, attempt.attribution) == (1, BY)
-    observe(ledger, reading({FLOW: 3}, NOW + SECOND * 31 // 10, idle_ms=800))
-    (later,) = attempts(ledger.due(2 * MINUTE))
+    observe(account, reading({FLOW: 3}, NOW + SECOND * 31 // 10, idle_ms=800))
+    (later,) = attempts(account.due(2 * MINUTE))
     assert (later.packets, later.attribution) == (1, OTHER)
 
 
-def test_record_that_only_the_clocks_make_late_matches_its_packet(ledger: Ledger) -> None:
-    observe(ledger, reading({FLOW: 1}, NOW + SECOND))
+def test_record_that_only_the_clocks_make_late_matches_its_packet(account: SandboxAccount) -> None:
+    observe(account, reading({FLOW: 1}, NOW + SECOND))
     at_ns = NOW + SECOND + 200_000_000
-    said = replace(record(tcp(), at_ns=at_ns), received_ns=at_ns + 1)
-    attempt = ledger.record(said, 2 * SECOND, BY)
+    own_record = replace(record(tcp(), at_ns=at_ns), received_ns=at_ns + 1)
+    attempt = account.record(own_record, 2 * SECOND, BY)
     assert attempt is not None
     assert (attempt.record.origin.transport, attempt.attribution) == ("nflog", BY)
 
 
 @pytest.mark.parametrize(("early_ns", "transport"), [(0, "nflog"), (1, "counters")])
 def test_record_that_only_the_clocks_make_early_matches_its_packet(
-    ledger: Ledger, early_ns: int, transport: str
+    account: SandboxAccount, early_ns: int, transport: str
 ) -> None:
     """The kernel's time of the packet is after the previous reading."""
-    observe(ledger, reading({}, NOW + SECOND))
-    observe(ledger, reading({FLOW: 1}, NOW + 2 * SECOND))
+    observe(account, reading({}, NOW + SECOND))
+    observe(account, reading({FLOW: 1}, NOW + 2 * SECOND))
     early = record(tcp(), at_ns=NOW + SECOND - 200_000_000 - early_ns)
-    found = ledger.record(early, 2 * SECOND)
-    (attempt,) = [found] if found is not None else attempts(ledger.due(2 * SECOND))
+    found = account.record(early, 2 * SECOND)
+    (attempt,) = [found] if found is not None else attempts(account.due(2 * SECOND))
     assert attempt.record.origin.transport == transport
 
 
 @pytest.mark.parametrize("late_ns", [0, 1])
 def test_flow_is_evicted_when_two_readings_lack_it_after_its_timeout(
-    ledger: Ledger, late_ns: int
+    account: SandboxAccount, late_ns: int
 ) -> None:
-    _step(ledger, {FLOW: 5}, SECOND)
-    entries = ledger.rules[RULE].entries["flows4"]
-    end_ns = SECOND + KEPT_NS + late_ns
-    _step(ledger, {}, end_ns, refused=5)
+    _step(account, {FLOW: 5}, SECOND)
+    entries = account.rules[RULE].entries["flows4"]
+    end_ns = SECOND + ELEMENT_TIMEOUT_NS + late_ns
+    _step(account, {}, end_ns, refused=5)
     assert len(entries) == 1
-    _step(ledger, {}, end_ns + late_ns, refused=5)
+    _step(account, {}, end_ns + late_ns, refused=5)
     assert len(entries) == 1 - late_ns
     # A new element has more packets: all of them are new if the flow was evicted.
-    (attempt,) = _step(ledger, {FLOW: 7}, end_ns + MINUTE, refused=12)
+    (attempt,) = _step(account, {FLOW: 7}, end_ns + MINUTE, refused=12)
     assert attempt.packets == (7 if late_ns else 2)
 
 
-def test_flow_that_every_other_reading_omits_is_not_evicted(ledger: Ledger) -> None:
-    _step(ledger, {FLOW: 5}, SECOND)
+def test_flow_that_every_other_reading_omits_is_not_evicted(account: SandboxAccount) -> None:
+    _step(account, {FLOW: 5}, SECOND)
     for minute in range(11, 20):
         counts = {FLOW: 5} if minute % 2 else {}
-        assert _step(ledger, counts, minute * MINUTE, refused=5, idle_ms=590_000) == []
-    _step(ledger, {}, 40 * MINUTE, refused=5)
-    assert len(ledger.rules[RULE].entries["flows4"]) == 1
+        assert _step(account, counts, minute * MINUTE, refused=5, idle_ms=590_000) == []
+    _step(account, {}, 40 * MINUTE, refused=5)
+    assert len(account.rules[RULE].entries["flows4"]) == 1
 
 
 @pytest.mark.parametrize("back_s", [3600, 30])
 def test_record_of_a_packet_counted_elsewhere_is_found_after_the_clock_is_set_back(
-    ledger: Ledger, back_s: int
+    account: SandboxAccount, back_s: int
 ) -> None:
-    assert ledger.record(record(tcp(1)), SECOND) is not None
+    assert account.record(record(tcp(1)), SECOND) is not None
     for number in (1, 2, 3):
         at_ns = NOW + (number - back_s) * SECOND
-        observe(ledger, reading({key(tcp(2)): 1}, at_ns))
-    (balance,) = ledger.balances()
-    assert (balance.reported, balance.in_flight, balance.imbalance) == (1, 0, 0)
+        observe(account, reading({key(tcp(2)): 1}, at_ns))
+    (balance,) = account.balances()
+    assert (balance.reported, balance.pending, balance.counter_mismatch) == (1, 0, 0)
 
 
-def test_flow_is_evicted_after_its_timeout_when_the_clock_is_set_back(ledger: Ledger) -> None:
-    _step(ledger, {FLOW: 5}, SECOND)
+def test_flow_is_evicted_after_its_timeout_when_the_clock_is_set_back(
+    account: SandboxAccount,
+) -> None:
+    _step(account, {FLOW: 5}, SECOND)
     back = -30 * 24 * 60 * MINUTE
-    for at_ns in (2 * SECOND, SECOND + KEPT_NS, 3 * SECOND + KEPT_NS, 4 * SECOND + KEPT_NS):
-        assert len(ledger.rules[RULE].entries["flows4"]) == 1
-        observe(ledger, reading({}, NOW + back + at_ns, refused=5))
-    assert len(ledger.rules[RULE].entries["flows4"]) == 0
+    for at_ns in (
+        2 * SECOND,
+        SECOND + ELEMENT_TIMEOUT_NS,
+        3 * SECOND + ELEMENT_TIMEOUT_NS,
+        4 * SECOND + ELEMENT_TIMEOUT_NS,
+    ):
+        assert len(account.rules[RULE].entries["flows4"]) == 1
+        observe(account, reading({}, NOW + back + at_ns, refused=5))
+    assert len(account.rules[RULE].entries["flows4"]) == 0
 
 
 def test_counter_is_as_old_as_its_first_packet_can_be() -> None:
-    counted = Counted(since_ns=NOW)
-    assert (counted.last_ns, counted.expires_ns) == (NOW, NOW + KEPT_NS)
-    counted.take(Element(b"", 1, 60, 1_000), NOW + MINUTE, NOW)
-    assert (counted.last_ns, counted.expires_ns) == (
+    counter = FlowCounter(since_ns=NOW)
+    assert (counter.last_ns, counter.expires_ns) == (NOW, NOW + ELEMENT_TIMEOUT_NS)
+    counter.update(Element(b"", 1, 60, 1_000), NOW + MINUTE, NOW)
+    assert (counter.last_ns, counter.expires_ns) == (
         NOW + MINUTE - SECOND,
-        NOW + MINUTE - SECOND + KEPT_NS,
+        NOW + MINUTE - SECOND + ELEMENT_TIMEOUT_NS,
     )
-    counted.grow_by(Count(1, 60), NOW + 2 * MINUTE)
-    assert counted.last_ns == NOW + 2 * MINUTE
-    counted.grow_by(Count(1, 60), NOW + MINUTE)
-    assert counted.last_ns == NOW + 2 * MINUTE
+    counter.grow_by(Count(1, 60), NOW + 2 * MINUTE)
+    assert counter.last_ns == NOW + 2 * MINUTE
+    counter.grow_by(Count(1, 60), NOW + MINUTE)
+    assert counter.last_ns == NOW + 2 * MINUTE
 
 
 def test_record_without_a_port_describes_a_flow_without_a_record(
-    ledger: Ledger,
+    account: SandboxAccount,
 ) -> None:
-    assert len(_step(ledger, {FLOW: 1}, SECOND)) == 1
+    assert len(_step(account, {FLOW: 1}, SECOND)) == 1
     cut = replace(record(replace(tcp(), port=None)), in_interface="eth0")
-    assert ledger.record(cut, 2 * SECOND) is None
-    (attempt,) = _step(ledger, {FLOW: 3}, 8 * SECOND)
+    assert account.record(cut, 2 * SECOND) is None
+    (attempt,) = _step(account, {FLOW: 3}, 8 * SECOND)
     assert attempt.record.in_interface == "eth0"
 
 
 def test_element_with_fewer_packets_and_the_same_bytes_is_new() -> None:
-    counted = Counted(since_ns=NOW)
-    assert counted.take(Element(b"", 3, 120, 0), NOW, NOW) == 3
-    assert counted.take(Element(b"", 2, 120, 0), NOW + SECOND, NOW) == 2
-    assert (counted.owed_packets, counted.owed_bytes) == (5, 240)
+    counter = FlowCounter(since_ns=NOW)
+    assert counter.update(Element(b"", 3, 120, 0), NOW, NOW) == 3
+    assert counter.update(Element(b"", 2, 120, 0), NOW + SECOND, NOW) == 2
+    assert (counter.unreported_packets, counter.unreported_bytes) == (5, 240)

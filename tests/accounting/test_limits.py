@@ -6,27 +6,27 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting.balance import Balance
-from ocsf_nft.accounting.counted import Counted
-from ocsf_nft.accounting.fan_out import FanOuts
-from ocsf_nft.accounting.folded import Folded
-from ocsf_nft.accounting.opened import Opened
-from ocsf_nft.accounting.quota import Quota
-from ocsf_nft.accounting.whose import Whose
+from ocsf_nft.accounting.counter_id import CounterId
+from ocsf_nft.accounting.flow_counter import FlowCounter
+from ocsf_nft.accounting.flow_quota import Quota
+from ocsf_nft.accounting.open_incidents import OpenIncidents
+from ocsf_nft.accounting.overflow_flows import OverflowFlows
+from ocsf_nft.accounting.reconciliation import Balance
+from ocsf_nft.accounting.scan_detection import FanOuts
 from tests.accounting.kernel_model import Packet
 from tests.accounting.reading import NOW, SECOND, key, tcp
 
 if TYPE_CHECKING:
-    from ocsf_nft.accounting.telling import Pot
+    from ocsf_nft.accounting.flow_report import FlowAggregate
     from ocsf_nft.attempt import FanOut
 
-COUNTER_ID = Whose(sandbox="sb", rule="egress", epoch="boot:1")
+COUNTER_ID = CounterId(sandbox="sb", rule="egress", epoch="boot:1")
 MINUTE = 60 * SECOND
 
 
-def _saw(fan_outs: FanOuts, flows: int, *, uid: int = 1000, at_ns: int = NOW) -> None:
+def _add_flows(fan_outs: FanOuts, flows: int, *, uid: int = 1000, at_ns: int = NOW) -> None:
     for port in range(1, flows + 1):
-        fan_outs.saw(key(tcp(port, uid=uid)), at_ns)
+        fan_outs.add_flow(key(tcp(port, uid=uid)), at_ns)
 
 
 def _due(fan_outs: FanOuts, now_ns: int) -> list[tuple[str, int | None]]:
@@ -35,29 +35,29 @@ def _due(fan_outs: FanOuts, now_ns: int) -> list[tuple[str, int | None]]:
 
 @pytest.mark.parametrize(("flows", "begun"), [(19, 0), (20, 1)])
 def test_fan_out_begins_with_twenty_flows(flows: int, begun: int) -> None:
-    fan_outs = FanOuts(COUNTER_ID, Opened())
-    _saw(fan_outs, flows)
+    fan_outs = FanOuts(COUNTER_ID, OpenIncidents())
+    _add_flows(fan_outs, flows)
     assert len(list(fan_outs.due(0))) == begun
 
 
 @pytest.mark.parametrize(("late_ns", "begun"), [(0, 1), (1, 0)])
 def test_fan_out_begins_only_within_a_minute(late_ns: int, begun: int) -> None:
-    fan_outs = FanOuts(COUNTER_ID, Opened())
+    fan_outs = FanOuts(COUNTER_ID, OpenIncidents())
     start = 1000 * SECOND
-    _saw(fan_outs, 1)
+    _add_flows(fan_outs, 1)
     assert _due(fan_outs, start) == []
-    _saw(fan_outs, 1)
+    _add_flows(fan_outs, 1)
     assert _due(fan_outs, start + MINUTE + late_ns) == []
-    _saw(fan_outs, 18)
+    _add_flows(fan_outs, 18)
     assert len(_due(fan_outs, start + MINUTE + 2)) == begun
 
 
 def test_fan_out_ends_a_minute_after_its_last_flow() -> None:
-    fan_outs = FanOuts(COUNTER_ID, Opened())
-    _saw(fan_outs, 20)
+    fan_outs = FanOuts(COUNTER_ID, OpenIncidents())
+    _add_flows(fan_outs, 20)
     stages = [stage for stage, _ in _due(fan_outs, 0)]
     for half in range(1, 11):
-        _saw(fan_outs, 1, at_ns=NOW + half * 30 * SECOND)
+        _add_flows(fan_outs, 1, at_ns=NOW + half * 30 * SECOND)
         stages += [stage for stage, _ in _due(fan_outs, half * 30 * SECOND)]
     assert stages == ["begun", *["goes on"] * 7]
     assert _due(fan_outs, 6 * MINUTE - 1) == [("goes on", 1000)]
@@ -66,57 +66,57 @@ def test_fan_out_ends_a_minute_after_its_last_flow() -> None:
 
 
 def test_fan_out_goes_on_when_its_interval_is_over_and_not_earlier() -> None:
-    fan_outs = FanOuts(COUNTER_ID, Opened())
-    _saw(fan_outs, 20)
+    fan_outs = FanOuts(COUNTER_ID, OpenIncidents())
+    _add_flows(fan_outs, 20)
     assert len(_due(fan_outs, 0)) == 1
-    _saw(fan_outs, 1)
+    _add_flows(fan_outs, 1)
     assert _due(fan_outs, SECOND - 1) == []
     assert _due(fan_outs, SECOND) == [("goes on", 1000)]
     assert _due(fan_outs, MINUTE - 1) == []
 
 
 def test_fan_out_counts_4096_destinations_and_ports_at_least() -> None:
-    fan_outs = FanOuts(COUNTER_ID, Opened())
+    fan_outs = FanOuts(COUNTER_ID, OpenIncidents())
     for number in range(1, 4200):
-        fan_outs.saw(key(tcp(number, f"10.0.{number >> 8}.{number & 255}")), NOW)
+        fan_outs.add_flow(key(tcp(number, f"10.0.{number >> 8}.{number & 255}")), NOW)
     (found,) = fan_outs.due(0)
     assert (found.flows, found.destinations, found.ports) == (4199, 4096, 4096)
 
 
 def test_fan_out_of_frames_has_neither_destinations_nor_ports() -> None:
-    fan_outs = FanOuts(COUNTER_ID, Opened())
+    fan_outs = FanOuts(COUNTER_ID, OpenIncidents())
     for number in range(20):
         frame = Packet(
             uid=1000, protocol=None, destination=None, port=None, ethertype=0x8000 + number
         )
-        fan_outs.saw(key(frame), NOW)
+        fan_outs.add_flow(key(frame), NOW)
     (found,) = fan_outs.due(0)
     assert (found.flows, found.destinations, found.ports) == (20, 0, 0)
 
 
 def test_fan_out_of_a_user_beyond_the_limit_replaces_the_oldest_that_has_not_begun() -> None:
-    fan_outs = FanOuts(COUNTER_ID, Opened())
-    _saw(fan_outs, 20, uid=1)
+    fan_outs = FanOuts(COUNTER_ID, OpenIncidents())
+    _add_flows(fan_outs, 20, uid=1)
     for uid in range(2, 1025):
-        _saw(fan_outs, 1, uid=uid)
-    _saw(fan_outs, 20, uid=5000)
-    assert sorted(fan_outs._watched, key=str) == sorted([1, *range(3, 1025), 5000], key=str)
+        _add_flows(fan_outs, 1, uid=uid)
+    _add_flows(fan_outs, 20, uid=5000)
+    assert sorted(fan_outs._activities, key=str) == sorted([1, *range(3, 1025), 5000], key=str)
     assert _due(fan_outs, 0) == [("begun", 1), ("begun", 5000)]
 
 
 def test_fan_out_of_a_user_beyond_the_limit_replaces_none_of_1024_that_have_begun() -> None:
-    fan_outs = FanOuts(COUNTER_ID, Opened())
+    fan_outs = FanOuts(COUNTER_ID, OpenIncidents())
     for uid in range(1024):
-        _saw(fan_outs, 20, uid=uid)
-    _saw(fan_outs, 20, uid=5000)
-    assert len(fan_outs._watched) == 1024
-    assert 5000 not in fan_outs._watched
+        _add_flows(fan_outs, 20, uid=uid)
+    _add_flows(fan_outs, 20, uid=5000)
+    assert len(fan_outs._activities) == 1024
+    assert 5000 not in fan_outs._activities
 
 
 def test_unchanged_fan_out_is_stored_once() -> None:
-    opened = Opened()
+    opened = OpenIncidents()
     fan_outs = FanOuts(COUNTER_ID, opened)
-    _saw(fan_outs, 20)
+    _add_flows(fan_outs, 20)
     list(fan_outs.due(0))
     assert len(opened.changed) == 1
     opened.changed.clear()
@@ -125,9 +125,9 @@ def test_unchanged_fan_out_is_stored_once() -> None:
 
 
 def test_fan_out_after_a_restart_is_not_reported_again_without_a_change() -> None:
-    fan_outs, opened = FanOuts(COUNTER_ID, Opened()), Opened()
+    fan_outs, opened = FanOuts(COUNTER_ID, OpenIncidents()), OpenIncidents()
     before = FanOuts(COUNTER_ID, opened)
-    _saw(before, 20)
+    _add_flows(before, 20)
     list(before.due(0))
     (stored,) = opened.changed.values()
     assert stored is not None
@@ -138,44 +138,52 @@ def test_fan_out_after_a_restart_is_not_reported_again_without_a_change() -> Non
     assert [each.stage for each in found] == ["ended"]
 
 
-def _folded(users: int) -> tuple[Folded, dict[int | None, Pot]]:
-    pots: dict[int | None, Pot] = {}
-    folded = Folded(pots)
+def _overflow_flows(users: int) -> tuple[OverflowFlows, dict[int | None, FlowAggregate]]:
+    aggregates: dict[int | None, FlowAggregate] = {}
+    overflow_flows = OverflowFlows(aggregates)
     for uid in range(users):
-        counted = Counted(since_ns=NOW, owed_packets=2, owed_bytes=120, last_ns=NOW + SECOND)
-        folded.add(key(tcp(uid=uid)), counted)
-        assert (counted.owed_packets, counted.since_ns) == (0, NOW + SECOND)
-    return folded, pots
+        counter = FlowCounter(
+            since_ns=NOW, unreported_packets=2, unreported_bytes=120, last_ns=NOW + SECOND
+        )
+        overflow_flows.add(key(tcp(uid=uid)), counter)
+        assert (counter.unreported_packets, counter.since_ns) == (0, NOW + SECOND)
+    return overflow_flows, aggregates
 
 
 def test_aggregated_flows_of_256_users_have_a_sum_each_and_all_others_one() -> None:
-    _, pots = _folded(300)
-    assert len(pots) == 257
-    assert pots[None].counted.owed_packets == 2 * (300 - 256)
-    assert {pots[uid].counted.owed_packets for uid in range(256)} == {2}
+    _, aggregates = _overflow_flows(300)
+    assert len(aggregates) == 257
+    assert aggregates[None].counter.unreported_packets == 2 * (300 - 256)
+    assert {aggregates[uid].counter.unreported_packets for uid in range(256)} == {2}
 
 
 def test_aggregated_user_keeps_its_sum_when_there_are_256() -> None:
-    folded, pots = _folded(256)
-    more = Counted(since_ns=NOW, owed_packets=3, last_ns=NOW + SECOND)
-    folded.add(key(tcp(81, uid=7)), more)
-    assert (len(pots), pots[7].counted.owed_packets, pots[7].flows) == (256, 5, 2)
+    overflow_flows, aggregates = _overflow_flows(256)
+    more = FlowCounter(since_ns=NOW, unreported_packets=3, last_ns=NOW + SECOND)
+    overflow_flows.add(key(tcp(81, uid=7)), more)
+    assert (len(aggregates), aggregates[7].counter.unreported_packets, aggregates[7].flows) == (
+        256,
+        5,
+        2,
+    )
 
 
 def test_aggregated_flow_that_grows_keeps_its_sum_from_ending() -> None:
-    folded, pots = _folded(1)
-    assert not pots[0].telling.is_over(100 * SECOND)
-    folded.add(key(tcp(uid=0)), Counted(since_ns=NOW, owed_packets=3, last_ns=NOW + SECOND))
-    assert not pots[0].telling.is_over(200 * SECOND)
-    assert pots[0].telling.is_over(210 * SECOND)
-    assert pots[0].flows == 1
+    overflow_flows, aggregates = _overflow_flows(1)
+    assert not aggregates[0].report.is_over(100 * SECOND)
+    overflow_flows.add(
+        key(tcp(uid=0)), FlowCounter(since_ns=NOW, unreported_packets=3, last_ns=NOW + SECOND)
+    )
+    assert not aggregates[0].report.is_over(200 * SECOND)
+    assert aggregates[0].report.is_over(210 * SECOND)
+    assert aggregates[0].flows == 1
 
 
 def test_evicted_flow_is_no_longer_aggregated() -> None:
-    folded, _ = _folded(1)
-    assert key(tcp(uid=0)) in folded
-    folded.forget(key(tcp(uid=0)))
-    assert key(tcp(uid=0)) not in folded
+    overflow_flows, _ = _overflow_flows(1)
+    assert key(tcp(uid=0)) in overflow_flows
+    overflow_flows.remove(key(tcp(uid=0)))
+    assert key(tcp(uid=0)) not in overflow_flows
 
 
 def test_quota_of_an_idle_user_is_evicted_first() -> None:
@@ -188,5 +196,5 @@ def test_quota_of_an_idle_user_is_evicted_first() -> None:
 
 
 def test_balance_of_a_mode_excludes_the_other_mode() -> None:
-    balance = Balance(sandbox="sb", rule="egress", reported=0, overflowed=0, in_flight=0, lost=0)
-    assert (balance.refused, balance.let_pass, balance.imbalance) == (0, 0, 0)
+    balance = Balance(sandbox="sb", rule="egress", reported=0, aggregated=0, pending=0, dropped=0)
+    assert (balance.refused, balance.allowed, balance.counter_mismatch) == (0, 0, 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting.ledger import Ledger
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 from tests.accounting.kernel_model import Packet
 from tests.accounting.reading import NOW, SECOND, attempts, key, observe, reading, record
 
@@ -19,48 +19,50 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def ledger() -> Ledger:
-    begun = Ledger("sb", begun_ns=NOW - SECOND)
+def account() -> SandboxAccount:
+    begun = SandboxAccount("sb", begun_ns=NOW - SECOND)
     observe(begun, reading({}))
     return begun
 
 
-def due(ledger: Ledger, seconds: float, *, closing: bool = False) -> list[Attempt]:
+def due(account: SandboxAccount, seconds: float, *, closing: bool = False) -> list[Attempt]:
     """Return the reports of attempts that are due; the clock differs from that of the records."""
-    return attempts(ledger.due(int((1000 + seconds) * SECOND), closing=closing))
+    return attempts(account.due(int((1000 + seconds) * SECOND), closing=closing))
 
 
-def take(ledger: Ledger, packet: Packet, number: int = 1, at_ns: int = NOW) -> Attempt | None:
-    """Take in the record of a packet."""
-    return ledger.record(record(packet, number, at_ns), 1000 * SECOND)
+def take(
+    account: SandboxAccount, packet: Packet, number: int = 1, at_ns: int = NOW
+) -> Attempt | None:
+    """Process the record of a packet."""
+    return account.record(record(packet, number, at_ns), 1000 * SECOND)
 
 
-def test_a_record_without_its_port_is_not_told_besides_what_was_counted_with_it(
-    ledger: Ledger,
+def test_record_without_port_is_not_reported_besides_its_counted_packet(
+    account: SandboxAccount,
 ) -> None:
-    """The kernel reads a port where there are four bytes, and logs one of a whole header."""
+    """The kernel counts by a port if there are four bytes, and logs only a whole header's port."""
     counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
-    observe(ledger, reading({key(counted): 1}, NOW + SECOND))
-    assert [each.packets for each in due(ledger, 3)] == [1]
-    assert take(ledger, dataclasses.replace(counted, port=None), at_ns=NOW) is None
+    observe(account, reading({key(counted): 1}, NOW + SECOND))
+    assert [each.packets for each in due(account, 3)] == [1]
+    assert take(account, dataclasses.replace(counted, port=None), at_ns=NOW) is None
     for second in (2, 3):
-        observe(ledger, reading({key(counted): 1}, NOW + second * SECOND))
-    assert due(ledger, 4, closing=True) == []
-    (balance,) = ledger.balances()
-    assert (balance.reported, balance.imbalance) == (1, 0)
+        observe(account, reading({key(counted): 1}, NOW + second * SECOND))
+    assert due(account, 4, closing=True) == []
+    (balance,) = account.balances()
+    assert (balance.reported, balance.counter_mismatch) == (1, 0)
 
 
-def test_a_record_without_its_port_that_comes_first_is_told_once(ledger: Ledger) -> None:
+def test_record_without_port_before_its_counter_is_reported_once(account: SandboxAccount) -> None:
     counted = Packet(uid=0, protocol=132, destination="192.0.2.1", port=28769)
-    assert take(ledger, dataclasses.replace(counted, port=None)) is not None
+    assert take(account, dataclasses.replace(counted, port=None)) is not None
     for second in (1, 2, 3):
-        observe(ledger, reading({key(counted): 1}, NOW + second * SECOND))
-    assert due(ledger, 4, closing=True) == []
+        observe(account, reading({key(counted): 1}, NOW + second * SECOND))
+    assert due(account, 4, closing=True) == []
 
 
 @pytest.mark.parametrize("protocols", [(132, 33), (33, 132)])
-def test_ledger_matches_a_record_without_its_port_by_protocol(
-    ledger: Ledger, protocols: tuple[int, int]
+def test_account_matches_a_record_without_its_port_by_protocol(
+    account: SandboxAccount, protocols: tuple[int, int]
 ) -> None:
     """A long reading shows the packet of a record that is read during it.
 
@@ -70,16 +72,16 @@ def test_ledger_matches_a_record_without_its_port_by_protocol(
         Packet(uid=0, protocol=protocol, destination="192.0.2.1", port=28769)
         for protocol in protocols
     )
-    assert take(ledger, dataclasses.replace(first, port=None)) is not None
+    assert take(account, dataclasses.replace(first, port=None)) is not None
     emitted = []
     for number in range(16):
         at_ns = NOW + number * SECOND
         counts = {key(first): 1} if number < 2 else {key(first): 1, key(second): 1}
         if number == 2:
             cut = dataclasses.replace(second, port=None)
-            assert take(ledger, cut, 2, at_ns + 1) is not None
-        observe(ledger, reading(counts, at_ns))
-        emitted += due(ledger, number)
+            assert take(account, cut, 2, at_ns + 1) is not None
+        observe(account, reading(counts, at_ns))
+        emitted += due(account, number)
     assert emitted == []
-    (balance,) = ledger.balances()
-    assert (balance.reported, balance.imbalance) == (2, 0)
+    (balance,) = account.balances()
+    assert (balance.reported, balance.counter_mismatch) == (2, 0)

@@ -1,4 +1,4 @@
-"""What is open when a run is killed: the next one goes on with it, and ends it."""
+"""Open incidents of a killed run: the next run continues and ends them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.accounting import book, open_state
-from ocsf_nft.accounting.fan_out import FLOWS, WITHIN_NS
-from ocsf_nft.accounting.ledger import Ledger
-from ocsf_nft.accounting.opened import OpenStreak
-from ocsf_nft.accounting.whose import Whose
-from ocsf_nft.attempt import Attempt, Ended, FanOut, Streak
+from ocsf_nft.accounting import incident_codec, state_db
+from ocsf_nft.accounting.counter_id import CounterId
+from ocsf_nft.accounting.open_incidents import OpenIncident
+from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
+from ocsf_nft.accounting.scan_detection import FLOWS, WITHIN_NS
+from ocsf_nft.attempt import Attempt, FanOut, Incident, IncidentEnd
 from ocsf_nft.flow import Flow
 from ocsf_nft.process import Attribution, Container, Process, Seen
 from ocsf_nft.record import Origin, Record
@@ -44,16 +44,16 @@ if TYPE_CHECKING:
 
     from ocsf_nft.flow import Key
 
-Found = Attempt | FanOut | Ended
+Found = Attempt | FanOut | IncidentEnd
 
 
 class Run:
-    """A ledger and its file, as a run has them; a later one on the same file may be another."""
+    """An account and its state database, as in a run; several runs may use one file."""
 
     def __init__(self, path: Path) -> None:
-        self.book = book.Book(path).open()
-        self.ledger = Ledger("sb", begun_ns=NOW - SECOND)
-        self.book.load(self.ledger)
+        self.database = state_db.StateDatabase(path).open()
+        self.account = SandboxAccount("sb", begun_ns=NOW - SECOND)
+        self.database.load(self.account)
 
     def step(
         self,
@@ -63,32 +63,32 @@ class Run:
         epoch: str = "boot:1",
         closing: bool = False,
     ) -> list[Found]:
-        observe(self.ledger, reading(counts, NOW + second * SECOND, epoch=epoch))
-        found = list(self.ledger.due(second * SECOND, closing=closing))
-        self.keep()
+        observe(self.account, reading(counts, NOW + second * SECOND, epoch=epoch))
+        found = list(self.account.due(second * SECOND, closing=closing))
+        self.commit()
         return found
 
-    def keep(self) -> int:
-        changed = changes(self.ledger)
-        self.book.commit(changed, [])
+    def commit(self) -> int:
+        changed = changes(self.account)
+        self.database.commit(changed, [])
         return len(changed.opened)
 
     def kill(self) -> None:
-        self.book.close()
+        self.database.close()
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / book.FILE
+    return tmp_path / state_db.FILE
 
 
-def _told(found: list[Found]) -> list[Streak]:
+def _reported_incidents(found: list[Found]) -> list[Incident]:
     return [each.streak for each in attempts(found) if each.streak is not None]
 
 
-def _streak(found: list[Found]) -> Streak:
-    (streak,) = _told(found)
-    return streak
+def _incident(found: list[Found]) -> Incident:
+    (incident,) = _reported_incidents(found)
+    return incident
 
 
 def _fan_out(found: list[Found]) -> FanOut:
@@ -96,20 +96,20 @@ def _fan_out(found: list[Found]) -> FanOut:
     return fan_out
 
 
-def _kept(path: Path) -> int:
+def _stored_number(path: Path) -> int:
     with sqlite3.connect(path) as connection:
         (number,) = connection.execute("SELECT count(*) FROM opened").fetchone()
     connection.close()
     return int(number)
 
 
-def test_a_streak_goes_on_after_a_kill_and_ends_once(path: Path) -> None:
+def test_incident_continues_after_a_kill_and_ends_once(path: Path) -> None:
     run = Run(path)
-    first = _streak(run.step({key(tcp()): 2}, 1))
-    for second in (100, 200):  # by whatever clock
+    first = _incident(run.step({key(tcp()): 2}, 1))
+    for second in (100, 200):  # the clock may differ
         run.kill()
         run = Run(path)
-        before, first = first, _streak(run.step({key(tcp()): second}, second))
+        before, first = first, _incident(run.step({key(tcp()): second}, second))
         assert first.identity == before.identity
         assert (first.windows, first.packets) == (before.windows + 1, second)
         assert first.latest[:-1] == before.latest
@@ -120,7 +120,7 @@ def test_a_streak_goes_on_after_a_kill_and_ends_once(path: Path) -> None:
     run.kill()
     run = Run(path)
     assert run.step({key(tcp()): 200}, 300, closing=True) == []
-    assert _kept(path) == 0
+    assert _stored_number(path) == 0
     run.kill()
 
 
@@ -128,7 +128,7 @@ def test_record_of_an_attempt_is_not_that_of_the_next_attempt_after_a_restart(pa
     run = Run(path)
     run.step({}, 0)
     record = tcp().record(1, NOW + SECOND)
-    assert run.ledger.record(record, SECOND) is not None
+    assert run.account.record(record, SECOND) is not None
     run.step({key(tcp()): 1}, 2)
     run.kill()
     run = Run(path)
@@ -137,156 +137,163 @@ def test_record_of_an_attempt_is_not_that_of_the_next_attempt_after_a_restart(pa
     run.kill()
 
 
-def test_a_streak_that_nothing_more_comes_of_ends_after_the_usual_quiet(path: Path) -> None:
+def test_incident_without_more_packets_ends_after_the_usual_pause(path: Path) -> None:
     run = Run(path)
     counts = {key(tcp()): 1}
-    (told,) = run.step(counts, 1)
+    (reported,) = run.step(counts, 1)
     run.kill()
     run = Run(path)
     assert run.step(counts, 5000) == run.step(counts, 5009) == []
     (end,) = run.step(counts, 5010)
-    assert isinstance(end, Ended)
-    assert isinstance(told, Attempt)
-    assert (end.record, end.streak, end.end_ns) == (told.record, told.streak, told.end_ns)
-    assert end.record.origin == told.record.origin
+    assert isinstance(end, IncidentEnd)
+    assert isinstance(reported, Attempt)
+    assert (end.record, end.streak, end.end_ns) == (
+        reported.record,
+        reported.streak,
+        reported.end_ns,
+    )
+    assert end.record.origin == reported.record.origin
     assert run.step(counts, 5030, closing=True) == []
     run.kill()
 
 
-def test_what_was_told_often_is_told_as_rarely_after_a_kill(path: Path) -> None:
+def test_report_interval_continues_after_a_kill(path: Path) -> None:
     run = Run(path)
     for second in range(1, 20):
         run.step({key(tcp()): second}, second)
     run.kill()
     run = Run(path)
-    told = [second for second in range(20, 90) if run.step({key(tcp()): second}, second)]
-    assert told == [20, 52]  # the sixth time at once, the next one after 32 seconds
+    reported = [second for second in range(20, 90) if run.step({key(tcp()): second}, second)]
+    assert reported == [20, 52]  # the sixth report at once, the next one after 32 seconds
     run.kill()
 
 
-def test_what_is_open_when_nobody_reads_any_more_is_not_open_for_the_next_run(path: Path) -> None:
+def test_closed_incidents_are_not_open_for_the_next_run(path: Path) -> None:
     run = Run(path)
     flows = {key(tcp(port)): 1 for port in range(1, FLOWS + 1)}
     assert len(run.step(flows, 1)) == FLOWS + 1
-    assert _kept(path) == FLOWS + 1
+    assert _stored_number(path) == FLOWS + 1
     assert len(run.step(flows, 2, closing=True)) == FLOWS + 1
-    assert _kept(path) == 0
+    assert _stored_number(path) == 0
     run.kill()
 
 
-def test_who_is_killed_while_it_tells_what_has_ended_leaves_the_rest_to_the_next_run(
+def test_ends_not_reported_before_a_kill_are_reported_by_the_next_run(
     path: Path,
 ) -> None:
     run = Run(path)
     flows = {key(tcp(port)): 1 for port in range(1, FLOWS)}
-    identities = {each.identity for each in _told(run.step(flows, 1))}
+    identities = {each.identity for each in _reported_incidents(run.step(flows, 1))}
     assert len(identities) == FLOWS - 1
-    told = ended(islice(run.ledger.due(100 * SECOND, closing=True), 5))
-    run.keep()
+    reported = ended(islice(run.account.due(100 * SECOND, closing=True), 5))
+    run.commit()
     run.kill()
     run = Run(path)
-    told += ended(run.step(flows, 101, closing=True))
-    assert sorted(each.streak.identity for each in told) == sorted(identities)
+    reported += ended(run.step(flows, 101, closing=True))
+    assert sorted(each.streak.identity for each in reported) == sorted(identities)
     run.kill()
 
 
-def test_what_old_counters_left_open_ends_though_the_run_was_killed_before_it_told_so(
+def test_incidents_of_old_counters_end_after_a_kill_before_their_report(
     path: Path,
 ) -> None:
     run = Run(path)
     flows = {key(tcp(port)): 1 for port in range(1, FLOWS + 1)}
     run.step(flows, 1)
-    observe(run.ledger, reading({}, NOW + 2 * SECOND, epoch="boot:2"))
-    run.keep()
+    observe(run.account, reading({}, NOW + 2 * SECOND, epoch="boot:2"))
+    run.commit()
     run.kill()
     run = Run(path)
     found = run.step({}, 3, epoch="boot:2")
     assert len(ended(found)) == FLOWS
     assert _fan_out(found).stage == "ended"
     assert len(found) == FLOWS + 1
-    assert _kept(path) == 0
+    assert _stored_number(path) == 0
     run.kill()
 
 
-def test_what_counters_left_open_that_were_made_anew_meanwhile_ends(path: Path) -> None:
+def test_incident_ends_if_the_counters_were_replaced_between_two_runs(path: Path) -> None:
     run = Run(path)
-    old = _streak(run.step({key(tcp()): 1}, 1))
+    old = _incident(run.step({key(tcp()): 1}, 1))
     run.kill()
     run = Run(path)
     found = run.step({key(tcp()): 2}, 2, epoch="boot:2")
     assert [each.streak for each in ended(found)] == [old]
-    assert _streak(found).identity != old.identity
-    assert _kept(path) == 1
+    assert _incident(found).identity != old.identity
+    assert _stored_number(path) == 1
     run.kill()
 
 
-def test_a_fan_out_goes_on_after_a_kill_and_its_numbers_never_decrease(path: Path) -> None:
+def test_fan_out_continues_after_a_kill_with_totals_that_never_decrease(path: Path) -> None:
     flows = {key(tcp(port, f"192.0.2.{port}")): 2 for port in range(1, FLOWS + 1)}
     more = flows | {key(tcp(port, "192.0.2.1")): 1 for port in range(1000, 1005)}
     run = Run(path)
     begun = _fan_out(run.step(flows, 1))
     assert begun.stage == "begun"
-    found = run.step(more, 1)  # not told yet, and known to the next run as no news
+    found = run.step(more, 1)  # not reported yet, and not new for the next run
     assert not any(isinstance(each, FanOut) for each in found)
     run.kill()
     run = Run(path)
     quiet = run.step(more, 60)
     assert not any(isinstance(each, FanOut) for each in quiet)
     last = more | {key(tcp(2000)): 1}
-    goes_on = _fan_out(run.step(last, 62))
-    assert (goes_on.stage, goes_on.identity) == ("goes on", begun.identity)
-    assert (goes_on.flows, goes_on.packets) == (FLOWS + 6, 2 * FLOWS + 6)
-    assert (goes_on.destinations, goes_on.ports) == (FLOWS, FLOWS + 5)
-    assert (goes_on.sample, goes_on.start_ns) == (begun.sample, begun.start_ns)
+    update = _fan_out(run.step(last, 62))
+    assert (update.stage, update.identity) == ("goes on", begun.identity)
+    assert (update.flows, update.packets) == (FLOWS + 6, 2 * FLOWS + 6)
+    assert (update.destinations, update.ports) == (FLOWS, FLOWS + 5)
+    assert (update.sample, update.start_ns) == (begun.sample, begun.start_ns)
     run.kill()
     run = Run(path)
     over_ns = WITHIN_NS // SECOND
     assert not any(isinstance(each, FanOut) for each in run.step(last, 100))
     end = _fan_out(run.step(last, 100 + over_ns))
-    assert end == dataclasses.replace(goes_on, stage="ended")
+    assert end == dataclasses.replace(update, stage="ended")
     assert run.step(last, 300, closing=True) == []
-    assert _kept(path) == 0
+    assert _stored_number(path) == 0
     run.kill()
 
 
 def test_only_what_changed_is_written(path: Path) -> None:
     run = Run(path)
     flows = {key(tcp(port)): 1 for port in range(1, FLOWS + 1)}
-    observe(run.ledger, reading(flows, NOW + SECOND))
-    assert len(list(run.ledger.due(SECOND))) == FLOWS + 1
-    assert run.keep() == FLOWS + 1
-    assert run.keep() == 0
+    observe(run.account, reading(flows, NOW + SECOND))
+    assert len(list(run.account.due(SECOND))) == FLOWS + 1
+    assert run.commit() == FLOWS + 1
+    assert run.commit() == 0
     more = flows | {key(tcp(1)): 2}
-    observe(run.ledger, reading(more, NOW + 2 * SECOND))
-    assert len(list(run.ledger.due(2 * SECOND))) == 1
-    assert run.keep() == 2  # the streak, and the fan-out with one more packet
+    observe(run.account, reading(more, NOW + 2 * SECOND))
+    assert len(list(run.account.due(2 * SECOND))) == 1
+    assert run.commit() == 2  # the incident, and the fan-out with one more packet
     run.kill()
     run = Run(path)
-    assert list(run.ledger.due(3 * SECOND)) == []
-    assert run.keep() == 0
+    assert list(run.account.due(3 * SECOND)) == []
+    assert run.commit() == 0
     run.kill()
 
 
-def test_a_file_of_an_earlier_version_goes_on_working(path: Path) -> None:
+def test_database_of_an_earlier_version_still_works(path: Path) -> None:
     run = Run(path)
     run.step({key(tcp()): 2}, 1)
-    run.book.commit(changes(run.ledger), [b"told"])
+    run.database.commit(changes(run.account), [b"event"])
     run.kill()
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TABLE opened")
     connection.close()
-    reader, ledger = book.Book(path).open(read_only=True), Ledger("sb", begun_ns=NOW)
-    reader.load(ledger)
+    reader, account = (
+        state_db.StateDatabase(path).open(read_only=True),
+        SandboxAccount("sb", begun_ns=NOW),
+    )
+    reader.load(account)
     reader.close()
-    assert [balance.reported for balance in ledger.balances()] == [2]
+    assert [balance.reported for balance in account.balances()] == [2]
     run = Run(path)
-    assert run.book.undelivered() == (b"told",)
-    assert _streak(run.step({key(tcp()): 3}, 2)).packets == 1
-    assert _kept(path) == 1
+    assert run.database.undelivered() == (b"event",)
+    assert _incident(run.step({key(tcp()): 3}, 2)).packets == 1
+    assert _stored_number(path) == 1
     run.kill()
 
 
-def test_of_a_damaged_file_nothing_is_taken_for_open(path: Path) -> None:
+def test_damaged_database_has_no_open_incidents(path: Path) -> None:
     run = Run(path)
     run.step({key(tcp(1)): 1, key(tcp(2)): 1}, 1)
     run.kill()
@@ -300,16 +307,19 @@ def test_of_a_damaged_file_nothing_is_taken_for_open(path: Path) -> None:
     run.kill()
 
 
-WHOSE = Whose(sandbox="sb", rule=RULE, epoch="boot:1")
+COUNTER_ID = CounterId(sandbox="sb", rule=RULE, epoch="boot:1")
 
 
 def _has_surrogates(text: str) -> bool:
-    """Two halves that were apart are one character when they come out of JSON."""
+    """Return whether a text has surrogates.
+
+    Two separate halves are one character after they are decoded from JSON.
+    """
     return re.search(r"\\ud[89ab]", text) is not None
 
 
-def _end(record: Record, by: Attribution | None, latest: tuple[str, ...] = ()) -> Ended:
-    streak = Streak(
+def _end(record: Record, by: Attribution | None, latest: tuple[str, ...] = ()) -> IncidentEnd:
+    incident = Incident(
         identity=record.origin.identity,
         windows=3,
         packets=9,
@@ -318,7 +328,7 @@ def _end(record: Record, by: Attribution | None, latest: tuple[str, ...] = ()) -
         latest=latest,
         attribution=by,
     )
-    return Ended(record=record, streak=streak, end_ns=record.received_ns)
+    return IncidentEnd(record=record, streak=incident, end_ns=record.received_ns)
 
 
 @given(
@@ -326,36 +336,36 @@ def _end(record: Record, by: Attribution | None, latest: tuple[str, ...] = ()) -
     by=st.none() | ATTRIBUTIONS,
     latest=st.lists(HOSTILE_TEXT, max_size=10).map(tuple),
 )
-def test_whatever_is_told_can_be_kept(
+def test_codec_accepts_every_reported_incident(
     record: Record, by: Attribution | None, latest: tuple[str, ...]
 ) -> None:
     end = _end(record, by, latest)
-    text = open_state.write(OpenStreak(WHOSE, key(tcp()), end))
-    assert text.encode()  # whatever text is in it, the file takes it
-    taken = open_state.read(WHOSE, text)
-    assert open_state.write(taken) == text
+    text = incident_codec.encode(OpenIncident(COUNTER_ID, key(tcp()), end))
+    assert text.encode()  # the file accepts any text
+    taken = incident_codec.decode(COUNTER_ID, text)
+    assert incident_codec.encode(taken) == text
     assert taken.end == end or _has_surrogates(text)
 
 
-def _kept_streak() -> Any:
+def _stored_incident() -> Any:
     end = _end(RECORDS["tcp4"], SEVERAL_IN_ONE_WINDOW)
-    return json.loads(open_state.write(OpenStreak(WHOSE, key(tcp()), end)))
+    return json.loads(incident_codec.encode(OpenIncident(COUNTER_ID, key(tcp()), end)))
 
 
-def test_what_an_earlier_version_knew_of_a_process_is_nothing_that_anybody_found_out() -> None:
-    state = _kept_streak()
+def test_codec_ignores_the_process_field_of_an_earlier_version() -> None:
+    state = _stored_incident()
     del state["streak"]["streak"]["attribution"]
     state["streak"]["process"] = {"pid": 4242, "name": "curl", "ancestors": []}
-    taken = open_state.read(WHOSE, json.dumps(state))
+    taken = incident_codec.decode(COUNTER_ID, json.dumps(state))
     assert taken.end == _end(RECORDS["tcp4"], None)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"rung": "guess"},
-        {"rung": None},
-        {"sureness": "High"},
+        {"method": "guess"},
+        {"method": None},
+        {"confidence": "High"},
         {"reason": None},
         {"process": {"pid": None, "ancestors": []}},
         {"process": {"pid": 1, "tid": 1 << 32, "ancestors": []}},
@@ -370,29 +380,27 @@ def test_what_an_earlier_version_knew_of_a_process_is_nothing_that_anybody_found
         {"group_name": ["x"]},
     ],
 )
-def test_an_attribution_that_nobody_can_have_written_is_damage(wrong: dict[str, Any]) -> None:
-    state = _kept_streak()
+def test_codec_refuses_an_invalid_attribution(wrong: dict[str, Any]) -> None:
+    state = _stored_incident()
     state["streak"]["streak"]["attribution"] |= wrong
     with pytest.raises((TypeError, ValueError, AttributeError)):
-        open_state.read(WHOSE, json.dumps(state))
+        incident_codec.decode(COUNTER_ID, json.dumps(state))
 
 
 @pytest.mark.parametrize(
     ("kind", "readers"),
     [
-        (Record, open_state._RECORD),
-        (Origin, open_state._ORIGIN),
-        (Streak, open_state._STREAK),
-        (Ended, open_state._ENDED),
-        (Attribution, open_state._ATTRIBUTION),
-        (Seen, open_state._SEEN),
-        (Process, open_state._PROCESS),
-        (Container, open_state._CONTAINER),
-        (Flow, open_state._FLOW),
-        (FanOut, open_state._FAN_OUT),
+        (Record, incident_codec._RECORD),
+        (Origin, incident_codec._ORIGIN),
+        (Incident, incident_codec._INCIDENT),
+        (IncidentEnd, incident_codec._INCIDENT_END),
+        (Attribution, incident_codec._ATTRIBUTION),
+        (Seen, incident_codec._SEEN),
+        (Process, incident_codec._PROCESS),
+        (Container, incident_codec._CONTAINER),
+        (Flow, incident_codec._FLOW),
+        (FanOut, incident_codec._FAN_OUT),
     ],
 )
-def test_all_that_there_is_to_a_thing_is_kept(
-    kind: type[Any], readers: Mapping[str, object]
-) -> None:
+def test_codec_stores_every_field(kind: type[Any], readers: Mapping[str, object]) -> None:
     assert [each.name for each in dataclasses.fields(kind)] == list(readers)

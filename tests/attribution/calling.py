@@ -1,9 +1,8 @@
-"""A small kernel: processes that share sockets, what they send, and what is told of that.
+"""Model of a kernel: processes that share sockets, their packets, and the events about them.
 
-As in ``capture.bpf.c``: where packets are refused each of them is told of, after it was logged if
-it was. Where they are not, a call of TCP or of a socket that is not connected is told of before its
-packet, and none of any other one. The same again and again is silent for a while, and what there is
-no room for is lost.
+As in ``capture.bpf.c``: if packets are refused, each one is reported after it was logged. Otherwise
+a call of TCP, or of an unconnected socket, is reported before its packet, and no other call is.
+Repeated calls are not reported for a while. Events without room are dropped.
 """
 
 from __future__ import annotations
@@ -13,8 +12,8 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from ocsf_nft.attribution.layout import NOBODY, Call, Closed, Image
-from ocsf_nft.attribution.match import Logged
+from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, Call, ClosedSocket, ProcessImage
+from ocsf_nft.attribution.call_match import LoggedRecord
 from ocsf_nft.record import Origin, Record
 
 if TYPE_CHECKING:
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
 TCP, UDP, ICMP, RAW = 6, 17, 1, 255
 SYN, ACK = 2, 16
 SECOND: Final = 1_000_000_000
-#: When the machine was started.
+#: Start of the machine.
 BOOTED_NS: Final = 1_767_225_600 * SECOND
 NETNS: Final = 4711
-#: Addresses and ports are few: so they collide.
-PLACES: Final = (("203.0.113.7", 443), ("203.0.113.8", 443), ("203.0.113.7", 53))
+#: Few targets and ports, so that they collide.
+TARGETS: Final = (("203.0.113.7", 443), ("203.0.113.8", 443), ("203.0.113.7", 53))
 PORTS: Final = (1, 2)
-#: No record is read later, and no packet sent so long after its call.
+#: The most time from a packet to the read of its record, and from a call to its packet.
 LATEST_NS: Final = 8 * SECOND
 _TIMES: Final = 8
 _AGAIN_NS: Final = SECOND // 2
@@ -39,14 +38,14 @@ def packed(address: str) -> bytes:
     return bytes(map(int, address.split(".")))
 
 
-def image(number: int) -> Image:
-    return Image(pid=number, started_ns=number * SECOND, execs=1)
+def image(number: int) -> ProcessImage:
+    return ProcessImage(pid=number, started_ns=number * SECOND, execs=1)
 
 
 def call(by: int, time_ns: int, **facts: Any) -> Call:
-    """A process sends a datagram by a socket that is not connected."""
-    address, port = PLACES[0]
-    told = Call(
+    """Return the call of a process that sends a datagram by an unconnected socket."""
+    address, port = TARGETS[0]
+    event = Call(
         time_ns=time_ns,
         socket=1,
         netns=NETNS,
@@ -68,12 +67,12 @@ def call(by: int, time_ns: int, **facts: Any) -> Call:
         comm=b"x",
         sum=0,
     )
-    return told._replace(**facts)
+    return event._replace(**facts)
 
 
 def record(read_ns: int, **facts: Any) -> Record:
-    """What the kernel logs of that datagram, and when that is read since the machine started."""
-    address, port = PLACES[0]
+    """Return the kernel's record of that datagram; ``read_ns`` is since the machine's start."""
+    address, port = TARGETS[0]
     logged = Record(
         prefix="ocsf-nft:sb:egress:",
         sandbox="sb",
@@ -97,16 +96,16 @@ def record(read_ns: int, **facts: Any) -> Record:
     return replace(logged, **facts)
 
 
-def logged(*records: Record, now_ns: int, since_ns: int = 0) -> list[Logged]:
-    """Some records that were read by now, and logged since."""
-    return [Logged(each, since_ns, now_ns, now_ns) for each in records]
+def logged(*records: Record, now_ns: int, since_ns: int = 0) -> list[LoggedRecord]:
+    """Return records that were read by now, and logged since ``since_ns``."""
+    return [LoggedRecord(each, since_ns, now_ns, now_ns) for each in records]
 
 
 @dataclass(eq=False)
 class Socket:
-    """``holders`` are the numbers of those who have it; ``place`` where it is connected to.
+    """A socket; ``holders`` are the numbers of its processes, ``target`` its connected target.
 
-    ``port`` is 0 where it has none; one that ``shares`` has it beside others (SO_REUSEPORT).
+    ``port`` is 0 without a port. A socket that ``shares`` its port uses SO_REUSEPORT.
     """
 
     cookie: int
@@ -114,32 +113,32 @@ class Socket:
     port: int
     opener: int
     holders: set[int]
-    place: int | None = None
+    target: int | None = None
     opened_ns: int = 0
     shares: bool = False
 
 
 class Sent(NamedTuple):
-    """A packet that was logged, when, and who sent it."""
+    """A logged packet, its time and its sender."""
 
-    logged: Logged
+    logged: LoggedRecord
     time_ns: int
     by: int
 
 
 @dataclass(eq=False)
-class _Begun:
-    """A call that goes on: what is still to happen in it, before its packet is sent or after."""
+class _PendingCall:
+    """A call in progress; ``finish`` ends it, before its packet is sent or after."""
 
     sock: Socket | None
     since_ns: int
-    what: Callable[[], None]
+    finish: Callable[[], None]
     is_sent: bool
 
 
 @dataclass
 class Kernel:
-    """What happens in one namespace.
+    """Events of one namespace.
 
     ``is_refused``: the fence refuses each packet, and the capture reports it.
     """
@@ -147,20 +146,20 @@ class Kernel:
     is_refused: bool = True
     now_ns: int = 100 * SECOND
     sockets: list[Socket] = field(default_factory=list)
-    told: list[Call | Closed] = field(default_factory=list)
+    events: list[Call | ClosedSocket] = field(default_factory=list)
     logged: deque[tuple[Record, int, int]] = field(default_factory=deque)
-    #: When all that was logged had been read.
+    #: Last time when all logged records had been read.
     empty_ns: int = 0
-    #: Calls that have begun: what they do when they go on.
-    pending: list[_Begun] = field(default_factory=list)
-    #: Calls for which there is no room, of those that come next.
-    loses: int = 0
-    has_lost: bool = False
-    #: Packets that are not logged, of those that come next.
+    #: Calls in progress.
+    pending: list[_PendingCall] = field(default_factory=list)
+    #: Number of the next calls without room.
+    drops: int = 0
+    has_dropped: bool = False
+    #: Number of the next packets that are not logged.
     unlogged: int = 0
-    #: Packets that can't be read when they are refused, of those that come next.
-    strange: int = 0
-    #: Whether records have the bytes of packets. Some of these are the same.
+    #: Number of the next packets that can't be read when they are refused.
+    unreadable: int = 0
+    #: Records have the bytes of packets. Some of these are equal.
     has_bytes: bool = True
     _packets: itertools.count[int] = field(default_factory=itertools.count)
     _cookies: itertools.count[int] = field(default_factory=itertools.count)
@@ -168,7 +167,7 @@ class Kernel:
     _remembered: set[int] = field(default_factory=set)
 
     def wait(self, time_ns: int) -> None:
-        """Nobody does anything; a call goes on at last, and is told of soon after its packet."""
+        """Wait; finish the calls that are in progress for too long."""
         while due := [each for each in self.pending if self._is_due(each, time_ns)]:
             self._go_on(due[0])
         self.now_ns += time_ns
@@ -186,92 +185,92 @@ class Kernel:
         return all(shares and each.shares for each in having)
 
     def _has_port(self, sock: Socket) -> bool:
-        """Give a socket of UDP a port where it has none; False where none is left."""
+        """Give a UDP socket a port if it has none; return False if no port is free."""
         if sock.port == 0:
             sock.port = next((each for each in PORTS if self._is_free(UDP, each)), 0)
         return sock.port != 0
 
     def close(self, sock: Socket) -> None:
         if any(each.sock is sock for each in self.pending):
-            return  # whoever is calling has it
+            return  # a call in progress uses it
         self.sockets.remove(sock)
         if not self.is_refused and sock.cookie in self._remembered:
-            self._tell(Closed(self.now_ns, sock.cookie))
+            self._emit(ClosedSocket(self.now_ns, sock.cookie))
 
-    def dial(self, by: int, port: int, place: int) -> Socket | None:
-        """Connect a new socket of TCP: its first packet follows at once, or a bit later."""
+    def dial(self, by: int, port: int, target: int) -> Socket | None:
+        """Connect a new TCP socket; its first packet follows, maybe later."""
         opened = self.open(by, TCP, port)
         if opened is not None:
-            opened.place = place
-            self._call(opened, by, place, is_syn=True)
-            self._send(opened, by, place)
+            opened.target = target
+            self._call(opened, by, target, is_syn=True)
+            self._send(opened, by, target)
         return opened
 
-    def connect(self, sock: Socket, by: int, place: int) -> None:
-        """Of UDP: nothing is sent by that."""
+    def connect(self, sock: Socket, by: int, target: int) -> None:
+        """Connect a UDP socket; this sends nothing."""
         if sock.protocol == UDP:
-            self._call(sock, by, place, is_connect=True, source_port=0)
+            self._call(sock, by, target, is_connect=True, source_port=0)
             if self._has_port(sock):
-                sock.place = place
+                sock.target = target
 
     def disconnect(self, sock: Socket) -> None:
-        """Of UDP, to AF_UNSPEC: it gives up its port and stays open; nothing is told of that."""
+        """Disconnect a UDP socket (AF_UNSPEC): it loses its port and stays open; without event."""
         if sock.protocol == UDP and not any(each.sock is sock for each in self.pending):
-            sock.place, sock.port = None, 0
+            sock.target, sock.port = None, 0
 
-    def send(self, sock: Socket, by: int, place: int | None = None) -> None:
-        """A datagram, to where the socket is connected if it is to no place."""
+    def send(self, sock: Socket, by: int, target: int | None = None) -> None:
+        """Send a UDP datagram to a target; without one, to the connected target."""
         if sock.protocol != UDP or not self._has_port(sock):
             return
-        if place is not None:
-            self._call(sock, by, place)
-        where = sock.place if place is None else place
-        if where is not None:
-            self._send(sock, by, where)
+        if target is not None:
+            self._call(sock, by, target)
+        receiver = sock.target if target is None else target
+        if receiver is not None:
+            self._send(sock, by, receiver)
 
     def send_again(self, sock: Socket, by: int) -> None:
-        """Of TCP: its first packet by the kernel, or data by whoever has it."""
-        if sock.protocol != TCP or sock.place is None:
+        """Send again on a TCP socket: its opener the first packet, another holder data."""
+        if sock.protocol != TCP or sock.target is None:
             return
         if self.now_ns - sock.opened_ns > LATEST_NS:
             return
         if by == sock.opener:
-            self._send(sock, by, sock.place)
+            self._send(sock, by, sock.target)
         else:
-            self._send(sock, by, sock.place, tcp_flags=ACK)
+            self._send(sock, by, sock.target, tcp_flags=ACK)
 
-    def send_raw(self, by: int, protocol: int, port: int, place: int) -> None:
-        """A packet that is made by hand: a SYN from any port, or a ping.
+    def send_raw(self, by: int, protocol: int, port: int, target: int) -> None:
+        """Send a packet made by hand: a SYN from any port, or a ping.
 
-        Who sends a SYN is not told of where it is not refused.
+        The kernel does not report the sender of a SYN that is not refused, so it is not sent then.
         """
         if protocol == TCP and not self.is_refused:
             return
         made = Socket(0, protocol, port if protocol == TCP else 0, by, {by})
-        self._send(made, by, place)
+        self._send(made, by, target)
 
     def send_frame(self, by: int) -> None:
         self._send(Socket(0, RAW, 0, by, {by}), by, 0, rule="link")
 
-    def lose_log(self) -> None:
-        """The next packets are not logged."""
+    def skip_log(self) -> None:
+        """Do not log the next packets."""
         self.unlogged += 1
 
-    def disguise(self) -> None:
-        """The next packets can't be read when they are refused."""
-        self.strange += 1
+    def make_unreadable(self) -> None:
+        """Make the next packets unreadable when they are refused."""
+        self.unreadable += 1
 
-    def lose(self) -> None:
-        """There is no room for one more of the next calls."""
-        self.loses += 1
+    def drop_call(self) -> None:
+        """Drop one more of the next calls."""
+        self.drops += 1
 
     def go_on(self, number: int) -> None:
-        """Go on with one of the calls that have begun."""
+        """Continue one of the calls in progress."""
         if self.pending:
             self._go_on(self.pending[number % len(self.pending)])
 
     def read(self, most: int) -> list[Sent]:
-        """The next packets that were logged; all calls until then are told."""
+        """Return the next logged packets, after all calls until then were reported."""
         while self.pending:
             self.go_on(0)
         since_ns = self.empty_ns
@@ -280,60 +279,60 @@ class Kernel:
             self.empty_ns = self.now_ns
         self.now_ns += 1000
         return [
-            Sent(Logged(record, since_ns, self.now_ns, time_ns), time_ns, by)
+            Sent(LoggedRecord(record, since_ns, self.now_ns, time_ns), time_ns, by)
             for record, time_ns, by in found
         ]
 
     @property
-    def is_late(self) -> bool:
+    def is_overdue(self) -> bool:
         return bool(self.logged) and self.now_ns - self.logged[0][1] > LATEST_NS // 2
 
     def _later(
-        self, sock: Socket | None, what: Callable[[], None], *, is_sent: bool = False
+        self, sock: Socket | None, finish: Callable[[], None], *, is_sent: bool = False
     ) -> None:
-        self.pending.append(_Begun(sock, self.now_ns, what, is_sent=is_sent))
+        self.pending.append(_PendingCall(sock, self.now_ns, finish, is_sent=is_sent))
 
-    def _is_due(self, begun: _Begun, time_ns: int) -> bool:
-        most_ns = SECOND // 2 if begun.is_sent else LATEST_NS // 2
-        return self.now_ns + time_ns - begun.since_ns > most_ns
+    def _is_due(self, pending: _PendingCall, time_ns: int) -> bool:
+        most_ns = SECOND // 2 if pending.is_sent else LATEST_NS // 2
+        return self.now_ns + time_ns - pending.since_ns > most_ns
 
-    def _go_on(self, begun: _Begun) -> None:
-        self.pending.remove(begun)
-        begun.what()
+    def _go_on(self, pending: _PendingCall) -> None:
+        self.pending.remove(pending)
+        pending.finish()
 
-    def _call(self, sock: Socket, by: int, place: int, **facts: Any) -> None:
+    def _call(self, sock: Socket, by: int, target: int, **facts: Any) -> None:
         if not self.is_refused:
-            self._tell(self._event(sock, by, place, **facts))
+            self._emit(self._event(sock, by, target, **facts))
 
-    def _send(self, sock: Socket, by: int, place: int, **facts: Any) -> None:
+    def _send(self, sock: Socket, by: int, target: int, **facts: Any) -> None:
         """Send a packet, now or later."""
 
         def go_on() -> None:
             number = 1 + next(self._packets) % 5
-            self._log(sock, by, place, captured_sum=number if self.has_bytes else None, **facts)
+            self._log(sock, by, target, captured_sum=number if self.has_bytes else None, **facts)
             if self.is_refused:
-                refused = self._refused(sock, by, place, **facts)._replace(sum=number)
-                self._later(sock, lambda: self._tell(refused), is_sent=True)
+                refused = self._refused(sock, by, target, **facts)._replace(sum=number)
+                self._later(sock, lambda: self._emit(refused), is_sent=True)
 
         self._later(sock, go_on)
 
-    def _refused(self, sock: Socket, by: int, place: int, **facts: Any) -> Call:
+    def _refused(self, sock: Socket, by: int, target: int, **facts: Any) -> Call:
         if facts.get("rule") == "link":
-            return self._event(sock, by, place, is_frame=True)
+            return self._event(sock, by, target, is_frame=True)
         is_syn = sock.protocol == TCP and facts.get("tcp_flags", SYN) == SYN
-        told = self._event(sock, by, place, is_syn=is_syn)
-        if sock.protocol == TCP and not is_syn:  # whoever wrote it
-            told = told._replace(image=NOBODY)
+        event = self._event(sock, by, target, is_syn=is_syn)
+        if sock.protocol == TCP and not is_syn:  # the kernel does not know who wrote the data
+            event = event._replace(image=UNKNOWN_IMAGE)
         if sock.protocol not in {TCP, UDP}:
-            told = told._replace(source_port=0, destination_port=0)
-        if self.strange:
-            self.strange -= 1
-            told = told._replace(is_any=True, source_port=0, destination_port=0)
-        return told
+            event = event._replace(source_port=0, destination_port=0)
+        if self.unreadable:
+            self.unreadable -= 1
+            event = event._replace(is_any=True, source_port=0, destination_port=0)
+        return event
 
-    def _event(self, sock: Socket, by: int, place: int, **facts: Any) -> Call:
-        address, port = PLACES[place]
-        told = call(
+    def _event(self, sock: Socket, by: int, target: int, **facts: Any) -> Call:
+        address, port = TARGETS[target]
+        event = call(
             by,
             self.now_ns,
             socket=sock.cookie,
@@ -342,14 +341,14 @@ class Kernel:
             destination=packed(address),
             destination_port=port,
         )
-        return told._replace(**facts)
+        return event._replace(**facts)
 
-    def _log(self, sock: Socket, by: int, place: int, **facts: Any) -> None:
+    def _log(self, sock: Socket, by: int, target: int, **facts: Any) -> None:
         self.now_ns += 100
         if self.unlogged and self.is_refused:
             self.unlogged -= 1
             return
-        address, port = PLACES[place]
+        address, port = TARGETS[target]
         has_ports = sock.protocol in {TCP, UDP}
         logged = record(
             self.now_ns,
@@ -362,7 +361,7 @@ class Kernel:
         self.logged.append((replace(logged, **facts), self.now_ns, by))
         self.now_ns += 100
 
-    def _tell(self, event: Call | Closed) -> None:
+    def _emit(self, event: Call | ClosedSocket) -> None:
         self.now_ns += 100
         if isinstance(event, Call):
             event = event._replace(time_ns=self.now_ns)
@@ -373,10 +372,10 @@ class Kernel:
                 event = event._replace(has_more=times == _TIMES)
             if event.socket:
                 self._remembered.add(event.socket)
-        if self.loses:
-            self.loses, self.has_lost = self.loses - 1, True
+        if self.drops:
+            self.drops, self.has_dropped = self.drops - 1, True
         else:
-            self.told.append(event)
+            self.events.append(event)
         self.now_ns += 100
 
     def _times(self, event: Call) -> int:

@@ -7,28 +7,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution import ladder
+from ocsf_nft.attribution import fallback_chain
 from tests.attribution.calling import NETNS
-from tests.attribution.ladder_host import Host
+from tests.attribution.fallback_host import Host
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-#: However slow this machine is, who waits for longer than this waits without an end.
-_LONG = 5.0
-
-
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
     here = Host()
-    events = (here.sockets.goes_on, here.names.goes_on)
+    events = (here.sockets.unblocked, here.names.unblocked)
     for event in events:
         event.set()
-    monkeypatch.setattr(ladder, "Capture", here.capture)
-    monkeypatch.setattr(ladder, "cookie", lambda _namespace: NETNS)
-    monkeypatch.setattr(ladder, "SocketLookup", here.lookup)
-    monkeypatch.setattr(ladder, "Names", lambda: here.names)
+    monkeypatch.setattr(fallback_chain, "Capture", here.capture)
+    monkeypatch.setattr(fallback_chain, "cookie", lambda _namespace: NETNS)
+    monkeypatch.setattr(fallback_chain, "SocketLookup", here.lookup)
+    monkeypatch.setattr(fallback_chain, "UserNames", lambda: here.names)
     yield here
     for event in events:
         event.set()

@@ -1,4 +1,4 @@
-"""Processes that live as long as a test does."""
+"""Processes that run as long as a test does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: Says that it is there, and is until its standard input ends.
+#: Program that writes a line, and ends with its standard input.
 WAITING = "print(flush=True); input()"
 
 
@@ -25,7 +25,7 @@ def running(
     pass_fds: tuple[int, ...] = (),
     cwd: Path | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has written a line."""
+    """Run a process, and wait until it has written a line."""
     with subprocess.Popen(
         command,
         executable=executable,
@@ -44,14 +44,14 @@ def running(
 
 @contextlib.contextmanager
 def python(code: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python program that has written a line."""
+    """Run a Python program, and wait until it has written a line."""
     with running(sys.executable, "-c", code, *arguments) as process:
         yield process
 
 
 @contextlib.contextmanager
 def cat(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A copy of ``cat``, which runs."""
+    """Run a copy of ``cat``."""
     with contextlib.ExitStack() as opened:
         process = opened.enter_context(
             subprocess.Popen([path], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -62,13 +62,13 @@ def cat(path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def copied(to: Path) -> Path:
-    """A program of its own at a path."""
+    """Copy a program to a path."""
     shutil.copy(Path("/bin/cat").resolve(), to)
     return to
 
 
 def send(process: subprocess.Popen[bytes]) -> None:
-    """Have the process write another line."""
+    """Make the process write another line."""
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(b"\n")
@@ -77,7 +77,7 @@ def send(process: subprocess.Popen[bytes]) -> None:
 
 
 def until(what: Callable[[], bool]) -> None:
-    """Wait for what becomes true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + 20
     while not what():
         assert time.monotonic() < deadline
@@ -85,15 +85,15 @@ def until(what: Callable[[], bool]) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that a process's first thread started."""
+    """Return the processes that a process's first thread started."""
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def now() -> int:
-    """CLOCK_BOOTTIME."""
+    """Return the time of CLOCK_BOOTTIME."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def descriptors() -> int:
-    """How many are open."""
+    """Return the number of open descriptors."""
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a descriptor more or less counts

@@ -1,4 +1,4 @@
-"""Programs that tell what a test gives them, in place of those that the kernel runs."""
+"""Fake BPF programs, whose events a test provides."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ocsf_nft.attribution.capture import Lost
+from ocsf_nft.attribution.bpf_capture import Dropped
 from ocsf_nft.errors import UnsupportedError
 from tests.attribution.calling import call, record
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.layout import Call, Told
+    from ocsf_nft.attribution.bpf_layout import Call, CaptureEvent
     from ocsf_nft.record import Record
 
 
 @dataclass
 class Programs:
-    """What a capture is to Captured and to a Ladder: each reading has one of ``readings``."""
+    """Replacement of a Capture: each read returns one of ``readings``."""
 
-    readings: list[list[Told]] = field(default_factory=list)
-    so_far: Lost = field(default_factory=lambda: Lost(0, 0))
+    readings: list[list[CaptureEvent]] = field(default_factory=list)
+    drops: Dropped = field(default_factory=lambda: Dropped(0, 0))
     fault: str | None = None
     is_endless: bool = False
     knows_types: bool = True
@@ -33,16 +33,16 @@ class Programs:
     def descriptors(self) -> tuple[int, ...]:
         return (self.descriptor,)
 
-    def read(self) -> tuple[list[Told], bool]:
+    def read(self) -> tuple[list[CaptureEvent], bool]:
         self.check()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self.descriptor)
         if self.is_endless:
-            return [made(9, socket=9, source_port=9)], True
+            return [call_now(9, socket=9, source_port=9)], True
         return self.readings.pop(0) if self.readings else [], bool(self.readings)
 
-    def lost(self) -> Lost:
-        return self.so_far
+    def dropped(self) -> Dropped:
+        return self.drops
 
     def check(self) -> None:
         if self.fault is not None:
@@ -52,12 +52,12 @@ class Programs:
         self.is_closed = True
 
 
-def made(by: int, **facts: Any) -> Call:
-    """A call that is made now."""
+def call_now(by: int, **facts: Any) -> Call:
+    """Return a call made now."""
     return call(by, time.clock_gettime_ns(time.CLOCK_BOOTTIME), **facts)
 
 
-def read(**facts: Any) -> Record:
-    """A record that is read now."""
+def record_now(**facts: Any) -> Record:
+    """Return a record read now."""
     now_ns = time.time_ns()
     return record(0, **({"time_ns": now_ns, "received_ns": now_ns} | facts))

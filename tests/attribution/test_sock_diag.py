@@ -14,42 +14,44 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netlink, netns
-from ocsf_nft.address import packed
-from ocsf_nft.attribution import sock_diag, socket_files
-from ocsf_nft.attribution.sock_diag import Tables
-from ocsf_nft.attribution.socket_files import TooManySocketsError
+from ocsf_nft.attribution import proc_net_sockets, sock_diag
+from ocsf_nft.attribution.proc_net_sockets import TooManySocketsError
+from ocsf_nft.attribution.sock_diag import SocketTables
 from ocsf_nft.errors import AbsentError
+from ocsf_nft.ip_text import packed
 from ocsf_nft.netns import Namespace, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.attribution.socket_files import IpVersion
+    from ocsf_nft.attribution.proc_net_sockets import IpVersion
 
 UDP = socket.IPPROTO_UDP
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="queries the Linux kernel")
 
 
 @pytest.fixture
-def tables() -> Iterator[Tables]:
-    with Tables(Namespace()) as opened:
+def tables() -> Iterator[SocketTables]:
+    with SocketTables(Namespace()) as opened:
         yield opened
 
 
 @pytest.fixture(params=["netlink", "text"])
-def either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tables]:
-    """By netlink, and as it is without."""
+def either_tables(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SocketTables]:
+    """Return the tables with netlink, and without it."""
     if request.param == "text":
 
         def lacking() -> socket.socket:
             raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
 
         monkeypatch.setattr(sock_diag, "_open_diag", lacking)
-    with Tables(Namespace()) as opened:
+    with SocketTables(Namespace()) as opened:
         yield opened
 
 
-def soon() -> int:
+def deadline() -> int:
     return time.monotonic_ns() + 5_000_000_000
 
 
@@ -61,67 +63,67 @@ def udp(family: int = socket.AF_INET) -> socket.socket:
     return socket.socket(family, socket.SOCK_DGRAM)
 
 
-def test_an_unconnected_socket_is_found_by_its_port(either: Tables) -> None:
+def test_unconnected_socket_is_found_by_its_port(either_tables: SocketTables) -> None:
     with udp() as mine, udp() as other:
         mine.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
         port = mine.getsockname()[1]
-        (found,) = either.by_port(UDP, 4, port, deadline_ns=soon())
+        (found,) = either_tables.by_port(UDP, 4, port, deadline_ns=deadline())
     assert (found.family, found.protocol) == (socket.AF_INET, UDP)
     assert (found.local, found.local_port) == ("127.0.0.1", port)
     assert (found.remote, found.remote_port) == ("0.0.0.0", 0)
     assert found.uid == os.getuid()
 
 
-def test_it_is_found_by_its_inode(either: Tables) -> None:
+def test_found_socket_has_its_inode(either_tables: SocketTables) -> None:
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
-        (found,) = either.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        (found,) = either_tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert found.inode == inode(mine)
 
 
-def test_a_socket_of_ipv6_sends_to_ipv4_as_well(either: Tables) -> None:
+def test_ipv6_socket_can_send_to_ipv4(either_tables: SocketTables) -> None:
     with udp(socket.AF_INET6) as mine:
         mine.connect(("::ffff:127.0.0.1", 9))
         port = mine.getsockname()[1]
         versions: tuple[IpVersion, ...] = (4, 6)
         for version in versions:
-            (found,) = either.by_port(UDP, version, port, deadline_ns=soon())
+            (found,) = either_tables.by_port(UDP, version, port, deadline_ns=deadline())
             assert (found.local, found.remote, found.remote_port) == ("127.0.0.1", "127.0.0.1", 9)
 
 
-def test_a_socket_of_ipv4_doesnt_send_to_ipv6(either: Tables) -> None:
+def test_ipv4_socket_cannot_send_to_ipv6(either_tables: SocketTables) -> None:
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
-        assert not either.by_port(UDP, 6, mine.getsockname()[1], deadline_ns=soon())
+        assert not either_tables.by_port(UDP, 6, mine.getsockname()[1], deadline_ns=deadline())
 
 
-def test_a_socket_of_ipv6_alone_doesnt_send_to_ipv4(tables: Tables) -> None:
+def test_ipv6_only_socket_cannot_send_to_ipv4(tables: SocketTables) -> None:
     with udp(socket.AF_INET6) as mine:
         mine.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         mine.bind(("::", 0))
         port = mine.getsockname()[1]
-        assert tables.by_port(UDP, 6, port, deadline_ns=soon())
-        assert not tables.by_port(UDP, 4, port, deadline_ns=soon())
+        assert tables.by_port(UDP, 6, port, deadline_ns=deadline())
+        assert not tables.by_port(UDP, 4, port, deadline_ns=deadline())
 
 
-def test_each_that_shares_a_port_is_found(either: Tables) -> None:
+def test_each_socket_of_a_shared_port_is_found(either_tables: SocketTables) -> None:
     with udp() as mine, udp() as other:
         for sock in (mine, other):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         mine.bind(("127.0.0.1", 0))
         other.bind(mine.getsockname())
-        found = either.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        found = either_tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert {sock.inode for sock in found} == {inode(mine), inode(other)}
 
 
 @pytest.mark.kernel
-def test_more_than_can_be_looked_through_are_refused_and_the_next_lookup_works(
-    either: Tables, monkeypatch: pytest.MonkeyPatch
+def test_too_many_sockets_are_refused_and_the_next_lookup_works(
+    either_tables: SocketTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def check() -> None:
         with contextlib.ExitStack() as opened:
-            # More than the kernel lists at once.
+            # More than the kernel sends in one datagram.
             many = [opened.enter_context(udp()) for _ in range(500)]
             for sock in many:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -129,48 +131,46 @@ def test_more_than_can_be_looked_through_are_refused_and_the_next_lookup_works(
             port = many[0].getsockname()[1]
             for _ in range(2):
                 with pytest.raises(TooManySocketsError):
-                    either.by_port(UDP, 4, port, deadline_ns=soon())
-            monkeypatch.setattr(socket_files, "MOST_SOCKETS", 499)
+                    either_tables.by_port(UDP, 4, port, deadline_ns=deadline())
+            monkeypatch.setattr(proc_net_sockets, "MOST_SOCKETS", 499)
             with pytest.raises(TooManySocketsError):
-                either.by_port(UDP, 4, port, deadline_ns=soon())
-            monkeypatch.setattr(socket_files, "MOST_SOCKETS", 500)
-            assert len(either.by_port(UDP, 4, port, deadline_ns=soon())) == 500
+                either_tables.by_port(UDP, 4, port, deadline_ns=deadline())
+            monkeypatch.setattr(proc_net_sockets, "MOST_SOCKETS", 500)
+            assert len(either_tables.by_port(UDP, 4, port, deadline_ns=deadline())) == 500
 
-    # A namespace of its own: the text of the kernel may leave out a socket while another one
-    # in the same namespace is closed.
+    # A namespace of its own: the kernel's text may omit a socket while another one in the same
+    # namespace is closed.
     netns.in_scratch(check)
 
 
-def test_a_lookup_ends_when_its_time_is_over(either: Tables) -> None:
+def test_lookup_ends_at_its_deadline(either_tables: SocketTables) -> None:
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
         with pytest.raises(TooManySocketsError):
-            either.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=0)
+            either_tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=0)
 
 
-def test_more_text_than_can_be_read_is_refused(
-    tables: Tables, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tables.files.raw(4, soon())
+def test_too_long_text_is_refused(tables: SocketTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables.files.raw(4, deadline())
     with tempfile.TemporaryFile() as table:
         monkeypatch.setitem(tables.files._open, "raw", table.fileno())
         table.write(b"\n" * (1 << 20))
         table.flush()
-        assert tables.files._lines("raw", soon()) == [b""] * ((1 << 20) - 1)
+        assert tables.files._lines("raw", deadline()) == [b""] * ((1 << 20) - 1)
         table.write(b"\n")
         table.flush()
         with pytest.raises(TooManySocketsError):
-            tables.files.raw(4, soon())
+            tables.files.raw(4, deadline())
 
 
-def test_a_table_that_the_kernel_lacks_is_empty(tables: Tables) -> None:
-    assert tables.files._lines("no-such-table", soon()) == []
+def test_missing_table_of_the_kernel_is_empty(tables: SocketTables) -> None:
+    assert tables.files._lines("no-such-table", deadline()) == []
 
 
 def test_text_files_are_opened_again_after_they_were_closed() -> None:
-    files = socket_files.Files(Namespace())
+    files = proc_net_sockets.ProcNetFiles(Namespace())
     for _ in range(2):
-        files.packet(soon())
+        files.packet(deadline())
         files.close()
 
 
@@ -183,42 +183,42 @@ def test_ping_socket_is_found_by_its_id_with_its_protocol() -> None:
             (6, socket.AF_INET6, socket.IPPROTO_ICMPV6),
         )
         for version, family, protocol in versions:
-            files = socket_files.Files(Namespace())
+            files = proc_net_sockets.ProcNetFiles(Namespace())
             with contextlib.closing(files), socket.socket(family, socket.SOCK_DGRAM, protocol) as s:
                 s.bind(("", 77))
-                assert files.ping(version, 78, soon()) == ()
-                (found,) = files.ping(version, 77, soon())
+                assert files.ping(version, 78, deadline()) == ()
+                (found,) = files.ping(version, 77, deadline())
                 assert (found.protocol, found.inode) == (protocol, inode(s))
 
     netns.in_scratch(check)
 
 
-def test_protocol_that_netlink_lacks_is_read_from_the_text_files(tables: Tables) -> None:
+def test_protocol_without_netlink_support_is_read_from_the_text_files(tables: SocketTables) -> None:
     unknown = 200
-    questions = set()
-    for _ in range(2):  # asked of the kernel, and known then
+    sequences = set()
+    for _ in range(2):  # only the first request is sent
         with pytest.raises(FileNotFoundError):
-            next(tables._dumped(unknown, 4, 9, sock_diag._ALL_STATES, soon()))
-        assert tables._lacking == {unknown}
-        questions.add(tables._sequence)
-    assert len(questions) == 1
+            next(tables._dump(unknown, 4, 9, sock_diag._ALL_STATES, deadline()))
+        assert tables._unsupported == {unknown}
+        sequences.add(tables._sequence)
+    assert len(sequences) == 1
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
-        tables._lacking.add(UDP)
-        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        tables._unsupported.add(UDP)
+        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert found.inode == inode(mine)
 
 
-def test_error_at_the_end_of_a_list_is_raised(tables: Tables) -> None:
-    # The question follows the code of an error.
+def test_error_at_the_end_of_a_dump_is_raised(tables: SocketTables) -> None:
+    # The request follows the error code.
     tables._raise_for_end(memoryview(struct.pack("=iI", 0, 36)), UDP)
     with pytest.raises(PermissionError):
         tables._raise_for_end(memoryview(struct.pack("=iI", -errno.EPERM, 36)), UDP)
-    assert tables._lacking == set()
+    assert tables._unsupported == set()
 
 
-def test_socket_that_cannot_be_opened_is_an_error_and_opened_later(
-    tables: Tables, monkeypatch: pytest.MonkeyPatch
+def test_failure_to_open_the_socket_is_raised_and_the_next_lookup_works(
+    tables: SocketTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_files() -> socket.socket:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -226,46 +226,46 @@ def test_socket_that_cannot_be_opened_is_an_error_and_opened_later(
     with monkeypatch.context() as patched:
         patched.setattr(sock_diag, "_open_diag", no_files)
         with pytest.raises(OSError, match="Too many open files"):
-            tables.by_port(UDP, 4, 9, deadline_ns=soon())
-    assert tables._lacking == set()
+            tables.by_port(UDP, 4, 9, deadline_ns=deadline())
+    assert tables._unsupported == set()
     assert tables._diag(UDP).fileno() >= 0
 
 
-def test_answer_to_an_earlier_question_is_ignored(tables: Tables) -> None:
+def test_answer_to_an_earlier_request_is_ignored(tables: SocketTables) -> None:
     with udp() as mine:
         mine.bind(("127.0.0.1", 0))
         tables._sequence = 0xFFFFFFFE
-        for _ in range(2):  # the numbers of questions begin again
-            tables._ask(tables._diag(UDP), netlink.NLM_F_REQUEST, b"")  # the answer is an error
-            (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        for _ in range(2):  # the sequence number wraps
+            tables._send_request(tables._diag(UDP), netlink.NLM_F_REQUEST, b"")  # gives an error
+            (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
             assert found.inode == inode(mine)
     assert tables._diag(UDP).gettimeout() == 1.0
 
 
-def test_only_the_kernel_is_believed(tables: Tables) -> None:
-    assert not tables.by_port(UDP, 4, 0xFFFF, deadline_ns=soon())  # binds the socket
-    asked, sequence = tables._diag(UDP), tables._sequence + 1
+def test_answer_of_another_process_is_ignored(tables: SocketTables) -> None:
+    assert not tables.by_port(UDP, 4, 0xFFFF, deadline_ns=deadline())  # binds the socket
+    sock, sequence = tables._diag(UDP), tables._sequence + 1
     end = netlink.message(netlink.NLMSG_DONE, 0, bytes(4), sequence)
     forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, sock_diag.NETLINK_SOCK_DIAG)
     with udp() as mine, forger:
-        forger.sendto(end, asked.getsockname())
+        forger.sendto(end, sock.getsockname())
         mine.bind(("127.0.0.1", 0))
-        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert found.inode == inode(mine)
 
 
 def test_namespace_is_closed_once() -> None:
-    opened = Tables(Namespace()).__enter__()
+    opened = SocketTables(Namespace()).__enter__()
     opened.__exit__()
     with pytest.raises(OSError, match="Bad file descriptor"):
         opened.__exit__()
 
 
-def test_socket_without_an_answer_is_replaced(tables: Tables) -> None:
+def test_socket_without_an_answer_is_replaced(tables: SocketTables) -> None:
     stale = tables._diag(UDP)
     stale.settimeout(0.01)
     with pytest.raises(TimeoutError):
-        next(tables._answers(stale))  # nothing was asked
+        next(tables._answers(stale))  # there was no request
     assert stale.fileno() == -1
     assert tables._diag(UDP) is not stale
 
@@ -278,36 +278,38 @@ def test_socket_without_an_answer_is_replaced(tables: Tables) -> None:
         (4, "::ffff:127.0.0.1", "127.0.0.1"),
     ],
 )
-def test_a_connection_is_found_by_both_its_ends(
-    either: Tables, version: IpVersion, address: str, shown: str
+def test_connection_is_found_by_both_its_ends(
+    either_tables: SocketTables, version: IpVersion, address: str, shown: str
 ) -> None:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     with socket.create_server((shown, 0), family=family) as server:
         port = server.getsockname()[1]
         with socket.create_connection((address, port)) as mine:
             own = mine.getsockname()[1]
-            (found,) = either.tcp(
-                version, (shown, own), (shown, port), device=None, deadline_ns=soon()
+            (found,) = either_tables.tcp(
+                version, (shown, own), (shown, port), device=None, deadline_ns=deadline()
             )
             assert (found.inode, found.state) == (inode(mine), 1)
-            # Nor is the listening socket the one that has another connection.
-            assert not either.tcp(
-                version, (shown, port), (shown, 9), device=None, deadline_ns=soon()
+            # The listening socket does not have a connection to another port.
+            assert not either_tables.tcp(
+                version, (shown, port), (shown, 9), device=None, deadline_ns=deadline()
             )
 
 
-def test_a_connection_of_a_socket_that_is_bound_to_a_device_is_found(tables: Tables) -> None:
+def test_connection_of_a_socket_bound_to_a_device_is_found(tables: SocketTables) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as mine:
         mine.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
         mine.connect(server.getsockname())
         ends = mine.getsockname(), mine.getpeername()
-        (found,) = tables.tcp(4, *ends, device="lo", deadline_ns=soon())
+        (found,) = tables.tcp(4, *ends, device="lo", deadline_ns=deadline())
         assert found.inode == inode(mine)
         for other in ("no-such-device", None):
-            assert not tables.tcp(4, *ends, device=other, deadline_ns=soon())
+            assert not tables.tcp(4, *ends, device=other, deadline_ns=deadline())
 
 
-def test_what_has_been_refused_is_found_where_its_process_has_bound_it(tables: Tables) -> None:
+def test_refused_connection_is_found_only_if_its_process_chose_the_port(
+    tables: SocketTables,
+) -> None:
     with socket.socket() as one, socket.socket() as other:
         one.bind(("127.0.0.1", 0))
         other.bind(("127.0.0.1", 0))
@@ -316,38 +318,38 @@ def test_what_has_been_refused_is_found_where_its_process_has_bound_it(tables: T
         with socket.socket() as mine:
             mine.bind(free if is_chosen else ("127.0.0.1", 0))
             assert mine.connect_ex(refusing) == errno.ECONNREFUSED
-            found = tables.tcp(4, mine.getsockname(), refusing, device=None, deadline_ns=soon())
+            found = tables.tcp(4, mine.getsockname(), refusing, device=None, deadline_ns=deadline())
             assert [sock.inode for sock in found] == ([inode(mine)] if is_chosen else [])
 
 
-def test_the_namespace_is_named_as_proc_does(tables: Tables) -> None:
+def test_namespace_has_its_name_in_proc(tables: SocketTables) -> None:
     assert tables.link == str(Path("/proc/self/ns/net").readlink())
 
 
-def test_namespace_stays_the_same_when_its_path_is_gone(tmp_path: Path) -> None:
+def test_namespace_stays_the_same_when_its_path_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "netns"
     path.symlink_to("/proc/self/ns/net")
-    with Tables(Namespace(path)) as tables, udp() as mine:
+    with SocketTables(Namespace(path)) as tables, udp() as mine:
         path.unlink()
         mine.bind(("127.0.0.1", 0))
-        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=soon())
+        (found,) = tables.by_port(UDP, 4, mine.getsockname()[1], deadline_ns=deadline())
         assert found.inode == inode(mine)
 
 
-def test_a_namespace_that_isnt_there_is_absent() -> None:
-    with pytest.raises(AbsentError), Tables(named("ocsf-nft-no-such")):
+def test_missing_namespace_is_absent() -> None:
+    with pytest.raises(AbsentError), SocketTables(named("ocsf-nft-no-such")):
         pass
 
 
-def test_what_the_text_files_say_is_read() -> None:
+def test_line_of_a_text_file_is_parsed() -> None:
     order = sys.byteorder
     word = int.from_bytes(socket.inet_aton("10.200.0.2"), order)
     line = (
         f" 7701: {word:08X}:1388 00000000:0000 0A 00000000:00000000 00:00000000 00000000"
         "  1000        0 33294 2 000000009570c100 0"
     ).encode()
-    found = socket_files._text_socket(line, socket.AF_INET, UDP)
-    assert found == socket_files.Socket(
+    found = proc_net_sockets._text_socket(line, socket.AF_INET, UDP)
+    assert found == proc_net_sockets.Socket(
         socket.AF_INET, UDP, "10.200.0.2", 5000, "0.0.0.0", 0, state=10, inode=33294, uid=1000
     )
     raw = socket.inet_pton(socket.AF_INET6, "2001:db8::7")
@@ -355,14 +357,14 @@ def test_what_the_text_files_say_is_read() -> None:
         f"{int.from_bytes(raw[at : at + 4], order):08X}" for at in range(0, len(raw), 4)
     )
     line = f"  0: {words}:003A {words}:0000 07 0:0 00:0 0  7  0 12 2 0 0".encode()
-    found = socket_files._text_socket(line, socket.AF_INET6, socket.IPPROTO_RAW)
+    found = proc_net_sockets._text_socket(line, socket.AF_INET6, socket.IPPROTO_RAW)
     assert (found.local, found.local_port, found.remote) == ("2001:db8::7", 58, "2001:db8::7")
 
 
-def test_what_the_table_of_packet_sockets_says_is_read() -> None:
+def test_line_of_the_table_of_packet_sockets_is_parsed() -> None:
     line = b"00000000952b9f2c 3      3    0003   2     1 0      1000   44321 "
-    found = socket_files._packet_socket(line)
-    assert found == socket_files.Socket(
+    found = proc_net_sockets._packet_socket(line)
+    assert found == proc_net_sockets.Socket(
         socket.AF_PACKET, 3, "", 0, "", 0, state=0, inode=44321, uid=1000
     )
 
@@ -376,8 +378,8 @@ def test_what_the_table_of_packet_sockets_says_is_read() -> None:
         (socket.AF_INET6, "192.0.2.1"),
     ],
 )
-def test_an_address_is_written_as_records_have_it(family: int, address: str) -> None:
+def test_address_has_the_form_of_a_record(family: int, address: str) -> None:
     mapped = family == socket.AF_INET6 and ":" not in address
     raw = packed(f"::ffff:{address}" if mapped else address)
     assert raw is not None
-    assert socket_files.address(family, raw.ljust(16, b"\0")) == address
+    assert proc_net_sockets.address(family, raw.ljust(16, b"\0")) == address

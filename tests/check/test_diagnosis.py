@@ -1,59 +1,70 @@
-"""The remedy that `check` names for a rule that stops traffic, by the owner of the rule."""
+"""Tests of the findings about rules that stop accepted traffic."""
 
 from __future__ import annotations
 
-from ocsf_nft.check import owners
-from ocsf_nft.check.diagnosis import Question, _remedy, _text, judge
-from ocsf_nft.check.ruleset import Key, Rule, from_json
+from ocsf_nft.check import chain_owner
+from ocsf_nft.check.diagnosis import CheckScope, _remedy, _rule_text, judge
+from ocsf_nft.check.ruleset import ChainKey, Rule, from_json
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 
 
-def test_remedy_for_a_stopping_rule_fits_the_owner_of_the_rule() -> None:
-    lasting = "are kept"
+def test_remedy_depends_on_the_owner_of_the_rule() -> None:
+    lasting = "are permanent"
     for owner, parts in (
-        (owners.OURS, ("install it anew",)),
-        (owners.FIREWALLD, ("let firewalld pass it, by a zone and a policy", lasting)),
-        (owners.UFW, ("let ufw pass it", lasting)),
-        (owners.DOCKER, ("gone after a restart", "Docker may put its own before it again")),
-        (owners.NFTABLES, ("gone after a restart",)),
+        (chain_owner.OURS, ("install it again",)),
+        (
+            chain_owner.FIREWALLD,
+            ("allow it in firewalld, with a separate zone and policy", lasting),
+        ),
+        (chain_owner.UFW, ("allow it in ufw", lasting)),
+        (
+            chain_owner.DOCKER,
+            ("a restart removes the new rule", "Docker may insert its own rules before it again"),
+        ),
+        (chain_owner.NFTABLES, ("a restart removes the new rule",)),
     ):
         remedy = _remedy(owner, has_commands=True)
         assert all(part in remedy for part in parts), (owner, remedy)
         assert (lasting in remedy) == (lasting in parts), (owner, remedy)
-        assert ("again" in remedy) == (owner == owners.DOCKER), (owner, remedy)
-    unwritable = _remedy(owners.FIREWALLD, has_commands=False)
-    assert "have firewalld accept this traffic" in unwritable
+        assert ("again" in remedy) == (owner in {chain_owner.DOCKER, chain_owner.OURS}), (
+            owner,
+            remedy,
+        )
+    unwritable = _remedy(chain_owner.FIREWALLD, has_commands=False)
+    assert "make firewalld accept this traffic" in unwritable
     assert "no command is shown" in unwritable
 
 
 def test_rule_is_shown_up_to_300_characters() -> None:
-    key = Key("legacy", "ip", "filter", "FORWARD")
+    key = ChainKey("legacy", "ip", "filter", "FORWARD")
     for text, shown in (("a" * 300, "a" * 300), ("a" * 301, "a" * 300 + "\u2026")):
-        assert _text(Rule(chain=key, statements=(), text=text), Namespace()) == shown
+        assert _rule_text(Rule(chain=key, statements=(), text=text), Namespace()) == shown
 
 
-def test_check_names_32_of_the_rules_that_may_drop_and_counts_the_others() -> None:
-    question = Question(
+def test_judge_reports_32_rules_that_may_drop_and_counts_the_others() -> None:
+    scope = CheckScope(
         namespace=Namespace(), device="vmtap-1", subnets=(subnet("172.16.0.1/30"),), port=3128
     )
-    place = {"family": "inet", "table": "site"}
+    table = {"family": "inet", "table": "site"}
     unknown = {"match": {"op": "==", "left": {"numgen": {"mode": "random", "mod": 2}}, "right": 0}}
     for count, more in ((32, []), (33, ["1 more rules drop"]), (35, ["3 more rules drop"])):
         listed = [
-            {"chain": {**place, "name": "c", "type": "filter", "hook": "forward", "prio": 0,
+            {"chain": {**table, "name": "c", "type": "filter", "hook": "forward", "prio": 0,
                        "policy": "accept"}},
-            *({"rule": {**place, "chain": "c", "handle": handle, "expr": [unknown, {"drop": None}]}}
+            *({"rule": {**table, "chain": "c", "handle": handle, "expr": [unknown, {"drop": None}]}}
               for handle in range(1, count + 1)),
         ]  # fmt: skip
-        found = list(judge(from_json({"nftables": listed}), question))
+        found = list(judge(from_json({"nftables": listed}), scope))
         assert {each.name for each in found} == {"may-drop"}
-        assert [each.meaning[:17] for each in found if each.place is None] == more
-        named = [each.place.handle for each in found if each.place is not None]
-        assert named == list(range(1, 33)), count
+        locations = [each.place for each in found]
+        unlocated = [each for each, location in zip(found, locations, strict=True) if not location]
+        assert [each.meaning[:17] for each in unlocated] == more
+        handles = [location.handle for location in locations if location is not None]
+        assert handles == list(range(1, 33)), count
 
 
-def test_check_judges_ipv6_of_a_machine_where_a_subnet_or_an_uplink_has_it() -> None:
+def test_scope_has_ipv6_flows_of_a_vm_if_a_subnet_or_an_uplink_has_ipv6() -> None:
     one4, one6 = subnet("172.16.0.1/30"), subnet("fd00:16::1/64")
     for subnets, uplinks, versions in (
         ((), {}, {4}),
@@ -63,7 +74,7 @@ def test_check_judges_ipv6_of_a_machine_where_a_subnet_or_an_uplink_has_it() -> 
         ((one6,), {}, {6}),
         ((one4, one6), {}, {4, 6}),
     ):
-        question = Question(
+        scope = CheckScope(
             namespace=Namespace(), device="vmtap-1", subnets=subnets, port=3128, uplinks=uplinks
         )
-        assert {flow.packet.version for flow in question.flows()} == versions, (subnets, uplinks)
+        assert {flow.packet.version for flow in scope.flows()} == versions, (subnets, uplinks)

@@ -1,15 +1,15 @@
-"""The answers to a rule's matches for one packet."""
+"""Tests of a rule's matches and statements for one packet."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check.matching import Matcher
 from ocsf_nft.check.operand import flags_of
 from ocsf_nft.check.packet import NEW, TCP, UNTRACKED, Packet
+from ocsf_nft.check.rule_match import Matcher
 from ocsf_nft.check.ruleset import UNKNOWN, Ruleset, from_json
-from ocsf_nft.check.truth import MARKS, Bits, Name, Span, Truth, bits, exactly
+from ocsf_nft.check.ternary import MARKS, Bits, InterfaceName, Span, Truth, bits, exactly
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,13 +21,13 @@ _PACKET: Final = Packet(
     destination=exactly(0x01020304),
     source_port=Span(32768, 60999),
     destination_port=exactly(443),
-    came_by=Name("vmtap-1"),
-    leaves_by=Name("", is_start=True, unlike=("vmtap-", "lo")),
+    input_interface=InterfaceName("vmtap-1"),
+    output_interface=InterfaceName("", is_prefix=True, excluded_prefixes=("vmtap-", "lo")),
     mark=exactly(6),
 )
 _LATER: Final = replace(_PACKET, is_first=False)
 _EITHER: Final = replace(_PACKET, state=Bits(NEW.alternatives | UNTRACKED.alternatives))
-_MACHINES: Final = replace(_PACKET, came_by=Name("vmtap-", is_start=True), mark=MARKS)
+_VMS: Final = replace(_PACKET, input_interface=InterfaceName("vmtap-", is_prefix=True), mark=MARKS)
 _IPV6: Final = replace(_PACKET, version=6, source=exactly((1 << 128) - 1))
 
 _DPORT: Final = {"payload": {"protocol": "tcp", "field": "dport"}}
@@ -94,14 +94,14 @@ def test_match_masks_numbers() -> None:
             ({"&": [_MARK, 3]}, "!=", 2, _PACKET, _NO),
             ({"|": [_MARK, 9]}, "==", 15, _PACKET, _YES),
             ({"^": [_MARK, 3]}, "==", 5, _PACKET, _YES),
-            ({"&": [_MARK, 3]}, "==", 2, _MACHINES, _MAYBE),
+            ({"&": [_MARK, 3]}, "==", 2, _VMS, _MAYBE),
             ({"&": [_MARK]}, "==", 2, _PACKET, _MAYBE),
             ({"&": [_SADDR6, 3]}, "!=", 2, _PACKET, _NO),
             ({"&": [fragment, 0x3FFF]}, "==", 0, _PACKET, _YES),
             ({"&": [fragment, 0x4000]}, "==", 0, _PACKET, _MAYBE),
             (_MARK, "in", 4, _PACKET, _YES), (_MARK, "!", 4, _PACKET, _NO),
             (_MARK, "in", 9, _PACKET, _NO), (_MARK, "!", 9, _PACKET, _YES),
-            (_MARK, "in", True, _PACKET, _MAYBE), (_MARK, "in", 4, _MACHINES, _MAYBE),
+            (_MARK, "in", True, _PACKET, _MAYBE), (_MARK, "in", 4, _VMS, _MAYBE),
             (_LENGTH, "in", 4, _PACKET, _MAYBE),
         )
     )  # fmt: skip
@@ -140,15 +140,16 @@ def test_match_compares_flags() -> None:
 
 
 def test_match_compares_names_of_interfaces() -> None:
-    literal = replace(_PACKET, came_by=Name("vmtap*"))
+    literal = replace(_PACKET, input_interface=InterfaceName("vmtap*"))
+    any_name = replace(_PACKET, input_interface=InterfaceName("", is_prefix=True))
     _assert_answers(
         [
             (_IN, "==", "vmtap-1", _PACKET, _YES), (_IN, "==", "vmtap-2", _PACKET, _NO),
             (_IN, "==", "vmtap\\*", literal, _YES), (_IN, "==", "vmtap\\*", _PACKET, _NO),
             (_IN, "==", 5, _PACKET, _MAYBE), (_IN, "==", "5", _PACKET, _NO),
-            (_IN, "==", "5", replace(_PACKET, came_by=Name("", is_start=True)), _MAYBE),
-            (_IN, "==", "vm*", _MACHINES, _YES), (_IN, "==", "vmtap-1*", _MACHINES, _MAYBE),
-            (_IN, "==", "eth*", _MACHINES, _NO),
+            (_IN, "==", "5", any_name, _MAYBE),
+            (_IN, "==", "vm*", _VMS, _YES), (_IN, "==", "vmtap-1*", _VMS, _MAYBE),
+            (_IN, "==", "eth*", _VMS, _NO),
             (_OUT, "==", "lo", _PACKET, _NO), (_OUT, "==", "up0", _PACKET, _MAYBE),
             (_OUT, "==", "vmtap-1*", _PACKET, _NO), (_OUT, "==", "vm*", _PACKET, _MAYBE),
             (_OUT, "==", "up*", _PACKET, _MAYBE),
@@ -177,7 +178,7 @@ def test_match_reads_protocols_and_addresses_in_any_form() -> None:
 
 
 def test_match_knows_which_addresses_are_local() -> None:
-    local = replace(_PACKET, is_local=_YES, comes_from_here=_NO, has_way_back=_NO)
+    local = replace(_PACKET, is_destination_local=_YES, is_source_local=_NO, has_reverse_route=_NO)
     to = {"fib": {"result": "type", "flags": ["daddr"]}}
     by = {"fib": {"result": "type", "flags": ["daddr", "iif"]}}
     by_mark = {"fib": {"result": "type", "flags": ["daddr", "mark"]}}
@@ -230,7 +231,7 @@ def test_match_of_an_unknown_form_is_undecided() -> None:
     )  # fmt: skip
 
 
-def test_statement_runs_where_its_map_or_field_has_a_value() -> None:
+def test_statement_can_run_if_its_map_or_field_has_a_value() -> None:
     def assignment(data: Any, key: Any = _DPORT) -> dict[str, Any]:
         return {"key": _MARK, "value": {"map": {"key": key, "data": data}}}
 
@@ -257,11 +258,11 @@ def test_statement_runs_where_its_map_or_field_has_a_value() -> None:
         ("reject", {"type": "icmp"}, _YES),
         ("drop", None, _YES),
     ):
-        answer = _matcher().runs("inet", "t", kind, body, _PACKET)
+        answer = _matcher().can_run("inet", "t", kind, body, _PACKET)
         assert answer is expected, (kind, body)
 
 
-def test_statement_for_another_protocol_or_version_does_not_run() -> None:
+def test_statement_for_another_protocol_or_version_can_not_run() -> None:
     udp = replace(_PACKET, protocol=17)
     for kind, body, packet, expected in (
         ("reject", {"type": "icmpv6"}, _PACKET, _NO), ("reject", {"type": "icmp"}, _PACKET, _YES),
@@ -277,7 +278,7 @@ def test_statement_for_another_protocol_or_version_does_not_run() -> None:
         ("mangle", {"value": {"map": {"key": _DPORT, "data": {"set": [[22, 1]]}}}}, _PACKET, _NO),
         ("mangle", {"key": _MARK, "value": _DPORT}, _PACKET, _YES),
     ):  # fmt: skip
-        answer = _matcher().runs("inet", "t", kind, body, packet)
+        answer = _matcher().can_run("inet", "t", kind, body, packet)
         assert answer is expected, (kind, body, packet)
 
 
@@ -294,13 +295,13 @@ def test_match_of_a_header_of_another_protocol_never_holds() -> None:
     )  # fmt: skip
 
 
-def test_packet_of_two_ways_is_known_where_both_agree() -> None:
-    one = replace(_PACKET, is_local=_YES, comes_from_here=_NO, has_way_back=_MAYBE)
-    for field in ("is_local", "comes_from_here", "has_way_back"):
+def test_joined_packet_is_known_where_both_packets_agree() -> None:
+    one = replace(_PACKET, is_destination_local=_YES, is_source_local=_NO, has_reverse_route=_MAYBE)
+    for field in ("is_destination_local", "is_source_local", "has_reverse_route"):
         for answer in (_NO, _MAYBE, _YES):
             changed: dict[str, Any] = {field: answer, "mark": exactly(7)}
             joined = one.joined(replace(one, **changed))
             same = getattr(one, field) is answer
             assert getattr(joined, field) is (answer if same else _MAYBE), (field, answer)
-            others = {"is_local", "comes_from_here", "has_way_back"} - {field}
+            others = {"is_destination_local", "is_source_local", "has_reverse_route"} - {field}
             assert all(getattr(joined, other) is getattr(one, other) for other in others)

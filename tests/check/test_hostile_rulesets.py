@@ -1,4 +1,4 @@
-"""A ruleset is its makers' choice: whatever it holds, it is judged in bounded time, and quoted."""
+"""Tests that any ruleset is judged in bounded time, and that its names are quoted."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.check import allow, journey
-from ocsf_nft.check.diagnosis import Question, judge
-from ocsf_nft.check.leftovers import leftovers
-from ocsf_nft.check.owners import OURS, owner
-from ocsf_nft.check.ruleset import Key, from_json
-from ocsf_nft.check.walk import TooLargeError, Walker
+from ocsf_nft.check import allow_commands, hook_path
+from ocsf_nft.check.chain_owner import OURS, owner
+from ocsf_nft.check.chain_walk import TooLargeError, Walker
+from ocsf_nft.check.diagnosis import CheckScope, judge
+from ocsf_nft.check.leftovers import find_leftovers
+from ocsf_nft.check.ruleset import ChainKey, from_json
 from ocsf_nft.fence import nft
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 
-_QUESTION = Question(
+_SCOPE = CheckScope(
     namespace=Namespace(),
     device="vmtap-1",
     subnets=(subnet("172.16.0.1/30"), subnet("fd00:16::1/64")),
@@ -33,17 +33,21 @@ def _chain(name: str, **more: Any) -> dict[str, Any]:
 
 
 def _rule(chain: str, *expressions: Any) -> dict[str, Any]:
-    place = {"family": "inet", "table": "t", "chain": chain, "handle": 1}
-    return {"rule": {**place, "expr": list(expressions)}}
+    key = {"family": "inet", "table": "t", "chain": chain, "handle": 1}
+    return {"rule": {**key, "expr": list(expressions)}}
 
 
-def _endings(objects: list[Any], budget: int = 2_000_000) -> list[journey.Ending]:
+def _flow_stops(objects: list[Any], budget: int = 2_000_000) -> list[hook_path.FlowStop]:
     ruleset = from_json({"nftables": objects})
-    hooks, walker = journey.by_hook(ruleset), Walker(ruleset, budget)
-    return [ending for flow in _QUESTION.flows() for ending in journey.endings(flow, hooks, walker)]
+    hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset, budget)
+    return [
+        flow_stop
+        for flow in _SCOPE.flows()
+        for flow_stop in hook_path.flow_stops(flow, hooks, walker)
+    ]
 
 
-def test_chains_that_branch_without_end_are_walked_once_each() -> None:
+def test_walker_walks_each_branching_chain_once() -> None:
     depth = 15
     objects = [_chain("base", **_BASE), _rule("base", {"jump": {"target": "c0"}})]
     for number in range(depth):
@@ -51,51 +55,49 @@ def test_chains_that_branch_without_end_are_walked_once_each() -> None:
         objects += [_rule(f"c{number}", {"jump": {"target": f"c{number + 1}"}})] * 50
     objects += [_chain(f"c{depth}"), _rule(f"c{depth}", {"drop": None})]
     started = time.monotonic()
-    assert all(ending.is_certain for ending in _endings(objects))
+    assert all(flow_stop.is_certain for flow_stop in _flow_stops(objects))
     assert time.monotonic() - started < 30
 
 
-def test_chains_that_lead_back_to_themselves_end() -> None:
+def test_walker_ends_in_a_loop_of_chains() -> None:
     objects = [
         _chain("base", **_BASE),
         _rule("base", {"jump": {"target": "a"}}),
         _chain("a"),
         _rule("a", {"goto": {"target": "base"}}),
     ]
-    assert _endings(objects)  # it can't be told
+    assert _flow_stops(objects)  # the result is uncertain
 
 
-def test_a_ruleset_that_is_too_large_is_called_so() -> None:
+def test_walker_raises_an_error_for_a_too_large_ruleset() -> None:
     objects = [_chain("base", **_BASE), *([_rule("base", {"counter": None})] * 1000)]
     with pytest.raises(TooLargeError):
-        _endings(objects, budget=500)
+        _flow_stops(objects, budget=500)
 
 
-def test_large_set_is_read_at_three_times_its_size() -> None:
+def test_large_set_costs_three_times_its_size() -> None:
     port = {"payload": {"protocol": "tcp", "field": "dport"}}
     one = {"match": {"op": "==", "left": port, "right": {"set": list(range(1000, 2000))}}}
     objects = [_chain("base", **_BASE), _rule("base", one)]
-    assert _endings(objects, budget=3100) == []
+    assert _flow_stops(objects, budget=3100) == []
     with pytest.raises(TooLargeError):
-        _endings(objects, budget=2999)
+        _flow_stops(objects, budget=2999)
 
 
-def test_what_can_not_be_followed_is_not_called_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judge_reports_a_ruleset_that_can_not_be_walked(monkeypatch: pytest.MonkeyPatch) -> None:
     objects = [_chain("base", **_BASE), _rule("base", {"counter": None})]
-    assert [each.name for each in judge(from_json({"nftables": objects}), _QUESTION)] == [
-        "accepted"
-    ]
-    for trouble in (TooLargeError, RecursionError):
+    assert [each.name for each in judge(from_json({"nftables": objects}), _SCOPE)] == ["accepted"]
+    for error_type in (TooLargeError, RecursionError):
 
-        def fail(*_: object, error: type[Exception] = trouble) -> None:
+        def fail(*_: object, error: type[Exception] = error_type) -> None:
             raise error
 
         monkeypatch.setattr(Walker, "walk", fail)
-        (finding,) = judge(from_json({"nftables": objects}), _QUESTION)
+        (finding,) = judge(from_json({"nftables": objects}), _SCOPE)
         assert (finding.name, finding.severity) == ("ruleset", "blocked")
 
 
-def test_a_rule_that_two_base_chains_lead_to_is_told_for_each() -> None:
+def test_judge_reports_a_shared_rule_for_each_base_chain() -> None:
     objects = [
         _chain("through", **_BASE),
         _rule("through", {"jump": {"target": "shared"}}),
@@ -104,14 +106,14 @@ def test_a_rule_that_two_base_chains_lead_to_is_told_for_each() -> None:
         _chain("shared"),
         _rule("shared", {"drop": None}),
     ]
-    found = list(judge(from_json({"nftables": objects}), _QUESTION))
+    found = list(judge(from_json({"nftables": objects}), _SCOPE))
     assert [each.name for each in found] == ["drops", "drops"]
     commands = {command for each in found for command in each.commands}
     assert any("inet t through" in command for command in commands)
     assert any("inet t local" in command for command in commands)
 
 
-def test_a_large_set_is_looked_into_and_not_gone_through() -> None:
+def test_large_set_is_searched_by_bisection() -> None:
     count = 100_000
     elements: list[Any] = [{"prefix": {"addr": f"10.{n >> 8 & 255}.{n & 255}.0", "len": 24}}
                 for n in range(65_536)]  # fmt: skip
@@ -132,9 +134,9 @@ def test_a_large_set_is_looked_into_and_not_gone_through() -> None:
             {"drop": None},
         ),
     ]
-    found = _endings(objects)
+    found = _flow_stops(objects)
     assert found
-    assert all(ending.is_certain for ending in found)
+    assert all(flow_stop.is_certain for flow_stop in found)
 
 
 def test_check_judges_statements_with_bodies_of_any_type() -> None:
@@ -160,8 +162,8 @@ def test_check_judges_statements_with_bodies_of_any_type() -> None:
         if statement != "match":
             rules = [rule for rule in rules if "left" not in str(rule)]
         ruleset = from_json({"nftables": [_chain("base", **_BASE), *rules]})
-        assert list(judge(ruleset, _QUESTION)), statement
-        assert leftovers(ruleset, {}, _QUESTION) == [], statement
+        assert list(judge(ruleset, _SCOPE)), statement
+        assert find_leftovers(ruleset, {}, _SCOPE) == [], statement
 
 
 _JSON = st.recursive(
@@ -184,7 +186,7 @@ _JSON = st.recursive(
 
 
 @given(expressions=st.lists(_JSON, max_size=4), elements=_JSON)
-def test_whatever_a_rule_holds_it_is_judged(expressions: list[Any], elements: Any) -> None:
+def test_walker_accepts_any_json_in_a_rule(expressions: list[Any], elements: Any) -> None:
     objects = [
         {"set": {"family": "inet", "table": "t", "name": "s", "elem": elements}},
         _chain("base", **_BASE),
@@ -193,11 +195,11 @@ def test_whatever_a_rule_holds_it_is_judged(expressions: list[Any], elements: An
     for hook in ("prerouting", "input", "output", "ingress"):
         objects.append(_chain(hook, **{**_BASE, "hook": hook, "dev": elements}))
         objects.append(_rule(hook, *expressions))
-    _endings(objects)
+    _flow_stops(objects)
 
 
 @given(listed=_JSON)
-def test_whatever_nft_lists_is_taken_or_left(listed: Any) -> None:
+def test_ruleset_accepts_any_json(listed: Any) -> None:
     from_json(listed)
     from_json({"nftables": [listed, {"chain": listed}, {"rule": listed}, {"flowtable": listed}]})
 
@@ -211,25 +213,25 @@ _HOSTILE = st.sampled_from(
 @given(
     table=_HOSTILE | st.text(), chain=_HOSTILE | st.text(), family=st.sampled_from(["inet", "ip"])
 )
-def test_no_name_that_is_not_plain_gets_into_a_command_or_to_a_terminal(
+def test_findings_have_only_plain_names_in_commands_and_printable_text(
     table: str, chain: str, family: str
 ) -> None:
     objects: list[Any] = [
         {"chain": {"family": family, "table": table, "name": chain, **_BASE, "policy": "drop"}}
     ]
-    for finding in judge(from_json({"nftables": objects}), _QUESTION):
+    for finding in judge(from_json({"nftables": objects}), _SCOPE):
         assert finding.meaning.isprintable()
-        is_plain = allow.is_plain(table) and allow.is_plain(chain)
+        is_plain = allow_commands.is_plain(table) and allow_commands.is_plain(chain)
         for command in finding.commands:
             assert is_plain, command
             assert command.isprintable()
 
 
-def test_a_rule_of_a_table_that_nft_can_not_be_asked_about_is_told_in_json(
+def test_rule_in_a_table_without_a_plain_name_is_shown_as_json(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse() -> None:
-        raise AssertionError("nft was asked")
+        raise AssertionError("nft was run")
 
     monkeypatch.setattr(nft, "find", refuse)
     objects = [
@@ -237,25 +239,26 @@ def test_a_rule_of_a_table_that_nft_can_not_be_asked_about_is_told_in_json(
         {"rule": {"family": "inet", "table": "a; flush ruleset", "chain": "c", "handle": 7,
                   "expr": [{"drop": None}]}},
     ]  # fmt: skip
-    (finding,) = judge(from_json({"nftables": objects}), _QUESTION)
-    assert finding.place is not None
-    assert (finding.place.handle, finding.place.rule) == (7, '[{"drop":null}]')
+    (finding,) = judge(from_json({"nftables": objects}), _SCOPE)
+    location = finding.place
+    assert location is not None
+    assert (location.handle, location.rule) == (7, '[{"drop":null}]')
     assert finding.commands == ()
 
 
-def test_a_table_that_a_program_owns_gets_no_command() -> None:
+def test_chain_in_an_owned_table_has_no_command() -> None:
     objects: list[Any] = [
         {"table": {"family": "inet", "name": "t", "flags": ["owner", "persist"]}},
         _chain("base", **{**_BASE, "policy": "drop"}),
     ]
-    (finding,) = judge(from_json({"nftables": objects}), _QUESTION)
+    (finding,) = judge(from_json({"nftables": objects}), _SCOPE)
     assert finding.commands == ()
     assert finding.remedy is not None
     assert "only its owner" in finding.remedy
 
 
 @pytest.mark.parametrize(
-    ("family", "table", "chain", "whose"),
+    ("family", "table", "chain", "expected"),
     [
         ("inet", "firewalld", "filter_INPUT", "firewalld"),
         ("ip", "filter", "ufw-user-forward", "ufw"),
@@ -271,8 +274,8 @@ def test_a_table_that_a_program_owns_gets_no_command() -> None:
         ("inet", "site", "DOCKER-USER", "nftables"),
     ],
 )
-def test_whose_a_chain_is(family: str, table: str, chain: str, whose: str) -> None:
+def test_owner_of_a_chain(family: str, table: str, chain: str, expected: str) -> None:
     ruleset = from_json(
         {"nftables": [{"chain": {"family": family, "table": table, "name": chain}}]}
     )
-    assert owner(ruleset.chains[Key("nft", family, table, chain)], ruleset) == whose
+    assert owner(ruleset.chains[ChainKey("nft", family, table, chain)], ruleset) == expected

@@ -1,24 +1,24 @@
-"""Leftovers of an older set-up, as nft lists them without iptables."""
+"""Tests of the leftovers of an older set-up, as nft lists them without iptables."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from ocsf_nft.check.devices import Device
-from ocsf_nft.check.diagnosis import Question
-from ocsf_nft.check.leftovers import leftovers, told
+from ocsf_nft.check.devices import NetDevice
+from ocsf_nft.check.diagnosis import CheckScope
+from ocsf_nft.check.leftovers import find_leftovers, findings
 from ocsf_nft.check.ruleset import from_json
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 
-_QUESTION: Final = Question(
+_SCOPE: Final = CheckScope(
     namespace=Namespace(), device="vmtap-1", subnets=(subnet("172.16.0.1/30"),), port=3128
 )
 _ACCEPT: Final[dict[str, Any]] = {"accept": None}
 
 
-def _device(name: str, kind: str = "tun") -> Device:
-    return Device(
+def _device(name: str, kind: str = "tun") -> NetDevice:
+    return NetDevice(
         ifindex=1, name=name, kind=kind, master=None, lower=None, is_lower_elsewhere=False,
         has_xdp=False, has_filters=False,
     )  # fmt: skip
@@ -30,46 +30,47 @@ def _match(key: str, field: str, right: Any, operator: str = "==") -> dict[str, 
 
 
 def _found(
-    *rules: list[dict[str, Any]], chain: str = "", question: Question = _QUESTION
+    *rules: list[dict[str, Any]], chain: str = "", scope: CheckScope = _SCOPE
 ) -> list[tuple[str, str]]:
     """Return the texts and reasons of the leftovers of a host with the device vmtap-1."""
-    place = {"family": "ip", "table": "filter"}
+    table_key = {"family": "ip", "table": "filter"}
     objects: list[Any] = [
-        {"chain": {**place, "name": "FORWARD", "hook": "forward", "prio": 0}},
-        *({"rule": {**place, "chain": "FORWARD", "handle": handle, "expr": rule}}
+        {"chain": {**table_key, "name": "FORWARD", "hook": "forward", "prio": 0}},
+        *({"rule": {**table_key, "chain": "FORWARD", "handle": handle, "expr": rule}}
           for handle, rule in enumerate(rules, 1)),
-        *([{"chain": {**place, "name": chain}}] if chain else []),
+        *([{"chain": {**table_key, "name": chain}}] if chain else []),
     ]  # fmt: skip
-    found = leftovers(from_json({"nftables": objects}), {"vmtap-1": _device("vmtap-1")}, question)
+    found = find_leftovers(from_json({"nftables": objects}), {"vmtap-1": _device("vmtap-1")}, scope)
     return [(each.text, each.reason) for each in found]
 
 
-def test_leftover_is_named_by_its_statements_where_no_iptables_tells_its_text() -> None:
-    gone, here = _match("meta", "iifname", "vmtap-9"), _match("meta", "oif", "vmtap-1")
-    assert _found([gone, _ACCEPT], [here, {"drop": None}], [_ACCEPT]) == [
+def test_leftover_without_iptables_text_is_shown_by_its_statements() -> None:
+    removed, existing = _match("meta", "iifname", "vmtap-9"), _match("meta", "oif", "vmtap-1")
+    assert _found([removed, _ACCEPT], [existing, {"drop": None}], [_ACCEPT]) == [
         (
             "rule handle 1 in ip filter FORWARD: match accept",
-            "it is for vmtap-9, which isn't there",
+            "it is for vmtap-9, which does not exist",
         ),
         (
             "rule handle 2 in ip filter FORWARD: match drop",
-            "it is for vmtap-1, which a fence takes care of",
+            "it is for vmtap-1, which a fence handles",
         ),
     ]
-    place = {"family": "ip", "table": "filter", "chain": "FORWARD"}
+    table_key = {"family": "ip", "table": "filter", "chain": "FORWARD"}
     base = {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "prio": 0}
-    listed = [{"chain": base}, {"rule": {**place, "handle": 7, "expr": [gone, _ACCEPT]}}]
-    (finding,) = told(leftovers(from_json({"nftables": listed}), {}, _QUESTION))
-    assert finding.place is not None
-    assert (finding.place.handle, finding.place.rule) == (7, "match accept")
+    listed = [{"chain": base}, {"rule": {**table_key, "handle": 7, "expr": [removed, _ACCEPT]}}]
+    (finding,) = findings(find_leftovers(from_json({"nftables": listed}), {}, _SCOPE))
+    location = finding.place
+    assert location is not None
+    assert (location.handle, location.rule) == (7, "match accept")
 
 
-def test_leftover_chain_is_named_for_its_device() -> None:
+def test_leftover_chain_is_named_after_its_device() -> None:
     for name, reason in (
-        ("vmtap-1", "it is named for vmtap-1"),
-        ("in-vmtap-1-accept", "it is named for vmtap-1"),
-        ("vmtap-9-in", "it is named for vmtap-9-in, which isn't there"),
-        ("vmtap-12", None),  # begins with the name of a device that is there
+        ("vmtap-1", "it is named after vmtap-1"),
+        ("in-vmtap-1-accept", "it is named after vmtap-1"),
+        ("vmtap-9-in", "it is named after vmtap-9-in, which does not exist"),
+        ("vmtap-12", None),  # begins with the name of an existing device
         ("myvmtap-1", None),
         ("in", None),
     ):
@@ -78,7 +79,7 @@ def test_leftover_chain_is_named_for_its_device() -> None:
         assert _found(chain=name) == expected, name
 
 
-def test_leftover_nat_is_for_a_subnet_of_the_machine() -> None:
+def test_leftover_nat_translates_a_subnet_of_the_vm() -> None:
     prefix = {"prefix": {"addr": "172.16.0.0", "len": 30}}
     for source, statement, is_leftover in (
         (prefix, {"masquerade": None}, True),
@@ -92,15 +93,15 @@ def test_leftover_nat_is_for_a_subnet_of_the_machine() -> None:
         ({"set": ["172.16.0.2"]}, {"masquerade": None}, False),
     ):
         found = _found([_match("payload", "saddr", source), statement])
-        reasons = ["it translates 172.16.0.0/30, which a fence takes care of"] * is_leftover
+        reasons = ["it translates 172.16.0.0/30, which a fence handles"] * is_leftover
         assert [reason for _, reason in found] == reasons, (source, statement)
-    # Rules behind one that can't be read are judged too.
+    # The matches after an unreadable one are checked, too.
     both = [_match("payload", "saddr", "@machines"), _match("payload", "saddr", prefix)]
     assert len(_found([*both, {"masquerade": None}])) == 1
 
 
-def test_leftover_rule_is_judged_by_its_table_chain_and_comment() -> None:
-    gone = _match("meta", "iifname", "vmtap-9")
+def test_leftover_rule_is_recognised_by_its_table_chain_and_comment() -> None:
+    removed = _match("meta", "iifname", "vmtap-9")
     base = {"hook": "forward", "prio": 0}
     for family, table, name, more, is_leftover in (
         ("ip", "filter", "FORWARD", base, True),
@@ -112,16 +113,16 @@ def test_leftover_rule_is_judged_by_its_table_chain_and_comment() -> None:
         ("ip", "filter", "DOCKER-FORWARD", {}, False),
         ("ip", "filter", "ufw-user-forward", {}, False),
     ):
-        place = {"family": family, "table": table}
+        table_key = {"family": family, "table": table}
         listed = [
             {"chain": {"family": "ip", "table": "filter", "name": "ufw-first"}},
-            {"chain": {**place, "name": name, **more}},
-            {"rule": {**place, "chain": name, "handle": 7, "expr": [gone, _ACCEPT]}},
+            {"chain": {**table_key, "name": name, **more}},
+            {"rule": {**table_key, "chain": name, "handle": 7, "expr": [removed, _ACCEPT]}},
         ]
-        found = leftovers(from_json({"nftables": listed}), {}, _QUESTION)
+        found = find_leftovers(from_json({"nftables": listed}), {}, _SCOPE)
         assert len(found) == is_leftover, (family, table, name)
-    here = _match("meta", "iifname", "vmtap-1")
-    rule = {"family": "ip", "table": "filter", "chain": "FORWARD", "expr": [here, _ACCEPT]}
+    existing = _match("meta", "iifname", "vmtap-1")
+    rule = {"family": "ip", "table": "filter", "chain": "FORWARD", "expr": [existing, _ACCEPT]}
     chain = {"family": "ip", "table": "filter", "name": "FORWARD", **base}
     for comment, kind, device, is_leftover in (
         (None, "tun", "vmtap-1", True),
@@ -133,12 +134,12 @@ def test_leftover_rule_is_judged_by_its_table_chain_and_comment() -> None:
     ):
         listed = [{"chain": chain}, {"rule": {**rule, "comment": comment}}]
         present = {"vmtap-1": _device("vmtap-1", kind)}
-        asked = Question(namespace=Namespace(), device=device, port=3128)
-        found = leftovers(from_json({"nftables": listed}), present, asked)
+        scope = CheckScope(namespace=Namespace(), device=device, port=3128)
+        found = find_leftovers(from_json({"nftables": listed}), present, scope)
         assert len(found) == is_leftover, (comment, kind, device)
 
 
-def test_rule_that_names_a_device_in_another_way_is_no_leftover() -> None:
+def test_rule_that_names_a_device_in_another_form_is_no_leftover() -> None:
     for match in (
         _match("meta", "iifname", "vmtap-9", "!="),
         _match("meta", "iifname", "vmtap-9*"),
@@ -149,7 +150,7 @@ def test_rule_that_names_a_device_in_another_way_is_no_leftover() -> None:
 
 
 def test_leftover_rule_leads_to_a_leftover_chain() -> None:
-    reason = "it leads to chain vmtap-1: it is named for vmtap-1"
+    reason = "it leads to chain vmtap-1: it is named after vmtap-1"
     rules: list[tuple[list[dict[str, Any]], list[str]]] = [
         ([{"counter": None}, {"jump": {"target": "vmtap-1"}}], [reason]),
         ([{"goto": {"target": "vmtap-1"}}], [reason]),
@@ -158,19 +159,19 @@ def test_leftover_rule_leads_to_a_leftover_chain() -> None:
     ]
     for rule, reasons in rules:
         found = [each for _, each in _found(rule, chain="vmtap-1")]
-        assert found == [*reasons, "it is named for vmtap-1"], rule
+        assert found == [*reasons, "it is named after vmtap-1"], rule
 
 
-def test_leftover_nat_leaves_out_at_most_the_device_of_its_subnet() -> None:
+def test_leftover_nat_excludes_at_most_the_device_of_its_subnet() -> None:
     source = _match("payload", "saddr", "172.16.0.0/30")
-    for exempted, is_leftover in (("vmtap-1", True), ("vmtap-9", True), ("eth0", False)):
+    for excluded, is_leftover in (("vmtap-1", True), ("vmtap-9", True), ("eth0", False)):
         listed: list[Any] = [
             {"chain": {"family": "ip", "table": "nat", "name": "POSTROUTING"}},
             {"rule": {"family": "ip", "table": "nat", "chain": "POSTROUTING", "expr": [
-                source, _match("meta", "oifname", exempted, "!="), {"masquerade": None}]}},
+                source, _match("meta", "oifname", excluded, "!="), {"masquerade": None}]}},
         ]  # fmt: skip
         present = {name: _device(name) for name in ("vmtap-1", "eth0")}
-        found = leftovers(from_json({"nftables": listed}), present, _QUESTION)
-        assert len(found) == is_leftover, exempted
+        found = find_leftovers(from_json({"nftables": listed}), present, _SCOPE)
+        assert len(found) == is_leftover, excluded
     by_target = _match("payload", "daddr", "172.16.0.0/30")
     assert _found([by_target, {"masquerade": None}]) == []

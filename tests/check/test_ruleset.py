@@ -1,13 +1,13 @@
-"""A ruleset made of what `nft -j list ruleset` prints."""
+"""Tests of the ruleset that is read from `nft -j list ruleset`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ocsf_nft.check.ruleset import UNKNOWN, Base, Key, Ruleset, from_json
+from ocsf_nft.check.ruleset import UNKNOWN, BaseSpec, ChainKey, Ruleset, from_json
 
 _TABLE = {"family": "inet", "table": "t"}
-_CHAIN = Key("nft", "inet", "t", "c")
+_CHAIN = ChainKey("nft", "inet", "t", "c")
 
 
 def _ruleset(*objects: dict[str, Any]) -> Ruleset:
@@ -28,7 +28,12 @@ def test_ruleset_has_the_flags_of_each_table() -> None:
 def test_ruleset_chain_is_a_base_chain_with_hook_and_priority() -> None:
     body = {**_TABLE, "name": "c", "type": "filter", "hook": "ingress", "prio": -5, "dev": "eth0"}
     for changes, base in (
-        ({}, Base(kind="filter", hook="ingress", priority=-5, policy="accept", devices=("eth0",))),
+        (
+            {},
+            BaseSpec(
+                kind="filter", hook="ingress", priority=-5, policy="accept", devices=("eth0",)
+            ),
+        ),
         ({"hook": None}, None),
         ({"prio": None}, None),
         ({"prio": "filter"}, None),
@@ -37,7 +42,7 @@ def test_ruleset_chain_is_a_base_chain_with_hook_and_priority() -> None:
         assert found.chains[_CHAIN].base == base, changes
 
 
-def test_ruleset_rules_come_in_order_and_before_or_after_their_chain() -> None:
+def test_ruleset_rules_are_in_order_and_may_come_before_their_chain() -> None:
     chain: dict[str, Any] = {"chain": {**_TABLE, "name": "c"}}
     rules = [{"rule": {**_TABLE, "chain": "c", "handle": handle}} for handle in (7, 3, "x")]
     for objects in ([chain, *rules], [*rules, chain]):
@@ -89,7 +94,7 @@ def test_ruleset_set_without_elements_is_empty_and_has_its_size() -> None:
         assert (found.elements, found.size) == ([], known)
 
 
-def test_ruleset_leaves_out_what_has_no_known_form() -> None:
+def test_ruleset_leaves_out_objects_of_an_unknown_form() -> None:
     empty: tuple[Any, ...] = (None, [], {"nftables": None}, {"nftables": {"chain": {}}})
     for listed in empty:
         assert from_json(listed).chains == {}

@@ -1,22 +1,22 @@
-"""The end of a packet by a rule's statements, as far as nft's listing tells it."""
+"""Tests of the effect of a rule's statements on a packet, as nft lists them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check import journey
-from ocsf_nft.check.diagnosis import Question, judge
+from ocsf_nft.check import hook_path
+from ocsf_nft.check.chain_walk import Walker
+from ocsf_nft.check.diagnosis import CheckScope, judge
 from ocsf_nft.check.ruleset import from_json
-from ocsf_nft.check.walk import Walker
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
     from ocsf_nft.check.ruleset import Ruleset
 
-#: nft isn't asked for the rules of a table with such a name.
-_PLACE: Final = {"family": "ip", "table": "a table"}
-_QUESTION: Final = Question(
+#: nft isn't run for the rules of a table with this name.
+_TABLE: Final = {"family": "ip", "table": "a table"}
+_SCOPE: Final = CheckScope(
     namespace=Namespace(), device="vmtap-1", subnets=(subnet("172.16.0.1/30"),), port=3128
 )
 _LIMITED: Final = {"limit": {"rate": 1}}
@@ -41,36 +41,36 @@ def _ruleset(
     policy: str = "accept",
     more: list[dict[str, Any]] | None = None,
 ) -> Ruleset:
-    """Return a ruleset of a base chain, and of another one behind it with the rule ``later``.
+    """Return a ruleset with a base chain, and another one after it with the rule ``later``.
 
     ``more`` are other objects.
     """
     base = {"type": "filter", "hook": hook, "prio": priority, "policy": policy}
     objects: list[dict[str, Any]] = [
-        {"map": {**_PLACE, "name": "unread", "elem": None}},
-        {"chain": {**_PLACE, "name": "base", **base}},
-        *({"rule": {**_PLACE, "chain": "base", "handle": handle, "expr": rule}}
+        {"map": {**_TABLE, "name": "unread", "elem": None}},
+        {"chain": {**_TABLE, "name": "base", **base}},
+        *({"rule": {**_TABLE, "chain": "base", "handle": handle, "expr": rule}}
           for handle, rule in enumerate(rules, 1)),
-        {"chain": {**_PLACE, "name": "later", **base, "prio": 500, "policy": "accept"}},
-        *({"rule": {**_PLACE, "chain": "later", "expr": rule}} for rule in [later] if rule),
+        {"chain": {**_TABLE, "name": "later", **base, "prio": 500, "policy": "accept"}},
+        *({"rule": {**_TABLE, "chain": "later", "expr": rule}} for rule in [later] if rule),
         *(more or ()),
     ]  # fmt: skip
     return from_json({"nftables": objects})
 
 
 def _ends(ruleset: Ruleset) -> set[tuple[str, bool]]:
-    """Return the verbs for the VM's first packets, and whether they hold for sure."""
-    hooks, walker = journey.by_hook(ruleset), Walker(ruleset)
+    """Return verb and is_certain of the stops of the VM's TCP packets to port 443."""
+    hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     return {
-        (ending.stop.verb, ending.is_certain)
-        for flow in _QUESTION.flows()
+        (flow_stop.stop.verb, flow_stop.is_certain)
+        for flow in _SCOPE.flows()
         if flow.label == "tcp 443" and flow.packet.direction == "original"
-        for ending in journey.endings(flow, hooks, walker)
+        for flow_stop in hook_path.flow_stops(flow, hooks, walker)
     }
 
 
-def test_check_knows_what_the_targets_of_iptables_do_by_their_names() -> None:
-    sure, unsure = {("drops", True)}, {("drops", False)}
+def test_iptables_targets_have_effects_by_their_names() -> None:
+    certain, uncertain = {("drops", True)}, {("drops", False)}
     mark = _match({"meta": {"key": "mark"}}, 5)
     for rules, ends in (
         ([[_xt("REJECT")]], {("refuses", True)}),
@@ -79,23 +79,23 @@ def test_check_knows_what_the_targets_of_iptables_do_by_their_names() -> None:
         ([[_xt("SYNPROXY")]], {("answers itself", True)}),
         ([[_xt("REJECT"), _DROP]], {("refuses", True)}),
         ([[_LIMITED, _xt("REJECT")]], {("refuses", False)}),
-        ([[_xt("LOG")], [_DROP]], sure),
+        ([[_xt("LOG")], [_DROP]], certain),
         ([[_xt("LOG")]], set()),
         ([[_xt("SNAT")], [_DROP]], set()),
         ([[_xt("MASQUERADE")], [_DROP]], set()),
-        ([[_xt("LED"), _DROP]], sure),
+        ([[_xt("LED"), _DROP]], certain),
         ([[_xt("OTHER")]], {("may drop", False)}),
-        ([[_xt("comment", "match"), _DROP]], unsure),
+        ([[_xt("comment", "match"), _DROP]], uncertain),
         ([[{"xt": None}]], {("may drop", False)}),
         ([[mark, _DROP]], set()),
-        ([[_xt("MARK")], [mark, _DROP]], unsure),
-        ([[_xt("CONNMARK")], [mark, _DROP]], unsure),
+        ([[_xt("MARK")], [mark, _DROP]], uncertain),
+        ([[_xt("CONNMARK")], [mark, _DROP]], uncertain),
         ([[_xt("REJECT")], [_xt("OTHER")]], {("refuses", True)}),
     ):
         assert _ends(_ruleset(*rules)) == ends, rules
 
 
-def test_check_forgets_the_source_that_nat_replaces() -> None:
+def test_source_is_unknown_after_nat() -> None:
     source = _match({"payload": {"protocol": "ip", "field": "saddr"}}, "9.9.9.9")
     for statement, ends in (
         (_xt("SNAT"), {("drops", False)}),
@@ -109,7 +109,7 @@ def test_check_forgets_the_source_that_nat_replaces() -> None:
         assert _ends(_ruleset([statement], later=[source, _DROP])) == ends, statement
 
 
-def test_check_joins_what_is_known_of_packets_that_leave_a_chain_by_different_rules() -> None:
+def test_packets_that_leave_a_chain_by_different_rules_are_joined() -> None:
     mark = {"key": {"meta": {"key": "mark"}}, "value": 6}
     some = _match({"payload": {"protocol": "tcp", "field": "sport"}}, 40000)
     rules: list[list[dict[str, Any]]] = [
@@ -121,7 +121,7 @@ def test_check_joins_what_is_known_of_packets_that_leave_a_chain_by_different_ru
         assert _ends(_ruleset(*rules, later=later)) == ends, number
 
 
-def test_check_follows_the_targets_that_may_turn_tracking_off() -> None:
+def test_targets_may_turn_connection_tracking_off() -> None:
     untracked = [_match({"ct": {"key": "state"}}, "untracked"), _DROP]
     for name, ends in (
         ("CT", {("drops", False)}),
@@ -132,7 +132,7 @@ def test_check_follows_the_targets_that_may_turn_tracking_off() -> None:
         assert _ends(rules) == ends, name
 
 
-def test_check_tells_packets_that_a_program_or_a_proxy_may_take() -> None:
+def test_queue_and_tproxy_may_take_packets() -> None:
     queued = {("hands to a program", False)}
     proxied = {("redirects", False)}
     for statement, policy, ends in (
@@ -149,53 +149,53 @@ def test_check_tells_packets_that_a_program_or_a_proxy_may_take() -> None:
     assert _ends(_ruleset([_LIMITED, {"queue": None}], [_DROP])) == queued | {("drops", False)}
 
 
-def test_check_follows_chains_that_are_jumped_to_and_left() -> None:
+def test_walker_follows_jumps_and_returns() -> None:
     mark = {"mangle": {"key": {"meta": {"key": "mark"}}, "value": 5}}
     accept: dict[str, Any] = {"accept": None}
     leave: dict[str, Any] = {"return": None}
     if_marked = [_match({"meta": {"key": "mark"}}, 5), _DROP]
     jump, goto = {"jump": {"target": "inner"}}, {"goto": {"target": "inner"}}
-    sure, unsure, none = {("drops", True)}, {("drops", False)}, set[tuple[str, bool]]()
+    certain, uncertain, none = {("drops", True)}, {("drops", False)}, set[tuple[str, bool]]()
     for rules, inner, later, ends in (
-        ([[jump], [_DROP]], [[leave], [accept]], None, sure),
+        ([[jump], [_DROP]], [[leave], [accept]], None, certain),
         ([[jump], [_DROP]], [[accept]], None, none),
-        ([[jump], [_DROP]], [[_LIMITED, accept]], None, unsure),
-        ([[jump], [_DROP]], [[_LIMITED, leave], [accept]], None, unsure),
-        ([[jump], [accept]], [[_DROP]], None, sure),
-        ([[_LIMITED, jump], [accept]], [[_DROP]], None, unsure),
+        ([[jump], [_DROP]], [[_LIMITED, accept]], None, uncertain),
+        ([[jump], [_DROP]], [[_LIMITED, leave], [accept]], None, uncertain),
+        ([[jump], [accept]], [[_DROP]], None, certain),
+        ([[_LIMITED, jump], [accept]], [[_DROP]], None, uncertain),
         ([[goto], [_DROP]], [], None, none),
         ([[goto], [_DROP]], [[leave]], None, none),
         ([[goto], [_DROP]], [[_LIMITED, leave], [accept]], None, none),
-        ([[goto], [accept]], [[_DROP]], None, sure),
-        ([[_LIMITED, goto], [_DROP]], [], None, unsure),
-        ([[jump], if_marked], [[mark]], None, sure),
-        ([[jump], if_marked], [[mark, leave]], None, sure),
-        ([[jump], if_marked], [[_LIMITED, mark]], None, unsure),
-        ([[_LIMITED, jump], if_marked], [[mark]], None, unsure),
-        ([[goto]], [[mark]], if_marked, sure),
-        ([[goto]], [[mark, leave]], if_marked, sure),
-        ([[goto]], [[mark, accept]], if_marked, sure),
-        ([[jump]], [[mark, accept]], if_marked, sure),
+        ([[goto], [accept]], [[_DROP]], None, certain),
+        ([[_LIMITED, goto], [_DROP]], [], None, uncertain),
+        ([[jump], if_marked], [[mark]], None, certain),
+        ([[jump], if_marked], [[mark, leave]], None, certain),
+        ([[jump], if_marked], [[_LIMITED, mark]], None, uncertain),
+        ([[_LIMITED, jump], if_marked], [[mark]], None, uncertain),
+        ([[goto]], [[mark]], if_marked, certain),
+        ([[goto]], [[mark, leave]], if_marked, certain),
+        ([[goto]], [[mark, accept]], if_marked, certain),
+        ([[jump]], [[mark, accept]], if_marked, certain),
         ([[leave], [_DROP]], [], None, none),
-        ([[_LIMITED, leave], [_DROP]], [], None, unsure),
-        ([[mark, leave], [_DROP]], [], if_marked, sure),
-        ([[mark, accept]], [], if_marked, sure),
+        ([[_LIMITED, leave], [_DROP]], [], None, uncertain),
+        ([[mark, leave], [_DROP]], [], if_marked, certain),
+        ([[mark, accept]], [], if_marked, certain),
         ([[{"jump": {"target": "missing"}}]], [], None, {("may drop", False)}),
         ([[{"jump": None}]], [], None, {("may drop", False)}),
     ):
-        place = {**_PLACE, "chain": "inner"}
-        chain: list[dict[str, Any]] = [{"chain": {**_PLACE, "name": "inner"}}]
-        chain += [{"rule": {**place, "expr": rule}} for rule in inner]
+        chain_key = {**_TABLE, "chain": "inner"}
+        chain: list[dict[str, Any]] = [{"chain": {**_TABLE, "name": "inner"}}]
+        chain += [{"rule": {**chain_key, "expr": rule}} for rule in inner]
         found = _ends(_ruleset(*rules, later=later, more=chain))
         assert found == ends, (rules, inner, later)
-    for rules, ends in (([[leave]], sure), ([[goto]], sure), ([[accept]], none)):
-        chain = [{"chain": {**_PLACE, "name": "inner"}}]
+    for rules, ends in (([[leave]], certain), ([[goto]], certain), ([[accept]], none)):
+        chain = [{"chain": {**_TABLE, "name": "inner"}}]
         assert _ends(_ruleset(*rules, policy="drop", more=chain)) == ends, rules
 
 
-def test_check_forgets_the_ports_that_nat_or_a_rule_replaces() -> None:
+def test_ports_are_unknown_after_nat_or_a_rewrite() -> None:
     field = {"payload": {"protocol": "ip", "field": "daddr"}}
-    for change, told in (
+    for change, expected in (
         ({"snat": {"addr": "9.9.9.9"}}, set[tuple[str, bool]]()),
         ({"mangle": {"key": field, "value": "9.9.9.9"}}, {("may drop", False)}),
     ):
@@ -205,30 +205,33 @@ def test_check_forgets_the_ports_that_nat_or_a_rule_replaces() -> None:
         ):  # fmt: skip
             sport = {"payload": {"protocol": "tcp", "field": "sport"}}
             match = {"match": {"op": operator, "left": sport, "right": port}}
-            assert _ends(_ruleset([change], later=[match, _DROP])) == told | ends, (change, port)
+            assert _ends(_ruleset([change], later=[match, _DROP])) == expected | ends, (
+                change,
+                port,
+            )
     class_of = {"payload": {"protocol": "ip", "field": "dscp"}}
     assert _ends(_ruleset([{"mangle": {"key": class_of, "value": 8}}])) == set()
 
 
-def test_check_tells_a_redirected_port_of_the_gateway_from_traffic_that_is_lost() -> None:
+def test_redirected_gateway_port_is_distinguished_from_dropped_traffic() -> None:
     for hook, name, severity in (("input", "redirects", "info"), ("forward", "drops", "blocked")):
-        found = list(judge(_ruleset([_xt("REDIRECT")], hook=hook), _QUESTION))
+        found = list(judge(_ruleset([_xt("REDIRECT")], hook=hook), _SCOPE))
         assert {(each.name, each.severity) for each in found} == {(name, severity)}
 
 
-def test_check_follows_a_verdict_map_of_any_form() -> None:
+def test_walker_follows_a_verdict_map_of_any_form() -> None:
     def mapped(data: Any, **more: Any) -> dict[str, Any]:
         return {"vmap": {"key": _DPORT, "data": data, **more}}
 
-    unknown, unsure, sure = {("may drop", False)}, {("drops", False)}, {("drops", True)}
+    unknown, uncertain, certain = {("may drop", False)}, {("drops", False)}, {("drops", True)}
     for statement, ends in (
-        (mapped({"set": [[22, {"accept": None}], ["*", _DROP]]}), sure),
+        (mapped({"set": [[22, {"accept": None}], ["*", _DROP]]}), certain),
         (mapped({"set": [[443, {"accept": None}], ["*", _DROP]]}), set()),
         (mapped({"set": [[{"range": [1, 99]}, _DROP], ["*", {"return": None}]]}), set()),
-        (mapped({"set": [["https", {"accept": None}], ["*", _DROP]]}), unsure),
+        (mapped({"set": [["https", {"accept": None}], ["*", _DROP]]}), uncertain),
         (mapped({"set": [[443, {"counter": None}], ["*", _DROP]]}), set()),
         (mapped({"set": [[443, None], ["*", _DROP]]}), set()),
-        (mapped({"set": [["https", {"counter": None}], [22, _DROP], ["*", _DROP]]}), unsure),
+        (mapped({"set": [["https", {"counter": None}], [22, _DROP], ["*", _DROP]]}), uncertain),
         (mapped("@unread"), unknown),
         (mapped({"set": [443]}), unknown),
         (mapped({"set": [[443, _DROP, 1]]}), unknown),
@@ -236,35 +239,38 @@ def test_check_follows_a_verdict_map_of_any_form() -> None:
     ):
         assert _ends(_ruleset([statement])) == ends, statement
     # The rule goes on where the map may have no verdict.
-    assert _ends(_ruleset([mapped("@unread"), _DROP])) == sure
+    assert _ends(_ruleset([mapped("@unread"), _DROP])) == certain
 
 
-def test_check_names_the_rule_that_decides_what_can_not_be_told() -> None:
+def test_finding_names_the_undecided_rule() -> None:
     accept: list[dict[str, Any]] = [_LIMITED, {"accept": None}]
-    (found,) = judge(_ruleset(accept, hook="input", policy="drop"), _QUESTION)
+    (found,) = judge(_ruleset(accept, hook="input", policy="drop"), _SCOPE)
     assert (found.name, found.severity) == ("may-drop", "blocked")
     shown = '[{"limit":{"rate":1}},{"accept":null}]'
     assert found.meaning == (
-        "table ip a table, chain base (nftables): its policy may stop (drops) what the VM sends to "
-        "the gateway's port (tcp 3128; IPv4); "
-        f"it depends on `{shown}`, which can't be told beforehand"
+        "table ip a table, chain base (nftables): its policy may stop (drops) traffic from the VM "
+        "to the gateway's port (tcp 3128; IPv4); "
+        f"it depends on `{shown}`, whose result can't be predicted"
     )
-    # A jump of which it can't be told whether it is made decides, too.
+    # An uncertain jump is named, too.
     inner: list[dict[str, Any]] = [
-        {"chain": {**_PLACE, "name": "inner"}},
-        {"rule": {**_PLACE, "chain": "inner", "handle": 9, "expr": [_DROP]}},
+        {"chain": {**_TABLE, "name": "inner"}},
+        {"rule": {**_TABLE, "chain": "inner", "handle": 9, "expr": [_DROP]}},
     ]
     jump: list[dict[str, Any]] = [_LIMITED, {"jump": {"target": "inner"}}]
-    (found,) = judge(_ruleset(jump, hook="input", more=inner), _QUESTION)
+    (found,) = judge(_ruleset(jump, hook="input", more=inner), _SCOPE)
     assert found.meaning.startswith("table ip a table, chain inner (nftables): rule 9 `")
     assert '; it depends on `[{"limit":{"rate":1}},{"jump":{"target":"inner"}}]`' in found.meaning
-    # A rule that is itself the place needs no second mention.
-    (found,) = judge(_ruleset([_LIMITED, _DROP], hook="input"), _QUESTION)
+    # The rule that stops the packet is not named twice.
+    (found,) = judge(_ruleset([_LIMITED, _DROP], hook="input"), _SCOPE)
     assert "depends" not in found.meaning
 
 
-def test_check_counts_the_rules_that_it_does_not_tell_one_by_one() -> None:
-    for rules, more in ((32, []), (34, ["2 more rules drop what the fence accepts, or may"])):
-        found = list(judge(_ruleset(*[[_LIMITED, _DROP]] * rules, hook="input"), _QUESTION))
+def test_judge_counts_the_rules_that_it_does_not_report_one_by_one() -> None:
+    for rules, more in (
+        (32, []),
+        (34, ["2 more rules drop, or may drop, traffic that the fence accepts"]),
+    ):
+        found = list(judge(_ruleset(*[[_LIMITED, _DROP]] * rules, hook="input"), _SCOPE))
         assert [each.meaning for each in found[32:]] == more
         assert {(each.name, each.severity) for each in found} == {("may-drop", "blocked")}

@@ -1,11 +1,11 @@
-"""Settings of a kernel that `check` reports, from files like those of /proc/sys."""
+"""Tests of the findings about kernel settings, with files like those of /proc/sys."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.check import sysctls
-from ocsf_nft.check.diagnosis import Question
+from ocsf_nft.check.diagnosis import CheckScope
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
 
@@ -26,14 +26,14 @@ _LIMIT: Final = "net/nf_conntrack_max"
 
 
 class _System:
-    """A folder with settings in place of /proc/sys."""
+    """Folder with settings in place of /proc/sys."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._folder = folder
         self._made = 0
         self._monkeypatch = monkeypatch
 
-    def findings(self, values: Mapping[str, str], **question: Any) -> list[Finding]:
+    def findings(self, values: Mapping[str, str], **scope: Any) -> list[Finding]:
         """Return the findings where exactly these settings exist."""
         self._made += 1
         root = self._folder / str(self._made)
@@ -41,14 +41,14 @@ class _System:
         for path, value in values.items():
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).write_text(f"{value}\n")
-        asked: dict[str, Any] = {"namespace": Namespace(), "device": "vmtap-1", "port": 3128}
-        return list(sysctls.settings(Question(**asked | question)))
+        fields: dict[str, Any] = {"namespace": Namespace(), "device": "vmtap-1", "port": 3128}
+        return list(sysctls.findings(CheckScope(**fields | scope)))
 
-    def names(self, values: Mapping[str, str], **question: Any) -> list[str]:
-        return [finding.name for finding in self.findings(values, **question)]
+    def names(self, values: Mapping[str, str], **scope: Any) -> list[str]:
+        return [finding.name for finding in self.findings(values, **scope)]
 
 
-def test_check_reports_forwarding_that_is_off_for_the_versions_of_a_machine(
+def test_forwarding_that_is_off_is_reported_for_the_versions_of_a_vm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = _System(tmp_path, monkeypatch)
@@ -68,7 +68,7 @@ def test_check_reports_forwarding_that_is_off_for_the_versions_of_a_machine(
     assert system.names(off, device=None) == []
 
 
-def test_check_reports_an_uplink_that_would_lose_its_router_advertisements(
+def test_uplink_that_would_ignore_router_advertisements_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = _System(tmp_path, monkeypatch)
@@ -86,18 +86,18 @@ def test_check_reports_an_uplink_that_would_lose_its_router_advertisements(
             f"net/ipv4/conf/{uplink}/rp_filter": "0",
         }
         found = system.findings(values, subnets=_IPV4, uplinks={4: "up1", 6: uplink})
-        told = [] if commands is None else [("accept-ra", "degraded", tuple(commands))]
-        assert [(each.name, each.severity, each.commands) for each in found] == told, uplink
+        expected = [] if commands is None else [("accept-ra", "degraded", tuple(commands))]
+        assert [(each.name, each.severity, each.commands) for each in found] == expected, uplink
     values |= {
         _FORWARD6: "0",
         "net/ipv6/conf/up0/accept_ra": "1",
-        "net/ipv6/conf/gone/accept_ra": "1",
+        "net/ipv6/conf/removed/accept_ra": "1",
     }
-    for uplinks in ({}, {6: "gone"}, {4: "up0"}):
+    for uplinks in ({}, {6: "removed"}, {4: "up0"}):
         assert system.names(values, subnets=_IPV4, uplinks=uplinks) == []
 
 
-def test_check_reports_a_strict_reverse_path_filter_of_a_device(
+def test_strict_reverse_path_filter_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = _System(tmp_path, monkeypatch)
@@ -109,8 +109,8 @@ def test_check_reports_a_strict_reverse_path_filter_of_a_device(
         values = {"net/ipv4/conf/vmtap-1/rp_filter": here}
         if everywhere is not None:
             values["net/ipv4/conf/all/rp_filter"] = everywhere
-        told = ["rp-filter"] * is_strict
-        assert system.names(values, subnets=_IPV4) == told, (everywhere, here)
+        expected = ["rp-filter"] * is_strict
+        assert system.names(values, subnets=_IPV4) == expected, (everywhere, here)
     assert system.names({
         "net/ipv4/conf/all/rp_filter": "1", "net/ipv4/conf/vmtap-1/forwarding": "1",
     }, subnets=_IPV4) == ["rp-filter"]  # fmt: skip
@@ -119,7 +119,7 @@ def test_check_reports_a_strict_reverse_path_filter_of_a_device(
         assert system.names(strict, device=device, subnets=_IPV4) == [], device
 
 
-def test_check_reports_a_connection_table_that_is_nearly_full(
+def test_nearly_full_connection_tracking_table_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = _System(tmp_path, monkeypatch)
@@ -135,7 +135,7 @@ def test_check_reports_a_connection_table_that_is_nearly_full(
         assert [each.commands for each in found] == commands, (count, limit)
 
 
-def test_check_reports_bridges_namespaces_and_the_kernel_log(
+def test_settings_of_bridges_namespaces_and_the_kernel_log_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     system = _System(tmp_path, monkeypatch)

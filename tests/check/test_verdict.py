@@ -1,10 +1,10 @@
-"""What the findings of ``check`` come to; that they are true is tried in tests/kernel."""
+"""Tests of the exit code of ``check``. Tests of the findings themselves are in tests/kernel."""
 
 from __future__ import annotations
 
 import pytest
 
-from ocsf_nft.check import Finding, Severity, verdict
+from ocsf_nft.check import Finding, Severity, exit_code
 
 _FATAL = ("nft", "fence")
 _OTHERS = (
@@ -52,7 +52,7 @@ def _found(missing: str) -> list[Finding]:
         ("fence drops", 3),
     ],
 )
-def test_one_way_to_log_and_read_is_enough_and_nothing_may_drop_what_is_accepted(
+def test_exit_code_is_0_with_one_way_to_log_and_read_and_no_blocked_traffic(
     missing: str, code: int
 ) -> None:
-    assert verdict(_found(missing)) == code
+    assert exit_code(_found(missing)) == code

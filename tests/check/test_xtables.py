@@ -1,4 +1,4 @@
-"""iptables-save's lines in nft's form; that the kernel sees them so is tried in tests/kernel."""
+"""Tests of translating iptables-save's lines; tests/kernel compare the result with the kernel."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.check import xtables
-from ocsf_nft.check.ruleset import Key
+from ocsf_nft.check.ruleset import ChainKey
 from ocsf_nft.errors import UsageError
 
-_KEY = Key("legacy", "ip", "filter", "FORWARD")
+_KEY = ChainKey("legacy", "ip", "filter", "FORWARD")
 _UNKNOWN = ("xt", {"type": "match", "name": None})
 
 
@@ -35,10 +35,10 @@ def _meta(key: str) -> Any:
 _ALL_FLAGS = "fin syn rst psh ack urg"
 
 
-def _flags(mask: str, wanted: str, operator: str = "==") -> list[tuple[str, Any]]:
+def _flags(mask: str, names: str, operator: str = "==") -> list[tuple[str, Any]]:
     """Return the statements of a TCP rule that drops packets with these flags under a mask."""
     left = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, {"|": mask.split()}]}
-    flags = _match(left, {"|": wanted.split()}, operator)
+    flags = _match(left, {"|": names.split()}, operator)
     return [_match(_meta("l4proto"), "tcp"), flags, ("drop", None)]
 
 
@@ -104,7 +104,7 @@ def _flags(mask: str, wanted: str, operator: str = "==") -> list[tuple[str, Any]
             ],
         ),
         ('-m comment --comment "a -j DROP \\"b" -j ACCEPT', [("accept", None)]),
-        # The words of a module that isn't known may look like options.
+        # The values of an unknown module's options may be equal to options.
         ("-m string --string -j --algo bm -j ACCEPT", [_UNKNOWN, ("accept", None)]),
         ("-m string --string -s --algo bm -j DROP", [_UNKNOWN, ("drop", None)]),
         (
@@ -130,13 +130,13 @@ def _flags(mask: str, wanted: str, operator: str = "==") -> list[tuple[str, Any]
         ("-j CT --helper ftp", [("ct helper", None)]),
     ],
 )
-def test_a_line_becomes_statements(line: str, statements: list[tuple[str, Any]]) -> None:
+def test_line_becomes_statements(line: str, statements: list[tuple[str, Any]]) -> None:
     assert _statements(f"-A FORWARD {line}") == statements
 
 
-def test_the_comment_is_kept() -> None:
+def test_rule_has_the_comment_of_its_line() -> None:
     saved = xtables.read('*filter\n:a - [0:0]\n-A a -m comment --comment "it\\\'s" -j DROP\n')
-    (rule,) = xtables.chains(saved, "ip", "nft")[Key("nft", "ip", "filter", "a")].rules
+    (rule,) = xtables.chains(saved, "ip", "nft")[ChainKey("nft", "ip", "filter", "a")].rules
     assert rule.comment == "it's"
 
 
@@ -151,18 +151,18 @@ def test_the_comment_is_kept() -> None:
         ("security", "INPUT", 50, "filter"),
     ],
 )
-def test_the_kernels_own_chains_are_where_the_kernel_has_them(
+def test_built_in_chain_has_the_hook_and_priority_of_the_kernel(
     table: str, chain: str, priority: int, kind: str
 ) -> None:
     saved = xtables.read(f"*{table}\n:{chain} DROP [1:2]\nCOMMIT\n")
-    base = xtables.chains(saved, "ip", "legacy")[Key("legacy", "ip", table, chain)].base
+    base = xtables.chains(saved, "ip", "legacy")[ChainKey("legacy", "ip", table, chain)].base
     assert base is not None
     assert (base.hook, base.priority, base.kind, base.policy) == (
         chain.lower(), priority, kind, "drop",
     )  # fmt: skip
 
 
-def test_chain_without_a_policy_or_a_hooks_name_is_no_base_chain() -> None:
+def test_chain_without_a_policy_or_a_hook_name_is_no_base_chain() -> None:
     saved = xtables.read("*filter\n:FORWARD - [0:0]\n:mine ACCEPT [0:0]\n:INPUT DROP [0:0]\n")
     chains = xtables.chains(saved, "ip", "legacy").values()
     assert [chain.key.name for chain in chains if chain.base is not None] == ["INPUT"]
@@ -171,7 +171,7 @@ def test_chain_without_a_policy_or_a_hooks_name_is_no_base_chain() -> None:
 @pytest.mark.parametrize(
     "text", ["*filter\n:FORWARD ACCEPT - [0:0]\n", ":FORWARD\n", "iptables: bad\n"]
 )
-def test_what_is_no_line_of_it_is_refused(text: str) -> None:
+def test_read_raises_an_error_for_a_line_of_another_form(text: str) -> None:
     with pytest.raises(UsageError, match="no line of iptables-save"):
         xtables.read(text)
 
@@ -179,6 +179,6 @@ def test_what_is_no_line_of_it_is_refused(text: str) -> None:
 @given(
     st.text(alphabet=st.characters(exclude_characters="\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"))
 )
-def test_no_line_is_a_crash(text: str) -> None:
+def test_read_accepts_any_rule_line(text: str) -> None:
     saved = xtables.read(f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {text}\n")
     xtables.chains(saved, "ip6", "legacy")

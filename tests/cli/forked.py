@@ -13,7 +13,7 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-# Commands import some of these modules only when they need them.
+# Commands import some of these modules only on demand.
 from ocsf_nft import config, metrics, service, validation  # noqa: F401
 from ocsf_nft.check import findings  # noqa: F401
 from ocsf_nft.cli import formats, logs, main  # noqa: F401

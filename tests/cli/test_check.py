@@ -10,16 +10,16 @@ import pytest
 from ocsf_nft.errors import UsageError
 from ocsf_nft.netns import Namespace
 
-#: `ocsf_nft.cli.check` is the function.
+#: In the package, `ocsf_nft.cli.check` is the function.
 _MODULE: Final[Any] = import_module("ocsf_nft.cli.check")
 
 
-def test_check_takes_the_ports_that_there_are() -> None:
+def test_check_accepts_valid_ports_only() -> None:
     for port in (1, 65_535):
-        assert _MODULE._asked(Namespace(), "vmtap-1", [], port=port, proxies=[]).port == port
+        assert _MODULE._scope(Namespace(), "vmtap-1", [], port=port, proxies=[]).port == port
     for port in (0, 65_536):
         with pytest.raises(UsageError, match=f"port {port} is out of range: use 1 to 65535"):
-            _MODULE._asked(Namespace(), "vmtap-1", [], port=port, proxies=[])
+            _MODULE._scope(Namespace(), "vmtap-1", [], port=port, proxies=[])
 
 
 def test_check_exits_with_1_where_a_leftover_stays(
@@ -30,7 +30,7 @@ def test_check_exits_with_1_where_a_leftover_stays(
 
     for reasons, code in (([], 0), ([None, None], 0), (["changed", None], 1)):
         found = [(_Leftover(), reason) for reason in reasons]
-        monkeypatch.setattr("ocsf_nft.check.remove_leftovers", lambda _asked, found=found: found)
+        monkeypatch.setattr("ocsf_nft.check.remove_leftovers", lambda _scope, found=found: found)
         assert _MODULE._remove(None, as_json=False) == code, reasons
     assert capsys.readouterr().err.splitlines() == [
         "removed: chain ip filter vmtap-1", "removed: chain ip filter vmtap-1",

@@ -1,4 +1,4 @@
-"""A configuration file, checked before anything runs."""
+"""Check of a configuration file before a run."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ timeout_seconds = 5
 """
 
 
-def check(path: Path, *options: str, kept: str = "t0ps3cret") -> subprocess.CompletedProcess[str]:
-    return forked.run("config", path, *options, env={"SIEM_TOKEN": kept} if kept else {})
+def check(path: Path, *options: str, siem: str = "t0ps3cret") -> subprocess.CompletedProcess[str]:
+    return forked.run("config", path, *options, env={"SIEM_TOKEN": siem} if siem else {})
 
 
 def written(folder: Path, port: int = 9) -> Path:
@@ -43,7 +43,7 @@ def written(folder: Path, port: int = 9) -> Path:
     return path
 
 
-def test_what_a_run_would_make_of_it_is_said(tmp_path: Path) -> None:
+def test_config_shows_the_effective_settings(tmp_path: Path) -> None:
     done = check(written(tmp_path))
     assert (done.returncode, done.stdout) == (0, "")
     command = (sys.executable, "-m", "ocsf_nft", "config", written(tmp_path))
@@ -52,7 +52,7 @@ def test_what_a_run_would_make_of_it_is_said(tmp_path: Path) -> None:
     assert done.stderr.splitlines() == [
         "sandbox agent-1: fenced and watched, profile sandbox",
         "sandbox agent-2: watched, profile sandbox",
-        "what other firewalls log: read from journal",
+        "logs of other firewalls: read from journal",
         f"sink {tmp_path / 'events.jsonl'}: OCSF 1.8.0",
         "sink siem: OCSF 1.3.0",
         "metrics and health: http://127.0.0.1:9469/metrics, /healthz, /readyz",
@@ -60,7 +60,7 @@ def test_what_a_run_would_make_of_it_is_said(tmp_path: Path) -> None:
     assert not (tmp_path / "events.jsonl").exists()
 
 
-def test_a_fault_is_one_sentence(tmp_path: Path) -> None:
+def test_fault_is_one_sentence(tmp_path: Path) -> None:
     path = written(tmp_path)
     path.write_text(path.read_text().replace("ocsf_version", "version"))
     done = check(path)
@@ -72,7 +72,7 @@ def test_a_fault_is_one_sentence(tmp_path: Path) -> None:
     assert check(tmp_path / "none.toml").returncode == 2
 
 
-def test_a_sink_that_can_not_be_opened_is_named_and_the_others_are_tried(tmp_path: Path) -> None:
+def test_sink_that_can_not_be_opened_is_named_and_the_others_are_tried(tmp_path: Path) -> None:
     done = check(written(tmp_path), "--connect")
     assert done.returncode == 3
     assert f"sink {tmp_path / 'events.jsonl'}: can be opened" in done.stderr
@@ -81,11 +81,11 @@ def test_a_sink_that_can_not_be_opened_is_named_and_the_others_are_tried(tmp_pat
     assert "t0ps3cret" not in done.stderr
 
 
-def test_sinks_that_can_be_opened_are_said_to_be(tmp_path: Path) -> None:
+def test_sinks_that_can_be_opened_are_reported(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         path = written(tmp_path, server.getsockname()[1])
         done = check(path, "--connect")
         assert (done.returncode, done.stderr.count("can be opened")) == (0, 2)
-        missing = check(path, "--connect", kept="")
+        missing = check(path, "--connect", siem="")
     assert missing.returncode == 3
     assert "the environment has no SIEM_TOKEN" in missing.stderr

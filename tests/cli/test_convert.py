@@ -1,4 +1,4 @@
-"""Kernel log text on one side, events on the other."""
+"""Conversion of kernel log text to events."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_stamps_count_from_the_boot_that_is_named(boot: str, time: int) -> None:
     assert json.loads(done.stdout)["time"] == time + 4_000_000_000_000
 
 
-def test_of_two_prefixes_only_the_records_of_the_one_that_is_named_become_events() -> None:
+def test_only_records_of_the_given_prefix_become_events() -> None:
     stamp, packet = "[    1.500000] ", MESSAGE.removeprefix("ocsf-nft:sb:egress:")
     log = f"{stamp}{MESSAGE}\n{stamp}[UFW BLOCK] {packet}\n"
     rules = {
@@ -70,7 +70,7 @@ def test_of_two_prefixes_only_the_records_of_the_one_that_is_named_become_events
     assert rules == {"ocsf-nft:": [ours], "[UFW": [theirs], "UFW": [], "": [ours, theirs]}
 
 
-def test_a_foreign_prefix_means_what_is_built_in_or_what_the_configuration_says(
+def test_foreign_prefix_has_its_built_in_or_configured_meaning(
     tmp_path: Path,
 ) -> None:
     config = tmp_path / "ocsf-nft.toml"
@@ -101,7 +101,7 @@ def test_a_foreign_prefix_means_what_is_built_in_or_what_the_configuration_says(
     assert configured == [*built_in[:3], ("mine", "vm-1", "Allowed"), built_in[4]]
 
 
-def test_a_configuration_that_is_wrong_or_not_there_is_one_sentence(tmp_path: Path) -> None:
+def test_invalid_or_missing_configuration_is_one_sentence(tmp_path: Path) -> None:
     config = tmp_path / "ocsf-nft.toml"
     absent = convert("--config", str(config))
     config.write_text('[[prefix]]\nbegins = "ocsf-nft:"\nverdict = "drop"\n')
@@ -110,16 +110,16 @@ def test_a_configuration_that_is_wrong_or_not_there_is_one_sentence(tmp_path: Pa
         assert str(config) in done.stderr
 
 
-def test_an_input_is_not_emptied_to_take_its_own_rejects(tmp_path: Path) -> None:
+def test_input_is_not_truncated_for_its_own_unparsed_lines(tmp_path: Path) -> None:
     log, link, other = tmp_path / "a.log", tmp_path / "link", tmp_path / "other"
     log.write_text("ocsf-nft:sb:egress:IN= torn")
     link.symlink_to(log)
-    for rejects in (log, link):
-        done = convert("--rejects", str(rejects), str(log))
+    for unparsed in (log, link):
+        done = convert("--rejects", str(unparsed), str(log))
         assert done.returncode == 2
         assert "--rejects" in done.stderr
         with log.open() as stdin:
-            piped = forked.run("convert", "--rejects", str(rejects), stdin=stdin)
+            piped = forked.run("convert", "--rejects", str(unparsed), stdin=stdin)
         assert piped.returncode == 2
     assert log.read_text() == "ocsf-nft:sb:egress:IN= torn"
     other.write_text("of an earlier run\n")
@@ -140,7 +140,7 @@ def test_a_boot_that_is_no_time_is_bad_usage(boot: str) -> None:
 
 @pytest.mark.parametrize(("named", "version"), [("1.1", "1.1.0"), ("1.8.0", "1.8.0")])
 @pytest.mark.parametrize("form", ["jsonl", "syslog"])
-def test_events_are_told_in_the_version_that_is_named(
+def test_events_have_the_requested_version(
     judge: Callable[..., list[str]], form: str, named: str, version: str
 ) -> None:
     done = convert("--format", form, "--ocsf-version", named, stdin=f"{MESSAGE}\n{MESSAGE}")
@@ -215,7 +215,7 @@ def test_hostile_text_is_one_line_in_each_form() -> None:
         ("--ocsf-version", "1.2", "1.1.0, 1.3.0"),
     ],
 )
-def test_a_form_or_version_that_is_not_known_is_answered_with_those_that_are(
+def test_unknown_form_or_version_is_answered_with_the_known_ones(
     option: str, value: str, known: str
 ) -> None:
     done = convert(option, value)

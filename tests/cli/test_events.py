@@ -1,4 +1,4 @@
-"""What is kept, listed, filtered, followed and handed on."""
+"""Listing, filtering, following and resending of stored events."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery.archive import Archive
-from ocsf_nft.delivery.shelf import FILE, Refused
+from ocsf_nft.delivery.event_db import FILE, RefusedEvent
 from ocsf_nft.delivery.store import Store
+from ocsf_nft.delivery.stored_events import Archive
 from ocsf_nft.errors import UsageError
 from tests.cli import forked
 from tests.conformance.spoiling import GOOD
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-#: One of each kind, in time's order, each its own.
-KEPT: list[dict[str, Any]] = [
+#: Different events of each kind, in the order of their times.
+STORED: list[dict[str, Any]] = [
     event
     | {"time": 1_000_000_000_000 + number * 60_000}
     | {"metadata": event["metadata"] | {"uid": f"uid-{number}"}}
@@ -41,7 +41,7 @@ def lines(found: Iterable[dict[str, Any]]) -> list[bytes]:
 
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
-    """A state directory in which two runs have kept events, and sinks have refused one."""
+    """Create a state directory with the stores of two runs; a sink has refused one event."""
     asyncio.run(_fill(tmp_path))
     return tmp_path
 
@@ -49,12 +49,12 @@ def state(tmp_path: Path) -> Path:
 async def _fill(folder: Path) -> None:
     async with Store(folder / FILE) as store:
         await store.register(["siem", "lake"])
-        await store.put(lines(KEPT[::2]))
-        (refused, *_) = lines(KEPT)
-        await store.acknowledge("siem", 2, [Refused("uid-0", refused, "bad\x1b[2J field")])
+        await store.put(lines(STORED[::2]))
+        (refused, *_) = lines(STORED)
+        await store.acknowledge("siem", 2, [RefusedEvent("uid-0", refused, "bad\x1b[2J field")])
     async with Store(folder / "sb1" / FILE) as store:
         await store.register(["-"])
-        await store.put(lines(KEPT[1::2]))
+        await store.put(lines(STORED[1::2]))
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -68,29 +68,29 @@ def uids(done: subprocess.CompletedProcess[str]) -> list[str]:
 
 def test_all_stores_of_a_state_directory_are_listed_together(state: Path) -> None:
     done = run("--state-dir", state, "--format", "jsonl")
-    assert set(uids(done)) == {event["metadata"]["uid"] for event in KEPT}
+    assert set(uids(done)) == {event["metadata"]["uid"] for event in STORED}
     alone = run("--store", state / "sb1" / FILE, "--format", "jsonl")
-    assert uids(alone) == [event["metadata"]["uid"] for event in KEPT[1::2]]
+    assert uids(alone) == [event["metadata"]["uid"] for event in STORED[1::2]]
 
 
-def test_what_is_exported_is_what_was_kept(state: Path) -> None:
+def test_exported_events_are_the_stored_ones(state: Path) -> None:
     done = run("--store", state / FILE, "--lines", "0", "--format", "jsonl")
-    assert done.stdout.encode().splitlines() == lines(KEPT[::2])
+    assert done.stdout.encode().splitlines() == lines(STORED[::2])
 
 
-def test_the_last_are_shown_and_in_their_order(state: Path) -> None:
+def test_last_events_are_shown_in_their_order(state: Path) -> None:
     done = run("--store", state / FILE, "-n", "2", "--format", "jsonl")
-    assert uids(done) == [event["metadata"]["uid"] for event in KEPT[::2]][-2:]
+    assert uids(done) == [event["metadata"]["uid"] for event in STORED[::2]][-2:]
 
 
-def test_a_line_to_read_is_shown_for_each(state: Path) -> None:
+def test_each_event_is_shown_as_one_line(state: Path) -> None:
     done = run("--state-dir", state)
-    assert len(done.stdout.splitlines()) == len(KEPT)
+    assert len(done.stdout.splitlines()) == len(STORED)
     assert not done.stdout.startswith("{")
 
 
 @pytest.mark.parametrize(
-    ("options", "wanted"),
+    ("options", "is_selected"),
     [
         (("--class", "network_activity"), lambda event: event["class_uid"] == 4001),
         (("--class", "2004", "--class", "5019"), lambda event: event["class_uid"] in {2004, 5019}),
@@ -102,21 +102,21 @@ def test_a_line_to_read_is_shown_for_each(state: Path) -> None:
         (("--sandbox", "no-such"), lambda _: False),
     ],
 )
-def test_events_are_shown_that_have_all_that_is_asked_for(
-    state: Path, options: tuple[str, ...], wanted: Any
+def test_events_that_match_all_filters_are_shown(
+    state: Path, options: tuple[str, ...], is_selected: Any
 ) -> None:
     done = run("--state-dir", state, "--lines", "0", "--format", "jsonl", *options)
-    expected = {event["metadata"]["uid"] for event in KEPT if wanted(event)}
+    expected = {event["metadata"]["uid"] for event in STORED if is_selected(event)}
     assert set(uids(done)) == expected
 
 
-def test_they_are_told_in_another_version(state: Path) -> None:
+def test_events_are_shown_in_another_version(state: Path) -> None:
     done = run("--state-dir", state, "--format", "jsonl", "--ocsf-version", "1.1")
     versions = {orjson.loads(line)["metadata"]["version"] for line in done.stdout.splitlines()}
     assert versions == {"1.1.0"}
 
 
-def test_what_is_kept_later_is_followed_also_in_a_store_that_is_begun_anew(state: Path) -> None:
+def test_new_events_are_followed_also_in_a_recreated_store(state: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "ocsf_nft", "events", "--state-dir", state, "-n", "100", "-f",
          "--format", "jsonl"], stdout=subprocess.PIPE,
@@ -125,15 +125,15 @@ def test_what_is_kept_later_is_followed_also_in_a_store_that_is_begun_anew(state
         killing.start()
         try:
             assert process.stdout is not None
-            for _ in KEPT:
+            for _ in STORED:
                 process.stdout.readline()
-            new = KEPT[0] | {"metadata": KEPT[0]["metadata"] | {"uid": "new"}}
+            new = STORED[0] | {"metadata": STORED[0]["metadata"] | {"uid": "new"}}
             asyncio.run(_put(state / "sb1" / FILE, lines([new])))
             assert orjson.loads(process.stdout.readline()) == new
-            # As a run that is over removes its store, and the next one begins it anew.
+            # A run that ends removes its store, and the next run creates a new one.
             for path in (state / "sb1").glob(f"{FILE}*"):
                 path.unlink()
-            newer = KEPT[0] | {"metadata": KEPT[0]["metadata"] | {"uid": "newer"}}
+            newer = STORED[0] | {"metadata": STORED[0]["metadata"] | {"uid": "newer"}}
             asyncio.run(_put(state / "sb1" / FILE, lines([newer])))
             assert orjson.loads(process.stdout.readline()) == newer
             process.send_signal(signal.SIGTERM)
@@ -144,7 +144,7 @@ def test_what_is_kept_later_is_followed_also_in_a_store_that_is_begun_anew(state
 
 
 @pytest.mark.parametrize("number", [None, 2])
-def test_what_is_kept_while_others_are_shown_is_left_to_who_follows(
+def test_events_stored_during_the_listing_are_left_to_follow(
     state: Path, number: int | None
 ) -> None:
     shown: list[bytes] = []
@@ -152,16 +152,16 @@ def test_what_is_kept_while_others_are_shown_is_left_to_who_follows(
     def write(found: Iterable[bytes]) -> None:
         for line in found:
             if not shown:
-                new = KEPT[0] | {"metadata": KEPT[0]["metadata"] | {"uid": "new"}}
+                new = STORED[0] | {"metadata": STORED[0]["metadata"] | {"uid": "new"}}
                 asyncio.run(_put(state / FILE, lines([new])))
             shown.append(line)
 
     module = import_module("ocsf_nft.cli.events")
     with Archive(state / FILE) as archive:
-        events = module._Shown([archive], lambda _: True, write)
-        asyncio.run(_put(state / FILE, lines([KEPT[1]])))
+        events = module._Selection([archive], lambda _: True, write)
+        asyncio.run(_put(state / FILE, lines([STORED[1]])))
         events.last(number)
-    assert shown == lines(KEPT[::2])[-(number or len(KEPT)) :]
+    assert shown == lines(STORED[::2])[-(number or len(STORED)) :]
 
 
 def test_events_follow_with_no_lines_shows_only_new_events(
@@ -188,30 +188,30 @@ async def _put(path: Path, events: list[bytes]) -> None:
         await store.put(events)
 
 
-def test_each_sink_tells_how_far_it_is(state: Path) -> None:
+def test_each_sink_shows_its_backlog(state: Path) -> None:
     done = run("--state-dir", state, "--sinks")
-    waiting = len(KEPT[::2])
+    waiting = len(STORED[::2])
     assert done.stdout.splitlines() == [
         f"lake: {waiting} events wait  [{state / FILE}]",
         f"siem: {waiting - 2} events wait, 1 refused (--dead)  [{state / FILE}]",
-        f"-: {len(KEPT[1::2])} events wait  [{state / 'sb1' / FILE}]",
+        f"-: {len(STORED[1::2])} events wait  [{state / 'sb1' / FILE}]",
     ]
 
 
-def test_dead_letters_are_shown_with_what_was_said_of_them(state: Path) -> None:
+def test_dead_letters_are_shown_with_their_reason(state: Path) -> None:
     done = run("--state-dir", state, "--dead")
     assert done.stdout.count("\n") == 1
     assert "siem  uid-0  bad" in done.stdout
     assert "\x1b" not in done.stdout
-    told = orjson.loads(run("--state-dir", state, "--dead", "--format", "jsonl").stdout)
-    assert (told["sink"], told["event"]) == ("siem", KEPT[0])
+    letter = orjson.loads(run("--state-dir", state, "--dead", "--format", "jsonl").stdout)
+    assert (letter["sink"], letter["event"]) == ("siem", STORED[0])
     assert run("--state-dir", state, "--dead", "--sink", "lake").stdout == ""
     for others in (("--sandbox", "no-such"), ("--uid", "uid-1"), ("--since", "12h")):
         done = run("--state-dir", state, "--dead", *others)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_dead_letters_are_had_sent_again(state: Path) -> None:
+def test_dead_letters_are_marked_for_resending(state: Path) -> None:
     done = run("--state-dir", state, "--dead", "--retry")
     assert done.returncode == 0
     assert done.stderr.startswith("1 dead letter is to be sent again")
@@ -223,27 +223,33 @@ def test_dead_letters_are_had_sent_again(state: Path) -> None:
     [
         (("--retry",), "give --dead as well"),
         (("--sink", "a"), "give --dead as well"),
-        (("--dead", "--retry", "--sandbox", "a"), "--retry takes --sink and --uid"),
-        (("--dead", "--retry", "--since", "1s"), "--retry takes --sink and --uid"),
+        (
+            ("--dead", "--retry", "--sandbox", "a"),
+            "--retry selects dead letters by --sink and --uid only",
+        ),
+        (
+            ("--dead", "--retry", "--since", "1s"),
+            "--retry selects dead letters by --sink and --uid only",
+        ),
         (("--dead", "--sinks"), "give one"),
         (("--class", "x\x1b"), "--class 'x\\x1b' is not known: give one of network_activity"),
-        (("--severity", "odd"), "--severity 'odd' is none: give one of critical"),
+        (("--severity", "odd"), "--severity 'odd' is unknown: give one of critical"),
         (("--since", "yesterday"), "--since 'yesterday' is no time"),
-        (("--store", "/no/such"), "/no/such is not there"),
+        (("--store", "/no/such"), "/no/such does not exist"),
         (("--state-dir", "/no/such"), "holds no events"),
         (("--format", "xml"), "jsonl, shorthand, syslog"),
     ],
 )
 def test_bad_usage_is_one_sentence(state: Path, options: tuple[str, ...], sentence: str) -> None:
-    place = () if "--state-dir" in options else ("--state-dir", str(state))
-    done = run(*place, *options)
+    scope = () if "--state-dir" in options else ("--state-dir", str(state))
+    done = run(*scope, *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert sentence in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
 def _events(*names: str) -> list[bytes]:
-    good = KEPT[0]
+    good = STORED[0]
     return lines(good | {"metadata": good["metadata"] | {"uid": name}} for name in names)
 
 
@@ -253,7 +259,7 @@ def test_events_of_all_stores_are_in_the_order_in_which_they_were_stored(tmp_pat
         path = tmp_path / f"sb{number % 2}" / FILE
         path.parent.mkdir(exist_ok=True)
         asyncio.run(_put(path, _events(*names[number : number + 3])))
-        time.sleep(0.005)  # the order is that of milliseconds
+        time.sleep(0.005)  # the order has a resolution of milliseconds
     for options, shown in (
         ((), names[1:]),
         (("-n", "0"), names),
@@ -264,27 +270,29 @@ def test_events_of_all_stores_are_in_the_order_in_which_they_were_stored(tmp_pat
         assert uids(run("--state-dir", tmp_path, "--format", "jsonl", *options)) == shown, options
 
 
-def test_events_are_asked_for_by_a_time_ago_in_any_unit() -> None:
+def test_age_filter_accepts_any_unit() -> None:
     module = import_module("ocsf_nft.cli.events")
     for text, seconds in (
         ("0s", 0), ("90s", 90), ("15m", 900), ("12h", 43_200), ("7d", 604_800),
         ("999999s", 999_999),
     ):  # fmt: skip
         before = time.time_ns()
-        found = module._moment("--since", text) + seconds * 1000
+        found = module._time_ms("--since", text) + seconds * 1000
         assert before // 1_000_000 - 1 <= found <= time.time_ns() // 1_000_000, text
     for text in ("1000000s", "1w", "s", "-1s", "1.5h"):
         with pytest.raises(UsageError, match="is no time"):
-            module._moment("--since", text)
-    assert module._moment("--until", "1970-01-01T00:00:01.500+00:00") == 1500
+            module._time_ms("--since", text)
+    assert module._time_ms("--until", "1970-01-01T00:00:01.500+00:00") == 1500
 
 
-def test_events_of_a_severity_and_above_are_wanted() -> None:
+def test_severity_filter_selects_that_severity_and_above() -> None:
     module = import_module("ocsf_nft.cli.events")
     names = ("informational", "low", "medium", "high", "Critical")
     for least, name in enumerate(names, 1):
-        wanted = module._filter(None, [], name, None, None, None)
-        found = [number for number in range(7) if wanted(orjson.dumps({"severity_id": number}))]
+        is_selected = module._filter(None, [], name, None, None, None)
+        found = [
+            number for number in range(7) if is_selected(orjson.dumps({"severity_id": number}))
+        ]
         assert found == [*range(least, 7)], name
 
 
@@ -295,23 +303,27 @@ def test_dead_letters_of_all_stores_are_filtered_and_counted(tmp_path: Path) -> 
             await store.register(["siem"])
             await store.put(_events(*names))
             refused = zip(names, _events(*names), strict=True)
-            await store.acknowledge("siem", len(names), [Refused(*each, "no") for each in refused])
+            await store.acknowledge(
+                "siem", len(names), [RefusedEvent(*each, "no") for each in refused]
+            )
 
     asyncio.run(fill(tmp_path / FILE, "a", "b", "c"))
     asyncio.run(fill(tmp_path / "sb1" / FILE, "d"))
 
     def dead(*options: str) -> list[tuple[str, bool]]:
         done = run("--state-dir", tmp_path, "--dead", "--format", "jsonl", *options)
-        told = map(orjson.loads, done.stdout.splitlines())
-        return [(each["uid"], each["is_again"]) for each in told]
+        letters = map(orjson.loads, done.stdout.splitlines())
+        return [(each["uid"], each["is_again"]) for each in letters]
 
     assert dead() == [("a", False), ("b", False), ("c", False), ("d", False)]
     assert dead("--uid", "b") == [("b", False)]
-    for options, said in (
+    for options, message in (
         (("--uid", "b"), "1 dead letter is to be sent again"),
         (("--uid", "x"), "0 dead letters are to be sent again"),
     ):
-        assert run("--state-dir", tmp_path, "--dead", "--retry", *options).stderr.startswith(said)
+        assert run("--state-dir", tmp_path, "--dead", "--retry", *options).stderr.startswith(
+            message
+        )
     assert dead() == [("a", False), ("b", True), ("c", False), ("d", False)]
-    said = run("--state-dir", tmp_path, "--dead", "--retry", "--sink", "siem").stderr
-    assert said.startswith("4 dead letters are to be sent again")
+    message = run("--state-dir", tmp_path, "--dead", "--retry", "--sink", "siem").stderr
+    assert message.startswith("4 dead letters are to be sent again")

@@ -1,4 +1,4 @@
-"""A line, field by field."""
+"""Explanation of a line, field by field."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def test_a_foreign_record_is_explained_by_what_its_prefix_means() -> None:
         env=os.environ | {"COLUMNS": "140", "PYTHONUTF8": "1"},
     )
     shown = dict(_cells(row) for row in done.stderr.splitlines() if row.count("│") == 3)
-    told = tuple(shown[name] for name in ("sandbox", "rule", "verdict"))
-    assert told == ("'pod-1'", "'bypass'", "'reject'")
-    # Nothing is shown that the line does not say, and each detail has a row of its own.
+    fields = tuple(shown[name] for name in ("sandbox", "rule", "verdict"))
+    assert fields == ("'pod-1'", "'bypass'", "'reject'")
+    # Only data of the line is shown, and each detail has a row.
     assert shown.keys().isdisjoint({"uid", "details", "origin", "tcp_flags"})
     assert shown["details.ttl"] == "64"
 
@@ -63,13 +63,13 @@ def _explained(line: str, *options: str) -> subprocess.CompletedProcess[str]:
 
 
 def _fields(stderr: str) -> dict[str, tuple[str, str]]:
-    """Each field of an event with its value and its source, as the table shows them."""
-    _, _, table = stderr.partition("What the event says")
+    """Return each field of an event with its value and its source, as shown in the table."""
+    _, _, table = stderr.partition("Fields of the event")
     rows = [row.split("│")[1:4] for row in table.splitlines() if row.count("│") == 4]
     return {field.strip(): (value.strip(), source.strip()) for field, value, source in rows}
 
 
-def test_a_line_is_shown_as_the_event_that_it_becomes_with_where_each_value_is_from() -> None:
+def test_line_is_shown_as_its_event_with_the_source_of_each_value() -> None:
     line = (
         "[    1.500000] ocsf-nft:sb1:egress:IN= OUT=sb0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 "
         "TOS=0x00 PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=1000 GID=1000 "
@@ -80,7 +80,7 @@ def test_a_line_is_shown_as_the_event_that_it_becomes_with_where_each_value_is_f
     shown = _fields(done.stderr)
     heads = [row.split("┃")[1:-1] for row in done.stderr.splitlines() if row.startswith("┃")]
     assert [[head.strip() for head in each] for each in heads] == [
-        ["field", "value"], ["field", "value", "where it is from"],
+        ["field", "value"], ["field", "value", "source"],
     ]  # fmt: skip
     assert shown["dst_endpoint.ip"] == ("203.0.113.7", "the address in the packet")
     assert shown["actor.user.uid"] == ("1000", "the user's id, as this host numbers users")
@@ -89,7 +89,7 @@ def test_a_line_is_shown_as_the_event_that_it_becomes_with_where_each_value_is_f
     assert shown["observables[0].value"][0] == event["observables"][0]["value"]
 
 
-def test_an_event_is_explained_field_by_field_and_not_written_again() -> None:
+def test_event_is_explained_field_by_field_and_not_converted() -> None:
     event = json.loads((_GOLDEN / "ssh-again-and-again-1.1.0.json").read_text())
     done = _explained(json.dumps(event))
     assert (done.returncode, done.stdout) == (0, "")
@@ -98,10 +98,10 @@ def test_an_event_is_explained_field_by_field_and_not_written_again() -> None:
     assert shown["finding_info.uid"] == (
         event["finding_info"]["uid"], "the same from Create to Close",
     )  # fmt: skip
-    assert "What the line says" not in done.stderr
+    assert "Fields of the record" not in done.stderr
 
 
-def test_what_is_not_ours_is_said_to_be_unknown() -> None:
+def test_source_of_a_foreign_field_is_unknown() -> None:
     done = _explained('{"class_uid": 3002, "user": {"name": "[red]x[/red]\\u001b[2J"}}')
     assert done.returncode == 0
     assert _fields(done.stderr)["user.name"] == (
@@ -111,13 +111,13 @@ def test_what_is_not_ours_is_said_to_be_unknown() -> None:
 
 @pytest.mark.parametrize("depth", [20, 900, 1000])
 @pytest.mark.parametrize(("begin", "end"), [("[", "]"), ('{"x":', "}")])
-def test_what_is_nested_without_end_is_no_traceback(depth: int, begin: str, end: str) -> None:
+def test_deep_nesting_is_no_traceback(depth: int, begin: str, end: str) -> None:
     done = _explained(f'{{"class_uid": 4001, "unmapped": {begin * depth}1{end * depth}}}')
     assert "Traceback" not in done.stderr
     assert done.returncode in {0, 1}
 
 
-def test_a_configuration_says_what_a_prefix_means(tmp_path: Path) -> None:
+def test_configuration_defines_the_meaning_of_a_prefix(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('[[prefix]]\nbegins = "EDGE "\nverdict = "drop"\n')
     line = (
         "[    1.500000] EDGE IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 PREC=0x00 "
@@ -128,7 +128,7 @@ def test_a_configuration_says_what_a_prefix_means(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["hello", "{}", '{"MESSAGE": "hello"}', "[1]", '{"class_uid": '])
-def test_what_is_neither_is_one_sentence_and_exit_1(line: str) -> None:
+def test_other_text_is_one_sentence_and_exit_1(line: str) -> None:
     done = _explained(line)
     assert done.returncode == 1
     assert done.stderr == "this line is neither a record of a packet nor an event\n"

@@ -21,23 +21,23 @@ from tests.standing import INSTALLED
 _REJECT = "ocsf-nft:sb:egress:hello\n"
 
 
-def test_command_that_contradicts_itself_or_names_nothing_is_bad_usage() -> None:
+def test_contradictory_or_incomplete_command_is_bad_usage() -> None:
     for arguments, sentence in (
         (("run",), "name what to watch: --config FILE, or --sandbox NAME"),
         (
             ("status", "--json", "--metrics"),
-            "--json and --metrics are two forms of the same: give one",
+            "--json and --metrics can't be combined: give one of them",
         ),
         (
             ("check", "--netns", "a", "--pid", "1"),
-            "a namespace is named once: give --netns or --pid",
+            "--netns and --pid both name the namespace: give one of them",
         ),
     ):
         done = forked.run(*arguments)
         assert (done.returncode, done.stdout, done.stderr) == (2, "", f"ocsf-nft: {sentence}\n")
 
 
-def test_convert_says_why_rejects_can_not_be_written(tmp_path: Path) -> None:
+def test_convert_reports_why_unparsed_lines_can_not_be_written(tmp_path: Path) -> None:
     absent = tmp_path / "none" / "rejects"
     for path, reason in (
         (absent, "No such file or directory"),
@@ -48,7 +48,7 @@ def test_convert_says_why_rejects_can_not_be_written(tmp_path: Path) -> None:
         assert done.stderr == f"ocsf-nft: {path} can't be written: {reason}\n"
 
 
-def test_explain_says_why_a_line_of_ours_is_no_record() -> None:
+def test_explain_reports_why_a_line_with_our_prefix_is_no_record() -> None:
     done = forked.run("explain", _REJECT.strip())
     assert (done.returncode, done.stdout) == (1, "")
     first, second = done.stderr.splitlines()
@@ -88,28 +88,28 @@ def test_check_prints_each_command_once_and_below_the_table(
     ]
 
 
-def test_install_says_when_it_is_not_known_what_other_rules_drop(
+def test_install_reports_if_other_rules_can_not_be_read(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     fence = import_module("ocsf_nft.cli.fence")
     tap = Tap(device="tap0", subnets=(subnet("10.0.0.1/24"),))
-    gone: Any = replace(
+    missing: Any = replace(
         INSTALLED,
         spec=replace(INSTALLED.spec, tap=tap),
         namespace=Namespace(Path("/run/netns/no-such")),
     )
-    fence._name_what_blocks(gone)
-    said = capsys.readouterr().err
-    assert said.startswith(
-        "in the VM's way: the rules here can't be read, so what they drop isn't known "
+    fence._show_blocking_rules(missing)
+    shown = capsys.readouterr().err
+    assert shown.startswith(
+        "blocks the VM: the rules here can't be read, so it is unknown which traffic they drop "
         "(there is no network namespace at /run/netns/no-such"
     )
-    fence._name_what_blocks(INSTALLED)
+    fence._show_blocking_rules(INSTALLED)
     assert capsys.readouterr().err == ""
 
 
-def test_run_that_is_to_listen_needs_the_extra_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ocsf_nft.web", None)
+def test_run_with_listen_needs_the_extra_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ocsf_nft.http_server", None)
     run: Any = import_module("ocsf_nft.cli.run")
     with pytest.raises(UnsupportedError, match=r"listen needs the extra ocsf-nft\[http\]: install"):
-        run._answering(None, None)
+        run._serving(None, None)

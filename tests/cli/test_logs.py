@@ -1,4 +1,4 @@
-"""Our own log, on a standard error that is read late or never."""
+"""Log entries, on a standard error that is read late or never."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = structlog.get_logger()
 
 @pytest.fixture(autouse=True)
 def _configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(logging, "lastResort", logging.lastResort)  # it is put back
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)  # restored after the test
     logs.to_stderr_at_once()
     yield
     structlog.reset_defaults()
@@ -32,24 +32,24 @@ def _configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @contextlib.contextmanager
 def standard_error_to(descriptor: int) -> Iterator[None]:
-    # No fixture: pytest takes standard error for itself between one and its test.
-    kept = os.dup(2)
+    # This is no fixture: between a fixture and its test, pytest replaces standard error.
+    original = os.dup(2)
     os.dup2(descriptor, 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(original, 2)
+        os.close(original)
 
 
 @contextlib.contextmanager
 def standard_error() -> Iterator[int]:
-    """The reading end of a pipe that is standard error meanwhile."""
+    """Yield the reading end of a pipe that replaces standard error."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     try:
         with standard_error_to(writer), pytest.MonkeyPatch.context() as patch:
-            patch.setattr(logging.getLogger(), "handlers", [])  # pytest's
+            patch.setattr(logging.getLogger(), "handlers", [])  # remove pytest's handlers
             yield reader
     finally:
         os.close(reader)
@@ -57,7 +57,7 @@ def standard_error() -> Iterator[int]:
 
 
 def waits(work: Callable[[], None]) -> bool:
-    """Whether it is not done within some seconds."""
+    """Return whether the work is unfinished after some seconds."""
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(5)
@@ -65,11 +65,11 @@ def waits(work: Callable[[], None]) -> bool:
 
 
 def lines(reader: int) -> list[bytes]:
-    """What waits in the pipe."""
+    """Return the lines in the pipe."""
     return os.read(reader, 1 << 20).splitlines(keepends=True)
 
 
-def test_a_reader_is_not_waited_for_and_learns_how_much_it_missed() -> None:
+def test_slow_reader_blocks_nothing_and_gets_the_number_of_dropped_entries() -> None:
     def log_much() -> None:
         for number in range(1000):
             _log.warning("fence changed", number=number, reason="x" * 200)
@@ -79,16 +79,16 @@ def test_a_reader_is_not_waited_for_and_learns_how_much_it_missed() -> None:
         read = lines(reader)
         _log.error("fence degraded", reason="y")
         _log.error("fence degraded", reason="z")
-        told, whole = lines(reader)
+        counted, whole = lines(reader)
     assert not was_waiting
     assert 100 < len(read) < 1000
     assert all(f" number={n} ".encode() in line for n, line in enumerate(read))
     assert all(line.endswith(b"x'\n") for line in read)
-    assert told.endswith(f" reason='y' dropped={1000 - len(read)}\n".encode())
+    assert counted.endswith(f" reason='y' dropped={1000 - len(read)}\n".encode())
     assert whole.endswith(b" reason='z'\n")
 
 
-def test_an_entry_is_cut_to_what_a_pipe_takes_at_once() -> None:
+def test_entry_is_cut_to_the_size_of_an_atomic_write() -> None:
     with standard_error() as reader:
         for size in range(output.AT_ONCE_BYTES - 120, output.AT_ONCE_BYTES):
             _log.warning("fence changed", reason="é" * (size // 2) + "x" * (size % 2))
@@ -103,7 +103,7 @@ def test_log_entry_that_just_fits_is_whole() -> None:
     assert logs._cut("x" * 11, 10).decode() == "x" * 7 + "…"
 
 
-def test_what_can_not_be_written_is_told_as_dropped() -> None:
+def test_entry_that_can_not_be_written_is_counted_as_dropped() -> None:
     with standard_error() as reader:
         with Path(os.devnull).open("rb") as unwritable, standard_error_to(unwritable.fileno()):
             _log.warning("not written")
@@ -112,50 +112,52 @@ def test_what_can_not_be_written_is_told_as_dropped() -> None:
     assert line.endswith(b" event='written' dropped=1\n")
 
 
-def complain(library: str = "lib", said: str = "odd", error: type[Exception] = ValueError) -> None:
-    """As a library logs what went wrong."""
+def log_as_library(
+    library: str = "lib", text: str = "odd", error: type[Exception] = ValueError
+) -> None:
+    """Log an error as a library does."""
     failure = error("\x1b[31mred\n'\u202e" + "x" * 5000)
-    logging.getLogger(library).error("%s\n", said, exc_info=failure)
+    logging.getLogger(library).error("%s\n", text, exc_info=failure)
 
 
 def numbers(reader: int) -> list[int]:
     return [int(found) for line in lines(reader) for found in re.findall(rb" number=(\d+) ", line)]
 
 
-def test_what_a_library_logs_is_one_short_line_of_ours() -> None:
+def test_log_entry_of_a_library_is_one_short_line() -> None:
     with standard_error() as reader:
-        complain("lib.server", "from \x1b[2J")
+        log_as_library("lib.server", "from \x1b[2J")
         logging.getLogger("lib.server").info("too little")
         (line,) = lines(reader)
     text = line.decode().removesuffix("\n")
     assert text.isprintable()
-    assert " level='warning' event='a library complains' library='lib.server' number=1 " in text
+    assert " level='warning' event='warning from a library' library='lib.server' number=1 " in text
     assert r"from \x1b[2J : ValueError: \x1b[31mred '\u202exxx" in text
     assert len(text) < 500
 
 
-def test_a_flood_of_what_libraries_log_is_few_lines_and_hides_nothing_else() -> None:
+def test_flood_of_library_entries_is_few_lines_and_hides_no_other_entry() -> None:
     with standard_error() as reader:
         for number in range(100):
-            complain(said=f"from {number}")
+            log_as_library(text=f"from {number}")
         assert numbers(reader) == [1, 2, 4, 8, 16, 32, 64]
-        complain(error=KeyError)
+        log_as_library(error=KeyError)
         logging.getLogger("lib").error("elsewhere")
         assert numbers(reader) == [1, 1]
 
 
-def test_what_libraries_log_waits_for_no_reader() -> None:
+def test_library_entries_do_not_wait_for_a_reader() -> None:
     def log_much() -> None:
         for number in range(1000):
             error = type(f"Error{number}", (Exception,), {})
-            complain(error=error)
+            log_as_library(error=error)
 
     with standard_error() as reader:
         assert not waits(log_much)
         assert 100 < len(lines(reader)) < 1000
 
 
-def test_what_asyncio_logs_is_a_line_too() -> None:
+def test_log_entry_of_asyncio_is_one_line() -> None:
     async def fail() -> None:
         asyncio.get_running_loop().call_exception_handler({"message": "\x1b[31m", "fd": "\x07"})
 
@@ -166,20 +168,20 @@ def test_what_asyncio_logs_is_a_line_too() -> None:
     assert rb"\x1b[31m fd: " in line
 
 
-def test_what_a_library_logs_to_a_handler_of_its_own_is_not_told() -> None:
-    logging.getLogger("heard").addHandler(logging.NullHandler())
+def test_library_entries_with_their_own_handler_are_ignored() -> None:
+    logging.getLogger("handled").addHandler(logging.NullHandler())
     with standard_error() as reader:
-        complain("heard.elsewhere")
-        complain("lib")
+        log_as_library("handled.elsewhere")
+        log_as_library("lib")
         (line,) = lines(reader)
     assert b" library='lib' " in line
 
 
-def test_what_can_not_be_told_harms_nobody() -> None:
+def test_library_entry_that_can_not_be_formatted_is_replaced() -> None:
     with standard_error() as reader:
         logging.getLogger("lib").error("%d", "no number")
         (line,) = lines(reader)
-    assert line.endswith(b" reason='TypeError while it was told'\n")
+    assert line.endswith(b" reason='TypeError while the message was formatted'\n")
 
 
 def test_log_entry_of_a_library_is_cut_to_300_characters() -> None:

@@ -1,4 +1,4 @@
-"""How the command line ends."""
+"""Exit codes and last messages of the command line."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.kernel  # for /proc/self/mem
-def test_a_failure_of_the_system_that_nobody_foresaw_is_one_sentence() -> None:
-    # Opens as a file does, and has nothing to read at its beginning.
+def test_unexpected_failure_of_the_system_is_one_sentence() -> None:
+    # /proc/self/mem can be opened, and reading its first byte fails.
     done = subprocess.run(
         [sys.executable, "-m", "ocsf_nft", "convert", "/proc/self/mem"],
         capture_output=True,
@@ -36,13 +36,13 @@ def test_a_failure_of_the_system_that_nobody_foresaw_is_one_sentence() -> None:
 
 @pytest.fixture(autouse=True)
 def own_handler() -> Iterator[None]:
-    """``main`` gives up the handling of Ctrl-C when it ends, and the tests go on."""
+    """Restore the handler of Ctrl-C, which ``main`` resets at its end."""
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_impatient_interrupt_of_the_end_shows_no_traceback() -> None:
+def test_interrupt_during_the_exit_shows_no_traceback() -> None:
     program = (
         "import atexit, os, signal, sys; from ocsf_nft.cli import main; "
         "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.argv[1:] = ['--help']; main()"
@@ -53,7 +53,7 @@ def test_an_impatient_interrupt_of_the_end_shows_no_traceback() -> None:
     assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-def test_a_mistake_of_ours_is_a_traceback_and_no_thread_keeps_it_from_ending() -> None:
+def test_programming_error_is_a_traceback_and_threads_do_not_delay_the_exit() -> None:
     program = (
         "import threading, time; from ocsf_nft import cli\n"
         "def app():\n"
@@ -104,23 +104,23 @@ def _os_error(number: int, *names: str) -> OSError:
         (ExceptionGroup("", [UsageError("a mend"), _os_error(errno.EIO)]), "a mend", 2),
     ],
 )
-def test_what_is_told_and_its_exit_code(
+def test_error_has_its_sentence_and_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     error: Exception,
     sentence: str,
     code: int,
 ) -> None:
-    _let_it_raise(monkeypatch, error)
+    _make_app_raise(monkeypatch, error)
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == code
     assert capsys.readouterr().err == f"ocsf-nft: {sentence}\n"
 
 
-@pytest.mark.parametrize("place", ["a command", "around it"])
-def test_ctrl_c_ends_it_quietly_as_shells_report_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+@pytest.mark.parametrize("scope", ["a command", "around it"])
+def test_ctrl_c_exits_quietly_with_the_code_of_shells(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scope: str
 ) -> None:
     def interrupted(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_it_quietly_as_shells_report_it(
     monkeypatch.setattr(sys, "argv", ["ocsf-nft", "check"])
     monkeypatch.setattr(check, "findings", interrupted)
     monkeypatch.setattr(cli.output, "prepare", lambda: None)
-    if place == "around it":
+    if scope == "around it":
         monkeypatch.setattr(cli, "app", interrupted)
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -136,15 +136,15 @@ def test_ctrl_c_ends_it_quietly_as_shells_report_it(
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_mistake_of_ours_is_hidden_by_no_failure_of_the_system(
+def test_programming_error_is_not_hidden_by_a_failure_of_the_system(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    _let_it_raise(monkeypatch, ExceptionGroup("", [_os_error(errno.EIO), KeyError("a")]))
+    _make_app_raise(monkeypatch, ExceptionGroup("", [_os_error(errno.EIO), KeyError("a")]))
     with pytest.raises(ExceptionGroup):
         cli.main()
 
 
-def _let_it_raise(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def _make_app_raise(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def app() -> None:
         raise error
 

@@ -1,4 +1,4 @@
-"""What may be given, and what stands when it is not."""
+"""Options of the command line, and their defaults."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_the_command_lines_defaults_are_the_fences() -> None:
+def test_defaults_of_the_command_line_are_those_of_the_fence() -> None:
     assert options.DEFAULT_GROUP == spec.DEFAULT_GROUP
     assert options.DEFAULT_STATE_DIR == state.DEFAULT_DIRECTORY
 
 
-def test_the_command_lines_default_version_is_the_mappers() -> None:
+def test_default_version_of_the_command_line_is_that_of_the_mapper() -> None:
     assert options.DEFAULT_OCSF_VERSION == versions.LATEST
 
 
@@ -46,13 +46,13 @@ def test_numbers_of_the_command_line_have_their_defaults() -> None:
 
 
 @pytest.mark.parametrize("version", versions.VERSIONS)
-def test_a_version_may_be_named_in_short(version: str) -> None:
+def test_version_may_be_abbreviated(version: str) -> None:
     assert options.ocsf_version(version) == version
     assert options.ocsf_version(version.removesuffix(".0")) == version
 
 
 @pytest.mark.parametrize("text", ["", "1", "1.2", "1.2.0", "1.8.1", "v1.8", "1.8.0.0", "1.8\n"])
-def test_a_version_that_is_none_is_answered_with_those_that_are(text: str) -> None:
+def test_unknown_version_is_answered_with_the_known_ones(text: str) -> None:
     with pytest.raises(UsageError, match=r"1\.1\.0, .*, 1\.8\.0$"):
         options.ocsf_version(text)
 
@@ -70,7 +70,7 @@ def test_a_version_that_is_none_is_answered_with_those_that_are(text: str) -> No
     ],
     ids=" ".join,
 )
-def test_an_option_that_a_file_would_overrule_is_refused(
+def test_option_that_a_file_would_override_is_refused(
     tmp_path: Path, besides: tuple[str, ...]
 ) -> None:
     file = tmp_path / "ocsf-nft.toml"
@@ -92,7 +92,7 @@ def test_an_option_that_a_file_would_overrule_is_refused(
     ],
     ids=" ".join,
 )
-def test_an_option_that_means_nothing_to_a_replay_is_refused(
+def test_option_without_effect_on_a_replay_is_refused(
     tmp_path: Path, besides: tuple[str, ...]
 ) -> None:
     log = tmp_path / "kernel.log"
@@ -108,11 +108,11 @@ def test_an_option_that_means_nothing_to_a_replay_is_refused(
     assert done.returncode == 0
 
 
-def test_a_way_to_name_processes_that_there_is_not_is_answered_with_those_that_there_are() -> None:
+def test_unknown_attribution_method_is_answered_with_the_known_ones() -> None:
     done = forked.run("run", "--sandbox", "a", "--attribution", "ebpf")
     assert done.returncode == 2
     assert done.stderr == (
-        "ocsf-nft: options: attribution.top: input should be 'capture', 'socket' or 'user'\n"
+        "ocsf-nft: options: attribution.method: input should be 'capture', 'socket' or 'user'\n"
     )
 
 
@@ -125,14 +125,14 @@ def test_a_way_to_name_processes_that_there_is_not_is_answered_with_those_that_t
     ],
     ids=" ".join,
 )
-def test_a_path_is_not_refused_because_it_may_not_be_read(
+def test_path_is_not_refused_for_missing_permission(
     tmp_path: Path, arguments: tuple[str, ...]
 ) -> None:
-    """Else who may not read the default --state-dir could not even replay a file."""
+    """Otherwise a user who may not read the default --state-dir could not replay a file."""
     path = tmp_path if "--state-dir" in arguments else tmp_path / "a file"
     if path != tmp_path:
         path.write_text("no TOML")
-    # Root may read everything: access(2), which the check would ask, has to be made to say no.
+    # Root may read everything, so access(2), which the check would use, is replaced.
     program = "import os; os.access = lambda *_, **__: False; from ocsf_nft.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", program, *arguments, str(path)],

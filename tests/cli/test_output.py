@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or that nobody reads."""
+"""Standard streams that are closed, full, or without a reader."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ def test_a_closed_standard_output_is_one_sentence(log: str, redirections: str) -
     assert done.stderr == "ocsf-nft: standard output can't be written: Bad file descriptor\n"
 
 
-def test_what_is_printed_goes_into_no_file_that_took_a_closed_ones_number(
+def test_output_is_never_written_to_a_file_with_the_number_of_a_closed_stream(
     log: str, tmp_path: Path
 ) -> None:
-    rejects = tmp_path / "rejects"
-    done = in_shell("<&- >&- 2>&-", "convert", "--rejects", str(rejects), log)
+    unparsed = tmp_path / "rejects"
+    done = in_shell("<&- >&- 2>&-", "convert", "--rejects", str(unparsed), log)
     assert done.returncode == 3
-    assert rejects.read_bytes() == b""
+    assert unparsed.read_bytes() == b""
 
 
-def test_a_closed_standard_input_is_an_empty_one() -> None:
+def test_closed_standard_input_is_empty() -> None:
     done = in_shell("<&-", "convert")
     assert (done.returncode, done.stdout) == (0, "")
 
@@ -87,9 +87,7 @@ def test_a_closed_standard_input_is_an_empty_one() -> None:
 @pytest.mark.parametrize(
     "redirections", ["2>&-", pytest.param("2>/dev/full", marks=pytest.mark.kernel)]
 )
-def test_a_standard_error_that_takes_nothing_changes_no_exit_code(
-    log: str, redirections: str
-) -> None:
+def test_full_standard_error_changes_no_exit_code(log: str, redirections: str) -> None:
     done = in_shell(redirections, "convert", log)
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 2000
@@ -99,7 +97,7 @@ def test_a_standard_error_that_takes_nothing_changes_no_exit_code(
     assert in_shell(redirections, "explain", LINE).returncode == 0
 
 
-def test_a_reader_that_has_seen_enough_ends_it_quietly(log: str) -> None:
+def test_closed_reader_ends_the_command_quietly(log: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -114,7 +112,7 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(log: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["convert {}", "run --source replay:{}"])
-def test_a_full_pipe_that_does_not_block_is_waited_for(log: str, way: str) -> None:
+def test_command_waits_for_a_full_non_blocking_pipe(log: str, way: str) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with (
@@ -131,16 +129,16 @@ def test_a_full_pipe_that_does_not_block_is_waited_for(log: str, way: str) -> No
         os.close(writer)
         lines = written.read().splitlines()
         assert process.stderr is not None
-        said = process.stderr.read()
-    assert (process.returncode, len(lines)) == (0, 2000), said
+        messages = process.stderr.read()
+    assert (process.returncode, len(lines)) == (0, 2000), messages
 
 
 def _is_full(pipe: int) -> bool:
     return not select.select((), (pipe,), (), 0)[1]
 
 
-def test_what_is_said_cant_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    output.say("not fenced: \x1b]0;x\x07, \u202epz\n\tcounter \x9b2J")
+def test_messages_can_not_control_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.show("not fenced: \x1b]0;x\x07, \u202epz\n\tcounter \x9b2J")
     assert capsys.readouterr().err == r"not fenced: \x1b]0;x\x07, \u202epz" + "\n\t" + (
         r"counter \x9b2J" + "\n"
     )
@@ -148,7 +146,7 @@ def test_what_is_said_cant_steer_a_terminal(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.fixture
 def one_cpu() -> Iterator[None]:
-    """All on one CPU: the reader runs before the writer has come back from its write."""
+    """Run all processes on one CPU: the reader runs before the writer returns from its write."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     yield

@@ -1,4 +1,4 @@
-"""SIGHUP, while a run goes on and while it ends."""
+"""SIGHUP during a run and during its stop."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service.to_its_end import to_its_end
+from ocsf_nft.service.shielded import run_shielded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 class Failing:
-    """A service whose reload takes its time, is not to be left half done, and fails."""
+    """Service with a slow reload that must not be interrupted, and that fails."""
 
     def __init__(self) -> None:
         self.begun = asyncio.Event()
 
     async def reload(self, _: object) -> None:
         self.begun.set()
-        await to_its_end(self._fail())
+        await run_shielded(self._fail())
 
     async def _fail(self) -> None:
         await asyncio.sleep(0.1)
@@ -41,11 +41,11 @@ def own_handler() -> Iterator[None]:
     signal.signal(signal.SIGHUP, before)
 
 
-async def test_a_reload_that_fails_while_the_run_is_told_to_stop_does_not_go_on(
+async def test_failing_reload_during_a_stop_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(config, "load", lambda _: None)
-    command = import_module("ocsf_nft.cli.run")  # whose name in the package is the command's
+    command = import_module("ocsf_nft.cli.run")  # in the package, the name is the command
     failing = Failing()
     reloading = asyncio.create_task(command._reload_on_hangup(failing, Path("x")))
     await asyncio.sleep(0)

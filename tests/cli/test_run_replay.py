@@ -1,4 +1,4 @@
-"""``run --source replay:PATH``: text of another day, and of another machine."""
+"""``run --source replay:PATH``: text of another day and another machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.kernel import command
 
 
 def _early(record: str) -> str:
-    """The corpus's record as one of the first minutes after boot, which this machine has passed."""
+    """Return a record with an early time after boot, which is in the past on this machine."""
     level, number, stamp_us, rest = record.split(",", 3)
     return f"{level},{number},{int(stamp_us) - 5_050_000_000},{rest}"
 
@@ -27,5 +27,5 @@ def test_replayed_text_gives_the_same_uids_each_time(tmp_path: Path) -> None:
     runs = [command.run("run", "--source", f"replay:{log}") for _ in range(2)]
     uids = [[event["metadata"]["uid"] for event in run.events] for run in runs]
     assert uids[0] == uids[1]
-    assert not any("device" in event for event in runs[0].events)  # another machine's, maybe
+    assert not any("device" in event for event in runs[0].events)  # the text may be of another one
     assert len(set(uids[0])) == len(uids[0]) > 60

@@ -11,7 +11,7 @@ import pytest
 
 from ocsf_nft.service import Counts
 
-#: The name in the package is the command's.
+#: In the package, the name is the command.
 _RUN = import_module("ocsf_nft.cli.run")
 
 
@@ -19,7 +19,7 @@ _RUN = import_module("ocsf_nft.cli.run")
     ("signals", "ends_at_once"),
     [
         ([(signal.SIGTERM, 0.0)], False),
-        # As GNU timeout sends it: to its child, and to the process group.
+        # GNU timeout sends the signal to its child and to the process group.
         ([(signal.SIGTERM, 0.0), (signal.SIGTERM, 0.0)], False),
         ([(signal.SIGTERM, 0.0), (signal.SIGTERM, 0.99)], False),
         ([(signal.SIGTERM, 0.0), (signal.SIGTERM, 0.5), (signal.SIGTERM, 1.0)], True),

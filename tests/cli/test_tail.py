@@ -1,4 +1,4 @@
-"""``tail``: what is in a file of events, and what comes to it."""
+"""``tail``: events in a file, and events appended to it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 
-from ocsf_nft.cli import painting
-from ocsf_nft.cli.growing import LINE_BYTES
-from ocsf_nft.ocsf.shorthand import plain, shorthand
+from ocsf_nft.cli import colour_oneline
+from ocsf_nft.cli.follow_file import LINE_BYTES
+from ocsf_nft.ocsf.oneline import plain, shorthand
 from tests.cli import forked
 from tests.hostile_events import EVENTS
 
@@ -45,7 +45,7 @@ _EVENT: dict[str, Any] = {
 
 
 def event(number: int) -> bytes:
-    """An event's line; the port is shown."""
+    """Return the line of an event; the number is its port."""
     end = {"ip": "203.0.113.7", "port": 10_000 + number}
     return json.dumps(_EVENT | {"dst_endpoint": end, "raw_data": "x" * 2000}).encode() + b"\n"
 
@@ -70,7 +70,7 @@ def following(*arguments: str, **streams: Any) -> Iterator[subprocess.Popen[str]
         stderr=subprocess.PIPE,
         text=True,
     )
-    watchdog = threading.Timer(60, process.kill)  # else a test that fails would wait for ever
+    watchdog = threading.Timer(60, process.kill)  # a failed test would wait for ever
     watchdog.start()
     try:
         yield process
@@ -81,13 +81,13 @@ def following(*arguments: str, **streams: Any) -> Iterator[subprocess.Popen[str]
 
 
 def next_number(process: subprocess.Popen[str]) -> int:
-    """The event that is shown next; waits for it."""
+    """Wait for the next event that is shown, and return its number."""
     assert process.stdout is not None
     (number,) = numbers(process.stdout.readline())
     return number
 
 
-def until_it_waits(process: subprocess.Popen[str], path: Path) -> None:
+def wait_until_following(process: subprocess.Popen[str], path: Path) -> None:
     """Wait until a process without output has opened the file and sleeps."""
     proc = Path("/proc") / str(process.pid)
     deadline = time.monotonic() + 60
@@ -102,8 +102,8 @@ def until_it_waits(process: subprocess.Popen[str], path: Path) -> None:
 
 def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
     process.send_signal(number)
-    rest, said = process.communicate(timeout=30)
-    return process.returncode, rest, said
+    rest, messages = process.communicate(timeout=30)
+    return process.returncode, rest, messages
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_the_last_events_are_shown(
     assert numbers(done.stdout) == list(range(first, 30))
 
 
-def test_a_line_says_what_the_event_says(events: Path) -> None:
+def test_line_describes_the_event(events: Path) -> None:
     assert tail("-n", "1", str(events)).stdout == (
         "2026-01-01T00:00:00.000Z  MEDIUM  sb1  uid 1000  TCP 203.0.113.7:10029  refused  "
         "[egress]  Use the proxy.\n"
@@ -149,7 +149,7 @@ def test_a_line_says_what_the_event_says(events: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("junk", "said"),
+    ("junk", "messages"),
     [
         (b"no JSON\n", "1 line was"),
         (b"[]\n{}\n\xff\n\n", "4 lines were"),
@@ -158,14 +158,14 @@ def test_a_line_says_what_the_event_says(events: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("way", ["file", "pipe"])
-def test_lines_that_are_no_events_are_counted_at_the_end(
-    events: Path, junk: bytes, said: str, way: str
+def test_lines_without_an_event_are_counted_at_the_end(
+    events: Path, junk: bytes, messages: str, way: str
 ) -> None:
     content = event(1) + junk + event(2)[:-1]
     events.write_bytes(content)
     done = tail(str(events)) if way == "file" else tail(stdin=content)
     assert numbers(done.stdout) == [1, 2]
-    assert (done.returncode, done.stderr) == (0, f"{said} no OCSF event and not shown\n")
+    assert (done.returncode, done.stderr) == (0, f"{messages} no OCSF event and not shown\n")
 
 
 @pytest.mark.parametrize("name", ["", "nothing"])
@@ -187,22 +187,22 @@ def test_a_file_is_followed_until_ctrl_c(events: Path, number: int) -> None:
         append(events, event(30)[:50])
         append(events, event(30)[50:] + b"no event\n" + event(31))
         assert [next_number(process) for _ in range(2)] == [30, 31]
-        code, rest, said = end(process, number)
+        code, rest, messages = end(process, number)
     assert (code, rest) == (0, "")
-    assert said == "1 line was no OCSF event and not shown\n"
+    assert messages == "1 line was no OCSF event and not shown\n"
 
 
 @pytest.mark.kernel  # for /proc
-def test_it_follows_from_the_end_when_no_line_is_wanted(events: Path) -> None:
+def test_tail_without_lines_follows_from_the_end(events: Path) -> None:
     append(events, event(30)[:50])
     with following("-n", "0", str(events)) as process:
-        until_it_waits(process, events)
+        wait_until_following(process, events)
         append(events, event(30)[50:])
         assert next_number(process) == 30
         assert end(process, signal.SIGINT) == (0, "", "")
 
 
-def test_it_follows_over_rotation_by_renaming(events: Path, tmp_path: Path) -> None:
+def test_tail_follows_after_rotation_by_renaming(events: Path, tmp_path: Path) -> None:
     with following("-n", "1", str(events)) as process:
         assert next_number(process) == 29
         for number in range(30, 40, 2):
@@ -214,7 +214,7 @@ def test_it_follows_over_rotation_by_renaming(events: Path, tmp_path: Path) -> N
         assert end(process, signal.SIGINT) == (0, "", "")
 
 
-def test_it_follows_over_rotation_by_copytruncate(events: Path) -> None:
+def test_tail_follows_after_rotation_by_copytruncate(events: Path) -> None:
     with following("-n", "1", str(events)) as process:
         assert next_number(process) == 29
         for number in range(30, 60, 10):
@@ -224,19 +224,19 @@ def test_it_follows_over_rotation_by_copytruncate(events: Path) -> None:
         assert end(process, signal.SIGINT) == (0, "", "")
 
 
-def test_of_a_pipe_all_is_shown_as_it_comes() -> None:
+def test_events_of_a_pipe_are_shown_at_once() -> None:
     with following("-n", "1", stdin=subprocess.PIPE) as process:
         assert process.stdin is not None
         for number in range(5):
             process.stdin.write(event(number).decode())
             process.stdin.flush()
             assert next_number(process) == number
-        rest, said = process.communicate(timeout=30)
-        assert (process.returncode, rest, said) == (0, "", "")
+        rest, messages = process.communicate(timeout=30)
+        assert (process.returncode, rest, messages) == (0, "", "")
 
 
 @pytest.mark.parametrize("is_quiet", [True, False])
-def test_a_reader_that_has_seen_enough_ends_it(events: Path, *, is_quiet: bool) -> None:
+def test_closed_reader_ends_tail(events: Path, *, is_quiet: bool) -> None:
     reader, writer = os.pipe()
     with following("-n", "1", str(events), stdout=writer) as process:
         os.close(writer)
@@ -244,11 +244,11 @@ def test_a_reader_that_has_seen_enough_ends_it(events: Path, *, is_quiet: bool) 
             assert numbers(shown.readline()) == [29]
         if not is_quiet:
             append(events, event(30))
-        _, said = process.communicate(timeout=30)
-        assert (process.returncode, said) == (0, "")
+        _, messages = process.communicate(timeout=30)
+        assert (process.returncode, messages) == (0, "")
 
 
-def test_a_full_pipe_does_not_keep_it_from_ending(events: Path) -> None:
+def test_full_pipe_does_not_delay_the_exit(events: Path) -> None:
     events.write_bytes(b"".join(map(event, range(3000))))
     with following("-n", "3000", str(events)) as process:
         assert next_number(process) == 0
@@ -301,7 +301,7 @@ def _on_a_terminal(*arguments: str, **environment: str) -> str:
     return (shown + done.stderr).decode()
 
 
-def test_it_is_in_colour_on_a_terminal_and_nowhere_else(events: Path) -> None:
+def test_output_has_colours_only_on_a_terminal(events: Path) -> None:
     shown = _on_a_terminal("-n", "1", str(events))
     assert "\x1b[33mMEDIUM\x1b[0m" in shown
     piped = tail("-n", "1", str(events)).stdout
@@ -312,7 +312,7 @@ def test_it_is_in_colour_on_a_terminal_and_nowhere_else(events: Path) -> None:
     assert "\x1b[" in _on_a_terminal("-n", "1", str(events), NO_COLOR="")
 
 
-def test_it_waits_for_nobody_to_type_events() -> None:
+def test_tail_does_not_read_from_a_terminal() -> None:
     shown = _on_a_terminal()
     assert shown == (
         "ocsf-nft: name a file of events, or pipe events into it: ocsf-nft tail PATH\n"
@@ -320,9 +320,9 @@ def test_it_waits_for_nobody_to_type_events() -> None:
 
 
 @given(EVENTS)
-def test_nothing_in_an_event_steers_the_terminal(event: dict[str, Any]) -> None:
+def test_event_can_not_control_the_terminal(event: dict[str, Any]) -> None:
     segments = shorthand(event)
-    shown = _COLOUR.sub("", painting._painted(segments))
+    shown = _COLOUR.sub("", colour_oneline._painted(segments))
     assert shown == plain(segments)
     assert shown.isprintable()
 
@@ -331,7 +331,7 @@ def test_hostile_names_in_a_file_are_shown_as_text(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     process = {"name": "\x1b]0;x\x07\n\u202e", "pid": 1}
     found = _EVENT | {"actor": {"process": process}, "status_detail": "a\x9b2J\u2028b\ud83d"}
-    # As orjson does not write it, and does not read it either: a lone surrogate.
+    # A lone surrogate, which orjson neither writes nor reads.
     path.write_text(json.dumps(found) + "\n" + json.dumps(found | {"status_detail": "\x9b\x7f"}))
     done = tail(str(path))
     assert done.stderr == "1 line was no OCSF event and not shown\n"

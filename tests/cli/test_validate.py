@@ -1,4 +1,4 @@
-"""Events on one side, what is wrong with them on the other."""
+"""Validation of events: faults and exit codes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_events_that_conform_are_counted_and_exit_0(tmp_path: Path) -> None:
     assert done.stderr == "8 events: 0 errors, 0 warnings\n"
 
 
-def test_a_fault_is_a_line_that_says_where_and_what_and_exit_is_1(tmp_path: Path) -> None:
+def test_fault_is_a_line_with_path_and_message_and_exit_is_1(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(lines(good(), BAD, {"class_uid": 4001} | good(proxy={"ip": "10.0.0.1"})))
     done = validate(path)
@@ -65,7 +65,7 @@ def test_standard_input_is_read_where_no_file_is_named_and_for_a_dash(tmp_path: 
         ]
 
 
-def test_json_is_one_object_a_fault_on_standard_output(tmp_path: Path) -> None:
+def test_json_output_has_one_object_per_fault(tmp_path: Path) -> None:
     path = tmp_path / "events.json"
     text = json.dumps([good(), BAD], indent=2)
     path.write_text(text)
@@ -97,7 +97,7 @@ def test_a_version_that_is_not_known_is_bad_usage_and_the_known_ones_are_named()
     assert "1.1.0, " in sentence
 
 
-def test_what_is_recommended_and_missing_is_told_when_that_is_asked_for() -> None:
+def test_missing_recommended_attributes_are_reported_on_request() -> None:
     assert "recommended" not in validate(stdin=lines(good())).stderr
     done = validate("--recommended", stdin=lines(good()))
     assert done.returncode == 0
@@ -105,7 +105,7 @@ def test_what_is_recommended_and_missing_is_told_when_that_is_asked_for() -> Non
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "[]"])
-def test_a_file_that_holds_no_events_proves_nothing(tmp_path: Path, text: str) -> None:
+def test_file_without_events_is_not_valid(tmp_path: Path, text: str) -> None:
     full, empty = tmp_path / "full", tmp_path / "empty"
     full.write_text(lines(good()))
     empty.write_text(text)
@@ -122,20 +122,20 @@ def test_a_file_that_can_not_be_read_is_one_sentence(tmp_path: Path) -> None:
         assert sentence.startswith(f"ocsf-nft: {path} can't be read: {why}")
 
 
-def test_neither_events_nor_names_forge_what_is_told(tmp_path: Path) -> None:
+def test_events_and_names_can_not_forge_output(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"a\n\xff\x1b[2J")
     path.write_text(lines(good(**{"x\n-:1: error: y\x1b[2J\u202e": 1})))
-    told = validate(path)
-    assert told.returncode == 1
-    assert len(told.stderr.splitlines()) == 2
-    assert told.stderr.replace("\n", "").isprintable()
+    done = validate(path)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 2
+    assert done.stderr.replace("\n", "").isprintable()
     as_json = json.loads(validate("--json", path).stdout)
     assert as_json["file"] == str(tmp_path / r"a\x0a\xff\x1b[2J")
     assert as_json["path"] == r'"x\n-:1: error: y\u001b[2J\u202e"'
 
 
-def test_faults_are_told_as_they_are_found() -> None:
-    """Of a pipe that goes on, the first is there before the last is written."""
+def test_faults_are_shown_as_they_are_found() -> None:
+    """While a pipe stays open, the first fault is shown before the last event is written."""
     reading, writing = os.pipe()
     with subprocess.Popen(
         [sys.executable, "-m", "ocsf_nft", "validate", "--json"],
@@ -151,7 +151,7 @@ def test_faults_are_told_as_they_are_found() -> None:
     assert command.returncode == 1
 
 
-def test_without_the_extra_the_sentence_says_how_to_install_it() -> None:
+def test_missing_extra_is_one_sentence_with_the_remedy() -> None:
     program = (
         "import sys; sys.modules['ocsf_json_schema'] = None; sys.argv[1:] = ['validate'];"
         "from ocsf_nft.cli import main; main()"
@@ -164,7 +164,7 @@ def test_without_the_extra_the_sentence_says_how_to_install_it() -> None:
     assert "pip install 'ocsf-nft[validate]'" in sentence
 
 
-def test_what_convert_makes_is_valid() -> None:
+def test_events_of_convert_are_valid() -> None:
     line = (
         "[1.5] ocsf-nft:sb:egress:IN= OUT=e0 SRC=10.0.0.2 DST=203.0.113.7 LEN=48 TOS=0x00 "
         "PREC=0x00 TTL=64 ID=1 DF PROTO=UDP SPT=4000 DPT=53 LEN=28 UID=0 GID=0 \n"

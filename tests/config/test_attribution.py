@@ -1,4 +1,4 @@
-"""What a file says of who did it, and what privileges that takes."""
+"""Configuration of attribution, and the privileges that it needs."""
 
 from __future__ import annotations
 
@@ -28,25 +28,28 @@ def _parsed(**found: Any) -> config.Config:
     return config.parse(_WATCHED | {"attribution": found}, where="ocsf-nft.toml")
 
 
-def test_without_a_word_processes_are_captured_and_nothing_is_hashed() -> None:
+def test_default_is_capture_without_hashes() -> None:
     found = config.parse(_WATCHED, where="test").attribution
-    assert (found.top, found.wait_ms, found.hash_max_bytes) == ("capture", 50, 0)
+    assert (found.method, found.wait_ms, found.hash_max_bytes) == ("capture", 50, 0)
 
 
 @pytest.mark.parametrize(
     ("size", "number"),
     [("64MiB", 64 << 20), ("2 GB", 2_000_000_000), (1 << 20, 1 << 20), ("0", 0), (0, 0)],
 )
-def test_what_is_said_is_taken_and_a_size_may_have_a_unit(size: str | int, number: int) -> None:
-    found = _parsed(top="socket", wait_ms=200, hash_max_bytes=size).attribution
-    assert (found.top, found.wait_ms, found.hash_max_bytes) == ("socket", 200, number)
+def test_settings_are_read_and_a_size_may_have_a_unit(size: str | int, number: int) -> None:
+    found = _parsed(method="socket", wait_ms=200, hash_max_bytes=size).attribution
+    assert (found.method, found.wait_ms, found.hash_max_bytes) == ("socket", 200, number)
 
 
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        ({"top": "ebpf"}, "attribution.top: input should be 'capture', 'socket' or 'user'"),
-        ({"top": ["capture"]}, "attribution.top: input should be 'capture', 'socket' or 'user'"),
+        ({"method": "ebpf"}, "attribution.method: input should be 'capture', 'socket' or 'user'"),
+        (
+            {"method": ["capture"]},
+            "attribution.method: input should be 'capture', 'socket' or 'user'",
+        ),
         ({"wait_ms": 0}, "attribution.wait_ms: input should be greater than or equal to 1"),
         ({"wait_ms": 10_001}, "attribution.wait_ms: input should be less than or equal to 10000"),
         ({"wait_ms": "50ms"}, "attribution.wait_ms: input should be a valid integer"),
@@ -65,28 +68,28 @@ def test_a_fault_is_one_sentence_that_names_the_key(found: dict[str, Any], sente
     assert "\n" not in message
 
 
-def test_it_is_one_table() -> None:
+def test_attribution_must_be_one_table() -> None:
     with pytest.raises(UsageError, match="attribution: must be one table"):
-        config.parse(_WATCHED | {"attribution": [{"top": "user"}]}, where="test")
+        config.parse(_WATCHED | {"attribution": [{"method": "user"}]}, where="test")
 
 
 @pytest.mark.parametrize(
-    ("top", "takes"),
+    ("method", "takes"),
     [
         ("capture", {Capability.BPF, Capability.PERFMON, Capability.SYS_PTRACE}),
         ("socket", {Capability.SYS_PTRACE}),
         ("user", set()),
     ],
 )
-def test_a_run_keeps_the_privileges_that_its_way_of_naming_processes_takes(
-    top: str, takes: set[Capability]
+def test_run_keeps_the_privileges_of_its_attribution_method(
+    method: str, takes: set[Capability]
 ) -> None:
-    assert capabilities(_parsed(top=top)) == {Capability.NET_ADMIN} | takes
-    # A VM's processes are its own kernel's: nobody is looked for.
-    of_a_vm = config.parse(_OF_A_VM | {"attribution": {"top": top}}, where="test")
+    assert capabilities(_parsed(method=method)) == {Capability.NET_ADMIN} | takes
+    # Processes of a VM belong to the guest's kernel: no attribution.
+    of_a_vm = config.parse(_OF_A_VM | {"attribution": {"method": method}}, where="test")
     assert capabilities(of_a_vm) == {Capability.NET_ADMIN}
 
 
-def test_of_several_sandboxes_one_whose_processes_are_this_kernels_is_enough() -> None:
+def test_one_sandbox_of_this_kernel_is_enough_for_the_privileges() -> None:
     both = {"sandbox": _WATCHED["sandbox"] + _OF_A_VM["sandbox"]}
     assert Capability.BPF in capabilities(config.parse(both, where="test"))

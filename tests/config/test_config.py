@@ -6,8 +6,8 @@ import pytest
 
 from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, UsageError
+from ocsf_nft.log_prefixes import Meaning
 from ocsf_nft.netns import Namespace, named, of_process
-from ocsf_nft.prefixes import Meaning
 from ocsf_nft.privileges import Capability
 from ocsf_nft.service import capabilities
 
@@ -68,7 +68,7 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
     assert [sink.target for sink in read.sinks] == ["/var/log/ocsf-nft/events.jsonl"]
     first, second = read.sandbox
     assert first.namespace == named("agent-1")
-    assert [str(place) for place in first.spec().allowed] == [
+    assert [str(each) for each in first.spec().allowed] == [
         "10.0.0.1:3128",
         "10.0.0.53:53",
         "[fd00::1]:3128",
@@ -77,19 +77,19 @@ def test_a_file_is_read_into_checked_values(tmp_path: Path) -> None:
     assert second.namespace == of_process(4242)
 
 
-def test_the_least_is_one_sandbox_by_its_name() -> None:
+def test_only_the_name_of_a_sandbox_is_required() -> None:
     read = config.parse({"sandbox": [{"name": "a"}]}, where="test")
     assert [sink.target for sink in read.sinks] == ["-"]
     assert read.sandbox[0].namespace is None
     assert Namespace() != of_process(1)
 
 
-def test_a_host_log_needs_no_sandbox_and_no_privilege_but_that_to_read_it() -> None:
+def test_host_log_needs_no_sandbox_and_only_the_privilege_to_read_it() -> None:
     read = config.parse({"host_log": "kmsg"}, where="test")
     assert not read.sandbox
     assert capabilities(read) == {Capability.SYSLOG}
     assert not capabilities(config.parse({"host_log": "journal"}, where="test"))
-    fenced = {"sandbox": [_FENCED_HERE], "attribution": {"top": "user"}}
+    fenced = {"sandbox": [_FENCED_HERE], "attribution": {"method": "user"}}
     both = config.parse({"host_log": "kmsg"} | fenced, where="test")
     assert capabilities(both) == {Capability.NET_ADMIN, Capability.SYSLOG}
 
@@ -97,7 +97,7 @@ def test_a_host_log_needs_no_sandbox_and_no_privilege_but_that_to_read_it() -> N
 _FENCED_HERE = {"name": "a", "proxy": ["1.2.3.4:5"], "install": True, "transport": "nflog"}
 
 
-def test_prefixes_are_read_next_to_what_is_watched_or_alone(tmp_path: Path) -> None:
+def test_prefixes_are_read_with_or_without_a_sandbox(tmp_path: Path) -> None:
     path = tmp_path / "ocsf-nft.toml"
     for content in (f"{PREFIXES}[[sandbox]]\nname = 'a'", PREFIXES):
         path.write_text(content)
@@ -109,7 +109,7 @@ def test_prefixes_are_read_next_to_what_is_watched_or_alone(tmp_path: Path) -> N
         config.load(path)
 
 
-def test_without_prefixes_what_is_built_in_counts() -> None:
+def test_default_prefixes_are_the_built_in_ones() -> None:
     table = config.parse({"sandbox": [{"name": "a"}]}, where="test").prefixes
     assert table.of("[UFW BLOCK] ") == Meaning(None, "UFW BLOCK", "reject")
 
@@ -117,7 +117,7 @@ def test_without_prefixes_what_is_built_in_counts() -> None:
 def test_a_vms_proxy_is_its_gateway() -> None:
     (vm,) = config.parse(_of_profile("tap", **_VM), where="test").sandbox
     spec = vm.spec()
-    assert [str(place) for place in spec.proxies] == ["172.16.0.1:3128", "[fd00:7::1]:3128"]
+    assert [str(each) for each in spec.proxies] == ["172.16.0.1:3128", "[fd00:7::1]:3128"]
     assert spec.tap is not None
     assert (spec.tap.device, spec.tap.mac) == ("vmtap-0", None)
 
@@ -148,10 +148,10 @@ def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: 
         (_prefixes({"begins": "x", "verdict": "deny"}), "'reject', 'drop', 'accept' or 'log'"),
         (_prefixes({"begins": "x", "verdict": "permit"}), "'reject', 'drop', 'accept' or 'log'"),
         (_prefixes({"begins": "", "verdict": "drop"}), "prefix.0.begins: '' is no log prefix"),
-        (_prefixes({"begins": "x" * 128, "verdict": "drop"}), "has 1 to 127 bytes"),
-        (_prefixes({"begins": "a\0", "verdict": "drop"}), "none holds a NUL"),
+        (_prefixes({"begins": "x" * 128, "verdict": "drop"}), "must have 1 to 127 bytes"),
+        (_prefixes({"begins": "a\0", "verdict": "drop"}), "it has a NUL character"),
         (_prefixes({"begins": 3, "verdict": "drop"}), "prefix.0.begins: must be text"),
-        (_prefixes({"begins": "ocsf-nft:a:", "verdict": "drop"}), "a prefix of our own"),
+        (_prefixes({"begins": "ocsf-nft:a:", "verdict": "drop"}), "a prefix of ocsf-nft"),
         (_prefixes({"begins": "x", "verdict": "drop", "sandbox": "a/b"}), "no sandbox name"),
         (_prefixes({"begins": "x", "verdict": "drop", "rule": ""}), "prefix.0.rule: "),
         (_prefixes({"begns": "x", "verdict": "drop"}), "prefix.0.begns: did you mean begins?"),
@@ -182,15 +182,21 @@ def test_a_source_goes_with_the_transport_that_it_reads(source: str, transport: 
         (_of_profile("vm"), "'sandbox', 'sidecar' or 'tap'"),
         (_of_profile("sidecar"), "profile sidecar needs --proxy-uid"),
         (_of_profile("sidecar", proxy_uid=[-1]), "sandbox.0.proxy_uid.0"),
-        (_of_profile("sidecar", proxy_uid=[1], host_guard="v"), "--host-guard is nothing for"),
-        (_of_profile("sandbox", proxy=["1.2.3.4:5"], mac="02:00:00:00:00:01"), "--mac is nothing"),
+        (_of_profile("sidecar", proxy_uid=[1], host_guard="v"), "--host-guard has no meaning for"),
+        (
+            _of_profile("sandbox", proxy=["1.2.3.4:5"], mac="02:00:00:00:00:01"),
+            "--mac has no meaning",
+        ),
         (_of_profile("tap"), "profile tap needs --device"),
         (_of_profile("tap", device="vmtap-0"), "profile tap needs --subnet CIDR"),
-        (_of_profile("tap", **_VM, proxy=["1.2.3.4:5"]), "--proxy is nothing for"),
+        (_of_profile("tap", **_VM, proxy=["1.2.3.4:5"]), "--proxy has no meaning for"),
         (_of_profile("tap", **{**_VM, "subnet": ["172.16.0.1"]}), "no room for a gateway"),
         (_of_profile("tap", **{**_VM, "gateway_port": 0}), "sandbox.0.gateway_port"),
         (_of_profile("tap", **_VM, mac="x"), "is no link address"),
-        (_read_by("nflog", "kmsg"), "source nflog, where a fence with transport kmsg logs nothing"),
+        (
+            _read_by("nflog", "kmsg"),
+            "source nflog, which has no records of a fence with transport kmsg",
+        ),
         (_read_by("nflog", "none"), "give transport nflog, or leave it out"),
         (_read_by("kmsg", "nflog"), "give transport kmsg, or leave it out"),
         (_read_by("journal", "nflog"), "give transport kmsg, or leave it out"),
@@ -206,7 +212,7 @@ def test_a_fault_is_one_sentence_that_names_the_key(found: dict[str, Any], sente
     assert "\n" not in message
 
 
-def test_a_file_that_is_not_there_or_not_toml_is_one_sentence(tmp_path: Path) -> None:
+def test_missing_or_invalid_file_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match="No such file"):
         config.load(tmp_path / "nowhere.toml")
     broken = tmp_path / "broken.toml"

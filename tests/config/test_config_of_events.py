@@ -1,4 +1,4 @@
-"""What a file says of events: sinks, severities, findings, and the container that a sandbox is."""
+"""Configuration of events: sinks, severities, findings, and the container of a sandbox."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ destination = "203.0.113.0/24"
 uid = 0
 
 [finding]
-at_once = "critical"
-repeats = 3
+min_severity = "critical"
+threshold = 3
 """
 WATCHED: dict[str, Any] = {"sandbox": [{"name": "a"}]}
 
@@ -71,7 +71,7 @@ def test_each_sink_has_its_version_and_classes(tmp_path: Path) -> None:
     assert (lake.ocsf_version, lake.class_uids) == ("1.1.0", frozenset({4001, 2004}))
 
 
-def test_severities_are_told_in_their_order(tmp_path: Path) -> None:
+def test_severities_keep_their_order(tmp_path: Path) -> None:
     assert read_from(tmp_path, FILE).severities == (
         SeverityRule(severity=Severity.LOW, protocol=17, port=123),
         SeverityRule(
@@ -85,9 +85,9 @@ def test_severities_are_told_in_their_order(tmp_path: Path) -> None:
     )
 
 
-def test_what_a_finding_is_can_be_told_and_need_not_be(tmp_path: Path) -> None:
-    told = read_from(tmp_path, FILE).finding.as_threshold()
-    assert told == Threshold(at_once=Severity.CRITICAL, repeats=3)
+def test_threshold_of_findings_is_optional(tmp_path: Path) -> None:
+    threshold = read_from(tmp_path, FILE).finding.as_threshold()
+    assert threshold == Threshold(min_severity=Severity.CRITICAL, packets=3)
     assert config.parse(WATCHED, where="test").finding.as_threshold() == Threshold()
 
 
@@ -139,8 +139,8 @@ def _container(**facts: Any) -> dict[str, Any]:
         (_sink(classes=["firewall"]), "'network_activity', 'detection_finding'"),
         (_sink(path=""), "sink.0.path: must not be empty"),
         (_sink(version="1.1"), "sink.0.version: did you mean ocsf_version?"),
-        (_sink() | {"output": "y"}, "in place of a single [[sink]]"),
-        (_sink() | {"ocsf_version": "1.1"}, "in place of a single [[sink]]"),
+        (_sink() | {"output": "y"}, "replace a single [[sink]]"),
+        (_sink() | {"ocsf_version": "1.1"}, "replace a single [[sink]]"),
         ({"sink": [{"path": "x"}, {"path": "x"}]}, "two sinks are the same: give each a name"),
         ({"ocsf_version": "1.9"}, "ocsf_version: '1.9' is no version of OCSF"),
         (_severity(severity="grave"), "'informational', 'low', 'medium', 'high' or 'critical'"),
@@ -156,10 +156,10 @@ def _container(**facts: Any) -> dict[str, Any]:
         (_severity(protocol=True), "severity.0.protocol"),
         (_severity(sandbox="a/b"), "no sandbox name"),
         (_severity(rul="egress"), "severity.0.rul: did you mean rule?"),
-        ({"finding": {"at_once": "now"}}, "finding.at_once"),
-        ({"finding": {"repeats": 0}}, "finding.repeats"),
-        ({"finding": {"repeats": 10**30}}, "finding.repeats"),
-        ({"finding": {"repeat": 1}}, "finding.repeat: did you mean repeats?"),
+        ({"finding": {"min_severity": "now"}}, "finding.min_severity"),
+        ({"finding": {"threshold": 0}}, "finding.threshold"),
+        ({"finding": {"threshold": 10**30}}, "finding.threshold"),
+        ({"finding": {"thresholds": 1}}, "finding.thresholds: did you mean threshold?"),
         (_container(), "must have a uid or a name"),
         (_container(uid="x", image_name="y"), "has an image_name without an image_uid"),
         (_container(uid=""), "sandbox.0.container.uid"),

@@ -1,4 +1,4 @@
-"""The guide to sinks, which says what the tables of a configuration say."""
+"""Guide to sinks, generated from the tables of the configuration."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from ocsf_nft.config.guide import guide
 from ocsf_nft.config.sinks import KINDS
 from ocsf_nft.config.sinks.base import SinkTable
 
-PAGE: Final = Path(__file__).parents[2] / "SINKS.md"
+PAGE: Final = Path(__file__).parents[2] / "docs/reference/sinks.md"
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text(encoding="utf-8") == guide(), "run `make sinks`"
+    assert PAGE.read_text(encoding="utf-8") == guide(), "run `make reference`"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_and_key_is_told(kind: str) -> None:
+def test_every_kind_and_key_is_documented(kind: str) -> None:
     section = guide().partition(f"\n## {kind}\n")[2].partition("\n## ")[0]
     own = set(KINDS[kind].model_fields) - set(SinkTable.model_fields) - {"type"}
     assert {key for key in own if f"| `{key}` |" not in section} == set()
 
 
-def test_it_says_nothing_of_the_library() -> None:
+def test_guide_does_not_name_the_library() -> None:
     assert "Pydantic" not in guide()
     assert "``" not in guide()
 
 
-def test_it_is_written_where_it_is_to_be(tmp_path: Path) -> None:
+def test_guide_is_written_to_the_given_path(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ocsf_nft.config.guide"]
     subprocess.run([*command, tmp_path / "page.md"], check=True)
     assert (tmp_path / "page.md").read_text(encoding="utf-8") == guide()

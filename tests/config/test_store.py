@@ -1,4 +1,4 @@
-"""What a file says of the store, and of where a run listens."""
+"""Configuration of the store, and of the address at which a run listens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_an_age_is_a_number_of_seconds_or_has_a_unit(age: str | int, seconds: in
     assert parsed(store={"max_age": age}).store.max_age == seconds
 
 
-def test_by_default_it_waits_for_a_sink_rather_than_lose_anything() -> None:
+def test_store_waits_for_a_sink_by_default() -> None:
     store = parsed().store
     assert (store.max_bytes, store.max_age, store.when_full) == (1 << 30, 2_592_000, "wait")
     assert parsed(store={"when_full": "drop", "path": "/x"}).store.path == Path("/x")
@@ -72,11 +72,11 @@ def test_a_run_listens_at_an_address_and_port(text: str, address: str, port: int
         ({"listen": "127.0.0.1:٣"}, "no address to listen at"),
         (
             {"sink": [{"type": "pigeon"}]},
-            "there is no sink of such a type: give one of file, stdout",
+            "there is no sink of this type: give one of file, stdout",
         ),
         ({"sink": [{"path": "-"}, {"type": "stdout"}]}, "give each a name"),
-        ({"handshake": True, "output": "/x"}, "a handshake is for a pipe or a socket"),
-        ({"handshake": True, "sink": [{"path": "/x"}]}, "in place of a single [[sink]]"),
+        ({"handshake": True, "output": "/x"}, "a handshake needs a pipe or a socket"),
+        ({"handshake": True, "sink": [{"path": "/x"}]}, "replace a single [[sink]]"),
     ],
 )
 def test_a_fault_is_one_sentence(found: dict[str, Any], sentence: str) -> None:

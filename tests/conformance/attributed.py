@@ -1,4 +1,4 @@
-"""Who did it: processes of every kind, how each came to be known, and attempts by them."""
+"""Attributions: processes of every kind, every method, and attempts with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ocsf_nft.attempt import Attempt
 from ocsf_nft.process import Attribution, Container, Process, Seen
 from tests.conformance.corpus import ATTEMPTS, CONTAINER, RECORDS, window
 
-#: What no name should do to a line, a terminal or a frame.
+#: Text that must not break a line, a terminal or a frame.
 HOSTILE: Final = '\x1b]0;x\x07\x1b[2J\r\n"},\\{"\u202e\u2028\x85\ud800\udc80\x00'
 SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 POD: Final = "0b6f2f0c-5d0e-4c3e-8a55-6f4b1f0c9d1a"
@@ -52,7 +52,7 @@ PROCESSES: Final = {
     "a unit": Process(pid=4242, name="curl", unit="user@1000.service"),
     "a container without a name": Process(pid=4242, container=Container(runtime="runc")),
     "a container with a name": Process(pid=4242, container=Container(name="c", image_name="i")),
-    "a container that nobody knows in a pod": Process(pid=4242, container=Container(pod_uid=POD)),
+    "an unknown container in a pod": Process(pid=4242, container=Container(pod_uid=POD)),
     "a pod that no API server knows": Process(
         pid=4242, container=Container(uid="3f4e0c2c9d1a", pod_uid=POD.replace("-", ""))
     ),
@@ -80,25 +80,25 @@ PROCESSES: Final = {
 
 
 def done_by(process: Process) -> Attribution:
-    """It is the one: the kernel said so."""
+    """Return an attribution of high confidence, from the capture in the kernel."""
     return Attribution(
-        rung="capture",
-        sureness="high",
+        method="capture",
+        confidence="high",
         reason="the kernel named the process that made the call",
         process=process,
     )
 
 
 BY_THE_USER: Final = Attribution(
-    rung="user",
-    sureness="low",
-    reason="this kernel can't be asked, and the socket was gone",
+    method="user",
+    confidence="low",
+    reason="this kernel can't be asked, and the socket was closed",
     user_name="agent",
     group_name="agents",
 )
 ONE_OF_SEVERAL: Final = Attribution(
-    rung="socket",
-    sureness="low",
+    method="socket",
+    confidence="low",
     reason="several processes had the socket when the record was read",
     seen=(
         Seen(process=Process(pid=4200, path="/usr/bin/bash", cmd_line="bash -c 'curl & wait'")),
@@ -107,8 +107,8 @@ ONE_OF_SEVERAL: Final = Attribution(
     ),
 )
 SEVERAL_IN_ONE_WINDOW: Final = Attribution(
-    rung="capture",
-    sureness="medium",
+    method="capture",
+    confidence="medium",
     reason="the kernel named the process of each call, and the record is of the latest",
     process=_ALL_OF_IT,
     seen=(
@@ -119,24 +119,26 @@ SEVERAL_IN_ONE_WINDOW: Final = Attribution(
 )
 ATTRIBUTIONS: Final = {
     "by the user": BY_THE_USER,
-    "by the user, whoever is sure of what": replace(BY_THE_USER, sureness=None),
-    "by nobody": Attribution(rung="none", reason="the record names no user"),
+    "by the user, without a confidence": replace(BY_THE_USER, confidence=None),
+    "unknown": Attribution(method="none", reason="the record names no user"),
     "by a user of any name": replace(BY_THE_USER, user_name=HOSTILE, group_name=HOSTILE),
     "by the user of the socket": replace(
         done_by(PROCESSES["another user"]), user_name="agent", group_name="agents"
     ),
-    "by nobody, for any reason": Attribution(rung="none", reason=HOSTILE),
+    "unknown, for any reason": Attribution(method="none", reason=HOSTILE),
     "one of several": ONE_OF_SEVERAL,
     "one that it may have been": replace(ONE_OF_SEVERAL, seen=ONE_OF_SEVERAL.seen[:1]),
-    "many that nobody named": replace(ONE_OF_SEVERAL, seen=(), unnamed=4711),
+    "many without a name": replace(ONE_OF_SEVERAL, seen=(), unnamed=4711),
     "several in one window": SEVERAL_IN_ONE_WINDOW,
     "several, and none of them first": replace(SEVERAL_IN_ONE_WINDOW, process=None),
     "several, hostile": replace(
         ONE_OF_SEVERAL, seen=(Seen(process=PROCESSES["hostile"], calls=1 << 62),) * 2
     ),
     **{
-        f"by the socket, {sureness}": replace(done_by(_ALL_OF_IT), rung="socket", sureness=sureness)
-        for sureness in ("high", "medium", "low")
+        f"by the socket, {confidence}": replace(
+            done_by(_ALL_OF_IT), method="socket", confidence=confidence
+        )
+        for confidence in ("high", "medium", "low")
     },
 }
 ATTRIBUTED: Final = {

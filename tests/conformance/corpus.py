@@ -1,4 +1,4 @@
-"""Records and attempts of every kind, made by hand, and what a mapper knows of them."""
+"""Hand-made records and attempts of every kind, and the contexts of their mapper."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
 
-from ocsf_nft.attempt import Attempt, Merged
+from ocsf_nft.attempt import Aggregation, Attempt
 from ocsf_nft.flow import Flow
 from ocsf_nft.ocsf.context import Context, Host, Proxy, RuleFacts
 from ocsf_nft.process import Container
@@ -47,7 +47,7 @@ CONTAINER: Final = Container(
     image_uid="sha256:77af4d6b9913",
     image_name="registry.example/sandbox:1.2",
 )
-#: The same sandbox, which is a container.
+#: The same sandbox, as a container.
 CONTAINED: Final = replace(CONTEXT, container=CONTAINER)
 
 V4: Final[dict[str, Any]] = {"ip_version": 4, "source": "10.200.0.2", "destination": "203.0.113.7"}
@@ -62,7 +62,7 @@ UDP: Final[dict[str, Any]] = {"protocol": 17, "source_port": 50000, "destination
 
 
 def record(prefix: str = "ocsf-nft:sb1:egress:", **facts: Any) -> Record:
-    """A record of one prefix; the origin is as a source would give it."""
+    """Return a record with a prefix and the origin that a source would give it."""
     defaults: dict[str, Any] = split_prefix(prefix)._asdict() | {
         "time_ns": TIME_NS,
         "received_ns": TIME_NS + 100_000_000,
@@ -261,7 +261,7 @@ RECORDS: Final = {
     "foreign, passing": record(
         "DROP: ", verdict="drop", **V4, **TCP, in_interface="eth0", out_interface="eth1"
     ),
-    "foreign, let pass": record("[UFW ALLOW] ", verdict="accept", **V4, **TCP, in_interface="eth0"),
+    "foreign, allowed": record("[UFW ALLOW] ", verdict="accept", **V4, **TCP, in_interface="eth0"),
     "foreign, logged": record("[UFW AUDIT] ", verdict="log", **V6, **TCP, out_interface="eth0"),
     "foreign, no prefix": record("", verdict="reject", **V4, **TCP, out_interface="eth0"),
     "foreign, of a sandbox": replace(
@@ -269,7 +269,7 @@ RECORDS: Final = {
         sandbox="sb9",
         rule="bypass",
     ),
-    "foreign, of a sandbox, let pass": replace(
+    "foreign, of a sandbox, allowed": replace(
         record("openshell:bypass:sb9:", verdict="accept", **V4, **TCP, **OUT, **USER),
         sandbox="sb9",
         rule="egress",
@@ -291,22 +291,22 @@ RECORDS: Final = {
 }
 
 
-def let_pass(record: Record) -> Record:
-    """The same record of ours, as a permissive fence would have it."""
+def as_allowed(record: Record) -> Record:
+    """Return a record of our rules as a permissive fence logs it."""
     prefix = own_prefix(record.sandbox or "", record.rule, is_permissive=True)
     return replace(record, prefix=prefix, verdict="permit")
 
 
-#: What our own rules refuse, had they let it pass.
-LET_PASS: Final = {
-    f"{name}, let pass": let_pass(record)
+#: Records of our rules, as if a permissive fence had allowed them.
+ALLOWED_RECORDS: Final = {
+    f"{name}, allowed": as_allowed(record)
     for name, record in RECORDS.items()
     if record.sandbox is not None and record.verdict is None
 }
 
 
 def counter(rule: str = "egress", **facts: Any) -> Record:
-    """A record as accounting makes it of a counter: of no packet in particular."""
+    """Return a record as accounting makes it from a counter, without a packet."""
     origin = Origin(
         transport="counters",
         identity=f"1f0c/{rule}/17",
@@ -318,7 +318,7 @@ def counter(rule: str = "egress", **facts: Any) -> Record:
 
 
 def window(record: Record, packets: int = 999, **facts: Any) -> Attempt:
-    """An attempt of five seconds."""
+    """Return an attempt of five seconds."""
     defaults: dict[str, Any] = {
         "bytes": packets * 60,
         "start_ns": TIME_NS,
@@ -364,7 +364,9 @@ ATTEMPTS: Final = {
     "counted guard": window(counter("guard", **TO6, protocol=58)),
     **{
         f"{why} of {rule}, {name}": window(
-            counter(rule, **facts), 934_465, merged=Merged(why=why, flows=flows, sample=sample)
+            counter(rule, **facts),
+            934_465,
+            aggregation=Aggregation(reason=why, flows=flows, sample=sample),
         )
         for why in ("many", "unplaced", "forgotten")
         for rule in ("egress", "forward", "ingress", "link", "guard")
@@ -376,8 +378,8 @@ ATTEMPTS: Final = {
     },
 }
 
-ATTEMPTS_LET_PASS: Final = {
-    f"{name}, let pass": replace(attempt, record=let_pass(attempt.record))
+ALLOWED_ATTEMPTS: Final = {
+    f"{name}, allowed": replace(attempt, record=as_allowed(attempt.record))
     for name, attempt in ATTEMPTS.items()
     if attempt.record.sandbox is not None and attempt.record.verdict is None
 }

@@ -1,4 +1,4 @@
-"""Sample events that have no fault, and single things that are spoilt in them."""
+"""Valid sample events, and single changes that make them invalid."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 _SAMPLES: Final = Path(__file__).parent / "samples"
 CLASSES: Final = (4001, 2004, 5019, 6002)
 VERSIONS: Final = ("1.1.0", "1.8.0")
-#: Events without a fault, of each class that we make, at the oldest version and the newest.
+#: Valid events of each class that we emit, in the oldest version and the newest.
 GOOD: Final[dict[tuple[int, str], Any]] = {
     (uid, version): json.loads((_SAMPLES / f"good_{uid}_{version}.json").read_text("utf-8"))
     for uid in CLASSES
@@ -21,7 +21,7 @@ DELETE: Final = object()
 
 
 class Spoil(NamedTuple):
-    """Put a value at a path, as faults write paths; and where which fault is then expected."""
+    """Change of the value at a path (written as in faults), and where the fault is reported."""
 
     path: str
     value: Any
@@ -30,7 +30,7 @@ class Spoil(NamedTuple):
 
 
 def spoilt(event: Any, spoil: Spoil) -> Any:
-    """The event with one thing changed; a name in quotes may hold dots."""
+    """Return the event with one change; a name in quotes may contain dots."""
     event = deepcopy(event)
     steps: list[str | int] = [
         int(index) if index else json.loads(quoted) if quoted else name
@@ -46,7 +46,7 @@ def spoilt(event: Any, spoil: Spoil) -> Any:
     return event
 
 
-#: What spoils an event of any class, at any version.
+#: Changes that make an event of any class invalid, in any version.
 ANY: Final = {
     "class missing": Spoil("class_uid", DELETE),
     "class that doesn't exist": Spoil("class_uid", 4999),
@@ -116,14 +116,14 @@ ANY: Final = {
     "timezone as text": Spoil("timezone_offset", "+01:00"),
 }
 
-#: What spoils an event of one class, at any version.
+#: Changes that make an event of one class invalid, in any version.
 OF_CLASS: Final[dict[int, dict[str, Spoil]]] = {
     4001: {
         "profile listed twice": Spoil(
             "metadata.profiles[3]", "host", severity="warning", at="metadata.profiles[3]"
         ),
-        "profiles gone": Spoil("metadata.profiles", DELETE, at="action_id"),
-        "proxy gone": Spoil(
+        "missing profiles": Spoil("metadata.profiles", DELETE, at="action_id"),
+        "missing proxy": Spoil(
             "proxy_endpoint", DELETE, severity="warning", at="metadata.profiles[1]"
         ),
         "disposition of another id": Spoil("disposition", "Dropped"),
@@ -137,14 +137,14 @@ OF_CLASS: Final[dict[int, dict[str, Spoil]]] = {
         "port too high": Spoil("dst_endpoint.port", 70000),
         "port too low": Spoil("dst_endpoint.port", -1),
         "port as text": Spoil("dst_endpoint.port", "443"),
-        "endpoint that is nobody": Spoil("dst_endpoint", {"port": 443}),
+        "endpoint without identity": Spoil("dst_endpoint", {"port": 443}),
         "direction missing": Spoil("connection_info.direction_id", DELETE),
         "direction of another id": Spoil("connection_info.direction", "Inbound"),
         "container's profile isn't listed": Spoil(
             "metadata.profiles[3]", "network_proxy", at="src_endpoint.container"
         ),
         "user's address that is none": Spoil("actor.user.email_addr", "nobody"),
-        "actor that is nobody": Spoil("actor", {}),
+        "actor without identity": Spoil("actor", {}),
         "process without pid or uid": Spoil("actor.process.pid", DELETE, at="actor.process"),
         "file without a name": Spoil("actor.process.file.name", DELETE),
         "image without a uid": Spoil("device.container.image.uid", DELETE),
@@ -218,7 +218,7 @@ OF_CLASS: Final[dict[int, dict[str, Spoil]]] = {
         "state that doesn't exist": Spoil(
             "security_states", [{"state_id": 98}], at="security_states[0].state_id"
         ),
-        "actor that is nobody": Spoil("actor", {}),
+        "actor without identity": Spoil("actor", {}),
         "actor's process without a pid": Spoil("actor.process", {"name": "nft"}),
         "actor as a list": Spoil("actor", []),
         "app of another class": Spoil("app", {"vendor_name": "Acme"}),
@@ -250,15 +250,15 @@ OF_CLASS: Final[dict[int, dict[str, Spoil]]] = {
         "count past 64 bits": Spoil("count", -(1 << 63) - 1),
         "count as null": Spoil("count", None),
         "count as a boolean": Spoil("count", True),
-        "lost as no number": Spoil("unmapped.lost.records", float("inf")),
-        "lost as half a character": Spoil("unmapped.lost.reason", "\udfff"),
+        "dropped as no number": Spoil("unmapped.lost.records", float("inf")),
+        "dropped as half a character": Spoil("unmapped.lost.reason", "\udfff"),
         "source at the top": Spoil("src_endpoint", {"name": "sb1"}),
         "firewall rule without its profile": Spoil("firewall_rule", {"name": "egress"}),
         "actor of nothing": Spoil("actor", {}),
     },
 }
 
-#: What is fine in a later version and spoils an event of 1.1.0.
+#: Changes that are valid in a later version and make an event of 1.1.0 invalid.
 LATER: Final[dict[int, dict[str, Spoil]]] = {
     4001: {
         "action missing": Spoil("action_id", DELETE),
@@ -318,7 +318,7 @@ LATER: Final[dict[int, dict[str, Spoil]]] = {
     },
 }
 
-#: What only the newest version knows to be wrong.
+#: Changes that are only invalid in the newest version.
 NEWEST: Final[dict[int, dict[str, Spoil]]] = {
     4001: {
         "both endpoints missing": Spoil("dst_endpoint", DELETE, at="observables[0].name"),
@@ -326,7 +326,7 @@ NEWEST: Final[dict[int, dict[str, Spoil]]] = {
         "lineage": Spoil("actor.process.lineage", [], severity="warning"),
         "point of observation of another id": Spoil("observation_point", "Destination"),
         "scope of another id": Spoil("dst_endpoint.network_scope", "Internal"),
-        "ancestor that is nobody": Spoil("actor.process.ancestry[0]", {}),
+        "ancestor without identity": Spoil("actor.process.ancestry[0]", {}),
         "alert as a number": Spoil("is_alert", 1),
         "hash without an algorithm": Spoil(
             "raw_data_hash", {"value": "ab"}, at="raw_data_hash.algorithm_id"

@@ -1,7 +1,7 @@
-"""In each version of OCSF each kind of event has no error and no warning.
+"""Conformance of every kind of event to each version of OCSF, without errors and warnings.
 
-Two judges: our own, which walks the event beside the schema's tables, and JSON Schema, made of the
-same schema by somebody else.
+There are two judges. Our validator compares the event with the tables of the schema. The other is
+JSON Schema, generated from the same schema by an independent library.
 """
 
 from __future__ import annotations
@@ -18,55 +18,55 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ocsf_json_schema import OcsfJsonSchema, OcsfJsonSchemaEmbedded, get_ocsf_schema
 
-from ocsf_nft.attempt import Attempt, Ended
+from ocsf_nft.attempt import Attempt, IncidentEnd
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.events import CLASSES
-from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import (
+from ocsf_nft.ocsf.operational_events import (
     FenceState,
     Tampering,
-    attribution_fell,
-    events_lost,
+    attribution_degraded,
+    collection_gap,
+    events_dropped,
     fence_state,
-    gap,
     lifecycle,
-    unread,
+    records_dropped,
 )
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, at_version, line_at
 from ocsf_nft.process import Process
 from ocsf_nft.record import Gap
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import (
+    ALLOWED_ATTEMPTS,
+    ALLOWED_RECORDS,
     ATTEMPTS,
-    ATTEMPTS_LET_PASS,
     CONTAINED,
     CONTEXT,
-    LET_PASS,
     NOW_NS,
     RECORDS,
     TIME_NS,
 )
+from tests.conformance.incidents import ENDED, FAN_OUTS, GOING_ON, fan_out_of, incident
 from tests.conformance.shapes import of_each_shape
-from tests.conformance.streaks import ENDED, FAN_OUTS, GOING_ON, fan_out_of, streak
 from tests.sources import corpus_cases
-from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, MOMENTS, records
+from tests.strategies import ATTRIBUTIONS, HOSTILE_TEXT, TIMESTAMPS, records
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ocsf_nft.ocsf.events import Event
-    from ocsf_nft.process import Attribution, Rung
+    from ocsf_nft.process import Attribution, Method
     from ocsf_nft.record import Record
 
     Judge = Callable[[Any, str], list[str]]
 
 #: The attribution methods that replace a capture.
-METHODS: tuple[Rung, ...] = ("socket", "user")
+METHODS: tuple[Method, ...] = ("socket", "user")
 CONTEXTS = {"a host": CONTEXT, "a container": CONTAINED, "nothing": Context()}
 
 
-def about_attempts(context: Context) -> Iterator[tuple[str, Event]]:
+def attempt_events(context: Context) -> Iterator[tuple[str, Event]]:
     mapper = Mapper(context)
     kernel = [
         *(corpus_cases.record(message) for message in corpus_cases.MESSAGES),
@@ -74,19 +74,21 @@ def about_attempts(context: Context) -> Iterator[tuple[str, Event]]:
     ]
     assert len(kernel) > 140
     attempts = {
-        **{name: Attempt.of(record) for name, record in (RECORDS | LET_PASS).items()},
+        **{name: Attempt.of(record) for name, record in (RECORDS | ALLOWED_RECORDS).items()},
         **{record.origin.raw: Attempt.of(record) for record in kernel},
         **ATTEMPTS,
-        **ATTEMPTS_LET_PASS,
+        **ALLOWED_ATTEMPTS,
         **ATTRIBUTED,
     }
     for name, attempt in attempts.items():
         yield name, mapper.network_activity(attempt, processed_ns=NOW_NS)
-    streaks: list[tuple[str, Attempt | Ended]] = [*GOING_ON.items(), *ENDED.items()]
+    incidents: list[tuple[str, Attempt | IncidentEnd]] = [*GOING_ON.items(), *ENDED.items()]
     for name, attempt in ATTRIBUTED.items():
-        if attempt.merged is None:
-            streaks.append((name, replace(attempt, streak=streak(attribution=attempt.attribution))))
-    for name, found in streaks:
+        if attempt.aggregation is None:
+            incidents.append(
+                (name, replace(attempt, streak=incident(attribution=attempt.attribution)))
+            )
+    for name, found in incidents:
         finding = mapper.finding(found, processed_ns=NOW_NS)
         if finding is not None:
             yield f"finding of {name}", finding
@@ -118,7 +120,7 @@ def _fence(context: Context, text: str, after: FenceState, **facts: Any) -> Even
     )  # fmt: skip
 
 
-def about_fences(context: Context) -> Iterator[tuple[str, Event]]:
+def fence_events(context: Context) -> Iterator[tuple[str, Event]]:
     text = "why"
     for before, after in itertools.product(FenceState, FenceState):
         for reason in (None, text):
@@ -130,24 +132,27 @@ def about_fences(context: Context) -> Iterator[tuple[str, Event]]:
             yield f"tampered with ({number}), to {after}", event
 
 
-def about_the_service(context: Context, text: str = "why") -> Iterator[tuple[str, Event]]:
+def service_events(context: Context, text: str = "why") -> Iterator[tuple[str, Event]]:
     yield "start", lifecycle(context, activity="start", time_ns=TIME_NS)
     yield "stop", lifecycle(context, activity="stop", time_ns=TIME_NS, reason=text)
     for method in METHODS:
-        fell = attribution_fell(context, rung=method, reason=text, time_ns=TIME_NS)
+        fell = attribution_degraded(context, method=method, reason=text, time_ns=TIME_NS)
         yield f"attribution by {method}", fell
-    for lost in (None, 0, 1, 655_090):
+    for dropped in (None, 0, 1, 655_090):
         for transport in ("nflog", "kmsg", "journal", "replay", "counters"):
             missing = Gap(
-                transport=transport, reason=text, lost=lost, since_ns=TIME_NS, until_ns=NOW_NS
+                transport=transport, reason=text, dropped=dropped, since_ns=TIME_NS, until_ns=NOW_NS
             )
-            yield f"{lost} lost by {transport}", gap(context, missing, processed_ns=NOW_NS)
-        never_had = events_lost(
-            context, reason=text, number=lost, since_ns=TIME_NS, until_ns=NOW_NS
+            yield (
+                f"{dropped} dropped by {transport}",
+                records_dropped(context, missing, processed_ns=NOW_NS),
+            )
+        dropped_events = events_dropped(
+            context, reason=text, number=dropped, since_ns=TIME_NS, until_ns=NOW_NS
         )
-        yield f"{lost} events lost", never_had
+        yield f"{dropped} events dropped", dropped_events
     for packets in (0, 1, 2_034_112):
-        event_of_a_pause = unread(
+        event_of_a_pause = collection_gap(
             context, sandbox=text, packets=packets, since_ns=TIME_NS, until_ns=NOW_NS,
             reason=text, processed_ns=NOW_NS,
         )  # fmt: skip
@@ -165,13 +170,13 @@ def events() -> dict[str, Any]:
         f"{where}, {name} ({number})": as_json(event)
         for where, context in CONTEXTS.items()
         for number, (name, event) in enumerate(
-            (*about_attempts(context), *about_fences(context), *about_the_service(context))
+            (*attempt_events(context), *fence_events(context), *service_events(context))
         )
     }
 
 
 @pytest.fixture(scope="module")
-def few(events: dict[str, Any]) -> dict[str, Any]:
+def representative_events(events: dict[str, Any]) -> dict[str, Any]:
     return of_each_shape(events)
 
 
@@ -181,22 +186,24 @@ def _at(version: str, event: Any) -> Any:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_events_of_each_shape_have_no_fault(
-    judge: Judge, version: str, events: dict[str, Any], few: dict[str, Any]
+    judge: Judge, version: str, events: dict[str, Any], representative_events: dict[str, Any]
 ) -> None:
-    held = few
+    selected = representative_events
     if version in {VERSIONS[0], VERSIONS[-1]}:
         full = {name: each for name, each in events.items() if name.startswith("a container, ")}
-        held = few | full
+        selected = representative_events | full
     faults = {
         name: found
-        for name, event in held.items()
+        for name, event in selected.items()
         if (found := judge(_at(version, event), version))
     }
     assert not faults
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_json_schema_accepts_events_of_each_shape(version: str, few: dict[str, Any]) -> None:
+def test_json_schema_accepts_events_of_each_shape(
+    version: str, representative_events: dict[str, Any]
+) -> None:
     embedded = OcsfJsonSchemaEmbedded(OcsfJsonSchema(get_ocsf_schema(version)))
     names = {one["uid"]: name for name, one in get_ocsf_schema(version)["classes"].items()}
 
@@ -206,14 +213,14 @@ def test_json_schema_accepts_events_of_each_shape(version: str, few: dict[str, A
         return jsonschema.Draft202012Validator(schema)
 
     faults = {}
-    for name, event in few.items():
+    for name, event in representative_events.items():
         converted = _at(version, event)
         profiles = tuple(converted["metadata"].get("profiles", ()))
         schema = validator(converted["class_uid"], profiles)
         if found := [error.message for error in schema.iter_errors(converted)]:
             faults[name] = found
     assert not faults
-    assert {event["class_uid"] for event in few.values()} == CLASSES.keys()
+    assert {event["class_uid"] for event in representative_events.values()} == CLASSES.keys()
 
 
 @settings(max_examples=100)
@@ -222,7 +229,7 @@ def test_json_schema_accepts_events_of_each_shape(version: str, few: dict[str, A
     context=st.sampled_from(list(CONTEXTS.values())),
     version=st.sampled_from(VERSIONS),
 )
-def test_no_record_has_an_event_with_a_fault(
+def test_event_of_any_record_has_no_fault(
     judge: Judge, record: Record, context: Context, version: str
 ) -> None:
     event = Mapper(context).network_activity(Attempt.of(record), processed_ns=NOW_NS)
@@ -233,11 +240,11 @@ def test_no_record_has_an_event_with_a_fault(
 
 @settings(max_examples=100)
 @given(record=records(), attribution=ATTRIBUTIONS, version=st.sampled_from(VERSIONS))
-def test_nothing_that_is_known_of_who_did_it_makes_a_fault(
+def test_event_with_any_attribution_has_no_fault(
     judge: Judge, record: Record, attribution: Attribution, version: str
 ) -> None:
     attempt = replace(
-        Attempt.of(record), attribution=attribution, streak=streak(attribution=attribution)
+        Attempt.of(record), attribution=attribution, streak=incident(attribution=attribution)
     )
     mapper = Mapper(CONTAINED)
     event = mapper.network_activity(attempt, processed_ns=NOW_NS)
@@ -250,8 +257,8 @@ def test_nothing_that_is_known_of_who_did_it_makes_a_fault(
 
 
 @settings(max_examples=60)
-@given(record=records(), now_ns=MOMENTS)
-def test_the_same_record_has_the_same_uid_in_any_run(record: Record, now_ns: int) -> None:
+@given(record=records(), now_ns=TIMESTAMPS)
+def test_uid_of_a_record_is_the_same_in_every_run(record: Record, now_ns: int) -> None:
     first = Mapper(CONTEXT).network_activity(Attempt.of(record), processed_ns=now_ns)
     again = Mapper(Context()).network_activity(Attempt.of(record), processed_ns=NOW_NS)
     assert first.metadata.uid == again.metadata.uid
@@ -264,18 +271,18 @@ def test_event_counts_packets_of_its_attempt() -> None:
         name: mapper.network_activity(attempt, processed_ns=NOW_NS)
         for name, attempt in ATTEMPTS.items()
     }
-    wanted = {name: (attempt.packets,) * 2 for name, attempt in ATTEMPTS.items()}
-    assert {name: (each.count, each.traffic.packets) for name, each in made.items()} == wanted
+    expected = {name: (attempt.packets,) * 2 for name, attempt in ATTEMPTS.items()}
+    assert {name: (each.count, each.traffic.packets) for name, each in made.items()} == expected
 
 
 @settings(max_examples=30)
 @given(text=HOSTILE_TEXT, version=st.sampled_from(VERSIONS))
-def test_no_text_makes_a_fault(judge: Judge, text: str, version: str) -> None:
+def test_event_with_any_text_has_no_fault(judge: Judge, text: str, version: str) -> None:
     tampering = next(_tamperings(text))
     for event in (
         fan_out(CONTEXT, fan_out_of(sandbox=text), processed_ns=NOW_NS),
         *(_fence(CONTEXT, text, after, tampering=tampering) for after in FenceState),
-        *(each for _, each in about_the_service(CONTEXT, text)),
+        *(each for _, each in service_events(CONTEXT, text)),
     ):
         line = event.to_json()
         assert line.decode().isprintable()

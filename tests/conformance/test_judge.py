@@ -1,4 +1,4 @@
-"""The judge catches what is wrong: an event, one thing spoilt, must not pass."""
+"""Check of the judge with invalid events, each made by one change of a valid event."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.validation import Judge
+from ocsf_nft.validation import EventValidator
 from tests.conformance.spoiling import GOOD, LATER, spoils, spoilt
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(("uid", "version"), GOOD)
 def test_judge_accepts_sample_event(judge: Judges, uid: int, version: str) -> None:
     assert judge(GOOD[uid, version], version) == []
-    assert Judge().faults(GOOD[uid, version]) == []
+    assert EventValidator().faults(GOOD[uid, version]) == []
 
 
 @pytest.mark.parametrize(("uid", "version"), GOOD)
 def test_judge_reports_each_fault_at_its_path(uid: int, version: str) -> None:
-    judge = Judge(version)
+    judge = EventValidator(version)
     missed = {}
     for name, spoil in spoils(uid, version).items():
         found = judge.faults(spoilt(GOOD[uid, version], spoil))
@@ -40,10 +40,13 @@ def test_judge_knows_later_attributes_in_later_version(uid: int) -> None:
     rejected = {}
     for name, spoil in LATER[uid].items():
         then, now = (
-            {str(fault) for fault in Judge(version).faults(spoilt(GOOD[uid, version], spoil))}
+            {
+                str(fault)
+                for fault in EventValidator(version).faults(spoilt(GOOD[uid, version], spoil))
+            }
             for version in ("1.1.0", "1.8.0")
         )
-        unknown = {told for told in then if "is no attribute of" in told}
+        unknown = {fault for fault in then if "is no attribute of" in fault}
         if both := {fault.replace("1.1.0", "1.8.0") for fault in unknown} & now:
             rejected[name] = both
     assert rejected == {}

@@ -1,4 +1,4 @@
-"""What the schema only recommends, our events say where they know it."""
+"""Attributes that the schema recommends, in our events."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.validation import Judge
+from ocsf_nft.validation import EventValidator
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS
 
 
-def test_what_the_schema_recommends_and_we_know_is_there() -> None:
-    """What is left out is what a record doesn't say."""
+def test_known_recommended_attributes_are_present() -> None:
+    """Only data that a record does not contain is left out."""
     attempt = Attempt.of(RECORDS["tcp4"])
     event = json.loads(Mapper(CONTEXT).network_activity(attempt, processed_ns=NOW_NS).to_json())
-    found = Judge("1.8.0", recommended=True).faults(event)
+    found = EventValidator("1.8.0", recommended=True).faults(event)
     left_out = {fault.path for fault in found if fault.message == "is recommended and missing"}
     assert left_out == {fault.path for fault in found}
     assert left_out

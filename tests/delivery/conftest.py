@@ -1,4 +1,4 @@
-"""What tests of delivery may use."""
+"""Fixtures of the tests of delivery."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.store import Store
 
 if TYPE_CHECKING:
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of 1 MiB of its own; needs root."""
+    """Yield a folder on its own disk of 1 MiB; needs root."""
     with _mounted(tmp_path / "small", "1m") as folder:
         yield folder
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """The same of 32 MiB."""
+    """Yield a folder on its own disk of 32 MiB; needs root."""
     with _mounted(tmp_path / "disk", "32m") as folder:
         yield folder
 
 
 @pytest.fixture
 def large_disk(tmp_path: Path) -> Iterator[Path]:
-    """The same of 160 MiB."""
+    """Yield a folder on its own disk of 160 MiB; needs root."""
     with _mounted(tmp_path / "large", "160m") as folder:
         yield folder
 
@@ -49,7 +49,7 @@ def _mounted(folder: Path, size: str) -> Iterator[Path]:
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    """A store with the sinks a and b."""
+    """Yield a store with the sinks a and b."""
     async with Store(tmp_path / FILE) as store:
         await store.register(["a", "b"])
         yield store

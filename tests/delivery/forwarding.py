@@ -1,4 +1,4 @@
-"""A forwarder of a store, for tests."""
+"""Forwarders of a store, with short waits, for tests."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -17,9 +17,17 @@ if TYPE_CHECKING:
     from tests.delivery.receiver import Receiver
 
 
-def made(store: Store, sink: Receiver, *, name: str = "a", **pace: Any) -> Forwarder:
-    quick = {"events": 10, "retry_seconds": 0.01} | pace
-    return Forwarder(name, sink, store, pace=Pace(**quick), patiently=Patience(asyncio.Event()))
+def make_forwarder(
+    store: Store, sink: Receiver, *, name: str = "a", **batch_settings: Any
+) -> Forwarder:
+    quick = {"events": 10, "retry_seconds": 0.01} | batch_settings
+    return Forwarder(
+        name,
+        sink,
+        store,
+        batch_settings=BatchSettings(**quick),
+        retrier=StorageRetrier(asyncio.Event()),
+    )
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""What a file of Parquet says, as events again."""
+"""Conversion of Parquet files back to events."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ocsf_nft.delivery.columns import ListOf, Scalar, Struct
+from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from ocsf_nft.delivery.columns import Column
+    from ocsf_nft.delivery.parquet_columns import Column
 
 
 def events(contents: Iterable[bytes], columns: Struct) -> list[Any]:
-    """The events of files, file by file."""
+    """Return the events of files, file by file."""
     return [
         event_of(row, columns)
         for content in contents
@@ -27,7 +27,7 @@ def events(contents: Iterable[bytes], columns: Struct) -> list[Any]:
 
 
 def event_of(value: Any, column: Column) -> Any:
-    """A row, or what is in it, as JSON would have it: what is null is not there."""
+    """Return a row, or a value of it, as JSON has it: without null values."""
     if isinstance(column, Struct):
         return {
             name: event_of(inner, column.columns[name])
@@ -40,5 +40,5 @@ def event_of(value: Any, column: Column) -> Any:
 
 
 def files(folder: Path) -> list[Path]:
-    """Every file below a directory, hidden or not."""
+    """Return every file below a directory, hidden or not."""
     return sorted(path for path in folder.rglob("*") if path.is_file())

@@ -1,4 +1,4 @@
-"""A receiver in memory that does what a test tells it to, and the events that it gets."""
+"""Receiver in memory with faults that a test sets, and the events that it gets."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 def event(number: int, size: int = 0) -> bytes:
-    """The least that the store asks of an event."""
+    """Return an event with the attributes that the store needs."""
     return orjson.dumps({"metadata": {"uid": f"uid-{number}"}, "pad": "x" * size})
 
 
@@ -32,17 +32,18 @@ def uids(numbers: Iterable[int]) -> list[str]:
 
 @dataclass
 class Receiver(Sink):
-    """A sink for a forwarder.
+    """Sink for a forwarder.
 
-    It is ``down`` or not, ``stuck`` or not, won't have those ``bad``, says of a batch with one of
-    ``unsaid`` only that something is wrong with it (from some try on), and takes ``most`` at once.
+    It can be ``down`` or ``stuck``. It refuses each message of ``bad`` individually. It refuses a
+    batch with one of ``poisonous`` as a whole, from the try ``poisonous_from`` on. It accepts at
+    most ``most`` messages of a batch.
     """
 
     down: bool = False
     stuck: bool = False
     bad: set[str] = field(default_factory=set)
-    unsaid: set[str] = field(default_factory=set)
-    unsaid_from: int = 1
+    poisonous: set[str] = field(default_factory=set)
+    poisonous_from: int = 1
     most: int = 1 << 30
     repeats_batches: bool = False
     got: list[str] = field(default_factory=list)
@@ -59,7 +60,7 @@ class Receiver(Sink):
     async def close(self) -> None:
         self.closed += 1
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         uids = [message.uid for message in messages]
         self.batches.append(uids)
         self._change.set()
@@ -67,28 +68,28 @@ class Receiver(Sink):
             await asyncio.Event().wait()
         if self.down:
             raise DeliveryError("it is down")
-        if self.unsaid & set(uids) and len(self.batches) >= self.unsaid_from:
+        if self.poisonous & set(uids) and len(self.batches) >= self.poisonous_from:
             raise RefusedError("something is wrong")
-        taken, again = messages[: self.most], messages[self.most :]
-        self.got += [each.uid for each in taken if each.uid not in self.bad]
+        accepted, again = messages[: self.most], messages[self.most :]
+        self.got += [each.uid for each in accepted if each.uid not in self.bad]
         self._change.set()
-        return Outcome(
-            refused=tuple(Refusal(each, "bad") for each in taken if each.uid in self.bad),
+        return BatchResult(
+            refused=tuple(Refusal(each, "bad") for each in accepted if each.uid in self.bad),
             again=tuple(again),
             reason="busy" if again else "",
             after_seconds=0.0 if again else None,
         )
 
     async def has(self, number: int) -> None:
-        """Wait until it has so many."""
-        await self._until(lambda: len(self.got) >= number)
+        """Wait until it has ``number`` events."""
+        await self._wait_until(lambda: len(self.got) >= number)
 
     async def tried(self, number: int) -> None:
-        """Wait until so many batches were tried."""
-        await self._until(lambda: len(self.batches) >= number)
+        """Wait until ``number`` batches have been tried."""
+        await self._wait_until(lambda: len(self.batches) >= number)
 
-    async def _until(self, is_so: Callable[[], bool]) -> None:
+    async def _wait_until(self, is_true: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
-            while not is_so():
+            while not is_true():
                 self._change.clear()
                 await self._change.wait()

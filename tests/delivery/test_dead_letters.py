@@ -1,4 +1,4 @@
-"""Events that a sink refuses, and how they are sent again."""
+"""Events that a sink refuses, and their retries."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from ocsf_nft.delivery.archive import retry
+from ocsf_nft.delivery.batch_settings import BatchSettings
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
-from tests.delivery.forwarding import made, running
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
+from ocsf_nft.delivery.stored_events import retry_dead_letters
+from tests.delivery.forwarding import make_forwarder, running
 from tests.delivery.receiver import Receiver, event, events, uids
 
 if TYPE_CHECKING:
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.shelf import Dead
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.event_db import DeadLetter
+    from ocsf_nft.delivery.sinks.base import BatchResult
     from ocsf_nft.delivery.store import Store
 
 
 async def test_forwarder_sends_dead_letters_of_an_earlier_run_again(
     store: Store, tmp_path: Path
 ) -> None:
-    earlier = made(store, Receiver(bad={"uid-1"}))
+    earlier = make_forwarder(store, Receiver(bad={"uid-1"}))
     async with running(earlier):
         await store.put(events([1]))
         await asyncio.wait_for(earlier.drain(), 10)
-    again(tmp_path)
+    request_retry(tmp_path)
     sink = Receiver()
-    async with running(made(store, sink)):
+    async with running(make_forwarder(store, sink)):
         await sink.has(1)
 
 
@@ -47,15 +47,15 @@ async def test_forwarder_counts_dead_letters_again_and_checks_them_once_a_second
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = Receiver(bad={"uid-0"})
-    forwarder = made(store, sink)
-    dead, checked = store.dead, 0
+    forwarder = make_forwarder(store, sink)
+    dead, checked = store.dead_letters_to_retry, 0
 
-    async def counted(sink: str, *, events: int) -> list[Dead]:
+    async def counting(sink: str, *, events: int) -> list[DeadLetter]:
         nonlocal checked
         checked += 1
         return await dead(sink, events=events)
 
-    monkeypatch.setattr(store, "dead", counted)
+    monkeypatch.setattr(store, "dead_letters_to_retry", counting)
     begun = time.monotonic()
     async with running(forwarder):
         for number in range(20):
@@ -68,36 +68,38 @@ async def test_forwarder_counts_dead_letters_again_and_checks_them_once_a_second
         await asyncio.wait_for(_has_dead(forwarder, 0), 10)
 
 
-async def test_what_is_refused_is_a_dead_letter_and_the_rest_goes_on(store: Store) -> None:
+async def test_refused_event_becomes_a_dead_letter_and_the_others_are_delivered(
+    store: Store,
+) -> None:
     sink = Receiver(bad={"uid-3"})
-    forwarder = made(store, sink)
+    forwarder = make_forwarder(store, sink)
     async with running(forwarder):
         await store.put(events(range(8)))
         await sink.has(7)
         await forwarder.drain()
         assert (forwarder.progress.refused, forwarder.progress.dead) == (1, 1)
         assert forwarder.progress.delivered == 7
-    assert await store.dead_number("a") == 1
+    assert await store.count_dead_letters("a") == 1
     assert await store.checkpoint("a") == (8, None)
 
 
-async def test_what_is_wrong_with_a_batch_is_found_by_halving_it(store: Store) -> None:
-    sink = Receiver(unsaid={"uid-3", "uid-8"})
-    forwarder = made(store, sink)
+async def test_refused_batch_is_halved_until_the_events_at_fault_are_alone(store: Store) -> None:
+    sink = Receiver(poisonous={"uid-3", "uid-8"})
+    forwarder = make_forwarder(store, sink)
     async with running(forwarder):
         await store.put(events(range(10)))
         await forwarder.drain()
     assert sink.got == uids(number for number in range(10) if number not in {3, 8})
-    assert await store.dead_number("a") == 2
+    assert await store.count_dead_letters("a") == 2
     assert max(map(sink.batches.count, sink.batches)) == 1
 
 
-async def test_what_was_refused_by_name_is_not_sent_again_with_what_is_refused_as_a_whole(
+async def test_individually_refused_event_is_not_sent_again_with_a_refused_batch(
     store: Store,
 ) -> None:
-    sink = Receiver(bad={"uid-1"}, unsaid={"uid-8"}, most=4)
-    sink.unsaid_from = 2
-    forwarder = made(store, sink)
+    sink = Receiver(bad={"uid-1"}, poisonous={"uid-8"}, most=4)
+    sink.poisonous_from = 2
+    forwarder = make_forwarder(store, sink)
     async with running(forwarder):
         await store.put(events(range(10)))
         await forwarder.drain()
@@ -106,58 +108,60 @@ async def test_what_was_refused_by_name_is_not_sent_again_with_what_is_refused_a
     assert sum("uid-1" in batch for batch in sink.batches) == 1
 
 
-async def test_a_dead_letter_is_sent_again_when_somebody_wants_it(
+async def test_dead_letter_is_sent_again_when_a_retry_is_requested(
     store: Store, tmp_path: Path
 ) -> None:
     sink = Receiver(bad={"uid-1"})
-    # One that waits for fuller batches does not wait with a dead letter.
-    forwarder = made(store, sink, seconds=3600.0, events=1)
+    # A forwarder that waits for fuller batches does not delay a dead letter.
+    forwarder = make_forwarder(store, sink, seconds=3600.0, events=1)
     async with running(forwarder):
         await store.put(events([1]))
         await asyncio.wait_for(_has_dead(forwarder, 1), 10)
-        again(tmp_path)
+        request_retry(tmp_path)
         await sink.tried(2)
-        await asyncio.wait_for(_none_again(store), 10)
+        await asyncio.wait_for(_no_retry_requested(store), 10)
         sink.bad = set()
-        again(tmp_path)
+        request_retry(tmp_path)
         await sink.has(1)
         await asyncio.wait_for(_has_dead(forwarder, 0), 10)
-    assert await store.dead_number("a") == 0
+    assert await store.count_dead_letters("a") == 0
 
 
-async def _none_again(store: Store) -> None:
-    while await store.dead("a", events=1):  # noqa: ASYNC110 - the same
+async def _no_retry_requested(store: Store) -> None:
+    while await store.dead_letters_to_retry("a", events=1):  # noqa: ASYNC110 - no event announces it
         await asyncio.sleep(0.001)
 
 
 async def _has_dead(forwarder: Forwarder, number: int) -> None:
-    while forwarder.progress.dead != number:  # noqa: ASYNC110 - nobody else waits for it
+    while forwarder.progress.dead != number:  # noqa: ASYNC110 - no event announces it
         await asyncio.sleep(0.001)
 
 
-def again(folder: Path) -> None:
+def request_retry(folder: Path) -> None:
     with closing(sqlite3.connect(folder / FILE)) as other, other:
         other.execute("UPDATE dead SET is_again = 1")
 
 
-async def test_what_can_not_be_told_is_a_dead_letter_until_it_can(store: Store) -> None:
-    """Such as an event that a later version of the program has kept."""
+async def test_event_that_cannot_be_converted_is_a_dead_letter_until_it_can(store: Store) -> None:
+    """An example is an event that a later version of the program has stored."""
     known = {"uid-0", "uid-2"}
     lines: list[bytes] = []
 
-    class Kept(Receiver):
-        async def deliver(self, messages: Sequence[Message]) -> Outcome:
+    class Recording(Receiver):
+        async def deliver(self, messages: Sequence[Message]) -> BatchResult:
             lines.extend(message.line for message in messages)
             return await super().deliver(messages)
 
-    def told(line: bytes) -> bytes:
+    def convert(line: bytes) -> bytes:
         if orjson.loads(line)["metadata"]["uid"] not in known:
             raise KeyError("class_uid 9999")
         return line.replace(b"uid", b"UID")
 
-    sink = Kept()
-    pace, patience = Pace(retry_seconds=0.01), Patience(asyncio.Event())
-    forwarder = Forwarder("a", sink, store, told=told, pace=pace, patiently=patience)
+    sink = Recording()
+    batch_settings, retrier = BatchSettings(retry_seconds=0.01), StorageRetrier(asyncio.Event())
+    forwarder = Forwarder(
+        "a", sink, store, convert=convert, batch_settings=batch_settings, retrier=retrier
+    )
     await store.register(["a"])
     async with running(forwarder):
         await store.put(events(range(3)))
@@ -166,7 +170,7 @@ async def test_what_can_not_be_told_is_a_dead_letter_until_it_can(store: Store) 
         await forwarder.drain()
         assert (forwarder.progress.delivered, forwarder.progress.dead) == (2, 1)
         known.add("uid-1")
-        retry(store.path, "a", None)
+        retry_dead_letters(store.path, "a", None)
         await asyncio.wait_for(_has_dead(forwarder, 0), 10)
     assert lines == [line.replace(b"uid", b"UID") for line in (event(0), event(2), event(1))]
-    assert await store.dead_number("a") == 0
+    assert await store.count_dead_letters("a") == 0

@@ -10,25 +10,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.delivery import forwarder as module
+from ocsf_nft.delivery.batch_settings import BatchSettings
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.errors import ClosedError, DeliveryError
-from tests.delivery.forwarding import made, running
+from tests.delivery.forwarding import make_forwarder, running
 from tests.delivery.receiver import Receiver, event, events, uids
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.base import BatchResult
 
 
 async def test_forwarder_leaves_no_task_behind_when_it_has_waited(store: Store) -> None:
     sink = Receiver()
-    async with running(made(store, sink)):
+    async with running(make_forwarder(store, sink)):
         for number in range(20):
             await store.put([event(number)])
             await sink.has(number + 1)
@@ -36,23 +36,23 @@ async def test_forwarder_leaves_no_task_behind_when_it_has_waited(store: Store) 
 
 
 async def test_forwarder_reports_a_sink_that_refuses_an_event_as_up(store: Store) -> None:
-    sink = Receiver(down=True, unsaid={"uid-1"})
-    forwarder = made(store, sink)
+    sink = Receiver(down=True, poisonous={"uid-1"})
+    forwarder = make_forwarder(store, sink)
     async with running(forwarder):
         await store.put(events([1]))
         async with asyncio.timeout(10):
-            while forwarder.progress.fault is None:  # noqa: ASYNC110 - nobody else waits for it
+            while forwarder.progress.fault is None:  # noqa: ASYNC110 - no event announces it
                 await asyncio.sleep(0.001)
         sink.down = False
         await asyncio.wait_for(forwarder.drain(), 10)
         assert forwarder.progress.fault is None
 
 
-async def test_a_sink_that_is_down_at_first_gets_all_in_order_when_it_is_back(
+async def test_sink_that_is_down_at_first_gets_all_events_in_order_later(
     store: Store,
 ) -> None:
     sink = Receiver(down=True)
-    forwarder = made(store, sink)
+    forwarder = make_forwarder(store, sink)
     async with running(forwarder):
         await store.put(events(range(15)))
         await asyncio.sleep(0.05)
@@ -65,9 +65,9 @@ async def test_a_sink_that_is_down_at_first_gets_all_in_order_when_it_is_back(
     assert (progress.fault, progress.delivered) == (None, 15)
 
 
-async def test_a_sink_that_fails_is_left_and_entered_anew(store: Store) -> None:
+async def test_sink_that_fails_is_closed_and_opened_again(store: Store) -> None:
     sink = Receiver()
-    async with running(made(store, sink)):
+    async with running(make_forwarder(store, sink)):
         await store.put(events([1]))
         await sink.has(1)
         sink.down = True
@@ -79,19 +79,19 @@ async def test_a_sink_that_fails_is_left_and_entered_anew(store: Store) -> None:
     assert sink.opened == sink.closed == 2
 
 
-async def test_one_sink_that_is_stuck_holds_up_no_other(store: Store) -> None:
-    stuck, well = Receiver(stuck=True), Receiver()
-    async with running(made(store, stuck), made(store, well, name="b")):
+async def test_stuck_sink_does_not_delay_another(store: Store) -> None:
+    stuck, healthy = Receiver(stuck=True), Receiver()
+    async with running(make_forwarder(store, stuck), make_forwarder(store, healthy, name="b")):
         for number in range(50):
             await store.put([event(number)])
-        await well.has(50)
+        await healthy.has(50)
     assert stuck.got == []
-    assert well.got == uids(range(50))
+    assert healthy.got == uids(range(50))
 
 
-async def test_a_delivery_that_takes_too_long_is_cut_and_tried_again(store: Store) -> None:
+async def test_delivery_that_times_out_is_retried(store: Store) -> None:
     sink = Receiver(stuck=True)
-    forwarder = made(store, sink, timeout_seconds=0.02)
+    forwarder = make_forwarder(store, sink, timeout_seconds=0.02)
     async with running(forwarder):
         await store.put(events(range(3)))
         await sink.tried(2)
@@ -101,56 +101,59 @@ async def test_a_delivery_that_takes_too_long_is_cut_and_tried_again(store: Stor
     assert sink.got == uids(range(3))
 
 
-async def test_what_was_not_taken_now_is_sent_again_and_nothing_else(store: Store) -> None:
+async def test_only_messages_that_were_not_accepted_are_sent_again(store: Store) -> None:
     sink = Receiver(most=4)
-    async with running(made(store, sink)):
+    async with running(make_forwarder(store, sink)):
         await store.put(events(range(10)))
         await sink.has(10)
     assert sink.got == uids(range(10))
     assert [len(batch) for batch in sink.batches] == [10, 6, 2]
 
 
-async def test_a_checkpoint_is_gone_on_from(store: Store) -> None:
+async def test_forwarder_continues_from_the_checkpoint(store: Store) -> None:
     await store.put(events(range(5)))
     first, second = Receiver(), Receiver()
-    forwarder = made(store, first)
+    forwarder = make_forwarder(store, first)
     async with running(forwarder):
         await forwarder.drain()
     await store.put(events(range(5, 7)))
-    async with running(made(store, second)):
+    async with running(make_forwarder(store, second)):
         await second.has(2)
     assert second.got == uids([5, 6])
 
 
-async def test_a_batch_that_was_being_sent_is_sent_again_with_the_same_events(
+async def test_interrupted_batch_is_sent_again_with_the_same_events(
     store: Store,
 ) -> None:
-    """For a sink that knows a batch by its events: it is the same one then."""
-    # A number that is none of any event's: one that was put again may leave such.
+    """A sink that identifies a batch by its events gets the same batch again."""
+    # This makes a number without an event: a repeated event may use up one.
     await store.put(events([0]))
     await store.put(events([0, 1, 2]))
-    cut, whole = Receiver(stuck=True, repeats_batches=True), Receiver(repeats_batches=True)
-    async with running(made(store, cut)):
-        await cut.tried(1)
+    interrupted, complete = (
+        Receiver(stuck=True, repeats_batches=True),
+        Receiver(repeats_batches=True),
+    )
+    async with running(make_forwarder(store, interrupted)):
+        await interrupted.tried(1)
     await store.put(events(range(3, 6)))
-    async with running(made(store, whole)):
-        await whole.has(6)
-    assert cut.batches == [uids(range(3))]
-    assert whole.batches == [uids(range(3)), uids(range(3, 6))]
+    async with running(make_forwarder(store, complete)):
+        await complete.has(6)
+    assert interrupted.batches == [uids(range(3))]
+    assert complete.batches == [uids(range(3)), uids(range(3, 6))]
 
 
-async def test_a_sink_that_is_greeted_gets_that_first_each_time_it_is_opened(store: Store) -> None:
+async def test_sink_gets_the_handshake_first_each_time_it_is_opened(store: Store) -> None:
     lines: list[bytes] = []
 
-    class Keeping(Receiver):
+    class Recording(Receiver):
         async def deliver(self, messages: Any) -> Any:
             outcome = await super().deliver(messages)
             lines.extend(message.line for message in messages)
             return outcome
 
-    sink = Keeping()
-    forwarder = made(store, sink)
-    forwarder.greet(b"hello")
+    sink = Recording()
+    forwarder = make_forwarder(store, sink)
+    forwarder.set_handshake(b"hello")
     async with running(forwarder):
         await sink.tried(1)  # though there is no event
         await store.put(events([1]))
@@ -164,20 +167,25 @@ async def test_a_sink_that_is_greeted_gets_that_first_each_time_it_is_opened(sto
     assert forwarder.progress.delivered == 2
 
 
-async def test_a_sink_gets_what_it_wants_as_it_wants_it(store: Store) -> None:
+async def test_sink_gets_selected_events_in_its_own_form(store: Store) -> None:
     lines: list[bytes] = []
 
-    class Keeping(Receiver):
+    class Recording(Receiver):
         async def deliver(self, messages: Any) -> Any:
             lines.extend(message.line for message in messages)
             return await super().deliver(messages)
 
-    def told(line: bytes) -> bytes | None:
+    def convert(line: bytes) -> bytes | None:
         return None if b"uid-1" in line else line.upper()
 
-    sink = Keeping()
+    sink = Recording()
     forwarder = Forwarder(
-        "a", sink, store, told=told, pace=Pace(), patiently=Patience(asyncio.Event())
+        "a",
+        sink,
+        store,
+        convert=convert,
+        batch_settings=BatchSettings(),
+        retrier=StorageRetrier(asyncio.Event()),
     )
     async with running(forwarder):
         await store.put(events(range(3)))
@@ -188,37 +196,37 @@ async def test_a_sink_gets_what_it_wants_as_it_wants_it(store: Store) -> None:
     assert await store.checkpoint("a") == (store.end, None)
 
 
-async def test_a_sink_that_is_gone_for_good_ends_its_forwarder(store: Store) -> None:
-    class Gone(Receiver):
+async def test_sink_that_is_closed_for_good_ends_its_forwarder(store: Store) -> None:
+    class Closed(Receiver):
         async def deliver(self, _: Any) -> Any:
-            raise ClosedError("the reader is gone")
+            raise ClosedError("the reader has closed the pipe")
 
     await store.put(events(range(3)))
-    with pytest.raises(ClosedError, match="the reader is gone"):
-        await made(store, Gone()).run()
+    with pytest.raises(ClosedError, match="the reader has closed the pipe"):
+        await make_forwarder(store, Closed()).run()
     assert await store.checkpoint("a") == (0, None)
 
 
-async def test_a_mistake_in_a_sink_is_told_and_tried_again(store: Store) -> None:
-    class Mistaken(Receiver):
+async def test_unexpected_error_of_a_sink_is_retried(store: Store) -> None:
+    class Defective(Receiver):
         async def deliver(self, messages: Any) -> Any:
             if len(self.batches) < 2:
                 self.batches.append([])
                 raise KeyError("not there")
             return await super().deliver(messages)
 
-    sink = Mistaken()
-    async with running(made(store, sink)):
+    sink = Defective()
+    async with running(make_forwarder(store, sink)):
         await store.put(events(range(3)))
         await sink.has(3)
     assert sink.got == uids(range(3))
 
 
-async def test_who_asks_to_be_left_alone_is_left_alone(store: Store) -> None:
+async def test_forwarder_waits_as_long_as_the_receiver_requests(store: Store) -> None:
     tried: list[float] = []
 
     class Busy(Receiver):
-        async def deliver(self, messages: Any) -> Outcome:
+        async def deliver(self, messages: Any) -> BatchResult:
             tried.append(time.monotonic())
             if len(tried) == 1:
                 raise DeliveryError("too many requests", after_seconds=0.4)
@@ -226,31 +234,31 @@ async def test_who_asks_to_be_left_alone_is_left_alone(store: Store) -> None:
 
     sink = Busy()
     await store.put(events(range(3)))
-    async with running(made(store, sink)):
+    async with running(make_forwarder(store, sink)):
         await sink.has(3)
     assert tried[1] - tried[0] >= 0.4
 
 
-async def test_a_sink_that_is_down_is_left_at_once_when_it_is_told_to(store: Store) -> None:
+async def test_forwarder_of_a_sink_that_is_down_stops_at_once_on_request(store: Store) -> None:
     sink = Receiver(down=True)
-    forwarder = made(store, sink, retry_seconds=3600.0)
+    forwarder = make_forwarder(store, sink, retry_seconds=3600.0)
     running_ = asyncio.create_task(forwarder.run())
     await store.put(events(range(3)))
-    while not forwarder.progress.failures:  # noqa: ASYNC110 - nobody else waits
+    while not forwarder.progress.failures:  # noqa: ASYNC110 - no event announces it
         await asyncio.sleep(0.001)
-    forwarder.leave()
+    forwarder.request_stop()
     await asyncio.wait_for(running_, 10)
     assert await store.checkpoint("a") == (0, None)
 
 
-async def test_a_mistake_in_closing_a_sink_ends_nothing_else(store: Store) -> None:
-    class Mistaken(Receiver):
+async def test_unexpected_error_in_closing_a_sink_ends_nothing_else(store: Store) -> None:
+    class Defective(Receiver):
         async def close(self) -> None:
             await super().close()
             raise KeyError("no such thing")
 
-    sink = Mistaken()
-    async with running(made(store, sink)):
+    sink = Defective()
+    async with running(make_forwarder(store, sink)):
         await store.put(events([1]))
         await sink.has(1)
         sink.down = True
@@ -262,19 +270,22 @@ async def test_a_mistake_in_closing_a_sink_ends_nothing_else(store: Store) -> No
     assert sink.opened == sink.closed == 2
 
 
-async def test_a_batch_whose_events_were_removed_is_passed_by_and_nothing_else(
+async def test_batch_whose_events_were_removed_is_skipped_and_nothing_else(
     store: Store, tmp_path: Path
 ) -> None:
     await store.put(events(range(3)))
-    cut, whole = Receiver(stuck=True, repeats_batches=True), Receiver(repeats_batches=True)
-    async with running(made(store, cut)):
-        await cut.tried(1)
+    interrupted, complete = (
+        Receiver(stuck=True, repeats_batches=True),
+        Receiver(repeats_batches=True),
+    )
+    async with running(make_forwarder(store, interrupted)):
+        await interrupted.tried(1)
     with closing(sqlite3.connect(tmp_path / FILE)) as other, other:
         other.execute("DELETE FROM event")
     await store.put(events(range(3, 6)))
-    async with running(made(store, whole)):
-        await whole.has(3)
-    assert whole.got == uids(range(3, 6))
+    async with running(make_forwarder(store, complete)):
+        await complete.has(3)
+    assert complete.got == uids(range(3, 6))
 
 
 async def test_forwarder_does_not_wait_for_events_that_were_all_removed(
@@ -283,53 +294,53 @@ async def test_forwarder_does_not_wait_for_events_that_were_all_removed(
     await store.put(events(range(3)))
     with closing(sqlite3.connect(tmp_path / FILE)) as other, other:
         other.execute("DELETE FROM event")
-    forwarder = made(store, Receiver())
+    forwarder = make_forwarder(store, Receiver())
     async with running(forwarder):
         await asyncio.wait_for(forwarder.drain(), 10)
-        assert forwarder.waiting == 0
+        assert forwarder.pending == 0
 
 
-async def test_events_that_were_removed_before_their_time_are_passed_by(tmp_path: Path) -> None:
+async def test_events_that_retention_has_dropped_are_skipped(tmp_path: Path) -> None:
     sink = Receiver()
-    async with Store(tmp_path / "small", most_bytes=1 << 20, drops=True) as store:
+    async with Store(tmp_path / "small", max_bytes=1 << 20, drops=True) as store:
         await store.register(["a"])
         for number in range(600):
             await store.put([event(number, 5000)])
-        forwarder = made(store, sink)
+        forwarder = make_forwarder(store, sink)
         async with running(forwarder):
             await forwarder.drain()
     assert sink.got == uids(range(600 - len(sink.got), 600))
 
 
-async def test_messages_are_told_by_their_uid(store: Store) -> None:
+async def test_message_has_the_uid_of_its_event(store: Store) -> None:
     found: list[Message] = []
 
-    class Keeping(Receiver):
+    class Recording(Receiver):
         async def deliver(self, messages: Any) -> Any:
             found.extend(messages)
             return await super().deliver(messages)
 
     await store.put(events([7]))
-    sink = Keeping()
-    async with running(made(store, sink)):
+    sink = Recording()
+    async with running(make_forwarder(store, sink)):
         await sink.has(1)
     assert [(each.uid, each.line) for each in found] == [("uid-7", event(7))]
     assert found[0].event()["metadata"]["uid"] == "uid-7"
 
 
-async def test_forwarder_takes_an_error_of_the_system_for_a_sink_that_is_down(store: Store) -> None:
+async def test_forwarder_reports_a_sink_with_an_oserror_as_down(store: Store) -> None:
     class Full(Receiver):
         async def open(self) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    forwarder = made(store, Full())
+    forwarder = make_forwarder(store, Full())
     with pytest.raises(DeliveryError, match=r"^a: No space left on device$"):
-        await forwarder._once([])
-    forwarder = made(store, Full())
+        await forwarder._deliver_once([])
+    forwarder = make_forwarder(store, Full())
     async with running(forwarder):
         await store.put(events(range(1)))
         async with asyncio.timeout(20):
-            while forwarder.progress.fault is None:  # noqa: ASYNC110 - nothing announces it
+            while forwarder.progress.fault is None:  # noqa: ASYNC110 - no event announces it
                 await asyncio.sleep(0.005)
     assert forwarder.progress.fault == "a: No space left on device"
 
@@ -338,7 +349,7 @@ async def test_forwarder_gives_other_tasks_a_turn_while_it_converts_a_batch(stor
     slices = 10
     converted = [0]
 
-    def told(line: bytes) -> bytes:
+    def convert(line: bytes) -> bytes:
         converted[-1] += 1
         return line
 
@@ -349,7 +360,12 @@ async def test_forwarder_gives_other_tasks_a_turn_while_it_converts_a_batch(stor
 
     await store.put(events(range(slices * module._SLICE)))
     forwarder = Forwarder(
-        "a", Receiver(), store, told=told, pace=Pace(), patiently=Patience(asyncio.Event())
+        "a",
+        Receiver(),
+        store,
+        convert=convert,
+        batch_settings=BatchSettings(),
+        retrier=StorageRetrier(asyncio.Event()),
     )
     other = asyncio.create_task(take_turns())
     async with running(forwarder):
@@ -360,9 +376,9 @@ async def test_forwarder_gives_other_tasks_a_turn_while_it_converts_a_batch(stor
     assert sum(map(bool, converted)) <= slices + 2  # a turn costs time
 
 
-async def test_forwarder_has_no_events_to_wait_for_behind_the_end_of_its_store(
+async def test_forwarder_has_no_pending_events_after_the_end_of_its_store(
     store: Store,
 ) -> None:
-    forwarder = made(store, Receiver())
+    forwarder = make_forwarder(store, Receiver())
     forwarder.done = 5
-    assert forwarder.waiting == 0
+    assert forwarder.pending == 0

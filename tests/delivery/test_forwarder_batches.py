@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from tests.delivery.forwarding import made, running
+from tests.delivery.forwarding import make_forwarder, running
 from tests.delivery.receiver import Receiver, event, events, uids
 
 if TYPE_CHECKING:
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.sinks.base import BatchResult
     from ocsf_nft.delivery.store import Store
 
 
-async def test_what_is_put_is_delivered_in_order_and_in_batches(store: Store) -> None:
+async def test_stored_events_are_delivered_in_order_and_in_batches(store: Store) -> None:
     sink = Receiver()
-    async with running(made(store, sink)):
+    async with running(make_forwarder(store, sink)):
         await store.put(events(range(25)))
         await sink.has(25)
         await store.put(events(range(25, 27)))
@@ -25,29 +25,29 @@ async def test_what_is_put_is_delivered_in_order_and_in_batches(store: Store) ->
     assert sink.opened == sink.closed == 1
 
 
-async def test_a_batch_is_bounded_by_its_bytes(store: Store) -> None:
+async def test_batch_size_is_limited_in_bytes(store: Store) -> None:
     sink = Receiver()
     await store.put([event(number, 1000) for number in range(6)])
-    async with running(made(store, sink, bytes=2500)):
+    async with running(make_forwarder(store, sink, bytes=2500)):
         await sink.has(6)
     assert [len(batch) for batch in sink.batches] == [2, 2, 2]
 
 
-async def test_a_batch_waits_to_become_larger_and_no_longer_than_that(store: Store) -> None:
+async def test_batch_waits_until_it_is_full_or_its_time_is_over(store: Store) -> None:
     sink = Receiver()
-    async with running(made(store, sink, seconds=3600.0)):
+    async with running(make_forwarder(store, sink, seconds=3600.0)):
         for number in range(10):
             await store.put([event(number)])
         await sink.has(10)
     assert sink.batches == [uids(range(10))]
-    patient = Receiver()
-    async with running(made(store, patient, name="b", seconds=0.01, events=100)):
-        await patient.has(10)
+    waiting = Receiver()
+    async with running(make_forwarder(store, waiting, name="b", seconds=0.01, events=100)):
+        await waiting.has(10)
 
 
-async def test_what_waits_for_a_fuller_batch_is_hurried_when_the_run_ends(store: Store) -> None:
+async def test_batch_that_waits_to_be_full_is_sent_when_the_run_ends(store: Store) -> None:
     sink = Receiver()
-    forwarder = made(store, sink, seconds=3600.0)
+    forwarder = make_forwarder(store, sink, seconds=3600.0)
     async with running(forwarder):
         await store.put(events(range(3)))
         await asyncio.sleep(0.01)
@@ -56,17 +56,17 @@ async def test_what_waits_for_a_fuller_batch_is_hurried_when_the_run_ends(store:
         assert sink.got == uids(range(3))
 
 
-async def test_a_batch_that_is_too_much_for_the_time_there_is_is_sent_in_smaller_ones(
+async def test_batch_that_times_out_is_sent_in_smaller_ones(
     store: Store,
 ) -> None:
     class Slow(Receiver):
-        async def deliver(self, messages: Any) -> Outcome:
+        async def deliver(self, messages: Any) -> BatchResult:
             if len(messages) > 3:
                 await asyncio.Event().wait()
             return await super().deliver(messages)
 
     sink = Slow()
-    forwarder = made(store, sink, timeout_seconds=0.05)
+    forwarder = make_forwarder(store, sink, timeout_seconds=0.05)
     async with running(forwarder):
         await store.put(events(range(10)))
         await sink.has(10)
@@ -75,9 +75,9 @@ async def test_a_batch_that_is_too_much_for_the_time_there_is_is_sent_in_smaller
     assert forwarder.progress.dead == 0
 
 
-async def test_a_sink_that_knows_its_batches_gets_no_smaller_ones(store: Store) -> None:
+async def test_sink_that_repeats_batches_gets_no_smaller_ones(store: Store) -> None:
     sink = Receiver(stuck=True, repeats_batches=True)
-    async with running(made(store, sink, timeout_seconds=0.02)):
+    async with running(make_forwarder(store, sink, timeout_seconds=0.02)):
         await store.put(events(range(10)))
         await sink.tried(4)
     assert {len(batch) for batch in sink.batches} == {10}

@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.parquet_files import Maker
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS
 from tests.conformance.corpus import TIME_NS
-from tests.delivery import read_back, told
+from tests.delivery import read_back
+from tests.delivery import sample_events as samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,9 +28,9 @@ DAY_MS = 86_400_000
 
 
 def _files(messages: Sequence[Message], version: str = LATEST) -> tuple[File, ...]:
-    made = Maker(columns(version)).make(messages)
-    assert made.refused == ()
-    return made.files
+    built = Maker(columns(version)).make(messages)
+    assert built.refused == ()
+    return built.files
 
 
 def _in_order(messages: Sequence[Message], class_uid: int) -> list[Any]:
@@ -41,8 +42,8 @@ def _in_order(messages: Sequence[Message], class_uid: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_event_is_read_back_by_arrow_as_it_was(version: str) -> None:
-    of_class, messages = columns(version), told.messages(version)
+def test_arrow_reads_every_event_unchanged(version: str) -> None:
+    of_class, messages = columns(version), samples.messages(version)
     read: dict[int, list[Any]] = {uid: [] for uid in of_class}
     for file in sorted(_files(messages, version), key=lambda file: file.day):
         read[file.class_uid] += read_back.events([file.content], of_class[file.class_uid])
@@ -52,8 +53,8 @@ def test_every_event_is_read_back_by_arrow_as_it_was(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.1.0", "1.3.0", LATEST])
-def test_every_event_is_read_back_by_duckdb_as_it_was(version: str, tmp_path: Path) -> None:
-    of_class, messages = columns(version), told.messages(version)
+def test_duckdb_reads_every_event_unchanged(version: str, tmp_path: Path) -> None:
+    of_class, messages = columns(version), samples.messages(version)
     for file in _files(messages, version):
         (tmp_path / f"{file.class_uid}-{file.day}.parquet").write_bytes(file.content)
     for uid, struct in of_class.items():
@@ -64,8 +65,8 @@ def test_every_event_is_read_back_by_duckdb_as_it_was(version: str, tmp_path: Pa
         assert [read_back.event_of(row, struct) for row in rows] == _in_order(messages, uid)
 
 
-def test_duckdb_sees_what_is_nested_and_what_is_counted() -> None:
-    (file,) = _files(told.packets(100))
+def test_duckdb_reads_nested_columns_and_sums_counts() -> None:
+    (file,) = _files(samples.packets(100))
     table = pq.ParquetFile(pa.BufferReader(file.content)).read()
     with duckdb.connect() as connection:
         connection.register("activity", table)
@@ -81,7 +82,7 @@ def test_duckdb_sees_what_is_nested_and_what_is_counted() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_files_of_a_class_have_one_schema(version: str) -> None:
     of_class: dict[int, list[Message]] = {}
-    for message in told.messages(version):
+    for message in samples.messages(version):
         of_class.setdefault(message.event()["class_uid"], []).append(message)
     for messages in of_class.values():
         assert len(messages) > 1
@@ -92,8 +93,8 @@ def test_files_of_a_class_have_one_schema(version: str) -> None:
         assert one.to_string() == other.to_string()
 
 
-def test_a_file_is_as_security_lake_wants_it() -> None:
-    (file,) = _files(told.packets(300))
+def test_file_has_the_format_that_security_lake_requires() -> None:
+    (file,) = _files(samples.packets(300))
     metadata = pq.ParquetFile(pa.BufferReader(file.content)).metadata
     assert metadata.format_version.startswith("2.")
     assert metadata.num_row_groups == 1
@@ -104,16 +105,16 @@ def test_a_file_is_as_security_lake_wants_it() -> None:
 def test_pages_of_a_file_have_less_than_1_mb(monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(pq, "write_table", lambda *_, **options: given.update(options))
-    _files(told.packets(1))
+    _files(samples.packets(1))
     assert 100_000 < given["data_page_size"] <= 900_000
     assert 100_000 < given["dictionary_pagesize_limit"] <= 900_000
     assert given["row_group_size"] == 1
 
 
-def test_a_file_is_of_one_class_and_one_day_in_utc() -> None:
+def test_file_has_one_class_and_one_day_in_utc() -> None:
     midnight = (TIME_MS // DAY_MS + 1) * DAY_MS
-    finding = next(each for each in told.messages(LATEST) if b'"class_uid":2004' in each.line)
-    files = _files([*told.packets(4, since_ms=midnight - 2000), finding])
+    finding = next(each for each in samples.messages(LATEST) if b'"class_uid":2004' in each.line)
+    files = _files([*samples.packets(4, since_ms=midnight - 2000), finding])
     assert [(file.class_uid, file.day) for file in files] == [
         (4001, "20260101"),
         (4001, "20260102"),
@@ -126,20 +127,20 @@ def test_a_file_is_of_one_class_and_one_day_in_utc() -> None:
 
 
 def test_records_are_in_order_of_time() -> None:
-    messages = told.packets(500)
+    messages = samples.packets(500)
     random.Random(1).shuffle(messages)
     (file,) = _files(messages)
     events = read_back.events([file.content], columns(LATEST)[4001])
     assert [event["count"] for event in events] == list(range(500))
 
 
-def test_a_batch_always_makes_the_same_files() -> None:
-    messages = told.messages(LATEST)
+def test_same_batch_produces_the_same_files() -> None:
+    messages = samples.messages(LATEST)
     assert _files(messages) == _files(list(messages))
 
 
-def test_another_batch_has_another_name_and_one_that_tells_the_time() -> None:
-    messages = told.packets(5)
+def test_file_name_depends_on_the_batch_and_begins_with_the_time() -> None:
+    messages = samples.packets(5)
     batches = (messages, messages[1:], messages[:-1], messages[::-1], [messages[0]])
     names = [file.name for batch in batches for file in _files(batch)]
     assert len(set(names)) == len(batches)
@@ -150,8 +151,8 @@ def test_another_batch_has_another_name_and_one_that_tells_the_time() -> None:
 
 
 @pytest.mark.parametrize("between", ["", ",", "\0", '","'])
-def test_uids_that_look_alike_when_joined_have_different_names(between: str) -> None:
-    line = told.packets(1)[0].line
+def test_uids_that_are_equal_when_joined_have_different_names(between: str) -> None:
+    line = samples.packets(1)[0].line
     (one,), (other,) = (
         _files([Message(uid, line) for uid in uids])
         for uids in (("a", f"b{between}c"), (f"a{between}b", "c"))
@@ -159,8 +160,8 @@ def test_uids_that_look_alike_when_joined_have_different_names(between: str) -> 
     assert one.name != other.name
 
 
-def test_no_name_is_made_of_what_an_event_says() -> None:
-    line = told.packets(1)[0].line
+def test_file_name_has_no_text_of_an_event() -> None:
+    line = samples.packets(1)[0].line
     (file,) = _files([Message("../../etc/passwd\x00", line)])
     assert file.name.replace("-", "").replace(".parquet", "").isalnum()
 
@@ -168,8 +169,8 @@ def test_no_name_is_made_of_what_an_event_says() -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b"{", "is no JSON"),
-        (b"[]", "is no object"),
+        (b"{", "is not JSON"),
+        (b"[]", "is not a JSON object"),
         (b'{"time":1}', "has no class_uid"),
         (b'{"time":1,"class_uid":1}', "has no class_uid"),
         (b'{"time":1,"class_uid":[4001]}', "has no class_uid"),
@@ -178,17 +179,17 @@ def test_no_name_is_made_of_what_an_event_says() -> None:
         (b'{"class_uid":4001,"time":9223372036854775807}', "has no time"),
     ],
 )
-def test_what_is_no_event_is_refused_and_the_others_are_not(line: bytes, reason: str) -> None:
-    messages = told.packets(2)
+def test_invalid_event_is_refused_and_the_others_are_not(line: bytes, reason: str) -> None:
+    messages = samples.packets(2)
     bad = Message("bad", line)
-    made = Maker(columns(LATEST)).make([messages[0], bad, messages[1]])
-    assert [refusal.message for refusal in made.refused] == [bad]
-    assert reason in made.refused[0].reason
-    assert made.files == _files(messages)
+    built = Maker(columns(LATEST)).make([messages[0], bad, messages[1]])
+    assert [refusal.message for refusal in built.refused] == [bad]
+    assert reason in built.refused[0].reason
+    assert built.files == _files(messages)
 
 
-def test_an_event_that_the_columns_do_not_foresee_is_kept_whole() -> None:
-    event = told.packets(1)[0].event()
+def test_event_with_unknown_attributes_is_stored_whole() -> None:
+    event = samples.packets(1)[0].event()
     event["from_tomorrow"] = {"x": [1, 2]}
     event["severity_id"] = "high"
     (file,) = _files([Message("uid", orjson.dumps(event))])
@@ -199,5 +200,5 @@ def test_an_event_that_the_columns_do_not_foresee_is_kept_whole() -> None:
     assert read == event
 
 
-def test_nothing_but_refusals_makes_no_file() -> None:
+def test_batch_of_refused_messages_produces_no_file() -> None:
     assert Maker(columns(LATEST)).make([Message("bad", b"{")]).files == ()

@@ -47,7 +47,7 @@ def test_an_event_is_one_message_with_its_json_as_the_text() -> None:
         (None, 5), ("4", 5), (True, 5), ([4], 5), (4.0, 5),
     ],
 )  # fmt: skip
-def test_syslogs_severity_is_that_of_the_event(severity_id: object, severity: int) -> None:
+def test_syslog_severity_is_that_of_the_event(severity_id: object, severity: int) -> None:
     assert framed(_EVENT | {"severity_id": severity_id})["pri"] == str(16 * 8 + severity)
 
 
@@ -69,7 +69,9 @@ def test_syslogs_severity_is_that_of_the_event(severity_id: object, severity: in
         ({"type_uid": 10**32}, "id", "-"),
     ],
 )
-def test_what_the_header_can_not_hold_is_nil(facts: dict[str, Any], group: str, value: str) -> None:
+def test_header_field_without_a_valid_value_is_nil(
+    facts: dict[str, Any], group: str, value: str
+) -> None:
     assert framed(_EVENT | facts)[group] == value
 
 
@@ -83,7 +85,7 @@ def test_what_the_header_can_not_hold_is_nil(facts: dict[str, Any], group: str, 
         ("a\nb", r"a\nb"),
     ],
 )
-def test_what_is_not_printable_ascii_is_written_as_json_escapes_it(text: str, written: str) -> None:
+def test_other_characters_than_printable_ascii_are_json_escapes(text: str, written: str) -> None:
     assert framed({}, orjson.dumps(text))["text"] == f'"{written}"'
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_file_is_read_anew_each_time_without_its_line_end(tmp_path: Path) -> None:
+def test_secret_file_is_read_again_each_time_without_its_line_end(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("first\n")
     secret = Secret("file", str(path))
@@ -26,12 +26,14 @@ def test_secret_file_of_65536_bytes_is_read_whole(tmp_path: Path) -> None:
     assert Secret("file", str(path)).read() == "x" * 65_536
 
 
-def test_the_environment_holds_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOKEN", "t0p")
     assert Secret("environment", "TOKEN").read() == "t0p"
 
 
-def test_systemd_hands_one_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secret_is_read_from_a_systemd_credential(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     (tmp_path / "hec").write_text("t0p\n")
     assert Secret("credential", "hec").read() == "t0p"
@@ -49,7 +51,7 @@ def test_systemd_hands_one_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (b"t0ps3cret" + b"x" * 65_528, "has more than 65536 bytes"),
     ],
 )
-def test_what_is_no_secret_is_a_sentence_that_does_not_say_it(
+def test_invalid_secret_is_an_error_that_does_not_contain_it(
     tmp_path: Path, content: bytes | None, sentence: str
 ) -> None:
     path = tmp_path / "token"
@@ -62,7 +64,7 @@ def test_what_is_no_secret_is_a_sentence_that_does_not_say_it(
     assert "t0ps3cret" not in str(refused.value)
 
 
-def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_secret_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TOKEN", raising=False)
     monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
     with pytest.raises(DeliveryError, match="the environment has no TOKEN"):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_receiver_is_always_checked_and_by_its_name(tmp_path: Path) -> None:
+def test_certificate_and_name_of_a_receiver_are_always_verified(tmp_path: Path) -> None:
     ca = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(ca))
     for tls in (Tls(), Tls(ca=ca)):
@@ -24,13 +24,13 @@ def test_a_receiver_is_always_checked_and_by_its_name(tmp_path: Path) -> None:
         assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
-def test_a_certificate_of_our_own_is_read(tmp_path: Path) -> None:
-    made = trustme.CA().issue_cert("client.example")
+def test_own_certificate_is_read(tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("client.example")
     certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    made.cert_chain_pems[0].write_to_path(str(certificate))
-    made.private_key_pem.write_to_path(str(key))
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
+    issued.private_key_pem.write_to_path(str(key))
     Tls(certificate=certificate, key=key).context()
-    made.private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    issued.private_key_and_cert_chain_pem.write_to_path(str(certificate))
     Tls(certificate=certificate).context()
 
 
@@ -43,7 +43,7 @@ def test_a_certificate_of_our_own_is_read(tmp_path: Path) -> None:
         ("certificate", "no certificate", "TLS can't use"),
     ],
 )
-def test_a_file_that_is_none_is_named_in_a_sentence(
+def test_invalid_certificate_file_is_named_in_the_error(
     tmp_path: Path, kind: str, content: str | None, sentence: str
 ) -> None:
     path = tmp_path / "file.pem"
@@ -56,14 +56,14 @@ def test_a_file_that_is_none_is_named_in_a_sentence(
     assert str(path) in str(refused.value)
 
 
-def test_a_key_with_a_password_is_refused_and_asks_nobody(tmp_path: Path) -> None:
-    made = trustme.CA().issue_cert("client.example")
+def test_key_with_a_password_is_refused_without_a_prompt(tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("client.example")
     certificate, key, locked = (tmp_path / name for name in ("cert.pem", "key.pem", "locked.pem"))
-    made.cert_chain_pems[0].write_to_path(str(certificate))
-    made.private_key_pem.write_to_path(str(key))
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
+    issued.private_key_pem.write_to_path(str(key))
     subprocess.run(
         ["openssl", "pkey", "-in", key, "-aes128", "-passout", "pass:secret", "-out", locked],
         check=True,
     )
-    with pytest.raises(DeliveryError, match="the key has a password: give one that has none"):
+    with pytest.raises(DeliveryError, match="the key has a password: give a key without one"):
         Tls(certificate=certificate, key=locked).context()

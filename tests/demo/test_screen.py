@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft import demo
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.demo import attempts, proxy, screen
 from ocsf_nft.demo.attempts import Attempt, Outcome, Trace
 from ocsf_nft.demo.collector import Collector
@@ -57,12 +57,12 @@ def test_folded_lines_fit(numbers: list[int], width: int) -> None:
     assert all(len(line) <= width for line in folded({"n": numbers}, width).splitlines())
 
 
-def test_folding_prints_letters_of_all_languages_as_they_are() -> None:
+def test_folding_keeps_letters_of_all_languages() -> None:
     assert folded({"größe": ["é", 1]}, 80) == '{"größe": ["é", 1]}'
     assert folded({"größe": ["é", 1]}, 3) == '{\n  "größe": [\n    "é",\n    1\n  ]\n}'
 
 
-def test_folding_puts_plain_members_on_a_line_and_trees_on_lines_of_their_own() -> None:
+def test_folding_puts_plain_members_on_one_line_and_trees_on_separate_lines() -> None:
     value = {"a": 1, "b": 2, "c": {"d": 3}, "e": 4, "f": [5, 6], "g": 777777777, "h": 8}
     assert folded(value, 20) == (
         '{\n  "a": 1, "b": 2,\n  "c": {"d": 3},\n  "e": 4,\n  "f": [5, 6],\n'
@@ -83,13 +83,13 @@ def test_folding_puts_plain_members_on_a_line_and_trees_on_lines_of_their_own() 
         (None, _REFUSED, None, "did not get through"),
     ],
 )
-def test_an_attempt_is_well_when_refused_and_reported(
+def test_row_has_no_fault_if_attempt_was_refused_and_reported(
     trace: Trace | None, outcome: Outcome, event: dict[str, Any] | None, fault: str | None
 ) -> None:
     assert Row(attempt=_attempt(trace), outcome=outcome, event=event).fault == fault
 
 
-def test_what_programs_and_events_say_is_shown_as_it_is(
+def test_screen_shows_texts_of_programs_and_events_without_markup(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
@@ -115,13 +115,11 @@ def test_what_programs_and_events_say_is_shown_as_it_is(
         ({"activity_name": "Open"}, False),
     ],
 )
-def test_an_event_is_known_by_what_it_says_not_by_when_it_comes(
-    changed: dict[str, Any], *, expected: bool
-) -> None:
+def test_trace_finds_its_event_by_content(changed: dict[str, Any], *, expected: bool) -> None:
     assert _TRACE.is_in(_EVENT | changed) is expected
 
 
-async def test_an_event_is_found_before_and_after_it_comes() -> None:
+async def test_collector_finds_an_event_before_and_after_its_arrival() -> None:
     collector = Collector()
     async with collector:
         waiting = asyncio.create_task(collector.find(_TRACE.is_in, 5))
@@ -133,7 +131,7 @@ async def test_an_event_is_found_before_and_after_it_comes() -> None:
         assert await collector.find(lambda _event: False, 0.01) is None
 
 
-async def test_nobody_waits_for_a_service_that_ended() -> None:
+async def test_collector_stops_waiting_when_the_service_ends() -> None:
     collector = Collector()
     waiting = asyncio.create_task(collector.find(_TRACE.is_in, 60))
     async with collector:
@@ -149,7 +147,7 @@ async def test_nobody_waits_for_a_service_that_ended() -> None:
         ("pass", "", True),
     ],
 )
-def test_a_program_that_says_nothing_readable_is_judged_by_its_end(
+def test_program_with_unreadable_output_is_judged_by_its_exit_code(
     script: str, saw: str, *, got_through: bool
 ) -> None:
     with subprocess.Popen(
@@ -159,7 +157,7 @@ def test_a_program_that_says_nothing_readable_is_judged_by_its_end(
     assert (outcome.saw, outcome.got_through) == (saw, got_through)
 
 
-def test_curl_gives_its_own_duration_in_milliseconds_and_its_reason() -> None:
+def test_curl_reports_its_own_duration_in_milliseconds_and_its_reason() -> None:
     script = (
         "import sys; print('page'); print('200 0.25', end='');"
         "print('curl: (7) Failed to connect to 203.0.113.7 port 443: refused', file=sys.stderr);"
@@ -176,13 +174,13 @@ def test_curl_gives_its_own_duration_in_milliseconds_and_its_reason() -> None:
         assert outcome == Outcome(got_through=code == 0, saw=saw, milliseconds=250)
 
 
-def test_the_stand_in_answers_what_a_proxy_is_asked_and_goes_nowhere() -> None:
+def test_stub_proxy_answers_requests_to_a_proxy_without_connecting() -> None:
     assert b" 200 OK\r\n" in proxy._answer(b"GET http://example.com/ HTTP/1.1\r\n\r\n")
     assert b" 501 " in proxy._answer(b"CONNECT example.com:443 HTTP/1.1\r\n\r\n")
     assert b" 501 " in proxy._answer(b"GET / HTTP/1.1\r\n\r\n")
 
 
-def test_a_wide_screen_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_on_a_wide_screen_has_limited_width(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     assert Screen()._console.width == screen._WIDEST
 
@@ -206,16 +204,18 @@ def test_screen_of_a_terminal_grows_and_shows_the_newest_rows_that_fit(
             assert "a try" in drawn
             assert drawn.count("try ") == fitting - 1, lines
             assert drawn.count(f"try {8 - fitting}.") == (fitting > 1)
-        final = capsys.readouterr().err.rpartition("A program tries")[2]
+        final = capsys.readouterr().err.rpartition("Attempt and result")[2]
         assert final.count("try ") == 6
 
 
-def test_screen_shows_what_went_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+def test_screen_shows_failed_attempts(capsys: pytest.CaptureFixture[str]) -> None:
     with Screen() as shown:
         shown.conclude([])
         shown.add(Row(attempt=_attempt(_TRACE), outcome=_REFUSED, event=None))
     printed = capsys.readouterr().err
-    assert "0 of 0 attempts refused and reported. The sandbox and its fence are gone." in printed
+    assert (
+        "0 of 0 attempts refused and reported. The sandbox and its fence were removed." in printed
+    )
     assert "This attempt was not reported" in printed
     assert any(line.startswith("!  a try") for line in printed.splitlines())
     shown.conclude([{"activity_name": "Refuse", "severity": "Medium"}])
@@ -242,13 +242,13 @@ def test_screen_shows_refused_and_allowed_attempts(
         (refused,) = (line for line in lines if line.startswith("✗  a try"))
         assert refused.split() == ["✗", "a", "try", "Medium", "[red]not", "markup[/red]"]
         (allowed,) = (line for line in lines if line.startswith("✓  a try"))
-        assert allowed.split()[3:] == ["-", "no", "event:", "this", "is", "the", "way", "out"]
+        assert allowed.split()[3:] == ["-", "no", "event:", "this", "way", "out", "is", "allowed"]
         (took,) = (line for line in lines if "0.25 ms refused" in line)
         assert took.split()[3:] == ["egress", *["Use", "the", "proxy."] * has_hint]
         assert not any("≤" in line for line in lines)
 
 
-def test_screen_says_which_attempts_do_not_time_themselves(
+def test_screen_marks_attempts_that_do_not_time_themselves(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     outside = replace(_REFUSED, milliseconds=12.6, is_timed_outside=True)
@@ -258,7 +258,7 @@ def test_screen_says_which_attempts_do_not_time_themselves(
     printed = capsys.readouterr().err
     assert "≤ 13 ms refused" in printed
     assert " 0.25 ms refused" in printed
-    assert "≤ counted from the start of the program; the others time themselves" in printed
+    assert "≤ counted from the start of the program; others measure their own time" in printed
 
 
 def test_screen_concludes_with_the_first_event_and_counts_events_of_the_kernel(
@@ -268,10 +268,10 @@ def test_screen_concludes_with_the_first_event_and_counts_events_of_the_kernel(
     first = _EVENT | {"message": "a line that is wider than the screen " * 4}
     cases: tuple[tuple[list[dict[str, Any]], str], ...] = (
         ([_EVENT, {**quiet, "activity_name": "Open"}], ""),
-        ([_EVENT, quiet], "1 more event tells what the sandbox's kernel itself sent "),
-        ([quiet, quiet], "2 more events tell what the sandbox's kernel itself sent "),
+        ([_EVENT, quiet], "1 more event reports packets of the sandbox's kernel "),
+        ([quiet, quiet], "2 more events report packets of the sandbox's kernel "),
     )
-    for events, said in cases:
+    for events, note in cases:
         shown = Screen()
         for event in (None, first, _EVENT):
             shown.rows.append(Row(attempt=_attempt(_TRACE), outcome=_REFUSED, event=event))
@@ -279,19 +279,19 @@ def test_screen_concludes_with_the_first_event_and_counts_events_of_the_kernel(
         shown.rows.append(Row(attempt=_attempt(None), outcome=slow, event=None))
         shown.conclude(events)
         printed = capsys.readouterr().err
-        _, title, text = printed.partition("The event of the first, in full")
+        _, title, text = printed.partition("The complete event of the first attempt")
         assert title
         assert json.loads(text[text.index("{\n") : text.index("\n}") + 2]) == first
         words = " ".join(text.split())
         counted = "2 of 3 attempts refused and reported, none waited longer than 0.2 ms. "
-        assert f"{counted}{said}" in words
-        assert ("more event" in words) == bool(said)
-        assert "Next: ocsf-nft check says what this host can do" in words
+        assert f"{counted}{note}" in words
+        assert ("more event" in words) == bool(note)
+        assert "Next: ocsf-nft check shows what this host can do" in words
     shown.give_up()
-    assert capsys.readouterr().err == "Ended early. The sandbox and its fence are gone.\n"
+    assert capsys.readouterr().err == "Ended early. The sandbox and its fence were removed.\n"
 
 
-def test_ping_that_does_not_complain_is_judged_by_its_end() -> None:
+def test_ping_without_error_output_is_judged_by_its_exit_code() -> None:
     for script, expected in (("pass", True), ("raise SystemExit(1)", False)):
         with subprocess.Popen(
             [sys.executable, "-c", script], stderr=subprocess.PIPE, text=True
@@ -307,6 +307,6 @@ def test_demo_raises_the_error_of_its_work() -> None:
         raise UnsupportedError("not here")
 
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with demo._signals_held(), pytest.raises(UnsupportedError, match="not here"):
+    with demo._blocked_signals(), pytest.raises(UnsupportedError, match="not here"):
         asyncio.run(demo._until_signal(work()))
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -1,4 +1,4 @@
-"""The metrics that a run exposes, each with a sample: as code makes them, from things at rest."""
+"""Metrics of a run, each with a sample, from the product's code and objects that don't run."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ocsf_nft.accounting.balance import Balance
-from ocsf_nft.accounting.book import Lost
+from ocsf_nft.accounting.reconciliation import Balance
+from ocsf_nft.accounting.state_db import DroppedRecords
+from ocsf_nft.delivery.batch_settings import BatchSettings
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.metrics import exposition_of
 from ocsf_nft.service.status import Status
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Exposed(NamedTuple):
-    """A metric, by the name that its samples have; ``labels`` are its own."""
+    """A metric with the name and the labels of its samples."""
 
     name: str
     type: str
@@ -34,34 +34,36 @@ class Exposed(NamedTuple):
     value: float
 
 
-def exposition(folder: Path, *, rung: str = "capture") -> str:
-    """What /metrics answers of a run with a sandbox, a source, a reject and a sink."""
+def exposition(folder: Path, *, method: str = "capture") -> str:
+    """Return the answer of /metrics for a run with a source, an unparsed line and a sink."""
     balance = Balance(
-        sandbox="agent", rule="egress", refused=100, reported=80, overflowed=30, in_flight=15,
-        lost=7,
+        sandbox="agent", rule="egress", refused=100, reported=80, aggregated=30, pending=15,
+        dropped=7,
     )  # fmt: skip
     status = Status(
         sandbox="agent",
         is_watched=True,
         absent=(),
         balances=(balance,),
-        lost=(Lost("nflog", 2, 9),),
+        dropped_records=(DroppedRecords("nflog", 2, 9),),
     )
 
     async def statuses() -> tuple[Status, ...]:
         return (status,)
 
     async def exposed() -> bytes:
-        patience, store = Patience(asyncio.Event()), Store(folder / FILE)
-        store._shelf.end = 3
-        forwarder = Forwarder("siem", Receiver(), store, pace=Pace(), patiently=patience)
+        retrier, store = StorageRetrier(asyncio.Event()), Store(folder / FILE)
+        store._database.end = 3
+        forwarder = Forwarder(
+            "siem", Receiver(), store, batch_settings=BatchSettings(), retrier=retrier
+        )
         service: Any = SimpleNamespace(
             statuses=statuses,
-            counts=SimpleNamespace(records=90, rejects={"forged": 1}),
+            counts=SimpleNamespace(records=90, rejected={"forged": 1}),
             events=85,
-            patience=patience,
-            kept=SimpleNamespace(store=store, forwarders=(forwarder,)),
-            ladder=SimpleNamespace(rung=rung, lost=12),
+            retrier=retrier,
+            delivery=SimpleNamespace(store=store, forwarders=(forwarder,)),
+            fallback_chain=SimpleNamespace(method=method, dropped=12),
         )
         return await exposition_of(service)
 
@@ -69,7 +71,7 @@ def exposition(folder: Path, *, rung: str = "capture") -> str:
 
 
 def exposed(folder: Path) -> dict[str, Exposed]:
-    """Each metric by its name."""
+    """Return each metric by its name."""
     found: dict[str, Exposed] = {}
     for family in text_string_to_metric_families(exposition(folder)):
         for sample in family.samples:

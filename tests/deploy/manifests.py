@@ -1,4 +1,4 @@
-"""The Kubernetes manifests as they are sent to a cluster, and what a kubelet makes of them."""
+"""Kubernetes manifests as they are sent to a cluster, and as a kubelet interprets them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "deploy/kubernetes"
 EXAMPLE = KUBERNETES / "example"
 
-#: What the proxy's user is called, in the fence's own settings.
+#: Name of the variable with the proxy's user, in the settings of the fence.
 PROXY_UID = "PROXY_UID"
 
 Object: TypeAlias = dict[str, Any]
@@ -29,7 +29,7 @@ _VARIABLE = re.compile(r"\$\$|\$\(([-._a-zA-Z][-._a-zA-Z0-9]*)\)")
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container of a pod, as the API has it."""
+    """A container of a pod, as in the API."""
 
     spec: Object
 
@@ -39,7 +39,7 @@ class Container:
 
     @property
     def is_sidecar(self) -> bool:
-        """Of an init container: that it goes on, and is started anew when it ends."""
+        """Return whether an init container keeps running, and is restarted when it ends."""
         return self.spec.get("restartPolicy") == "Always"
 
     @property
@@ -55,11 +55,11 @@ class Container:
         return self._expanded([*self.spec.get("command", ()), *self.spec.get("args", ())])
 
     def probe(self, kind: str) -> list[str]:
-        """The command of a probe, whose variables a kubelet replaces too (of ``value`` alone)."""
+        """Return the command of a probe; a kubelet replaces its variables (only of ``value``)."""
         return self._expanded(self.spec[kind]["exec"]["command"])
 
     def mounts(self) -> dict[str, str]:
-        """The volumes' names by where they are mounted."""
+        """Return the names of the volumes by mount path."""
         return {each["mountPath"]: each["name"] for each in self.spec.get("volumeMounts", ())}
 
     def _expanded(self, words: list[str]) -> list[str]:
@@ -73,26 +73,26 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """What an object makes pods of."""
+    """The pod specification of an object."""
 
     spec: Object
 
     @property
-    def starting(self) -> list[Container]:
-        """The init containers in the order in which they are started."""
+    def init_containers(self) -> list[Container]:
+        """Return the init containers in the order of their start."""
         return [Container(each) for each in self.spec.get("initContainers", ())]
 
     @property
     def containers(self) -> list[Container]:
-        """All of them."""
-        return [*self.starting, *(Container(each) for each in self.spec["containers"])]
+        """Return all containers, first the init containers."""
+        return [*self.init_containers, *(Container(each) for each in self.spec["containers"])]
 
     def __getitem__(self, name: str) -> Container:
         return next(each for each in self.containers if each.name == name)
 
 
 def rendered(folder: Path) -> list[Object]:
-    """What kustomize makes of a folder; it must have nothing to complain of."""
+    """Return the objects that kustomize builds from a folder; fail on any warning."""
     return list(yaml.safe_load_all(_built(folder)))
 
 
@@ -109,7 +109,7 @@ def _built(folder: Path) -> str:
 def with_components(
     folder: Path, resources: str, *components: str, patches: Sequence[Object] = ()
 ) -> list[Object]:
-    """What the components make of a text of objects, as in somebody's own kustomization."""
+    """Return the objects of a text after the components, as in a user's kustomization."""
     shutil.copytree(KUBERNETES, folder / "kubernetes")
     mine = folder / "mine"
     mine.mkdir()
@@ -126,10 +126,10 @@ def with_components(
 
 
 def pod_of(found: Object) -> Pod:
-    """The pod template of an object that has one."""
+    """Return the pod of an object's pod template."""
     return Pod(found["spec"]["template"]["spec"])
 
 
 def example_pod() -> Pod:
-    """The pod of the example."""
+    """Return the pod of the example."""
     return next(pod_of(found) for found in rendered(EXAMPLE) if found["kind"] == "Deployment")

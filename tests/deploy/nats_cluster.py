@@ -1,4 +1,4 @@
-"""The cluster of deploy/scale-out on the loopback, by its own configuration."""
+"""The cluster of deploy/scale-out on loopback, with its own configuration."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SCALE_OUT = ROOT / "deploy/scale-out"
-#: Of servers that live for one test.
+#: Passwords of servers that exist for one test.
 PASSWORDS = {"host": "of-hosts", "collector": "of-collectors", "operator": "of-operators"}
-_STARTED_SECONDS = 30
+_START_SECONDS = 30
 
 
 class NatsCluster:
-    """Three servers; each can be killed, and started again with what it has stored."""
+    """Three servers; each can be killed, and started again with its stored data."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -68,7 +68,7 @@ class NatsCluster:
                 stderr=log,
             )
         self._processes[number] = process
-        deadline = time.monotonic() + _STARTED_SECONDS
+        deadline = time.monotonic() + _START_SECONDS
         while not _listens(self._ports[number]):
             assert process.poll() is None, self.log(number).read_text()
             assert time.monotonic() < deadline, "nats-server does not start"
@@ -78,7 +78,7 @@ class NatsCluster:
         return self._folder / f"{self.name(number)}.log"
 
     def table(self, user: str) -> dict[str, Any]:
-        """Where the cluster is and who asks, as a file says it."""
+        """Return a configuration: the addresses of the cluster, a user and a password."""
         password = self._folder / f"{user}-password"
         password.write_text(PASSWORDS[user])
         return {
@@ -89,17 +89,17 @@ class NatsCluster:
         }
 
     def file(self, user: str) -> Path:
-        """The same in a file."""
+        """Write that configuration to a file."""
         return self.written(f"{user}.toml", self.table(user))
 
     def written(self, name: str, table: dict[str, Any]) -> Path:
-        """A configuration in a file: the values of TOML that are used here are those of JSON."""
+        """Write a configuration as TOML; the values used here are the same in JSON."""
         path = self._folder / name
         path.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in table.items()))
         return path
 
     def _environment(self, number: int) -> dict[str, str]:
-        """What servers.env has, for one of these."""
+        """Return the variables of servers.env for a server."""
         routes = ", ".join(f'"nats-route://127.0.0.1:{port}"' for port in self._routes)
         return {
             "NATS_NAME": self.name(number),

@@ -1,4 +1,4 @@
-"""What tests of deploy/scale-out drive: hosts, collectors, and what these leave."""
+"""Helpers for tests of deploy/scale-out: hosts, collectors, and their results."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import nats
 import orjson
 
 from ocsf_nft import config
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
 from ocsf_nft.delivery.tls import Tls
-from tests.delivery.told import packets
+from tests.delivery.sample_events import packets
 from tests.deploy.nats_cluster import PASSWORDS, SCALE_OUT, NatsCluster
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 EVENTS_OF_A_HOST = 600
-#: The events of a host begin a day after those of the one before.
+#: The events of each host begin a day after those of the host before it.
 _SINCE_MS = 1_795_000_000_000
 _DAY_MS = 86_400_000
 
-#: A collector that dies when its sink has the first batch, before it says so.
+#: A collector that dies after its sink has the first batch, before it acknowledges it.
 DIES = """
 import os, runpy, signal, sys
 from ocsf_nft.delivery.sinks.parquet import Parquet
@@ -57,13 +57,13 @@ runpy.run_path(program, run_name="__main__")
 
 @contextlib.asynccontextmanager
 async def connected_as(
-    cluster: NatsCluster, user: str, told: list[str] | None = None
+    cluster: NatsCluster, user: str, errors: list[str] | None = None
 ) -> AsyncIterator[Client]:
-    """A connection of somebody with a user's password, and what it is ``told`` of errors."""
+    """Connect with a user's password; append errors of the connection to ``errors``."""
 
-    async def tell(error: Exception) -> None:
-        if told is not None:
-            told.append(str(error))
+    async def add_error(error: Exception) -> None:
+        if errors is not None:
+            errors.append(str(error))
 
     client = await nats.connect(
         cluster.urls[0],
@@ -71,7 +71,7 @@ async def connected_as(
         password=PASSWORDS[user],
         tls=Tls(ca=cluster.certificates.ca).context(),
         tls_handshake_first=True,
-        error_cb=tell,
+        error_cb=add_error,
     )
     try:
         yield client
@@ -86,7 +86,7 @@ def settings(cluster: NatsCluster, lake: Path, **given: Any) -> dict[str, Any]:
 
 
 class Collector:
-    """A collector's process, and what it says."""
+    """A collector's process, and its log."""
 
     def __init__(self, file: Path, *program: str) -> None:
         self._log = file.with_suffix(".log")
@@ -97,12 +97,12 @@ class Collector:
 
     @property
     def blocks(self) -> list[tuple[int, int]]:
-        """The blocks that it has delivered, from where to where."""
-        found = re.findall(r"event='delivered' first=(\d+) last=(\d+)", self.said)
+        """Return the delivered blocks, as first and last sequence number."""
+        found = re.findall(r"event='delivered' first=(\d+) last=(\d+)", self.log_text)
         return [(int(first), int(last)) for first, last in found]
 
     @property
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self._log.read_text()
 
     async def has(self, blocks: int) -> None:
@@ -130,20 +130,20 @@ def running_collectors(
 
 async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
-        while not is_so():  # noqa: ASYNC110 - other processes tell nothing
+        while not is_so():  # noqa: ASYNC110 - other processes send no notification
             await asyncio.sleep(0.02)
 
 
 @dataclass
 class Host:
-    """A host's store and its way to the cluster, and the events that it will have."""
+    """A host's store, its forwarder to the cluster, and its future events."""
 
     store: Store
     forwarder: Forwarder
     events: list[Message]
 
-    async def tell(self, number: int) -> None:
-        """Have so many more of its events."""
+    async def store_events(self, number: int) -> None:
+        """Store the next ``number`` of its events."""
         now, self.events = self.events[:number], self.events[number:]
         await self.store.put([each.line for each in now])
 
@@ -155,9 +155,9 @@ async def hosting(cluster: NatsCluster, folder: Path, number: int) -> AsyncItera
     (table,) = config.parse(found, where="host.toml").sinks
     async with Store(folder / f"host-{number}" / FILE) as store:
         await store.register([table.called])
-        patience = Patience(asyncio.Event())
+        retrier = StorageRetrier(asyncio.Event())
         forwarder = Forwarder(
-            table.called, table.sink(), store, pace=table.pace, patiently=patience
+            table.called, table.sink(), store, batch_settings=table.batch_settings, retrier=retrier
         )
         task = asyncio.create_task(forwarder.run())
         try:
@@ -174,7 +174,7 @@ async def published(host: JetStreamContext, batch: Sequence[Message]) -> None:
 
 
 async def blocks_of(stream: JetStreamContext, group: str) -> list[list[int]]:
-    """All blocks that were cut for a group."""
+    """Return all blocks of a group."""
     state = (await stream.stream_info("ocsf-blocks")).state
     found = [
         await stream.get_msg("ocsf-blocks", number)
@@ -183,23 +183,23 @@ async def blocks_of(stream: JetStreamContext, group: str) -> list[list[int]]:
     return [orjson.loads(each.data or b"") for each in found if str(each.subject).endswith(group)]
 
 
-def asked(query: str) -> duckdb.DuckDBPyRelation:
+def query_result(query: str) -> duckdb.DuckDBPyRelation:
     found = duckdb.sql(query)
     assert found is not None
     return found
 
 
 async def leader_of(cluster: NatsCluster, stream: JetStreamContext) -> int:
-    """The server that has the say over the stream of events."""
+    """Return the number of the server that leads the stream of events."""
     info = (await stream.stream_info("ocsf")).cluster
     assert info is not None
     return cluster.number(str(info.leader))
 
 
 async def all_acknowledged(stream: JetStreamContext) -> None:
-    """Wait until all events are in blocks, and all of these delivered."""
+    """Wait until all events are in blocks, and all blocks are delivered."""
     async with asyncio.timeout(60):
-        while not await _is_acknowledged(stream):  # noqa: ASYNC110 - the servers tell nothing
+        while not await _is_acknowledged(stream):  # noqa: ASYNC110 - the servers send no notification
             await asyncio.sleep(0.1)
 
 
@@ -215,13 +215,13 @@ async def _is_acknowledged(stream: JetStreamContext) -> bool:
 
 
 def rows_of(lake: Path) -> list[str]:
-    """The uid of each row of the lake."""
+    """Return the uid of each row of the lake."""
     found = duckdb.read_parquet(f"{lake}/**/*.parquet").select("metadata.uid")
     return [uid for (uid,) in found.fetchall()]
 
 
 def queries(lake: Path) -> list[str]:
-    """The queries of the README, over a lake."""
+    """Return the queries of the README, for a lake."""
     readme = (SCALE_OUT / "README.md").read_text()
     (block,) = re.findall(r"```sql\n(.*?)```", readme, flags=re.DOTALL)
     found = block.replace("/lake/", f"{lake}/").split(";")

@@ -1,4 +1,4 @@
-"""The recipes for forwarders, held to their documentation and to what ocsf-nft writes."""
+"""Tests of the forwarders' recipes against their documentation and ocsf-nft's output."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ocsf_nft import config
 from ocsf_nft.config.sinks.file import FileSink
 from ocsf_nft.delivery.sinks.otlp import _SEVERITIES
 from ocsf_nft.ocsf.enums import Severity
-from tests.delivery.told import messages, packets
+from tests.delivery.sample_events import messages, packets
 from tests.deploy.manifests import ROOT
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _VECTOR, _FLUENT_BIT, _COLLECTOR = (
 )
 _UNITS = {"": 1, "k": 1 << 10, "kb": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mib": 1 << 20}
 
-#: Keys by component, as the documentation has them: Vector's reference of components, Fluent Bit's
+#: Keys by component, from the documentation: Vector's reference of components, Fluent Bit's
 #: manual, and the README and source of each component of the Collector.
 _VECTOR_KEYS = {
     "sources.http_server": {
@@ -94,7 +94,7 @@ _FLUENT_BIT_KEYS = {
         "replace_dots", "trace_output", "trace_error", "suppress_type_name", "workers",
     },
 }  # fmt: skip
-#: What every input and output of Fluent Bit has.
+#: Keys of every input and output of Fluent Bit.
 _FLUENT_BIT_COMMON = {
     "name", "tag", "match", "alias", "tls", "tls.verify", "tls.ca_file", "retry_limit",
     "storage.type", "storage.pause_on_chunks_overlimit", "storage.total_limit_size",
@@ -131,7 +131,7 @@ def _blocks() -> list[str]:
 
 
 def _tables() -> list[SinkTable]:
-    """ocsf-nft's side of each way, as the README has it."""
+    """Return the sinks of ocsf-nft in the README."""
     found = [tomllib.loads(block) for block in _blocks()]
     return [config.parse(each | {"host_log": "kmsg"}, where="README").sinks[0] for each in found]
 
@@ -141,7 +141,7 @@ def _table(name: str) -> Any:
 
 
 def _components() -> Iterator[tuple[str, set[str], set[str]]]:
-    """Each component of the files, with its keys and those that are documented."""
+    """Yield each component of the files, with its keys and the documented keys."""
     for kind in ("sources", "transforms", "sinks"):
         for found in _VECTOR[kind].values():
             known = _VECTOR_KEYS[f"{kind}.{found['type']}"] | {"type", "inputs"}
@@ -157,24 +157,22 @@ def _components() -> Iterator[tuple[str, set[str], set[str]]]:
 
 
 @pytest.mark.parametrize(("name", "keys", "known"), list(_components()))
-def test_a_component_has_keys_that_its_documentation_has(
-    name: str, keys: set[str], known: set[str]
-) -> None:
+def test_component_has_only_documented_keys(name: str, keys: set[str], known: set[str]) -> None:
     assert keys <= known, name
 
 
-def test_every_input_of_vector_leads_from_somewhere() -> None:
+def test_inputs_and_outputs_of_vector_match() -> None:
     outputs = set(_VECTOR["sources"])
     for name, found in _VECTOR["transforms"].items():
         outputs |= {name, f"{name}.dropped"} if found["reroute_dropped"] else {name}
-    taken: set[str] = set()
+    used: set[str] = set()
     for found in (*_VECTOR["transforms"].values(), *_VECTOR["sinks"].values()):
         assert set(found["inputs"]) <= outputs
-        taken |= set(found["inputs"])
-    assert taken == outputs
+        used |= set(found["inputs"])
+    assert used == outputs
 
 
-def test_every_record_of_fluent_bit_has_an_output_and_every_parser_is_there() -> None:
+def test_each_input_of_fluent_bit_has_an_output_and_a_defined_parser() -> None:
     pipeline = _FLUENT_BIT["pipeline"]
     matched = {found["match"] for found in pipeline["outputs"]}
     assert {found["tag"] for found in pipeline["inputs"]} == matched
@@ -182,7 +180,7 @@ def test_every_record_of_fluent_bit_has_an_output_and_every_parser_is_there() ->
     assert {found["parser"] for found in pipeline["inputs"] if "parser" in found} == parsers
 
 
-def test_everything_that_the_collector_is_told_of_is_in_its_pipeline() -> None:
+def test_pipeline_of_the_collector_uses_all_its_components() -> None:
     service = _COLLECTOR["service"]
     (pipeline,) = service["pipelines"].values()
     assert set(pipeline["receivers"]) == set(_COLLECTOR["receivers"])
@@ -195,7 +193,7 @@ def test_everything_that_the_collector_is_told_of_is_in_its_pipeline() -> None:
     assert set(stored) == set(_COLLECTOR["extensions"])
 
 
-def test_the_collectors_severities_are_those_of_our_own_sink() -> None:
+def test_severities_of_the_collector_match_our_otlp_sink() -> None:
     (parser, _) = _COLLECTOR["receivers"]["filelog"]["operators"]
     mapping = parser["severity"]["mapping"]
     numbers = {"info": 9, "info2": 10, "warn": 13, "error": 17, "error2": 18}
@@ -203,7 +201,7 @@ def test_the_collectors_severities_are_those_of_our_own_sink() -> None:
     assert {text: numbers[level] for level, text in mapping.items()} == ours
 
 
-def test_each_sink_of_the_readme_goes_where_a_forwarder_listens() -> None:
+def test_each_sink_of_the_readme_sends_to_an_address_of_a_forwarder() -> None:
     assert len(_tables()) == 6
     vector = _VECTOR["sources"]["by_http"]
     url = urlsplit(_table("vector").url)
@@ -223,7 +221,7 @@ def test_each_sink_of_the_readme_goes_where_a_forwarder_listens() -> None:
 
 
 def _patterns() -> dict[str, list[str]]:
-    """What each forwarder follows."""
+    """Return the file patterns of each forwarder."""
     tail = _FLUENT_BIT["pipeline"]["inputs"][1]
     return {
         "vector": _VECTOR["sources"]["by_file"]["include"],
@@ -233,7 +231,7 @@ def _patterns() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("forwarder", ["vector", "fluent-bit", "otelcol"])
-async def test_what_is_followed_is_each_event_once_and_nothing_that_is_compressed(
+async def test_followed_files_have_each_event_once_and_are_uncompressed(
     forwarder: str, tmp_path: Path
 ) -> None:
     table = _table("/var/log")
@@ -242,7 +240,7 @@ async def test_what_is_followed_is_each_event_once_and_nothing_that_is_compresse
     batch = packets(60)
     (tmp_path / "ocsf-nft").mkdir()
     path = tmp_path / "ocsf-nft" / table.path.name
-    # As when somebody compresses all the same, and as a kill leaves it.
+    # As after compression by another program, and after a kill.
     path.with_name(".events-20200101T000000.000000Z.jsonl.gz.part").write_bytes(b"half")
     path.with_name("events-20200101T000000.000000Z.jsonl.gz").write_bytes(b"whole")
     rotating = FileSink(path=path, rotate_bytes=20_000, keep_files=table.keep_files)
@@ -260,13 +258,13 @@ async def test_what_is_followed_is_each_event_once_and_nothing_that_is_compresse
     assert sorted(lines) == sorted(each.line for each in batch)
 
 
-def test_what_tells_files_apart_is_within_what_is_read_of_them() -> None:
+def test_fingerprint_of_a_file_covers_the_identity_of_its_first_event() -> None:
     size = _bytes(_COLLECTOR["receivers"]["filelog"]["fingerprint_size"])
     first = {each.line[:size] for each in packets(50)}
     assert len(first) == 50
 
 
-def test_the_largest_event_fits_into_each_line() -> None:
+def test_largest_event_fits_into_each_line_limit() -> None:
     largest = max(len(each.line) for each in messages("1.8.0"))
     tail = _FLUENT_BIT["pipeline"]["inputs"][1]
     for limit in (
@@ -274,20 +272,20 @@ def test_the_largest_event_fits_into_each_line() -> None:
         _bytes(tail["buffer_max_size"]),
         _FLUENT_BIT["pipeline"]["inputs"][2]["buffer_size"] * 1024,
         _bytes(_COLLECTOR["receivers"]["filelog"]["max_log_size"]),
-        _table("syslog").max_bytes - 200,  # what comes before the event
+        _table("syslog").max_bytes - 200,  # the header before the event
     ):
         assert largest < limit
-    # And a whole batch of the sink, which is one request.
+    # A whole batch of the sink is one request and must fit too.
     http = _FLUENT_BIT["pipeline"]["inputs"][0]
     table = _table("fluent-bit")
     assert table.batch_bytes + largest + table.batch_events < _bytes(http["buffer_max_size"])
 
 
-def test_nothing_of_what_is_kept_is_compressed() -> None:
+def test_rotated_files_are_not_compressed() -> None:
     assert not _table("/var/log").compress
 
 
-def test_an_event_of_ours_has_what_the_recipes_ask_it_for() -> None:
+def test_events_have_the_attributes_that_the_recipes_use() -> None:
     for each in messages("1.8.0"):
         event = orjson.loads(each.line)
         assert event["class_uid"]

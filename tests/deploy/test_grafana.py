@@ -22,10 +22,10 @@ _DASHBOARD: dict[str, Any] = json.loads((_FOLDER / "dashboard.json").read_text()
 _ALERTS: list[dict[str, Any]] = yaml.safe_load((_FOLDER / "alerts.yaml").read_text())["groups"][0][
     "rules"
 ]
-#: What Prometheus adds to each series, and its own metric of a target.
+#: Labels that Prometheus adds to each series, and its own metric of a target.
 _SCRAPED = {"job": "ocsf-nft", "instance": "host-1.example:9464"}
 _OWN = {"up"}
-#: What Grafana puts in place of its variables.
+#: Values that Grafana inserts for its variables.
 _VARIABLES = {"$__rate_interval": "2m", "$instance": ".*", "$sandbox": ".*"}
 
 
@@ -39,7 +39,7 @@ def _panels() -> list[dict[str, Any]]:
 
 
 def _shown() -> Iterator[str]:
-    """Each expression of the dashboard, its variables replaced."""
+    """Yield each expression of the dashboard, with its variables replaced."""
     for panel in _panels():
         for target in panel["targets"]:
             found = target["expr"]
@@ -61,7 +61,7 @@ def _promtool(*arguments: str | Path, stdin: str = "") -> str:
 
 
 def _tested(folder: Path, *tests: dict[str, Any]) -> None:
-    """Let Prometheus' engine evaluate; raises when anything is not as a test says."""
+    """Evaluate the tests with Prometheus' engine; fail if a result differs from a test."""
     file = folder / "test.yaml"
     rules = [str(_FOLDER / "alerts.yaml")]
     made = {"rule_files": rules, "evaluation_interval": "30s", "tests": tests}
@@ -70,11 +70,11 @@ def _tested(folder: Path, *tests: dict[str, Any]) -> None:
 
 
 def _series(name: str, values: str, **labels: str) -> dict[str, str]:
-    told = ",".join(f'{label}="{value}"' for label, value in (_SCRAPED | labels).items())
-    return {"series": f"{name}{{{told}}}", "values": values}
+    text = ",".join(f'{label}="{value}"' for label, value in (_SCRAPED | labels).items())
+    return {"series": f"{name}{{{text}}}", "values": values}
 
 
-def test_the_table_of_metrics_is_that_of_the_code(metrics: dict[str, Exposed]) -> None:
+def test_table_of_metrics_matches_the_code(metrics: dict[str, Exposed]) -> None:
     text = (_FOLDER / "README.md").read_text()
     rows = re.findall(r"(?m)^\| `(ocsf_nft_\w+)` \| (\w+) \| (.*?) \| (.*) \|$", text)
     assert [tuple(row) for row in rows] == [
@@ -83,11 +83,11 @@ def test_the_table_of_metrics_is_that_of_the_code(metrics: dict[str, Exposed]) -
     ]
 
 
-def test_what_is_exposed_is_well_formed(tmp_path: Path) -> None:
+def test_exposition_is_well_formed(tmp_path: Path) -> None:
     assert _promtool("check", "metrics", stdin=exposition(tmp_path)) == ""
 
 
-def test_expressions_ask_for_known_metrics_and_labels(
+def test_expressions_use_known_metrics_and_labels(
     metrics: dict[str, Exposed], subtests: pytest.Subtests
 ) -> None:
     for expression in _expressions():
@@ -96,32 +96,32 @@ def test_expressions_ask_for_known_metrics_and_labels(
             assert names
             assert names <= metrics.keys() | _OWN
             known = {label for name in names - _OWN for label in metrics[name].labels}
-            asked = set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)\s*\"", expression))
+            used = set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)\s*\"", expression))
             for group in re.findall(r"\b(?:by|on) \(([^)]*)\)", expression):
-                asked |= {label.strip() for label in group.split(",")}
+                used |= {label.strip() for label in group.split(",")}
             if "up" in names:
-                asked.discard("sandbox")
-            assert asked <= known | _SCRAPED.keys()
+                used.discard("sandbox")
+            assert used <= known | _SCRAPED.keys()
 
 
-def test_the_dashboard_shows_every_metric(metrics: dict[str, Exposed]) -> None:
+def test_dashboard_shows_each_metric(metrics: dict[str, Exposed]) -> None:
     shown = " ".join(_shown())
     assert {name for name in metrics if not re.search(rf"\b{name}\b", shown)} == set()
 
 
-def test_a_legend_and_an_alert_name_labels_that_their_expression_keeps(
+def test_legends_and_alerts_use_labels_of_their_expression(
     metrics: dict[str, Exposed],
 ) -> None:
     for panel in _panels():
         for target in panel["targets"]:
             legend = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
             groups = re.findall(r"by \(([^)]*)\)", target["expr"])
-            kept = {label.strip() for group in groups for label in group.split(",")}
-            assert legend <= (kept or _labels(target["expr"], metrics)), target
+            grouped = {label.strip() for group in groups for label in group.split(",")}
+            assert legend <= (grouped or _labels(target["expr"], metrics)), target
     for rule in _ALERTS:
-        told = json.dumps(rule["annotations"])
-        asked = set(re.findall(r"\$labels\.(\w+)", told))
-        assert asked <= _labels(rule["expr"], metrics) | _SCRAPED.keys(), rule["alert"]
+        annotations = json.dumps(rule["annotations"])
+        used = set(re.findall(r"\$labels\.(\w+)", annotations))
+        assert used <= _labels(rule["expr"], metrics) | _SCRAPED.keys(), rule["alert"]
 
 
 def _labels(expression: str, metrics: dict[str, Exposed]) -> set[str]:
@@ -129,7 +129,7 @@ def _labels(expression: str, metrics: dict[str, Exposed]) -> set[str]:
     return {label for name in names for label in metrics[name].labels} | _SCRAPED.keys()
 
 
-def test_every_panel_has_data_where_a_run_is_scraped(
+def test_each_panel_shows_data_of_a_scraped_run(
     metrics: dict[str, Exposed], tmp_path: Path
 ) -> None:
     series = [_series("up", "1x20")] + [
@@ -148,12 +148,12 @@ def test_every_panel_has_data_where_a_run_is_scraped(
 
 
 class _Case(NamedTuple):
-    """Series that set an alert off, those that don't, and when it is not yet and then sounded."""
+    """Series with and without an alert, and the times at which it is pending and firing."""
 
-    ill: list[dict[str, str]]
-    well: list[dict[str, str]]
-    quiet_at: str
-    sounded_at: str
+    faulty: list[dict[str, str]]
+    healthy: list[dict[str, str]]
+    pending_at: str
+    firing_at: str
 
 
 _GAPS = {"sandbox": "agent", "source": "nflog"}
@@ -161,19 +161,19 @@ _RULE = {"sandbox": "agent", "rule": "egress", "mode": "enforcing"}
 _GIB = str(1 << 30)
 _CASES = {
     "OcsfNftFenceDown": _Case(
-        [_series("ocsf_nft_fence_stands", "1x3 0x20", sandbox="agent")],
-        # Put back at once, again and again.
-        [_series("ocsf_nft_fence_stands", "1 0 1 0 1 0 1 0 1x20", sandbox="agent")],
+        [_series("ocsf_nft_fence_active", "1x3 0x20", sandbox="agent")],
+        # Repeatedly restored at once.
+        [_series("ocsf_nft_fence_active", "1 0 1 0 1 0 1 0 1x20", sandbox="agent")],
         "2m30s",
         "3m30s",
     ),
-    "OcsfNftImbalance": _Case(
-        [_series("ocsf_nft_imbalance_packets", "0x3 -3x20", **_RULE)],
-        [_series("ocsf_nft_imbalance_packets", "0x3 4x5 0x20", **_RULE)],
+    "OcsfNftCounterMismatch": _Case(
+        [_series("ocsf_nft_counter_mismatch_packets", "0x3 -3x20", **_RULE)],
+        [_series("ocsf_nft_counter_mismatch_packets", "0x3 4x5 0x20", **_RULE)],
         "6m",
         "7m30s",
     ),
-    "OcsfNftNothingKept": _Case(
+    "OcsfNftStoreUnwritable": _Case(
         [_series("ocsf_nft_store_up", "0x20")], [_series("ocsf_nft_store_up", "1x20")], "30s", "2m"
     ),
     "OcsfNftSinkDown": _Case(
@@ -188,7 +188,7 @@ _CASES = {
             _series("ocsf_nft_sink_waiting_events", "0x20", sink="lake"),
             _series("ocsf_nft_store_max_bytes", f"{_GIB}x20"),
         ],
-        # Full of what every sink has.
+        # Full of events that every sink has.
         [
             _series("ocsf_nft_sink_waiting_events", "1000x20", sink="siem"),
             _series("ocsf_nft_store_bytes", f"{_GIB}x20"),
@@ -204,7 +204,7 @@ _CASES = {
         "2m30s",
     ),
     "OcsfNftGaps": _Case(
-        # The first gap of a source, which has no series before it.
+        # The first gap of a source. Before it the source has no series.
         [_series("ocsf_nft_gaps_total", "_x4 1x60", **_GAPS)],
         [_series("ocsf_nft_watched", "1x20", sandbox="agent")],
         "1m30s",
@@ -212,13 +212,13 @@ _CASES = {
     ),
     "OcsfNftAttributionDegraded": _Case(
         [
-            _series("ocsf_nft_attribution_rung", "1x3 0x40", rung="capture"),
-            _series("ocsf_nft_attribution_rung", "0x3 1x40", rung="socket"),
+            _series("ocsf_nft_attribution_method", "1x3 0x40", method="capture"),
+            _series("ocsf_nft_attribution_method", "0x3 1x40", method="socket"),
         ],
-        # Where it never was any better.
+        # A host that never captured.
         [
-            _series("ocsf_nft_attribution_rung", "0x40", rung="capture"),
-            _series("ocsf_nft_attribution_rung", "1x40", rung="socket"),
+            _series("ocsf_nft_attribution_method", "0x40", method="capture"),
+            _series("ocsf_nft_attribution_method", "1x40", method="socket"),
         ],
         "2m30s",
         "3m30s",
@@ -228,7 +228,7 @@ _CASES = {
 }
 
 
-def _sounded(alert: str, at: str, times: int) -> dict[str, Any]:
+def _firing(alert: str, at: str, times: int) -> dict[str, Any]:
     return {
         "expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})',
         "eval_time": at,
@@ -240,52 +240,54 @@ def _case(series: list[dict[str, str]], *expected: dict[str, Any]) -> dict[str, 
     return {"interval": "30s", "input_series": series, "promql_expr_test": list(expected)}
 
 
-def test_every_alert_has_a_case_here() -> None:
+def test_each_alert_has_a_case() -> None:
     assert [rule["alert"] for rule in _ALERTS] == list(_CASES)
 
 
 @pytest.mark.parametrize("alert", _CASES)
-def test_an_alert_sounds_when_it_should_and_not_before(alert: str, tmp_path: Path) -> None:
+def test_alert_fires_after_its_time_and_not_before(alert: str, tmp_path: Path) -> None:
     case = _CASES[alert]
-    ill = _case(case.ill, _sounded(alert, case.quiet_at, 0), _sounded(alert, case.sounded_at, 1))
-    well = _case(case.well, *(_sounded(alert, at, 0) for at in ("0", "5m", "10m")))
-    _tested(tmp_path, ill, well)
+    faulty = _case(
+        case.faulty, _firing(alert, case.pending_at, 0), _firing(alert, case.firing_at, 1)
+    )
+    healthy = _case(case.healthy, *(_firing(alert, at, 0) for at in ("0", "5m", "10m")))
+    _tested(tmp_path, faulty, healthy)
 
 
-def test_gaps_are_told_when_they_are_new_and_not_for_ever(tmp_path: Path) -> None:
+def test_alert_on_gaps_ends_after_their_report(tmp_path: Path) -> None:
     alert = "OcsfNftGaps"
     old = [_series("ocsf_nft_gaps_total", "7x60 8x60", **_GAPS)]
     _tested(
         tmp_path,
         _case(
             old,
-            _sounded(alert, "29m", 0),
-            _sounded(alert, "31m", 1),
-            _sounded(alert, "50m", 0),
+            _firing(alert, "29m", 0),
+            _firing(alert, "31m", 1),
+            _firing(alert, "50m", 0),
         ),
     )
 
 
-def test_that_processes_are_not_captured_any_more_is_told_for_a_day(tmp_path: Path) -> None:
+def test_alert_on_stopped_capture_fires_for_a_day(tmp_path: Path) -> None:
     alert = "OcsfNftAttributionDegraded"
-    fallen = [_series("ocsf_nft_attribution_rung", "1x10 0x4000", rung="capture")]
+    fallen = [_series("ocsf_nft_attribution_method", "1x10 0x4000", method="capture")]
     _tested(
         tmp_path,
-        _case(fallen, _sounded(alert, "20h", 1), _sounded(alert, "25h", 0)),
+        _case(fallen, _firing(alert, "20h", 1), _firing(alert, "25h", 0)),
     )
 
 
-def test_the_rules_and_the_scraping_are_what_prometheus_takes() -> None:
+def test_prometheus_accepts_the_rules_and_the_scrape_configuration() -> None:
     _promtool("check", "rules", "--lint-fatal", _FOLDER / "alerts.yaml")
     _promtool("check", "config", "--lint-fatal", _FOLDER / "prometheus.yaml")
     found = yaml.safe_load((_FOLDER / "prometheus.yaml").read_text())
     assert found["scrape_configs"][0]["job_name"] == _SCRAPED["job"]
 
 
-def test_the_dashboard_is_one_that_grafana_imports() -> None:
+def test_dashboard_meets_the_import_rules_of_grafana() -> None:
     assert re.fullmatch(r"[a-zA-Z0-9_-]{1,40}", _DASHBOARD["uid"])
     assert _DASHBOARD["schemaVersion"] >= 36  # the first with a data source as type and uid
-    assert "id" not in _DASHBOARD  # the database's own
+    assert "id" not in _DASHBOARD  # assigned by Grafana's database
     names = [variable["name"] for variable in _DASHBOARD["templating"]["list"]]
     assert names == ["datasource", "instance", "sandbox"]
     chosen = {"type": "prometheus", "uid": "${datasource}"}
@@ -300,8 +302,8 @@ def test_the_dashboard_is_one_that_grafana_imports() -> None:
     assert len(set(ids)) == len(ids)
 
 
-def test_no_panel_of_the_dashboard_is_under_another_one() -> None:
-    taken: set[tuple[int, int]] = set()
+def test_panels_of_the_dashboard_do_not_overlap() -> None:
+    occupied: set[tuple[int, int]] = set()
     for panel in _DASHBOARD["panels"]:
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24
@@ -310,5 +312,5 @@ def test_no_panel_of_the_dashboard_is_under_another_one() -> None:
             for x in range(at["x"], at["x"] + at["w"])
             for y in range(at["y"], at["y"] + at["h"])
         }
-        assert not cells & taken, panel["title"]
-        taken |= cells
+        assert not cells & occupied, panel["title"]
+        occupied |= cells

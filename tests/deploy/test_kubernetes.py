@@ -1,4 +1,4 @@
-"""The manifests, held to the API's own schemas and to what they promise."""
+"""Tests of the manifests against the API's own schemas and against their guarantees."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.deploy.manifests import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: The first with native sidecars switched on, and all since.
+#: All versions since the first that enables native sidecars.
 _VERSIONS = sorted({tuple(map(int, each.split(".")[:2])) for each in all_versions()})
 _WITH_SIDECARS = [f"{major}.{minor}" for major, minor in _VERSIONS if (major, minor) >= (1, 29)]
 
@@ -38,8 +38,8 @@ _KINDS = ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job")
 _FENCE = ("fence-install", "fence")
 
 
-def _somebodys(kind: str) -> str:
-    """An object with an init container and a volume of its own, on the node's network."""
+def _users_object(kind: str) -> str:
+    """Return an object with its own init container and volume, on the node's network."""
     spec: Object = {
         "template": {
             "metadata": {"labels": {"app": "own"}},
@@ -75,39 +75,35 @@ def pod() -> Pod:
     return example_pod()
 
 
-def test_schemas_of_every_version_since_native_sidecars_are_here() -> None:
+def test_schemas_of_each_version_since_native_sidecars_are_installed() -> None:
     assert _WITH_SIDECARS[0] == "1.29"
     assert len(_WITH_SIDECARS) >= 7
 
 
 @pytest.mark.parametrize("version", _WITH_SIDECARS)
-def test_each_object_of_the_example_is_what_the_api_takes(
-    example: list[Object], version: str
-) -> None:
+def test_api_accepts_each_object_of_the_example(example: list[Object], version: str) -> None:
     assert {found["kind"] for found in example} == {"Namespace", "ConfigMap", "Deployment"}
     for found in example:
         assert kubernetes_validate.validate(found, version, strict=True) == version
 
 
 @pytest.mark.parametrize("kind", _KINDS)
-def test_each_kind_with_the_fence_is_what_the_api_takes(tmp_path: Path, kind: str) -> None:
-    (found,) = with_components(tmp_path, _somebodys(kind), "base", "userns")
+def test_api_accepts_each_kind_with_the_fence(tmp_path: Path, kind: str) -> None:
+    (found,) = with_components(tmp_path, _users_object(kind), "base", "userns")
     for version in (_WITH_SIDECARS[0], _WITH_SIDECARS[-1]):
         kubernetes_validate.validate(found, version, strict=True)
 
 
 @pytest.mark.parametrize(
-    ("place", "key"),
+    ("field", "key"),
     [
         ("containers", "securityContex"),
         ("initContainers", "restartpolicy"),
     ],
 )
-def test_a_key_that_the_api_does_not_know_would_be_found(
-    example: list[Object], place: str, key: str
-) -> None:
+def test_validation_finds_an_unknown_key(example: list[Object], field: str, key: str) -> None:
     spoilt = copy.deepcopy(next(found for found in example if found["kind"] == "Deployment"))
-    pod_of(spoilt).spec[place][0][key] = "x"
+    pod_of(spoilt).spec[field][0][key] = "x"
     with pytest.raises(kubernetes_validate.ValidationError, match=key):
         kubernetes_validate.validate(spoilt, _WITH_SIDECARS[-1], strict=True)
 
@@ -116,37 +112,37 @@ def test_a_key_that_the_api_does_not_know_would_be_found(
 def fenced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pod:
     """Return the pod of an object of each kind, with the base."""
     folder = tmp_path_factory.mktemp("fenced")
-    (found,) = with_components(folder, _somebodys(request.param), "base")
+    (found,) = with_components(folder, _users_object(request.param), "base")
     return pod_of(found)
 
 
-def test_the_fence_stands_and_is_watched_before_anything_of_the_pods_own_starts(
+def test_fence_is_active_and_watched_before_the_pods_own_containers_start(
     fenced: Pod,
 ) -> None:
-    assert [each.name for each in fenced.starting] == [*_FENCE, "own-init"]
-    # One that ends, and whose failure ends the start; then one that stays, and is waited for.
-    assert [each.is_sidecar for each in fenced.starting] == [False, True, False]
+    assert [each.name for each in fenced.init_containers] == [*_FENCE, "own-init"]
+    # The first ends; its failure stops the start. The second keeps running; the start awaits it.
+    assert [each.is_sidecar for each in fenced.init_containers] == [False, True, False]
     assert "startupProbe" in fenced["fence"].spec
     assert {"name": "own", "emptyDir": {}} in fenced.spec["volumes"]
 
 
-def test_the_examples_proxy_listens_before_its_workload_starts(pod: Pod) -> None:
-    assert [each.name for each in pod.starting] == [*_FENCE, "proxy"]
+def test_examples_proxy_listens_before_its_workload_starts(pod: Pod) -> None:
+    assert [each.name for each in pod.init_containers] == [*_FENCE, "proxy"]
     assert pod["proxy"].is_sidecar
     assert "startupProbe" in pod["proxy"].spec
 
 
-def test_the_node_itself_is_never_fenced(fenced: Pod) -> None:
+def test_node_itself_is_never_fenced(fenced: Pod) -> None:
     assert fenced.spec["hostNetwork"] is False
 
 
-def test_a_pod_has_users_of_its_own_where_that_is_asked_for(tmp_path: Path, pod: Pod) -> None:
-    (found,) = with_components(tmp_path, _somebodys("Deployment"), "base", "userns")
+def test_pod_has_its_own_user_namespace_only_with_the_component(tmp_path: Path, pod: Pod) -> None:
+    (found,) = with_components(tmp_path, _users_object("Deployment"), "base", "userns")
     assert pod_of(found).spec["hostUsers"] is False
     assert "hostUsers" not in pod.spec
 
 
-def test_nobody_in_the_example_has_anything_of_the_node(pod: Pod) -> None:
+def test_example_uses_no_resources_of_the_node(pod: Pod) -> None:
     for name in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace"):
         assert not pod.spec.get(name)
     assert pod.spec["automountServiceAccountToken"] is False
@@ -158,45 +154,45 @@ def test_nobody_in_the_example_has_anything_of_the_node(pod: Pod) -> None:
         assert not container.security.get("privileged")
 
 
-def test_the_fence_has_one_capability_and_the_others_none(pod: Pod) -> None:
+def test_only_the_fence_has_a_capability_and_only_one(pod: Pod) -> None:
     for container in pod.containers:
         capabilities = container.security["capabilities"]
         assert capabilities["drop"] == ["ALL"]
-        wanted = ["NET_ADMIN"] if container.name in _FENCE else []
-        assert capabilities.get("add", []) == wanted
+        expected = ["NET_ADMIN"] if container.name in _FENCE else []
+        assert capabilities.get("add", []) == expected
 
 
-def test_nobody_gains_anything_writes_his_root_or_calls_what_the_runtime_refuses(pod: Pod) -> None:
+def test_containers_gain_no_privileges_have_read_only_roots_and_default_seccomp(pod: Pod) -> None:
     for container in pod.containers:
         assert container.security["allowPrivilegeEscalation"] is False
         assert container.security["readOnlyRootFilesystem"] is True
         assert container.security["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
-def test_the_proxys_user_is_the_one_that_the_fence_lets_out_and_nobody_elses(pod: Pod) -> None:
-    let_out = int(pod["fence-install"].environment[PROXY_UID])
+def test_fence_allows_the_proxys_user_and_only_the_proxy_has_it(pod: Pod) -> None:
+    allowed_uid = int(pod["fence-install"].environment[PROXY_UID])
     users = {each.name: each.security["runAsUser"] for each in pod.containers}
-    assert [name for name, uid in users.items() if uid == let_out] == ["proxy"]
+    assert [name for name, uid in users.items() if uid == allowed_uid] == ["proxy"]
     assert {name for name, uid in users.items() if uid == 0} == set(_FENCE)
-    assert f"--proxy-uid={let_out}" in pod["fence-install"].arguments
+    assert f"--proxy-uid={allowed_uid}" in pod["fence-install"].arguments
     for container in pod.containers:
         assert container.security["runAsNonRoot"] is (container.name not in _FENCE)
 
 
-def test_a_workload_that_is_root_does_not_start_unless_it_says_so_itself(tmp_path: Path) -> None:
-    (found,) = with_components(tmp_path, _somebodys("Deployment"), "base")
+def test_workload_runs_as_root_only_with_its_own_setting(tmp_path: Path) -> None:
+    (found,) = with_components(tmp_path, _users_object("Deployment"), "base")
     pod = pod_of(found)
     assert pod.spec["securityContext"] == {"runAsNonRoot": True}
     assert {name for name in _FENCE if pod[name].security["runAsNonRoot"] is False} == {*_FENCE}
 
 
-def test_every_container_says_what_it_uses_at_most(pod: Pod) -> None:
+def test_each_container_has_resource_limits(pod: Pod) -> None:
     for container in pod.containers:
         resources = container.spec["resources"]
         assert set(resources["requests"]) == set(resources["limits"]) == {"cpu", "memory"}
 
 
-def test_who_installs_and_who_watches_share_a_directory_that_nobody_else_has(pod: Pod) -> None:
+def test_only_the_containers_of_the_fence_share_its_state_directory(pod: Pod) -> None:
     mounts = {each.name: each.mounts() for each in pod.containers}
     assert mounts["fence-install"] == mounts["fence"] == {"/var/lib/ocsf-nft": "ocsf-nft"}
     assert "ocsf-nft" not in {*mounts["proxy"].values(), *mounts["agent"].values()}
@@ -205,7 +201,7 @@ def test_who_installs_and_who_watches_share_a_directory_that_nobody_else_has(pod
     assert volume["emptyDir"]["sizeLimit"]
 
 
-def test_no_probe_comes_from_outside(pod: Pod) -> None:
+def test_each_probe_runs_inside_its_container(pod: Pod) -> None:
     kinds = ("startupProbe", "readinessProbe", "livenessProbe")
     probes = [each.spec[kind] for each in pod.containers for kind in kinds if kind in each.spec]
     assert len(probes) >= 4
@@ -216,13 +212,13 @@ def test_no_probe_comes_from_outside(pod: Pod) -> None:
             assert {"startupProbe", "livenessProbe"} & set(container.spec)
 
 
-def test_the_watch_is_probed_by_what_the_workload_can_neither_answer_nor_hear(pod: Pod) -> None:
+def test_workload_can_neither_answer_nor_observe_the_probes_of_the_fence(pod: Pod) -> None:
     fence = pod["fence"]
     kinds = [kind for kind in ("startupProbe", "readinessProbe") if kind in fence.spec]
     assert len(kinds) == 2
     for kind in kinds:
         assert fence.probe(kind)[:2] == ["ocsf-nft", "verify"]
-    # Nothing of it would tell a restart that mends something from one that doesn't.
+    # A liveness probe could not decide whether a restart would help.
     assert "livenessProbe" not in fence.spec
     assert "ports" not in fence.spec
     assert not [word for word in fence.arguments if "listen" in word or "--config" in word]
@@ -240,49 +236,49 @@ def _commands(container: Container) -> list[list[str]]:
     ("name", "expected"),
     [("fence-install", ["install"]), ("fence", ["run", "verify", "verify"])],
 )
-def test_the_command_line_takes_each_command(pod: Pod, name: str, expected: list[str]) -> None:
+def test_command_line_accepts_each_command(pod: Pod, name: str, expected: list[str]) -> None:
     found = []
     for program, command, *arguments in _commands(pod[name]):
         assert program == "ocsf-nft"
         assert not any("$(" in word for word in arguments)
         parsed = _parsed(command, arguments)
         assert parsed["sandbox"] == "example-agent"
-        # Where the volume is mounted.
+        # The mount path of the volume.
         assert str(parsed["state_dir"]) in pod[name].mounts()
         found.append(command)
     assert found == expected
 
 
-def test_an_option_that_the_command_line_does_not_have_would_be_found() -> None:
+def test_parsing_finds_an_unknown_option() -> None:
     with pytest.raises(Exception, match="No such option"):
         _parsed("verify", ["--sandbx=a"])
 
 
-def test_the_watch_never_takes_the_fence_away_and_tells_on_standard_output(pod: Pod) -> None:
+def test_run_never_removes_the_fence_and_writes_to_standard_output(pod: Pod) -> None:
     parsed = _parsed("run", pod["fence"].arguments[1:])
     assert parsed["install"] is False
     assert parsed["output"] == "-"
 
 
-def test_a_kernel_without_nflog_is_a_failure(pod: Pod) -> None:
+def test_installation_fails_on_a_kernel_without_nflog(pod: Pod) -> None:
     parsed = _parsed("install", pod["fence-install"].arguments[1:])
     assert parsed["transport"] == "nflog"
     assert not parsed["permissive"]
 
 
-def test_the_workload_is_told_where_the_proxy_is(pod: Pod) -> None:
-    told = pod["fence-install"].environment["PROXY"]
+def test_workload_has_the_proxys_address(pod: Pod) -> None:
+    address = pod["fence-install"].environment["PROXY"]
     environment = pod["agent"].environment
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy"):
-        assert environment[name] == f"http://{told}"
+        assert environment[name] == f"http://{address}"
 
 
-def test_what_the_guide_says_is_set_is_set(tmp_path: Path) -> None:
+def test_patches_of_the_guide_set_their_values(tmp_path: Path) -> None:
     guide = (KUBERNETES / "README.md").read_text(encoding="utf-8")
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)]
     patches = [patch for block in blocks for patch in block.get("patches", ())]
     assert len(patches) == 2
-    resources = _somebodys("Deployment").replace("name: own\nspec", "name: scraper\nspec")
+    resources = _users_object("Deployment").replace("name: own\nspec", "name: scraper\nspec")
     (found,) = with_components(tmp_path, resources, "base", patches=patches)
     pod = pod_of(found)
     parsed = _parsed("install", pod["fence-install"].arguments[1:])
@@ -295,7 +291,7 @@ def test_what_the_guide_says_is_set_is_set(tmp_path: Path) -> None:
 
 
 def _parsed(command: str, arguments: list[str]) -> dict[str, Any]:
-    """The parameters that a command would be called with; raises when it doesn't take them."""
+    """Return the parsed parameters of a command; raises if the command does not accept them."""
     commands = getattr(get_command(app), "commands")  # noqa: B009 - typer's group has no public type
     parsed: dict[str, Any] = commands[command].make_context(command, list(arguments)).params
     return parsed

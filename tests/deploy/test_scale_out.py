@@ -1,4 +1,4 @@
-"""The example of many hosts, with a real cluster: what is promised of it when parts of it die."""
+"""The example of many hosts on a real cluster: its guarantees when parts of it die."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ import pytest
 from nats.js.errors import NotFoundError
 
 from ocsf_nft import config
-from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service.outlets import Outlet
+from ocsf_nft.service.sink_delivery import Outlet
 from tests.delivery.receiver import Receiver
+from tests.delivery.sample_events import packets
 from tests.delivery.sinks.batches import messages
-from tests.delivery.told import packets
 from tests.deploy.nats_cluster import SCALE_OUT, NatsCluster
 from tests.deploy.scaled_out import (
     DIES,
     EVENTS_OF_A_HOST,
     Collector,
     all_acknowledged,
-    asked,
     blocks_of,
     connected_as,
     files_of,
@@ -38,6 +37,7 @@ from tests.deploy.scaled_out import (
     leader_of,
     published,
     queries,
+    query_result,
     rows_of,
     running_collectors,
     settings,
@@ -55,7 +55,7 @@ _HOSTS = 5
 
 
 class Programs(NamedTuple):
-    """The modules of the folder, as its programs import them."""
+    """The modules of deploy/scale-out, as its programs import them."""
 
     cluster: ModuleType
     delivering: ModuleType
@@ -97,7 +97,7 @@ def _make_streams(cluster: NatsCluster) -> None:
 
 @pytest.fixture
 async def stream(cluster: NatsCluster, programs: Programs) -> AsyncIterator[JetStreamContext]:
-    """The operator's connection, to streams that are empty."""
+    """Yield the operator's connection, to empty streams."""
     table = programs.cluster.ClusterTable.model_validate(cluster.table("operator"))
     async with programs.cluster.connected(table) as stream:
         for name in ("ocsf", "ocsf-blocks", "ocsf-refused"):
@@ -111,8 +111,8 @@ async def stream(cluster: NatsCluster, programs: Programs) -> AsyncIterator[JetS
 async def collecting(
     cluster: NatsCluster, programs: Programs, stream: JetStreamContext
 ) -> AsyncIterator[JetStreamContext]:
-    """A collector's own connection."""
-    del stream  # it has made the streams
+    """Yield a collector's connection."""
+    del stream  # needed only to create the streams
     table = programs.cluster.ClusterTable.model_validate(cluster.table("collector"))
     async with programs.cluster.connected(table) as found:
         yield found
@@ -120,18 +120,18 @@ async def collecting(
 
 @pytest.fixture
 async def host(cluster: NatsCluster, stream: JetStreamContext) -> AsyncIterator[JetStreamContext]:
-    """A host's own connection."""
+    """Yield a host's connection."""
     del stream  # the same
     async with connected_as(cluster, "host") as client:
         yield client.jetstream()
 
 
 def _group(cluster: NatsCluster, programs: Programs, lake: Path, **given: Any) -> Any:
-    """What a collector's file says: quick, and with small blocks."""
+    """Return a collector's configuration with short times and small blocks."""
     return programs.collector.Config.model_validate(settings(cluster, lake, **given))
 
 
-def test_the_readmes_sink_of_kafka_is_a_configuration() -> None:
+def test_readmes_kafka_sink_is_a_valid_configuration() -> None:
     (block,) = re.findall(
         r"```toml\n(.*?)```", (SCALE_OUT / "README.md").read_text(), flags=re.DOTALL
     )
@@ -141,7 +141,7 @@ def test_the_readmes_sink_of_kafka_is_a_configuration() -> None:
     )
 
 
-def test_each_file_of_the_example_says_what_its_program_takes(programs: Programs) -> None:
+def test_programs_accept_the_files_of_the_example(programs: Programs) -> None:
     assert config.load(SCALE_OUT / "host.toml").sinks[0].called == "cluster"
     for name in ("lake", "siem"):
         found = tomllib.loads((SCALE_OUT / f"{name}.toml").read_text())
@@ -150,22 +150,22 @@ def test_each_file_of_the_example_says_what_its_program_takes(programs: Programs
     programs.cluster.ClusterTable.model_validate(found)
 
 
-def test_the_servers_environment_has_what_their_configuration_asks_for() -> None:
-    asked = re.findall(r"(?m)^[^#\"\n]*\$([A-Z_]+)$", (SCALE_OUT / "nats.conf").read_text())
-    given = re.findall(r"(?m)^([A-Z_]+)=", (SCALE_OUT / "servers.env").read_text())
-    assert sorted(set(asked)) == sorted(given)
+def test_servers_environment_has_each_variable_of_their_configuration() -> None:
+    required = re.findall(r"(?m)^[^#\"\n]*\$([A-Z_]+)$", (SCALE_OUT / "nats.conf").read_text())
+    provided = re.findall(r"(?m)^([A-Z_]+)=", (SCALE_OUT / "servers.env").read_text())
+    assert sorted(set(required)) == sorted(provided)
 
 
-def test_the_query_that_asks_for_each_event_once_does_so(tmp_path: Path) -> None:
+def test_query_of_the_readme_returns_each_event_once(tmp_path: Path) -> None:
     table = pa.table({"metadata": [{"uid": "a"}, {"uid": "b"}, {"uid": "a"}], "n": [1, 2, 1]})
     pq.write_table(table, tmp_path / "x.parquet")
     each_once, twice = queries(tmp_path)
-    found = asked(each_once).select("metadata.uid", "n").fetchall()
+    found = query_result(each_once).select("metadata.uid", "n").fetchall()
     assert sorted(found) == [("a", 1), ("b", 2)]
-    assert asked(twice).fetchall() == [(1,)]
+    assert query_result(twice).fetchall() == [(1,)]
 
 
-async def test_streams_that_are_there_keep_what_they_have(
+async def test_existing_streams_keep_their_events(
     cluster: NatsCluster, host: JetStreamContext, stream: JetStreamContext
 ) -> None:
     await published(host, messages(b"1", b"2"))
@@ -175,7 +175,7 @@ async def test_streams_that_are_there_keep_what_they_have(
     assert (info.config.num_replicas, info.config.duplicate_window) == (3, 600)
 
 
-async def test_blocks_follow_each_other_however_many_cut_at_once(
+async def test_blocks_are_consecutive_with_concurrent_collectors(
     cluster: NatsCluster,
     programs: Programs,
     collecting: JetStreamContext,
@@ -198,7 +198,7 @@ async def test_blocks_follow_each_other_however_many_cut_at_once(
     assert (await blocks_of(stream, "other"))[4:] == [[36, 40]]
 
 
-async def test_of_events_that_came_twice_a_block_has_each_once(
+async def test_block_has_duplicate_events_once(
     programs: Programs,
     collecting: JetStreamContext,
     host: JetStreamContext,
@@ -215,7 +215,7 @@ async def test_of_events_that_came_twice_a_block_has_each_once(
     assert await programs.cluster.read(collecting, 300, 301) == [batch[299], batch[0]]
 
 
-async def test_what_is_removed_before_it_is_delivered_is_told(
+async def test_events_removed_before_delivery_are_reported(
     programs: Programs,
     collecting: JetStreamContext,
     host: JetStreamContext,
@@ -226,13 +226,13 @@ async def test_what_is_removed_before_it_is_delivered_is_told(
     await published(host, batch)
     await stream.purge_stream("ocsf", seq=8)
     assert await programs.cluster.read(collecting, 1, 10) == batch[7:]
-    assert "removed before delivery" in (said := capsys.readouterr().out)
-    assert "events=7" in said
+    assert "removed before delivery" in (output := capsys.readouterr().out)
+    assert "events=7" in output
     assert await programs.cluster.read(collecting, 1, 5) == []
     assert "events=5" in capsys.readouterr().out
 
 
-async def test_a_collector_that_dies_before_it_acknowledges_leaves_the_same_files_to_be_made_again(
+async def test_collector_rewrites_the_same_files_after_a_death_before_acknowledgement(
     cluster: NatsCluster, host: JetStreamContext, stream: JetStreamContext, tmp_path: Path
 ) -> None:
     lake = tmp_path / "lake"
@@ -250,28 +250,28 @@ async def test_a_collector_that_dies_before_it_acknowledges_leaves_the_same_file
         assert collector.end(signal.SIGTERM) == 0
     assert (await stream.consumer_info("ocsf-blocks", "lake")).num_ack_pending == 0
     assert files_of(lake) == before
-    assert all(path.stat().st_mtime_ns > moment for path, moment in when.items())
+    assert all(path.stat().st_mtime_ns > before_ns for path, before_ns in when.items())
     assert sorted(rows_of(lake)) == sorted(each.uid for each in batch)
 
 
-async def test_a_block_is_left_to_the_next_try_while_the_sink_is_down(
+async def test_block_is_retried_while_the_sink_is_down(
     cluster: NatsCluster, host: JetStreamContext, tmp_path: Path
 ) -> None:
     lake = tmp_path / "away" / "lake"
     await published(host, batch := packets(10))
-    with running_collectors(cluster, lake, ["patient"]) as (collector,):
-        await until(lambda: "can't be written" in collector.said)
+    with running_collectors(cluster, lake, ["retrying"]) as (collector,):
+        await until(lambda: "can't be written" in collector.log_text)
         assert collector.blocks == []
         lake.parent.mkdir()
         await collector.has(1)
     assert sorted(rows_of(lake)) == sorted(each.uid for each in batch)
 
 
-async def test_what_a_sink_refuses_is_kept_apart_and_the_rest_delivered(
+async def test_refused_events_go_to_their_stream_and_the_rest_is_delivered(
     programs: Programs, collecting: JetStreamContext, stream: JetStreamContext
 ) -> None:
     batch = messages(*(b"%d" % number for number in range(10)))
-    sink = Receiver(bad={"uid-1"}, unsaid={"uid-4", "uid-7"})
+    sink = Receiver(bad={"uid-1"}, poisonous={"uid-4", "uid-7"})
     outlet = Outlet(name="it", sink=sink)
     await programs.delivering.deliver(collecting, outlet, batch)
     assert sink.got == [each.uid for n, each in enumerate(batch) if n not in {1, 4, 7}]
@@ -285,7 +285,7 @@ async def test_what_a_sink_refuses_is_kept_apart_and_the_rest_delivered(
     ]
 
 
-async def test_what_a_sink_could_not_take_now_is_no_block_that_is_delivered(
+async def test_block_with_an_undelivered_part_is_not_delivered(
     programs: Programs, collecting: JetStreamContext
 ) -> None:
     outlet = Outlet(name="it", sink=Receiver(most=2))
@@ -293,19 +293,21 @@ async def test_what_a_sink_could_not_take_now_is_no_block_that_is_delivered(
         await programs.delivering.deliver(collecting, outlet, messages(b"1", b"2", b"3"))
 
 
-def test_a_block_is_parted_as_the_sink_wants_it_and_always_so(programs: Programs) -> None:
+def test_block_is_always_split_into_the_same_batches_for_a_sink(programs: Programs) -> None:
     batch = messages(b"xxxx", b"xxxx", b"x" * 20, b"x", b"x", b"x", b"x")
-    found = [list(programs.delivering.parts(batch, Pace(events=3, bytes=10))) for _ in range(2)]
+    found = [
+        list(programs.delivering.parts(batch, BatchSettings(events=3, bytes=10))) for _ in range(2)
+    ]
     assert found[0] == found[1]
     assert [len(part) for part in found[0]] == [2, 1, 3, 1]
 
 
-async def test_a_host_that_is_taken_over_can_publish_events_and_nothing_else(
+async def test_password_of_a_host_allows_only_to_publish_events(
     cluster: NatsCluster, stream: JetStreamContext
 ) -> None:
     assert await stream.stream_info("ocsf")
-    told: list[str] = []
-    async with connected_as(cluster, "host", told) as client:
+    errors: list[str] = []
+    async with connected_as(cluster, "host", errors) as client:
         for subject in (
             "ocsf-blocks.lake",
             "ocsf-refused",
@@ -322,11 +324,11 @@ async def test_a_host_that_is_taken_over_can_publish_events_and_nothing_else(
             await client.subscribe(subject)
         await client.flush()
         assert (await client.jetstream().publish("ocsf.mine", b"{}")).stream == "ocsf"
-    assert len(told) == 13
-    assert all("permissions violation" in each.lower() for each in told)
+    assert len(errors) == 13
+    assert all("permissions violation" in each.lower() for each in errors)
 
 
-async def test_servers_and_collectors_that_are_killed_lose_nothing_and_double_nothing(
+async def test_killed_servers_and_collectors_lose_and_duplicate_no_events(
     cluster: NatsCluster, stream: JetStreamContext, tmp_path: Path
 ) -> None:
     lake, third = tmp_path / "lake", EVENTS_OF_A_HOST // 3
@@ -335,27 +337,27 @@ async def test_servers_and_collectors_that_are_killed_lose_nothing_and_double_no
             await stack.enter_async_context(hosting(cluster, tmp_path, number))
             for number in range(_HOSTS)
         ]
-        told = [each.uid for host in hosts for each in host.events]
+        uids = [each.uid for host in hosts for each in host.events]
         collectors = stack.enter_context(running_collectors(cluster, lake, ["one", "two"]))
         for host in hosts:
-            await host.tell(third)
+            await host.store_events(third)
         await until(lambda: any(each.blocks for each in collectors))
-        # In the middle of what the hosts send: the server that has the say over the stream.
-        await asyncio.gather(*(host.tell(third) for host in hosts))
+        # Kill the leader of the stream while the hosts send.
+        await asyncio.gather(*(host.store_events(third) for host in hosts))
         leader = await leader_of(cluster, stream)
         cluster.kill(leader)
         before = sum(len(each.blocks) for each in collectors)
         await until(lambda: sum(len(each.blocks) for each in collectors) > before)
-        # In the middle of what the collectors do: the one that was first to do something after it.
+        # Kill a collector that has delivered blocks while the collectors deliver.
         at_work = next(each for each in collectors if each.blocks)
-        await asyncio.gather(*(host.tell(third) for host in hosts))
+        await asyncio.gather(*(host.store_events(third) for host in hosts))
         at_work.end()
         async with asyncio.timeout(60):
             await asyncio.gather(*(host.forwarder.drain() for host in hosts))
         await all_acknowledged(stream)
         cluster.start(leader)
-    assert sorted(rows_of(lake)) == sorted(told)
+    assert sorted(rows_of(lake)) == sorted(uids)
     each_once, twice = queries(lake)
-    found = asked(each_once).select("metadata.uid").fetchall()
-    assert sorted(uid for (uid,) in found) == sorted(told)
-    assert asked(twice).fetchall() == [(0,)]
+    found = query_result(each_once).select("metadata.uid").fetchall()
+    assert sorted(uid for (uid,) in found) == sorted(uids)
+    assert query_result(twice).fetchall() == [(0,)]

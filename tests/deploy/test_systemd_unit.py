@@ -1,4 +1,4 @@
-"""The units and what their guide says; tests/guest/test_systemd.py boots a system with them."""
+"""The units and their guide; tests/guest/test_systemd.py boots a system with the units."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _MACHINE, _HOST = "ocsf-nft.service", "ocsf-nft-host.service"
 _UNITS = (_MACHINE, _HOST)
 _GUIDE = (_FOLDER / "README.md").read_text(encoding="utf-8")
 _PROGRAM = "/usr/bin/ocsf-nft"
-#: Which unit the drop-ins below a heading of the guide are for.
+#: The unit of the drop-ins below each heading of the guide.
 _CHAPTERS = {"A machine that fences itself": _MACHINE, "A host with sandboxes": _HOST}
-#: Settings of [Service] that the units have for what they do, each in its own way.
-_OWN = frozenset(
+#: Settings of [Service] that differ between the units because of their tasks.
+_DIFFERENT_SETTINGS = frozenset(
     {
         "EnvironmentFile",
         "ExecStartPre",
@@ -43,8 +43,8 @@ _OWN = frozenset(
         "RestrictNamespaces",
     }
 )
-#: Under MemoryDenyWriteExecute= (include/uapi/linux/prctl.h: PR_SET_MDWE).
-_CALLED_BACK = """
+#: A callback under MemoryDenyWriteExecute= (include/uapi/linux/prctl.h: PR_SET_MDWE).
+_CALLBACK_PROGRAM = """
 import ctypes, mmap, sys
 if ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) != 0:
     sys.exit(print("no MDWE"))
@@ -58,7 +58,7 @@ _SAMPLER(lambda *_: print("called back"))(None, None, 0)
 
 
 def _settings(unit: str, section: str = "Service") -> dict[str, list[str]]:
-    """What a unit says in a section, by key, in turn."""
+    """Return the settings in a section of a unit: the values of each key, in order."""
     found: dict[str, list[str]] = defaultdict(list)
     current = ""
     for line in (_FOLDER / unit).read_text(encoding="utf-8").splitlines():
@@ -71,7 +71,7 @@ def _settings(unit: str, section: str = "Service") -> dict[str, list[str]]:
 
 
 def _blocks(language: str) -> list[tuple[str, str]]:
-    """The blocks of the guide that are in a language, each with the heading that it is below."""
+    """Return the heading and the text of each block of the guide in this language."""
     chapters = re.split(r"^## (.*)$", _GUIDE, flags=re.MULTILINE)[1:]
     pairs = zip(chapters[::2], chapters[1::2], strict=True)
     return [
@@ -86,96 +86,96 @@ _DROP_INS = [
 ]
 
 
-def _placed(folder: Path, unit: str, drop_in: str = "") -> Path:
-    """A unit, and what is dropped in, with a program that is there on every machine."""
-    place = folder / unit
+def _write_unit(folder: Path, unit: str, drop_in: str = "") -> Path:
+    """Write a unit and a drop-in, with a program that exists on every machine."""
+    path = folder / unit
     text = (_FOLDER / unit).read_text(encoding="utf-8")
-    place.write_text(text.replace(_PROGRAM, "/bin/true"), encoding="utf-8")
+    path.write_text(text.replace(_PROGRAM, "/bin/true"), encoding="utf-8")
     if drop_in:
-        beside = folder / f"{unit}.d"
-        beside.mkdir()
-        (beside / "own.conf").write_text(drop_in.replace(_PROGRAM, "/bin/true"), encoding="utf-8")
-    return place
+        drop_ins = folder / f"{unit}.d"
+        drop_ins.mkdir()
+        (drop_ins / "own.conf").write_text(drop_in.replace(_PROGRAM, "/bin/true"), encoding="utf-8")
+    return path
 
 
-def _complaints(place: Path) -> str:
-    told = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", place],
+def _findings(path: Path) -> str:
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", path],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    return told.stderr if told.stderr or told.returncode == 0 else f"exit {told.returncode}"
+    return done.stderr if done.stderr or done.returncode == 0 else f"exit {done.returncode}"
 
 
-def _exposure(place: Path) -> float:
-    told = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", "--no-pager", place],
+def _exposure(path: Path) -> float:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--no-pager", path],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", told.stdout)
-    assert found is not None, told.stdout
+    found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", done.stdout)
+    assert found is not None, done.stdout
     return float(found[1])
 
 
 @pytest.mark.parametrize("unit", _UNITS)
-def test_systemd_finds_nothing_wrong_with_a_unit(tmp_path: Path, unit: str) -> None:
-    assert _complaints(_placed(tmp_path, unit)) == ""
+def test_systemd_verifies_each_unit(tmp_path: Path, unit: str) -> None:
+    assert _findings(_write_unit(tmp_path, unit)) == ""
 
 
 @pytest.mark.parametrize(("unit", "drop_in"), _DROP_INS)
-def test_systemd_finds_nothing_wrong_with_what_the_guide_has_dropped_in(
+def test_systemd_verifies_each_drop_in_of_the_guide(
     tmp_path: Path, unit: str, drop_in: str
 ) -> None:
-    assert _complaints(_placed(tmp_path, unit, drop_in)) == ""
+    assert _findings(_write_unit(tmp_path, unit, drop_in)) == ""
 
 
-def test_a_setting_that_systemd_does_not_know_would_be_found(tmp_path: Path) -> None:
-    place = _placed(tmp_path, _MACHINE, "[Service]\nWatchdogSeconds=60\n")
-    assert "WatchdogSeconds" in _complaints(place)
+def test_systemd_finds_an_unknown_setting(tmp_path: Path) -> None:
+    path = _write_unit(tmp_path, _MACHINE, "[Service]\nWatchdogSeconds=60\n")
+    assert "WatchdogSeconds" in _findings(path)
 
 
-def test_a_workload_may_require_the_unit_as_the_guide_has_it(tmp_path: Path) -> None:
+def test_workload_may_require_the_unit_as_in_the_guide(tmp_path: Path) -> None:
     (block,) = (block for _, block in _blocks("ini") if "Requires=" in block)
-    _placed(tmp_path, _MACHINE)
+    _write_unit(tmp_path, _MACHINE)
     workload = tmp_path / "workload.service"
     workload.write_text(f"{block}[Service]\nExecStart=/bin/true\n", encoding="utf-8")
-    assert _complaints(workload) == ""
+    assert _findings(workload) == ""
     assert block.count(_MACHINE) == 2
 
 
 @pytest.mark.parametrize("unit", _UNITS)
-def test_a_unit_is_not_more_exposed_than_the_guide_says(tmp_path: Path, unit: str) -> None:
-    (stated,) = re.findall(rf"^\| `{unit}` \|.*\| ([0-9.]+) \|$", _GUIDE, re.MULTILINE)
-    assert _exposure(_placed(tmp_path, unit)) <= float(stated)
+def test_exposure_of_a_unit_is_at_most_the_documented_one(tmp_path: Path, unit: str) -> None:
+    (documented,) = re.findall(rf"^\| `{unit}` \|.*\| ([0-9.]+) \|$", _GUIDE, re.MULTILINE)
+    assert _exposure(_write_unit(tmp_path, unit)) <= float(documented)
 
 
-def test_the_hosts_unit_is_less_exposed_without_sandboxes_elsewhere(tmp_path: Path) -> None:
+def test_hosts_unit_is_less_exposed_without_sandboxes_in_other_namespaces(tmp_path: Path) -> None:
     (drop_in,) = (block for unit, block in _DROP_INS if unit == _HOST)
-    (stated,) = re.findall(r"\(exposure ([0-9.]+)\)", _GUIDE)
-    as_it_is = _exposure(_placed(tmp_path, _HOST))
-    assert _exposure(_placed(tmp_path, _HOST, drop_in)) <= float(stated) < as_it_is
+    (documented,) = re.findall(r"\(exposure ([0-9.]+)\)", _GUIDE)
+    unchanged = _exposure(_write_unit(tmp_path, _HOST))
+    assert _exposure(_write_unit(tmp_path, _HOST, drop_in)) <= float(documented) < unchanged
 
 
 @pytest.mark.parametrize("unit", _UNITS)
-def test_a_unit_has_no_capability_that_its_user_does_not_get(unit: str) -> None:
+def test_unit_has_only_capabilities_that_its_user_gets(unit: str) -> None:
     service = _settings(unit)
     assert service["User"] == ["ocsf-nft"]
     assert service["CapabilityBoundingSet"] == service["AmbientCapabilities"]
 
 
 @pytest.mark.parametrize("unit", _UNITS)
-def test_a_unit_lets_a_run_capture_calls(unit: str) -> None:
+def test_unit_allows_a_run_to_capture_calls(unit: str) -> None:
     service = _settings(unit)
     assert {"CAP_BPF", "CAP_PERFMON"} <= set(service["AmbientCapabilities"][0].split())
-    # @privileged, which is taken away before, has this one.
+    # @privileged, which an earlier line removes, includes this call.
     assert "bpf" in service["SystemCallFilter"][-1].split()
-    # As good as root; who has to find another process's namespace is that already.
+    # Equivalent to root. The host's unit, which finds other processes' namespaces, is so already.
     ptrace = "CAP_SYS_PTRACE" in service["AmbientCapabilities"][0].split()
     assert ptrace is (unit == _HOST)
 
 
-def test_what_libbpf_calls_back_is_made_where_no_memory_may_be_written_and_run() -> None:
+def test_libbpf_callback_works_without_writable_executable_memory() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _CALLED_BACK], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _CALLBACK_PROGRAM], capture_output=True, text=True, check=False
     )
     if "no MDWE" in done.stdout:
         pytest.skip("this kernel can't refuse it by prctl (Linux 6.3)")
@@ -183,31 +183,32 @@ def test_what_libbpf_calls_back_is_made_where_no_memory_may_be_written_and_run()
 
 
 @pytest.mark.parametrize("unit", _UNITS)
-def test_what_comes_after_a_unit_waits_for_the_run_to_be_ready(unit: str) -> None:
+def test_later_units_wait_until_the_run_is_ready(unit: str) -> None:
     service = _settings(unit)
     assert (service["Type"], service["NotifyAccess"]) == (["notify"], ["main"])
-    # It may be killed at any time, and nothing that requires it is.
+    # A kill of the run does not stop the units that require it.
     assert (service["Restart"], service["RestartMode"]) == (["always"], ["direct"])
     assert _settings(unit, "Unit")["StartLimitIntervalSec"] == ["0"]
     assert float(service["WatchdogSec"][0]) > 0
 
 
-def test_the_units_differ_in_what_they_do_and_in_nothing_else() -> None:
+def test_units_differ_only_in_settings_of_their_tasks() -> None:
     machine, host = (
-        {key: value for key, value in _settings(unit).items() if key not in _OWN} for unit in _UNITS
+        {key: value for key, value in _settings(unit).items() if key not in _DIFFERENT_SETTINGS}
+        for unit in _UNITS
     )
     assert machine == host
 
 
-def test_the_machines_unit_has_nothing_to_do_with_the_network() -> None:
+def test_machines_unit_has_no_network_access() -> None:
     service = _settings(_MACHINE)
     assert service["RestrictAddressFamilies"] == ["AF_NETLINK AF_UNIX"]
     assert service["IPAddressDeny"] == ["any"]
 
 
 @pytest.mark.parametrize("unit", _UNITS)
-def test_the_command_line_takes_each_command(unit: str) -> None:
-    # By the settings that the guide shows.
+def test_command_line_accepts_each_command(unit: str) -> None:
+    # With the settings of the guide.
     (text,) = re.findall(r"fence\.env <<'\.'\n(.*?)\n\.", _GUIDE, re.DOTALL)
     variables = dict(line.partition("=")[::2] for line in shlex.split(text))
     service = _settings(unit)
@@ -221,27 +222,27 @@ def test_the_command_line_takes_each_command(unit: str) -> None:
     for line in commands:
         words = re.sub(r"\$([A-Z_]+)", lambda name: variables[name[1]], line).split()
         parsed = _parsed(words[1], words[2:])
-        # Whatever is watched is on record where the unit may write.
+        # The state directory is one that the unit may write.
         assert str(parsed.get("state_dir", "/var/lib/ocsf-nft")) == "/var/lib/ocsf-nft"
         found.append(words[1])
     assert found == {_MACHINE: ["install", "run"], _HOST: ["run", "config"]}[unit]
 
 
-def test_a_configuration_as_the_guide_shows_it_is_taken(tmp_path: Path) -> None:
+def test_configuration_of_the_guide_is_accepted(tmp_path: Path) -> None:
     text, attribution = (block for _, block in _blocks("toml"))
     path = tmp_path / "ocsf-nft.toml"
     path.write_text(text + attribution, encoding="utf-8")
     found = config.load(path)
     assert found.sandbox[0].install
-    assert (found.attribution.top, found.attribution.hash_max_bytes) == ("user", 64 << 20)
+    assert (found.attribution.method, found.attribution.hash_max_bytes) == ("user", 64 << 20)
     token = tomllib.loads(text)["sink"][0]["token"]["credential"]
-    # What the unit imports, and what the guide has written.
+    # The unit imports the credential, and the guide writes it.
     assert _settings(_HOST)["ImportCredential"] == ["ocsf-nft.*"]
     assert token.startswith("ocsf-nft.")
     assert f"/etc/credstore/{token}" in _GUIDE
 
 
-def test_the_user_and_the_group_of_readers_are_made(tmp_path: Path) -> None:
+def test_sysusers_creates_the_user_and_the_group_of_readers(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     subprocess.run(
         ["systemd-sysusers", f"--root={tmp_path}", _FOLDER / "ocsf-nft.sysusers.conf"],
@@ -254,7 +255,7 @@ def test_the_user_and_the_group_of_readers_are_made(tmp_path: Path) -> None:
 
 
 def _parsed(command: str, arguments: list[str]) -> dict[str, Any]:
-    """The parameters that a command would be called with; raises when it doesn't take them."""
+    """Return the parsed parameters of a command; raises if the command does not accept them."""
     commands = getattr(get_command(app), "commands")  # noqa: B009 - typer's group has no public type
     parsed: dict[str, Any] = commands[command].make_context(command, list(arguments)).params
     return parsed

@@ -15,7 +15,7 @@ from ocsf_nft.nfnetlink import InterruptedDumpError
 from tests.standing import INSTALLED
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.elements import Elements
+    from ocsf_nft.fence.counter_elements import ElementParser
 
 
 def test_counters_are_read_until_one_deadline_in_ten_seconds(
@@ -50,7 +50,7 @@ def test_set_that_changes_in_each_of_three_readings_is_returned_as_it_was_read(
 ) -> None:
     seen = []
 
-    def collect(_: Any, _kind: str, elements: Elements, _found: Any) -> NoReturn:
+    def collect(_: Any, _kind: str, elements: ElementParser, _found: Any) -> NoReturn:
         seen.append(elements.seen)
         elements.seen += 9
         raise InterruptedDumpError

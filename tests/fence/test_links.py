@@ -32,8 +32,8 @@ route add fd01::/64 via fd00::1
 route add unreachable 10.3.0.0/24
 route add prohibit fd03::/64
 """
-#: An address, the links towards it (none: all of them), and the neighbours on them.
-_WAYS: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+#: An address, the links towards it (none means all links), and the neighbours on them.
+_ROUTES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("10.0.0.1", ("d0",), ("10.0.0.1",)),
     ("10.1.0.7", ("d0",), ("10.0.0.1", "10.1.0.7")),
     ("10.2.0.7", ("d0",), ("10.2.0.7", "fe80::1")),
@@ -63,7 +63,7 @@ def _add_links() -> None:
 def test_survey_returns_the_links_and_neighbours_towards_each_address() -> None:
     def check() -> None:
         _add_links()
-        for address, uplinks, neighbours in _WAYS:
+        for address, uplinks, neighbours in _ROUTES:
             found = links.survey(Namespace(), [ip_address(address)])
             assert set(found.links) == {"d0", "d1", "br0"}
             assert found.uplinks == (uplinks or found.links), address
@@ -99,9 +99,9 @@ def test_survey_names_the_cause_of_a_failure(monkeypatch: pytest.MonkeyPatch) ->
         raise errors.pop(0)
 
     monkeypatch.setattr(netlink, "request", fail)
-    with pytest.raises(FenceError, match="links and routes there are: Operation not permitted"):
+    with pytest.raises(FenceError, match="links and routes: Operation not permitted"):
         links.names()
-    with pytest.raises(FenceError, match="links and routes there are: late"):
+    with pytest.raises(FenceError, match="links and routes: late"):
         links.survey(Namespace(), [ip_address("10.0.0.1")])
     errors.append(OSError(errno.EPERM, "not permitted"))
     with pytest.raises(OSError, match="not permitted"):

@@ -27,5 +27,5 @@ def test_installer_knows_whether_a_fence_of_the_namespace_had_the_other_mode(
         INSTALLED.spec, is_permissive=was_permissive, has_changed=had_changed
     )
     before = dataclasses.replace(INSTALLED, spec=spec)
-    found = installer._with_the_past(INSTALLED.spec, before, identity)
+    found = installer._with_previous_mode(INSTALLED.spec, before, identity)
     assert found == dataclasses.replace(INSTALLED.spec, has_changed=has_changed)

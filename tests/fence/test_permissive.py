@@ -1,4 +1,4 @@
-"""No statement of a permissive fence refuses, whatever it is about and whatever it is called."""
+"""A permissive fence refuses nothing, whatever names its values have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.fence import permissive, ruleset
-from ocsf_nft.fence.spec import LADDER, FenceSpec, LogTransport, Surroundings, Tap
+from ocsf_nft.fence.spec import TRANSPORTS, FenceSpec, LogTransport, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 
 _PROXIES: Final = (endpoint("10.0.0.1:3128"), endpoint("[fd00::1]:3128"))
@@ -39,7 +39,7 @@ def policy(file: str) -> str:
 
 
 def statements(text: str) -> list[str]:
-    """The lines that nft acts upon, without what is in quotes."""
+    """Return the lines that nft reads, without quoted text."""
     lines = (re.sub(r'"[^"]*"', '""', line).strip() for line in text.splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
@@ -48,47 +48,53 @@ def words(text: str) -> set[str]:
     return {word for line in statements(text) for word in re.findall(r"[\w-]+", line)}
 
 
-def asked(name: str, *, has_changed: bool = False) -> FenceSpec:
+def permissive_spec(name: str, *, has_changed: bool = False) -> FenceSpec:
     return dataclasses.replace(SPECS[name], is_permissive=True, has_changed=has_changed)
 
 
-@pytest.mark.parametrize("transport", LADDER)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("has_changed", [False, True])
 @pytest.mark.parametrize("name", SPECS)
-def test_nothing_is_refused_by_any_profile(
+def test_permissive_fence_refuses_nothing_with_any_profile(
     name: str, has_changed: bool, transport: LogTransport
 ) -> None:
-    text = ruleset.whole(asked(name, has_changed=has_changed), AROUND, transport)
+    text = ruleset.fence_and_guard(
+        permissive_spec(name, has_changed=has_changed), AROUND, transport
+    )
     assert not words(text) & {"drop", "reject", "queue"}
     assert permissive.refusals(text) == ()
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_each_statement_that_refuses_lets_pass_and_no_other_is_changed(name: str) -> None:
+def test_permissive_fence_changes_refusing_statements_to_accept_and_no_others(name: str) -> None:
     spec = dataclasses.replace(SPECS[name], has_changed=True)
-    enforcing = statements(ruleset.whole(spec, AROUND, "nflog"))
-    turned = iter(statements(ruleset.whole(asked(name, has_changed=True), AROUND, "nflog")))
+    enforcing = statements(ruleset.fence_and_guard(spec, AROUND, "nflog"))
+    converted = iter(
+        statements(
+            ruleset.fence_and_guard(permissive_spec(name, has_changed=True), AROUND, "nflog")
+        )
+    )
     changed = 0
     for line in enforcing:
         if (
             re.search(r"\b(refused|overflow|logged|flows[46]|others)_", line)
             or "log prefix" in line
         ):
-            continue  # what counts has other names
-        as_turned = re.sub(r"(?<![\w-])(drop|reject( with .*)?)(?![\w-])", "accept", line)
-        assert as_turned in turned, line  # in this order
-        changed += as_turned != line
+            continue  # counters and sets have other names
+        expected = re.sub(r"(?<![\w-])(drop|reject( with .*)?)(?![\w-])", "accept", line)
+        assert expected in converted, line  # in this order
+        changed += expected != line
     assert changed >= 5
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_what_it_would_refuse_is_counted_and_logged_all_the_same(name: str) -> None:
-    text = ruleset.whole(asked(name), AROUND, "nflog")
+def test_permissive_fence_counts_and_logs_packets_that_would_be_refused(name: str) -> None:
+    text = ruleset.fence_and_guard(permissive_spec(name), AROUND, "nflog")
     prefixes = re.findall(r'log prefix "(ocsf-nft:[^"]*)"', text)
     assert prefixes == [
         prefix.replace("$sandbox", "$sandbox") + "permissive:"
         for prefix in re.findall(
-            r'log prefix "(ocsf-nft:[^"]*)"', ruleset.whole(SPECS[name], AROUND, "nflog")
+            r'log prefix "(ocsf-nft:[^"]*)"', ruleset.fence_and_guard(SPECS[name], AROUND, "nflog")
         )
     ]
     for rule in re.findall(r"jump account_([\w-]+)$", text, re.MULTILINE):
@@ -97,8 +103,8 @@ def test_what_it_would_refuse_is_counted_and_logged_all_the_same(name: str) -> N
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_an_enforcing_fence_has_nothing_of_it(name: str) -> None:
-    text = ruleset.whole(SPECS[name], AROUND, "nflog")
+def test_enforcing_fence_has_no_permissive_rules(name: str) -> None:
+    text = ruleset.fence_and_guard(SPECS[name], AROUND, "nflog")
     assert "permissive" not in text
     assert "judged" not in text
     assert permissive.refusals(text)
@@ -106,40 +112,40 @@ def test_an_enforcing_fence_has_nothing_of_it(name: str) -> None:
 
 @pytest.mark.parametrize("is_permissive", [False, True])
 @pytest.mark.parametrize("name", SPECS)
-def test_a_fence_that_has_changed_keeps_the_counters_of_both_modes_and_uses_one(
+def test_fence_with_a_changed_mode_has_the_counters_of_both_modes_and_uses_one(
     name: str, is_permissive: bool
 ) -> None:
     spec = dataclasses.replace(SPECS[name], is_permissive=is_permissive, has_changed=True)
-    text = ruleset.whole(spec, AROUND, "nflog")
+    text = ruleset.fence_and_guard(spec, AROUND, "nflog")
     rules = re.findall(r"^\tcounter refused_([\w-]+?)(?:_permissive)? \{ \}$", text, re.MULTILINE)
     assert len(rules) == 2 * len(set(rules)) >= 8
     for rule in set(rules):
-        kept, used = f"{rule}_permissive", rule
+        unused, used = f"{rule}_permissive", rule
         if is_permissive:
-            kept, used = used, kept
+            unused, used = used, unused
         for kind in ("set flows4", "set flows6", "set others"):
-            assert text.count(f"\t{kind}_{kept} {{") == text.count(f"\t{kind}_{used} {{") == 1
+            assert text.count(f"\t{kind}_{unused} {{") == text.count(f"\t{kind}_{used} {{") == 1
         assert f"counter name refused_{used}\n" in text
-        assert f"counter name refused_{kept}\n" not in text
+        assert f"counter name refused_{unused}\n" not in text
         assert f"@flows4_{used} {{" in text
-        assert f"@flows4_{kept} {{" not in text
+        assert f"@flows4_{unused} {{" not in text
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_policy_file_is_turned_whole_before_a_value_is_in_it(file: str) -> None:
+def test_make_permissive_converts_a_whole_policy_file(file: str) -> None:
     text = policy(file)
     refusing = permissive.refusals(text)
     assert len(refusing) == sum(
         bool({"drop", "reject"} & words(line)) for line in text.splitlines()
     )
     assert refusing
-    turned = permissive.turned(text, "")
-    assert permissive.refusals(turned) == ()
-    assert permissive.turned(turned, "") == turned
+    converted = permissive.make_permissive(text, "")
+    assert permissive.refusals(converted) == ()
+    assert permissive.make_permissive(converted, "") == converted
 
 
 @pytest.mark.parametrize(
-    ("line", "turned"),
+    ("line", "converted"),
     [
         ("\t\tdrop\n", "\t\taccept\n"),
         ("\t\tiifname $uplinks drop\n", "\t\tiifname $uplinks accept\n"),
@@ -154,8 +160,11 @@ def test_a_policy_file_is_turned_whole_before_a_value_is_in_it(file: str) -> Non
         ('\t\tiif "lo" drop\n', '\t\tiif "lo" accept\n'),
     ],
 )  # fmt: skip
-def test_a_statement_that_refuses_lets_pass(line: str, turned: str) -> None:
-    assert permissive.turned(f"# accounting.nft: inet x\n{line}", "").splitlines(True)[-1] == turned
+def test_make_permissive_changes_a_refusing_statement_to_accept(line: str, converted: str) -> None:
+    assert (
+        permissive.make_permissive(f"# accounting.nft: inet x\n{line}", "").splitlines(True)[-1]
+        == converted
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,25 +178,25 @@ def test_a_statement_that_refuses_lets_pass(line: str, turned: str) -> None:
         "\t\tcounter name dropped\n",
     ],
 )
-def test_a_name_is_no_statement(line: str) -> None:
-    assert permissive.turned(f"# accounting.nft: inet x\n{line}", "").endswith(line)
+def test_make_permissive_changes_no_name(line: str) -> None:
+    assert permissive.make_permissive(f"# accounting.nft: inet x\n{line}", "").endswith(line)
 
 
 @pytest.mark.parametrize("line", ['\t\toifname "drop" drop\n', "\t\taccept # not drop\n"])
-def test_what_it_is_not_sure_of_it_does_not_touch(line: str) -> None:
+def test_make_permissive_refuses_an_ambiguous_line(line: str) -> None:
     with pytest.raises(AssertionError):
-        permissive.turned(f"# accounting.nft: inet x\n{line}", "")
+        permissive.make_permissive(f"# accounting.nft: inet x\n{line}", "")
 
 
-def test_a_text_that_has_more_needs_a_place_for_it() -> None:
-    with pytest.raises(AssertionError, match="accounted for"):
-        permissive.turned("\t\tdrop\n", "table inet x {\n}\n")
+def test_make_permissive_requires_a_mark_for_its_additions() -> None:
+    with pytest.raises(AssertionError, match="accounting is inserted"):
+        permissive.make_permissive("\t\tdrop\n", "table inet x {\n}\n")
 
 
 @given(st.text(alphabet='drop reject\t\n;{}"#x-_.', max_size=60))
-def test_of_any_text_either_nothing_refuses_any_more_or_it_is_not_taken(text: str) -> None:
+def test_make_permissive_removes_all_refusals_or_raises(text: str) -> None:
     try:
-        turned = permissive.turned(f"# accounting.nft: inet x\n{text}\n", "")
+        converted = permissive.make_permissive(f"# accounting.nft: inet x\n{text}\n", "")
     except AssertionError:
         return
-    assert permissive.refusals(turned) == ()
+    assert permissive.refusals(converted) == ()

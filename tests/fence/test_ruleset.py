@@ -43,7 +43,7 @@ def test_every_rule_of_the_policy_is_logged_with_its_own_prefix() -> None:
     assert 'define uplinks = { "eth0" }' in text
 
 
-def test_the_kernel_log_form_has_a_budget_and_no_group() -> None:
+def test_kernel_log_rule_has_a_limit_and_no_group() -> None:
     logs = [line for line in rules(ruleset.fence(SPEC, AROUND, "kmsg")) if "log prefix" in line]
     assert len(logs) == 4
     for line in logs:
@@ -52,13 +52,13 @@ def test_the_kernel_log_form_has_a_budget_and_no_group() -> None:
         assert " level info flags all counter name logged_" in line
 
 
-def test_without_log_support_only_the_log_rules_are_left_out() -> None:
+def test_ruleset_without_log_transport_lacks_only_the_log_rules() -> None:
     logged = rules(ruleset.fence(SPEC, AROUND, "nflog"))
     unlogged = rules(ruleset.fence(SPEC, AROUND, "none"))
     assert unlogged == [line for line in logged if not line.startswith("log prefix")]
 
 
-def test_the_sets_of_both_tables_get_their_elements() -> None:
+def test_ruleset_fills_the_sets_of_both_tables() -> None:
     text = ruleset.fence(SPEC, AROUND, "nflog")
     for family in ("inet", "netdev"):
         elements = f"add element {family} ocsf_nft"
@@ -68,14 +68,14 @@ def test_the_sets_of_both_tables_get_their_elements() -> None:
     assert "add element netdev ocsf_nft neighbours4 { 10.0.0.1 }" in text
 
 
-def test_a_set_without_elements_gets_no_line_that_nft_would_refuse() -> None:
+def test_set_without_elements_gets_no_statement() -> None:
     only4 = FenceSpec(sandbox="a", proxies=(endpoint("10.0.0.1:3128"),))
     text = ruleset.fence(only4, Surroundings(), "nflog")
     assert "allowed6 {  }" not in text
     assert 'define links = { "lo" }' in text
 
 
-def test_the_guard_is_a_table_of_its_own_device() -> None:
+def test_guard_has_the_table_of_its_device() -> None:
     text = ruleset.guard(SPEC, AROUND, "nflog")
     assert "table netdev ocsf_nft_veth.7 {" in text
     assert "ocsf_nft_guard" not in text
@@ -84,7 +84,7 @@ def test_the_guard_is_a_table_of_its_own_device() -> None:
 
 
 @pytest.mark.parametrize("device", ["a{b}", "a;b", "0@x", "-"])
-def test_a_guards_table_name_is_an_identifier_whatever_the_device_is_called(device: str) -> None:
+def test_table_name_of_a_guard_is_an_identifier_for_any_device_name(device: str) -> None:
     assert re.fullmatch(r"ocsf_nft_[A-Za-z0-9._-]+", ruleset.device_table(device))
 
 
@@ -92,7 +92,7 @@ _RULES_OF_SPEC = frozenset(rules(ruleset.fence(SPEC, Surroundings(), "nflog")))
 _NAMES = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True).filter(
     lambda name: name not in {".", ".."}
 )
-_PLACES = st.builds(
+_ENDPOINTS = st.builds(
     Endpoint,
     st.sampled_from(["tcp", "udp"]),
     st.one_of(st.ip_addresses(v=4), st.ip_addresses(v=6)),
@@ -100,9 +100,13 @@ _PLACES = st.builds(
 )
 
 
-@given(name=_NAMES, places=st.lists(_PLACES, min_size=1, max_size=5), group=st.integers(1, 65535))
-def test_values_change_no_rule_but_their_own(name: str, places: list[Endpoint], group: int) -> None:
-    spec = FenceSpec(sandbox=name, proxies=tuple(places), group=group)
+@given(
+    name=_NAMES, endpoints=st.lists(_ENDPOINTS, min_size=1, max_size=5), group=st.integers(1, 65535)
+)
+def test_values_change_only_their_own_lines(
+    name: str, endpoints: list[Endpoint], group: int
+) -> None:
+    spec = FenceSpec(sandbox=name, proxies=tuple(endpoints), group=group)
     text = ruleset.fence(spec, Surroundings(), "nflog")
     changed = [line for line in rules(text) if line not in _RULES_OF_SPEC]
     assert all(
@@ -111,7 +115,7 @@ def test_values_change_no_rule_but_their_own(name: str, places: list[Endpoint], 
 
 
 @pytest.mark.parametrize("profile", ["sandbox", "sidecar", "tap"])
-def test_a_fence_that_may_be_held_is_the_same_but_for_that(profile: str) -> None:
+def test_exclusive_fence_differs_only_in_its_flags(profile: str) -> None:
     spec = {
         "sandbox": FenceSpec(sandbox="a", proxies=SPEC.proxies, guard_device="veth7"),
         "sidecar": FenceSpec(sandbox="a", proxy_uids=(7,)),
@@ -122,13 +126,15 @@ def test_a_fence_that_may_be_held_is_the_same_but_for_that(profile: str) -> None
         ),
     }[profile]
     around = Surroundings(links=("v0",), ifindex=3)
-    plain = ruleset.whole(spec, around, "nflog")
-    owned = ruleset.whole(replace(spec, is_owned=True), around, "nflog")
-    assert owned != plain
-    bare = owned.replace(f"\n\t{ruleset.OWNED}", "").replace(f" {{ {ruleset.OWNED} }}", "")
-    assert bare == plain
-    opened = [line for line in owned.splitlines() if line.startswith("table ")]
-    assert owned.count(ruleset.OWNED) == len(opened)
+    plain = ruleset.fence_and_guard(spec, around, "nflog")
+    exclusive = ruleset.fence_and_guard(replace(spec, is_owned=True), around, "nflog")
+    assert exclusive != plain
+    without_flags = exclusive.replace(f"\n\t{ruleset.EXCLUSIVE_FLAGS}", "").replace(
+        f" {{ {ruleset.EXCLUSIVE_FLAGS} }}", ""
+    )
+    assert without_flags == plain
+    table_lines = [line for line in exclusive.splitlines() if line.startswith("table ")]
+    assert exclusive.count(ruleset.EXCLUSIVE_FLAGS) == len(table_lines)
 
 
 def test_policy_file_that_lacks_or_repeats_a_definition_is_refused() -> None:

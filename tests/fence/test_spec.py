@@ -14,7 +14,7 @@ TAP = Tap(device="vmtap-0", subnets=(subnet("172.16.0.1/30"), subnet("fd00:7::1/
 
 
 @pytest.mark.parametrize(
-    ("asked", "profile", "tables"),
+    ("arguments", "profile", "tables"),
     [
         ({"proxies": (PROXY,)}, "sandbox", {"inet ocsf_nft", "netdev ocsf_nft"}),
         ({"proxy_uids": (3128,)}, "sidecar", {"inet ocsf_nft", "netdev ocsf_nft"}),
@@ -25,16 +25,16 @@ TAP = Tap(device="vmtap-0", subnets=(subnet("172.16.0.1/30"), subnet("fd00:7::1/
         ),
     ],
 )
-def test_what_is_fenced_says_the_profile_and_its_tables(
-    asked: dict[str, Any], profile: str, tables: set[str]
+def test_spec_has_the_profile_and_tables_of_its_target(
+    arguments: dict[str, Any], profile: str, tables: set[str]
 ) -> None:
-    spec = FenceSpec(sandbox="a", **asked)
+    spec = FenceSpec(sandbox="a", **arguments)
     assert spec.profile == profile
     assert {f"{table.family} {table.name}" for table in ruleset.tables(spec)} == tables
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "arguments",
     [
         {},
         {"tap": TAP},
@@ -46,12 +46,12 @@ def test_what_is_fenced_says_the_profile_and_its_tables(
         {"proxies": (PROXY,), "guard_device": "a b"},
     ],
 )
-def test_what_makes_no_fence_is_refused(asked: dict[str, Any]) -> None:
+def test_invalid_spec_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        FenceSpec(sandbox="a", **asked)
+        FenceSpec(sandbox="a", **arguments)
 
 
-def test_names_that_do_not_belong_in_a_ruleset_are_refused() -> None:
+def test_spec_refuses_names_that_a_ruleset_cannot_express() -> None:
     with pytest.raises(UsageError, match="is no sandbox name"):
         FenceSpec(sandbox="../a", proxies=(PROXY,))
     with pytest.raises(UsageError, match="can't be written in a ruleset"):
@@ -59,7 +59,7 @@ def test_names_that_do_not_belong_in_a_ruleset_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "arguments",
     [
         {"device": "vmtap-0", "subnets": ()},
         {"device": "vmtap-0", "subnets": (subnet("10.0.0.1/30"), subnet("10.0.1.1/30"))},
@@ -67,6 +67,6 @@ def test_names_that_do_not_belong_in_a_ruleset_are_refused() -> None:
         {"device": "vmtap-0", "subnets": TAP.subnets, "mac": "ff:ff:ff:ff:ff:ff"},
     ],
 )
-def test_what_is_no_vms_link_is_refused(asked: dict[str, Any]) -> None:
+def test_invalid_link_of_a_vm_is_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        Tap(**asked)
+        Tap(**arguments)

@@ -1,4 +1,4 @@
-"""The records of installed fences, and the locks beside them."""
+"""Records of installed fences, and their locks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.database_lock import Lock
+from ocsf_nft.database_lock import FileLock
 from ocsf_nft.errors import DeliveryError, FenceError, SourceError
 from ocsf_nft.fence.state import StateDirectory
 from tests.standing import INSTALLED
@@ -61,15 +61,15 @@ def test_state_lock_has_one_holder_at_a_time(state: StateDirectory) -> None:
     assert entered.is_set()
 
 
-def test_state_lets_one_run_watch_a_sandbox(state: StateDirectory) -> None:
+def test_state_permits_one_run_per_sandbox(state: StateDirectory) -> None:
     assert not state.is_watched(_SANDBOX)
-    with state.watching(_SANDBOX), state.watching("another"):
+    with state.run_lock(_SANDBOX), state.run_lock("another"):
         assert state.is_watched(_SANDBOX)
         with pytest.raises(SourceError, match="another run watches sandbox"):
-            state.watching(_SANDBOX).__enter__()
+            state.run_lock(_SANDBOX).__enter__()
         assert state.is_watched(_SANDBOX)
     assert not state.is_watched(_SANDBOX)
-    with state.watching(_SANDBOX):
+    with state.run_lock(_SANDBOX):
         pass
 
 
@@ -121,26 +121,26 @@ def test_state_names_a_record_that_cannot_be_read(state: StateDirectory) -> None
 
 
 def test_state_version_differs_after_each_write(state: StateDirectory) -> None:
-    marks = [state.mark(_SANDBOX)]
+    versions = [state.version(_SANDBOX)]
     transports: tuple[LogTransport, ...] = ("nflog", "kmsg")
     for transport in transports:
         state.write(dataclasses.replace(INSTALLED, transport=transport))
-        assert state.mark(_SANDBOX) == state.mark(_SANDBOX)
-        marks.append(state.mark(_SANDBOX))
-    assert marks[0] is None
-    assert len(set(marks)) == 3
+        assert state.version(_SANDBOX) == state.version(_SANDBOX)
+        versions.append(state.version(_SANDBOX))
+    assert versions[0] is None
+    assert len(set(versions)) == 3
 
 
 def test_state_deletes_a_record_and_nothing_else(state: StateDirectory) -> None:
-    state.forget(_SANDBOX)
+    state.delete(_SANDBOX)
     state.write(INSTALLED)
-    (state.directory(_SANDBOX) / "account").write_text("kept")
-    state.forget(_SANDBOX)
+    (state.directory(_SANDBOX) / "account").write_text("content")
+    state.delete(_SANDBOX)
     assert state.read(_SANDBOX) is None
     assert list(state.sandboxes()) == []
-    assert (state.directory(_SANDBOX) / "account").read_text() == "kept"
+    assert (state.directory(_SANDBOX) / "account").read_text() == "content"
     (state.directory(_SANDBOX) / "account").unlink()
-    state.forget(_SANDBOX)
+    state.delete(_SANDBOX)
     assert not state.directory(_SANDBOX).exists()
 
 
@@ -167,22 +167,22 @@ def test_state_names_a_directory_that_cannot_be_written_or_read(tmp_path: Path) 
 def test_state_stores_kernel_settings_until_they_are_restored(state: StateDirectory) -> None:
     assert state.all_netns_before() is None
     assert state.forwarding_before("4:1") is None
-    state.keep_all_netns_before("1\n")
-    state.keep_forwarding_before("4:1", b"0")
+    state.store_all_netns_before("1\n")
+    state.store_forwarding_before("4:1", b"0")
     assert state.all_netns_before() == "1"
     assert state.forwarding_before("4:1") == b"0"
     assert state.forwarding_before("4:2") is None
     assert list(state.sandboxes()) == []
     for _ in range(2):
-        state.forget_all_netns_before()
-        state.forget_forwarding_before("4:1")
+        state.delete_all_netns_before()
+        state.delete_forwarding_before("4:1")
     assert state.all_netns_before() is None
     assert state.forwarding_before("4:1") is None
 
 
 def test_state_names_kernel_settings_that_cannot_be_read(state: StateDirectory) -> None:
-    state.keep_all_netns_before("1")
-    state.keep_forwarding_before("4:1", b"0")
+    state.store_all_netns_before("1")
+    state.store_forwarding_before("4:1", b"0")
     netns, forwarding = state.path / "nf_log_all_netns.before", state.path / "forwarding-4:1.before"
     netns.write_bytes(b"\xff")
     with pytest.raises(FenceError, match=r"nf_log_all_netns\.before can't be read: 'ascii' codec"):
@@ -214,19 +214,19 @@ def _child_before_its_program() -> Iterator[None]:
 
 
 def test_locks_end_with_their_holder_while_a_child_is_starting(state: StateDirectory) -> None:
-    events = Lock(state.path / "events")
+    events = FileLock(state.path / "events")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(state.watching(_SANDBOX))
+        stack.enter_context(state.run_lock(_SANDBOX))
         stack.enter_context(state.locked())
-        events.hold()
-        stack.callback(events.let_go)
+        events.acquire()
+        stack.callback(events.release)
         child = contextlib.ExitStack()
         child.enter_context(_child_before_its_program())
-    with child, state.watching(_SANDBOX), state.locked():
+    with child, state.run_lock(_SANDBOX), state.locked():
         assert state.is_watched(_SANDBOX)
-        next_one = Lock(state.path / "events")
-        next_one.hold()
-        next_one.let_go()
+        next_one = FileLock(state.path / "events")
+        next_one.acquire()
+        next_one.release()
 
 
 def test_state_directory_is_closed_to_others(state: StateDirectory) -> None:

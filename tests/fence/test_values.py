@@ -17,7 +17,7 @@ from ocsf_nft.fence import values
         ("127.0.0.1:65535", "127.0.0.1:65535"),
     ],
 )
-def test_an_endpoint_is_read_into_canonical_form(text: str, shown: str) -> None:
+def test_endpoint_has_a_canonical_form(text: str, shown: str) -> None:
     assert str(values.endpoint(text)) == shown
 
 
@@ -49,13 +49,13 @@ def test_an_endpoint_is_read_into_canonical_form(text: str, shown: str) -> None:
         "10.0.0.1\n:80",
     ],
 )
-def test_what_is_no_endpoint_is_refused_in_one_sentence(text: str) -> None:
+def test_invalid_endpoint_is_refused_with_one_line(text: str) -> None:
     with pytest.raises(UsageError) as refused:
         values.endpoint(text)
     assert "\n" not in str(refused.value)
 
 
-def test_an_exception_names_its_protocol() -> None:
+def test_exception_requires_a_protocol() -> None:
     assert values.exception("udp:10.0.0.53:53").protocol == "udp"
     for text in ("10.0.0.53:53", "icmp:10.0.0.53:53", "udp:", "UDP:10.0.0.53:53"):
         with pytest.raises(UsageError):
@@ -63,23 +63,23 @@ def test_an_exception_names_its_protocol() -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "sb-1", "a.b_c", "x" * 64])
-def test_a_sandbox_name_is_a_name(name: str) -> None:
+def test_valid_sandbox_name_is_accepted(name: str) -> None:
     assert values.sandbox_name(name) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a:b", "x" * 65, "é", 'a"b', "a\n"])
-def test_what_is_no_sandbox_name_is_refused(name: str) -> None:
+def test_invalid_sandbox_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError):
         values.sandbox_name(name)
 
 
 @pytest.mark.parametrize("name", ["lo", "eth0.5", "DPT=22", "UID=0", "veth-a@b", "{x}", "x;y"])
-def test_a_device_may_be_named_as_the_kernel_allows(name: str) -> None:
+def test_device_names_of_the_kernel_are_accepted(name: str) -> None:
     assert values.device_name(name) == name
 
 
 @given(st.text(max_size=20))
-def test_no_device_name_can_end_a_quoted_string_or_reach_over_a_line(name: str) -> None:
+def test_accepted_device_name_cannot_end_a_quoted_string_or_a_line(name: str) -> None:
     try:
         accepted = values.device_name(name)
     except UsageError:
@@ -90,7 +90,7 @@ def test_no_device_name_can_end_a_quoted_string_or_reach_over_a_line(name: str) 
 
 
 @pytest.mark.parametrize("number", [0, -1, 65536])
-def test_an_nflog_group_fits_16_bits(number: int) -> None:
+def test_nflog_group_fits_16_bits(number: int) -> None:
     assert [values.nflog_group(each) for each in (1, 65535)] == [1, 65535]
     with pytest.raises(UsageError):
         values.nflog_group(number)
@@ -108,7 +108,7 @@ def test_an_nflog_group_fits_16_bits(number: int) -> None:
         ("FD00:7:0::5/64", "fd00:7::5/64"),
     ],
 )
-def test_a_subnet_is_known_by_its_gateways_address(text: str, gateway: str) -> None:
+def test_subnet_has_the_address_of_its_gateway(text: str, gateway: str) -> None:
     assert str(values.subnet(text)) == gateway
 
 
@@ -131,13 +131,13 @@ def test_a_subnet_is_known_by_its_gateways_address(text: str, gateway: str) -> N
         "tap0",
     ],
 )
-def test_what_is_no_subnet_of_a_vm_is_refused_in_one_sentence(text: str) -> None:
+def test_invalid_subnet_of_a_vm_is_refused_with_one_line(text: str) -> None:
     with pytest.raises(UsageError) as refused:
         values.subnet(text)
     assert "\n" not in str(refused.value)
 
 
-def test_a_link_address_is_that_of_one_machine() -> None:
+def test_link_address_is_that_of_one_machine() -> None:
     assert values.mac("02:00:00:00:00:0A") == "02:00:00:00:00:0a"
     for text in (
         "",
@@ -153,7 +153,7 @@ def test_a_link_address_is_that_of_one_machine() -> None:
             values.mac(text)
 
 
-def test_a_users_number_fits_32_bits_and_is_not_nobodys() -> None:
+def test_user_id_fits_32_bits_and_is_not_the_invalid_one() -> None:
     assert values.uid(0) == 0
     assert values.uid(0xFFFFFFFE) == 0xFFFFFFFE
     for number in (-1, 0xFFFFFFFF):

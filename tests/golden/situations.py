@@ -1,6 +1,6 @@
-"""A dozen situations and the events that tell of them, as JSON that a person can read.
+"""Situations and their events, as JSON files for review.
 
-``python -m tests.golden.situations`` writes the files anew: read what changed before you commit it.
+``python -m tests.golden.situations`` rewrites the files: review the changes before you commit.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.attempt import Attempt, Ended, Streak
+from ocsf_nft.attempt import Attempt, Incident, IncidentEnd
+from ocsf_nft.log_prefixes import Prefixes
 from ocsf_nft.ocsf.context import Context
-from ocsf_nft.ocsf.fan_outs import fan_out
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, fence_state, gap, lifecycle, unread
+from ocsf_nft.ocsf.operational_events import (
+    FenceState,
+    collection_gap,
+    fence_state,
+    lifecycle,
+    records_dropped,
+)
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import at_version
-from ocsf_nft.prefixes import Prefixes
 from ocsf_nft.record import Gap, Origin, Record
 from ocsf_nft.sources import text as text_source
 from tests.conformance.attributed import (
@@ -35,7 +41,7 @@ from tests.conformance.corpus import (
     SAMPLE,
     TIME_NS,
 )
-from tests.conformance.streaks import fan_out_of
+from tests.conformance.incidents import fan_out_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +52,7 @@ FOLDER: Final = Path(__file__).with_name("events")
 
 _MAPPER: Final = Mapper(CONTEXT)
 _SECOND: Final = 1_000_000_000
-#: A line of each kind of packet, as the kernel writes it.
+#: Kernel log line of each kind of packet.
 _LINES: Final = {
     "https": "egress:IN= OUT=sb0 SRC=10.200.0.2 DST=203.0.113.7 LEN=60 TOS=0x00 PREC=0x00 TTL=64 "
     "ID=1429 DF PROTO=TCP SPT=41254 DPT=443 WINDOW=64240 RES=0x00 SYN URGP=0 UID=1000 GID=1000 ",
@@ -90,7 +96,7 @@ _UFW: Final = (
 
 
 def _read(message: str, number: int) -> Record:
-    """What the kernel logged, as the so-many-th record since it was booted."""
+    """Return a kernel message as record number ``number`` since boot."""
     origin = Origin(
         transport="kmsg",
         identity=f"kmsg:{HOST.boot_uid}:{number}",
@@ -111,8 +117,8 @@ def _record(name: str) -> Record:
     return _read(f"ocsf-nft:sb1:{_LINES[name]}", 5000 + list(_LINES).index(name))
 
 
-def _let_pass(name: str) -> Record:
-    """The same, logged by a permissive fence."""
+def _allowed(name: str) -> Record:
+    """Return the same record, logged by a permissive fence."""
     line = _LINES[name].replace(":", ":permissive:", 1)
     return _read(f"ocsf-nft:sb1:{line}", 5000 + list(_LINES).index(name))
 
@@ -121,16 +127,16 @@ def _activity(attempt: Attempt, mapper: Mapper = _MAPPER) -> Event:
     return mapper.network_activity(attempt, processed_ns=attempt.end_ns + 3_000_000)
 
 
-def _finding(found: Attempt | Ended) -> Event:
+def _finding(found: Attempt | IncidentEnd) -> Event:
     event = _MAPPER.finding(found, processed_ns=found.end_ns + 3_000_000)
     assert event is not None
     return event
 
 
-def _streak(name: str, windows: int, packets: int, found_at: int) -> Streak:
+def _incident(name: str, windows: int, packets: int, found_at: int) -> Incident:
     identity = _record(name).origin.identity
     latest = (identity, *(f"{identity}/{number}" for number in range(1, windows)))
-    return Streak(
+    return Incident(
         identity=identity,
         windows=windows,
         packets=packets,
@@ -167,12 +173,12 @@ def _situations() -> Iterator[tuple[str, Event]]:
         ("somebody-from-outside-tries-a-vm", "vm from outside"),
     ):
         yield name, _activity(Attempt.of(_record(line)))
-    yield "what-a-permissive-fence-lets-pass", _activity(Attempt.of(_let_pass("https")))
+    yield "what-a-permissive-fence-lets-pass", _activity(Attempt.of(_allowed("https")))
     yield "a-raw-frame", _activity(Attempt.of(RECORDS["link 88b5"]))
     yield "the-same-999-times", _activity(ATTEMPTS["counted tcp4"])
     https = Attempt.of(_record("https"))
-    of_it = replace(https, attribution=done_by(PROCESSES["all of it"]))
-    yield "a-program-that-is-known", _activity(of_it, Mapper(CONTAINED))
+    known_program = replace(https, attribution=done_by(PROCESSES["all of it"]))
+    yield "a-program-that-is-known", _activity(known_program, Mapper(CONTAINED))
     in_memory = replace(https, attribution=done_by(PROCESSES["in memory"]))
     yield "a-program-in-memory-alone", _activity(in_memory)
     yield "one-of-several-programs", _activity(replace(https, attribution=ONE_OF_SEVERAL))
@@ -181,12 +187,12 @@ def _situations() -> Iterator[tuple[str, Event]]:
     scan = fan_out_of(sample=SAMPLE[:10])
     yield "a-scan-is-found", fan_out(CONTEXT, scan, processed_ns=scan.end_ns + 3_000_000)
     asked = replace(
-        Attempt.of(_record("credentials")), streak=_streak("credentials", 1, 1, found_at=1)
+        Attempt.of(_record("credentials")), streak=_incident("credentials", 1, 1, found_at=1)
     )
     yield "cloud-credentials-are-asked-for", _finding(asked)
     yield (
         "credentials-are-let-pass",
-        _finding(replace(asked, record=_let_pass("credentials"))),
+        _finding(replace(asked, record=_allowed("credentials"))),
     )
     again = Attempt(
         record=_record("ssh"),
@@ -194,14 +200,14 @@ def _situations() -> Iterator[tuple[str, Event]]:
         bytes=28 * 60,
         start_ns=TIME_NS + 3 * _SECOND,
         end_ns=TIME_NS + 7 * _SECOND,
-        streak=_streak("ssh", 4, 40, found_at=3),
+        streak=_incident("ssh", 4, 40, found_at=3),
     )
     yield "ssh-again-and-again", _finding(again)
-    by_many = replace(_streak("ssh", 4, 40, found_at=3), attribution=SEVERAL_IN_ONE_WINDOW)
+    by_many = replace(_incident("ssh", 4, 40, found_at=3), attribution=SEVERAL_IN_ONE_WINDOW)
     yield "ssh-by-several-programs", _finding(replace(again, streak=by_many))
-    ended = Ended(
+    ended = IncidentEnd(
         record=_record("ssh"),
-        streak=_streak("ssh", 5, 52, found_at=3),
+        streak=_incident("ssh", 5, 52, found_at=3),
         end_ns=TIME_NS + 15 * _SECOND,
     )
     yield "ssh-has-ended", _finding(ended)
@@ -230,17 +236,20 @@ def _situations() -> Iterator[tuple[str, Event]]:
         ),
     )
     yield "ocsf-nft-starts", lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
-    lost = Gap(
+    missing = Gap(
         transport="kmsg",
         reason="the ring was overrun",
-        lost=655_090,
+        dropped=655_090,
         since_ns=TIME_NS,
         until_ns=TIME_NS + 4_000_000_000,
     )
-    yield "records-are-lost", gap(CONTEXT, lost, processed_ns=lost.until_ns + 3_000_000)
+    yield (
+        "records-are-lost",
+        records_dropped(CONTEXT, missing, processed_ns=missing.until_ns + 3_000_000),
+    )
     yield (
         "nobody-read-for-a-while",
-        unread(
+        collection_gap(
             CONTEXT,
             sandbox="sb1",
             packets=2_034_112,
@@ -253,7 +262,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
 
 
 def situations() -> dict[str, Any]:
-    """The events by the names of their files."""
+    """Return the events by the names of their files."""
     found = {name: json.loads(event.to_json()) for name, event in _situations()}
     for name in (
         "a-program-that-is-known", "ssh-again-and-again", "what-a-permissive-fence-lets-pass",
@@ -264,7 +273,7 @@ def situations() -> dict[str, Any]:
 
 
 def text(event: Any) -> str:
-    """An event as it stands in its file."""
+    """Return the text of an event's file."""
     return json.dumps(event, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The events of a dozen situations are what a person has read and found to say what happened."""
+"""Comparison of the events of each situation with the reviewed files."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ SITUATIONS = situations()
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_a_situation_is_told_as_it_was_read(name: str) -> None:
+def test_event_of_situation_equals_reviewed_file(name: str) -> None:
     assert text(SITUATIONS[name]) == (FOLDER / f"{name}.json").read_text()
 
 
-def test_no_file_is_of_a_situation_that_is_no_more() -> None:
+def test_each_golden_file_has_a_situation() -> None:
     assert {path.stem for path in FOLDER.glob("*.json")} == SITUATIONS.keys()

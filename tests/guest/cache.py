@@ -1,4 +1,4 @@
-"""What is slow to make for a guest is made once, in a folder of the project that git ignores."""
+"""Cache of the parts of a guest that are slow to build, in a folder that git ignores."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ PROJECT: Final = Path(__file__).parents[2]
 _CACHE: Final = PROJECT / ".guest"
 
 
-def made(name: str, of: Iterable[object], make: Callable[[Path], None]) -> Path:
-    """The folder that ``make`` fills, made anew when what it is made ``of`` has changed.
+def build_once(name: str, of: Iterable[object], make: Callable[[Path], None]) -> Path:
+    """Return the folder that ``make`` fills; build it again if a value in ``of`` has changed.
 
-    Older ones of the name are removed. Two runs at once do not meet: the first one's stays.
+    Older folders of the same name are removed. If two runs build it at once, the first folder
+    remains.
     """
     _CACHE.mkdir(exist_ok=True)
     key = hashlib.sha256("\n".join(map(str, of)).encode()).hexdigest()[:16]
-    place = _CACHE / f"{name}-{key}"
-    if place.exists():
-        return place
+    folder = _CACHE / f"{name}-{key}"
+    if folder.exists():
+        return folder
     unfinished = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=_CACHE))
     try:
         make(unfinished)
         older = list(_CACHE.glob(f"{name}-*"))
         try:
-            unfinished.rename(place)
+            unfinished.rename(folder)
         except OSError:
-            if not place.exists():
+            if not folder.exists():
                 raise
         for each in older:
-            if each != place:
+            if each != folder:
                 shutil.rmtree(each)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    return place
+    return folder
 
 
 def stamp(path: Path) -> str:
-    """Changes when the file does."""
+    """Return a text that changes when the file changes."""
     status = os.stat(path)  # noqa: PTH116 - one call for both
     return f"{path} {status.st_size} {status.st_mtime_ns}"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 #: A step that takes longer than this hangs, even on a busy machine.
-PATIENCE_SECONDS = 900
+TIMEOUT_SECONDS = 900
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def package_layer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def initramfs(
     guest_kernel: Kernel, package_layer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A guest without a distribution, whose kernel has all that a fence uses, and no conntrack."""
+    """Build a guest without a distribution; its kernel has a fence's modules, but no conntrack."""
     folder = tmp_path_factory.mktemp("image")
     layers = [
         image.busybox(),
@@ -49,37 +49,37 @@ def initramfs(
 
 @pytest.fixture(scope="module")
 def around() -> Iterator[Network]:
-    """The guest's host and the internet, each with a server that tells who it is asked by."""
+    """Create the guest's host and the internet, with servers that send the client's address."""
     with (
         network.throwaway() as made,
-        network.telling_peer(made.host_namespace, GATEWAY4, PROXY_PORT),
-        network.telling_peer(made.host_namespace, GATEWAY6, PROXY_PORT),
+        network.address_server(made.host_namespace, GATEWAY4, PROXY_PORT),
+        network.address_server(made.host_namespace, GATEWAY6, PROXY_PORT),
     ):
         yield made
 
 
-SETTINGS = f"""# What a builder of images may write
+SETTINGS = f"""# Example settings of an image builder
 sandbox=vm-7
 proxy={GATEWAY4}:{PROXY_PORT}
 
 proxy=[{GATEWAY6}]:{PROXY_PORT}
 attribution=capture
 """
-#: The command line of a guest that boots by the test's own init.
+#: The command line of a guest that boots with the test's own init.
 OWN_INIT = f"rdinit=/{image.TESTS}/tests/guest/inside/init"
-#: The same, where it is the sandbox of the tests' lab.
+#: The same for a guest with the addresses of the lab's sandbox.
 IN_LAB = (
     f"{OWN_INIT} guest_test.net={SANDBOX4}/24,{GATEWAY4} guest_test.net={SANDBOX6}/64,{GATEWAY6}"
 )
 
 
 def refusals(events: list[dict[str, Any]]) -> set[tuple[str, int | None]]:
-    """Rule, and protocol and ethertype, of each attempt that was told."""
+    """Return the rule with the protocol, and with the ethertype, of each reported attempt."""
     return {
-        (event["firewall_rule"]["name"], told)
+        (event["firewall_rule"]["name"], number)
         for event in events
         if event["class_uid"] == 4001
-        for told in (
+        for number in (
             event["connection_info"].get("protocol_num"),
             event.get("unmapped", {}).get("ethertype"),
         )
@@ -103,12 +103,12 @@ def counter_mismatches(guest: Machine) -> dict[str, tuple[int, int]]:
 
 
 def captured(events: list[dict[str, Any]], address: str) -> dict[str, Any] | None:
-    """Who tried to reach an address, as the kernel told it; None where it did not."""
+    """Return the process that attempted to reach an address, if the kernel captured it."""
     for event in events:
         actor = event.get("actor", {})
         if event.get("dst_endpoint", {}).get("ip") == address and "process" in actor:
             (how,) = (each["data"] for each in event["enrichments"])
-            assert (how["rung"], how["confidence"]) == ("capture", "High"), event
+            assert (how["method"], how["confidence"]) == ("capture", "High"), event
             process: dict[str, Any] = actor["process"]
             return process
     return None

@@ -1,7 +1,7 @@
-"""A distribution for the guest: systemd and what it needs, from the packages of this machine.
+"""A distribution for the guest: systemd and its dependencies, from this machine's packages.
 
-No mirror is asked and nothing is installed: the files are those that dpkg put here, with an /etc
-of the test's own.
+Nothing is downloaded or installed: dpkg has already unpacked the files here. The test has its own
+/etc.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _USERS: Final = Path("/usr/share/base-passwd")
 
 
 def layer() -> Path:
-    """The layer that makes a guest with busybox one with systemd."""
+    """Build the layer that adds systemd to a guest with busybox."""
     packages = _needed(_PACKAGES)
 
     def make(folder: Path) -> None:
@@ -35,30 +35,30 @@ def layer() -> Path:
             path = Path(name)
             if _LEFT_OUT.match(name) or not (path.is_symlink() or path.is_file()):
                 continue
-            place = image.below(root, path)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, place, follow_symlinks=False)
+            target = image.below(root, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target, follow_symlinks=False)
         for name in ("passwd", "group"):
             shutil.copy(_USERS / f"{name}.master", root / "etc" / name)
         image.finish(root, folder)
 
-    return cache.made("systemd", [*packages.values(), cache.stamp(Path(__file__))], make)
+    return cache.build_once("systemd", [*packages.values(), cache.stamp(Path(__file__))], make)
 
 
 def _needed(names: Iterable[str]) -> dict[str, str]:
-    """The packages that are here of those, and of what they depend on; name and version of each."""
+    """Return name and version of the installed packages among these and their dependencies."""
     found: dict[str, str] = {}
-    wanted = list(names)
-    while wanted:
-        name = wanted.pop()
+    pending = list(names)
+    while pending:
+        name = pending.pop()
         if name in found:
             continue
-        told = subprocess.run(
+        answer = subprocess.run(
             ["dpkg-query", "-W", "-f", "${Version}\n${Pre-Depends}, ${Depends}", name],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        version, _, depends = told.stdout.partition("\n")
-        if told.returncode == 0 and version:  # the alternative that is not here says nothing
+        version, _, depends = answer.stdout.partition("\n")
+        if answer.returncode == 0 and version:  # a missing alternative has no version
             found[name] = f"{name} {version}"
-            wanted += re.findall(r"(?:^|[,|])\s*([a-z0-9][a-z0-9.+-]+)", depends)
+            pending += re.findall(r"(?:^|[,|])\s*([a-z0-9][a-z0-9.+-]+)", depends)
     return found

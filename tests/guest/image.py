@@ -1,9 +1,9 @@
-"""What is in the guest: layers of an initramfs, each a folder packed as the kernel reads it.
+"""Content of the guest: layers of an initramfs, each a folder packed in the kernel's format.
 
-The kernel unpacks archives that follow each other over one another (early userspace:
-Documentation/driver-api/early-userspace/buffer-format.rst), so what is slow to pack is a layer of
-its own in the cache. Python is the one that runs this test, at its own path, and so are its
-extensions' libraries.
+The kernel unpacks consecutive archives over each other (early userspace:
+Documentation/driver-api/early-userspace/buffer-format.rst). So parts that are slow to pack are
+separate layers in the cache. Python and its extensions' libraries are those that run this test, at
+the same paths.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from tests.guest.kernel import Kernel
 
 _PACKAGE: Final = "ocsf-nft"
-#: Of its extra `journal`.
+#: A dependency of the extra `journal`.
 _JOURNAL: Final = "systemd-python"
-#: Where the package and what it depends on are in the guest.
+#: The guest's folder of the package and its dependencies.
 SITE: Final = "usr/lib/ocsf-nft/site"
 GUEST_INIT: Final = "usr/lib/ocsf-nft/guest-init"
-#: Where this test's own programs are.
+#: The guest's folder of the tests' own programs.
 TESTS: Final = "usr/lib/guest-tests"
 _ARCHIVE: Final = "layer.cpio"
 _NFT: Final = Path("/usr/sbin/nft")
-#: What loads the programs that name processes; the package has it loaded by this name.
+#: The loader of the BPF programs that name processes; the package loads it by this name.
 _LIBBPF: Final = "libbpf.so.1"
-#: Of Python's library, what no program here imports.
+#: Parts of Python's library that no program in the guest imports.
 _LEFT_OUT: Final = shutil.ignore_patterns(
     "__pycache__", "config-*", "dist-packages", "ensurepip", "idlelib", "lib2to3", "pydoc_data",
     "site-packages", "test", "tests", "tkinter", "turtledemo", "_test*.so", "_tkinter*.so", "*.a",
 )  # fmt: skip
 _TESTS: Final = ("kernel/attempts.py", "kernel/escapes.py", "kernel/means.py", "kernel/packets.py")
-#: As much as says which version it is.
+#: The minimum of metadata, for the version.
 _METADATA: Final = "Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
 _COMMAND: Final = """#!{python}
 import sys
@@ -58,7 +58,7 @@ main()
 
 
 def initramfs(folder: Path, layers: Iterable[Path]) -> Path:
-    """Layers one upon the other; ``folder`` is one of the test's own, where it is made."""
+    """Write the layers one after the other to an initramfs in ``folder``, a folder of the test."""
     made = folder / "initramfs"
     with made.open("wb") as file:
         for layer in layers:
@@ -67,26 +67,26 @@ def initramfs(folder: Path, layers: Iterable[Path]) -> Path:
 
 
 def files(folder: Path, texts: Mapping[str, str], links: Mapping[str, str] | None = None) -> Path:
-    """A layer of files and of symbolic links, by their paths in the guest."""
+    """Build a layer of files and symbolic links, given by their paths in the guest."""
     for name, content in texts.items():
-        place = folder / "root" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(content, encoding="utf-8")
+        path = folder / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
     for name, target in (links or {}).items():
-        place = folder / "root" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(target)
+        path = folder / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(target)
     return _pack(folder / "root", folder)
 
 
 def modules(folder: Path, of: Kernel, *names: str) -> Path:
-    """The layer of a kernel's modules: these, and what they depend on."""
+    """Build the layer of these kernel modules and their dependencies."""
     kernel.copy_modules(of, names, folder / "root")
     return _pack(folder / "root", folder)
 
 
 def busybox() -> Path:
-    """The layer of a guest without a distribution: busybox, and the folders that there must be."""
+    """Build the layer of a guest without a distribution: busybox and the required folders."""
 
     def make(folder: Path) -> None:
         root = folder / "root"
@@ -101,22 +101,22 @@ def busybox() -> Path:
         (root / "usr/sbin/modprobe").symlink_to("../bin/busybox")
         finish(root, folder)
 
-    return cache.made("busybox", [cache.stamp(Path("/usr/bin/busybox")), _own()], make)
+    return cache.build_once("busybox", [cache.stamp(Path("/usr/bin/busybox")), _own()], make)
 
 
 def python() -> Path:
-    """The layer of Python, nft, libbpf, and what the package depends on."""
+    """Build the layer of Python, nft, libbpf and the package's dependencies."""
     executable = Path(sys.executable).resolve()
     libbpf = _shared(_LIBBPF)
-    wanted = sorted(_dependencies(_PACKAGE) | {_JOURNAL})
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in wanted]
+    distributions = sorted(_dependencies(_PACKAGE) | {_JOURNAL})
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in distributions]
 
     def make(folder: Path) -> None:
         root = folder / "root"
         for folder_of_python in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}:
-            place = below(root, Path(folder_of_python))
-            shutil.copytree(folder_of_python, place, ignore=_LEFT_OUT)
-        for name in wanted:
+            target = below(root, Path(folder_of_python))
+            shutil.copytree(folder_of_python, target, ignore=_LEFT_OUT)
+        for name in distributions:
             _copy_distribution(name, root / SITE)
         _copy(executable, root)
         _copy(_NFT, root)
@@ -128,11 +128,11 @@ def python() -> Path:
         finish(root, folder)
 
     of = [sys.version, *versions, *map(cache.stamp, (executable, _NFT, libbpf)), _own()]
-    return cache.made("python", of, make)
+    return cache.build_once("python", of, make)
 
 
 def package(folder: Path) -> Path:
-    """The layer of the package as it is in the tree now, guest-init, and this test's programs."""
+    """Build the layer of the package in the working tree, guest-init, and the tests' programs."""
     root = folder / "root"
     site = root / SITE
     shutil.copytree(PROJECT / "ocsf_nft", site / "ocsf_nft")
@@ -161,37 +161,37 @@ def _own() -> str:
 
 
 def below(root: Path, path: Path) -> Path:
-    """The place below ``root`` of a file of this machine, its links in the way resolved."""
+    """Return the path below ``root`` for a file of this machine, without links in its folder."""
     return root / (path.parent.resolve() / path.name).relative_to("/")
 
 
 def _copy(path: Path, root: Path) -> None:
-    place = below(root, path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(path, place)
+    target = below(root, path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, target)
 
 
 def _copy_distribution(name: str, site: Path) -> None:
     for file in importlib.metadata.files(name) or ():
         if ".." not in file.parts and "__pycache__" not in file.parts:
-            place = site / file
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(str(file.locate()), place)
+            target = site / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(str(file.locate()), target)
 
 
 def _dependencies(name: str) -> set[str]:
-    """The distributions that one needs without any extra of its."""
+    """Return the distributions that a distribution requires without its extras."""
     found: set[str] = set()
-    wanted = [name]
-    while wanted:
-        for requirement in importlib.metadata.requires(wanted.pop()) or ():
+    pending = [name]
+    while pending:
+        for requirement in importlib.metadata.requires(pending.pop()) or ():
             needed = re.sub(
                 r"[-_.]+", "-", re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
             ).lower()
-            # What a marker leaves out on this machine is not installed here.
+            # Requirements that a marker excludes on this machine are not installed here.
             if "extra ==" not in requirement and needed not in found and _installed(needed):
                 found.add(needed)
-                wanted.append(needed)
+                pending.append(needed)
     return found
 
 
@@ -200,7 +200,7 @@ def _installed(name: str) -> bool:
 
 
 def _shared(name: str) -> Path:
-    """The file of a library, as it is loaded here."""
+    """Return the file of a library that this machine loads."""
     listed = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True)
     found = re.search(rf"^\t{re.escape(name)} .* => (/\S+)$", listed.stdout, re.MULTILINE)
     assert found is not None, f"{name} is not installed here"
@@ -209,19 +209,19 @@ def _shared(name: str) -> Path:
 
 def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
     for binary in binaries:
-        told = subprocess.run(["ldd", binary], capture_output=True, text=True, check=False)
-        for path in re.findall(r"(/\S+) \(0x", told.stdout):
+        listed = subprocess.run(["ldd", binary], capture_output=True, text=True, check=False)
+        for path in re.findall(r"(/\S+) \(0x", listed.stdout):
             yield Path(path)
 
 
 def finish(root: Path, folder: Path) -> None:
-    """Keep the archive alone."""
+    """Pack the folder and remove it, so that only the archive remains."""
     _pack(root, folder)
     shutil.rmtree(root)
 
 
 def _pack(root: Path, folder: Path) -> Path:
-    """Pack a folder as a layer; everything in it is root's."""
+    """Pack a folder as a layer in which root owns everything."""
     names = subprocess.run(["find", "."], cwd=root, capture_output=True, check=True).stdout
     with (folder / _ARCHIVE).open("wb") as archive:
         subprocess.run(

@@ -1,4 +1,4 @@
-"""A kernel for the guest: Debian's, for clouds; downloaded by apt, unpacked, never installed."""
+"""A kernel for the guest: Debian's cloud kernel, downloaded by apt and only unpacked."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-#: Depends on the newest one.
+#: Depends on the newest kernel.
 _METAPACKAGE: Final = "linux-image-cloud-amd64"
-#: What the machine itself needs, and what a fence needs inside it. Those that these depend on
-#: come along; nf_conntrack is not among them.
+#: Modules of the machine, and modules of a fence inside it. Their dependencies are added;
+#: nf_conntrack is not among them.
 DEVICES: Final = ("virtio_net", "virtio_rng")
 FENCE: Final = (
     "nf_tables",
@@ -36,7 +36,7 @@ FENCE: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kernel:
-    """What QEMU boots, and the folder that holds its modules, as Debian packs them."""
+    """A kernel image, and the folder of its modules, as Debian packs them."""
 
     image: Path
     modules: Path
@@ -47,20 +47,20 @@ class Kernel:
 
 
 def unpacked() -> Kernel:
-    """The newest kernel that apt knows of; elsewhere than on Debian for amd64 it skips the test."""
+    """Return the newest kernel that apt offers; skip the test if this is not Debian for amd64."""
     package = _package() or _package(update=True)
     if package is None:
         is_debian = platform.freedesktop_os_release().get("ID") == "debian"
         end = pytest.fail if is_debian and platform.machine() == "x86_64" else pytest.skip
-        end(f"apt knows no {_METAPACKAGE}: a guest takes a kernel of Debian's for amd64")
-    place = cache.made("kernel", [package], lambda folder: _unpack(package, folder))
-    (image,) = place.glob("boot/vmlinuz-*")
-    (modules,) = place.glob("usr/lib/modules/*")
+        end(f"apt has no {_METAPACKAGE}: a guest needs Debian's kernel for amd64")
+    cached = cache.build_once("kernel", [package], lambda folder: _unpack(package, folder))
+    (image,) = cached.glob("boot/vmlinuz-*")
+    (modules,) = cached.glob("usr/lib/modules/*")
     return Kernel(image=image, modules=modules)
 
 
 def copy_modules(kernel: Kernel, names: Iterable[str], root: Path) -> None:
-    """Put modules, and all that they depend on, where modprobe looks for them below ``root``."""
+    """Copy modules and their dependencies below ``root``, to the folder that modprobe reads."""
     packed = {
         path.name.removesuffix(".ko.xz").replace("-", "_"): path
         for path in kernel.modules.rglob("*.ko.xz")
@@ -70,22 +70,22 @@ def copy_modules(kernel: Kernel, names: Iterable[str], root: Path) -> None:
     for name in ("modules.builtin", "modules.order"):
         shutil.copy(kernel.modules / name, target)
     done: set[str] = set()
-    wanted = list(names)
-    while wanted:
-        name = wanted.pop()
+    pending = list(names)
+    while pending:
+        name = pending.pop()
         if name in done:
             continue
         done.add(name)
         module = lzma.decompress(packed[name].read_bytes())
-        place = target / packed[name].relative_to(kernel.modules).with_suffix("")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(module)
-        wanted += _dependencies(module)
+        file = target / packed[name].relative_to(kernel.modules).with_suffix("")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(module)
+        pending += _dependencies(module)
     subprocess.run(["busybox", "depmod", "-b", root / "usr", kernel.version], check=True)
 
 
 def _dependencies(module: bytes) -> list[str]:
-    """What its .modinfo section says (kernel/module/main.c)."""
+    """Return a module's dependencies from its .modinfo section (kernel/module/main.c)."""
     found = re.search(rb"\0depends=([^\0]*)\0", module)
     names = found[1].decode() if found else ""
     return [name.replace("-", "_") for name in names.split(",") if name]
@@ -94,15 +94,15 @@ def _dependencies(module: bytes) -> list[str]:
 def _package(*, update: bool = False) -> str | None:
     if update:
         subprocess.run(["apt-get", "update", "-qq"], check=True, timeout=300)
-    told = subprocess.run(
+    listed = subprocess.run(
         ["apt-cache", "depends", _METAPACKAGE], capture_output=True, text=True, check=False
     )
-    found = re.search(r"^  Depends: (linux-image-\S+)$", told.stdout, re.MULTILINE)
+    found = re.search(r"^  Depends: (linux-image-\S+)$", listed.stdout, re.MULTILINE)
     return None if found is None else found[1]
 
 
 def _unpack(package: str, folder: Path) -> None:
-    # Its own user for downloads may not write here.
+    # apt's own user for downloads may not write here.
     command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", package]
     if subprocess.run(command, cwd=folder, check=False, timeout=600).returncode != 0:
         subprocess.run(["apt-get", "update", "-qq"], check=True, timeout=300)

@@ -1,4 +1,4 @@
-"""A machine under QEMU, in software: boot it, ask it, and never wait for it without an end."""
+"""A machine under QEMU with software emulation: its boot and requests to it, with timeouts."""
 
 from __future__ import annotations
 
@@ -28,42 +28,42 @@ _COMMAND_LINE: Final = "console=ttyS0 panic=-1 quiet net.ifnames=0"
 
 
 class HungError(AssertionError):
-    """The machine did not do in time what it was to; with what its console said."""
+    """Timeout of the machine, with the last lines of its console."""
 
 
 @dataclass
 class Machine:
-    """One that runs. ``greeting`` is what its agent said first."""
+    """A running machine. ``first_result`` is the result that its agent sent first."""
 
     process: subprocess.Popen[bytes]
     console: Path
     port: socket.socket
-    greeting: str = ""
+    first_result: str = ""
     _unread: bytes = b""
-    _asked: int = 0
+    _last_id: int = 0
 
     def ask(self, call: str, *arguments: Any, seconds: float = 930, **options: Any) -> Any:
-        """What the agent's function returns; raises AssertionError with what it raised."""
-        self._asked += 1
-        request = {"id": self._asked, "call": call, "with": arguments, "options": options}
+        """Call the agent's function and return its result; raise AssertionError with its error."""
+        self._last_id += 1
+        request = {"id": self._last_id, "call": call, "with": arguments, "options": options}
         self.port.sendall(json.dumps(request).encode() + b"\n")
         answer = self._answer(f"{call}{arguments}", seconds)
-        assert answer["id"] == self._asked, answer
+        assert answer["id"] == self._last_id, answer
         assert "error" not in answer, f"{call}{arguments} in the guest: {answer['error']}"
         return answer["result"]
 
-    def said(self) -> str:
-        """What is on its console."""
+    def console_text(self) -> str:
+        """Return the text of its console."""
         return self.console.read_text("utf-8", "replace")
 
-    def greet(self, seconds: float) -> None:
-        """Wait for the agent."""
+    def wait_for_agent(self, seconds: float) -> None:
+        """Wait until the agent has started."""
         answer = self._answer("the boot", seconds)
         assert answer["id"] == 0, answer
-        self.greeting = answer["result"]
+        self.first_result = answer["result"]
 
     def wait_for_end(self, seconds: float) -> None:
-        """Until it turned itself off."""
+        """Wait until the machine has powered itself off."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -86,8 +86,8 @@ class Machine:
 
     def _hung(self, what: str, seconds: float) -> HungError:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(0.5)  # it may be just about to end
-        lines = self.said().splitlines()[-_LINES_OF_CONSOLE:]
+            self.process.wait(0.5)  # it may be ending
+        lines = self.console_text().splitlines()[-_LINES_OF_CONSOLE:]
         state = "runs" if self.process.poll() is None else f"ended ({self.process.returncode})"
         return HungError(
             f"{what} took the guest more than {seconds} s, or it ended; it {state}. Console:\n"
@@ -106,11 +106,11 @@ def running(
     mac: str = "02:00:00:00:00:02",
     megabytes: int = 640,
 ) -> Iterator[Machine]:
-    """Boot one whose network card is a TAP device of a namespace; it is gone at the end.
+    """Boot a machine whose network card is a TAP device of a namespace; kill it at the end.
 
-    Its console is a file, the agent's port a socket.
+    Its console is a file, and its agent's port a socket.
     """
-    # A socket's path has to be short.
+    # The path of a socket must be short.
     folder = Path(tempfile.mkdtemp(prefix="guest."))
     console, port = folder / "console", folder / "port"
     command = [
@@ -144,8 +144,8 @@ def _connected(path: Path, process: subprocess.Popen[bytes]) -> Iterator[socket.
                 sock.connect(str(path))
             except OSError:
                 if process.poll() is not None:
-                    said = process.communicate()[1].decode(errors="replace")
-                    raise AssertionError(f"QEMU did not start: {said}") from None
+                    errors = process.communicate()[1].decode(errors="replace")
+                    raise AssertionError(f"QEMU did not start: {errors}") from None
                 assert time.monotonic() < deadline, "QEMU did not open the guest's port"
                 time.sleep(0.02)
             else:

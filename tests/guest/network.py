@@ -1,7 +1,7 @@
-"""What is round the guest: a namespace that is its host, and one that stands for the internet.
+"""Network around the guest: a namespace as its host, and a namespace as the internet.
 
-The guest is on a TAP device of the host's; a veth pair joins the two namespaces. The addresses are
-those of the tests' lab, the guest's as its sandbox.
+The guest is on a TAP device of the host. A veth pair joins the two namespaces. The addresses are
+those of the tests' lab; the guest has the addresses of the sandbox.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class Network:
 
     @property
     def lab(self) -> Lab:
-        """As who watches the gateway's side of a lab knows it; the sandbox is a machine."""
+        """Return the gateway's side of a lab, for captures; the sandbox is a machine."""
         return Lab(sandbox="", gateway=self.host, sandbox_device="sb0", gateway_device=TAP)
 
 
 @contextlib.contextmanager
 def throwaway() -> Iterator[Network]:
-    """Make the two namespaces, and remove them at the end."""
+    """Create the two namespaces, and remove them at the end."""
     token = secrets.token_hex(3)
     network = Network(f"ocsf-nft-{token}-vmhost", f"ocsf-nft-{token}-inet")
     with contextlib.ExitStack() as cleanup:
@@ -61,15 +61,15 @@ def throwaway() -> Iterator[Network]:
         lab.configure(network.host, TAP, f"{GATEWAY4}/24", f"{GATEWAY6}/64")
         lab.configure(network.host, UPLINK, f"{UPLINK4}/24", f"{UPLINK6}/64")
         lab.configure(network.internet, "inet0", f"{INTERNET4}/24", f"{INTERNET6}/64")
-        # The internet has no way back to the guest but through the host, were it to know of it.
+        # A route through the host is the only way from the internet back to the guest.
         ip("-n", network.internet, "route", "add", "default", "via", UPLINK4)
         ip("-n", network.internet, "-6", "route", "add", "default", "via", UPLINK6)
         yield network
 
 
 @contextlib.contextmanager
-def telling_peer(namespace: netns.Namespace, address: str, port: int) -> Iterator[None]:
-    """A TCP server that tells each client the address that it sees it under, until the end."""
+def address_server(namespace: netns.Namespace, address: str, port: int) -> Iterator[None]:
+    """Run a TCP server that sends each client the client's address as the server sees it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
 
     def serve() -> socket.socket:

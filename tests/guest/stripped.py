@@ -1,4 +1,4 @@
-"""A guest that lacks what a fence needs: modules, programs, settings."""
+"""A guest without some requirements of a fence: modules, programs, settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from tests.guest import image, kernel
-from tests.guest.conftest import PATIENCE_SECONDS
+from tests.guest.conftest import TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,12 +36,12 @@ class Stripped:
         self._modules = modules
         self._remove_fence()
         for name in _REMOVED:
-            self.machine.ask("move", self._place(name), f"/tmp/{name}.ko")  # noqa: S108 - the guest's
+            self.machine.ask("move", self._path(name), f"/tmp/{name}.ko")  # noqa: S108 - the guest's
 
     def give(self, *names: str) -> None:
         """Put modules into the folder that modprobe reads."""
         for name in names:
-            self.machine.ask("move", f"/tmp/{name}.ko", self._place(name))  # noqa: S108 - the guest's
+            self.machine.ask("move", f"/tmp/{name}.ko", self._path(name))  # noqa: S108 - the guest's
 
     def guest_init(self, *arguments: str) -> Outcome:
         done = self.machine.ask("shell", GUEST_INIT, *arguments)
@@ -70,17 +70,17 @@ class Stripped:
         for path in (_EVENTS, _STATE):
             self.machine.ask("move", path, f"{path}.of-the-first-fence")
         self.machine.ask("shell", "nft", "flush", "ruleset")
-        # Another module may still use one of them, and the kernel removes rules a little later.
+        # Another module may still use one of them, and the kernel removes rules with a delay.
         unload = f"modprobe -r {' '.join(reversed(kernel.FENCE))}; lsmod"
         self._repeat(
             "shell", "sh", "-c", unload, until=lambda answer: "nf_" not in answer["stdout"]
         )
 
     def _repeat(self, *call: str, until: Callable[[Any], bool]) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + TIMEOUT_SECONDS
         while not until(answer := self.machine.ask(*call)):
             assert time.monotonic() < deadline, (call, answer)
             time.sleep(0.2)
 
-    def _place(self, name: str) -> str:
+    def _path(self, name: str) -> str:
         return f"{self._modules}/kernel/net/netfilter/{name}.ko"

@@ -1,7 +1,7 @@
-"""A whole system for the guest: systemd, its journal, our units, and what a person writes for them.
+"""A complete system for the guest: systemd, its journal, our units, and settings for them.
 
-The machine fences itself by ``ocsf-nft.service``. A sandbox in a namespace of its own and a
-receiver of events are there for ``ocsf-nft-host.service``, which a test starts.
+The machine fences itself with ``ocsf-nft.service``. It also has a sandbox in its own namespace and
+a receiver of events, for ``ocsf-nft-host.service``, which a test starts.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 DEPLOYED: Final = cache.PROJECT / "deploy/systemd"
 SANDBOX: Final = "vm-9"
 EVENTS: Final = "/var/log/ocsf-nft/events.jsonl"
-#: What the host's unit watches, and where it sends events.
+#: The sandbox of the host's unit, its configuration, and the receiver of its events.
 AGENT: Final = "agent"
 CONFIG: Final = "/etc/ocsf-nft/ocsf-nft.toml"
 RECEIVED: Final = "/run/received.jsonl"
 TOKEN: Final = "in-etc-credstore"  # noqa: S105 - a guest's own
 _PORT: Final = 8088
-#: Before the name of a unit: the same, with nothing dropped in, which nobody starts.
-_AS_IT_IS: Final = "as-it-is-"
-#: In the guide, a row of a table for each unit.
-_STATED: Final = r"^\| `(ocsf-nft[a-z-]*\.service)` \|.*\| ([0-9.]+) \|$"
+#: Prefix of copies of the units without drop-ins; the copies are never started.
+_UNCHANGED: Final = "as-it-is-"
+#: The row of a unit in the guide's table.
+_EXPOSURE_ROW: Final = r"^\| `(ocsf-nft[a-z-]*\.service)` \|.*\| ([0-9.]+) \|$"
 
-#: What a person writes who uses the units.
+#: Settings that a user of the units writes.
 _PROXIES: Final = f"--proxy {GATEWAY4}:{PROXY_PORT} --proxy [{GATEWAY6}]:{PROXY_PORT}"
 _SETTINGS: Final = f"""OCSF_NFT_FENCE="--sandbox {SANDBOX} {_PROXIES} --transport kmsg"
 OCSF_NFT_REPORT="--source journal --output {EVENTS}"
@@ -45,7 +45,7 @@ url = "http://127.0.0.1:{_PORT}/"
 bearer = {{ credential = "ocsf-nft.receiver" }}
 
 [attribution]
-wait_ms = 10000  # software plays this machine
+wait_ms = 10000  # this machine is emulated
 hash_max_bytes = "64MiB"
 
 [[sandbox]]
@@ -55,7 +55,7 @@ proxy = ["10.9.0.2:3128"]
 transport = "nflog"
 install = true
 """
-#: The host's unit with a user and directories of systemd's making.
+#: Drop-in of the host's unit for a user and directories that systemd creates.
 DYNAMIC: Final = """[Service]
 User=
 DynamicUser=yes
@@ -71,9 +71,9 @@ DYNAMIC_CONFIG: Final = f"""state_dir = "/var/lib/ocsf-nft-dynamic"
 path = "{DYNAMIC_EVENTS}"
 """
 _JOURNAL: Final = "[Service]\nSupplementaryGroups=systemd-journal\n"
-#: Python is where it is on this machine, and that may be somebody's home.
+#: Python has the same path as on this machine, which may be below a home directory.
 _PYTHON: Final = "[Service]\nProtectHome=read-only\n"
-#: Within a test's patience.
+#: Shorter than the timeout of a test.
 _WATCHDOG: Final = "[Service]\nWatchdogSec=20\n"
 _NETWORK: Final = """[Unit]
 Description=The network
@@ -110,13 +110,13 @@ Type=notify
 
 
 def initramfs(guest_kernel: Kernel, package_layer: Path, folder: Path) -> Path:
-    """The system, which boots by itself."""
+    """Build the system, which boots by itself."""
     units = "etc/systemd/system"
     files = {
-        # Not the first boot, in which systemd would enable whatever there is.
+        # Avoids a first boot, in which systemd would enable every unit.
         "etc/machine-id": "0123456789abcdef0123456789abcdef\n",
-        # Made now: systemd takes a clock that is years ahead of this file, or of its own making
-        # where there is none, for wrong.
+        # Created now: systemd distrusts a clock that is years ahead of this file. Without this file
+        # it compares with its own build time.
         "usr/lib/clock-epoch": "",
         "etc/ocsf-nft/fence.env": _SETTINGS,
         CONFIG[1:]: HOST_CONFIG,
@@ -131,8 +131,8 @@ def initramfs(guest_kernel: Kernel, package_layer: Path, folder: Path) -> Path:
         f"{units}/receiver.service": _RECEIVER,
     }
     for unit in ("ocsf-nft.service", "ocsf-nft-host.service"):
-        files[f"{units}/{unit}"] = files[f"{units}/{_AS_IT_IS}{unit}"] = _deployed(unit)
-    # As `systemctl enable` makes them.
+        files[f"{units}/{unit}"] = files[f"{units}/{_UNCHANGED}{unit}"] = _deployed(unit)
+    # As `systemctl enable` creates them.
     links = {
         f"{units}/sysinit.target.wants/ocsf-nft.service": "../ocsf-nft.service",
         f"{units}/multi-user.target.wants/workload.service": "../workload.service",
@@ -154,7 +154,7 @@ def _deployed(name: str) -> str:
 
 
 def _http(folder: Path) -> Path:
-    """The layer of what the extra ``http`` brings."""
+    """Build the layer of the extra ``http``."""
     root = folder / "root"
     for name in sorted(image._dependencies("aiohttp") | {"aiohttp"}):
         image._copy_distribution(name, root / image.SITE)
@@ -163,25 +163,25 @@ def _http(folder: Path) -> Path:
 
 
 def shell(guest: Machine, *command: str) -> str:
-    """What a command of the guest's prints; it has to succeed."""
-    told = guest.ask("shell", *command)
-    assert told["code"] == 0, (command, told)
-    return str(told["stdout"]).strip()
+    """Run a command in the guest and return its output; fail if the command fails."""
+    done = guest.ask("shell", *command)
+    assert done["code"] == 0, (command, done)
+    return str(done["stdout"]).strip()
 
 
 def show(guest: Machine, unit: str, name: str) -> str:
-    """A property of a unit."""
+    """Return a property of a unit."""
     return shell(guest, "systemctl", "show", "--timestamp=us+utc", "-P", name, unit)
 
 
 def process(guest: Machine, unit: str) -> dict[str, str]:
-    """The lines of /proc/PID/status of a unit's main process."""
+    """Return the fields of /proc/PID/status of a unit's main process."""
     text = shell(guest, "cat", f"/proc/{show(guest, unit, 'MainPID')}/status")
     return {name: value.strip() for name, _, value in (x.partition(":") for x in text.splitlines())}
 
 
 def capabilities(guest: Machine, unit: str) -> set[int]:
-    """The numbers of those that its main process holds, or may get back."""
+    """Return the numbers of the capabilities that a unit's main process has or may regain."""
     status = process(guest, unit)
     held = int(status["CapPrm"], 16)
     assert int(status["CapAmb"], 16) == held
@@ -189,15 +189,15 @@ def capabilities(guest: Machine, unit: str) -> set[int]:
 
 
 def exposure(guest: Machine, unit: str) -> float:
-    """How exposed a unit is to the systemd that runs it."""
-    name = f"{_AS_IT_IS}{unit}"
-    told = guest.ask("shell", "systemd-analyze", "security", "--no-pager", name)
-    found = re.search(rf"exposure level for {re.escape(name)}: ([0-9.]+)", told["stdout"])
-    assert found is not None, told
+    """Return the exposure of a unit, as the guest's systemd rates it."""
+    name = f"{_UNCHANGED}{unit}"
+    done = guest.ask("shell", "systemd-analyze", "security", "--no-pager", name)
+    found = re.search(rf"exposure level for {re.escape(name)}: ([0-9.]+)", done["stdout"])
+    assert found is not None, done
     return float(found[1])
 
 
-def stated() -> dict[str, float]:
-    """How exposed the units are as their guide has it."""
+def documented_exposure() -> dict[str, float]:
+    """Return the exposure of the units in their guide."""
     guide = (DEPLOYED / "README.md").read_text(encoding="utf-8")
-    return {unit: float(score) for unit, score in re.findall(_STATED, guide, re.MULTILINE)}
+    return {unit: float(score) for unit, score in re.findall(_EXPOSURE_ROW, guide, re.MULTILINE)}

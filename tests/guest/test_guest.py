@@ -14,7 +14,7 @@ import pytest
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, INTERNET6, PROXY_PORT, SANDBOX4, SANDBOX6
 from tests.guest import machine, network
-from tests.guest.conftest import IN_LAB, PATIENCE_SECONDS, captured, counter_mismatches, refusals
+from tests.guest.conftest import IN_LAB, TIMEOUT_SECONDS, captured, counter_mismatches, refusals
 from tests.guest.stripped import GUEST_INIT, NO_FENCE, Stripped
 from tests.kernel import far_side
 from tests.kernel.escapes import ESCAPES
@@ -44,7 +44,7 @@ esac
 
 @pytest.fixture(scope="module")
 def far(around: Network) -> Iterator[FarSide]:
-    """What comes out of the machine, from before it is switched on."""
+    """Capture frames from the machine, starting before its boot."""
     with far_side.watch(around.lab) as watching:
         yield watching
 
@@ -62,7 +62,7 @@ def guest(
         command_line=f"{IN_LAB} guest_test.fence "
         f"ocsf_nft.sandbox={_SANDBOX} ocsf_nft.state_dir=/run/state",
     ) as running:
-        running.greet(PATIENCE_SECONDS)
+        running.wait_for_agent(TIMEOUT_SECONDS)
         yield running
 
 
@@ -73,8 +73,8 @@ def stripped(guest: Machine, guest_kernel: Kernel) -> Stripped:
 
 
 def test_guest_init_fences_the_machine_and_reports(guest: Machine) -> None:
-    assert guest.greeting == "0"
-    assert f"ready: watching {_SANDBOX}" in guest.said()
+    assert guest.first_result == "0"
+    assert f"ready: watching {_SANDBOX}" in guest.console_text()
 
 
 def test_conntrack_is_not_needed(guest: Machine) -> None:
@@ -85,18 +85,18 @@ def test_conntrack_is_not_needed(guest: Machine) -> None:
 
 
 @pytest.mark.parametrize(("proxy", "seen_as"), [(GATEWAY4, SANDBOX4), (GATEWAY6, SANDBOX6)])
-def test_the_proxy_is_reached(guest: Machine, proxy: str, seen_as: str) -> None:
+def test_proxy_is_reached(guest: Machine, proxy: str, seen_as: str) -> None:
     assert guest.ask("talk", proxy, PROXY_PORT).removeprefix("::ffff:") == seen_as
 
 
 @pytest.mark.parametrize("address", [INTERNET4, INTERNET6])
-def test_a_connection_is_refused_by_a_reset(guest: Machine, address: str) -> None:
+def test_connection_is_refused_with_a_reset(guest: Machine, address: str) -> None:
     assert guest.ask("talk", address, 443) == "ConnectionRefusedError"
 
 
-def test_an_attempt_names_the_process_that_made_it(guest: Machine) -> None:
+def test_event_names_the_process_of_the_attempt(guest: Machine) -> None:
     assert guest.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (process := captured(guest.ask("events"), INTERNET4)):
         assert time.monotonic() < deadline
         time.sleep(0.5)
@@ -105,21 +105,21 @@ def test_an_attempt_names_the_process_that_made_it(guest: Machine) -> None:
     assert process["ancestry"], "the init that started it"
 
 
-def test_every_way_round_the_usual_ruleset_is_refused_and_told(
+def test_each_escape_is_refused_and_reported(
     guest: Machine, far: FarSide, judge: Callable[[Any], list[str]]
 ) -> None:
     held = {
         escape.name: guest.ask("escape", escape.name)["refused"][escape.rule] for escape in ESCAPES
     }
     assert {name for name, packets in held.items() if packets == 0} == set()
-    # What the card sent before this has arrived when this is answered: it keeps the order.
+    # The card keeps the order, so all earlier frames have arrived when this is answered.
     assert guest.ask("talk", GATEWAY4, PROXY_PORT) == SANDBOX4
-    assert far.strays() == [], "nothing but what the proxy needs, since the machine is on"
-    wanted = {(escape.rule, escape.protocol) for escape in ESCAPES}
+    assert far.strays() == [], "only frames for the proxy since the boot"
+    expected = {(escape.rule, escape.protocol) for escape in ESCAPES}
     events = guest.ask("events")
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not wanted <= refusals(events):
-        assert time.monotonic() < deadline, wanted - refusals(events)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not expected <= refusals(events):
+        assert time.monotonic() < deadline, expected - refusals(events)
         time.sleep(0.5)
         events = guest.ask("events")
     faults = {event["message"]: judge(event) for event in events}
@@ -127,21 +127,21 @@ def test_every_way_round_the_usual_ruleset_is_refused_and_told(
     assert {event["metadata"]["product"]["name"] for event in events} == {"ocsf-nft"}
 
 
-def test_the_events_count_every_packet_that_was_refused(guest: Machine) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+def test_events_count_each_refused_packet(guest: Machine) -> None:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while mismatches := counter_mismatches(guest):
         assert time.monotonic() < deadline, mismatches
         time.sleep(0.5)
 
 
-def test_what_reports_is_started_again_and_the_fence_stays(guest: Machine) -> None:
+def test_run_is_restarted_and_the_fence_remains_active(guest: Machine) -> None:
     assert guest.ask("terminate", "ocsf-nft run") == 1
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while guest.said().count(f"ready: watching {_SANDBOX}") < 2:
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while guest.console_text().count(f"ready: watching {_SANDBOX}") < 2:
         assert guest.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
         assert time.monotonic() < deadline
         time.sleep(0.5)
-    assert "the fence stands" in guest.said()
+    assert "the fence is active" in guest.console_text()
 
 
 # The tests below use the same stripped machine in this order. Each one adds something to it.
@@ -154,7 +154,7 @@ def test_guest_init_names_the_module_and_options_of_a_kernel_without_nf_tables(
     assert outcome == (
         3,
         [
-            f"{_CANT} nftables for IPv4 and IPv6: it wants the module nf_tables {_OPTIONS}",
+            f"{_CANT} nftables for IPv4 and IPv6: it needs the module nf_tables {_OPTIONS}",
             "guest-init: the kernel can't hold a fence",
             NO_FENCE,
         ],
@@ -165,7 +165,7 @@ def test_guest_init_names_all_missing_modules_at_once(stripped: Stripped) -> Non
     stripped.give("nf_tables")
     outcome = stripped.guest_init()
     assert outcome.code == 3
-    assert [line.partition(" it wants the module ")[2] for line in outcome.lines[:3]] == [
+    assert [line.partition(" it needs the module ")[2] for line in outcome.lines[:3]] == [
         "nft_reject_inet (CONFIG_NFT_REJECT_INET)",
         "nft_fib_inet (CONFIG_NFT_FIB_INET)",
         "nft_limit (CONFIG_NFT_LIMIT)",
@@ -205,17 +205,19 @@ def test_guest_init_names_an_unknown_setting(stripped: Stripped) -> None:
 def test_guest_init_passes_a_value_unchanged_and_never_as_a_command(stripped: Stripped) -> None:
     stripped.give("nft_limit")
     proxy, allow = "$(touch /tmp/run):1", "`touch /tmp/run` *"
-    refuse = "printf '%s\\n' \"$@\" >/tmp/given; exit 2 ;;"  # `install` exits with 2 on bad values
+    refuse = (
+        "printf '%s\\n' \"$@\" >/tmp/arguments; exit 2 ;;"  # `install` exits with 2 on bad values
+    )
     with (
         stripped.written(_SETTINGS, f"proxy={proxy}\nallow={allow}\n"),
         stripped.written("/usr/bin/ocsf-nft", _BROKEN.format(cases=f"install) {refuse}")),
     ):
         outcome = stripped.guest_init("fence")
     assert outcome.code == 2
-    assert "ocsf-nft takes a setting for wrong" in outcome.lines[-2]
+    assert "ocsf-nft rejects a setting" in outcome.lines[-2]
     assert outcome.lines[-1] == NO_FENCE
-    given = stripped.machine.ask("shell", "cat", "/tmp/given")["stdout"].splitlines()  # noqa: S108
-    assert {f"--proxy={proxy}", f"--allow={allow}"} <= set(given)
+    arguments = stripped.machine.ask("shell", "cat", "/tmp/arguments")["stdout"].splitlines()  # noqa: S108
+    assert {f"--proxy={proxy}", f"--allow={allow}"} <= set(arguments)
     assert stripped.machine.ask("shell", "ls", "/tmp/run")["code"] != 0  # noqa: S108
 
 
@@ -228,10 +230,10 @@ def test_guest_init_passes_a_value_unchanged_and_never_as_a_command(stripped: St
         (
             "install) ;; run) exit 3 ;;",
             1,
-            "guest-init: the fence stands, but nothing reports what it refuses",
+            "guest-init: the fence is active, but nothing reports what it refuses",
         ),
     ],
-    ids=["breaks down", "can't", "is killed", "does not report"],
+    ids=["fails", "not supported", "is killed", "does not report"],
 )
 def test_guest_init_reports_each_failure_of_ocsf_nft(
     stripped: Stripped, cases: str, code: int, last: str
@@ -248,11 +250,11 @@ def test_guest_init_reports_a_fence_without_a_log_on_a_kernel_without_nft_log(
     outcome = stripped.guest_init()
     assert outcome.code == 1
     assert outcome.lines[0] == (
-        f"{_CANT} a log of what is refused: it wants the module nft_log "
+        f"{_CANT} a log of what is refused: it needs the module nft_log "
         "(CONFIG_NFT_LOG) with nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG), or the module nft_log "
         "(CONFIG_NFT_LOG) with nf_log_syslog (CONFIG_NF_LOG_SYSLOG)"
     )
-    assert any(line.startswith("ocsf-nft: the fence stands, but") for line in outcome.lines)
+    assert any(line.startswith("ocsf-nft: the fence is active, but") for line in outcome.lines)
     assert f"ready: watching {_SANDBOX}" in outcome.lines
     assert stripped.machine.ask("talk", INTERNET4, 443) == "ConnectionRefusedError"
     assert stripped.machine.ask("talk", GATEWAY4, PROXY_PORT) == SANDBOX4
@@ -267,12 +269,12 @@ def test_guest_init_reports_a_fence_without_a_log_on_a_kernel_without_nft_log(
 
 
 def _events_until(
-    running: Machine, wanted: Callable[[dict[str, Any]], bool]
+    running: Machine, is_expected: Callable[[dict[str, Any]], bool]
 ) -> list[dict[str, Any]]:
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         events: list[dict[str, Any]] = running.ask("events")
-        if any(map(wanted, events)):
+        if any(map(is_expected, events)):
             return events
         assert time.monotonic() < deadline, events
         time.sleep(0.5)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.guest import cache, machine, network
-from tests.guest.conftest import IN_LAB, PATIENCE_SECONDS
+from tests.guest.conftest import IN_LAB, TIMEOUT_SECONDS
 from tests.guest.stripped import NO_FENCE
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("guest")]
 _SCRIPT = cache.PROJECT / "deploy/guest-init/guest-init"
 
 
-def test_shellcheck_has_nothing_to_say() -> None:
+def test_shellcheck_reports_nothing() -> None:
     inside = cache.PROJECT / "tests/guest/inside"
     subprocess.run(["shellcheck", _SCRIPT, inside / "init", inside / "systemd-init"], check=True)
 
@@ -38,7 +38,7 @@ def test_no_workload_starts_without_a_fence(
         tap=network.TAP,
         command_line=f"{IN_LAB} guest_test.fence ocsf_nft.colour=red",
     ) as running:
-        running.wait_for_end(PATIENCE_SECONDS)
-        assert NO_FENCE in running.said()
-        assert "guest-init ended with exit 2" in running.said()
-        assert running.port.recv(1) == b"", "its agent, which is the workload, said nothing"
+        running.wait_for_end(TIMEOUT_SECONDS)
+        assert NO_FENCE in running.console_text()
+        assert "guest-init ended with exit 2" in running.console_text()
+        assert running.port.recv(1) == b"", "the agent, which is the workload, did not start"

@@ -1,4 +1,4 @@
-"""A machine that got rid of the fence inside it, behind the one that its host puts round it."""
+"""A machine without a fence inside, fenced_guest the fence of its host."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("guest")]
 _BOOT_SECONDS = 300
 _NAME = "vm-7"
 _WEB = 443
-#: What a host has before: its own firewall, and somebody's published port.
+#: The host's earlier tables: its own firewall and a published port.
 _BEFORE = f"""
 table ip published {{
     chain prerouting {{
@@ -51,22 +51,22 @@ table inet firewall {{
 
 
 @dataclass(frozen=True)
-class Behind:
-    """A guest, its host, and where the host's run writes."""
+class FencedGuest:
+    """A guest, its host, and the output of the host's run."""
 
     guest: Machine
     site: tap.Site
     options: tuple[str, ...]
     output: Path
     running: command.Running
-    #: The host's ruleset and settings before there was a fence.
+    #: The host's ruleset and settings before the fence.
     before: tuple[str, dict[str, str]]
 
     def events(self) -> list[dict[str, Any]]:
         return written.so_far(self.output)
 
     def refused(self, rule: str) -> int:
-        """The kernel's own total."""
+        """Return the kernel's total of a rule."""
         listed = orjson.loads(conftest.nft(self.site.host, "-j", "list", "counters"))
         return sum(
             entry["counter"]["packets"]
@@ -76,18 +76,18 @@ class Behind:
 
 
 @pytest.fixture(scope="module")
-def behind(
+def fenced_guest(
     guest_kernel: Kernel, initramfs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Behind]:
+) -> Iterator[FencedGuest]:
     folder = tmp_path_factory.mktemp("host")
     output = folder / "events.jsonl"
     with contextlib.ExitStack() as stack:
         site = stack.enter_context(tap.site())
         _plug(site)
         for address in (tap.GATEWAY4, tap.GATEWAY6, tap.UPLINK4, tap.UPLINK6):
-            stack.enter_context(network.telling_peer(site.host, address, tap.PORT))
+            stack.enter_context(network.address_server(site.host, address, tap.PORT))
         for address in (INTERNET4, INTERNET6):
-            stack.enter_context(network.telling_peer(site.internet, address, _WEB))
+            stack.enter_context(network.address_server(site.internet, address, _WEB))
         before = _state(site)
         named = (
             "--sandbox",
@@ -115,13 +115,13 @@ def behind(
                 f"guest_test.net={tap.VM6}/64,{tap.GATEWAY6}",
             )
         )
-        guest.greet(_BOOT_SECONDS)
-        guest.ask("listen")
-        yield Behind(guest, site, named, output, running, before)
+        guest.wait_for_agent(_BOOT_SECONDS)
+        guest.ask("start_capture")
+        yield FencedGuest(guest, site, named, output, running, before)
 
 
 def _plug(site: tap.Site) -> None:
-    """A TAP device with the gateway's addresses, and an internet that knows the way to it."""
+    """Create a TAP device with the gateway's addresses, and routes to the guest in the internet."""
     ip("-n", site.host_name, "tuntap", "add", "dev", tap.DEVICE, "mode", "tap")
     ip("-n", site.host_name, "link", "set", tap.DEVICE, "address", tap.HOST_MAC.hex(":"))
     tap._up(site.host_name, tap.DEVICE, *tap.SUBNETS)
@@ -152,10 +152,10 @@ def _until(holds: Callable[[], bool], fault: Callable[[], str]) -> None:
     ],
     ids=["gateway", "gateway over IPv6", "internet", "internet over IPv6"],
 )
-def test_it_gets_to_the_gateway_and_through_nat(
-    behind: Behind, address: str, port: int, seen_as: str
+def test_guest_reaches_the_gateway_and_the_internet_through_nat(
+    fenced_guest: FencedGuest, address: str, port: int, seen_as: str
 ) -> None:
-    assert behind.guest.ask("talk", address, port) == seen_as
+    assert fenced_guest.guest.ask("talk", address, port) == seen_as
 
 
 @pytest.mark.parametrize(
@@ -167,45 +167,50 @@ def test_it_gets_to_the_gateway_and_through_nat(
         ("169.254.169.254", 80),
     ],
 )
-def test_an_ordinary_program_gets_nowhere_else(behind: Behind, address: str, port: int) -> None:
-    assert behind.guest.ask("talk", address, port, 0.5) == "TimeoutError"
-    _until(lambda: _told(behind, address, port), lambda: f"{address}:{port} was not reported")
+def test_guest_reaches_no_other_address(fenced_guest: FencedGuest, address: str, port: int) -> None:
+    assert fenced_guest.guest.ask("talk", address, port, 0.5) == "TimeoutError"
+    _until(
+        lambda: _is_reported(fenced_guest, address, port),
+        lambda: f"{address}:{port} was not reported",
+    )
 
 
-def _told(behind: Behind, address: str, port: int) -> bool:
-    ends = [event.get("dst_endpoint", {}) for event in behind.events()]
+def _is_reported(fenced_guest: FencedGuest, address: str, port: int) -> bool:
+    ends = [event.get("dst_endpoint", {}) for event in fenced_guest.events()]
     return any((end.get("ip"), end.get("port")) == (address, port) for end in ends)
 
 
 def test_fence_refuses_and_reports_forbidden_packets_of_guest(
-    behind: Behind, judge: Callable[[Any], list[str]]
+    fenced_guest: FencedGuest, judge: Callable[[Any], list[str]]
 ) -> None:
     """Stop at the first packet that passes. The kernel tests list all of them without a guest."""
     for what in FORBIDDEN:
-        _assert_refused(behind, what)
-    wanted = {(what.rule, what.protocol) for what in FORBIDDEN}
+        _assert_refused(fenced_guest, what)
+    expected = {(what.rule, what.protocol) for what in FORBIDDEN}
     _until(
-        lambda: wanted <= refusals(behind.events()),
-        lambda: f"not reported: {wanted - refusals(behind.events())}",
+        lambda: expected <= refusals(fenced_guest.events()),
+        lambda: f"not reported: {expected - refusals(fenced_guest.events())}",
     )
-    events = behind.events()
+    events = fenced_guest.events()
     faults = {event["message"]: judge(event) for event in events}
     assert not any(faults.values()), faults
     refused = [event for event in events if event["class_uid"] == 4001]
     assert {event["unmapped"]["sandbox"] for event in refused} == {_NAME}
     _until(
-        lambda: command.run("status", *behind.options[:2], *behind.options[4:]).code == 0,
-        lambda: "the account did not close",
+        lambda: (
+            command.run("status", *fenced_guest.options[:2], *fenced_guest.options[4:]).code == 0
+        ),
+        lambda: "the account did not reconcile",
     )
 
 
-def _assert_refused(behind: Behind, what: Forbidden) -> None:
-    before = behind.refused(what.rule)
+def _assert_refused(fenced_guest: FencedGuest, what: Forbidden) -> None:
+    before = fenced_guest.refused(what.rule)
     if what.is_from_outside:
-        behind.site.internet.call(lambda: _from_outside(what.sent))
+        fenced_guest.site.internet.call(lambda: _from_outside(what.sent))
     else:
-        behind.guest.ask("frame", what.sent.hex())
-    _until(lambda: behind.refused(what.rule) > before, lambda: f"passed: {what.name}")
+        fenced_guest.guest.ask("frame", what.sent.hex())
+    _until(lambda: fenced_guest.refused(what.rule) > before, lambda: f"passed: {what.name}")
 
 
 def _from_outside(packet: bytes) -> None:
@@ -216,14 +221,16 @@ def _from_outside(packet: bytes) -> None:
         sock.sendto(packet, (tap.VM4 if is_ip4 else tap.VM6, 0))
 
 
-def test_nothing_came_to_it_that_it_had_not_asked_for(behind: Behind) -> None:
-    assert not [content for content in behind.guest.ask("heard") if PAYLOAD.hex() in content]
+def test_guest_received_only_requested_packets(fenced_guest: FencedGuest) -> None:
+    assert not [
+        content for content in fenced_guest.guest.ask("captured_frames") if PAYLOAD.hex() in content
+    ]
 
 
-def test_after_removal_the_host_is_as_before_byte_for_byte(behind: Behind) -> None:
-    assert behind.running.stop(signal.SIGTERM)[0] == 0
-    assert _state(behind.site) != behind.before
-    assert command.run("remove", *behind.options).code == 0
-    ruleset, settings = _state(behind.site)
-    assert ruleset == behind.before[0]
-    assert settings == behind.before[1]
+def test_removal_restores_the_host_byte_for_byte(fenced_guest: FencedGuest) -> None:
+    assert fenced_guest.running.stop(signal.SIGTERM)[0] == 0
+    assert _state(fenced_guest.site) != fenced_guest.before
+    assert command.run("remove", *fenced_guest.options).code == 0
+    ruleset, settings = _state(fenced_guest.site)
+    assert ruleset == fenced_guest.before[0]
+    assert settings == fenced_guest.before[1]

@@ -1,4 +1,4 @@
-"""How an account is checked against the kernel: what events told, and what it refused."""
+"""Comparison of reported packet counts with the counters of the kernel."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
 
 
 def events_of(path: Path) -> list[dict[str, Any]]:
-    """The events in a file; one that was told twice, word for word, once."""
+    """Return the events of a file; an event that was written twice appears once."""
     found: dict[str, dict[str, Any]] = {}
     for line in path.read_bytes().splitlines():
         event = orjson.loads(line)
@@ -27,21 +27,23 @@ def events_of(path: Path) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def refused_by(installed: Installed) -> Counter[str]:
-    """The kernel's own totals, by rule."""
+def refused_by(installed: InstalledFence) -> Counter[str]:
+    """Return the packets that the kernel counted, by rule."""
     with Counters(installed) as counters:
         reading = counters.read()
     return +Counter({rule: each.refused.packets for rule, each in reading.rules.items()})
 
 
-def told(events: Iterable[dict[str, Any]], sandbox: str = conftest.SANDBOX) -> Counter[str]:
-    """The sums of the events' counts, by rule."""
-    told: Counter[str] = Counter()
+def reported_by_rule(
+    events: Iterable[dict[str, Any]], sandbox: str = conftest.SANDBOX
+) -> Counter[str]:
+    """Return the sums of the events' counts, by rule."""
+    reported: Counter[str] = Counter()
     for event in events:
         if event["class_uid"] == 4001 and event["src_endpoint"].get("name") == sandbox:
             assert event["count"] == event["traffic"]["packets"] > 0
-            told[event["firewall_rule"]["name"]] += event["count"]
-    return told
+            reported[event["firewall_rule"]["name"]] += event["count"]
+    return reported
 
 
 def status(state: StateDirectory) -> command.Outcome:

@@ -1,7 +1,7 @@
-"""Attempts to leave a sandbox, counted: what the source tests make the kernel log.
+"""Counted attempts to leave a sandbox, which the kernel logs for the tests of the sources.
 
-Run as a program (inside the sandbox, under the user it is to be) it makes them; imported, it tells
-what to expect.
+Run as a program, inside the sandbox and as the selected user, this file makes the attempts.
+Imported, it gives the expected attempts.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ table inet attempts {{
 
 
 def fence(namespace: Namespace, sandbox: str, *, nflog: bool = False, kmsg: bool = False) -> None:
-    """Refuse what goes to the internet, log it where asked, and count it."""
+    """Refuse and count packets to the internet, and log them if requested."""
     prefix = f"ocsf-nft:{sandbox}:egress:"
     logs = [f'log prefix "{prefix}" group {GROUP} snaplen 128'] if nflog else []
     logs += [f'log prefix "{prefix}" flags all'] if kmsg else []
@@ -61,7 +61,7 @@ def fence(namespace: Namespace, sandbox: str, *, nflog: bool = False, kmsg: bool
 
 
 def refused(namespace: Namespace) -> int:
-    """How many packets the kernel refused."""
+    """Return the number of packets that the kernel refused."""
     listed = namespace.call(
         lambda: subprocess.run(
             ["nft", "list", "counter", "inet", "attempts", "refused"],
@@ -74,18 +74,20 @@ def refused(namespace: Namespace) -> int:
 
 
 def attempt(namespace: Namespace, uid: int, times: int, *kinds: str) -> None:
-    """Make each kind of attempt so many times, as the user."""
+    """Make each kind of attempt ``times`` times, as the user ``uid``."""
     if namespace.call(lambda: _program(uid, times, *kinds)).wait(30) != 0:
         raise RuntimeError("the attempts were not made")
 
 
-def attempting(namespace: Namespace, uid: int, times: int, *kinds: str) -> subprocess.Popen[bytes]:
-    """The same in the background; whoever calls it waits for it."""
+def start_attempts(
+    namespace: Namespace, uid: int, times: int, *kinds: str
+) -> subprocess.Popen[bytes]:
+    """Start the attempts in the background. The caller must wait for the returned process."""
     return namespace.call(lambda: _program(uid, times, *kinds))
 
 
 def _program(uid: int, times: int, *kinds: str) -> subprocess.Popen[bytes]:
-    # By standard input: the user may not be allowed to read the folder that this file is in.
+    # Through standard input: the user may have no permission to read this file's folder.
     with Path(__file__).open("rb") as source:
         return subprocess.Popen(
             ["/usr/bin/python3", "-I", "-", str(times), *kinds],
@@ -115,12 +117,12 @@ def _make(kind: str) -> None:
         "raw": (socket.SOCK_RAW, EXPERIMENT, b"bypass"),
     }[name]
     with socket.socket(family, sort, protocol) as sock, contextlib.suppress(OSError):
-        # Closing before an answer comes keeps TCP from sending its SYN again.
+        # Close before an answer arrives, so that TCP does not send its SYN again.
         sock.setblocking(False)
         if name == "tcp":
             sock.connect(target)
         else:
-            # A raw IPv6 socket takes the port for the protocol's number.
+            # A raw IPv6 socket reads the port as the number of the protocol.
             sock.sendto(payload, (target[0], 0) if name == "raw" else target)
 
 
@@ -132,7 +134,7 @@ def _flood(times: int) -> None:
 
 
 def _sweep(times: int) -> None:
-    """Each to another port: as many flows."""
+    """Send each datagram to a different port, so that each makes its own flow."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         for port in range(1, times + 1):
             with contextlib.suppress(OSError):
@@ -140,9 +142,9 @@ def _sweep(times: int) -> None:
 
 
 if __name__ == "__main__":
-    for wanted in sys.argv[2:]:
-        if many := {"flood": _flood, "sweep": _sweep}.get(wanted):
+    for kind in sys.argv[2:]:
+        if many := {"flood": _flood, "sweep": _sweep}.get(kind):
             many(int(sys.argv[1]))
             continue
         for _ in range(int(sys.argv[1])):
-            _make(wanted)
+            _make(kind)

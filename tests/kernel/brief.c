@@ -1,7 +1,7 @@
-/* One attempt to get out, by a process that is gone at once.
+/* Makes one attempt to connect, then exits at once.
  *
- * brief NUMBER FLAGS: the number is told in the packet itself: in TCP's MSS, in the length of UDP's
- * data, so that a record of it says whose it is. Flags: 1 IPv6, 2 not blocking, 4 UDP,
+ * brief NUMBER FLAGS: the packet contains NUMBER, in TCP's MSS or in the length of UDP's data, so
+ * that a record can be matched to its process. Flags: 1 IPv6, 2 not blocking, 4 UDP,
  * 8 connected (UDP), 16 waits to be killed. */
 #include <arpa/inet.h>
 #include <fcntl.h>

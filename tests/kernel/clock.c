@@ -1,5 +1,5 @@
-/* A clock that jumps, for one process: preloaded, the time of day is off by the seconds that are
- * written in the file that CLOCK names; the monotonic clock goes on as it does. */
+/* Changes the time of day of one process: when preloaded, the time of day is shifted by the seconds
+ * written in the file that CLOCK names; the monotonic clock is unchanged. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdio.h>

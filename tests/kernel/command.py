@@ -36,7 +36,7 @@ class Outcome:
 
     @property
     def sentence(self) -> str:
-        """The one sentence of a failure; raises AssertionError when it is anything else."""
+        """Return the one line of stderr of a failure; raise AssertionError for any other output."""
         (line,) = self.stderr.splitlines()
         assert line.startswith("ocsf-nft: ")
         return line
@@ -82,24 +82,24 @@ def _started(
 class Running:
     process: subprocess.Popen[str]
     stderr: IO[str]
-    heard: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
 
-    def until_said(self, words: str) -> None:
-        """Wait for a line with these words; raises AssertionError when it ends without."""
+    def wait_for_message(self, words: str) -> None:
+        """Wait for a line with these words; raise AssertionError if the process ends before."""
         with self._killed_after(20):
             for line in self.stderr:
-                self.heard.append(line)
+                self.messages.append(line)
                 if words in line:
                     return
-        raise AssertionError(f"it never said {words!r}: {''.join(self.heard)}")
+        raise AssertionError(f"no message with {words!r}: {''.join(self.messages)}")
 
     def stop(self, number: int) -> tuple[int, str]:
-        """Send a signal; the exit code, and what it said since it was ready."""
+        """Send a signal; return the exit code and the messages since it was ready."""
         self.process.send_signal(number)
         with self._killed_after(30):
-            self.heard += self.stderr
+            self.messages += self.stderr
             code = self.process.wait()
-        return code, "".join(self.heard)
+        return code, "".join(self.messages)
 
     @contextlib.contextmanager
     def _killed_after(self, seconds: float) -> Iterator[None]:
@@ -119,7 +119,7 @@ def running(
     inside: Namespace | None = None,
     stdout: IO[bytes] | None = None,
 ) -> Iterator[Running]:
-    """A ``run`` that says it is ready; killed at the end when it still runs."""
+    """Start a ``run``, wait until it is ready, and yield it; kill it at the end."""
     process = _started(("run", *arguments), under, inside, stdout=stdout, stderr=subprocess.PIPE)
     try:
         assert process.stderr is not None

@@ -14,7 +14,7 @@ import pytest
 from ocsf_nft import lab as laboratory
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import FenceSpec
-from ocsf_nft.fence.state import Installed, StateDirectory
+from ocsf_nft.fence.state import InstalledFence, StateDirectory
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, Lab
 from tests.kernel import attempts, kernel_log, tap
@@ -49,14 +49,14 @@ def spec() -> FenceSpec:
 
 @pytest.fixture
 def fenced(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Lab:
-    """The lab with its sandbox fenced, NFLOG as the transport."""
+    """Fence the sandbox of the lab, with NFLOG as the transport."""
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     return lab
 
 
 @pytest.fixture
-def installed(fenced: Lab, state: StateDirectory) -> Installed:
-    """The fence of the lab, where nothing but what a test does is refused, over IPv4 alone."""
+def installed(fenced: Lab, state: StateDirectory) -> InstalledFence:
+    """Return the fence of a lab with IPv4 only, where just the packets of the test are refused."""
     fenced.sandbox_namespace.call(without_ipv6)
     found = state.read(SANDBOX)
     assert found is not None
@@ -64,9 +64,10 @@ def installed(fenced: Lab, state: StateDirectory) -> Installed:
 
 
 def without_ipv6() -> None:
-    """Keep the calling thread's namespace from looking for routers and groups by itself.
+    """Turn off IPv6 in the thread's namespace, so that it sends no multicast packets by itself.
 
-    Leaving its groups it says so twice, within some milliseconds (:func:`lab.set_sysctls`).
+    When the kernel leaves its multicast groups, it reports so twice within some milliseconds
+    (:func:`lab.set_sysctls`).
     """
     for scope in ("all", "default"):
         (_IPV6 / scope / "disable_ipv6").write_text("1", encoding="ascii")
@@ -75,21 +76,21 @@ def without_ipv6() -> None:
 
 @pytest.fixture
 def site() -> Iterator[tap.Site]:
-    """A host with VMs, and the internet."""
+    """Yield a host with VMs and a simulated internet."""
     with tap.site() as made:
         yield made
 
 
 @pytest.fixture
 def machine(site: tap.Site) -> Iterator[tap.Machine]:
-    """A VM of it, by its TAP device."""
+    """Yield a VM of the host, with its TAP device."""
     with tap.machine(site) as plugged:
         yield plugged
 
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What makes the kernel one that lacks something; see without.c."""
+    """Return a library that hides a feature of the kernel; see without.c."""
     library = tmp_path_factory.mktemp("shim") / "without.so"
     compiler = shutil.which("cc")
     assert compiler is not None
@@ -100,13 +101,13 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sandbox() -> str:
-    """A name of its own: the kernel log is the whole machine's, and so are its records."""
+    """Return a unique name: all tests of the machine share its kernel log and its records."""
     return f"test-{secrets.token_hex(4)}"
 
 
 @pytest.fixture
 def namespace(lab: Lab, sandbox: str) -> Iterator[Namespace]:
-    """The lab's sandbox, its attempts refused and logged both by NFLOG and in the kernel log."""
+    """Yield the lab's sandbox; its attempts are refused, and logged by NFLOG and the kernel log."""
     with kernel_log.of_all_namespaces():
         attempts.fence(lab.sandbox_namespace, sandbox, nflog=True, kmsg=True)
         yield lab.sandbox_namespace
@@ -114,7 +115,7 @@ def namespace(lab: Lab, sandbox: str) -> Iterator[Namespace]:
 
 @pytest.fixture
 def counters() -> Callable[[Namespace], dict[str, int]]:
-    """Packets in the named nftables counters of a namespace."""
+    """Return a function that reads the named nftables counters of a namespace, in packets."""
 
     def read(namespace: Namespace) -> dict[str, int]:
         listed = nft(namespace, "-j", "-t", "list", "counters")
@@ -128,7 +129,7 @@ def counters() -> Callable[[Namespace], dict[str, int]]:
 
 
 def nft(namespace: Namespace, *arguments: str) -> str:
-    """Run nft in a namespace, for what a test wants and the package doesn't do."""
+    """Run nft in a namespace, for commands that the package does not have."""
     done = namespace.call(
         lambda: subprocess.run(["nft", *arguments], capture_output=True, text=True, check=True)
     )
@@ -141,16 +142,16 @@ def load(namespace: Namespace, ruleset: str) -> None:
 
 
 def fresh_budgets(namespace: Namespace) -> None:
-    """Give the flows of the rule `egress` their log budgets back.
+    """Reset the log budgets of all flows of the rule `egress`.
 
-    The kernel joins groups whenever a device comes up, and may so have spent those of its reports.
+    The kernel joins multicast groups when a device comes up; its reports use those budgets.
     """
     for family in "46":
         nft(namespace, "flush", "set", "inet", "ocsf_nft", f"logged{family}_egress")
 
 
 def counted(namespace: Namespace) -> Counter[str]:
-    """The packets in the elements of the rule `egress`, by destination."""
+    """Return the packets in the elements of the rule `egress`, by destination."""
     found: Counter[str] = Counter()
     for name in ("flows4_egress", "flows6_egress"):
         listed = json.loads(nft(namespace, "-j", "list", "set", "inet", "ocsf_nft", name))

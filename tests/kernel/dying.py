@@ -1,7 +1,7 @@
-"""Install or remove a VM's fence, and be killed before the so-many-th step of it.
+"""Installer or remover of a VM's fence that is killed just before a given step.
 
-``python -m tests.kernel.dying install|remove NETNS STATE STEP``. A step is whatever changes
-something that outlives the process: a file, a ruleset, a sysctl.
+``python -m tests.kernel.dying install|remove NETNS STATE STEP``. A step is an operation that
+changes a file, a ruleset or a sysctl, which outlive the process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ocsf_nft.fence import forwarding, installer, nft
+from ocsf_nft.fence import installer, ip_forwarding, nft
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
 from tests.kernel import tap
@@ -33,14 +33,14 @@ def _dying(owner: Any, name: str, left: list[int]) -> None:
 
 
 def main(what: str, netns: str, path: str, number: int) -> None:
-    """Do it, as far as it gets."""
+    """Install or remove the fence until the process is killed before step ``number``."""
     left = [number]
     for owner, names in (
         (nft, ("load",)),
-        (forwarding, ("_write",)),
+        (ip_forwarding, ("_write",)),
         (
             StateDirectory,
-            ("_write", "forget", "forget_forwarding_before"),
+            ("_write", "delete", "delete_forwarding_before"),
         ),
     ):
         for name in names:

@@ -1,7 +1,7 @@
-"""Every way out that gets past the usual ruleset, as something to try inside a sandbox.
+"""Attempts that bypass or probe a common ruleset, for a run inside a sandbox.
 
-The list is that of ways that a ruleset with conntrack, `tcp` and `udp` rejects and an accepting
-policy lets through, and of probes that it refuses without a word.
+The common ruleset has conntrack, `reject` for `tcp` and `udp`, and an accepting policy. It lets
+some of these attempts through. It refuses the others, the probes, without a log entry.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _IPPROTO_UDPLITE = 136
 
 @dataclass(frozen=True)
 class Escape:
-    """What is tried, and what its record must say.
+    """An attempt to escape, and its expected record.
 
-    ``protocol`` is the IP protocol number, or the ethertype of a frame that is not IP. Run inside
-    the sandbox's namespace, as root. ``is_owned``: it comes from a socket of somebody's.
+    ``attempt`` runs as root inside the sandbox's namespace. ``protocol`` is the IP protocol number,
+    or the ethertype of a frame that is not IP. ``is_owned`` is true if a process's socket sends it.
     """
 
     name: str
@@ -60,7 +60,7 @@ _TO_PROXY6 = packets.ip6(SANDBOX6, GATEWAY6, 6, packets.tcp(PROXY_PORT, SYN) + P
 _SOLICITATION = packets.ip6(
     SANDBOX6, "fe80::7", 58, packets.solicitation(PAYLOAD.ljust(16)), hop_limit=255
 )
-_LATE = 4  # a fragment's offset in units of 8 bytes
+_LATE = 4  # fragment offset in units of 8 bytes
 _MORE = 0x2000
 
 
@@ -133,7 +133,7 @@ ESCAPES: tuple[Escape, ...] = (
     ),
     Escape("igmp join", "egress", 2, means.join4, is_owned=False),
     Escape("mld join", "egress", 58, means.join6, is_owned=False),
-    # With CAP_NET_RAW: any protocol.
+    # With CAP_NET_RAW, of any protocol.
     Escape("raw icmp4", "egress", 1, means.raw4(1, packets.icmp_echo())),
     Escape("raw icmp4 to the proxy", "egress", 1, means.raw4(1, packets.icmp_echo(), GATEWAY4)),
     *(
@@ -150,7 +150,7 @@ ESCAPES: tuple[Escape, ...] = (
     Escape("ipip", "egress", 4, means.raw4(4, _TO_PROXY4)),
     Escape("6in4", "egress", 41, means.raw4(41, _TO_PROXY6)),
     Escape("ipv6 no next header", "egress", 59, means.raw6(59)),
-    # Each to a port of its own: a flow's log budget is four packets.
+    # A port for each, because a flow may log only four packets.
     *(
         Escape(f"tcp probe {name}", "egress", 6, means.raw4(6, packets.tcp(4000 + flags, flags)))
         for name, flags in (
@@ -163,7 +163,7 @@ ESCAPES: tuple[Escape, ...] = (
         )
     ),
     Escape(
-        "late fragment that looks like the proxy's port",
+        "late fragment with bytes of the proxy's port",
         "egress",
         6,
         means.whole4(
@@ -189,7 +189,7 @@ ESCAPES: tuple[Escape, ...] = (
         ),
     ),
     Escape(
-        "ipv6 late fragment that looks like the proxy's port",
+        "ipv6 late fragment with bytes of the proxy's port",
         "egress",
         6,
         means.whole6(_fragment6(_LATE, 0, packets.tcp(PROXY_PORT, ACK)), GATEWAY6),
@@ -220,7 +220,7 @@ ESCAPES: tuple[Escape, ...] = (
     Escape("neighbour solicitation with data", "egress", 58, means.solicit(PAYLOAD.ljust(16))),
     Escape("neighbour solicitation with a long tail", "egress", 58, means.solicit(bytes(64))),
     Escape(
-        "neighbour solicitation longer than it says",
+        "neighbour solicitation longer than its length field",
         "egress",
         58,
         means.whole6(_SOLICITATION + bytes(1000), "ff02::1"),
@@ -237,7 +237,7 @@ ESCAPES: tuple[Escape, ...] = (
         58,
         means.raw6(58, struct.pack("!BBHI", 133, 0, 0, 0), "ff02::2"),
     ),
-    # With CAP_NET_RAW: frames past the IP stack.
+    # With CAP_NET_RAW, frames that bypass the IP stack.
     *(
         Escape(
             f"frame: {name}{' past the qdisc' if bypass else ''}",
@@ -303,14 +303,14 @@ ESCAPES: tuple[Escape, ...] = (
                 means.constant(_SOLICITATION),
             ),
             (
-                "neighbour solicitation longer than it says",
+                "neighbour solicitation longer than its length field",
                 58,
                 ETH_IP6,
                 None,
                 means.constant(_SOLICITATION + bytes(1000)),
             ),
             (
-                "arp with data in the place of its sender",
+                "arp with data instead of its sender",
                 None,
                 ETH_ARP,
                 None,

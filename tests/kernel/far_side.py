@@ -1,4 +1,4 @@
-"""What arrives on the other end of the veth pair: judged frame by frame, without nftables."""
+"""Frames that arrive on the gateway's end of the veth pair, judged without nftables."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _AUXDATA = struct.Struct("=IIIHHHH")  # struct tpacket_auxdata
 
 
 class FarSide:
-    """What came out of the sandbox."""
+    """Frames that came out of the sandbox."""
 
     def __init__(self, sock: socket.socket, *, has_proxy: bool) -> None:
         self._sock = sock
         self._has_proxy = has_proxy
 
     def strays(self) -> list[bytes]:
-        """Take what has arrived until now, less what the proxy needs."""
+        """Take the frames that have arrived so far, without those that the proxy needs."""
         return [frame for frame in self.frames() if not self._is_needed(frame)]
 
     def frames(self) -> list[bytes]:
-        """Take all that has arrived until now."""
+        """Take all frames that have arrived so far."""
         found = []
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -54,7 +54,7 @@ class FarSide:
 
 @contextlib.contextmanager
 def watch(lab: Lab, *, has_proxy: bool = True) -> Iterator[FarSide]:
-    """Capture on the gateway's end, where the proxy is (or is not)."""
+    """Capture frames on the gateway's end. ``has_proxy``: frames to the proxy are no strays."""
 
     def open_socket() -> socket.socket:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
@@ -68,7 +68,7 @@ def watch(lab: Lab, *, has_proxy: bool = True) -> Iterator[FarSide]:
 
 
 def protocols(frame: bytes) -> set[int]:
-    """What a frame is: its ethertype, its IP protocol, and what an IPv6 extension header says."""
+    """Return a frame's ethertype, its IP protocol, and the protocol after an IPv6 extension."""
     (kind,) = struct.unpack_from("!H", frame, 12)
     found = {kind}
     if kind == ETH_IP:
@@ -79,7 +79,7 @@ def protocols(frame: bytes) -> set[int]:
 
 
 def _with_tag(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
-    """The kernel takes an outer VLAN tag off the frame and tells of it apart (packet(7))."""
+    """Restore an outer VLAN tag, which the kernel moves to ancillary data (packet(7))."""
     for _level, _kind, data in ancillary:
         status, *_, tag, kind = _AUXDATA.unpack_from(data)
         if status & _TP_STATUS_VLAN_VALID:
@@ -114,7 +114,7 @@ def _is_to_the_proxy(frame: bytes) -> bool:
 
 
 def _is_arp_of_the_kernel(frame: bytes) -> bool:
-    """Nothing in it is of anybody's choice (RFC 826)."""
+    """Return whether no field holds a value that a sender chose (RFC 826)."""
     kind = frame[14:22]
     hardware, sender, target_mac, target, rest = struct.unpack(
         f"6s4s6s4s{len(frame) - 42}s", frame[22:]
@@ -131,7 +131,7 @@ def _is_arp_of_the_kernel(frame: bytes) -> bool:
 
 
 def _is_neighbour_discovery_of_the_kernel(frame: bytes) -> bool:
-    """Nothing in it but a target and the sandbox's link-layer address (RFC 4861)."""
+    """Return whether it has only a target and the sandbox's link-layer address (RFC 4861)."""
     body = frame[14:]
     length, _following, hop_limit = struct.unpack_from("!4xHBB", body)
     kind, code, _checksum, flags = struct.unpack_from("!BBHI", body, 40)
@@ -141,7 +141,7 @@ def _is_neighbour_discovery_of_the_kernel(frame: bytes) -> bool:
         (hop_limit, code, len(body)) == (255, 0, 40 + length)
         and kind in {135, 136}
         and (kind == 136 or (not flags and to in {target, solicited_node}))
-        # The link-layer address, or the nonce of a duplicate address's detection (RFC 7527).
+        # The link-layer address, or the nonce of duplicate address detection (RFC 7527).
         and (
             options in {b"", b"\1\1" + frame[6:12], b"\2\1" + frame[6:12]}
             or options[:2] == b"\x0e\1"

@@ -1,6 +1,6 @@
-"""Run inside a sandbox: send UDP to one address, print how many were sent.
+"""Program for a sandbox: send UDP to one address, and print the number of datagrams.
 
-For some seconds, or until SIGTERM.
+It sends for a number of seconds, or until SIGTERM.
 """
 
 from __future__ import annotations

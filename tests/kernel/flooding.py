@@ -1,10 +1,9 @@
-"""Programs that run inside a sandbox: two that flood, and one that tries what is rare.
+"""Programs that run inside a sandbox: two floods, and one that makes rare attempts.
 
-``same ADDRESS TIMES [PAUSE]``: as many datagrams to one address. ``distinct OCTET TIMES [PAUSE]``:
-as many datagrams, no two to the same address and port. PAUSE is in seconds, after each thousand.
-``users FIRST TIMES``: one datagram as each of so
-many users. ``rare SECONDS``: attempts at random moments, each of which is one of a kind; prints
-them as JSON.
+``same ADDRESS TIMES [PAUSE]``: TIMES datagrams to one address. ``distinct OCTET TIMES [PAUSE]``:
+TIMES datagrams, each to another pair of address and port. PAUSE is in seconds, after each
+thousand. ``users FIRST TIMES``: one datagram from each of TIMES users. ``rare SECONDS``: attempts
+at random times, each of a unique kind; prints them as JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ PORT: Final = 9
 
 
 class Rare(TypedDict):
-    """An attempt that nothing else looks like: when it was made (ms since the epoch), and what."""
+    """A unique attempt, with its time (ms since the epoch)."""
 
     time: int
     uid: int
@@ -79,7 +78,7 @@ def _paced(times: int, pause: float) -> Iterator[int]:
 
 
 def flood_as_users(first: int, number: int) -> None:
-    """One datagram as each of so many users."""
+    """Send one datagram from each of a number of users."""
     for uid in range(first, first + number):
         os.seteuid(uid)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -106,7 +105,7 @@ def try_rare(seconds: float) -> list[Rare]:
             case "port":
                 port = 1000 + number
             case "protocol":
-                protocol = 143 + number % 110  # IANA gives these to nobody
+                protocol = 143 + number % 110  # unassigned by IANA
                 address = f"203.0.113.{3 + number % 250}"
             case _:
                 protocol, port = socket.IPPROTO_TCP, 1000 + number
@@ -127,7 +126,7 @@ def try_rare(seconds: float) -> list[Rare]:
 def _make(rare: Rare) -> None:
     kinds = {socket.IPPROTO_TCP: socket.SOCK_STREAM, socket.IPPROTO_UDP: socket.SOCK_DGRAM}
     kind = kinds.get(rare["protocol"], socket.SOCK_RAW)
-    os.seteuid(rare["uid"])  # whose the socket is, as nftables sees it
+    os.seteuid(rare["uid"])  # nftables matches the owner of the socket
     with socket.socket(socket.AF_INET, kind, rare["protocol"]) as sock:
         os.seteuid(0)
         with contextlib.suppress(OSError):
@@ -138,16 +137,16 @@ def _make(rare: Rare) -> None:
 
 
 def start(namespace: Namespace, *arguments: str) -> subprocess.Popen[bytes]:
-    """Run one of these inside; whoever calls it waits for it."""
+    """Run one of these programs inside a sandbox; the caller waits for its end."""
     command = [sys.executable, __file__, *arguments]
     output = subprocess.PIPE if arguments[0] == "rare" else subprocess.DEVNULL
     return namespace.call(lambda: subprocess.Popen(command, stdout=output))
 
 
 def made(program: subprocess.Popen[bytes]) -> list[Rare]:
-    """What a program of rare attempts has tried, at its end."""
-    said, _ = program.communicate(timeout=60)
-    rare: list[Rare] = orjson.loads(said)
+    """Wait for the program of rare attempts, and return its attempts."""
+    output, _ = program.communicate(timeout=60)
+    rare: list[Rare] = orjson.loads(output)
     return rare
 
 

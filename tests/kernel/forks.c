@@ -1,4 +1,4 @@
-/* Forks as fast as it can for so many milliseconds; prints how many children there were. */
+/* Forks as fast as possible for a number of milliseconds; prints the number of children. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/wait.h>

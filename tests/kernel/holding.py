@@ -1,7 +1,7 @@
-"""Starts attempts by processes that keep, share, pass on, lose or take over the socket.
+"""Start of attempts by processes that keep, share, pass on, lose or take over the socket.
 
-A scenario is a function of one of the modules below. Its program says in a line which processes
-there were, and lives until its standard input ends.
+A scenario is a function of one of the modules below. Its program prints its processes as one line,
+and runs until its standard input ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
 _SCENARIOS: Final = (socket_kinds, socket_ports, socket_heirs)
-#: Makes modules of their texts, each of which may import those before it; the last has a scenario.
+#: Creates modules from texts. Each may import the earlier ones; the last has the scenario.
 _LOADER: Final = """
 import json, sys, types
 for name, text in json.loads(sys.argv[1]):
@@ -28,33 +28,33 @@ for name, text in json.loads(sys.argv[1]):
 getattr(module, sys.argv[2])()
 """
 
-#: What a program says: the process that sent, and others that matter.
-Said = dict[str, Any]
+#: The line that a program prints: the sending process, and other processes of the scenario.
+Pids = dict[str, Any]
 
 
 class Program:
-    """A running program, and what it said."""
+    """A running program, and the processes that it printed."""
 
-    def __init__(self, process: subprocess.Popen[str], said: Said) -> None:
+    def __init__(self, process: subprocess.Popen[str], pids: Pids) -> None:
         self.pid = process.pid
-        self.said = said
+        self.pids = pids
         self._process = process
 
     def end(self) -> None:
-        """Have it end, and what it started."""
+        """End the program and the processes that it started."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(10)
-        # Whoever else has it open is still there.
+        # Another process that has the pipe open is still running.
         self._process.stdout.read()
         self._process.stdout.close()
 
 
 def start(namespace: Namespace, scenario: str, *, uid: int = 1000) -> Program:
-    """Run a scenario as a user, and wait until it has said its line."""
+    """Run a scenario as a user, and wait until it has printed its line."""
     module = next(each for each in _SCENARIOS if hasattr(each, scenario))
-    # In the command line: the user may not be allowed to read the folder that these files are in.
+    # In the command line: the user may have no permission to read the folder of these files.
     texts = json.dumps([_text(inside), _text(module)])
     process = namespace.call(
         lambda: subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What attempts share that are made inside the sandbox, by programs that ``holding`` starts."""
+"""Common functions of the programs that ``holding`` starts inside the sandbox."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ OWN_ADDRESS: Final = "10.200.0.2"
 OWN_PORT: Final = 5000
 
 
-def say(**pids: object) -> None:
-    """Say in a line who did what, for ``holding.start``."""
+def print_pids(**pids: object) -> None:
+    """Print the processes with their roles as one line, for ``holding.start``."""
     sys.stdout.write(json.dumps(pids) + "\n")
     sys.stdout.flush()
 
 
 def stay() -> NoReturn:
-    """Live until nobody wants us any more."""
+    """Run until standard input ends, then exit."""
     while os.read(0, 4096):
         pass
     os._exit(0)
@@ -43,14 +43,14 @@ def fork(work: Callable[[], object]) -> int:
 
 
 def other_program(scenario: str, descriptor: int) -> NoReturn:
-    """Run another scenario of the same module in this process's place, and give it a descriptor."""
+    """Replace this process by another scenario of the same module; pass a descriptor to it."""
     texts = sys.argv[1]
     command = [*sys.orig_argv[:4], texts, scenario, str(descriptor)]
     os.execv("/usr/bin/python3", command)  # noqa: S606 - a fixed program
 
 
-def given() -> int:
-    """The descriptor that this program was given by :func:`other_program`."""
+def given_descriptor() -> int:
+    """Return the descriptor that :func:`other_program` passed to this program."""
     return int(sys.argv[3])
 
 

@@ -1,8 +1,8 @@
-"""A journald of the test's own: it reads the real kernel log and writes into a folder.
+"""Separate journald for tests: it reads the real kernel log and writes into a folder.
 
-It runs without systemd as PID 1, in a private mount namespace whose /run is empty, so that it
-neither sees nor disturbs a journald of the machine. Audit must be off: journald would switch
-auditing on for the whole machine.
+It runs without systemd as PID 1, in a private mount namespace with an empty /run, so that it does
+not interfere with a journald of the machine. Audit must be off: otherwise journald would switch on
+auditing for the whole machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ mount --bind "$1" /run/systemd && mount --bind "$2" /run/log && exec "$3"
 
 @dataclass(frozen=True, slots=True)
 class Journald:
-    """A running journald and the folder of its journal files."""
+    """Process of a running journald, and the folder of its journal files."""
 
     process: subprocess.Popen[bytes]
     directory: Path
@@ -46,9 +46,9 @@ class Journald:
 
 @contextlib.contextmanager
 def journald(folder: Path, *, compress: str = "no") -> Iterator[Journald]:
-    """Run a journald whose files lie below ``folder``; it is gone when the context ends.
+    """Run a journald with files below ``folder``; it is stopped when the context ends.
 
-    It has read all that the kernel log held, and said what it missed of it, before it is yielded.
+    Before the yield it has read all of the kernel log, and logged the number of missed messages.
     """
     state, log = folder / "systemd", folder / "log"
     (state / "journald.conf.d").mkdir(parents=True)
@@ -75,7 +75,7 @@ def journald(folder: Path, *, compress: str = "no") -> Iterator[Journald]:
 
 
 def in_journal(folder: Path) -> Sequence[str]:
-    """What runs a command where the machine's journal is that of a journald whose folder it is."""
+    """Return a command prefix that makes the journal in ``folder`` the machine's journal."""
     script = (
         "mount -t tmpfs none /var/log && mkdir /var/log/journal && "
         'mount --bind "$1" /var/log/journal && shift && exec "$@"'
@@ -84,7 +84,7 @@ def in_journal(folder: Path) -> Sequence[str]:
 
 
 def _directory(process: subprocess.Popen[bytes], parent: Path) -> Path:
-    """The machine's folder, once journald has made its file there and got as far as now."""
+    """Return the journal folder once journald has created its file and read up to now."""
     marker = f"journald is to reach {secrets.token_hex(8)}"
     kernel_log.write(marker)
     deadline = time.monotonic() + 10

@@ -1,4 +1,4 @@
-"""The machine's one kernel log, as a test needs it."""
+"""Access of tests to the machine's kernel log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ALL_NAMESPACES: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 @contextlib.contextmanager
 def of_all_namespaces() -> Iterator[None]:
-    """Let namespaces log to it, and set that back."""
+    """Let all network namespaces write to the kernel log, and restore the setting."""
     before = _ALL_NAMESPACES.read_text(encoding="ascii")
     _ALL_NAMESPACES.write_text("1", encoding="ascii")
     try:
@@ -24,6 +24,6 @@ def of_all_namespaces() -> Iterator[None]:
 
 
 def write(line: str) -> None:
-    """Write a line as a program may; without a line break it would stay unfinished."""
+    """Write a line as a program; without the line break the record would stay incomplete."""
     with Path("/dev/kmsg").open("wb", buffering=0) as device:
         device.write(line.encode() + b"\n")

@@ -1,4 +1,4 @@
-"""ARP and neighbour discovery without an owner, which every fence inside judges alike."""
+"""ARP and neighbour discovery without an owner, which each fence in a namespace judges alike."""
 
 from __future__ import annotations
 
@@ -70,8 +70,12 @@ def wrong_neighbours(
     cases = [
         *(Case(name, partial(send, packet), "out") for name, packet in passing.items()),
         *(Case(name, partial(send, packet), rule) for name, packet in refused.items()),
-        Case("longer than it says", partial(send, long, says_less=True), rule),
-        Case("shorter than it says", partial(send, about(GATEWAY6), says_more=True), rule),
+        Case("longer than its length field", partial(send, long, is_length_too_small=True), rule),
+        Case(
+            "shorter than its length field",
+            partial(send, about(GATEWAY6), is_length_too_large=True),
+            rule,
+        ),
     ]
     # The fence answers a message to the gateway with an error, if it can answer.
     return {

@@ -1,7 +1,7 @@
-"""How often a lookup of the socket tells who sent a packet, and what it costs.
+"""Rate at which a socket lookup finds the sender of a packet, and its cost.
 
-Each attempt is made by a program of its own, started for it, and looked up as soon as its record is
-read, as a service would.
+Each attempt is made by a new program, and looked up as soon as its record is read, as a service
+does.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ocsf_nft.lab import INTERNET4
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from ocsf_nft.attribution.sockets import SocketLookup
+    from ocsf_nft.attribution.socket_method import SocketLookup
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Batch, Record
     from ocsf_nft.sources.nflog import Nflog
 
 Protocol: TypeAlias = Literal["tcp", "udp"]
-Ending: TypeAlias = Literal["gone", "stays"]
+Ending: TypeAlias = Literal["exits", "stays"]
 
 _NUMBERS: Final = {"tcp": 6, "udp": 17}
 _FIRST_PORT: Final = 1024
@@ -37,10 +37,10 @@ _SECONDS: Final = 10.0
 
 @dataclass
 class Rate:
-    """Of so many attempts of one kind: how many were told how, and how long each lookup took.
+    """Results of the attempts of one kind, and the duration of each lookup.
 
-    ``named``: the process, and it was that one; ``seen``: it was among those that are told;
-    ``wrong``: another one was named, or those that are told are all others.
+    ``named``: the right process was named; ``seen``: it was among several; ``wrong``: another
+    process was named, or it was not among several.
     """
 
     protocol: Protocol
@@ -62,21 +62,21 @@ class Rate:
             + (f" ({unknown})" if unknown else "")
         )
 
-    def note(self, told: Attribution | str, pid: int) -> None:
-        """Compare what a lookup told with who it was."""
-        if isinstance(told, str):
-            self.reasons[told] = self.reasons.get(told, 0) + 1
-        elif told.process is not None:
-            self.named += told.process.pid == pid
-            self.wrong += told.process.pid != pid
+    def count(self, result: Attribution | str, pid: int) -> None:
+        """Compare the result of a lookup with the real sender."""
+        if isinstance(result, str):
+            self.reasons[result] = self.reasons.get(result, 0) + 1
+        elif result.process is not None:
+            self.named += result.process.pid == pid
+            self.wrong += result.process.pid != pid
         else:
-            is_among = any(seen.process.pid == pid for seen in told.seen)
+            is_among = any(seen.process.pid == pid for seen in result.seen)
             self.seen += is_among
             self.wrong += not is_among
 
 
 def build(folder: Path) -> Path:
-    """The program that makes an attempt, in a folder that the user gets to."""
+    """Build the program that makes an attempt, in a folder that the user can read."""
     program = folder / "sender"
     compiler = shutil.which("cc")
     assert compiler is not None
@@ -95,7 +95,7 @@ async def rate(
     ending: Ending,
     attempts: int,
 ) -> Rate:
-    """Make so many attempts, one after the other, and look each up."""
+    """Make attempts, one after the other, and look up each."""
     found = Rate(protocol, ending)
     batches = source.batches()
     for port in range(_FIRST_PORT, _FIRST_PORT + attempts):
@@ -107,21 +107,21 @@ async def rate(
                 (record.protocol, record.destination_port) == (_NUMBERS[protocol], port)
             ),
         )
-        told, seconds = await asyncio.to_thread(_timed, lookup, record)
+        result, seconds = await asyncio.to_thread(_timed, lookup, record)
         process = await started
         process.kill()
         await asyncio.to_thread(process.wait)
-        found.note(told, process.pid)
+        found.count(result, process.pid)
         found.seconds.append(seconds)
     return found
 
 
-async def first(batches: AsyncIterator[Batch], wanted: Callable[[Record], bool]) -> Record:
-    """The first record that is wanted; raises TimeoutError."""
+async def first(batches: AsyncIterator[Batch], is_match: Callable[[Record], bool]) -> Record:
+    """Return the first matching record; raise TimeoutError if there is none."""
     async with asyncio.timeout(_SECONDS):
         async for batch in batches:
             for record in batch.records:
-                if wanted(record):
+                if is_match(record):
                     return record
     raise TimeoutError
 
@@ -134,5 +134,5 @@ def _start(namespace: Namespace, command: list[str]) -> subprocess.Popen[bytes]:
 
 def _timed(lookup: SocketLookup, record: Record) -> tuple[Attribution | str, float]:
     before = time.perf_counter()
-    told = lookup.attribution(record)
-    return told, time.perf_counter() - before
+    result = lookup.attribution(record)
+    return result, time.perf_counter() - before

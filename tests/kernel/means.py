@@ -1,6 +1,6 @@
-"""The means of whoever tries to get out: sockets of every kind, and frames past the IP stack.
+"""Means of an escape: sockets of every kind, and frames that bypass the IP stack.
 
-Each returns, or is, something to call inside the sandbox's namespace.
+Each function makes an attempt inside the sandbox's namespace, or returns a function that makes it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _IP6_HDRINCL = 36  # include/uapi/linux/in6.h: IPV6_HDRINCL
 
 
 def _refused() -> contextlib.suppress:
-    """A refusal may already show as an error of the call that sends."""
+    """Ignore OSError: a refusal may be an error of the sending call."""
     return contextlib.suppress(OSError)
 
 
@@ -44,7 +44,7 @@ def raw6(protocol: int, payload: bytes = PAYLOAD, to: str = INTERNET6) -> Callab
 
 
 def connect_from(source: str, to: str) -> Callable[[], None]:
-    """Over IPv6 an address that is not this machine's can be bound to, and sent from."""
+    """Connect from an IPv6 address that this machine does not have (IPV6_FREEBIND)."""
 
     def attempt() -> None:
         with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as sock, _refused():
@@ -102,14 +102,14 @@ def ping(family: int, protocol: int, kind: int, to: str) -> Callable[[], None]:
 
 
 def join4() -> None:
-    """An IGMP membership report leaves for whoever joins a group, without any privilege."""
+    """Join an IPv4 group: the kernel sends an IGMP membership report without any privilege."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         group = socket.inet_aton("239.1.2.3") + socket.inet_aton(SANDBOX4)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
 
 
 def join6() -> None:
-    """The same with MLD."""
+    """Join an IPv6 group: the kernel sends an MLD report without any privilege."""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
         index = socket.if_nametoindex("sb0")
         group = socket.inet_pton(socket.AF_INET6, "ff05::7") + struct.pack("=I", index)
@@ -119,7 +119,7 @@ def join6() -> None:
 def frame(
     kind: int, payload: Callable[[bytes], bytes], *, announced: int | None = None, bypass: bool
 ) -> Callable[[], None]:
-    """A frame by AF_PACKET; ``announced`` is the protocol that its socket claims."""
+    """Send a frame by AF_PACKET; ``announced`` is the protocol that its socket claims."""
 
     def attempt() -> None:
         gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
@@ -136,7 +136,7 @@ def frame(
 
 
 def rewritten_by_the_device() -> None:
-    """The device writes a checksum over the first 16 bits of a link-local destination."""
+    """Let the device write a checksum over the first 16 bits of a link-local destination."""
     gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
     packet = packets.ip6(
         SANDBOX6, "fe80:db8::7", 58, packets.solicitation(PAYLOAD.ljust(16)), hop_limit=255

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from ocsf_nft import netlink, nfnetlink
-from ocsf_nft.flow import counting_name
+from ocsf_nft.flow import counter_suffix
 from ocsf_nft.nfnetlink import Nftables
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ _QUIET_SECONDS: Final = 20.0
 class Case:
     """A packet and its expected verdict.
 
-    ``expected`` names the rules that count it. It has "out", "in" or (on loopback) "loop" if the
-    fence accepts the packet, and "reset" or "error" if the fence answers it.
+    ``expected`` names the rules that count it. It has "out", "in" or (on loopback) "loop" for an
+    accepted packet. It has "reset" or "error" for a packet that the fence answers.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Outcomes:
                 (3, struct.pack("!I", 1)),  # NFT_OBJECT_COUNTER
             )
         )  # fmt: skip
-        found = self._nftables.ask(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], asked)
+        found = self._nftables.query(_NFT_MSG_GETOBJ, nfnetlink.FAMILIES[family], asked)
         data = dict(netlink.attributes(memoryview(found[4])))
         return int.from_bytes(bytes(data[2]), "big")
 
@@ -149,6 +149,6 @@ def of_mode(counted: Mapping[str, Counter], *, is_permissive: bool) -> Mapping[s
     return {
         label: (family, table, name)
         if table == "observer"
-        else (family, table, counting_name(name, is_permissive=is_permissive))
+        else (family, table, counter_suffix(name, is_permissive=is_permissive))
         for label, (family, table, name) in counted.items()
     }

@@ -1,4 +1,4 @@
-"""Packets and frames by hand, for attempts that no ordinary socket makes."""
+"""Hand-made packets and frames, for attempts that are not possible with ordinary sockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIN, SYN, RST, PSH, ACK, URG = 1, 2, 4, 8, 16, 32
 
 
 def checksum(data: bytes) -> int:
-    """RFC 1071."""
+    """Return the Internet checksum (RFC 1071)."""
     padded = data + b"\0" * (len(data) % 2)
     total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
     while total >> 16:
@@ -25,7 +25,7 @@ def checksum(data: bytes) -> int:
 def ip4(
     source: str, destination: str, protocol: int, payload: bytes, *, fragment: int = 0
 ) -> bytes:
-    """An IPv4 packet; ``fragment`` is the flags and offset field as it stands in the header."""
+    """Return an IPv4 packet; ``fragment`` is the header's field of flags and fragment offset."""
     header = struct.pack(
         "!BBHHHBBH4s4s",
         0x45,
@@ -45,7 +45,7 @@ def ip4(
 def ip6(
     source: str, destination: str, following: int, payload: bytes, *, hop_limit: int = 64
 ) -> bytes:
-    """An IPv6 packet."""
+    """Return an IPv6 packet."""
     return (
         struct.pack("!IHBB", 6 << 28, len(payload), following, hop_limit)
         + ipaddress.IPv6Address(source).packed
@@ -55,33 +55,33 @@ def ip6(
 
 
 def tcp(port: int, flags: int, source_port: int = 4000) -> bytes:
-    """A TCP header without options; its checksum is zero, which no firewall looks at."""
+    """Return a TCP header without options; its checksum is zero, as no firewall checks it."""
     return struct.pack("!HHIIBBHHH", source_port, port, 1, 1, 5 << 4, flags, 8192, 0, 0)
 
 
 def udp(port: int, payload: bytes = PAYLOAD) -> bytes:
-    """A UDP datagram without a checksum."""
+    """Return a UDP datagram without a checksum."""
     return struct.pack("!HHHH", 4000, port, 8 + len(payload), 0) + payload
 
 
 def icmp_echo() -> bytes:
-    """An ICMP echo request."""
+    """Return an ICMP echo request."""
     body = struct.pack("!BBHHH", 8, 0, 0, 7, 1) + PAYLOAD
     return body[:2] + struct.pack("!H", checksum(body)) + body[4:]
 
 
 def solicitation(options: bytes) -> bytes:
-    """An ICMPv6 neighbour solicitation for the unspecified address."""
+    """Return an ICMPv6 neighbour solicitation for the unspecified address."""
     return struct.pack("!BBHI", 135, 0, 0, 0) + bytes(16) + options
 
 
 def frame(destination: bytes, source: bytes, kind: int, payload: bytes) -> bytes:
-    """An Ethernet frame, padded to the shortest that there is."""
+    """Return an Ethernet frame, padded to the minimum size."""
     return (destination + source + struct.pack("!H", kind) + payload).ljust(60, b"\0")
 
 
 def arp(source: str, target: str, source_mac: bytes, extra: bytes = b"") -> bytes:
-    """An ARP request, with ``extra`` bytes after it."""
+    """Return an ARP request, followed by ``extra`` bytes."""
     return (
         struct.pack("!HHBBH", 1, ETH_IP, 6, 4, 1)
         + source_mac
@@ -93,7 +93,7 @@ def arp(source: str, target: str, source_mac: bytes, extra: bytes = b"") -> byte
 
 
 def summed(packet: bytes) -> bytes:
-    """An IP packet of TCP, UDP or ICMP without extension headers, with the checksum in place."""
+    """Return the packet with a valid checksum: TCP, UDP or ICMP without extension headers."""
     if packet[0] >> 4 == 4:
         start, protocol, ends = (packet[0] & 15) * 4, packet[9], packet[12:20]
     else:

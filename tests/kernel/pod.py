@@ -1,9 +1,9 @@
 """A pod without a kubelet: its containers as processes, in the kernel's own namespaces.
 
 All containers share a network namespace, and a user namespace where the pod has one. Each has a
-mount namespace with a root that can't be written, its volumes and an ``/etc`` of its own, and the
-user, the capabilities and ``no_new_privs`` that its ``securityContext`` says. What is not played:
-the image (the machine's own programs run), seccomp, limits.
+mount namespace with a read-only root, its volumes and its own ``/etc``. Each has the user, the
+capabilities and ``no_new_privs`` of its ``securityContext``. Seccomp, limits and the image are
+missing: the machine's own programs run.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 #: A name that resolves in the pod, by its ``/etc/hosts``.
 KNOWN_NAME: Final = "example.com"
-#: Where users of a pod with users of its own begin on the node. Root stays root, which there has
-#: no capability over anything of the node's: the tree that is tested is root's alone to read.
+#: The first user of a pod's user namespace, as the node numbers it. Root stays root, because only
+#: root may read the tested tree. Inside, root has no capability over the node.
 _FIRST: Final = 100_000
 _PORTS: Final = (53, 80, 443)
 _LINK: Final = f"""
@@ -50,8 +50,8 @@ link set sb0 up
 route add default via {GATEWAY4}
 route add ::/0 via {GATEWAY6}
 """
-#: Arguments: the pod's folder, sources and targets to mount (/tmp, where the sources may be, last),
-#: ``--``, a command.
+#: Arguments: the pod's folder, sources and targets to mount, ``--``, a command. /tmp is mounted
+#: last, because the sources may be there.
 _MOUNTED: Final = """
 set -e
 mount --bind /proc/sys /proc/sys
@@ -67,8 +67,8 @@ exec "$@"
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
-    """A pod that is being played: its spec, and what stands for it here."""
+class RunningPod:
+    """A running pod: its specification, and its namespace, process and folder."""
 
     spec: Pod
     namespace: Namespace
@@ -76,9 +76,9 @@ class Played:
     folder: Path
 
     def inside(self, container: Container, *, without: frozenset[str] = frozenset()) -> list[str]:
-        """What to put before a command for it to run in a container.
+        """Return the command prefix that runs a command in a container.
 
-        ``without`` are capabilities that it is not given although it says so.
+        ``without``: capabilities of the container's specification that it does not get.
         """
         enter = ["nsenter", f"--target={self.pid}", "--net"]
         if self.spec.spec.get("hostUsers") is False:
@@ -115,11 +115,11 @@ def _tmp_last(mount: tuple[str, str]) -> tuple[bool, str]:
 
 
 @contextlib.contextmanager
-def played(spec: Pod, objects: list[Object], lab: Lab, folder: Path) -> Iterator[Played]:
-    """A pod in a network namespace of its own, which has the lab's link; gone at the end.
+def run_pod(spec: Pod, objects: list[Object], lab: Lab, folder: Path) -> Iterator[RunningPod]:
+    """Run a pod in a new network namespace with the lab's link; remove it at the end.
 
-    ``folder`` is where its volumes are: those that are there already keep what they have, as an
-    emptyDir does when a pod's network namespace is made anew.
+    ``folder`` holds its volumes. Existing volumes keep their content, as an emptyDir does when a
+    pod gets a new network namespace.
     """
     _volumes(spec, objects, folder)
     users = []
@@ -144,9 +144,9 @@ def played(spec: Pod, objects: list[Object], lab: Lab, folder: Path) -> Iterator
             lambda: subprocess.run(["ip", "-batch", "-"], input=_LINK, text=True, check=True)
         )
         try:
-            yield Played(spec, namespace, holder.pid, folder)
+            yield RunningPod(spec, namespace, holder.pid, folder)
         finally:
-            # It would go with the namespace, and be wanted by the next one.
+            # The next pod needs the link, which would be removed with the namespace.
             namespace.call(lambda: ip("link", "set", "sb0", "netns", f"/run/netns/{lab.sandbox}"))
             holder.stdin.close()
 
@@ -158,11 +158,11 @@ def _volumes(spec: Pod, objects: list[Object], folder: Path) -> None:
         if found["kind"] == "ConfigMap"
     }
     for volume in spec.spec["volumes"]:
-        place = folder / "volumes" / volume["name"]
-        place.mkdir(parents=True, exist_ok=True)
-        place.chmod(0o777)  # as an emptyDir is
+        path = folder / "volumes" / volume["name"]
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o777)  # as an emptyDir is
         for name, content in maps.get(volume.get("configMap", {}).get("name"), {}).items():
-            (place / name).write_text(content, encoding="utf-8")
+            (path / name).write_text(content, encoding="utf-8")
     etc, lib = folder / "etc", folder / "lib"
     for each in (etc, lib):
         each.mkdir(exist_ok=True)
@@ -176,7 +176,7 @@ def _volumes(spec: Pod, objects: list[Object], folder: Path) -> None:
 
 
 class World:
-    """What answers beyond the pod's link, on the addresses that stand for the internet."""
+    """Servers beyond the pod's link, on the addresses of the internet."""
 
     def __init__(self, lab: Lab) -> None:
         ip("-n", lab.gateway, "address", "add", f"{INTERNET4}/32", "dev", "lo")
@@ -191,9 +191,9 @@ class World:
             each.close()
 
     def reached(self, seconds: float = 0) -> list[tuple[str, int]]:
-        """The protocols and ports that somebody got to since it was last asked, in order.
+        """Return the sorted protocols and ports that were reached since the last call.
 
-        With ``seconds`` it waits at most so long for the first one.
+        Wait at most ``seconds`` for the first one.
         """
         found: list[tuple[str, int]] = []
         until = time.monotonic() + seconds

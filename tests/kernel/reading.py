@@ -1,4 +1,4 @@
-"""Reading from a live source in bounded time."""
+"""Helpers that read from a live source in bounded time."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from ocsf_nft.sources.nflog import Nflog
 
 _QUIET_SECONDS = 0.15
-_PATIENCE_SECONDS = 5.0
+_TIMEOUT_SECONDS = 5.0
 
 
 async def until(
     batches: AsyncIterator[Batch], enough: Callable[[Batch], bool], *, seconds: float = 120.0
 ) -> Batch:
-    """All that came, in one batch, once that is enough; raises TimeoutError."""
+    """Return everything read, as one batch, once ``enough`` is true; raises TimeoutError."""
     so_far = Batch()
     async with asyncio.timeout(seconds):
         while not enough(so_far):
@@ -35,7 +35,7 @@ async def until(
 
 
 async def until_quiet(batches: AsyncIterator[Batch], *, seconds: float = 0.3) -> Batch:
-    """All that comes until nothing but positions comes for so long; ends the iteration."""
+    """Return everything read until only cursors arrive for ``seconds``; ends the iteration."""
     so_far = Batch()
     while True:
         try:
@@ -43,16 +43,16 @@ async def until_quiet(batches: AsyncIterator[Batch], *, seconds: float = 0.3) ->
                 while True:
                     batch = await anext(batches)
                     so_far = joined(so_far, batch)
-                    if batch.records or batch.gaps or batch.rejects:
+                    if batch.records or batch.gaps or batch.rejected:
                         break
         except TimeoutError:
             return so_far
 
 
-async def must_leave_nothing_behind(source: Source) -> None:
-    """Once its reading is cancelled, as many descriptors and threads are open as before."""
+async def assert_nothing_left_open(source: Source) -> None:
+    """Assert that a cancelled reader leaves no descriptor and no thread open."""
 
-    def held() -> tuple[int, int]:
+    def open_resources() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), threading.active_count()  # noqa: PTH208 - shorter
 
     async def read() -> None:
@@ -60,53 +60,55 @@ async def must_leave_nothing_behind(source: Source) -> None:
             async for _ in source.batches():
                 pass
 
-    before = held()
+    before = open_resources()
     task = asyncio.ensure_future(read())
     await asyncio.sleep(0.05)
-    assert held() > before
+    assert open_resources() > before
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert held() == before
+    assert open_resources() == before
 
 
 def joined(one: Batch, other: Batch) -> Batch:
     return Batch(
         records=one.records + other.records,
         gaps=one.gaps + other.gaps,
-        rejects=one.rejects + other.rejects,
+        rejected=one.rejected + other.rejected,
         cursor=other.cursor or one.cursor,
     )
 
 
-def lost(batch: Batch) -> int:
-    return sum(gap.lost or 0 for gap in batch.gaps)
+def dropped(batch: Batch) -> int:
+    return sum(gap.dropped or 0 for gap in batch.gaps)
 
 
-async def taken(source: Nflog, wanted: Callable[[Record], bool]) -> list[Record]:
-    """What the source gives until a wanted record came, or it did not come in good time.
+async def until_found(source: Nflog, is_match: Callable[[Record], bool]) -> list[Record]:
+    """Return the records up to a matching one, or up to the timeout of 5 s.
 
-    All that comes with the wanted one is in it.
+    Records that arrive in the same batch as the matching one are included.
     """
     found: list[Record] = []
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
             async for batch in source.batches():
-                assert not batch.rejects
+                assert not batch.rejected
                 found += batch.records
-                if any(map(wanted, batch.records)):
+                if any(map(is_match, batch.records)):
                     break
     return found
 
 
 async def rest(source: Nflog) -> list[Record]:
-    """What the source gives until nothing came for a while."""
+    """Return the records until none arrives for 0.15 s."""
     batch = await until_quiet(source.batches(), seconds=_QUIET_SECONDS)
-    assert not batch.rejects
+    assert not batch.rejected
     return list(batch.records)
 
 
 async def refused_at(source: Nflog, rule: str, protocol: int) -> bool:
-    """Whether a packet of the protocol was soon refused by the rule."""
-    found = await taken(source, lambda record: (record.rule, record.protocol) == (rule, protocol))
+    """Return whether the rule refuses a packet of the protocol within 5 s."""
+    found = await until_found(
+        source, lambda record: (record.rule, record.protocol) == (rule, protocol)
+    )
     return any((record.rule, record.protocol) == (rule, protocol) for record in found)

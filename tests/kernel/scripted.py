@@ -1,4 +1,4 @@
-"""Programs of Python that try something in a sandbox, and say who they are."""
+"""Python programs that make attempts in a sandbox and print their process ids."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ START: Final = textwrap.dedent("""
     def udp(family=socket.AF_INET): return socket.socket(family, socket.SOCK_DGRAM)
     def tcp(family=socket.AF_INET): return socket.socket(family, socket.SOCK_STREAM)
     refused = contextlib.suppress(OSError)
-    def say(): print(os.getpid(), flush=True)
+    def print_pid(): print(os.getpid(), flush=True)
 """)
 
 
 def run(lab: Lab, program: str, by: tuple[str, ...] = BY) -> list[int]:
-    """Run a program in the sandbox to its end; the numbers that it has said."""
+    """Run a program in the sandbox to its end and return the numbers that it printed."""
     done = lab.sandbox_namespace.call(
         lambda: subprocess.run(
             [*by, f"{START}\n{textwrap.dedent(program)}"],

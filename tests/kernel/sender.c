@@ -1,4 +1,4 @@
-/* One attempt by a program of its own: sender tcp|udp ADDRESS PORT gone|stays */
+/* Makes one attempt: sender tcp|udp ADDRESS PORT exits|stays */
 #include <arpa/inet.h>
 #include <stdlib.h>
 #include <string.h>

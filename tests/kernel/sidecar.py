@@ -1,4 +1,4 @@
-"""A pod to fence, and what its users do: the proxy's, the workload's, root."""
+"""A pod to fence, and actions of its users: the proxy's user, the workload's user, root."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ T = TypeVar("T")
 POD: Final = "pod"
 PROXY_UID: Final = 3128
 WORKLOAD_UID: Final = 1001
-#: Where users of a user namespace begin in ours.
+#: The first user of the user namespace, as the initial user namespace numbers it.
 FIRST: Final = 100_000
-#: The proxy of a pod, as its programs know it.
+#: Address of the proxy, for the programs in the pod.
 ADDRESS: Final = "127.0.0.1:3128"
 SPEC: Final = FenceSpec(sandbox=POD, proxy_uids=(PROXY_UID,), proxies=(endpoint(ADDRESS),))
 
@@ -56,24 +56,24 @@ _ECHO: Final = {
 
 
 def proxy(lab: Lab, work: Callable[[], T]) -> T:
-    """Do something in the pod as the proxy's user, who has no capability."""
+    """Run ``work`` in the pod as the proxy's user, without capabilities."""
     return lab.sandbox_namespace.call(as_user(PROXY_UID, work, capabilities=frozenset()))
 
 
 def workload(lab: Lab, work: Callable[[], T]) -> T:
-    """The same as another user."""
+    """Run ``work`` in the pod as the workload's user, without capabilities."""
     return lab.sandbox_namespace.call(as_user(WORKLOAD_UID, work, capabilities=frozenset()))
 
 
-def let_everybody_ping() -> None:
-    """Let all groups of the calling thread's namespace have ping sockets (icmp(7))."""
+def allow_ping_sockets() -> None:
+    """Allow ping sockets to all groups of the calling thread's namespace (icmp(7))."""
     Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 2147483647", encoding="ascii")
 
 
 def ping(
     family: socket.AddressFamily, to: str, *, seconds: float, content: bytes = b"bypass"
 ) -> bytes:
-    """An echo request by a ping socket, and what came back; raises OSError."""
+    """Send an echo request by a ping socket and return the answer; raises OSError."""
     protocol, kind = _ECHO[family]
     with socket.socket(family, socket.SOCK_DGRAM, protocol) as sock:
         sock.settimeout(seconds)
@@ -82,8 +82,8 @@ def ping(
 
 
 def connect(family: socket.AddressFamily, to: str, port: int = PORT) -> socket.socket:
-    """A connection; raises OSError."""
-    # Not by create_connection: that imports more, which a user may not be allowed to read.
+    """Return a new connection; raises OSError."""
+    # create_connection imports further modules, which the user may have no permission to read.
     sock = socket.socket(family)
     try:
         sock.settimeout(10)
@@ -98,7 +98,7 @@ def connect(family: socket.AddressFamily, to: str, port: int = PORT) -> socket.s
 def server(
     lab: Lab, family: socket.AddressFamily, kind: socket.SocketKind
 ) -> Iterator[socket.socket]:
-    """A socket on the gateway, listening where its kind does, that waits for ten seconds."""
+    """Open a server socket on the gateway, with a timeout of ten seconds."""
 
     def made() -> socket.socket:
         sock = socket.socket(family, kind)
@@ -116,7 +116,7 @@ def server(
 def connected(
     lab: Lab, family: socket.AddressFamily, server: socket.socket
 ) -> tuple[socket.socket, socket.socket]:
-    """A connection of the proxy's to the server: both ends, first the proxy's."""
+    """Connect the proxy to the server; return the proxy's end and the server's end."""
     ours = proxy(lab, lambda: connect(family, GATEWAY[family]))
     theirs, _ = server.accept()
     theirs.settimeout(10)
@@ -124,12 +124,12 @@ def connected(
 
 
 def refused(lab: Lab, rule: str, protocol: str) -> int:
-    """How many packets of a protocol (as nft calls it) a rule of the fence refused."""
+    """Return the number of refused packets of a rule and a protocol (nft's name for it)."""
     packets = 0
     for version in (4, 6):
         table = ("netdev" if rule == "link" else "inet", "ocsf_nft")
-        wanted = ("list", "set", *table, f"flows{version}_{rule}")
-        listed = json.loads(nft(lab.sandbox_namespace, "-j", *wanted))
+        command = ("list", "set", *table, f"flows{version}_{rule}")
+        listed = json.loads(nft(lab.sandbox_namespace, "-j", *command))
         for element in listed["nftables"][1]["set"].get("elem", ()):
             if element["elem"]["val"]["concat"][1] == protocol:
                 packets += element["elem"]["counter"]["packets"]
@@ -137,7 +137,7 @@ def refused(lab: Lab, rule: str, protocol: str) -> int:
 
 
 def fill(sock: socket.socket) -> int:
-    """Send until no more fits; how many bytes did."""
+    """Send until the buffers are full; return the number of sent bytes."""
     sock.setblocking(False)
     sent, end = 0, time.monotonic() + 0.3
     while time.monotonic() < end:
@@ -148,16 +148,16 @@ def fill(sock: socket.socket) -> int:
     return sent
 
 
-def until(true: Callable[[], object]) -> None:
-    """Wait for it, at most twenty seconds."""
+def until(is_true: Callable[[], object]) -> None:
+    """Wait until ``is_true`` returns a true value, at most twenty seconds."""
     end = time.monotonic() + 20
-    while not true():
+    while not is_true():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
-def port_the_proxy_had(lab: Lab, family: socket.AddressFamily, server: socket.socket) -> int:
-    """Of a connection that the proxy reset: nobody has it any more, not even TIME_WAIT."""
+def closed_proxy_port(lab: Lab, family: socket.AddressFamily, server: socket.socket) -> int:
+    """Return the port of a connection that the proxy reset: now unused, without TIME_WAIT."""
     ours, theirs = connected(lab, family, server)
     port: int = ours.getsockname()[1]
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
@@ -168,7 +168,7 @@ def port_the_proxy_had(lab: Lab, family: socket.AddressFamily, server: socket.so
 
 @contextlib.contextmanager
 def far(lab: Lab) -> Iterator[Callable[[], list[bytes]]]:
-    """What arrives at the far end, less what the kernel sends by itself."""
+    """Capture frames at the far end, without those that the kernel sends by itself."""
     with far_side.watch(lab, has_proxy=False) as watched:
 
         def strays() -> list[bytes]:
@@ -179,14 +179,14 @@ def far(lab: Lab) -> Iterator[Callable[[], list[bytes]]]:
 
 
 def _is_multicast6(frame: bytes) -> bool:
-    """Before there is a fence a kernel looks for routers, and tells of its groups."""
+    """Return whether it is IPv6 multicast: a kernel solicits routers and reports its groups."""
     return frame[:2] == b"\x33\x33"
 
 
 def forged(
     family: socket.AddressFamily, source: str, protocol: int, payload: bytes
 ) -> Callable[[], None]:
-    """A packet to the pod itself, so on loopback, from whomever; the checksum in it is right."""
+    """Send a packet from any source to the pod itself, on loopback, with a valid checksum."""
     packet = _forged(family, source, protocol, payload)
     whole = means.whole4 if family == socket.AF_INET else means.whole6
     return whole(packet, OWN[family])
@@ -195,7 +195,7 @@ def forged(
 def forged_frame(
     family: socket.AddressFamily, source: str, protocol: int, payload: bytes
 ) -> Callable[[], None]:
-    """The same as a frame on loopback, which the pod's IP stack does not send."""
+    """Send it as a frame on loopback, which bypasses the sending side of the pod's IP stack."""
     kind = packets.ETH_IP if family == socket.AF_INET else packets.ETH_IP6
     frame = packets.frame(bytes(6), bytes(6), kind, _forged(family, source, protocol, payload))
 
@@ -228,11 +228,10 @@ def _with_checksum(source: str, destination: str, protocol: int, payload: bytes)
 
 @contextlib.contextmanager
 def rootless(lab: Lab) -> Iterator[tuple[Lab, list[str]]]:
-    """The lab with its link in a namespace that a user namespace of its own owns.
+    """Yield the lab with its link in a namespace of a new user namespace, and a command prefix.
 
-    There users count from 100,000 of ours, but for root: who there is root, is root here without a
-    capability over anything of ours, for the tree that is tested is root's alone to read. With it
-    comes what to put before a command for root there to run it.
+    The new users map to 100,000 and above. Root maps to root, because only root may read the tested
+    tree. Inside, root has no capability over the machine. The prefix runs a command as that root.
     """
     users = [
         part

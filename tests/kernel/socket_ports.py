@@ -1,4 +1,4 @@
-"""Attempts from a port that another process has too, takes over, or is framed by."""
+"""Attempts from a port that another process has too, takes over, or imitates."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tests.kernel.inside import (
     PORT,
     attempt,
     fork,
-    given,
+    given_descriptor,
     other_program,
-    say,
+    print_pids,
     stay,
     udp_socket,
 )
 
 
 def tcp_port_taken() -> None:
-    """The sender's port is another's at once, by a process that was there before."""
+    """Give the sender's port at once to a process that started before."""
     mine, other = socket.socketpair()
 
     def take() -> None:
@@ -48,20 +48,20 @@ def tcp_port_taken() -> None:
     sender = fork(try_it)
     mine.recv(16)
     os.waitpid(sender, 0)
-    say(sender=sender, taker=taker)
+    print_pids(sender=sender, taker=taker)
     stay()
 
 
-def gone() -> None:
-    """Sent by a process that has ended."""
+def exited() -> None:
+    """Send as a process that has ended."""
     sender = fork(lambda: attempt(udp_socket()))
     os.waitpid(sender, 0)
-    say(sender=sender)
+    print_pids(sender=sender)
     stay()
 
 
 def port_taken() -> None:
-    """The sender has ended, and a process that was there before has its port, and its target."""
+    """Give the ended sender's port and target to a process that started before."""
     mine, other = socket.socketpair()
 
     def take() -> None:
@@ -91,25 +91,25 @@ def port_taken() -> None:
 
     sender = fork(send)
     mine.recv(16)
-    say(sender=sender, taker=taker)
+    print_pids(sender=sender, taker=taker)
     stay()
 
 
 def churn() -> None:
-    """Take one port after the other, and send nothing that is refused."""
-    kept: list[socket.socket] = []
-    say(pid=os.getpid())
+    """Take one port after the other, and send no refused packet."""
+    opened: list[socket.socket] = []
+    print_pids(pid=os.getpid())
     while not select.select([0], [], [], 0)[0]:
         sock = udp_socket()
         with contextlib.suppress(OSError):
             sock.connect(("127.0.0.1", 9))
-            kept.append(sock)
-        if len(kept) > 12:
-            kept.pop(0).close()
+            opened.append(sock)
+        if len(opened) > 12:
+            opened.pop(0).close()
 
 
 def shared_port() -> None:
-    """Two processes have a socket with the port, one of them has sent."""
+    """Send as one of two processes that have a socket with the port."""
 
     def have() -> socket.socket:
         sock = udp_socket()
@@ -122,19 +122,19 @@ def shared_port() -> None:
 
     def other() -> None:
         sock.close()
-        _kept = have()
+        _open = have()
         others.send(b"have")
         stay()
 
     child = fork(other)
     mine.recv(16)
     attempt(sock)
-    say(sender=os.getpid(), other=child)
+    print_pids(sender=os.getpid(), other=child)
     stay()
 
 
-def shared_port_gone() -> None:
-    """The same, and the one that has sent has ended."""
+def shared_port_exited() -> None:
+    """Send as one of two processes that have a socket with the port, and end."""
 
     def have() -> socket.socket:
         sock = udp_socket()
@@ -142,28 +142,28 @@ def shared_port_gone() -> None:
         sock.bind(("0.0.0.0", OWN_PORT))
         return sock
 
-    kept = have()
+    sock = have()
     sender = fork(lambda: attempt(have()))
     os.waitpid(sender, 0)
-    say(sender=sender, kept=kept.fileno())
+    print_pids(sender=sender, descriptor=sock.fileno())
     stay()
 
 
 def many() -> None:
-    """More sockets with one port than are looked through."""
-    kept = []
+    """Open more sockets with one port than a lookup checks."""
+    opened = []
     for _ in range(400):
         sock = udp_socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(("0.0.0.0", OWN_PORT))
-        kept.append(sock)
-    attempt(kept[0])
-    say(sender=os.getpid(), sockets=len(kept))
+        opened.append(sock)
+    attempt(opened[0])
+    print_pids(sender=os.getpid(), sockets=len(opened))
     stay()
 
 
 def other_user() -> None:
-    """Root has a socket with the port; a user has one too, and sends."""
+    """Send as a user while root has a socket with the same port."""
     sock = udp_socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("0.0.0.0", OWN_PORT))
@@ -177,7 +177,7 @@ def other_user() -> None:
 
     sender = fork(user)
     os.read(sent, 1)
-    say(sender=sender, other=os.getpid())
+    print_pids(sender=sender, other=os.getpid())
     stay()
 
 
@@ -186,23 +186,23 @@ def _sharing() -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("0.0.0.0", OWN_PORT))
     attempt(sock)
-    os.write(given(), b"x")
-    os.close(given())
+    os.write(given_descriptor(), b"x")
+    os.close(given_descriptor())
     stay()
 
 
 def forged() -> None:
-    """A process makes a UDP packet by hand, as if it came from another's socket."""
+    """Make a UDP packet by hand, with the addresses of another process's socket."""
     sock, victim = _forge()
     sock.close()  # before a lookup: a process with such a socket may have made any packet
-    say(sender=os.getpid(), victim=victim)
+    print_pids(sender=os.getpid(), victim=victim)
     stay()
 
 
 def forged_openly() -> None:
-    """The same, and it keeps what it has made the packet with."""
-    _kept, victim = _forge()
-    say(sender=os.getpid(), victim=victim)
+    """Make a UDP packet by hand, and keep the raw socket open."""
+    _open, victim = _forge()
+    print_pids(sender=os.getpid(), victim=victim)
     stay()
 
 
@@ -221,6 +221,6 @@ def _forge() -> tuple[socket.socket, int]:
 def _bound() -> None:
     sock = udp_socket()
     sock.bind(("0.0.0.0", OWN_PORT))
-    os.write(given(), b"x")
-    os.close(given())
+    os.write(given_descriptor(), b"x")
+    os.close(given_descriptor())
     stay()

@@ -1,4 +1,4 @@
-"""How long this machine does nothing for a program that wants a moment of it, and of its disk."""
+"""Measurement of the delays of this machine, for a thread that writes to a disk."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ _PERIOD_MS = 20
 
 @dataclass
 class Stalls:
-    """When each look at the clock was to be made (ms since the epoch), and how late it was."""
+    """Delays of a thread: for each sample its due time (ms since the epoch) and its delay (ms)."""
 
-    looks: list[tuple[float, float]] = field(default_factory=list)
+    samples: list[tuple[float, float]] = field(default_factory=list)
 
     def worst_ms(self, from_ms: float, to_ms: float) -> float:
-        """The longest of those that were on at a time."""
+        """Return the longest delay (ms) that overlaps a period (ms since the epoch)."""
         return max(
-            (late for at, late in self.looks if at <= to_ms and at + late >= from_ms), default=0
+            (late for at, late in self.samples if at <= to_ms and at + late >= from_ms), default=0
         )
 
 
 @contextlib.contextmanager
 def watched(folder: Path) -> Iterator[Stalls]:
-    """Look in a thread, which writes a byte to the disk of the folder each time it wakes up."""
+    """Measure in a thread, which writes a byte to the disk of ``folder`` at each sample."""
     stalls, ended = Stalls(), threading.Event()
 
-    def look() -> None:
+    def measure() -> None:
         with (folder / "stalls").open("wb", buffering=0) as file:
             while not ended.is_set():
                 due_ms = time.time() * 1000 + _PERIOD_MS
                 ended.wait(_PERIOD_MS / 1000)
                 file.write(b".")
                 os.fsync(file.fileno())
-                stalls.looks.append((due_ms, max(0.0, time.time() * 1000 - due_ms)))
+                stalls.samples.append((due_ms, max(0.0, time.time() * 1000 - due_ms)))
 
-    looking = threading.Thread(target=look)
-    looking.start()
+    thread = threading.Thread(target=measure)
+    thread.start()
     try:
         yield stalls
     finally:
         ended.set()
-        looking.join()
+        thread.join()

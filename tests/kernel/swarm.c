@@ -1,8 +1,8 @@
-/* Many processes that are gone at once, some at the same time.
+/* Starts many short-lived processes, some of them at the same time.
  *
- * swarm FIRST END FLAGS MASK AT_ONCE PROGRAM…: for each number a process that runs one of the
- * programs in turn, with the number, and FLAGS or those of its bits of MASK that the number has.
- * Prints the number and the pid of each, and ends when all have. */
+ * swarm FIRST END FLAGS MASK AT_ONCE PROGRAM…: for each number it starts one of the
+ * programs in turn, with the number and with FLAGS plus those bits of MASK that the number has.
+ * It prints the number and the pid of each, and ends when all have ended. */
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>

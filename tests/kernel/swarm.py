@@ -1,6 +1,6 @@
-"""Attempts by many processes that are gone at once, and who made which: what attribution must say.
+"""Attempts by many short-lived processes, and the process of each: the expected attribution.
 
-The number of each is in its packet, so that a record says whose it is by itself.
+Each packet contains its number, so that a record can be matched to its attempt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
 IPV6, NONBLOCKING, UDP, CONNECTED, STAYS = 1, 2, 4, 8, 16
-#: The smallest MSS that Linux takes is 88, and a number is to be told from that of a usual SYN.
+#: The smallest MSS that Linux accepts is 88; a number must differ from the MSS of a usual SYN.
 FIRST: Final = 2000
 _HEADERS: Final = {4: 28, 6: 48}
 _MSS: Final = "0204"
@@ -24,7 +24,7 @@ _MSS: Final = "0204"
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """Who made an attempt."""
+    """The process that made an attempt."""
 
     pid: int
     path: str
@@ -33,7 +33,7 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Swarm:
-    """Programs that attempt, and one that starts them."""
+    """Programs that make an attempt, and the program that starts them."""
 
     launcher: Path
     programs: tuple[Path, ...]
@@ -41,9 +41,10 @@ class Swarm:
     def start(
         self, namespace: Namespace, numbers: range, flags: int, *, mask: int = 0, at_once: int = 8
     ) -> subprocess.Popen[str]:
-        """Begin to make as many attempts as there are numbers.
+        """Start as many attempts as there are numbers.
 
-        They give way to who watches: a run goes before most others too (``privileges.go_first``).
+        They run with a lower priority than the observer: a run also has a higher priority than most
+        processes (``privileges.raise_priority``).
         """
         arguments = map(str, (numbers.start, numbers.stop, flags, mask, at_once, *self.programs))
         return namespace.call(
@@ -53,12 +54,12 @@ class Swarm:
         )
 
     def truth(self, running: subprocess.Popen[str]) -> dict[int, Truth]:
-        """Who made which, when all have ended."""
-        told, _ = running.communicate(timeout=120)
+        """Wait until all processes have ended; return the process of each number."""
+        output, _ = running.communicate(timeout=120)
         if running.returncode != 0:
             raise RuntimeError("the attempts were not made")
         found = {}
-        for line in told.splitlines():
+        for line in output.splitlines():
             number, pid = map(int, line.split())
             path = str(self.programs[number % len(self.programs)])
             found[number] = Truth(pid, path, running.pid)
@@ -66,7 +67,7 @@ class Swarm:
 
 
 def build(folder: Path, programs: int) -> Swarm:
-    """Compile them; each program is a file of its own."""
+    """Compile the programs, each to its own file."""
     here = Path(__file__).parent
     made = [folder / "swarm", folder / "brief"]
     for each in made:
@@ -80,7 +81,7 @@ def build(folder: Path, programs: int) -> Swarm:
 
 
 def number_of(record: Record) -> int | None:
-    """The number that a record's packet tells; None where it is none of the swarm's."""
+    """Return the number in a record's packet; None if the packet is not from the swarm."""
     if record.protocol == 17 and record.length is not None and record.ip_version is not None:
         return record.length - _HEADERS[record.ip_version]
     options = record.details.get("tcp_options")

@@ -1,7 +1,7 @@
-"""A virtual machine as its host sees it: a TAP device, and somebody who plays the VM behind it.
+"""A virtual machine from its host's side: a TAP device, with a substitute for the VM behind it.
 
-The player is a network namespace of its own whose kernel answers ARP and speaks TCP, joined to the
-TAP device by a thread that carries the frames; and frames by hand go in beside it.
+The substitute is a network namespace, whose kernel answers ARP and TCP. A thread carries frames
+between it and the TAP device. Tests can also send hand-made frames.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ _FRAME_BYTES = 65535
 
 
 def spec(sandbox: str, device: str = DEVICE, *subnets: str, mac: str | None = None) -> FenceSpec:
-    """A VM's fence, with one gateway port for each subnet."""
-    asked = tuple(map(subnet, subnets or SUBNETS))
-    ends = (f"[{each.ip}]" if each.version == 6 else str(each.ip) for each in asked)
+    """Return the specification of a VM's fence, with one gateway port for each subnet."""
+    parsed = tuple(map(subnet, subnets or SUBNETS))
+    ends = (f"[{each.ip}]" if each.version == 6 else str(each.ip) for each in parsed)
     return FenceSpec(
         sandbox=sandbox,
         proxies=tuple(endpoint(f"{end}:{PORT}") for end in ends),
-        tap=Tap(device=device, subnets=asked, mac=mac),
+        tap=Tap(device=device, subnets=parsed, mac=mac),
     )
 
 
 def made(namespace: Namespace, device: str, mac: bytes | None = None) -> int:
-    """Make a TAP device in a namespace; it lasts as long as the descriptor is open."""
+    """Create a TAP device in a namespace. It exists as long as the returned descriptor is open."""
 
     def make() -> int:
         descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -74,8 +74,8 @@ def made(namespace: Namespace, device: str, mac: bytes | None = None) -> int:
 class Machine:
     """A VM. ``host_end`` is the descriptor that a hypervisor would hold.
 
-    ``guest`` is where its kernel runs and ``guest_end`` that kernel's TAP device; without them it
-    sends what is sent by hand, and answers nothing.
+    ``guest`` is the namespace of its kernel and ``guest_end`` that kernel's TAP device. Without a
+    ``guest_end`` the VM sends only hand-made frames and answers nothing.
     """
 
     host: Namespace
@@ -83,8 +83,8 @@ class Machine:
     host_end: int
     guest: Namespace
     guest_end: int | None
-    #: What has come to the VM.
-    came: list[bytes] = field(default_factory=list)
+    #: Frames that the VM has received.
+    received: list[bytes] = field(default_factory=list)
 
     def send(self, frame: bytes) -> None:
         """Send a frame as the VM."""
@@ -105,18 +105,18 @@ class Machine:
             if stop in ready:
                 return
             for end in ready:
-                # A device that is down or gone takes no frame and gives none.
+                # A device that is down or removed accepts no frame and delivers none.
                 with contextlib.suppress(OSError):
                     frame = os.read(end, _FRAME_BYTES)
                     if end == self.host_end:
-                        self.came.append(frame)
+                        self.received.append(frame)
                     if (other := ends[end]) is not None:
                         os.write(other, frame)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A host with an uplink to the internet, and nothing on it yet."""
+    """A host with an uplink to the internet, without VMs."""
 
     host: Namespace
     internet: Namespace
@@ -126,7 +126,7 @@ class Site:
 
 @contextlib.contextmanager
 def site() -> Iterator[Site]:
-    """A host that forwards nothing, with an uplink to the internet."""
+    """Create a host that forwards nothing, with an uplink to the internet."""
     token = secrets.token_hex(3)
     with contextlib.ExitStack() as cleanup:
         host, internet = (f"ocsf-nft-{token}-{kind}" for kind in ("host", "inet"))
@@ -212,7 +212,7 @@ def routes_back(site: Site) -> None:
 
 
 def _await(address: str) -> None:
-    """Wait until an address answers: a link that came up just now takes nothing for a moment."""
+    """Wait until an address answers: a link accepts nothing for a short time after it is up."""
     for _ in range(50):
         try:
             socket.create_connection((address, 9), 0.1).close()
@@ -230,14 +230,14 @@ def _up(namespace: str, device: str, *addresses: str) -> None:
 
 
 def settings(namespace: Namespace) -> dict[str, str]:
-    """All of /proc/sys/net of a namespace that can be read and doesn't move by itself."""
+    """Return the readable settings in a namespace's /proc/sys/net that change only on request."""
     return namespace.call(lambda: dict(_settings()))
 
 
 def _settings() -> Iterator[tuple[str, str]]:
     for directory, _, names in os.walk("/proc/sys/net"):
         for name in names:
-            path = os.path.join(directory, name)  # noqa: PTH118 - some thousands of them
+            path = os.path.join(directory, name)  # noqa: PTH118 - thousands of paths
             with contextlib.suppress(OSError), open(path, "rb") as file:  # noqa: PTH123 - the same
                 if name != "nf_conntrack_count":
                     yield path, file.read().decode("latin-1")
@@ -245,7 +245,7 @@ def _settings() -> Iterator[tuple[str, str]]:
 
 @contextlib.contextmanager
 def listening(namespace: Namespace, address: str, port: int) -> Iterator[socket.socket]:
-    """A TCP server that accepts what comes."""
+    """Run a TCP server that accepts every connection."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     server = namespace.call(lambda: socket.create_server((address, port), family=family))
     with server:

@@ -1,4 +1,4 @@
-"""Every attempt is counted, whatever floods the log, and whoever reads it is stopped or killed."""
+"""Accounting of every attempt in a flood of the log, also if the reader is stopped or killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator, Sequence
 
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.flow import Element
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
@@ -38,21 +38,21 @@ _WHOLE = (pytest.mark.slow, pytest.mark.alone)
 _PAUSES = pytest.mark.parametrize("pause", [0.1, pytest.param(0.0, marks=_WHOLE)])
 #: How old a reading of the counters may be in a flood.
 _BEFORE_MS = 4_000
-#: A machine that stands still for longer shows nothing.
+#: A machine that pauses for longer can't show the delay.
 _LONGEST_STALL_MS = 2_000
-#: The shortest gap: the time between two readings is always less (``service/accounts.py``).
+#: The shortest gap: the time between two readings is always less (``service/account_loop.py``).
 _GAP_SECONDS = 6.0
 #: The most stops of a reader; one of them is not in the middle of a reading.
 _STOPS = 4
 #: The number of packets that one flow of a flood may have logged at once.
 _BURST = 100
 #: The size of a rule's sets of flows, in rules/accounting.nft.
-_PLACES = 16_384
+_SET_SIZE = 16_384
 
 
 @pytest.fixture
 def more_namespaces() -> Iterator[tuple[str, str]]:
-    """Two more sandboxes, which have a way to the internet, as far as they know."""
+    """Create two more sandboxes with a default route."""
     token = secrets.token_hex(3)
     names = (f"ocsf-nft-{token}-one", f"ocsf-nft-{token}-two")
     with contextlib.ExitStack() as cleanup:
@@ -67,8 +67,8 @@ def more_namespaces() -> Iterator[tuple[str, str]]:
         yield names
 
 
-def _told_by_itself(events: list[dict[str, Any]], rare: flooding.Rare) -> int | None:
-    """After how many milliseconds an attempt had an event of its own."""
+def _delay_of_own_event(events: list[dict[str, Any]], rare: flooding.Rare) -> int | None:
+    """Return the milliseconds until an attempt had a separate event; None without one."""
     for event in events:
         if event["class_uid"] == 4001 and "unmapped" in event and event["count"] == 1:
             where = event.get("dst_endpoint", {})
@@ -82,23 +82,23 @@ def _told_by_itself(events: list[dict[str, Any]], rare: flooding.Rare) -> int | 
     return None
 
 
-def _each_was_told_within_a_second(
+def _each_has_an_event_within_a_second(
     events: list[dict[str, Any]], tried: list[flooding.Rare], stalled: stalls.Stalls
 ) -> None:
-    """By itself; and the second is longer by what this machine stood still meanwhile."""
+    """Check each attempt for its event; a pause of this machine extends the second."""
     late: list[tuple[flooding.Rare, int | None]] = []
     for rare in tried:
-        ms = _told_by_itself(events, rare)
+        ms = _delay_of_own_event(events, rare)
         began = rare["time"]
         if ms is None or ms > 1000 + min(stalled.worst_ms(began, began + ms), _LONGEST_STALL_MS):
             late.append((rare, ms))
     assert not late
 
 
-def _same_flood(
+def _flood_of_two_flows(
     namespace: Namespace, packets: int, pause: float = 0
 ) -> list[subprocess.Popen[bytes]]:
-    """Two programs that flood one flow each."""
+    """Start two programs, each of which floods with one flow."""
     return [
         flooding.start(namespace, "same", address, str(packets // 2), str(pause))
         for address in flooding.FLOODED
@@ -111,7 +111,7 @@ def _same_flood(
 )
 def test_each_rare_attempt_in_a_flood_has_its_event_and_the_counts_add_up(
     fenced: Lab,
-    installed: Installed,
+    installed: InstalledFence,
     state: StateDirectory,
     tmp_path: Path,
     packets: int,
@@ -120,17 +120,17 @@ def test_each_rare_attempt_in_a_flood_has_its_event_and_the_counts_add_up(
     output = tmp_path / "events.jsonl"
     options = accounts.options(state, output)
     with stalls.watched(tmp_path) as stalled, command.running(*options) as running:
-        floods = _same_flood(fenced.sandbox_namespace, packets)
+        floods = _flood_of_two_flows(fenced.sandbox_namespace, packets)
         tried = flooding.made(flooding.start(fenced.sandbox_namespace, "rare", str(seconds)))
         assert [flood.wait(300) for flood in floods] == [0, 0]
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
     events = accounts.events_of(output)
     refused = accounts.refused_by(installed)
     assert refused["egress"] >= packets + len(tried)
-    assert accounts.told(events) == refused
+    assert accounts.reported_by_rule(events) == refused
     assert len(tried) > 5 * seconds
-    _each_was_told_within_a_second(events, tried, stalled)
+    _each_has_an_event_within_a_second(events, tried, stalled)
     assert accounts.status(state).code == 0
 
 
@@ -146,7 +146,7 @@ def test_a_flood_of_distinct_flows_is_bounded_and_counted_and_hides_no_other_san
     flows: int,
     seconds: int,
 ) -> None:
-    # Or it would look for routers between the last event and the counters.
+    # With IPv6, the sandbox would send router solicitations after the last event.
     lab.sandbox_namespace.call(conftest.without_ipv6)
     namespaces = dict(zip(("flooded", "one", "two"), (lab.sandbox, *more_namespaces), strict=True))
     fences = {
@@ -176,21 +176,21 @@ def test_a_flood_of_distinct_flows_is_bounded_and_counted_and_hides_no_other_san
         tried = {name: flooding.made(program) for name, program in trying.items()}
         assert [flood.wait(300) for flood in floods] == [0, 0]
         peak_kb = _peak_memory_kb(running.process.pid)
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
     events = accounts.events_of(output)
     refused = {name: accounts.refused_by(fence) for name, fence in fences.items()}
     assert refused["flooded"]["egress"] >= flows
     for name, by_rule in refused.items():
-        assert accounts.told(events, name) == by_rule
+        assert accounts.reported_by_rule(events, name) == by_rule
     for name, rare in tried.items():
         of_it = [e for e in events if e.get("src_endpoint", {}).get("name") == name]
         assert len(rare) > 5 * seconds
-        _each_was_told_within_a_second(of_it, rare, stalled)
-    assert all(len(found) <= _PLACES for found in _elements(fences["flooded"]))
+        _each_has_an_event_within_a_second(of_it, rare, stalled)
+    assert all(len(found) <= _SET_SIZE for found in _elements(fences["flooded"]))
     together = [e["count"] for e in events if "merged" in e.get("unmapped", {})]
-    assert sum(together) > flows - 3 * _PLACES
-    # Of what a busy kernel finds no room for at once, nobody knows whose it was.
+    assert sum(together) > flows - 3 * _SET_SIZE
+    # A busy kernel drops some records; the process of their packets is unknown.
     assert max(e["count"] for e in events if e["class_uid"] == 2004) > 0.999 * flows
     assert len(events) < 3_000
     assert peak_kb < 150_000
@@ -199,9 +199,9 @@ def test_a_flood_of_distinct_flows_is_bounded_and_counted_and_hides_no_other_san
 
 @_PAUSES
 @pytest.mark.parametrize("kind", ["same", "distinct"])
-def test_a_reader_that_is_stopped_in_a_flood_tells_the_gap_and_the_account_closes(
+def test_reader_stopped_in_a_flood_reports_the_gap_and_all_counts(
     fenced: Lab,
-    installed: Installed,
+    installed: InstalledFence,
     state: StateDirectory,
     tmp_path: Path,
     kind: str,
@@ -211,8 +211,8 @@ def test_a_reader_that_is_stopped_in_a_flood_tells_the_gap_and_the_account_close
     with command.running(*accounts.options(state, output)) as running:
         for _ in range(_STOPS):
             flood = _long_flood(fenced.sandbox_namespace, kind, pause)
-            told = _total(output)
-            accounts.until(lambda told=told: _total(output) > told + _BURST)  # type: ignore[misc]
+            reported = _total(output)
+            accounts.until(lambda reported=reported: _total(output) > reported + _BURST)  # type: ignore[misc]
             running.process.send_signal(signal.SIGSTOP)
             os.waitpid(running.process.pid, os.WUNTRACED)
             stopped_ms, before = _now_ms(), accounts.refused_by(installed).total()
@@ -222,17 +222,17 @@ def test_a_reader_that_is_stopped_in_a_flood_tells_the_gap_and_the_account_close
             during = accounts.refused_by(installed).total() - before
             running.process.send_signal(signal.SIGCONT)
             accounts.until(lambda at=stopped_ms: bool(_gaps_over(output, at)))  # type: ignore[misc]
-            # A reading that was stopped in its middle counts what came during the stop.
+            # A reading that was interrupted by the stop also counts the packets during the stop.
             if _gaps_over(output, stopped_ms)[0]["count"] >= during:
                 break
-        code, said = running.stop(signal.SIGTERM)
+        code, messages = running.stop(signal.SIGTERM)
         ended_ms = _now_ms()
-    assert code == 0, said
+    assert code == 0, messages
     events = accounts.events_of(output)
-    assert accounts.told(events) == accounts.refused_by(installed)
+    assert accounts.reported_by_rule(events) == accounts.refused_by(installed)
     # A busy machine may delay the reader and cause other gaps.
     (gap,) = _gaps_over(output, stopped_ms)
-    # The readings are some time before the stop, and after it.
+    # One reading is some time before the stop, and one after it.
     assert during <= gap["count"] <= accounts.refused_by(installed).total()
     assert gap["end_time"] - gap["start_time"] > _GAP_SECONDS * 1000 - 500
     assert stopped_ms - _BEFORE_MS <= gap["start_time"]
@@ -241,8 +241,8 @@ def test_a_reader_that_is_stopped_in_a_flood_tells_the_gap_and_the_account_close
 
 
 @_PAUSES
-def test_a_reader_that_is_killed_in_a_flood_tells_the_gap_and_the_account_closes(
-    fenced: Lab, installed: Installed, state: StateDirectory, tmp_path: Path, pause: float
+def test_reader_killed_in_a_flood_reports_the_gap_and_all_counts(
+    fenced: Lab, installed: InstalledFence, state: StateDirectory, tmp_path: Path, pause: float
 ) -> None:
     output = tmp_path / "events.jsonl"
     flood = _long_flood(fenced.sandbox_namespace, "same", pause)
@@ -264,10 +264,10 @@ def test_a_reader_that_is_killed_in_a_flood_tells_the_gap_and_the_account_closes
     flood.kill()
     flood.wait()
     with command.running(*accounts.options(state, output)) as running:
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
     events = accounts.events_of(output)
-    assert accounts.told(events) == accounts.refused_by(installed)
+    assert accounts.reported_by_rule(events) == accounts.refused_by(installed)
     assert any(
         gap["end_time"] - gap["start_time"] > 1_500
         and killed_ms[0] - _BEFORE_MS <= gap["start_time"] <= killed_ms[0]
@@ -293,8 +293,8 @@ def test_each_flow_has_a_log_budget_of_its_own_and_no_more(
             assert 4 <= after.logged - before.logged <= 4 + took + 8, kind
 
 
-def test_what_is_refused_while_nobody_runs_is_told_by_the_next_run(
-    fenced: Lab, installed: Installed, state: StateDirectory, tmp_path: Path
+def test_packets_refused_without_a_run_are_reported_by_the_next_run(
+    fenced: Lab, installed: InstalledFence, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     attempts.attempt(fenced.sandbox_namespace, 1000, 7, "tcp4", "udp4")
@@ -305,7 +305,9 @@ def test_what_is_refused_while_nobody_runs_is_told_by_the_next_run(
             assert running.stop(signal.SIGTERM)[0] == 0
         firsts = [e["start_time"] for e in accounts.events_of(output) if "actor" in e]
         assert min(firsts) <= tried_ms
-        assert accounts.told(accounts.events_of(output)) == accounts.refused_by(installed)
+        assert accounts.reported_by_rule(accounts.events_of(output)) == accounts.refused_by(
+            installed
+        )
         attempts.attempt(fenced.sandbox_namespace, 1000, 5, "tcp4", "udp4")
     seen = {
         (event["connection_info"]["protocol_name"], event["dst_endpoint"]["port"]): event["count"]
@@ -318,9 +320,9 @@ def test_what_is_refused_while_nobody_runs_is_told_by_the_next_run(
 @pytest.mark.parametrize(
     ("packets", "pause"), [(25_000, 0.1), pytest.param(250_000, 0.0, marks=_WHOLE)]
 )
-def test_a_fence_that_is_installed_anew_under_a_run_keeps_the_account(
+def test_fence_reinstalled_under_a_run_does_not_change_the_counts(
     fenced: Lab,
-    installed: Installed,
+    installed: InstalledFence,
     spec: FenceSpec,
     state: StateDirectory,
     tmp_path: Path,
@@ -329,7 +331,7 @@ def test_a_fence_that_is_installed_anew_under_a_run_keeps_the_account(
 ) -> None:
     output = tmp_path / "events.jsonl"
     with command.running(*accounts.options(state, output)) as running:
-        floods = _same_flood(fenced.sandbox_namespace, packets, pause)
+        floods = _flood_of_two_flows(fenced.sandbox_namespace, packets, pause)
         for number in range(8):
             more = endpoint(f"10.200.0.{100 + number}:3128")
             changed = FenceSpec(sandbox=spec.sandbox, proxies=(*spec.proxies, more))
@@ -338,7 +340,7 @@ def test_a_fence_that_is_installed_anew_under_a_run_keeps_the_account(
         assert running.stop(signal.SIGTERM)[0] == 0
     refused = accounts.refused_by(installed)
     assert refused["egress"] >= packets
-    assert accounts.told(accounts.events_of(output)) == refused
+    assert accounts.reported_by_rule(accounts.events_of(output)) == refused
 
 
 def _now_ms() -> int:
@@ -346,14 +348,14 @@ def _now_ms() -> int:
 
 
 def _long_flood(namespace: Namespace, kind: str, pause: float) -> subprocess.Popen[bytes]:
-    """One that goes on until it is killed."""
+    """Start a flood that goes on until it is killed."""
     argument = flooding.FLOODED[0] if kind == "same" else "20"
     return flooding.start(namespace, kind, argument, "100000000", str(pause))
 
 
 def _total(output: Path) -> int:
-    """Return how many packets the events so far come to."""
-    return accounts.told(written.so_far(output)).total()
+    """Return the sum of the packet counts of all events so far."""
+    return accounts.reported_by_rule(written.so_far(output)).total()
 
 
 def _gaps_over(output: Path, at_ms: int) -> list[dict[str, Any]]:
@@ -363,10 +365,10 @@ def _gaps_over(output: Path, at_ms: int) -> list[dict[str, Any]]:
 
 
 def _gaps(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [event for event in events if event.get("activity_name") == "Not Reading"]
+    return [event for event in events if event.get("activity_name") == "Collection Gap"]
 
 
-def _elements(installed: Installed) -> list[Sequence[Element]]:
+def _elements(installed: InstalledFence) -> list[Sequence[Element]]:
     with Counters(installed) as counters:
         reading = counters.read()
     return [found for each in reading.rules.values() for found in each.elements.values()]

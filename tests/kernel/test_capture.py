@@ -1,4 +1,4 @@
-"""Who did it, captured as they send: by many processes that are gone before anybody could look."""
+"""Attribution by capture: many processes send, and exit before any lookup could find them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution.capture import Capture, cookie
-from ocsf_nft.attribution.layout import Call
+from ocsf_nft.attribution.bpf_capture import Capture, cookie
+from ocsf_nft.attribution.bpf_layout import Call
 from tests.kernel import scripted, swarm
 from tests.kernel.swarm import CONNECTED, FIRST, IPV6, NONBLOCKING, UDP
 from tests.kernel.watching import fence, watching
@@ -45,7 +45,7 @@ def attackers(tmp_path_factory: pytest.TempPathFactory) -> Swarm:
     [(0, IPV6 | NONBLOCKING), (UDP, IPV6 | NONBLOCKING | CONNECTED)],
     ids=["tcp", "udp"],
 )
-async def test_each_of_many_that_are_gone_at_once_is_named(
+async def test_each_of_many_short_processes_is_named(
     lab: Lab,
     state: StateDirectory,
     attackers: Swarm,
@@ -57,9 +57,9 @@ async def test_each_of_many_that_are_gone_at_once_is_named(
     fence(lab, state, monkeypatch)
     middle, end = FIRST + attempts // 2, FIRST + attempts
     async with watching(lab) as watched:
-        assert watched.ladder.rung == "capture", watched.ladder.reason
+        assert watched.chain.method == "capture", watched.chain.reason
         began_ns = time.time_ns()
-        # Two that start them, at the same time: so parents differ too.
+        # Two launchers at the same time, so that the parents differ too.
         running = [
             attackers.start(lab.sandbox_namespace, numbers, flags, mask=mask)
             for numbers in (range(FIRST, middle), range(middle, end))
@@ -69,7 +69,7 @@ async def test_each_of_many_that_are_gone_at_once_is_named(
         )
         await watched.until(attempts, protocol=17 if flags & UDP else 6)
         ended_ns = time.time_ns()
-        lost = watched.ladder.lost
+        dropped = watched.chain.dropped
     truth = truths[0] | truths[1]
     verdicts = Counter(
         _verdict(by, truth[number], str(attackers.launcher))
@@ -79,17 +79,17 @@ async def test_each_of_many_that_are_gone_at_once_is_named(
     assert verdicts.total() == attempts
     for _, by in watched.found:
         assert by.process is None or (by.sent_ns or 0) in range(began_ns, ended_ns)
-    assert verdicts["right"] >= _ENOUGH * attempts, (verdicts, lost)
+    assert verdicts["right"] >= _ENOUGH * attempts, (verdicts, dropped)
     assert set(verdicts) <= {"right", "unknown"}
 
 
-def test_of_much_some_is_read_at_once_and_that_there_is_more_is_told(
+def test_many_events_are_read_in_parts(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fence(lab, state, monkeypatch)
     with Capture([cookie(lab.sandbox_namespace)]) as capture:
         program = f"""
-            say()
+            print_pid()
             for port in range(1, {_AT_ONCE} + 1):
                 with refused: udp().sendto(b"x", (TO4[0], port))
             """
@@ -100,8 +100,8 @@ def test_of_much_some_is_read_at_once_and_that_there_is_more_is_told(
     assert len(read) > 2
     sent = [
         each.destination_port
-        for told, _ in read
-        for each in told
+        for events, _ in read
+        for each in events
         if isinstance(each, Call) and each.image.pid == pid
     ]
     assert sent == list(range(1, _AT_ONCE + 1))
@@ -109,7 +109,7 @@ def test_of_much_some_is_read_at_once_and_that_there_is_more_is_told(
 
 @pytest.mark.alone  # it must be a flood
 @pytest.mark.parametrize("seconds", [1.0, pytest.param(3.0, marks=pytest.mark.slow)])
-async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
+async def test_flood_of_forks_causes_no_wrong_attribution(
     lab: Lab,
     state: StateDirectory,
     attackers: Swarm,
@@ -120,17 +120,17 @@ async def test_in_a_flood_of_forks_nobody_is_taken_for_another(
     fence(lab, state, monkeypatch)
     forks = tmp_path / "forks"
     source = Path(__file__).with_name("forks.c")
-    # A small process is forked sooner.
+    # A small process forks faster.
     command = ["cc", "-O2", "-static", "-o", str(forks), str(source)]
     await asyncio.to_thread(lambda: subprocess.run(command, check=True))
-    for _ in range(3):  # others may be using this machine
+    for _ in range(3):  # the machine may be busy
         if await _named_in_a_flood(lab, attackers, forks, seconds) >= _FORKS_A_SECOND:
             return
-    pytest.fail("it was no flood")
+    pytest.fail("the machine was too slow for a flood")
 
 
 async def _named_in_a_flood(lab: Lab, attackers: Swarm, forks: Path, seconds: float) -> float:
-    """Children a second, beside the attackers' own."""
+    """Return the number of flood children a second, without the attackers."""
     numbers = range(FIRST, FIRST + int(333 * seconds))
     async with watching(lab) as watched:
         flood = [

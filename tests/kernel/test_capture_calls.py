@@ -1,4 +1,4 @@
-"""Where calls are told and not refusals, nobody is named who may not have sent the packet."""
+"""Attribution by reported calls: no process is named that may not have sent the packet."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.attribution import capture
-from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.attribution import bpf_capture
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import scripted
 from tests.kernel.watching import SANDBOX, fence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-#: A socket that is connected, sends, and gives its port up.
+#: A process with a connected socket that sends, and gives up its port.
 _GIVES_UP = """
     sock = udp()
     sock.connect(TO4)
@@ -38,22 +38,22 @@ _GIVES_UP = """
     sys.stdin.read()
 """
 _SENDS = """
-    say()
+    print_pid()
     sock = udp()
     sock.bind(("", {port}))
     with refused: sock.sendto(b"another", TO4)
 """
-#: A connection from a port that ends at once.
+#: A connection from a port; the process ends at once.
 _CONNECTS = """
-    say()
+    print_pid()
     sock = tcp(socket.AF_INET6)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     {header}
-    sock.setblocking(False)  # the answer to a detour is not the socket's
+    sock.setblocking(False)  # the socket does not get the answer to a detour
     sock.bind(("", 40_000))
     with refused: sock.connect({to})
 """
-#: A segment routing header (RFC 8754): the packet goes to TO6 first, and then to where it was sent.
+#: A segment routing header (RFC 8754): the packet goes to TO6 first, then to its destination.
 _DETOUR = """
     segments = bytes(16) + socket.inet_pton(socket.AF_INET6, TO6[0])
     header = bytes((0, len(segments) // 8, 4, 1, 1, 0, 0, 0)) + segments
@@ -62,22 +62,22 @@ _DETOUR = """
 
 
 @pytest.fixture(autouse=True)
-def _calls_are_told(lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "_TYPES", Path("/nowhere"))
+def _calls_are_reported(lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bpf_capture, "_TYPES", Path("/nowhere"))
     fence(lab, state, monkeypatch)
 
 
 class Reader:
-    """Reads what was logged once all of it was done: then a record is late."""
+    """Reader of a log after all attempts are done, so that its records are late."""
 
-    def __init__(self, ladder: Ladder, source: Nflog) -> None:
-        self._ladder, self._source = ladder, source
+    def __init__(self, chain: FallbackChain, source: Nflog) -> None:
+        self._chain, self._source = chain, source
 
     async def read(self, protocol: int, number: int) -> list[Attribution]:
         found: list[Attribution] = []
         async with asyncio.timeout(20):
             async for batch in self._source.batches():
-                by = await self._ladder.attributions(SANDBOX, batch.records, batch.since_ns)
+                by = await self._chain.attributions(SANDBOX, batch.records, batch.since_ns)
                 pairs = zip(batch.records, by, strict=True)
                 found += [each for record, each in pairs if record.protocol == protocol]
                 if len(found) == number:
@@ -88,15 +88,15 @@ class Reader:
 @pytest.fixture
 async def reader(lab: Lab) -> AsyncIterator[Reader]:
     async with (
-        Ladder({SANDBOX: lab.sandbox_namespace}) as ladder,
+        FallbackChain({SANDBOX: lab.sandbox_namespace}) as chain,
         Nflog(lab.sandbox_namespace, 4001) as source,
     ):
-        yield Reader(ladder, source)
+        yield Reader(chain, source)
 
 
 @contextlib.contextmanager
 def _giving_up(lab: Lab) -> Iterator[tuple[int, int]]:
-    """The number of a process that has given a port up and stays, and the port."""
+    """Run a process that gives up a port and stays; yield its number and the port."""
     program = f"{scripted.START}\n{textwrap.dedent(_GIVES_UP)}"
     with lab.sandbox_namespace.call(
         lambda: subprocess.Popen(
@@ -108,18 +108,18 @@ def _giving_up(lab: Lab) -> Iterator[tuple[int, int]]:
         yield pid, port
 
 
-async def test_who_gave_a_port_up_is_not_taken_for_the_next_one_with_it(
+async def test_former_owner_of_a_port_is_only_a_candidate_for_its_next_packet(
     lab: Lab, reader: Reader
 ) -> None:
     with _giving_up(lab) as (first, port):
         (second,) = scripted.run(lab, _SENDS.format(port=port))
         found = await reader.read(socket.IPPROTO_UDP, 2)
-    assert [(by.process, by.sureness) for by in found] == [(None, "low")] * 2
+    assert [(by.process, by.confidence) for by in found] == [(None, "low")] * 2
     listed = [{each.process.pid for each in by.seen if each.process} for by in found]
     assert listed == [{first, second}] * 2
 
 
-async def test_who_sends_by_a_detour_is_not_taken_for_who_called_the_first_place_on_it(
+async def test_packet_with_a_detour_is_not_attributed_to_a_caller_of_its_first_hop(
     lab: Lab, reader: Reader
 ) -> None:
     (first,) = scripted.run(lab, _CONNECTS.format(header="", to="TO6"))
@@ -127,5 +127,5 @@ async def test_who_sends_by_a_detour_is_not_taken_for_who_called_the_first_place
     scripted.run(lab, _CONNECTS.format(header=detour, to='("2001:db8::9", 443)'))
     direct, by_detour = await reader.read(socket.IPPROTO_TCP, 2)
     assert direct.process is not None
-    assert (direct.process.pid, direct.sureness) == (first, "medium")
+    assert (direct.process.pid, direct.confidence) == (first, "medium")
     assert by_detour.process is None

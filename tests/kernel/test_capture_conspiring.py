@@ -1,4 +1,4 @@
-"""Who did it, captured, where two of one sandbox see to it that one looks like the other."""
+"""Attribution by capture of two processes of a sandbox, of which one imitates the other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _UDP, _TCP, _ICMPV6 = 17, 6, 58
-#: What both have, and packets that are made by hand.
+#: Helpers of both programs, and packets made by hand.
 _WITH = """
 def of_udp(source, target): return struct.pack("!HHHH", source, target, 13, 0) + b"exfil"
 def of_tcp(source, target):
@@ -34,14 +34,14 @@ def by_way_of(sock, other):
 def raw(family, protocol): return socket.socket(family, socket.SOCK_RAW, protocol)
 AGAIN = (socket.SOL_SOCKET, socket.SO_ERROR)
 """
-#: What the first does, and then the second, a child of it, to look like it.
-_DEEDS: dict[str, tuple[int, str, str]] = {
+#: Actions of the first process, and of its child, which imitates it.
+_ACTIONS: dict[str, tuple[int, str, str]] = {
     "another's datagram, begun": (
         _UDP,
         "s = udp(); s.sendto(b'x', socket.MSG_MORE, TO4)",
         "s.send(b'exfil')",
     ),
-    "a datagram of one that is not connected any more": (
+    "a datagram of a socket that was disconnected": (
         _UDP,
         "s = udp(); s.bind(('', 5555)); s.sendto(b'x', TO4)",
         """
@@ -52,12 +52,12 @@ _DEEDS: dict[str, tuple[int, str, str]] = {
         s.setsockopt(17, 1, 0)
         """,
     ),
-    "UDP by way of the place": (
+    "UDP by way of the target": (
         _UDP,
         "s = udp(); s.sendto(b'x', TO4)",
         "s.getsockopt(*AGAIN); s.sendto(b'exfil', by_way_of(s, '198.51.100.9'))",
     ),
-    "TCP by way of the place": (
+    "TCP by way of the target": (
         _TCP,
         """
         s = tcp(); s.setsockopt(1, 2, 1); s.bind(('10.200.0.2', 0)); port = s.getsockname()[1]
@@ -119,8 +119,8 @@ _DEEDS: dict[str, tuple[int, str, str]] = {
 }
 
 
-@pytest.mark.parametrize(("protocol", "first", "second"), _DEEDS.values(), ids=_DEEDS)
-async def test_each_is_told_as_who_it_is(
+@pytest.mark.parametrize(("protocol", "first", "second"), _ACTIONS.values(), ids=_ACTIONS)
+async def test_each_process_is_named_for_its_own_packets(
     lab: Lab,
     state: StateDirectory,
     monkeypatch: pytest.MonkeyPatch,
@@ -134,11 +134,11 @@ async def test_each_is_told_as_who_it_is(
         [
             _WITH,
             f"_UDP, _TCP, _ICMPV6 = {_UDP}, {_TCP}, {_ICMPV6}",
-            "say()",
+            "print_pid()",
             _refused(first),
             "time.sleep(0.2)",
             "if not os.fork():",
-            "    say()",
+            "    print_pid()",
             textwrap.indent(_refused(second), "    "),
             "    os._exit(0)",
             "os.wait()",
@@ -148,16 +148,16 @@ async def test_each_is_told_as_who_it_is(
         one, other = await asyncio.to_thread(scripted.run, lab, program)
         await watched.until(1, protocol=protocol)
         await asyncio.sleep(0.2)
-    told = [
-        (record.source_port, None if by.process is None else by.process.pid, by.sureness)
+    found = [
+        (record.source_port, None if by.process is None else by.process.pid, by.confidence)
         for record, by in watched.found
         if record.protocol == protocol and record.uid == 0
     ]
-    assert [pid for _, pid, _ in told][-2:] in ([one, other], [other])
-    assert {sureness for _, _, sureness in told} == {"high"}
-    # It did look like it.
-    assert len({port for port, *_ in told}) == 1
+    assert [pid for _, pid, _ in found][-2:] in ([one, other], [other])
+    assert {confidence for _, _, confidence in found} == {"high"}
+    # The imitation used the same port.
+    assert len({port for port, *_ in found}) == 1
 
 
-def _refused(deed: str) -> str:
-    return "with refused:\n" + textwrap.indent(textwrap.dedent(deed), "    ")
+def _refused(action: str) -> str:
+    return "with refused:\n" + textwrap.indent(textwrap.dedent(action), "    ")

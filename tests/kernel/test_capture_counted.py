@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 import ocsf_nft
-from ocsf_nft.accounting import schedule, telling
-from ocsf_nft.attribution import ladder, tally
+from ocsf_nft.accounting import flow_report, report_schedule
+from ocsf_nft.attribution import fallback_chain, flow_processes
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from ocsf_nft.service import accounts
+from ocsf_nft.service import account_loop
 from tests.kernel import scripted
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ _PROGRAM = """
 class Refused(contextlib.suppress):
     def __enter__(self): time.sleep({pause_seconds})
 refused = Refused(OSError)
-def child(deed, port, times):
+def child(action, port, times):
     if not os.fork():
         print(port, os.getpid(), times, flush=True)
-        deed(port, times)
+        action(port, times)
         os._exit(0)
 def by_tcp(port, times):
     for _ in range(times):
@@ -101,17 +101,17 @@ class _Reported(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _long_event_delay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait longer for the call of a logged packet: its process may be stopped in between."""
-    monkeypatch.setattr(ladder, "_LATER_SECONDS", 1.0)
+    monkeypatch.setattr(fallback_chain, "_EVENT_DELAY_SECONDS", 1.0)
 
 
 @pytest.fixture
 def _reported_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Report each flow's first packet alone, and all others together when the service stops."""
-    monkeypatch.setattr(schedule, "_FIRST_STEP_NS", 60 * _SECOND)
-    monkeypatch.setattr(schedule, "OVER_NS", 60 * _SECOND)
-    monkeypatch.setattr(telling, "OVER_NS", 60 * _SECOND)
+    monkeypatch.setattr(report_schedule, "_FIRST_STEP_NS", 60 * _SECOND)
+    monkeypatch.setattr(report_schedule, "OVER_NS", 60 * _SECOND)
+    monkeypatch.setattr(flow_report, "OVER_NS", 60 * _SECOND)
 
 
 # A report between the packets would make their sender uncertain.
@@ -129,8 +129,8 @@ async def test_packets_around_a_reading_are_counted_for_their_senders(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for setting in ("_READ_SECONDS", "_LONGEST_SECONDS", "_GRACE_SECONDS"):
-        monkeypatch.setattr(accounts, setting, 0.001)
-    monkeypatch.setattr(schedule, "_FIRST_STEP_NS", 1)
+        monkeypatch.setattr(account_loop, setting, 0.001)
+    monkeypatch.setattr(report_schedule, "_FIRST_STEP_NS", 1)
     truth, reported = await _reported(lab, tmp_path, pause_seconds=0.002)
     _check(truth, reported)
     for (port, pid), times in truth.items():
@@ -142,7 +142,7 @@ async def test_packets_around_a_reading_are_counted_for_their_senders(
 async def test_packets_of_evicted_flows_are_counted_for_no_other_process(
     lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tally, "_FLOWS", 3)
+    monkeypatch.setattr(flow_processes, "_FLOWS", 3)
     truth, reported = await _reported(lab, tmp_path, flood_flows=2200)
     _check(truth, reported)
     assert reported.named.total() < truth.total() // 2
@@ -199,7 +199,7 @@ def _run(lab: Lab, program: str) -> Counter[tuple[int, int]]:
 
 
 def _named(event: dict[str, Any]) -> tuple[bool, dict[int, int]]:
-    """Whether it is sure, and how many packets of an event are said to be whose."""
+    """Return True for high confidence, and the number of an event's packets by process."""
     (how,) = event["enrichments"]
     if how["value"] != "unknown":
         return how["data"]["confidence"] == "High", {int(how["value"]): event["count"]}

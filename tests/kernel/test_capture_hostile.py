@@ -1,4 +1,4 @@
-"""Who did it, captured as he sends, where somebody does all he can to look like somebody else."""
+"""Attribution by capture of a process that tries to imitate another one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _UDP, _TCP, _ICMP, _ICMPV6 = 17, 6, 1, 58
 
 @pytest.fixture
 def run(lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run a program in the fenced sandbox to its end; the pid that it said is the culprit's."""
+    """Run a program in the fenced sandbox to its end; return the pid that it prints."""
     fence(lab, state, monkeypatch)
 
     def run(program: str, *, by: tuple[str, ...] = scripted.BY) -> int:
@@ -43,12 +43,12 @@ def run(lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch) -> Cal
     return run
 
 
-async def _who(lab: Lab, run: Callable[[], int], protocol: int | None) -> tuple[Process, int]:
+async def _sender(lab: Lab, run: Callable[[], int], protocol: int | None) -> tuple[Process, int]:
     async with watching(lab) as watched:
-        assert watched.ladder.rung == "capture", watched.ladder.reason
+        assert watched.chain.method == "capture", watched.chain.reason
         pid = await asyncio.to_thread(run)
         by, *_ = await watched.until(1, protocol=protocol)
-    assert (by.rung, by.sureness) == ("capture", "high"), by
+    assert (by.method, by.confidence) == ("capture", "high"), by
     assert by.process is not None
     return by.process, pid
 
@@ -63,33 +63,33 @@ async def _who(lab: Lab, run: Callable[[], int], protocol: int | None) -> tuple[
     ],
     ids=["connected UDP", "connected UDP over IPv6", "UDP", "TCP"],
 )
-async def test_of_an_inherited_socket_who_uses_it_is_named(
+async def test_user_of_an_inherited_socket_is_named(
     lab: Lab, run: Callable[..., int], protocol: int, opened: str, used: str
 ) -> None:
     program = f"""
         s = {opened}
         if not os.fork():
-            say()
+            print_pid()
             with refused:
                 {used}
             os._exit(0)
         os.wait()
     """
-    process, pid = await _who(lab, lambda: run(program), protocol)
+    process, pid = await _sender(lab, lambda: run(program), protocol)
     assert process.pid == pid
     assert process.path == PYTHON
     assert process.ancestors[0].path == PYTHON
 
 
 @pytest.mark.parametrize("connects", [True, False], ids=["connected", "not connected"])
-async def test_of_a_socket_that_was_passed_who_uses_it_is_named(
+async def test_user_of_a_passed_socket_is_named(
     lab: Lab, run: Callable[..., int], *, connects: bool
 ) -> None:
     program = f"""
         here, there = socket.socketpair()
         if not os.fork():
             _, (fd,), *_ = socket.recv_fds(there, 1, 1)
-            say()
+            print_pid()
             with refused:
                 s = socket.socket(fileno=fd)
                 s.send(b'x') if {connects} else s.sendto(b'x', TO4)
@@ -101,45 +101,45 @@ async def test_of_a_socket_that_was_passed_who_uses_it_is_named(
         s.close()
         os.wait()
     """
-    process, pid = await _who(lab, lambda: run(program), _UDP)
+    process, pid = await _sender(lab, lambda: run(program), _UDP)
     assert process.pid == pid
 
 
-async def test_who_runs_another_program_right_after_is_told_as_what_it_was(
+async def test_process_with_a_later_exec_is_named_with_its_program_at_the_attempt(
     lab: Lab, run: Callable[..., int]
 ) -> None:
     program = """
         s = tcp()
         s.setblocking(False)
-        say()
+        print_pid()
         with refused:
             s.connect(TO4)
         os.execv("/usr/bin/true", ["innocent"])
     """
-    process, pid = await _who(lab, lambda: run(program), _TCP)
+    process, pid = await _sender(lab, lambda: run(program), _TCP)
     assert (process.pid, process.path) == (pid, PYTHON)
     assert process.cmd_line is not None
     assert process.cmd_line.startswith(f"{PYTHON} -I -c")
 
 
-async def test_a_forked_child_of_who_ran_another_program_meanwhile_has_the_old_parent(
+async def test_child_of_a_process_with_a_later_exec_has_the_program_before_as_parent(
     lab: Lab, run: Callable[..., int]
 ) -> None:
     program = """
         if not os.fork():
             time.sleep(0.2)
-            say()
+            print_pid()
             with refused:
                 tcp().connect(TO4)
             os._exit(0)
         os.execv("/usr/bin/sleep", ["innocent", "0.4"])
     """
-    process, pid = await _who(lab, lambda: run(program), _TCP)
+    process, pid = await _sender(lab, lambda: run(program), _TCP)
     assert (process.pid, process.path) == (pid, PYTHON)
     assert process.ancestors[0].path == PYTHON
 
 
-async def test_whose_parent_is_gone_keeps_those_that_it_was_started_by(
+async def test_process_with_an_exited_parent_keeps_its_ancestors(
     lab: Lab, run: Callable[..., int]
 ) -> None:
     program = """
@@ -153,9 +153,9 @@ async def test_whose_parent_is_gone_keeps_those_that_it_was_started_by(
         os.wait()
         time.sleep(0.4)
     """
-    process, pid = await _who(lab, lambda: run(program), _TCP)
+    process, pid = await _sender(lab, lambda: run(program), _TCP)
     assert process.pid == pid
-    # The one in the middle, the one that was started, and the test.
+    # Its parent, the program that the test started, and the test.
     paths = [each.path for each in process.ancestors[:2]]
     assert paths == [PYTHON, PYTHON]
     assert os.getpid() in {each.pid for each in process.ancestors}
@@ -170,7 +170,7 @@ _RENAMES = {
 
 
 @pytest.mark.parametrize("name", _RENAMES.values(), ids=_RENAMES)
-async def test_whatever_it_calls_itself_its_program_and_its_arguments_are_told(
+async def test_renamed_process_keeps_its_program_and_arguments(
     lab: Lab, run: Callable[..., int], name: str
 ) -> None:
     program = f"""
@@ -181,11 +181,11 @@ async def test_whatever_it_calls_itself_its_program_and_its_arguments_are_told(
         start, end = int(stat[45]), int(stat[46])  # proc(5): arg_start, arg_end
         ctypes.memset(start, 0, end - start)
         ctypes.memmove(start, name, len(name))
-        say()
+        print_pid()
         with refused:
             tcp().connect(TO4)
     """
-    process, pid = await _who(lab, lambda: run(program), _TCP)
+    process, pid = await _sender(lab, lambda: run(program), _TCP)
     assert (process.pid, process.path) == (pid, PYTHON)
     assert process.cmd_line is not None
     assert process.cmd_line.startswith(f"{PYTHON} -I -c")
@@ -193,13 +193,13 @@ async def test_whatever_it_calls_itself_its_program_and_its_arguments_are_told(
     assert process.name.encode("utf-8", "surrogateescape")  # it is text
 
 
-async def test_what_it_is_called_by_who_starts_it_is_no_program(
+async def test_chosen_first_argument_does_not_change_the_program(
     lab: Lab, run: Callable[..., int]
 ) -> None:
-    process, pid = await _who(
+    process, pid = await _sender(
         lab,
         lambda: run(
-            "say()\nwith refused: tcp().connect(TO4)",
+            "print_pid()\nwith refused: tcp().connect(TO4)",
             by=("/usr/bin/bash", "-c", f'exec -a "$1" {PYTHON} -I -c "$2"', "sh", '/bin/"ls\n'),
         ),
         _TCP,
@@ -210,7 +210,7 @@ async def test_what_it_is_called_by_who_starts_it_is_no_program(
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-async def test_a_program_that_is_gone_from_the_disk_is_told_by_its_name(
+async def test_deleted_program_has_its_former_path(
     lab: Lab, run: Callable[..., int], tmp_path: Path, how: str
 ) -> None:
     copy = tmp_path / "implant"
@@ -219,45 +219,45 @@ async def test_a_program_that_is_gone_from_the_disk_is_told_by_its_name(
         os.unlink({str(copy)!r})
         if {how == "replaced"}:
             open({str(copy)!r}, "w").close()
-        say()
-        if not os.fork():  # who is told of for the first time now
+        print_pid()
+        if not os.fork():  # a process without an earlier event
             with refused:
                 tcp().connect(TO4)
             os._exit(0)
         os.wait()
     """
-    process, pid = await _who(lab, lambda: run(program, by=(str(copy), "-I", "-c")), _TCP)
+    process, pid = await _sender(lab, lambda: run(program, by=(str(copy), "-I", "-c")), _TCP)
     assert process.ancestors[0].pid == pid
     assert (process.path, process.is_deleted) == (str(copy), True)
 
 
-async def test_a_program_in_memory_alone_is_told_as_that(lab: Lab, run: Callable[..., int]) -> None:
+async def test_memfd_program_is_reported_as_such(lab: Lab, run: Callable[..., int]) -> None:
     program = f"""
         fd = os.memfd_create("cat /etc/passwd")
         os.write(fd, open("{PYTHON}", "rb").read())
         os.execve(fd, ["ls", "-I", "-c", sys.argv[0] or SOURCE], os.environ)
     """
-    inner = f"{START}\nsay()\nwith refused: tcp().connect(TO4)"
-    process, pid = await _who(
+    inner = f"{START}\nprint_pid()\nwith refused: tcp().connect(TO4)"
+    process, pid = await _sender(
         lab, lambda: run(program.replace("sys.argv[0] or SOURCE", repr(inner))), _TCP
     )
     assert process.pid == pid
     assert (process.path, process.is_deleted) == ("memfd:cat /etc/passwd", True)
 
 
-async def test_in_a_pid_namespace_both_its_numbers_are_told(
+async def test_process_in_a_pid_namespace_has_both_its_numbers(
     lab: Lab, run: Callable[..., int]
 ) -> None:
     by = ("/usr/bin/unshare", "--pid", "--fork", "--mount-proc", PYTHON, "-I", "-c")
     program = """
         if not os.fork():
-            say()
+            print_pid()
             with refused:
                 tcp().connect(TO4)
             os._exit(0)
         os.wait()
     """
-    process, pid = await _who(lab, lambda: run(program, by=by), _TCP)
+    process, pid = await _sender(lab, lambda: run(program, by=by), _TCP)
     assert (process.namespace_pid, pid) == (pid, 2)
     assert process.pid != pid
     (init,) = process.ancestors
@@ -267,7 +267,7 @@ async def test_in_a_pid_namespace_both_its_numbers_are_told(
 _ECHO4 = "struct.pack('!BBHHH', 8, 0, 0, 7, 1)"
 _ECHO6 = "struct.pack('!BBHHH', 128, 0, 0, 7, 1)"
 _FRAME = "bytes.fromhex('020000000001020000000002') + b'\\x88\\xb5' + bytes(50)"
-_DEEDS: dict[str, tuple[int | None, str]] = {
+_ACTIONS: dict[str, tuple[int | None, str]] = {
     "mapped TCP": (_TCP, "tcp(socket.AF_INET6).connect(MAPPED)"),
     "mapped UDP": (_UDP, "udp(socket.AF_INET6).sendto(b'x', MAPPED)"),
     "mapped, connected": (_UDP, "s = udp(socket.AF_INET6); s.connect(MAPPED); s.send(b'x')"),
@@ -282,14 +282,14 @@ _DEEDS: dict[str, tuple[int | None, str]] = {
 }
 
 
-@pytest.mark.parametrize(("protocol", "deed"), _DEEDS.values(), ids=_DEEDS)
-async def test_whatever_socket_it_takes_it_is_named(
-    lab: Lab, run: Callable[..., int], protocol: int | None, deed: str
+@pytest.mark.parametrize(("protocol", "action"), _ACTIONS.values(), ids=_ACTIONS)
+async def test_sender_is_named_for_each_kind_of_socket(
+    lab: Lab, run: Callable[..., int], protocol: int | None, action: str
 ) -> None:
     lab.sandbox_namespace.call(
         lambda: Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 99", encoding="ascii")
     )
-    program = f"say()\nwith refused:\n    {deed}"
+    program = f"print_pid()\nwith refused:\n    {action}"
     async with watching(lab) as watched:
         pid = await asyncio.to_thread(run, program)
         await watched.until(1, protocol=protocol)
@@ -301,13 +301,13 @@ async def test_whatever_socket_it_takes_it_is_named(
         and record.uid == 0
     ]
     assert [by.process.pid for by in mine if by.process is not None] == [pid]
-    assert mine[0].rung == "capture"
+    assert mine[0].method == "capture"
 
 
-async def test_who_has_the_number_of_another_one_now_is_not_taken_for_it(
+async def test_process_with_a_reused_number_is_not_taken_for_the_sender(
     lab: Lab, run: Callable[..., int]
 ) -> None:
-    """A number is given out again at once, to a process that runs another program."""
+    """The kernel reuses the number at once, for a process with another program."""
     program = """
         first = os.fork()
         if not first:
@@ -321,19 +321,19 @@ async def test_who_has_the_number_of_another_one_now_is_not_taken_for_it(
         print(first if first == second else -1, flush=True)
         os.waitpid(second, 0)
     """
-    for _ in range(5):  # others start processes too
-        process, pid = await _who(lab, lambda: run(program), _TCP)
+    for _ in range(5):  # other programs start processes too
+        process, pid = await _sender(lab, lambda: run(program), _TCP)
         assert process.path == PYTHON
         if pid != -1:
             assert process.pid == pid
             return
-    pytest.fail("the number was not given out again")
+    pytest.fail("the number was not reused")
 
 
-async def test_a_permissive_fence_names_nobody_whom_it_did_not_see(
+async def test_permissive_fence_names_no_unseen_sender(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is not refused is not told of: who connected a socket may have passed it on."""
+    """Allowed packets are not reported; a process may pass on the socket that it connected."""
     fence(lab, state, monkeypatch, is_permissive=True)
     program = START + textwrap.dedent("""
         s = udp()
@@ -350,19 +350,19 @@ async def test_a_permissive_fence_names_nobody_whom_it_did_not_see(
         )
         (by,) = await watched.until(1, protocol=_UDP)
     assert by.process is None
-    assert by.sureness in {"low", "high"}
+    assert by.confidence in {"low", "high"}
     assert all(each.calls is None for each in by.seen)
 
 
-async def test_the_hash_is_that_of_what_runs_and_of_nothing_that_it_runs_later(
+async def test_hash_is_of_the_running_program_and_not_of_a_later_one(
     lab: Lab, run: Callable[..., int], tmp_path: Path
 ) -> None:
     copy = tmp_path / "implant"
     shutil.copy(PYTHON, copy)
-    stays = "say()\nwith refused: tcp().connect(TO4)\ntime.sleep(0.5)"
-    goes_on = f"""
+    stays = "print_pid()\nwith refused: tcp().connect(TO4)\ntime.sleep(0.5)"
+    execs = f"""
         os.unlink({str(copy)!r})
-        say()
+        print_pid()
         with refused:
             tcp().connect(TO4)
         open({str(copy)!r}, "wb").write(open("/usr/bin/sleep", "rb").read())
@@ -370,7 +370,7 @@ async def test_the_hash_is_that_of_what_runs_and_of_nothing_that_it_runs_later(
         os.execv({str(copy)!r}, ["implant", "0.5"])
     """
     async with watching(lab, hashed_bytes=1 << 30, wait_seconds=1) as watched:
-        for program in (stays, goes_on):
+        for program in (stays, execs):
             await asyncio.to_thread(run, program, by=(str(copy), "-I", "-c"))
         first, second = await watched.until(2, protocol=_TCP)
     expected = hashlib.sha256(Path(PYTHON).read_bytes()).hexdigest()  # noqa: ASYNC240 - a test
@@ -385,18 +385,18 @@ async def test_process_that_ended_before_its_program_was_read_is_named_without_a
 ) -> None:
     real, awaited = procfs.read, []
 
-    def after_its_end(pid: int, **asked: Any) -> Process | None:
-        if asked.get("hashes") is not None:
+    def after_its_end(pid: int, **options: Any) -> Process | None:
+        if options.get("hashes") is not None:
             awaited.append(pid)
             end = time.monotonic() + 20
             while Path(f"/proc/{pid}").exists():
                 assert time.monotonic() < end
                 time.sleep(0.005)
-        return real(pid, **asked)
+        return real(pid, **options)
 
     monkeypatch.setattr(procfs, "read", after_its_end)
     async with watching(lab, hashed_bytes=1 << 30, wait_seconds=30) as watched:
-        program = "say()\nwith refused: tcp().connect(TO4)"
+        program = "print_pid()\nwith refused: tcp().connect(TO4)"
         pid = await asyncio.to_thread(run, program)
         (by,) = await watched.until(1, protocol=_TCP)
     assert awaited == [pid]

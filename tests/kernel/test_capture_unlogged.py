@@ -1,7 +1,7 @@
-"""Who did it, where one's packet is not logged, and another sees to it that his own looks like it.
+"""Attribution by capture if a packet is not logged and another process imitates it.
 
-Most packets of a flow are refused and not logged: the capture tells of them too, and none of them
-may stand for one that it tells later, or not at all.
+The fence refuses most packets of a flow without a log record, and the capture reports them too.
+None of them may match the record of a packet that is reported later, or not at all.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _UDP, _ICMP, _ICMPV6 = 17, 1, 58
-#: What the second sends, in a packet that is longer than any other one.
+#: Data of the second process, in a packet longer than any other one.
 _MARK = "exfil by another" * 2
 _LONGEST_PLAIN = 48
-#: How late a process may be for what it does to be what is meant.
+#: The longest delay of a process for which the test is valid.
 _LATE_SECONDS = 0.05
 _WITH = f"""
 import mmap, select
@@ -42,7 +42,7 @@ def be(number):
     os.setgroups([])
     os.setresgid(number, number, number)
     os.setresuid(number, number, number)
-# Both have it: when the first four were sent, and how late each of the two was at most.
+# Shared by both: the time when the first four were sent, and the longest delay of each.
 shared_times = memoryview(mmap.mmap(-1, 4096)).cast("d")
 def was_late(seconds):
     shared_times[WHO] = max(shared_times[WHO], seconds)
@@ -77,7 +77,7 @@ def five(sock, data, to=TO4):
     send(sock, data, to)
 here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
 """
-#: By a user's own socket so often that it is not told any more, then by one of the other user.
+#: Through a user's own socket until it is no longer reported, then through another user's.
 _BY_ANOTHER_USERS = (
     _UDP,
     "be(1000); five(shared(), b'')",
@@ -97,7 +97,7 @@ _BY_ANOTHER_USERS = (
     send(socket.socket(fileno=given), MARK)
     """,
 )
-#: What is not told of a process for a while, and of its flow for longer.
+#: For some time no event of the process is reported, and for longer no event of its flow.
 _AFTER_A_FLOOD = (
     _UDP,
     """
@@ -105,7 +105,7 @@ _AFTER_A_FLOOD = (
     own = shared()
     four(own, b"")
     after_four(0.8)
-    send(udp(), b"", (TO4[0], 99))  # whose record says that no more is to come of those before
+    send(udp(), b"", (TO4[0], 99))  # its record shows that no more events of the others will come
     after_four(0.9)
     send(own, b"")
     """,
@@ -122,7 +122,7 @@ _AFTER_A_FLOOD = (
     send(own, MARK)
     """,
 )
-#: Whoever waits for the answer of the fence is woken before the packet is dropped.
+#: The waiting process is woken by the fence's answer before the packet is dropped.
 _HELD_UP = """
     be(1000)
     {opened}
@@ -138,7 +138,7 @@ _HELD_UP_UDP = (
     "be(1000); five(shared(), b'')",
     _HELD_UP.format(
         opened="own = sharing(); own.setsockopt(0, 11, 1)",  # IP_RECVERR
-        # Later it would get the errors of the other one's packets.
+        # Later, the socket would get the errors of the other process's packets.
         sent="own.bind(('', 5555)); own.connect(TO4)\n    with refused: own.send(MARK)",
     ),
 )
@@ -150,7 +150,7 @@ _HELD_UP_PING = (
         opened=f"own = {_PING}; own.setsockopt(0, 11, 1)", sent="send(own, PING4 + MARK)"
     ),
 )
-#: A header that is of a late fragment, behind another one.
+#: A fragment header with an offset, behind another one.
 _IN_LATE_FRAGMENTS = (
     _ICMPV6,
     "five(socket.socket(10, socket.SOCK_DGRAM, 58), PING6, TO6)",
@@ -162,7 +162,7 @@ _IN_LATE_FRAGMENTS = (
     send(by_hand, struct.pack("!IHBB", 6 << 28, len(late), 44, 64) + addresses + late, (TO6[0], 0))
     """,
 )
-_DEEDS = {
+_ACTIONS = {
     "by another user's socket": _BY_ANOTHER_USERS,
     "after a flood": _AFTER_A_FLOOD,
     "held up": _HELD_UP_UDP,
@@ -171,8 +171,8 @@ _DEEDS = {
 }
 
 
-@pytest.mark.parametrize(("protocol", "first", "second"), _DEEDS.values(), ids=_DEEDS)
-async def test_what_was_not_logged_stands_for_nobody_elses(
+@pytest.mark.parametrize(("protocol", "first", "second"), _ACTIONS.values(), ids=_ACTIONS)
+async def test_unlogged_packet_does_not_match_the_record_of_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int, first: str, second: str
 ) -> None:
     program = "\n".join(
@@ -194,17 +194,17 @@ async def test_what_was_not_logged_stands_for_nobody_elses(
             "print(one, other, round(max(shared_times[1:3]) * 1e6))",
         ]
     )
-    for number in range(10):  # others may be using this machine
+    for number in range(10):  # the machine may be busy
         with laboratory.throwaway() as lab:
             fence(lab, StateDirectory(tmp_path / str(number)), monkeypatch, is_generous=False)
             lab.sandbox_namespace.call(attempts.allow_ping)
             if await _is_seen_through(lab, program, protocol):
                 return
-    pytest.fail("this machine is too slow for it")
+    pytest.fail("this machine is too slow for the test")
 
 
 async def _is_seen_through(lab: Lab, program: str, protocol: int) -> bool:
-    """False when the processes were too late for what was meant."""
+    """Return False if the processes were too late for the test to be valid."""
     async with watching(lab) as watched:
         one, other, late_us = await asyncio.to_thread(scripted.run, lab, program)
         if late_us > _LATE_SECONDS * 1e6:
@@ -218,10 +218,10 @@ async def _is_seen_through(lab: Lab, program: str, protocol: int) -> bool:
     return True
 
 
-async def test_what_a_process_sends_is_not_told_as_by_the_program_that_it_ran_before(
+async def test_packet_after_an_exec_is_not_attributed_to_the_program_before(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which had sent the same so often that it was not told any more."""
+    """The program before sent the same so often that the kernel did not report it any more."""
     fence(lab, state, monkeypatch, is_generous=False)
     program = """
         s = udp()

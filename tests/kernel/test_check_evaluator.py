@@ -1,4 +1,4 @@
-"""What `check` says of a ruleset is what the kernel does with packets: on random rulesets."""
+"""Tests that the verdicts of `check` on rulesets agree with real packets in the kernel."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, note, reject, settings
 from hypothesis import strategies as st
 
 from ocsf_nft import check
-from ocsf_nft.check import journey, reading
-from ocsf_nft.check.flows import Direction
-from ocsf_nft.check.walk import Walker
+from ocsf_nft.check import hook_path, read_ruleset
+from ocsf_nft.check.accepted_flows import FlowDirection
+from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.errors import OcsfNftError
 from ocsf_nft.fence import nft
 from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
@@ -20,8 +20,8 @@ from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.check.diagnosis import Question
-    from ocsf_nft.check.flows import Flow
+    from ocsf_nft.check.accepted_flows import AcceptedFlow
+    from ocsf_nft.check.diagnosis import CheckScope
 
 pytestmark = pytest.mark.kernel
 
@@ -69,7 +69,7 @@ _MATCHES: Final = (
     "numgen inc mod 2 0", "ct mark 0x0", "meta skuid 0", "ip saddr @seen", "ip saddr != @seen",
     "ct original ip saddr 172.16.0.2", "ct original proto-dst 443",
 )  # fmt: skip
-_ENDS: Final = (
+_STATEMENTS: Final = (
     "accept", "accept", "drop", "drop", "return", "jump one", "jump two", "goto one", "goto two",
     "continue", "counter", "counter drop", "meta mark set 0x1", "meta mark set meta mark | 0x2",
     "meta mark set ct mark", "ct mark set 0x5", 'log prefix "x" accept', "limit rate 1/hour accept",
@@ -83,7 +83,7 @@ _ENDS: Final = (
     "update @seen { ip daddr }", "meta mark set ct mark accept", "ip ttl set 60",
     "ip saddr . ip daddr vmap { 172.16.0.0/24 . 93.0.0.0/8 : accept, 0.0.0.0/0 . 9.9.9.9 : drop }",
 )  # fmt: skip
-_TO_THE_GATEWAY: Final = (Direction.GATEWAY, Direction.ANSWER)
+_TO_THE_GATEWAY: Final = (FlowDirection.GATEWAY, FlowDirection.GATEWAY_ANSWER)
 _HOOKS: Final = ("prerouting", "forward", "postrouting", "input", "output")
 
 
@@ -102,7 +102,7 @@ def _rules(draw: st.DrawFn, ends: tuple[str, ...]) -> str:
 @st.composite
 def _base(draw: st.DrawFn, number: int) -> str:
     hook = draw(st.sampled_from(_HOOKS))
-    # The rules for refusing are taken in these hooks alone.
+    # The kernel accepts reject rules only in the other hooks.
     more = (
         ()
         if hook in {"prerouting", "postrouting"}
@@ -117,16 +117,18 @@ def _base(draw: st.DrawFn, number: int) -> str:
     early = ("notrack",) if hook in {"prerouting", "output"} else ()
     priority = draw(st.sampled_from((-300, -150, -1, 0, 0, 10, 150)))
     policy = draw(st.sampled_from(("accept", "accept", "drop")))
-    rules = draw(_rules((*_ENDS, *more, *early)))
+    rules = draw(_rules((*_STATEMENTS, *more, *early)))
     start = f"type filter hook {hook} priority {priority}; policy {policy};"
     return f"\tchain base{number} {{\n\t\t{start}\n{rules}\n\t}}\n"
 
 
 @st.composite
 def _rulesets(draw: st.DrawFn) -> str:
-    # Chain one leads nowhere, chain two at most to one: the kernel takes no loops.
-    nowhere = tuple(end for end in _ENDS if not any(word in end for word in ("jump", "goto", "@")))
-    to_one = tuple(end for end in _ENDS if "two" not in end)
+    # Chain one has no jumps, chain two jumps only to one: the kernel refuses loops.
+    nowhere = tuple(
+        end for end in _STATEMENTS if not any(word in end for word in ("jump", "goto", "@"))
+    )
+    to_one = tuple(end for end in _STATEMENTS if "two" not in end)
     parts = [
         f"\tchain one {{\n{draw(_rules(nowhere))}\n\t}}\n",
         f"\tchain two {{\n{draw(_rules(to_one))}\n\t}}\n",
@@ -137,23 +139,23 @@ def _rulesets(draw: st.DrawFn) -> str:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[VmHost]:
-    with vm_host() as made:
-        yield made
+    with vm_host() as vm:
+        yield vm
 
 
 @pytest.fixture(scope="module")
-def question(host: VmHost) -> Question:
-    return check.question(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
+def scope(host: VmHost) -> CheckScope:
+    return check.check_scope(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
 
 
-def _told(question: Question) -> dict[Any, str]:
-    ruleset = reading.read(question.namespace)
-    hooks, walker = journey.by_hook(ruleset), Walker(ruleset)
+def _verdicts(scope: CheckScope) -> dict[Any, str]:
+    ruleset = read_ruleset.read(scope.namespace)
+    hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     found = {}
-    for flow in question.flows():
-        endings = journey.endings(flow, hooks, walker)
-        is_certain = any(ending.is_certain for ending in endings)
-        verdict = "drops" if is_certain else "may drop" if endings else "passes"
+    for flow in scope.flows():
+        flow_stops = hook_path.flow_stops(flow, hooks, walker)
+        is_certain = any(flow_stop.is_certain for flow_stop in flow_stops)
+        verdict = "drops" if is_certain else "may drop" if flow_stops else "passes"
         found[flow.direction, flow.label, flow.packet.version] = verdict
     return found
 
@@ -168,28 +170,30 @@ def _agrees(verdict: str, arrives: bool) -> bool:
     report_multiple_bugs=False,
 )
 @given(text=_rulesets(), data=st.data())
-def test_what_is_told_of_a_ruleset_is_what_the_kernel_does(
-    host: VmHost, question: Question, text: str, data: st.DataObject
+def test_verdicts_agree_with_the_kernel_on_random_rulesets(
+    host: VmHost, scope: CheckScope, text: str, data: st.DataObject
 ) -> None:
     try:
         nft.load(host.namespace, f"flush ruleset\n{text}")
-    except OcsfNftError:  # what the kernel takes in one hook it doesn't in another
+    except OcsfNftError:  # the kernel accepts some statements only in some hooks
         reject()
     note(text)
-    told = _told(question)
+    verdicts = _verdicts(scope)
     flows = [
         flow
-        for flow in question.flows()
-        if flow.direction in {Direction.OUT, Direction.GATEWAY} and not flow.is_later
+        for flow in scope.flows()
+        if flow.direction in {FlowDirection.OUT, FlowDirection.GATEWAY} and not flow.is_continuation
     ]
     for flow in data.draw(st.lists(st.sampled_from(flows), min_size=2, max_size=4, unique=True)):
         version, label = flow.packet.version, flow.label
-        if flow.direction is Direction.GATEWAY:
-            out = _both(*(told[each, label, version] for each in _TO_THE_GATEWAY))
-            back = "may drop"  # the answer is what is looked for
+        if flow.direction is FlowDirection.GATEWAY:
+            out = _both(*(verdicts[each, label, version] for each in _TO_THE_GATEWAY))
+            back = "may drop"  # only the answer is checked
         else:
-            out, back = (told[each, label, version] for each in (Direction.OUT, Direction.REPLY))
-        # A flow that isn't tracked has no replies, by any name.
+            out, back = (
+                verdicts[each, label, version] for each in (FlowDirection.OUT, FlowDirection.REPLY)
+            )
+        # An untracked flow has no packets in the state of replies.
         if "notrack" in text:
             back = "may drop"
         arrives, reply = host.gets_through(
@@ -200,7 +204,7 @@ def test_what_is_told_of_a_ruleset_is_what_the_kernel_does(
 
 
 def _both(*verdicts: str) -> str:
-    """What becomes of what has to get through twice."""
+    """Return the verdict for a flow that needs both verdicts."""
     return next((each for each in ("drops", "may drop") if each in verdicts), "passes")
 
 
@@ -215,163 +219,167 @@ def _chain(name: str, *rules: str) -> str:
     return f"\tchain {name} {{\n{lines}\t}}\n"
 
 
-#: Rules, and what becomes of the VM's TCP to port 443 of the internet.
+#: Rules, and the verdict for the VM's TCP to port 443 of the internet.
 _CASES: Final = {
-    "nobody has tracked it so early": (
+    "a packet is not tracked before connection tracking": (
         _chain_at("prerouting", -300, "ct state invalid drop"), "drops"),
-    "it is new once it is tracked": (
+    "a tracked packet is new": (
         _chain_at("prerouting", -150, "ct state invalid,untracked drop", "ct state new mark set 1")
         + _chain_at("forward", 0, "meta mark 1 accept", policy="drop"), "passes"),
-    "it isn't tracked": (
+    "notrack makes a packet untracked": (
         _chain_at("prerouting", -300, "notrack")
         + _chain_at("forward", 0, "ct state untracked drop"), "drops"),
-    "it is tracked by then": (
+    "notrack has no effect on a tracked packet": (
         _chain_at("prerouting", -150, "notrack")
         + _chain_at("forward", 0, "ct state untracked drop"), "passes"),
-    "an accept is one chain's": (
+    "an accept ends only its own chain": (
         _chain_at("forward", -10, "accept") + _chain_at("forward", 10, "drop"), "drops"),
-    "a drop ends it": (
+    "a drop is final": (
         _chain_at("forward", -10, "drop") + _chain_at("forward", 10, "accept"), "drops"),
     "a return leads to the policy": (
         _chain_at("forward", 0, "return", "accept", policy="drop"), "drops"),
     "a jump comes back": (
         _chain("one", "return") + _chain_at("forward", 0, "jump one", "drop"), "drops"),
-    "a goto doesn't": (
+    "a goto doesn't come back": (
         _chain("one", "return") + _chain_at("forward", 0, "goto one", "drop"), "passes"),
     "a goto in a jump comes back to the jump": (
         _chain("one", "counter") + _chain("two", "goto one", "accept")
         + _chain_at("forward", 0, "jump two", "drop"), "drops"),
-    "what isn't there yet has no name": (
+    "an unknown output interface has an empty name": (
         _chain_at("prerouting", 0, 'oifname != "up0" drop'), "drops"),
-    "what isn't there yet has no start of a name": (
+    "an unknown output interface matches no pattern": (
         _chain_at("prerouting", 0, 'oifname "u*" drop'), "passes"),
     "the other family's field matches neither way": (
         _chain_at("forward", 0, "ip6 saddr != fd00::/8 drop"), "passes"),
     "the other protocol's field matches neither way": (
         _chain_at("forward", 0, "udp dport != 53 drop"), "passes"),
-    "an asterisk is any end of a name": (
+    "an asterisk matches any end of a name": (
         _chain_at("forward", 0, 'iifname "vmtap-*" oifname "up*" drop'), "drops"),
-    "a map says where to": (
+    "a verdict map selects the verdict": (
         _chain("one", "drop")
         + _chain_at("forward", 0, "tcp dport vmap { 80-442 : drop, 443 : accept }", "drop"),
         "passes"),
-    "a map that says nothing is passed": (
+    "a verdict map without an element is skipped": (
         _chain_at("forward", 0, "tcp dport vmap { 80 : accept }", "drop"), "drops"),
-    "a mark is kept from hook to hook": (
+    "a mark stays set at later hooks": (
         _chain_at("prerouting", 0, "meta mark set 0x6")
         + _chain_at("postrouting", 0, "meta mark & 0x3 == 0x2 drop"), "drops"),
-    "what can't be told is not told": (
+    "an unpredictable match gives may drop": (
         _chain_at("forward", 0, "numgen inc mod 2 0 accept", policy="drop"), "may drop"),
-    "either way it is dropped": (
+    "an unpredictable match gives drops if both outcomes drop": (
         _chain_at("forward", 0, "numgen inc mod 2 0 drop", policy="drop"), "drops"),
-    "a map that holds nothing ends the rule": (
+    "a map without an element ends the rule": (
         _chain_at("forward", 0, "meta mark set tcp dport map { 22 : 1 } accept", policy="drop"),
         "drops"),
-    "a map that holds something doesn't": (
+    "a map with an element doesn't end the rule": (
         _chain_at("forward", 0, "meta mark set tcp dport map { 443 : 1 } accept", policy="drop"),
         "passes"),
-    "a default is for what the map doesn't hold": (
+    "a default applies to missing keys": (
         _chain_at("forward", 0, "tcp dport vmap { 22 : accept, * : drop }"), "drops"),
-    "and for nothing else": (
+    "a default doesn't apply to existing keys": (
         _chain_at("forward", 0, "tcp dport vmap { 443 : accept, * : drop }"), "passes"),
-    "a default gives a value too": (
+    "a default also gives a value": (
         _chain_at("forward", 0, "meta mark set tcp dport map { 22 : 1, * : 2 } accept",
                   policy="drop"), "passes"),
-    "no default is for the other family": (
+    "a default doesn't apply to the other family": (
         _chain_at("forward", 0, "ip6 saddr vmap { * : drop }"), "passes"),
-    "nor a value": (
+    "a default gives no value to the other family": (
         _chain_at("forward", 0, "meta mark set ip6 saddr map { * : 2 } accept", policy="drop"),
         "drops"),
-    "at its own place tracking may come first or not": (
+    "at the priority of connection tracking the order is unknown": (
         _chain_at("prerouting", -200, "ct state invalid drop"), "may drop"),
-    "no object is found either": (
+    "an object map without an element ends the rule": (
         "\tcounter some { }\n"
         + _chain_at("forward", 0, 'counter name tcp dport map { 22 : "some" } drop'), "passes"),
-    "an error of the other family refuses nothing": (
+    "a reject for the other family has no effect": (
         _chain_at("forward", 0, "reject with icmpv6 port-unreachable"), "passes"),
     "the other family's field can't be set": (
         _chain_at("forward", 0, "ip6 dscp set cs1 accept", policy="drop"), "drops"),
-    "what isn't tracked has no mark there": (
+    "an untracked packet has no ct mark": (
         _chain_at("prerouting", -300, "notrack")
         + _chain_at("forward", 0, "meta mark set ct mark accept", policy="drop"), "drops"),
-    "what isn't tracked has no direction": (
+    "an untracked packet has no ct direction": (
         _chain_at("prerouting", -300, "notrack")
         + _chain_at("forward", 0, "ct direction original accept", policy="drop"), "drops"),
-    "what rules put into a set isn't in the list": (
+    "elements that rules add to a set are not listed": (
         "\tset seen { type ipv4_addr; size 9; flags dynamic; }\n"
         + _chain_at("prerouting", 0, "add @seen { ip saddr }")
         + _chain_at("forward", 0, "ip saddr @seen accept", policy="drop"), "may drop"),
-    "a set that is full ends the rule": (
+    "a full set ends the rule": (
         "\tset seen { type ipv4_addr; size 1; flags dynamic; elements = { 9.9.9.9 }; }\n"
         + _chain_at("forward", 0, "add @seen { ip saddr } accept", policy="drop"), "may drop"),
-    "IPv4 lacks no header of IPv6's": (
+    "IPv4 doesn't match a missing IPv6 header": (
         _chain_at("forward", 0, "exthdr frag missing accept", policy="drop"), "drops"),
-    "another lifetime is no other address": (
+    "a changed TTL doesn't change the address": (
         _chain_at("prerouting", 0, "ip ttl set 60")
         + _chain_at("forward", 0, "ip saddr 172.16.0.0/30 accept", policy="drop"), "passes"),
-    "another port may be": (
+    "changed bytes may change the port": (
         _chain_at("prerouting", -310, "ip protocol tcp @th,16,16 set 444"), "may drop"),
-    "of two at one place the last one made comes first": (
+    "of two chains with one priority the newer one comes first": (
         _chain_at("prerouting", 0, "meta mark set 1")
         + _chain_at("prerouting", 0, "meta mark 1 drop").replace("at_", "next_"), "may drop"),
-    "at one place they may both drop": (
+    "two chains with one priority may both drop": (
         _chain_at("forward", 0, policy="drop")
         + _chain_at("forward", 0, policy="drop").replace("at_", "next_"), "drops"),
-    "where it leaves it is still known where it came in": (
+    "the input interface is known at postrouting": (
         _chain_at("postrouting", 0, 'iifname "vmtap-1" drop'), "drops"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", _CASES)
-def test_each_rule_of_the_game_is_the_kernels(host: VmHost, question: Question, case: str) -> None:
+def test_verdict_agrees_with_the_kernel_in_each_case(
+    host: VmHost, scope: CheckScope, case: str
+) -> None:
     text, verdict = _CASES[case]
     nft.load(host.namespace, f"flush ruleset\ntable inet trial {{\n{text}}}\n")
-    flow = _tcp_443(question)
-    assert _told(question)[Direction.OUT, "tcp 443", 4] == verdict
+    flow = _tcp_443(scope)
+    assert _verdicts(scope)[FlowDirection.OUT, "tcp 443", 4] == verdict
     arrives, _ = host.gets_through(flow, is_expected=verdict == "passes")
     assert _agrees(verdict, arrives)
 
 
-#: Chains of one interface, and what becomes of the VM's TCP to port 443 of the internet.
-_OF_DEVICES: Final = {
-    "where it leaves nobody knows where it came in": (
+#: Chains of one interface, and the verdict for the VM's TCP to port 443 of the internet.
+_DEVICE_CASES: Final = {
+    "the input interface is unknown at egress": (
         'egress device "up0"', 'iifname "vmtap-1" drop', "passes"),
-    "nor where it didn't": ('egress device "up0"', 'iifname != "vmtap-1" tcp dport 443 drop',
-                            "drops"),
-    "where it comes in it is seen": ('ingress device "vmtap-1"', "tcp dport 443 drop", "drops"),
-    "a pattern may be a name": ('ingress devices = { "vmtap-*" }', "drop", "may drop"),
+    "a negated input interface matches at egress": (
+        'egress device "up0"', 'iifname != "vmtap-1" tcp dport 443 drop', "drops"),
+    "a packet is seen at ingress": ('ingress device "vmtap-1"', "tcp dport 443 drop", "drops"),
+    "a pattern may be a literal name": ('ingress devices = { "vmtap-*" }', "drop", "may drop"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", _OF_DEVICES)
-def test_so_is_each_of_a_devices_own_hooks(host: VmHost, question: Question, case: str) -> None:
-    hook, rule, verdict = _OF_DEVICES[case]
+@pytest.mark.parametrize("case", _DEVICE_CASES)
+def test_verdict_agrees_with_the_kernel_at_the_hooks_of_a_device(
+    host: VmHost, scope: CheckScope, case: str
+) -> None:
+    hook, rule, verdict = _DEVICE_CASES[case]
     chain = _chain("one", f"type filter hook {hook} priority 0; policy accept;", rule)
     nft.load(host.namespace, f"flush ruleset\ntable netdev trial {{\n{chain}}}\n")
-    flow = _tcp_443(question)
-    assert _told(question)[Direction.OUT, "tcp 443", 4] == verdict
+    flow = _tcp_443(scope)
+    assert _verdicts(scope)[FlowDirection.OUT, "tcp 443", 4] == verdict
     assert _agrees(verdict, host.gets_through(flow, is_expected=verdict == "passes")[0])
 
 
-def test_what_begins_a_flow_may_pass_and_the_rest_of_it_not(
-    host: VmHost, question: Question
+def test_later_packets_may_be_dropped_where_the_first_one_passes(
+    host: VmHost, scope: CheckScope
 ) -> None:
     rules = ("ct state new accept", 'oifname "vmtap-1" ct state established accept')
     text = _chain_at("forward", 0, *rules, policy="drop")
     nft.load(host.namespace, f"flush ruleset\ntable inet trial {{\n{text}}}\n")
-    told = _told(question)
-    assert told[Direction.OUT, "tcp 443", 4] == "passes"
-    assert told[Direction.REPLY, "tcp 443", 4] == "passes"
-    assert told[Direction.OUT, "tcp 443, once open", 4] == "drops"
-    assert host.goes_on(_tcp_443(question)) is False
+    verdicts = _verdicts(scope)
+    assert verdicts[FlowDirection.OUT, "tcp 443", 4] == "passes"
+    assert verdicts[FlowDirection.REPLY, "tcp 443", 4] == "passes"
+    assert verdicts[FlowDirection.OUT, "tcp 443, once open", 4] == "drops"
+    assert host.goes_on(_tcp_443(scope)) is False
     nft.load(host.namespace, "flush ruleset\n")
-    assert _told(question)[Direction.OUT, "tcp 443, once open", 4] == "passes"
-    assert host.goes_on(_tcp_443(question), is_expected=True) is True
+    assert _verdicts(scope)[FlowDirection.OUT, "tcp 443, once open", 4] == "passes"
+    assert host.goes_on(_tcp_443(scope), is_expected=True) is True
 
 
-def _tcp_443(question: Question) -> Flow:
+def _tcp_443(scope: CheckScope) -> AcceptedFlow:
     return next(
         each
-        for each in question.flows()
-        if (each.direction, each.label, each.packet.version) == (Direction.OUT, "tcp 443", 4)
+        for each in scope.flows()
+        if (each.direction, each.label, each.packet.version) == (FlowDirection.OUT, "tcp 443", 4)
     )

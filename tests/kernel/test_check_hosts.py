@@ -1,6 +1,6 @@
-"""`check` on prepared hosts: it names what drops, and it is the truth that packets tell.
+"""Tests of `check` on prepared hosts: real packets confirm which rules drop traffic.
 
-The rules in tests/check/hosts are what the real programs load.
+The real firewalls loaded the rules in tests/check/hosts.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ocsf_nft import check
-from ocsf_nft.check import Finding, journey, reading
+from ocsf_nft.check import Finding, hook_path, read_ruleset
+from ocsf_nft.check.accepted_flows import FlowDirection
+from ocsf_nft.check.chain_walk import Walker
 from ocsf_nft.check.diagnosis import judge
-from ocsf_nft.check.flows import Direction
-from ocsf_nft.check.walk import Walker
 from ocsf_nft.fence import nft, ruleset
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint
@@ -26,9 +26,10 @@ from tests.kernel import command
 from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from ocsf_nft.check.diagnosis import Question
+    from ocsf_nft.check.diagnosis import CheckScope
+    from ocsf_nft.check.finding import RuleLocation
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
@@ -58,12 +59,12 @@ _POLICY_DROP = """table inet site {
 
 @pytest.fixture
 def host() -> Iterator[VmHost]:
-    with vm_host() as made:
-        yield made
+    with vm_host() as vm:
+        yield vm
 
 
 def _load(host: VmHost, name: str, backend: str = "nft") -> None:
-    """Load what is kept of a host: nft's rules, or iptables' of either kind."""
+    """Load the stored rules of a host: those of nft, or of one backend of iptables."""
     found = sorted(_HOSTS.glob(f"{name}.*"))
     assert found, name
     for path in found:
@@ -84,125 +85,135 @@ def _run(host: VmHost, words: Sequence[str], text: str | None = None) -> str:
 
 def _check(host: VmHost, *more: str) -> command.Outcome:
     options = [word for subnet in SUBNETS for word in ("--subnet", str(subnet))]
-    place = ("--netns", str(host.namespace.path), "--device", DEVICE, *options)
-    return command.run("check", "--json", *place, "--gateway-port", str(PORT), *more)
+    arguments = ("--netns", str(host.namespace.path), "--device", DEVICE, *options)
+    return command.run("check", "--json", *arguments, "--gateway-port", str(PORT), *more)
 
 
-def _question(host: VmHost) -> Question:
-    return check.question(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
+def _scope(host: VmHost) -> CheckScope:
+    return check.check_scope(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
 
 
 def _blocked(outcome: command.Outcome) -> list[dict[str, Any]]:
     return [found for found in outcome.events if found["severity"] == "blocked"]
 
 
-def _places(outcome: command.Outcome) -> set[tuple[str, str, str, str]]:
+def _blocking_chains(outcome: command.Outcome) -> set[tuple[str, str, str, str]]:
     return {
-        (found["name"], place["family"], place["table"], place["chain"])
+        (found["name"], location["family"], location["table"], location["chain"])
         for found in _blocked(outcome)
-        if (place := found["place"])
+        if (location := _location(found))
     }
+
+
+def _location(found: dict[str, Any]) -> dict[str, Any]:
+    """Return the location of a finding's rule, from the JSON of the finding."""
+    location: dict[str, Any] = found["place"]
+    return location
+
+
+def _locations(found: Iterable[Finding]) -> list[RuleLocation]:
+    return list(filter(None, (each.place for each in found)))
 
 
 def _commands(outcome: command.Outcome) -> list[str]:
     return list(dict.fromkeys(each for found in _blocked(outcome) for each in found["commands"]))
 
 
-def _assert_true(host: VmHost) -> None:
-    """What is told of each flow is what the kernel does with it, and every one is decided."""
-    question = _question(host)
-    rules = reading.read(question.namespace)
-    hooks, walker = journey.by_hook(rules), Walker(rules)
+def _assert_kernel_agrees(host: VmHost) -> None:
+    """Assert that the result for each flow is certain, and that real packets confirm it."""
+    scope = _scope(host)
+    rules = read_ruleset.read(scope.namespace)
+    hooks, walker = hook_path.by_hook(rules), Walker(rules)
     passes = {}
-    for flow in question.flows():
-        endings = journey.endings(flow, hooks, walker)
-        assert not endings or endings[-1].is_certain, (flow.direction, flow.label)
-        passes[flow.direction, flow.label, flow.packet.version] = not endings
-    for flow in question.flows():
+    for flow in scope.flows():
+        flow_stops = hook_path.flow_stops(flow, hooks, walker)
+        assert not flow_stops or flow_stops[-1].is_certain, (flow.direction, flow.label)
+        passes[flow.direction, flow.label, flow.packet.version] = not flow_stops
+    for flow in scope.flows():
         at = (flow.label, flow.packet.version)
-        if flow.is_later:
+        if flow.is_continuation:
             opening = (flow.direction, flow.label.partition(",")[0], flow.packet.version)
             assert passes[flow.direction, *at] or not passes[opening], at
-        elif flow.direction is Direction.OUT:
-            out, back = passes[Direction.OUT, *at], passes[Direction.REPLY, *at]
+        elif flow.direction is FlowDirection.OUT:
+            out, back = passes[FlowDirection.OUT, *at], passes[FlowDirection.REPLY, *at]
             arrives, reply = host.gets_through(flow, is_expected=out, is_reply_expected=back)
             assert arrives == out, at
             assert reply in {None, back}, at
-        elif flow.direction is Direction.GATEWAY:
-            both = passes[Direction.GATEWAY, *at] and passes[Direction.ANSWER, *at]
+        elif flow.direction is FlowDirection.GATEWAY:
+            both = passes[FlowDirection.GATEWAY, *at] and passes[FlowDirection.GATEWAY_ANSWER, *at]
             assert host.gets_through(flow, is_expected=both)[0] == both, at
 
 
-def test_a_clean_host(host: VmHost) -> None:
-    told = _check(host)
-    assert told.code == 0
-    assert not _blocked(told)
-    found = {finding["name"]: finding["severity"] for finding in told.events}
+def test_check_finds_nothing_on_a_clean_host(host: VmHost) -> None:
+    outcome = _check(host)
+    assert outcome.code == 0
+    assert not _blocked(outcome)
+    found = {finding["name"]: finding["severity"] for finding in outcome.events}
     assert {found[name] for name in ("accepted", "nat", "conntrack", "tap", "owner")} == {"ok"}
-    _assert_true(host)
+    _assert_kernel_agrees(host)
 
 
-def test_a_host_with_firewalld(host: VmHost) -> None:
+def test_check_names_the_chains_of_firewalld(host: VmHost) -> None:
     _load(host, "firewalld")
-    told = _check(host)
-    assert told.code == 1
-    assert _places(told) == {
+    outcome = _check(host)
+    assert outcome.code == 1
+    assert _blocking_chains(outcome) == {
         ("drops", "inet", "firewalld", "filter_FORWARD_POLICIES"),
         ("drops", "inet", "firewalld", "filter_INPUT_POLICIES"),
     }
-    assert {found["place"]["owner"] for found in _blocked(told)} == {"firewalld"}
-    assert {found["place"]["rule"] for found in _blocked(told)} == {
+    assert {_location(found)["owner"] for found in _blocked(outcome)} == {"firewalld"}
+    assert {_location(found)["rule"] for found in _blocked(outcome)} == {
         "reject with icmpx admin-prohibited"
     }
-    commands = _commands(told)
+    commands = _commands(outcome)
     assert "firewall-cmd --permanent --zone=ocsf-nft --add-interface=vmtap-1" in commands
     assert commands[-1] == "firewall-cmd --reload"
-    _assert_true(host)
+    _assert_kernel_agrees(host)
 
 
-def test_a_host_with_ufw(host: VmHost) -> None:
+def test_check_names_the_chains_of_ufw(host: VmHost) -> None:
     _load(host, "ufw")
-    told = _check(host)
-    assert told.code == 1
-    assert _places(told) == {
+    outcome = _check(host)
+    assert outcome.code == 1
+    assert _blocking_chains(outcome) == {
         ("drops", family, "filter", chain)
         for family in ("ip", "ip6")
         for chain in ("FORWARD", "INPUT")
     }
-    assert {found["place"]["owner"] for found in _blocked(told)} == {"ufw"}
-    assert _commands(told) == [
+    assert {_location(found)["owner"] for found in _blocked(outcome)} == {"ufw"}
+    assert _commands(outcome) == [
         "ufw route allow in on vmtap-1",
         "ufw allow in on vmtap-1 to 172.16.0.1 port 3128 proto tcp",
         "ufw allow in on vmtap-1 to fd00:16::1 port 3128 proto tcp",
     ]
-    _assert_true(host)
+    _assert_kernel_agrees(host)
 
 
 @pytest.mark.parametrize("name", ["firewalld-allowed", "ufw-allowed"])
-def test_a_host_whose_firewall_has_been_told_to_pass_it(host: VmHost, name: str) -> None:
+def test_check_finds_nothing_where_the_firewall_allows_the_traffic(host: VmHost, name: str) -> None:
     _load(host, name)
-    told = _check(host)
-    assert told.code == 0, _blocked(told)
-    _assert_true(host)
+    outcome = _check(host)
+    assert outcome.code == 0, _blocked(outcome)
+    _assert_kernel_agrees(host)
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_a_host_with_docker(host: VmHost, backend: str) -> None:
+def test_check_names_the_chains_of_docker(host: VmHost, backend: str) -> None:
     _load(host, "docker", backend)
-    told = _check(host)
-    assert told.code == 1
-    assert _places(told) == {("drops", "ip", "filter", "FORWARD")}
-    (found,) = _blocked(told)
-    assert found["place"]["owner"] == "Docker"
-    assert found["place"]["backend"] == backend
+    outcome = _check(host)
+    assert outcome.code == 1
+    assert _blocking_chains(outcome) == {("drops", "ip", "filter", "FORWARD")}
+    (found,) = _blocked(outcome)
+    assert _location(found)["owner"] == "Docker"
+    assert _location(found)["backend"] == backend
     assert ("legacy table" in found["meaning"]) == (backend == "legacy")
     assert all(" -I DOCKER-USER " in each for each in found["commands"])
-    _assert_true(host)
-    _assert_mended(host, told)
+    _assert_kernel_agrees(host)
+    _assert_commands_unblock(host, outcome)
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_a_host_with_iptables_of_either_kind(host: VmHost, backend: str) -> None:
+def test_check_names_the_chains_of_both_iptables_backends(host: VmHost, backend: str) -> None:
     rules = (
         "*filter\n:INPUT DROP [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:mine - [0:0]\n"
         "-A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n"
@@ -214,22 +225,22 @@ def test_a_host_with_iptables_of_either_kind(host: VmHost, backend: str) -> None
         "COMMIT\n"
     )
     _run(host, [_RESTORE[backend]["rules4"]], rules)
-    told = _check(host)
-    assert told.code == 1
-    assert _places(told) == {
+    outcome = _check(host)
+    assert outcome.code == 1
+    assert _blocking_chains(outcome) == {
         ("drops", "ip", "filter", "mine"),
         ("drops", "ip", "filter", "INPUT"),
     }
-    assert {found["place"]["rule"] for found in _blocked(told)} == {
+    assert {_location(found)["rule"] for found in _blocked(outcome)} == {
         None,
         *(line for line in rules.splitlines() if line.startswith("-A mine")),
     }
-    _assert_true(host)
-    _assert_mended(host, told)
+    _assert_kernel_agrees(host)
+    _assert_commands_unblock(host, outcome)
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_a_host_where_a_container_publishes_the_gateways_port(host: VmHost, backend: str) -> None:
+def test_check_reports_a_published_gateway_port_as_info(host: VmHost, backend: str) -> None:
     rules = (
         "*nat\n:PREROUTING ACCEPT [0:0]\n:DOCKER - [0:0]\n"
         "-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n"
@@ -237,15 +248,15 @@ def test_a_host_where_a_container_publishes_the_gateways_port(host: VmHost, back
         "COMMIT\n"
     )
     _run(host, [_RESTORE[backend]["rules4"]], rules)
-    told = _check(host)
-    assert told.code == 0, _blocked(told)
-    (found,) = (each for each in told.events if each["name"] == "redirects")
-    assert (found["severity"], found["place"]["chain"]) == ("info", "DOCKER")
-    # None that would undo it.
+    outcome = _check(host)
+    assert outcome.code == 0, _blocked(outcome)
+    (found,) = (each for each in outcome.events if each["name"] == "redirects")
+    assert (found["severity"], _location(found)["chain"]) == ("info", "DOCKER")
+    # No command is shown that would remove the redirection.
     assert found["commands"] == []
 
 
-def test_what_is_allowed_to_a_vm_is_its_gateway_alone(host: VmHost) -> None:
+def test_commands_allow_only_the_gateway_of_a_vm(host: VmHost) -> None:
     nft.load(host.namespace, _POLICY_DROP)
     to_the_host = [each for each in _commands(_check(host)) if "dport" in each]
     assert len(to_the_host) == 2
@@ -255,30 +266,30 @@ def test_what_is_allowed_to_a_vm_is_its_gateway_alone(host: VmHost) -> None:
     )
 
 
-def test_a_host_that_forwards_nothing_by_default(host: VmHost) -> None:
+def test_check_names_a_policy_that_drops_forwarded_traffic(host: VmHost) -> None:
     nft.load(host.namespace, _POLICY_DROP)
-    told = _check(host)
-    assert told.code == 1
-    assert _places(told) == {
+    outcome = _check(host)
+    assert outcome.code == 1
+    assert _blocking_chains(outcome) == {
         ("drops", "inet", "site", "through"),
         ("drops", "inet", "site", "others"),
     }
-    by_chain = {found["place"]["chain"]: found for found in _blocked(told)}
-    assert "its policy drops what the VM sends to the internet" in by_chain["through"]["meaning"]
-    assert by_chain["others"]["place"]["rule"] == "tcp dport 1-65535 drop"
-    assert isinstance(by_chain["others"]["place"]["handle"], int)
-    _assert_true(host)
-    _assert_mended(host, told)
+    by_chain = {_location(found)["chain"]: found for found in _blocked(outcome)}
+    assert "its policy drops traffic from the VM to the internet" in by_chain["through"]["meaning"]
+    assert _location(by_chain["others"])["rule"] == "tcp dport 1-65535 drop"
+    assert isinstance(_location(by_chain["others"])["handle"], int)
+    _assert_kernel_agrees(host)
+    _assert_commands_unblock(host, outcome)
 
 
-def _assert_mended(host: VmHost, told: command.Outcome) -> None:
-    """The commands that are named do it: nothing is dropped any more."""
-    for each in _commands(told):
+def _assert_commands_unblock(host: VmHost, outcome: command.Outcome) -> None:
+    """Run the commands of the findings, and assert that nothing is dropped any more."""
+    for each in _commands(outcome):
         subprocess.run(shlex.split(each), check=True, capture_output=True)
     after = _check(host)
     assert after.code == 0, _blocked(after)
     assert not [found for found in after.events if found["name"] == "leftover"]
-    _assert_true(host)
+    _assert_kernel_agrees(host)
 
 
 _EARLY_AND_LATE: Final = """table inet site {
@@ -292,61 +303,61 @@ _EARLY_AND_LATE_OF_IPTABLES: Final = (
 )
 
 
-def test_check_mends_a_host_that_drops_before_routing_and_on_output(host: VmHost) -> None:
+def test_commands_unblock_prerouting_and_output_chains(host: VmHost) -> None:
     for rules in (_EARLY_AND_LATE, _EARLY_AND_LATE_OF_IPTABLES):
         nft.load(host.namespace, "flush ruleset\n")
         if rules is _EARLY_AND_LATE:
             nft.load(host.namespace, rules)
         else:
             _run(host, ["iptables-nft-restore"], rules)
-        found = check.blocking(_question(host))
+        found = check.blocking(_scope(host))
         assert {each.name for each in found} == {"drops"}
         for each in found:
             assert each.commands
             for line in each.commands:
                 subprocess.run(shlex.split(line), check=True, capture_output=True)
-        assert check.blocking(_question(host)) == ()
-        _assert_true(host)
+        assert check.blocking(_scope(host)) == ()
+        _assert_kernel_agrees(host)
 
 
-def test_check_shows_a_rule_that_is_gone_by_then_as_it_was_listed(host: VmHost) -> None:
+def test_removed_rule_is_shown_as_it_was_listed(host: VmHost) -> None:
     nft.load(host.namespace, _POLICY_DROP)
-    listed = reading.read(host.namespace)
+    listed = read_ruleset.read(host.namespace)
     nft.load(host.namespace, "flush chain inet site others\n")
-    rules = [each.place.rule for each in judge(listed, _question(host)) if each.place is not None]
+    rules = [location.rule for location in _locations(judge(listed, _scope(host)))]
     left = '{"payload":{"protocol":"tcp","field":"dport"}}'
     match = f'{{"op":"==","left":{left},"right":{{"range":[1,65535]}}}}'
     assert rules == [None, f'[{{"match":{match}}},{{"drop":null}}]']
 
 
-def test_a_pattern_stands_for_all_its_devices(host: VmHost) -> None:
+def test_commands_for_a_pattern_unblock_all_its_devices(host: VmHost) -> None:
     nft.load(host.namespace, _POLICY_DROP)
-    place = ("--netns", str(host.namespace.path))
-    told = command.run("check", "--json", *place)
-    assert told.code == 1
-    commands = _commands(told)
+    arguments = ("--netns", str(host.namespace.path))
+    outcome = command.run("check", "--json", *arguments)
+    assert outcome.code == 1
+    commands = _commands(outcome)
     assert any("'\"vmtap-*\"'" in each for each in commands), commands
     for each in commands:
         subprocess.run(shlex.split(each), check=True, capture_output=True)
-    assert command.run("check", "--json", *place).code == 0
+    assert command.run("check", "--json", *arguments).code == 0
     assert _check(host).code == 0
 
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
-def test_what_iptables_can_not_be_asked_is_told(
+def test_rules_without_their_iptables_program_are_reported_as_unread(
     host: VmHost, backend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rules = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -m comment --comment a -j ACCEPT\nCOMMIT\n"
     _run(host, [_RESTORE[backend]["rules4"]], rules)
-    assert not [each for each in check.blocking(_question(host)) if each.name == "unread-rules"]
-    program = nft.program
-    monkeypatch.setattr(nft, "program", lambda name: program(name) if name == "nft" else None)
-    (unread,) = (each for each in check.blocking(_question(host)) if each.name == "unread-rules")
+    assert not [each for each in check.blocking(_scope(host)) if each.name == "unread-rules"]
+    program = nft.find_program
+    monkeypatch.setattr(nft, "find_program", lambda name: program(name) if name == "nft" else None)
+    (unread,) = (each for each in check.blocking(_scope(host)) if each.name == "unread-rules")
     assert "is not installed" in unread.meaning
 
 
-def test_what_blocks_a_sandbox_on_its_way_to_the_proxy(host: VmHost) -> None:
-    place = ("--netns", str(host.namespace.path), "--proxy", "198.18.0.1:3128")
+def test_check_names_rules_that_block_a_sandbox_from_its_proxy(host: VmHost) -> None:
+    arguments = ("--netns", str(host.namespace.path), "--proxy", "198.18.0.1:3128")
     out, back = (
         f"table ip site {{\n\tchain {hook} {{\n\t\ttype filter hook {hook} priority 0\n"
         f'\t\tpolicy drop\n\t\t{device} "lo" accept\n\t}}\n}}\n'
@@ -359,29 +370,30 @@ def test_what_blocks_a_sandbox_on_its_way_to_the_proxy(host: VmHost) -> None:
             _run(host, ["iptables-nft-restore"], rules)
         else:
             nft.load(host.namespace, rules)
-        told = command.run("check", "--json", *place)
-        assert told.code == 1
-        meanings = " ".join(found["meaning"] for found in _blocked(told))
-        assert len(_blocked(told)) == 2
-        assert "what the sandbox sends to its proxy (tcp 3128; IPv4)" in meanings
-        assert "the proxy's answers (tcp 3128; IPv4)" in meanings
-        for each in _commands(told):
+        outcome = command.run("check", "--json", *arguments)
+        assert outcome.code == 1
+        meanings = " ".join(found["meaning"] for found in _blocked(outcome))
+        assert len(_blocked(outcome)) == 2
+        assert "traffic from the sandbox to its proxy (tcp 3128; IPv4)" in meanings
+        assert "the proxy's answers to the sandbox (tcp 3128; IPv4)" in meanings
+        for each in _commands(outcome):
             subprocess.run(shlex.split(each), check=True, capture_output=True)
-        assert command.run("check", "--json", *place).code == 0
+        assert command.run("check", "--json", *arguments).code == 0
 
 
-def test_the_installer_is_told_of_what_blocks_and_of_nothing_else(host: VmHost) -> None:
-    assert check.blocking(_question(host)) == ()
+def test_blocking_returns_only_blocking_findings(host: VmHost) -> None:
+    assert check.blocking(_scope(host)) == ()
     nft.load(host.namespace, _POLICY_DROP)
-    found = check.blocking(_question(host))
+    found = check.blocking(_scope(host))
     assert {each.name for each in found} == {"drops"}
-    assert all(isinstance(each, Finding) and each.place is not None for each in found)
+    assert all(isinstance(each, Finding) for each in found)
+    assert len(_locations(found)) == len(found)
 
 
-def test_a_namespace_that_is_not_there_is_absent() -> None:
-    told = command.run("check", "--json", "--netns", "no-such-namespace")
-    assert told.code == 2
-    assert "no-such-namespace" in told.sentence
+def test_check_of_a_missing_namespace_fails() -> None:
+    outcome = command.run("check", "--json", "--netns", "no-such-namespace")
+    assert outcome.code == 2
+    assert "no-such-namespace" in outcome.sentence
 
 
 @pytest.mark.parametrize(
@@ -392,40 +404,40 @@ def test_a_namespace_that_is_not_there_is_absent() -> None:
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_a_value_that_makes_no_sense_is_refused(wrong: tuple[str, ...]) -> None:
-    told = command.run("check", *wrong)
-    assert told.code == 2
-    assert told.sentence
+def test_check_fails_with_an_invalid_value(wrong: tuple[str, ...]) -> None:
+    outcome = command.run("check", *wrong)
+    assert outcome.code == 2
+    assert outcome.sentence
 
 
-def test_nothing_is_changed_by_looking(host: VmHost) -> None:
+def test_check_changes_nothing(host: VmHost) -> None:
     _load(host, "docker")
     before = _run(host, ["nft", "list", "ruleset"])
     _check(host)
     assert _run(host, ["nft", "list", "ruleset"]) == before
-    assert Namespace().call(lambda: not reading.legacy_tables(host.namespace, "ip"))
+    assert Namespace().call(lambda: not read_ruleset.legacy_tables(host.namespace, "ip"))
 
 
-def test_a_vms_fence_of_ours_is_not_in_its_own_way(host: VmHost) -> None:
+def test_own_fence_of_a_vm_does_not_block_its_traffic(host: VmHost) -> None:
     gateways = tuple(endpoint(f"{at}:{PORT}") for at in ("172.16.0.1", "[fd00:16::1]"))
     spec = FenceSpec(sandbox="vm", proxies=gateways, tap=Tap(device=DEVICE, subnets=SUBNETS))
     nft.load(host.namespace, ruleset.fence(spec, Surroundings(links=(DEVICE,)), "nflog"))
-    told = _check(host)
-    assert told.code == 0, _blocked(told)
-    for flow in _question(host).flows():
-        if flow.direction in {Direction.OUT, Direction.GATEWAY}:
+    outcome = _check(host)
+    assert outcome.code == 0, _blocked(outcome)
+    for flow in _scope(host).flows():
+        if flow.direction in {FlowDirection.OUT, FlowDirection.GATEWAY}:
             assert host.gets_through(flow)[0], flow.label
 
 
-def test_a_fence_of_ours_is_not_in_its_own_way(fenced: Lab) -> None:
+def test_own_fence_of_a_sandbox_does_not_block_its_traffic(fenced: Lab) -> None:
     proxies = tuple(endpoint(f"{at}:{PROXY_PORT}") for at in (GATEWAY4, f"[{GATEWAY6}]"))
-    asked = check.question(fenced.sandbox_namespace, device=None, port=PORT, proxies=proxies)
-    assert set(asked.links.values()) == {fenced.sandbox_device}
-    assert check.blocking(asked) == ()
+    scope = check.check_scope(fenced.sandbox_namespace, device=None, port=PORT, proxies=proxies)
+    assert set(scope.links.values()) == {fenced.sandbox_device}
+    assert check.blocking(scope) == ()
     other = (endpoint("203.0.113.7:3128"),)
-    asked = check.question(fenced.sandbox_namespace, device=None, port=PORT, proxies=other)
-    found = check.blocking(asked)
+    scope = check.check_scope(fenced.sandbox_namespace, device=None, port=PORT, proxies=other)
+    found = check.blocking(scope)
     assert found
     assert {finding.remedy for finding in found} == {
-        "a fence stands that accepts something else: install it anew"
+        "an active fence accepts other traffic: install it again"
     }

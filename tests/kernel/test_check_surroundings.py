@@ -1,4 +1,4 @@
-"""What `check` sees around a fence: devices and what is bound to them, settings, limits."""
+"""Tests of `check` for interfaces, programs on them, kernel settings and limits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft import check
-from ocsf_nft.attribution import capture
-from ocsf_nft.check import bypassing, devices, naming, programs, reading, sysctls, xtables
-from ocsf_nft.check.diagnosis import Question
-from ocsf_nft.check.programs import NoAnswerError
+from ocsf_nft.attribution import bpf_capture
+from ocsf_nft.check import (
+    attribution_methods,
+    bounded_command,
+    bypass_paths,
+    devices,
+    read_ruleset,
+    sysctls,
+    xtables,
+)
+from ocsf_nft.check.bounded_command import CommandError
+from ocsf_nft.check.diagnosis import CheckScope
 from ocsf_nft.check.ruleset import Ruleset, from_json
 from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.fence import nft
@@ -37,17 +45,17 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture
 def host() -> Iterator[VmHost]:
-    with vm_host() as made:
-        yield made
+    with vm_host() as vm:
+        yield vm
 
 
-def _question(host: VmHost) -> Question:
-    return check.question(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
+def _scope(host: VmHost) -> CheckScope:
+    return check.check_scope(host.namespace, device=DEVICE, subnets=SUBNETS, port=PORT)
 
 
-def _ways_past(host: VmHost, ruleset: Ruleset | None = None) -> dict[str, Finding]:
-    around = devices.survey(host.namespace)
-    found = bypassing.ways_past(ruleset or Ruleset(), around, _question(host))
+def _bypass_findings(host: VmHost, ruleset: Ruleset | None = None) -> dict[str, Finding]:
+    present = devices.list_devices(host.namespace)
+    found = bypass_paths.findings(ruleset or Ruleset(), present, _scope(host))
     return {finding.name: finding for finding in found}
 
 
@@ -55,60 +63,60 @@ def _in(host: VmHost, *words: str) -> None:
     host.namespace.call(lambda: subprocess.run(words, check=True, capture_output=True))
 
 
-def test_the_uplinks_are_those_that_lead_to_the_internet(host: VmHost) -> None:
-    assert _question(host).uplinks == {4: UPLINK, 6: UPLINK}
+def test_uplinks_are_the_interfaces_that_lead_to_the_internet(host: VmHost) -> None:
+    assert _scope(host).uplinks == {4: UPLINK, 6: UPLINK}
 
 
-def test_a_bare_device_has_nothing_bound_to_it(host: VmHost) -> None:
-    assert _ways_past(host) == {}
+def test_plain_device_has_no_bypass_findings(host: VmHost) -> None:
+    assert _bypass_findings(host) == {}
 
 
-def test_a_device_whose_name_another_one_begins_with_is_not_it(host: VmHost) -> None:
+def test_device_with_a_prefix_of_the_name_is_not_checked(host: VmHost) -> None:
     host.namespace.call(lambda: ip("link", "add", "vmtap", "type", "bridge"))
     _in(host, "tc", "qdisc", "add", "dev", "vmtap", "clsact")
-    assert _ways_past(host) == {}
+    assert _bypass_findings(host) == {}
 
 
-def test_what_shares_or_precedes_a_device_is_told(host: VmHost) -> None:
+def test_programs_and_links_on_a_device_are_reported(host: VmHost) -> None:
     _in(host, "tc", "qdisc", "add", "dev", DEVICE, "clsact")
-    assert "clsact" in _ways_past(host)["tc"].meaning
+    assert "clsact" in _bypass_findings(host)["tc"].meaning
     host.namespace.call(
         lambda: ip("link", "add", "above", "link", DEVICE, "type", "macvlan", "mode", "bridge")
     )
-    assert "above: stacked on vmtap-1" in _ways_past(host)["shared-link"].meaning
+    assert "above: stacked on vmtap-1" in _bypass_findings(host)["shared-link"].meaning
     host.namespace.call(lambda: ip("link", "del", "above"))
     host.namespace.call(lambda: ip("link", "add", "br0", "type", "bridge"))
     host.namespace.call(lambda: ip("link", "set", DEVICE, "master", "br0"))
-    assert "vmtap-1 is a port of br0" in _ways_past(host)["bridge-port"].meaning
+    assert "vmtap-1 is a port of br0" in _bypass_findings(host)["bridge-port"].meaning
 
 
-def test_check_tells_a_device_that_is_stacked_on_a_link_of_another_namespace(
+def test_device_on_a_link_of_another_namespace_is_reported(
     host: VmHost,
 ) -> None:
     assert host.namespace.path is not None
     pid = host.namespace.path.parts[2]
 
-    def around() -> Mapping[str, devices.Device]:
+    def present() -> Mapping[str, devices.NetDevice]:
         ip("link", "add", "lower", "type", "veth", "peer", "name", "other")
         ip("link", "add", "vmtap-2", "link", "lower", "netns", pid, "type", "macvlan")
-        return devices.survey(host.namespace)
+        return devices.list_devices(host.namespace)
 
-    asked = Question(namespace=host.namespace, device="vmtap-2", port=PORT)
-    (found,) = bypassing.ways_past(Ruleset(), in_scratch(around), asked)
+    scope = CheckScope(namespace=host.namespace, device="vmtap-2", port=PORT)
+    (found,) = bypass_paths.findings(Ruleset(), in_scratch(present), scope)
     assert (found.name, found.severity) == ("shared-link", "info")
-    assert found.meaning.startswith("vmtap-2 is stacked on a link of another namespace")
+    assert found.meaning.startswith("vmtap-2 is stacked on an interface of another namespace")
 
 
-def test_flowtables_and_rules_that_take_packets_are_told(host: VmHost) -> None:
+def test_flowtables_and_rules_that_take_packets_are_reported(host: VmHost) -> None:
     def entry(chain: str, expression: Any) -> list[Any]:
-        place = {"family": "netdev", "table": "t"}
+        table_key = {"family": "netdev", "table": "t"}
         return [
-            {"chain": {**place, "name": chain}},
-            {"rule": {**place, "chain": chain, "handle": 3, "expr": [expression]}},
+            {"chain": {**table_key, "name": chain}},
+            {"rule": {**table_key, "chain": chain, "handle": 3, "expr": [expression]}},
         ]
 
     flowtable = {"family": "inet", "table": "t", "name": "fast", "dev": ["up0", "vmtap-1"]}
-    found = _ways_past(
+    found = _bypass_findings(
         host,
         from_json(
             {
@@ -122,28 +130,28 @@ def test_flowtables_and_rules_that_take_packets_are_told(host: VmHost) -> None:
     )
     assert set(found) == {"flowtable", "takes-packets", "notrack"}
     assert "(up0, vmtap-1)" in found["flowtable"].meaning
-    place = found["takes-packets"].place
-    assert place is not None
-    assert (place.chain, place.handle) == ("a", 3)
+    location = found["takes-packets"].place
+    assert location is not None
+    assert (location.chain, location.handle) == ("a", 3)
 
 
-def _settings(host: VmHost) -> dict[str, Finding]:
-    return {finding.name: finding for finding in sysctls.settings(_question(host))}
+def _sysctl_findings(host: VmHost) -> dict[str, Finding]:
+    return {finding.name: finding for finding in sysctls.findings(_scope(host))}
 
 
 def _set(host: VmHost, path: str, value: str) -> None:
     host.namespace.call(lambda: Path(f"/proc/sys/{path}").write_text(value))
 
 
-def test_settings_that_matter_are_told_and_others_are_not(host: VmHost) -> None:
+def test_only_settings_that_affect_a_fence_are_reported(host: VmHost) -> None:
     names = {"forwarding", "accept-ra", "rp-filter", "conntrack-table", "max-net-namespaces"}
     _set(host, f"net/ipv4/conf/{DEVICE}/rp_filter", "0")
     _set(host, "net/ipv4/conf/all/rp_filter", "0")
-    assert not names & set(_settings(host))
+    assert not names & set(_sysctl_findings(host))
     _set(host, "net/ipv6/conf/all/forwarding", "0")
     _set(host, f"net/ipv6/conf/{UPLINK}/accept_ra", "1")
     _set(host, f"net/ipv4/conf/{DEVICE}/rp_filter", "1")
-    found = _settings(host)
+    found = _sysctl_findings(host)
     assert "ipv6.conf.all.forwarding is 0" in found["forwarding"].meaning
     assert found["accept-ra"].commands == (f"sysctl -w net.ipv6.conf.{UPLINK}.accept_ra=2",)
     assert "strict" in found["rp-filter"].meaning
@@ -151,23 +159,23 @@ def test_settings_that_matter_are_told_and_others_are_not(host: VmHost) -> None:
     for general, of_device, is_strict in (("1", "0", True), ("2", "1", False), ("1", "2", False)):
         _set(host, "net/ipv4/conf/all/rp_filter", general)
         _set(host, f"net/ipv4/conf/{DEVICE}/rp_filter", of_device)
-        assert ("rp-filter" in _settings(host)) == is_strict, (general, of_device)
+        assert ("rp-filter" in _sysctl_findings(host)) == is_strict, (general, of_device)
 
 
-@pytest.mark.parametrize(("count", "is_told"), [("79", False), ("81", True)])
-def test_a_table_of_connections_that_is_nearly_full_is_told(
-    host: VmHost, monkeypatch: pytest.MonkeyPatch, count: str, is_told: bool
+@pytest.mark.parametrize(("count", "is_reported"), [("79", False), ("81", True)])
+def test_nearly_full_connection_tracking_table_is_reported(
+    host: VmHost, monkeypatch: pytest.MonkeyPatch, count: str, is_reported: bool
 ) -> None:
     values = {"net/netfilter/nf_conntrack_count": count, "net/nf_conntrack_max": "100"}
     monkeypatch.setattr(sysctls, "_value", values.get)
-    assert ("conntrack-table" in _settings(host)) == is_told
+    assert ("conntrack-table" in _sysctl_findings(host)) == is_reported
 
 
 def _with_room_for(count: int) -> Callable[[Namespace, Sequence[str]], bytes]:
-    return lambda namespace, command: programs.answer(namespace, command, count)
+    return lambda namespace, command: bounded_command.command_output(namespace, command, count)
 
 
-def test_a_listing_that_is_too_long_is_read_without_what_sets_hold(
+def test_too_long_listing_is_read_without_the_elements_of_sets(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elements = ", ".join(f"10.0.{n >> 8}.{n & 255}" for n in range(5000))
@@ -176,112 +184,117 @@ def test_a_listing_that_is_too_long_is_read_without_what_sets_hold(
         f"table ip t {{\n\tset s {{\n\t\ttype ipv4_addr\n\t\telements = {{ {elements} }}\n\t}}\n"
         "\tchain c {\n\t\ttype filter hook forward priority 0\n\t\tip saddr @s drop\n\t}\n}\n",
     )
-    assert not check.blocking(_question(host))
-    monkeypatch.setattr(reading, "answer", _with_room_for(20_000))
-    names = [finding.name for finding in check.blocking(_question(host))]
+    assert not check.blocking(_scope(host))
+    monkeypatch.setattr(read_ruleset, "command_output", _with_room_for(20_000))
+    names = [finding.name for finding in check.blocking(_scope(host))]
     assert names == ["unread-rules", "may-drop"]
-    monkeypatch.setattr(reading, "answer", _with_room_for(20))
-    (unread,) = check.blocking(_question(host))
+    monkeypatch.setattr(read_ruleset, "command_output", _with_room_for(20))
+    (unread,) = check.blocking(_scope(host))
     assert unread.name == "ruleset"
     assert "can't be read" in unread.meaning
 
 
-def test_a_program_that_does_not_end_is_ended(
+def test_program_that_does_not_exit_is_killed(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(bounded_command, "_TIMEOUT_SECONDS", 0.2)
     with pytest.raises(UnsupportedError, match="gave no answer"):
-        programs.answer(host.namespace, ["/usr/bin/sleep", "60"])
-    with pytest.raises(UnsupportedError, match="more than 0 MiB"):
-        programs.answer(host.namespace, ["/usr/bin/yes"], 1000)
+        bounded_command.command_output(host.namespace, ["/usr/bin/sleep", "60"])
+    with pytest.raises(UnsupportedError, match="printed more than 0 MiB"):
+        bounded_command.command_output(host.namespace, ["/usr/bin/yes"], 1000)
 
 
-def test_check_gives_up_on_a_program_that_closes_its_output_and_goes_on(
+def test_program_that_closes_its_output_and_does_not_exit_is_killed(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(bounded_command, "_TIMEOUT_SECONDS", 0.2)
     started = time.monotonic()
-    with pytest.raises(NoAnswerError, match="/bin/sh doesn't end"):
-        programs.answer(host.namespace, ["/bin/sh", "-c", "exec >&- 2>&-; exec sleep 60"])
+    with pytest.raises(CommandError, match="/bin/sh doesn't exit"):
+        bounded_command.command_output(
+            host.namespace, ["/bin/sh", "-c", "exec >&- 2>&-; exec sleep 60"]
+        )
     assert time.monotonic() - started < 8
 
 
-def test_check_says_why_a_program_gives_no_answer(host: VmHost) -> None:
+def test_error_has_the_reason_of_a_failed_program(host: VmHost) -> None:
     for command, reason in (
         (["/no/program"], "/no/program can't be run: No such file or directory"),
         (["/bin/sh", "-c", "echo a; echo no  luck >&2; exit 3"], "/bin/sh failed: no luck"),
         (["/bin/sh", "-c", "exit 3"], "/bin/sh failed: exit 3"),
     ):
-        with pytest.raises(NoAnswerError) as refused:
-            programs.answer(host.namespace, command)
+        with pytest.raises(CommandError) as refused:
+            bounded_command.command_output(host.namespace, command)
         assert str(refused.value) == reason
-    assert programs.answer(host.namespace, ["/bin/sh", "-c", "echo a; echo b >&2"]) == b"a\n"
+    assert (
+        bounded_command.command_output(host.namespace, ["/bin/sh", "-c", "echo a; echo b >&2"])
+        == b"a\n"
+    )
 
 
-def test_check_says_that_interfaces_can_not_be_listed(
+def test_check_reports_that_interfaces_can_not_be_listed(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = _question(host)
+    scope = _scope(host)
 
     def fail(_: Namespace) -> None:
         raise OSError(errno.ENOBUFS, "No buffer space available")
 
-    monkeypatch.setattr(devices, "survey", fail)
-    (found,) = (each for each in check.findings(asked) if each.name == "ruleset")
+    monkeypatch.setattr(devices, "list_devices", fail)
+    (found,) = (each for each in check.findings(scope) if each.name == "ruleset")
     assert found.severity == "blocked"
     assert "(the interfaces can't be listed)" in found.meaning
     assert found.remedy == "No buffer space available"
 
 
-def test_check_tells_how_processes_are_named_here(
+def test_check_reports_the_attribution_method(
     host: VmHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    (found,) = naming.naming(host.namespace)
+    (found,) = attribution_methods.findings(host.namespace)
     assert (found.severity, found.remedy) == ("ok", None)
-    assert found.meaning == "a process is named as it sends, also if it is gone"
-    (found,) = naming.naming(named("no-such-namespace"))
+    assert found.meaning == "a process is identified as it sends, even if it exits"
+    (found,) = attribution_methods.findings(named("no-such-namespace"))
     assert found.severity == "info"
-    assert found.meaning.startswith("a process is named by its user alone: ")
+    assert found.meaning.startswith("a process is identified only by its user: ")
     assert found.meaning.count("no-such-namespace") == 2
     assert "CAP_BPF" in str(found.remedy)
-    monkeypatch.setattr(capture, "_TYPES", tmp_path / "vmlinux")
-    (found,) = naming.naming(host.namespace)
+    monkeypatch.setattr(bpf_capture, "_TYPES", tmp_path / "vmlinux")
+    (found,) = attribution_methods.findings(host.namespace)
     assert found.severity == "info"
-    assert found.meaning.startswith("a process is named as it calls, by its number, name and user")
+    assert found.meaning.startswith("a process is identified at its system call, only by PID")
     assert found.remedy == "use a kernel with CONFIG_DEBUG_INFO_BTF"
 
 
-def test_a_ruleset_that_changes_while_it_is_read_is_read_again(
+def test_ruleset_that_changes_during_reading_is_read_again(
     host: VmHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = programs.answer
+    command_output = bounded_command.command_output
     read: list[Any] = []
 
     def meanwhile(namespace: Namespace, command: Sequence[str]) -> bytes:
         read.append(command)
         if len(read) <= changes:
             nft.load(host.namespace, f"add table ip t{len(read)}")
-        return answer(namespace, command)
+        return command_output(namespace, command)
 
-    monkeypatch.setattr(reading, "answer", meanwhile)
+    monkeypatch.setattr(read_ruleset, "command_output", meanwhile)
     changes = 1
-    assert reading.read(host.namespace).unread == ()
+    assert read_ruleset.read(host.namespace).unread == ()
     assert len(read) == 2
     changes = 100
-    assert "changes faster" in reading.read(host.namespace).unread[0]
+    assert "changes faster" in read_ruleset.read(host.namespace).unread[0]
 
 
-def test_an_xdp_program_is_told(host: VmHost) -> None:
+def test_xdp_program_is_reported(host: VmHost) -> None:
     link = host.namespace.call(_pass_everything)
     try:
-        assert "XDP program is attached to vmtap-1" in _ways_past(host)["xdp"].meaning
+        assert "XDP program is attached to vmtap-1" in _bypass_findings(host)["xdp"].meaning
     finally:
         os.close(link)
-    assert _ways_past(host) == {}
+    assert _bypass_findings(host) == {}
 
 
 def _pass_everything() -> int:
-    """An XDP program that lets everything through, attached until the link is closed."""
+    """Attach an XDP program that passes all packets; closing the returned link detaches it."""
     # include/uapi/linux/bpf.h: r0 = XDP_PASS; exit
     code = ctypes.create_string_buffer(struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0))
     license_ = ctypes.create_string_buffer(b"GPL")
@@ -308,7 +321,7 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 
 def test_chains_of_iptables_have_the_priorities_of_the_kernel() -> None:
-    """Compare with the chains of iptables-nft: they differ in the table security alone."""
+    """Compare with the chains of iptables-nft: they differ only in the table security."""
 
     def made() -> list[dict[str, Any]]:
         for table, chain in (

@@ -1,4 +1,4 @@
-"""What goes wrong on a real system is one sentence, the documented exit code, and no traceback."""
+"""Failures on a real system: one sentence, the documented exit code, and no traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT, ip
-from ocsf_nft.service import outlets
+from ocsf_nft.service import sink_delivery
 from tests.kernel import attempts, command, conftest
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ _USER_NAMESPACE = ("unshare", "--user", "--map-root-user", "--net")
 
 
 def _install(lab: Lab, state: StateDirectory, *more: str) -> tuple[str, ...]:
-    place = ("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox)
-    return ("install", *place, "--proxy", _PROXY, "--state-dir", str(state.path), *more)
+    scope = ("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox)
+    return ("install", *scope, "--proxy", _PROXY, "--state-dir", str(state.path), *more)
 
 
 def _over_nft(file: Path) -> Sequence[str]:
-    """Run where another file stands in nft's place."""
+    """Return a command that runs with another file in place of nft."""
     script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
     nft = shutil.which("nft", path="/usr/sbin:/usr/bin")
     assert nft is not None
@@ -96,7 +96,7 @@ def test_without_nft(lab: Lab, state: StateDirectory) -> None:
 
 @pytest.fixture
 def nft_without_log(tmp_path: Path) -> Path:
-    """An nft whose kernel has no log expression, see ``without.c``."""
+    """Create an nft whose kernel has no log expression, see ``without.c``."""
     real = shutil.which("nft", path="/usr/sbin:/usr/bin")
     compiler = shutil.which("cc")
     assert real is not None
@@ -109,7 +109,7 @@ def nft_without_log(tmp_path: Path) -> Path:
     return wrapper
 
 
-def test_without_log_support_the_fence_stands_and_says_so(
+def test_without_log_support_the_fence_is_active_and_the_lack_is_reported(
     lab: Lab, state: StateDirectory, nft_without_log: Path
 ) -> None:
     degraded = command.run(*_install(lab, state), under=_over_nft(nft_without_log))
@@ -135,9 +135,9 @@ def test_without_log_support_a_transport_by_name_is_refused(
 @pytest.mark.parametrize(
     ("name", "code"), [("no-such-namespace", 2), ("/run/no-such-file", 2), ("/proc/self/maps", 3)]
 )
-def test_in_a_namespace_that_is_not_there(state: StateDirectory, name: str, code: int) -> None:
-    place = ("--sandbox", "a", "--netns", name, "--proxy", _PROXY, "--state-dir", str(state.path))
-    refused = command.run("install", *place)
+def test_in_a_missing_namespace(state: StateDirectory, name: str, code: int) -> None:
+    scope = ("--sandbox", "a", "--netns", name, "--proxy", _PROXY, "--state-dir", str(state.path))
+    refused = command.run("install", *scope)
     assert refused.code == code
     assert name in refused.sentence
 
@@ -209,19 +209,19 @@ def test_in_a_user_namespace_without_any_privilege_outside(
     state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
-    place = ("--sandbox", "pod", "--proxy", _PROXY, "--state-dir", str(state.path))
+    scope = ("--sandbox", "pod", "--proxy", _PROXY, "--state-dir", str(state.path))
     done = command.run(
-        *("run", *place, "--install"),
+        *("run", *scope, "--install"),
         under=(*_USER_NAMESPACE, "sh", "-c", _IN_USER_NAMESPACE, "sh", str(output)),
     )
     assert done.code == 0, done.stderr
     events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
     (refused,) = (event for event in events if event["class_uid"] == 4001 and "actor" in event)
     assert refused["dst_endpoint"]["ip"] == "192.0.2.1"
-    assert refused["actor"]["user"]["uid"] == "0"  # as that namespace counts
+    assert refused["actor"]["user"]["uid"] == "0"  # the id within that namespace
 
 
-def test_check_tells_what_this_machine_can_do() -> None:
+def test_check_reports_the_capabilities_of_this_machine() -> None:
     able = command.run("check", "--json")
     assert able.code == 0
     found = {finding["name"]: finding["severity"] for finding in able.events}
@@ -238,7 +238,7 @@ def test_the_state_of_another_fence_survives_a_failed_replacement(
 
 
 @pytest.mark.parametrize("redirections", [">/dev/full", ">&-", "<&- >&- 2>&-"])
-def test_a_standard_output_that_takes_nothing_leaves_a_fence_that_stands(
+def test_full_standard_output_leaves_the_fence_active(
     lab: Lab, state: StateDirectory, redirections: str
 ) -> None:
     under = ("sh", "-c", f'exec "$@" {redirections}', "sh")
@@ -250,12 +250,12 @@ def test_a_standard_output_that_takes_nothing_leaves_a_fence_that_stands(
 
 
 def _watch(lab: Lab, state: StateDirectory) -> tuple[str, ...]:
-    place = ("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox)
-    return (*command.COMMAND, "run", *place, "--proxy", _PROXY, "--state-dir", str(state.path))
+    scope = ("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox)
+    return (*command.COMMAND, "run", *scope, "--proxy", _PROXY, "--state-dir", str(state.path))
 
 
 @pytest.mark.parametrize("stderr_too", [False, True])
-def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
+def test_second_signal_ends_a_run_whose_output_has_no_reader(
     lab: Lab, state: StateDirectory, stderr_too: bool
 ) -> None:
     reader, writer = os.pipe()
@@ -266,8 +266,8 @@ def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
     )
     os.close(writer)
     try:
-        said = reader if process.stderr is None else process.stderr.fileno()
-        _read_until(said, b"ready: watching lab\n")
+        messages = reader if process.stderr is None else process.stderr.fileno()
+        _read_until(messages, b"ready: watching lab\n")
         attempts.attempt(lab.sandbox_namespace, 0, 2000, "sweep")
         process.send_signal(signal.SIGTERM)
         for _ in range(2):
@@ -278,7 +278,7 @@ def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
         assert process.wait(20) == 3
         if process.stderr is not None:
             *_, last = process.stderr.read().splitlines()
-            assert last == b"ocsf-nft: stopped at once: what was waiting is not delivered"
+            assert last == b"ocsf-nft: stopped at once: pending events are not delivered"
     finally:
         process.kill()
         process.wait()
@@ -287,10 +287,10 @@ def test_a_second_signal_ends_a_run_whose_output_nobody_reads(
             process.stderr.close()
 
 
-def test_one_signal_ends_a_run_whose_output_nobody_reads_and_the_next_one_tells_the_rest(
+def test_signal_ends_a_run_without_reader_and_the_next_run_delivers_the_rest(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlets, "_DRAIN_SECONDS", 0.5)  # the run is a fork of this process
+    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)  # the run is a fork of this process
     reader, writer = os.pipe()
     options = _watch(lab, state)[len(command.COMMAND) + 1 :]
     with (
@@ -300,16 +300,16 @@ def test_one_signal_ends_a_run_whose_output_nobody_reads_and_the_next_one_tells_
     ):
         pipe.close()
         attempts.attempt(lab.sandbox_namespace, 0, 2000, "sweep")
-        # Though a thread still waits for the reader.
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
-    assert "events wait in the store for the next run" in said
-    kept = command.run("events", "--state-dir", str(state.path), "--sinks")
-    assert kept.stdout.startswith("-: ")
-    assert not kept.stdout.startswith("-: 0 events")
+        # It ends although a thread still waits for the reader.
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
+    assert "events wait in the store for the next run" in messages
+    shown = command.run("events", "--state-dir", str(state.path), "--sinks")
+    assert shown.stdout.startswith("-: ")
+    assert not shown.stdout.startswith("-: 0 events")
 
 
-def test_a_second_signal_ends_a_run_that_can_not_say_so(
+def test_second_signal_ends_a_run_that_can_not_report_it(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     pipe = tmp_path / "pipe"
@@ -333,7 +333,7 @@ def test_a_second_signal_ends_a_run_that_can_not_say_so(
         os.close(reader)
 
 
-def test_a_standard_error_that_nobody_reads_holds_up_neither_the_watch_nor_the_stop(
+def test_standard_error_without_reader_blocks_neither_the_run_nor_its_stop(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
@@ -348,7 +348,7 @@ def test_a_standard_error_that_nobody_reads_holds_up_neither_the_watch_nor_the_s
             while True:
                 os.write(writer, bytes(4096))
         os.set_blocking(writer, True)
-        # Each change of the fence is an event, and logged: the second comes after an entry.
+        # Each change is an event and a log entry; the second event follows the first entry.
         for number in (1, 2):
             ip("-n", lab.sandbox, "link", "add", f"a{number}", "type", "veth", "peer", f"b{number}")
             end = time.monotonic() + 10
@@ -380,8 +380,8 @@ def test_a_hang_up_drains_as_a_stop_does_unless_nohup_runs_it(
     options = (*_watch(lab, state)[len(command.COMMAND) + 1 :], "--output", str(output))
     with command.running(*options, "--install") as running:
         attempts.attempt(lab.sandbox_namespace, 0, 100, "udp4")
-        code, said = running.stop(signal.SIGHUP)
-    assert code == 0, said
+        code, messages = running.stop(signal.SIGHUP)
+    assert code == 0, messages
     events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
     assert sum(e["count"] for e in events if e["class_uid"] == 4001 and "actor" in e) == 100
     with command.running(*options, "--install", under=("nohup",)) as running:

@@ -1,4 +1,4 @@
-"""What the kernel has counted is read to the packet, whatever goes on meanwhile."""
+"""Counters of a fence are exact, also while packets, flows and tables change."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from ocsf_nft import privileges
 from ocsf_nft.errors import AbsentError, UnsupportedError
 from ocsf_nft.fence import installer
+from ocsf_nft.fence.counter_elements import ElementParser
 from ocsf_nft.fence.counters import Counters
-from ocsf_nft.fence.elements import Elements
 from ocsf_nft.flow import KINDS, Count, Flow, Key, flow
 from ocsf_nft.lab import GATEWAY_MAC, INTERNET4, INTERNET6, SANDBOX4
 from ocsf_nft.privileges import Capability
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.flow import Element, Reading, RuleReading
     from ocsf_nft.lab import Lab
 
@@ -46,18 +46,18 @@ for number in range(12_000):
 
 
 @pytest.fixture
-def installed(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Installed:
+def installed(lab: Lab, spec: FenceSpec, state: StateDirectory) -> InstalledFence:
     return installer.install(spec, lab.sandbox_namespace, state, "nflog")
 
 
 @pytest.fixture
-def reader(installed: Installed) -> Iterator[Counters]:
+def reader(installed: InstalledFence) -> Iterator[Counters]:
     with Counters(installed) as opened:
         yield opened
 
 
-def told(rule: RuleReading) -> dict[Flow, Count]:
-    """Each flow in words, and its count."""
+def flow_counts(rule: RuleReading) -> dict[Flow, Count]:
+    """Return each flow and its count."""
     found = {
         flow(Key(kind, element.data)): Count(element.packets, element.bytes)
         for kind in KINDS
@@ -68,16 +68,16 @@ def told(rule: RuleReading) -> dict[Flow, Count]:
 
 
 def accounted(rule: RuleReading) -> int:
-    return sum(count.packets for count in told(rule).values()) + rule.overflow.packets
+    return sum(count.packets for count in flow_counts(rule).values()) + rule.overflow.packets
 
 
 def at_rest(reader: Counters) -> Reading:
-    """A reading that no packet came into: the kernel sends some by itself."""
+    """Return a reading during which no packet arrived: the kernel sends some by itself."""
     for _ in range(20):
         reading = reader.read()
         if all(rule.refused_before == rule.refused for rule in reading.rules.values()):
             return reading
-    raise AssertionError("packets come into each reading")
+    raise AssertionError("packets arrive during each reading")
 
 
 def test_each_flow_is_read_with_its_own_count(lab: Lab, reader: Counters) -> None:
@@ -90,7 +90,7 @@ def test_each_flow_is_read_with_its_own_count(lab: Lab, reader: Counters) -> Non
     egress = reading.rules["egress"]
     found = {
         one: count
-        for one, count in told(egress).items()
+        for one, count in flow_counts(egress).items()
         if one.destination in {INTERNET4, INTERNET6}
     }
     assert {one: count.packets for one, count in found.items()} == {
@@ -114,7 +114,7 @@ def test_each_flow_is_read_with_its_own_count(lab: Lab, reader: Counters) -> Non
         assert rule.overflow == Count()
 
 
-def test_frames_and_what_comes_in_are_counted_in_their_own_rules(
+def test_frames_and_incoming_packets_are_counted_in_their_own_rules(
     lab: Lab, reader: Counters
 ) -> None:
     def send_frames() -> None:
@@ -136,24 +136,27 @@ def test_frames_and_what_comes_in_are_counted_in_their_own_rules(
     lab.sandbox_namespace.call(send_frames)
     lab.gateway_namespace.call(send_in)
     rules = _until_arrived(reader).rules
-    link = told(rules["link"])
+    link = flow_counts(rules["link"])
     assert link[Flow(uid=0, protocol=17, destination=INTERNET4, port=53)].packets == 1
     assert link[Flow(uid=0, protocol=None, ethertype=0x88B5)].packets == 1
-    arrived = told(rules["ingress"])
+    arrived = flow_counts(rules["ingress"])
     assert arrived[Flow(uid=None, protocol=17, destination=SANDBOX4, port=9001)] == Count(1, 30)
     assert rules["forward"].refused == Count()
 
 
 def _until_arrived(reader: Counters) -> Reading:
-    """Once something came in: it waits for its neighbour's address, and for a processor."""
+    """Wait for an incoming packet, and return a reading.
+
+    The packet waits for its neighbour's address, and for a processor.
+    """
     end = time.monotonic() + 20
     while not (reading := at_rest(reader)).rules["ingress"].refused.packets:
-        assert time.monotonic() < end, "it never came"
+        assert time.monotonic() < end, "no packet arrived"
         time.sleep(0.01)
     return reading
 
 
-def test_a_guard_is_read_where_it_stands(lab: Lab, spec: FenceSpec, state: StateDirectory) -> None:
+def test_guard_is_read_in_its_namespace(lab: Lab, spec: FenceSpec, state: StateDirectory) -> None:
     guarded = dataclasses.replace(spec, guard_device=lab.gateway_device)
 
     def here() -> Reading:
@@ -169,11 +172,11 @@ def test_a_guard_is_read_where_it_stands(lab: Lab, spec: FenceSpec, state: State
     reading = lab.gateway_namespace.call(here)
     assert reading.rules.keys() == reading.epochs.keys() == {"guard"}
     one = Flow(uid=None, protocol=attempts.EXPERIMENT, destination=INTERNET4)
-    assert told(reading.rules["guard"])[one].packets == 4
+    assert flow_counts(reading.rules["guard"])[one].packets == 4
 
 
-def test_a_flood_is_accounted_for_at_every_moment(lab: Lab, reader: Counters) -> None:
-    # The flow is there before the first reading: nothing is on its way then.
+def test_flood_is_accounted_for_at_any_time(lab: Lab, reader: Counters) -> None:
+    # The flow exists before the first reading, when no packet is on its way.
     attempts.attempt(lab.sandbox_namespace, 0, 1, "flood")
     senders = [
         lab.sandbox_namespace.call(
@@ -187,7 +190,7 @@ def test_a_flood_is_accounted_for_at_every_moment(lab: Lab, reader: Counters) ->
     while any(sender.poll() is None for sender in senders):
         egress = reader.read().rules["egress"]
         counted = accounted(egress)
-        # A packet that a processor is at is in the total and not yet in its flow.
+        # A packet in progress on a processor is in the total and not yet in its flow.
         assert egress.refused_before.packets - len(senders) <= counted <= egress.refused.packets
         readings += 1
     egress = at_rest(reader).rules["egress"]
@@ -195,7 +198,7 @@ def test_a_flood_is_accounted_for_at_every_moment(lab: Lab, reader: Counters) ->
     assert accounted(egress) == egress.refused.packets
 
 
-def test_flows_that_come_meanwhile_are_read_once_and_none_is_missed(
+def test_new_flows_during_a_reading_are_read_once_and_none_is_missed(
     lab: Lab, reader: Counters
 ) -> None:
     sender = lab.sandbox_namespace.call(
@@ -204,39 +207,39 @@ def test_flows_that_come_meanwhile_are_read_once_and_none_is_missed(
     known: set[Flow] = set()
     while sender.poll() is None:
         egress = reader.read().rules["egress"]
-        flows = told(egress)
+        flows = flow_counts(egress)
         assert known <= flows.keys()
         assert accounted(egress) <= egress.refused.packets
         known |= flows.keys()
     egress = at_rest(reader).rules["egress"]
-    assert len(told(egress)) >= 12_000
+    assert len(flow_counts(egress)) >= 12_000
     assert accounted(egress) == egress.refused.packets
 
 
-def test_elements_as_this_kernel_tells_them_are_taken_apart_at_once(
+def test_elements_of_this_kernel_are_parsed_at_once(
     lab: Lab, reader: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lab.sandbox_namespace.call(attempts.allow_ping)
     kinds = [kind for kind, *_ in (*attempts.UNPRIVILEGED, *attempts.PRIVILEGED)]
     attempts.attempt(lab.sandbox_namespace, 0, 1, *kinds)
-    wanted = reader.read().rules["egress"].elements
+    expected = reader.read().rules["egress"].elements
 
-    def one_by_one(_elements: Elements, payload: memoryview) -> list[Element]:
-        assert not payload, "an element does not look like the one before"
+    def one_by_one(_elements: ElementParser, payload: memoryview) -> list[Element]:
+        assert not payload, "an element has another layout than the one before"
         return []
 
-    monkeypatch.setattr(Elements, "parse_each", one_by_one)
+    monkeypatch.setattr(ElementParser, "parse_one_by_one", one_by_one)
     found = reader.read().rules["egress"].elements
     for kind in KINDS:
-        before, after = ({each.data for each in of[kind]} for of in (wanted, found))
+        before, after = ({each.data for each in of[kind]} for of in (expected, found))
         assert before <= after
-        # The kernel joins groups of IPv6 by itself.
+        # The kernel joins IPv6 multicast groups by itself.
         assert {flow(Key(kind, data)).protocol for data in after - before} <= {58}
     assert len(found["flows4"]) >= 4
     assert len(found["flows6"]) >= 4
 
 
-def test_what_was_last_seen_some_time_ago_says_so(lab: Lab, reader: Counters) -> None:
+def test_element_has_the_time_since_its_last_packet(lab: Lab, reader: Counters) -> None:
     nft(
         lab.sandbox_namespace,
         f"add element inet ocsf_nft flows4_egress {{ 1 . 17 . {INTERNET4} . 1 expires 9m }}",
@@ -255,14 +258,14 @@ def test_what_was_last_seen_some_time_ago_says_so(lab: Lab, reader: Counters) ->
     assert idle[3] < 30_000
 
 
-def test_a_table_that_is_gone_has_no_rules(lab: Lab, reader: Counters) -> None:
+def test_deleted_table_has_no_rules(lab: Lab, reader: Counters) -> None:
     nft(lab.sandbox_namespace, "delete table inet ocsf_nft")
     assert reader.read().rules.keys() == reader.read().epochs.keys() == {"link"}
     nft(lab.sandbox_namespace, "delete table netdev ocsf_nft")
     assert not reader.read().rules
 
 
-def test_chains_that_are_made_anew_leave_the_counters_what_they_are(
+def test_recreated_chains_do_not_change_the_epoch_of_the_counters(
     lab: Lab, reader: Counters
 ) -> None:
     before = reader.read()
@@ -273,7 +276,7 @@ def test_chains_that_are_made_anew_leave_the_counters_what_they_are(
     assert reader.read().epochs == before.epochs
 
 
-def test_a_table_that_is_made_anew_has_other_counters(
+def test_recreated_table_has_counters_of_another_epoch(
     lab: Lab, spec: FenceSpec, state: StateDirectory, reader: Counters
 ) -> None:
     before = reader.read().epochs
@@ -285,20 +288,20 @@ def test_a_table_that_is_made_anew_has_other_counters(
 
 
 @pytest.mark.parametrize(
-    "anew",
+    "part",
     [
         "set inet ocsf_nft others_forward",
         "counter inet ocsf_nft refused_forward",
     ],
     ids=["set", "counter"],
 )
-def test_a_part_that_is_made_anew_makes_other_counters_of_its_rule_alone(
-    lab: Lab, reader: Counters, anew: str
+def test_recreated_set_or_counter_changes_only_the_epoch_of_its_rule(
+    lab: Lab, reader: Counters, part: str
 ) -> None:
     before = reader.read().epochs
     form = "{ typeof meta skuid . meta protocol . meta l4proto; flags dynamic; }"
     nft(lab.sandbox_namespace, "flush table inet ocsf_nft")
-    nft(lab.sandbox_namespace, f"delete {anew}; add {anew} {form if 'set' in anew else ''}")
+    nft(lab.sandbox_namespace, f"delete {part}; add {part} {form if 'set' in part else ''}")
     after = reader.read().epochs
     assert {rule for rule in before if before[rule] != after[rule]} == {"forward"}
 
@@ -312,14 +315,14 @@ def test_counters_of_two_namespaces_are_never_the_same(
         assert not set(reader.read().epochs.values()) & set(second.read().epochs.values())
 
 
-def test_a_namespace_that_is_another_one_now_is_not_read(installed: Installed) -> None:
+def test_replaced_namespace_is_not_read(installed: InstalledFence) -> None:
     moved = dataclasses.replace(installed, identity="0:0")
-    with pytest.raises(AbsentError, match="not the namespace any more"):
+    with pytest.raises(AbsentError, match="no longer the namespace"):
         Counters(moved).open()
 
 
 def test_without_the_privilege_nothing_is_opened_or_read(
-    lab: Lab, installed: Installed, reader: Counters
+    lab: Lab, installed: InstalledFence, reader: Counters
 ) -> None:
     def without() -> None:
         privileges.keep_only({Capability.SYS_ADMIN})
@@ -332,8 +335,8 @@ def test_without_the_privilege_nothing_is_opened_or_read(
     assert reader.read().rules.keys() == {"egress", "forward", "ingress", "link"}
 
 
-def test_what_finds_no_place_at_all_is_counted_and_has_one_log_budget(
-    fenced: Lab, installed: Installed
+def test_packets_without_a_free_element_are_counted_and_share_one_log_limit(
+    fenced: Lab, installed: InstalledFence
 ) -> None:
     """16,384 flows and 1,024 users fill the sets of a rule."""
     fenced.sandbox_namespace.call(without_ipv6)
@@ -347,7 +350,7 @@ def test_what_finds_no_place_at_all_is_counted_and_has_one_log_budget(
         ended = counters.read().rules["egress"]
     assert ended.overflow.packets - began.overflow.packets == 1000
     assert ended.refused.packets - began.refused.packets == 1000
-    # 200 at once and 100 a second, less what those before have used.
+    # 200 at once and 100 a second, minus those that earlier packets have used.
     assert 0 < ended.logged - began.logged <= 200 + 100 * took + 1
-    placed = sum(element.packets for found in ended.elements.values() for element in found)
-    assert placed + ended.overflow.packets == ended.refused.packets
+    in_elements = sum(element.packets for found in ended.elements.values() for element in found)
+    assert in_elements + ended.overflow.packets == ended.refused.packets

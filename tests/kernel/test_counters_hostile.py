@@ -1,4 +1,4 @@
-"""Whoever has CAP_NET_ADMIN in the sandbox's namespace puts something in the fence's place."""
+"""Counters after a process with CAP_NET_ADMIN in the sandbox's namespace has replaced the fence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.errors import OcsfNftError
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.flow import Kind
     from ocsf_nft.lab import Lab
 
@@ -35,17 +35,17 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.fixture
-def installed(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Installed:
+def installed(lab: Lab, spec: FenceSpec, state: StateDirectory) -> InstalledFence:
     return installer.install(spec, lab.sandbox_namespace, state, "nflog")
 
 
 @pytest.fixture
-def reader(installed: Installed) -> Iterator[Counters]:
+def reader(installed: InstalledFence) -> Iterator[Counters]:
     with Counters(installed) as opened:
         yield opened
 
 
-def test_nobody_but_the_kernel_can_send_to_the_socket(lab: Lab) -> None:
+def test_no_other_process_can_send_to_the_socket(lab: Lab) -> None:
     def send(port: int) -> None:
         with socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER
@@ -58,7 +58,7 @@ def test_nobody_but_the_kernel_can_send_to_the_socket(lab: Lab) -> None:
             lab.sandbox_namespace.call(lambda: send(port))
 
 
-def test_other_sets_by_the_same_names_are_read_as_far_as_they_are_ours(
+def test_foreign_sets_with_the_same_names_are_read_as_far_as_they_are_like_ours(
     lab: Lab, reader: Counters
 ) -> None:
     nft(lab.sandbox_namespace, "delete table inet ocsf_nft; add table inet ocsf_nft")
@@ -81,56 +81,56 @@ def test_other_sets_by_the_same_names_are_read_as_far_as_they_are_ours(
     assert not any(reading.rules["egress"].elements.values())
 
 
-def test_a_set_that_is_too_large_is_a_fault_and_the_next_reading_is_right(
+def test_too_large_set_is_an_error_and_the_next_reading_is_correct(
     lab: Lab, spec: FenceSpec, state: StateDirectory, reader: Counters
 ) -> None:
     _swap(lab, 35_000)
     with pytest.raises(FenceError, match="flows4_egress has more than 32768 elements"):
         reader.read()
-    assert reader._places[0].nftables is None, "the rest of the list is still on its way"
+    assert reader._namespaces[0].nftables is None, "the rest of the list may still arrive"
     nft(lab.sandbox_namespace, "delete table inet ocsf_nft")
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     assert reader.read().rules.keys() == {"egress", "forward", "ingress", "link"}
 
 
-def test_a_set_that_goes_away_while_it_is_read_ends_the_list(lab: Lab) -> None:
+def test_set_that_is_deleted_during_a_reading_ends_the_list(lab: Lab) -> None:
     _swap(lab, 5_000)
     with lab.sandbox_namespace.call(Nftables) as nftables:
         named = netlink.attribute(1, b"ocsf_nft\0") + netlink.attribute(2, b"flows4_egress\0")
-        told = nftables.dump(13, nfnetlink.NFPROTO_INET, named)
-        next(told)
+        dump = nftables.dump(13, nfnetlink.NFPROTO_INET, named)
+        next(dump)
         nft(lab.sandbox_namespace, "delete table inet ocsf_nft")
         with pytest.raises(FileNotFoundError):
-            list(told)
-        # and what comes after is an answer to what is asked after
+            list(dump)
+        # The following answer belongs to the following request.
         with pytest.raises(FileNotFoundError):
-            nftables.ask(1, nfnetlink.NFPROTO_INET, netlink.attribute(1, b"ocsf_nft\0"))
+            nftables.query(1, nfnetlink.NFPROTO_INET, netlink.attribute(1, b"ocsf_nft\0"))
 
 
-def test_the_rest_of_a_list_is_no_answer_to_the_next_question(lab: Lab) -> None:
+def test_rest_of_a_list_is_no_answer_to_the_next_request(lab: Lab) -> None:
     _swap(lab, 5_000)
     with lab.sandbox_namespace.call(Nftables) as nftables:
         table = netlink.attribute(1, b"ocsf_nft\0")
         named = table + netlink.attribute(2, b"flows4_egress\0")
         next(nftables.dump(13, nfnetlink.NFPROTO_INET, named))
-        answer = nftables.ask(1, nfnetlink.NFPROTO_INET, table)
+        answer = nftables.query(1, nfnetlink.NFPROTO_INET, table)
         assert answer[1] == b"ocsf_nft\0"
         assert len(answer[4]) == 8, "a table has a handle"
 
 
-def test_a_list_without_an_end_ends_with_the_deadline(lab: Lab) -> None:
+def test_list_without_an_end_ends_at_the_deadline(lab: Lab) -> None:
     _swap(lab, 5_000)
     with lab.sandbox_namespace.call(Nftables) as nftables:
         named = netlink.attribute(1, b"ocsf_nft\0") + netlink.attribute(2, b"flows4_egress\0")
-        told = nftables.dump(13, nfnetlink.NFPROTO_INET, named)
-        next(told)
+        dump = nftables.dump(13, nfnetlink.NFPROTO_INET, named)
+        next(dump)
         nftables.deadline = 0
         with pytest.raises(TimeoutError):
-            next(told)
+            next(dump)
 
 
-def test_tables_that_are_replaced_all_the_time_are_read_or_a_fault(
-    lab: Lab, installed: Installed, reader: Counters
+def test_tables_that_are_replaced_all_the_time_are_read_or_an_error(
+    lab: Lab, installed: InstalledFence, reader: Counters
 ) -> None:
     stop = threading.Event()
     fence = ruleset.fence(installed.spec, installed.around, installed.transport)
@@ -166,7 +166,7 @@ def _before_each_set(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -
 
 
 def test_counters_replaced_in_each_of_three_readings_are_an_error(
-    lab: Lab, installed: Installed, reader: Counters, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, installed: InstalledFence, reader: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fence = ruleset.fence(installed.spec, installed.around, installed.transport)
     most = 2
@@ -193,7 +193,7 @@ def test_counters_deleted_while_they_are_read_are_absent(
 
 
 def test_counters_that_cannot_be_read_are_an_error_with_its_cause(
-    installed: Installed, reader: Counters, monkeypatch: pytest.MonkeyPatch
+    installed: InstalledFence, reader: Counters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
         no_more_descriptors(),
@@ -217,12 +217,12 @@ def test_counters_that_cannot_be_read_are_an_error_with_its_cause(
         patched.setattr(counters, "_READ_SECONDS", -1.0)
         with pytest.raises(FenceError, match="can't be read: the kernel is too slow"):
             reader.read()
-    assert reader._places[0].nftables is None, "the rest of an answer may still be on its way"
+    assert reader._namespaces[0].nftables is None, "the rest of an answer may still arrive"
     assert "egress" in reader.read().rules
 
 
 def _swap(lab: Lab, elements: int) -> None:
-    """Put a table with one large set in the place of the fence's."""
+    """Replace the fence's table with one that has a large set."""
     rows = ", ".join(
         f"{number} . 17 . 192.0.2.1 . 1 counter packets 1 bytes 1" for number in range(elements)
     )

@@ -1,4 +1,4 @@
-"""The demo as a person runs it: what it shows, and that nothing of it stays."""
+"""The demo on a command line: its output, and the complete removal of its resources."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from ocsf_nft.demo import attempts
 from ocsf_nft.demo.attempts import all_attempts
-from ocsf_nft.demo.proxy import stand_in
+from ocsf_nft.demo.proxy import stub_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,7 +64,7 @@ def _entries(folder: Path) -> set[str]:
 
 
 def _processes(session: int) -> set[str]:
-    """Those of a session that run (proc_pid_stat(5): after the name the state, …, the session)."""
+    """Return the running processes of a session (proc_pid_stat(5): fields after the name)."""
     found = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -76,12 +76,12 @@ def _processes(session: int) -> set[str]:
 
 
 def _event(shown: str) -> Any:
-    """The event on the screen: between a line that is ``{`` and one that is ``}``."""
+    """Return the event on the screen: from the line ``{`` to the line ``}``."""
     lines = shown.splitlines()
     return json.loads("\n".join(lines[lines.index("{") : lines.index("}") + 1]))
 
 
-def test_shows_every_attempt_refused_and_reported_and_the_proxy_reached(
+def test_demo_shows_each_attempt_refused_and_reported_and_the_proxy_reached(
     demo: Demo, judge: Callable[[Any], list[str]]
 ) -> None:
     with demo.start() as process:
@@ -100,37 +100,38 @@ def test_shows_every_attempt_refused_and_reported_and_the_proxy_reached(
 
 
 @pytest.mark.parametrize(
-    ("number", "everybody", "times", "when"),
+    ("number", "is_whole_group", "times", "when"),
     [
         pytest.param(signal.SIGINT, False, 1, "started", id="Ctrl-C at once"),
         pytest.param(signal.SIGINT, True, 1, "started", id="Ctrl-C, also to its children"),
-        pytest.param(signal.SIGINT, True, 3, "started", id="Ctrl-C, impatiently"),
+        pytest.param(signal.SIGINT, True, 3, "started", id="Ctrl-C three times"),
         pytest.param(signal.SIGINT, True, 1, "shown", id="Ctrl-C among the attempts"),
-        pytest.param(signal.SIGINT, True, 3, "shown", id="Ctrl-C among them, impatiently"),
+        pytest.param(signal.SIGINT, True, 3, "shown", id="Ctrl-C three times among the attempts"),
         pytest.param(signal.SIGTERM, False, 1, "started", id="SIGTERM at once"),
         pytest.param(signal.SIGTERM, False, 1, "shown", id="SIGTERM among the attempts"),
         pytest.param(signal.SIGHUP, True, 1, "shown", id="a terminal that closes"),
     ],
 )
-def test_leaves_nothing_when_interrupted(
-    demo: Demo, *, number: signal.Signals, everybody: bool, times: int, when: str
+def test_interrupted_demo_removes_all_its_resources(
+    demo: Demo, *, number: signal.Signals, is_whole_group: bool, times: int, when: str
 ) -> None:
     with demo.start() as process:
         assert process.stderr is not None
         if when == "started":
             _until(lambda: _entries(_NAMESPACES))
         else:
-            assert process.stderr.readline() == "\n"  # the fence stands, the first attempt is next
+            # The fence is active, and the first attempt is next.
+            assert process.stderr.readline() == "\n"
         for _ in range(times):
             with contextlib.suppress(ProcessLookupError):
-                (os.killpg if everybody else os.kill)(process.pid, number)
+                (os.killpg if is_whole_group else os.kill)(process.pid, number)
             time.sleep(0.02)
         shown = process.stderr.read()
         process.wait(10)
     assert "Traceback" not in shown
-    # A signal that comes when everything is removed already has the kernel's own effect.
+    # After the removal of all resources a signal has its default action.
     assert process.returncode in {128 + number, -number}, shown
-    assert "Ethernet frame" not in shown, "the last attempt is not made any more"
+    assert "Ethernet frame" not in shown, "the last attempt was made after the signal"
 
 
 def _until(holds: Callable[[], object]) -> None:
@@ -141,7 +142,7 @@ def _until(holds: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("delay", [0.3, 1.0])
-def test_leaves_nothing_whenever_the_signal_comes(demo: Demo, delay: float) -> None:
+def test_signal_at_any_time_leaves_no_resources(demo: Demo, delay: float) -> None:
     with demo.start() as process:
         time.sleep(delay)
         with contextlib.suppress(ProcessLookupError):
@@ -151,13 +152,13 @@ def test_leaves_nothing_whenever_the_signal_comes(demo: Demo, delay: float) -> N
     assert process.returncode in {0, 128 + signal.SIGTERM, -signal.SIGTERM}
 
 
-def test_tells_who_is_not_root_what_it_needs(demo: Demo) -> None:
-    # Imports come first: the user may not be allowed to read the folder that Python is in.
-    as_nobody = (
+def test_demo_reports_to_other_users_that_it_needs_root(demo: Demo) -> None:
+    # Import first: the user may have no permission to read Python's folder.
+    as_unprivileged = (
         "import os, sys; from ocsf_nft import cli, demo; from ocsf_nft.cli import logs; "
         "os.setuid(65534); sys.argv[1:] = ['demo']; cli.main()"
     )
-    with demo.start(sys.executable, "-c", as_nobody) as process:
+    with demo.start(sys.executable, "-c", as_unprivileged) as process:
         printed, shown = process.communicate(timeout=30)
     assert (process.returncode, printed) == (3, "")
     assert shown == (
@@ -167,15 +168,15 @@ def test_tells_who_is_not_root_what_it_needs(demo: Demo) -> None:
 
 @pytest.fixture(params=[attempts._TRUSTED, ""], ids=["curl and ping", "python alone"])
 def tools(request: pytest.FixtureRequest) -> str:
-    """Where curl and ping are looked for."""
+    """Return the search path for curl and ping."""
     path: str = request.param
     assert {bool(shutil.which(tool, path=path)) for tool in ("curl", "ping")} == {path != ""}
     return path
 
 
-async def test_programs_tell_when_they_get_through(lab: Lab, tools: str) -> None:
-    """Without a fence, what is only sent is sent, and the proxy answers as before."""
-    async with stand_in(lab.gateway_namespace):
+async def test_attempts_without_a_fence_report_that_they_get_through(lab: Lab, tools: str) -> None:
+    """Without a fence, attempts that only send succeed, and the proxy answers."""
+    async with stub_proxy(lab.gateway_namespace):
         for attempt in all_attempts(lab.sandbox_device, tools):
             waits_for_an_answer = "://" in attempt.title or "ping" in attempt.title
             if attempt.trace is None or not waits_for_an_answer:
@@ -183,7 +184,7 @@ async def test_programs_tell_when_they_get_through(lab: Lab, tools: str) -> None
                 assert outcome.got_through, attempt.title
 
 
-async def test_programs_see_the_refusal_of_a_fence_at_once(fenced: Lab, tools: str) -> None:
+async def test_attempts_report_the_refusal_of_a_fence_at_once(fenced: Lab, tools: str) -> None:
     for attempt in all_attempts(fenced.sandbox_device, tools):
         if attempt.trace is None:
             continue

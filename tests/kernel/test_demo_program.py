@@ -1,4 +1,4 @@
-"""The bytes that the demo's own program sends, what it prints, and what makes a demo fail."""
+"""The demo's own program: bytes that it sends, its output, and failures of the demo."""
 
 from __future__ import annotations
 
@@ -83,12 +83,12 @@ def _packed(address: str) -> bytes:
 
 
 def _sum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071) of an even number of bytes: 0 when it is right."""
+    """Return the Internet checksum (RFC 1071) of an even number of bytes; 0 if it is valid."""
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     return 0xFFFF - (total & 0xFFFF) - (total >> 16)
 
 
-def test_demo_program_sends_what_its_attempts_say(lab: Lab) -> None:
+def test_demo_program_sends_the_packets_of_its_attempts(lab: Lab) -> None:
     sniffer = lab.gateway_namespace.call(lambda: _sniffer(lab.gateway_device))
     own = lab.sandbox_namespace.call(lambda: _sniffer(lab.sandbox_device))
     mac = own.getsockname()[4]
@@ -100,9 +100,9 @@ def test_demo_program_sends_what_its_attempts_say(lab: Lab) -> None:
             (("ping", INTERNET4), _payload4, 1),
             (("ping", INTERNET6), _payload6, 58),
         ):
-            code, told = _run(lab, *arguments)
-            assert (code, told["saw"]) == (0, "sent")
-            assert 0 < told["milliseconds"] < 10_000
+            code, printed = _run(lab, *arguments)
+            assert (code, printed["saw"]) == (0, "sent")
+            assert 0 < printed["milliseconds"] < 10_000
             sent = next(filter(None, (payload_of(frame, protocol) for frame in _frames(sniffer))))
             if arguments[0] == "raw":
                 assert sent == bytes(20)
@@ -118,7 +118,7 @@ def test_demo_program_sends_what_its_attempts_say(lab: Lab) -> None:
         assert frame == bytes.fromhex(GATEWAY_MAC.replace(":", "")) + mac + b"\x88\xb5" + bytes(46)
 
 
-async def test_demo_program_says_what_it_saw_and_how_long_that_took(lab: Lab) -> None:
+async def test_demo_program_prints_its_outcome_and_duration(lab: Lab) -> None:
     requests: list[bytes] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -145,11 +145,11 @@ async def test_demo_program_says_what_it_saw_and_how_long_that_took(lab: Lab) ->
     assert requests == [
         b"GET http://example.com/fine HTTP/1.1", b"GET /fine HTTP/1.1", b"GET /x HTTP/1.1",
     ]  # fmt: skip
-    code, told = _run(lab, "http", f"http://{GATEWAY4}:9/")
-    assert (code, told["saw"]) == (1, "Connection refused")
+    code, printed = _run(lab, "http", f"http://{GATEWAY4}:9/")
+    assert (code, printed["saw"]) == (1, "Connection refused")
 
 
-async def test_demo_attempt_that_goes_on_too_long_is_ended(
+async def test_demo_attempt_with_a_timeout_is_ended(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attempts, "_TIMEOUT_SECONDS", 0.2)
@@ -169,22 +169,22 @@ def _failing(count: int) -> tuple[Attempt, ...]:
     )
 
 
-def test_demo_fails_with_the_first_attempt_that_went_wrong(
+def test_demo_fails_with_its_first_failed_attempt(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "_REPORT_SECONDS", 0.01)
-    for count, others in ((1, ""), (3, ", and 2 more went wrong")):
+    for count, others in ((1, ""), (3, ", and 2 more failed")):
         monkeypatch.setattr(demo, "all_attempts", lambda _device, count=count: _failing(count))
         with pytest.raises(demo.DemoError) as caught:
             demo.demonstrate()
         assert str(caught.value) == (
-            f"try 0 was not refused{others}: `ocsf-nft check` says what this host lacks"
+            f"try 0 was not refused{others}: `ocsf-nft check` shows what this host lacks"
         )
         assert caught.value.exit_code == 1
         assert f"0 of {count} attempts refused and reported" in capsys.readouterr().err
 
 
-def test_demo_needs_a_kernel_that_can_log_what_it_refuses(
+def test_demo_needs_a_kernel_that_can_log_refused_packets(
     shim: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": "log"}

@@ -1,4 +1,4 @@
-"""What gets past the usual ruleset does not get past ours, and is on record."""
+"""Escapes from a common ruleset: the fence refuses and logs each of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, far_side, packets, xdp
 from tests.kernel.escapes import ESCAPES, Escape
 from tests.kernel.packets import ETH_IP, ETH_IP6
-from tests.kernel.reading import refused_at, rest, taken
+from tests.kernel.reading import refused_at, rest, until_found
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.kernel
 _LOG_BUDGET = 4  #: Packets that any flow may log at once (rules/accounting.nft).
 
 
-async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_once(
+async def test_each_escape_is_refused_logged_and_counted_once(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
@@ -50,17 +50,17 @@ async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_o
             began, _ = await _at_rest(source, counters)
             for escape in ESCAPES:
 
-                def wanted(record: Record, escape: Escape = escape) -> bool:
-                    said = record.ethertype if record.protocol is None else record.protocol
-                    wanted = escape.rule, escape.protocol, escape.is_owned
-                    return (record.rule, said, record.uid is not None) == wanted
+                def is_expected(record: Record, escape: Escape = escape) -> bool:
+                    protocol = record.ethertype if record.protocol is None else record.protocol
+                    expected = escape.rule, escape.protocol, escape.is_owned
+                    return (record.rule, protocol, record.uid is not None) == expected
 
                 if not escape.is_owned:
                     conftest.fresh_budgets(lab.sandbox_namespace)
                 lab.sandbox_namespace.call(escape.attempt)
-                found = await taken(source, wanted)
+                found = await until_found(source, is_expected)
                 records += found
-                if not any(map(wanted, found)):
+                if not any(map(is_expected, found)):
                     missed[escape.name] = "not logged"
                 if far.strays():
                     missed[escape.name] = "got out"
@@ -72,20 +72,20 @@ async def test_every_way_round_the_usual_ruleset_is_refused_logged_and_counted_o
         assert reading.overflow.packets == 0
         assert sum(element.packets for element in elements) == reading.refused.packets, rule
     before, after = _counted(began), _counted(ended)
-    # The first of a record's keys that there is, is the element that counted its packet.
+    # A record's packet was counted by the element of the first of its keys that has an element.
     logged = Counter((record.rule, _element(record, after)) for record in records)
     assert logged.keys() <= after.keys()
-    for key, all_told in after.items():
-        # A flow's first packets are logged each; of more than its budget not all are.
-        at_least = min(all_told, _LOG_BUDGET) - min(before[key], _LOG_BUDGET)
-        assert at_least <= logged[key] <= all_told - before[key], key
+    for key, total in after.items():
+        # A flow's packets are all logged up to its budget, and not all beyond it.
+        at_least = min(total, _LOG_BUDGET) - min(before[key], _LOG_BUDGET)
+        assert at_least <= logged[key] <= total - before[key], key
 
 
 async def _at_rest(source: Nflog, counters: Counters) -> tuple[Reading, list[Record]]:
-    """The counters when all that they have was read, and what was read until then.
+    """Return a counter reading of which all packets were read, and the records read until then.
 
-    The kernel speaks by itself at any time, and a packet may be counted before the counters are
-    read and its record be read after them, or the other way round.
+    The kernel sends packets of its own at any time. A packet may be counted before the reading and
+    its record read after it, or the other way round.
     """
     found: list[Record] = []
     while True:
@@ -97,13 +97,13 @@ async def _at_rest(source: Nflog, counters: Counters) -> tuple[Reading, list[Rec
 
 
 def _element(record: Record, counted: Mapping[tuple[str, Key], int]) -> Key | None:
-    """The first of a record's keys that was counted, but for what a record doesn't tell."""
+    """Return the first of a record's keys that was counted, after completing the record."""
     if record.protocol in {33, 132} and record.destination_port is None:
-        # Cut short after the ports: nf_tables reads them, who logs the packet doesn't.
+        # Truncated after the ports: nf_tables reads them, but the logger does not.
         port = int.from_bytes(packets.PAYLOAD[2:4], "big")
         record = dataclasses.replace(record, destination_port=port)
     if record.rule == "link" and record.protocol is None:
-        # nf_tables takes a frame for what its socket says that it is.
+        # nf_tables uses the protocol that the frame's socket announces.
         announced = int(record.origin.raw.partition(" protocol=")[2][:4], 16)
         if (record.ethertype, announced) == (0x88B5, ETH_IP):
             record = dataclasses.replace(
@@ -124,12 +124,12 @@ def _counted(reading: Reading) -> Counter[tuple[str, Key]]:
     )
 
 
-def test_without_a_fence_every_one_of_these_ways_leads_out(lab: Lab) -> None:
+def test_each_escape_leaves_a_sandbox_without_a_fence(lab: Lab) -> None:
     held: list[str] = []
     with far_side.watch(lab) as far:
 
         def is_out(escape: Escape) -> bool:
-            # A kernel sends frames of its own as well: those are not this way's.
+            # The kernel also sends frames of its own, which do not count.
             return any(escape.protocol in far_side.protocols(stray) for stray in far.strays())
 
         for escape in ESCAPES:
@@ -141,16 +141,16 @@ def test_without_a_fence_every_one_of_these_ways_leads_out(lab: Lab) -> None:
     assert not held
 
 
-def _eventually(look: Callable[[], object]) -> bool:
+def _eventually(check: Callable[[], object]) -> bool:
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
-        if look():
+        if check():
             return True
         time.sleep(0.002)
     return False
 
 
-async def test_a_source_route_over_the_proxy_is_refused(fenced: Lab) -> None:
+async def test_source_route_over_the_proxy_is_refused(fenced: Lab) -> None:
     def connect() -> None:
         with socket.socket() as sock:
             hop, end = socket.inet_aton(GATEWAY4), socket.inet_aton(INTERNET4)
@@ -175,7 +175,7 @@ async def test_a_source_route_over_the_proxy_is_refused(fenced: Lab) -> None:
     ],
     ids=["ip4", "ip6"],
 )
-async def test_a_raw_frame_to_the_proxy_is_refused(
+async def test_raw_frame_to_the_proxy_is_refused(
     fenced: Lab, kind: int, packet: bytes, destination: int, checksum: bool
 ) -> None:
     """With PACKET_VNET_HDR a device may write a checksum over the destination, after every hook."""
@@ -205,7 +205,7 @@ def _xdp_frame(fenced: Lab) -> None:
     fenced.sandbox_namespace.call(lambda: xdp.send("sb0", frame))
 
 
-def test_af_xdp_passes_every_hook_inside_as_the_readme_says(fenced: Lab) -> None:
+def test_af_xdp_frame_bypasses_every_hook_inside(fenced: Lab) -> None:
     with far_side.watch(fenced) as far:
         _xdp_frame(fenced)
         assert _eventually(lambda: any(b"by af_xdp" in stray for stray in far.strays()))

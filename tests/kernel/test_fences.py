@@ -1,4 +1,4 @@
-"""Fences that a service finds when it starts, or restores, and their records."""
+"""Installation and restore of fences by a service, and the records of fences."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from ocsf_nft import config
 from ocsf_nft.errors import FenceError
 from ocsf_nft.fence import installer, nft
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.ocsf.notices import FenceState
+from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.service import fences, status
-from ocsf_nft.service.reporter import Reporter
-from ocsf_nft.service.watched import Watched
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.service.fence_monitor import FenceMonitor
 from tests.kernel import conftest
-from tests.service.keeping import Kept
+from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,33 +31,35 @@ def _sandbox(lab: Lab, **more: object) -> SandboxConfig:
     return config.parse({"sandbox": [table]}, where="test").sandbox[0]
 
 
-def test_stand_names_the_state_directory_of_a_fence_on_no_record(
+def test_service_names_the_state_directory_of_a_fence_without_record(
     fenced: Lab, tmp_path: Path
 ) -> None:
     nothing = StateDirectory(tmp_path / "nothing")
     with pytest.raises(FenceError, match="no record of lab: install it again, or name the right"):
-        fences.stand(_sandbox(fenced), nothing)
+        fences.activate(_sandbox(fenced), nothing)
 
 
-def test_stand_installs_a_fence_again_whose_record_is_damaged(
+def test_service_reinstalls_a_fence_with_a_damaged_record(
     fenced: Lab, state: StateDirectory
 ) -> None:
     (state.directory(conftest.SANDBOX) / "fence.json").write_text("{}")
     sandbox = _sandbox(fenced, install=True, proxy=["10.200.0.1:3128"])
-    found = fences.stand(sandbox, state)
+    found = fences.activate(sandbox, state)
     assert (found.is_ours, found.before, found.state, found.tampering) == (
         False, FenceState.STANDING, FenceState.STANDING, None,
     )  # fmt: skip
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
-async def test_watched_fence_is_restored_though_no_sentry_guards_it(
+async def test_monitored_fence_is_restored_without_a_tamper_guard(
     fenced: Lab, state: StateDirectory
 ) -> None:
-    sink, sandbox = Kept(), _sandbox(fenced)
-    watched = Watched(sandbox, fences.stand(sandbox, state), state, Reporter(sink.keep, None))
+    sink, sandbox = MemoryStore(), _sandbox(fenced)
+    monitor = FenceMonitor(
+        sandbox, fences.activate(sandbox, state), state, Reporter(sink.store, None)
+    )
     conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
-    await watched._look()
+    await monitor._inspect()
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
     (event,) = sink.events
     assert "has been put back" in event["status_detail"]

@@ -1,4 +1,4 @@
-"""An attempt that matters is a finding, from its first packet to its end, whoever is killed."""
+"""Findings of significant attempts, from first packet to end, also if a run is killed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
 
     Judge = Callable[[Any, str], list[str]]
@@ -36,34 +36,34 @@ def _ask_for_credentials() -> None:
 
 
 def _findings(events: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The findings of attempts by their uid, each told once."""
+    """Return the findings of attempts by their uid, without duplicates."""
     found = defaultdict(list)
-    told: set[str] = set()
+    seen: set[str] = set()
     for event in events:
         uid = event["metadata"]["uid"]
         is_of_attempt = event.get("finding_info", {}).get("types") == ["Policy Violation"]
-        if is_of_attempt and uid not in told:
-            told.add(uid)
+        if is_of_attempt and uid not in seen:
+            seen.add(uid)
             found[event["finding_info"]["uid"]].append(event)
     return found
 
 
-def _hold_together(events: list[dict[str, Any]]) -> None:
-    """Each finding begins once, grows, ends once, and leads to its events and back."""
+def _check_consistency(events: list[dict[str, Any]]) -> None:
+    """Check that each finding begins and ends once, grows, and refers to its events and back."""
     of_uid = {event["metadata"]["uid"]: event for event in events if event["class_uid"] == 4001}
-    for told in _findings(events).values():
-        stages = [event["activity_name"] for event in told]
-        assert stages == ["Create", *["Update"] * (len(told) - 2), "Close"]
-        counts = [event["count"] for event in told]
+    for finding_events in _findings(events).values():
+        stages = [event["activity_name"] for event in finding_events]
+        assert stages == ["Create", *["Update"] * (len(finding_events) - 2), "Close"]
+        counts = [event["count"] for event in finding_events]
         assert counts == sorted(counts)
-        correlation = told[0]["metadata"]["correlation_uid"]
+        correlation = finding_events[0]["metadata"]["correlation_uid"]
         attempted = [
             event for event in of_uid.values()
             if event["metadata"]["correlation_uid"] == correlation
         ]  # fmt: skip
         assert counts[-1] == sum(event["count"] for event in attempted)
-        assert told[-1]["finding_info"]["related_events_count"] == len(attempted)
-        for event in told:
+        assert finding_events[-1]["finding_info"]["related_events_count"] == len(attempted)
+        for event in finding_events:
             assert event["metadata"]["correlation_uid"] == correlation
             for related in event["finding_info"]["related_events"]:
                 assert of_uid[related["uid"]]["metadata"]["correlation_uid"] == correlation
@@ -76,7 +76,7 @@ def _wait_for(path: Path, holds: Callable[[list[dict[str, Any]]], bool]) -> None
         time.sleep(0.05)
 
 
-def test_what_matters_is_found_and_each_sink_is_told_in_its_version(
+def test_significant_attempts_are_findings_and_each_sink_gets_its_version(
     lab: Lab, state: StateDirectory, tmp_path: Path, judge: Judge
 ) -> None:
     siem, lake = tmp_path / "siem.jsonl", tmp_path / "lake.jsonl"
@@ -110,12 +110,12 @@ def test_what_matters_is_found_and_each_sink_is_told_in_its_version(
         assert running.stop(signal.SIGTERM)[0] == 0
     events = written.events(siem)
     assert [fault for event in events for fault in judge(event, "1.8.0")] == []
-    _hold_together(events)
-    assert {told[-1]["dst_endpoint"]["ip"] for told in _evidences(events)} == {
+    _check_consistency(events)
+    assert {finding_events[-1]["dst_endpoint"]["ip"] for finding_events in _evidences(events)} == {
         METADATA,
         attempts.INTERNET4,
     }
-    severities = {told[-1]["severity"] for told in _findings(events).values()}
+    severities = {finding_events[-1]["severity"] for finding_events in _findings(events).values()}
     assert severities == {"High", "Medium", "Critical"}
     assert all(
         event["src_endpoint"]["container"] == {"uid": "3f4e0c2c9d1a"}
@@ -124,16 +124,16 @@ def test_what_matters_is_found_and_each_sink_is_told_in_its_version(
     )
     then = written.events(lake)
     assert [fault for event in then for fault in judge(event, "1.1.0")] == []
-    wanted = [event for event in events if event["class_uid"] in {4001, 2004}]
-    assert [e["metadata"]["uid"] for e in then] == [e["metadata"]["uid"] for e in wanted]
+    refused = [event for event in events if event["class_uid"] in {4001, 2004}]
+    assert [e["metadata"]["uid"] for e in then] == [e["metadata"]["uid"] for e in refused]
 
 
 def _evidences(events: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    return [told[-1]["evidences"] for told in _findings(events).values()]
+    return [finding_events[-1]["evidences"] for finding_events in _findings(events).values()]
 
 
-def test_a_finding_goes_on_and_ends_though_the_run_that_began_it_was_killed(
-    installed: Installed, lab: Lab, state: StateDirectory, tmp_path: Path
+def test_finding_continues_and_ends_after_its_first_run_was_killed(
+    installed: InstalledFence, lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     options = (
@@ -149,11 +149,13 @@ def test_a_finding_goes_on_and_ends_though_the_run_that_began_it_was_killed(
     with command.running(*options) as running:
         _wait_for(
             output,
-            lambda events: any(told[-1]["count"] == 6 for told in _findings(events).values()),
+            lambda events: any(
+                finding_events[-1]["count"] == 6 for finding_events in _findings(events).values()
+            ),
         )
         assert running.stop(signal.SIGTERM)[0] == 0
     events = written.events(output)
-    (told,) = _findings(events).values()
-    assert told[-1]["activity_name"] == "Close"
-    assert told[-1]["count"] == 6
-    _hold_together(events)
+    (finding_events,) = _findings(events).values()
+    assert finding_events[-1]["activity_name"] == "Close"
+    assert finding_events[-1]["count"] == 6
+    _check_consistency(events)

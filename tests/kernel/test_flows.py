@@ -1,4 +1,4 @@
-"""No flow but one that the sandbox opens to its proxy, whoever opened it and whenever."""
+"""Flows other than from the sandbox to its proxy are blocked, whenever they were opened."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, SANDBOX4, ip
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side, packets
-from tests.kernel.reading import refused_at, taken
+from tests.kernel.reading import refused_at, until_found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.kernel
 def established(
     client: Namespace, server: Namespace, address: str
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """A TCP connection between two namespaces: the client's and the server's socket."""
+    """Open a TCP connection between two namespaces; return the client's and the server's socket."""
     with (
         server.call(lambda: socket.create_server((address, 9000))) as listener,
         client.call(lambda: socket.create_connection((address, 9000), 2)) as near,
@@ -116,7 +116,7 @@ async def test_a_connection_from_outside_does_not_come_in(fenced: Lab) -> None:
             assert await refused_at(source, "ingress", 6)
 
 
-async def test_not_even_the_proxy_opens_a_connection_into_the_sandbox(fenced: Lab) -> None:
+async def test_proxy_can_not_open_a_connection_into_the_sandbox(fenced: Lab) -> None:
     def connect() -> None:
         socket.create_connection((SANDBOX4, 9000), 0.3, source_address=(GATEWAY4, PROXY_PORT))
 
@@ -159,7 +159,7 @@ def _echo(listener: socket.socket) -> None:
 async def test_the_proxy_may_ask_for_the_sandbox_by_its_own_address(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
-    """Linux ARPs with the source of the packet it has to send: the proxy's, not the gateway's."""
+    """Linux sends ARP with the source of the packet to send: the proxy's, not the gateway's."""
     ip("-n", lab.gateway, "address", "add", "10.99.0.1/32", "dev", "lo")
     routed = type(spec)(sandbox=spec.sandbox, proxies=(endpoint("10.99.0.1:3128"),))
     installer.install(routed, lab.sandbox_namespace, state)
@@ -174,7 +174,7 @@ async def test_the_proxy_may_ask_for_the_sandbox_by_its_own_address(
 
 
 def _with_checksum(segment: bytes, source: str, destination: str) -> bytes:
-    """The TCP segment with its checksum: the kernel resets no connection without."""
+    """Return the TCP segment with its checksum: the kernel sends no reset without it."""
     ends = socket.inet_aton(source) + socket.inet_aton(destination)
     total = packets.checksum(ends + struct.pack("!HH", 6, len(segment)) + segment)
     return segment[:16] + struct.pack("!H", total) + segment[18:]
@@ -188,7 +188,7 @@ def _with_checksum(segment: bytes, source: str, destination: str) -> bytes:
 async def test_a_refusal_is_not_sent_outside_to_a_forged_source(
     fenced: Lab, protocol: int, payload: bytes, answer: int
 ) -> None:
-    """It holds bytes of the forger's choice: the sequence number, or the packet quoted."""
+    """A forger could choose its bytes: the sequence number, or the quoted packet."""
     forged = packets.ip4(INTERNET4, GATEWAY4, protocol, payload)
 
     def send() -> None:
@@ -198,20 +198,20 @@ async def test_a_refusal_is_not_sent_outside_to_a_forged_source(
         ):
             sock.sendto(forged, (GATEWAY4, 0))
 
-    def wanted(record: Record) -> bool:
-        said = record.rule, record.protocol, record.destination, record.out_interface, record.uid
-        return said == ("egress", answer, INTERNET4, fenced.sandbox_device, None)
+    def is_expected(record: Record) -> bool:
+        seen = record.rule, record.protocol, record.destination, record.out_interface, record.uid
+        return seen == ("egress", answer, INTERNET4, fenced.sandbox_device, None)
 
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         with far_side.watch(fenced) as far:
             far.strays()
             fenced.sandbox_namespace.call(send)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(is_expected, await until_found(source, is_expected)))
             assert not far.strays()
 
 
-async def test_a_stranger_on_the_link_who_asks_for_the_sandbox_gets_no_answer(fenced: Lab) -> None:
-    """The kernel would answer ARP by itself, whoever asks."""
+async def test_unknown_host_on_the_link_gets_no_arp_answer(fenced: Lab) -> None:
+    """By default the kernel answers ARP for any sender."""
     question = packets.frame(
         b"\xff" * 6,
         stranger := b"\2\0\0\0\0\x77",
@@ -224,12 +224,12 @@ async def test_a_stranger_on_the_link_who_asks_for_the_sandbox_gets_no_answer(fe
             sock.bind((fenced.gateway_device, 0))
             sock.send(question)
 
-    def wanted(record: Record) -> bool:
+    def is_expected(record: Record) -> bool:
         return (record.rule, record.ethertype) == ("link", packets.ETH_ARP)
 
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         with far_side.watch(fenced) as far:
             far.strays()
             fenced.gateway_namespace.call(ask)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(is_expected, await until_found(source, is_expected)))
             assert not far.strays()

@@ -1,4 +1,4 @@
-"""The guard on the host's side of a sandbox's veth pair, for frames that pass no hook inside it."""
+"""Guard on the host's side of a sandbox's veth pair, for frames that pass no hook inside it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ocsf_nft.lab import (
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import command, conftest, packets, xdp
 from tests.kernel.packets import ETH_ARP, ETH_IP, ETH_IP6
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,7 +44,7 @@ _MAC = b"\x02\0\0\0\0\x02"
 
 
 def _option4(packet: bytes) -> bytes:
-    """The packet with four bytes of IPv4 options, all of them no operation."""
+    """Return the packet with four bytes of IPv4 options, all of them no operation."""
     length = struct.pack("!H", len(packet) + 4)
     return b"\x46" + packet[1:2] + length + packet[4:20] + b"\1\1\1\0" + packet[20:]
 
@@ -57,7 +57,7 @@ def _solicit(tail: bytes = b"", to: str = "ff02::1", hop_limit: int = 255) -> by
     return packets.ip6(SANDBOX6, to, 58, packets.solicitation(tail), hop_limit=hop_limit)
 
 
-#: What AF_XDP sends round the fence inside: ethertype and payload.
+#: Frames that AF_XDP sends past the fence inside: ethertype and payload.
 _FRAMES = {
     "ethertype 88b5": (0x88B5, b"by af_xdp"),
     "ip to the internet": (
@@ -79,7 +79,7 @@ _FRAMES = {
     "qinq to the proxy": (0x88A8, _vlan(0x8100, _vlan(ETH_IP, _TO_PROXY4))),
     "vlan in a vlan to the proxy": (0x8100, _vlan(0x8100, _vlan(ETH_IP, _TO_PROXY4))),
     "vlan with arp for the proxy": (0x8100, _vlan(ETH_ARP, packets.arp(SANDBOX4, GATEWAY4, _MAC))),
-    "late fragment that looks like the proxy's port": (
+    "late fragment that resembles the proxy's port": (
         ETH_IP,
         packets.ip4(SANDBOX4, GATEWAY4, 6, packets.tcp(PROXY_PORT, 16), fragment=4),
     ),
@@ -93,8 +93,8 @@ _FRAMES = {
         packets.ip6(SANDBOX6, GATEWAY6, 60, b"\6\0\1\4\0\0\0\0" + _TO_PROXY6[40:]),
     ),
     "neighbour solicitation with a long tail": (ETH_IP6, _solicit(bytes(64))),
-    "neighbour solicitation longer than it says": (ETH_IP6, _solicit() + bytes(1000)),
-    "neighbour solicitation shorter than it says": (ETH_IP6, _solicit(bytes(64))[:80]),
+    "neighbour solicitation longer than its length field": (ETH_IP6, _solicit() + bytes(1000)),
+    "neighbour solicitation shorter than its length field": (ETH_IP6, _solicit(bytes(64))[:80]),
     "neighbour solicitation that could be routed": (ETH_IP6, _solicit(hop_limit=64)),
     "neighbour solicitation with a code": (ETH_IP6, _solicit()[:41] + b"\1" + _solicit()[42:]),
     "neighbour solicitation to the internet": (ETH_IP6, _solicit(to=INTERNET6)),
@@ -105,13 +105,15 @@ _FRAMES = {
 
 @pytest.fixture
 def guarded(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Lab:
-    """The lab with its sandbox fenced, and its device in the gateway's namespace guarded.
+    """Fence the lab's sandbox, and guard its device in the gateway's namespace.
 
-    The guard stands where the installer runs: here, that is the gateway's namespace.
+    The guard is in the namespace of the installer, which is the gateway's namespace here.
     """
-    wanted = type(spec)(sandbox=spec.sandbox, proxies=spec.proxies, guard_device=lab.gateway_device)
+    guarded_spec = type(spec)(
+        sandbox=spec.sandbox, proxies=spec.proxies, guard_device=lab.gateway_device
+    )
     lab.gateway_namespace.call(
-        lambda: installer.install(wanted, lab.sandbox_namespace, state, "nflog")
+        lambda: installer.install(guarded_spec, lab.sandbox_namespace, state, "nflog")
     )
     return lab
 
@@ -121,24 +123,24 @@ def _send(lab: Lab, kind: int, payload: bytes, source: bytes = _MAC) -> None:
     lab.sandbox_namespace.call(lambda: xdp.send(lab.sandbox_device, frame))
 
 
-async def test_what_goes_round_the_fence_is_refused_and_logged_by_the_guard(guarded: Lab) -> None:
+async def test_guard_refuses_and_logs_frames_that_bypass_the_fence(guarded: Lab) -> None:
     missed: list[str] = []
     async with Nflog(guarded.gateway_namespace, DEFAULT_GROUP) as source:
         for number, (name, (kind, payload)) in enumerate(_FRAMES.items()):
-            # A source of its own tells the record of this frame from every other one.
+            # A unique source address identifies the record of this frame.
             mac = b"\x02\0\0\0\1" + bytes([number])
 
-            def wanted(record: Record, mac: bytes = mac) -> bool:
+            def is_record_of_frame(record: Record, mac: bytes = mac) -> bool:
                 return (record.rule, record.mac_source) == ("guard", mac.hex(":"))
 
             _send(guarded, kind, payload, mac)
-            if not any(map(wanted, await taken(source, wanted))):
+            if not any(map(is_record_of_frame, await until_found(source, is_record_of_frame))):
                 missed.append(name)
     assert not missed
 
 
-async def test_what_the_proxy_needs_passes_the_guard(guarded: Lab) -> None:
-    """So the frames above are refused for what is wrong with them, and not for the rest."""
+async def test_guard_accepts_packets_that_the_proxy_needs(guarded: Lab) -> None:
+    """The frames above are refused because of their errors, and not for another reason."""
     async with Nflog(guarded.gateway_namespace, DEFAULT_GROUP) as source:
         for kind, payload in (
             (ETH_IP, _TO_PROXY4),
@@ -148,16 +150,16 @@ async def test_what_the_proxy_needs_passes_the_guard(guarded: Lab) -> None:
             (0x88B5, b"by af_xdp"),
         ):
             _send(guarded, kind, payload)
-        found = await taken(source, lambda record: record.ethertype == 0x88B5)
+        found = await until_found(source, lambda record: record.ethertype == 0x88B5)
         assert [record.ethertype for record in found] == [0x88B5]
 
 
-async def test_the_guard_on_the_hosts_side_stops_af_xdp_and_not_the_proxy(
+async def test_guard_on_the_host_stops_af_xdp_and_not_the_proxy(
     guarded: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     async with Nflog(guarded.gateway_namespace, DEFAULT_GROUP) as source:
         _send(guarded, 0x88B5, b"by af_xdp")
-        found = await taken(source, lambda record: record.ethertype == 0x88B5)
+        found = await until_found(source, lambda record: record.ethertype == 0x88B5)
         assert [(record.rule, record.in_interface) for record in found] == [("guard", "gw0")]
     with guarded.gateway_namespace.call(lambda: socket.create_server((GATEWAY4, PROXY_PORT))):
         guarded.sandbox_namespace.call(
@@ -170,7 +172,7 @@ async def test_the_guard_on_the_hosts_side_stops_af_xdp_and_not_the_proxy(
     )
 
 
-def test_run_writes_what_the_guard_refuses_as_well(
+def test_run_reports_packets_that_the_guard_refuses(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
@@ -185,8 +187,8 @@ def test_run_writes_what_the_guard_refuses_as_well(
         end = time.monotonic() + 5
         while b'"guard"' not in output.read_bytes() and time.monotonic() < end:
             time.sleep(0.02)
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, stderr = running.stop(signal.SIGTERM)
+    assert code == 0, stderr
     events = map(orjson.loads, output.read_bytes().splitlines())
     by_guard = [
         event["firewall_rule"]["name"]

@@ -1,4 +1,4 @@
-"""What other firewalls of a host log becomes events next to those of the fences, or alone."""
+"""Events from log entries of a host's other firewalls, with fences or without."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
-#: Nobody else on this machine sends there: its kernel log is shared by all tests.
+#: No other process on this machine sends there: all tests share its kernel log.
 TARGET = "198.51.100.23"
 PORT = 20_000
-#: By the destination's port from PORT on: prefix, and the event's rule, sandbox and disposition.
+#: By the destination's port, from PORT on: prefix, and the event's rule, sandbox and disposition.
 FOREIGN: Sequence[tuple[str, str, str | None, str]] = (
     ("[UFW BLOCK] ", "UFW BLOCK", None, "Blocked"),
     ("filter_OUT_policy_web_DROP: ", "filter_OUT_policy_web_DROP", None, "Dropped"),
@@ -42,7 +42,7 @@ UNKNOWN = "who knows: "
 
 @pytest.fixture
 def firewalled(lab: Lab) -> Iterator[Lab]:
-    """The lab, where other firewalls log in the sandbox's namespace."""
+    """Load other firewalls, which log, in the namespace of the lab's sandbox."""
     rules = [
         f'udp dport {PORT + number} log prefix "{prefix}"'
         for number, prefix in enumerate([*(prefix for prefix, *_ in FOREIGN), UNKNOWN])
@@ -65,7 +65,7 @@ def log(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def under(log: str, tmp_path: Path) -> Iterator[Sequence[str]]:
-    """What a run runs under, so that it finds its log."""
+    """Yield the command under which a run finds its log."""
     if log == "kmsg":
         yield ()
         return
@@ -110,11 +110,11 @@ def _events(folder: Path) -> list[dict[str, Any]]:
     return written.events(folder / "events.jsonl")
 
 
-def _until_told(folder: Path, number: int) -> None:
-    """So many of the other firewalls' packets: a journal that has them late is not waited for."""
+def _until_reported(folder: Path, number: int) -> None:
+    """Wait for a number of packets of other firewalls: a journal may have them late."""
     end = time.monotonic() + 20
     while sum(map(_is_foreign, written.so_far(folder / "events.jsonl"))) < number:
-        assert time.monotonic() < end, "they were not told"
+        assert time.monotonic() < end, "they were not reported"
         time.sleep(0.05)
 
 
@@ -123,17 +123,17 @@ def _is_foreign(event: dict[str, Any]) -> bool:
     return is_there and not event["firewall_rule"].get("uid")
 
 
-def _there(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The events of what went to the target, in the order of its ports."""
+def _events_to_target(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the events with the target as the destination, in the order of its ports."""
     found = [event for event in events if event.get("dst_endpoint", {}).get("ip") == TARGET]
     return sorted(found, key=lambda event: int(event["dst_endpoint"]["port"]))
 
 
-def _said(event: dict[str, Any]) -> tuple[str, str | None, str]:
+def _decoded(event: dict[str, Any]) -> tuple[str, str | None, str]:
     return event["firewall_rule"]["name"], event["src_endpoint"].get("name"), event["disposition"]
 
 
-def test_what_other_firewalls_log_becomes_events_without_any_fence(
+def test_records_of_other_firewalls_become_events_without_a_fence(
     firewalled: Lab,
     tmp_path: Path,
     judge: Callable[[Any], list[str]],
@@ -143,39 +143,39 @@ def test_what_other_firewalls_log_becomes_events_without_any_fence(
     with command.running(*_config(tmp_path, log), under=under) as running:
         begun = time.time_ns() // 1_000_000
         _send_each(firewalled)
-        _until_told(tmp_path, len(FOREIGN))
+        _until_reported(tmp_path, len(FOREIGN))
         ended = time.time_ns() // 1_000_000
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
     events = _events(tmp_path)
     faults = {event["message"]: judge(event) for event in events}
     assert not any(faults.values()), faults
-    found = _there(events)
-    assert [_said(event) for event in found] == [
+    found = _events_to_target(events)
+    assert [_decoded(event) for event in found] == [
         (rule, sandbox, disposition) for _, rule, sandbox, disposition in FOREIGN
     ]
     assert all(begun - 200 <= event["time"] <= ended + 200 for event in found)
     assert all("proxy_endpoint" not in event for event in found)
 
 
-def test_what_a_program_writes_in_another_firewalls_name_is_a_forgery(
+def test_record_of_a_program_with_a_firewall_prefix_is_a_forgery(
     firewalled: Lab, tmp_path: Path, log: str, under: Sequence[str]
 ) -> None:
     packet = f"IN= OUT=sb0 SRC=10.0.0.1 DST={TARGET} LEN=40 TOS=0x00 PREC=0x00 TTL=64 ID=1 "
     packet += "PROTO=UDP SPT=1 DPT=2 LEN=20 "
     with command.running(*_config(tmp_path, log), under=under) as running:
-        # Of "DROP: " from a program, journald makes the program's name.
+        # From "DROP: " of a program, journald takes "DROP" as the program's name.
         for prefix in ("[UFW BLOCK] ", "<4>DROP ", "<0>openshell:bypass:vm-1:", "<12>mine, x"):
             kernel_log.write(prefix + packet)
         _send(firewalled, PORT)
-        _until_told(tmp_path, 1)
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
-    assert [_said(event)[0] for event in _there(_events(tmp_path))] == ["UFW BLOCK"]
-    assert re.search(r"\b4 forged", said), said
+        _until_reported(tmp_path, 1)
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
+    assert [_decoded(event)[0] for event in _events_to_target(_events(tmp_path))] == ["UFW BLOCK"]
+    assert re.search(r"\b4 forged", messages), messages
 
 
-def test_a_log_that_serves_both_gives_neither_what_is_the_others(
+def test_shared_log_separates_records_of_fence_and_other_firewalls(
     firewalled: Lab, tmp_path: Path, log: str, under: Sequence[str], state: StateDirectory
 ) -> None:
     sandbox = f"""
@@ -189,11 +189,11 @@ def test_a_log_that_serves_both_gives_neither_what_is_the_others(
     with command.running(*_config(tmp_path, log, sandbox), under=under) as running:
         _send_each(firewalled)
         attempts.attempt(firewalled.sandbox_namespace, 0, 3, "udp4")
-        _until_told(tmp_path, len(FOREIGN))
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        _until_reported(tmp_path, len(FOREIGN))
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
     events = _events(tmp_path)
-    # The fence refuses what the others only log: each packet is told by both, once.
+    # The fence refuses packets that the others only log: each is reported by both, once.
     ours = [event for event in events if event.get("firewall_rule", {}).get("uid")]
     packets: Counter[tuple[str, int]] = Counter()
     for event in ours:
@@ -204,23 +204,23 @@ def test_a_log_that_serves_both_gives_neither_what_is_the_others(
         (attempts.INTERNET4, attempts.PORT): 3,
         **{(TARGET, PORT + number): 1 for number in range(len(FOREIGN) + 1)},
     }
-    theirs = [event for event in _there(events) if event not in ours]
-    assert [_said(event) for event in theirs] == [
+    theirs = [event for event in _events_to_target(events) if event not in ours]
+    assert [_decoded(event) for event in theirs] == [
         (rule, name, disposition) for _, rule, name, disposition in FOREIGN
     ]
     assert all("proxy_endpoint" not in event for event in theirs)
     assert not list(state.sandboxes())
 
 
-def test_a_flood_of_foreign_records_is_told_or_counted_as_lost(
+def test_flood_of_foreign_records_is_reported_or_counted_as_dropped(
     firewalled: Lab, tmp_path: Path
 ) -> None:
     with command.running(*_config(tmp_path, "kmsg")) as running:
         _send(firewalled, PORT, 20_000)
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
-    found = _there(_events(tmp_path))
-    (lost,) = re.findall(r"(\d+) lost in", said.splitlines()[-1])
-    # What else the machine logs meanwhile may be among what was lost.
-    assert 0 < len(found) <= 20_000 <= len(found) + int(lost) < 20_000 + 500
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
+    found = _events_to_target(_events(tmp_path))
+    (dropped,) = re.findall(r"(\d+) dropped in", messages.splitlines()[-1])
+    # Records of other programs on this machine may be among the dropped ones.
+    assert 0 < len(found) <= 20_000 <= len(found) + int(dropped) < 20_000 + 500
     assert len({event["metadata"]["uid"] for event in found}) == len(found)

@@ -11,8 +11,8 @@ import pytest
 
 from ocsf_nft import rtnetlink
 from ocsf_nft.errors import AbsentError, FenceError, SourceError, UnsupportedError
-from ocsf_nft.fence import installer, links, nft, ruleset, standing
-from ocsf_nft.fence.spec import LADDER, Surroundings
+from ocsf_nft.fence import installer, links, nft, ruleset, table_query
+from ocsf_nft.fence.spec import TRANSPORTS, Surroundings
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named, of_process
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.kernel
 _HERE = Path(__file__).parent
 
 
-def test_a_ruleset_with_an_error_leaves_the_fence_untouched(
+def test_ruleset_with_an_error_leaves_the_fence_unchanged(
     fenced: Lab, state: StateDirectory, spec: FenceSpec
 ) -> None:
     around = installer._survey(spec, fenced.sandbox_namespace)
@@ -42,7 +42,7 @@ def test_a_ruleset_with_an_error_leaves_the_fence_untouched(
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
 
 
-def test_installing_what_stands_already_changes_nothing(
+def test_installing_the_same_fence_again_changes_nothing(
     fenced: Lab,
     spec: FenceSpec,
     state: StateDirectory,
@@ -52,19 +52,19 @@ def test_installing_what_stands_already_changes_nothing(
     handle = conftest.nft(
         fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
     )
-    # Tampered with: the same installation mends it.
+    # Changed by another process: the same installation restores it.
     installer.install(spec, fenced.sandbox_namespace, state)
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
-    mended = conftest.nft(
+    restored = conftest.nft(
         fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
     )
-    assert mended != handle
+    assert restored != handle
     # As installed: the same rules (by their handles) stay.
     installer.install(spec, fenced.sandbox_namespace, state)
     again = conftest.nft(
         fenced.sandbox_namespace, "-a", "-s", "-t", "list", "table", "inet", "ocsf_nft"
     )
-    assert again == mended
+    assert again == restored
     assert set(counters(fenced.sandbox_namespace)) == {
         f"{counter}_{rule}"
         for counter in ("refused", "overflow", "logged")
@@ -83,7 +83,7 @@ def test_installing_what_stands_already_changes_nothing(
     ],
     ids=lambda tampering: " ".join(tampering[:2]) + " " + tampering[-1],
 )
-def test_verify_shows_what_was_changed(
+def test_verify_shows_each_change(
     fenced: Lab, state: StateDirectory, tampering: tuple[str, ...]
 ) -> None:
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
@@ -93,14 +93,14 @@ def test_verify_shows_what_was_changed(
     assert found.difference
 
 
-def test_verify_names_an_interface_that_came_later(fenced: Lab, state: StateDirectory) -> None:
+def test_verify_names_a_new_interface(fenced: Lab, state: StateDirectory) -> None:
     ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
     found = installer.verify(conftest.SANDBOX, state)
     assert found.verdict == "differs"
     assert "late0" in found.difference
 
 
-def test_verify_tells_the_first_of_many_differences_and_their_number(
+def test_verify_shows_the_first_of_many_differences_and_their_number(
     fenced: Lab, state: StateDirectory
 ) -> None:
     ports = ", ".join(map(str, range(1, 400, 2)))
@@ -114,7 +114,8 @@ def test_verify_tells_the_first_of_many_differences_and_their_number(
     assert "late0" in lines[0]
     assert "tcp dport { 1, 3, 5, 7," in found.difference
     assert max(map(len, lines)) == 200
-    # The links; the names of both sides, where, and one line before and after; a hundred rules.
+    # The links; the names of both sides, the position, and one line before and after; a hundred
+    # rules.
     assert (len(lines), lines[-1]) == (21, "… and 86 more lines")
 
 
@@ -128,16 +129,18 @@ def test_verify_finds_a_flushed_or_never_fenced_namespace_absent(
     assert installer.verify(conftest.SANDBOX, nothing, gateway).verdict == "absent"
 
 
-def test_what_somebody_else_loaded_stays(lab: Lab, spec: FenceSpec, state: StateDirectory) -> None:
-    conftest.nft(lab.sandbox_namespace, "add", "table", "inet", "somebody_elses")
+def test_installer_leaves_foreign_tables_unchanged(
+    lab: Lab, spec: FenceSpec, state: StateDirectory
+) -> None:
+    conftest.nft(lab.sandbox_namespace, "add", "table", "inet", "foreign")
     installer.install(spec, lab.sandbox_namespace, state)
     installer.install(dataclasses.replace(spec, group=77), lab.sandbox_namespace, state)
     installer.remove(spec.sandbox, state)
     tables = conftest.nft(lab.sandbox_namespace, "list", "tables")
-    assert tables == "table inet somebody_elses\n"
+    assert tables == "table inet foreign\n"
 
 
-def test_removing_leaves_nothing(fenced: Lab, state: StateDirectory) -> None:
+def test_removal_deletes_all_tables_and_records(fenced: Lab, state: StateDirectory) -> None:
     installer.remove(conftest.SANDBOX, state)
     assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset") == ""
     assert not list(state.path.rglob("*.json"))
@@ -145,9 +148,7 @@ def test_removing_leaves_nothing(fenced: Lab, state: StateDirectory) -> None:
         installer.remove(conftest.SANDBOX, state, fenced.sandbox_namespace)
 
 
-def test_a_namespace_by_its_process_is_fenced(
-    lab: Lab, spec: FenceSpec, state: StateDirectory
-) -> None:
+def test_namespace_of_a_process_is_fenced(lab: Lab, spec: FenceSpec, state: StateDirectory) -> None:
     process = lab.sandbox_namespace.call(lambda: subprocess.Popen(["sleep", "30"]))
     try:
         installer.install(spec, of_process(process.pid), state)
@@ -157,11 +158,11 @@ def test_a_namespace_by_its_process_is_fenced(
     finally:
         process.kill()
         process.wait()
-    # The process is gone; its number may be anybody's by now.
+    # The process has exited; another process may have its pid now.
     assert installer.verify(spec.sandbox, state).verdict == "absent"
 
 
-def test_the_policy_of_another_version_is_told_and_replaced(
+def test_policy_of_another_version_is_reported_and_replaced(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     installed = state.read(spec.sandbox)
@@ -185,7 +186,7 @@ def _rule_handles(listing: str) -> set[str]:
     return set(re.findall(r"^\t\t\S.* # handle (\d+)$", listing, re.MULTILINE))
 
 
-def test_another_name_on_the_table_keeps_nobody_from_putting_the_fence_back(
+def test_forged_table_comment_does_not_prevent_an_installation(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     disguise = 'table inet ocsf_nft { comment "fence of sandbox other"; }'
@@ -194,7 +195,7 @@ def test_another_name_on_the_table_keeps_nobody_from_putting_the_fence_back(
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
 
 
-def test_the_fence_of_another_sandbox_is_left_alone(
+def test_fence_of_another_sandbox_is_not_replaced_or_removed(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     stranger = dataclasses.replace(spec, sandbox="stranger")
@@ -205,17 +206,17 @@ def test_the_fence_of_another_sandbox_is_left_alone(
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
-def test_a_sandbox_that_is_fenced_here_is_not_fenced_there(
+def test_sandbox_is_not_fenced_in_two_namespaces(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
-    with pytest.raises(FenceError, match="stands in"):
+    with pytest.raises(FenceError, match="is installed in"):
         installer.install(spec, fenced.gateway_namespace, state)
-    with pytest.raises(FenceError, match="stands in"):
+    with pytest.raises(FenceError, match="is installed in"):
         installer.remove(spec.sandbox, state, fenced.gateway_namespace)
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
 
 
-def test_the_guard_of_another_sandbox_is_left_alone_and_an_old_one_removed(
+def test_guard_of_another_sandbox_is_not_replaced_and_an_old_guard_is_removed(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     def tables() -> str:
@@ -238,7 +239,7 @@ def test_the_guard_of_another_sandbox_is_left_alone_and_an_old_one_removed(
     assert tables() == ""
 
 
-def test_what_is_altered_while_it_is_installed_is_not_taken_for_what_was_installed(
+def test_change_during_an_installation_is_an_error(
     lab: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = nft.load
@@ -256,7 +257,7 @@ def test_what_is_altered_while_it_is_installed_is_not_taken_for_what_was_install
     assert altered.split() == expected.split()
 
 
-def test_a_guard_for_an_interface_that_is_not_there_is_refused(
+def test_guard_for_a_missing_interface_is_an_error(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     guarded = dataclasses.replace(spec, guard_device="nowhere0")
@@ -265,13 +266,13 @@ def test_a_guard_for_an_interface_that_is_not_there_is_refused(
     assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
 
 
-def test_a_namespace_that_is_not_there_is_named(spec: FenceSpec, state: StateDirectory) -> None:
+def test_missing_namespace_is_named(spec: FenceSpec, state: StateDirectory) -> None:
     with pytest.raises(AbsentError, match="no-such-namespace"):
         installer.install(spec, named("no-such-namespace"), state)
     assert not state.path.exists()
 
 
-def test_an_interface_that_nft_cant_name_stops_the_installation(
+def test_interface_that_nft_cannot_name_stops_the_installation(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     ip("-n", lab.sandbox, "link", "add", 'a"b', "type", "veth", "peer", "name", "plain")
@@ -287,7 +288,7 @@ def test_without_nft_nothing_is_installed(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    # Somebody else's nft, or one that everybody may overwrite, is not run.
+    # An nft that another user owns, or that every user can overwrite, is not run.
     planted = tmp_path / "nft"
     planted.write_text("#!/bin/sh\n")
     planted.chmod(0o777)
@@ -303,26 +304,26 @@ def test_without_nft_nothing_is_installed(
         (lambda: links.survey(Namespace(), ()), FenceError),
         (links.names, FenceError),
         (lambda: nft.load(Namespace(), ""), FenceError),
-        (lambda: nft.listing(Namespace(), "inet", "none"), FenceError),
-        (lambda: standing.comment(Namespace(), "inet", "none"), FenceError),
+        (lambda: nft.list_table(Namespace(), "inet", "none"), FenceError),
+        (lambda: table_query.comment(Namespace(), "inet", "none"), FenceError),
         (rtnetlink.subscribe, SourceError),
     ],
     ids=["survey", "names", "load", "listing", "comment", "subscribe"],
 )
-def test_a_process_that_may_open_no_more_files_says_so_in_a_sentence(
+def test_shortage_of_descriptors_is_an_error_with_its_cause(
     work: Callable[[], object], kind: type[Exception]
 ) -> None:
     with no_more_descriptors(), pytest.raises(kind, match="Too many open files"):
         work()
 
 
-def test_the_accounting_of_the_policy_loads_as_it_stands() -> None:
+def test_accounting_file_loads_unchanged() -> None:
     path = _HERE.parents[1] / "rules" / "accounting.nft"
     subprocess.run(["unshare", "-n", "nft", "-c", "-f", path], check=True)
 
 
-@pytest.mark.parametrize("transport", LADDER)
-def test_the_whole_policy_loads_with_every_transport(
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_whole_policy_loads_with_every_transport(
     lab: Lab, spec: FenceSpec, transport: LogTransport, tmp_path: Path
 ) -> None:
     guarded = dataclasses.replace(spec, guard_device=lab.gateway_device)

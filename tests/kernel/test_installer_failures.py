@@ -1,4 +1,4 @@
-"""Fences that are on no record, on a damaged one, or cannot be loaded as a whole."""
+"""Fences without a record, with a damaged one, or that cannot be loaded completely."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import forwarding, installer, links, nft
+from ocsf_nft.fence import installer, ip_forwarding, links, nft
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named
@@ -32,24 +32,27 @@ def _tables(namespace: Namespace) -> list[str]:
     return conftest.nft(namespace, "list", "tables").splitlines()
 
 
-def test_renew_loads_nothing_for_a_sandbox_on_no_record(fenced: Lab, state: StateDirectory) -> None:
+def test_renew_loads_nothing_for_a_sandbox_without_a_record(
+    fenced: Lab, state: StateDirectory
+) -> None:
     before = conftest.nft(fenced.sandbox_namespace, "-a", "-s", "-t", "list", "ruleset")
-    assert installer.renew("nobody", state) is None
-    state.forget(conftest.SANDBOX)
+    assert installer.renew("unknown", state) is None
+    state.delete(conftest.SANDBOX)
     assert installer.renew(conftest.SANDBOX, state) is None
     assert conftest.nft(fenced.sandbox_namespace, "-a", "-s", "-t", "list", "ruleset") == before
 
 
-def test_verify_names_a_fence_on_no_record(fenced: Lab, tmp_path: Path) -> None:
+def test_verify_names_a_fence_without_a_record(fenced: Lab, tmp_path: Path) -> None:
     nothing = StateDirectory(tmp_path / "nothing")
     found = installer.verify("lab", nothing, fenced.sandbox_namespace)
     assert (found.verdict, found.installed) == ("differs", None)
     assert found.difference == (
-        f"a fence stands in {fenced.sandbox_namespace}, but {nothing.path} has no record of lab"
+        f"a fence is installed in {fenced.sandbox_namespace}, "
+        f"but {nothing.path} has no record of lab"
     )
 
 
-def test_guard_that_cannot_be_loaded_leaves_what_was_there_before(
+def test_guard_that_cannot_be_loaded_leaves_the_previous_state(
     lab: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = nft.load
@@ -65,8 +68,8 @@ def test_guard_that_cannot_be_loaded_leaves_what_was_there_before(
             lambda: installer.install(spec, lab.sandbox_namespace, state, "nflog")
         )
 
-    # What is expected is loaded in a scratch namespace, which is _HOST as well.
-    monkeypatch.setattr("ocsf_nft.fence.loading._expected", lambda *_: None)
+    # The expected listing comes from a scratch namespace, which equals _HOST.
+    monkeypatch.setattr("ocsf_nft.fence.load_ruleset._expected", lambda *_: None)
     monkeypatch.setattr(nft, "load", without_guard)
     with pytest.raises(FenceError, match=r"^no guard today$"):
         install(guarded)
@@ -85,24 +88,24 @@ def test_guard_that_cannot_be_loaded_leaves_what_was_there_before(
 def test_table_of_a_vm_that_names_no_sandbox_is_replaced(
     site: tap.Site, state: StateDirectory
 ) -> None:
-    def disguised(family: str, comment: str) -> None:
+    def create_table(family: str, comment: str) -> None:
         table = f"{family} ocsf_nft_{tap.DEVICE}"
         conftest.nft(_HOST, f'add table {table} {{ comment "{comment}"; }}')
 
     def install() -> None:
         for kind in ("fence", "guard"):
             for family in ("inet", "netdev"):
-                disguised(family, f"{kind} of sandbox ../../etc")
+                create_table(family, f"{kind} of sandbox ../../etc")
             installer.install(tap.spec(_NAME), _HOST, state, "nflog")
             assert installer.verify(_NAME, state).verdict == "as installed"
             conftest.nft(_HOST, "flush ruleset")
-            state.forget(_NAME)
+            state.delete(_NAME)
 
     with tap.silent_machine(site):
         site.host.call(install)
 
 
-def test_table_of_a_vm_that_names_another_vm_takes_nothing_from_it(
+def test_table_of_a_vm_that_names_another_vm_does_not_affect_that_vm(
     site: tap.Site, state: StateDirectory
 ) -> None:
     gateways = ("172.16.8.1/29", "fd00:8::1/64")
@@ -152,7 +155,7 @@ def test_forwarding_of_each_family_is_restored_with_its_last_vm(
         installer.install(tap.spec("six", "vmtap-6", six), site.host, state, "nflog")
         installer.remove("six", state)
         assert tap.settings(site.host) == only_four != before
-        # What the operator sets from now on is not the fence's to restore.
+        # A value that the operator sets from now on must not be restored.
         key = Path("/proc/sys/net/ipv6/conf/all/forwarding")
         site.host.call(lambda: key.write_text("1"))
         operators = tap.settings(site.host)
@@ -167,48 +170,48 @@ def test_forwarding_of_each_family_is_restored_with_its_last_vm(
         assert not list(state.path.glob("forwarding-*"))
 
 
-def test_forwarding_of_a_deleted_namespace_is_kept_while_a_vm_is_on_record(
+def test_forwarding_values_of_a_deleted_namespace_are_stored_while_a_vm_has_a_record(
     state: StateDirectory,
 ) -> None:
     vm = tap.spec(_NAME)
-    # Deleted, and another one by the same name.
+    # A deleted namespace, and another one with the same name.
     for namespace in (named("no-such-namespace"), _HOST):
-        state.keep_forwarding_before("4:1", b"kept")
-        forwarding.release("4:1", namespace, [vm], state)
-        assert state.forwarding_before("4:1") == b"kept"
-        forwarding.release("4:1", namespace, [], state)
+        state.store_forwarding_before("4:1", b"content")
+        ip_forwarding.release("4:1", namespace, [vm], state)
+        assert state.forwarding_before("4:1") == b"content"
+        ip_forwarding.release("4:1", namespace, [], state)
         assert state.forwarding_before("4:1") is None
 
 
 def test_forwarding_writes_existing_settings_only(lab: Lab) -> None:
     def write() -> None:
-        forwarding._write("ipv4/conf/gone0/forwarding", "1")
-        assert forwarding._read("ipv4/conf/gone0/forwarding") is None
+        ip_forwarding._write("ipv4/conf/deleted0/forwarding", "1")
+        assert ip_forwarding._read("ipv4/conf/deleted0/forwarding") is None
         sentence = "net.ipv4.conf.lo.forwarding, which can't be switched from here (Invalid argumen"
         with pytest.raises(UnsupportedError, match=re.escape(sentence)):
-            forwarding._write("ipv4/conf/lo/forwarding", "x")
+            ip_forwarding._write("ipv4/conf/lo/forwarding", "x")
 
     lab.sandbox_namespace.call(write)
 
 
-def test_forwarding_without_a_cookie_is_told_apart_by_the_boot(
+def test_forwarding_without_a_cookie_is_identified_by_the_boot_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    boot, cookie = forwarding._origin().split(" ")
+    boot, cookie = ip_forwarding._origin().split(" ")
     assert int(cookie) > 0
-    monkeypatch.setattr(forwarding, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
-    assert forwarding._origin() == boot
+    monkeypatch.setattr(ip_forwarding, "_SO_NETNS_COOKIE", 0x7FFF)  # an option that no kernel has
+    assert ip_forwarding._origin() == boot
 
 
-def test_route_by_a_gateway_of_the_other_family_names_it(lab: Lab) -> None:
+def test_route_by_a_gateway_of_the_other_family_has_it_as_neighbour(lab: Lab) -> None:
     ip("-n", lab.sandbox, "route", "add", "203.0.113.0/24", "via", "inet6", "fe80::77",
        "dev", lab.sandbox_device)  # fmt: skip
-    wanted = ipaddress.ip_address("203.0.113.9")
-    found = links.survey(lab.sandbox_namespace, [wanted])
+    destination = ipaddress.ip_address("203.0.113.9")
+    found = links.survey(lab.sandbox_namespace, [destination])
     assert set(map(str, found.neighbours)) == {"203.0.113.9", "fe80::77"}
     assert found.uplinks == (lab.sandbox_device,)
 
 
-def test_route_is_not_absent_where_the_kernel_cannot_be_asked() -> None:
+def test_route_is_an_error_if_the_kernel_cannot_be_queried() -> None:
     with no_more_descriptors(), pytest.raises(OSError, match="Too many open files"):
         links.route(ipaddress.ip_address("203.0.113.9"))

@@ -1,4 +1,4 @@
-"""Loading and replacing a fence lets no packet out, however many are on their way."""
+"""Loading and replacing a fence lets no packet out, however many are being sent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HERE = Path(__file__).parent
 
 @pytest.fixture
 def far_counter(lab: Lab, counters: Callable[[Namespace], dict[str, int]]) -> Callable[[], int]:
-    """How many packets of the flood came out, counted by the far end's kernel: none is missed."""
+    """Return the number of flood packets that got out; the far end's kernel counts all of them."""
     conftest.nft(lab.gateway_namespace, 'add table netdev far; add counter netdev far out; '
                  'add chain netdev far ingress '
                  '{ type filter hook ingress device "gw0" priority 0; }; '
@@ -69,7 +69,7 @@ def _sent(process: subprocess.Popen[str]) -> int:
 @pytest.mark.parametrize(
     "times", [10, pytest.param(24, marks=(pytest.mark.slow, pytest.mark.alone))]
 )
-def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_loses_no_count(
+def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_preserves_the_counts(
     lab: Lab,
     spec: FenceSpec,
     state: StateDirectory,
@@ -78,13 +78,13 @@ def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_loses_no_count
     flood: Callable[[float], subprocess.Popen[str]],
     times: int,
 ) -> None:
-    """Another policy and other links by turns, and once more when it was tampered with."""
+    """Alternate the policy and the links, with changes by another process in between."""
     other = dataclasses.replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     process = flood(60)
     seen = [0]
     for replaced in range(times):
-        wanted = other if replaced % 2 == 0 else spec
+        expected = other if replaced % 2 == 0 else spec
         if replaced % 5 == 4:
             conftest.nft(lab.sandbox_namespace, "add chain inet ocsf_nft foreign { "
                          "type filter hook output priority -5; }; "
@@ -93,14 +93,14 @@ def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_loses_no_count
             ip("-n", lab.sandbox, "link", "add", "late0", "type", "veth", "peer", "late1")
         elif replaced % 4 == 0 and replaced:
             ip("-n", lab.sandbox, "link", "del", "late0")
-        assert installer.install(wanted, lab.sandbox_namespace, state, "nflog").spec == wanted
+        assert installer.install(expected, lab.sandbox_namespace, state, "nflog").spec == expected
         seen.append(counters(lab.sandbox_namespace)["refused_egress"])
     process.terminate()
     sent = _sent(process)
     assert sent > 2000 * times
     assert far_counter() == 0
     assert seen == sorted(seen)
-    # The kernel's own multicast reports are refused as well, for nothing else is sent.
+    # The kernel's own multicast reports are refused too; no other packets are sent.
     refused, counted = _at_rest(lab.sandbox_namespace, counters)
     assert counted.pop(INTERNET4) == sent
     assert refused - sent == sum(counted.values()) < 100
@@ -109,13 +109,16 @@ def test_replacing_the_fence_under_a_flood_lets_no_packet_out_and_loses_no_count
 def _at_rest(
     namespace: Namespace, counters: Callable[[Namespace], dict[str, int]]
 ) -> tuple[int, Counter[str]]:
-    """What the rule `egress` has refused, and of which destination, with no packet in between."""
+    """Return the packets that the rule `egress` has refused: the total, and by destination.
+
+    No packet arrives between the two reads.
+    """
     for _ in range(20):
         before = counters(namespace)["refused_egress"]
         counted = conftest.counted(namespace)
         if counters(namespace)["refused_egress"] == before:
             return before, counted
-    raise AssertionError("packets come into each reading")
+    raise AssertionError("packets arrive during each reading")
 
 
 def test_installing_under_a_flood_stops_it(
@@ -130,7 +133,7 @@ def test_installing_under_a_flood_stops_it(
     while far_counter() == 0:
         time.sleep(0.01)
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
-    time.sleep(0.05)  # what is still in the veth's queue
+    time.sleep(0.05)  # for packets in the veth's queue
     before, refused = far_counter(), counters(lab.sandbox_namespace)["refused_egress"]
     end = time.monotonic() + 20
     while counters(lab.sandbox_namespace)["refused_egress"] < refused + 10_000:

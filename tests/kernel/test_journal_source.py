@@ -15,13 +15,13 @@ from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.journal import library as journal_library
 from ocsf_nft.sources.journal import source as journal_source
-from ocsf_nft.sources.journal.command import CommandReading
-from ocsf_nft.sources.journal.library import LibraryReading
+from ocsf_nft.sources.journal.command import CommandReader
+from ocsf_nft.sources.journal.library import LibraryReader
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import kernel_log
 from tests.kernel.attempts import GROUP, UNPRIVILEGED, attempt, refused
 from tests.kernel.journald import journald
-from tests.kernel.reading import joined, lost, until, until_quiet
+from tests.kernel.reading import dropped, joined, until, until_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
-Way = Literal["library", "command"]
+ReaderKind = Literal["library", "command"]
 TOLERANCE_NS = 200_000_000
-#: journalctl tells of an entry only when inotify does.
+#: journalctl reports an entry only when inotify does.
 QUIET_S = 1.0
 
 
@@ -43,22 +43,24 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(params=["library", "command"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Way:
-    chosen: Way = request.param
+def reader_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ReaderKind:
+    chosen: ReaderKind = request.param
     if chosen == "command":
         monkeypatch.setattr(journal_library, "available", lambda _directory: False)
     return chosen
 
 
-async def test_each_attempt_is_one_record_equal_to_netlinks(
-    namespace: Namespace, sandbox: str, directory: Path, way: Way
+async def test_journal_gives_one_record_for_each_attempt_equal_to_nflogs(
+    namespace: Namespace, sandbox: str, directory: Path, reader_kind: ReaderKind
 ) -> None:
     total = 2 * len(UNPRIVILEGED)
     async with (
         Journal(frozenset({sandbox}), directory=directory) as journal,
         Nflog(namespace, GROUP) as nflog,
     ):
-        assert isinstance(journal._reading, LibraryReading if way == "library" else CommandReading)
+        assert isinstance(
+            journal._reader, LibraryReader if reader_kind == "library" else CommandReader
+        )
         before = time.time_ns()
         attempt(namespace, 0, 1, *(kind for kind, *_ in UNPRIVILEGED))
         attempt(namespace, 1000, 1, *(kind for kind, *_ in UNPRIVILEGED))
@@ -67,15 +69,15 @@ async def test_each_attempt_is_one_record_equal_to_netlinks(
         netlink = await until(nflog.batches(), lambda batch: len(batch.records) >= total)
     assert refused(namespace) == total
     assert text.records == netlink.records
-    assert not text.rejects
+    assert not text.rejected
     for record in text.records:
         assert before - TOLERANCE_NS <= record.time_ns <= after + TOLERANCE_NS
         assert record.origin.transport == "journal"
     assert len({record.origin.identity for record in text.records}) == total
 
 
-@pytest.mark.usefixtures("way")
-async def test_resuming_neither_loses_nor_doubles(
+@pytest.mark.usefixtures("reader_kind")
+async def test_journal_source_resumes_without_missing_or_repeated_records(
     namespace: Namespace, sandbox: str, directory: Path
 ) -> None:
     names = frozenset({sandbox})
@@ -94,12 +96,12 @@ async def test_resuming_neither_loses_nor_doubles(
     assert not third.records
     identities = [record.origin.identity for record in first.records + second.records]
     assert len(set(identities)) == len(identities) == 18
-    # The first may see journald say what it had missed before it was started.
+    # The first batch may have journald's notice of messages missed before its start.
     assert not second.gaps + third.gaps
 
 
-@pytest.mark.usefixtures("way")
-async def test_what_a_program_writes_is_a_forgery(
+@pytest.mark.usefixtures("reader_kind")
+async def test_journal_message_of_a_program_is_forged(
     namespace: Namespace, sandbox: str, directory: Path
 ) -> None:
     async with Journal(frozenset({sandbox}), directory=directory) as source:
@@ -107,25 +109,25 @@ async def test_what_a_program_writes_is_a_forgery(
         attempt(namespace, 0, 1, "udp4")
         read = await until(source.batches(), lambda batch: bool(batch.records))
     assert len(read.records) == 1
-    assert [reject.kind for reject in read.rejects] == ["forged"]
+    assert [reject.kind for reject in read.rejected] == ["forged"]
 
 
-async def test_what_journald_missed_is_counted(
+async def test_journal_source_counts_messages_that_journald_missed(
     namespace: Namespace, sandbox: str, directory: Path
 ) -> None:
     async with Journal(frozenset({sandbox}), directory=directory) as source:
         attempt(namespace, 0, 20_000, "flood")
-        # Its notice comes with the first message after those that it missed.
+        # journald logs its notice with the first message after the missed ones.
         attempt(namespace, 0, 1, "udp4")
         batches = source.batches()
-        read = await until(batches, lambda batch: len(batch.records) + lost(batch) >= 20_001)
+        read = await until(batches, lambda batch: len(batch.records) + dropped(batch) >= 20_001)
         read = joined(read, await until_quiet(batches, seconds=QUIET_S))
     assert len(read.records) < 20_001
-    # What else the machine logs meanwhile may be among what was missed.
-    assert 20_001 <= len(read.records) + lost(read) < 20_101
+    # Other messages of the machine may be among the missed ones.
+    assert 20_001 <= len(read.records) + dropped(read) < 20_101
 
 
-async def test_a_compressed_journal_is_read_whether_libsystemd_can_open_it_or_not(
+async def test_journal_source_reads_a_compressed_journal_also_without_libsystemd(
     namespace: Namespace, sandbox: str, tmp_path: Path
 ) -> None:
     with journald(tmp_path, compress="yes") as running:
@@ -136,36 +138,36 @@ async def test_a_compressed_journal_is_read_whether_libsystemd_can_open_it_or_no
 
 
 @pytest.mark.parametrize("cursor", ["garbage", "kmsg:1:2", ""])
-@pytest.mark.usefixtures("way")
-async def test_a_position_that_is_none_is_refused(directory: Path, cursor: str) -> None:
+@pytest.mark.usefixtures("reader_kind")
+async def test_journal_source_refuses_an_invalid_cursor(directory: Path, cursor: str) -> None:
     with pytest.raises(SourceError, match=r"is no position|journalctl"):
         await read_for_ever(cursor, directory)
 
 
-@pytest.mark.usefixtures("way")
-async def test_a_position_that_is_gone_is_a_gap(
+@pytest.mark.usefixtures("reader_kind")
+async def test_journal_source_reports_a_deleted_cursor_as_a_gap(
     namespace: Namespace, sandbox: str, directory: Path
 ) -> None:
-    gone = f"s={'1' * 32};i=1;b={'2' * 32};m=1;t=1;x=1"
-    async with Journal(frozenset({sandbox}), gone, directory) as source:
+    deleted = f"s={'1' * 32};i=1;b={'2' * 32};m=1;t=1;x=1"
+    async with Journal(frozenset({sandbox}), deleted, directory) as source:
         attempt(namespace, 0, 1, "udp4")
         read = await until(source.batches(), lambda batch: bool(batch.records))
-    assert read.gaps[0].lost is None
+    assert read.gaps[0].dropped is None
 
 
-async def test_the_end_of_journalctl_is_an_error(
+async def test_journal_source_raises_if_journalctl_exits(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_library, "available", lambda _directory: False)
     async with Journal(directory=directory) as source:
-        assert isinstance(source._reading, CommandReading)
-        assert source._reading._process is not None
-        os.kill(source._reading._process.pid, signal.SIGKILL)
+        assert isinstance(source._reader, CommandReader)
+        assert source._reader._process is not None
+        os.kill(source._reader._process.pid, signal.SIGKILL)
         with pytest.raises(SourceError, match="journalctl ended unexpectedly: it was killed"):
             await until(source.batches(), lambda _: False)
 
 
-async def test_files_that_are_not_there_or_not_readable_are_named(tmp_path: Path) -> None:
+async def test_journal_source_raises_for_an_absent_folder(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match="there is no journal folder"):
         await Journal(directory=tmp_path / "none").__aenter__()
 
@@ -174,7 +176,7 @@ BOOT, NEXT_BOOT = "3" * 32, "4" * 32
 
 
 def append(directory: Path, *entries: tuple[str, bytes]) -> None:
-    """Write entries, each a boot and its fields, to the folder's journal."""
+    """Write entries (boot id and fields) to the folder's journal."""
     export = b"".join(
         b"__REALTIME_TIMESTAMP=%d\n__MONOTONIC_TIMESTAMP=%d\n_BOOT_ID=%s\n%s\n\n"
         % (1_700_000_000_000_000 + number, 1_000_000 + number, boot.encode(), fields)
@@ -189,7 +191,9 @@ def append(directory: Path, *entries: tuple[str, bytes]) -> None:
     )
 
 
-async def test_an_exported_journal_tells_how_many_were_missed(tmp_path: Path) -> None:
+async def test_journal_source_reads_the_missed_count_only_from_journalds_notice(
+    tmp_path: Path,
+) -> None:
     missed = b"MESSAGE_ID=e9bf28e6e834481bb6f48f548ad13606\nMESSAGE=Missed %d kernel messages"
     append(
         tmp_path,
@@ -200,7 +204,7 @@ async def test_an_exported_journal_tells_how_many_were_missed(tmp_path: Path) ->
     before = f"s={'1' * 32};i=0;b={BOOT};m=1;t=1;x=1"
     async with Journal(cursor=before, directory=tmp_path) as source:
         read = await until_quiet(source.batches(), seconds=QUIET_S)
-    assert [gap.lost for gap in read.gaps] == [None, 1234]
+    assert [gap.dropped for gap in read.gaps] == [None, 1234]
 
 
 def kernel_entry(sandbox: str, port: int) -> bytes:
@@ -211,10 +215,8 @@ def kernel_entry(sandbox: str, port: int) -> bytes:
     return f"_TRANSPORT=kernel\nSYSLOG_FACILITY=0\nMESSAGE={line}".encode()
 
 
-@pytest.mark.usefixtures("way")
-async def test_what_was_logged_before_a_reboot_is_read_after_it(
-    sandbox: str, tmp_path: Path
-) -> None:
+@pytest.mark.usefixtures("reader_kind")
+async def test_journal_source_reads_records_of_earlier_boots(sandbox: str, tmp_path: Path) -> None:
     entries = [
         (boot, kernel_entry(sandbox, port)) for port, boot in enumerate([BOOT, BOOT, NEXT_BOOT], 1)
     ]
@@ -225,8 +227,8 @@ async def test_what_was_logged_before_a_reboot_is_read_after_it(
     assert [record.destination_port for record in read.records] == [1, 2, 3]
 
 
-@pytest.mark.usefixtures("way")
-async def test_a_journal_that_is_empty_yet_is_waited_for(sandbox: str, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("reader_kind")
+async def test_journal_source_waits_for_the_first_entry(sandbox: str, tmp_path: Path) -> None:
     append(tmp_path)
     async with Journal(frozenset({sandbox}), directory=tmp_path) as source:
         batches = source.batches()
@@ -237,8 +239,8 @@ async def test_a_journal_that_is_empty_yet_is_waited_for(sandbox: str, tmp_path:
     assert [record.destination_port for record in read.records] == [443]
 
 
-@pytest.mark.usefixtures("way")
-async def test_a_journal_position_moves_on_without_records(
+@pytest.mark.usefixtures("reader_kind")
+async def test_journal_cursor_advances_without_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_source, "_CURSOR_INTERVAL_S", 0.05)
@@ -251,12 +253,12 @@ async def test_a_journal_position_moves_on_without_records(
         )
         moved = await until(batches, lambda batch: batch.cursor is not None)
     assert start.cursor != moved.cursor
-    assert not moved.records + moved.gaps + moved.rejects
+    assert not moved.records + moved.gaps + moved.rejected
     async with Journal(cursor=moved.cursor, directory=tmp_path) as source:
         assert not (await until_quiet(source.batches(), seconds=0.3)).gaps
 
 
-async def test_a_line_of_more_than_a_megabyte_ends_the_reading_by_journalctl(
+async def test_journal_source_raises_for_a_journalctl_line_above_a_megabyte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal_library, "available", lambda _directory: False)
@@ -268,12 +270,12 @@ async def test_a_line_of_more_than_a_megabyte_ends_the_reading_by_journalctl(
             await until(source.batches(), lambda _: False)
 
 
-@pytest.mark.usefixtures("way")
-async def test_leaving_and_cancelling_leave_nothing_behind(directory: Path) -> None:
-    def held() -> tuple[int, list[str], list[str]]:
+@pytest.mark.usefixtures("reader_kind")
+async def test_journal_source_leaves_nothing_open(directory: Path) -> None:
+    def open_resources() -> tuple[int, list[str], list[str]]:
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
-        # asyncio keeps its pool's threads for the next call, and its child watchers end by
-        # themselves, a moment after the child.
+        # asyncio reuses the threads of its pool, and its child watchers end shortly after the
+        # child.
         pool = ("asyncio_", "asyncio-waitpid-")
         threads = [thread.name for thread in threading.enumerate()]
         return (
@@ -282,14 +284,14 @@ async def test_leaving_and_cancelling_leave_nothing_behind(directory: Path) -> N
             [name for name in threads if not name.startswith(pool)],
         )
 
-    before = held()
+    before = open_resources()
     task = asyncio.ensure_future(read_for_ever(None, directory))
     await asyncio.sleep(0.3)
-    assert held() != before
+    assert open_resources() != before
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert held() == before
+    assert open_resources() == before
 
 
 async def read_for_ever(cursor: str | None, directory: Path) -> None:

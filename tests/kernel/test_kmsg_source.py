@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import SourceError
-from ocsf_nft.sources.boot import boot_id
+from ocsf_nft.sources.boot_id import boot_id
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.kmsg import source as kmsg_source
 from ocsf_nft.sources.nflog import Nflog
 from ocsf_nft.sources.replay import Reader
 from tests.kernel import kernel_log
 from tests.kernel.attempts import GROUP, PRIVILEGED, UNPRIVILEGED, attempt, refused
-from tests.kernel.reading import lost, must_leave_nothing_behind, until, until_quiet
+from tests.kernel.reading import assert_nothing_left_open, dropped, until, until_quiet
 
 if TYPE_CHECKING:
     from ocsf_nft.netns import Namespace
 
 pytestmark = [pytest.mark.kernel, pytest.mark.kernel_log]
 
-#: Behind the kernel's tick, our own reading and what the clocks differ by.
+#: Tolerance for the kernel's tick, the time of reading and the difference of the clocks.
 TOLERANCE_NS = 30_000_000
 
 
-async def test_text_and_netlink_give_equal_records_of_the_same_packets(
+async def test_kmsg_and_nflog_give_equal_records_of_the_same_packets(
     namespace: Namespace, sandbox: str
 ) -> None:
     kinds = UNPRIVILEGED + PRIVILEGED
@@ -40,11 +40,11 @@ async def test_text_and_netlink_give_equal_records_of_the_same_packets(
     assert refused(namespace) == total
     assert text.records == netlink.records
     assert not text.gaps
-    assert not text.rejects
+    assert not text.rejected
     for record in text.records:
         assert before - TOLERANCE_NS <= record.time_ns <= after
         assert record.origin.identity.startswith(f"kmsg:{record.origin.sequence}:")
-    # Read back from their events' raw data, they are the same records, not further ones.
+    # The raw data of an event gives the same record with the same identity.
     for record in text.records + netlink.records:
         (batch,) = Reader().batches([record.origin.raw.encode()])
         (again,) = batch.records
@@ -54,9 +54,7 @@ async def test_text_and_netlink_give_equal_records_of_the_same_packets(
     assert times == sorted(times)
 
 
-async def test_a_record_has_the_kernels_time_not_the_readers(
-    namespace: Namespace, sandbox: str
-) -> None:
+async def test_kmsg_record_has_the_kernels_time(namespace: Namespace, sandbox: str) -> None:
     async with Kmsg(frozenset({sandbox})) as source:
         batches = source.batches()
         attempt(namespace, 0, 1, "udp4")
@@ -65,12 +63,12 @@ async def test_a_record_has_the_kernels_time_not_the_readers(
         attempt(namespace, 0, 1, "udp4")
         logged = time.time_ns()
         await asyncio.sleep(0.3)
-        late = await until(batches, lambda batch: bool(batch.records))
-    assert made - TOLERANCE_NS <= late.records[0].time_ns <= logged + TOLERANCE_NS
-    assert late.records[0].received_ns >= logged + 200_000_000
+        delayed = await until(batches, lambda batch: bool(batch.records))
+    assert made - TOLERANCE_NS <= delayed.records[0].time_ns <= logged + TOLERANCE_NS
+    assert delayed.records[0].received_ns >= logged + 200_000_000
 
 
-async def test_what_a_program_writes_is_a_forgery(namespace: Namespace, sandbox: str) -> None:
+async def test_kmsg_message_of_a_program_is_forged(namespace: Namespace, sandbox: str) -> None:
     line = f"ocsf-nft:{sandbox}:egress:IN= OUT=sb0 SRC=10.0.0.1 DST=1.1.1.1 LEN=40 PROTO=TCP"
     async with Kmsg(frozenset({sandbox})) as source:
         for priority in ("<4>", "", "<0>", "<12>"):
@@ -79,10 +77,10 @@ async def test_what_a_program_writes_is_a_forgery(namespace: Namespace, sandbox:
         attempt(namespace, 0, 1, "udp4")
         read = await until(source.batches(), lambda batch: bool(batch.records))
     assert len(read.records) == 1
-    assert [reject.kind for reject in read.rejects] == ["forged"] * 4
+    assert [reject.kind for reject in read.rejected] == ["forged"] * 4
 
 
-async def test_a_reader_that_was_overrun_knows_how_much_it_lost(
+async def test_kmsg_source_counts_dropped_records_after_an_overrun(
     namespace: Namespace, sandbox: str
 ) -> None:
     async with Kmsg(frozenset({sandbox})) as source:
@@ -94,12 +92,14 @@ async def test_a_reader_that_was_overrun_knows_how_much_it_lost(
     assert read.cursor is not None
     logged = int(read.cursor.rsplit(":", 1)[1]) - int(start.rsplit(":", 1)[1])
     assert 0 < len(read.records) < 5_000
-    # The machine may log something else meanwhile: that is among what was lost, or was passed.
-    assert 5_000 - len(read.records) <= lost(read) <= logged - len(read.records)
+    # Other messages of the machine may be among the dropped or skipped ones.
+    assert 5_000 - len(read.records) <= dropped(read) <= logged - len(read.records)
     assert refused(namespace) == 5_000
 
 
-async def test_resuming_neither_loses_nor_doubles(namespace: Namespace, sandbox: str) -> None:
+async def test_kmsg_source_resumes_without_missing_or_repeated_records(
+    namespace: Namespace, sandbox: str
+) -> None:
     names = frozenset({sandbox})
     async with Kmsg(names) as source:
         attempt(namespace, 0, 10, "udp4")
@@ -117,7 +117,7 @@ async def test_resuming_neither_loses_nor_doubles(namespace: Namespace, sandbox:
     assert not first.gaps + second.gaps + third.gaps
 
 
-async def test_a_position_moves_on_without_records(sandbox: str) -> None:
+async def test_kmsg_cursor_advances_without_records(sandbox: str) -> None:
     async with Kmsg(frozenset({sandbox})) as source:
         batches = source.batches()
         start = await anext(batches)
@@ -126,7 +126,7 @@ async def test_a_position_moves_on_without_records(sandbox: str) -> None:
     assert start.cursor != moved.cursor
 
 
-async def test_a_position_of_another_boot_means_all_of_this_one(
+async def test_kmsg_cursor_of_another_boot_reads_all_of_this_boot(
     namespace: Namespace, sandbox: str
 ) -> None:
     names = frozenset({sandbox})
@@ -134,14 +134,14 @@ async def test_a_position_of_another_boot_means_all_of_this_one(
     async with Kmsg(names, f"kmsg:{'0' * 32}:123456789") as source:
         read = await until(source.batches(), lambda batch: len(batch.records) >= 2)
     assert len(read.records) == 2
-    # A snapshot of the machine that was restored has fewer records than the position says.
+    # After the restore of a snapshot, the log ends before the position of the cursor.
     boot = boot_id()
     async with Kmsg(names, f"kmsg:{boot}:{10**15}") as source:
         again = await until(source.batches(), lambda batch: len(batch.records) >= 2)
     assert again.records == read.records
 
 
-async def test_end_of_a_long_ring_is_found_in_several_steps(
+async def test_kmsg_source_finds_the_end_of_a_long_ring_in_several_steps(
     sandbox: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(3):
@@ -151,16 +151,16 @@ async def test_end_of_a_long_ring_is_found_in_several_steps(
     monkeypatch.setattr(kmsg_source, "_BATCH_RECORDS", 2)
     async with Kmsg(frozenset({sandbox})) as source:
         assert source._next >= end
-    # A ring that is written faster than read has no end: the search for it takes bounded time.
+    # A ring that is written faster than read has no end: the search takes bounded time.
     monkeypatch.setattr(kmsg_source, "_SCAN_NS", 0)
     async with Kmsg(frozenset({sandbox})) as source:
         assert source._next == 0
 
 
-async def test_a_position_that_is_none_is_refused() -> None:
+async def test_kmsg_source_refuses_an_invalid_cursor() -> None:
     with pytest.raises(SourceError, match="is no position in the kernel log"):
         await Kmsg(cursor="s=1;i=2").__aenter__()
 
 
-async def test_leaving_and_cancelling_leave_nothing_behind() -> None:
-    await must_leave_nothing_behind(Kmsg())
+async def test_kmsg_source_leaves_nothing_open() -> None:
+    await assert_nothing_left_open(Kmsg())

@@ -1,4 +1,4 @@
-"""The plugin fails a test for its own leftovers, and never for those of another test."""
+"""Failures of a test for its own leftovers, and never for those of another test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.kernel
 _ROOT: Final = Path(__file__).parents[2]
 _CONFTEST: Final = """
 from tests import leftovers
-leftovers._GONE_SECONDS = 0.1
+leftovers._EXIT_SECONDS = 0.1
 
 def pytest_configure(config):
     for name in ("kernel", "kernel_log"):
@@ -31,7 +31,7 @@ _START: Final = """
 import os, socket, subprocess, threading, time
 import pytest
 pytestmark = pytest.mark.kernel
-kept = []
+started = []
 def run(*command): subprocess.run(command, check=True)
 def meet(mine, others):
     open(mine, "w").close()
@@ -40,8 +40,8 @@ def meet(mine, others):
         assert time.monotonic() < end
         time.sleep(0.01)
 def start(*command, **more):
-    kept.append(subprocess.Popen(command, stdout=subprocess.PIPE, **more))
-    kept[-1].stdout.readline()
+    started.append(subprocess.Popen(command, stdout=subprocess.PIPE, **more))
+    started[-1].stdout.readline()
 """
 #: The code of a test, and the pattern of the failure that reports its leftover.
 _KINDS: Final = {
@@ -52,9 +52,12 @@ _KINDS: Final = {
         "run('sh', '-c', 'setsid unshare -m sleep 5 >&- 2>&- &')",
         r"process \d+ \(sleep 5\)",
     ),
-    "zombie": ("kept.append(os.posix_spawn('/bin/true', ['true'], {}))", r"process \d+ \(ended\)"),
+    "zombie": (
+        "started.append(os.posix_spawn('/bin/true', ['true'], {}))",
+        r"process \d+ \(ended\)",
+    ),
     "mount": ("run('mount', '-t', 'tmpfs', 'tmpfs', '/mnt')", r"mount \d+ on /mnt"),
-    "descriptor": ("kept.append(socket.socket())", r"descriptor \d+ of socket:\[\d+\]"),
+    "descriptor": ("started.append(socket.socket())", r"descriptor \d+ of socket:\[\d+\]"),
     "thread": (
         "threading.Thread(target=threading.Event().wait, args=[5], daemon=True, name='x').start()",
         r"thread \d+ \(x\)",
@@ -109,9 +112,9 @@ def test_leftovers_fail_the_test_that_left_them(tmp_path: Path, cgroup: Path) ->
     tests = (
         _test(name, body) + _test(f"after_{name}", "pass") for name, (body, _) in kinds.items()
     )
-    said = _run(tmp_path, "".join(tests))
-    blamed = dict(re.findall(r"^ERROR test_it.py::test_(\w+) - (.*)$", said, re.MULTILINE))
-    assert blamed.keys() == kinds.keys(), said
+    output = _run(tmp_path, "".join(tests))
+    blamed = dict(re.findall(r"^ERROR test_it.py::test_(\w+) - (.*)$", output, re.MULTILINE))
+    assert blamed.keys() == kinds.keys(), output
     for name, (_, words) in kinds.items():
         assert re.search(f"left behind: .*{words}", blamed[name]), (name, blamed[name])
 
@@ -120,25 +123,25 @@ def test_leftovers_of_a_shared_fixture_fail_its_last_test(tmp_path: Path) -> Non
     def fixture(name: str, scope: str, after: str) -> str:
         return (
             f"@pytest.fixture(scope='{scope}')\ndef {name}():\n"
-            f"    start('sh', '-c', 'echo; exec sleep 5')\n    yield kept[-1]\n    {after}\n"
+            f"    start('sh', '-c', 'echo; exec sleep 5')\n    yield started[-1]\n    {after}\n"
         )
 
-    ended = "kept[-1].kill(); kept[-1].communicate()"
+    ended = "started[-1].kill(); started[-1].communicate()"
     fixtures = fixture("whole", "session", "pass") + fixture("some", "module", ended)
     tests = "def test_a(whole, some): pass\ndef test_b(some): pass\ndef test_c(): pass\n"
-    said = _run(tmp_path, fixtures + tests)
+    output = _run(tmp_path, fixtures + tests)
     blamed = re.findall(
-        r"^ERROR test_it.py::test_(\w+) - .*process \d+ \(sleep", said, re.MULTILINE
+        r"^ERROR test_it.py::test_(\w+) - .*process \d+ \(sleep", output, re.MULTILINE
     )
-    assert blamed == ["c"], said
+    assert blamed == ["c"], output
 
 
-def test_leftovers_of_one_worker_are_not_blamed_on_another(tmp_path: Path) -> None:
+def test_leftovers_of_one_worker_do_not_fail_a_test_of_another(tmp_path: Path) -> None:
     kinds = {**_KINDS, "table": _OF_THE_MACHINE["table"]}
     leaving = "; ".join(kinds[name][0] for name in ("namespace", "mount", "orphan", "table"))
     tests = _test("leaving", f"meet('b', 'a'); {leaving}; meet('d', 'c')")
     tests += _test("beside", "meet('a', 'b'); meet('c', 'd')")
-    said = _run(tmp_path, tests, "-n", "2")
-    assert re.findall(r"^ERROR test_it.py::test_(\w+)", said, re.MULTILINE) == ["leaving"], said
-    assert "left behind (run without -n to see by which test)" in said
-    assert "table ip mine" in said
+    output = _run(tmp_path, tests, "-n", "2")
+    assert re.findall(r"^ERROR test_it.py::test_(\w+)", output, re.MULTILINE) == ["leaving"], output
+    assert "left behind (run without -n to see by which test)" in output
+    assert "table ip mine" in output

@@ -1,4 +1,4 @@
-"""A fence logs by the best way that the kernel has, and never silently doesn't."""
+"""Log transport of a fence: the best one of the kernel, and never none without a report."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.check import kernel
+from ocsf_nft.check import kernel_features
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import installer, kernel_log, nft
+from ocsf_nft.fence import installer, kernel_log_sysctl, nft
 from ocsf_nft.netns import Namespace
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _ALL_NETNS = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 @pytest.fixture
 def all_netns() -> Iterator[Callable[[], str]]:
-    """``nf_log_all_netns``, off at the start and put back at the end."""
+    """Set ``nf_log_all_netns`` to off, and restore it at the end."""
     before = _ALL_NETNS.read_text()
     _ALL_NETNS.write_text("0")
     yield lambda: _ALL_NETNS.read_text().strip()
@@ -39,7 +39,7 @@ def all_netns() -> Iterator[Callable[[], str]]:
     ("without", "transport", "degraded"),
     [(None, "nflog", False), ("nflog", "kmsg", False), ("log", "none", True)],
 )
-def test_the_ladder_ends_on_the_best_rung_that_the_kernel_has(
+def test_installer_selects_the_best_transport_of_the_kernel(
     lab: Lab,
     spec: FenceSpec,
     state: StateDirectory,
@@ -64,7 +64,7 @@ def test_the_ladder_ends_on_the_best_rung_that_the_kernel_has(
     assert all_netns() == "0"
 
 
-def test_a_transport_that_is_asked_for_is_used_or_the_installation_fails(
+def test_requested_transport_is_used_or_the_installation_fails(
     lab: Lab,
     spec: FenceSpec,
     state: StateDirectory,
@@ -78,7 +78,7 @@ def test_a_transport_that_is_asked_for_is_used_or_the_installation_fails(
     assert installer.verify(spec.sandbox, state, lab.sandbox_namespace).verdict == "absent"
 
 
-def test_the_sysctl_is_put_back_by_the_last_that_used_it(
+def test_sysctl_is_restored_with_the_last_fence_that_used_it(
     lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
 ) -> None:
     other = dataclasses.replace(spec, sandbox="other")
@@ -93,14 +93,14 @@ def test_the_sysctl_is_put_back_by_the_last_that_used_it(
 def test_sysctl_concerns_all_namespaces_but_the_initial_one(
     lab: Lab, all_netns: Callable[[], str]
 ) -> None:
-    assert kernel_log.blocked(Namespace()) is None
-    assert kernel_log.blocked(lab.sandbox_namespace) == "0"
-    kernel_log.enable()
+    assert kernel_log_sysctl.blocking_value(Namespace()) is None
+    assert kernel_log_sysctl.blocking_value(lab.sandbox_namespace) == "0"
+    kernel_log_sysctl.enable()
     assert all_netns() == "1"
-    assert kernel_log.blocked(lab.sandbox_namespace) is None
+    assert kernel_log_sysctl.blocking_value(lab.sandbox_namespace) is None
 
 
-def test_a_damaged_record_neither_loses_the_sysctl_nor_gives_it_up(
+def test_sysctl_stays_on_while_a_damaged_record_may_need_it(
     lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
 ) -> None:
     other = dataclasses.replace(spec, sandbox="other")
@@ -114,7 +114,7 @@ def test_a_damaged_record_neither_loses_the_sysctl_nor_gives_it_up(
     assert all_netns() == "0"
 
 
-def test_a_kernel_log_fence_whose_sysctl_is_off_is_not_as_installed(
+def test_kernel_log_fence_with_a_disabled_sysctl_differs(
     lab: Lab, spec: FenceSpec, state: StateDirectory, all_netns: Callable[[], str]
 ) -> None:
     installer.install(spec, lab.sandbox_namespace, state, "kmsg")
@@ -127,53 +127,55 @@ def test_a_kernel_log_fence_whose_sysctl_is_off_is_not_as_installed(
 
 
 @pytest.fixture
-def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Nothing can be written to the sysctl until this is undone."""
+def read_only_sysctl(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Make the sysctl read-only until this is undone."""
 
     def refuse(_before: str) -> None:
         raise UnsupportedError("it can't be set from here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernel_log, "restore", refuse)
+        patch.setattr(kernel_log_sysctl, "restore", refuse)
         yield patch
 
 
-def test_a_sysctl_that_cant_be_put_back_stays_on_record_until_a_second_removal(
+def test_record_stays_until_a_second_removal_restores_the_sysctl(
     lab: Lab,
     spec: FenceSpec,
     state: StateDirectory,
     all_netns: Callable[[], str],
-    held: pytest.MonkeyPatch,
+    read_only_sysctl: pytest.MonkeyPatch,
 ) -> None:
     installer.install(spec, lab.sandbox_namespace, state, "kmsg")
     with pytest.raises(UnsupportedError, match="can't be set"):
         installer.remove(spec.sandbox, state)
     assert list(state.sandboxes()) == [spec.sandbox]
-    held.undo()
+    read_only_sysctl.undo()
     installer.remove(spec.sandbox, state)
     assert all_netns() == "0"
     assert not list(state.sandboxes())
 
 
-def test_a_sysctl_that_cant_be_put_back_stays_on_record_until_a_second_installation(
+def test_previous_value_stays_stored_until_a_second_installation_restores_the_sysctl(
     lab: Lab,
     spec: FenceSpec,
     state: StateDirectory,
     all_netns: Callable[[], str],
-    held: pytest.MonkeyPatch,
+    read_only_sysctl: pytest.MonkeyPatch,
 ) -> None:
     installer.install(spec, lab.sandbox_namespace, state, "kmsg")
-    with pytest.raises(FenceError, match="the fence of sandbox lab stands, but it can't be set"):
+    with pytest.raises(
+        FenceError, match="the fence of sandbox lab is installed, but it can't be set"
+    ):
         installer.install(spec, lab.sandbox_namespace, state, "nflog")
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
-    held.undo()
+    read_only_sysctl.undo()
     installed = installer.install(spec, lab.sandbox_namespace, state, "nflog")
     assert (all_netns(), state.all_netns_before()) == ("0", None)
     assert state.read(spec.sandbox) == installed
 
 
 @pytest.mark.parametrize("before", [None, "nflog"])
-def test_a_sysctl_that_was_switched_for_a_fence_that_does_not_load_is_put_back(
+def test_sysctl_is_restored_if_the_fence_does_not_load(
     lab: Lab,
     spec: FenceSpec,
     state: StateDirectory,
@@ -182,16 +184,16 @@ def test_a_sysctl_that_was_switched_for_a_fence_that_does_not_load_is_put_back(
     monkeypatch: pytest.MonkeyPatch,
     before: LogTransport | None,
 ) -> None:
-    stood = before and installer.install(spec, lab.sandbox_namespace, state, before)
+    previous = before and installer.install(spec, lab.sandbox_namespace, state, before)
     environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": "log"}
     monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
     with pytest.raises(UnsupportedError, match="nft_log"):
         installer.install(spec, lab.sandbox_namespace, state, "kmsg")
     assert all_netns() == "0"
-    assert state.read(spec.sandbox) == stood
+    assert state.read(spec.sandbox) == previous
 
 
-def test_a_sysctl_that_cant_be_switched_leads_a_rung_down(
+def test_sysctl_that_cannot_be_changed_leads_to_the_next_transport(
     lab: Lab,
     spec: FenceSpec,
     state: StateDirectory,
@@ -204,8 +206,8 @@ def test_a_sysctl_that_cant_be_switched_leads_a_rung_down(
 
     environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": "nflog"}
     monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
-    monkeypatch.setattr(kernel_log, "enable", refuse)
-    monkeypatch.setattr(kernel_log, "restore", refuse)
+    monkeypatch.setattr(kernel_log_sysctl, "enable", refuse)
+    monkeypatch.setattr(kernel_log_sysctl, "restore", refuse)
     installed = installer.install(spec, lab.sandbox_namespace, state)
     assert (installed.transport, state.all_netns_before()) == ("none", None)
     with pytest.raises(UnsupportedError, match="can't be set"):
@@ -214,30 +216,34 @@ def test_a_sysctl_that_cant_be_switched_leads_a_rung_down(
     assert all_netns() == "0"
 
 
-#: Nobody may write it, root neither.
+#: A file that no user can write, not even root.
 _READ_ONLY = Path("/proc/sys/kernel/ostype")
 
 
 @pytest.mark.parametrize(
     ("work", "sysctl", "cause"),
     [
-        (lambda: kernel_log.blocked(Namespace()), Path("/nothing"), "No such file or directory"),
-        (kernel_log.enable, _READ_ONLY, "Permission denied"),
-        (kernel_log.probe, _READ_ONLY, "Permission denied"),
-        (lambda: kernel_log.restore("0"), _READ_ONLY, "Permission denied"),
+        (
+            lambda: kernel_log_sysctl.blocking_value(Namespace()),
+            Path("/nothing"),
+            "No such file or directory",
+        ),
+        (kernel_log_sysctl.enable, _READ_ONLY, "Permission denied"),
+        (kernel_log_sysctl.probe, _READ_ONLY, "Permission denied"),
+        (lambda: kernel_log_sysctl.restore("0"), _READ_ONLY, "Permission denied"),
     ],
-    ids=["blocked", "enable", "probe", "restore"],
+    ids=["blocking_value", "enable", "probe", "restore"],
 )
-def test_a_sysctl_that_is_not_ours_is_told_with_what_to_do(
+def test_inaccessible_sysctl_is_an_error_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch, work: Callable[[], Any], sysctl: Path, cause: str
 ) -> None:
-    monkeypatch.setattr(kernel_log, "_SYSCTL", sysctl)
-    monkeypatch.setattr(kernel_log, "of_process", lambda _pid: Namespace())
+    monkeypatch.setattr(kernel_log_sysctl, "_SYSCTL", sysctl)
+    monkeypatch.setattr(kernel_log_sysctl, "of_process", lambda _pid: Namespace())
     with pytest.raises(UnsupportedError):
         work()
-    found = kernel._tried("all-netns", "degraded", "", work)
+    found = kernel_features._probe("all-netns", "degraded", "", work)
     assert found.meaning == (
-        "net.netfilter.nf_log_all_netns, which lets records of other namespaces into the kernel "
+        "net.netfilter.nf_log_all_netns, which allows records of other namespaces in the kernel "
         "log, can't be read or set from here"
     )
     assert found.remedy == f"that takes root on the host ({cause})"

@@ -1,4 +1,4 @@
-"""A source says since when its records can have been logged, and never too late."""
+"""Earliest time at which the records of a batch can have been logged, as given by a source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from ocsf_nft.sources.clock import boottime_ns
+from ocsf_nft.sources.boot_clock import boottime_ns
 from ocsf_nft.sources.journal import Journal
 from ocsf_nft.sources.kmsg import Kmsg
 from ocsf_nft.sources.kmsg import source as kmsg_source
@@ -32,7 +32,7 @@ _MS: Final = 1_000_000
 @pytest.mark.parametrize(
     ("transport", "exactness_ms"), [("nflog", 200), ("kmsg", 1), ("journal", 1500)]
 )
-async def test_no_record_was_logged_before_that_and_not_much_later_either(
+async def test_logged_since_is_before_each_record_and_close_to_it(
     namespace: Namespace,
     sandbox: str,
     tmp_path: Path,
@@ -40,7 +40,7 @@ async def test_no_record_was_logged_before_that_and_not_much_later_either(
     exactness_ms: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for module in (nflog_source, kmsg_source):  # each reads until nothing is left
+    for module in (nflog_source, kmsg_source):  # each reads until no record remains
         monkeypatch.setattr(module, "_BATCH_NS", 10**10)
     with journald(tmp_path) if transport == "journal" else nullcontext() as running:
         if transport == "nflog":
@@ -56,7 +56,7 @@ async def test_no_record_was_logged_before_that_and_not_much_later_either(
             for _ in range(3):
                 before_ns = boottime_ns()
                 attempt(namespace, 0, 1, "udp4")
-                # What came before was read after that.
+                # Earlier records were read after that.
                 read_ns = before_ns if transport == "journal" else asked_ns
                 asked_ns = boottime_ns()
                 batch = await _next(batches)
@@ -65,7 +65,7 @@ async def test_no_record_was_logged_before_that_and_not_much_later_either(
 
 
 async def _next(batches: AsyncIterator[Batch]) -> Batch:
-    """The next batch that has a record."""
+    """Return the next batch that has a record."""
     async with asyncio.timeout(10):
         async for batch in batches:
             if batch.records:

@@ -1,4 +1,4 @@
-"""Netlink receivers: they ignore messages of other processes and notice lost ones."""
+"""Netlink receivers: they ignore messages of other processes and detect dropped ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import netlink, nfnetlink, rtnetlink
-from ocsf_nft.fence.keeping import Place
-from ocsf_nft.fence.post import OVERRUN, Post
+from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
+from ocsf_nft.fence.replace_keeping_counters import TableId
 from ocsf_nft.lab import ip
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.nflog import group as nflog_group
-from ocsf_nft.sources.nflog.group import CALM
-from ocsf_nft.sources.nflog.links import Links
+from ocsf_nft.sources.nflog import group_binding as nflog_group
+from ocsf_nft.sources.nflog.group_binding import CALM
+from ocsf_nft.sources.nflog.interface_names import InterfaceNames
 from tests.kernel.attempts import GROUP, attempt, fence
 from tests.kernel.conftest import load
 from tests.kernel.reading import until
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-_TABLE = Place("inet", "observed")
+_TABLE = TableId("inet", "observed")
 _FULL = "the NFLOG socket's buffer was full"
 
 
@@ -40,16 +40,16 @@ def namespace(lab: Lab) -> Namespace:
 
 
 @pytest.fixture
-def links(namespace: Namespace) -> Iterator[Links]:
-    made = Links(namespace)
+def links(namespace: Namespace) -> Iterator[InterfaceNames]:
+    made = InterfaceNames(namespace)
     made.open()
     yield made
     made.close()
 
 
 @pytest.fixture
-def post(namespace: Namespace) -> Iterator[Post]:
-    made = Post(namespace, (_TABLE,))
+def monitor(namespace: Namespace) -> Iterator[NftMonitor]:
+    made = NftMonitor(namespace, (_TABLE,))
     yield made
     made.close()
 
@@ -74,20 +74,22 @@ def _index(namespace: Namespace, device: str) -> int:
     return namespace.call(lambda: socket.if_nametoindex(device))
 
 
-async def test_nflog_reader_rejects_a_record_of_another_process(namespace: Namespace) -> None:
+async def test_nflog_reader_does_not_accept_a_record_of_another_process(
+    namespace: Namespace,
+) -> None:
     async with Nflog(namespace, GROUP) as source:
         assert source._socket is not None
         forged = netlink.message(nflog_group.PACKET, 0, bytes(64))
         failure = netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", -1).ljust(20, b"\0"))
         _forge(namespace, source._socket, netlink.NETLINK_NETFILTER, forged, failure)
-        read = await until(source.batches(), lambda batch: len(batch.rejects) == 2)
-    assert {reject.kind for reject in read.rejects} == {"forged"}
-    assert [bytes.fromhex(reject.line) for reject in read.rejects] == [forged, failure]
+        read = await until(source.batches(), lambda batch: len(batch.rejected) == 2)
+    assert {reject.kind for reject in read.rejected} == {"forged"}
+    assert [bytes.fromhex(reject.line) for reject in read.rejected] == [forged, failure]
     assert not read.records
     assert not read.gaps
 
 
-async def test_nflog_reader_names_the_full_buffer_and_counts_lost_records(
+async def test_nflog_reader_names_the_full_buffer_and_counts_dropped_records(
     namespace: Namespace,
 ) -> None:
     fence(namespace, "sb1", nflog=True)
@@ -99,8 +101,8 @@ async def test_nflog_reader_names_the_full_buffer_and_counts_lost_records(
         read = await until(batches, lambda batch: bool(batch.gaps))
         attempt(namespace, 0, 1, "udp4")
         last = await until(batches, lambda batch: bool(batch.records))
-    assert [(gap.lost, gap.reason[: len(_FULL)]) for gap in read.gaps] == [(None, _FULL)]
-    assert [gap.lost for gap in last.gaps] == [20 - len(read.records)]
+    assert [(gap.dropped, gap.reason[: len(_FULL)]) for gap in read.gaps] == [(None, _FULL)]
+    assert [gap.dropped for gap in last.gaps] == [20 - len(read.records)]
 
 
 def test_nflog_binding_ignores_the_messages_of_another_process(namespace: Namespace) -> None:
@@ -117,7 +119,7 @@ def test_nflog_binding_ignores_the_messages_of_another_process(namespace: Namesp
 
 
 def test_link_names_ignore_the_messages_of_another_process(
-    namespace: Namespace, links: Links
+    namespace: Namespace, links: InterfaceNames
 ) -> None:
     index = _index(namespace, "sb0")
     assert links._socket is not None
@@ -128,8 +130,8 @@ def test_link_names_ignore_the_messages_of_another_process(
     assert links.name(index) == "sb0"
 
 
-def test_link_names_are_correct_again_after_lost_notices(
-    lab: Lab, namespace: Namespace, links: Links
+def test_link_names_are_correct_again_after_dropped_notices(
+    lab: Lab, namespace: Namespace, links: InterfaceNames
 ) -> None:
     index = _index(namespace, "sb0")
     assert links.name(index) == "sb0"
@@ -147,7 +149,7 @@ def test_link_names_are_correct_again_after_lost_notices(
 
 
 def test_fence_notices_ignore_the_messages_of_another_process(
-    namespace: Namespace, post: Post
+    namespace: Namespace, monitor: NftMonitor
 ) -> None:
     head = struct.pack("!BBH", nfnetlink.NFPROTO_INET, 0, 7)
     deleted = head + netlink.attribute(1, b"observed\0")
@@ -156,14 +158,14 @@ def test_fence_notices_ignore_the_messages_of_another_process(
         netlink.message(nfnetlink.SUBSYSTEM | kind, 0, body)
         for kind, body in ((2, deleted), (15, ended))
     ]
-    _forge(namespace, post.notices, netlink.NETLINK_NETFILTER, *forged)
-    assert post.read() == []
+    _forge(namespace, monitor.notices, netlink.NETLINK_NETFILTER, *forged)
+    assert monitor.read() == []
 
 
-def test_fence_monitor_detects_lost_notices(namespace: Namespace, post: Post) -> None:
-    _shrink_buffer(post.notices)
+def test_fence_monitor_detects_dropped_notices(namespace: Namespace, monitor: NftMonitor) -> None:
+    _shrink_buffer(monitor.notices)
     for _ in range(20):
         load(namespace, "add table inet observed\ndelete table inet observed\n")
-    assert OVERRUN in post.read()
+    assert OVERRUN in monitor.read()
     load(namespace, "add table inet observed\n")
-    assert [each.changes for each in post.read()] == ["table inet observed was made or changed"]
+    assert [each.changes for each in monitor.read()] == ["table inet observed was made or changed"]

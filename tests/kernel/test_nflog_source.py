@@ -14,11 +14,10 @@ from ocsf_nft import netlink
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.lab import Lab, ip
 from ocsf_nft.netns import Namespace, named
-from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.nflog import group as nflog_group
-from ocsf_nft.sources.nflog.group import CALM, FLOOD
-from ocsf_nft.sources.nflog.links import Links
-from ocsf_nft.sources.waiting import until_readable
+from ocsf_nft.sources.nflog import Nflog, group_binding
+from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
+from ocsf_nft.sources.nflog.interface_names import InterfaceNames
+from ocsf_nft.sources.wait_readable import until_readable
 from tests.kernel.attempts import (
     EXPERIMENT,
     GROUP,
@@ -27,11 +26,11 @@ from tests.kernel.attempts import (
     PRIVILEGED,
     UNPRIVILEGED,
     attempt,
-    attempting,
     fence,
     refused,
+    start_attempts,
 )
-from tests.kernel.reading import joined, lost, must_leave_nothing_behind, until
+from tests.kernel.reading import assert_nothing_left_open, dropped, joined, until
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Batch
@@ -45,7 +44,7 @@ def namespace(lab: Lab) -> Namespace:
     return lab.sandbox_namespace
 
 
-async def test_every_kind_of_attempt_is_exactly_one_record(namespace: Namespace) -> None:
+async def test_nflog_gives_exactly_one_record_for_each_attempt(namespace: Namespace) -> None:
     kinds = UNPRIVILEGED + PRIVILEGED
     async with Nflog(namespace, GROUP) as source:
         before = time.time_ns()
@@ -55,7 +54,7 @@ async def test_every_kind_of_attempt_is_exactly_one_record(namespace: Namespace)
         read = await until(source.batches(), lambda batch: len(batch.records) >= total)
     assert refused(namespace) == total
     assert not read.gaps
-    assert not read.rejects
+    assert not read.rejected
     expected = Counter[tuple[object, ...]]()
     for uid, times, made in ((0, 3, kinds), (1000, 2, UNPRIVILEGED)):
         for _, version, protocol, port in made:
@@ -82,7 +81,7 @@ async def test_every_kind_of_attempt_is_exactly_one_record(namespace: Namespace)
     assert {record.protocol for record in read.records} >= {EXPERIMENT}
 
 
-async def test_two_bindings_give_different_identities(namespace: Namespace) -> None:
+async def test_nflog_bindings_give_different_identities(namespace: Namespace) -> None:
     identities = []
     for _ in range(2):
         async with Nflog(namespace, GROUP) as source:
@@ -92,51 +91,51 @@ async def test_two_bindings_give_different_identities(namespace: Namespace) -> N
     assert len(set(identities)) == 2
 
 
-async def test_a_flood_is_accounted_for_exactly_and_batching_follows_it(
+async def test_nflog_flood_is_counted_exactly_and_changes_the_batching(
     namespace: Namespace,
 ) -> None:
     async with Nflog(namespace, GROUP) as source:
         batches = source.batches()
-        assert source._pace.batching is CALM
-        flood = attempting(namespace, 0, 40_000, "flood")
-        # On a busy machine the flood may end slowly; the batching is then calm again.
+        assert source._adaptive.batching is CALM
+        flood = start_attempts(namespace, 0, 40_000, "flood")
+        # On a busy machine the flood may end slowly, so that the batching is CALM again.
         seen = set()
 
         def has_all(batch: Batch) -> bool:
-            seen.add(source._pace.batching)
-            return len(batch.records) + lost(batch) >= 40_000
+            seen.add(source._adaptive.batching)
+            return len(batch.records) + dropped(batch) >= 40_000
 
         read = await until(batches, has_all)
         assert flood.wait(10) == 0
-        assert len(read.records) + lost(read) == refused(namespace) == 40_000
+        assert len(read.records) + dropped(read) == refused(namespace) == 40_000
         assert FLOOD in seen
         waiting = asyncio.ensure_future(anext(batches))
         async with asyncio.timeout(5):
-            while source._pace.batching is FLOOD:  # noqa: ASYNC110 - nothing announces it
+            while source._adaptive.batching is FLOOD:  # noqa: ASYNC110 - no event for it
                 await asyncio.sleep(0.05)
         attempt(namespace, 0, 1, "udp4")
         assert len((await waiting).records) == 1
 
 
-async def test_what_overflows_is_told_at_once_and_counted_by_the_next_record(
+async def test_nflog_overrun_is_reported_at_once_and_counted_by_the_next_record(
     namespace: Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nflog_group, "_RECEIVE_BUFFER_BYTES", 32768)
+    monkeypatch.setattr(group_binding, "_RECEIVE_BUFFER_BYTES", 32768)
     async with Nflog(namespace, GROUP) as source:
         batches = source.batches()
         attempt(namespace, 0, 5_000, "flood")
         read = await until(batches, lambda batch: bool(batch.gaps))
-        assert [gap.lost for gap in read.gaps] == [None]
+        assert [gap.dropped for gap in read.gaps] == [None]
         assert 0 < len(read.records) < 5_000
         attempt(namespace, 0, 1, "udp4")
         last = await until(batches, lambda batch: bool(batch.records))
         assert len(last.records) == 1
-        assert [gap.lost for gap in last.gaps] == [5_000 - len(read.records)]
+        assert [gap.dropped for gap in last.gaps] == [5_000 - len(read.records)]
         assert last.gaps[0].since_ns <= last.gaps[0].until_ns
 
 
-async def test_binding_under_fire_misses_nothing_after_it(namespace: Namespace) -> None:
-    flood = attempting(namespace, 0, 10_000_000, "flood")
+async def test_nflog_binding_during_a_flood_misses_no_later_record(namespace: Namespace) -> None:
+    flood = start_attempts(namespace, 0, 10_000_000, "flood")
     try:
         while refused(namespace) == 0:  # noqa: ASYNC110 - the kernel has no event for it
             await asyncio.sleep(0.001)
@@ -150,45 +149,49 @@ async def test_binding_under_fire_misses_nothing_after_it(namespace: Namespace) 
     assert not read.gaps
 
 
-def test_records_that_overtake_the_acknowledgement_are_kept(namespace: Namespace) -> None:
-    # One socket may hold two groups: a record of the first is there before the second is bound.
-    binding = namespace.call(lambda: nflog_group.bind(GROUP, CALM))
+def test_nflog_binding_stores_records_that_arrive_before_the_acknowledgement(
+    namespace: Namespace,
+) -> None:
+    # One socket may bind two groups: a record of the first arrives before the second is bound.
+    binding = namespace.call(lambda: group_binding.bind(GROUP, CALM))
     with binding.socket:
         attempt(namespace, 0, 1, "udp4")
         binding.socket.settimeout(5)
-        early = nflog_group._configure(binding.socket, GROUP + 1, CALM)
+        early = group_binding._configure(binding.socket, GROUP + 1, CALM)
     kinds = [kind for datagram in early for kind, _ in netlink.messages(memoryview(datagram))]
-    assert kinds == [nflog_group.PACKET]
+    assert kinds == [group_binding.PACKET]
 
 
-async def test_records_that_came_while_binding_are_read_first(namespace: Namespace) -> None:
+async def test_nflog_source_first_reads_records_that_arrived_while_binding(
+    namespace: Namespace,
+) -> None:
     async with Nflog(namespace, GROUP) as source:
         assert source._socket is not None
         for _ in range(2):
             attempt(namespace, 0, 1, "udp4")
             assert await until_readable(source._socket.fileno(), 5)
-            source._early.append(source._socket.recv(nflog_group.DATAGRAM_BYTES))
+            source._early.append(source._socket.recv(group_binding.DATAGRAM_BYTES))
         batches = source.batches()
         early = await until(batches, lambda batch: len(batch.records) >= 2)
         attempt(namespace, 0, 1, "udp4")
         read = joined(early, await until(batches, lambda batch: bool(batch.records)))
     assert [record.origin.sequence for record in read.records] == [0, 1, 2]
     assert not read.gaps
-    assert not read.rejects
+    assert not read.rejected
 
 
-def test_an_interface_made_since_the_last_look_has_a_name(lab: Lab) -> None:
-    links = Links(lab.sandbox_namespace)
-    links.open()
+def test_interface_names_have_a_new_interface(lab: Lab) -> None:
+    names = InterfaceNames(lab.sandbox_namespace)
+    names.open()
     try:
         ip("-n", lab.sandbox, "link", "add", "new0", "index", "77", "type", "bridge")
-        assert links.name(77) == "new0"
-        assert links.name(78) is None
+        assert names.name(77) == "new0"
+        assert names.name(78) is None
     finally:
-        links.close()
+        names.close()
 
 
-async def test_a_group_that_is_held_is_named_as_the_cause(namespace: Namespace) -> None:
+async def test_nflog_group_of_another_program_raises_with_the_cause(namespace: Namespace) -> None:
     async with Nflog(namespace, GROUP):
         with pytest.raises(SourceError, match=f"another program holds NFLOG group {GROUP}"):
             await Nflog(namespace, GROUP).__aenter__()
@@ -196,18 +199,18 @@ async def test_a_group_that_is_held_is_named_as_the_cause(namespace: Namespace) 
             pass
 
 
-def test_lacking_the_privilege_is_named_as_the_cause(lab: Lab) -> None:
+def test_source_without_privilege_raises_with_the_cause(lab: Lab) -> None:
     program = (
         "import os;os.setgid(65534);os.setuid(65534)\n"
         "from ocsf_nft.errors import UnsupportedError\n"
-        "from ocsf_nft.sources.nflog import group as nflog_group\n"
-        "try: nflog_group.bind(71, nflog_group.CALM)\n"
+        "from ocsf_nft.sources.nflog import group_binding\n"
+        "try: group_binding.bind(71, group_binding.CALM)\n"
         "except UnsupportedError as error: print(error)\n"
         "from ocsf_nft.sources.kmsg import source as kmsg\n"
-        "try: kmsg._opened()\n"
+        "try: kmsg._open_device()\n"
         "except UnsupportedError as error: print(error)\n"
     )
-    # Imported as root, for the packages may lie where nobody else reads.
+    # Root imports the packages, because other users may have no access to their folder.
     imports = "import ocsf_nft.sources.nflog, ocsf_nft.sources.kmsg\n"
     done = lab.sandbox_namespace.call(
         lambda: subprocess.run(
@@ -219,7 +222,7 @@ def test_lacking_the_privilege_is_named_as_the_cause(lab: Lab) -> None:
     assert second.startswith("reading /dev/kmsg is not permitted: it needs CAP_SYSLOG")
 
 
-def test_a_user_namespace_is_privilege_enough() -> None:
+def test_nflog_source_works_in_a_user_namespace() -> None:
     program = """
 import asyncio, socket, subprocess
 from ocsf_nft.netns import Namespace
@@ -247,12 +250,12 @@ asyncio.run(main())
     assert done.stdout == "u 0 lo\n", done.stderr
 
 
-async def test_a_namespace_that_is_not_there_is_said_so() -> None:
+async def test_nflog_source_raises_for_an_absent_namespace() -> None:
     with pytest.raises(AbsentError):
         await Nflog(named("no-such-namespace"), GROUP).__aenter__()
 
 
-async def test_a_message_that_is_not_the_kernels_is_a_forgery(namespace: Namespace) -> None:
+async def test_nflog_message_of_another_process_is_forged(namespace: Namespace) -> None:
     async with Nflog(namespace, GROUP) as source:
         assert source._socket is not None
         port = source._socket.getsockname()[0]
@@ -260,14 +263,16 @@ async def test_a_message_that_is_not_the_kernels_is_a_forgery(namespace: Namespa
             lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
         )
         with forger:
-            forger.sendto(netlink.message(nflog_group.PACKET, 0, bytes(64)), (port, 0))
+            forger.sendto(netlink.message(group_binding.PACKET, 0, bytes(64)), (port, 0))
         attempt(namespace, 0, 1, "udp4")
         read = await until(source.batches(), lambda batch: bool(batch.records))
         assert len(read.records) == 1
-        assert [reject.kind for reject in read.rejects] == ["forged"]
+        assert [reject.kind for reject in read.rejected] == ["forged"]
 
 
-async def test_an_interface_has_the_name_that_it_has_now(lab: Lab, namespace: Namespace) -> None:
+async def test_nflog_record_has_the_current_name_of_the_interface(
+    lab: Lab, namespace: Namespace
+) -> None:
     async with Nflog(namespace, GROUP) as source:
         batches = source.batches()
         old = "sb0"
@@ -279,5 +284,5 @@ async def test_an_interface_has_the_name_that_it_has_now(lab: Lab, namespace: Na
             assert read.records[0].out_interface == name
 
 
-async def test_leaving_and_cancelling_leave_nothing_behind(namespace: Namespace) -> None:
-    await must_leave_nothing_behind(Nflog(namespace, GROUP))
+async def test_nflog_source_leaves_nothing_open(namespace: Namespace) -> None:
+    await assert_nothing_left_open(Nflog(namespace, GROUP))

@@ -1,4 +1,4 @@
-"""The nft program, where it fails in another way than with an error about a ruleset."""
+"""Failures of the nft program other than an error about a ruleset."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HERE = Namespace()
 
 @pytest.fixture
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a shell script in the place of nft."""
+    """Replace nft with a shell script."""
     monkeypatch.setattr(nft, "TRUSTED", (tmp_path,))
 
     def plant(script: str) -> None:
@@ -41,7 +41,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 def test_nft_failure_is_an_error_with_its_words(planted: Callable[[str], None]) -> None:
     cases: tuple[tuple[str, type[OcsfNftError], str], ...] = (
-        ("exit 1", FenceError, "nft failed: without a word"),
+        ("exit 1", FenceError, "nft failed: no error message"),
         (r"printf 'out of\n  memory\n' >&2; exit 1", FenceError, "nft failed: out of memory"),
         ("echo Operation not permitted >&2; exit 1", UnsupportedError, "run as root, or with CAP_"),
         ("echo 'x: Unable to initialize Netlink socket' >&2; exit 1", UnsupportedError, "as root"),
@@ -49,11 +49,11 @@ def test_nft_failure_is_an_error_with_its_words(planted: Callable[[str], None]) 
     for script, kind, sentence in cases:
         planted(script)
         with pytest.raises(kind, match=sentence):
-            nft.listing(HERE, "inet", "ocsf_nft")
+            nft.list_table(HERE, "inet", "ocsf_nft")
         with pytest.raises(kind, match=sentence):
             nft.load(HERE, "")
     planted("echo 'Error: No such file or directory' >&2; exit 1")
-    assert nft.listing(HERE, "inet", "ocsf_nft") is None
+    assert nft.list_table(HERE, "inet", "ocsf_nft") is None
 
 
 def test_nft_without_an_answer_is_ended_and_is_an_error(
@@ -61,16 +61,16 @@ def test_nft_without_an_answer_is_ended_and_is_an_error(
 ) -> None:
     monkeypatch.setattr(nft, "_TIMEOUT_SECONDS", 0.2)
     planted("exec sleep 30")
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(FenceError, match=r"no answer in 0\.2 s, .*run `ocsf-nft verify`"):
         nft.load(HERE, "")
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
 
 
 def test_nft_has_a_process_group_of_its_own(planted: Callable[[str], None]) -> None:
     """Ctrl-C in a terminal ends the processes of its group."""
     planted("read -r _ _ _ _ group _ </proc/$$/stat; echo $group $$")
-    group, pid = (nft.listing(HERE, "inet", "ocsf_nft") or "").split()
+    group, pid = (nft.list_table(HERE, "inet", "ocsf_nft") or "").split()
     assert group == pid
 
 
@@ -80,7 +80,7 @@ def test_nft_has_30_seconds_for_an_answer(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(FenceError, match="nft gave no answer in 30 s, ") as raised:
-        nft.listing(HERE, "inet", "ocsf_nft")
+        nft.list_table(HERE, "inet", "ocsf_nft")
     assert isinstance(raised.value.__cause__, subprocess.TimeoutExpired)
     assert raised.value.__cause__.timeout == 30
 
@@ -91,6 +91,6 @@ def test_nft_without_the_privilege_is_an_error_with_the_remedy(lab: Lab) -> None
         with pytest.raises(UnsupportedError, match="with CAP_NET_ADMIN over this network namespac"):
             nft.load(HERE, "table inet ocsf_nft")
         with pytest.raises(UnsupportedError, match="with CAP_NET_ADMIN over this network namespac"):
-            nft.listing(HERE, "inet", "ocsf_nft")
+            nft.list_table(HERE, "inet", "ocsf_nft")
 
     lab.sandbox_namespace.call(without)

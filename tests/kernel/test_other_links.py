@@ -1,4 +1,4 @@
-"""Links beside the one to the proxy: nested namespaces, children of the link, later ones."""
+"""Links beside the link to the proxy: nested namespaces, child devices, later links."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ocsf_nft.lab import (
 )
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import far_side, packets
-from tests.kernel.reading import refused_at, rest, taken
+from tests.kernel.reading import refused_at, rest, until_found
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,14 +43,14 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture
 def nested(fenced: Lab) -> Iterator[Namespace]:
-    """A namespace inside the sandbox that routes through it, made after the fence."""
+    """Create a namespace inside the sandbox, after the fence, that routes through the sandbox."""
     name = f"{fenced.sandbox}-nested"
     with new_namespace(name) as made:
         ip("-n", fenced.sandbox, "link", "add", "n0", "type", "veth", "peer", "name", "n1",
            "netns", name)  # fmt: skip
-        for place, device, address in ((fenced.sandbox, "n0", 1), (name, "n1", 2)):
-            ip("-n", place, "address", "add", f"10.201.0.{address}/24", "dev", device)
-            ip("-n", place, "link", "set", device, "up")
+        for namespace, device, address in ((fenced.sandbox, "n0", 1), (name, "n1", 2)):
+            ip("-n", namespace, "address", "add", f"10.201.0.{address}/24", "dev", device)
+            ip("-n", namespace, "link", "set", device, "up")
         ip("-n", name, "route", "add", "default", "via", "10.201.0.1")
         forward = "/proc/sys/net/ipv4/ip_forward"
         fenced.sandbox_namespace.call(lambda: _write(forward, "1"))
@@ -59,7 +59,7 @@ def nested(fenced: Lab) -> Iterator[Namespace]:
 
 
 def _until_up(namespace: str, device: str) -> None:
-    """Some time after both of its ends are set up the kernel gives a device its queue."""
+    """Wait for the device's queue, which the kernel creates some time after both ends are up."""
     command, end = ["ip", "-n", namespace, "link", "show", device], time.monotonic() + 20
     while True:
         shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -74,7 +74,7 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-async def test_a_nested_namespace_is_refused_at_once(fenced: Lab, nested: Namespace) -> None:
+async def test_nested_namespace_is_refused_at_once(fenced: Lab, nested: Namespace) -> None:
     with far_side.watch(fenced) as far:
         far.strays()
         async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
@@ -86,7 +86,7 @@ async def test_a_nested_namespace_is_refused_at_once(fenced: Lab, nested: Namesp
         assert not far.strays()
 
 
-async def test_a_nested_namespace_that_the_fence_knows_is_refused_as_quickly(
+async def test_nested_namespace_known_to_the_fence_is_refused_at_once(
     fenced: Lab, nested: Namespace, spec: FenceSpec, state: StateDirectory
 ) -> None:
     installed = installer.install(spec, fenced.sandbox_namespace, state)
@@ -99,10 +99,10 @@ async def test_a_nested_namespace_that_the_fence_knows_is_refused_as_quickly(
         assert await refused_at(source, "forward", 6)
 
 
-async def test_a_nested_namespace_with_a_forged_source_draws_no_answer(
+async def test_forged_source_from_a_nested_namespace_gets_no_answer(
     fenced: Lab, nested: Namespace
 ) -> None:
-    """An answer quotes the packet: it would carry data wherever the forger likes."""
+    """An answer quotes the packet, so it would carry data to an address of the forger's choice."""
     ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "far0",
        "netns", fenced.gateway)  # fmt: skip
     ip("-n", fenced.sandbox, "address", "add", "10.77.0.2/24", "dev", "late0")
@@ -135,10 +135,10 @@ async def test_a_nested_namespace_with_a_forged_source_draws_no_answer(
         assert not [frame for frame in arrived if b"by quotation" in frame]
 
 
-async def test_what_is_to_be_forwarded_from_outside_draws_no_answer(
+async def test_packet_to_forward_from_outside_gets_no_answer(
     fenced: Lab, nested: Namespace
 ) -> None:
-    """The answer would be stopped on its way out, but be on record as tried by the sandbox."""
+    """The answer would be refused on its way out, but be logged as an attempt of the sandbox."""
     assert nested
 
     def send() -> None:
@@ -148,14 +148,14 @@ async def test_what_is_to_be_forwarded_from_outside_draws_no_answer(
     ip("-n", fenced.gateway, "route", "add", "10.201.0.0/24", "via", SANDBOX4)
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         fenced.gateway_namespace.call(send)
-        found = await taken(source, lambda record: record.protocol == 17)
+        found = await until_found(source, lambda record: record.protocol == 17)
         found += await rest(source)
         about_it = [record.rule for record in found if record.protocol in {1, 17}]
         assert about_it == ["forward"]
 
 
-async def test_a_forged_source_on_loopback_draws_no_answer(fenced: Lab, nested: Namespace) -> None:
-    """Not even where a route over loopback, made to swallow a network, leads to the source."""
+async def test_forged_source_on_loopback_gets_no_answer(fenced: Lab, nested: Namespace) -> None:
+    """This also holds if the route to the source is a loopback route that discards a network."""
     assert nested
     ip("-n", fenced.sandbox, "route", "add", "10.77.0.0/24", "dev", "lo")
     forged = packets.ip4("10.77.0.1", INTERNET4, 17, packets.udp(53, b"by quotation"))
@@ -182,7 +182,7 @@ async def test_a_forged_source_on_loopback_draws_no_answer(fenced: Lab, nested: 
     [(6, packets.tcp(9000, 0x04)), (1, b"\x03\x01" + bytes(6) + packets.PAYLOAD)],
     ids=["reset", "icmp error"],
 )
-async def test_what_looks_like_the_fences_own_answer_does_not_pass(
+async def test_imitation_of_the_fences_answer_is_refused(
     fenced: Lab, nested: Namespace, protocol: int, packet: bytes
 ) -> None:
     assert nested
@@ -199,7 +199,7 @@ async def test_what_looks_like_the_fences_own_answer_does_not_pass(
         assert await refused_at(source, "egress", protocol)
 
 
-async def test_a_socket_bound_to_another_link_does_not_reach_a_false_proxy(
+async def test_socket_bound_to_another_link_does_not_reach_a_false_proxy(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     ip("-n", fenced.sandbox, "link", "add", "sb1", "type", "veth", "peer", "name", "far1",
@@ -214,19 +214,19 @@ async def test_a_socket_bound_to_another_link_does_not_reach_a_false_proxy(
             sock.connect((GATEWAY4, PROXY_PORT))
 
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
-        # The reset comes by loopback, which is not the socket's device: it waits.
+        # The reset arrives on loopback, not on the socket's device, so the socket times out.
         with pytest.raises(TimeoutError):
             fenced.sandbox_namespace.call(connect)
-        found = await taken(source, lambda record: record.destination_port == PROXY_PORT)
+        found = await until_found(source, lambda record: record.destination_port == PROXY_PORT)
         links = {each.out_interface for each in found if each.destination_port == PROXY_PORT}
         assert links == {"sb1"}
 
 
 @pytest.mark.parametrize("inside", ["127.0.0.1", "::1", SANDBOX4, SANDBOX6])
-def test_a_proxy_inside_is_nothing_to_send_out_on_a_link(
+def test_packets_to_an_inner_proxy_do_not_leave_by_a_link(
     lab: Lab, spec: FenceSpec, state: StateDirectory, inside: str
 ) -> None:
-    """A socket that is bound to a link sends even what is for 127.0.0.1 out on it."""
+    """A socket that is bound to a link sends even packets to 127.0.0.1 out by that link."""
     family = socket.AF_INET6 if ":" in inside else socket.AF_INET
     proxy = Endpoint("tcp", ipaddress.ip_address(inside), PROXY_PORT)
     installer.install(dataclasses.replace(spec, proxies=(proxy,)), lab.sandbox_namespace, state)
@@ -244,7 +244,7 @@ def test_a_proxy_inside_is_nothing_to_send_out_on_a_link(
         assert not far.strays()
 
 
-async def test_a_macvlan_child_of_the_link_is_refused_at_the_link(fenced: Lab) -> None:
+async def test_macvlan_child_of_the_link_is_refused_at_the_link(fenced: Lab) -> None:
     ip("-n", fenced.sandbox, "link", "add", "link", "sb0", "name", "child", "type", "macvlan")
     ip("-n", fenced.sandbox, "link", "set", "child", "up")
     frame = packets.frame(
@@ -260,15 +260,15 @@ async def test_a_macvlan_child_of_the_link_is_refused_at_the_link(fenced: Lab) -
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         with far_side.watch(fenced) as far:
             fenced.sandbox_namespace.call(send)
-            found = await taken(source, lambda record: record.ethertype == 0x88B5)
+            found = await until_found(source, lambda record: record.ethertype == 0x88B5)
             assert any(record.rule == "link" and record.ethertype == 0x88B5 for record in found)
             assert not [stray for stray in far.strays() if b"bypass" in stray]
 
 
-async def test_a_macvlan_child_in_a_nested_namespace_sends_no_raw_neighbour_discovery(
+async def test_macvlan_child_in_a_nested_namespace_sends_no_raw_neighbour_discovery(
     fenced: Lab, nested: Namespace
 ) -> None:
-    """Its socket is another namespace's: here the frame has no owner, as the kernel's own."""
+    """Its socket is in another namespace, so the frame has no owner here, as the kernel's own."""
     ip("-n", fenced.sandbox, "link", "add", "link", "sb0", "name", "child", "type", "macvlan")
     ip("-n", fenced.sandbox, "link", "set", "child", "netns", f"{fenced.sandbox}-nested")
     ip("-n", f"{fenced.sandbox}-nested", "link", "set", "child", "up")
@@ -282,17 +282,17 @@ async def test_a_macvlan_child_in_a_nested_namespace_sends_no_raw_neighbour_disc
             with contextlib.suppress(OSError):
                 sock.send(packets.frame(gateway, b"\2\0\0\0\0\x09", packets.ETH_IP6, packet))
 
-    def wanted(record: Record) -> bool:
+    def is_expected(record: Record) -> bool:
         return (record.rule, record.protocol, record.destination) == ("link", 58, "ff02::1")
 
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         with far_side.watch(fenced) as far:
             nested.call(send)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(is_expected, await until_found(source, is_expected)))
             assert not [stray for stray in far.strays() if packets.PAYLOAD in stray]
 
 
-async def test_ip_traffic_on_an_interface_that_came_later_is_refused(fenced: Lab) -> None:
+async def test_ip_traffic_on_a_later_interface_is_refused(fenced: Lab) -> None:
     ip("-n", fenced.sandbox, "link", "add", "later", "type", "veth", "peer", "name", "far",
        "netns", fenced.gateway)  # fmt: skip
     ip("-n", fenced.sandbox, "address", "add", "10.202.0.2/24", "dev", "later")
@@ -301,5 +301,5 @@ async def test_ip_traffic_on_an_interface_that_came_later_is_refused(fenced: Lab
     async with Nflog(fenced.sandbox_namespace, DEFAULT_GROUP) as source:
         with pytest.raises(ConnectionRefusedError):
             fenced.sandbox_namespace.call(lambda: socket.create_connection(("10.202.0.1", 80), 1))
-        found = await taken(source, lambda record: record.protocol == 6)
+        found = await until_found(source, lambda record: record.protocol == 6)
         assert [record.out_interface for record in found if record.protocol == 6] == ["later"]

@@ -1,4 +1,4 @@
-"""One sink that is dead for long: nobody else notices, and it gets everything in the end."""
+"""Long failure of one sink: the other sinks are not affected, and it gets all events later."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
 from tests.delivery.sinks.servers import AnyJson, serving
 from tests.kernel import conftest
-from tests.kernel.test_crash import begun, load, stored
+from tests.kernel.test_crash import load, start_run, stored
 from tests.ports import free_port
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-#: What the dead sink may cost a run: no more than a run grows by that is warming up.
+#: Memory that the failed sink may cost: at most the growth of a run that is warming up.
 _KIB = 12 * 1024
 
 
@@ -42,7 +42,7 @@ def resident_kib(pid: int) -> int:
         ),
     ],
 )  # fmt: skip
-async def test_a_dead_sink_holds_up_nobody_takes_no_memory_and_gets_all_in_order(
+async def test_failed_sink_blocks_no_other_takes_no_memory_and_gets_all_events_in_order(
     lab: Lab, state: StateDirectory, tmp_path: Path, seconds: float
 ) -> None:
     port, receiver, sent = free_port(), AnyJson(), list[int]()
@@ -64,16 +64,16 @@ async def test_a_dead_sink_holds_up_nobody_takes_no_memory_and_gets_all_in_order
         retry_seconds = 1
         """
     )
-    process = await begun(config, ())
+    process = await start_run(config, ())
     assert process.stderr is not None
     reading: asyncio.Task[bytes] | None = None
     try:
         while b"ready" not in await process.stderr.readline():
             pass
         reading = asyncio.create_task(process.stderr.read())
-        # So few flows that what a run keeps of them is soon all there is.
+        # Few flows, so that the memory of a run for them soon reaches its maximum.
         async with load(lab, sent, ports=500):
-            # What a run takes once it is warm, with its sink dead already.
+            # The memory of a run after its start, with the sink already failed.
             await asyncio.sleep(min(seconds / 2, 20))
             before = resident_kib(process.pid)
             await asyncio.sleep(seconds)
@@ -89,15 +89,15 @@ async def test_a_dead_sink_holds_up_nobody_takes_no_memory_and_gets_all_in_order
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-    kept = [event["metadata"]["uid"] for event in stored(state)]
+    uids = [event["metadata"]["uid"] for event in stored(state)]
     got = [orjson.loads(line)["metadata"]["uid"] for line in receiver.lines]
-    assert got == kept
+    assert got == uids
     assert [
         orjson.loads(line)["metadata"]["uid"] for line in file.read_bytes().splitlines()
-    ] == kept
+    ] == uids
 
 
 async def _caught_up(receiver: AnyJson, state: StateDirectory) -> None:
     async with asyncio.timeout(120):
-        while len(receiver.lines) < len(stored(state)):  # noqa: ASYNC110 - another process's
+        while len(receiver.lines) < len(stored(state)):  # noqa: ASYNC110 - the store of another process
             await asyncio.sleep(0.2)

@@ -1,4 +1,4 @@
-"""A permissive fence lets everything pass, and tells once of each thing that it would refuse."""
+"""A permissive fence: it allows every packet and reports once each that it would refuse."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from ocsf_nft.lab import (
 )
 from ocsf_nft.ocsf.versions import VERSIONS, at_version
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.validation import Judge
+from ocsf_nft.validation import EventValidator
 from tests.kernel import accounts, attempts, command, conftest, far_side, means, packets
 from tests.kernel.escapes import ESCAPES
 from tests.kernel.packets import ETH_IP, ETH_IP6
-from tests.kernel.reading import rest, taken
+from tests.kernel.reading import rest, until_found
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
     from ocsf_nft.record import Record
@@ -51,16 +51,16 @@ _PORT = 443
 
 
 @pytest.fixture
-def permissive(lab: Lab, spec: FenceSpec, state: StateDirectory) -> Installed:
-    """The lab's fence, which refuses nothing, where only what a test does happens."""
-    lab.sandbox_namespace.call(_without_searching)
-    asked = dataclasses.replace(spec, is_permissive=True)
-    return installer.install(asked, lab.sandbox_namespace, state, "nflog")
+def permissive(lab: Lab, spec: FenceSpec, state: StateDirectory) -> InstalledFence:
+    """Install a permissive fence in the lab, without traffic of the kernel's own."""
+    lab.sandbox_namespace.call(_disable_router_solicitations)
+    requested = dataclasses.replace(spec, is_permissive=True)
+    return installer.install(requested, lab.sandbox_namespace, state, "nflog")
 
 
 @pytest.fixture
 def internet(lab: Lab) -> Iterator[Callable[[int, int], socket.socket]]:
-    """Sockets of the far side, at the addresses that stand for the internet."""
+    """Yield a function that opens server sockets on the far side, at addresses of the internet."""
     for address, nodad in ((f"{INTERNET4}/32", ()), (f"{INTERNET6}/128", ("nodad",))):
         ip("-n", lab.gateway, "address", "add", address, "dev", "lo", *nodad)
     opened: list[socket.socket] = []
@@ -79,22 +79,22 @@ def internet(lab: Lab) -> Iterator[Callable[[int, int], socket.socket]]:
         sock.close()
 
 
-def _without_searching() -> None:
-    """IPv6 without the kernel's own search for routers, which would be told as well."""
+def _disable_router_solicitations() -> None:
+    """Stop the kernel's own router solicitations, which would be reported too."""
     for name in ("router_solicitations", "autoconf"):
         with open(f"/proc/sys/net/ipv6/conf/sb0/{name}", "w") as sysctl:  # noqa: PTH123 - procfs
             sysctl.write("0")
 
 
-def _let_pass(installed: Installed) -> Counter[str]:
-    """The kernel's own totals of what a permissive fence let pass, by rule; nothing is refused."""
+def _allowed_by_rule(installed: InstalledFence) -> Counter[str]:
+    """Return the kernel's totals of allowed packets by rule. Assert that nothing is refused."""
     totals = accounts.refused_by(installed)
     assert all(name.endswith(":permissive") for name in totals)
     return Counter({name.partition(":")[0]: packets for name, packets in totals.items()})
 
 
-def _tried(installed: Installed) -> Counter[str]:
-    """What was let pass, by rule, less the kernel's own reports to groups, which come any time."""
+def _attempted_by_rule(installed: InstalledFence) -> Counter[str]:
+    """Return allowed packets by rule, without the kernel's group reports, which come any time."""
     with Counters(installed) as counters:
         reading = counters.read()
     found: Counter[str] = Counter()
@@ -107,17 +107,17 @@ def _tried(installed: Installed) -> Counter[str]:
     return found
 
 
-def _told(events: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
-    """The sums of the events' counts, by rule and disposition."""
-    told: Counter[tuple[str, str]] = Counter()
+def _counts_in_events(events: list[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """Return the sums of the events' counts by rule and disposition."""
+    counts: Counter[tuple[str, str]] = Counter()
     for event in events:
         if event["class_uid"] == 4001:
-            told[event["firewall_rule"]["name"], event["disposition"]] += event["count"]
-    return told
+            counts[event["firewall_rule"]["name"], event["disposition"]] += event["count"]
+    return counts
 
 
-async def test_every_way_out_leads_out_and_is_logged_and_counted_once(
-    lab: Lab, permissive: Installed
+async def test_permissive_fence_allows_logs_and_counts_each_escape_once(
+    lab: Lab, permissive: InstalledFence
 ) -> None:
     wrong: dict[str, str] = {}
     records: list[Record] = []
@@ -126,9 +126,9 @@ async def test_every_way_out_leads_out_and_is_logged_and_counted_once(
             await rest(source)
             for escape in ESCAPES:
 
-                def wanted(record: Record, escape: Any = escape) -> bool:
-                    said = record.ethertype if record.protocol is None else record.protocol
-                    return (record.rule, said, record.uid is not None) == (
+                def is_expected(record: Record, escape: Any = escape) -> bool:
+                    protocol = record.ethertype if record.protocol is None else record.protocol
+                    return (record.rule, protocol, record.uid is not None) == (
                         escape.rule,
                         escape.protocol,
                         escape.is_owned,
@@ -138,9 +138,9 @@ async def test_every_way_out_leads_out_and_is_logged_and_counted_once(
                 if not escape.is_owned:
                     conftest.fresh_budgets(lab.sandbox_namespace)
                 lab.sandbox_namespace.call(escape.attempt)
-                found = await taken(source, wanted)
+                found = await until_found(source, is_expected)
                 records += found
-                if not any(map(wanted, found)):
+                if not any(map(is_expected, found)):
                     wrong[escape.name] = "not logged"
                 if not _eventually(far, escape.protocol):
                     wrong[escape.name] = "held back"
@@ -153,7 +153,7 @@ async def test_every_way_out_leads_out_and_is_logged_and_counted_once(
         assert reading.overflow.packets == 0
         assert sum(element.packets for element in elements) == reading.refused.packets, name
     frames = sum(escape.rule == "link" for escape in ESCAPES)
-    # Of each frame the link tells, and of nothing that `egress` has told.
+    # The link's rule logs each frame, but no packet that `egress` has logged.
     assert ended.rules["link:permissive"].refused.packets == frames
     assert sum(record.rule == "link" for record in records) <= frames
 
@@ -167,8 +167,8 @@ def _eventually(far: far_side.FarSide, protocol: int) -> bool:
     return False
 
 
-def test_each_way_out_is_told_as_let_pass_and_the_account_closes(
-    lab: Lab, permissive: Installed, state: StateDirectory, tmp_path: Path
+def test_permissive_fence_reports_each_escape_as_allowed_and_account_reconciles(
+    lab: Lab, permissive: InstalledFence, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     with command.running(*accounts.options(state, output)) as running:
@@ -181,27 +181,27 @@ def test_each_way_out_is_told_as_let_pass_and_the_account_closes(
     assert {(each["mode"], each["fence"]) for each in shown.events} == {("permissive",) * 2}
     assert {each["refused"] for each in shown.events} == {0}
     events = accounts.events_of(output)
-    told = _told(events)
-    assert {disposition for _, disposition in told} == {"Logged"}
-    let_pass = _let_pass(permissive)
+    counts = _counts_in_events(events)
+    assert {disposition for _, disposition in counts} == {"Logged"}
+    allowed = _allowed_by_rule(permissive)
     # The kernel's own reports to groups go on after the stop.
-    assert let_pass - Counter({rule: packets for (rule, _), packets in told.items()}) <= Counter(
+    assert allowed - Counter({rule: packets for (rule, _), packets in counts.items()}) <= Counter(
         egress=5
     )
-    assert not Counter({rule: packets for (rule, _), packets in told.items()}) - let_pass
+    assert not Counter({rule: packets for (rule, _), packets in counts.items()}) - allowed
     for event in events:
         if event["class_uid"] in {4001, 2004}:
             assert (event["action"], event["disposition"]) == ("Observed", "Logged")
             assert not {"refused with", "dropped without"} & set(event["message"].split(";"))
             assert "permissive" in event["message"]
         for version in VERSIONS:
-            as_told = at_version(copy.deepcopy(event), version)
-            assert not [str(fault) for fault in Judge(version).faults(as_told)]
+            downgraded = at_version(copy.deepcopy(event), version)
+            assert not [str(fault) for fault in EventValidator(version).faults(downgraded)]
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
 async def _all(source: Nflog) -> list[Record]:
-    """What was logged, less the kernel's own reports to groups."""
+    """Return the remaining records, without those of the kernel's own reports to groups."""
     return [
         record
         for record in await rest(source)
@@ -210,13 +210,13 @@ async def _all(source: Nflog) -> list[Record]:
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
-async def test_a_connection_that_is_let_pass_is_one_attempt_from_its_begin_to_its_end(
+async def test_allowed_connection_is_one_attempt_from_begin_to_end(
     lab: Lab,
-    permissive: Installed,
+    permissive: InstalledFence,
     internet: Callable[[int, int], socket.socket],
     family: socket.AddressFamily,
 ) -> None:
-    """Its answers, its frames and what its kernel sends when it is closed are no others."""
+    """Its answers, its frames and the packets of its end make no further attempts."""
     server = internet(family, socket.SOCK_STREAM)
 
     def talk() -> None:
@@ -233,7 +233,7 @@ async def test_a_connection_that_is_let_pass_is_one_attempt_from_its_begin_to_it
 
     async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
         await rest(source)
-        before = _tried(permissive)
+        before = _attempted_by_rule(permissive)
         far = threading.Thread(target=answer)
         far.start()
         lab.sandbox_namespace.call(talk)
@@ -241,13 +241,13 @@ async def test_a_connection_that_is_let_pass_is_one_attempt_from_its_begin_to_it
         found = await _all(source)
     assert {(each.rule, each.uid, each.protocol) for each in found} == {("egress", 0, 6)}
     assert {each.verdict for each in found} == {"permit"}
-    assert set(_tried(permissive) - before) == {"egress"}
+    assert set(_attempted_by_rule(permissive) - before) == {"egress"}
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ip4", "ip6"])
-async def test_a_question_over_udp_and_its_answer_are_one_attempt(
+async def test_udp_query_and_its_answer_are_one_attempt(
     lab: Lab,
-    permissive: Installed,
+    permissive: InstalledFence,
     internet: Callable[[int, int], socket.socket],
     family: socket.AddressFamily,
 ) -> None:
@@ -261,30 +261,30 @@ async def test_a_question_over_udp_and_its_answer_are_one_attempt(
             server.sendto(b"answer", asker)
             assert sock.recv(100) == b"answer"
 
-    before = _tried(permissive)
+    before = _attempted_by_rule(permissive)
     lab.sandbox_namespace.call(ask)
-    assert _tried(permissive) - before == Counter(egress=1)
+    assert _attempted_by_rule(permissive) - before == Counter(egress=1)
 
 
-def test_a_ping_and_its_answer_are_one_attempt(
-    lab: Lab, permissive: Installed, internet: Callable[[int, int], socket.socket]
+def test_ping_and_its_answer_are_one_attempt(
+    lab: Lab, permissive: InstalledFence, internet: Callable[[int, int], socket.socket]
 ) -> None:
-    del internet  # whose kernel answers
-    before = _tried(permissive)
+    del internet  # needed only for its addresses: the far kernel answers
+    before = _attempted_by_rule(permissive)
     for attempt in (
         means.ping(socket.AF_INET, 1, 8, INTERNET4),
         means.ping(socket.AF_INET6, 58, 128, INTERNET6),
-        means.ping(socket.AF_INET, 1, 8, "10.200.0.77"),  # whom ARP looks for in vain
+        means.ping(socket.AF_INET, 1, 8, "10.200.0.77"),  # ARP finds no such neighbour
         means.ping(socket.AF_INET6, 58, 128, "fd00:200::77"),
     ):
         lab.sandbox_namespace.call(attempt)
         time.sleep(0.1)
-    # The neighbour that is not there is told to the sender, through loopback.
-    assert _tried(permissive) - before == Counter(egress=4)
+    # The kernel reports the absent neighbour to the sender, through loopback.
+    assert _attempted_by_rule(permissive) - before == Counter(egress=4)
 
 
 @pytest.mark.usefixtures("permissive")
-async def test_who_connects_from_outside_is_let_in_and_told(lab: Lab) -> None:
+async def test_connection_from_outside_is_allowed_and_reported(lab: Lab) -> None:
     with lab.sandbox_namespace.call(socket.socket) as server:
         server.bind((SANDBOX4, 8080))
         server.listen()
@@ -299,22 +299,22 @@ async def test_who_connects_from_outside_is_let_in_and_told(lab: Lab) -> None:
                 assert not client.recv(1)
             found = await _all(source)
     assert found[0].rule == "ingress"
-    # What the sandbox sends is told by itself: data could go out with it.
+    # Packets of the sandbox are reported separately: they could carry data out.
     assert {each.rule for each in found} == {"ingress", "egress"}
     assert {each.verdict for each in found} == {"permit"}
 
 
 @pytest.fixture
 def nested(lab: Lab) -> Iterator[Namespace]:
-    """A namespace inside the sandbox that routes through it, and knows no other way."""
+    """Create a namespace inside the sandbox whose only route goes through the sandbox."""
     name = f"{lab.sandbox}-nested"
     with new_namespace(name) as made:
         made.call(conftest.without_ipv6)
         ip("-n", lab.sandbox, "link", "add", "n0", "type", "veth", "peer", "name", "n1",
            "netns", name)  # fmt: skip
-        for place, device, address in ((lab.sandbox, "n0", 1), (name, "n1", 2)):
-            ip("-n", place, "address", "add", f"10.201.0.{address}/24", "dev", device)
-            ip("-n", place, "link", "set", device, "up")
+        for namespace, device, address in ((lab.sandbox, "n0", 1), (name, "n1", 2)):
+            ip("-n", namespace, "address", "add", f"10.201.0.{address}/24", "dev", device)
+            ip("-n", namespace, "link", "set", device, "up")
         ip("-n", name, "route", "add", "default", "via", "10.201.0.1")
         ip("-n", lab.gateway, "route", "add", "10.201.0.0/24", "via", SANDBOX4)
         lab.sandbox_namespace.call(_forward)
@@ -326,9 +326,9 @@ def _forward() -> None:
         sysctl.write("1")
 
 
-def test_what_a_nested_namespace_sends_is_told_once_and_answered(
+def test_packet_from_nested_namespace_is_reported_once_and_answered(
     nested: Namespace,
-    permissive: Installed,
+    permissive: InstalledFence,
     internet: Callable[[int, int], socket.socket],
 ) -> None:
     server = internet(socket.AF_INET, socket.SOCK_DGRAM)
@@ -341,17 +341,17 @@ def test_what_a_nested_namespace_sends_is_told_once_and_answered(
             server.sendto(b"answer", asker)
             assert sock.recv(100) == b"answer"
 
-    before = _tried(permissive)
+    before = _attempted_by_rule(permissive)
     nested.call(ask)
-    assert (_tried(permissive) - before)["forward"] == 1
-    assert (_tried(permissive) - before).keys() <= {"forward", "egress"}
+    assert (_attempted_by_rule(permissive) - before)["forward"] == 1
+    assert (_attempted_by_rule(permissive) - before).keys() <= {"forward", "egress"}
 
 
 @pytest.mark.usefixtures("permissive")
-async def test_a_packet_of_a_macvlan_child_in_a_nested_namespace_is_told_at_the_link(
+async def test_packet_from_macvlan_child_in_nested_namespace_is_reported_at_the_link(
     lab: Lab, nested: Namespace
 ) -> None:
-    """It has a route, and no hook of the sandbox's own IP stack has seen it."""
+    """It has a route, but passes no hook of the sandbox's IP stack."""
     ip("-n", lab.sandbox, "link", "add", "link", "sb0", "name", "child", "type", "macvlan")
     ip("-n", lab.sandbox, "link", "set", "child", "netns", f"{lab.sandbox}-nested")
     ip("-n", f"{lab.sandbox}-nested", "address", "add", "10.200.0.9/24", "dev", "child")
@@ -361,16 +361,16 @@ async def test_a_packet_of_a_macvlan_child_in_a_nested_namespace_is_told_at_the_
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.sendto(b"bypass", (GATEWAY4, 53))
 
-    def wanted(record: Record) -> bool:
+    def is_expected(record: Record) -> bool:
         return (record.rule, record.protocol, record.destination) == ("link", 17, GATEWAY4)
 
     async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
         nested.call(send)
-        assert any(map(wanted, await taken(source, wanted)))
+        assert any(map(is_expected, await until_found(source, is_expected)))
 
 
-async def test_a_raw_frame_with_the_fences_own_mark_is_told(
-    lab: Lab, permissive: Installed
+async def test_raw_frame_with_the_fences_mark_is_reported(
+    lab: Lab, permissive: InstalledFence
 ) -> None:
     packet = packets.ip6(SANDBOX6, INTERNET6, 17, packets.udp(53))
 
@@ -382,13 +382,13 @@ async def test_a_raw_frame_with_the_fences_own_mark_is_told(
             own = sock.getsockname()[4]
             sock.sendto(packets.frame(gateway, own, ETH_IP6, packet), ("sb0", ETH_IP6))
 
-    before = _tried(permissive)
+    before = _attempted_by_rule(permissive)
     lab.sandbox_namespace.call(send)
-    assert (_tried(permissive) - before)["link"] == 1
+    assert (_attempted_by_rule(permissive) - before)["link"] == 1
 
 
-async def test_a_frame_that_loopback_forwards_with_the_fences_own_mark_is_told(
-    lab: Lab, permissive: Installed
+async def test_frame_with_the_fences_mark_forwarded_by_loopback_is_reported(
+    lab: Lab, permissive: InstalledFence
 ) -> None:
     packet = packets.ip4("192.0.2.55", INTERNET4, 17, packets.udp(53))
 
@@ -399,49 +399,49 @@ async def test_a_frame_that_loopback_forwards_with_the_fences_own_mark_is_told(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0x40000000)
             sock.send(packets.frame(bytes(6), bytes(6), ETH_IP, packet))
 
-    before = _tried(permissive)
+    before = _attempted_by_rule(permissive)
     with far_side.watch(lab) as far:
         lab.sandbox_namespace.call(send)
         assert _eventually(far, 17)
-    assert _tried(permissive) - before == {"forward": 1}
+    assert _attempted_by_rule(permissive) - before == {"forward": 1}
 
 
-def test_a_mode_that_changes_under_traffic_is_told_of_each_packet_as_it_was(
-    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: Installed, tmp_path: Path
+def test_change_of_mode_under_traffic_keeps_the_mode_of_each_packet(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: InstalledFence, tmp_path: Path
 ) -> None:
-    """The sums of both are the kernel's own, and nothing gets out while the fence refuses."""
+    """The sums of both modes equal the kernel's, and an enforcing fence lets no packet out."""
     lab.sandbox_namespace.call(conftest.without_ipv6)
     conftest.nft(lab.gateway_namespace, "add table netdev far; add counter netdev far out; "
                  "add chain netdev far ingress "
                  '{ type filter hook ingress device "gw0" priority 0; }; '
                  "add rule netdev far ingress udp dport 443 counter name out")  # fmt: skip
     output = tmp_path / "events.jsonl"
-    asked = {False: spec, True: dataclasses.replace(spec, is_permissive=True)}
+    requested = {False: spec, True: dataclasses.replace(spec, is_permissive=True)}
     with command.running(*accounts.options(state, output)) as running:
         flood = lab.sandbox_namespace.call(
-            lambda: attempts.attempting(lab.sandbox_namespace, 1000, 3_000_000, "flood")
+            lambda: attempts.start_attempts(lab.sandbox_namespace, 1000, 3_000_000, "flood")
         )
         for turn in range(6):
             is_permissive = turn % 2 == 1
-            installer.install(asked[is_permissive], lab.sandbox_namespace, state, "nflog")
-            time.sleep(0.05)  # what is still in the veth's queue
+            installer.install(requested[is_permissive], lab.sandbox_namespace, state, "nflog")
+            time.sleep(0.05)  # for packets that are still in the veth's queue
             before = _out(lab)
             time.sleep(0.7)
             assert (_out(lab) > before) == is_permissive
         flood.kill()
         flood.wait()
         time.sleep(1.5)
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, errors = running.stop(signal.SIGTERM)
+    assert code == 0, errors
     events = accounts.events_of(output)
     totals = accounts.refused_by(permissive)
     assert min(totals["egress"], totals["egress:permissive"]) > 10_000
-    told: Counter[str] = Counter()
-    for (rule, disposition), packets_told in _told(events).items():
-        told[f"{rule}:permissive" if disposition == "Logged" else rule] += packets_told
-    assert told == totals
-    # What the operator did is no loss.
-    assert not [e for e in events if e.get("activity_name") == "Records Lost"]
+    counts: Counter[str] = Counter()
+    for (rule, disposition), number in _counts_in_events(events).items():
+        counts[f"{rule}:permissive" if disposition == "Logged" else rule] += number
+    assert counts == totals
+    # The operator's change is no loss of records.
+    assert not [e for e in events if e.get("activity_name") == "Records Dropped"]
     states = [event["state"] for event in events if event["class_uid"] == 5019]
     assert states[0] == "Permissive"
     assert set(states) == {"Permissive", "Enabled"}
@@ -453,8 +453,8 @@ def _out(lab: Lab) -> int:
     return int(listed.partition("packets ")[2].split()[0])
 
 
-def test_the_first_packet_after_a_change_of_mode_has_its_record_told(
-    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: Installed, tmp_path: Path
+def test_first_packet_after_change_of_mode_is_reported_with_its_record(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, permissive: InstalledFence, tmp_path: Path
 ) -> None:
     lab.sandbox_namespace.call(conftest.without_ipv6)
     output = tmp_path / "events.jsonl"

@@ -1,4 +1,4 @@
-"""What a user sees of a permissive fence: at the command line, by each transport, and without."""
+"""A permissive fence at the command line: with each transport, and without log rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from ocsf_nft.validation import Judge
+from ocsf_nft.validation import EventValidator
 from tests.kernel import accounts, attempts, command, conftest, far_side
 from tests.kernel.journald import in_journal, journald
 
@@ -34,12 +34,12 @@ def _named(lab: Lab, state: StateDirectory) -> tuple[str, ...]:
     return ("--sandbox", name, "--netns", lab.sandbox, "--state-dir", str(state.path))
 
 
-def _tried(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _attempts(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [event for event in events if event["class_uid"] == 4001 and "actor" in event]
 
 
 @pytest.mark.parametrize("source", ["nflog", "kmsg", "journal"])
-def test_what_is_let_pass_is_told_so_by_every_transport(
+def test_each_transport_reports_allowed_packets_as_permissive(
     lab: Lab, state: StateDirectory, tmp_path: Path, source: str
 ) -> None:
     lab.sandbox_namespace.call(conftest.without_ipv6)
@@ -52,8 +52,8 @@ def test_what_is_let_pass_is_told_so_by_every_transport(
     else:
         _run(lab, options, ())
     events = accounts.events_of(output)
-    assert not [fault for event in events for fault in Judge().faults(event)]
-    found = _tried(events)
+    assert not [fault for event in events for fault in EventValidator().faults(event)]
+    found = _attempts(events)
     assert sum(event["count"] for event in found) == 3
     for event in found:
         assert (event["activity_name"], event["disposition"]) == ("Open", "Logged")
@@ -61,10 +61,10 @@ def test_what_is_let_pass_is_told_so_by_every_transport(
         assert event["unmapped"]["prefix"] == "ocsf-nft:lab:egress:permissive:"
     states = [event["state"] for event in events if event["class_uid"] == 5019]
     assert states == ["Permissive", "Disabled"]
-    # The same by whoever reads the log later.
+    # A later conversion of the log line gives the same.
     raw = next(e["raw_data"] for e in found if e["metadata"]["log_format"] != "nf_tables")
-    (told,) = command.run("explain", raw).events
-    assert (told["disposition"], told["status_code"]) == ("Logged", "permissive")
+    (event,) = command.run("explain", raw).events
+    assert (event["disposition"], event["status_code"]) == ("Logged", "permissive")
 
 
 def _run(lab: Lab, options: Sequence[str], under: Sequence[str]) -> None:
@@ -72,11 +72,11 @@ def _run(lab: Lab, options: Sequence[str], under: Sequence[str]) -> None:
         with far_side.watch(lab) as far:
             attempts.attempt(lab.sandbox_namespace, 1000, 3, "udp4")
             accounts.until(lambda: any(17 in far_side.protocols(each) for each in far.strays()))
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, errors = running.stop(signal.SIGTERM)
+    assert code == 0, errors
 
 
-def test_without_log_rules_what_is_let_pass_is_counted_and_told(
+def test_allowed_packets_are_counted_and_reported_without_log_rules(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     lab.sandbox_namespace.call(conftest.without_ipv6)
@@ -85,8 +85,8 @@ def test_without_log_rules_what_is_let_pass_is_counted_and_told(
     with command.running(*options, "--transport", "none") as running:
         attempts.attempt(lab.sandbox_namespace, 1000, 3, "udp4")
         assert running.stop(signal.SIGTERM)[0] == 0
-    found = _tried(accounts.events_of(output))
-    # On a busy machine the counters are read between two of the packets.
+    found = _attempts(accounts.events_of(output))
+    # On a busy machine the counters may be read between two packets, which gives more events.
     assert sum(event["count"] for event in found) == 3
     assert {event["disposition"] for event in found} == {"Logged"}
     assert {event["metadata"]["log_source"] for event in found} == {
@@ -94,9 +94,7 @@ def test_without_log_rules_what_is_let_pass_is_counted_and_told(
     }
 
 
-def test_the_command_line_never_calls_it_a_fence_that_refuses(
-    lab: Lab, state: StateDirectory
-) -> None:
+def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: StateDirectory) -> None:
     lab.sandbox_namespace.call(conftest.without_ipv6)
     where = ("--state-dir", str(state.path))
     done = command.run("install", *_named(lab, state), *_PROXY, "--permissive")
@@ -111,11 +109,11 @@ def test_the_command_line_never_calls_it_a_fence_that_refuses(
     shown = command.run("status", *where)
     assert shown.code == 0
     assert "its fence is permissive and refuses nothing" in shown.stderr
-    assert re.search(r"rule +let pass", shown.stderr)
+    assert re.search(r"rule +allowed", shown.stderr)
     assert "refused" not in shown.stderr
     metrics = command.run("status", *where, "--metrics").stdout
     of_rule = r'\{mode="permissive",rule="egress",sandbox="lab"\}'
-    assert re.search(rf"let_pass_packets_total{of_rule} 5\.0", metrics)
+    assert re.search(rf"allowed_packets_total{of_rule} 5\.0", metrics)
     assert re.search(rf"refused_packets_total{of_rule} 0\.0", metrics)
 
     enforcing = command.run("install", *_named(lab, state), *_PROXY)
@@ -124,7 +122,7 @@ def test_the_command_line_never_calls_it_a_fence_that_refuses(
     attempts.attempt(lab.sandbox_namespace, 1000, 2, "udp4")
     shown = accounts.status(state)
     numbers = {
-        (each["rule"], each["mode"]): (each["refused"], each["let_pass"]) for each in shown.events
+        (each["rule"], each["mode"]): (each["refused"], each["allowed"]) for each in shown.events
     }
     assert numbers["egress", "enforcing"] == (2, 0)
     assert numbers["egress", "permissive"] == (0, 5)
@@ -135,11 +133,11 @@ def test_the_command_line_never_calls_it_a_fence_that_refuses(
     assert event["unmapped"]["previous_state"] == "Permissive"
 
 
-def test_a_fence_found_permissive_is_told_to_be(
+def test_run_reports_an_existing_fence_as_permissive(
     lab: Lab, spec: FenceSpec, state: StateDirectory, tmp_path: Path
 ) -> None:
-    asked = dataclasses.replace(spec, is_permissive=True)
-    installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    requested = dataclasses.replace(spec, is_permissive=True)
+    installer.install(requested, lab.sandbox_namespace, state, "nflog")
     output = tmp_path / "events.jsonl"
     with command.running(*accounts.options(state, output)) as running:
         assert running.stop(signal.SIGTERM)[0] == 0
@@ -147,11 +145,11 @@ def test_a_fence_found_permissive_is_told_to_be(
     assert (event["state"], event["unmapped"]["previous_state"]) == ("Permissive", "Permissive")
 
 
-def test_a_run_that_makes_a_permissive_fence_enforce_says_so(
+def test_run_that_enforces_a_permissive_fence_reports_the_change(
     lab: Lab, spec: FenceSpec, state: StateDirectory, tmp_path: Path
 ) -> None:
-    asked = dataclasses.replace(spec, is_permissive=True)
-    installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    requested = dataclasses.replace(spec, is_permissive=True)
+    installer.install(requested, lab.sandbox_namespace, state, "nflog")
     output = tmp_path / "events.jsonl"
     options = [*_named(lab, state), *_PROXY, "--output", str(output), "--install"]
     with command.running(*options) as running:
@@ -160,30 +158,28 @@ def test_a_run_that_makes_a_permissive_fence_enforce_says_so(
     assert (event["state"], event["unmapped"]["previous_state"]) == ("Enabled", "Permissive")
 
 
-def test_whoever_is_fenced_by_turns_is_told_which_it_was_when_the_lines_are_read_later(
+def test_log_line_carries_the_mode_of_its_fence(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
-    """The mode is in each line: nothing has to be known of the fence that wrote it."""
+    """Each line has the mode, so that its conversion needs no knowledge of the fence."""
     lines = []
     for is_permissive in (True, False):
-        asked = dataclasses.replace(spec, is_permissive=is_permissive)
-        installer.install(asked, lab.sandbox_namespace, state, "nflog")
+        requested = dataclasses.replace(spec, is_permissive=is_permissive)
+        installer.install(requested, lab.sandbox_namespace, state, "nflog")
         text = conftest.nft(lab.sandbox_namespace, "-t", "list", "table", "inet", "ocsf_nft")
         (prefix,) = set(re.findall(r'log prefix "(ocsf-nft:lab:egress:[^"]*)"', text))
         lines.append(
             f"{prefix}IN= OUT=sb0 SRC=10.200.0.2 DST=203.0.113.7 LEN=60 TOS=0x00 PREC=0x00 TTL=64 "
             "ID=1 DF PROTO=TCP SPT=41254 DPT=443 WINDOW=64240 RES=0x00 SYN URGP=0 "
         )
-    told = command.run("convert", stdin="".join(f"{line}\n" for line in lines)).events
-    assert [event["disposition"] for event in told] == ["Logged", "Blocked"]
+    events = command.run("convert", stdin="".join(f"{line}\n" for line in lines)).events
+    assert [event["disposition"] for event in events] == ["Logged", "Blocked"]
 
 
-def test_enforcing_again_gives_back_the_refusal_at_once(
-    lab: Lab, spec: FenceSpec, state: StateDirectory
-) -> None:
+def test_enforcing_again_refuses_at_once(lab: Lab, spec: FenceSpec, state: StateDirectory) -> None:
     for is_permissive in (True, False, True, False):
-        asked = dataclasses.replace(spec, is_permissive=is_permissive)
-        installer.install(asked, lab.sandbox_namespace, state, "nflog")
+        requested = dataclasses.replace(spec, is_permissive=is_permissive)
+        installer.install(requested, lab.sandbox_namespace, state, "nflog")
         assert installer.verify(spec.sandbox, state).verdict == "as installed"
         text = conftest.nft(lab.sandbox_namespace, "-t", "list", "ruleset")
         assert ("drop" in text, "reject" in text) == (not is_permissive,) * 2

@@ -1,4 +1,4 @@
-"""A pod's fence and a VM's, permissive: nothing is refused, and each attempt is told once."""
+"""Permissive fences of a pod and of a VM: they refuse nothing and report each attempt once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from ocsf_nft.lab import GATEWAY_MAC
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, far_side, packets, sidecar, tap, xdp
 from tests.kernel.escapes import ESCAPES
-from tests.kernel.reading import rest, taken
-from tests.kernel.test_permissive import _eventually, _without_searching
-from tests.kernel.test_tap_refused import PUBLISHED, Ears, _is_of, send
+from tests.kernel.reading import rest, until_found
+from tests.kernel.test_permissive import _disable_router_solicitations, _eventually
+from tests.kernel.test_tap_refused import PUBLISHED, Captures, _is_of, send
 from tests.kernel.vm_escapes import ALLOWED, FORBIDDEN, LINK, THROUGH
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-#: What the internet answers, though to nothing that connection tracking knows.
+#: Packets that the internet answers; connection tracking knows no flow of such an answer.
 _ANSWERED = frozenset({"from the network's address", "an answer to nothing"})
 
 
@@ -43,33 +43,35 @@ def _totals(counters: Counters) -> Counter[str]:
     )
 
 
-async def test_everybodys_ways_out_of_a_pod_lead_out_and_are_told_once(
+async def test_permissive_pod_fence_allows_and_logs_each_escape_once(
     lab: Lab, state: StateDirectory
 ) -> None:
-    lab.sandbox_namespace.call(_without_searching)
-    asked = dataclasses.replace(sidecar.SPEC, is_permissive=True)
-    installed = installer.install(asked, lab.sandbox_namespace, state, "nflog")
+    lab.sandbox_namespace.call(_disable_router_solicitations)
+    requested = dataclasses.replace(sidecar.SPEC, is_permissive=True)
+    installed = installer.install(requested, lab.sandbox_namespace, state, "nflog")
     wrong: dict[str, Any] = {}
     async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
         with Counters(installed) as counters, far_side.watch(lab) as far:
             await rest(source)
             for escape in ESCAPES:
 
-                def wanted(record: Record, escape: Any = escape) -> bool:
-                    said = record.ethertype if record.protocol is None else record.protocol
-                    return (record.rule, said) == (escape.rule, escape.protocol)
+                def is_expected(record: Record, escape: Any = escape) -> bool:
+                    protocol = record.ethertype if record.protocol is None else record.protocol
+                    return (record.rule, protocol) == (escape.rule, escape.protocol)
 
                 far.strays()
                 before = _totals(counters)
                 if not escape.is_owned:
                     conftest.fresh_budgets(lab.sandbox_namespace)
                 lab.sandbox_namespace.call(escape.attempt)
-                found = await taken(source, wanted)
-                if not any(map(wanted, found)) or {each.verdict for each in found} != {"permit"}:
-                    wrong[escape.name] = "not told"
+                found = await until_found(source, is_expected)
+                if not any(map(is_expected, found)) or {each.verdict for each in found} != {
+                    "permit"
+                }:
+                    wrong[escape.name] = "not logged"
                 if not _eventually(far, escape.protocol):
                     wrong[escape.name] = "held back"
-                # By the link what it alone has seen.
+                # The link's rule counts only packets that no other rule has counted.
                 if (_totals(counters) - before)["link"] != (escape.rule == "link"):
                     wrong[escape.name] = _totals(counters) - before
     assert not wrong
@@ -81,15 +83,15 @@ def site() -> Iterator[tap.Site]:
         yield made
 
 
-async def test_whatever_a_vm_sends_gets_on_and_is_told_once(
+async def test_permissive_vm_fence_allows_and_logs_each_packet_once(
     site: tap.Site, state: StateDirectory
 ) -> None:
     conftest.load(site.host, PUBLISHED)
     tap.routes_back(site)
     with tap.silent_machine(site) as machine:
-        asked = dataclasses.replace(tap.spec("vm-7"), is_permissive=True)
-        installed = installer.install(asked, site.host, state, "nflog")
-        ears = Ears(site)
+        requested = dataclasses.replace(tap.spec("vm-7"), is_permissive=True)
+        installed = installer.install(requested, site.host, state, "nflog")
+        captures = Captures(site)
         try:
             machine.send(ALLOWED["arp for the gateway"])
             for frame in THROUGH.values():
@@ -99,49 +101,49 @@ async def test_whatever_a_vm_sends_gets_on_and_is_told_once(
                 with Counters(installed) as counters:
                     await rest(source)
                     for what in FORBIDDEN:
-                        ears.heard("link")
+                        captures.captured("link")
                         before = _totals(counters)
                         send(site, machine, what)
-                        found = await taken(source, partial(_is_of, what))
+                        found = await until_found(source, partial(_is_of, what))
                         grew = _totals(counters) - before
                         if not any(_is_of(what, record) for record in found):
-                            wrong[what.name] = "not told"
+                            wrong[what.name] = "not logged"
                         if {record.verdict for record in found} != {"permit"}:
-                            wrong[what.name] = "told otherwise"
+                            wrong[what.name] = "other verdict"
                         if what.name in _ANSWERED and what.rule != "vm-ingress":
                             del grew["vm-ingress"]
                         if grew != {what.rule: 1}:
                             wrong[what.name] = grew
-                        if what in LINK and not ears.heard("link"):
+                        if what in LINK and not captures.captured("link"):
                             wrong[what.name] = "held back"
         finally:
-            ears.close()
+            captures.close()
     assert not wrong
 
 
-async def test_what_goes_round_a_permissive_fence_passes_its_guard_and_is_told(
+async def test_frame_that_bypasses_a_permissive_fence_passes_its_guard_and_is_logged(
     lab: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
-    asked = dataclasses.replace(spec, is_permissive=True, guard_device=lab.gateway_device)
-    # The guard stands where the installer runs.
+    requested = dataclasses.replace(spec, is_permissive=True, guard_device=lab.gateway_device)
+    # The guard is active in the namespace of the installer.
     lab.gateway_namespace.call(
-        lambda: installer.install(asked, lab.sandbox_namespace, state, "nflog")
+        lambda: installer.install(requested, lab.sandbox_namespace, state, "nflog")
     )
     mac = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
     frame = packets.frame(mac, b"\2\0\0\0\1\7", 0x88B5, b"by af_xdp")
 
-    def wanted(record: Record) -> bool:
+    def is_expected(record: Record) -> bool:
         return (record.rule, record.ethertype, record.verdict) == ("guard", 0x88B5, "permit")
 
-    def heard() -> socket.socket:
+    def open_capture() -> socket.socket:
         sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x88B5))
         sock.bind((lab.gateway_device, 0x88B5))
         sock.settimeout(5)
         return sock
 
     async with Nflog(lab.gateway_namespace, DEFAULT_GROUP) as source:
-        with lab.gateway_namespace.call(heard) as behind:
+        with lab.gateway_namespace.call(open_capture) as behind:
             lab.sandbox_namespace.call(lambda: xdp.send(lab.sandbox_device, frame))
-            assert any(map(wanted, await taken(source, wanted)))
-            # Of one ethertype a socket hears what the ingress hook let pass.
+            assert any(map(is_expected, await until_found(source, is_expected)))
+            # A socket of one ethertype receives only frames that the ingress hook has accepted.
             assert b"by af_xdp" in behind.recv(200)

@@ -1,4 +1,4 @@
-"""The pod of the example, played on the real kernel from the manifests as they are rendered."""
+"""The pod of the example, run on the real kernel from the rendered manifests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from ocsf_nft.lab import INTERNET4, INTERNET6, SANDBOX4
 from tests.deploy.manifests import EXAMPLE, Object, Pod, example_pod, rendered
 from tests.kernel import command, conftest, written
-from tests.kernel.pod import Played, World, played
+from tests.kernel.pod import RunningPod, World, run_pod
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,11 +32,11 @@ T = TypeVar("T")
 
 _ACTIVITY = 4001
 _STATE_CHANGE = 5019
-_PATIENCE = 20
-#: Tries each way out, and tells what came of it: "out", or the name of the error.
-_TRIES = """
+_WAIT_SECONDS = 20
+#: Attempts each way out and prints the results: "out", or the name of the error.
+_ATTEMPTS = """
 import errno, json, socket, sys
-told = {}
+results = {}
 for where in sys.argv[1:]:
     kind, address, port = where.split(",")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -46,10 +46,10 @@ for where in sys.argv[1:]:
         try:
             sock.connect((address, int(port)))
             sock.send(b"bypass")
-            told[where] = "out"
+            results[where] = "out"
         except OSError as error:
-            told[where] = errno.errorcode.get(error.errno, "timeout")
-print(json.dumps(told))
+            results[where] = errno.errorcode.get(error.errno, "timeout")
+print(json.dumps(results))
 """
 _WAYS = [
     (kind, address, port)
@@ -65,7 +65,7 @@ def objects() -> list[Object]:
     return rendered(EXAMPLE)
 
 
-#: Root in the pod is root of the node, or, with the component ``userns``, nobody outside.
+#: Root in the pod is root of the node or, with the component ``userns``, has no user outside.
 _WITH_BOTH = pytest.mark.parametrize(
     "spec", [True, False], indirect=True, ids=["users of the node", "users of its own"]
 )
@@ -73,7 +73,7 @@ _WITH_BOTH = pytest.mark.parametrize(
 
 @pytest.fixture
 def spec(request: pytest.FixtureRequest) -> Pod:
-    """The example's pod; its users are its own where a test doesn't say which."""
+    """Return the example's pod; it has its own users unless a test selects otherwise."""
     spec = copy.deepcopy(example_pod().spec)
     return Pod(spec | {"hostUsers": getattr(request, "param", False)})
 
@@ -85,14 +85,14 @@ def world(lab: Lab) -> Iterator[World]:
 
 
 @pytest.fixture
-def pod(spec: Pod, objects: list[Object], lab: Lab, tmp_path: Path) -> Iterator[Played]:
-    with played(spec, objects, lab, tmp_path) as made:
+def pod(spec: Pod, objects: list[Object], lab: Lab, tmp_path: Path) -> Iterator[RunningPod]:
+    with run_pod(spec, objects, lab, tmp_path) as made:
         yield made
 
 
 @_WITH_BOTH
-def test_the_example_does_what_it_is_for(
-    pod: Played, world: World, tmp_path: Path, judge: Callable[[Any], list[str]]
+def test_example_refuses_and_reports_the_direct_attempt_of_the_agent(
+    pod: RunningPod, world: World, tmp_path: Path, judge: Callable[[Any], list[str]]
 ) -> None:
     output = tmp_path / "events.jsonl"
     assert _probe(pod, "fence").code == 2
@@ -105,13 +105,13 @@ def test_the_example_does_what_it_is_for(
             _until(lambda: _answers(pod, "proxy"))
             world.reached()
             with _container(pod, "agent"):
-                # Through the proxy it gets there; the direct way, tried next, it doesn't.
-                assert world.reached(_PATIENCE) == [("tcp4", 443)]
-                (event,) = _until(lambda: _of_programs(output))
+                # The attempt through the proxy succeeds; the direct attempt after it fails.
+                assert world.reached(_WAIT_SECONDS) == [("tcp4", 443)]
+                (event,) = _until(lambda: _activities_of_processes(output))
     assert event["dst_endpoint"]["ip"] == "192.0.2.7"
     assert event["actor"]["user"]["uid"] == "10001"
-    # The watch may load no programs, and the socket of a refused connection has no port any more.
-    assert [each["data"]["rung"] for each in event["enrichments"]] == ["user"]
+    # The container may load no BPF programs, and the socket of a refused connection has no port.
+    assert [each["data"]["method"] for each in event["enrichments"]] == ["user"]
     assert event["status_code"] == "tcp-reset"
     assert event["count"] == 1
     assert "HTTPS_PROXY=http://127.0.0.1:3128" in event["status_detail"]
@@ -121,49 +121,49 @@ def test_the_example_does_what_it_is_for(
 
 
 @_WITH_BOTH
-def test_the_proxys_user_gets_out_and_nobody_else_and_each_try_is_told(
-    pod: Played, world: World, tmp_path: Path
+def test_only_the_proxys_user_gets_out_and_each_attempt_is_reported(
+    pod: RunningPod, world: World, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     _start_init_container(pod)
     with _watched(pod, output) as watching:
-        assert set(_try(pod, "proxy").values()) == {"out"}
-        assert len(world.reached(_PATIENCE)) == len(_WAYS)
+        assert set(_attempt_all(pod, "proxy").values()) == {"out"}
+        assert len(world.reached(_WAIT_SECONDS)) == len(_WAYS)
         for name in ("agent", "fence"):
-            for (kind, _, _), outcome in _try(pod, name).items():
+            for (kind, _, _), outcome in _attempt_all(pod, name).items():
                 assert outcome == _REFUSALS[kind]
         assert watching.stop(signal.SIGTERM)[0] == 0
     assert not world.reached()
     users = {"agent": "10001", "fence": "0"}
-    assert _told(output) == Counter(
+    assert _counts(output) == Counter(
         {(user, kind, address, port): 1 for user in users.values() for kind, address, port in _WAYS}
     )
     assert _status(pod).code == 0
 
 
-def test_the_fence_outlives_who_watches_it_and_nothing_of_what_it_refuses_is_lost(
-    pod: Played, world: World, tmp_path: Path
+def test_fence_outlives_its_run_and_each_refusal_is_reported(
+    pod: RunningPod, world: World, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     _start_init_container(pod)
-    stood = _ruleset(pod)
+    ruleset = _ruleset(pod)
     for number, ended in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 0)):
         with _watched(pod, output) as watching:
-            assert _ruleset(pod) == stood
-            _try(pod, "agent")
+            assert _ruleset(pod) == ruleset
+            _attempt_all(pod, "agent")
             assert watching.stop(number)[0] == ended
-        assert _ruleset(pod) == stood
-        assert "out" not in _try(pod, "agent").values()
+        assert _ruleset(pod) == ruleset
+        assert "out" not in _attempt_all(pod, "agent").values()
     with _watched(pod, output) as watching:
         assert watching.stop(signal.SIGTERM)[0] == 0
     assert not world.reached()
-    # Twice watched and twice not: a killed watch may tell again what it told, with the same uid.
-    assert _told(output) == Counter({("10001", *way): 4 for way in _WAYS})
+    # Two attempts during runs, two between. A killed run may repeat an event, with the same uid.
+    assert _counts(output) == Counter({("10001", *way): 4 for way in _WAYS})
     assert _status(pod).code == 0
 
 
-def test_nobody_gets_in_from_outside_and_the_try_is_told(
-    pod: Played, lab: Lab, tmp_path: Path
+def test_connection_from_outside_is_refused_and_reported(
+    pod: RunningPod, lab: Lab, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     _start_init_container(pod)
@@ -178,27 +178,27 @@ def test_nobody_gets_in_from_outside_and_the_try_is_told(
         with pytest.raises(TimeoutError):
             lab.gateway_namespace.call(knock)
         assert watching.stop(signal.SIGTERM)[0] == 0
-    # The kernel itself may have looked for routers meanwhile, and been refused.
+    # The kernel itself may have sent router solicitations meanwhile, which are refused.
     knocks = [event for event in _activities(output) if event["dst_endpoint"].get("port") == 8080]
     assert {event["firewall_rule"]["name"] for event in knocks} == {"ingress"}
 
 
-def test_a_network_namespace_that_is_made_anew_is_fenced_before_anything_else_starts(
+def test_recreated_network_namespace_is_fenced_before_other_containers_start(
     spec: Pod, objects: list[Object], lab: Lab, world: World, tmp_path: Path
 ) -> None:
-    """A node's runtime may lose a pod's namespace; the pod's emptyDir stays, with our record."""
-    with played(spec, objects, lab, tmp_path) as pod:
+    """A runtime may recreate a pod's namespace. The pod's emptyDir remains, with our record."""
+    with run_pod(spec, objects, lab, tmp_path) as pod:
         _start_init_container(pod)
-    with played(spec, objects, lab, tmp_path) as pod:
+    with run_pod(spec, objects, lab, tmp_path) as pod:
         assert _ruleset(pod) == ""
         _start_init_container(pod)
         with _watched(pod, tmp_path / "events.jsonl"):
-            assert "out" not in _try(pod, "agent").values()
+            assert "out" not in _attempt_all(pod, "agent").values()
     assert not world.reached()
 
 
 @_WITH_BOTH
-def test_a_pod_that_is_not_given_the_capability_does_not_start(pod: Played) -> None:
+def test_pod_without_the_capability_does_not_start(pod: RunningPod) -> None:
     container = pod.spec["fence-install"]
     under = pod.inside(container, without=frozenset({"NET_ADMIN"}))
     failed = command.run(*container.arguments, under=under)
@@ -207,33 +207,33 @@ def test_a_pod_that_is_not_given_the_capability_does_not_start(pod: Played) -> N
     assert _ruleset(pod) == ""
 
 
-def test_a_fence_that_is_flushed_is_put_back_and_told_of(
-    pod: Played, world: World, tmp_path: Path
+def test_flushed_fence_is_restored_and_reported(
+    pod: RunningPod, world: World, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     _start_init_container(pod)
-    stood = _ruleset(pod)
+    ruleset = _ruleset(pod)
     with _watched(pod, output) as watching:
         fence = pod.inside(pod.spec["fence"])
         subprocess.run([*fence, "nft", "flush", "ruleset"], check=True)
-        _until(lambda: _ruleset(pod) == stood)
-        assert "out" not in _try(pod, "agent").values()
+        _until(lambda: _ruleset(pod) == ruleset)
+        assert "out" not in _attempt_all(pod, "agent").values()
         assert watching.stop(signal.SIGTERM)[0] == 0
     assert not world.reached()
-    (told,) = (event for event in _events(output) if event["class_uid"] == _STATE_CHANGE)
-    assert told["severity"] == "High"
-    assert "put back" in told["message"]
-    assert _ruleset(pod) == stood
+    (restored,) = (event for event in _events(output) if event["class_uid"] == _STATE_CHANGE)
+    assert restored["severity"] == "High"
+    assert "put back" in restored["message"]
+    assert _ruleset(pod) == ruleset
 
 
-def test_installing_again_changes_nothing_and_a_pod_whose_fence_was_altered_is_not_ready(
-    pod: Played,
+def test_second_installation_changes_nothing_and_pod_with_altered_fence_is_not_ready(
+    pod: RunningPod,
 ) -> None:
     """A kubelet may run a pod's init containers again."""
     _start_init_container(pod)
-    stood = _ruleset(pod)
+    ruleset = _ruleset(pod)
     _start_init_container(pod)
-    assert _ruleset(pod) == stood
+    assert _ruleset(pod) == ruleset
     assert _probe(pod, "fence", "readinessProbe").code == 0
     fence = pod.inside(pod.spec["fence"])
     subprocess.run([*fence, "nft", "delete", "table", "netdev", "ocsf_nft"], check=True)
@@ -242,11 +242,11 @@ def test_installing_again_changes_nothing_and_a_pod_whose_fence_was_altered_is_n
     assert _probe(pod, "fence", "readinessProbe").code == 2
 
 
-def test_the_workload_can_neither_alter_the_fence_nor_become_who_may(
-    pod: Played, world: World
+def test_workload_can_neither_alter_the_fence_nor_become_a_permitted_user(
+    pod: RunningPod, world: World
 ) -> None:
     _start_init_container(pod)
-    stood = _ruleset(pod)
+    ruleset = _ruleset(pod)
     agent = pod.inside(pod.spec["agent"])
     for attempt in (
         ["nft", "flush", "ruleset"],
@@ -255,14 +255,14 @@ def test_the_workload_can_neither_alter_the_fence_nor_become_who_may(
         ["ip", "link", "set", "sb0", "down"],
     ):
         assert subprocess.run([*agent, *attempt], capture_output=True, check=False).returncode != 0
-    # In a user namespace of its own it is whoever it likes, and to the fence still who it was.
+    # In its own user namespace it may become any user, but for the fence it keeps its uid.
     nested = [*agent, "unshare", "--user", "--map-user=63128", "--"]
-    assert "out" not in _try_under(nested).values()
+    assert "out" not in _attempt_all_under(nested).values()
     assert not world.reached()
-    assert _ruleset(pod) == stood
+    assert _ruleset(pod) == ruleset
 
 
-def _start_init_container(pod: Played) -> command.Outcome:
+def _start_init_container(pod: RunningPod) -> command.Outcome:
     container = pod.spec["fence-install"]
     outcome = command.run(*container.arguments, under=pod.inside(container))
     assert outcome.code == 0, outcome.stderr
@@ -270,7 +270,7 @@ def _start_init_container(pod: Played) -> command.Outcome:
 
 
 @contextlib.contextmanager
-def _watched(pod: Played, output: Path) -> Iterator[command.Running]:
+def _watched(pod: RunningPod, output: Path) -> Iterator[command.Running]:
     container = pod.spec["fence"]
     what, *arguments = container.arguments
     assert what == "run"
@@ -281,30 +281,30 @@ def _watched(pod: Played, output: Path) -> Iterator[command.Running]:
         yield running
 
 
-def _probe(pod: Played, name: str, kind: str = "startupProbe") -> command.Outcome:
+def _probe(pod: RunningPod, name: str, kind: str = "startupProbe") -> command.Outcome:
     program, *arguments = pod.spec[name].probe(kind)
     assert program == "ocsf-nft"
     return command.run(*arguments, under=pod.inside(pod.spec[name]))
 
 
-def _ruleset(pod: Played) -> str:
+def _ruleset(pod: RunningPod) -> str:
     """Return all rules of the pod without their counts."""
     return conftest.nft(pod.namespace, "-s", "-t", "list", "ruleset")
 
 
-def _status(pod: Played) -> command.Outcome:
+def _status(pod: RunningPod) -> command.Outcome:
     return command.run("status", under=pod.inside(pod.spec["fence"]))
 
 
-def _answers(pod: Played, name: str) -> bool:
+def _answers(pod: RunningPod, name: str) -> bool:
     container = pod.spec[name]
     probe = [*pod.inside(container), *container.probe("startupProbe")]
     return subprocess.run(probe, capture_output=True, check=False).returncode == 0
 
 
 @contextlib.contextmanager
-def _container(pod: Played, name: str) -> Iterator[None]:
-    """A container that runs until the end; the proxy's image names its program."""
+def _container(pod: RunningPod, name: str) -> Iterator[None]:
+    """Run a container until the end. The proxy's program is in its image's Dockerfile."""
     container = pod.spec[name]
     entry = _entrypoint() if name == "proxy" else []
     environment = {"PATH": os.environ["PATH"], **container.environment}
@@ -323,19 +323,19 @@ def _container(pod: Played, name: str) -> Iterator[None]:
 
 def _entrypoint() -> list[str]:
     lines = (EXAMPLE / "proxy/Dockerfile").read_text(encoding="utf-8").splitlines()
-    (said,) = (line for line in lines if line.startswith("ENTRYPOINT"))
-    found: list[str] = json.loads(said.removeprefix("ENTRYPOINT"))
+    (line,) = (each for each in lines if each.startswith("ENTRYPOINT"))
+    found: list[str] = json.loads(line.removeprefix("ENTRYPOINT"))
     return found
 
 
-def _try(pod: Played, name: str) -> dict[tuple[str, str, int], str]:
-    return _try_under(pod.inside(pod.spec[name]))
+def _attempt_all(pod: RunningPod, name: str) -> dict[tuple[str, str, int], str]:
+    return _attempt_all_under(pod.inside(pod.spec[name]))
 
 
-def _try_under(under: list[str]) -> dict[tuple[str, str, int], str]:
+def _attempt_all_under(under: list[str]) -> dict[tuple[str, str, int], str]:
     ways = {f"{kind},{address},{port}": (kind, address, port) for kind, address, port in _WAYS}
     done = subprocess.run(
-        [*under, "/usr/bin/python3", "-I", "-c", _TRIES, *ways],
+        [*under, "/usr/bin/python3", "-I", "-c", _ATTEMPTS, *ways],
         capture_output=True,
         text=True,
         check=True,
@@ -345,7 +345,7 @@ def _try_under(under: list[str]) -> dict[tuple[str, str, int], str]:
 
 
 def _events(output: Path) -> list[dict[str, Any]]:
-    """Each event once: what a reader that is killed may tell twice has the same uid."""
+    """Return each event once. A killed run may report an event twice, with the same uid."""
     return list({event["metadata"]["uid"]: event for event in written.so_far(output)}.values())
 
 
@@ -353,24 +353,24 @@ def _activities(output: Path) -> list[dict[str, Any]]:
     return [event for event in _events(output) if event["class_uid"] == _ACTIVITY]
 
 
-def _of_programs(output: Path) -> list[dict[str, Any]]:
-    """Not of the kernel, which looks for routers and tells of groups by itself."""
+def _activities_of_processes(output: Path) -> list[dict[str, Any]]:
+    """Return activities of processes, without the kernel's solicitations and group reports."""
     return [event for event in _activities(output) if "user" in event.get("actor", {})]
 
 
-def _told(output: Path) -> Counter[tuple[str, str, str, int]]:
-    """What programs were refused, by user, protocol, destination and port."""
-    told: Counter[tuple[str, str, str, int]] = Counter()
-    for event in _of_programs(output):
+def _counts(output: Path) -> Counter[tuple[str, str, str, int]]:
+    """Return the counts of processes' refused packets by user, protocol, destination and port."""
+    counts: Counter[tuple[str, str, str, int]] = Counter()
+    for event in _activities_of_processes(output):
         to = event["dst_endpoint"]
         protocol = event["connection_info"]["protocol_name"]
         user = event["actor"]["user"]["uid"]
-        told[user, protocol, to["ip"], to["port"]] += event["count"]
-    return told
+        counts[user, protocol, to["ip"], to["port"]] += event["count"]
+    return counts
 
 
 def _until(found: Callable[[], T]) -> T:
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + _WAIT_SECONDS
     while not (value := found()):
         assert time.monotonic() < end
         time.sleep(0.05)

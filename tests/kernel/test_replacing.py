@@ -1,4 +1,4 @@
-"""A fence that is replaced counts on; a look at one costs the same whatever its sets hold."""
+"""Replacement of a fence, which preserves its counters, and checks of fences with large sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from ocsf_nft import netlink
 from ocsf_nft.errors import FenceError
-from ocsf_nft.fence import installer, keeping, loading, nft, standing
+from ocsf_nft.fence import installer, load_ruleset, nft, replace_keeping_counters, table_query
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, ip
 from tests.kernel import conftest
@@ -40,7 +40,7 @@ def _attempt(lab: Lab) -> None:
 
 
 def _flow(lab: Lab) -> int:
-    """How many of the attempts' packets their element has."""
+    """Return the number of the attempts' packets in their element."""
     return conftest.counted(lab.sandbox_namespace)[INTERNET4]
 
 
@@ -58,7 +58,7 @@ def _flow(lab: Lab) -> int:
         "delete table netdev ocsf_nft",
     ],
 )
-def test_what_was_counted_is_kept_and_nothing_foreign_is(
+def test_replacement_preserves_counters_and_removes_foreign_parts(
     fenced: Lab,
     spec: FenceSpec,
     state: StateDirectory,
@@ -84,7 +84,7 @@ def test_what_was_counted_is_kept_and_nothing_foreign_is(
         "add table inet ocsf_nft { flags dormant; }",
     ],
 )
-def test_what_is_not_understood_is_replaced_whole(
+def test_table_with_another_comment_or_flag_is_replaced_completely(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, tampering: str
 ) -> None:
     _attempt(fenced)
@@ -94,7 +94,7 @@ def test_what_is_not_understood_is_replaced_whole(
     assert _flow(fenced) == 0
 
 
-def test_a_set_of_ours_with_another_form_is_replaced(
+def test_set_with_other_properties_is_replaced(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     ns = fenced.sandbox_namespace
@@ -105,47 +105,49 @@ def test_a_set_of_ours_with_another_form_is_replaced(
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
 
 
-def test_a_load_that_the_kernel_refuses_to_keep_is_made_whole(
+def test_fence_is_loaded_without_counters_if_the_kernel_refuses_to_preserve_them(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _attempt(fenced)
-    listing = nft.listing
+    list_table = nft.list_table
 
     def shown(namespace: Namespace, family: str, table: str) -> str | None:
-        """As if a chain had been there that was gone by the time of the load."""
-        text = listing(namespace, family, table)
-        gone = "\n\tchain gone { # handle 999\n\t}\n}\n"
-        return text and text[:-2] + gone if namespace == fenced.sandbox_namespace else text
+        """Return a listing with a chain that does not exist when the ruleset is loaded."""
+        text = list_table(namespace, family, table)
+        missing = "\n\tchain missing { # handle 999\n\t}\n}\n"
+        return text and text[:-2] + missing if namespace == fenced.sandbox_namespace else text
 
-    monkeypatch.setattr(nft, "listing", shown)
+    monkeypatch.setattr(nft, "list_table", shown)
     other = dataclasses.replace(spec, group=77)
-    with contextlib.suppress(FenceError):  # told: it isn't as it should be
+    with contextlib.suppress(FenceError):  # the fence differs from the expected one
         installer.install(other, fenced.sandbox_namespace, state, "nflog")
     monkeypatch.undo()
     assert "group 77" in conftest.nft(fenced.sandbox_namespace, "-t", "list", "ruleset")
     assert _flow(fenced) == 0
 
 
-def test_what_a_listing_hid_goes_with_all_that_was_kept(
+def test_chain_that_a_listing_hides_is_removed_with_the_counters(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _attempt(fenced)
     conftest.nft(fenced.sandbox_namespace, "add chain inet ocsf_nft foreign { "
                  "type filter hook output priority -500; policy drop; }")  # fmt: skip
-    keep = keeping.text
+    replacement_text = replace_keeping_counters.replacement_text
 
-    def unaware(definition: str, listings: Mapping[keeping.Place, str]) -> str | None:
-        text = keep(definition, listings)
+    def incomplete(
+        definition: str, listings: Mapping[replace_keeping_counters.TableId, str]
+    ) -> str | None:
+        text = replacement_text(definition, listings)
         return text and text.replace("delete chain inet ocsf_nft foreign\n", "")
 
-    monkeypatch.setattr(keeping, "text", unaware)
+    monkeypatch.setattr(replace_keeping_counters, "replacement_text", incomplete)
     installer.install(spec, fenced.sandbox_namespace, state, "nflog")
     assert installer.verify(spec.sandbox, state).verdict == "as installed"
     assert "foreign" not in conftest.nft(fenced.sandbox_namespace, "-t", "list", "ruleset")
     assert _flow(fenced) == 0
 
 
-def test_links_that_come_and_go_cost_no_count(
+def test_new_and_deleted_links_do_not_change_the_counters(
     fenced: Lab, spec: FenceSpec, state: StateDirectory
 ) -> None:
     _attempt(fenced)
@@ -163,37 +165,35 @@ def test_links_that_come_and_go_cost_no_count(
     assert _flow(fenced) == 7
 
 
-def test_what_the_sets_of_counters_hold_is_no_difference(
-    fenced: Lab, state: StateDirectory
-) -> None:
+def test_elements_of_counting_sets_are_no_difference(fenced: Lab, state: StateDirectory) -> None:
     _attempt(fenced)
     assert _flow(fenced) == 7
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
 @pytest.mark.parametrize("name", ["allowed4", "foreign"])
-def test_a_set_with_very_many_elements_is_looked_at_no_further(
+def test_set_with_very_many_elements_is_read_up_to_a_limit(
     fenced: Lab, state: StateDirectory, spec: FenceSpec, tmp_path: Path, name: str
 ) -> None:
     ns = fenced.sandbox_namespace
     path = tmp_path / "many.nft"
     made = f"add set inet ocsf_nft {name} {{ typeof ip daddr . ip protocol . th dport; }}\n"
     for one in range(80):
-        places = ", ".join(f"10.9.{one}.{two} . tcp . 1" for two in range(250))
-        made += f"add element inet ocsf_nft {name} {{ {places} }}\n"
+        endpoints = ", ".join(f"10.9.{one}.{two} . tcp . 1" for two in range(250))
+        made += f"add element inet ocsf_nft {name} {{ {endpoints} }}\n"
     path.write_text(made)
     conftest.nft(ns, "-f", str(path))
     found = installer.verify(conftest.SANDBOX, state)
     assert found.verdict == "differs"
     assert found.installed is not None
-    told = loading.listings(found.installed.spec, ns)["inet ocsf_nft"]
-    assert "10.9.7.7" not in told
-    assert ("more than 1002 elements" in told) == (name == "allowed4")
+    listing = load_ruleset.listings(found.installed.spec, ns)["inet ocsf_nft"]
+    assert "10.9.7.7" not in listing
+    assert ("more than 1002 elements" in listing) == (name == "allowed4")
     installer.install(spec, ns, state, "nflog")
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
-def test_elements_are_told_as_a_person_reads_them(lab: Lab) -> None:
+def test_elements_are_readable_for_people(lab: Lab) -> None:
     ns = lab.sandbox_namespace
     conftest.nft(
         ns,
@@ -206,7 +206,7 @@ def test_elements_are_told_as_a_person_reads_them(lab: Lab) -> None:
         "add element inet t marks { 1 . 2 }",
     )
     names = ("four", "any", "six", "marks", "none")
-    assert standing.elements(ns, "inet", "t", names, 10) == (
+    assert table_query.elements(ns, "inet", "t", names, 10) == (
         "four: 10.0.0.1 . 136 . 80",
         "four: 10.0.0.2 . udp . 53",
         "any: *",
@@ -225,7 +225,7 @@ _NAMES = [
 
 
 @pytest.mark.parametrize("name", _NAMES)
-def test_a_chain_with_a_name_that_nft_prints_oddly_is_told_and_goes(
+def test_chain_with_an_unusual_name_is_reported_and_removed(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, name: bytes
 ) -> None:
     fenced.sandbox_namespace.call(lambda: _make_chain(name))
@@ -235,7 +235,7 @@ def test_a_chain_with_a_name_that_nft_prints_oddly_is_told_and_goes(
 
 
 def _make_chain(name: bytes) -> None:
-    """What nft's grammar keeps its users from, the kernel takes."""
+    """Create a chain by netlink: the kernel accepts names that nft's grammar forbids."""
     ours, batch = struct.pack("!BBH", 1, 0, 0), struct.pack("!BBH", 0, 0, 10)
     chain = netlink.attribute(1, b"ocsf_nft\0") + netlink.attribute(3, name + b"\0")
     create = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK | 0x400  # NLM_F_CREATE

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _SPEC: Final = FenceSpec(sandbox="lab", proxies=(endpoint(f"{GATEWAY4}:{PROXY_PORT}"),))
-_ROOT, _NOBODY = 0, 0xFFFF_FFFF
+_ROOT, _NO_OWNER = 0, 0xFFFF_FFFF
 _WITH_PORTS: Final = {6: "tcp", 17: "udp", 33: "dccp", 132: "sctp", 136: "udplite"}
 _WITHOUT_PORTS: Final = {1: "icmp", 47: "gre", 50: "esp", 58: "icmpv6", 253: "experiment"}
 _FLOW_BURST, _OTHER_BURST, _OVERFLOW_BURST = 4, 10, 200
@@ -77,11 +77,11 @@ def _counted(
     bench: Bench, reader: Counters, rule: str, send: Callable[[], None], times: int = 1
 ) -> tuple[dict[Key, int], int, int]:
     """Send; return the increase of the elements, the overflow and the log counter."""
-    before, wanted = reader.read(), bench.counts()[rule] + times
+    before, expected = reader.read(), bench.counts()[rule] + times
     for _ in range(times):
         send()
     end = time.monotonic() + _SECONDS
-    while bench.counts()[rule] < wanted:
+    while bench.counts()[rule] < expected:
         assert time.monotonic() < end, "not counted"
         time.sleep(0.005)
     after = reader.read()
@@ -134,7 +134,7 @@ def _fragments6(source: str, to: str) -> Iterator[tuple[str, bytes, int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("rule", "uid"), [("egress", _ROOT), ("egress", _NOBODY), ("forward", _NOBODY)]
+    ("rule", "uid"), [("egress", _ROOT), ("egress", _NO_OWNER), ("forward", _NO_OWNER)]
 )
 def test_accounting_counts_each_packet_by_its_flow_and_logs_it(
     bench: Bench, reader: Counters, rule: str, uid: int
@@ -149,7 +149,12 @@ def test_accounting_counts_each_packet_by_its_flow_and_logs_it(
         flows: set[Key] = set()
         for name, packet, protocol, port in _packets(own, to):
             # A copy without an owner leaves without fragmentation.
-            if uid == _NOBODY and rule == "egress" and name.endswith(" fragment") and ":" not in to:
+            if (
+                uid == _NO_OWNER
+                and rule == "egress"
+                and name.endswith(" fragment")
+                and ":" not in to
+            ):
                 continue
             key = _key(uid, protocol, to, port)
             found = _counted(bench, reader, rule, partial(send, packet))
@@ -160,8 +165,8 @@ def test_accounting_counts_each_packet_by_its_flow_and_logs_it(
     assert not wrong
 
 
-def test_accounting_counts_other_frames_by_its_ethertype(bench: Bench, reader: Counters) -> None:
-    for send, uid in ((bench.frame, _ROOT), (bench.unowned_frame, _NOBODY)):
+def test_accounting_counts_other_frames_by_their_ethertype(bench: Bench, reader: Counters) -> None:
+    for send, uid in ((bench.frame, _ROOT), (bench.unowned_frame, _NO_OWNER)):
         for kind, payload in ((_UNKNOWN, bytes(46)), (ETH_IP, bytes(2)), (0x8847, bytes(46))):
             found = _counted(bench, reader, "link", partial(send, kind, payload))
             assert found == ({_other_key(uid, kind, 0): 1}, 0, 1), (uid, hex(kind))
@@ -171,7 +176,7 @@ def test_accounting_counts_other_frames_by_its_ethertype(bench: Bench, reader: C
 def test_accounting_logs_the_first_packets_of_each_flow_and_counts_all(
     bench: Bench, reader: Counters, is_owned: bool
 ) -> None:
-    uid = _ROOT if is_owned else _NOBODY
+    uid = _ROOT if is_owned else _NO_OWNER
     send = bench.owned if is_owned else bench.unowned
     frame = bench.frame if is_owned else bench.unowned_frame
     times = 3 * _OTHER_BURST
@@ -202,7 +207,7 @@ def test_accounting_of_full_sets_counts_by_sender_and_then_in_total(
         make = type(ipaddress.ip_address(to))
         _fill(bench, kind, (f"7 . udp . {make(number)} . 9" for number in range(1 << 14)))
         packet = headers.udp(own, to, 7000)
-        for send, uid in ((bench.owned, _ROOT), (bench.unowned, _NOBODY)):
+        for send, uid in ((bench.owned, _ROOT), (bench.unowned, _NO_OWNER)):
             began = time.monotonic()
             found = _counted(bench, reader, "egress", partial(send, packet), times)
             assert found[:2] == ({_other_key(uid, ethertype, 17): times}, 0)
@@ -224,5 +229,5 @@ def _fill(bench: Bench, kind: str, elements: Iterator[str]) -> None:
     namespace = bench.lab.sandbox_namespace
     name = f"inet ocsf_nft {kind}_egress"
     conftest.nft(namespace, "flush", "set", *name.split())
-    wanted = ", ".join(itertools.islice(elements, counters._SIZES[cast("Kind", kind)]))
-    conftest.load(namespace, f"add element {name} {{ {wanted} }}\n")
+    listed = ", ".join(itertools.islice(elements, counters._SIZES[cast("Kind", kind)]))
+    conftest.load(namespace, f"add element {name} {{ {listed} }}\n")

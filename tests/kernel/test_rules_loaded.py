@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import pytest
 
 from ocsf_nft import netns
-from ocsf_nft.accounting import counted
+from ocsf_nft.accounting import flow_counter
 from ocsf_nft.fence import counters, nft, ruleset
-from ocsf_nft.fence.loading import HOST
+from ocsf_nft.fence.load_ruleset import HOST
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.flow import KINDS
@@ -92,7 +92,7 @@ def test_counting_sets_have_the_size_and_timeout_of_their_readers(
     assert len(found) == len(KINDS) * len(loaded.rules)
     for name, each in found:
         assert each["size"] == counters._SIZES[cast("Kind", name[1])], each["name"]
-        assert each["timeout"] * 1000 == counted.KEPT_MS, each["name"]
+        assert each["timeout"] * 1000 == flow_counter.ELEMENT_TIMEOUT_MS, each["name"]
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
         assert each["stmt"] == [{"counter": None}]
 
@@ -105,7 +105,7 @@ def test_log_budgets_outlast_their_refill(
     assert len(found) == len(sizes) * len(loaded.rules)
     for name, each in found:
         burst = _OTHER_BURST if name[1] == "_others" else _FLOW_BURST
-        assert 2 * burst <= each["timeout"] <= counted.KEPT_MS / 1000
+        assert 2 * burst <= each["timeout"] <= flow_counter.ELEMENT_TIMEOUT_MS / 1000
         assert each["size"] == counters._SIZES[sizes[name[1]]]  # type: ignore[index]
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
 
@@ -113,7 +113,7 @@ def test_log_budgets_outlast_their_refill(
 def test_flow_sets_outlast_the_longest_pause_of_tcp(loaded: Loaded) -> None:
     """Their timeout is at most that of counts, and their size holds all ports of a client."""
     for name, each in loaded.named("(asked|proxied|addressed|excepted)[46]"):
-        assert 2 * _LONGEST_RESEND < each["timeout"] <= counted.KEPT_MS / 1000
+        assert 2 * _LONGEST_RESEND < each["timeout"] <= flow_counter.ELEMENT_TIMEOUT_MS / 1000
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
         size = each["size"] if name[1] == "proxied" else 4 * each["size"]
         assert 2 * _CLIENT_PORTS <= size <= 3 * _CLIENT_PORTS

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-_PLACES: Final = (endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}"))
-_SANDBOX: Final = FenceSpec(sandbox="lab", proxies=_PLACES, is_permissive=True)
-_POD: Final = FenceSpec(sandbox="lab", proxy_uids=(4242,), exceptions=_PLACES, is_permissive=True)
+_ENDPOINTS: Final = (endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}"))
+_SANDBOX: Final = FenceSpec(sandbox="lab", proxies=_ENDPOINTS, is_permissive=True)
+_POD: Final = FenceSpec(
+    sandbox="lab", proxy_uids=(4242,), exceptions=_ENDPOINTS, is_permissive=True
+)
 #: The mark bit of a packet that the fence has checked already.
 _JUDGED: Final = 0x4000_0000
 _BOTH: Final = ((SANDBOX4, INTERNET4, NESTED4), (SANDBOX6, INTERNET6, NESTED6))
@@ -133,13 +135,13 @@ def test_permissive_fence_counts_no_neighbour_discovery_of_the_kernel(bench: Ben
                 )
             ),
             Case(
-                "longer than it says",
-                partial(send, about(INTERNET6, options=bytes(17)), says_less=True),
+                "longer than its length field",
+                partial(send, about(INTERNET6, options=bytes(17)), is_length_too_small=True),
                 "egress out",
             ),
             Case(
-                "shorter than it says",
-                partial(send, about(INTERNET6), says_more=True),
+                "shorter than its length field",
+                partial(send, about(INTERNET6), is_length_too_large=True),
                 "egress out",
             ),
         )

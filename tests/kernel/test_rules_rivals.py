@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.kernel
 
-_PLACES: Final = (f"{GATEWAY4}:{PROXY_PORT}", f"[{GATEWAY6}]:{PROXY_PORT}")
-_SANDBOX: Final = FenceSpec(sandbox="lab", proxies=tuple(map(endpoint, _PLACES)))
+_ENDPOINTS: Final = (f"{GATEWAY4}:{PROXY_PORT}", f"[{GATEWAY6}]:{PROXY_PORT}")
+_SANDBOX: Final = FenceSpec(sandbox="lab", proxies=tuple(map(endpoint, _ENDPOINTS)))
 _SIDECAR: Final = FenceSpec(
     sandbox="lab",
     proxies=(endpoint("127.0.0.1:3128"),),
     proxy_uids=(4242,),
-    exceptions=tuple(exception(f"tcp:{place}") for place in _PLACES),
+    exceptions=tuple(exception(f"tcp:{address}") for address in _ENDPOINTS),
 )
 #: The ports of packets that a rival rewrites, drops later, redirects by NAT, or drops before.
 _TURNED, _DROPPED, _TRANSLATED, _STOPPED = 6001, 6002, 6003, 6004

@@ -93,7 +93,7 @@ def test_exceptions_pass_for_every_user_and_variants_do_not(bench: Bench, uid: i
                 ("datagram", headers.udp(own, gateway, 53), "out"),
                 ("another port", headers.tcp(own, gateway, 443), "egress reset"),
                 ("another protocol", headers.udp(own, gateway, _EXCEPTION), "egress error"),
-                ("another place", headers.udp(own, internet, 53), "egress error"),
+                ("another destination", headers.udp(own, internet, 53), "egress error"),
                 ("forged", headers.tcp(internet, gateway, _EXCEPTION), "egress egress"),
             )
         )

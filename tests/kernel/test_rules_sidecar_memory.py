@@ -58,7 +58,7 @@ def test_kernel_may_send_every_packet_of_a_proxy_flow_except_the_first(bench: Be
         assert bench.outcome(late) == "egress reset"
 
 
-def test_links_remember_the_flows_of_the_proxy_and_of_the_exceptions(bench: Bench) -> None:
+def test_links_store_the_flows_of_the_proxy_and_of_the_exceptions(bench: Bench) -> None:
     unowned = partial(bench.unowned, past_output=True)
     for own, gateway, internet in _BOTH:
         for to, port, uid in ((internet, 443, _PROXY), (gateway, _EXCEPTION, _WORKLOAD)):
@@ -78,7 +78,7 @@ def test_links_remember_the_flows_of_the_proxy_and_of_the_exceptions(bench: Benc
             assert bench.outcome(late) == "out"
 
 
-def test_links_remember_no_flows_of_datagrams(bench: Bench) -> None:
+def test_links_store_no_flows_of_datagrams(bench: Bench) -> None:
     for own, gateway, internet in _BOTH:
         version = 6 if ":" in own else 4
         for name, to, uid in (("proxied", internet, _PROXY), ("excepted", gateway, _WORKLOAD)):
@@ -164,13 +164,16 @@ def test_new_flows_of_the_proxy_pass_although_the_sets_are_full(bench: Bench) ->
     for own, _, internet in _BOTH:
         version = 6 if ":" in own else 4
         proxied, addressed = (f"inet ocsf_nft {name}{version}" for name in ("proxied", "addressed"))
-        places = (
+        destinations = (
             f"2001:db8::1:{number:x}" if version == 6 else f"198.18.{number >> 8}.{number & 255}"
             for number in range(1 << 14)
         )
         conftest.nft(sandbox, f"flush set {proxied}; flush set {addressed}")
         flows = (f"{own} . {port} . {internet} . 443 . tcp" for port in range(1 << 16))
-        for name, elements in ((proxied, flows), (addressed, (f"{to} . udp" for to in places))):
+        for name, elements in (
+            (proxied, flows),
+            (addressed, (f"{to} . udp" for to in destinations)),
+        ):
             conftest.load(sandbox, f"add element {name} {{ {', '.join(elements)} }}")
         for packet in (headers.udp(own, internet, 53), headers.other(own, internet, 47)):
             assert bench.outcome(partial(bench.owned, packet, uid=_PROXY)) == "out"

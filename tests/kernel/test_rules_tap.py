@@ -202,7 +202,7 @@ def test_link_accepts_true_neighbour_discovery_alone(bench: VmBench) -> None:
         "code": asked(code=1),
         "routed": asked(hop_limit=254),
         "one byte more": asked(options=bytes(17)),
-        "longer than it says": asked(options=bytes(16)) + b"x",
+        "longer than its length field": asked(options=bytes(16)) + b"x",
         "answer about the gateway": answer(own, "ff02::1", target=GATEWAY6),
         "answer about a stranger": answer(own, "ff02::1", target="2001:db8::9"),
         "answer about another link": answer(own, "ff02::1", target="fe80:0:0:1::2"),
@@ -312,7 +312,7 @@ def test_input_accepts_errors_about_flows_of_the_vm(bench: VmBench) -> None:
         question = headers.udp(own, gateway, DNS, 4000)
         assert bench.routed(question) == "host"
         answer = headers.udp(gateway, own, 4000, DNS)
-        # An error about what the host began is no answer that the host needs.
+        # The host needs no error about a flow that it began itself.
         begun = headers.udp(gateway, own, 9, next(_PORTS))
         bench.site.host.call(partial(_send, own, begun))
         about = headers.icmp(own, gateway, kinds[0], body=bytes(4) + begun)
@@ -340,7 +340,7 @@ def test_forward_accepts_answers_to_the_vm_alone(bench: VmBench) -> None:
                 for frame in bench.left()
                 if (port := vm_bench.source_port(frame, uplink, protocol))
             }
-            # It is no port of a service of the host, whatever port the VM chooses.
+            # Whatever port the VM chooses, this is never the port of a host's service.
             assert 32_768 <= port <= 60_999
             if protocol == headers.UDP:
                 assert bench.arrives(headers.udp(to, uplink, port, 443)) == "vm"

@@ -1,4 +1,4 @@
-"""What is tried inside becomes events outside, by the command line, for each transport."""
+"""Events of the command line for attempts in a sandbox, with each log transport."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.fence import installer, watch
+from ocsf_nft.fence import fence_events, installer
 from ocsf_nft.fence.spec import DEFAULT_GROUP
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT, SANDBOX4, SANDBOX6, ip
 from ocsf_nft.sources.nflog import Nflog
@@ -41,7 +41,7 @@ def _options(lab: Lab, state: StateDirectory, output: Path) -> list[str]:
 
 
 def _refused(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What somebody tried, less the kernel's own housekeeping, which no user stands behind."""
+    """Return the attempts of users, without packets of the kernel, which have no user."""
     return [event for event in events if event["class_uid"] == 4001 and "actor" in event]
 
 
@@ -57,7 +57,7 @@ def _until(holds: Callable[[], bool]) -> None:
 
 
 def _make_attempts(lab: Lab) -> Counter[tuple[object, ...]]:
-    """Make them, and tell how many events of each kind must come of it."""
+    """Make the attempts; return the expected number of events of each kind."""
     namespace = lab.sandbox_namespace
     namespace.call(attempts.allow_ping)
     expected: Counter[tuple[object, ...]] = Counter()
@@ -87,7 +87,7 @@ def _seen(event: dict[str, Any]) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("source", ["nflog", "kmsg", "journal"])
-def test_each_attempt_is_one_true_event_whatever_the_transport(
+def test_each_attempt_is_one_correct_event_with_every_transport(
     lab: Lab,
     state: StateDirectory,
     tmp_path: Path,
@@ -109,13 +109,13 @@ def test_each_attempt_is_one_true_event_whatever_the_transport(
     for event in refused:
         seen[_seen(event)] += event["count"]
     assert seen == expected
-    # The attempts of each user are one process's, and it is gone by now.
+    # Each user's attempts are made by one process, which has exited by now.
     whose = {(event["actor"]["user"]["uid"], _named(event)) for event in refused}
     assert len(whose) == len({uid for uid, _ in whose}) == 2
     assert {confidence for _, (_, confidence) in whose} == {"High"}
     assert len({event["metadata"]["uid"] for event in events}) == len(events)
     started, ended, stopped = span
-    # The kernel log alone has the kernel's own time of each packet.
+    # Only the kernel log has the kernel's time of each packet.
     last = ended + 20 if source == "kmsg" else stopped
     assert all(started - 20 <= event["time"] <= last for event in refused)
     states = [event["state_id"] for event in events if event["class_uid"] == 5019]
@@ -124,7 +124,7 @@ def test_each_attempt_is_one_true_event_whatever_the_transport(
 
 
 def _named(event: dict[str, Any]) -> tuple[str, str]:
-    """The number of the process, and how sure that is."""
+    """Return the pid of the attributed process, and the confidence."""
     (how,) = event["enrichments"]
     return how["value"], how["data"]["confidence"]
 
@@ -136,28 +136,28 @@ def _run(
         started = time.time_ns() // 1_000_000
         expected = _make_attempts(lab)
         ended = time.time_ns() // 1_000_000
-        code, said = running.stop(signal.SIGTERM)
+        code, messages = running.stop(signal.SIGTERM)
         stopped = time.time_ns() // 1_000_000
-    assert code == 0, said
+    assert code == 0, messages
     return expected, (started, ended, stopped)
 
 
 @pytest.mark.parametrize("burst", [2_000, 20_000])
-def test_sigterm_right_after_the_attempts_leaves_none_untold(
+def test_sigterm_right_after_the_attempts_leaves_none_unreported(
     lab: Lab, state: StateDirectory, tmp_path: Path, burst: int
 ) -> None:
     output = tmp_path / "events.jsonl"
     with command.running(*_options(lab, state, output), "--install") as running:
         attempts.attempt(lab.sandbox_namespace, 0, burst, "flood")
-        code, said = running.stop(signal.SIGTERM)
+        code, messages = running.stop(signal.SIGTERM)
     events = written.events(output)
-    assert code == 0, said
+    assert code == 0, messages
     assert burst == _packets(
         [e for e in events if e.get("dst_endpoint", {}).get("port") == attempts.PORT]
     )
 
 
-def test_a_fence_that_stood_before_is_left_standing(
+def test_fence_that_was_active_before_stays_active(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     with command.running(*_options(fenced, state, tmp_path / "o"), "--install") as running:
@@ -188,8 +188,8 @@ def test_an_interface_that_appears_later_is_fenced_too(
         _until(lambda: installer.verify(conftest.SANDBOX, state).verdict == "as installed")
         assert "late0" in conftest.nft(lab.sandbox_namespace, "list", "table", "netdev", "ocsf_nft")
         assert running.stop(signal.SIGTERM)[0] == 0
-    told = [event for event in written.events(output) if event["class_uid"] == 5019]
-    details = [event.get("status_detail") or "" for event in told]
+    found = [event for event in written.events(output) if event["class_uid"] == 5019]
+    details = [event.get("status_detail") or "" for event in found]
     assert any("late0" in detail for detail in details)
 
 
@@ -201,10 +201,10 @@ def _send_datagram() -> None:
         sock.sendto(b"bypass", ("10.200.0.77", 9))
 
 
-def test_two_sandboxes_of_one_file_are_watched_at_once(
+def test_run_monitors_two_sandboxes_of_one_file(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    """The gateway's namespace stands for a second sandbox."""
+    """The gateway's namespace serves as a second sandbox."""
     output = tmp_path / "events.jsonl"
     config = tmp_path / "ocsf-nft.toml"
     config.write_text(
@@ -235,15 +235,15 @@ def test_two_sandboxes_of_one_file_are_watched_at_once(
     assert seen == {"one", "two"}
 
 
-def test_a_run_without_a_fence_does_not_begin(
+def test_run_without_a_fence_does_not_start(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     done = command.run("run", *_options(lab, state, tmp_path / "events.jsonl"))
     assert done.code == 2
-    assert "no fence of sandbox lab stands" in done.sentence
+    assert "sandbox lab has no active fence" in done.sentence
 
 
-async def test_a_group_that_somebody_else_reads_still_gets_its_fence(
+async def test_fence_is_installed_although_another_process_reads_its_group(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     options = _options(lab, state, tmp_path / "events.jsonl")
@@ -263,7 +263,7 @@ def test_a_sandbox_has_one_run(lab: Lab, state: StateDirectory, tmp_path: Path) 
         assert running.stop(signal.SIGTERM)[0] == 0
 
 
-def test_a_fence_that_is_flushed_under_a_run_is_put_back_and_told(
+def test_fence_flushed_under_a_run_is_restored_and_reported(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
@@ -271,19 +271,19 @@ def test_a_fence_that_is_flushed_under_a_run_is_put_back_and_told(
         conftest.nft(lab.sandbox_namespace, "flush", "ruleset")
         _until(lambda: installer.verify(conftest.SANDBOX, state).verdict == "as installed")
         assert running.stop(signal.SIGTERM)[0] == 0
-    told = [event for event in written.events(output) if event["class_uid"] == 5019]
-    details = [event.get("status_detail") or "" for event in told]
+    found = [event for event in written.events(output) if event["class_uid"] == 5019]
+    details = [event.get("status_detail") or "" for event in found]
     assert any("put back" in detail for detail in details)
 
 
-def test_a_fence_that_somebody_opened_is_told_to_be_altered_and_not_to_stand(
+def test_opened_fence_is_reported_as_altered_and_not_active(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
     with command.running(*named, "--no-self-heal", "--output", str(output)) as running:
         conftest.nft(fenced.sandbox_namespace, "insert rule inet ocsf_nft output accept")
-        ip("-n", fenced.sandbox, "link", "set", "lo", "mtu", "60000")  # look at it now
+        ip("-n", fenced.sandbox, "link", "set", "lo", "mtu", "60000")  # check the fence now
         _until(lambda: b"5019" in output.read_bytes())
         assert running.stop(signal.SIGTERM)[0] == 0
     (altered,) = (event for event in written.events(output) if event["class_uid"] == 5019)
@@ -292,24 +292,24 @@ def test_a_fence_that_somebody_opened_is_told_to_be_altered_and_not_to_stand(
     assert "accept" in altered["status_detail"]
 
 
-def test_a_fence_that_somebody_removed_is_told_at_the_end(
+def test_removed_fence_is_reported_at_the_end(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
     with command.running(*_options(lab, state, output), "--install") as running:
         installer.remove(conftest.SANDBOX, state)
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
     *before, stopped = written.events(output)
-    stood, gone = (event for event in before if event["class_uid"] == 5019)
-    assert (stood["state_id"], gone["state_id"]) == (2, 1)
-    assert "before: standing" in gone["message"]
-    # As it is removed, or at the end, as it turned out to be sooner.
-    assert "removed" in gone["status_detail"]
+    active, removed = (event for event in before if event["class_uid"] == 5019)
+    assert (active["state_id"], removed["state_id"]) == (2, 1)
+    assert "before: standing" in removed["message"]
+    # The removal is found at once, or at the end of the run.
+    assert "removed" in removed["status_detail"]
     assert (stopped["class_uid"], stopped["activity_name"]) == (6002, "Stop")
 
 
-def test_a_stop_while_the_fence_is_looked_at_leaves_no_fence_behind(
+def test_stop_during_a_check_of_the_fence_leaves_no_fence_behind(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
@@ -319,11 +319,11 @@ def test_a_stop_while_the_fence_is_looked_at_leaves_no_fence_behind(
             lab.sandbox_namespace.call(
                 lambda: subprocess.run(["ip", "link", "add", "type", "veth"], check=True)
             )
-            time.sleep(0.5)  # the look has begun, and waits for the lock
+            time.sleep(0.5)  # the check has begun, and waits for the lock
             running.process.send_signal(signal.SIGTERM)
             time.sleep(0.5)
-        _, said = running.process.communicate(timeout=30)
-    assert running.process.returncode == 0, said
+        _, messages = running.process.communicate(timeout=30)
+    assert running.process.returncode == 0, messages
     assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
     assert not list(state.sandboxes())
 
@@ -339,23 +339,23 @@ def test_a_record_that_names_a_sandbox_of_another_namespace_is_a_forgery(
     )
     with command.running(*_options(fenced, state, output)) as running:
         attempts.attempt(fenced.sandbox_namespace, 0, 3, "udp4")
-        code, said = running.stop(signal.SIGTERM)
+        code, messages = running.stop(signal.SIGTERM)
     assert code == 0
-    assert "forged" in said
+    assert "forged" in messages
     assert "victim" not in output.read_text()
     assert _packets(_refused(written.events(output))) == 3
 
 
-def test_a_namespace_that_was_made_anew_ends_the_run_with_its_fence_standing(
+def test_recreated_namespace_ends_the_run_with_its_fence_active(
     lab: Lab, state: StateDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "_LOOK_SECONDS", 0.2)  # the run is a fork of this process
+    monkeypatch.setattr(fence_events, "_CHECK_SECONDS", 0.2)  # the run is a fork of this process
     options = _options(lab, state, tmp_path / "events.jsonl")
     with command.running(*options, "--install") as running:
-        time.sleep(0.5)  # it watches by now
+        time.sleep(0.5)  # the run monitors the namespace by now
         ip("netns", "del", lab.sandbox)
         ip("netns", "add", lab.sandbox)
-        _, said = running.process.communicate(timeout=20)
+        _, messages = running.process.communicate(timeout=20)
     assert running.process.returncode == 3
-    assert "was made anew" in said.splitlines()[-1]
+    assert "was created again" in messages.splitlines()[-1]
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"

@@ -1,4 +1,4 @@
-"""A run keeps no capability that it has no use for, and can do what it is for with the rest."""
+"""Capabilities of a run: it drops those that it does not need, and works with the rest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.kernel
 
 #: CAP_NET_ADMIN, _SYS_ADMIN, and _SYS_PTRACE for the namespace of another user's process.
 _OF_A_FENCE = 1 << 12 | 1 << 19 | 1 << 21
-#: On a busy machine an event may not wait for its lookup, so the sender tries until it ends.
+#: On a busy machine an event may not wait for its lookup, so the sender repeats until it ends.
 _SENDER = f"""{scripted.START}
 import select
 s, port = udp(), 0
@@ -56,7 +56,7 @@ def test_a_run_keeps_only_the_capabilities_that_it_needs(
 
 
 @pytest.mark.parametrize(("attribution", "confidence"), [("capture", "High"), ("socket", "Medium")])
-def test_with_these_it_names_another_users_process(
+def test_run_with_these_capabilities_names_the_process_of_another_user(
     lab: Lab, state: StateDirectory, tmp_path: Path, attribution: str, confidence: str
 ) -> None:
     output = tmp_path / "events.jsonl"

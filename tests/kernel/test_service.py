@@ -1,4 +1,4 @@
-"""A run as others meet it: its metrics, health, service manager, reload, and who embeds it."""
+"""Interfaces of a run: metrics, health, service manager, reload, and the Python interface."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import ocsf_nft
 from ocsf_nft.errors import ClosedError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from ocsf_nft.service import Outlet, outlets
+from ocsf_nft.service import Outlet, sink_delivery
 from tests.delivery.receiver import Receiver
 from tests.kernel import attempts, command, conftest, written
 from tests.kernel.test_delivery import wait_for
@@ -33,7 +33,7 @@ from tests.kernel.test_delivery import wait_for
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.sinks.base import BatchResult
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
 
@@ -46,7 +46,7 @@ def port() -> int:
         return int(server.getsockname()[1])
 
 
-def wanted(lab: Lab, state: StateDirectory, **more: Any) -> dict[str, Any]:
+def settings(lab: Lab, state: StateDirectory, **more: Any) -> dict[str, Any]:
     sandbox = {
         "name": conftest.SANDBOX,
         "netns": lab.sandbox,
@@ -57,7 +57,7 @@ def wanted(lab: Lab, state: StateDirectory, **more: Any) -> dict[str, Any]:
 
 
 def write(path: Path, found: dict[str, Any]) -> Path:
-    """A configuration file: of TOML, what is here is as JSON writes it."""
+    """Write a configuration file; JSON's notation of the values is valid TOML."""
 
     def lines(table: dict[str, Any]) -> str:
         return "".join(
@@ -89,28 +89,28 @@ def get(port: int, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-_TELLING = ("sink", "rule", "rung")
+_KEY_LABELS = ("sink", "rule", "method")
 
 
 def samples(text: str) -> dict[tuple[str, str], float]:
-    """By the metric's name and the value of its most telling label."""
+    """Return the values by the metric's name and the value of its first known label."""
     return {
-        (sample.name, next(filter(None, map(sample.labels.get, _TELLING)), "")): sample.value
+        (sample.name, next(filter(None, map(sample.labels.get, _KEY_LABELS)), "")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
 
 
-def test_a_run_tells_its_metrics_and_its_health(
+def test_run_serves_its_metrics_and_its_health(
     lab: Lab, state: StateDirectory, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The run is a fork of this process. At its end it gives the sink that is down little time.
-    monkeypatch.setattr(outlets, "_DRAIN_SECONDS", 0.5)
+    # The run is a fork of this process. At its end it allows little time for the sink that is down.
+    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)
     output = tmp_path / "events.jsonl"
     down = {"type": "http", "name": "down", "url": "http://127.0.0.1:9/", "retry_seconds": 0.1}
     config = write(
         tmp_path / "config.toml",
-        wanted(
+        settings(
             lab, state, listen=f"127.0.0.1:{port}",
             sink=[{"path": str(output), "name": "file"}, down],
         ),
@@ -125,75 +125,77 @@ def test_a_run_tells_its_metrics_and_its_health(
             nonlocal found
             code, text = get(port, "/metrics")
             assert code == 200
-            found, told = samples(text), len(written.distinct(written.so_far(output)))
+            found, written_events = samples(text), len(written.distinct(written.so_far(output)))
             return (
                 found["ocsf_nft_sink_up", "down"] == 0
-                and found["ocsf_nft_sink_delivered_events_total", "file"] == told
-                and found["ocsf_nft_events_total", ""] == told
+                and found["ocsf_nft_sink_delivered_events_total", "file"] == written_events
+                and found["ocsf_nft_events_total", ""] == written_events
                 and found["ocsf_nft_refused_packets_total", "egress"] >= 20
                 and found["ocsf_nft_sink_waiting_events", "file"] == 0
-                and found["ocsf_nft_sink_waiting_events", "down"] == told
+                and found["ocsf_nft_sink_waiting_events", "down"] == written_events
             )
 
         wait_for(agrees)
         assert found["ocsf_nft_sink_failures_total", "down"] > 0
-        assert found["ocsf_nft_fence_stands", ""] == 1
-        rungs = [found["ocsf_nft_attribution_rung", each] for each in ("capture", "socket", "user")]
+        assert found["ocsf_nft_fence_active", ""] == 1
+        rungs = [
+            found["ocsf_nft_attribution_method", each] for each in ("capture", "socket", "user")
+        ]
         assert sorted(rungs) == [0, 0, 1]
-        assert found["ocsf_nft_capture_lost_events_total", ""] == 0
+        assert found["ocsf_nft_capture_dropped_events_total", ""] == 0
         assert 0 < found["ocsf_nft_store_bytes", ""] < found["ocsf_nft_store_max_bytes", ""]
         assert get(port, "/healthz") == (200, "well\n")
         code, text = get(port, "/readyz")
         assert code == 200, "a sink that is down is another one's trouble"
         assert text.startswith("sink down is down: ")
         assert get(port, "/other")[0] == 404
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
 
 
-def test_the_last_line_of_a_run_tells_how_many_events_it_kept(
+def test_last_line_of_a_run_has_the_number_of_stored_events(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
-    path = write(tmp_path / "config.toml", wanted(lab, state, output=str(output)))
+    path = write(tmp_path / "config.toml", settings(lab, state, output=str(output)))
     with command.running("--config", str(path)) as running:
         attempts.attempt(lab.sandbox_namespace, 1001, 20, "sweep")
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
-    (told,) = re.findall(r"^\d+ records, (\d+) events, ", said, re.MULTILINE)
-    assert int(told) == len(written.distinct(written.events(output))) > 20
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
+    (count,) = re.findall(r"^\d+ records, (\d+) events, ", messages, re.MULTILINE)
+    assert int(count) == len(written.distinct(written.events(output))) > 20
 
 
-def test_a_run_whose_fence_does_not_stand_is_not_ready(
+def test_run_with_an_inactive_fence_is_not_ready(
     lab: Lab, state: StateDirectory, tmp_path: Path, port: int
 ) -> None:
-    found = wanted(lab, state, listen=f"127.0.0.1:{port}", output=str(tmp_path / "events.jsonl"))
+    found = settings(lab, state, listen=f"127.0.0.1:{port}", output=str(tmp_path / "events.jsonl"))
     found["sandbox"][0]["self_heal"] = False
     with command.running("--config", str(write(tmp_path / "config.toml", found))) as running:
         assert get(port, "/readyz") == (200, "well\n")
         lab.sandbox_namespace.call(lambda: subprocess.run(["nft", "flush", "ruleset"], check=True))
         wait_for(lambda: get(port, "/readyz")[0] == 503)
-        assert f"the fence of sandbox {conftest.SANDBOX} does not stand" in get(port, "/readyz")[1]
-        assert samples(get(port, "/metrics")[1])["ocsf_nft_fence_stands", ""] == 0
+        assert f"the fence of sandbox {conftest.SANDBOX} is not active" in get(port, "/readyz")[1]
+        assert samples(get(port, "/metrics")[1])["ocsf_nft_fence_active", ""] == 0
         running.process.kill()
 
 
-def test_an_address_that_is_taken_is_one_sentence(
+def test_address_in_use_is_an_error_in_one_sentence(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = f"127.0.0.1:{server.getsockname()[1]}"
-        found = wanted(lab, state, listen=taken, output=str(tmp_path / "events.jsonl"))
+        found = settings(lab, state, listen=taken, output=str(tmp_path / "events.jsonl"))
         done = command.run("run", "--config", str(write(tmp_path / "config.toml", found)))
     assert done.code == 2
     assert f"nothing can listen at {taken}: " in done.stderr.splitlines()[-1]
 
 
-def test_sinks_and_severities_are_taken_over_on_a_hangup_and_nothing_else(
+def test_hangup_reloads_sinks_and_severities_and_nothing_else(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
-    path = write(tmp_path / "config.toml", wanted(lab, state, output=str(first)))
+    path = write(tmp_path / "config.toml", settings(lab, state, output=str(first)))
     with command.running("--config", str(path)) as running:
         attempts.attempt(lab.sandbox_namespace, 1001, 5, "sweep")
         wait_for(lambda: _of_user(first, 1001) == 5)
@@ -201,35 +203,35 @@ def test_sinks_and_severities_are_taken_over_on_a_hangup_and_nothing_else(
         def hang_up(found: dict[str, Any], sentence: str) -> None:
             write(path, found)
             running.process.send_signal(signal.SIGHUP)
-            running.until_said(sentence)
+            running.wait_for_message(sentence)
 
         sinks = [{"path": str(second)}, {"path": str(first), "classes": ["detection_finding"]}]
         severities = [{"severity": "critical", "uid": 1002}]
-        hang_up(wanted(lab, state, sink=sinks, severity=severities), "'reloaded'")
+        hang_up(settings(lab, state, sink=sinks, severity=severities), "'reloaded'")
         attempts.attempt(lab.sandbox_namespace, 1002, 5, "sweep")
         wait_for(lambda: _of_user(second, 1002) == 5)
         assert _of_user(first, 1002) == 0
 
-        elsewhere = wanted(lab, state, output=str(first))
+        elsewhere = settings(lab, state, output=str(first))
         elsewhere["sandbox"][0]["proxy"] = ["10.9.9.9:1"]
-        hang_up(elsewhere, "sandbox can't be taken over while a run goes on")
-        by_user = wanted(lab, state, output=str(first), attribution={"top": "user"})
-        hang_up(by_user, "attribution can't be taken over while a run goes on: start it again")
+        hang_up(elsewhere, "sandbox cannot be changed by a reload")
+        by_user = settings(lab, state, output=str(first), attribution={"method": "user"})
+        hang_up(by_user, "attribution cannot be changed by a reload: restart the service")
         hang_up({"sandbox": [{"name": "a/b"}]}, "is no sandbox name")
         missing = str(tmp_path / "no" / "such" / "folder")
-        hang_up(wanted(lab, state, output=missing), "can't be written")
+        hang_up(settings(lab, state, output=missing), "can't be written")
         path.write_text("[[")
         running.process.send_signal(signal.SIGHUP)
-        running.until_said("is not TOML")
+        running.wait_for_message("is not TOML")
 
         attempts.attempt(lab.sandbox_namespace, 1003, 5, "sweep")
         wait_for(lambda: _of_user(second, 1003) == 5)
-        code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+        code, messages = running.stop(signal.SIGTERM)
+    assert code == 0, messages
     of_user = [event for event in written.distinct(written.events(second)) if _user(event) == 1002]
     assert {event["severity"] for event in of_user} >= {"Critical"}
-    told = written.distinct(written.events(first))
-    findings = [event for event in told if event["class_uid"] == 2004]
+    events = written.distinct(written.events(first))
+    findings = [event for event in events if event["class_uid"] == 2004]
     assert {event["severity"] for event in findings} == {"Critical"}
 
 
@@ -246,53 +248,53 @@ def _of_user(path: Path, uid: int) -> int:
 
 @contextmanager
 def manager(tmp_path: Path) -> Iterator[socket.socket]:
-    """What a service manager listens on."""
+    """Yield the notification socket of a service manager."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
         sock.settimeout(20)
         yield sock
 
 
-def test_a_service_manager_is_told_when_all_stands_and_that_it_goes_on(
+def test_service_manager_is_notified_of_readiness_and_watchdog(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    path = write(tmp_path / "c.toml", wanted(lab, state, output=str(tmp_path / "events.jsonl")))
+    path = write(tmp_path / "c.toml", settings(lab, state, output=str(tmp_path / "events.jsonl")))
     with manager(tmp_path) as sock:
         under = ["env", f"NOTIFY_SOCKET={tmp_path / 'notify'}", "WATCHDOG_USEC=200000"]
         with command.running("--config", str(path), under=under) as running:
 
-            def told(what: str) -> str:
+            def notification(what: str) -> str:
                 while True:
                     message = sock.recv(4096).decode()
                     if what in message:
                         return message
 
-            ready = told("READY=1\n")
+            ready = notification("READY=1\n")
             assert f"STATUS=watching {conftest.SANDBOX}\n" in ready
             assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
             for _ in range(3):
-                told("WATCHDOG=1\n")
+                notification("WATCHDOG=1\n")
             before = time.monotonic_ns() // 1000
             running.process.send_signal(signal.SIGHUP)
-            reloading = told("RELOADING=1\n")
-            moment = re.search(r"MONOTONIC_USEC=(\d+)\n", reloading)
-            assert moment is not None
-            assert int(moment[1]) >= before
-            told("READY=1\n")
+            reloading = notification("RELOADING=1\n")
+            time_us = re.search(r"MONOTONIC_USEC=(\d+)\n", reloading)
+            assert time_us is not None
+            assert int(time_us[1]) >= before
+            notification("READY=1\n")
             assert running.stop(signal.SIGTERM)[0] == 0
-            told("STOPPING=1\n")
+            notification("STOPPING=1\n")
 
 
-def test_a_hangup_at_any_moment_ends_no_run_that_has_a_file(
+def test_hangup_at_any_time_does_not_end_a_run_with_a_file(
     lab: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    path = write(tmp_path / "c.toml", wanted(lab, state, output=str(tmp_path / "events.jsonl")))
+    path = write(tmp_path / "c.toml", settings(lab, state, output=str(tmp_path / "events.jsonl")))
     with subprocess.Popen(
         [*command.COMMAND, "run", "--config", path], stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             assert process.stderr is not None
-            # From when the file was read: before that a hangup is nobody's but the shell's.
+            # Hang up only after the file was read: before that, the signal ends the process.
             wait_for((state.path / f".run-{conftest.SANDBOX}.lock").exists)
             while "ready" not in process.stderr.readline():
                 process.send_signal(signal.SIGHUP)
@@ -307,14 +309,14 @@ def test_a_hangup_at_any_moment_ends_no_run_that_has_a_file(
             process.kill()
 
 
-def test_standard_output_begins_with_a_handshake_once_the_fence_stands(
+def test_standard_output_begins_with_a_handshake_once_the_fence_is_active(
     lab: Lab, state: StateDirectory
 ) -> None:
     options = [
         *("run", "--install", "--sandbox", conftest.SANDBOX, "--netns", lab.sandbox),
         *("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--state-dir", str(state.path), "--handshake"),
     ]
-    for _ in range(2):  # the second time there is something left of the first
+    for _ in range(2):  # the second time the store has data of the first
         with subprocess.Popen(
             [*command.COMMAND, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         ) as process:
@@ -339,7 +341,7 @@ def test_each_connection_to_a_socket_begins_with_a_handshake(
 ) -> None:
     address = str(tmp_path / "socket")
     sink = {"type": "unix", "path": address, "handshake": True, "retry_seconds": 0.1}
-    path = write(tmp_path / "c.toml", wanted(lab, state, sink=[sink]))
+    path = write(tmp_path / "c.toml", settings(lab, state, sink=[sink]))
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
         server.listen()
@@ -357,7 +359,7 @@ def test_each_connection_to_a_socket_begins_with_a_handshake(
 async def test_a_supervisor_enters_a_service_and_iterates_over_its_events(
     lab: Lab, state: StateDirectory
 ) -> None:
-    config = ocsf_nft.parse(wanted(lab, state), where="test")
+    config = ocsf_nft.parse(settings(lab, state), where="test")
     found: list[dict[str, Any]] = []
     async with ocsf_nft.Service(config, iterates=True) as service:
         assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
@@ -374,14 +376,14 @@ async def test_a_supervisor_enters_a_service_and_iterates_over_its_events(
 async def test_the_example_in_the_readme_works(lab: Lab, state: StateDirectory) -> None:
     page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     example = page.partition("```python\n")[2].partition("```")[0]
-    for told, here in (
+    for shown, here in (
         ('"netns": "agent"', f'"netns": "{lab.sandbox}"'),
         ('"install": True}]}', f'"install": True}}], "state_dir": "{state.path}"}}'),
         ("...  # the fence", "started()  # the fence"),
         ("        ...\n", "        took(event, service)\n"),
     ):
-        assert told in example
-        example = example.replace(told, here)
+        assert shown in example
+        example = example.replace(shown, here)
     names: dict[str, Any] = {}
     exec(f"async def supervise(started, took):\n{indent(example, '    ')}", names)  # noqa: S102 - our own page
     taken: list[Any] = []
@@ -401,10 +403,10 @@ async def test_the_example_in_the_readme_works(lab: Lab, state: StateDirectory) 
     assert installer.verify("agent", state).verdict == "absent"
 
 
-async def test_what_a_supervisor_did_not_take_comes_with_the_next_service(
+async def test_events_not_taken_by_a_supervisor_are_delivered_by_the_next_service(
     lab: Lab, state: StateDirectory
 ) -> None:
-    config = ocsf_nft.parse(wanted(lab, state), where="test")
+    config = ocsf_nft.parse(settings(lab, state), where="test")
     async with ocsf_nft.Service(config, iterates=True) as service:
         async for event in service:
             first = event
@@ -415,19 +417,19 @@ async def test_what_a_supervisor_did_not_take_comes_with_the_next_service(
             break
 
 
-async def test_what_a_supervisor_raises_comes_out_as_it_is(lab: Lab, state: StateDirectory) -> None:
-    config = ocsf_nft.parse(wanted(lab, state), where="test")
+async def test_supervisor_exception_is_raised_unchanged(lab: Lab, state: StateDirectory) -> None:
+    config = ocsf_nft.parse(settings(lab, state), where="test")
     with pytest.raises(KeyError, match="mine"):
         async with ocsf_nft.Service(config, iterates=True):
             raise KeyError("mine")
     assert installer.verify(conftest.SANDBOX, state).verdict == "absent", "it ended as it should"
 
 
-async def test_a_service_that_is_cancelled_leaves_the_next_one_all_it_needs(
+async def test_service_after_a_cancelled_one_delivers_all_events(
     lab: Lab, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outlets, "_DRAIN_SECONDS", 0.5)  # no task reads the remaining events
-    config = ocsf_nft.parse(wanted(lab, state), where="test")
+    monkeypatch.setattr(sink_delivery, "_DRAIN_SECONDS", 0.5)  # no task reads the remaining events
+    config = ocsf_nft.parse(settings(lab, state), where="test")
 
     async def supervise() -> None:
         async with ocsf_nft.Service(config, iterates=True):
@@ -444,10 +446,10 @@ async def test_a_service_that_is_cancelled_leaves_the_next_one_all_it_needs(
         assert (await anext(aiter(service)))["class_uid"] in {5019, 6002}
 
 
-async def test_a_supervisor_learns_why_a_fence_can_not_stand(
+async def test_supervisor_gets_the_reason_why_a_fence_can_not_be_active(
     lab: Lab, state: StateDirectory
 ) -> None:
-    found = wanted(lab, state)
+    found = settings(lab, state)
     found["sandbox"][0]["netns"] = "no-such-namespace"
     config = ocsf_nft.parse(found, where="test")
     with pytest.raises(ocsf_nft.OcsfNftError, match="no-such-namespace"):
@@ -455,26 +457,28 @@ async def test_a_supervisor_learns_why_a_fence_can_not_stand(
             pytest.fail("it was entered")
 
 
-async def test_a_failure_of_a_service_ends_who_is_in_it(lab: Lab, state: StateDirectory) -> None:
-    class Gone(Receiver):
-        async def deliver(self, _: Any) -> Outcome:
-            raise ClosedError("the reader is gone")
+async def test_service_failure_ends_the_code_in_its_context(
+    lab: Lab, state: StateDirectory
+) -> None:
+    class FailingReceiver(Receiver):
+        async def deliver(self, _: Any) -> BatchResult:
+            raise ClosedError("the reader has exited")
 
-    config = ocsf_nft.parse(wanted(lab, state), where="test")
-    with pytest.raises(ClosedError, match="the reader is gone"):
-        async with ocsf_nft.Service(config, found=[Outlet(name="gone", sink=Gone())]):
+    config = ocsf_nft.parse(settings(lab, state), where="test")
+    with pytest.raises(ClosedError, match="the reader has exited"):
+        async with ocsf_nft.Service(config, found=[Outlet(name="failing", sink=FailingReceiver())]):
             await asyncio.Event().wait()
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
     installer.remove(conftest.SANDBOX, state)
 
 
-async def test_a_service_that_is_not_iterated_over_says_so(lab: Lab, state: StateDirectory) -> None:
-    service = ocsf_nft.Service(ocsf_nft.parse(wanted(lab, state), where="test"))
+async def test_service_that_is_not_iterated_over_raises(lab: Lab, state: StateDirectory) -> None:
+    service = ocsf_nft.Service(ocsf_nft.parse(settings(lab, state), where="test"))
     with pytest.raises(UsageError, match="iterates=True"):
         await anext(aiter(service))
 
 
-def test_the_public_names_are_there() -> None:
+def test_public_names_can_be_imported() -> None:
     assert {name: getattr(ocsf_nft, name) for name in ocsf_nft.__all__}
     with pytest.raises(AttributeError):
         _ = ocsf_nft.nothing

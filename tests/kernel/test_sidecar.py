@@ -1,4 +1,4 @@
-"""The proxy in a pod gets out, and gets its answers, whatever its connections go through."""
+"""Connections of a pod's proxy: they and their answers pass the fence under all conditions."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _MEGABYTE = 1 << 20
 
 @pytest.fixture
 def pod(lab: Lab, state: StateDirectory) -> Lab:
-    """The lab with its sandbox fenced as a pod."""
-    lab.sandbox_namespace.call(sidecar.let_everybody_ping)
+    """Return the lab with its sandbox fenced as a pod."""
+    lab.sandbox_namespace.call(sidecar.allow_ping_sockets)
     installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
     return lab
 
 
 @_FAMILIES
-def test_the_proxy_connects_and_nobody_else(pod: Lab, family: socket.AddressFamily) -> None:
+def test_only_the_proxy_connects(pod: Lab, family: socket.AddressFamily) -> None:
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
         ours, theirs = sidecar.connected(pod, family, server)
         with ours, theirs:
@@ -50,7 +50,7 @@ def test_the_proxy_connects_and_nobody_else(pod: Lab, family: socket.AddressFami
             sidecar.workload(pod, lambda: sidecar.connect(family, GATEWAY[family]))
 
 
-def test_a_proxy_may_have_several_users(lab: Lab, state: StateDirectory) -> None:
+def test_proxy_may_have_several_users(lab: Lab, state: StateDirectory) -> None:
     spec = dataclasses.replace(SPEC, proxy_uids=(0, PROXY_UID, 0))
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     reached = []
@@ -71,7 +71,7 @@ def test_a_proxy_may_have_several_users(lab: Lab, state: StateDirectory) -> None
 
 @_FAMILIES
 @pytest.mark.parametrize("is_connected", [True, False], ids=["connected", "not connected"])
-def test_the_proxy_asks_by_udp_and_is_answered_and_nobody_else(
+def test_only_the_proxy_sends_over_udp_and_receives_answers(
     pod: Lab, family: socket.AddressFamily, is_connected: bool
 ) -> None:
     to = (GATEWAY[family], PORT)
@@ -99,9 +99,7 @@ def test_the_proxy_asks_by_udp_and_is_answered_and_nobody_else(
 
 
 @_FAMILIES
-def test_answers_that_come_in_fragments_are_put_together(
-    pod: Lab, family: socket.AddressFamily
-) -> None:
+def test_fragmented_answers_are_reassembled(pod: Lab, family: socket.AddressFamily) -> None:
     content = bytes(4000)
     with (
         sidecar.server(pod, family, socket.SOCK_DGRAM) as server,
@@ -121,41 +119,41 @@ def test_answers_that_come_in_fragments_are_put_together(
 
 
 @_FAMILIES
-def test_the_proxy_pings_and_nobody_else(pod: Lab, family: socket.AddressFamily) -> None:
+def test_only_the_proxy_pings(pod: Lab, family: socket.AddressFamily) -> None:
     answer = sidecar.proxy(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=10))
     assert answer.endswith(b"bypass")
-    # Over IPv6 the kernel doesn't tell who sends it that it was refused (net/ipv6/ping.c).
+    # Over IPv6 the kernel does not report the refusal to the sender (net/ipv6/ping.c).
     with pytest.raises((PermissionError, TimeoutError)):
         sidecar.workload(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=0.2))
 
 
 @_FAMILIES
-def test_whom_the_proxy_pings_pings_nobody_in_the_pod(
+def test_host_that_the_proxy_pings_cannot_ping_the_pod(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
-    pod.gateway_namespace.call(sidecar.let_everybody_ping)
+    pod.gateway_namespace.call(sidecar.allow_ping_sockets)
     sidecar.proxy(pod, lambda: sidecar.ping(family, GATEWAY[family], seconds=10))
     with pytest.raises(TimeoutError):
         pod.gateway_namespace.call(lambda: sidecar.ping(family, OWN[family], seconds=0.3))
     protocol = "icmp" if family == socket.AF_INET else "ipv6-icmp"
-    # Not let in, and refused and told as an attempt to get out when the kernel answers it.
+    # Refused on its way in, instead of logged as an attempt to get out when the kernel answers it.
     assert sidecar.refused(pod, "ingress", protocol) == 1
 
 
 @_FAMILIES
-def test_an_idle_connection_takes_what_comes_after_the_fence_forgot_it(
+def test_idle_connection_receives_data_after_its_flow_was_evicted(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
         ours, theirs = sidecar.connected(pod, family, server)
         with ours, theirs:
-            _forget_all_flows(pod)
+            _evict_all_flows(pod)
             theirs.sendall(b"at last")
             assert ours.recv(100) == b"at last"
 
 
 @_FAMILIES
-def test_a_kernel_that_looks_for_no_socket_early_takes_a_connection_by_its_flow(
+def test_connection_works_by_its_flow_without_early_demultiplexing(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
     def without_early_demultiplexing() -> None:
@@ -170,7 +168,7 @@ def test_a_kernel_that_looks_for_no_socket_early_takes_a_connection_by_its_flow(
 
 
 @_FAMILIES
-def test_what_is_in_the_buffer_when_the_proxy_closes_arrives(
+def test_buffered_data_of_a_closed_proxy_connection_arrives(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
@@ -178,20 +176,20 @@ def test_what_is_in_the_buffer_when_the_proxy_closes_arrives(
         with theirs:
             with ours:
                 sent = sidecar.fill(ours)
-            # The socket is closed and has no owner. Only now there is room for the rest.
+            # The socket is closed and has no owner. Only now the receiver has room for the rest.
             assert len(_all_of(theirs)) == sent
     assert sidecar.refused(pod, "egress", "tcp") == 0
     assert sidecar.refused(pod, "ingress", "tcp") == 0
 
 
 @_FAMILIES
-def test_much_gets_through_both_ways_where_packets_are_lost_and_nothing_is_refused(
+def test_large_transfer_with_packet_loss_is_complete_and_nothing_is_refused(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
     content = bytes(range(256)) * (20 * _MEGABYTE // 256)
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
         ours, theirs = sidecar.connected(pod, family, server)
-        _lose_packets(pod)
+        _drop_packets(pod)
         with theirs:
             with ours:
                 echo = threading.Thread(target=_echo, args=(theirs,))
@@ -202,14 +200,14 @@ def test_much_gets_through_both_ways_where_packets_are_lost_and_nothing_is_refus
                 sender.join()
             echo.join()
     assert hashlib.sha256(received).digest() == hashlib.sha256(content).digest()
-    # Retransmissions, the acknowledgements of TIME_WAIT, and resets: they had to get through too.
+    # Retransmissions, acknowledgements in TIME_WAIT and resets had to pass too.
     sidecar.until(lambda: not _connections(pod, "LAST_ACK", "FIN_WAIT1", "CLOSING"))
     assert sidecar.refused(pod, "egress", "tcp") == 0
     assert sidecar.refused(pod, "ingress", "tcp") == 0
 
 
 @_FAMILIES
-def test_a_download_that_the_proxy_gives_up_is_reset_and_no_alarm(
+def test_download_aborted_by_the_proxy_is_reset_without_a_refusal(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
@@ -227,7 +225,7 @@ def test_a_download_that_the_proxy_gives_up_is_reset_and_no_alarm(
 
 
 @_FAMILIES
-def test_where_the_fence_has_no_room_for_a_flow_the_connection_works_all_the_same(
+def test_connection_works_if_the_fence_has_no_room_for_its_flow(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
     version = 4 if family == socket.AF_INET else 6
@@ -241,7 +239,7 @@ def test_where_the_fence_has_no_room_for_a_flow_the_connection_works_all_the_sam
 
 @_FAMILIES
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["tcp", "udp"])
-def test_nobody_outside_gets_at_what_listens_in_the_pod(
+def test_hosts_outside_cannot_reach_servers_in_the_pod(
     pod: Lab, family: socket.AddressFamily, kind: socket.SocketKind
 ) -> None:
     def listen() -> socket.socket:
@@ -257,14 +255,14 @@ def test_nobody_outside_gets_at_what_listens_in_the_pod(
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             sock.connect((OWN[family], PORT))
-            sock.send(b"anybody in?")
+            sock.send(b"from outside")
         return sock
 
     def is_refused_more(before: int) -> bool:
         return sidecar.refused(pod, "ingress", protocol) > before
 
     protocol = "tcp" if kind == socket.SOCK_STREAM else "udp"
-    # At the proxy's neither: what it has to say to the outside, it begins itself.
+    # The proxy's servers neither: the proxy opens its connections to the outside itself.
     for user in (PROXY_UID, WORKLOAD_UID):
         before = sidecar.refused(pod, "ingress", protocol)
         opened = as_user(user, listen, capabilities=frozenset())
@@ -275,7 +273,7 @@ def test_nobody_outside_gets_at_what_listens_in_the_pod(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", SANDBOX4, "::1", SANDBOX6, "fe80::7"])
-def test_loopback_and_the_pods_own_address_are_everybodys(pod: Lab, address: str) -> None:
+def test_all_users_may_use_loopback_and_the_pods_own_address(pod: Lab, address: str) -> None:
     ip("-n", pod.sandbox, "address", "add", "fe80::7/64", "dev", "sb0", "nodad")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     scope = pod.sandbox_namespace.call(lambda: socket.if_nametoindex("sb0"))
@@ -293,13 +291,13 @@ def test_loopback_and_the_pods_own_address_are_everybodys(pod: Lab, address: str
             assert accepted.recv(100) == b"CONNECT"
 
 
-def _forget_all_flows(pod: Lab) -> None:
+def _evict_all_flows(pod: Lab) -> None:
     for name in ("proxied4", "proxied6"):
         conftest.nft(pod.sandbox_namespace, "flush", "set", "inet", "ocsf_nft", name)
 
 
 def _full(version: int) -> str:
-    """The set of the proxy's flows with as many elements as fit."""
+    """Return a command that fills the set of the proxy's flows."""
     host = "192.0.2.1" if version == 4 else "2001:db8::1"
     elements = ", ".join(f"{host} . {port} . {host} . {port} . udp" for port in range(65_536))
     return f"add element inet ocsf_nft proxied{version} {{ {elements} }}\n"
@@ -320,8 +318,8 @@ def _echo(sock: socket.socket) -> None:
         sock.sendall(part)
 
 
-def _lose_packets(pod: Lab) -> None:
-    """One in fifty, each way, at the far end."""
+def _drop_packets(pod: Lab) -> None:
+    """Drop one in fifty packets, in each direction, at the far end."""
     conftest.load(
         pod.gateway_namespace,
         "table netdev lossy {\n"
@@ -336,7 +334,7 @@ _STATES = {"FIN_WAIT1": "04", "CLOSING": "0B", "LAST_ACK": "09"}
 
 
 def _connections(pod: Lab, *states: str) -> list[str]:
-    """The connections of both ends that are in these states."""
+    """Return the connections of both ends that are in these states."""
 
     def listed() -> list[str]:
         return [
@@ -345,6 +343,6 @@ def _connections(pod: Lab, *states: str) -> list[str]:
             for line in Path(f"/proc/thread-self/net/{name}").read_text("ascii").splitlines()[1:]
         ]
 
-    wanted = {_STATES[state] for state in states}
+    selected = {_STATES[state] for state in states}
     lines = pod.sandbox_namespace.call(listed) + pod.gateway_namespace.call(listed)
-    return [line for line in lines if line.split()[3] in wanted]
+    return [line for line in lines if line.split()[3] in selected]

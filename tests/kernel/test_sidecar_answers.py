@@ -1,4 +1,4 @@
-"""Nobody in a pod gets anything out by making the kernel speak."""
+"""Answers of a pod's kernel: no process but the proxy gets data out by them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ocsf_nft.lab import INTERNET4, INTERNET6, SANDBOX4, SANDBOX6
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, far_side, means, packets, sidecar
 from tests.kernel.packets import ACK, FIN, PSH, RST, SYN
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 from tests.kernel.sidecar import GATEWAY, PORT, SPEC, WORKLOAD_UID
 from tests.kernel.users import CAP_NET_RAW, as_user
 
@@ -40,8 +40,8 @@ _RAW = frozenset({CAP_NET_RAW})
 
 @pytest.fixture
 def pod(lab: Lab, state: StateDirectory) -> Lab:
-    """The lab with its sandbox fenced as a pod."""
-    lab.sandbox_namespace.call(sidecar.let_everybody_ping)
+    """Return the lab with its sandbox fenced as a pod."""
+    lab.sandbox_namespace.call(sidecar.allow_ping_sockets)
     installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
     return lab
 
@@ -52,22 +52,22 @@ def pod(lab: Lab, state: StateDirectory) -> Lab:
     [SYN, SYN | ACK, PSH | ACK, ACK, FIN | ACK, RST],
     ids=["syn", "syn ack", "data", "ack", "fin", "rst"],
 )
-async def test_a_forged_segment_of_the_proxys_flow_is_neither_taken_nor_answered(
+async def test_forged_segment_of_the_proxys_flow_is_neither_accepted_nor_answered(
     pod: Lab, family: socket.AddressFamily, flags: int
 ) -> None:
-    """The kernel would answer it with a reset that has the forger's numbers in it."""
+    """The kernel would answer with a reset that carries sequence numbers of the forger."""
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server, sidecar.far(pod) as strays:
-        port = sidecar.port_the_proxy_had(pod, family, server)
+        port = sidecar.closed_proxy_port(pod, family, server)
         strays()
         forge = sidecar.forged(family, GATEWAY[family], 6, packets.tcp(port, flags, PORT))
         async with Nflog(pod.sandbox_namespace, DEFAULT_GROUP) as source:
             pod.sandbox_namespace.call(as_user(0, forge, capabilities=_RAW))
-            assert await _is_told(source, "egress" if flags == RST else "ingress")
+            assert await _is_logged(source, "egress" if flags == RST else "ingress")
         assert not strays()
 
 
 @_FAMILIES
-async def test_nor_is_any_other_segment_from_elsewhere_that_comes_from_inside(
+async def test_forged_segment_of_another_flow_is_neither_accepted_nor_answered(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
     internet = INTERNET4 if family == socket.AF_INET else INTERNET6
@@ -75,17 +75,17 @@ async def test_nor_is_any_other_segment_from_elsewhere_that_comes_from_inside(
         forge = sidecar.forged(family, internet, 6, packets.tcp(9, PSH | ACK, PORT))
         async with Nflog(pod.sandbox_namespace, DEFAULT_GROUP) as source:
             pod.sandbox_namespace.call(as_user(0, forge, capabilities=_RAW))
-            assert await _is_told(source, "ingress")
+            assert await _is_logged(source, "ingress")
         assert not strays()
 
 
 @_FAMILIES
 @pytest.mark.parametrize("way", ["raw socket", "frame"])
 @pytest.mark.parametrize("flags", [PSH | ACK, RST], ids=["data", "rst"])
-async def test_nor_is_one_of_a_flow_that_the_fence_has_forgotten_and_the_proxy_has_not(
+async def test_forged_segment_of_an_evicted_flow_is_neither_accepted_nor_answered(
     pod: Lab, family: socket.AddressFamily, way: str, flags: int
 ) -> None:
-    """Five minutes without a packet are enough, or one with the flow's ports by anybody else."""
+    """Five minutes without a packet evict a flow, or another user's packet with its ports."""
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server, sidecar.far(pod) as strays:
         ours, theirs = sidecar.connected(pod, family, server)
         with ours, theirs:
@@ -98,25 +98,25 @@ async def test_nor_is_one_of_a_flow_that_the_fence_has_forgotten_and_the_proxy_h
                 forge = forged(family, GATEWAY[family], 6, segment)
                 pod.sandbox_namespace.call(as_user(0, forge, capabilities=_RAW))
                 is_owned_reset = flags == RST and way == "raw socket"
-                assert await _is_told(source, "egress" if is_owned_reset else "ingress")
+                assert await _is_logged(source, "egress" if is_owned_reset else "ingress")
             assert not strays()
             theirs.sendall(b"answer")
             assert ours.recv(100) == b"answer"
 
 
-async def _is_told(source: Nflog, rule: str) -> bool:
-    def wanted(record: Record) -> bool:
+async def _is_logged(source: Nflog, rule: str) -> bool:
+    def is_expected(record: Record) -> bool:
         return (record.rule, record.source_port) == (rule, PORT)
 
-    return any(map(wanted, await taken(source, wanted)))
+    return any(map(is_expected, await until_found(source, is_expected)))
 
 
 @_FAMILIES
 @pytest.mark.parametrize("kind", ["datagram", "echo request", "protocol"])
-async def test_nobody_gets_data_out_by_what_the_kernel_answers(
+async def test_forged_source_gets_no_data_out_by_the_kernels_answer(
     pod: Lab, family: socket.AddressFamily, kind: str
 ) -> None:
-    """Whoever may forge a source sends it to himself, and the kernel's answer has his bytes."""
+    """The sender forges the source and sends to the pod. The kernel's answer has its bytes."""
     internet = INTERNET4 if family == socket.AF_INET else INTERNET6
     icmp = 1 if family == socket.AF_INET else 58
     protocol, payload = {
@@ -126,7 +126,7 @@ async def test_nobody_gets_data_out_by_what_the_kernel_answers(
     }[kind]
     answer = protocol if kind == "echo request" else icmp
 
-    def wanted(record: Record) -> bool:
+    def is_expected(record: Record) -> bool:
         found = record.rule, record.protocol, record.destination, record.uid
         return found == ("egress", answer, internet, None)
 
@@ -134,11 +134,11 @@ async def test_nobody_gets_data_out_by_what_the_kernel_answers(
         with sidecar.far(pod) as strays:
             forge = sidecar.forged(family, internet, protocol, payload)
             pod.sandbox_namespace.call(as_user(0, forge, capabilities=_RAW))
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(is_expected, await until_found(source, is_expected)))
             assert not strays()
 
 
-async def test_nobody_gets_data_out_by_an_icmp_error_for_which_no_privilege_is_needed(
+async def test_icmp_error_without_any_privilege_gets_no_data_out(
     pod: Lab,
 ) -> None:
     def send() -> None:
@@ -147,18 +147,18 @@ async def test_nobody_gets_data_out_by_an_icmp_error_for_which_no_privilege_is_n
             sock.bind((INTERNET6, 5353))
             sock.sendto(b"bypass" * 100, (SANDBOX6, 9))
 
-    def wanted(record: Record) -> bool:
+    def is_expected(record: Record) -> bool:
         return (record.rule, record.protocol, record.destination) == ("egress", 58, INTERNET6)
 
     async with Nflog(pod.sandbox_namespace, DEFAULT_GROUP) as source:
         with sidecar.far(pod) as strays:
             sidecar.workload(pod, send)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(is_expected, await until_found(source, is_expected)))
             assert not strays()
 
 
-def test_nobody_but_the_proxy_makes_the_kernel_look_for_a_neighbour(pod: Lab) -> None:
-    """Who asks for whom, and when, could mean something to somebody on the link."""
+def test_only_the_proxy_makes_the_kernel_resolve_a_neighbour(pod: Lab) -> None:
+    """The targets and times of neighbour requests could carry a message to a host on the link."""
 
     def sends() -> Iterator[Callable[[], object]]:
         for family, to in ((socket.AF_INET, _STRANGER4), (socket.AF_INET6, _STRANGER6)):
@@ -166,7 +166,7 @@ def test_nobody_but_the_proxy_makes_the_kernel_look_for_a_neighbour(pod: Lab) ->
                 yield partial(_send, family, kind, to)
             yield partial(sidecar.ping, family, to, seconds=0.01)
 
-    with _asked(pod) as asked:
+    with _neighbour_requests(pod) as requested:
         for send in sends():
             for user in (0, WORKLOAD_UID):
                 for capabilities in (frozenset[int](), _RAW):
@@ -175,14 +175,14 @@ def test_nobody_but_the_proxy_makes_the_kernel_look_for_a_neighbour(pod: Lab) ->
         raw = as_user(0, means.raw4(253, to=_STRANGER4), capabilities=_RAW)
         pod.sandbox_namespace.call(raw)
         time.sleep(0.05)
-        assert not asked()
+        assert not requested()
         for send in sends():
             with contextlib.suppress(OSError):
                 sidecar.proxy(pod, send)
         left = {_STRANGER4, _STRANGER6}
 
         def are_all_asked_for() -> bool:
-            left.difference_update(asked())
+            left.difference_update(requested())
             return not left
 
         sidecar.until(are_all_asked_for)
@@ -190,10 +190,10 @@ def test_nobody_but_the_proxy_makes_the_kernel_look_for_a_neighbour(pod: Lab) ->
 
 @pytest.mark.parametrize("capabilities", [frozenset(), _RAW], ids=["", "raw"])
 @pytest.mark.parametrize("to", ["127.0.0.1", "::1", SANDBOX4, SANDBOX6])
-def test_the_address_of_a_proxy_inside_is_nothing_to_send_out_on_a_link(
+def test_packets_to_an_inner_proxys_address_do_not_leave_by_a_link(
     lab: Lab, state: StateDirectory, to: str, capabilities: frozenset[int]
 ) -> None:
-    """A socket that is bound to a link sends even what is for 127.0.0.1 out on it."""
+    """A socket that is bound to a link sends even packets to 127.0.0.1 out by that link."""
     family = socket.AF_INET6 if ":" in to else socket.AF_INET
     host = f"[{to}]" if ":" in to else to
     spec = dataclasses.replace(SPEC, proxies=(endpoint(f"{host}:{PORT}"),))
@@ -225,8 +225,8 @@ def _echo_request(family: socket.AddressFamily) -> bytes:
 
 
 @contextlib.contextmanager
-def _asked(lab: Lab) -> Iterator[Callable[[], set[str]]]:
-    """Whom the pod's kernel has looked for on the link since it was last asked."""
+def _neighbour_requests(lab: Lab) -> Iterator[Callable[[], set[str]]]:
+    """Yield a function that returns the neighbours requested on the link since its last call."""
     with far_side.watch(lab) as far:
 
         def targets() -> set[str]:

@@ -1,4 +1,4 @@
-"""What there may be in a pod besides: exceptions, another link, namespaces nested in it."""
+"""Pods with exceptions, with another link, and with nested namespaces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import GATEWAY4, GATEWAY_MAC, INTERNET4, SANDBOX4, SANDBOX6, ip, new_namespace
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import command, conftest, packets, sidecar
-from tests.kernel.reading import refused_at, taken
+from tests.kernel.reading import refused_at, until_found
 from tests.kernel.sidecar import GATEWAY, PORT, SPEC, WORKLOAD_UID
 from tests.kernel.users import CAP_NET_RAW, as_user
 
@@ -47,7 +47,7 @@ _FEW_PORTS: Final = range(40_000, 40_010)
 
 @pytest.fixture
 def pod(lab: Lab, state: StateDirectory) -> Lab:
-    """The lab with its sandbox fenced as a pod from which everybody may reach one service."""
+    """Return the lab with its sandbox fenced as a pod whose users may all reach one service."""
     spec = dataclasses.replace(SPEC, exceptions=_EXCEPTIONS)
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
     return lab
@@ -55,7 +55,7 @@ def pod(lab: Lab, state: StateDirectory) -> Lab:
 
 @pytest.fixture
 def nested(lab: Lab) -> Iterator[Namespace]:
-    """A namespace nested in the pod, which has it for a router."""
+    """Create a namespace inside the pod that routes through the pod."""
     name = f"{lab.sandbox}-nested"
     with new_namespace(name) as made:
         ip("-n", lab.sandbox, "link", "add", "n0", "type", "veth", "peer", "name", "n1",
@@ -74,7 +74,9 @@ def _forward() -> None:
 
 
 @_FAMILIES
-def test_an_exception_is_for_everybody_and_answers(pod: Lab, family: socket.AddressFamily) -> None:
+def test_all_users_reach_an_exception_and_receive_answers(
+    pod: Lab, family: socket.AddressFamily
+) -> None:
     for user in (0, WORKLOAD_UID, sidecar.PROXY_UID):
         connect = as_user(
             user, lambda: sidecar.connect(family, GATEWAY[family]), capabilities=frozenset()
@@ -102,7 +104,7 @@ def test_an_exception_is_for_everybody_and_answers(pod: Lab, family: socket.Addr
 
 
 @_FAMILIES
-def test_what_is_in_the_buffer_when_a_connection_to_an_exception_is_closed_arrives(
+def test_buffered_data_of_a_closed_connection_to_an_exception_arrives(
     pod: Lab, family: socket.AddressFamily
 ) -> None:
     with sidecar.server(pod, family, socket.SOCK_STREAM) as server:
@@ -120,7 +122,7 @@ def test_what_is_in_the_buffer_when_a_connection_to_an_exception_is_closed_arriv
         assert sidecar.refused(pod, rule, "tcp") == 0
 
 
-async def test_a_source_route_over_an_exception_is_refused(pod: Lab) -> None:
+async def test_source_route_over_an_exception_is_refused(pod: Lab) -> None:
     def connect() -> None:
         with socket.socket() as sock:
             hop, end = socket.inet_aton(GATEWAY4), socket.inet_aton(INTERNET4)
@@ -130,7 +132,7 @@ async def test_a_source_route_over_an_exception_is_refused(pod: Lab) -> None:
             with contextlib.suppress(OSError):
                 sock.connect((INTERNET4, PORT))
 
-    # Whoever sets one needs that capability: a router of the exception's would send it on.
+    # A source route needs this capability. A router at the exception's address would forward it.
     attempt = as_user(WORKLOAD_UID, connect, capabilities=frozenset({CAP_NET_RAW}))
     async with Nflog(pod.sandbox_namespace, DEFAULT_GROUP) as source:
         with sidecar.far(pod) as strays:
@@ -139,7 +141,7 @@ async def test_a_source_route_over_an_exception_is_refused(pod: Lab) -> None:
             assert not strays()
 
 
-async def test_a_socket_bound_to_another_link_does_not_reach_who_has_an_exceptions_address_there(
+async def test_socket_bound_to_another_link_does_not_reach_an_exceptions_address_there(
     lab: Lab, state: StateDirectory
 ) -> None:
     ip("-n", lab.sandbox, "link", "add", "sb1", "type", "veth", "peer", "name", "far1",
@@ -156,12 +158,12 @@ async def test_a_socket_bound_to_another_link_does_not_reach_who_has_an_exceptio
 
     async with Nflog(lab.sandbox_namespace, DEFAULT_GROUP) as source:
         sidecar.workload(lab, connect)
-        found = await taken(source, lambda record: record.destination_port == PORT)
+        found = await until_found(source, lambda record: record.destination_port == PORT)
         about_it = [each for each in found if each.destination_port == PORT]
         assert {(each.out_interface, each.uid) for each in about_it} == {("sb1", WORKLOAD_UID)}
 
 
-def test_a_nested_namespace_has_no_way_out_and_no_answer(
+def test_nested_namespace_gets_no_packet_out_and_no_answer(
     pod: Lab, nested: Namespace, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
@@ -171,7 +173,7 @@ def test_a_nested_namespace_has_no_way_out_and_no_answer(
             sock.connect((INTERNET4, 53))
             sock.send(b"bypass")
             sidecar.until(lambda: b'"forward"' in output.read_bytes())
-            sock.send(b"no error has come of the first one")
+            sock.send(b"the first datagram caused no error")
         assert running.stop(signal.SIGTERM)[0] == 0
         assert not strays()
     events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
@@ -183,10 +185,10 @@ def test_a_nested_namespace_has_no_way_out_and_no_answer(
 
 
 @pytest.mark.parametrize("kind", ["tcp", "udp", "raw", "frame"])
-async def test_a_nested_namespace_with_a_device_on_the_link_is_refused_at_the_link(
+async def test_nested_namespace_with_a_device_on_the_link_is_refused_at_the_link(
     pod: Lab, nested: Namespace, kind: str
 ) -> None:
-    """Its packets pass no hook of the pod's but that, and have neither owner nor address there."""
+    """Its packets pass only this hook of the pod, and have neither owner nor address there."""
     name = f"{pod.sandbox}-nested"
     ip("-n", pod.sandbox, "link", "add", "link", "sb0", "name", "child", "type", "macvlan")
     ip("-n", pod.sandbox, "link", "set", "child", "netns", name)
@@ -216,27 +218,27 @@ async def test_a_nested_namespace_with_a_device_on_the_link_is_refused_at_the_li
             with contextlib.suppress(OSError):
                 sock.send(frame)
 
-    wanted_protocol = {"tcp": 6, "udp": 17, "raw": 253, "frame": 58}[kind]
+    protocol_number = {"tcp": 6, "udp": 17, "raw": 253, "frame": 58}[kind]
 
-    def wanted(record: Record) -> bool:
-        return (record.rule, record.protocol) == ("link", wanted_protocol)
+    def is_expected(record: Record) -> bool:
+        return (record.rule, record.protocol) == ("link", protocol_number)
 
     async with Nflog(pod.sandbox_namespace, DEFAULT_GROUP) as source:
         with sidecar.far(pod) as strays:
             nested.call(send if kind == "frame" else attempt)
-            assert any(map(wanted, await taken(source, wanted)))
+            assert any(map(is_expected, await until_found(source, is_expected)))
             assert not strays()
 
 
-async def test_what_the_kernel_connects_to_by_itself_is_not_the_proxys(pod: Lab) -> None:
-    """Multipath TCP: who is talked to names another address, and the kernel connects there too."""
+async def test_kernels_own_multipath_connection_is_refused(pod: Lab) -> None:
+    """With Multipath TCP the server announces another address, and the kernel connects to it."""
     other = "10.200.0.3"
     for namespace in (pod.sandbox, pod.gateway):
         ip("-n", namespace, "mptcp", "limits", "set", "subflow", "2", "add_addr_accepted", "2")
     ip("-n", pod.gateway, "address", "add", f"{other}/24", "dev", "gw0")
     ip("-n", pod.gateway, "mptcp", "endpoint", "add", other, "dev", "gw0", "signal")
     pod.sandbox_namespace.call(_connect_from_few_ports)
-    # As if the proxy had had any flow that it may get.
+    # As if the proxy had already had every flow that the kernel may choose.
     flows = ", ".join(f"{SANDBOX4} . {port} . {other} . {PORT}" for port in _FEW_PORTS)
     flows_of_tcp = flows.replace(f" . {PORT}", f" . {PORT} . tcp")
     for family, elements in (("inet", flows_of_tcp), ("netdev", flows)):
@@ -256,7 +258,7 @@ async def test_what_the_kernel_connects_to_by_itself_is_not_the_proxys(pod: Lab)
         sock.connect((GATEWAY4, PORT))
         return sock
 
-    def wanted(record: Record) -> bool:
+    def is_expected(record: Record) -> bool:
         return (record.rule, record.destination, record.uid) == ("egress", other, None)
 
     async with Nflog(pod.sandbox_namespace, DEFAULT_GROUP) as source:
@@ -268,8 +270,8 @@ async def test_what_the_kernel_connects_to_by_itself_is_not_the_proxys(pod: Lab)
         ):
             ours.sendall(b"to the exception")
             assert theirs.recv(100) == b"to the exception"
-            theirs.sendall(b"which says where it is as well")
-            assert any(map(wanted, await taken(source, wanted)))
+            theirs.sendall(b"with another address")
+            assert any(map(is_expected, await until_found(source, is_expected)))
             address = socket.inet_aton(other)
             assert not [stray for stray in strays() if stray[30:34] == address]
 
@@ -279,7 +281,7 @@ def _connect_from_few_ports() -> None:
     Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"{first} {last}", encoding="ascii")
 
 
-def test_the_proxy_may_send_frames_of_any_kind_if_it_has_the_capability(pod: Lab) -> None:
+def test_proxy_with_the_capability_may_send_frames_of_any_kind(pod: Lab) -> None:
     gateway = bytes.fromhex(GATEWAY_MAC.replace(":", ""))
 
     def send() -> None:

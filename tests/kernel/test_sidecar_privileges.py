@@ -1,4 +1,4 @@
-"""A sidecar does all it does with CAP_NET_ADMIN over its network namespace, and nothing else."""
+"""Privileges of a sidecar: only CAP_NET_ADMIN over its network namespace."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INSTALL: Final = ("--profile", "sidecar", "--proxy-uid", str(PROXY_UID), "--pro
 _UNPRIVILEGED: Final = tuple(kind for kind, *_ in UNPRIVILEGED)
 _RAW: Final = tuple(kind for kind, *_ in PRIVILEGED)
 _ATTEMPTS: Final = {kind: (protocol, port) for kind, _, protocol, port in UNPRIVILEGED + PRIVILEGED}
-#: As a container's runtime mounts it.
+#: Read-only sysctls, as a container runtime mounts them.
 _READ_ONLY: Final = (
     *("unshare", "--mount", "--propagation=private", "sh", "-c"),
     'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"',
@@ -40,17 +40,17 @@ _READ_ONLY: Final = (
 
 @pytest.fixture(params=["users of the host", "users of its own"])
 def pod(request: pytest.FixtureRequest, lab: Lab) -> Iterator[tuple[Lab, list[str]]]:
-    """A pod, and what to put before a command for root in it to run it."""
+    """Yield a pod, and the command prefix that runs a command as its root."""
     if request.param == "users of the host":
-        lab.sandbox_namespace.call(sidecar.let_everybody_ping)
+        lab.sandbox_namespace.call(sidecar.allow_ping_sockets)
         yield lab, ["nsenter", f"--net=/run/netns/{lab.sandbox}"]
     else:
         with sidecar.rootless(lab) as (rootless, as_root):
-            rootless.sandbox_namespace.call(sidecar.let_everybody_ping)
+            rootless.sandbox_namespace.call(sidecar.allow_ping_sockets)
             yield rootless, as_root
 
 
-def test_with_that_it_installs_watches_verifies_and_removes_and_knows_every_user(
+def test_net_admin_suffices_for_all_commands_and_for_users_in_events(
     pod: tuple[Lab, list[str]], state: StateDirectory, tmp_path: Path
 ) -> None:
     lab, as_root = pod
@@ -75,9 +75,9 @@ def test_with_that_it_installs_watches_verifies_and_removes_and_knows_every_user
             assert bool(got_out) == (uid == PROXY_UID)
         assert running.stop(signal.SIGTERM)[0] == 0
     everything = Counter((*_ATTEMPTS[kind],) for kind in (*_UNPRIVILEGED, *_RAW))
-    told = _told(output)
-    assert told.keys() == {str(WORKLOAD_UID), "0"}
-    assert all(of_user == everything for of_user in told.values())
+    counts = _counts(output)
+    assert counts.keys() == {str(WORKLOAD_UID), "0"}
+    assert all(of_user == everything for of_user in counts.values())
     assert command.run("status", "--state-dir", str(state.path), under=under).code == 0
     assert command.run("remove", *where, under=under).code == 0
     assert nft(lab.sandbox_namespace, "list", "ruleset") == ""
@@ -85,14 +85,14 @@ def test_with_that_it_installs_watches_verifies_and_removes_and_knows_every_user
 
 @pytest.mark.parametrize(
     ("attribution", "needed"),
-    # CAP_NET_ADMIN; CAP_SYS_PTRACE to look at processes; CAP_PERFMON and CAP_BPF to capture.
+    # CAP_NET_ADMIN; CAP_SYS_PTRACE to inspect processes; CAP_PERFMON and CAP_BPF to capture.
     [
         ("user", 1 << 12),
         ("socket", 1 << 12 | 1 << 19),
         ("capture", 1 << 12 | 1 << 19 | 1 << 38 | 1 << 39),
     ],
 )
-def test_a_run_on_the_fence_of_its_own_namespace_keeps_that_and_gives_up_the_rest(
+def test_run_on_its_own_namespace_drops_all_other_capabilities(
     lab: Lab, state: StateDirectory, tmp_path: Path, attribution: str, needed: int
 ) -> None:
     here = lab.sandbox_namespace
@@ -103,7 +103,9 @@ def test_a_run_on_the_fence_of_its_own_namespace_keeps_that_and_gives_up_the_res
     with command.running(*where, *more, inside=here) as running:
         held: set[str] = set()
         for task in Path(f"/proc/{running.process.pid}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it just ended
+            with contextlib.suppress(
+                FileNotFoundError, ProcessLookupError
+            ):  # the thread has just ended
                 held.update(
                     line
                     for line in (task / "status").read_text().splitlines()
@@ -113,7 +115,7 @@ def test_a_run_on_the_fence_of_its_own_namespace_keeps_that_and_gives_up_the_res
     assert held == {f"{name}:\t{needed:016x}" for name in ("CapPrm", "CapEff", "CapBnd")}
 
 
-def test_without_that_it_says_so_in_one_sentence(
+def test_missing_net_admin_is_reported_in_one_sentence(
     pod: tuple[Lab, list[str]], state: StateDirectory
 ) -> None:
     _, as_root = pod
@@ -123,7 +125,7 @@ def test_without_that_it_says_so_in_one_sentence(
     assert "CAP_NET_ADMIN" in failed.sentence
 
 
-def test_without_the_proxys_address_events_say_to_use_it_all_the_same(
+def test_events_name_the_proxy_as_remedy_without_its_address(
     pod: tuple[Lab, list[str]], state: StateDirectory, tmp_path: Path
 ) -> None:
     _, as_root = pod
@@ -141,7 +143,7 @@ def test_without_the_proxys_address_events_say_to_use_it_all_the_same(
 
 
 def _confined(uid: int, capability: str | None) -> list[str]:
-    """A user with one capability at most, whatever it runs."""
+    """Return a command prefix for a user whose programs have at most this capability."""
     given = "" if capability is None else f",+{capability}"
     return [
         *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs"),
@@ -150,7 +152,7 @@ def _confined(uid: int, capability: str | None) -> list[str]:
 
 
 def _attempt(under: list[str], kinds: tuple[str, ...]) -> None:
-    # By standard input: the user may not be allowed to read the folder that this file is in.
+    # Through standard input: the user may have no permission to read this file's folder.
     with Path(attempts.__file__).open("rb") as program:
         subprocess.run(
             [*under, "/usr/bin/python3", "-I", "-", "1", *kinds], stdin=program, check=True
@@ -158,15 +160,15 @@ def _attempt(under: list[str], kinds: tuple[str, ...]) -> None:
 
 
 def _of_users(output: Path) -> list[dict[str, Any]]:
-    """The events of refused packets that somebody has sent."""
+    """Return the events about refused packets of a process."""
     events = [orjson.loads(line) for line in output.read_bytes().splitlines()]
     return [event for event in events if event["class_uid"] == 4001 and "actor" in event]
 
 
-def _told(output: Path) -> dict[str, Counter[tuple[int, int | None]]]:
-    """What each user was refused, by protocol and port."""
-    told: dict[str, Counter[tuple[int, int | None]]] = {}
+def _counts(output: Path) -> dict[str, Counter[tuple[int, int | None]]]:
+    """Return the counts of each user's refused packets by protocol and port."""
+    counts: dict[str, Counter[tuple[int, int | None]]] = {}
     for event in _of_users(output):
         what = event["connection_info"]["protocol_num"], event["dst_endpoint"].get("port")
-        told.setdefault(event["actor"]["user"]["uid"], Counter())[what] += event["count"]
-    return told
+        counts.setdefault(event["actor"]["user"]["uid"], Counter())[what] += event["count"]
+    return counts

@@ -1,4 +1,4 @@
-"""Replacing a pod's fence lets nothing out, and the proxy doesn't notice."""
+"""Replacement of a pod's fence: nothing gets out, and the proxy is not disturbed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.kernel
 _FAMILIES = pytest.mark.parametrize("family", list(GATEWAY), ids=["ip4", "ip6"])
 _FLOOD: Final = Path(__file__).with_name("flood.py")
 _OTHER: Final = dataclasses.replace(SPEC, exceptions=(exception("udp:10.200.0.9:53"),))
-#: Ten replacements are the fewest that include every kind.
+#: Ten replacements are the minimum that includes every kind.
 _TIMES = pytest.mark.parametrize(
     "times", [10, pytest.param(24, marks=(pytest.mark.slow, pytest.mark.alone))]
 )
@@ -38,7 +38,7 @@ _TIMES = pytest.mark.parametrize(
 
 @pytest.fixture
 def flood(lab: Lab) -> Iterator[subprocess.Popen[str]]:
-    """A flood of the workload's user, until the test stops it."""
+    """Run a flood of the workload's user until the test stops it."""
     with _FLOOD.open("rb") as program:
         process = lab.sandbox_namespace.call(
             lambda: subprocess.Popen(
@@ -58,7 +58,7 @@ def flood(lab: Lab) -> Iterator[subprocess.Popen[str]]:
 
 
 def _replacements(lab: Lab, state: StateDirectory, times: int) -> Iterator[None]:
-    """Replace it by another policy, for other links, and after it was tampered with, by turns."""
+    """Replace the fence in turn by another policy, for other links, and after tampering."""
     for replaced in range(times):
         if replaced % 5 == 4:
             conftest.nft(lab.sandbox_namespace, "add chain inet ocsf_nft foreign { "
@@ -68,13 +68,13 @@ def _replacements(lab: Lab, state: StateDirectory, times: int) -> Iterator[None]
             ip("-n", lab.sandbox, "link", "add", "late0", "type", "veth", "peer", "late1")
         elif replaced % 4 == 0 and replaced:
             ip("-n", lab.sandbox, "link", "del", "late0")
-        wanted = SPEC if replaced % 2 else _OTHER
-        assert installer.install(wanted, lab.sandbox_namespace, state, "nflog").spec == wanted
+        requested = SPEC if replaced % 2 else _OTHER
+        assert installer.install(requested, lab.sandbox_namespace, state, "nflog").spec == requested
         yield
 
 
 @_TIMES
-def test_under_a_flood_nothing_gets_out_no_count_is_lost_and_the_proxy_goes_on(
+def test_replacement_under_a_flood_lets_nothing_out_keeps_counts_and_the_proxys_connection(
     lab: Lab,
     state: StateDirectory,
     counters: Callable[[Namespace], dict[str, int]],
@@ -86,7 +86,7 @@ def test_under_a_flood_nothing_gets_out_no_count_is_lost_and_the_proxy_goes_on(
                  '{ type filter hook ingress device "gw0" priority 0; }; '
                  "add rule netdev far ingress udp dport 9 counter name out")  # fmt: skip
     installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
-    time.sleep(0.1)  # what left before is in nobody's queue any more
+    time.sleep(0.1)  # earlier packets have left every queue
     out = counters(lab.gateway_namespace)["out"]
     with sidecar.server(lab, socket.AF_INET, socket.SOCK_STREAM) as server:
         ours, theirs = sidecar.connected(lab, socket.AF_INET, server)
@@ -113,7 +113,7 @@ def test_under_a_flood_nothing_gets_out_no_count_is_lost_and_the_proxy_goes_on(
 
 @_TIMES
 @_FAMILIES
-def test_what_is_in_the_buffer_of_a_closed_connection_arrives_while_the_fence_is_replaced(
+def test_buffered_data_of_a_closed_connection_arrives_during_replacements(
     lab: Lab, state: StateDirectory, family: socket.AddressFamily, times: int
 ) -> None:
     installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
@@ -134,7 +134,7 @@ def test_what_is_in_the_buffer_of_a_closed_connection_arrives_while_the_fence_is
 
 
 @_FAMILIES
-def test_an_answer_by_udp_arrives_after_the_fence_was_replaced(
+def test_udp_answer_arrives_after_a_replacement(
     lab: Lab, state: StateDirectory, family: socket.AddressFamily
 ) -> None:
     installer.install(SPEC, lab.sandbox_namespace, state, "nflog")
@@ -151,7 +151,7 @@ def test_an_answer_by_udp_arrives_after_the_fence_was_replaced(
 
 
 class _Rounds(threading.Thread):
-    """Something to and fro over a connection, again and again."""
+    """Repeated exchange of data over a connection."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__()

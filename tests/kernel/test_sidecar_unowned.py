@@ -1,4 +1,4 @@
-"""What the kernel sends for a socket that has no owner any more is the proxy's, or goes nowhere."""
+"""Packets that the kernel sends for sockets without an owner: only the proxy's may leave."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FAMILIES = pytest.mark.parametrize("family", list(GATEWAY), ids=["ip4", "ip6"])
 
 
 @_FAMILIES
-def test_a_connection_from_before_the_fence_gets_nothing_out_by_being_closed(
+def test_earlier_connection_sends_nothing_when_it_is_closed(
     lab: Lab, state: StateDirectory, family: socket.AddressFamily
 ) -> None:
     with sidecar.server(lab, family, socket.SOCK_STREAM) as server, sidecar.far(lab) as strays:
@@ -35,14 +35,14 @@ def test_a_connection_from_before_the_fence_gets_nothing_out_by_being_closed(
                 sidecar.fill(ours)
                 _fence(lab, state)
                 strays()
-            # The buffer of the socket that is closed is full, and from here on there is room.
+            # The closed socket's buffer is full, and from here on the receiver has room.
             _drain(theirs)
             assert not strays()
     assert sidecar.refused(lab, "ingress", "tcp") > 0
 
 
 @_FAMILIES
-def test_a_connection_that_was_closed_before_the_fence_answers_nothing(
+def test_connection_closed_before_the_fence_sends_no_answer(
     lab: Lab, state: StateDirectory, family: socket.AddressFamily
 ) -> None:
     with sidecar.server(lab, family, socket.SOCK_STREAM) as server, sidecar.far(lab) as strays:
@@ -55,7 +55,7 @@ def test_a_connection_that_was_closed_before_the_fence_answers_nothing(
         _fence(lab, state)
         strays()
         before = sidecar.refused(lab, "egress", "tcp")
-        # As from the server, on loopback, where nothing stops it on its way in.
+        # As from the server, but on loopback, where no rule refuses it on its way in.
         conftest.nft(lab.sandbox_namespace, "insert rule inet ocsf_nft input iif lo accept")
         lab.sandbox_namespace.call(
             sidecar.forged(family, GATEWAY[family], 6, packets.tcp(port, FIN | ACK, PORT))
@@ -65,12 +65,12 @@ def test_a_connection_that_was_closed_before_the_fence_answers_nothing(
 
 
 @_FAMILIES
-def test_who_takes_the_port_that_the_proxy_had_gets_nothing_out(
+def test_user_of_the_proxys_former_port_gets_nothing_out(
     lab: Lab, state: StateDirectory, family: socket.AddressFamily
 ) -> None:
     _fence(lab, state)
     with sidecar.server(lab, family, socket.SOCK_STREAM) as server, sidecar.far(lab) as strays:
-        port = sidecar.port_the_proxy_had(lab, family, server)
+        port = sidecar.closed_proxy_port(lab, family, server)
         assert _flows(lab, family) == {port}
         strays()
 
@@ -84,20 +84,20 @@ def test_who_takes_the_port_that_the_proxy_had_gets_nothing_out(
         with pytest.raises(ConnectionRefusedError):
             sidecar.workload(lab, connect)
         assert not strays()
-    # And what its socket might still make the kernel send is not taken for the proxy's.
+    # Later packets of that socket do not count as the proxy's either.
     assert not _flows(lab, family)
 
 
 @_FAMILIES
-def test_a_connection_from_before_the_fence_ends_with_its_first_packet_and_is_not_the_proxys(
+def test_earlier_connection_ends_with_its_first_packet_and_loses_the_proxys_flow(
     lab: Lab, state: StateDirectory, family: socket.AddressFamily
 ) -> None:
     with sidecar.server(lab, family, socket.SOCK_STREAM) as server, sidecar.far(lab) as strays:
         ours, theirs = _connected_by_the_workload(lab, family, server)
         with theirs, ours:
             _fence(lab, state)
-            # As if the workload could have it right after the proxy.
-            _remember(lab, family, ours.getsockname()[1])
+            # As if the workload had the flow's port right after the proxy.
+            _store_flow(lab, family, ours.getsockname()[1])
             strays()
             ours.send(b"refused")
             with pytest.raises(ConnectionResetError):
@@ -120,7 +120,7 @@ def _connected_by_the_workload(
 
 
 def _drain(sock: socket.socket) -> None:
-    """Read what is there, until nothing comes for a while: TCP asks for room every 200 ms."""
+    """Read until no data arrives for a second: TCP probes for room every 200 ms."""
     sock.settimeout(1)
     with contextlib.suppress(TimeoutError, ConnectionResetError):
         while sock.recv(1 << 20):
@@ -138,7 +138,7 @@ def _in_time_wait(lab: Lab, port: int) -> bool:
 
 
 def _flows(lab: Lab, family: socket.AddressFamily) -> set[int]:
-    """The proxy's ports, of the flows that the fence remembers."""
+    """Return the proxy's ports in the flows that the fence stores."""
     name = "proxied4" if family == socket.AF_INET else "proxied6"
     listed = json.loads(
         conftest.nft(lab.sandbox_namespace, "-j", "list", "set", "inet", "ocsf_nft", name)
@@ -149,7 +149,7 @@ def _flows(lab: Lab, family: socket.AddressFamily) -> set[int]:
     }
 
 
-def _remember(lab: Lab, family: socket.AddressFamily, port: int) -> None:
+def _store_flow(lab: Lab, family: socket.AddressFamily, port: int) -> None:
     name = "proxied4" if family == socket.AF_INET else "proxied6"
     flow = f"{OWN[family]} . {port} . {GATEWAY[family]} . {PORT} . tcp"
     conftest.nft(lab.sandbox_namespace, f"add element inet ocsf_nft {name} {{ {flow} }}")

@@ -1,4 +1,4 @@
-"""Who has the socket that a packet came from: that one, several, or unknown; never another."""
+"""Lookup of the process that has a packet's socket: it names the sender, several, or none."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.attribution import ended, holders, sock_diag, sockets
-from ocsf_nft.attribution.sockets import SocketLookup
+from ocsf_nft.attribution import sock_diag, socket_closed, socket_holders, socket_method
+from ocsf_nft.attribution.socket_method import SocketLookup
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import INTERNET4, INTERNET6
 from ocsf_nft.process import Attribution
@@ -30,8 +30,8 @@ from tests.kernel import holding, lookups
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ocsf_nft.attribution.holders import Scan
-    from ocsf_nft.attribution.socket_files import Socket
+    from ocsf_nft.attribution.proc_net_sockets import Socket
+    from ocsf_nft.attribution.socket_holders import Scan
     from ocsf_nft.fence.spec import FenceSpec
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.lab import Lab
@@ -46,20 +46,20 @@ _ATTEMPTS = 100
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """What a program has said, its record, and who can be asked about it while it lives."""
+    """A running program, the record of its packet, and the lookup for it."""
 
     program: holding.Program
     record: Record
     lookup: SocketLookup
 
-    async def told(self) -> Attribution | str:
+    async def attribution(self) -> Attribution | str:
         return await asyncio.to_thread(self.lookup.attribution, self.record)
 
 
 @pytest.fixture(autouse=True)
-def _unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long this machine takes to look at all processes, it is not given up."""
-    monkeypatch.setattr(sockets, "_BUDGET_NS", 10**10)
+def _without_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a lookup take long, so that a slow machine does not end it."""
+    monkeypatch.setattr(socket_method, "_BUDGET_NS", 10**10)
 
 
 @pytest.fixture
@@ -76,12 +76,12 @@ def allow_ping() -> None:
 async def attempted(
     lab: Lab, spec: FenceSpec, scenario: str, *, uid: int = _USER, sender_uid: int | None = None
 ) -> AsyncIterator[Attempt]:
-    """An attempt of a scenario, all of it done, its record read when the packet was sent."""
-    wanted_uid = uid if sender_uid is None else sender_uid
+    """Run the attempt of a scenario to its end; read its record when the packet is sent."""
+    expected_uid = uid if sender_uid is None else sender_uid
 
-    def is_wanted(record: Record) -> bool:
+    def is_of_attempt(record: Record) -> bool:
         is_out = record.destination in {INTERNET4, INTERNET6} or record.ethertype == _OWN_FRAME
-        return record.uid == wanted_uid and is_out
+        return record.uid == expected_uid and is_out
 
     namespace = lab.sandbox_namespace
     with SocketLookup(namespace) as lookup:
@@ -89,7 +89,7 @@ async def attempted(
             starting = asyncio.create_task(
                 asyncio.to_thread(holding.start, namespace, scenario, uid=uid)
             )
-            record = await lookups.first(source.batches(), is_wanted)
+            record = await lookups.first(source.batches(), is_of_attempt)
             program = await starting
         try:
             yield Attempt(program, record, lookup)
@@ -97,9 +97,9 @@ async def attempted(
             await asyncio.to_thread(program.end)
 
 
-def pids(told: Attribution | str) -> set[int]:
-    assert isinstance(told, Attribution)
-    return {seen.process.pid for seen in told.seen}
+def pids(result: Attribution | str) -> set[int]:
+    assert isinstance(result, Attribution)
+    return {seen.process.pid for seen in result.seen}
 
 
 @pytest.mark.parametrize(
@@ -117,33 +117,33 @@ def pids(told: Attribution | str) -> set[int]:
         "forked_after",
     ],
 )
-async def test_who_has_opened_the_socket_and_has_it_alone_is_named(
+async def test_only_process_with_the_socket_that_it_opened_is_named(
     sandbox: Lab, spec: FenceSpec, scenario: str
 ) -> None:
     async with attempted(sandbox, spec, scenario) as attempt:
-        told = await attempt.told()
-    assert isinstance(told, Attribution)
-    assert told.process is not None
-    assert (told.rung, told.sureness) == ("socket", "medium")
-    assert told.process.pid == attempt.program.said["sender"] == attempt.program.pid
-    assert told.process.uid == _USER
-    assert told.process.path is not None
-    assert "python3" in told.process.path
-    assert not told.seen
+        result = await attempt.attribution()
+    assert isinstance(result, Attribution)
+    assert result.process is not None
+    assert (result.method, result.confidence) == ("socket", "medium")
+    assert result.process.pid == attempt.program.pids["sender"] == attempt.program.pid
+    assert result.process.uid == _USER
+    assert result.process.path is not None
+    assert "python3" in result.process.path
+    assert not result.seen
 
 
 @pytest.mark.parametrize("scenario", ["tcp6_on_device", "tcp_mapped"])
-async def test_a_connection_that_a_permissive_fence_lets_through_has_a_socket(
+async def test_connection_allowed_by_a_permissive_fence_has_a_socket(
     lab: Lab, spec: FenceSpec, state: StateDirectory, scenario: str
 ) -> None:
     permissive = dataclasses.replace(spec, is_permissive=True)
     installer.install(permissive, lab.sandbox_namespace, state, "nflog")
     async with attempted(lab, permissive, scenario) as attempt:
-        told = await attempt.told()
+        result = await attempt.attribution()
     assert attempt.record.verdict == "permit"
-    assert isinstance(told, Attribution)
-    assert told.process is not None
-    assert told.process.pid == attempt.program.pid
+    assert isinstance(result, Attribution)
+    assert result.process is not None
+    assert result.process.pid == attempt.program.pid
 
 
 @pytest.mark.parametrize(
@@ -152,123 +152,126 @@ async def test_a_connection_that_a_permissive_fence_lets_through_has_a_socket(
         ("forked", {"sender", "child"}, "each of them has"),
         ("passed", {"sender", "receiver"}, "each of them has"),
         ("shared_port", {"sender", "other"}, "each of them has"),
-        ("parent_gone", {"child"}, "it was forked"),
-        ("child_gone", {"parent"}, "a child of it may have had the socket too"),
+        ("parent_exited", {"child"}, "it was forked"),
+        ("child_exited", {"parent"}, "a child of it may have had the socket too"),
         ("child_dead", {"parent"}, "a child of it may have had the socket too"),
         ("child_ignored", {"parent"}, "a child of it may have had the socket too"),
         ("passed_on", {"receiver"}, "it was forked"),
         ("passed_on_well", {"receiver"}, "it has a Unix socket"),
-        ("executed", {"sender"}, "the socket is kept on exec"),
-        ("udplite", {"sender"}, "the one that sent the packet may be gone"),
-        ("ping4", {"sender"}, "the one that sent the packet may be gone"),
-        ("ping6", {"sender"}, "the one that sent the packet may be gone"),
+        ("executed", {"sender"}, "the socket stays open on exec"),
+        ("udplite", {"sender"}, "the sender may have ended"),
+        ("ping4", {"sender"}, "the sender may have ended"),
+        ("ping6", {"sender"}, "the sender may have ended"),
     ],
 )
-async def test_where_another_may_have_sent_nobody_is_named_as_the_one(
+async def test_possible_other_sender_makes_the_processes_only_candidates(
     sandbox: Lab, spec: FenceSpec, scenario: str, named: set[str], why: str
 ) -> None:
     async with attempted(sandbox, spec, scenario) as attempt:
-        told = await attempt.told()
-    assert isinstance(told, Attribution)
-    assert told.process is None
-    assert (told.rung, told.sureness, told.unnamed) == ("socket", "low", 0)
-    assert pids(told) == {attempt.program.said[name] for name in named}
-    assert why in told.reason
+        result = await attempt.attribution()
+    assert isinstance(result, Attribution)
+    assert result.process is None
+    assert (result.method, result.confidence, result.unnamed) == ("socket", "low", 0)
+    assert pids(result) == {attempt.program.pids[name] for name in named}
+    assert why in result.reason
 
 
 @pytest.mark.parametrize("scenario", ["raw4", "raw6", "packet"])
-async def test_who_has_a_raw_or_a_packet_socket_may_have_sent(
+async def test_process_with_a_raw_or_a_packet_socket_is_a_candidate(
     sandbox: Lab, spec: FenceSpec, scenario: str
 ) -> None:
     async with attempted(sandbox, spec, scenario, uid=0) as attempt:
-        told = await attempt.told()
-    assert isinstance(told, Attribution)
-    assert (told.process, told.sureness) == (None, "low")
-    assert pids(told) == {attempt.program.pid}
+        result = await attempt.attribution()
+    assert isinstance(result, Attribution)
+    assert (result.process, result.confidence) == (None, "low")
+    assert pids(result) == {attempt.program.pid}
 
 
 @pytest.mark.parametrize(
     ("scenario", "why"),
     [
-        ("tcp", "has no socket of the packet's user with its connection"),
-        ("tcp_port_taken", "has no socket of the packet's user with its connection"),
-        ("gone", "has no socket of the packet's user with its port"),
-        ("port_taken", "a socket that had the packet's port has ended"),
-        ("shared_port_gone", "a socket that had the packet's port has ended"),
-        ("many", "more sockets than can be looked through"),
+        ("tcp", "no longer has a socket of the packet's user with its connection"),
+        ("tcp_port_taken", "no longer has a socket of the packet's user with its connection"),
+        ("exited", "no longer has a socket of the packet's user with its port"),
+        ("port_taken", "a socket that had the packet's port was closed"),
+        ("shared_port_exited", "a socket that had the packet's port was closed"),
+        ("many", "more sockets than the lookup can check"),
     ],
 )
-async def test_who_is_gone_is_unknown_whoever_has_the_port_now(
+async def test_exited_sender_is_unknown_even_if_another_process_has_the_port(
     sandbox: Lab, spec: FenceSpec, scenario: str, why: str
 ) -> None:
     async with attempted(sandbox, spec, scenario) as attempt, asyncio.timeout(20):
-        # The kernel reports the end of a socket later, and much later on a busy machine.
-        while isinstance(told := await attempt.told(), Attribution):
-            assert (told.process, told.sureness) == (None, "low")
-    assert why in told
+        # The kernel reports a closed socket later, and much later on a busy machine.
+        while isinstance(result := await attempt.attribution(), Attribution):
+            assert (result.process, result.confidence) == (None, "low")
+    assert why in result
 
 
-async def test_another_users_socket_with_the_port_makes_it_unsure(
+async def test_socket_of_another_user_with_the_port_makes_the_sender_uncertain(
     sandbox: Lab, spec: FenceSpec
 ) -> None:
     async with attempted(sandbox, spec, "other_user", uid=0, sender_uid=_USER) as attempt:
-        told = await attempt.told()
-    assert isinstance(told, Attribution)
-    assert told.process is None
-    assert pids(told) == {attempt.program.said["sender"]}
-    assert "another socket may have sent the packet" in told.reason
+        result = await attempt.attribution()
+    assert isinstance(result, Attribution)
+    assert result.process is None
+    assert pids(result) == {attempt.program.pids["sender"]}
+    assert "another socket may have sent the packet" in result.reason
 
 
-async def test_where_not_all_was_looked_at_nobody_is_named(
+async def test_incomplete_search_names_no_sender(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with attempted(sandbox, spec, "udp") as attempt:
 
         def in_part(inodes: set[int], namespace: str, deadline_ns: int) -> Scan:
-            return holders.holders(inodes, namespace, deadline_ns)._replace(missed="that is why")
+            found = socket_holders.find_holders(inodes, namespace, deadline_ns)
+            return found._replace(missed="that is why")
 
-        monkeypatch.setattr(sockets, "holders", in_part)
-        told = await attempt.told()
-    assert isinstance(told, Attribution)
-    assert told.process is None
-    assert pids(told) == {attempt.program.pid}
-    assert told.reason.endswith("that is why")
+        monkeypatch.setattr(socket_method, "find_holders", in_part)
+        result = await attempt.attribution()
+    assert isinstance(result, Attribution)
+    assert result.process is None
+    assert pids(result) == {attempt.program.pid}
+    assert result.reason.endswith("that is why")
 
 
-async def test_where_nobody_is_found_to_have_one_of_the_sockets_nobody_is_named(
+async def test_socket_without_a_holder_makes_the_sender_uncertain(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with attempted(sandbox, spec, "udp") as attempt:
         real = attempt.lookup._tables.by_port
 
-        def one_more(*asked: int, deadline_ns: int) -> tuple[Socket, ...]:
-            (found,) = real(*asked, deadline_ns=deadline_ns)  # type: ignore[arg-type]
+        def one_more(*arguments: int, deadline_ns: int) -> tuple[Socket, ...]:
+            (found,) = real(*arguments, deadline_ns=deadline_ns)  # type: ignore[arg-type]
             return (found, found._replace(inode=1))
 
         monkeypatch.setattr(attempt.lookup._tables, "by_port", one_more)
-        told = await attempt.told()
-    assert isinstance(told, Attribution)
-    assert told.process is None
-    assert pids(told) == {attempt.program.pid}
+        result = await attempt.attribution()
+    assert isinstance(result, Attribution)
+    assert result.process is None
+    assert pids(result) == {attempt.program.pid}
 
 
-async def test_who_could_be_framed_by_a_packet_made_by_hand_is_not_named(
+async def test_sender_is_uncertain_if_the_packet_could_be_made_by_hand(
     sandbox: Lab, spec: FenceSpec
 ) -> None:
     async with attempted(sandbox, spec, "forged", uid=0) as attempt:
-        told = await attempt.told()
-    assert isinstance(told, Attribution)
-    assert told.process is None
-    assert "as if they came from it" in told.reason
+        result = await attempt.attribution()
+    assert isinstance(result, Attribution)
+    assert result.process is None
+    assert "that seem to come from it" in result.reason
 
 
-async def test_who_has_a_raw_socket_may_have_made_any_packet(sandbox: Lab, spec: FenceSpec) -> None:
+async def test_process_with_a_raw_socket_may_have_made_any_packet(
+    sandbox: Lab, spec: FenceSpec
+) -> None:
     async with attempted(sandbox, spec, "forged_openly", uid=0) as attempt:
-        told = await attempt.told()
-    assert pids(told) == {attempt.program.said["sender"], attempt.program.said["victim"]}
+        result = await attempt.attribution()
+    assert pids(result) == {attempt.program.pids["sender"], attempt.program.pids["victim"]}
 
 
-async def test_a_process_outside_that_has_the_socket_is_told_to_be_outside(
+async def test_process_outside_that_has_the_socket_is_reported_as_outside(
     sandbox: Lab, spec: FenceSpec
 ) -> None:
     namespace = sandbox.sandbox_namespace
@@ -283,41 +286,43 @@ async def test_a_process_outside_that_has_the_socket_is_told_to_be_outside(
         async with Nflog(namespace, spec.group) as source:
             with await asyncio.to_thread(namespace.call, send):
                 record = await lookups.first(source.batches(), lambda record: record.uid == 0)
-                told = lookup.attribution(record)
-    assert pids(told) == {os.getpid()}
-    assert isinstance(told, Attribution)
-    assert told.process is None
-    assert "outside the sandbox" in told.reason
+                result = lookup.attribution(record)
+    assert pids(result) == {os.getpid()}
+    assert isinstance(result, Attribution)
+    assert result.process is None
+    assert "outside the sandbox" in result.reason
 
 
-async def test_who_started_after_the_packet_has_not_sent_it(sandbox: Lab, spec: FenceSpec) -> None:
-    """By the time, whatever else speaks for it."""
+async def test_process_that_started_after_the_packet_is_not_named(
+    sandbox: Lab, spec: FenceSpec
+) -> None:
+    """Its start time alone excludes it."""
     async with attempted(sandbox, spec, "udp") as attempt:
-        # As if nothing had ended since, and the packet were from before the program.
+        # As if no socket was closed since, and the packet were from before the program.
         before = dataclasses.replace(attempt.record, time_ns=attempt.record.time_ns - 10**9)
         attempt.lookup._since_ns = 0
-        assert attempt.lookup._ended is not None
-        attempt.lookup._ended._since_ns = 0
-        told = await asyncio.to_thread(attempt.lookup.attribution, before)
-    assert isinstance(told, str)
-    assert "started later than the packet" in told
+        assert attempt.lookup._closed is not None
+        attempt.lookup._closed._since_ns = 0
+        result = await asyncio.to_thread(attempt.lookup.attribution, before)
+    assert isinstance(result, str)
+    assert "only processes that started after the packet have" in result
 
 
-async def test_who_ends_while_it_is_looked_up_is_not_named(
+async def test_process_that_ends_during_the_lookup_is_not_named(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with attempted(sandbox, spec, "udp") as attempt:
 
         def then_end(inodes: set[int], namespace: str, deadline_ns: int) -> Scan:
-            found = holders.holders(inodes, namespace, deadline_ns)
+            found = socket_holders.find_holders(inodes, namespace, deadline_ns)
             os.kill(attempt.program.pid, signal.SIGKILL)
             os.waitid(os.P_PID, attempt.program.pid, os.WEXITED | os.WNOWAIT)
-            _until_told(attempt)
+            _wait_for_notice(attempt)
             return found
 
-        monkeypatch.setattr(sockets, "holders", then_end)
-        told = await attempt.told()
-    assert told == "a socket that had the packet's port has ended"
+        monkeypatch.setattr(socket_method, "find_holders", then_end)
+        result = await attempt.attribution()
+    assert result == "a socket that had the packet's port was closed"
 
 
 @pytest.mark.parametrize(("seconds", "waits"), [(0, [0.003]), (1, [0.0])])
@@ -329,12 +334,12 @@ async def test_socket_lookup_waits_a_short_time_for_a_notice_that_the_socket_was
     clock = itertools.count(now_ns, seconds * 1_000_000_000)
     changed = {"sleep": slept.append, "monotonic_ns": lambda: next(clock)}
     async with attempted(sandbox, spec, "udp") as attempt:
-        monkeypatch.setattr(sockets, "time", SimpleNamespace(**{**vars(time), **changed}))
-        assert isinstance(await attempt.told(), Attribution)
+        monkeypatch.setattr(socket_method, "time", SimpleNamespace(**{**vars(time), **changed}))
+        assert isinstance(await attempt.attribution(), Attribution)
     assert slept == waits
 
 
-async def test_socket_lookup_names_the_reason_why_it_cannot_tell(
+async def test_failed_lookup_returns_the_reason(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> Scan:
@@ -343,114 +348,115 @@ async def test_socket_lookup_names_the_reason_why_it_cannot_tell(
     async with attempted(sandbox, spec, "udp") as attempt:
         lookup = attempt.lookup
         with monkeypatch.context() as patched:
-            patched.setattr(sockets, "holders", fail)
-            told = await attempt.told()
-            assert told == "the sandbox's sockets can't be looked at: Input/output error"
+            patched.setattr(socket_method, "find_holders", fail)
+            result = await attempt.attribution()
+            assert result == "the sandbox's sockets can't be read: Input/output error"
         with monkeypatch.context() as patched:
             patched.setattr(lookup, "_process", lambda _: None)
-            told = await attempt.told()
-            assert told == "the process that had the packet's socket has ended"
+            result = await attempt.attribution()
+            assert result == "the process that had the packet's socket has ended"
         found = lookup._candidates
         with monkeypatch.context() as patched:
             # A socket without a file, as after its process has closed it.
-            patched.setattr(lookup, "_candidates", lambda *asked: _without_files(found(*asked)))
-            told = await attempt.told()
+            patched.setattr(lookup, "_candidates", lambda *passed: _without_files(found(*passed)))
+            result = await attempt.attribution()
             assert (
-                told == "the socket of the packet's user with its port is closed: no process has it"
+                result
+                == "the socket of the packet's user with its port is closed: no process has it"
             )
-        assert isinstance(await attempt.told(), Attribution)
+        assert isinstance(await attempt.attribution(), Attribution)
 
 
-def _without_files(found: sockets._Candidates) -> sockets._Candidates:
+def _without_files(found: socket_method._Candidates) -> socket_method._Candidates:
     closed = tuple(each._replace(inode=0) for each in found.sockets)
     return found._replace(sockets=closed)
 
 
-def _until_told(attempt: Attempt) -> None:
-    """Once the kernel has said that the attempt's socket has ended: it does so when it has time."""
-    ended, end = attempt.lookup._ended, time.monotonic() + 5
-    assert ended is not None
+def _wait_for_notice(attempt: Attempt) -> None:
+    """Wait until the kernel has reported that the attempt's socket was closed."""
+    closed, end = attempt.lookup._closed, time.monotonic() + 5
+    assert closed is not None
     assert attempt.record.source_port is not None
-    while not ended.doubt(17, attempt.record.source_port, ended._since_ns):
-        assert time.monotonic() < end, "it never said so"
+    while not closed.doubt(17, attempt.record.source_port, closed._since_ns):
+        assert time.monotonic() < end, "the kernel has sent no notice"
         time.sleep(0.001)
 
 
-async def test_many_are_not_all_named(
+async def test_only_some_of_many_processes_are_named(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sockets, "_MOST_SEEN", 1)
+    monkeypatch.setattr(socket_method, "_MOST_SEEN", 1)
     async with attempted(sandbox, spec, "forked") as attempt:
-        told = await attempt.told()
-    assert isinstance(told, Attribution)
-    assert (len(told.seen), told.unnamed) == (1, 1)
+        result = await attempt.attribution()
+    assert isinstance(result, Attribution)
+    assert (len(result.seen), result.unnamed) == (1, 1)
 
 
-async def test_without_netlink_the_text_files_say_who_may_have_been(
+async def test_lookup_without_netlink_uses_the_text_files(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lacking() -> socket.socket:
         raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
 
     monkeypatch.setattr(sock_diag, "_open_diag", lacking)
-    monkeypatch.setattr(ended, "_subscribe", lacking)
+    monkeypatch.setattr(socket_closed, "_subscribe", lacking)
     for scenario in ("udp_mapped", "tcp", "udplite"):
         async with attempted(sandbox, spec, scenario) as attempt:
-            told = await attempt.told()
+            result = await attempt.attribution()
         if scenario == "tcp":
-            assert isinstance(told, str)
+            assert isinstance(result, str)
         else:
-            assert isinstance(told, Attribution)
-            assert told.process is None
-            assert pids(told) == {attempt.program.pid}
-            assert "may be gone" in told.reason
+            assert isinstance(result, Attribution)
+            assert result.process is None
+            assert pids(result) == {attempt.program.pid}
+            assert "may have ended" in result.reason
 
 
-async def test_what_no_socket_of_the_sandbox_has_sent_is_not_looked_up(
+async def test_packet_that_no_socket_of_the_sandbox_sent_is_not_looked_up(
     sandbox: Lab, spec: FenceSpec
 ) -> None:
     async with attempted(sandbox, spec, "udp") as attempt:
         now_ns = time.time_ns()
         for change, why in (
-            ({"rule": "forward"}, "from no socket of it"),
-            ({"rule": "vm-link"}, "from no socket of it"),
-            ({"uid": None}, "no process's socket"),
-            ({"uid": 7}, "has no socket of the packet's user"),
-            ({"source_port": None}, "has no socket of the packet's user"),
-            ({"protocol": None}, "has no socket that sends such packets"),
-            ({"protocol": 132}, "has no ping or raw socket"),
+            ({"rule": "forward"}, "are not from its sockets"),
+            ({"rule": "vm-link"}, "are not from its sockets"),
+            ({"uid": None}, "has no process's socket"),
+            ({"uid": 7}, "no longer has a socket of the packet's user"),
+            ({"source_port": None}, "no longer has a socket of the packet's user"),
+            ({"protocol": None}, "no longer has a socket that sends such packets"),
+            ({"protocol": 132}, "no longer has a ping or raw socket"),
             ({"time_ns": now_ns - 10**12}, "from before the sandbox's sockets were watched"),
             ({"time_ns": now_ns + 10**12}, "the clock was set back"),
         ):
             changed = dataclasses.replace(attempt.record, **change)
-            told = await asyncio.to_thread(attempt.lookup.attribution, changed)
-            assert isinstance(told, str), change
-            assert why in told, change
+            result = await asyncio.to_thread(attempt.lookup.attribution, changed)
+            assert isinstance(result, str), change
+            assert why in result, change
         attempt.lookup.__exit__()
-        assert "not watched any more" in str(await attempt.told())
+        assert "no longer watched" in str(await attempt.attribution())
 
 
 async def test_socket_lookup_closed_during_a_lookup_gives_no_result(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reading, goes_on = threading.Event(), threading.Event()
-    all_holders = holders.holders
+    reading, unblocked = threading.Event(), threading.Event()
+    real = socket_holders.find_holders
 
-    def held_up(*arguments: Any) -> Scan:
+    def blocked(*arguments: Any) -> Scan:
         reading.set()
-        assert goes_on.wait(10)
-        return all_holders(*arguments)
+        assert unblocked.wait(10)
+        return real(*arguments)
 
-    monkeypatch.setattr(sockets, "holders", held_up)
+    monkeypatch.setattr(socket_method, "find_holders", blocked)
     async with attempted(sandbox, spec, "udp") as attempt:
-        answer = asyncio.create_task(attempt.told())
+        answer = asyncio.create_task(attempt.attribution())
         await asyncio.to_thread(reading.wait, 10)
         attempt.lookup.__exit__()
-        goes_on.set()
-        assert "sockets can't be looked at" in str(await answer)
+        unblocked.set()
+        assert "sockets can't be read" in str(await answer)
 
 
-async def test_of_many_attempts_none_is_told_wrongly(
+async def test_none_of_many_attempts_has_a_wrong_sender(
     sandbox: Lab, spec: FenceSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     namespace = sandbox.sandbox_namespace
@@ -465,15 +471,15 @@ async def test_of_many_attempts_none_is_told_wrongly(
             rates = [
                 await lookups.rate(namespace, source, lookup, program, protocol, ending, _ATTEMPTS)
                 for protocol in ("tcp", "udp")
-                for ending in ("gone", "stays")
+                for ending in ("exits", "stays")
             ]
     print(stays, *rates, sep="\n")  # noqa: T201 - the measured rates
     assert [rate.wrong for rate in (stays, *rates)] == [0] * 5
-    # A port that another one had within five seconds is in doubt.
+    # A port that another process had within five seconds is in doubt.
     assert stays.named + stays.seen >= 0.9 * _ATTEMPTS
 
 
-async def test_whoever_takes_port_after_port_is_not_told_for_who_had_it_before(
+async def test_process_that_takes_port_after_port_is_not_named_for_an_earlier_owner(
     sandbox: Lab, spec: FenceSpec
 ) -> None:
     namespace = sandbox.sandbox_namespace
@@ -482,10 +488,10 @@ async def test_whoever_takes_port_after_port_is_not_told_for_who_had_it_before(
     with tempfile.TemporaryDirectory() as folder, SocketLookup(namespace) as lookup:
         program = lookups.build(Path(folder))
         async with Nflog(namespace, spec.group) as source:
-            rate = await lookups.rate(namespace, source, lookup, program, "udp", "gone", _ATTEMPTS)
+            rate = await lookups.rate(namespace, source, lookup, program, "udp", "exits", _ATTEMPTS)
     for process in churning:
         process.end()
-    print(rate)  # noqa: T201 - what was measured
+    print(rate)  # noqa: T201 - the measured rate
     assert rate.wrong == 0
 
 
@@ -494,7 +500,7 @@ def _with_few_ports() -> None:
     ports.write_text("40000 40039", encoding="ascii")
 
 
-async def test_the_namespace_is_let_go(sandbox: Lab) -> None:
+async def test_lookup_closes_its_descriptors(sandbox: Lab) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - shorter
     with SocketLookup(sandbox.sandbox_namespace) as lookup:
         lookup._tables.files.raw(4, time.monotonic_ns() + 10**9)

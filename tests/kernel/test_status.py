@@ -1,4 +1,4 @@
-"""Whether an account closes, and what is said where somebody sees to it that it doesn't."""
+"""Accounts that balance, and the report if a process prevents that."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft.accounting import book
+from ocsf_nft.accounting import state_db
 from ocsf_nft.netns import Namespace
 from tests.kernel import accounts, attempts, command, conftest
 from tests.kernel.escapes import ESCAPES
 
 if TYPE_CHECKING:
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
 
 pytestmark = pytest.mark.kernel
 
 
-def test_counters_that_somebody_replaced_are_told_as_a_gap(
+def test_replaced_counters_are_reported_as_a_gap(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
@@ -37,16 +37,16 @@ def test_counters_that_somebody_replaced_are_told_as_a_gap(
         attempts.attempt(fenced.sandbox_namespace, 1000, 5, "udp4")
         assert running.stop(signal.SIGTERM)[0] == 0
     events = accounts.events_of(output)
-    assert accounts.told(e for e in events if "actor" in e)["egress"] == 9 + 5
+    assert accounts.reported_by_rule(e for e in events if "actor" in e)["egress"] == 9 + 5
     (gap,) = (e for e in events if "made anew" in e.get("status_detail", ""))
-    assert (gap["activity_name"], gap["severity"]) == ("Records Lost", "High")
+    assert (gap["activity_name"], gap["severity"]) == ("Records Dropped", "High")
     assert gap["start_time"] <= gap["end_time"]
 
 
 def test_a_namespace_with_sets_that_cannot_be_read_does_not_end_the_run(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    """Who has CAP_NET_ADMIN in the sandbox may put others in the place of ours."""
+    """A process with CAP_NET_ADMIN in the sandbox may replace our sets."""
     output = tmp_path / "events.jsonl"
     many = ", ".join(f"10.{number >> 8}.{number & 255}.1" for number in range(40_000))
     with command.running(*accounts.options(state, output), "--no-self-heal") as running:
@@ -65,30 +65,30 @@ def test_a_namespace_with_sets_that_cannot_be_read_does_not_end_the_run(
     assert sum(b"has more than" in line for line in output.read_bytes().splitlines()) == 1
 
 
-def test_each_of_the_ways_round_the_usual_ruleset_is_told_once(
+def test_each_way_around_the_usual_ruleset_is_reported_once(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    """Some of their records lead elsewhere than to the counter that has their packet."""
+    """Some of their records name another counter than the one that counted the packet."""
     output = tmp_path / "events.jsonl"
     with command.running(*accounts.options(state, output)) as running:
         for escape in ESCAPES:
             fenced.sandbox_namespace.call(escape.attempt)
         accounts.until(lambda: accounts.status(state).code == 0)
         assert running.stop(signal.SIGTERM)[0] == 0
-    told = accounts.told(accounts.events_of(output))
+    reported = accounts.reported_by_rule(accounts.events_of(output))
     installed = state.read(conftest.SANDBOX)
     assert installed is not None
     refused = accounts.refused_by(installed)
     assert accounts.status(state).code == 0
-    # The kernel's own search for routers goes on after the stop.
-    assert refused - told <= Counter(egress=5)
-    assert not told - refused
+    # The kernel still sends router solicitations after the stop.
+    assert refused - reported <= Counter(egress=5)
+    assert not reported - refused
 
 
-def test_a_record_that_the_kernel_never_counted_shows_as_an_imbalance(
-    fenced: Lab, installed: Installed, state: StateDirectory, tmp_path: Path
+def test_record_without_counted_packet_is_a_counter_mismatch(
+    fenced: Lab, installed: InstalledFence, state: StateDirectory, tmp_path: Path
 ) -> None:
-    """Who may load rules in the namespace may log under our prefix as well."""
+    """A process that may load rules in the namespace may also log with our prefix."""
     output = tmp_path / "events.jsonl"
     conftest.nft(
         fenced.sandbox_namespace,
@@ -101,15 +101,15 @@ def test_a_record_that_the_kernel_never_counted_shows_as_an_imbalance(
         accounts.until(lambda: accounts.status(state).code == 1)
         assert running.stop(signal.SIGTERM)[0] == 0
     assert (
-        accounts.told(accounts.events_of(output))["egress"]
+        accounts.reported_by_rule(accounts.events_of(output))["egress"]
         > accounts.refused_by(installed)["egress"]
     )
     assert accounts.status(state).code == 1
     shown = command.run("status", "--state-dir", str(state.path))
-    assert (shown.code, "too many were told" in shown.stderr) == (1, True)
+    assert (shown.code, "too many were reported" in shown.stderr) == (1, True)
 
 
-def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
+def test_status_shows_each_rule_for_people_and_for_prometheus(
     fenced: Lab, state: StateDirectory
 ) -> None:
     attempts.attempt(fenced.sandbox_namespace, 1000, 11, "udp4")
@@ -117,38 +117,38 @@ def test_status_says_how_each_rule_stands_for_people_and_for_prometheus(
     shown = command.run("status", *where)
     assert (shown.code, shown.stdout) == (0, "")
     (line,) = (line for line in shown.stderr.splitlines() if "egress" in line)
-    refused, reported, *_, imbalance = re.findall(r"[\d,]+", line)
+    refused, reported, *_, mismatch = re.findall(r"[\d,]+", line)
     assert int(refused) >= 11
-    assert (reported, imbalance) == ("0", "0")
+    assert (reported, mismatch) == ("0", "0")
     assert "no run watches it now" in shown.stderr
     assert max(map(len, shown.stderr.splitlines())) < 80
     metrics = command.run("status", *where, "--metrics").stdout
     of_rule = '{mode="enforcing",rule="egress",sandbox="lab"}'
-    (in_flight,) = re.findall(rf"in_flight_packets{of_rule} (\d+)", metrics)
-    assert int(in_flight) >= int(refused)
-    (lost,) = re.findall(rf"lost_records{of_rule} (\d+)", metrics)
-    assert int(lost) >= 1
+    (pending,) = re.findall(rf"pending_packets{of_rule} (\d+)", metrics)
+    assert int(pending) >= int(refused)
+    (dropped,) = re.findall(rf"dropped_records{of_rule} (\d+)", metrics)
+    assert int(dropped) >= 1
     assert 'ocsf_nft_watched{sandbox="lab"} 0.0' in metrics
-    assert command.run("status", *where, "--sandbox", "nobody").code == 2
+    assert command.run("status", *where, "--sandbox", "unknown").code == 2
     assert command.run("status", "--state-dir", str(state.path / "none")).code == 2
 
 
-def test_what_was_forgotten_before_anybody_read_it_is_on_its_way(
-    installed: Installed, state: StateDirectory
+def test_evicted_packets_without_a_reader_are_pending(
+    installed: InstalledFence, state: StateDirectory
 ) -> None:
     attempts.attempt(installed.namespace, 1000, 5, "udp4")
     conftest.nft(installed.namespace, "flush", "set", "inet", "ocsf_nft", "flows4_egress")
     shown = accounts.status(state)
     assert shown.code == 0, shown.stdout
     (egress,) = (each for each in shown.events if each["rule"] == "egress")
-    assert egress["in_flight"] == egress["refused"] >= 5
-    assert egress["imbalance"] == 0
+    assert egress["pending"] == egress["refused"] >= 5
+    assert egress["counter_mismatch"] == 0
 
 
-def test_an_account_is_kept_as_long_as_its_fence(
+def test_account_is_stored_as_long_as_its_fence(
     fenced: Lab, state: StateDirectory, tmp_path: Path
 ) -> None:
-    file = state.directory(conftest.SANDBOX) / book.FILE
+    file = state.directory(conftest.SANDBOX) / state_db.FILE
     options = accounts.options(state, tmp_path / "events.jsonl")
     with command.running(*options) as running:
         assert running.stop(signal.SIGTERM)[0] == 0
@@ -162,7 +162,7 @@ def test_an_account_is_kept_as_long_as_its_fence(
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--metrics",)])
-def test_a_fence_that_is_gone_does_not_look_well(
+def test_removed_fence_is_not_shown_as_healthy(
     fenced: Lab, state: StateDirectory, form: tuple[str, ...]
 ) -> None:
     conftest.nft(fenced.sandbox_namespace, "delete", "table", "inet", "ocsf_nft")
@@ -171,11 +171,11 @@ def test_a_fence_that_is_gone_does_not_look_well(
     assert "no counters for egress, forward, ingress" in shown.stderr
 
 
-def test_a_sandbox_that_can_not_be_read_hides_no_other(
-    fenced: Lab, installed: Installed, state: StateDirectory
+def test_unreadable_sandbox_does_not_hide_the_others(
+    fenced: Lab, installed: InstalledFence, state: StateDirectory
 ) -> None:
     attempts.attempt(fenced.sandbox_namespace, 1000, 3, "udp4")
-    for name in ("gone", "lost"):
+    for name in ("first", "second"):
         spec = dataclasses.replace(installed.spec, sandbox=name)
         nowhere = Namespace(Path(f"/run/netns/ocsf-nft-{name}"))
         state.write(dataclasses.replace(installed, spec=spec, namespace=nowhere))
@@ -184,15 +184,15 @@ def test_a_sandbox_that_can_not_be_read_hides_no_other(
     assert '"sandbox":"lab","rule":"egress"' in shown.stdout
     faults = [line for line in shown.stderr.splitlines() if line.startswith("ocsf-nft: ")]
     assert len(faults) == 2
-    for name in ("gone", "lost"):
+    for name in ("first", "second"):
         assert sum(f"no network namespace at /run/netns/ocsf-nft-{name}" in f for f in faults) == 1
 
 
-def test_status_names_a_fence_that_is_not_as_it_was_installed(
-    fenced: Lab, state: StateDirectory
-) -> None:
+def test_status_names_an_altered_fence(fenced: Lab, state: StateDirectory) -> None:
     where = ("--state-dir", str(state.path))
-    differs = "sandbox lab: the fence is not as it was installed: `ocsf-nft verify` tells how"
+    differs = (
+        "sandbox lab: the fence is not as it was installed: `ocsf-nft verify` shows the difference"
+    )
     assert differs not in command.run("status", *where).stderr
     conftest.nft(fenced.sandbox_namespace, "add", "rule", "inet", "ocsf_nft", "output", "accept")
     shown = command.run("status", *where)
@@ -201,7 +201,7 @@ def test_status_names_a_fence_that_is_not_as_it_was_installed(
     assert differs not in command.run("status", *where).stderr
 
 
-def test_records_that_can_not_be_read_are_not_none(tmp_path: Path) -> None:
+def test_unreadable_records_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     shown = command.run("status", "--state-dir", str(tmp_path / "file"))
     assert (shown.code, "can't be read: Not a directory" in shown.stderr) == (3, True)

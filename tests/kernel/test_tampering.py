@@ -1,4 +1,4 @@
-"""A run whose fence is tampered with: each time one event, and the fence stands again."""
+"""Tampering with the fence of a run: each time there is one event, and the fence is restored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ocsf_nft.fence import installer
-from ocsf_nft.fence.sentry import MOST_TIMES
+from ocsf_nft.fence.tamper_guard import MAX_RESTORES
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, INTERNET4, PROXY_PORT, ip
 from tests.kernel import command, conftest, flooding, written
@@ -36,22 +36,22 @@ _PROXIES = ("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--proxy", f"[{GATEWAY6}]:{PR
 
 
 class Output:
-    """What a run has written so far."""
+    """Events that a run has written so far."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def told(self) -> list[dict[str, Any]]:
-        """What became of the fence."""
+    def of_fence(self) -> list[dict[str, Any]]:
+        """Return the events about the fence."""
         return [event for event in written.so_far(self.path) if event["class_uid"] == 5019]
 
     def tampered(self) -> list[dict[str, Any]]:
-        return [event for event in self.told() if "changes" in event["unmapped"]]
+        return [event for event in self.of_fence() if "changes" in event["unmapped"]]
 
     def wait(self, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 30
         while not holds():
-            assert time.monotonic() < deadline, self.told()
+            assert time.monotonic() < deadline, self.of_fence()
             time.sleep(0.05)
 
 
@@ -62,7 +62,7 @@ def output(tmp_path: Path) -> Output:
 
 @pytest.fixture
 def named(state: StateDirectory, output: Output) -> list[str]:
-    """The options of a run on a fence that stands."""
+    """Return the options of a run with an installed fence."""
     return [
         *("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path)),
         *("--output", str(output.path)),
@@ -71,7 +71,7 @@ def named(state: StateDirectory, output: Output) -> list[str]:
 
 @pytest.fixture
 def flood(lab: Lab) -> Iterator[Callable[[], list[subprocess.Popen[str]]]]:
-    """Attempts as fast as they go, by a process for each core."""
+    """Start attempts at full speed, with one process for each core."""
     started: list[subprocess.Popen[str]] = []
 
     def start() -> list[subprocess.Popen[str]]:
@@ -93,13 +93,13 @@ def flood(lab: Lab) -> Iterator[Callable[[], list[subprocess.Popen[str]]]]:
 
 
 def _tamper(namespace: Namespace, text: str) -> int:
-    """Run nft inside; its pid."""
+    """Run nft in the namespace; return its pid."""
     process = namespace.call(lambda: subprocess.Popen(["nft", text]))
     assert process.wait(30) == 0
     return process.pid
 
 
-def _stands(state: StateDirectory) -> bool:
+def _is_active(state: StateDirectory) -> bool:
     return installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
@@ -116,7 +116,7 @@ def _stands(state: StateDirectory) -> bool:
         ("flush table netdev ocsf_nft", " taken out of chain ", True),
     ],
 )  # fmt: skip
-def test_tampering_under_a_flood_is_one_event_that_names_it_and_the_fence_stands_again(
+def test_tampering_under_a_flood_is_one_event_and_the_fence_is_restored(
     installed: object,
     fenced: Lab,
     state: StateDirectory,
@@ -134,12 +134,12 @@ def test_tampering_under_a_flood_is_one_event_that_names_it_and_the_fence_stands
         output.wait(lambda: any(e["class_uid"] == 4001 for e in written.so_far(output.path)))
         pid = _tamper(fenced.sandbox_namespace, tampering)
         output.wait(lambda: bool(output.tampered()))
-        assert _stands(state)
+        assert _is_active(state)
         for sender in senders:
             sender.terminate()
         sent = sum(int(sender.communicate(timeout=30)[0]) for sender in senders)
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert len(output.told()) == 1, [each["status_detail"] for each in output.told()]
+    assert len(output.of_fence()) == 1, [each["status_detail"] for each in output.of_fence()]
     (event,) = output.tampered()
     assert not judge(event)
     assert words in event["unmapped"]["changes"]
@@ -147,10 +147,10 @@ def test_tampering_under_a_flood_is_one_event_that_names_it_and_the_fence_stands
     process = event["actor"]["process"]
     assert (process["pid"], process["name"]) == (pid, "nft")
     assert event["duration"] == event["end_time"] - event["start_time"] > 0
-    if not keeps:  # what had been counted and not been read is gone with the counters
+    if not keeps:  # packets counted since the last reading were deleted with the counters
         return
     counted = conftest.counted(fenced.sandbox_namespace)[INTERNET4]
-    # An accept in front let the link layer count what the IP stack then did not.
+    # An accept in front let the link layer count packets that the IP stack then allowed.
     assert counted == sent or "accept" in tampering or "allowed4" in tampering
     status = command.run("status", "--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
     assert status.code == 0, status.stderr
@@ -166,10 +166,10 @@ def test_several_tamperings_are_as_many_events(
             output.wait(lambda many=number + 1: len(output.tampered()) == many)  # type: ignore[misc]
         assert running.stop(signal.SIGTERM)[0] == 0
     assert [event["actor"]["process"]["pid"] for event in output.tampered()] == pids
-    assert _stands(state)
+    assert _is_active(state)
 
 
-def test_what_happens_as_a_run_is_told_to_stop_is_told(
+def test_tampering_during_a_stop_is_reported(
     fenced: Lab, state: StateDirectory, output: Output, named: list[str]
 ) -> None:
     with command.running(*named) as running:
@@ -177,21 +177,21 @@ def test_what_happens_as_a_run_is_told_to_stop_is_told(
         _tamper(fenced.sandbox_namespace, "delete table inet ocsf_nft")
         assert running.stop(signal.SIGTERM)[0] == 0
     assert len(output.tampered()) == 1
-    assert _stands(state)
+    assert _is_active(state)
 
 
-def test_without_self_heal_it_is_told_and_left(
+def test_tampering_without_self_heal_is_reported_and_not_reverted(
     fenced: Lab, state: StateDirectory, output: Output, named: list[str]
 ) -> None:
     with command.running(*named, "--no-self-heal") as running:
         pid = _tamper(fenced.sandbox_namespace, "insert rule inet ocsf_nft output accept")
         output.wait(lambda: bool(output.tampered()))
         assert running.stop(signal.SIGTERM)[0] == 0
-    (event,) = output.told()
+    (event,) = output.of_fence()
     assert (event["state"], event["severity"], event["status"]) == ("Altered", "High", "Failure")
     assert event["actor"]["process"]["pid"] == pid
     assert "+\t\taccept" in event["status_detail"].replace("\\x09", "\t")
-    assert not _stands(state)
+    assert not _is_active(state)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_without_self_heal_it_is_told_and_left(
     ],
     ids=["flushed", "altered"],
 )
-def test_what_was_done_while_nobody_watched_is_put_right_when_a_run_begins(
+def test_start_of_a_run_restores_a_fence_altered_before(
     fenced: Lab,
     state: StateDirectory,
     output: Output,
@@ -210,68 +210,71 @@ def test_what_was_done_while_nobody_watched_is_put_right_when_a_run_begins(
     tampering: list[str],
     before: str,
 ) -> None:
-    """A supervisor starts a run again that was killed, and the fence is gone by then."""
+    """A supervisor restarts a killed run; meanwhile the fence was altered or removed."""
     conftest.nft(fenced.sandbox_namespace, *tampering)
     assert installer.verify(conftest.SANDBOX, state).verdict != "as installed"
     with command.running(*named) as running:
         assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
         assert running.stop(signal.SIGTERM)[0] == 0
-    (told,) = output.tampered()
-    assert told["unmapped"]["previous_state"] == before
-    assert told["severity"] == "High"
-    assert "it was altered or gone, and has been put back" in told["status_detail"]
+    (event,) = output.tampered()
+    assert event["unmapped"]["previous_state"] == before
+    assert event["severity"] == "High"
+    assert "it was altered or gone, and has been put back" in event["status_detail"]
 
 
-def test_a_fence_that_is_removed_in_the_regular_way_is_not_put_back(
+def test_fence_removed_in_the_regular_way_is_not_restored(
     fenced: Lab, output: Output, named: list[str]
 ) -> None:
     with command.running(*named) as running:
         done = command.run("remove", *named[:4])
         assert done.code == 0, done.stderr
-        output.wait(lambda: bool(output.told()))
+        output.wait(lambda: bool(output.of_fence()))
         time.sleep(0.5)
         assert running.stop(signal.SIGTERM)[0] == 0
-    (event,) = output.told()
+    (event,) = output.of_fence()
     assert (event["state"], event["severity"], event["status"]) == ("Disabled", "Medium", "Success")
     assert "removed" in event["status_detail"]
     assert conftest.nft(fenced.sandbox_namespace, "list", "ruleset") == ""
 
 
-def test_a_fence_that_is_installed_anew_is_taken_over(
+def test_reinstalled_fence_is_accepted(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, output: Output, named: list[str]
 ) -> None:
     other = replace(spec, exceptions=(endpoint("10.200.0.9:80"),))
     with command.running(*named) as running:
         installer.install(other, fenced.sandbox_namespace, state, "nflog")
-        output.wait(lambda: bool(output.told()))
+        output.wait(lambda: bool(output.of_fence()))
         _tamper(fenced.sandbox_namespace, "flush ruleset")
         output.wait(lambda: bool(output.tampered()))
         assert running.stop(signal.SIGTERM)[0] == 0
-    anew, tampered = output.told()
-    assert anew["status_detail"].startswith("it was installed anew")
-    assert anew["severity"] == "Informational"
+    reinstalled, tampered = output.of_fence()
+    assert reinstalled["status_detail"].startswith("it was installed anew")
+    assert reinstalled["severity"] == "Informational"
     assert "put back" in tampered["status_detail"]
     installed = state.read(conftest.SANDBOX)
     assert installed is not None
     assert installed.spec == other
-    assert _stands(state)
+    assert _is_active(state)
 
 
-def test_a_fence_that_is_fought_over_is_given_up_loudly_and_the_run_says_so_at_its_end(
+def test_run_gives_up_a_fence_changed_too_often_and_reports_it_at_the_end(
     fenced: Lab, state: StateDirectory, output: Output, named: list[str]
 ) -> None:
     with command.running(*named) as running:
-        # As two who each put their own in the place of the other's: more often than is borne.
-        for number in range(MOST_TIMES + 1):
+        # As two processes that replace each other's fence, more often than a run tolerates.
+        for number in range(MAX_RESTORES + 1):
             _tamper(fenced.sandbox_namespace, "insert rule inet ocsf_nft output accept")
             output.wait(lambda many=number + 1: len(output.tampered()) == many)  # type: ignore[misc]
-        code, said = running.stop(signal.SIGTERM)
+        code, messages = running.stop(signal.SIGTERM)
     *_, last = output.tampered()
     assert (last["severity"], last["status"], last["state"]) == ("Critical", "Failure", "Altered")
-    assert last["status_detail"].startswith(f"given up: put back {MOST_TIMES} times in 60 s")
-    assert code == 1, said
-    assert said.splitlines()[-1] == "ocsf-nft: given up, and does not stand: the fence of lab"
-    assert not _stands(state)
+    assert last["status_detail"].startswith(f"given up: put back {MAX_RESTORES} times in 60 s")
+    assert code == 1, messages
+    assert (
+        messages.splitlines()[-1]
+        == "ocsf-nft: restoring was given up, and the fence is not active: lab"
+    )
+    assert not _is_active(state)
 
 
 def test_a_new_interface_is_no_tampering(
@@ -279,17 +282,17 @@ def test_a_new_interface_is_no_tampering(
 ) -> None:
     with command.running(*named) as running:
         ip("-n", fenced.sandbox, "link", "add", "late0", "type", "veth", "peer", "name", "late1")
-        output.wait(lambda: any("late0" in e["status_detail"] for e in output.told()))
+        output.wait(lambda: any("late0" in e["status_detail"] for e in output.of_fence()))
         assert running.stop(signal.SIGTERM)[0] == 0
     assert output.tampered() == []
-    assert {event["severity"] for event in output.told()} == {"Informational"}
-    assert _stands(state)
+    assert {event["severity"] for event in output.of_fence()} == {"Informational"}
+    assert _is_active(state)
 
 
 def test_the_guard_on_the_host_is_guarded_too(
     lab: Lab, state: StateDirectory, output: Output
 ) -> None:
-    """The gateway's namespace is the host of this run."""
+    """The gateway's namespace serves as the host of this run."""
     options = [
         *("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox, "--install"),
         *("--proxy", f"{GATEWAY4}:{PROXY_PORT}", "--host-guard", _GATEWAY_DEVICE),
@@ -311,7 +314,7 @@ def test_the_guard_on_the_host_is_guarded_too(
 def test_a_fence_in_a_user_namespace_is_guarded_without_any_privilege_outside(
     state: StateDirectory, output: Output, tmp_path: Path, own_pids: bool
 ) -> None:
-    """Where the pids are others, nobody is named by one."""
+    """With other pids in the namespace, no process is named by its pid."""
     script = """
     ip link set lo up; ip link add a0 type veth peer name a1; ip link set a0 up
     ip address add 10.9.0.2/24 dev a0
@@ -345,7 +348,7 @@ def test_a_fence_in_a_user_namespace_is_guarded_without_any_privilege_outside(
         assert event["actor"]["process"]["name"] == "nft"
 
 
-def test_a_run_that_is_killed_leaves_the_fence_or_the_next_one_tells(
+def test_killed_run_leaves_the_fence_active_or_the_next_run_reports_it(
     fenced: Lab, spec: FenceSpec, state: StateDirectory, output: Output, named: list[str]
 ) -> None:
     for _ in range(4):
@@ -354,12 +357,12 @@ def test_a_run_that_is_killed_leaves_the_fence_or_the_next_one_tells(
             time.sleep(random.random() / 10)
             running.process.kill()
             running.process.wait()
-        before = len(output.told())
-        stood = _stands(state)
+        before = len(output.of_fence())
+        was_active = _is_active(state)
         install = ["--install", "--netns", fenced.sandbox, *_PROXIES]
         with command.running(*named, *install) as running:
-            assert _stands(state)
+            assert _is_active(state)
             assert running.stop(signal.SIGTERM)[0] == 0
         installer.install(spec, fenced.sandbox_namespace, state, "nflog")
-        told = output.told()[before:]
-        assert stood or any("put back" in event["status_detail"] for event in told), told
+        found = output.of_fence()[before:]
+        assert was_active or any("put back" in event["status_detail"] for event in found), found

@@ -1,4 +1,4 @@
-"""The fence round a VM on its host: what it lets through, and that it leaves nothing behind."""
+"""The fence of a VM on its host: the packets that it allows, and its complete removal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ocsf_nft.fence.values import exception
 from ocsf_nft.lab import INTERNET4, INTERNET6, ip
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, packets, tap
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 from tests.kernel.vm_escapes import THROUGH
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def _spec_of_neighbour(sandbox: str = "vm-8") -> FenceSpec:
 
 
 def _conversation(client: Namespace, server: Namespace, address: str, port: int) -> str:
-    """Talk over TCP, both ways; the address that the server sees."""
+    """Exchange data over TCP in both directions; return the address that the server sees."""
     with tap.listening(server, address, port) as listener:
         ours = client.call(lambda: socket.create_connection((address, port), 5))
         theirs, seen = listener.accept()
@@ -84,7 +84,7 @@ def _refused(client: Namespace, address: str, port: int) -> None:
 def _datagrams(
     client: Namespace, server: Namespace, address: str, port: int, size: int
 ) -> tuple[bytes, str]:
-    """A datagram there and one back; what came back, and the address that the server saw."""
+    """Send a datagram and answer it; return the answer and the address that the server saw."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     there = server.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
     here = client.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
@@ -98,7 +98,7 @@ def _datagrams(
         return here.recv(65535), str(seen[0])
 
 
-def test_a_vm_gets_to_the_gateways_port_and_out_under_the_hosts_address(
+def test_vm_reaches_the_gateways_port_and_the_internet_with_the_hosts_address(
     site: tap.Site, machine: tap.Machine, state: StateDirectory
 ) -> None:
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
@@ -117,20 +117,20 @@ def test_a_vm_gets_to_the_gateways_port_and_out_under_the_hosts_address(
 
 
 @pytest.mark.parametrize("internet", [INTERNET4, INTERNET6])
-def test_errors_about_what_a_vm_sends_come_back_to_it(
+def test_errors_about_a_vms_packets_reach_the_vm(
     site: tap.Site, machine: tap.Machine, state: StateDirectory, internet: str
 ) -> None:
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     family = socket.AF_INET6 if ":" in internet else socket.AF_INET
-    # From the internet itself, where nobody listens.
+    # From the internet, because no socket listens there.
     with machine.guest.call(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
         sock.settimeout(5)
         sock.connect((internet, 9))
         sock.send(b"x")
         with pytest.raises(ConnectionRefusedError):
             sock.recv(1)
-    # From the host, whose uplink is narrower than the VM thinks.
-    # Both ends of it: the kernel drops what is larger than the receiving end takes.
+    # From the host, because its uplink has a smaller MTU than the VM's link.
+    # At both ends: the kernel drops packets larger than the MTU of the receiving end.
     for name, device in ((site.host_name, tap.UPLINK), (site.internet_name, tap.INTERNET_END)):
         ip("-n", name, "link", "set", device, "mtu", "1300")
     assert _conversation(machine.guest, site.internet, internet, 443)
@@ -139,12 +139,12 @@ def test_errors_about_what_a_vm_sends_come_back_to_it(
 @pytest.mark.parametrize(
     ("internet", "vm"), [(INTERNET4, tap.VM4), (INTERNET6, tap.VM6)], ids=["ip4", "ip6"]
 )
-def test_what_was_begun_from_outside_before_the_fence_stood_is_over(
+def test_connection_from_outside_ends_with_the_installation_of_the_fence(
     site: tap.Site, machine: tap.Machine, state: StateDirectory, internet: str, vm: str
 ) -> None:
     tap.routes_back(site)
     site.host.call(lambda: [path.write_text("1") for path in _FORWARDING])
-    # Somebody has conntrack look on, so that it knows who has begun.
+    # Another table enables conntrack, so that it knows which side opened the connection.
     conftest.load(
         site.host,
         "table inet tracked { chain forward { "
@@ -167,7 +167,7 @@ def test_what_was_begun_from_outside_before_the_fence_stood_is_over(
 
 
 @pytest.mark.parametrize(("gateway", "vm"), [(tap.GATEWAY4, tap.VM4), (tap.GATEWAY6, tap.VM6)])
-def test_the_host_takes_errors_about_its_replies_alone(
+def test_host_accepts_errors_only_about_its_replies(
     site: tap.Site, machine: tap.Machine, state: StateDirectory, gateway: str, vm: str
 ) -> None:
     end = f"[{gateway}]" if ":" in gateway else gateway
@@ -183,7 +183,7 @@ def test_the_host_takes_errors_about_its_replies_alone(
         _, seen = server.recvfrom(1)
         client.close()
         server.connect(seen)
-        server.send(b"nobody is there any more")
+        server.send(b"reply to a closed socket")
         with pytest.raises(ConnectionRefusedError):
             server.recv(1)
     with site.host.call(lambda: socket.socket(family, socket.SOCK_DGRAM)) as sock:
@@ -194,7 +194,7 @@ def test_the_host_takes_errors_about_its_replies_alone(
             sock.recv(1)
 
 
-def test_a_vm_of_one_family_gets_nothing_through_of_the_other(
+def test_vm_with_one_ip_version_sends_nothing_of_the_other(
     site: tap.Site, machine: tap.Machine, state: StateDirectory
 ) -> None:
     before = tap.settings(site.host)
@@ -210,7 +210,7 @@ def test_a_vm_of_one_family_gets_nothing_through_of_the_other(
     _refused(machine.guest, tap.GATEWAY4, tap.PORT)
 
 
-def test_what_the_operator_excepts_is_reached(
+def test_vm_reaches_the_operators_exceptions(
     site: tap.Site, machine: tap.Machine, state: StateDirectory
 ) -> None:
     for address in (f"{_METADATA}/32", f"{_METADATA6}/128"):
@@ -237,7 +237,7 @@ def test_what_the_operator_excepts_is_reached(
     ("family", "gateway", "container"),
     [("ip", tap.GATEWAY4, INTERNET4), ("ip6", tap.GATEWAY6, INTERNET6)],
 )
-def test_the_gateways_port_may_be_a_containers(
+def test_gateways_port_may_be_forwarded_to_a_container(
     site: tap.Site,
     machine: tap.Machine,
     state: StateDirectory,
@@ -259,7 +259,7 @@ def test_the_gateways_port_may_be_a_containers(
         _refused(machine.guest, gateway, 8080)
 
 
-def test_removing_leaves_the_host_as_it_was_byte_for_byte(
+def test_removal_restores_the_host_byte_for_byte(
     site: tap.Site, machine: tap.Machine, state: StateDirectory
 ) -> None:
     conftest.load(
@@ -279,13 +279,13 @@ def test_removing_leaves_the_host_as_it_was_byte_for_byte(
     assert [path.name for path in state.path.iterdir()] == [".install.lock"]
 
 
-def test_two_vms_on_a_host_know_nothing_of_each_other(
+def test_two_vms_on_a_host_do_not_affect_each_other(
     site: tap.Site, machine: tap.Machine, neighbour: tap.Machine, state: StateDirectory
 ) -> None:
     before = tap.settings(site.host)
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     assert _conversation(machine.guest, site.internet, INTERNET4, 443) == tap.UPLINK4
-    stood = _tables(site.host)
+    first_tables = _tables(site.host)
     with _changes(site.host) as changes:
         installer.install(_spec_of_neighbour(), site.host, state, "nflog")
         assert _conversation(neighbour.guest, site.internet, INTERNET4, 443) == tap.UPLINK4
@@ -295,15 +295,15 @@ def test_two_vms_on_a_host_know_nothing_of_each_other(
         )
         installer.remove("vm-8", state)
         assert set(changes()) == {f"ocsf_nft_{_NEXT}", ""}
-    assert {name: both[name] for name in stood} == stood == _tables(site.host)
-    # The first one still needs what both have needed.
+    assert {name: both[name] for name in first_tables} == first_tables == _tables(site.host)
+    # The first VM still needs the settings that both needed.
     assert _conversation(machine.guest, site.internet, INTERNET6, 443) == tap.UPLINK6
     installer.remove(_NAME, state)
     assert tap.settings(site.host) == before
 
 
 def _tables(namespace: Namespace) -> dict[str, str]:
-    """Each table as it is listed, with handles, without what is counted."""
+    """Return the listing of each table, with handles, without counts and set elements."""
     names = conftest.nft(namespace, "list", "tables").splitlines()
     return {
         name: conftest.nft(namespace, "-a", "-s", "-t", "list", *name.split()) for name in names
@@ -316,9 +316,9 @@ _NFT_SUBSYSTEM, _NEWGEN = 10, 15
 
 @contextlib.contextmanager
 def _changes(namespace: Namespace) -> Iterator[Callable[[], list[str]]]:
-    """What nftables notifies of meanwhile: the table of each change, and "" for each transaction.
+    """Record nftables' notifications: the table of each change, and "" for each transaction.
 
-    (`nft monitor` of 1.1.3 dies of chains without a name.)
+    `nft monitor` 1.1.3 crashes on chains without a name.
     """
     sock = namespace.call(lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12))
     with sock:
@@ -326,14 +326,14 @@ def _changes(namespace: Namespace) -> Iterator[Callable[[], list[str]]]:
         sock.bind((0, 1 << _NFNLGRP_NFTABLES - 1))
         sock.setblocking(False)
 
-        def told() -> list[str]:
+        def notified() -> list[str]:
             found: list[str] = []
             with contextlib.suppress(BlockingIOError):
                 while True:
                     found += _tables_of(sock.recv(1 << 20))
             return found
 
-        yield told
+        yield notified
 
 
 def _tables_of(datagram: bytes) -> Iterator[str]:
@@ -342,14 +342,14 @@ def _tables_of(datagram: bytes) -> Iterator[str]:
         assert kind >> 8 == _NFT_SUBSYSTEM
         if kind & 0xFF == _NEWGEN:
             yield ""
-        else:  # the table's name is the first attribute of all
+        else:  # the table's name is the first attribute of every message
             size, attribute = struct.unpack_from("=HH", datagram, 20)
             assert attribute == 1
             yield datagram[24 : 20 + size].rstrip(b"\0").decode()
         datagram = datagram[(length + 3) & ~3 :]
 
 
-async def test_a_vm_does_not_get_to_another_one(
+async def test_vm_does_not_reach_another_vm(
     site: tap.Site, machine: tap.Machine, neighbour: tap.Machine, state: StateDirectory
 ) -> None:
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
@@ -361,25 +361,25 @@ async def test_a_vm_does_not_get_to_another_one(
             ("172.16.8.1", _NAME, "vm-input"),
             ("fd00:8::1", _NAME, "vm-input"),
         ):
-            neighbour.came.clear()
+            neighbour.received.clear()
 
-            def wanted(record: Record, address: str = address) -> bool:
+            def is_expected(record: Record, address: str = address) -> bool:
                 return record.destination == address
 
             with pytest.raises(TimeoutError):
                 machine.guest.call(
                     partial(socket.create_connection, (address, tap.PORT), 0.1)
                 ).close()
-            (record, *_) = filter(wanted, await taken(source, wanted))
+            (record, *_) = filter(is_expected, await until_found(source, is_expected))
             assert (record.sandbox, record.rule, record.uid) == (sandbox, rule, None)
-            assert not any(_is_tcp(frame) for frame in neighbour.came)
+            assert not any(_is_tcp(frame) for frame in neighbour.received)
 
 
 def _is_tcp(frame: bytes) -> bool:
     return 6 in {frame[23], frame[20]}
 
 
-def test_replacing_the_fence_keeps_what_it_has_counted_and_learns_the_link_address_anew(
+def test_replaced_fence_keeps_its_counts_and_learns_the_link_address_again(
     site: tap.Site, state: StateDirectory
 ) -> None:
     other_mac = b"\2\0\0\0\7\x88"
@@ -394,7 +394,7 @@ def test_replacing_the_fence_keeps_what_it_has_counted_and_learns_the_link_addre
         assert _refused_frames(site.host) == 1
         machine.send_ip(packet)
         assert _refused_frames(site.host) == 2
-        # Told, it is nobody else, whoever comes first; and that is a part of the fence.
+        # With a configured address only that address is accepted, and it is part of the policy.
         installer.install(tap.spec(_NAME, mac=tap.VM_MAC.hex(":")), site.host, state, "nflog")
         machine.send_ip(packet, other_mac)
         assert _refused_frames(site.host) == 3
@@ -406,10 +406,10 @@ def test_replacing_the_fence_keeps_what_it_has_counted_and_learns_the_link_addre
         assert installer.verify(_NAME, state).verdict == "differs"
 
 
-def test_no_frame_that_is_refused_anyway_tells_the_vms_link_address(
+def test_fence_learns_no_link_address_from_a_refused_frame(
     site: tap.Site, state: StateDirectory
 ) -> None:
-    """Were one the first, its sender would keep the VM itself out."""
+    """Otherwise the sender of the first such frame could lock the VM out."""
     other = b"\2\0\0\0\7\x88"
     datagram = THROUGH["a datagram"][14:]
     with tap.silent_machine(site) as machine:
@@ -430,7 +430,7 @@ def _refused_frames(namespace: Namespace) -> int:
     return int(listed.split("packets ")[1].split()[0])
 
 
-def test_a_table_of_a_vm_that_is_gone_is_replaced_and_one_of_a_vm_that_is_not_is_left_alone(
+def test_table_of_an_exited_vm_is_replaced_and_table_of_a_running_vm_is_not(
     site: tap.Site, state: StateDirectory
 ) -> None:
     before = tap.settings(site.host)
@@ -443,14 +443,14 @@ def test_a_table_of_a_vm_that_is_gone_is_replaced_and_one_of_a_vm_that_is_not_is
     assert (found.verdict, tap.DEVICE in found.difference) == ("differs", True)
     with tap.machine(site) as machine:
         found = installer.verify(_NAME, state)
-        assert (found.verdict, "made anew" in found.difference) == ("differs", True)
+        assert (found.verdict, "created again" in found.difference) == ("differs", True)
         with _changes(site.host) as changes:
             installer.install(tap.spec("vm-9"), site.host, state, "nflog")
             assert changes().count("") == 1
         assert state.read(_NAME) is None
         assert installer.verify("vm-9", state).verdict == "as installed"
-        # That of a run that was killed before it put anything on record.
-        state.forget("vm-9")
+        # As after a run that was killed before it stored a record.
+        state.delete("vm-9")
         installer.install(tap.spec("vm-10"), site.host, state, "nflog")
         assert _conversation(machine.guest, site.internet, INTERNET4, 443) == tap.UPLINK4
     installer.remove("vm-10", state)
@@ -460,12 +460,12 @@ def test_a_table_of_a_vm_that_is_gone_is_replaced_and_one_of_a_vm_that_is_not_is
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_fence_that_is_on_no_record_is_removed_by_its_device(
+def test_fence_without_record_is_removed_by_its_device(
     site: tap.Site, state: StateDirectory
 ) -> None:
     before = tap.settings(site.host)
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
-    state.forget(_NAME)
+    state.delete(_NAME)
     with pytest.raises(AbsentError):
         installer.remove(_NAME, state, site.host)
     installer.remove(_NAME, state, site.host, tap.DEVICE)
@@ -474,7 +474,7 @@ def test_a_fence_that_is_on_no_record_is_removed_by_its_device(
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_vm_that_moves_to_another_device_leaves_no_table_behind(
+def test_vm_that_moves_to_another_device_leaves_no_table(
     site: tap.Site, neighbour: tap.Machine, state: StateDirectory
 ) -> None:
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
@@ -487,7 +487,7 @@ def test_a_vm_that_moves_to_another_device_leaves_no_table_behind(
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_device_that_is_bridged_is_not_fenced(site: tap.Site, state: StateDirectory) -> None:
+def test_bridged_device_is_not_fenced(site: tap.Site, state: StateDirectory) -> None:
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     ip("-n", site.host_name, "link", "add", "br0", "type", "bridge")
     ip("-n", site.host_name, "link", "set", tap.DEVICE, "master", "br0")
@@ -501,7 +501,7 @@ def test_a_device_that_is_bridged_is_not_fenced(site: tap.Site, state: StateDire
 @pytest.mark.parametrize(
     ("without", "module"), [("ct", "nf_conntrack"), ("masq", "nft_masq"), ("nat", "nft_chain_nat")]
 )
-def test_a_kernel_that_lacks_what_nat_needs_is_told_so_in_a_sentence(
+def test_missing_nat_module_is_reported_in_one_sentence(
     site: tap.Site,
     state: StateDirectory,
     shim: Path,
@@ -519,10 +519,10 @@ def test_a_kernel_that_lacks_what_nat_needs_is_told_so_in_a_sentence(
     assert tap.settings(site.host) == before
 
 
-def test_replacing_the_fence_under_a_flood_lets_nothing_through(
+def test_replacement_under_a_flood_lets_nothing_through(
     site: tap.Site, state: StateDirectory
 ) -> None:
-    """By turns another policy, and none that stood before; from the first moment on."""
+    """Replace an existing policy, or install after a removal: neither lets a packet through."""
     conftest.load(
         site.internet,
         "table netdev far { counter out { }; chain ingress { "
@@ -558,7 +558,7 @@ def test_replacing_the_fence_under_a_flood_lets_nothing_through(
         assert "packets 0 " in conftest.nft(
             site.internet, "list", "counter", "netdev", "far", "out"
         )
-        # So the counter counts what gets there.
+        # The counter counts packets that arrive.
         site.host.call(lambda: _send_to(INTERNET4, 9))
         assert "packets 1 " in conftest.nft(
             site.internet, "list", "counter", "netdev", "far", "out"

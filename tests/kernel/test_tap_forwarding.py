@@ -1,4 +1,4 @@
-"""IP forwarding on a VM's host: switched on where it is off, and put back as it was."""
+"""IP forwarding on a VM's host: enabled if it is off, and restored afterwards."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("machine")]
 
 _NAME = dying.NAME
 _SYSCTLS = Path("/proc/sys/net")
-#: More steps than there are.
-_MOST = 40
+#: More steps than an installation or a removal has.
+_MAX_STEPS = 40
 _READ_ONLY = ("unshare", "-m", "sh", "-c",
               'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"',
               "sh")  # fmt: skip
@@ -43,7 +43,7 @@ def machine(site: tap.Site) -> Iterator[tap.Machine]:
 
 
 def _set(namespace: Namespace, **values: str) -> None:
-    """Write sysctls, by their path with two underscores for a slash."""
+    """Write sysctls, named by their path with two underscores for a slash."""
 
     def write() -> None:
         for name, value in values.items():
@@ -60,9 +60,7 @@ def _is_on(namespace: Namespace) -> tuple[str, str]:
     )
 
 
-def test_what_was_set_otherwise_than_usual_is_put_back_as_well(
-    site: tap.Site, state: StateDirectory
-) -> None:
+def test_unusual_settings_are_restored(site: tap.Site, state: StateDirectory) -> None:
     _set(
         site.host,
         ipv4__conf__all__accept_redirects="0",
@@ -74,15 +72,17 @@ def test_what_was_set_otherwise_than_usual_is_put_back_as_well(
     before = tap.settings(site.host)
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     assert _is_on(site.host) == ("1", "1")
-    # In whichever order they were kept: one sets others.
-    (kept,) = state.path.glob("forwarding-*")
-    boot, values = json.loads(kept.read_text())
-    kept.write_text(json.dumps([boot, dict(reversed(values.items()))]))
+    # In any stored order, because writing one setting changes others.
+    (stored,) = state.path.glob("forwarding-*")
+    boot, values = json.loads(stored.read_text())
+    stored.write_text(json.dumps([boot, dict(reversed(values.items()))]))
     installer.remove(_NAME, state)
     assert tap.settings(site.host) == before
 
 
-def test_a_host_that_forwards_already_is_left_alone(site: tap.Site, state: StateDirectory) -> None:
+def test_settings_of_a_forwarding_host_are_not_changed(
+    site: tap.Site, state: StateDirectory
+) -> None:
     _set(site.host, ipv4__ip_forward="1", ipv6__conf__all__forwarding="1")
     before = tap.settings(site.host)
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
@@ -91,7 +91,7 @@ def test_a_host_that_forwards_already_is_left_alone(site: tap.Site, state: State
     assert tap.settings(site.host) == before
 
 
-def test_a_device_that_alone_does_not_forward_does_while_its_vm_is_there(
+def test_device_without_forwarding_forwards_while_its_vm_exists(
     site: tap.Site, state: StateDirectory
 ) -> None:
     _set(site.host, ipv4__ip_forward="1")
@@ -104,7 +104,7 @@ def test_a_device_that_alone_does_not_forward_does_while_its_vm_is_there(
     assert tap.settings(site.host) == before
 
 
-def test_an_uplink_that_lives_by_router_advertisements_goes_on(
+def test_uplink_with_router_advertisements_keeps_its_route(
     site: tap.Site, state: StateDirectory
 ) -> None:
     ip("-n", site.host_name, "-6", "route", "del", "default")
@@ -131,7 +131,7 @@ def _default_route(site: tap.Site) -> str:
 
 
 def _await_route(site: tap.Site) -> None:
-    """Let a router advertise itself on the uplink until the host takes it for one."""
+    """Send router advertisements on the uplink until the host has a route from them."""
     end = time.monotonic() + 10
     while "proto ra" not in _default_route(site):
         assert time.monotonic() < end
@@ -147,7 +147,7 @@ def _advertise() -> None:
         sock.send(packets.frame(b"33\0\0\0\1", b"\2\0\0\0\0\xfe", packets.ETH_IP6, packet))
 
 
-def test_what_was_switched_off_meanwhile_is_told_and_mended(
+def test_forwarding_disabled_meanwhile_is_reported_and_enabled_again(
     site: tap.Site, state: StateDirectory
 ) -> None:
     before = tap.settings(site.host)
@@ -167,7 +167,7 @@ def _host(site: tap.Site, state: StateDirectory) -> list[str]:
     return ["--sandbox", _NAME, "--netns", site.host_name, "--state-dir", str(state.path)]
 
 
-def test_where_sysctls_are_read_only_it_says_so_and_nothing_has_changed(
+def test_read_only_sysctls_are_reported_and_nothing_is_changed(
     site: tap.Site, state: StateDirectory
 ) -> None:
     before = tap.settings(site.host)
@@ -187,12 +187,12 @@ def test_where_sysctls_are_read_only_it_says_so_and_nothing_has_changed(
 
 
 @pytest.mark.parametrize("what", ["install", "remove"])
-def test_killed_at_any_step_nothing_of_what_was_before_is_lost(
+def test_earlier_settings_are_restored_after_a_kill_at_any_step(
     site: tap.Site, state: StateDirectory, what: str
 ) -> None:
     _set(site.host, ipv4__conf__all__accept_redirects="0", ipv6__conf__up0__accept_ra="1")
     before = tap.settings(site.host)
-    for step in range(1, _MOST):
+    for step in range(1, _MAX_STEPS):
         if what == "remove":
             installer.install(tap.spec(_NAME), site.host, state, "nflog")
         arguments = [what, site.host_name, str(state.path), str(step)]
@@ -209,13 +209,13 @@ def test_killed_at_any_step_nothing_of_what_was_before_is_lost(
         assert conftest.nft(site.host, "list", "ruleset") == ""
         assert tap.settings(site.host) == before
         assert [path.name for path in state.path.iterdir()] == [".install.lock"]
-    assert 5 < step < _MOST - 1
+    assert 5 < step < _MAX_STEPS - 1
 
 
-def test_what_is_damaged_is_not_written_anywhere(site: tap.Site, state: StateDirectory) -> None:
+def test_damaged_settings_are_not_written(site: tap.Site, state: StateDirectory) -> None:
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
-    (kept,) = state.path.glob("forwarding-*")
-    whole = kept.read_text()
+    (stored,) = state.path.glob("forwarding-*")
+    whole = stored.read_text()
     for damaged in (
         whole[:-9],
         "[]",
@@ -224,20 +224,18 @@ def test_what_is_damaged_is_not_written_anywhere(site: tap.Site, state: StateDir
         whole.replace('"0"', "0"),
     ):
         assert damaged != whole
-        kept.write_text(damaged)
+        stored.write_text(damaged)
         with pytest.raises(FenceError, match="damaged"):
             installer.remove(_NAME, state)
-    kept.write_text(whole)
+    stored.write_text(whole)
     installer.remove(_NAME, state)
 
 
-def test_what_was_kept_before_the_machine_booted_says_nothing(
-    site: tap.Site, state: StateDirectory
-) -> None:
+def test_settings_stored_before_the_boot_are_ignored(site: tap.Site, state: StateDirectory) -> None:
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    (kept,) = state.path.glob("forwarding-*")
-    kept.write_text(kept.read_text().replace(boot, "another"))
+    (stored,) = state.path.glob("forwarding-*")
+    stored.write_text(stored.read_text().replace(boot, "another"))
     before = tap.settings(site.host)
     installer.remove(_NAME, state)
     assert tap.settings(site.host) == before

@@ -1,4 +1,4 @@
-"""What a VM, or a record that is left of one, must not take from its host."""
+"""Protection of a host from a VM, and from the remaining record of a VM."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import pytest
 
 from ocsf_nft.errors import FenceError, UsageError
 from ocsf_nft.fence import installer
-from ocsf_nft.fence.loading import HOST
+from ocsf_nft.fence.load_ruleset import HOST
 from ocsf_nft.fence.spec import DEFAULT_GROUP, FenceSpec
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.lab import INTERNET4, INTERNET6
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, packets, tap
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 from tests.kernel.vm_escapes import ALLOWED
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ _ROUTING, _FRAGMENT, _OPTIONS, _UDP = 43, 44, 60, 17
 @pytest.fixture
 def machine(site: tap.Site) -> Iterator[tap.Machine]:
     with tap.silent_machine(site) as plugged:
-        for asked in ("arp for the gateway", "a solicitation for the gateway"):
-            plugged.send(ALLOWED[asked])
+        for name in ("arp for the gateway", "a solicitation for the gateway"):
+            plugged.send(ALLOWED[name])
         yield plugged
 
 
@@ -51,12 +51,12 @@ def _udp(source: str, to: str, port: int) -> bytes:
     ("vm", "host", "internet"),
     [(tap.VM4, tap.UPLINK4, INTERNET4), (tap.VM6, tap.UPLINK6, INTERNET6)],
 )
-def test_what_a_peer_has_for_the_host_no_vm_gets_by_using_the_same_ports(
+def test_vm_on_the_same_ports_receives_no_packets_for_the_host(
     site: tap.Site, machine: tap.Machine, state: StateDirectory, vm: str, host: str, internet: str
 ) -> None:
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     family = socket.AF_INET6 if ":" in vm else socket.AF_INET
-    # One port of a small number, and one that the kernel takes for no service's.
+    # A low port, and a port that the kernel takes for no service's port.
     for port in (500, _PEER):
         ours = site.host.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
         peer = site.internet.call(lambda: socket.socket(family, socket.SOCK_DGRAM))
@@ -83,17 +83,17 @@ async def test_a_routing_header_in_a_later_fragment_is_refused(
         for offset, piece in enumerate(pieces):
             head = struct.pack("!BBHI", _OPTIONS, 0, offset << 3 | (not offset), 77)
             machine.send_ip(packets.ip6(tap.VM6, INTERNET6, _FRAGMENT, head + piece))
-        found = await taken(source, lambda record: record.rule == "vm-forward")
+        found = await until_found(source, lambda record: record.rule == "vm-forward")
     assert any(record.rule == "vm-forward" for record in found)
 
 
 def _guarding(sandbox: str) -> FenceSpec:
-    place = endpoint(f"{INTERNET4}:3128")
-    return FenceSpec(sandbox=sandbox, proxies=(place,), guard_device=tap.DEVICE)
+    proxy = endpoint(f"{INTERNET4}:3128")
+    return FenceSpec(sandbox=sandbox, proxies=(proxy,), guard_device=tap.DEVICE)
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_vms_link_and_a_guard_of_its_device_do_not_replace_each_other(
+def test_link_table_of_a_vm_and_guard_of_its_device_do_not_replace_each_other(
     site: tap.Site, state: StateDirectory
 ) -> None:
     def try_both() -> None:
@@ -106,8 +106,8 @@ def test_a_vms_link_and_a_guard_of_its_device_do_not_replace_each_other(
         with pytest.raises(FenceError, match="that of sandbox pod"):
             installer.install(tap.spec(_NAME), HOST, state, "nflog")
         assert installer.verify("pod", state).verdict == "as installed"
-        # What is on no record is stale, as a VM's table is.
-        state.forget("pod")
+        # A guard without a record is stale, as a VM's table is.
+        state.delete("pod")
         installer.install(tap.spec(_NAME), HOST, state, "nflog")
         assert installer.verify(_NAME, state).verdict == "as installed"
 
@@ -115,7 +115,7 @@ def test_a_vms_link_and_a_guard_of_its_device_do_not_replace_each_other(
 
 
 @pytest.mark.usefixtures("machine")
-def test_a_vms_link_stays_that_takes_the_place_of_its_sandboxs_former_guard(
+def test_link_table_of_a_vm_that_replaces_the_sandboxs_former_guard_remains(
     site: tap.Site, state: StateDirectory
 ) -> None:
     def change() -> None:
@@ -127,21 +127,21 @@ def test_a_vms_link_stays_that_takes_the_place_of_its_sandboxs_former_guard(
     site.host.call(change)
 
 
-def test_loopback_is_no_vms_device(site: tap.Site, state: StateDirectory) -> None:
+def test_loopback_is_refused_as_a_vms_device(site: tap.Site, state: StateDirectory) -> None:
     with pytest.raises(UsageError, match="loopback"):
         installer.install(tap.spec(_NAME, "lo"), site.host, state, "nflog")
     assert conftest.nft(site.host, "list", "ruleset") == ""
 
 
 @pytest.mark.usefixtures("machine")
-def test_what_is_on_record_and_stands_no_more_keeps_nothing_switched_on(
+def test_record_of_a_removed_fence_keeps_no_setting_enabled(
     site: tap.Site, state: StateDirectory
 ) -> None:
     before = tap.settings(site.host)
     gateways = ("172.16.8.1/29", "fd00:8::1/64")
     with tap.silent_machine(site, "vmtap-1", gateways):
-        installer.install(tap.spec("lost", "vmtap-1", *gateways), site.host, state, "nflog")
-    # As after a start of the machine, of which a record knows nothing.
+        installer.install(tap.spec("former", "vmtap-1", *gateways), site.host, state, "nflog")
+    # As after a boot, which changes no record.
     conftest.nft(site.host, "flush", "ruleset")
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
     installer.remove(_NAME, state)
@@ -149,24 +149,24 @@ def test_what_is_on_record_and_stands_no_more_keeps_nothing_switched_on(
 
 
 @pytest.mark.usefixtures("machine")
-def test_what_was_kept_of_a_namespace_whose_inode_this_one_has_is_not_put_back(
+def test_settings_of_an_earlier_namespace_with_the_same_inode_are_not_restored(
     site: tap.Site, state: StateDirectory
 ) -> None:
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
-    (kept,) = state.path.glob("forwarding-*")
-    origin, values = json.loads(kept.read_text())
+    (stored,) = state.path.glob("forwarding-*")
+    origin, values = json.loads(stored.read_text())
     boot, cookie = origin.split()
-    kept.write_text(json.dumps([f"{boot} {int(cookie) + 1}", values]))
+    stored.write_text(json.dumps([f"{boot} {int(cookie) + 1}", values]))
     before = tap.settings(site.host)
     installer.remove(_NAME, state)
     assert tap.settings(site.host) == before
-    assert not kept.exists()
+    assert not stored.exists()
 
 
 @pytest.mark.parametrize(
     ("vm", "internet"), [(tap.VM4, INTERNET4), (tap.VM6, INTERNET6)], ids=["ip4", "ip6"]
 )
-async def test_what_answers_a_vm_that_is_gone_the_next_one_of_its_address_does_not_get(
+async def test_next_vm_with_the_same_address_receives_no_answers_to_an_exited_vm(
     site: tap.Site, state: StateDirectory, vm: str, internet: str
 ) -> None:
     family = socket.AF_INET6 if ":" in vm else socket.AF_INET
@@ -181,10 +181,10 @@ async def test_what_answers_a_vm_that_is_gone_the_next_one_of_its_address_does_n
                 machine.send_ip(_udp(vm, internet, _PEER))
                 seen.append(peer.recvfrom(99)[1])
                 async with Nflog(site.host, DEFAULT_GROUP) as source:
-                    for place in seen:
-                        peer.sendto(f"for {place}".encode(), place)
+                    for sender in seen:
+                        peer.sendto(f"for {sender}".encode(), sender)
                     if len(seen) > 1:
-                        await taken(source, lambda record: record.rule == "vm-ingress")
+                        await until_found(source, lambda record: record.rule == "vm-ingress")
                     got = _awaited(machine, f"for {seen[-1]}".encode())
                 assert len(seen) == 1 or not any(f"for {seen[0]}".encode() in each for each in got)
             installer.remove(name, state)
@@ -192,9 +192,9 @@ async def test_what_answers_a_vm_that_is_gone_the_next_one_of_its_address_does_n
 
 
 def _awaited(machine: tap.Machine, payload: bytes) -> list[bytes]:
-    """What has come to a VM when this has."""
+    """Wait for a payload; return the frames that the VM has received then."""
     deadline = time.monotonic() + 5
-    while not any(payload in frame for frame in machine.came):
+    while not any(payload in frame for frame in machine.received):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    return machine.came
+    return machine.received

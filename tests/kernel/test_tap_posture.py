@@ -1,4 +1,4 @@
-"""Installing a VM's fence says what the host's other rules drop of what it lets through."""
+"""Warnings at installation about the host's other rules that drop a VM's allowed packets."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _install(site: tap.Site, state: StateDirectory) -> command.Outcome:
 
 
 def _in_the_way(done: command.Outcome) -> list[str]:
-    return [line for line in done.stderr.splitlines() if line.startswith("in the VM's way: ")]
+    return [line for line in done.stderr.splitlines() if line.startswith("blocks the VM: ")]
 
 
 def _commands(done: command.Outcome) -> list[str]:
@@ -65,7 +65,7 @@ def _gets_out(machine: tap.Machine, site: tap.Site) -> bool:
     return True
 
 
-def test_a_host_that_forwards_nothing_is_told_by_table_and_chain_and_what_helps(
+def test_rules_that_drop_a_vms_packets_are_reported_with_a_remedy(
     site: tap.Site, machine: tap.Machine, state: StateDirectory
 ) -> None:
     nft.load(site.host, _POLICY_DROP)
@@ -74,9 +74,9 @@ def test_a_host_that_forwards_nothing_is_told_by_table_and_chain_and_what_helps(
     assert len(done.events) == 1
     through, local = _in_the_way(done)
     assert "table inet site, chain through" in through
-    assert "its policy drops what the VM sends to the internet" in through
+    assert "its policy drops traffic from the VM to the internet" in through
     assert "table inet site, chain local" in local
-    assert "drops what the VM sends to the gateway's port" in local
+    assert "drops traffic from the VM to the gateway's port" in local
     commands = _commands(done)
     assert sum("nft insert rule inet site through" in each for each in commands) == 2
     assert [
@@ -85,22 +85,23 @@ def test_a_host_that_forwards_nothing_is_told_by_table_and_chain_and_what_helps(
     ] == [True, True]
     assert len(commands) == 4
     assert (
-        done.stderr.splitlines()[-1] == f"sandbox {_NAME} is fenced; what it refuses goes to nflog"
+        done.stderr.splitlines()[-1]
+        == f"sandbox {_NAME} is fenced; refused packets are logged to nflog"
     )
     assert installer.verify(_NAME, state).verdict == "as installed"
     assert not _gets_out(machine, site)
 
-    for each in commands:  # as they stand, by a shell
+    for each in commands:  # unchanged, in a shell
         subprocess.run(["sh", "-euc", each], check=True, capture_output=True)
     assert _gets_out(machine, site)
     again = _install(site, state)
     assert (again.code, _in_the_way(again), _commands(again)) == (0, [], [])
 
 
-def test_a_host_with_nothing_in_the_way_is_told_nothing(
+def test_host_without_such_rules_is_reported_without_warnings(
     site: tap.Site, machine: tap.Machine, state: StateDirectory
 ) -> None:
-    # Another VM's fence drops all but its own VM's, and so nothing of this one.
+    # Another VM's fence judges only packets of its own VM, and so drops none of this VM's.
     with tap.silent_machine(site, "vmtap-1", ("172.16.8.1/29",)):
         installer.install(tap.spec("vm-8", "vmtap-1", "172.16.8.1/29"), site.host, state, "nflog")
         done = _install(site, state)
@@ -108,15 +109,15 @@ def test_a_host_with_nothing_in_the_way_is_told_nothing(
     assert _gets_out(machine, site)
 
 
-def test_what_others_have_written_into_their_rules_is_shown_and_never_done(
+def test_hostile_text_in_other_rules_is_shown_and_never_executed(
     site: tap.Site, machine: tap.Machine, state: StateDirectory
 ) -> None:
     nft.load(site.host, _HOSTILE)
     done = _install(site, state)
     assert done.code == 0, done.stderr
-    (told,) = _in_the_way(done)
-    assert "table inet site, chain through" in told
-    assert "tcp dport 443 drop" in told
+    (warning,) = _in_the_way(done)
+    assert "table inet site, chain through" in warning
+    assert "tcp dport 443 drop" in warning
     assert not {"\x1b", "\u202e"} & set(done.stderr)
     assert not [each for each in _commands(done) if "$" in each or "`" in each]
     assert not _gets_out(machine, site)

@@ -1,4 +1,4 @@
-"""What the fence round a VM refuses on its host, and that each refusal is told."""
+"""Packets that a VM's fence refuses on its host, and the record of each refusal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ocsf_nft.lab import INTERNET4
 from ocsf_nft.sources.nflog import Nflog
 from tests.kernel import conftest, tap
 from tests.kernel.packets import PAYLOAD
-from tests.kernel.reading import taken
+from tests.kernel.reading import until_found
 from tests.kernel.vm_escapes import ALLOWED, FORBIDDEN, LINK, THROUGH, Forbidden
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.kernel
 
 _NAME = "vm-7"
-#: Whatever a host has, as a container's published port and a cluster's service.
+#: Other tables of a host: a container's published port and a cluster's service.
 PUBLISHED = f"""
 table ip published {{
     chain prerouting {{
@@ -39,9 +39,11 @@ table ip published {{
 """
 
 
-class Ears:
-    """What hears a packet that got further: on the host's link behind the fence's first hook, on
-    the host's sockets, and on the internet.
+class Captures:
+    """Captures of packets that passed the fence.
+
+    They are on the host's link behind the fence's first hook, on the host's sockets, and on the
+    internet.
     """
 
     def __init__(self, site: tap.Site) -> None:
@@ -59,17 +61,17 @@ class Ears:
         ]
         self._internet = [site.internet.call(lambda: _packet_socket(3, "in0"))]
 
-    def heard(self, where: str) -> list[bytes]:
-        """What has come there until now."""
-        return [packet for ear in getattr(self, f"_{where}") for packet in _drained(ear)]
+    def captured(self, where: str) -> list[bytes]:
+        """Return the packets that have arrived so far at "link", "host" or "internet"."""
+        return [packet for sock in getattr(self, f"_{where}") for packet in _drained(sock)]
 
     def close(self) -> None:
-        for ear in self._link + self._host + self._internet:
-            ear.close()
+        for sock in self._link + self._host + self._internet:
+            sock.close()
 
 
 def _packet_socket(kind: int, device: str) -> socket.socket:
-    # Of one ethertype it hears what the ingress hook let pass, of all (3) what was there before.
+    # With one ethertype it receives accepted frames; with all (3), frames before the ingress hook.
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(kind))
     sock.bind((device, kind))
     sock.setblocking(False)
@@ -97,20 +99,20 @@ def machine(site: tap.Site) -> Iterator[tap.Machine]:
 
 
 @pytest.fixture
-def ears(site: tap.Site, machine: tap.Machine, state: StateDirectory) -> Iterator[Ears]:
-    """The VM is fenced, on a host that publishes something; whatever there is to hear is heard."""
+def captures(site: tap.Site, machine: tap.Machine, state: StateDirectory) -> Iterator[Captures]:
+    """Fence a VM on a host with published ports, and capture packets that pass the fence."""
     conftest.load(site.host, PUBLISHED)
     tap.routes_back(site)
     installer.install(tap.spec(_NAME), site.host, state, "nflog")
-    ears = Ears(site)
+    captures = Captures(site)
     try:
-        # Whose link address it is, and the host's and the internet's about each other.
+        # The fence learns the VM's link address, and host and internet resolve each other's.
         machine.send(ALLOWED["arp for the gateway"])
         for frame in THROUGH.values():
             machine.send(frame)
-        yield ears
+        yield captures
     finally:
-        ears.close()
+        captures.close()
 
 
 def send(site: tap.Site, machine: tap.Machine, what: Forbidden) -> None:
@@ -134,47 +136,49 @@ def _is_of(what: Forbidden, record: Record) -> bool:
     }
 
 
-async def test_what_a_vm_has_no_business_sending_is_refused_and_told(
-    site: tap.Site, machine: tap.Machine, ears: Ears
+async def test_forbidden_packets_of_a_vm_are_refused_and_logged(
+    site: tap.Site, machine: tap.Machine, captures: Captures
 ) -> None:
-    untold, wrong, heard = [], [], {}
+    unlogged, wrong, passed = [], [], {}
     async with Nflog(site.host, DEFAULT_GROUP) as source:
         for where in ("link", "host", "internet"):
-            ears.heard(where)
+            captures.captured(where)
         for what in FORBIDDEN:
             send(site, machine, what)
-            found = await taken(source, partial(_is_of, what))
-            told = [record for record in found if _is_of(what, record)]
-            if not told:
-                untold.append(what.name)
-            if any(record.sandbox != _NAME or record.uid is not None for record in told):
+            found = await until_found(source, partial(_is_of, what))
+            records = [record for record in found if _is_of(what, record)]
+            if not records:
+                unlogged.append(what.name)
+            if any(record.sandbox != _NAME or record.uid is not None for record in records):
                 wrong.append(what.name)
             if what.is_from_outside:
                 inside = what.sent[20 if what.sent[0] >> 4 == 4 else 40 :]
-                got = [frame for frame in machine.came if inside in frame]
+                got = [frame for frame in machine.received if inside in frame]
             else:
                 mac = what.sent[6:12].hex(":")
-                wrong += [what.name for record in told if record.mac_source != mac]
-                # The host and the internet have something to tell each other, too.
-                beyond = ears.heard("host") + ears.heard("internet")
+                wrong += [what.name for record in records if record.mac_source != mac]
+                # The host and the internet also exchange packets with each other.
+                beyond = captures.captured("host") + captures.captured("internet")
                 got = [packet for packet in beyond if PAYLOAD in packet]
                 if what in LINK:
-                    got += ears.heard("link")
+                    got += captures.captured("link")
             if got:
-                heard[what.name] = got
+                passed[what.name] = got
     assert len(FORBIDDEN) >= 30
-    assert not untold
+    assert not unlogged
     assert not wrong
-    assert not heard
+    assert not passed
 
 
-async def test_what_a_vm_needs_passes(site: tap.Site, machine: tap.Machine, ears: Ears) -> None:
-    """So what is refused above is refused for what is wrong with it, and not for the rest."""
+async def test_ordinary_packets_of_a_vm_pass(
+    site: tap.Site, machine: tap.Machine, captures: Captures
+) -> None:
+    """This shows that the fence refuses a forbidden packet only for its forbidden property."""
     async with Nflog(site.host, DEFAULT_GROUP) as source:
-        ears.heard("link")
+        captures.captured("link")
         for frame in (*ALLOWED.values(), *THROUGH.values()):
             machine.send(frame)
-            assert ears.heard("link")
+            assert captures.captured("link")
         machine.send(FORBIDDEN[0].sent)
-        found = await taken(source, lambda record: record.rule == "vm-link")
+        found = await until_found(source, lambda record: record.rule == "vm-link")
         assert [record.ethertype for record in found] == [0x88B5]

@@ -1,4 +1,4 @@
-"""What a VM tries on its host becomes events, by the command line, as long as a run watches."""
+"""Events about a VM's attempts on its host during a run of the command line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _until(holds: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_each_thing_that_a_vm_is_refused_is_told_in_a_valid_event(
+def test_each_refused_packet_of_a_vm_is_reported_in_a_valid_event(
     site: tap.Site, state: StateDirectory, tmp_path: Path, judge: Callable[[Any], list[str]]
 ) -> None:
     output = tmp_path / "events.jsonl"
@@ -56,24 +56,24 @@ def test_each_thing_that_a_vm_is_refused_is_told_in_a_valid_event(
             machine.send(ALLOWED["arp for the gateway"])
             for what in FORBIDDEN:
                 send(site, machine, what)
-            code, said = running.stop(signal.SIGTERM)
-        assert code == 0, said
+            code, errors = running.stop(signal.SIGTERM)
+        assert code == 0, errors
         assert conftest.nft(site.host, "-a", "list", "ruleset") == ruleset
         assert tap.settings(site.host) == before
     events = written.events(output)
     faults = {event["message"]: judge(event) for event in events}
     assert not any(faults.values()), faults
     refused = [event for event in events if event["class_uid"] == 4001]
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for event in refused:
-        told[event["firewall_rule"]["name"]] += event["count"]
+        counts[event["firewall_rule"]["name"]] += event["count"]
         vm = (
             "dst_endpoint" if event["connection_info"]["direction"] == "Inbound" else "src_endpoint"
         )
         assert event[vm]["name"] == _NAME
         assert event["disposition"] == "Dropped"
         assert "actor" not in event
-    assert told == Counter(what.rule for what in FORBIDDEN)
+    assert counts == Counter(what.rule for what in FORBIDDEN)
     spoofed = {event["src_endpoint"].get("ip") for event in refused}
     assert {"203.0.113.99", tap.GATEWAY4, tap.UPLINK6} <= spoofed
     assert {event["src_endpoint"].get("mac") for event in refused} >= {
@@ -81,7 +81,7 @@ def test_each_thing_that_a_vm_is_refused_is_told_in_a_valid_event(
     }  # fmt: skip
 
 
-def test_a_device_that_is_made_anew_is_fenced_again_and_its_vm_told_of(
+def test_recreated_device_is_fenced_again_and_its_vm_reported(
     site: tap.Site, state: StateDirectory, tmp_path: Path
 ) -> None:
     output = tmp_path / "events.jsonl"
@@ -93,18 +93,18 @@ def test_a_device_that_is_made_anew_is_fenced_again_and_its_vm_told_of(
         _until(lambda: installer.verify(_NAME, state).verdict == "differs")
         with tap.silent_machine(site) as machine:
             _until(lambda: installer.verify(_NAME, state).verdict == "as installed")
-            # Another machine, by its link address.
+            # Another VM, with another link address.
             machine.send(ALLOWED["arp for the gateway"].replace(tap.VM_MAC, _OTHER_MAC))
             machine.send(LINK[1].sent.replace(tap.VM_MAC, _OTHER_MAC))
-            code, said = running.stop(signal.SIGTERM)
-    assert code == 0, said
+            code, errors = running.stop(signal.SIGTERM)
+    assert code == 0, errors
     events = written.events(output)
-    told = [
+    reported = [
         (event["unmapped"]["ethertype"], event["count"], event["src_endpoint"]["mac"])
         for event in events
         if event["class_uid"] == 4001
     ]
-    assert told == [
+    assert reported == [
         (0x88B5, 1, tap.VM_MAC.hex(":")),
         (0x8847, 1, _OTHER_MAC.hex(":")),
     ]

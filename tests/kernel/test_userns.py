@@ -1,4 +1,4 @@
-"""A sandbox in a user namespace of its own, watched from outside of it (rootless containers)."""
+"""Sandbox in a separate user namespace, monitored from outside (rootless containers)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ocsf_nft import userns
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
-from ocsf_nft.flow import Count, Element, RuleReading, renumbered
+from ocsf_nft.flow import Count, Element, RuleReading, map_uids
 from ocsf_nft.lab import set_sysctls
 from ocsf_nft.netns import Namespace, of_process
-from ocsf_nft.userns import Users
+from ocsf_nft.userns import UserIdMap
 from tests.kernel import attempts, command
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ route add default via 10.9.0.1
 
 @pytest.fixture
 def rootless() -> Iterator[int]:
-    """A process in namespaces of its own, where users count from 100,000 of ours."""
+    """Start a process in separate namespaces, whose user ids begin at our 100,000."""
     mapped = (f"--map-users=0:{_FIRST}:65536", f"--map-groups=0:{_FIRST}:65536")
     with _living(["unshare", "-U", "-n", *mapped, "cat"]) as pid:
         yield pid
 
 
-def test_users_of_a_rootless_sandbox_are_told_by_our_numbers_and_each_packet_once(
+def test_users_of_a_rootless_sandbox_have_our_ids_and_each_packet_counts_once(
     rootless: int, state: StateDirectory, tmp_path: Path
 ) -> None:
     namespace = of_process(rootless)
@@ -76,13 +76,13 @@ def test_users_of_a_rootless_sandbox_are_told_by_our_numbers_and_each_packet_onc
     assert command.run("status", *where).code == 0
 
 
-def test_users_of_our_own_are_not_renumbered(rootless: int) -> None:
-    assert userns.users() is None
-    assert Namespace().call(userns.users) is None
-    assert of_process(rootless).call(userns.users) == Users(((0, _FIRST, 65536),))
+def test_users_of_our_namespace_are_not_mapped(rootless: int) -> None:
+    assert userns.user_id_map() is None
+    assert Namespace().call(userns.user_id_map) is None
+    assert of_process(rootless).call(userns.user_id_map) == UserIdMap(((0, _FIRST, 65536),))
 
 
-def test_no_process_of_ours_enters_where_root_of_the_sandbox_could_take_it_over(
+def test_user_lookup_starts_no_process_that_root_of_the_sandbox_could_control(
     rootless: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -90,24 +90,24 @@ def test_no_process_of_ours_enters_where_root_of_the_sandbox_could_take_it_over(
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     monkeypatch.setattr(os, "fork", refuse)
-    assert of_process(rootless).call(userns.users) == Users(((0, _FIRST, 65536),))
+    assert of_process(rootless).call(userns.user_id_map) == UserIdMap(((0, _FIRST, 65536),))
 
 
-def test_users_of_a_namespace_that_nobody_lives_in_have_no_number_here(
+def test_users_of_a_namespace_without_processes_have_no_id_here(
     rootless: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(userns, "_PROC", tmp_path)
     (tmp_path / "1").mkdir()
-    found = of_process(rootless).call(userns.users)
+    found = of_process(rootless).call(userns.user_id_map)
     assert found is not None
-    assert found.here(_USER) == 65534
+    assert found.to_local(_USER) == 65534
 
 
-def test_users_without_a_number_here_share_one_and_nobody_stays_nobody() -> None:
-    users = Users(((0, 1000, 2), (2, 5000, 1)))
-    assert [users.here(uid) for uid in (0, 1, 2, 3, 99)] == [1000, 1001, 5000, 65534, 65534]
+def test_users_without_an_id_here_share_one_and_the_invalid_id_stays() -> None:
+    users = UserIdMap(((0, 1000, 2), (2, 5000, 1)))
+    assert [users.to_local(uid) for uid in (0, 1, 2, 3, 99)] == [1000, 1001, 5000, 65534, 65534]
     rest = b"rest of the key"
-    nobody = 0xFFFFFFFF
+    no_user = 0xFFFFFFFF
 
     def element(uid: int, packets: int, idle_ms: int) -> Element:
         return Element(uid.to_bytes(4, sys.byteorder) + rest, packets, packets * 10, idle_ms)
@@ -116,14 +116,14 @@ def test_users_without_a_number_here_share_one_and_nobody_stays_nobody() -> None
         refused_before=Count(),
         refused=Count(),
         overflow=Count(),
-        elements={"flows4": [element(3, 1, 50), element(99, 2, 40), element(nobody, 4, 30)]},
+        elements={"flows4": [element(3, 1, 50), element(99, 2, 40), element(no_user, 4, 30)]},
     )
-    assert renumbered(reading, users.here).elements == {
-        "flows4": (element(65534, 3, 40), element(nobody, 4, 30))
+    assert map_uids(reading, users.to_local).elements == {
+        "flows4": (element(65534, 3, 40), element(no_user, 4, 30))
     }
 
 
-def test_a_run_on_the_name_of_a_namespace_may_look_how_another_users_users_are_numbered(
+def test_run_on_a_named_namespace_can_read_the_user_ids_of_another_user(
     state: StateDirectory, tmp_path: Path
 ) -> None:
     name, output = tmp_path / "netns", tmp_path / "events.jsonl"
@@ -150,7 +150,7 @@ def test_a_run_on_the_name_of_a_namespace_may_look_how_another_users_users_are_n
 
 @contextlib.contextmanager
 def _living(command_line: list[str]) -> Iterator[int]:
-    """A process that ends in ``cat``, once it does."""
+    """Run a process that ends in ``cat``; yield its pid when ``cat`` runs."""
     with subprocess.Popen(
         command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
     ) as process:
@@ -165,7 +165,7 @@ def _living(command_line: list[str]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _bound(name: Path, pid: int) -> Iterator[None]:
-    """A process's network namespace, with a link, under a name."""
+    """Bind a process's network namespace to a name, and add a link to it."""
     subprocess.run(["mount", "--bind", f"/proc/{pid}/ns/net", name], check=True)
     try:
         of_process(pid).call(

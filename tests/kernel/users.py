@@ -1,4 +1,4 @@
-"""Attempts as a certain user, with certain capabilities, by a thread that is nobody else's."""
+"""Attempts as a given user with given capabilities, in a separate thread."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SETRESUID: Final = {"x86_64": 117, "aarch64": 147}
 
 
 def as_user(uid: int, work: Callable[[], T], *, capabilities: frozenset[int]) -> Callable[[], T]:
-    """The same work by the user, with these capabilities and no others.
+    """Return the same function, run by the user with exactly these capabilities.
 
-    To be called in a thread that ends with it (as :meth:`Namespace.call` does): it changes that
-    thread alone, as the system calls do and the library's functions of the same name don't.
+    Call the result in a thread that ends with it (as :meth:`Namespace.call` does). It changes only
+    that thread: it uses system calls; the library functions of the same name change all threads.
     """
 
     def inside() -> T:
         libc = ctypes.CDLL(None, use_errno=True)
         mask = sum(1 << capability for capability in capabilities)
         header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
-        # Effective, permitted and inheritable, by two words.
+        # Effective, permitted and inheritable capabilities, in two words.
         sets = (ctypes.c_uint32 * 6)(mask, mask, 0, 0, 0, 0)
         _check(libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0))
         _check(libc.syscall(_SETRESUID[platform.machine()], uid, uid, uid))

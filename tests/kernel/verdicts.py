@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ocsf_nft.fence.spec import FenceSpec
-    from ocsf_nft.fence.state import Installed, StateDirectory
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
     from ocsf_nft.lab import Lab
     from ocsf_nft.netns import Namespace
 
@@ -43,7 +43,7 @@ NESTED: Final = "n0"
 NESTED4, NESTED6 = "10.201.0.2", "fd00:201::2"
 HOST4, HOST6 = "10.201.0.1", "fd00:201::1"
 #: The options in a packet's mark: no owner, bypass the chain `output`, and the IPv6 header length.
-_UNOWNED, _PAST_OUTPUT, _SAYS_LESS, _SAYS_MORE = 1, 2, 4, 8
+_UNOWNED, _PAST_OUTPUT, _SMALL_LENGTH, _LARGE_LENGTH = 1, 2, 4, 8
 _DEVICES: Final = (UPLINK, NESTED)
 _IPV6_HDRINCL: Final = 36
 #: The counters that may count a packet, by the label of the verdict.
@@ -92,7 +92,7 @@ table netdev observer {
 class Bench(Outcomes):
     """A fenced sandbox with a link out and a link to a nested namespace."""
 
-    def __init__(self, lab: Lab, nested: Namespace, installed: Installed) -> None:
+    def __init__(self, lab: Lab, nested: Namespace, installed: InstalledFence) -> None:
         super().__init__(
             lab.sandbox_namespace, of_mode(_COUNTED, is_permissive=installed.spec.is_permissive)
         )
@@ -121,12 +121,12 @@ class Bench(Outcomes):
         device: str = UPLINK,
         *,
         past_output: bool = False,
-        says_less: bool = False,
-        says_more: bool = False,
+        is_length_too_small: bool = False,
+        is_length_too_large: bool = False,
     ) -> None:
         """Send an IP packet without an owning socket."""
         mark = _UNOWNED | _PAST_OUTPUT * past_output
-        mark |= _SAYS_LESS * says_less | _SAYS_MORE * says_more
+        mark |= _SMALL_LENGTH * is_length_too_small | _LARGE_LENGTH * is_length_too_large
         self._sandbox.call(lambda: _send_raw(packet, device, mark))
 
     def frame(
@@ -281,8 +281,8 @@ def _craft() -> str:
         table ip6 lies {{
             chain output {{
                 type filter hook output priority -999
-                meta mark & {_SAYS_LESS} != 0 ip6 length set 24
-                meta mark & {_SAYS_MORE} != 0 ip6 length set 41
+                meta mark & {_SMALL_LENGTH} != 0 ip6 length set 24
+                meta mark & {_LARGE_LENGTH} != 0 ip6 length set 41
             }}
         }}
         table netdev craft {{

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 SANDBOX: Final = "vm"
 TABLE: Final = f"ocsf_nft_{DEVICE}"
-#: A port of the gateway that takes datagrams.
+#: A port of the gateway that accepts datagrams.
 DNS: Final = 53
-#: Addresses of metadata services, and the one port of theirs that the operator excepts.
+#: Addresses of metadata services, and the only port of them that the operator allows.
 METADATA4, METADATA6, METADATA_PORT = "169.254.169.254", "fd00:ec2::254", 8080
 _PACKET_OUTGOING: Final = 4
 #: The tables that count a packet at each hook after the fence has accepted it.
@@ -77,7 +77,7 @@ class VmBench(Outcomes):
         super().__init__(site.host, outcomes.of_mode(COUNTED, is_permissive=is_permissive))
         self.site = site
         self.machine = machine
-        self._uplink = site.internet.call(_hearing)
+        self._uplink = site.internet.call(_capture_socket)
 
     def close(self) -> None:
         self._uplink.close()
@@ -158,7 +158,7 @@ def bench(state: StateDirectory, *, is_permissive: bool = False) -> Iterator[VmB
             made.close()
 
 
-def _hearing() -> socket.socket:
+def _capture_socket() -> socket.socket:
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
     sock.bind(("in0", 3))
     sock.setblocking(False)

@@ -1,6 +1,7 @@
-"""What a VM has no business sending, and what nobody has any sending to it: each to be refused.
+"""Forbidden packets from and to a VM. A fence must refuse each of them.
 
-Each would get somewhere but for what its name says, so that it is refused for nothing else.
+Each differs from an allowed packet only in the property that its name states. So the fence can
+refuse it for no other reason.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ from tests.kernel.tap import (
 _SYN, _RST, _ACK = 2, 4, 16
 _TCP, _UDP, _ICMP, _ICMP6 = 6, 17, 1, 58
 _OTHER_MAC = b"\x02\0\0\0\x07\x77"
-#: Each datagram is of a flow of its own, which has a log budget of its own.
+#: Each datagram has its own flow, and so its own log budget.
 _PORTS = itertools.count(5000)
 _OTHER4, _OTHER6 = "172.16.7.3", "fd00:7::3"
 
 
 @dataclass(frozen=True)
 class Forbidden:
-    """A frame of the VM, or with ``is_from_outside`` a packet of the internet.
+    """A frame from the VM, or with ``is_from_outside`` a packet from the internet.
 
-    ``protocol`` is what its record says: the IP protocol, or the ethertype where it is not IP.
+    ``protocol`` is the protocol in its record: the IP protocol, or the ethertype of other frames.
     """
 
     name: str
@@ -78,7 +79,7 @@ def _icmp6(to: str, kind: int, body: bytes, source: str = VM6, hop_limit: int = 
 
 
 def _about(address: str) -> bytes:
-    """A neighbour message's body, of an address."""
+    """Return the body of a neighbour message about an address."""
     return packets.ip6("::", address, 0, b"")[24:40].rjust(20, b"\0")
 
 
@@ -87,7 +88,7 @@ def _vlan(inner: int, payload: bytes) -> bytes:
 
 
 def _option4(packet: bytes) -> bytes:
-    """The packet with a loose source route by way of another address."""
+    """Return the packet with a loose source route through another address."""
     route = b"\x83\x07\x04" + packets.ip4(VM4, UPLINK4, 0, b"")[16:20] + b"\0"
     header = b"\x47" + packet[1:2] + struct.pack("!H", len(packet) + 8) + packet[4:10]
     header += b"\0\0" + packet[12:20] + route
@@ -95,7 +96,7 @@ def _option4(packet: bytes) -> bytes:
 
 
 def _extended6(kind: int, header: bytes, packet: bytes) -> bytes:
-    """The packet with an extension header of a kind in front of what it has."""
+    """Return the packet with an extension header before its payload."""
     payload = header + packet[40:]
     return packet[:4] + struct.pack("!HB", len(payload), kind) + packet[7:40] + payload
 
@@ -110,7 +111,7 @@ def _arp(source: str, target: str, hardware: bytes = VM_MAC, extra: bytes = b"")
 
 _SOLICITATION = _icmp6("fe80::9", 135, _about(GATEWAY6))
 
-#: Frames that are no VM's.
+#: Frames that no VM may send.
 LINK: tuple[Forbidden, ...] = (
     Forbidden("an experimental ethertype", "vm-link", 0x88B5, _frame(0x88B5, PAYLOAD)),
     Forbidden("mpls", "vm-link", 0x8847, _frame(0x8847, b"\0\1\1\xff" + _udp4(INTERNET4))),
@@ -175,7 +176,7 @@ LINK: tuple[Forbidden, ...] = (
             ("the host's own ip6 address", UPLINK6),
             ("the ip6 network's address", "fd00:7::"),
             ("a link-local address to the internet", "fe80::7"),
-            ("nobody", "::"),
+            ("the unspecified address", "::"),
         )
     ),
     Forbidden(
@@ -209,9 +210,9 @@ LINK: tuple[Forbidden, ...] = (
         Forbidden(f"a solicitation {name}", "vm-link", _ICMP6, _frame(ETH_IP6, packet))
         for name, packet in (
             ("with a code", _SOLICITATION[:41] + b"\1" + _SOLICITATION[42:]),
-            ("longer than it says", _SOLICITATION + bytes(99)),
+            ("longer than its length field", _SOLICITATION + bytes(99)),
             (
-                "shorter than it says",
+                "shorter than its length field",
                 _icmp6("ff02::1:ff00:a", 135, _about(GATEWAY6) + bytes(64))[:80],
             ),
             ("of a stranger", _icmp6("ff02::1:ff00:b", 135, _about(VM6), "2001:db8::9")),
@@ -238,7 +239,7 @@ LINK: tuple[Forbidden, ...] = (
               _arp("0.0.0.0", GATEWAY4)),
 )  # fmt: skip
 
-#: Packets of the VM that the host is not to pass on.
+#: Packets of the VM that the host must not forward.
 FORWARD: tuple[Forbidden, ...] = (
     Forbidden("the cloud's metadata", "vm-forward", _TCP,
               _frame(ETH_IP, _tcp4("169.254.169.254", 80))),
@@ -322,7 +323,7 @@ INGRESS: tuple[Forbidden, ...] = tuple(
 
 FORBIDDEN = LINK + FORWARD + INPUT + INGRESS
 
-#: What a VM does, by hand as the rest.
+#: Ordinary packets of a VM, hand-made as the others.
 ALLOWED = {
     "arp for the gateway": _arp(VM4, GATEWAY4),
     "an arp probe for its own address": _arp("0.0.0.0", VM4),
@@ -338,7 +339,7 @@ ALLOWED = {
     "the gateway's port": _frame(ETH_IP, _tcp4(GATEWAY4, PORT)),
     "the gateway's port over ip6": _frame(ETH_IP6, _tcp6(GATEWAY6, PORT)),
 }
-#: The same that gets to the internet.
+#: Ordinary packets of a VM that reach the internet.
 THROUGH = {
     "a datagram": _frame(ETH_IP, _udp4(INTERNET4, port=4321)),
     "a datagram over ip6": _frame(ETH_IP6, _udp6(INTERNET6, port=4321)),

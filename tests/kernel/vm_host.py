@@ -1,6 +1,6 @@
-"""A host with a VM: a TAP device whose far end is held here, and an uplink to an internet.
+"""A host with a VM: a TAP device, with its far end in this process, and an uplink to an internet.
 
-Packets are put in at both ends and looked for at both, so what the kernel does with them is known.
+Packets are sent and received at both ends, so that tests see the kernel's decision on each packet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netns
-from ocsf_nft.check.flows import INTERNET, Direction, Flow
+from ocsf_nft.check.accepted_flows import INTERNET, AcceptedFlow, FlowDirection
 from ocsf_nft.check.packet import TCP
 from ocsf_nft.fence.values import Subnet, subnet
 from ocsf_nft.lab import ip, set_sysctls
@@ -50,13 +50,13 @@ _TUNSETIFF: Final = 0x400454CA
 _IFF_TAP_NO_PI: Final = 0x1002
 _ALL: Final = 3  # ETH_P_ALL
 _WAIT_SECONDS: Final = 5.0
-#: For what a processor still has in its queue when the marker has come through another's.
+#: Time for packets in one processor's queue after the marker came through another's.
 _GRACE_SECONDS: Final = 0.02
 
 
 @dataclass
 class VmHost:
-    """The three ends; ``namespace`` is the host's."""
+    """The ends of a host's links; ``namespace`` is the host's."""
 
     namespace: Namespace
     tap: int
@@ -65,19 +65,20 @@ class VmHost:
     _ports: Iterator[int] = field(default_factory=lambda: itertools.cycle(range(33000, 60000)))
 
     def gets_through(
-        self, out: Flow, *, is_expected: bool = True, is_reply_expected: bool = True
+        self, out: AcceptedFlow, *, is_expected: bool = True, is_reply_expected: bool = True
     ) -> tuple[bool, bool | None]:
-        """Whether what the VM sends arrives, and (None when it doesn't) the reply to it.
+        """Return whether the VM's packet arrives, and whether the reply to it arrives.
 
-        Of what goes to the gateway's port, the answer to it is all that is looked for. What is
-        expected is waited for, however slow the machine is.
+        The second value is None if the packet does not arrive. A packet to the gateway's port has
+        arrived if the gateway answers it. The method waits longer for an expected packet, in case
+        the machine is slow.
         """
         return self._tries(
             out, next(self._ports), is_expected=is_expected, is_reply_expected=is_reply_expected
         )
 
-    def goes_on(self, out: Flow, *, is_expected: bool = False) -> bool:
-        """Whether what the VM sends once a TCP connection is open arrives; it must open."""
+    def goes_on(self, out: AcceptedFlow, *, is_expected: bool = False) -> bool:
+        """Return whether the VM's packets arrive after a TCP connection opened; it must open."""
         version, port, to = out.packet.version, next(self._ports), out.packet.destination_port.low
         opened = self._tries(out, port, is_expected=True, is_reply_expected=True)
         assert opened == (True, True)
@@ -86,12 +87,12 @@ class VmHost:
         return seen is not None
 
     def _tries(
-        self, out: Flow, port: int, *, is_expected: bool, is_reply_expected: bool
+        self, out: AcceptedFlow, port: int, *, is_expected: bool, is_reply_expected: bool
     ) -> tuple[bool, bool | None]:
         version = out.packet.version
         to = out.packet.destination_port.low
         is_tcp = out.packet.protocol == TCP
-        if out.direction is Direction.GATEWAY:
+        if out.direction is FlowDirection.GATEWAY:
             self._from_machine(version, _GATEWAY[version], packets.tcp(to, 0x02, port))
             answer = self._arriving(self.tap, _ends(to, port), is_expected=is_expected)
             return answer is not None, None
@@ -110,7 +111,7 @@ class VmHost:
         )
 
     def _reply(self, version: int, seen: bytes, *, is_tcp: bool) -> None:
-        """Answer a frame that arrived on the far side, whatever its source has become."""
+        """Answer a frame that arrived on the far side, at the source address that it has there."""
         header = 20 if version == 4 else 40
         packet = seen[14:]
         source = packet[12:16] if version == 4 else packet[8:24]
@@ -120,11 +121,11 @@ class VmHost:
         self.far.send(_frame(version, (_FAR_MAC, _UPLINK_MAC), ends, payload))
 
     def _arriving(
-        self, end: int, is_wanted: Callable[[bytes], bool], *, is_expected: bool
+        self, end: int, is_match: Callable[[bytes], bool], *, is_expected: bool
     ) -> bytes | None:
-        """The frame that is looked for; None when it isn't there.
+        """Return the first matching frame; None if none arrives.
 
-        One that isn't expected is waited for until a marker has come through behind it.
+        If no frame is expected, wait until a marker sent after it has arrived.
         """
         marker = _marker(next(self._ports))
         if not is_expected:
@@ -132,14 +133,14 @@ class VmHost:
         deadline = time.monotonic() + _WAIT_SECONDS
         while (left := deadline - time.monotonic()) > 0 and select.select([end], [], [], left)[0]:
             frame = os.read(end, 65536)
-            if is_wanted(frame):
+            if is_match(frame):
                 return frame
             if frame[12 : len(marker) + 12] == marker:
                 deadline = min(deadline, time.monotonic() + _GRACE_SECONDS)
         return None
 
     def _mark(self, end: int, marker: bytes) -> None:
-        """Send a frame out of the host's own interface, past the hooks of IP."""
+        """Send a frame out of the host's interface, without passing the IP hooks."""
         if end != self.tap:
             self.uplink.send(_addresses(_UPLINK_MAC, _FAR_MAC) + marker.ljust(48, b"\0"))
             return
@@ -154,13 +155,13 @@ class VmHost:
 
 @contextlib.contextmanager
 def vm_host() -> Iterator[VmHost]:
-    """Make it, with routes and neighbours, forwarding on, and a listener on the gateway's port."""
+    """Create the host with routes, neighbours, forwarding, and a listener on the gateway's port."""
     with contextlib.ExitStack() as cleanup:
         host, far = (cleanup.enter_context(_namespace()) for _ in range(2))
         tap = host.call(_tap)
         cleanup.callback(os.close, tap)
         host.call(lambda: _batch(_HOST))
-        # The far end is made there, and moved: only the host's side is configured.
+        # Created in the far namespace and moved, so that only the host's end gets a configuration.
         far.call(lambda: _batch([f"link add up1 address {_FAR_MAC} type veth peer name {UPLINK}"]))
         _move(far, host)
         far.call(lambda: _batch(["link set up1 up"]))
@@ -194,7 +195,7 @@ _ROUTES: Final = [
 
 @contextlib.contextmanager
 def _namespace() -> Iterator[Namespace]:
-    """A namespace that lives as long as a process in it does."""
+    """Create a namespace that exists as long as a process in it."""
     process = subprocess.Popen(
         ["unshare", "-n", "sh", "-c", "echo; exec cat"],
         stdin=subprocess.PIPE,
@@ -250,12 +251,12 @@ def _raw(device: str) -> socket.socket:
 
 
 def _ends(source: int | None, to: int) -> Callable[[bytes], bool]:
-    """Whether a frame is a TCP or UDP packet between these ports; a refusal's reset is not.
+    """Return a test for TCP or UDP packets between these ports, without resets of a refusal.
 
-    ``source`` None: whatever NAT has made of it.
+    ``source`` None: any port, because NAT may have changed it.
     """
 
-    def is_wanted(frame: bytes) -> bool:
+    def is_match(frame: bytes) -> bool:
         kind = int.from_bytes(frame[12:14], "big")
         header = {packets.ETH_IP: 20, packets.ETH_IP6: 40}.get(kind)
         if header is None or len(frame) < 14 + header + 14:
@@ -267,7 +268,7 @@ def _ends(source: int | None, to: int) -> Callable[[bytes], bool]:
         is_reset = protocol == 6 and bool(frame[14 + header + 13] & 0x04)
         return not is_reset and target == to and source in {None, found}
 
-    return is_wanted
+    return is_match
 
 
 def _frame(version: int, macs: tuple[str, str], ends: tuple[str, str], payload: bytes) -> bytes:
@@ -284,7 +285,7 @@ def _frame(version: int, macs: tuple[str, str], ends: tuple[str, str], payload: 
 
 
 def _checked(version: int, ends: tuple[str, str], protocol: int, payload: bytes) -> bytes:
-    """With a right checksum, without which the kernel calls it invalid, or drops it."""
+    """Return the payload with a valid checksum; otherwise the kernel drops it as invalid."""
     pseudo = b"".join(ipaddress.ip_address(end).packed for end in ends)
     tail = struct.pack("!HH" if version == 4 else "!II", *(
         (protocol, len(payload)) if version == 4 else (len(payload), protocol)

@@ -1,4 +1,4 @@
-"""A fence's records as they come, and who the ladder says has sent each."""
+"""Records of a fence as they arrive, and their attributions by the fallback chain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ocsf_nft.attribution.ladder import Ladder
+from ocsf_nft.attribution.fallback_chain import FallbackChain
 from ocsf_nft.fence import installer, ruleset
 from ocsf_nft.fence.spec import FenceSpec
 from ocsf_nft.fence.values import endpoint
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from ocsf_nft.attribution.ladder import Top
+    from ocsf_nft.attribution.fallback_chain import TopMethod
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.process import Attribution
     from ocsf_nft.record import Record
@@ -31,20 +31,20 @@ _BUDGET = "limit rate 1/second burst 4 packets"
 
 @dataclass
 class Watched:
-    """What has come so far, in the kernel's order."""
+    """Records and attributions so far, in the kernel's order."""
 
-    ladder: Ladder
+    chain: FallbackChain
     found: list[tuple[Record, Attribution]] = field(default_factory=list)
     more: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def until(self, number: int, *, protocol: int | None = None) -> list[Attribution]:
-        """Who sent the first packets (of a protocol), once there are so many."""
+        """Wait for ``number`` packets (of a protocol) and return their attributions."""
         async with asyncio.timeout(20), self.more:
             await self.more.wait_for(lambda: len(self.of(protocol)) >= number)
         return self.of(protocol)
 
     def of(self, protocol: int | None) -> list[Attribution]:
-        """Who sent the packets of a protocol so far."""
+        """Return the attributions of a protocol's packets so far."""
         return [by for record, by in self.found if protocol in {None, record.protocol}]
 
 
@@ -56,7 +56,7 @@ def fence(
     is_permissive: bool = False,
     is_generous: bool = True,
 ) -> None:
-    """The real fence, but where it ``is_generous`` it logs each packet: each can be looked at."""
+    """Install the real fence; if it ``is_generous`` it logs each packet."""
     policy = ruleset._policy
 
     @functools.cache
@@ -68,29 +68,31 @@ def fence(
     proxies = (endpoint(f"{GATEWAY4}:{PROXY_PORT}"), endpoint(f"[{GATEWAY6}]:{PROXY_PORT}"))
     spec = FenceSpec(sandbox=SANDBOX, proxies=proxies, is_permissive=is_permissive)
     installer.install(spec, lab.sandbox_namespace, state, "nflog")
-    # Numbers are told in the lengths of packets.
+    # The tests encode numbers in the lengths of packets.
     ip("-n", lab.sandbox, "link", "set", lab.sandbox_device, "mtu", "65535")
     ip("-n", lab.gateway, "link", "set", lab.gateway_device, "mtu", "65535")
 
 
 @contextlib.asynccontextmanager
 async def watching(
-    lab: Lab, *, top: Top = "capture", wait_seconds: float = 0.05, hashed_bytes: int = 0
+    lab: Lab, *, top: TopMethod = "capture", wait_seconds: float = 0.05, hashed_bytes: int = 0
 ) -> AsyncIterator[Watched]:
     """Read the fence of the lab in the background."""
     sandboxes = {SANDBOX: lab.sandbox_namespace}
     async with (
-        Ladder(sandboxes, top=top, wait_seconds=wait_seconds, hashed_bytes=hashed_bytes) as ladder,
+        FallbackChain(
+            sandboxes, top=top, wait_seconds=wait_seconds, hashed_bytes=hashed_bytes
+        ) as chain,
         Nflog(lab.sandbox_namespace, 4001) as source,
     ):
-        watched = Watched(ladder)
+        watched = Watched(chain)
 
         async def read() -> None:
             async for batch in source.batches():
                 assert not batch.gaps
-                told = await ladder.attributions(SANDBOX, batch.records, batch.since_ns)
+                attributions = await chain.attributions(SANDBOX, batch.records, batch.since_ns)
                 async with watched.more:
-                    watched.found.extend(zip(batch.records, told, strict=True))
+                    watched.found.extend(zip(batch.records, attributions, strict=True))
                     watched.more.notify_all()
 
         reading = asyncio.create_task(read())

@@ -1,6 +1,6 @@
-/* Makes the kernel one that lacks something, for one nft run: preloaded, it renames that in the
- * outgoing netlink batch, so that the real kernel answers with the real error. WITHOUT=nflog renames
- * the `log` expressions with a group, WITHOUT=NAME all expressions, or chain types, of a name. */
+/* Hides a feature of the kernel from one nft process: when preloaded, it renames the feature in the
+ * outgoing netlink batch, so that the real kernel answers with its real error. WITHOUT=nflog renames
+ * the `log` expressions with a group, WITHOUT=NAME all expressions or chain types with that name. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-"""What a run has written to a file."""
+"""Events that a run has written to a file."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 
 def events(path: Path) -> list[dict[str, Any]]:
-    """All of it, once nobody writes any more: it ends with a whole line."""
+    """Return all events after the run has ended: the file then ends with a whole line."""
     content = path.read_bytes()
     assert content.endswith(b"\n") or not content
     return so_far(path)
 
 
 def so_far(path: Path) -> list[dict[str, Any]]:
-    """The whole lines, while it may be written to: a write that goes on is seen in part."""
+    """Return the events of all whole lines, while the run may still write."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [orjson.loads(line) for line in lines if line.endswith(b"\n")]
 
 
 def distinct(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same, none of which comes twice."""
+    """Return the same events without duplicates."""
     uids = [event["metadata"]["uid"] for event in found]
     assert len(set(uids)) == len(uids)
     return found

@@ -33,7 +33,7 @@ class _Address(ctypes.Structure):
 
 
 def send(device: str, frame: bytes) -> None:
-    """Send it from the calling thread's namespace; raises OSError when AF_XDP won't."""
+    """Send a frame from the calling thread's namespace; raises OSError if AF_XDP is refused."""
     memory = mmap.mmap(-1, _FRAMES * _FRAME_BYTES)
     memory[: len(frame)] = frame
     with socket.socket(_AF_XDP, socket.SOCK_RAW, 0) as sock:
@@ -49,7 +49,7 @@ def send(device: str, frame: bytes) -> None:
         _bind(sock, _Address(_AF_XDP, _XDP_COPY, socket.if_nametoindex(device), 0, 0))
         struct.pack_into("=QII", transmit, descriptors, 0, len(frame), 0)
         struct.pack_into("=I", transmit, producer, 1)
-        for _ in range(10):  # the first call may find the device not ready
+        for _ in range(10):  # the device may not be ready at the first call
             try:
                 sock.send(b"", socket.MSG_DONTWAIT)
                 break
@@ -63,7 +63,7 @@ def _bind(sock: socket.socket, address: _Address) -> None:
     end = time.monotonic() + 2
     while libc.bind(sock.fileno(), ctypes.byref(address), ctypes.sizeof(address)) != 0:
         code = ctypes.get_errno()
-        # A worker of the kernel takes the queue from a socket some time after it was closed.
+        # A kernel worker releases the queue some time after the old socket was closed.
         if code != errno.EBUSY or time.monotonic() > end:
             raise OSError(code, f"bind: errno {code}")
         time.sleep(0.002)

@@ -1,4 +1,4 @@
-"""Run chosen tests in a chosen order, and record the running test and what failed.
+"""Run chosen tests in a chosen order, and record the running test and the failed tests.
 
 A plugin of pytest: `pytest -p tests.mutants.chosen`. The environment variable MUTANTS_CHOSEN names
 a file with the tests' names, one a line. The records go to a file with `.notes` after that name.

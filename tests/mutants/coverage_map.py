@@ -34,12 +34,12 @@ class CoverageMap:
     def tests_of(self, mutant: Mutant) -> list[str]:
         """Return the tests that run a mutant's lines: unit tests first, then the quickest first.
 
-        Tests that failed in the measurement are left out: they say nothing about a mutant. Tests
+        Tests that failed in the measurement are left out: they can't show a mutant. Tests
         that are named after the module run in any case: a line that runs at import has an effect
         that other tests show, and a program may run without coverage.
         """
         found: set[str] = set()
-        path, line = mutant.place.path, mutant.place.line
+        path, line = mutant.site.path, mutant.site.line
         for shown in lines_that_show(path, line, self._package):
             contexts = set().union(*(self._contexts(*each) for each in shown.items()))
             found = {test for test in map(_plain, contexts) if test in self.tests}
@@ -74,26 +74,26 @@ def _is_slow_part(test: str) -> bool:
 def measured(package: Path, folder: Path) -> CoverageMap:
     """Return the map for the current text of the package; run all tests if there is no map."""
     texts = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")))
-    place = folder / f"map-{hashlib.sha256(texts).hexdigest()[:12]}"
-    if not (place / "tests.json").exists():
-        _measure(place)
-    return CoverageMap(place, package)
+    folder_of_map = folder / f"map-{hashlib.sha256(texts).hexdigest()[:12]}"
+    if not (folder_of_map / "tests.json").exists():
+        _measure(folder_of_map)
+    return CoverageMap(folder_of_map, package)
 
 
-def _measure(place: Path) -> None:
+def _measure(folder_of_map: Path) -> None:
     """Run all tests once. A test that fails is left out of the map, and the run continues."""
     print("measuring which tests run each line: this takes as long as all tests", flush=True)
-    place.mkdir(parents=True, exist_ok=True)
-    place.chmod(0o1777)  # tests start programs as other users
+    folder_of_map.mkdir(parents=True, exist_ok=True)
+    folder_of_map.chmod(0o1777)  # tests start programs as other users
     environment = {
         **os.environ,
-        "COVERAGE_FILE": str((place / "coverage").absolute()),
-        "MUTANTS_TESTS": str((place / "new.json").absolute()),
+        "COVERAGE_FILE": str((folder_of_map / "coverage").absolute()),
+        "MUTANTS_TESTS": str((folder_of_map / "new.json").absolute()),
     }
     rules = f"--rcfile={_HERE / 'coverage.ini'}"
     tests = ["pytest", "-q", "-n", "4", "-p", "tests.mutants.contexts"]
     measuring = [sys.executable, "-m", "coverage", "run", rules, "-m", *tests]
     subprocess.run(measuring, env=environment, check=False)
-    combining = [sys.executable, "-m", "coverage", "combine", "--quiet", str(place)]
+    combining = [sys.executable, "-m", "coverage", "combine", "--quiet", str(folder_of_map)]
     subprocess.run(combining, env=environment, check=True)
-    (place / "new.json").replace(place / "tests.json")
+    (folder_of_map / "new.json").replace(folder_of_map / "tests.json")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _SECONDS: Final = 240
 _NO_END: Final = f"no end after {_SECONDS} s"
-#: The most tests of a group that may fail without the mutation as well.
+#: The most tests of a group that may also fail without the mutation.
 _MOST_UNRELIABLE: Final = 3
 _FAILED: Final = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", re.MULTILINE)
 _OPTIONS: Final = (
@@ -35,7 +35,7 @@ _OPTIONS: Final = (
 )
 
 
-#: The modules that every fork would have to import.
+#: Modules that every fork would otherwise import.
 _IMPORTED: Final = (
     *("hypothesis", "pytest_asyncio", "ocsf_nft.fence.installer", "ocsf_nft.fence.counters"),
     "ocsf_nft.sources.nflog",
@@ -48,10 +48,10 @@ def main() -> None:
         importlib.import_module(module)
 
     for line in sys.stdin:
-        wanted = json.loads(line)
-        policy = _Policy(Path("rules") / wanted["file"], wanted["text"])
+        request = json.loads(line)
+        policy = _Policy(Path("rules") / request["file"], request["text"])
         began = time.monotonic()
-        failed = _first_failure(policy, wanted["tests"])
+        failed = _first_failure(policy, request["tests"])
         answer = {"failed": failed, "seconds": round(time.monotonic() - began, 1)}
         print(json.dumps(answer), flush=True)
 
@@ -109,10 +109,10 @@ def _failure(tests: list[str], without: Sequence[str] = ()) -> str | None:
         time.sleep(0.02)
     if os.waitstatus_to_exitcode(status) == 0:
         return None
-    said = output.read_text("utf-8", "replace")
-    found = _FAILED.search(said)
+    text = output.read_text("utf-8", "replace")
+    found = _FAILED.search(text)
     if found is None:
-        raise RuntimeError(f"the tests could not run: {said}")
+        raise RuntimeError(f"the tests could not run: {text}")
     return found[1]
 
 

@@ -58,8 +58,8 @@ class SwapMembership:
 class ReplaceException:
     """Operator that replaces a type of an `except` clause by one that is never raised here.
 
-    The one of cosmic-ray fails on a dotted name in parentheses, and puts in an undefined name: that
-    raises NameError, also for an exception of another type of the clause.
+    The operator of cosmic-ray fails on a dotted name in parentheses. It also inserts an undefined
+    name: that raises NameError, also for an exception of another type of the clause.
     """
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
@@ -98,7 +98,7 @@ def _is_removable(node: Any) -> bool:
     if node.type == "expr_stmt":
         target, sign = node.children[0], node.children[1]
         if sign.type == "annassign" and len(sign.children) == 2:
-            return False  # it declares a type alone
+            return False  # it only declares a type
         return target.type in _TARGETS or (sign.type == "operator" and sign.value != "=")
     if node.type in {"raise_stmt", "del_stmt"}:
         return True

@@ -27,13 +27,13 @@ _ALSO: Final = ["tests/test_kernel_constants.py"]
 
 def main() -> int:
     """Run the sample and print the report."""
-    wanted = _arguments()
-    mutants = sample(wanted.seed, wanted.sample, wanted.paths)
+    options = _arguments()
+    mutants = sample(options.seed, options.sample, options.paths)
     explained = report.explanations()
-    results = _Results(_FOLDER / "python.jsonl", again=wanted.again)
+    results = _Results(_FOLDER / "python.jsonl", again=options.again)
     left = [each for each in mutants if not report.why(each, explained) and each not in results]
-    judge = Judge(measured(PACKAGE, _FOLDER), wanted.seconds, wanted.also)
-    with ThreadPoolExecutor(wanted.workers) as workers:
+    judge = Judge(measured(PACKAGE, _FOLDER), options.seconds, options.also)
+    with ThreadPoolExecutor(options.workers) as workers:
         running = {workers.submit(judge.result, each): each for each in left}
         for count, done in enumerate(as_completed(running), 1):
             results.add(running[done], done.result())
@@ -49,7 +49,9 @@ def _arguments() -> argparse.Namespace:
     add("--paths", nargs="*", default=[], help="only files with paths that begin with one of these")
     add("--workers", type=int, default=2)
     add("--seconds", type=float, default=150, help="the most that the tests of a mutant may take")
-    add("--also", nargs="*", default=_ALSO, help="test files to run first, whatever the map says")
+    add(
+        "--also", nargs="*", default=_ALSO, help="test files to run first, besides those of the map"
+    )
     add("--again", action="store_true", help="run mutants again that survived an earlier run")
     return parser.parse_args()
 

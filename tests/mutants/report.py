@@ -31,13 +31,13 @@ def explanations(path: Path = _EQUIVALENT) -> Explanations:
 
 def why(mutant: Mutant, explained: Explanations) -> str | None:
     """Return the reason why a mutant is equivalent, or None."""
-    return explained.get((mutant.place.path.as_posix(), mutant.before, mutant.after))
+    return explained.get((mutant.site.path.as_posix(), mutant.before, mutant.after))
 
 
 def line(mutant: Mutant, result: Result) -> str:
     """Return a result in one line."""
     by = f" by {result.by}" if result.by else f" {result.ran} tests"
-    return f"{result.status} {mutant.place.path}:{mutant.place.line} {mutant.place.operator}{by}"
+    return f"{result.status} {mutant.site.path}:{mutant.site.line} {mutant.site.operator}{by}"
 
 
 def show(mutants: list[tuple[Mutant, Result | None]], explained: Explanations) -> int:
@@ -50,7 +50,7 @@ def show(mutants: list[tuple[Mutant, Result | None]], explained: Explanations) -
         elif result is not None and result.status in CAUGHT:
             status = "caught"
         else:
-            print(f"\nsurvived ({mutant.place.operator}), {result.ran if result else 0} tests ran:")
+            print(f"\nsurvived ({mutant.site.operator}), {result.ran if result else 0} tests ran:")
             print(mutant.diff)
         table[_package(mutant)][status] += 1
     return _summary(table)
@@ -62,10 +62,10 @@ def _summary(table: dict[str, Counter[str]]) -> int:
     for name, counts in [*sorted(table.items()), ("all", total)]:
         print(f"{name:14}{counts['caught']:8}{counts['survived']:10}{counts['explained']:11}")
     share = 1 - total["survived"] / max(total.total(), 1)
-    print(f"\n{share:.1%} caught or explained; at least {_ENOUGH:.0%} are wanted")
+    print(f"\n{share:.1%} caught or explained; at least {_ENOUGH:.0%} required")
     return int(share < _ENOUGH)
 
 
 def _package(mutant: Mutant) -> str:
-    parts = mutant.place.path.parts
+    parts = mutant.site.path.parts
     return parts[1] if len(parts) > 2 else "(top)"

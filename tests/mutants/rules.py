@@ -68,23 +68,25 @@ _TESTS: Final = {
 def main() -> int:
     """Run the requested mutants, and report; return the exit code."""
     arguments = _arguments()
-    wanted = _wanted(arguments)
+    selected = _selected(arguments)
     if arguments.list:
-        for mutant in wanted:
-            _say(f"{mutant.key} {_shown(mutant)}")
+        for mutant in selected:
+            _print(f"{mutant.key} {_shown(mutant)}")
         return 0
     results = _known(arguments.results)
     if arguments.again:
         results = {key: result for key, result in results.items() if result["failed"]}
     reasons = report.explanations(_EQUIVALENT)
-    todo = [mutant for mutant in wanted if mutant.key not in results and not _why(mutant, reasons)]
+    todo = [
+        mutant for mutant in selected if mutant.key not in results and not _why(mutant, reasons)
+    ]
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     with arguments.results.open("a", encoding="utf-8") as file, tempfile.TemporaryDirectory() as at:
         for key, result in _run(todo, Path(at), is_quick=arguments.quick):
             results[key] = result
             file.write(json.dumps(result) + "\n")
             file.flush()
-    return _report(wanted, results, reasons)
+    return _report(selected, results, reasons)
 
 
 def _arguments() -> argparse.Namespace:
@@ -99,7 +101,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _wanted(arguments: argparse.Namespace) -> list[Mutant]:
+def _selected(arguments: argparse.Namespace) -> list[Mutant]:
     found = [
         mutant
         for file in arguments.file or nft_render.FILES
@@ -137,7 +139,7 @@ def _run(todo: list[Mutant], at: Path, *, is_quick: bool) -> Iterator[tuple[str,
                 idle.put(worker)
 
         for mutant, answer in zip(todo, pool.map(tried, todo), strict=True):
-            _say(f"{answer['seconds']:6} s  {_shown(mutant)}  {answer['failed'] or 'SURVIVED'}")
+            _print(f"{answer['seconds']:6} s  {_shown(mutant)}  {answer['failed'] or 'SURVIVED'}")
             yield mutant.key, {"key": mutant.key, **mutant._asdict(), **answer}
 
 
@@ -154,7 +156,7 @@ def _answer(worker: subprocess.Popen[str], mutant: Mutant, *, is_quick: bool) ->
     worker.stdin.flush()
     line = worker.stdout.readline()
     if not line:
-        raise RuntimeError("a worker ended: its error output says why")
+        raise RuntimeError("a worker ended: see its error output")
     answer: dict[str, Any] = json.loads(line)
     return answer
 
@@ -185,31 +187,31 @@ def _why(mutant: Mutant, reasons: report.Explanations) -> str | None:
     return reasons.get((f"rules/{mutant.file}", mutant.before, mutant.after))
 
 
-def _report(wanted: Iterable[Mutant], results: Results, reasons: report.Explanations) -> int:
+def _report(selected: Iterable[Mutant], results: Results, reasons: report.Explanations) -> int:
     """Print the report; return 1 when too few mutants are caught or explained."""
     counts: dict[str, Counter[str]] = {}
-    for mutant in wanted:
+    for mutant in selected:
         of_file = counts.setdefault(mutant.file, Counter())
         change = f"{mutant.file}:{mutant.line}\n    - {mutant.before}\n    + {mutant.after}"
         if reason := _why(mutant, reasons):
             of_file["explained"] += 1
-            _say(f"explained {change}\n    {reason}")
+            _print(f"explained {change}\n    {reason}")
         elif results[mutant.key]["failed"]:
             of_file["caught"] += 1
         else:
             of_file["survived"] += 1
-            _say(f"SURVIVED {change}")
+            _print(f"SURVIVED {change}")
     for file, of_file in counts.items():
-        _say(f"{file}: " + ", ".join(f"{count} {name}" for name, count in of_file.items()))
+        _print(f"{file}: " + ", ".join(f"{count} {name}" for name, count in of_file.items()))
     total = sum(counts.values(), Counter())
     share = 100 * (total["caught"] + total["explained"]) / max(total.total(), 1)
-    _say(
-        f"{total.total()} mutants, {share:.1f}% caught or explained; at least {_ENOUGH}% are wanted"
+    _print(
+        f"{total.total()} mutants, {share:.1f}% caught or explained; at least {_ENOUGH}% required"
     )
     return int(share < _ENOUGH)
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)
 
 

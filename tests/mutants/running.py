@@ -80,7 +80,7 @@ class Judge:
 
     def _is_noticed(self, mutant: Mutant, test: str) -> bool:
         """Return whether the mutant causes a failure: without it the test passes."""
-        original = mutant.place.path.read_text()
+        original = mutant.site.path.read_text()
         return (
             self._run(mutant, original, [test]).code == 0
             and self._run(mutant, mutant.text, [test]).code != 0
@@ -97,7 +97,7 @@ class Judge:
             (folder / "mutant.py").write_text(text)
             (folder / "mutant.py").chmod(0o644)
             command = (
-                *_MOUNTED, str(folder / "mutant.py"), str(mutant.place.path),
+                *_MOUNTED, str(folder / "mutant.py"), str(mutant.site.path),
                 sys.executable, "-m", "tests.mutants.supervised", str(limit),
                 sys.executable, "-m", "pytest", "-q", "-x", "-p", "tests.mutants.chosen",
                 "-p", "no:cacheprovider", "--basetemp", str(folder / "tmp"), "-m", "",

@@ -27,7 +27,7 @@ _OPERATORS: Final = {name: each for group in _GROUPS.values() for name, each in 
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Site:
     """The nth position in a file that an operator can change."""
 
     path: Path
@@ -40,7 +40,7 @@ class Place:
 class Mutant:
     """A changed file: its text, and its changed lines before and after."""
 
-    place: Place
+    site: Site
     text: str
     before: str
     after: str
@@ -49,8 +49,8 @@ class Mutant:
     @property
     def key(self) -> tuple[str, str, int, str, str]:
         """Return the identifier of the mutant in the results of any run."""
-        place = self.place
-        return str(place.path), place.operator, place.occurrence, self.before, self.after
+        site = self.site
+        return str(site.path), site.operator, site.occurrence, self.before, self.after
 
 
 def sample(seed: int, size: int, below: list[str]) -> list[Mutant]:
@@ -65,20 +65,20 @@ def sample(seed: int, size: int, below: list[str]) -> list[Mutant]:
     ]
     weights = [_lines_of_code(path) for path in files]
     drawing = random.Random(seed)
-    drawn: dict[Place, Mutant | None] = {}
+    drawn: dict[Site, Mutant | None] = {}
     for _ in range(100 * size):
         if sum(mutant is not None for mutant in drawn.values()) == size:
             break
-        groups = places(drawing.choices(files, weights)[0])
+        groups = sites(drawing.choices(files, weights)[0])
         if groups:
-            place = drawing.choice(groups[drawing.choice(sorted(groups))])
-            if place not in drawn:
-                drawn[place] = mutate(place)
+            site = drawing.choice(groups[drawing.choice(sorted(groups))])
+            if site not in drawn:
+                drawn[site] = mutate(site)
     return [mutant for mutant in drawn.values() if mutant is not None]
 
 
 @cache
-def places(path: Path) -> dict[str, list[Place]]:
+def sites(path: Path) -> dict[str, list[Site]]:
     """Return the positions in a file that a mutation can change, by group of operators."""
     text = path.read_text()
     nodes = list(ast_nodes(parso.parse(text)))
@@ -86,17 +86,17 @@ def places(path: Path) -> dict[str, list[Place]]:
     return {
         group: found
         for group, operators in _GROUPS.items()
-        if (found := [each for name in operators for each in _places(path, name, nodes, left_out)])
+        if (found := [each for name in operators for each in _sites(path, name, nodes, left_out)])
     }
 
 
-def _places(path: Path, operator: str, nodes: list[Any], left_out: list[Span]) -> Iterator[Place]:
+def _sites(path: Path, operator: str, nodes: list[Any], left_out: list[Span]) -> Iterator[Site]:
     starts = (start for node in nodes for start, _ in _OPERATORS[operator].mutation_positions(node))
     for occurrence, start in enumerate(starts):
         # A decorator begins at its "@", one column before its name.
         begin = (start[0], start[1] + (operator == "RemoveDecorator"))
         if not is_within(begin, left_out):
-            yield Place(path, operator, occurrence, start[0])
+            yield Site(path, operator, occurrence, start[0])
 
 
 def _lines_of_code(path: Path) -> int:
@@ -105,10 +105,10 @@ def _lines_of_code(path: Path) -> int:
     return len({node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt)})
 
 
-def mutate(place: Place) -> Mutant | None:
+def mutate(site: Site) -> Mutant | None:
     """Apply a mutation; return None if the result doesn't parse or is the same code."""
-    text = place.path.read_text()
-    mutated = mutate_code(text, _OPERATORS[place.operator], place.occurrence)
+    text = site.path.read_text()
+    mutated = mutate_code(text, _OPERATORS[site.operator], site.occurrence)
     try:
         if mutated is None or ast.dump(ast.parse(mutated)) == ast.dump(ast.parse(text)):
             return None
@@ -116,10 +116,10 @@ def mutate(place: Place) -> Mutant | None:
         return None
     lines = list(
         difflib.unified_diff(
-            text.splitlines(), mutated.splitlines(), str(place.path), "mutant", n=2, lineterm=""
+            text.splitlines(), mutated.splitlines(), str(site.path), "mutant", n=2, lineterm=""
         )
     )
-    return Mutant(place, mutated, _side(lines, "-"), _side(lines, "+"), "\n".join(lines[2:]))
+    return Mutant(site, mutated, _side(lines, "-"), _side(lines, "+"), "\n".join(lines[2:]))
 
 
 def _side(diff: list[str], sign: str) -> str:

@@ -1,4 +1,4 @@
-"""Run a command with a time limit, and end every process that it leaves behind.
+"""Run a command with a time limit, and end all its remaining processes.
 
 `python -m tests.mutants.supervised SECONDS COMMAND...` exits with the command's exit code, or with
 124 after a timeout.

@@ -1,4 +1,4 @@
-"""The corpus's records as the events that they become, read as JSON."""
+"""Records of the corpus, mapped to events and read as JSON."""
 
 from __future__ import annotations
 

@@ -7,21 +7,21 @@ import pytest
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.text import visible
+from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.process import Attribution, Container, Process
 from tests.conformance.attributed import HOSTILE, POD, PROCESSES, SHA256, done_by
 from tests.conformance.corpus import CONTAINED, CONTEXT, RECORDS
-from tests.ocsf.test_attempts import told
+from tests.ocsf.test_attempts import rendered
 
 
 def event_by(process: Process | None, name: str = "tcp4", mapper: Mapper | None = None) -> Any:
     attempt = replace(
         Attempt.of(RECORDS[name]), attribution=None if process is None else done_by(process)
     )
-    return told(attempt, mapper or Mapper(CONTEXT))
+    return rendered(attempt, mapper or Mapper(CONTEXT))
 
 
-def test_all_that_is_known_of_a_process_is_told() -> None:
+def test_event_has_all_known_data_of_a_process() -> None:
     event = event_by(PROCESSES["all of it"])
     container = {
         "uid": "3f4e0c2c9d1a",
@@ -61,7 +61,7 @@ def test_all_that_is_known_of_a_process_is_told() -> None:
     ]  # fmt: skip
 
 
-def test_a_process_is_called_by_its_program_and_not_as_it_calls_itself() -> None:
+def test_name_of_a_process_is_that_of_its_program() -> None:
     liar = Process(pid=7, name="systemd", path="/home/agent/implant")
     event = event_by(liar)
     assert event["actor"]["process"]["name"] == "implant"
@@ -70,29 +70,29 @@ def test_a_process_is_called_by_its_program_and_not_as_it_calls_itself() -> None
     assert event_by(Process(pid=7))["message"].startswith("process [7] (uid 1000)")
 
 
-def test_nobody_is_named_where_nobody_is_known() -> None:
+def test_event_without_attribution_names_no_process() -> None:
     assert "actor" not in event_by(None, "tcp without a user")
     assert event_by(None)["actor"] == {"user": {"uid": "1000", "groups": [{"uid": "1000"}]}}
 
 
-def test_the_socket_has_the_user_that_the_kernel_says_not_that_of_the_process() -> None:
+def test_user_of_the_socket_is_from_the_record_not_from_the_process() -> None:
     event = event_by(PROCESSES["another user"])
     assert event["actor"]["user"] == {"uid": "1000", "groups": [{"uid": "1000"}]}
     assert event["actor"]["process"]["user"] == {"name": "root", "uid": "0"}
 
 
-def test_the_socket_has_the_group_that_the_kernel_says_too() -> None:
+def test_group_of_the_socket_is_from_the_record() -> None:
     event = event_by(PROCESSES["another group"])
     assert event["actor"]["user"] == {"uid": "1000", "groups": [{"uid": "1000"}]}
     assert event["actor"]["process"]["user"]["groups"] == [{"uid": "0", "name": "root"}]
 
 
-NAMED = Attribution(rung="user", reason="why", user_name="agent", group_name="agents")
+NAMED = Attribution(method="user", reason="why", user_name="agent", group_name="agents")
 
 
 def user_by(attribution: Attribution, name: str = "tcp4", mapper: Mapper | None = None) -> Any:
     attempt = replace(Attempt.of(RECORDS[name]), attribution=attribution)
-    return told(attempt, mapper or Mapper(CONTEXT)).get("actor", {}).get("user")
+    return rendered(attempt, mapper or Mapper(CONTEXT)).get("actor", {}).get("user")
 
 
 def test_the_user_has_the_name_that_the_host_has_for_it() -> None:
@@ -109,7 +109,7 @@ def test_the_names_that_the_process_runs_under_come_first() -> None:
     assert user_by(by)["groups"] == [{"uid": "1000", "name": "agents"}]
 
 
-def test_a_user_that_is_called_otherwise_now_is_told_so() -> None:
+def test_renamed_user_has_its_new_name() -> None:
     mapper = Mapper(CONTEXT)
     others = (NAMED, replace(NAMED, user_name="x"), replace(NAMED, group_name=None))
     found = [user_by(by, mapper=mapper) for by in (*others, *others)]
@@ -117,11 +117,11 @@ def test_a_user_that_is_called_otherwise_now_is_told_so() -> None:
     assert [each["groups"][0].get("name") for each in found] == ["agents", "agents", None] * 2
 
 
-def test_nobody_has_a_name_where_the_record_has_no_user() -> None:
+def test_record_without_user_has_no_user_name() -> None:
     assert user_by(NAMED, "tcp without a user") is None
 
 
-def test_no_name_of_a_user_is_told_as_it_is() -> None:
+def test_names_of_users_are_made_printable() -> None:
     user = user_by(replace(NAMED, user_name=HOSTILE, group_name=HOSTILE))
     assert user["name"].isprintable()
     assert user["groups"][0]["name"] == user["name"] == visible(HOSTILE)
@@ -139,10 +139,10 @@ def test_a_program_in_memory_alone_is_a_file_with_a_name_and_a_path(name: str, c
 
 
 @pytest.mark.parametrize(
-    ("name", "left_over"),
+    ("name", "unmapped"),
     [
         ("a unit", {"unit": "user@1000.service"}),
-        ("a container that nobody knows in a pod", {"pod_uid": POD}),
+        ("an unknown container in a pod", {"pod_uid": POD}),
         ("a pod that no API server knows", {"pod_uid": POD.replace("-", "")}),
         ("a directory for a program", {"sha256": SHA256}),
         ("a hash alone", {"sha256": SHA256.upper()}),
@@ -150,13 +150,13 @@ def test_a_program_in_memory_alone_is_a_file_with_a_name_and_a_path(name: str, c
         ("a deleted program", {}),
     ],
 )
-def test_what_has_no_place_in_the_process_is_not_lost(name: str, left_over: dict[str, str]) -> None:
-    event, nobodys = event_by(PROCESSES[name]), event_by(None)
-    assert event["unmapped"] == nobodys["unmapped"] | left_over
+def test_data_without_process_attribute_is_in_unmapped(name: str, unmapped: dict[str, str]) -> None:
+    event, unattributed = event_by(PROCESSES[name]), event_by(None)
+    assert event["unmapped"] == unattributed["unmapped"] | unmapped
 
 
 @pytest.mark.parametrize("name", ["a directory for a program", "a name"])
-def test_what_is_no_file_is_told_as_none(name: str) -> None:
+def test_program_that_is_no_file_has_no_file(name: str) -> None:
     assert "file" not in event_by(PROCESSES[name])["actor"]["process"]
 
 
@@ -166,7 +166,7 @@ def test_a_long_name_does_not_fill_the_sentence() -> None:
     assert event_by(PROCESSES["long"])["actor"]["process"]["cmd_line"] == "z" * 4096
 
 
-def test_a_sandbox_that_is_a_container_says_so_at_its_end() -> None:
+def test_endpoint_of_a_container_sandbox_has_the_container() -> None:
     out, came_in = (event_by(None, name, Mapper(CONTAINED)) for name in ("tcp4", "ingress"))
     assert out["src_endpoint"]["container"]["uid"] == "3f4e0c2c9d1a"
     assert "container" not in out["dst_endpoint"]

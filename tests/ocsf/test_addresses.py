@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ocsf_nft.ocsf import addresses
-from ocsf_nft.ocsf.addresses import place
+from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.enums import NetworkScope
 
 SCOPES = {
@@ -18,7 +18,7 @@ SCOPES = {
         "224.0.0.251", "239.1.2.3", "255.255.255.255", "::1", "fd00::1", "fe80::1", "ff02::fb",
         "ff15::1", "::ffff:10.0.0.1",
     ],
-    # Addresses of documentation stand for the internet wherever they are used.
+    # Addresses reserved for documentation represent the internet wherever they are used.
     NetworkScope.EXTERNAL: [
         "8.8.8.8", "172.32.0.1", "203.0.113.7", "224.1.2.3", "2001:db8::7", "2606:4700::1",
         "ff0e::1", "::ffff:8.8.8.8", "64:ff9b::808:808",
@@ -30,8 +30,8 @@ SCOPES = {
 @pytest.mark.parametrize(
     ("text", "scope"), [(text, scope) for scope, texts in SCOPES.items() for text in texts]
 )
-def test_an_address_says_where_it_is(text: str, scope: NetworkScope | None) -> None:
-    where = place(text)
+def test_address_has_its_network_scope(text: str, scope: NetworkScope | None) -> None:
+    where = address_kind(text)
     assert where is not None
     assert where.scope is scope
 
@@ -46,19 +46,19 @@ def test_an_address_says_where_it_is(text: str, scope: NetworkScope | None) -> N
     ],
 )
 def test_cloud_metadata_is_known_in_each_of_its_forms(text: str) -> None:
-    where = place(text)
+    where = address_kind(text)
     assert where is not None
     assert where.is_cloud_metadata
 
 
 @pytest.mark.parametrize("text", [None, "", "example", "fe80::1%eth0", "1.2.3", "1.2.3.4\n"])
-def test_what_is_no_address_has_no_place(text: str | None) -> None:
-    assert place(text) is None
+def test_text_that_is_no_address_has_no_scope(text: str | None) -> None:
+    assert address_kind(text) is None
 
 
 CARRIERS = ["::ffff:0:0/96", "64:ff9b::/96"]
-KINDS = [addresses._INTERNAL, addresses._NOWHERE, addresses._MULTICAST, addresses._METADATA]
-#: The ends of what something is said of, and their neighbours.
+KINDS = [addresses._INTERNAL, addresses._UNASSIGNED, addresses._MULTICAST, addresses._METADATA]
+#: First and last addresses of each network of the tables, and their neighbours.
 EDGES4 = {
     (end + step) % (1 << 32)
     for network in itertools.chain(*KINDS)
@@ -84,17 +84,17 @@ EDGES = sorted(
     | st.binary(min_size=4, max_size=4)
     | st.binary(min_size=16, max_size=16)
 )
-def test_the_table_says_what_the_networks_say(raw: bytes) -> None:
-    where = addresses.place_of(raw)
-    scope, flags = addresses._said(where.version, int.from_bytes(raw))
+def test_table_agrees_with_the_networks(raw: bytes) -> None:
+    where = addresses.packed_address_kind(raw)
+    scope, flags = addresses._traits(where.version, int.from_bytes(raw))
     assert where.version == (4 if len(raw) == 4 else 6)
     assert (where.scope, where.is_loopback, where.is_link_local) == (scope, *flags[:2])
     assert (where.is_multicast, where.is_broadcast, where.is_cloud_metadata) == flags[2:]
 
 
-def test_an_address_is_of_a_kind_where_python_says_so() -> None:
+def test_kind_of_an_address_agrees_with_python() -> None:
     for raw in EDGES:
-        address, where = ipaddress.ip_address(raw), addresses.place_of(raw)
+        address, where = ipaddress.ip_address(raw), addresses.packed_address_kind(raw)
         if any(address in ipaddress.ip_network(carrier) for carrier in CARRIERS):
             address = IPv4Address(raw[-4:])
         assert where.is_loopback == address.is_loopback
@@ -102,17 +102,17 @@ def test_an_address_is_of_a_kind_where_python_says_so() -> None:
         assert where.is_multicast == address.is_multicast
 
 
-def test_addresses_of_which_the_same_is_said_share_one_place() -> None:
-    assert place("8.8.8.8") is place("203.0.113.7")
-    assert place("8.8.8.8") is not place("2001:db8::7")
-    assert place("8.8.8.8") is not place("::ffff:8.8.8.8")
+def test_addresses_with_equal_properties_share_one_object() -> None:
+    assert address_kind("8.8.8.8") is address_kind("203.0.113.7")
+    assert address_kind("8.8.8.8") is not address_kind("2001:db8::7")
+    assert address_kind("8.8.8.8") is not address_kind("::ffff:8.8.8.8")
 
 
 def test_multicast_address_is_internal_up_to_an_organization() -> None:
-    """RFC 7346 has the scopes: 1 to 5 and 8; 14 is global, 0 and 15 are reserved."""
+    """RFC 7346 defines the scopes: 1 to 5 and 8; 14 is global, 0 and 15 are reserved."""
     for flags in range(16):
         for scope in range(16):
-            found = place(f"ff{flags:x}{scope:x}::1")
+            found = address_kind(f"ff{flags:x}{scope:x}::1")
             assert found is not None
             assert found.is_multicast
             expected = scope in {1, 2, 3, 4, 5, 8}

@@ -1,4 +1,4 @@
-"""An attempt of several packets, one that only a counter tells of, several flows told as one."""
+"""Attempts of several packets, attempts known from a counter only, and aggregated flows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.attempt import Attempt, Merged
+from ocsf_nft.attempt import Aggregation, Attempt
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance.corpus import (
@@ -26,12 +26,12 @@ from tests.conformance.corpus import (
 from tests.ocsf.mapped import MAPPER
 
 
-def told(attempt: Attempt, mapper: Mapper = MAPPER) -> Any:
+def rendered(attempt: Attempt, mapper: Mapper = MAPPER) -> Any:
     return json.loads(mapper.network_activity(attempt, processed_ns=NOW_NS).to_json())
 
 
-def test_a_window_counts_its_packets_between_two_moments() -> None:
-    event = told(ATTEMPTS["logged, many"])
+def test_window_has_its_packets_and_its_start_and_end() -> None:
+    event = rendered(ATTEMPTS["logged, many"])
     assert event["count"] == 999
     assert event["traffic"] == {"packets": 999, "bytes": 59_940}
     assert (event["start_time"], event["end_time"]) == (1767225600000, 1767225605000)
@@ -41,47 +41,47 @@ def test_a_window_counts_its_packets_between_two_moments() -> None:
     assert event["connection_info"]["tcp_flags"] == 2
 
 
-def test_a_window_differs_from_its_first_packet_in_nothing_else() -> None:
+def test_other_attributes_of_a_window_are_those_of_its_first_packet() -> None:
     attempt = ATTEMPTS["logged, many"]
-    one, many = told(Attempt.of(attempt.record)), told(attempt)
+    one, many = rendered(Attempt.of(attempt.record)), rendered(attempt)
     differs = {name for name in one | many if one.get(name) != many.get(name)}
     assert differs == {"time", "end_time", "duration", "count", "traffic", "message"}
 
 
 def test_one_packet_of_a_longer_window_has_its_own_time() -> None:
     logged = window(RECORDS["tcp4"], 1, start_ns=TIME_NS - 2_000_000_000)
-    event = told(logged)
+    event = rendered(logged)
     assert event["time"] == 1767225600000
     assert (event["start_time"], event["end_time"]) == (1767225598000, 1767225605000)
 
 
 def test_event_of_two_packets_has_the_time_of_the_windows_end() -> None:
-    event = told(window(RECORDS["tcp4"], 2, start_ns=TIME_NS - 2_000_000_000))
+    event = rendered(window(RECORDS["tcp4"], 2, start_ns=TIME_NS - 2_000_000_000))
     assert event["time"] == event["end_time"] == 1767225605000
     assert ", 2 times; " in event["message"]
 
 
 def test_a_window_without_length_has_no_duration() -> None:
-    assert "duration" not in told(ATTEMPTS["within a millisecond"])
-    assert "duration" not in told(Attempt.of(RECORDS["tcp4"]))
+    assert "duration" not in rendered(ATTEMPTS["within a millisecond"])
+    assert "duration" not in rendered(Attempt.of(RECORDS["tcp4"]))
 
 
-def test_bytes_that_nobody_counted_are_left_out() -> None:
-    assert told(ATTEMPTS["no bytes"])["traffic"] == {"packets": 999}
+def test_bytes_that_were_not_counted_are_left_out() -> None:
+    assert rendered(ATTEMPTS["no bytes"])["traffic"] == {"packets": 999}
 
 
-def test_each_window_has_a_uid_of_its_own_and_they_share_one() -> None:
+def test_each_window_has_a_unique_uid_and_they_share_a_correlation_uid() -> None:
     record = counter(**TO4, **HTTPS, uid=1000)
     later = replace(record, origin=replace(record.origin, identity="1f0c/egress/1016"))
-    first, second = (told(window(each))["metadata"] for each in (record, later))
+    first, second = (rendered(window(each))["metadata"] for each in (record, later))
     assert first["uid"] != second["uid"]
     assert first["correlation_uid"] == second["correlation_uid"]
-    logged = told(Attempt.of(RECORDS["tcp4"]))["metadata"]
+    logged = rendered(Attempt.of(RECORDS["tcp4"]))["metadata"]
     assert logged["correlation_uid"] == first["correlation_uid"]
 
 
-def test_what_a_counter_does_not_say_is_left_out() -> None:
-    event = told(ATTEMPTS["counted tcp4"])
+def test_data_unknown_to_a_counter_is_left_out() -> None:
+    event = rendered(ATTEMPTS["counted tcp4"])
     assert event["src_endpoint"] == {"name": "sb1"}
     assert event["connection_info"] == {
         "direction_id": 2,
@@ -187,8 +187,8 @@ def test_what_a_counter_does_not_say_is_left_out() -> None:
         ),
     ],
 )
-def test_the_message_says_how_many(name: str, message: str) -> None:
-    assert told(ATTEMPTS[name])["message"] == message
+def test_message_has_the_number_of_packets(name: str, message: str) -> None:
+    assert rendered(ATTEMPTS[name])["message"] == message
 
 
 @pytest.mark.parametrize(
@@ -200,17 +200,17 @@ def test_the_message_says_how_many(name: str, message: str) -> None:
         ({}, ""),
     ],
 )
-def test_one_packet_that_is_told_with_others_is_told_by_its_kind(
+def test_single_packet_of_an_aggregate_is_named_by_its_kind(
     facts: dict[str, Any], kind: str
 ) -> None:
-    event = told(window(counter(**facts), 1, merged=Merged(why="unplaced")))
+    event = rendered(window(counter(**facts), 1, aggregation=Aggregation(reason="unplaced")))
     assert event["message"] == (
         f"sandbox sb1 sent 1 packet{kind} in flows that nobody knows; refused"
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "detail"),
     [
         ("many of egress, in full", "because uid 1000 has more flows than are told one by one."),
         ("many of egress, nothing", "because somebody has more flows than are told one by one."),
@@ -223,25 +223,25 @@ def test_one_packet_that_is_told_with_others_is_told_by_its_kind(
         ("many of ingress, nothing", "Only replies of the sandbox's proxy may come in."),
     ],
 )
-def test_the_detail_says_why_packets_are_told_together(name: str, says: str) -> None:
-    assert says in told(ATTEMPTS[name])["status_detail"]
+def test_detail_has_the_reason_of_the_aggregation(name: str, detail: str) -> None:
+    assert detail in rendered(ATTEMPTS[name])["status_detail"]
 
 
-def test_the_proxy_is_named_where_nobody_knows_which_family_it_was() -> None:
-    event = told(ATTEMPTS["forgotten of egress, nothing"])
+def test_proxy_is_named_if_the_address_family_is_unknown() -> None:
+    event = rendered(ATTEMPTS["forgotten of egress, nothing"])
     assert event["proxy_endpoint"] == {"ip": "10.200.0.1", "port": 3128}
     assert "http://10.200.0.1:3128" in event["status_detail"]
-    assert "proxy_endpoint" not in told(ATTEMPTS["many of ingress, nothing"])
+    assert "proxy_endpoint" not in rendered(ATTEMPTS["many of ingress, nothing"])
 
 
 def test_without_a_proxy_the_detail_names_none() -> None:
-    event = told(ATTEMPTS["many of egress, in full"], Mapper(Context()))
+    event = rendered(ATTEMPTS["many of egress, in full"], Mapper(Context()))
     assert event["status_detail"].endswith("Only the sandbox's proxy may be reached: use it.")
     assert "proxy_endpoint" not in event
 
 
 def test_several_flows_have_no_single_destination() -> None:
-    event = told(ATTEMPTS["many of egress, in full"])
+    event = rendered(ATTEMPTS["many of egress, in full"])
     assert event["src_endpoint"] == {"name": "sb1"}
     assert "dst_endpoint" not in event
     assert "status_code" not in event
@@ -251,7 +251,7 @@ def test_several_flows_have_no_single_destination() -> None:
 
 
 def test_several_flows_are_named_by_a_sample() -> None:
-    merged = told(ATTEMPTS["many of egress, in full"])["unmapped"]["merged"]
+    merged = rendered(ATTEMPTS["many of egress, in full"])["unmapped"]["merged"]
     assert (merged["why"], merged["flows"], len(merged["sample"])) == ("many", 65_000, len(SAMPLE))
     assert merged["sample"][0] == {
         "uid": 1000,
@@ -264,21 +264,23 @@ def test_several_flows_are_named_by_a_sample() -> None:
         {"protocol": 1, "destination": "203.0.113.7"},
         {"uid": 0xFFFF_FFFE, "ethertype": 0x88B5},
     ]
-    assert told(ATTEMPTS["forgotten of egress, nothing"])["unmapped"]["merged"] == {
+    assert rendered(ATTEMPTS["forgotten of egress, nothing"])["unmapped"]["merged"] == {
         "why": "forgotten"
     }
 
 
 @pytest.mark.parametrize("name", ["unplaced of egress, in full", "many of egress, nothing"])
-def test_what_may_be_the_doing_of_several_users_is_called_no_scan(name: str) -> None:
-    assert "attacks" not in told(ATTEMPTS[name])
+def test_flows_of_possibly_several_users_are_no_scan(name: str) -> None:
+    assert "attacks" not in rendered(ATTEMPTS[name])
 
 
-def test_what_is_told_together_is_never_less_than_medium() -> None:
-    """A question for a name is noise; a thousand of them, of which nobody knows more, are not."""
+def test_aggregate_has_at_least_medium_severity() -> None:
+    """A name query is noise; a thousand without known flows are not."""
     names = counter(ip_version=4, protocol=17, destination_port=53)
-    assert told(window(names))["severity"] == "Low"
-    assert told(window(names, merged=Merged(why="unplaced")))["severity"] == "Medium"
+    assert rendered(window(names))["severity"] == "Low"
+    assert (
+        rendered(window(names, aggregation=Aggregation(reason="unplaced")))["severity"] == "Medium"
+    )
 
 
 @pytest.mark.parametrize(
@@ -286,21 +288,21 @@ def test_what_is_told_together_is_never_less_than_medium() -> None:
     [
         ATTEMPTS["unplaced of egress, in full"],
         ATTEMPTS["many of link, in full"],
-        window(counter(uid=1001), merged=Merged(why="many")),
+        window(counter(uid=1001), aggregation=Aggregation(reason="many")),
         window(counter(uid=1000)),
         Attempt.of(RECORDS["tcp4"]),
     ],
 )
-def test_what_one_user_has_too_many_of_shares_a_uid(other: Attempt) -> None:
-    one = told(ATTEMPTS["many of egress, in full"])["metadata"]["correlation_uid"]
-    same = window(counter(uid=1000), 5, merged=Merged(why="many", flows=3))
-    assert told(same)["metadata"]["correlation_uid"] == one
-    assert told(other)["metadata"]["correlation_uid"] != one
+def test_aggregates_of_one_user_share_a_correlation_uid(other: Attempt) -> None:
+    one = rendered(ATTEMPTS["many of egress, in full"])["metadata"]["correlation_uid"]
+    same = window(counter(uid=1000), 5, aggregation=Aggregation(reason="many", flows=3))
+    assert rendered(same)["metadata"]["correlation_uid"] == one
+    assert rendered(other)["metadata"]["correlation_uid"] != one
 
 
-def test_nobody_guesses_which_way_a_counter_went_that_names_no_interface() -> None:
-    event = told(ATTEMPTS["counted forward"], Mapper(CONTEXT))
+def test_counter_without_an_interface_has_an_unknown_direction() -> None:
+    event = rendered(ATTEMPTS["counted forward"], Mapper(CONTEXT))
     assert event["connection_info"]["direction"] == "Unknown"
     assert event["dst_endpoint"]["ip"] == "203.0.113.7"
     assert "src_endpoint" not in event
-    assert told(ATTEMPTS["counted forward of nothing"])["src_endpoint"] == {"name": "sb1"}
+    assert rendered(ATTEMPTS["counted forward of nothing"])["src_endpoint"] == {"name": "sb1"}

@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from ocsf_nft.address import packed
+from ocsf_nft.ip_text import packed
 from ocsf_nft.ocsf import community_id
 from tests.conformance.corpus import V4, record
 from tests.strategies import PORTS
 
-#: The test vectors of the specification and of its reference implementation, seed 0: protocol,
+#: Test vectors of the specification and of its reference implementation, seed 0: protocol,
 #: addresses, ports (of ICMP: type and code), Community ID.
 VECTORS = [
     (6, "128.232.110.120", "66.35.250.204", 34855, 80, "1:LQU9qZlK+B5F3KDmev6m5PMibrg="),
@@ -34,7 +34,7 @@ VECTORS = [
     (1, "192.168.0.89", "192.168.0.1", 8, 0, "1:X0snYXpgwiv9TZtqg64sgzUn6Dk="),
     (1, "192.168.0.1", "192.168.0.89", 0, 8, "1:X0snYXpgwiv9TZtqg64sgzUn6Dk="),
     (1, "192.168.0.1", "192.168.0.89", 0, 20, "1:X0snYXpgwiv9TZtqg64sgzUn6Dk="),
-    # A message type that has no partner: the code counts, and so does the direction.
+    # A message type without a partner: the code counts, and so does the direction.
     (1, "192.168.0.89", "192.168.0.1", 20, 0, "1:3o2RFccXzUgjl7zDpqmY7yJi8rI="),
     (1, "192.168.0.89", "192.168.0.1", 20, 1, "1:tz/fHIDUHs19NkixVVoOZywde+I="),
     (
@@ -60,15 +60,15 @@ VECTORS = [
 
 
 @pytest.mark.parametrize(
-    ("protocol", "source", "destination", "first", "second", "wanted"), VECTORS
+    ("protocol", "source", "destination", "first", "second", "expected"), VECTORS
 )
-def test_the_published_test_vectors_hold(
+def test_ids_equal_the_published_test_vectors(
     protocol: int,
     source: str,
     destination: str,
     first: int | None,
     second: int | None,
-    wanted: str,
+    expected: str,
 ) -> None:
     facts: dict[str, Any] = {
         "ip_version": 6 if ":" in source else 4,
@@ -76,10 +76,10 @@ def test_the_published_test_vectors_hold(
         "destination": destination,
     }
     if protocol in {1, 58}:
-        said = record(**facts, protocol=protocol, details={"icmp_type": first, "icmp_code": second})
+        sent = record(**facts, protocol=protocol, details={"icmp_type": first, "icmp_code": second})
     else:
-        said = record(**facts, protocol=protocol, source_port=first, destination_port=second)
-    assert community_id.of_record(said, packed(source), packed(destination)) == wanted
+        sent = record(**facts, protocol=protocol, source_port=first, destination_port=second)
+    assert community_id.of_record(sent, packed(source), packed(destination)) == expected
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,9 @@ def test_the_published_test_vectors_hold(
         {},
     ],
 )
-def test_a_record_that_says_too_little_has_none(facts: dict[str, Any]) -> None:
-    said = record(**(V4 | facts))
-    assert community_id.of_record(said, packed(said.source), packed(said.destination)) is None
+def test_record_with_missing_data_has_no_id(facts: dict[str, Any]) -> None:
+    sent = record(**(V4 | facts))
+    assert community_id.of_record(sent, packed(sent.source), packed(sent.destination)) is None
 
 
 @given(port=PORTS)

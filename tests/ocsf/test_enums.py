@@ -1,4 +1,4 @@
-"""Our ids and captions are the schema's, in each version that has them."""
+"""Comparison of our ids and captions with the schema, in each version that has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ocsf_nft.validation import schema
 if TYPE_CHECKING:
     from ocsf_nft.validation.schema import Attribute
 
-#: Our enumeration, the class or object whose attribute it is, and that attribute.
+#: Our enumeration, the schema's class or object with the attribute, and the attribute's name.
 ENUMERATIONS: Final[list[tuple[type[enums.Captioned], int | str, str]]] = [
     (enums.NetworkActivityId, 4001, "activity_id"),
     (enums.FindingActivityId, 2004, "activity_id"),
@@ -40,7 +40,7 @@ ENUMERATIONS: Final[list[tuple[type[enums.Captioned], int | str, str]]] = [
     (enums.ObservableType, "observable", "type_id"),
 ]
 
-#: The version that brought a value, where its attribute is older.
+#: The version that added a value, if the attribute is older.
 SINCE: Final[dict[type[enums.Captioned], dict[str, str]]] = {
     enums.Action: {"OBSERVED": "1.4.0"},
     enums.ObservableType: {
@@ -54,9 +54,9 @@ SINCE: Final[dict[type[enums.Captioned], dict[str, str]]] = {
 }
 
 
-def published(version: str, place: int | str, attribute: str) -> Attribute | None:
+def published(version: str, owner: int | str, attribute: str) -> Attribute | None:
     one = schema.load(version)
-    table = one.class_of(place) if isinstance(place, int) else one.object_of(place)
+    table = one.class_of(owner) if isinstance(owner, int) else one.object_of(owner)
     assert table is not None
     return table.attributes.get(attribute)
 
@@ -64,8 +64,8 @@ def published(version: str, place: int | str, attribute: str) -> Attribute | Non
 @pytest.mark.parametrize("version", VERSIONS)
 def test_enumeration_is_spelled_as_in_each_version(version: str) -> None:
     wrong = {}
-    for ours, place, attribute in ENUMERATIONS:
-        theirs = published(version, place, attribute)
+    for ours, owner, attribute in ENUMERATIONS:
+        theirs = published(version, owner, attribute)
         if theirs is None:
             continue
         since = SINCE.get(ours, {})
@@ -77,12 +77,12 @@ def test_enumeration_is_spelled_as_in_each_version(version: str) -> None:
         captions = {one.name: theirs.captions.get(int(one)) for one in ours}
         found = {name: caption for name, caption in captions.items() if caption is not None}
         if found != expected:
-            wrong[ours.__name__, place] = (found, expected)
+            wrong[ours.__name__, owner] = (found, expected)
     assert wrong == {}
 
 
 def test_newest_version_has_every_enumeration() -> None:
-    found = {(place, name): published(VERSIONS[-1], place, name) for _, place, name in ENUMERATIONS}
+    found = {(owner, name): published(VERSIONS[-1], owner, name) for _, owner, name in ENUMERATIONS}
     assert [key for key, theirs in found.items() if theirs is None or not theirs.sibling] == []
 
 

@@ -1,4 +1,4 @@
-"""An attempt that matters is a finding: created, updated as its count grows, closed at its end."""
+"""Findings of significant attempts: created, updated as the count grows, closed at the end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.accounting.streaks import grown
-from ocsf_nft.attempt import Attempt, Ended, Merged, Streak
+from ocsf_nft.accounting.incidents import extend_incident
+from ocsf_nft.attempt import Aggregation, Attempt, Incident, IncidentEnd
 from ocsf_nft.flow import Key
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
@@ -19,7 +19,7 @@ from ocsf_nft.ocsf.mapper import Mapper
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
 from tests.conformance.attributed import PROCESSES, done_by
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
-from tests.conformance.streaks import GOING_ON, streak
+from tests.conformance.incidents import GOING_ON, incident
 from tests.strategies import records
 
 if TYPE_CHECKING:
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 MAPPER = Mapper(CONTEXT)
 
 
-def told(found: Attempt | Ended, mapper: Mapper = MAPPER) -> Any:
+def rendered(found: Attempt | IncidentEnd, mapper: Mapper = MAPPER) -> Any:
     event = mapper.finding(found, processed_ns=NOW_NS)
     return None if event is None else json.loads(event.to_json())
 
 
-def of(name: str, each: Streak) -> Attempt:
+def attempt_of(name: str, each: Incident) -> Attempt:
     return replace(Attempt.of(RECORDS[name]), streak=each)
 
 
-def end_of(name: str, each: Streak) -> Ended:
-    return Ended(record=RECORDS[name], streak=each, end_ns=TIME_NS + 5_000_000_000)
+def incident_end_of(name: str, each: Incident) -> IncidentEnd:
+    return IncidentEnd(record=RECORDS[name], streak=each, end_ns=TIME_NS + 5_000_000_000)
 
 
 @pytest.mark.parametrize(
@@ -55,12 +55,12 @@ def end_of(name: str, each: Streak) -> Ended:
         ("forward", 10, True),
     ],
 )
-def test_what_matters_is_a_finding(name: str, packets: int, is_found: bool) -> None:
+def test_significant_attempt_is_a_finding(name: str, packets: int, is_found: bool) -> None:
     assert MAPPER.is_finding(RECORDS[name], packets) == is_found
 
 
 @pytest.mark.parametrize("name", ["router solicitation", "igmp", "icmp error"])
-def test_what_a_kernel_says_by_itself_is_none_though_only_a_counter_tells_of_it(name: str) -> None:
+def test_packet_of_the_kernel_known_from_a_counter_is_no_finding(name: str) -> None:
     counted = replace(RECORDS[name], details={}, source=None, out_interface=None)
     assert not MAPPER.is_finding(counted, 1_000_000)
     assert MAPPER.is_finding(replace(counted, uid=1000), 1_000_000)
@@ -69,22 +69,22 @@ def test_what_a_kernel_says_by_itself_is_none_though_only_a_counter_tells_of_it(
 @pytest.mark.parametrize(
     ("each", "stage"),
     [
-        (streak(1, 12, None), None),
-        (streak(1, 12, 1), ("Create", "New")),
-        (streak(3, 12, 3), ("Create", "New")),
-        (streak(4, 40, 3), ("Update", "In Progress")),
+        (incident(1, 12, None), None),
+        (incident(1, 12, 1), ("Create", "New")),
+        (incident(3, 12, 3), ("Create", "New")),
+        (incident(4, 40, 3), ("Update", "In Progress")),
     ],
 )
 def test_a_finding_is_created_once_and_then_updated(
-    each: Streak, stage: tuple[str, str] | None
+    each: Incident, stage: tuple[str, str] | None
 ) -> None:
-    event = told(of("tcp4", each))
+    event = rendered(attempt_of("tcp4", each))
     assert stage == (None if event is None else (event["activity_name"], event["status"]))
 
 
-def test_what_was_a_finding_is_closed_and_nothing_else() -> None:
-    assert told(end_of("tcp4", streak(3, 900, None))) is None
-    event = told(end_of("tcp4", streak(3, 40, 2)))
+def test_only_a_created_finding_is_closed() -> None:
+    assert rendered(incident_end_of("tcp4", incident(3, 900, None))) is None
+    event = rendered(incident_end_of("tcp4", incident(3, 40, 2)))
     assert (event["activity_name"], event["status"]) == ("Close", "Resolved")
     assert event["is_alert"] is False
     assert event["count"] == 40
@@ -96,36 +96,39 @@ def test_what_was_a_finding_is_closed_and_nothing_else() -> None:
         st.sampled_from(
             [
                 MAPPER,
-                Mapper(replace(CONTEXT, threshold=Threshold(at_once=Severity.LOW, repeats=1))),
-                Mapper(replace(CONTEXT, threshold=Threshold(repeats=10**9))),
+                Mapper(replace(CONTEXT, threshold=Threshold(min_severity=Severity.LOW, packets=1))),
+                Mapper(replace(CONTEXT, threshold=Threshold(packets=10**9))),
             ]
         ),
         min_size=7,
         max_size=7,
     ),
 )
-def test_every_finding_begins_once_goes_on_and_ends_once(
+def test_every_finding_is_created_once_and_closed_once(
     shown: list[tuple[Record, int]], mappers: list[Mapper]
 ) -> None:
-    """Whatever the records of a flow look like, and though the configuration changes meanwhile."""
+    """This holds for all records of a flow, and if the configuration changes meanwhile."""
     stages: list[str] = []
-    end: Ended | None = None
+    end: IncidentEnd | None = None
     for (record, packets), mapper in zip(shown, mappers, strict=False):
         attempt = replace(Attempt.of(record), packets=packets)
-        end = grown(end, Key("flows4", b"\0"), attempt, mapper.is_finding)
-        event = told(replace(attempt, streak=end.streak), mapper)
+        end = extend_incident(end, Key("flows4", b"\0"), attempt, mapper.is_finding)
+        event = rendered(replace(attempt, streak=end.streak), mapper)
         stages += [] if event is None else [event["activity_name"]]
     assert end is not None
-    ended = told(end, mappers[-1])
+    ended = rendered(end, mappers[-1])
     stages += [] if ended is None else [ended["activity_name"]]
     assert stages == [] or stages == ["Create", *["Update"] * (len(stages) - 2), "Close"]
 
 
 def test_finding_begins_with_its_first_attempt_and_ends_with_the_last() -> None:
     began_ns, ended_ns = TIME_NS - 3_600_000_000_000, TIME_NS + 5_000_000_000
-    each = replace(streak(2, 40, 1), start_ns=began_ns)
-    for found, end_ns in ((of("tcp4", each), TIME_NS), (end_of("tcp4", each), ended_ns)):
-        event = told(found)
+    each = replace(incident(2, 40, 1), start_ns=began_ns)
+    for found, end_ns in (
+        (attempt_of("tcp4", each), TIME_NS),
+        (incident_end_of("tcp4", each), ended_ns),
+    ):
+        event = rendered(found)
         span = (began_ns // 1_000_000, end_ns // 1_000_000)
         assert (event["start_time"], event["end_time"]) == span
         info = event["finding_info"]
@@ -133,21 +136,21 @@ def test_finding_begins_with_its_first_attempt_and_ends_with_the_last() -> None:
         assert event["duration"] == span[1] - span[0]
 
 
-def test_two_events_of_a_finding_that_counts_no_further_are_two() -> None:
+def test_two_events_of_a_finding_with_one_count_have_two_uids() -> None:
     most = 1 << 62
-    first, second = (told(of("tcp4", streak(number, most, 1))) for number in (5, 6))
+    first, second = (rendered(attempt_of("tcp4", incident(number, most, 1))) for number in (5, 6))
     assert first["metadata"]["uid"] != second["metadata"]["uid"]
 
 
-def test_the_attempt_and_its_finding_find_each_other() -> None:
+def test_attempt_and_finding_refer_to_each_other() -> None:
     identities = [f"kmsg:boot:{number}" for number in (1, 2, 3)]
     events = []
     for number, identity in enumerate(identities, 1):
-        said = replace(RECORDS["tcp4"], origin=replace(RECORDS["tcp4"].origin, identity=identity))
-        each = replace(streak(number, 20 * number, 1), latest=tuple(identities[:number]))
-        attempt = replace(Attempt.of(said), packets=20, streak=each)
+        logged = replace(RECORDS["tcp4"], origin=replace(RECORDS["tcp4"].origin, identity=identity))
+        each = replace(incident(number, 20 * number, 1), latest=tuple(identities[:number]))
+        attempt = replace(Attempt.of(logged), packets=20, streak=each)
         events.append(json.loads(MAPPER.network_activity(attempt, processed_ns=NOW_NS).to_json()))
-    finding = told(attempt)
+    finding = rendered(attempt)
     info = finding["finding_info"]
     assert [one["uid"] for one in info["related_events"]] == [
         event["metadata"]["uid"] for event in events
@@ -162,22 +165,22 @@ def test_the_attempt_and_its_finding_find_each_other() -> None:
     assert finding["metadata"]["uid"] not in {event["metadata"]["uid"] for event in events}
 
 
-def test_all_that_is_told_of_one_finding_has_its_uid_and_events_of_their_own() -> None:
+def test_events_of_one_finding_share_its_uid_and_have_unique_event_uids() -> None:
     stages = (
-        of("tcp4", streak(1, 12)),
-        of("tcp4", streak(2, 40, 1)),
-        end_of("tcp4", streak(2, 40, 1)),
+        attempt_of("tcp4", incident(1, 12)),
+        attempt_of("tcp4", incident(2, 40, 1)),
+        incident_end_of("tcp4", incident(2, 40, 1)),
     )
-    findings = [told(found) for found in stages]
+    findings = [rendered(found) for found in stages]
     assert len({finding["finding_info"]["uid"] for finding in findings}) == 1
     assert len({finding["metadata"]["uid"] for finding in findings}) == 3
-    another = told(of("tcp4", replace(streak(1, 12), identity="another")))
+    another = rendered(attempt_of("tcp4", replace(incident(1, 12), identity="another")))
     assert another["finding_info"]["uid"] != findings[0]["finding_info"]["uid"]
-    assert told(stages[0])["metadata"]["uid"] == findings[0]["metadata"]["uid"]
+    assert rendered(stages[0])["metadata"]["uid"] == findings[0]["metadata"]["uid"]
 
 
-def test_a_finding_says_who_did_what_and_what_to_do() -> None:
-    finding = told(of("tcp4", streak(3, 40, 2, done_by(PROCESSES["all of it"]))))
+def test_finding_has_process_attempt_and_remediation() -> None:
+    finding = rendered(attempt_of("tcp4", incident(3, 40, 2, done_by(PROCESSES["all of it"]))))
     assert finding["message"] == (
         "curl[4242] (uid 1000) in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly, "
         "40 times; refused with a reset"
@@ -197,35 +200,35 @@ def test_a_finding_says_who_did_what_and_what_to_do() -> None:
     ]
 
 
-def test_credentials_are_called_by_their_name() -> None:
-    finding = told(of("metadata4", streak(1, 1)))
+def test_attempt_to_reach_credentials_is_named_so() -> None:
+    finding = rendered(attempt_of("metadata4", incident(1, 1)))
     assert finding["finding_info"]["title"].startswith("Attempt to reach the cloud's metadata")
     assert finding["severity"] == "High"
 
 
 @pytest.mark.parametrize("name", ["forward from outside", "ingress"])
-def test_who_comes_from_outside_is_to_be_found(name: str) -> None:
-    finding = told(of(name, streak(1, 10)))
+def test_remediation_of_an_inbound_attempt_is_to_find_the_sender(name: str) -> None:
+    finding = rendered(attempt_of(name, incident(1, 10)))
     assert finding["finding_info"]["title"] == "Attempt to get into the sandbox was refused"
     assert finding["remediation"]["desc"] == "Find out who sends this, and why."
 
 
-def test_when_it_is_a_finding_can_be_set() -> None:
-    mapper = Mapper(replace(CONTEXT, threshold=Threshold(at_once=Severity.MEDIUM, repeats=2)))
+def test_threshold_of_findings_is_configurable() -> None:
+    mapper = Mapper(replace(CONTEXT, threshold=Threshold(min_severity=Severity.MEDIUM, packets=2)))
     assert mapper.is_finding(RECORDS["tcp4"], 1)
     assert not mapper.is_finding(RECORDS["udp dns"], 100)
     names = SeverityRule(severity=Severity.HIGH, port=53)
     mapper = Mapper(replace(CONTEXT, severities=(names,)))
     assert mapper.is_finding(RECORDS["udp dns"], 1)
-    assert told(of("udp dns", streak(1, 1)), mapper)["severity"] == "High"
+    assert rendered(attempt_of("udp dns", incident(1, 1)), mapper)["severity"] == "High"
 
 
-def test_what_has_no_streak_is_none() -> None:
-    assert told(Attempt.of(RECORDS["metadata4"])) is None
-    merged = replace(Attempt.of(RECORDS["metadata4"]), merged=Merged(why="many"))
-    assert told(merged) is None
+def test_attempt_without_an_incident_is_no_finding() -> None:
+    assert rendered(Attempt.of(RECORDS["metadata4"])) is None
+    merged = replace(Attempt.of(RECORDS["metadata4"]), aggregation=Aggregation(reason="many"))
+    assert rendered(merged) is None
 
 
-def test_a_finding_is_told_without_a_host() -> None:
-    finding = told(GOING_ON["metadata4, first"], Mapper(Context()))
+def test_finding_without_a_host_is_rendered() -> None:
+    finding = rendered(GOING_ON["metadata4, first"], Mapper(Context()))
     assert "device" not in finding

@@ -14,7 +14,7 @@ from tests.conformance.corpus import CONTEXT, NOW_NS, OUT, RECORDS, TCP, V4, rec
 from tests.ocsf.mapped import MAPPER, event_of
 
 
-def test_a_refused_connection_is_told_in_full() -> None:
+def test_refused_connection_has_all_attributes() -> None:
     assert event_of("tcp4") == {
         "class_uid": 4001,
         "class_name": "Network Activity",
@@ -181,7 +181,7 @@ def test_the_keys_come_in_one_order() -> None:
         ("foreign, passing", ((None, "eth0"), (None, "eth1"))),
     ],
 )
-def test_names_and_interfaces_go_to_the_end_that_is_theirs(name: str, ends: object) -> None:
+def test_names_and_interfaces_are_at_their_endpoint(name: str, ends: object) -> None:
     event = event_of(name)
     assert ends == tuple(
         (event[end].get("name"), event[end].get("interface_name"))
@@ -202,13 +202,13 @@ def test_the_proxy_is_the_first_of_the_same_family() -> None:
 
 
 @pytest.mark.parametrize("name", ["ingress", "forward from outside", "link 88b5", "foreign"])
-def test_where_no_proxy_would_help_none_is_named(name: str) -> None:
+def test_proxy_is_not_named_for_other_protocols(name: str) -> None:
     event = event_of(name)
     assert "proxy_endpoint" not in event
     assert "network_proxy" not in event["metadata"]["profiles"]
 
 
-def test_what_is_not_known_is_left_out() -> None:
+def test_unknown_data_is_left_out() -> None:
     event = event_of("nothing but a prefix", Mapper(Context()))
     assert event["src_endpoint"] == {"name": "unknown"}
     assert event["connection_info"] == {"direction_id": 0, "direction": "Unknown"}
@@ -219,7 +219,7 @@ def test_what_is_not_known_is_left_out() -> None:
     assert absent.isdisjoint(event)
 
 
-def test_a_frame_is_told_by_its_hardware_addresses() -> None:
+def test_frame_has_its_hardware_addresses() -> None:
     event = event_of("nothing but macs")
     assert event["dst_endpoint"] == {"uid": "02:00:00:00:00:02", "mac": "02:00:00:00:00:02"}
     assert event_of("link arp")["unmapped"] == {
@@ -230,7 +230,7 @@ def test_a_frame_is_told_by_its_hardware_addresses() -> None:
     }
 
 
-def test_what_has_no_home_is_kept_beside() -> None:
+def test_data_without_ocsf_attribute_is_in_unmapped() -> None:
     assert event_of("no address")["unmapped"] | {"prefix": ""} == {
         "prefix": "",
         "sandbox": "sb1",
@@ -242,7 +242,7 @@ def test_what_has_no_home_is_kept_beside() -> None:
     assert event_of("group without a user")["unmapped"]["gid"] == 100
 
 
-def test_a_hostile_interface_name_is_a_name_and_nothing_else() -> None:
+def test_hostile_interface_name_changes_no_other_attribute() -> None:
     event = event_of("hostile interface")
     assert event["src_endpoint"]["interface_name"] == "DST=9.9.9.9"
     assert event["dst_endpoint"]["ip"] == "203.0.113.7"
@@ -250,10 +250,10 @@ def test_a_hostile_interface_name_is_a_name_and_nothing_else() -> None:
     assert shown == "\\x1b[2J\\xff\\u202e"
 
 
-def test_a_record_of_netlink_says_so() -> None:
-    said = RECORDS["tcp4"]
-    said = replace(said, origin=replace(said.origin, log_format="nfnetlink_log"))
-    event = MAPPER.network_activity(Attempt.of(said), processed_ns=NOW_NS)
+def test_record_of_netlink_has_its_log_format() -> None:
+    logged = RECORDS["tcp4"]
+    logged = replace(logged, origin=replace(logged.origin, log_format="nfnetlink_log"))
+    event = MAPPER.network_activity(Attempt.of(logged), processed_ns=NOW_NS)
     assert event.metadata.log_format == "nfnetlink_log"
 
 

@@ -13,7 +13,6 @@ from ocsf_nft.ocsf import enums
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.events import NetworkActivity
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, fence_state
 from ocsf_nft.ocsf.objects import (
     Actor,
     Container,
@@ -23,6 +22,7 @@ from ocsf_nft.ocsf.objects import (
     Observable,
     User,
 )
+from ocsf_nft.ocsf.operational_events import FenceState, fence_state
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
 from tests.strategies import records
 
@@ -34,7 +34,7 @@ EVENT = MAPPER.network_activity(Attempt.of(RECORDS["tcp4"]), processed_ns=NOW_NS
 
 
 def changed(**changes: Any) -> NetworkActivity:
-    """The event made anew with other arguments; those that are derived are left to it."""
+    """Create the event again with other arguments; derived attributes are derived again."""
     given_fields = {name: getattr(EVENT, name) for name in EVENT.model_fields_set}
     return NetworkActivity(**(given_fields | changes))
 
@@ -67,7 +67,7 @@ def test_an_attribute_that_is_not_ours_is_refused() -> None:
         {"src_endpoint": None, "dst_endpoint": None},
     ],
 )
-def test_what_contradicts_itself_is_refused(wrong: dict[str, Any]) -> None:
+def test_contradictory_attributes_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         changed(**wrong)
 
@@ -116,18 +116,18 @@ def test_the_id_for_anything_else_takes_any_text() -> None:
         ({"device": None, "actor": None}, ("network_proxy", "security_control")),
     ],
 )
-def test_profiles_follow_from_what_is_there(
+def test_profiles_are_derived_from_the_attributes(
     changes: dict[str, Any], profiles: tuple[str, ...]
 ) -> None:
     assert changed(**changes).metadata.profiles == profiles
 
 
-def test_profiles_that_somebody_lists_are_not_believed() -> None:
+def test_given_profiles_are_replaced_by_the_derived_ones() -> None:
     listed = EVENT.metadata.model_copy(update={"profiles": ("cloud",)})
     assert changed(metadata=listed) == EVENT
 
 
-def test_an_endpoint_and_a_device_are_somebody() -> None:
+def test_endpoint_and_device_need_an_identity() -> None:
     with pytest.raises(ValidationError, match="an endpoint needs"):
         NetworkEndpoint(port=443, mac="02:00:00:00:00:01")
     with pytest.raises(ValidationError, match="a device needs"):
@@ -142,10 +142,10 @@ def test_an_endpoint_and_a_device_are_somebody() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(record=records())
-def test_json_says_what_the_model_says_in_its_order(record: Record) -> None:
+def test_json_has_the_attributes_of_the_model_in_its_order(record: Record) -> None:
     event = Mapper(Context()).network_activity(Attempt.of(record), processed_ns=NOW_NS)
-    told = json.loads(event.to_json())
-    assert json.dumps(told) == json.dumps(event.model_dump(mode="json", exclude_none=True))
+    read = json.loads(event.to_json())
+    assert json.dumps(read) == json.dumps(event.model_dump(mode="json", exclude_none=True))
 
 
 def test_json_is_compact_and_keeps_letters() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.ocsf.text import byte_size, encodable, plain, printable, visible
+from ocsf_nft.ocsf.safe_text import byte_size, encodable, plain, printable, visible
 from tests.strategies import DETAILS, HOSTILE_TEXT
 
 
@@ -32,7 +32,7 @@ from tests.strategies import DETAILS, HOSTILE_TEXT
         ("\U000e0101", "\\U000e0101"),
     ],
 )
-def test_what_does_not_print_is_written_as_an_escape(text: str, seen: str) -> None:
+def test_unprintable_character_is_written_as_an_escape(text: str, seen: str) -> None:
     assert visible(text) == seen
 
 
@@ -48,14 +48,14 @@ def test_raw_text_keeps_what_json_can_hold() -> None:
 
 
 @given(raw=st.binary())
-def test_the_size_is_that_of_the_bytes_that_were_read(raw: bytes) -> None:
+def test_size_is_the_number_of_bytes_read(raw: bytes) -> None:
     assert byte_size(raw.decode("utf-8", "surrogateescape")) == len(raw)
 
 
-def test_a_byte_that_is_no_utf8_counts_as_one() -> None:
+def test_invalid_byte_counts_as_one() -> None:
     assert byte_size(b"a\xff\xc3\xbc".decode("utf-8", "surrogateescape")) == 4
     assert byte_size("a\udc80\udcff") == 3
-    assert byte_size("a\udc7f\udd00") == 7  # no such bytes: three of UTF-8 each
+    assert byte_size("a\udc7f\udd00") == 7  # not from bytes: three of UTF-8 each
 
 
 @given(details=DETAILS)
@@ -63,11 +63,11 @@ def test_any_details_become_json(details: dict[str, Any]) -> None:
     json.dumps(plain(details), ensure_ascii=False).encode()
 
 
-def test_numbers_and_flags_stay_what_they_are_while_json_can_hold_them() -> None:
+def test_numbers_and_flags_keep_their_type_if_json_has_it() -> None:
     most = (1 << 63) - 1
     limits = {"max": most, "over": most + 1, "min": -most, "under": -most - 1}
-    told = plain({"ttl": 64, "df": True, **limits, "q": {"id": 1}})
-    assert told == {
+    shown = plain({"ttl": 64, "df": True, **limits, "q": {"id": 1}})
+    assert shown == {
         "ttl": 64,
         "df": True,
         "max": most,
@@ -108,12 +108,12 @@ def _nested(value: dict[str, Any]) -> tuple[int, Any]:
         HOSTILE_TEXT.map(encodable) | st.sampled_from(["\x7f", "\x85", "\u2028", "\U000e0041"]),
     )
 )
-def test_json_of_any_text_prints_and_says_the_same(value: dict[str, str]) -> None:
-    told = printable(orjson.dumps(value))
-    assert json.loads(told) == value
-    assert told.decode().isprintable()
+def test_printable_json_has_the_same_value(value: dict[str, str]) -> None:
+    shown = printable(orjson.dumps(value))
+    assert json.loads(shown) == value
+    assert shown.decode().isprintable()
 
 
 @pytest.mark.parametrize("line", [b"{}", b'{"a":"b\\u0000c"}', '{"a":"büro"}'.encode()])
-def test_json_that_prints_stays_as_it_is(line: bytes) -> None:
+def test_printable_json_is_not_changed(line: bytes) -> None:
     assert printable(line) is line

@@ -1,4 +1,4 @@
-"""What a permissive fence let pass is told so, and never as a refusal; all else as it would be."""
+"""Events of a permissive fence: packets are reported as allowed, all else is as if refused."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.attempt import Attempt, Ended, Merged
-from ocsf_nft.ocsf import verdict
-from ocsf_nft.ocsf.fan_outs import fan_out
+from ocsf_nft.attempt import Aggregation, Attempt, IncidentEnd
+from ocsf_nft.ocsf import packet_outcome
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import FenceState, unread
-from ocsf_nft.ocsf.shorthand import plain, shorthand
+from ocsf_nft.ocsf.oneline import plain, shorthand
+from ocsf_nft.ocsf.operational_events import FenceState, collection_gap
+from ocsf_nft.ocsf.scan_findings import fan_out
 from ocsf_nft.ocsf.versions import VERSIONS, line_at
 from tests.conformance.corpus import (
+    ALLOWED_ATTEMPTS,
+    ALLOWED_RECORDS,
     ATTEMPTS,
-    ATTEMPTS_LET_PASS,
     CONTEXT,
-    LET_PASS,
     NOW_NS,
     RECORDS,
     TIME_NS,
 )
-from tests.conformance.streaks import ENDED, GOING_ON, fan_out_of
-from tests.ocsf.test_notices import became
+from tests.conformance.incidents import ENDED, GOING_ON, fan_out_of
+from tests.ocsf.test_operational_events import state_event
 
 MAPPER = Mapper(CONTEXT)
-_ENDING = ", let pass"
+_ENDING = ", allowed"
 
 
 def event_of(attempt: Attempt) -> dict[str, Any]:
@@ -37,29 +37,29 @@ def event_of(attempt: Attempt) -> dict[str, Any]:
     return event
 
 
-def test_let_pass_event_differs_only_in_outcome(subtests: pytest.Subtests) -> None:
+def test_event_of_an_allowed_packet_differs_only_in_outcome(subtests: pytest.Subtests) -> None:
     of_the_outcome = {
         "activity_id", "activity_name", "type_uid", "type_name", "status_id", "status",
         "status_code", "status_detail", "action_id", "action", "disposition_id", "disposition",
         "message", "unmapped",
     }  # fmt: skip
-    assert LET_PASS
-    for name, record in LET_PASS.items():
+    assert ALLOWED_RECORDS
+    for name, record in ALLOWED_RECORDS.items():
         with subtests.test(name):
             allowed = event_of(Attempt.of(record))
             refused = event_of(Attempt.of(RECORDS[name.removesuffix(_ENDING)]))
             assert (allowed["activity_name"], allowed["status"]) == ("Open", "Success")
             assert (allowed["action"], allowed["disposition"]) == ("Observed", "Logged")
             assert allowed["status_code"] == "permissive"
-            # These include the severity and the technique, which are those of a refused attempt.
+            # These include severity and technique, which are the same as for a refused attempt.
             for key in (allowed.keys() | refused.keys()) - of_the_outcome:
                 assert allowed.get(key) == refused.get(key), key
             assert allowed["message"].partition(";")[0] == refused["message"].partition(";")[0]
             assert allowed["unmapped"]["prefix"].endswith(":permissive:")
 
 
-def test_the_sentences_say_what_happened_and_what_to_do_before_the_fence_refuses() -> None:
-    event = event_of(Attempt.of(LET_PASS["tcp4, let pass"]))
+def test_texts_of_an_allowed_packet_have_the_outcome_and_the_advice() -> None:
+    event = event_of(Attempt.of(ALLOWED_RECORDS["tcp4, allowed"]))
     assert event["message"] == (
         "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly; let pass, because "
         "the fence is permissive: it would have been refused"
@@ -75,44 +75,46 @@ def test_the_sentences_say_what_happened_and_what_to_do_before_the_fence_refuses
                          "HTTPS_PROXY=http://10.200.0.1:3128 and try again.")  # fmt: skip
 
 
-def test_let_pass_window_is_not_called_refused(subtests: pytest.Subtests) -> None:
-    assert ATTEMPTS_LET_PASS
-    for name, attempt in ATTEMPTS_LET_PASS.items():
+def test_window_of_allowed_packets_is_not_called_refused(subtests: pytest.Subtests) -> None:
+    assert ALLOWED_ATTEMPTS
+    for name, attempt in ALLOWED_ATTEMPTS.items():
         with subtests.test(name):
             event = event_of(attempt)
             assert event["disposition"] == "Logged"
-            for said in (event["message"], event["status_detail"]):
-                rest = said.replace("would have been refused", "")
+            for text in (event["message"], event["status_detail"]):
+                rest = text.replace("would have been refused", "")
                 rest = rest.replace("Once the fence refuses", "")
                 found = [word for word in ("refused", "dropped", "not lost") if word in rest]
-                assert not found, said
-                assert "permissive" in said
+                assert not found, text
+                assert "permissive" in text
 
 
 def test_event_of_enforcing_fence_is_not_called_permissive() -> None:
     events = {name: json.dumps(event_of(attempt)) for name, attempt in ATTEMPTS.items()}
     assert events
-    assert {name: said for name, said in events.items() if "permissive" in said} == {}
+    assert {name: text for name, text in events.items() if "permissive" in text} == {}
 
 
 @pytest.mark.parametrize("why", ["many", "unplaced", "forgotten"])
-def test_let_pass_aggregate_says_so(why: Any) -> None:
-    attempt = replace(ATTEMPTS_LET_PASS["counted tcp4, let pass"], merged=Merged(why=why))
+def test_aggregate_of_allowed_packets_has_the_reason(why: Any) -> None:
+    attempt = replace(
+        ALLOWED_ATTEMPTS["counted tcp4, allowed"], aggregation=Aggregation(reason=why)
+    )
     detail = event_of(attempt)["status_detail"]
     assert "They were let pass, because the sandbox's fence is permissive" in detail
 
 
-@pytest.mark.parametrize("streaks", [GOING_ON, ENDED], ids=["going on", "ended"])
-def test_let_pass_finding_says_so(
-    streaks: dict[str, Attempt | Ended], subtests: pytest.Subtests
+@pytest.mark.parametrize("incidents", [GOING_ON, ENDED], ids=["going on", "ended"])
+def test_finding_of_allowed_packets_has_the_reason(
+    incidents: dict[str, Attempt | IncidentEnd], subtests: pytest.Subtests
 ) -> None:
     found = {}
-    for name, streak in streaks.items():
+    for name, incident in incidents.items():
         if _ENDING not in name:
             continue
         with subtests.test(name):
-            found[name] = allowed = MAPPER.finding(streak, processed_ns=NOW_NS)
-            other = streaks[name.removesuffix(_ENDING)]
+            found[name] = allowed = MAPPER.finding(incident, processed_ns=NOW_NS)
+            other = incidents[name.removesuffix(_ENDING)]
             refused = MAPPER.finding(other, processed_ns=NOW_NS)
             assert (allowed is None) == (refused is None)
             if allowed is None or refused is None:
@@ -129,8 +131,10 @@ def test_let_pass_finding_says_so(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_let_pass_is_observed_or_allowed_in_each_version(version: str) -> None:
-    line = MAPPER.line(Attempt.of(LET_PASS["tcp4, let pass"]), processed_ns=NOW_NS, version=version)
+def test_allowed_packet_is_observed_or_allowed_in_each_version(version: str) -> None:
+    line = MAPPER.line(
+        Attempt.of(ALLOWED_RECORDS["tcp4, allowed"]), processed_ns=NOW_NS, version=version
+    )
     stages: tuple[Any, ...] = ("begun", "goes on", "ended")
     found = [
         json.loads(line_at(fan_out(CONTEXT, each, processed_ns=NOW_NS).to_json(), version))
@@ -152,10 +156,10 @@ def test_let_pass_is_observed_or_allowed_in_each_version(version: str) -> None:
         (FenceState.PERMISSIVE_DEGRADED, "High", "Failure"),
     ],
 )
-def test_a_permissive_fence_is_told_to_hold_nothing_back(
+def test_state_event_of_a_permissive_fence_has_its_mode(
     state: FenceState, severity: str, status: str
 ) -> None:
-    event = became(FenceState.ABSENT, state)
+    event = state_event(FenceState.ABSENT, state)
     assert (event.severity, event.status) == (severity, status)
     assert (event.state_id, event.state) == (99, state.value)
     assert event.security_level == "At Risk"
@@ -163,18 +167,18 @@ def test_a_permissive_fence_is_told_to_hold_nothing_back(
 
 
 @pytest.mark.parametrize(
-    ("packets", "let_pass", "meanwhile"),
+    ("packets", "allowed", "meanwhile"),
     [
         (1, 1, "1 packet was let pass (it is permissive) meanwhile, and is counted."),
         (7, 7, "7 packets were let pass (it is permissive) meanwhile, and are counted."),
         (8, 7, "1 packet was refused and 7 packets were let pass (it is permissive) meanwhile, "),
     ],
 )
-def test_what_nobody_read_is_not_called_refused_where_it_was_let_pass(
-    packets: int, let_pass: int, meanwhile: str
+def test_unread_packets_that_were_allowed_are_not_called_refused(
+    packets: int, allowed: int, meanwhile: str
 ) -> None:
-    event = unread(
-        CONTEXT, sandbox="web", packets=packets, let_pass=let_pass, since_ns=TIME_NS,
+    event = collection_gap(
+        CONTEXT, sandbox="web", packets=packets, allowed=allowed, since_ns=TIME_NS,
         until_ns=TIME_NS + 10**10, reason="stopped", processed_ns=NOW_NS,
     )  # fmt: skip
     assert event.count == packets
@@ -182,8 +186,8 @@ def test_what_nobody_read_is_not_called_refused_where_it_was_let_pass(
 
 
 def test_only_our_own_rules_are_permissive() -> None:
-    record = LET_PASS["tcp4, let pass"]
-    assert verdict.is_ours(record)
-    assert verdict.is_attempt(record)
-    assert verdict.foreign_verdict(record) is None
-    assert not verdict.is_ours(RECORDS["foreign, of a sandbox, let pass"])
+    record = ALLOWED_RECORDS["tcp4, allowed"]
+    assert packet_outcome.is_ours(record)
+    assert packet_outcome.is_attempt(record)
+    assert packet_outcome.foreign_verdict(record) is None
+    assert not packet_outcome.is_ours(RECORDS["foreign, of a sandbox, allowed"])

@@ -1,4 +1,4 @@
-"""Names of services and protocols, by the numbers of IANA's registries and of the products."""
+"""Names of services and protocols, by the numbers of the IANA registries and of the products."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 from ocsf_nft.ocsf import protocols, services
 
-#: As in the registry of service names and ports, or in the product's manual.
+#: As in the IANA registry of service names and ports, or in the product's manual.
 _TCP: Final = """
 ftp-data 20, ftp 21, ssh 22, telnet 23, smtp 25, domain 53, http 80, kerberos 88, pop3 110,
 netbios-ns 137, netbios-ssn 139, imap 143, ldap 389, https 443, microsoft-ds 445, submissions 465,
@@ -24,7 +24,7 @@ domain 53, bootps 67, bootpc 68, tftp 69, http3 80, kerberos 88, ntp 123, netbio
 snmptrap 162, ldap 389, https 443, syslog 514, dhcpv6-client 546, dhcpv6-server 547, domain-s 853,
 ssdp 1900, nfs 2049, ws-discovery 3702, mdns 5353, llmnr 5355
 """
-#: As in the registry of protocol numbers.
+#: As in the IANA registry of protocol numbers.
 _PROTOCOLS: Final = """
 hopopt 0, icmp 1, igmp 2, ggp 3, ipv4 4, st 5, tcp 6, egp 8, igp 9, pup 12, udp 17, hmp 20,
 xns-idp 22, rdp 27, iso-tp4 29, dccp 33, xtp 36, ipv6 41, ipv6-route 43, ipv6-frag 44, rsvp 46,

@@ -14,7 +14,7 @@ from tests.conformance.corpus import ATTEMPTS, CONTEXT, RECORDS
 from tests.ocsf.mapped import event_of
 
 
-def judged(name: str, *rules: SeverityRule) -> str:
+def severity_of(name: str, *rules: SeverityRule) -> str:
     severity = event_of(name, Mapper(replace(CONTEXT, severities=rules)))["severity"]
     assert isinstance(severity, str)
     return severity
@@ -42,22 +42,22 @@ def judged(name: str, *rules: SeverityRule) -> str:
         ({"protocol": 6, "port": 443, "uid": 1001}, False),
     ],
 )
-def test_a_rule_is_about_what_has_all_that_it_names(facts: dict[str, Any], is_about: bool) -> None:
+def test_rule_applies_if_all_its_conditions_match(facts: dict[str, Any], is_about: bool) -> None:
     rule = SeverityRule(severity=Severity.CRITICAL, **facts)
     assert rule.matches(RECORDS["tcp4"]) == is_about
-    assert judged("tcp4", rule) == ("Critical" if is_about else "Medium")
+    assert severity_of("tcp4", rule) == ("Critical" if is_about else "Medium")
 
 
-def test_the_first_rule_that_is_about_it_decides() -> None:
+def test_first_rule_that_applies_decides() -> None:
     low = SeverityRule(severity=Severity.LOW, port=443)
-    assert judged("tcp4", low, SeverityRule(severity=Severity.HIGH)) == "Low"
-    assert judged("udp dns", low, SeverityRule(severity=Severity.HIGH)) == "High"
+    assert severity_of("tcp4", low, SeverityRule(severity=Severity.HIGH)) == "Low"
+    assert severity_of("udp dns", low, SeverityRule(severity=Severity.HIGH)) == "High"
 
 
 @pytest.mark.parametrize("name", ["no address", "link 88b5", "nothing but a prefix"])
-def test_what_has_no_address_is_in_no_network(name: str) -> None:
+def test_record_without_an_address_is_in_no_network(name: str) -> None:
     anywhere = SeverityRule(severity=Severity.CRITICAL, destination=ip_network("0.0.0.0/0"))
-    assert judged(name, anywhere) != "Critical"
+    assert severity_of(name, anywhere) != "Critical"
 
 
 def test_severity_rule_takes_a_foreign_address_that_is_none_for_outside_of_networks() -> None:
@@ -66,7 +66,7 @@ def test_severity_rule_takes_a_foreign_address_that_is_none_for_outside_of_netwo
     assert anywhere.matches(replace(RECORDS["tcp4"], destination="fe80::1"))
 
 
-def test_an_alert_is_what_matters_as_much_as_that() -> None:
+def test_alert_is_an_attempt_of_at_least_that_severity() -> None:
     mapper = Mapper(replace(CONTEXT, severities=(SeverityRule(severity=Severity.LOW),)))
     assert event_of("metadata4", mapper)["is_alert"] is False
 
@@ -82,13 +82,13 @@ def test_an_alert_is_what_matters_as_much_as_that() -> None:
         (Severity.INFORMATIONAL, 1_000_000, False),
     ],
 )
-def test_the_threshold_is_reached_by_weight_or_by_number(
+def test_threshold_is_reached_by_severity_or_by_number(
     severity: Severity, packets: int, is_reached: bool
 ) -> None:
     assert Threshold().is_reached(severity, packets) == is_reached
 
 
-def test_what_is_told_together_is_as_grave_as_it_is_said_to_be() -> None:
+def test_aggregate_has_the_severity_of_its_rule() -> None:
     many = ATTEMPTS["many of egress, in full"]
     low = SeverityRule(severity=Severity.LOW, uid=1000)
     for rules, severity in (((), Severity.MEDIUM), ((low,), Severity.LOW)):

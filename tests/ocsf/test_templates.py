@@ -1,4 +1,4 @@
-"""A line that a template tells is the line of the model's event, byte for byte."""
+"""Lines of templates, which equal the line of the model's event, byte for byte."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 
 from ocsf_nft.attempt import Attempt
 from ocsf_nft.ocsf import templates
-from ocsf_nft.ocsf.activity import derived
-from ocsf_nft.ocsf.addresses import place
+from ocsf_nft.ocsf.activity import derive
+from ocsf_nft.ocsf.addresses import address_kind
 from ocsf_nft.ocsf.context import Context
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.packet_outcome import NAME_PORTS
 from ocsf_nft.ocsf.services import service
 from ocsf_nft.ocsf.severity import SeverityRule
 from ocsf_nft.ocsf.templates import SIGHTINGS
-from ocsf_nft.ocsf.verdict import NAME_PORTS
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS, line_at
 from ocsf_nft.process import Attribution
 from tests.conformance.attributed import ATTRIBUTED
@@ -38,15 +38,15 @@ from tests.conformance.corpus import (
     V4,
     record,
 )
-from tests.conformance.streaks import GOING_ON
+from tests.conformance.incidents import GOING_ON
 from tests.strategies import (
     ADDRESSES4,
     ADDRESSES6,
     ATTRIBUTIONS,
     DETAILS,
     HOSTILE_TEXT,
-    MOMENTS,
     PORTS,
+    TIMESTAMPS,
     UINT16,
     UINT32,
     records,
@@ -55,7 +55,7 @@ from tests.strategies import (
 if TYPE_CHECKING:
     from ocsf_nft.record import Record
 
-#: Each kind of rule, and one after another.
+#: Each kind of rule, and several rules in order.
 _SEVERITIES: Final = (
     SeverityRule(severity=Severity.CRITICAL, port=443, uid=1000),
     SeverityRule(severity=Severity.LOW, destination=ip_network("203.0.113.0/24"), protocol=6),
@@ -76,7 +76,7 @@ _EVERY_ATTEMPT: Final = {
     **ATTRIBUTED,
     **GOING_ON,
 }
-#: What a template might take for a place where a value is to stand.
+#: Texts that a template might mistake for the placeholder of a value.
 _IMITATIONS: Final = (
     "%", "%%", "%d", "%b", "%(name)s", "%c%n", "11111", "22222", "33333", "44444", "1", "3",
     "1111111111", "333331111", '11111"', "{}", '{"x":true,', '"prefix":', "\\", '\\"', "\x7f", "ü",
@@ -123,40 +123,40 @@ def line_of_model(mapper: Mapper, attempt: Attempt, version: str, now_ns: int = 
 
 
 def has_template(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
-    of_it = derived(attempt, mapper._context.severities)
-    return templates._shape(attempt, of_it, version) in mapper._templates._kept
+    derived = derive(attempt, mapper._context.severities)
+    return templates._shape(attempt, derived, version) in mapper._templates._stored
 
 
-def assert_told(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
-    """So often that there is a template if there ever is one; whether there is."""
-    told = {
+def assert_rendered(mapper: Mapper, attempt: Attempt, version: str = LATEST) -> bool:
+    """Render often enough to create a template; return whether there is one."""
+    lines = {
         mapper.line(attempt, processed_ns=NOW_NS, version=version) for _ in range(SIGHTINGS + 1)
     }
-    assert told == {line_of_model(mapper, attempt, version)}
+    assert lines == {line_of_model(mapper, attempt, version)}
     return has_template(mapper, attempt, version)
 
 
 @st.composite
-def attempts(draw: st.DrawFn, said: Record) -> Attempt:
-    """The attempt that a record is, or one that it stands for."""
+def attempts(draw: st.DrawFn, logged: Record) -> Attempt:
+    """Draw the attempt of a record, or a window that the record represents."""
     by = draw(st.none() | ATTRIBUTIONS)
     if draw(st.booleans()):
-        return replace(Attempt.of(said), attribution=by)
-    start = draw(MOMENTS)
+        return replace(Attempt.of(logged), attribution=by)
+    start = draw(TIMESTAMPS)
     return Attempt(
-        record=said,
+        record=logged,
         packets=draw(st.sampled_from([0, 1, 2]) | st.integers(1, (1 << 63) - 1)),
         bytes=draw(st.none() | st.integers(0, (1 << 63) - 1)),
         start_ns=start,
-        end_ns=draw(st.sampled_from([start, start + 999_999]) | MOMENTS),
+        end_ns=draw(st.sampled_from([start, start + 999_999]) | TIMESTAMPS),
         attribution=by,
     )
 
 
 @st.composite
 def others(draw: st.DrawFn, of: Attempt) -> Attempt:
-    """Another attempt of the same shape: by the same process, where one is known."""
-    said, origin = of.record, of.record.origin
+    """Draw another attempt of the same shape: by the same process, if one is known."""
+    logged, origin = of.record, of.record.origin
     is_copied = of.process is None
 
     def other(value: Any, values: st.SearchStrategy[Any]) -> Any:
@@ -168,18 +168,14 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
 
     def address(text: str | None) -> str | None:
         drawn = draw(ADDRESSES4 | ADDRESSES6)
-        return drawn if place(drawn) is place(text) else text
+        return drawn if address_kind(drawn) is address_kind(text) else text
 
     start_ms = draw(st.integers(0, 7_258_118_400_000))
-    is_moment = of.start_ns // 1_000_000 == of.end_ns // 1_000_000
-    end_ms = start_ms if is_moment else start_ms + draw(st.integers(1, 1 << 40))
-    special = {
-        name: value for name, value in said.details.items() if name in templates._NOT_JUST_COPIED
-    }
+    is_instant = of.start_ns // 1_000_000 == of.end_ns // 1_000_000
+    end_ms = start_ms if is_instant else start_ms + draw(st.integers(1, 1 << 40))
+    special = {name: value for name, value in logged.details.items() if name in templates._RELEVANT}
     copied = {
-        name: value
-        for name, value in draw(DETAILS).items()
-        if name not in templates._NOT_JUST_COPIED
+        name: value for name, value in draw(DETAILS).items() if name not in templates._RELEVANT
     }
     return replace(
         of,
@@ -188,17 +184,17 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
         start_ns=start_ms * 1_000_000 + draw(st.integers(0, 999_999)),
         end_ns=end_ms * 1_000_000 + draw(st.integers(0, 999_999)),
         record=replace(
-            said,
+            logged,
             prefix=draw(HOSTILE_TEXT),
-            source=address(said.source),
-            destination=address(said.destination),
-            source_port=port(said.source_port),
-            destination_port=port(said.destination_port),
-            uid=other(said.uid, UINT32) if is_copied else said.uid,
-            gid=other(said.gid, UINT32) if is_copied else said.gid,
+            source=address(logged.source),
+            destination=address(logged.destination),
+            source_port=port(logged.source_port),
+            destination_port=port(logged.destination_port),
+            uid=other(logged.uid, UINT32) if is_copied else logged.uid,
+            gid=other(logged.gid, UINT32) if is_copied else logged.gid,
             details=copied | special if draw(st.booleans()) else special | copied,
-            time_ns=draw(MOMENTS),
-            received_ns=draw(MOMENTS),
+            time_ns=draw(TIMESTAMPS),
+            received_ns=draw(TIMESTAMPS),
             origin=replace(
                 origin,
                 identity=draw(HOSTILE_TEXT),
@@ -213,30 +209,30 @@ def others(draw: st.DrawFn, of: Attempt) -> Attempt:
 _FRESH: Final = st.sampled_from(list(CONTEXTS.values())).map(Mapper)
 
 
-@given(data=st.data(), mapper=_FRESH, said=records(), version=st.sampled_from(VERSIONS))
-def test_a_template_tells_any_record_as_the_model_does(
-    data: st.DataObject, mapper: Mapper, said: Record, version: str
+@given(data=st.data(), mapper=_FRESH, logged=records(), version=st.sampled_from(VERSIONS))
+def test_template_renders_any_record_as_model(
+    data: st.DataObject, mapper: Mapper, logged: Record, version: str
 ) -> None:
-    assert_told(mapper, data.draw(attempts(said)), version)
+    assert_rendered(mapper, data.draw(attempts(logged)), version)
 
 
-@given(data=st.data(), mapper=_FRESH, said=records(), version=st.sampled_from(VERSIONS))
-def test_a_template_of_one_attempt_tells_all_of_its_shape(
-    data: st.DataObject, mapper: Mapper, said: Record, version: str
+@given(data=st.data(), mapper=_FRESH, logged=records(), version=st.sampled_from(VERSIONS))
+def test_template_of_one_attempt_renders_all_of_its_shape(
+    data: st.DataObject, mapper: Mapper, logged: Record, version: str
 ) -> None:
-    attempt = data.draw(attempts(said))
-    has_one = assert_told(mapper, attempt, version)
+    attempt = data.draw(attempts(logged))
+    has_one = assert_rendered(mapper, attempt, version)
     for another in data.draw(st.lists(others(attempt), min_size=1, max_size=4)):
-        now_ns = data.draw(MOMENTS)
-        told = mapper.line(another, processed_ns=now_ns, version=version)
-        assert told == line_of_model(mapper, another, version, now_ns)
-        if mapper._context.severities:  # one that has another severity is of another shape
+        now_ns = data.draw(TIMESTAMPS)
+        rendered = mapper.line(another, processed_ns=now_ns, version=version)
+        assert rendered == line_of_model(mapper, another, version, now_ns)
+        if mapper._context.severities:  # a record of another severity has another shape
             continue
         assert has_template(mapper, another, version) is has_one
 
 
 def is_of_several(attempt: Attempt) -> bool:
-    """Whether it is known of some processes that it may have been each of them."""
+    """Return whether the attribution names several candidate processes."""
     by = attempt.attribution
     return by is not None and bool(by.seen or by.unnamed)
 
@@ -251,13 +247,13 @@ def is_of_several(attempt: Attempt) -> bool:
 def test_template_renders_every_known_attempt_as_model(context: str, version: str) -> None:
     mapper = Mapper(CONTEXTS[context])
     without = {
-        name for name, each in _EVERY_ATTEMPT.items() if not assert_told(mapper, each, version)
+        name for name, each in _EVERY_ATTEMPT.items() if not assert_rendered(mapper, each, version)
     }
     assert without == {
         *(
             name
             for name, each in _EVERY_ATTEMPT.items()
-            if each.merged is not None or is_of_several(each)
+            if each.aggregation is not None or is_of_several(each)
         ),
         "no address",
         *(name for name in _EVERY_ATTEMPT if "link arp" in name or name.startswith("long, ")),
@@ -265,38 +261,40 @@ def test_template_renders_every_known_attempt_as_model(context: str, version: st
 
 
 @given(
-    said=st.sampled_from(list(RECORDS.values())),
+    logged=st.sampled_from(list(RECORDS.values())),
     texts=st.lists(st.sampled_from(_IMITATIONS) | HOSTILE_TEXT, min_size=12, max_size=12),
     ports=st.tuples(*(st.sampled_from([1, 11, 11111, 22222, 33333, 44444]) | PORTS,) * 2),
     version=st.sampled_from(VERSIONS),
 )
-def test_no_text_passes_for_the_place_of_a_value(
-    said: Record, texts: list[str], ports: tuple[int, int], version: str
+def test_no_text_is_mistaken_for_a_placeholder(
+    logged: Record, texts: list[str], ports: tuple[int, int], version: str
 ) -> None:
-    said = replace(
-        said,
-        sandbox=None if said.sandbox is None else texts[0],
+    logged = replace(
+        logged,
+        sandbox=None if logged.sandbox is None else texts[0],
         rule=texts[1],
         prefix=texts[2],
-        in_interface=None if said.in_interface is None else texts[3],
-        out_interface=None if said.out_interface is None else texts[4],
-        mac_source=None if said.mac_source is None else texts[5],
+        in_interface=None if logged.in_interface is None else texts[3],
+        out_interface=None if logged.out_interface is None else texts[4],
+        mac_source=None if logged.mac_source is None else texts[5],
         source_port=ports[0],
         destination_port=ports[1],
-        details={**said.details, texts[6]: texts[7]},
-        origin=replace(said.origin, raw=texts[8], log_source=texts[8], identity=texts[6]),
+        details={**logged.details, texts[6]: texts[7]},
+        origin=replace(logged.origin, raw=texts[8], log_source=texts[8], identity=texts[6]),
     )
     mapper = Mapper(CONTEXT)
-    by = Attribution(rung="none", reason=texts[9], user_name=texts[10], group_name=texts[11])
-    for each in (said, replace(said, source_port=ports[1], destination_port=ports[0])):
-        assert_told(mapper, replace(Attempt.of(each), attribution=by), version)
+    by = Attribution(method="none", reason=texts[9], user_name=texts[10], group_name=texts[11])
+    for each in (logged, replace(logged, source_port=ports[1], destination_port=ports[0])):
+        assert_rendered(mapper, replace(Attempt.of(each), attribution=by), version)
 
 
-def test_the_marks_of_ports_are_ports_that_mean_nothing() -> None:
-    marks = [mark for both in templates._PORT_MARKS for mark in both]
-    assert NAME_PORTS.isdisjoint(marks)
-    assert not any(service(protocol, mark) for protocol in range(256) for mark in marks)
-    for here, there in templates._PORT_MARKS:
+def test_placeholders_of_ports_are_ports_without_a_service() -> None:
+    placeholders = [placeholder for both in templates._PORT_PLACEHOLDERS for placeholder in both]
+    assert NAME_PORTS.isdisjoint(placeholders)
+    assert not any(
+        service(protocol, placeholder) for protocol in range(256) for placeholder in placeholders
+    )
+    for here, there in templates._PORT_PLACEHOLDERS:
         assert len(str(here)) == len(str(there))
         assert all(one != other for one, other in zip(str(here), str(there), strict=True))
 
@@ -313,15 +311,15 @@ def test_template_renders_any_details_as_model(subtests: pytest.Subtests) -> Non
             for held, end, other, protocol in itertools.product(
                 (details, MappingProxyType(details)), ends, others, (1, 6, 58)
             ):
-                said = record(**end, **other, protocol=protocol, details=held)
-                assert_told(mapper, Attempt.of(said))
+                logged = record(**end, **other, protocol=protocol, details=held)
+                assert_rendered(mapper, Attempt.of(logged))
 
 
 @pytest.mark.parametrize("end", ["source", "destination"])
-def test_an_end_that_is_no_address_is_told_as_the_model_does(end: str) -> None:
-    assert not assert_told(Mapper(CONTEXT), Attempt.of(record(**V4 | {end: "nowhere"}, **TCP)))
+def test_endpoint_without_an_address_is_rendered_as_model(end: str) -> None:
+    assert not assert_rendered(Mapper(CONTEXT), Attempt.of(record(**V4 | {end: "nowhere"}, **TCP)))
 
 
-def test_a_port_is_found_where_the_same_digit_stands_before_it() -> None:
-    (hole,) = templates._holes_of_ports(b"x111111y", b"x122222y")
-    assert (hole.start, hole.end, hole.number) == (2, 7, 0)
+def test_port_is_found_after_a_value_with_the_same_digit() -> None:
+    (slot,) = templates._slots_of_ports(b"x111111y", b"x122222y")
+    assert (slot.start, slot.end, slot.number) == (2, 7, 0)

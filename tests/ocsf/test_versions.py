@@ -1,4 +1,4 @@
-"""The gating table says what the published schemas say, and takes nothing else away."""
+"""Gating of attributes by version, compared with the published schemas."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ocsf_nft.ocsf.model import children
 from ocsf_nft.ocsf.versions import LATEST, SINCE, VERSIONS, at_version, line_at
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import CONTAINED, CONTEXT, NOW_NS, RECORDS
-from tests.conformance.streaks import GOING_ON
+from tests.conformance.incidents import GOING_ON
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ def published(version: str) -> Any:
 
 
 def tables() -> Iterator[tuple[type[Model], str, str]]:
-    """Each model with the kind and name of the schema's table that it is of."""
+    """Yield each model with kind and name of its table in the schema."""
     latest = published(LATEST)
     names = {one["uid"]: name for name, one in latest["classes"].items()}
     waiting: list[tuple[type[Model], str, str]] = [
@@ -59,7 +59,7 @@ def as_json(event: Event) -> Any:
     return json.loads(event.to_json())
 
 
-def told(event: Event, version: str) -> Any:
+def rendered(event: Event, version: str) -> Any:
     return at_version(as_json(event), version)
 
 
@@ -94,7 +94,7 @@ def test_an_observable_is_gated_from_where_the_schema_has_its_type(version: str)
 
 def test_the_newest_version_is_the_body_itself() -> None:
     event = MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
-    assert told(event, LATEST) == as_json(event)
+    assert rendered(event, LATEST) == as_json(event)
     assert line_at(event.to_json(), LATEST) == event.to_json()
 
 
@@ -102,30 +102,30 @@ def test_the_newest_version_is_the_body_itself() -> None:
 def test_a_record_has_one_uid_and_one_count_in_every_version(version: str) -> None:
     for attempt in (*map(Attempt.of, RECORDS.values()), *GOING_ON.values()):
         event = MAPPER.network_activity(attempt, processed_ns=NOW_NS)
-        event_then = told(event, version)
+        event_then = rendered(event, version)
         assert event_then["metadata"]["uid"] == event.metadata.uid
         assert event_then["metadata"]["correlation_uid"] == event.metadata.correlation_uid
         assert event_then["metadata"]["version"] == version
         assert event_then["count"] == event.count
 
 
-def test_a_line_is_told_as_its_event_is() -> None:
+def test_line_in_a_version_equals_its_event() -> None:
     event = MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
     for version in VERSIONS:
-        assert json.loads(line_at(event.to_json(), version)) == told(event, version)
+        assert json.loads(line_at(event.to_json(), version)) == rendered(event, version)
 
 
-def test_the_oldest_version_wants_both_ends() -> None:
+def test_oldest_version_requires_both_endpoints() -> None:
     event = Mapper(CONTEXT).network_activity(
         Attempt.of(RECORDS["nothing but a prefix"]), processed_ns=NOW_NS
     )
-    assert "dst_endpoint" not in told(event, "1.4.0")
-    assert told(event, "1.3.0")["dst_endpoint"] == {"name": "unknown"}
+    assert "dst_endpoint" not in rendered(event, "1.4.0")
+    assert rendered(event, "1.3.0")["dst_endpoint"] == {"name": "unknown"}
     no_source = MAPPER.network_activity(
         Attempt.of(RECORDS["nothing but macs"]), processed_ns=NOW_NS
     ).model_copy(update={"src_endpoint": None})
-    assert told(no_source, "1.1.0")["src_endpoint"] == {"name": "unknown"}
-    assert "src_endpoint" not in told(no_source, "1.3.0")
+    assert rendered(no_source, "1.1.0")["src_endpoint"] == {"name": "unknown"}
+    assert "src_endpoint" not in rendered(no_source, "1.3.0")
 
 
 @pytest.mark.parametrize(
@@ -133,61 +133,63 @@ def test_the_oldest_version_wants_both_ends() -> None:
     [
         ("foreign, logged", "1.4.0", (3, "Observed")),
         ("foreign, logged", "1.3.0", (0, "Unknown")),
-        ("foreign, let pass", "1.1.0", (1, "Allowed")),
+        ("foreign, allowed", "1.1.0", (1, "Allowed")),
         ("tcp4", "1.1.0", (2, "Denied")),
     ],
 )
-def test_what_was_observed_is_unknown_before_there_was_a_word(
+def test_observed_action_is_unknown_in_older_versions(
     name: str, version: str, action: tuple[int, str]
 ) -> None:
-    event = told(MAPPER.network_activity(Attempt.of(RECORDS[name]), processed_ns=NOW_NS), version)
+    event = rendered(
+        MAPPER.network_activity(Attempt.of(RECORDS[name]), processed_ns=NOW_NS), version
+    )
     assert (event["action_id"], event["action"]) == action
 
 
-def test_what_a_permissive_fence_let_pass_was_allowed() -> None:
+def test_packet_of_a_permissive_fence_is_allowed_in_older_versions() -> None:
     event = MAPPER.network_activity(Attempt.of(RECORDS["foreign, logged"]), processed_ns=NOW_NS)
     opened = event.model_copy(
         update={"activity_id": enums.NetworkActivityId.OPEN, "activity_name": "Open"}
     )
-    assert told(opened, "1.3.0")["action"] == "Allowed"
+    assert rendered(opened, "1.3.0")["action"] == "Allowed"
 
 
-def test_ancestors_were_a_lineage_of_paths_the_oldest_first() -> None:
+def test_ancestry_is_a_lineage_of_paths_in_older_versions() -> None:
     event = MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
-    assert "lineage" not in told(event, "1.4.0")["actor"]["process"]
-    then = told(event, "1.3.0")["actor"]["process"]
+    assert "lineage" not in rendered(event, "1.4.0")["actor"]["process"]
+    then = rendered(event, "1.3.0")["actor"]["process"]
     assert then["lineage"] == ["/opt/agent/bin/agent", "/usr/bin/bash"]
     assert "ancestry" not in then
     assert then["file"]["path"] == "/usr/bin/curl"
     finding = MAPPER.finding(GOING_ON["tcp4, first"], processed_ns=NOW_NS)
     assert finding is not None
-    (evidence,) = told(finding, "1.1.0")["evidences"]
+    (evidence,) = rendered(finding, "1.1.0")["evidences"]
     assert evidence["process"]["lineage"] == evidence["actor"]["process"]["lineage"]
 
 
-def test_a_thread_had_another_name() -> None:
+def test_thread_id_is_tid_before_1_6() -> None:
     event = MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
-    assert told(event, "1.6.0")["actor"]["process"]["ptid"] == 4243
-    then = told(event, "1.5.0")["actor"]["process"]
+    assert rendered(event, "1.6.0")["actor"]["process"]["ptid"] == 4243
+    then = rendered(event, "1.5.0")["actor"]["process"]
     assert then["tid"] == 4243
     assert "ptid" not in then
 
 
-def test_a_related_event_had_a_type() -> None:
+def test_related_event_has_a_type_in_older_versions() -> None:
     finding = MAPPER.finding(GOING_ON["tcp4, later"], processed_ns=NOW_NS)
     assert finding is not None
-    for each in told(finding, "1.1.0")["finding_info"]["related_events"]:
+    for each in rendered(finding, "1.1.0")["finding_info"]["related_events"]:
         assert each.keys() == {"uid", "type_uid", "type"}
         assert each["type"] == "Network Activity: Refuse"
     assert all(
         each.keys() == {"uid", "type_uid", "type_name"}
-        for each in told(finding, "1.3.0")["finding_info"]["related_events"]
+        for each in rendered(finding, "1.3.0")["finding_info"]["related_events"]
     )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_is_observed_is_there(version: str) -> None:
-    event = told(
+def test_observables_refer_to_existing_attributes(version: str) -> None:
+    event = rendered(
         MAPPER.network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS), version
     )
     for observable in event["observables"]:

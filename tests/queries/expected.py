@@ -1,4 +1,4 @@
-"""What is asked of the events, worked out in Python."""
+"""Expected answers of the queries, computed in Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OURS: Final = re.compile(r"ocsf-nft:([^:]+):")
 
 
 def at(event: Event, path: str) -> Any:
-    """The attribute at a path of names; None where it is not there."""
+    """Return the attribute at a path of names; None if it is missing."""
     found: Any = event
     for name in path.split("."):
         found = None if found is None else found.get(name)
@@ -68,7 +68,7 @@ def reached_for_metadata(event: Event) -> bool:
 
 
 def findings(events: Iterable[Event]) -> Iterator[Event]:
-    """The latest event of each finding."""
+    """Yield the latest event of each finding."""
     for stages in grouped(of_class(events, 2004), lambda one: one["finding_info"]["uid"]).values():
         yield max(stages, key=lambda one: (one["status_id"], one["count"]))
 
@@ -81,9 +81,9 @@ def gaps(events: Iterable[Event]) -> list[Event]:
     return [event for event in of_class(events, 6002) if event["status"] == "Failure"]
 
 
-def fallen_fences(events: Iterable[Event]) -> Iterator[Event]:
-    told = of_class(events, 5019)
-    for changes in grouped(told, lambda one: (host(one), one["unmapped"]["sandbox"])).values():
+def inactive_fences(events: Iterable[Event]) -> Iterator[Event]:
+    changed = of_class(events, 5019)
+    for changes in grouped(changed, lambda one: (host(one), one["unmapped"]["sandbox"])).values():
         latest = max(change["time"] for change in changes)
         at_last = [change for change in changes if change["time"] == latest]
         yield from [change for change in at_last if change["state"] != "Enabled"][:1]

@@ -1,4 +1,4 @@
-"""The queries of EVENTS.md, as they stand there."""
+"""Queries of docs/reference/events.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-PAGE: Final = Path(__file__).parents[2] / "EVENTS.md"
+PAGE: Final = Path(__file__).parents[2] / "docs/reference/events.md"
 _QUERY: Final = re.compile(
     r"^\*\*(?P<title>[^*\n]+)\*\*:(?:(?!```).)*?\n\n```(?P<language>\w+)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
@@ -14,7 +14,7 @@ _QUERY: Final = re.compile(
 
 
 def queries(language: str) -> dict[str, str]:
-    """The queries in one language, by their titles."""
+    """Return the queries in one language, by their titles."""
     page = PAGE.read_text(encoding="utf-8")
     found = [
         (one["title"], one["text"]) for one in _QUERY.finditer(page) if one["language"] == language

@@ -1,4 +1,4 @@
-"""Paths of attributes, as queries name them: whether our models have them, and what they hold."""
+"""Paths of attributes in queries: their fields in our models, and their values in events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def fields(path: str) -> list[FieldInfo]:
-    """The fields of our classes at a path: none where no class has it."""
+    """Return the fields of our classes at a path; none if no class has it."""
     return [field for model in CLASSES.values() for field in _below(model, path.split("."))]
 
 
@@ -30,17 +30,17 @@ def _below(model: type[Model], steps: list[str]) -> Iterator[FieldInfo]:
         yield field
     elif name in children(model):
         yield from _below(children(model)[name], rest)
-    elif name == "unmapped" and len(rest) == 1 and _is_told_of(rest[0], field):
+    elif name == "unmapped" and len(rest) == 1 and _is_described(rest[0], field):
         yield field
 
 
-def _is_told_of(name: str, unmapped: FieldInfo) -> bool:
-    """Whether the description of what has no place in the schema names it."""
+def _is_described(name: str, unmapped: FieldInfo) -> bool:
+    """Return whether the description of ``unmapped`` names an attribute."""
     return re.search(rf"\b{name}\b", unmapped.description or "") is not None
 
 
 def values(events: Iterable[dict[str, Any]], path: str) -> set[Any]:
-    """What events hold at a path."""
+    """Return the values of events at a path."""
     return {value for event in events for value in _held(event, path.split("."))}
 
 

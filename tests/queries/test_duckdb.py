@@ -1,4 +1,4 @@
-"""The SQL of EVENTS.md answers what its purpose says, on events of every kind."""
+"""SQL queries of docs/reference/events.md, run on events of every kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import duckdb
 import pytest
 
-from tests.queries import expected, told
+from tests.queries import expected, siem_events
 from tests.queries.expected import at, grouped, host, packets, refused, sandbox
 from tests.queries.page import queries
 
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from tests.queries.expected import Event
 
 QUERIES: Final = queries("sql")
-ONCE: Final = told.once()
-_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - as DuckDB gives moments: UTC, unsaid
+EVENTS: Final = siem_events.unique_events()
+_EPOCH: Final = dt.datetime(1970, 1, 1)  # noqa: DTZ001 - DuckDB returns UTC without a time zone
 
 
-def _moment(milliseconds: int) -> dt.datetime:
+def _time(milliseconds: int) -> dt.datetime:
     return _EPOCH + dt.timedelta(milliseconds=milliseconds)
 
 
-@pytest.fixture(scope="module", params=told.VERSIONS)
+@pytest.fixture(scope="module", params=siem_events.VERSIONS)
 def database(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> duckdb.DuckDBPyConnection:
     folder: Path = tmp_path_factory.mktemp("duckdb")
-    told.write(folder, ONCE, request.param)
+    siem_events.write(folder, EVENTS, request.param)
     connection = duckdb.connect()
     connection.execute(f"SET file_search_path = '{folder}'")
     connection.execute(QUERIES["Views"])
@@ -65,10 +65,10 @@ def _attempts() -> list[tuple[Any, ...]]:
             *where,
             packets(events),
             len(events),
-            _moment(min(event["start_time"] for event in events)),
-            _moment(max(event["end_time"] for event in events)),
+            _time(min(event["start_time"] for event in events)),
+            _time(max(event["end_time"] for event in events)),
         )
-        for where, events in grouped(refused(ONCE), _where_to).items()
+        for where, events in grouped(refused(EVENTS), _where_to).items()
     ]
 
 
@@ -79,22 +79,22 @@ def _programs() -> list[tuple[Any, ...]]:
             packets(events),
             len({at(event, "dst_endpoint.ip") for event in events} - {None}),
         )
-        for who, events in grouped(refused(ONCE), _who).items()
+        for who, events in grouped(refused(EVENTS), _who).items()
     ]
 
 
 def _hours() -> list[tuple[Any, ...]]:
-    hours = grouped(refused(ONCE), lambda event: (event["time"] // 3_600_000, sandbox(event)))
-    return [(_moment(hour * 3_600_000), name, packets(e)) for (hour, name), e in hours.items()]
+    hours = grouped(refused(EVENTS), lambda event: (event["time"] // 3_600_000, sandbox(event)))
+    return [(_time(hour * 3_600_000), name, packets(e)) for (hour, name), e in hours.items()]
 
 
 def _reaches() -> list[tuple[Any, ...]]:
-    events = filter(expected.reached_for_metadata, expected.of_class(ONCE, 4001))
+    events = filter(expected.reached_for_metadata, expected.of_class(EVENTS, 4001))
     found = []
     for (where, name), theirs in grouped(events, lambda one: (host(one), sandbox(one))).items():
         first = min(theirs, key=lambda one: (one["start_time"], one["metadata"]["uid"]))
-        moment = _moment(first["start_time"])
-        found.append((where, name, moment, first["message"], first["metadata"]["uid"]))
+        time = _time(first["start_time"])
+        found.append((where, name, time, first["message"], first["metadata"]["uid"]))
     return found
 
 
@@ -107,10 +107,10 @@ def _open() -> list[tuple[Any, ...]]:
             one["message"],
             one["severity_id"],
             one["count"],
-            _moment(one["start_time"]),
+            _time(one["start_time"]),
             one["finding_info"]["uid"],
         )
-        for one in expected.open_findings(ONCE)
+        for one in expected.open_findings(EVENTS)
     ]
 
 
@@ -119,16 +119,16 @@ def _gaps() -> list[tuple[Any, ...]]:
         (
             one["activity_name"],
             one["unmapped"].get("sandbox") or one["unmapped"]["transport"],
-            _moment(one["start_time"]),
-            _moment(one["end_time"]),
+            _time(one["start_time"]),
+            _time(one["end_time"]),
             one.get("count"),
             one["status_detail"],
         )
-        for one in expected.gaps(ONCE)
+        for one in expected.gaps(EVENTS)
     ]
 
 
-#: What each query is to answer, and by what its rows are in order.
+#: The expected answer of each query, and the key that sorts its rows.
 ANSWERS: Final[dict[str, tuple[Callable[[], list[tuple[Any, ...]]], Callable[[Any], Any]]]] = {
     "Attempts by sandbox and destination": (_attempts, lambda row: -row[4]),
     "Programs and users": (_programs, lambda row: -row[2]),
@@ -137,7 +137,7 @@ ANSWERS: Final[dict[str, tuple[Callable[[], list[tuple[Any, ...]]], Callable[[An
     "Open findings": (_open, lambda row: (-row[4], -row[5])),
     "Anything lost": (_gaps, lambda row: row[3]),
 }
-#: Those of which a test of its own tells more.
+#: Queries with a separate test.
 _OTHERS: Final = {
     "Views",
     "Findings with their attempts",
@@ -146,12 +146,12 @@ _OTHERS: Final = {
 }
 
 
-def test_each_query_is_tried() -> None:
+def test_each_query_has_a_test() -> None:
     assert QUERIES.keys() == ANSWERS.keys() | _OTHERS
 
 
 @pytest.mark.parametrize("title", ANSWERS)
-def test_a_query_answers_what_it_says(database: duckdb.DuckDBPyConnection, title: str) -> None:
+def test_query_returns_the_expected_rows(database: duckdb.DuckDBPyConnection, title: str) -> None:
     expect, order = ANSWERS[title]
     answer = _answer(database, title)
     assert Counter(answer) == Counter(expect())
@@ -159,15 +159,15 @@ def test_a_query_answers_what_it_says(database: duckdb.DuckDBPyConnection, title
     assert answer == sorted(answer, key=order)
 
 
-def test_a_finding_counts_what_its_attempts_count(database: duckdb.DuckDBPyConnection) -> None:
+def test_count_of_a_finding_is_the_sum_of_its_attempts(database: duckdb.DuckDBPyConnection) -> None:
     answer = _answer(database, "Findings with their attempts")
     findings = {
         one["finding_info"]["uid"]: one
-        for one in expected.findings(ONCE)
+        for one in expected.findings(EVENTS)
         if one["finding_info"]["analytic"]["name"] == "Attempt"
     }
     assert {row[0] for row in answer} == findings.keys()
-    events = {one["metadata"]["uid"]: one for one in ONCE}
+    events = {one["metadata"]["uid"]: one for one in EVENTS}
     for uid, count, count_of_events, uids in answer:
         info = findings[uid]["finding_info"]
         assert count == count_of_events == packets(events[each] for each in uids)
@@ -176,20 +176,20 @@ def test_a_finding_counts_what_its_attempts_count(database: duckdb.DuckDBPyConne
         assert uids[-10:] == [each["uid"] for each in info["related_events"]]
 
 
-def test_a_fence_stands_or_is_told(database: duckdb.DuckDBPyConnection) -> None:
+def test_query_returns_each_inactive_fence(database: duckdb.DuckDBPyConnection) -> None:
     answer = _answer(database, "Fences that don't stand")
-    fallen = list(expected.fallen_fences(ONCE))
-    assert Counter((name, box, moment) for name, box, moment, *_ in answer) == Counter(
-        (host(one), sandbox(one), _moment(one["time"])) for one in fallen
+    fallen = list(expected.inactive_fences(EVENTS))
+    assert Counter((name, box, time) for name, box, time, *_ in answer) == Counter(
+        (host(one), sandbox(one), _time(one["time"])) for one in fallen
     )
-    # Of two that were told within a millisecond, either will do that says it does not stand.
-    messages = {one["message"] for one in ONCE if one.get("state") not in {None, "Enabled"}}
+    # Of two events within a millisecond, the query may return either that is not active.
+    messages = {one["message"] for one in EVENTS if one.get("state") not in {None, "Enabled"}}
     assert {message for *_, message, _ in answer} <= messages
-    fences = {(host(one), sandbox(one)) for one in expected.of_class(ONCE, 5019)}
+    fences = {(host(one), sandbox(one)) for one in expected.of_class(EVENTS, 5019)}
     assert 0 < len(answer) < len(fences)
 
 
-def test_what_came_twice_is_found(database: duckdb.DuckDBPyConnection) -> None:
+def test_query_returns_duplicate_events(database: duckdb.DuckDBPyConnection) -> None:
     answer = _answer(database, "Events that came twice")
-    assert len(answer) == len(ONCE[::3])
-    assert Counter(answer) == Counter((one["metadata"]["uid"], 2) for one in ONCE[::3])
+    assert len(answer) == len(EVENTS[::3])
+    assert Counter(answer) == Counter((one["metadata"]["uid"], 2) for one in EVENTS[::3])

@@ -1,4 +1,4 @@
-"""The jq of EVENTS.md answers what its purpose says, on events of every kind."""
+"""jq queries of docs/reference/events.md, run on events of every kind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from tests.queries import expected, told
+from tests.queries import expected, siem_events
 from tests.queries.expected import at, grouped, host, packets, refused
 from tests.queries.page import queries
 
@@ -20,15 +20,17 @@ if TYPE_CHECKING:
     from tests.queries.expected import Event
 
 QUERIES: Final = queries("sh")
-#: jq counts in doubles, which the page says.
-ONCE: Final = [event for event in told.once() if event.get("count", 0) < told.EXACT]
+#: jq counts in doubles, as the page explains.
+EVENTS: Final = [
+    event for event in siem_events.unique_events() if event.get("count", 0) < siem_events.EXACT
+]
 _EACH_ONCE: Final = "Each event once"
 
 
-@pytest.fixture(scope="module", params=told.VERSIONS)
+@pytest.fixture(scope="module", params=siem_events.VERSIONS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found: Path = tmp_path_factory.mktemp("jq")
-    told.write(found, ONCE, request.param)
+    siem_events.write(found, EVENTS, request.param)
     assert not _run(found, _EACH_ONCE)
     return found
 
@@ -48,7 +50,7 @@ def _destinations() -> list[Any]:
 
     return [
         {"prefix": prefix, "ip": ip, "port": port, "packets": packets(events)}
-        for (prefix, ip, port), events in grouped(refused(ONCE), where_to).items()
+        for (prefix, ip, port), events in grouped(refused(EVENTS), where_to).items()
     ]
 
 
@@ -58,20 +60,20 @@ def _programs() -> list[Any]:
 
     return [
         {"program": program, "uid": uid, "packets": packets(events)}
-        for (program, uid), events in grouped(refused(ONCE), who).items()
+        for (program, uid), events in grouped(refused(EVENTS), who).items()
     ]
 
 
 def _hours() -> list[Any]:
     def hour(event: Event) -> str:
-        moment = dt.datetime.fromtimestamp(event["time"] // 1000, dt.UTC)
-        return f"{moment:%Y-%m-%dT%H:00:00Z}"
+        time = dt.datetime.fromtimestamp(event["time"] // 1000, dt.UTC)
+        return f"{time:%Y-%m-%dT%H:00:00Z}"
 
-    return [{name: packets(events) for name, events in grouped(refused(ONCE), hour).items()}]
+    return [{name: packets(events) for name, events in grouped(refused(EVENTS), hour).items()}]
 
 
 def _reach() -> list[Any]:
-    reaches = filter(expected.reached_for_metadata, expected.of_class(ONCE, 4001))
+    reaches = filter(expected.reached_for_metadata, expected.of_class(EVENTS, 4001))
     first = min(reaches, key=lambda one: (one["start_time"], one["metadata"]["uid"]))
     uid = first["metadata"]["uid"]
     return [{"start_time": first["start_time"], "message": first["message"], "uid": uid}]
@@ -85,14 +87,14 @@ def _open() -> list[Any]:
             "count": one["count"],
             "message": one["message"],
         }
-        for one in expected.open_findings(ONCE)
+        for one in expected.open_findings(EVENTS)
     ]
 
 
 def _related() -> list[Any]:
-    by_uid = {one["metadata"]["uid"]: one for one in ONCE}
+    by_uid = {one["metadata"]["uid"]: one for one in EVENTS}
     found = []
-    for one in expected.findings(ONCE):
+    for one in expected.findings(EVENTS):
         uids = [each["uid"] for each in one["finding_info"].get("related_events", ())]
         events = [
             {"uid": uid, "count": by_uid[uid]["count"], "message": by_uid[uid]["message"]}
@@ -111,7 +113,7 @@ def _gaps() -> list[Any]:
             "count": one.get("count"),
             "message": one["message"],
         }
-        for one in expected.gaps(ONCE)
+        for one in expected.gaps(EVENTS)
     ]
 
 
@@ -131,12 +133,12 @@ ANSWERS: Final[dict[str, Callable[[], list[Any]]]] = {
 _FENCES: Final = "Fences that don't stand"
 
 
-def test_each_query_is_tried() -> None:
+def test_each_query_has_a_test() -> None:
     assert QUERIES.keys() == ANSWERS.keys() | {_EACH_ONCE, _FENCES}
 
 
 @pytest.mark.parametrize("title", ANSWERS)
-def test_a_query_answers_what_it_says(folder: Path, title: str) -> None:
+def test_query_returns_the_expected_rows(folder: Path, title: str) -> None:
     answer = _run(folder, title)
     assert _as_texts(answer) == _as_texts(ANSWERS[title]())
     if "packets" in answer[0]:
@@ -144,19 +146,19 @@ def test_a_query_answers_what_it_says(folder: Path, title: str) -> None:
         assert most_first == sorted(most_first, reverse=True)
 
 
-def test_each_event_is_once(folder: Path) -> None:
+def test_duplicate_events_are_removed(folder: Path) -> None:
     lines = (folder / "once.jsonl").read_text().splitlines()
     uids = [json.loads(line)["metadata"]["uid"] for line in lines]
-    assert sorted(uids) == sorted(one["metadata"]["uid"] for one in ONCE)
+    assert sorted(uids) == sorted(one["metadata"]["uid"] for one in EVENTS)
 
 
-def test_a_fence_stands_or_is_told(folder: Path) -> None:
+def test_query_returns_each_inactive_fence(folder: Path) -> None:
     answer = _run(folder, _FENCES)
     fallen = [
         {"host": host(one), "sandbox": one["unmapped"]["sandbox"], "time": one["time"]}
-        for one in expected.fallen_fences(ONCE)
+        for one in expected.inactive_fences(EVENTS)
     ]
-    # Of two that were told within a millisecond, either will do that says it does not stand.
-    messages = {one["message"] for one in ONCE if one.get("state") not in {None, "Enabled"}}
+    # Of two events within a millisecond, the query may return either that is not active.
+    messages = {one["message"] for one in EVENTS if one.get("state") not in {None, "Enabled"}}
     assert {each.pop("message") for each in answer} <= messages
     assert _as_texts(answer) == _as_texts(fallen)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from ocsf_nft.accounting import book
-from ocsf_nft.attribution.ladder import Ladder
-from ocsf_nft.delivery.patience import Patience
+from ocsf_nft.accounting import state_db
+from ocsf_nft.attribution.fallback_chain import FallbackChain
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.service.accounts import Account
-from ocsf_nft.service.reporter import Reporter
+from ocsf_nft.service.account_loop import AccountLoop
+from ocsf_nft.service.event_rendering import Reporter
 from tests.accounting.reading import NOW
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Kept:
-    """Events in memory, and positions of sources; each keeping takes some ``seconds``, or fails."""
+class MemoryStore:
+    """Events in memory, and positions of sources; storing takes some ``seconds``, or fails."""
 
     seconds: float = 0.0
     fails: bool = False
@@ -32,7 +32,7 @@ class Kept:
     tried: list[bytes] = field(default_factory=list)
     positions: dict[str, str] = field(default_factory=dict)
 
-    async def keep(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
+    async def store(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
         self.tried = list(lines)
         await asyncio.sleep(self.seconds)
         if self.fails:
@@ -43,7 +43,7 @@ class Kept:
 
     async def wait_for_class(self, uid: int) -> None:
         async with asyncio.timeout(10):
-            while not self.of_class(uid):  # noqa: ASYNC110 - nobody else waits
+            while not self.of_class(uid):  # noqa: ASYNC110 - no other task waits
                 await asyncio.sleep(0.001)
 
     def of_class(self, uid: int) -> list[dict[str, Any]]:
@@ -51,18 +51,23 @@ class Kept:
 
 
 @contextlib.asynccontextmanager
-async def account(
-    counters: object, path: Path, sink: Kept, ladder: Ladder | None = None, *, source: str = "kmsg"
-) -> AsyncIterator[Account]:
+async def running_account(
+    counters: object,
+    path: Path,
+    sink: MemoryStore,
+    fallback_chain: FallbackChain | None = None,
+    *,
+    source: str = "kmsg",
+) -> AsyncIterator[AccountLoop]:
     """Open the account of a sandbox, with its file in a folder."""
-    made = Account(
+    made = AccountLoop(
         "sb",
         counters,  # type: ignore[arg-type]
-        path / book.FILE,
-        Reporter(sink.keep, None),
+        path / state_db.FILE,
+        Reporter(sink.store, None),
         begun_ns=NOW,
-        patience=Patience(asyncio.Event()),
-        ladder=ladder or Ladder({}),
+        retrier=StorageRetrier(asyncio.Event()),
+        fallback_chain=fallback_chain or FallbackChain({}),
         source=source,
     )
     async with made:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ocsf_nft.record import Batch
-from ocsf_nft.service import accounts
+from ocsf_nft.service import account_loop
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
-from tests.conformance.corpus import let_pass
+from tests.conformance.corpus import as_allowed
 from tests.service import keeping
-from tests.service.keeping import Kept
+from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,23 +56,23 @@ async def test_pause_is_reported_from_five_seconds_on(tmp_path: Path) -> None:
         ("shorter", 5 * SECOND - 1, False),
         ("as long", 5 * SECOND, True),
     ):
-        counters, sink = _Counters(), Kept()
+        counters, sink = _Counters(), MemoryStore()
         for _ in range(2):
-            async with keeping.account(counters, tmp_path / name, sink) as account:
+            async with keeping.running_account(counters, tmp_path / name, sink) as account:
                 await account.close()
             counters.at_ns += pause_ns
         pauses = [event["activity_name"] for event in sink.of_class(6002)]
-        assert pauses == ["Not Reading"] * is_reported
+        assert pauses == ["Collection Gap"] * is_reported
 
 
 async def test_pause_of_a_source_without_a_position_is_reported_if_packets_came(
     tmp_path: Path,
 ) -> None:
-    counters, sink = _Counters(), Kept()
+    counters, sink = _Counters(), MemoryStore()
     for packets, reported in ((1, 0), (1, 0), (3, 1)):
         counters.packets = packets
         counters.at_ns += SECOND
-        async with keeping.account(counters, tmp_path, sink, source="") as account:
+        async with keeping.running_account(counters, tmp_path, sink, source="") as account:
             assert len(sink.of_class(6002)) == reported
             counters.at_ns += SECOND
             await account.close()
@@ -80,12 +80,12 @@ async def test_pause_of_a_source_without_a_position_is_reported_if_packets_came(
     assert sink.of_class(6002)[0]["count"] == 2
 
 
-async def test_counters_that_take_long_are_read_less_often(
+async def test_slow_counters_are_read_less_often(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters = _Counters()
-    monkeypatch.setattr(accounts, "time", counters)
-    async with keeping.account(counters, tmp_path, Kept()) as account:
+    monkeypatch.setattr(account_loop, "time", counters)
+    async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
         for took, pause in ((0.01, 0.5), (0.05, 0.5), (0.06, 0.6), (0.2, 2.0), (0.3, 2.0)):
             counters.took = took
             await account._observe()
@@ -94,25 +94,25 @@ async def test_counters_that_take_long_are_read_less_often(
             assert round(account.idle_seconds, 6) == 7
 
 
-async def test_records_of_the_other_mode_have_counters_read_twice_a_second_at_most(
+async def test_records_of_the_other_mode_cause_at_most_two_readings_a_second(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counters = _Counters()
-    monkeypatch.setattr(accounts, "time", counters)
-    async with keeping.account(counters, tmp_path, Kept()) as account:
-        await account.take(Batch(records=(let_pass(record(tcp())),)))
+    monkeypatch.setattr(account_loop, "time", counters)
+    async with keeping.running_account(counters, tmp_path, MemoryStore()) as account:
+        await account.take(Batch(records=(as_allowed(record(tcp())),)))
         for number, (later, readings) in enumerate(((0.499, 0), (0.001, 1), (0.499, 0))):
             before = counters.readings
             counters.now += later
-            await account.take(Batch(records=(let_pass(record(tcp(), number)),)))
+            await account.take(Batch(records=(as_allowed(record(tcp(), number)),)))
             assert counters.readings - before == readings
 
 
 async def test_position_stays_if_a_batch_has_none(tmp_path: Path) -> None:
-    async with keeping.account(_Counters(), tmp_path, Kept()) as account:
+    async with keeping.running_account(_Counters(), tmp_path, MemoryStore()) as account:
         one = Batch(records=(record(tcp()),), cursor="7")
         await account.take(one)
         await account.take(replace(one, cursor=None))
         assert account.position == "7"
-    async with keeping.account(_Counters(), tmp_path, Kept()) as account:
+    async with keeping.running_account(_Counters(), tmp_path, MemoryStore()) as account:
         assert account.position == "7"

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft import config
 from ocsf_nft.fence.state import StateDirectory
-from ocsf_nft.ocsf.notices import FenceState, Tampering
-from ocsf_nft.service.reporter import Reporter
-from ocsf_nft.service.watched import Watched
-from tests.service.keeping import Kept
-from tests.service.test_watched import STANDING
+from ocsf_nft.ocsf.operational_events import FenceState, Tampering
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.service.fence_monitor import FenceMonitor
+from tests.service.keeping import MemoryStore
+from tests.service.test_fence_monitor import STANDING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,8 +31,8 @@ async def test_announce_reports_each_fence_that_is_new_or_not_as_it_should_be(
         (replace(found, tampering=Tampering(changes="a rule")), 1),
         (replace(found, before=permissive, state=permissive), 1),
     ):
-        sink = Kept()
-        await Watched(
-            sandbox, fence, StateDirectory(tmp_path), Reporter(sink.keep, None)
+        sink = MemoryStore()
+        await FenceMonitor(
+            sandbox, fence, StateDirectory(tmp_path), Reporter(sink.store, None)
         ).announce()
         assert len(sink.of_class(5019)) == reported, fence

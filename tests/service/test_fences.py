@@ -11,35 +11,35 @@ from ocsf_nft import config
 from ocsf_nft.errors import AbsentError, DeliveryError
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.netns import named
-from ocsf_nft.ocsf.notices import FenceState
+from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.service import fences
-from ocsf_nft.service.to_its_end import to_its_end
+from ocsf_nft.service.shielded import run_shielded
 from tests.standing import INSTALLED, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_fence_that_is_not_as_it_was_installed_is_altered(
+def test_fence_that_differs_from_its_record_is_altered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    state = StateDirectory(tmp_path)  # empty: what was compared with is not read again
+    state = StateDirectory(tmp_path)  # empty: the record is not read again
     sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
     verified(monkeypatch, "differs", "+accept")
-    found = fences.stand(sandbox, state)
+    found = fences.activate(sandbox, state)
     assert (found.state, found.reason) == (
         FenceState.ALTERED,
         "it is not as it was installed: +accept",
     )
 
 
-def test_look_at_a_fence_removed_while_it_is_renewed_finds_none(
+def test_inspection_of_a_fence_removed_during_its_restore_finds_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     state = StateDirectory(tmp_path)
     verified(monkeypatch, "differs", "+accept")
-    assert fences.look("sb1", state, lambda: None) is None
-    found = fences.look("sb1", state, lambda: INSTALLED)
+    assert fences.inspect("sb1", state, lambda: None) is None
+    found = fences.inspect("sb1", state, lambda: INSTALLED)
     assert found is not None
     assert (found.was_renewed, found.difference) == (True, "+accept")
 
@@ -47,9 +47,9 @@ def test_look_at_a_fence_removed_while_it_is_renewed_finds_none(
 def test_record_that_is_damaged_is_none(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     state.write(INSTALLED)
-    assert fences.on_record("sb1", state) == INSTALLED
+    assert fences.read_record("sb1", state) == INSTALLED
     (state.directory("sb1") / "fence.json").write_text("{}")
-    assert fences.on_record("sb1", state) is None
+    assert fences.read_record("sb1", state) is None
 
 
 def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
@@ -57,22 +57,22 @@ def test_fence_of_a_deleted_namespace_is_absent(tmp_path: Path) -> None:
     state.write(dataclasses.replace(INSTALLED, namespace=named("no-such-namespace")))
     sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
     assert sandbox.self_heal
-    with pytest.raises(AbsentError, match="no fence of sandbox sb1 stands: `ocsf-nft install`"):
-        fences.stand(sandbox, state)
+    with pytest.raises(AbsentError, match="sandbox sb1 has no active fence: install one"):
+        fences.activate(sandbox, state)
 
 
-async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:
-    begun, may_end, told = threading.Event(), threading.Event(), threading.Event()
+async def test_started_inspection_ends_before_its_cancelled_watch() -> None:
+    begun, may_end, has_reported = threading.Event(), threading.Event(), threading.Event()
 
-    def stand() -> None:
+    def block() -> None:
         begun.set()
         may_end.wait(10)
 
-    async def look() -> None:
-        await asyncio.to_thread(stand)
-        told.set()
+    async def inspect() -> None:
+        await asyncio.to_thread(block)
+        has_reported.set()
 
-    watch = asyncio.ensure_future(to_its_end(look()))
+    watch = asyncio.ensure_future(run_shielded(inspect()))
     await asyncio.to_thread(begun.wait, 10)
     watch.cancel()
     await asyncio.sleep(0.05)
@@ -80,26 +80,26 @@ async def test_a_look_that_has_begun_ends_before_its_watch_does() -> None:
     may_end.set()
     with pytest.raises(asyncio.CancelledError):
         await watch
-    assert told.is_set()
+    assert has_reported.is_set()
 
 
-async def test_a_look_that_fails_while_its_watch_is_cancelled_is_told() -> None:
+async def test_error_of_an_inspection_during_a_cancellation_is_raised() -> None:
     begun = asyncio.Event()
 
-    async def look() -> None:
+    async def inspect() -> None:
         begun.set()
         await asyncio.sleep(0.05)
-        raise DeliveryError("it can't be told")
+        raise DeliveryError("it can't be stored")
 
-    watch = asyncio.ensure_future(to_its_end(look()))
+    watch = asyncio.ensure_future(run_shielded(inspect()))
     await begun.wait()
     watch.cancel()
-    with pytest.raises(DeliveryError, match="can't be told"):
+    with pytest.raises(DeliveryError, match="can't be stored"):
         await watch
 
 
 @pytest.mark.parametrize(
-    ("source", "transport", "wanted"),
+    ("source", "transport", "requested"),
     [
         ("auto", "auto", None),
         ("auto", "none", "none"),
@@ -109,9 +109,9 @@ async def test_a_look_that_fails_while_its_watch_is_cancelled_is_told() -> None:
         ("journal", "kmsg", "kmsg"),
     ],
 )
-def test_a_fence_logs_so_that_the_source_asked_for_can_read_it(
-    source: str, transport: str, wanted: str | None
+def test_requested_transport_suits_the_selected_source(
+    source: str, transport: str, requested: str | None
 ) -> None:
     sandbox = {"name": "a", "source": source, "transport": transport}
     read = config.parse({"sandbox": [sandbox]}, where="test")
-    assert fences.wanted_transport(read.sandbox[0]) == wanted
+    assert fences.requested_transport(read.sandbox[0]) == requested

@@ -8,26 +8,26 @@ from typing import TYPE_CHECKING, Any, Self, cast
 
 from structlog.testing import capture_logs
 
+from ocsf_nft.log_prefixes import Configured, Prefixes
 from ocsf_nft.ocsf.context import Context, Host, Proxy
-from ocsf_nft.prefixes import Configured, Prefixes
 from ocsf_nft.process import Container
 from ocsf_nft.record import Batch, Gap, Record
 from ocsf_nft.service import pipeline as module
+from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.pipeline import Pipeline
-from ocsf_nft.service.reporter import Reporter
 from tests.conformance.corpus import TCP, V4, record
-from tests.service.keeping import Kept
+from tests.service.keeping import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import pytest
 
-    from ocsf_nft.service.accounts import Account
+    from ocsf_nft.service.account_loop import AccountLoop
 
 
 class Untouched:
-    """An account that nothing may come to."""
+    """Account that must not be used."""
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"{name} was called for")
@@ -35,7 +35,7 @@ class Untouched:
 
 @dataclass
 class Fixed:
-    """A source that has one batch, and ends."""
+    """Source with one batch."""
 
     batch: Batch
 
@@ -51,7 +51,7 @@ class Fixed:
 
 @dataclass
 class Given:
-    """A live source that has so many batches of ten records, and then waits."""
+    """Live source with some batches of ten records that then waits."""
 
     batches_left: int
     made: int = 0
@@ -75,20 +75,20 @@ class Given:
         await asyncio.Event().wait()
 
 
-class Watched(Batch):
-    """A batch that a weak reference can be held of, as of a dataclass with slots it can't."""
+class ReferableBatch(Batch):
+    """Batch that can have a weak reference, unlike a dataclass with slots."""
 
 
 @dataclass
 class Endless(Given):
-    """A source that has one batch after the other, and remembers how many are still held."""
+    """Source that never ends, and that counts the batches still in memory."""
 
     given: list[weakref.ref[Batch]] = field(default_factory=list)
     most_held: int = 0
 
     async def batches(self) -> AsyncIterator[Batch]:
         while True:
-            batch = Watched(records=(_record(self.made),))
+            batch = ReferableBatch(records=(_record(self.made),))
             self.made += 1
             self.given.append(weakref.ref(batch))
             yield batch
@@ -102,10 +102,10 @@ def _record(number: int) -> Record:
     return replace(made, origin=replace(made.origin, identity=f"test:{number}"))
 
 
-async def test_what_waits_when_the_stop_comes_is_delivered() -> None:
-    sink, source, stop = Kept(), Given(50), asyncio.Event()
+async def test_waiting_records_are_delivered_after_the_stop() -> None:
+    sink, source, stop = MemoryStore(), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
     assert len(sink.of_class(4001)) == source.made == 500
     assert not sink.of_class(6002)
@@ -114,58 +114,58 @@ async def test_what_waits_when_the_stop_comes_is_delivered() -> None:
 async def test_gap_of_a_source_is_counted_in_the_accounts_of_its_sandboxes() -> None:
     @dataclass
     class Losing(Untouched):
-        lost: list[Gap]
+        reported_gaps: list[Gap]
 
-        async def lose(self, gap: Gap) -> None:
-            self.lost.append(gap)
+        async def count_dropped(self, gap: Gap) -> None:
+            self.reported_gaps.append(gap)
 
-    gap = Gap(transport="nflog", reason="the buffer was full", lost=3, since_ns=1, until_ns=2)
-    sink, ours, other = Kept(), Losing([]), Losing([])
-    accounts = {"ours": cast("Account", ours), "other": cast("Account", other)}
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), accounts)
+    gap = Gap(transport="nflog", reason="the buffer was full", dropped=3, since_ns=1, until_ns=2)
+    sink, ours, other = MemoryStore(), Losing([]), Losing([])
+    accounts = {"ours": cast("AccountLoop", ours), "other": cast("AccountLoop", other)}
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), accounts)
     source = Fixed(Batch(gaps=(gap, gap)))
     await pipeline.pump(source, asyncio.Event(), frozenset({"ours", "unwatched", None}))
-    assert (ours.lost, other.lost) == ([gap, gap], [])
+    assert (ours.reported_gaps, other.reported_gaps) == ([gap, gap], [])
     assert len(sink.of_class(6002)) == 2
 
 
-async def test_what_can_not_be_delivered_in_time_is_counted(
+async def test_records_not_delivered_in_time_are_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.1)
-    sink, source, stop = Kept(seconds=0.03), Given(50), asyncio.Event()
+    sink, source, stop = MemoryStore(seconds=0.03), Given(50), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     await pipeline.pump(source, stop)
     delivered = len(sink.of_class(4001))
-    (lost,) = sink.of_class(6002)
+    (gap_event,) = sink.of_class(6002)
     assert 0 < delivered < 500
-    assert delivered + lost["count"] == source.made == 500
-    assert lost["status_detail"] == f"stopped before {lost['count']} were delivered"
-    assert pipeline.counts.lost == lost["count"]
+    assert delivered + gap_event["count"] == source.made == 500
+    assert gap_event["status_detail"] == f"stopped before {gap_event['count']} were delivered"
+    assert pipeline.counts.dropped == gap_event["count"]
 
 
-async def test_what_is_only_counted_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_counted_records_do_not_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_DRAIN_SECONDS", 0.0)
     monkeypatch.setattr(module, "_COUNT_SECONDS", 1.0)
     source, stop = Endless(0), asyncio.Event()
     stop.set()
-    sink = Kept()
-    await Pipeline(Reporter(sink.keep, Host(hostname="test")), {}).pump(source, stop)
-    (lost,) = sink.of_class(6002)
-    assert lost["status_detail"].startswith("stopped before at least ")
-    assert "count" not in lost
+    sink = MemoryStore()
+    await Pipeline(Reporter(sink.store, Host(hostname="test")), {}).pump(source, stop)
+    (gap_event,) = sink.of_class(6002)
+    assert gap_event["status_detail"].startswith("stopped before at least ")
+    assert "count" not in gap_event
     assert source.made > 5
     assert source.most_held <= 2
 
 
-async def test_a_record_of_a_sandbox_that_is_not_there_is_counted_as_forged() -> None:
-    sink, source, stop = Kept(), Given(1), asyncio.Event()
+async def test_record_of_an_unknown_sandbox_is_counted_as_forged() -> None:
+    sink, source, stop = MemoryStore(), Given(1), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     await pipeline.pump(source, stop, frozenset({"another"}))
     assert not sink.events
-    assert pipeline.counts.rejects == {"forged": 10}
+    assert pipeline.counts.rejected == {"forged": 10}
 
 
 FOREIGN = [
@@ -177,73 +177,74 @@ FOREIGN = [
 ]
 
 
-async def test_a_foreign_record_is_told_by_its_prefix_and_goes_to_nobodys_account() -> None:
-    sink, stop = Kept(), asyncio.Event()
-    reporter = Reporter(sink.keep, Host(hostname="test"))
+async def test_foreign_record_is_reported_by_its_prefix_without_an_account() -> None:
+    sink, stop = MemoryStore(), asyncio.Event()
+    reporter = Reporter(sink.store, Host(hostname="test"))
     proxy = Proxy(address=ip_address("10.0.0.1"), port=3128)
-    reporter.know("fenced", Context(proxies=(proxy,), container=Container(name="fenced")))
+    reporter.set_context("fenced", Context(proxies=(proxy,), container=Container(name="fenced")))
     table = Prefixes([Configured(begins="MYFW", verdict="drop", sandbox="fenced")])
-    pipeline = Pipeline(reporter, {"fenced": cast("Account", Untouched())}, table)
+    pipeline = Pipeline(reporter, {"fenced": cast("AccountLoop", Untouched())}, table)
     records = tuple(record(prefix, **V4, **TCP, out_interface="eth0") for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced", None}))
-    assert not pipeline.counts.rejects
+    assert not pipeline.counts.rejected
     assert [
         (
             event["firewall_rule"]["name"],
             event["src_endpoint"].get("name"),
             event["disposition"],
-            # What is known of the sandbox of that name that we fenced is nothing of theirs.
+            # The context of the fenced sandbox of that name does not apply to other firewalls'
+            # records.
             "proxy_endpoint" in event or "container" in event["src_endpoint"],
         )
         for event in sink.of_class(4001)
     ] == [(rule, sandbox, disposition, False) for _, rule, sandbox, disposition in FOREIGN]
 
 
-async def test_where_nobody_asked_for_foreign_records_they_are_forgeries() -> None:
-    sink, stop = Kept(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+async def test_unrequested_foreign_records_are_forged() -> None:
+    sink, stop = MemoryStore(), asyncio.Event()
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     records = tuple(record(prefix, **V4, **TCP) for prefix, *_ in FOREIGN)
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({"fenced"}))
     assert not sink.events
-    assert pipeline.counts.rejects == {"forged": len(FOREIGN)}
+    assert pipeline.counts.rejected == {"forged": len(FOREIGN)}
 
 
-async def test_ours_of_a_sandbox_that_is_not_there_is_a_forgery_next_to_foreign_ones() -> None:
-    sink, stop = Kept(), asyncio.Event()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+async def test_own_prefix_of_an_unknown_sandbox_is_forged_among_foreign_records() -> None:
+    sink, stop = MemoryStore(), asyncio.Event()
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     records = (record(**V4, **TCP), record("[UFW BLOCK] ", **V4, **TCP))
     await pipeline.pump(Fixed(Batch(records=records)), stop, frozenset({None}))
     assert [event["firewall_rule"]["name"] for event in sink.events] == ["UFW BLOCK"]
-    assert pipeline.counts.rejects == {"forged": 1}
+    assert pipeline.counts.rejected == {"forged": 1}
 
 
-async def test_each_gap_is_an_event_but_few_are_logged() -> None:
-    full = Gap(transport="nflog", reason="its buffer was full", lost=3, since_ns=1, until_ns=2)
-    other = replace(full, reason="another", lost=None)
-    sink, source, stop = Kept(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
+async def test_gaps_are_all_events_but_few_are_logged() -> None:
+    full = Gap(transport="nflog", reason="its buffer was full", dropped=3, since_ns=1, until_ns=2)
+    other = replace(full, reason="another", dropped=None)
+    sink, source, stop = MemoryStore(), Given(0, gaps=(full,) * 100 + (other,)), asyncio.Event()
     stop.set()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     with capture_logs() as logged:
         await pipeline.pump(source, stop)
     assert len(sink.of_class(6002)) == pipeline.counts.gaps == 101
-    assert pipeline.counts.lost == 300
-    told = [(line["reason"], line["number"]) for line in logged]
-    assert told == [(full.reason, 2**power) for power in range(7)] + [(other.reason, 1)]
+    assert pipeline.counts.dropped == 300
+    numbers = [(line["reason"], line["number"]) for line in logged]
+    assert numbers == [(full.reason, 2**power) for power in range(7)] + [(other.reason, 1)]
 
 
-async def test_the_log_of_another_machine_has_no_device() -> None:
-    gap = Gap(transport="replay", reason="cut", lost=1, since_ns=1, until_ns=2)
+async def test_event_from_another_machines_log_has_no_device() -> None:
+    gap = Gap(transport="replay", reason="cut", dropped=1, since_ns=1, until_ns=2)
     for host, has_device in ((None, False), (Host(hostname="test"), True)):
-        sink, source, stop = Kept(), Given(1, gaps=(gap,)), asyncio.Event()
+        sink, source, stop = MemoryStore(), Given(1, gaps=(gap,)), asyncio.Event()
         stop.set()
-        await Pipeline(Reporter(sink.keep, host), {}).pump(source, stop)
+        await Pipeline(Reporter(sink.store, host), {}).pump(source, stop)
         assert len(sink.events) == 11
         assert all(("device" in event) is has_device for event in sink.events)
 
 
 async def test_position_of_the_hosts_log_is_stored_with_its_records_and_without() -> None:
-    sink = Kept()
-    pipeline = Pipeline(Reporter(sink.keep, Host(hostname="test")), {})
+    sink = MemoryStore()
+    pipeline = Pipeline(Reporter(sink.store, Host(hostname="test")), {})
     foreign = record("[UFW BLOCK] ", **V4, **TCP)
     for batch, position, events in (
         (Batch(records=(foreign,), cursor="one"), "one", 1),

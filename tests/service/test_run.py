@@ -1,4 +1,4 @@
-"""The error that ends a service, of several tasks that fail together."""
+"""Error that ends a service, if several tasks fail together."""
 
 from __future__ import annotations
 

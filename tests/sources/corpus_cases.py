@@ -1,4 +1,4 @@
-"""The corpus: the kernel's real lines, and the NFLOG messages of the same packets."""
+"""Corpus of real kernel log lines, and the NFLOG messages of the same packets."""
 
 from __future__ import annotations
 

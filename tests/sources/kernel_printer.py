@@ -1,7 +1,7 @@
-"""The kernel's text for a packet, printed from its bytes: the test's own rendering of what
-net/netfilter/nf_log_syslog.c does with all log flags set, function by function, bugs included.
+"""Printer of the kernel's text for a packet's bytes.
 
-It shares nothing with the readers under test, and is itself held against the kernel's real lines.
+It is a port of net/netfilter/nf_log_syslog.c with all log flags set, function by function, with its
+bugs. It shares no code with the tested readers. A test compares it with the kernel's real lines.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import socket
 import struct
 
 
-class _Truncated(Exception):  # noqa: N818 - the kernel's return, not an error
+class _Truncated(Exception):  # noqa: N818 - a return of the kernel, no error
     pass
 
 
@@ -37,8 +37,8 @@ def ipv4(data: bytes, owner: str = "", offset: int = 0) -> str:
     out += "CE " if frag & 0x8000 else ""
     out += "DF " if frag & 0x4000 else ""
     out += "MF " if frag & 0x2000 else ""
-    late = frag & 0x1FFF
-    out += f"FRAG:{late} " if late else ""
+    fragment_offset = frag & 0x1FFF
+    out += f"FRAG:{fragment_offset} " if fragment_offset else ""
     if ihl > 20:
         options = _at(data, offset + 20, ihl - 20)
         if options is None:
@@ -46,28 +46,30 @@ def ipv4(data: bytes, owner: str = "", offset: int = 0) -> str:
         out += f"OPT ({options.hex().upper()}) "
     start = offset + ihl
     try:
-        out += _ipv4_protocol(data, protocol, start, late, offset)
+        out += _ipv4_protocol(data, protocol, start, fragment_offset, offset)
     except _Truncated as end:
         return out + str(end)
     return out + owner
 
 
-def _ipv4_protocol(data: bytes, protocol: int, start: int, late: int, offset: int) -> str:
+def _ipv4_protocol(
+    data: bytes, protocol: int, start: int, fragment_offset: int, offset: int
+) -> str:
     if protocol == 6:
-        return tcp(data, start, late)
+        return tcp(data, start, fragment_offset)
     if protocol in {17, 136}:
-        return udp(data, protocol, start, late)
+        return udp(data, protocol, start, fragment_offset)
     if protocol == 1:
-        return _icmp(data, start, late, offset)
+        return _icmp(data, start, fragment_offset, offset)
     if protocol == 51:
-        if late:
+        if fragment_offset:
             return ""
         header = _at(data, start, 12)
         return "PROTO=AH " + (
             _incomplete(data, start) if header is None else f"SPI=0x{_word(header, 4):x} "
         )
     if protocol == 50:
-        if late:
+        if fragment_offset:
             return "PROTO=ESP "
         header = _at(data, start, 8)
         return "PROTO=ESP " + (
@@ -80,9 +82,9 @@ def _word(header: bytes, offset: int) -> int:
     return int.from_bytes(header[offset : offset + 4], "big")
 
 
-def _icmp(data: bytes, start: int, late: int, offset: int) -> str:
+def _icmp(data: bytes, start: int, fragment_offset: int, offset: int) -> str:
     out = "PROTO=ICMP "
-    if late:
+    if fragment_offset:
         return out
     header = _at(data, start, 8)
     if header is None:
@@ -106,9 +108,9 @@ def _icmp(data: bytes, start: int, late: int, offset: int) -> str:
     return out
 
 
-def tcp(data: bytes, start: int, late: int) -> str:
+def tcp(data: bytes, start: int, fragment_offset: int) -> str:
     out = "PROTO=TCP "
-    if late:
+    if fragment_offset:
         return out
     header = _at(data, start, 20)
     if header is None:
@@ -132,9 +134,9 @@ def tcp(data: bytes, start: int, late: int) -> str:
     return out
 
 
-def udp(data: bytes, protocol: int, start: int, late: int) -> str:
+def udp(data: bytes, protocol: int, start: int, fragment_offset: int) -> str:
     out = "PROTO=UDP " if protocol == 17 else "PROTO=UDPLITE "
-    if late:
+    if fragment_offset:
         return out
     header = _at(data, start, 8)
     if header is None:
@@ -142,7 +144,7 @@ def udp(data: bytes, protocol: int, start: int, late: int) -> str:
     return out + "SPT={} DPT={} LEN={} ".format(*struct.unpack_from("!HHH", header))
 
 
-def ipv6(  # noqa: C901 - one function there, one function here
+def ipv6(  # noqa: C901 - one function of the kernel, one function here
     data: bytes, owner: str = "", offset: int = 0, *, recurse: bool = True
 ) -> str:
     header = _at(data, offset, 40)
@@ -172,14 +174,14 @@ def ipv6(  # noqa: C901 - one function there, one function here
             if fragment:
                 return out + ")"
         else:
-            name, size, place = ("AH", 12, 4) if following == 51 else ("ESP", 8, 0)
+            name, size, spi_offset = ("AH", 12, 4) if following == 51 else ("ESP", 8, 0)
             out += f"{name} "
             if fragment:
                 return out + ")"
             whole = _at(data, at, size)
             if whole is None:
                 return out + f"{_incomplete(data, at)})"
-            out += f"SPI=0x{_word(whole, place):x} "
+            out += f"SPI=0x{_word(whole, spi_offset):x} "
             if following == 50:
                 return out + ")"
             length = (extension[1] + 2) << 2

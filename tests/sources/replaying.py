@@ -1,4 +1,4 @@
-"""Lines read as a log file's, at a time and of a boot that are given."""
+"""Helpers that read lines as a log file, with a fixed current time and boot time."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ BOOT_NS: Final = 1_700_000_000_000_000_000
 UNSTAMPED_NS: Final = 5
 
 
-def nanoseconds(moment: dt.datetime) -> int:
-    return int(moment.timestamp()) * 10**9 + moment.microsecond * 1000
+def nanoseconds(time: dt.datetime) -> int:
+    return int(time.timestamp()) * 10**9 + time.microsecond * 1000
 
 
-#: When the stamps of these tests say that a line was written.
-MOMENT: Final = nanoseconds(dt.datetime(2026, 11, 24, 15, 5, 55, tzinfo=dt.UTC))
+#: Time that the stamps of these tests stand for.
+STAMP_NS: Final = nanoseconds(dt.datetime(2026, 11, 24, 15, 5, 55, tzinfo=dt.UTC))
 
 
 def reader() -> Reader:
@@ -43,7 +43,7 @@ def flat(batches: Iterable[Batch]) -> list[Record | Reject]:
     found: list[Record | Reject] = []
     for batch in batches:
         found += batch.records
-        found += batch.rejects
+        found += batch.rejected
     return found
 
 
@@ -67,10 +67,10 @@ def identity(found: Record | Reject) -> str:
 
 
 def entry(**fields: object) -> dict[str, object]:
-    """A kernel message's journal entry, with its fields changed."""
+    """Return a kernel message's journal entry with changed fields."""
     return {
         "__CURSOR": "s=1;i=2",
-        "__REALTIME_TIMESTAMP": str(MOMENT // 1000),
+        "__REALTIME_TIMESTAMP": str(STAMP_NS // 1000),
         "__MONOTONIC_TIMESTAMP": "2000000",
         "_SOURCE_MONOTONIC_TIMESTAMP": "1999000",
         "_TRANSPORT": "kernel",
@@ -80,7 +80,7 @@ def entry(**fields: object) -> dict[str, object]:
 
 
 def export(fields: dict[str, object]) -> bytes:
-    """An entry as ``journalctl --output=export`` writes it, fields of bytes with their length."""
+    """Return an entry in journalctl's export format; byte values follow their length."""
     out = b""
     for name, value in fields.items():
         if isinstance(value, bytes):

@@ -1,11 +1,11 @@
-"""Entries of a journal that was exported, as JSON or in the export format."""
+"""Tests of exported journal entries, in JSON and in the export format."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, Final
 
-from ocsf_nft.sources.journal.entry import Entry, of_export, of_json
+from ocsf_nft.sources.journal.entry import Entry, from_export, from_json
 
 _FIELDS: Final = {
     "MESSAGE": "text",
@@ -20,13 +20,13 @@ _FIELDS: Final = {
 def _entry(**changes: str | None) -> Entry:
     """Return the entry of these fields, without those that are None."""
     fields = {name: value for name, value in (_FIELDS | changes).items() if value is not None}
-    found = of_export({name: value.encode() for name, value in fields.items()})
+    found = from_export({name: value.encode() for name, value in fields.items()})
     assert found is not None
-    assert found == of_json(json.dumps(fields).encode())
+    assert found == from_json(json.dumps(fields).encode())
     return found
 
 
-def test_journal_entry_has_the_time_of_the_kernel_where_it_is_earlier() -> None:
+def test_journal_entry_has_the_kernels_time_if_it_is_earlier() -> None:
     read_us, monotonic = 1_700_000_000_000_500, "__MONOTONIC_TIMESTAMP"
     kernel = "_SOURCE_MONOTONIC_TIMESTAMP"
     for changes, time_us in (
@@ -56,16 +56,16 @@ def test_journal_entry_has_the_time_of_the_kernel_where_it_is_earlier() -> None:
         assert (found.time_ns, found.stamp) == (stamp_ns, stamp), stamp
 
 
-def test_line_that_is_no_journal_entry_makes_none() -> None:
+def test_line_without_a_journal_entry_gives_none() -> None:
     for line in (b"", b"{", b"null", b"5", b'"MESSAGE"', b'["MESSAGE"]', b"{}", b'{"A": "b"}'):
-        assert of_json(line) is None, line
+        assert from_json(line) is None, line
     for value, message in (("text", "text"), ([116, 101], "te"), (None, None), ([256], None)):
-        found = of_json(json.dumps({"MESSAGE": value}).encode())
+        found = from_json(json.dumps({"MESSAGE": value}).encode())
         assert (found and found.message) == message, value
-    assert of_export({"CURSOR": b"c"}) is None
+    assert from_export({"CURSOR": b"c"}) is None
 
 
-def test_journal_entry_names_an_author_that_is_not_the_kernel() -> None:
+def test_journal_entry_gives_an_author_other_than_the_kernel() -> None:
     for changes, author in (
         ({}, None),
         ({"SYSLOG_FACILITY": "1"}, "a program of facility 1"),

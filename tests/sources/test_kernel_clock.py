@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ocsf_nft.sources.clock import KernelClock
+from ocsf_nft.sources.boot_clock import KernelClock
 
 SLACK = 20_000_000
 SECOND = 1_000_000_000
 
 arrivals = st.lists(
     st.tuples(
-        st.integers(0, 5 * SECOND),  # since the record before
-        st.integers(0, SLACK),  # on its way to the reader
+        st.integers(0, 5 * SECOND),  # time since the previous record
+        st.integers(0, SLACK),  # time of delivery to the reader
         st.booleans(),  # the reader was waiting
     ),
     min_size=1,
@@ -21,12 +21,12 @@ arrivals = st.lists(
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**18), st.integers(0, 10**15), st.booleans())))
-def test_times_never_go_backwards_nor_lie_in_the_future(
-    seen: list[tuple[int, int, bool]],
+def test_kernel_clock_never_goes_backwards_or_into_the_future(
+    records: list[tuple[int, int, bool]],
 ) -> None:
     clock = KernelClock(SLACK)
     read_ns = last = 0
-    for stamp, later, waited in seen:
+    for stamp, later, waited in records:
         read_ns += later
         made = clock.monotonic_ns(stamp, read_ns, waited=waited)
         assert last <= made <= read_ns
@@ -34,20 +34,20 @@ def test_times_never_go_backwards_nor_lie_in_the_future(
 
 
 @given(st.integers(-100 * SECOND, 100 * SECOND), arrivals)
-def test_once_a_record_was_waited_for_the_error_is_below_the_slack(
-    drift: int, seen: list[tuple[int, int, bool]]
+def test_kernel_clock_error_is_below_the_slack_after_a_waiting_read(
+    drift: int, records: list[tuple[int, int, bool]]
 ) -> None:
     clock = KernelClock(SLACK)
-    made = read = 1_000_000 * SECOND  # long enough for the clocks to drift so far apart
-    learned = False
-    for since, on_its_way, waited in seen:
+    made = read = 1_000_000 * SECOND  # long enough for such a drift of the clocks
+    is_bounded = False
+    for since, delivery_ns, waited in records:
         made += since
-        read = max(read, made + on_its_way)
-        waited_for = waited and read == made + on_its_way
-        learned = learned or waited_for
-        told = clock.monotonic_ns(made - drift, read, waited=waited_for)
-        if learned:
-            assert abs(told - made) <= SLACK
+        read = max(read, made + delivery_ns)
+        is_waited_for = waited and read == made + delivery_ns
+        is_bounded = is_bounded or is_waited_for
+        converted = clock.monotonic_ns(made - drift, read, waited=is_waited_for)
+        if is_bounded:
+            assert abs(converted - made) <= SLACK
 
 
 @given(
@@ -56,29 +56,29 @@ def test_once_a_record_was_waited_for_the_error_is_below_the_slack(
     st.integers(0, 3600 * SECOND),
     st.integers(0, 100 * SECOND),
 )
-def test_a_reader_or_journald_that_was_stopped_is_no_drift(
-    ppm: int, seen: list[tuple[int, int]], stop: int, since: int
+def test_kernel_clock_takes_a_stopped_reader_for_no_drift(
+    ppm: int, records: list[tuple[int, int]], stop: int, since: int
 ) -> None:
-    """All records count as waited for, as they do when journald reads; one stood in a queue."""
+    """Read records as from journald: all count as waited for, but one waited in a queue."""
     clock = KernelClock(SLACK)
     made = read = 100_000 * SECOND
 
-    def error(on_its_way: int) -> int:
+    def error(delivery_ns: int) -> int:
         nonlocal read
-        read = max(read, made + on_its_way)
+        read = max(read, made + delivery_ns)
         stamp = made - made * ppm // 1_000_000
         return abs(clock.monotonic_ns(stamp, read, waited=True) - made)
 
     error(0)
-    for between, on_its_way in seen:
+    for between, delivery_ns in records:
         made = read + between
-        assert error(on_its_way) <= SLACK
+        assert error(delivery_ns) <= SLACK
     made += since
     allowed = SLACK + (max(read, made + stop) - 100_000 * SECOND) // 5_000
     assert error(stop) <= allowed
 
 
-def test_a_stopped_reader_gets_the_times_of_what_waited_for_it() -> None:
+def test_kernel_clock_gives_a_stopped_reader_the_times_of_queued_records() -> None:
     clock = KernelClock(SLACK)
     for number in range(1, 10):
         assert clock.monotonic_ns(number * SECOND, number * SECOND + 100_000, waited=True)
@@ -86,26 +86,28 @@ def test_a_stopped_reader_gets_the_times_of_what_waited_for_it() -> None:
     assert abs(clock.monotonic_ns(made, made + 30 * SECOND, waited=True) - made) < 10_000_000
 
 
-def test_clocks_that_agree_are_left_alone() -> None:
+def test_kernel_clock_without_drift_returns_the_stamp() -> None:
     clock = KernelClock(SLACK)
     for number in range(10):
         stamp = number * SECOND
         assert clock.monotonic_ns(stamp, stamp + 4_000_000, waited=True) == stamp
 
 
-def test_a_batch_that_was_read_late_does_not_move_the_clock() -> None:
+def test_kernel_clock_ignores_the_age_of_records_read_without_waiting() -> None:
     clock = KernelClock(SLACK)
     assert clock.monotonic_ns(SECOND, 60 * SECOND, waited=False) == SECOND
     assert clock.monotonic_ns(61 * SECOND, 61 * SECOND + 1, waited=True) == 61 * SECOND
 
 
-@pytest.mark.parametrize(("early", "told"), [(50_000_000, 0), (150_000_000, 50_000_000)])
-def test_a_reader_whose_own_stamps_lag_is_believed_within_bounds(early: int, told: int) -> None:
+@pytest.mark.parametrize(("early", "corrected"), [(50_000_000, 0), (150_000_000, 50_000_000)])
+def test_kernel_clock_tolerates_early_reader_stamps_up_to_the_lag(
+    early: int, corrected: int
+) -> None:
     clock = KernelClock(100_000_000, 100_000_000)
-    assert clock.monotonic_ns(SECOND, SECOND - early, waited=True) == SECOND - told
+    assert clock.monotonic_ns(SECOND, SECOND - early, waited=True) == SECOND - corrected
 
 
-def test_kernel_clock_stamp_within_the_lag_gives_no_room_for_a_later_one() -> None:
+def test_kernel_clock_stamp_within_the_lag_does_not_widen_the_drift_limit() -> None:
     clock = KernelClock(0, lag_ns=SECOND // 10)
     assert clock.monotonic_ns(SECOND, SECOND - SECOND // 20, waited=False) == SECOND
     read_ns = 2 * SECOND + SECOND // 25
@@ -119,5 +121,5 @@ def test_kernel_clock_stamp_beyond_the_lag_moves_the_difference() -> None:
     assert made == SECOND - SECOND // 10
 
 
-def test_clocks_drift_apart_by_at_most_100_ppm() -> None:
+def test_kernel_clock_limits_the_drift_to_100_ppm() -> None:
     assert KernelClock(0).monotonic_ns(0, 10_000 * SECOND, waited=True) == SECOND

@@ -1,4 +1,4 @@
-"""What a real kernel sends for real packets, at the hooks whose captures begin differently."""
+"""Test of NFLOG with a real kernel, at two hooks whose captures begin differently."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ table netdev t {{
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("destination", [lab.GATEWAY4, lab.GATEWAY6])
-async def test_a_packet_is_the_same_on_output_and_on_netdev_egress(destination: str) -> None:
+async def test_nflog_record_is_the_same_on_output_and_netdev_egress(destination: str) -> None:
     with lab.throwaway() as made:
         namespace = made.sandbox_namespace
         namespace.call(

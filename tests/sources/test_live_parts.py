@@ -10,12 +10,12 @@ from ocsf_nft.errors import AbsentError
 from ocsf_nft.record import Gap, Record, Reject
 from ocsf_nft.sources.journal import files as journal_files
 from ocsf_nft.sources.journal.command import _entry as entry_of_json
-from ocsf_nft.sources.journal.kernel import KernelEntries, KernelEntry, worth_reading
+from ocsf_nft.sources.journal.kernel import KernelEntry, KernelEntryParser, message_filter
 from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.nflog.group import CALM, FLOOD
-from ocsf_nft.sources.nflog.pace import Pace
+from ocsf_nft.sources.nflog.adaptive_batching import AdaptiveBatching
+from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
 from ocsf_nft.sources.nflog.sequence import Sequence32
-from ocsf_nft.sources.wanted import Wanted
+from ocsf_nft.sources.prefix_filter import PrefixFilter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,65 +38,65 @@ def entry(**changes: object) -> KernelEntry:
         "facility": b"0",
         "source_us": b"4990000",
     }
-    return KernelEntry(**{**fields, **changes})  # type: ignore[arg-type] # a test's changes
+    return KernelEntry(**{**fields, **changes})  # type: ignore[arg-type] # values of a test
 
 
 @given(st.lists(st.integers(0, 1000), max_size=50), st.integers(0, 2**33))
-def test_losses_add_up_to_the_numbers_that_were_skipped(skips: list[int], start: int) -> None:
+def test_sequence_counts_the_skipped_numbers(skips: list[int], start: int) -> None:
     sequence = Sequence32()
     number = start
-    assert sequence.lost_before(number % 2**32) == start % 2**32
+    assert sequence.dropped_before(number % 2**32) == start % 2**32
     for skip in skips:
         number += skip + 1
         extended = sequence.extended(number % 2**32)
-        assert sequence.lost_before(number % 2**32) == skip
+        assert sequence.dropped_before(number % 2**32) == skip
         assert extended == start % 2**32 + number - start
 
 
-def test_a_counter_goes_on_beyond_32_bits() -> None:
+def test_sequence_extends_beyond_32_bits() -> None:
     sequence = Sequence32()
-    sequence.lost_before(2**32 - 1)
+    sequence.dropped_before(2**32 - 1)
     assert sequence.extended(0) == 2**32
-    assert sequence.lost_before(0) == 0
+    assert sequence.dropped_before(0) == 0
 
 
-def test_a_flood_changes_the_pace_once_and_calm_changes_it_back() -> None:
-    pace = Pace(0)
-    changes = [pace.observe(100, step * 10 * MILLISECOND) for step in range(100)]
+def test_batching_changes_once_with_a_flood_and_back_after_it() -> None:
+    adaptive = AdaptiveBatching(0)
+    changes = [adaptive.observe(100, step * 10 * MILLISECOND) for step in range(100)]
     assert changes.count(True) == 1
-    assert pace.batching is FLOOD
-    assert not pace.observe(0, 1_030 * MILLISECOND)
-    assert pace.observe(0, 2_040 * MILLISECOND)
-    assert pace.batching is CALM
+    assert adaptive.batching is FLOOD
+    assert not adaptive.observe(0, 1_030 * MILLISECOND)
+    assert adaptive.observe(0, 2_040 * MILLISECOND)
+    assert adaptive.batching is CALM
 
 
-def test_a_rate_between_the_bounds_changes_nothing() -> None:
-    # 2,000 a second: too few to begin a flood, too many to end one.
-    pace = Pace(0)
-    assert not any(pace.observe(20, step * 10 * MILLISECOND) for step in range(1000))
-    pace.observe(400, 10_000 * MILLISECOND)
-    assert pace.batching is FLOOD
-    assert not any(pace.observe(20, step * 10 * MILLISECOND) for step in range(1001, 2000))
+def test_batching_does_not_change_at_a_rate_between_the_thresholds() -> None:
+    # 2,000 a second are too few to begin a flood, and too many to end one.
+    adaptive = AdaptiveBatching(0)
+    assert not any(adaptive.observe(20, step * 10 * MILLISECOND) for step in range(1000))
+    adaptive.observe(400, 10_000 * MILLISECOND)
+    assert adaptive.batching is FLOOD
+    assert not any(adaptive.observe(20, step * 10 * MILLISECOND) for step in range(1001, 2000))
 
 
-def test_records_that_come_after_a_long_silence_are_counted_from_then() -> None:
-    pace = Pace(0)
-    assert pace.observe(400, 3_600_000 * MILLISECOND)
+def test_batching_counts_records_after_a_long_pause_from_their_arrival() -> None:
+    adaptive = AdaptiveBatching(0)
+    assert adaptive.observe(400, 3_600_000 * MILLISECOND)
 
 
 @given(st.binary(max_size=300))
-def test_bytes_that_are_no_kernel_record_never_raise(raw: bytes) -> None:
+def test_kmsg_parser_never_raises_on_other_bytes(raw: bytes) -> None:
     found = kmsg_line.parse(raw)
     assert found is None or found.facility >= 0
 
 
-def test_a_kernel_record_is_taken_apart() -> None:
+def test_kmsg_parser_splits_a_record() -> None:
     raw = b"12,5,67,-,caller=T1;one\\x0a\\x5cx41 two\n SUBSYSTEM=net\n DEVICE=n2\n"
     assert kmsg_line.parse(raw) == kmsg_line.KmsgLine(1, 5, 67, b"one\n\\x41 two")
 
 
 @given(st.binary(max_size=100))
-def test_escaping_is_undone_exactly(message: bytes) -> None:
+def test_kmsg_parser_decodes_escapes_exactly(message: bytes) -> None:
     escaped = b"".join(
         b"\\x%02x" % byte if byte < 32 or byte >= 127 or byte == 0x5C else bytes([byte])
         for byte in message
@@ -106,80 +106,82 @@ def test_escaping_is_undone_exactly(message: bytes) -> None:
     assert found.message == message
 
 
-def test_a_sandbox_does_not_claim_the_lines_of_one_with_a_longer_name() -> None:
-    wanted = Wanted({"sb", "a"})
-    assert wanted.claims("ocsf-nft:sb:egress:IN=")
-    assert not wanted.claims("ocsf-nft:sb1:egress:IN=")
-    assert Wanted().claims("ocsf-nft:sb1:egress:IN=")
+def test_prefix_filter_does_not_match_a_sandbox_with_a_longer_name() -> None:
+    chosen = PrefixFilter({"sb", "a"})
+    assert chosen.matches("ocsf-nft:sb:egress:IN=")
+    assert not chosen.matches("ocsf-nft:sb1:egress:IN=")
+    assert PrefixFilter().matches("ocsf-nft:sb1:egress:IN=")
 
 
-def test_a_journal_entry_is_as_old_as_the_kernel_says() -> None:
-    found = KernelEntries(Wanted()).read(entry(), received_ns=1)
+def test_journal_entry_has_the_kernels_time() -> None:
+    found = KernelEntryParser(PrefixFilter()).parse(entry(), received_ns=1)
     assert isinstance(found, Record)
     assert found.time_ns == 1_700_000_000_000_000_000 - 10 * MILLISECOND
     assert found.origin.identity == "journal:s=1;i=1"
 
 
 @pytest.mark.parametrize("stamp", [None, b"", b"soon", b"-1", "\u0665".encode()])
-def test_a_journal_entry_without_a_stamp_is_as_old_as_journald_says(stamp: bytes | None) -> None:
-    found = KernelEntries(Wanted()).read(entry(source_us=stamp), received_ns=1)
+def test_journal_entry_without_a_kernel_stamp_has_journalds_time(stamp: bytes | None) -> None:
+    found = KernelEntryParser(PrefixFilter()).parse(entry(source_us=stamp), received_ns=1)
     assert isinstance(found, Record)
     assert found.time_ns == 1_700_000_000_000_000_000
 
 
-def test_journal_entry_of_another_boot_is_as_old_as_that_boots_clock_says() -> None:
-    entries = KernelEntries(Wanted())
+def test_journal_entry_of_another_boot_uses_that_boots_clock() -> None:
+    parser = KernelEntryParser(PrefixFilter())
     for boot, monotonic_us in (("", 3_000_000), ("b", 5_000_000), ("c", 2_000_000)):
         source_us = b"%d" % (monotonic_us - 10_000)
         booted = entry(boot=boot, monotonic_us=monotonic_us, source_us=source_us)
-        found = entries.read(booted, received_ns=1)
+        found = parser.parse(booted, received_ns=1)
         assert isinstance(found, Record)
         assert found.time_ns == 1_700_000_000_000_000_000 - 10 * MILLISECOND, boot
 
 
 def test_journal_entry_times_follow_the_drift_of_the_kernels_clock() -> None:
     ten_days_us = 864_000_000_000
-    entries = KernelEntries(Wanted())
+    parser = KernelEntryParser(PrefixFilter())
     for later_us, source_us, age_ms in (
-        (0, ten_days_us - 10_000_000, 100),  # 10 s are drift, but for what journald may take
-        (1_000, ten_days_us - 9_950_000, 51),  # it came sooner: the drift is known
+        (0, ten_days_us - 10_000_000, 100),  # 10 s of drift, minus the slack of journald
+        (1_000, ten_days_us - 9_950_000, 51),  # it arrived sooner: the drift is known more exactly
     ):
-        came = entry(monotonic_us=ten_days_us + later_us, source_us=b"%d" % source_us)
-        found = entries.read(came, received_ns=1)
+        later_entry = entry(monotonic_us=ten_days_us + later_us, source_us=b"%d" % source_us)
+        found = parser.parse(later_entry, received_ns=1)
         assert isinstance(found, Record)
         assert found.time_ns == 1_700_000_000_000_000_000 - age_ms * MILLISECOND
 
 
 @pytest.mark.parametrize("transport", [b"stdout", b"syslog", None])
-def test_journal_entry_of_another_transport_is_passed_over(transport: bytes | None) -> None:
-    assert KernelEntries(Wanted()).read(entry(transport=transport), received_ns=1) is None
+def test_journal_entry_of_another_transport_is_skipped(transport: bytes | None) -> None:
+    assert (
+        KernelEntryParser(PrefixFilter()).parse(entry(transport=transport), received_ns=1) is None
+    )
 
 
 @pytest.mark.parametrize("facility", [b"1", b"", None, b"00", b"0 "])
-def test_a_journal_entry_of_another_facility_is_a_forgery(facility: bytes | None) -> None:
-    found = KernelEntries(Wanted()).read(entry(facility=facility), received_ns=1)
+def test_journal_entry_of_another_facility_is_forged(facility: bytes | None) -> None:
+    found = KernelEntryParser(PrefixFilter()).parse(entry(facility=facility), received_ns=1)
     assert isinstance(found, Reject)
     assert found.kind == "forged"
 
 
-def test_only_journald_itself_says_what_it_missed() -> None:
-    entries = KernelEntries(Wanted())
+def test_journal_gap_comes_only_from_journalds_own_notice() -> None:
+    parser = KernelEntryParser(PrefixFilter())
     message = b"Missed 12 kernel messages"
     realtime_ns = entry().realtime_us * 1000
-    said = entries.read(entry(transport=b"driver", message=message), received_ns=1)
-    assert isinstance(said, Gap)
-    assert said.lost == 12
-    assert (said.since_ns, said.until_ns) == (realtime_ns, realtime_ns)
-    assert entries.read(entry(message=message), received_ns=1) is None
-    assert worth_reading(Wanted())(message)
+    gap = parser.parse(entry(transport=b"driver", message=message), received_ns=1)
+    assert isinstance(gap, Gap)
+    assert gap.dropped == 12
+    assert (gap.since_ns, gap.until_ns) == (realtime_ns, realtime_ns)
+    assert parser.parse(entry(message=message), received_ns=1) is None
+    assert message_filter(PrefixFilter())(message)
 
 
 def test_journal_gap_begins_with_the_entry_before_it() -> None:
-    entries = KernelEntries(Wanted())
+    parser = KernelEntryParser(PrefixFilter())
     at_us = entry().realtime_us
     for before_us, since_us in ((at_us - 5, at_us - 5), (at_us + 5, at_us)):
-        entries.read(entry(realtime_us=before_us, message=b"usb 1-1: new device"), received_ns=1)
-        gap = entries.read(
+        parser.parse(entry(realtime_us=before_us, message=b"usb 1-1: new device"), received_ns=1)
+        gap = parser.parse(
             entry(transport=b"driver", message=b"Missed 12 kernel messages"), received_ns=1
         )
         assert isinstance(gap, Gap)
@@ -190,7 +192,7 @@ def test_journal_gap_begins_with_the_entry_before_it() -> None:
     ("value", "message"),
     [('"text"', b"text"), ("[116, 255]", b"t\xff"), ("null", b""), ('["a", "b"]', b"")],
 )
-def test_journalctls_forms_of_a_field_are_read(value: str, message: bytes) -> None:
+def test_journalctl_field_is_read_in_each_format(value: str, message: bytes) -> None:
     line = (
         '{"__CURSOR":"c","__REALTIME_TIMESTAMP":"1","__MONOTONIC_TIMESTAMP":"2",'
         f'"_BOOT_ID":"b","MESSAGE":{value}}}'
@@ -198,13 +200,13 @@ def test_journalctls_forms_of_a_field_are_read(value: str, message: bytes) -> No
     assert entry_of_json(line.encode()).message == message
 
 
-def test_a_folder_without_a_journal_is_absent(tmp_path: Path) -> None:
+def test_journal_folder_that_does_not_exist_is_absent(tmp_path: Path) -> None:
     assert journal_files.samples(tmp_path) == []
     with pytest.raises(AbsentError):
         journal_files.samples(tmp_path / "none")
 
 
-def test_one_file_of_each_set_of_features_is_a_sample(tmp_path: Path) -> None:
+def test_journal_samples_have_one_file_for_each_set_of_features(tmp_path: Path) -> None:
     for name, features in (("a", 4), ("b", 12), ("c", 4)):
         header = b"LPKSHHRH" + bytes(4) + bytes([features, 0, 0, 0])
         (tmp_path / f"{name}.journal").write_bytes(header)

@@ -1,4 +1,4 @@
-"""Waits of the live sources, by a clock that only the waits move."""
+"""Tests of the waits of live sources, with a clock that only the waits advance."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 
 from ocsf_nft.netns import Namespace
 from ocsf_nft.sources.journal import Journal
-from ocsf_nft.sources.journal.library import LibraryReading
+from ocsf_nft.sources.journal.library import LibraryReader
 from ocsf_nft.sources.journal.reading import Chunk
 from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.wanted import Wanted
+from ocsf_nft.sources.prefix_filter import PrefixFilter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,7 @@ _JOURNAL = "ocsf_nft.sources.journal"
 
 
 class _Clock:
-    """A clock in place of the modules `time` and `asyncio`."""
+    """Fake clock that replaces the modules `time` and `asyncio`."""
 
     def __init__(self) -> None:
         self.now_ns = 500_000_000
@@ -52,27 +52,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     return clock
 
 
-def test_journal_is_asked_each_10_ms_and_for_new_files_4_times_a_second(clock: _Clock) -> None:
-    asked: list[int] = []
+def test_journal_reader_checks_entries_each_10_ms_and_files_4_times_a_second(clock: _Clock) -> None:
+    requests: list[int] = []
     files: list[int] = []
 
-    def following() -> bool:
-        asked.append(clock.now_ns)
+    def next_entry() -> bool:
+        requests.append(clock.now_ns)
         return False
 
-    reading = LibraryReading(None, Wanted())
-    reading._reader = SimpleNamespace(
-        process=lambda: files.append(clock.now_ns), _next=following, close=lambda: None
+    reader = LibraryReader(None, PrefixFilter())
+    reader._reader = SimpleNamespace(
+        process=lambda: files.append(clock.now_ns), _next=next_entry, close=lambda: None
     )
-    assert asyncio.run(reading.read(1.0)) == Chunk()
-    milliseconds = [each // 1_000_000 for each in asked]
+    assert asyncio.run(reader.read(1.0)) == Chunk()
+    milliseconds = [each // 1_000_000 for each in requests]
     assert milliseconds == list(range(500, 1501, 10))
     assert [each // 1_000_000 for each in files] == [500, 750, 1000, 1250, 1500]
     assert clock.waits == [0.01] * 100 + [0]
 
 
-def test_journal_position_without_records_is_worth_a_batch_each_second(clock: _Clock) -> None:
-    came: Iterator[tuple[int, str | None]] = iter([
+def test_journal_cursor_without_records_gives_a_batch_each_second(clock: _Clock) -> None:
+    chunks: Iterator[tuple[int, str | None]] = iter([
         (400_000_000, "first"), (300_000_000, None), (299_999_999, "second"), (1, None),
         (5_000_000_000, "third"),
     ])  # fmt: skip
@@ -80,13 +80,13 @@ def test_journal_position_without_records_is_worth_a_batch_each_second(clock: _C
 
     async def read(timeout_s: float | None) -> Chunk:
         waits.append(timeout_s)
-        later_ns, cursor = next(came)
+        later_ns, cursor = next(chunks)
         clock.now_ns += later_ns
         return Chunk(cursor=cursor)
 
     async def two_batches() -> list[str | None]:
         source = Journal(directory=Path("/"))
-        source._reading = SimpleNamespace(read=read)
+        source._reader = SimpleNamespace(read=read)
         batches = source.batches()
         return [(await anext(batches)).cursor for _ in range(2)]
 
@@ -94,7 +94,7 @@ def test_journal_position_without_records_is_worth_a_batch_each_second(clock: _C
     assert waits == [None, *map(pytest.approx, (0.6, 0.3, 1e-9)), None]
 
 
-async def test_nflog_overflow_is_reported_after_150_ms_without_a_record(
+async def test_nflog_overrun_is_reported_after_150_ms_without_a_record(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     waits: list[float | None] = []
@@ -110,18 +110,18 @@ async def test_nflog_overflow_is_reported_after_150_ms_without_a_record(
     source._socket = SimpleNamespace(fileno=lambda: -1)  # type: ignore[assignment]
     source._overrun = True
     batches = source.batches()
-    assert [gap.lost for gap in (await anext(batches)).gaps] == [None]
+    assert [gap.dropped for gap in (await anext(batches)).gaps] == [None]
     with pytest.raises(EOFError):
         await anext(batches)
     assert waits == [0.15, None]
 
 
-def test_nflog_batch_holds_1024_records_and_forged_datagrams_at_most(clock: _Clock) -> None:
+def test_nflog_batch_has_at_most_1024_records_and_forged_datagrams(clock: _Clock) -> None:
     sizes = iter([4] * 1024)
     forged = SimpleNamespace(recvfrom_into=lambda _buffer: (next(sizes), (4711, 0)))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("ocsf_nft.sources.nflog.source.time", clock)
         source = Nflog(Namespace(), 5)
-        patched.setattr(source, "_links", SimpleNamespace(refresh=lambda: None))
+        patched.setattr(source, "_interface_names", SimpleNamespace(refresh=lambda: None))
         batch = source._drain(forged)  # type: ignore[arg-type]
-    assert (len(batch.records), len(batch.rejects)) == (0, 1024)
+    assert (len(batch.records), len(batch.rejected)) == (0, 1024)

@@ -1,4 +1,4 @@
-"""An NFLOG message says what the kernel's text for the same packet says, and reads back as text."""
+"""Tests of NFLOG messages: equal to the kernel's text for the packet, and convertible to text."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from tests.strategies import HOSTILE_TEXT, UINT8, UINT16, UINT32
 
 ID = 'nflog:"1":2'
 PAYLOADS = [payload for case in cases() for payload in case.payloads]
-#: What the kernel's text leaves out of these, while NFLOG has it.
+#: Reasons why the kernel's text has no owner where NFLOG has one.
 OWNER_CUT = "the kernel's text returns at the damaged header, before the owner"
-OTHER_NAMESPACE = "the socket is another namespace's: the text has no owner of such, NFLOG has"
-FRAME = "the text of a frame that is no IP packet has no owner"
+OTHER_NAMESPACE = "the socket belongs to another namespace: only NFLOG has the owner"
+FRAME = "the text of a frame without an IP packet has no owner"
 WITHOUT_OWNER = {
     "tcp4 truncated header (8B)": OWNER_CUT,
     "v6 truncated ext": OWNER_CUT,
@@ -42,7 +42,7 @@ WITHOUT_OWNER = {
 
 
 def names(case: Case) -> dict[int, str]:
-    """The devices of a case by index: the corpus has no names with the messages."""
+    """Return the devices of a case by index; the messages of the corpus have no names."""
     first = record(case.messages[0])
     if case.name.startswith("bridge"):
         return {2: "h2g0", 3: "h2br"}
@@ -53,51 +53,55 @@ def names(case: Case) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_the_message_and_the_line_of_a_packet_make_equal_records(case: Case) -> None:
+def test_nflog_message_and_kernel_text_of_a_packet_make_equal_records(case: Case) -> None:
     devices = names(case)
-    said = [record(message) for message in case.messages]
+    decoded = [record(message) for message in case.messages]
     read = [nflog(payload, devices.get) for payload in case.payloads]
     if case.name.startswith("prefix"):
-        # Lines of two namespaces are mixed, and a report of the kernel's has no line.
+        # The lines of two namespaces are mixed, and a report of the kernel has no line.
         read = [found for found in read if found.protocol != 58]
-        said = [dataclasses.replace(found, in_interface=None, out_interface=None) for found in said]
+        decoded = [
+            dataclasses.replace(found, in_interface=None, out_interface=None) for found in decoded
+        ]
         read = [dataclasses.replace(found, in_interface=None, out_interface=None) for found in read]
     if case.name.startswith("level"):
-        said = [dataclasses.replace(found, in_interface=None, out_interface=None) for found in said]
+        decoded = [
+            dataclasses.replace(found, in_interface=None, out_interface=None) for found in decoded
+        ]
         read = [dataclasses.replace(found, in_interface=None, out_interface=None) for found in read]
     for found in read:
         bare = dataclasses.replace(found, uid=None, gid=None)
-        assert found in said or (case.name in WITHOUT_OWNER and bare in said)
+        assert found in decoded or (case.name in WITHOUT_OWNER and bare in decoded)
 
 
-def test_the_cases_without_an_owner_in_the_text_are_just_those() -> None:
+def test_kernel_text_has_no_owner_only_in_the_listed_cases() -> None:
     for case in cases():
         if case.name not in WITHOUT_OWNER:
             owners = {record(message).uid for message in case.messages}
             assert owners == {nflog(payload).uid for payload in case.payloads}
 
 
-def test_the_kernels_stamp_is_the_time_and_receipt_when_there_is_none() -> None:
+def test_nflog_record_time_is_the_kernels_stamp_or_the_time_of_receipt() -> None:
     stamped = nflog(next(case for case in cases() if case.name == "gw ingress arp").payloads[0])
     assert stamped.time_ns == 1795531648605874000
     assert stamped.origin.original_time == "1795531648.605874"
     assert nflog(PAYLOADS[0]).time_ns == 9
 
 
-def test_sequence_and_identity_are_the_messages() -> None:
+def test_nflog_record_has_sequence_and_identity_of_the_message() -> None:
     assert nflog_message.sequence(memoryview(PAYLOADS[1])) == 8
     found = nflog(PAYLOADS[1])
     assert (found.origin.sequence, found.origin.identity) == (8, "nflog:seq:8")
     assert nflog_message.sequence(memoryview(b"")) is None
 
 
-def test_a_device_that_is_gone_is_its_index() -> None:
+def test_nflog_record_has_the_index_of_a_deleted_device() -> None:
     found = nflog(PAYLOADS[0], lambda _: None)
     assert found.out_interface is None
     assert found.details["out_ifindex"] == 2
 
 
-def test_a_packet_on_netdev_egress_begins_with_its_link_header() -> None:
+def test_nflog_capture_on_netdev_egress_begins_with_the_link_header() -> None:
     packet = bytes.fromhex("4500001d61f240004011c3470aca00020aca0001d1300035000915b178")
     link = bytes.fromhex("d29ef2b45cdace766b73e8f30800")
     found = nflog(
@@ -115,7 +119,7 @@ def test_a_packet_on_netdev_egress_begins_with_its_link_header() -> None:
     assert (found.source, found.destination_port, found.rule) == ("10.202.0.2", 53, "link")
 
 
-def test_frame_that_leaves_says_what_its_sender_claimed_where_that_differs() -> None:
+def test_nflog_egress_frame_has_the_claimed_protocol_if_it_differs() -> None:
     addresses = bytes.fromhex("d29ef2b45cdace766b73e8f3")
     for hook, ethertype, claimed, details in (
         (1, 0x88B5, 0x0800, {"ethertype": 0x88B5, "claimed_protocol": 0x0800}),
@@ -127,16 +131,16 @@ def test_frame_that_leaves_says_what_its_sender_claimed_where_that_differs() -> 
         frame = addresses + ethertype.to_bytes(2, "big") + bytes(20)
         header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", claimed, hook))
         found = nflog(message([header, (nflog_message.NFULA_PAYLOAD, frame)], family=5))
-        said = facts(found)
+        decoded = facts(found)
         shown = ("ethertype", "claimed_protocol")
-        assert {name: said[name] for name in shown if name in said} == details
+        assert {name: decoded[name] for name in shown if name in decoded} == details
         assert found.captured_sum == zlib.adler32(frame)
     short = nflog(message([header, (nflog_message.NFULA_PAYLOAD, frame[:13])], family=5))
     assert "ethertype" not in facts(short)
     assert nflog(message([header])).captured_sum is None
 
 
-def test_bridge_port_is_the_physical_device_of_an_ip_packet_and_the_only_one_of_a_frame() -> None:
+def test_nflog_bridge_port_is_the_physical_device_of_ip_and_the_only_device_of_a_frame() -> None:
     ports = [
         (nflog_message.NFULA_IFINDEX_INDEV, 2), (nflog_message.NFULA_IFINDEX_OUTDEV, 3),
         (nflog_message.NFULA_IFINDEX_PHYSINDEV, 4), (nflog_message.NFULA_IFINDEX_PHYSOUTDEV, 3),
@@ -152,8 +156,8 @@ def test_bridge_port_is_the_physical_device_of_an_ip_packet_and_the_only_one_of_
         (7, devices[:2], ("d2", "d3", None, None)),
     ):
         found = nflog(message([header, *attributes], family=family), lambda index: f"d{index}")
-        said = facts(found)
-        assert tuple(said.get(f"{side}_interface") for side in sides) == shown, family
+        decoded = facts(found)
+        assert tuple(decoded.get(f"{side}_interface") for side in sides) == shown, family
 
 
 @pytest.mark.parametrize(
@@ -184,12 +188,14 @@ def message(attributes: list[tuple[int, bytes]], family: int = 2) -> bytes:
         (message([]), "no packet header"),
         (message([(1, b"\x08")]), "no packet header"),
         (message([(1, b"\x08\x00\x03\x00"), (11, b"\0")]), "attribute 11 has 1 bytes, not 4"),
-        (message([(1, b"\x08\x00\x03\x00"), (3, b"\xff" * 16)]), "is no time"),
+        (message([(1, b"\x08\x00\x03\x00"), (3, b"\xff" * 16)]), "is not a valid time"),
         (message([(1, b"\x08\x00\x03\x00"), (3, b"\xff" * 8)]), "timestamp has 8 bytes"),
         (message([(1, b"\x08\x00\x03\x00"), (8, b"\xff" * 8)]), "address has 8 bytes"),
     ],
 )
-def test_a_damaged_message_is_rejected_with_its_reason(payload: bytes, reason: str) -> None:
+def test_nflog_message_that_is_damaged_is_rejected_with_its_reason(
+    payload: bytes, reason: str
+) -> None:
     found = nflog_message.read(
         memoryview(payload), group=5, interface_name=str, identity=str, received_ns=0, log_source=""
     )
@@ -199,7 +205,7 @@ def test_a_damaged_message_is_rejected_with_its_reason(payload: bytes, reason: s
     assert found.line == f"NFLOG payload={payload.hex()}"
 
 
-def test_nflog_message_timestamp_is_in_the_years_that_text_can_have() -> None:
+def test_nflog_message_timestamp_is_before_the_year_10000() -> None:
     header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", 0x0800, 3))
     last = 253_402_300_799  # 9999-12-31T23:59:59Z
     for seconds, microseconds, is_time in (
@@ -227,10 +233,12 @@ def test_nflog_message_has_a_vlan_only_with_protocol_and_tag() -> None:
 
 @settings(max_examples=300)
 @given(st.sampled_from(PAYLOADS), st.integers(0, 300), st.binary(max_size=8), st.integers(0, 300))
-def test_any_bytes_are_read_without_an_exception(
-    payload: bytes, place: int, noise: bytes, cut: int
-) -> None:
-    for hostile in (payload[:place] + noise + payload[place + len(noise) :], payload[:cut], noise):
+def test_nflog_decoder_never_raises(payload: bytes, position: int, noise: bytes, cut: int) -> None:
+    for hostile in (
+        payload[:position] + noise + payload[position + len(noise) :],
+        payload[:cut],
+        noise,
+    ):
         nflog_message.read(
             memoryview(hostile),
             group=5,
@@ -242,13 +250,13 @@ def test_any_bytes_are_read_without_an_exception(
         nflog_message.sequence(memoryview(hostile))
 
 
-def test_the_corpus_reads_back_from_its_own_lines() -> None:
+def test_nflog_line_of_each_corpus_message_parses_to_the_same_record() -> None:
     for payload in PAYLOADS:
         found = nflog(payload)
-        said = nflog_line.parse(found.origin.raw)
-        assert said is not None
-        assert said.identity == found.origin.identity
-        back = nflog_datagram.record(said.datagram, found.origin)
+        decoded = nflog_line.parse(found.origin.raw)
+        assert decoded is not None
+        assert decoded.identity == found.origin.identity
+        back = nflog_datagram.record(decoded.datagram, found.origin)
         assert (back, back.time_ns, back.received_ns) == (found, found.time_ns, found.received_ns)
 
 
@@ -285,7 +293,7 @@ DATAGRAMS: st.SearchStrategy[Datagram] = st.builds(
 
 
 @given(DATAGRAMS)
-def test_a_line_reads_back_as_what_was_written(datagram: Datagram) -> None:
+def test_nflog_line_parses_to_the_datagram_that_was_written(datagram: Datagram) -> None:
     line = nflog_line.render(datagram, ID)
     assert line.isascii()
     assert line.isprintable()
@@ -293,7 +301,7 @@ def test_a_line_reads_back_as_what_was_written(datagram: Datagram) -> None:
 
 
 @given(DATAGRAMS, st.data())
-def test_a_line_that_was_changed_is_read_as_another_one_or_not_at_all(
+def test_nflog_line_that_was_changed_does_not_parse_to_the_same_datagram(
     datagram: Datagram, data: st.DataObject
 ) -> None:
     line = nflog_line.render(datagram, ID)
@@ -304,7 +312,7 @@ def test_a_line_that_was_changed_is_read_as_another_one_or_not_at_all(
 
 
 @given(DATAGRAMS)
-def test_any_datagram_makes_a_record(datagram: Datagram) -> None:
+def test_nflog_datagram_always_makes_a_record(datagram: Datagram) -> None:
     origin = Origin(
         transport="nflog", identity="i", log_source="test", log_format="nfnetlink_log", raw=""
     )
@@ -312,14 +320,14 @@ def test_any_datagram_makes_a_record(datagram: Datagram) -> None:
 
 
 @pytest.mark.parametrize("field", ["group=70000", "uid=4294967296", "hook=300"])
-def test_a_number_out_of_range_makes_no_line(field: str) -> None:
+def test_nflog_line_with_a_number_out_of_range_is_not_parsed(field: str) -> None:
     line = nflog_line.render(_datagram(group=7, uid=7, hook=7), ID)
     name = field.split("=", maxsplit=1)[0]
     assert nflog_line.parse(line) is not None
     assert nflog_line.parse(line.replace(f"{name}=7", field)) is None
 
 
-def test_nflog_line_takes_times_of_63_bits() -> None:
+def test_nflog_line_accepts_times_of_63_bits() -> None:
     for received_ns, is_line in (((1 << 63) - 1, True), (1 << 63, False)):
         line = nflog_line.render(_datagram(received_ns=received_ns), ID)
         assert (nflog_line.parse(line) is not None) == is_line, received_ns
@@ -332,13 +340,13 @@ def _datagram(**changes: Any) -> Datagram:
     return plain._replace(**changes)
 
 
-def test_half_a_surrogate_pair_in_a_line_makes_no_name() -> None:
-    line = nflog_line.render(_datagram(prefix="MARK"), ID)
-    assert nflog_line.parse(line.replace("MARK", r"\ud83d\ude00")) is not None
-    assert nflog_line.parse(line.replace("MARK", r"\ud83d")) is None
+def test_nflog_line_with_half_a_surrogate_pair_is_not_parsed() -> None:
+    line = nflog_line.render(_datagram(prefix="PLACEHOLDER"), ID)
+    assert nflog_line.parse(line.replace("PLACEHOLDER", r"\ud83d\ude00")) is not None
+    assert nflog_line.parse(line.replace("PLACEHOLDER", r"\ud83d")) is None
 
 
-def test_a_name_longer_than_any_makes_no_line() -> None:
+def test_nflog_line_with_a_name_above_the_limit_is_not_parsed() -> None:
     for datagram in (
         _datagram(prefix="p" * 509),
         _datagram(input=Interface(1, "d" * 61)),
@@ -349,10 +357,10 @@ def test_a_name_longer_than_any_makes_no_line() -> None:
 
 
 @pytest.mark.parametrize("identity", ["kmsg:1:2:3", "", "nflog:" + "x" * 251, "nflog:\ud83d"])
-def test_an_identity_that_is_not_an_nflog_records_makes_no_line(identity: str) -> None:
+def test_nflog_line_with_an_identity_of_another_transport_is_not_parsed(identity: str) -> None:
     assert nflog_line.parse(nflog_line.render(_datagram(), identity)) is None
 
 
-def test_a_line_of_before_there_were_identities_is_read() -> None:
+def test_nflog_line_without_an_identity_is_parsed() -> None:
     line = nflog_line.render(_datagram(), ID).replace(f" id={json.dumps(ID)}", "")
     assert nflog_line.parse(line) == (_datagram(), None)

@@ -1,9 +1,9 @@
-"""Settings for gathering NFLOG records in the kernel, by the rate of records."""
+"""Tests of the batching of NFLOG records in the kernel, by the rate of records."""
 
 from __future__ import annotations
 
-from ocsf_nft.sources.nflog.group import CALM, FLOOD
-from ocsf_nft.sources.nflog.pace import Pace
+from ocsf_nft.sources.nflog.adaptive_batching import AdaptiveBatching
+from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD
 
 _BEGIN_NS = 5
 
@@ -14,13 +14,13 @@ def test_nflog_flood_begins_with_400_records_in_a_tenth_of_a_second() -> None:
         (399, 100_000_000, False),
         (400, 100_000_001, False),
     ):
-        pace = Pace(_BEGIN_NS)
-        assert not pace.observe(1, _BEGIN_NS)
-        assert pace.observe(records - 1, _BEGIN_NS + later_ns) == is_flood
-        assert pace.batching is (FLOOD if is_flood else CALM), (records, later_ns)
-    # The records after the tenth of a second are the first of the next one.
-    assert not pace.observe(0, _BEGIN_NS + 200_000_001)
-    assert pace.observe(1, _BEGIN_NS + 200_000_001)
+        adaptive = AdaptiveBatching(_BEGIN_NS)
+        assert not adaptive.observe(1, _BEGIN_NS)
+        assert adaptive.observe(records - 1, _BEGIN_NS + later_ns) == is_flood
+        assert adaptive.batching is (FLOOD if is_flood else CALM), (records, later_ns)
+    # Records after the tenth of a second count for the next one.
+    assert not adaptive.observe(0, _BEGIN_NS + 200_000_001)
+    assert adaptive.observe(1, _BEGIN_NS + 200_000_001)
 
 
 def test_nflog_flood_ends_after_a_second_with_fewer_than_1000_records() -> None:
@@ -29,11 +29,11 @@ def test_nflog_flood_ends_after_a_second_with_fewer_than_1000_records() -> None:
         (1000, 1_000_000_000, False),
         (999, 999_999_999, False),
     ):
-        pace = Pace(_BEGIN_NS)
-        assert pace.observe(400, _BEGIN_NS)
-        assert not pace.observe(1, _BEGIN_NS + 1)
-        assert pace.observe(records - 1, _BEGIN_NS + later_ns) == is_over
-        assert pace.batching is (CALM if is_over else FLOOD), (records, later_ns)
+        adaptive = AdaptiveBatching(_BEGIN_NS)
+        assert adaptive.observe(400, _BEGIN_NS)
+        assert not adaptive.observe(1, _BEGIN_NS + 1)
+        assert adaptive.observe(records - 1, _BEGIN_NS + later_ns) == is_over
+        assert adaptive.batching is (CALM if is_over else FLOOD), (records, later_ns)
 
 
 def test_nflog_datagram_is_sent_at_once_or_when_it_fills_its_slab() -> None:

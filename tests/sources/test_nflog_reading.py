@@ -1,4 +1,4 @@
-"""The NFLOG source with rare or malformed datagrams, and with failures of its socket."""
+"""Tests of the NFLOG source with rare or malformed datagrams and failures of its socket."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import pytest
 from ocsf_nft import netlink
 from ocsf_nft.errors import OcsfNftError, SourceError, UnsupportedError
 from ocsf_nft.netns import Namespace
-from ocsf_nft.sources.nflog import Nflog
-from ocsf_nft.sources.nflog import group as nflog_group
+from ocsf_nft.sources.nflog import Nflog, group_binding
 from ocsf_nft.sources.nflog import message as nflog_message
 from ocsf_nft.sources.nflog import source as nflog_source
-from ocsf_nft.sources.nflog.group import CALM, PACKET
+from ocsf_nft.sources.nflog.group_binding import CALM, PACKET
 from tests.descriptors import no_more_descriptors
 from tests.sources.corpus_cases import nflog
 from tests.sources.test_nflog_message import message
@@ -33,7 +32,7 @@ def _datagram(*payloads: bytes) -> memoryview:
     return memoryview(b"".join(netlink.message(PACKET, 0, payload) for payload in payloads))
 
 
-def _sound(number: int | None) -> bytes:
+def _valid(number: int | None) -> bytes:
     sequence = () if number is None else ((nflog_message.NFULA_SEQ, struct.pack("!I", number)),)
     return message([_HEADER, *sequence])
 
@@ -46,24 +45,24 @@ def _read(source: Nflog, *payloads: bytes) -> tuple[list[Record], list[Gap], lis
 
 def test_nflog_reader_counts_a_damaged_message_as_read() -> None:
     damaged = message([(nflog_message.NFULA_SEQ, struct.pack("!I", 1))])
-    records, gaps, rejects = _read(
-        Nflog(Namespace(), 5), _sound(0), damaged, _sound(2), _sound(5), damaged[:4]
+    records, gaps, rejected = _read(
+        Nflog(Namespace(), 5), _valid(0), damaged, _valid(2), _valid(5), damaged[:4]
     )
     assert [record.origin.sequence for record in records] == [0, 2, 5]
-    assert [(gap.lost, gap.reason) for gap in gaps] == [(2, "the kernel dropped records")]
-    assert [reject.kind for reject in rejects] == ["malformed"] * 2
+    assert [(gap.dropped, gap.reason) for gap in gaps] == [(2, "the kernel dropped records")]
+    assert [reject.kind for reject in rejected] == ["malformed"] * 2
 
 
-def test_nflog_reader_tells_records_without_a_number_apart() -> None:
+def test_nflog_reader_gives_records_without_a_number_different_identities() -> None:
     source = Nflog(Namespace(), 5)
-    records, gaps, _ = _read(source, _sound(None), _sound(None), _sound(0))
-    more, _, _ = _read(source, _sound(None))
+    records, gaps, _ = _read(source, _valid(None), _valid(None), _valid(0))
+    more, _, _ = _read(source, _valid(None))
     identities = [record.origin.identity for record in records + more]
     assert identities == [":unnumbered-1", ":unnumbered-2", ":0", ":unnumbered-3"]
     assert not gaps
 
 
-def test_nflog_reader_raises_what_the_kernel_answers() -> None:
+def test_nflog_reader_raises_the_kernels_error() -> None:
     source = Nflog(Namespace(), 5)
     acknowledged = netlink.message(netlink.NLMSG_ERROR, 0, struct.pack("=i", 0))
     source._read(memoryview(acknowledged), [], [], [])
@@ -72,7 +71,7 @@ def test_nflog_reader_raises_what_the_kernel_answers() -> None:
         source._read(memoryview(refused), [], [], [])
 
 
-async def test_nflog_reader_raises_when_its_socket_fails() -> None:
+async def test_nflog_reader_raises_if_its_socket_fails() -> None:
     source = Nflog(Namespace(), 5)
     with pytest.raises(SourceError, match="the NFLOG source is not open: enter its context first"):
         await anext(source.batches())
@@ -83,10 +82,10 @@ async def test_nflog_reader_raises_when_its_socket_fails() -> None:
         with pytest.raises(SourceError, match=r"^reading NFLOG failed: Transport endpoint is not"):
             await anext(source.batches())
     with pytest.raises(SourceError, match=r"^reading NFLOG failed: Bad file descriptor$"):
-        nflog_source._set_batching(sock, 5, source._pace)
+        nflog_source._set_batching(sock, 5, source._adaptive)
 
 
-def test_nflog_group_that_can_not_be_bound_gives_its_cause() -> None:
+def test_nflog_group_that_can_not_be_bound_raises_with_the_cause() -> None:
     cases: list[tuple[OSError, type[OcsfNftError], str]] = [
         (OSError(code, os.strerror(code)), UnsupportedError, "this kernel has no NFLOG: load the")
         for code in (
@@ -102,24 +101,24 @@ def test_nflog_group_that_can_not_be_bound_gives_its_cause() -> None:
         (TimeoutError(), SourceError, "binding NFLOG group 7 failed: TimeoutError"),
     ]
     for error, kind, sentence in cases:
-        explained = nflog_group._explained(error, 7)
-        assert type(explained) is kind, error
-        assert str(explained).startswith(sentence), error
+        raised = group_binding._error_for(error, 7)
+        assert type(raised) is kind, error
+        assert str(raised).startswith(sentence), error
     with (
         pytest.raises(SourceError, match=r"^binding NFLOG group 7 failed: Too many open files$"),
         no_more_descriptors(),
     ):
-        nflog_group.bind(7, CALM)
+        group_binding.bind(7, CALM)
 
 
-def test_nflog_message_of_the_arp_family_and_of_rarp_is_read_as_arp() -> None:
+def test_nflog_message_of_the_arp_family_or_rarp_is_decoded_as_arp() -> None:
     arp = bytes.fromhex("0001080006040001 4ea2fcb7c275 0aca0002 000000000000 0aca0001")
     for family, ethertype in ((3, 0x0806), (3, 0x0800), (5, 0x8035), (5, 0x0806)):
         header = (nflog_message.NFULA_PACKET_HDR, struct.pack("!HBx", ethertype, 0))
         found = nflog(message([header, (nflog_message.NFULA_PAYLOAD, arp)], family=family))
-        said = facts(found)
-        assert said["arp.destination"] == "10.202.0.1", (family, ethertype)
-        assert said["arp.operation"] == 1
+        decoded = facts(found)
+        assert decoded["arp.destination"] == "10.202.0.1", (family, ethertype)
+        assert decoded["arp.operation"] == 1
 
 
 async def test_nflog_reader_reads_nothing_after_it_was_closed() -> None:
@@ -130,7 +129,7 @@ async def test_nflog_reader_reads_nothing_after_it_was_closed() -> None:
 
 
 class _Silent:
-    """A socket without a datagram."""
+    """Fake socket without a datagram."""
 
     def __init__(self) -> None:
         self.reads = 0
@@ -140,7 +139,7 @@ class _Silent:
         raise BlockingIOError
 
 
-def test_nflog_reader_asks_an_empty_socket_once() -> None:
+def test_nflog_reader_reads_an_empty_socket_once() -> None:
     source, silent = Nflog(Namespace(), 5), _Silent()
     assert source._drain(silent).records == ()  # type: ignore[arg-type]
     assert silent.reads == 1

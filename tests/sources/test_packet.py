@@ -1,4 +1,4 @@
-"""Bytes and text of one packet say the same."""
+"""Tests that the bytes and the kernel's text of a packet give equal records."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocsf_nft.record import Origin, Record
-from ocsf_nft.sources import facts as fact
 from ocsf_nft.sources import packet
+from ocsf_nft.sources import packet_fields as fact
 from tests.sources import kernel_printer
 from tests.sources.corpus_cases import MESSAGES, cases, nflog, record
 
@@ -22,13 +22,13 @@ ORIGIN = Origin(
 )
 
 
-def of_bytes(facts: fact.Facts) -> Record:
+def record_of_facts(facts: fact.Facts) -> Record:
     facts = {"out_interface": "eth0", **facts}
     return fact.record(PREFIX, facts, time_ns=0, received_ns=0, origin=ORIGIN)
 
 
 def _packets4() -> st.SearchStrategy[bytes]:
-    """IPv4 packets that are mostly sound: the header's length field is the real one."""
+    """Return a strategy of mostly valid IPv4 packets, with the real length in the header."""
 
     def build(
         options: bytes, tos: int, frag: int, ttl: int, protocol: int, payload: bytes, cut: int
@@ -57,7 +57,7 @@ def _packets4() -> st.SearchStrategy[bytes]:
 
 
 def _payloads(version: int) -> st.SearchStrategy[bytes]:
-    """What may follow an IP header: noise, TCP with options, ICMP errors with a quoted packet."""
+    """Return a strategy of IP payloads: noise, TCP with options, ICMP errors with a quote."""
     quoted4 = bytes.fromhex("4500002800010000400633fccb0071070aca000201bbd903") + bytes(20)
     quoted6 = bytes.fromhex("600000000014064020010db8000000000000000000000007") + bytes(40)
     quoted = quoted4 if version == 4 else quoted6
@@ -112,14 +112,14 @@ def _packets6() -> st.SearchStrategy[bytes]:
     )
 
 
-def test_the_printer_of_these_tests_prints_what_the_kernel_printed() -> None:
+def test_kernel_printer_prints_the_same_as_the_kernel() -> None:
     printed = 0
     for case in cases():
         for payload in case.payloads:
             rendered = _rendered(payload)
             if any(line.endswith(rendered) for line in case.messages):
                 printed += 1
-    # Of the MLD report among the prefixes there is no line; the two level cases log no owner.
+    # The MLD report among the prefixes has no line; the two level cases log no owner.
     assert printed == sum(len(case.payloads) for case in cases()) - 3
 
 
@@ -128,7 +128,7 @@ def _rendered(payload: bytes) -> str:
     owner = "" if found.uid is None else f"UID={found.uid} GID={found.gid} "
     mark = found.details.get("mark")
     owner += "" if mark is None else f"MARK=0x{mark:x} "
-    # What came in by a device has an owner only in NFLOG: the socket is another namespace's.
+    # A packet with an input device has an owner only in NFLOG: its socket is in another namespace.
     owner = "" if found.in_interface else owner
     data = _captured(payload)
     if found.ip_version == 4:
@@ -152,52 +152,52 @@ def _captured(payload: bytes) -> bytes:
 
 @settings(max_examples=400, deadline=None)
 @given(_packets4())
-def test_ipv4_bytes_and_their_text_make_equal_records(data: bytes) -> None:
-    said = record(HEAD + kernel_printer.ipv4(data))
-    read = of_bytes(packet.ip_facts(data, 4))
-    if said.protocol is None:
-        # The kernel leaves the protocol out before it names it: cut options, late AH fragments.
-        assert read.protocol is not None
-        details = {name: value for name, value in said.details.items() if name != "truncated"}
-        said = replace(said, protocol=read.protocol, details=details)
-    assert read == said
+def test_ipv4_packet_and_its_kernel_text_make_equal_records(data: bytes) -> None:
+    from_text = record(HEAD + kernel_printer.ipv4(data))
+    from_bytes = record_of_facts(packet.ip_facts(data, 4))
+    if from_text.protocol is None:
+        # The kernel stops before it prints the protocol: cut options, later AH fragments.
+        assert from_bytes.protocol is not None
+        details = {name: value for name, value in from_text.details.items() if name != "truncated"}
+        from_text = replace(from_text, protocol=from_bytes.protocol, details=details)
+    assert from_bytes == from_text
 
 
 @settings(max_examples=400, deadline=None)
 @given(_packets6())
-def test_ipv6_bytes_and_their_text_make_equal_records(data: bytes) -> None:
-    said = record(HEAD + kernel_printer.ipv6(data))
-    assert of_bytes(packet.ip_facts(data, 6)) == said
+def test_ipv6_packet_and_its_kernel_text_make_equal_records(data: bytes) -> None:
+    from_text = record(HEAD + kernel_printer.ipv6(data))
+    assert record_of_facts(packet.ip_facts(data, 6)) == from_text
 
 
-def test_of_two_fragment_headers_the_first_tells_and_either_one_makes_it_late() -> None:
+def test_ipv6_packet_with_two_fragment_headers_has_the_first_and_is_later_if_either_is() -> None:
     for first, second in ((8, 0), (0, 8)):
         chain = struct.pack("!BBHI", 44, 0, first, 1) + struct.pack("!BBHI", 6, 0, second, 2)
         header = struct.pack("!IHBB", 0x60000000, 36, 44, 64)
         data = header + bytes(15) + b"\1" + bytes(15) + b"\2" + chain + bytes(20)
-        said = record(HEAD + kernel_printer.ipv6(data))
-        assert said == of_bytes(packet.ip_facts(data, 6))
-        assert (said.protocol, said.destination_port) == (6, None)
-        assert (said.details["fragment_offset"], said.details["ip_id"]) == (first, 1)
-        assert "truncated" not in said.details
+        from_text = record(HEAD + kernel_printer.ipv6(data))
+        assert from_text == record_of_facts(packet.ip_facts(data, 6))
+        assert (from_text.protocol, from_text.destination_port) == (6, None)
+        assert (from_text.details["fragment_offset"], from_text.details["ip_id"]) == (first, 1)
+        assert "truncated" not in from_text.details
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=40) | st.binary(max_size=30).map(b"\0\1\x08\0\6\4\0".__add__))
-def test_arp_bytes_and_their_text_make_equal_records(data: bytes) -> None:
-    said = record(HEAD + "MACSRC=00:00:00:00:00:01 MACDST=ff:ff:ff:ff:ff:ff MACPROTO=0806 "
+def test_arp_packet_and_its_kernel_text_make_equal_records(data: bytes) -> None:
+    from_text = record(HEAD + "MACSRC=00:00:00:00:00:01 MACDST=ff:ff:ff:ff:ff:ff MACPROTO=0806 "
                   + kernel_printer.arp(data))  # fmt: skip
-    read = of_bytes(packet.arp_facts(data))
-    assert read.details == said.details
+    from_bytes = record_of_facts(packet.arp_facts(data))
+    assert from_bytes.details == from_text.details
 
 
 @given(st.binary(max_size=200), st.sampled_from([4, 6]))
-def test_any_bytes_are_read_without_an_exception(data: bytes, version: int) -> None:
+def test_packet_decoder_never_raises(data: bytes, version: int) -> None:
     packet.ip_facts(data, version)
     packet.arp_facts(data)
 
 
-def test_a_capture_cut_short_is_told_from_an_incomplete_packet() -> None:
+def test_packet_capture_that_is_cut_differs_from_an_incomplete_packet() -> None:
     whole = bytes.fromhex(
         "4500003c059540004006ee530aca0002cb007107a12601bb9eda6bb800000000a002faf04702"
         "0000020405b40402080a3aff2c62000000000103030a"
@@ -219,7 +219,7 @@ def test_a_capture_cut_short_is_told_from_an_incomplete_packet() -> None:
     assert "truncated" not in facts
 
 
-def test_ah_and_esp_headers_are_read_from_their_12_and_8_bytes() -> None:
+def test_packet_decoder_needs_12_bytes_of_ah_and_8_of_esp() -> None:
     for protocol, size, at in ((51, 12, 4), (50, 8, 0)):
         header = bytes(range(1, size + 1))
         for missing in (0, 1):
@@ -273,15 +273,15 @@ def test_icmp_message_has_the_fields_of_its_type() -> None:
 
 def test_icmp_message_below_the_length_of_its_type_is_incomplete() -> None:
     # required_len of net/netfilter/nf_log_syslog.c
-    least = {3: 28, 4: 28, 5: 28, 11: 28, 12: 28, 13: 20, 14: 20, 17: 12, 18: 12}
+    minimum = {3: 28, 4: 28, 5: 28, 11: 28, 12: 28, 13: 20, 14: 20, 17: 12, 18: 12}
     for kind in range(20):
         for size in range(8, 30):
             facts = _icmp(4, bytes([kind, 0]) + bytes(size - 2))
-            incomplete = size if size < least.get(kind, 0) else None
+            incomplete = size if size < minimum.get(kind, 0) else None
             assert facts.get("incomplete_bytes") == incomplete, (kind, size)
 
 
-def test_every_line_of_the_corpus_is_read() -> None:
+def test_kernel_text_of_the_whole_corpus_is_parsed() -> None:
     assert len(MESSAGES) == 76
     for message in MESSAGES:
         assert "unparsed" not in record(message).details

@@ -1,4 +1,4 @@
-"""Log files of every usual form give the kernel's records, and nobody else's."""
+"""Tests that log files in all usual formats give the kernel's records and no others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.descriptors import open_descriptors
 from tests.sources.corpus_cases import MESSAGES, cases, nflog, record
 from tests.sources.replaying import (
     MESSAGE,
-    MOMENT,
+    STAMP_NS,
     entry,
     export,
     flat,
@@ -32,7 +32,7 @@ from tests.sources.replaying import (
 )
 
 
-def test_the_corpus_replays_and_its_escapes_are_undone() -> None:
+def test_replay_reads_the_corpus_and_decodes_escapes() -> None:
     lines = [line for case in cases() for line in case.lines]
     found = read(*lines)
     assert found == [record(message) for message in MESSAGES]
@@ -41,21 +41,21 @@ def test_the_corpus_replays_and_its_escapes_are_undone() -> None:
     assert one(f"4,1,2,-;{escaped}").out_interface == "\u00fc\\x"
 
 
-def test_the_dictionary_of_a_kmsg_record_is_no_line_of_its_own() -> None:
+def test_replay_skips_the_dictionary_of_a_kmsg_record() -> None:
     assert one(f"4,1,2,-;{MESSAGE}", " SUBSYSTEM=net", " DEVICE=IN=a OUT=b", "4,2,3,-;x")
     assert rejected(" SUBSYSTEM=IN=a OUT=b").kind == "malformed"
 
 
 @pytest.mark.parametrize("blank", [" ", "               ", "\t"])
-def test_an_indented_line_is_no_record_but_part_of_what_a_program_wrote(blank: str) -> None:
-    """So dmesg and journalctl print a message of several lines."""
+def test_replay_refuses_an_indented_line(blank: str) -> None:
+    """Read the second line of a message as dmesg and journalctl print it."""
     found = rejected("[    1.500000] hello", blank + MESSAGE)
     assert found.kind == "malformed"
     assert "indented" in found.reason
     assert rejected(blank + f"[    1.500000] {MESSAGE}").line == f"{blank}[    1.500000] {MESSAGE}"
 
 
-def test_our_own_nflog_lines_replay_as_the_records_they_were() -> None:
+def test_replay_reads_nflog_lines_as_equal_records() -> None:
     for case in cases():
         for payload in case.payloads:
             live = nflog(payload)
@@ -69,7 +69,7 @@ def test_our_own_nflog_lines_replay_as_the_records_they_were() -> None:
     assert rejected("NFLOG group=5 family=2 packet=00").kind == "malformed"
 
 
-def test_the_form_of_a_record_is_not_guessed_from_its_log_prefix() -> None:
+def test_replay_log_format_does_not_depend_on_the_log_prefix() -> None:
     foreign = one(MESSAGE.replace("ocsf-nft:sb:egress:", "NFLOG "))
     assert (foreign.prefix, foreign.origin.log_format) == ("NFLOG ", "nf_log_syslog")
     (payload, *_) = (payload for case in cases() for payload in case.payloads)
@@ -89,12 +89,12 @@ def test_the_form_of_a_record_is_not_guessed_from_its_log_prefix() -> None:
         export(entry()).rstrip(b"\n"),
     ],
 )
-def test_a_journal_entry_is_the_kernels_message_at_the_kernels_time(line: str | bytes) -> None:
+def test_replay_reads_a_journal_entry_with_the_kernels_time(line: str | bytes) -> None:
     found = one(line)
     assert found == record(MESSAGE)
-    assert found.time_ns == MOMENT - 1_000_000
+    assert found.time_ns == STAMP_NS - 1_000_000
     assert found.origin.identity == "journal:s=1;i=2"
-    assert found.origin.original_time == str(MOMENT // 1000)
+    assert found.origin.original_time == str(STAMP_NS // 1000)
 
 
 @pytest.mark.parametrize(
@@ -108,27 +108,29 @@ def test_a_journal_entry_is_the_kernels_message_at_the_kernels_time(line: str | 
         {"_TRANSPORT": None},
     ],
 )
-def test_a_journal_entry_of_userland_is_forged(change: dict[str, object]) -> None:
+def test_replay_refuses_a_journal_entry_of_user_space_as_forged(change: dict[str, object]) -> None:
     assert rejected(json.dumps(entry(**change))).kind == "forged"
     if all(isinstance(value, str) for value in change.values()):
         assert rejected(export(entry(**change))).kind == "forged"
 
 
-def test_equal_lines_are_different_records_the_same_in_every_reading() -> None:
+def test_replay_gives_equal_lines_different_and_repeatable_identities() -> None:
     line = f"Nov 24 15:05:55 host kernel: {MESSAGE}"
     first, second = (identity(found) for found in read(line, line))
     assert first != second
     assert [identity(found) for found in read("other", line, "x", line)] == [first, second]
 
 
-def test_a_kmsg_record_is_itself_however_often_it_is_read() -> None:
+def test_replay_gives_a_repeated_kmsg_record_one_identity() -> None:
     line = f"4,77,1500000,-;{MESSAGE}"
     assert len({identity(found) for found in read(line, line)}) == 1
     assert identity(one(line)) != identity(one(line.replace("77", "78")))
 
 
-def test_the_memory_of_equal_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "REMEMBERED", 10)
+def test_replay_counts_occurrences_of_a_bounded_number_of_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replay, "MAX_COUNTED_LINES", 10)
     reading = reader()
     for number in range(50):
         line = f"[    1.{number:06d}] {MESSAGE}\n".encode()
@@ -136,13 +138,13 @@ def test_the_memory_of_equal_lines_is_bounded(monkeypatch: pytest.MonkeyPatch) -
     assert len(reading._seen) == 10
 
 
-def test_what_became_of_each_line_is_counted() -> None:
+def test_replay_counts_lines_by_result() -> None:
     reading = reader()
     lines = ["x", MESSAGE, f"12,1,2,-;{MESSAGE}", "ocsf-nft:x", MESSAGE]
     flat(reading.batches(["\n".join(lines).encode()]))
     tally = reading.tally
     assert (tally.lines, tally.records, tally.skipped) == (5, 2, 1)
-    assert tally.rejects == {"forged": 1, "malformed": 1}
+    assert tally.rejected == {"forged": 1, "malformed": 1}
 
 
 @settings(max_examples=200, deadline=None)
@@ -163,11 +165,11 @@ def test_what_became_of_each_line_is_counted() -> None:
         )
     )
 )
-def test_any_bytes_are_read_without_an_exception(chunks: list[bytes]) -> None:
+def test_replay_never_raises_on_any_bytes(chunks: list[bytes]) -> None:
     reading = reader()
     flat(reading.batches(chunks))
     tally = reading.tally
-    assert tally.lines == tally.records + tally.skipped + sum(tally.rejects.values())
+    assert tally.lines == tally.records + tally.skipped + sum(tally.rejected.values())
 
 
 async def collect(source: Replay) -> list[Record | Reject]:
@@ -175,7 +177,7 @@ async def collect(source: Replay) -> list[Record | Reject]:
         return flat([batch async for batch in source.batches()])
 
 
-async def test_files_are_read_one_after_the_other(tmp_path: Path) -> None:
+async def test_replay_reads_files_one_after_the_other(tmp_path: Path) -> None:
     first, second = tmp_path / "a.log", tmp_path / "b.log"
     first.write_text(f"{MESSAGE}\n{MESSAGE}")
     second.write_text(f"{MESSAGE}\n")
@@ -190,7 +192,9 @@ async def test_files_are_read_one_after_the_other(tmp_path: Path) -> None:
     assert identity(found[0]) == identity(found[2]) != identity(found[1])
 
 
-async def test_a_pipe_is_read_without_holding_up_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_replay_reads_a_pipe_without_blocking_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     outlet, inlet = os.pipe()
     with os.fdopen(outlet) as stdin, os.fdopen(inlet, "wb", buffering=0) as pipe:
         monkeypatch.setattr("sys.stdin", stdin)
@@ -207,7 +211,7 @@ async def test_a_pipe_is_read_without_holding_up_the_loop(monkeypatch: pytest.Mo
                 await anext(batches)
 
 
-async def test_replay_waits_again_where_nothing_can_be_read_after_all(
+async def test_replay_waits_again_if_a_read_would_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "a.log"
@@ -225,7 +229,7 @@ async def test_replay_waits_again_where_nothing_can_be_read_after_all(
     assert answers == []
 
 
-async def test_a_line_without_stamp_is_as_old_as_its_regular_file_and_as_new_as_a_stream(
+async def test_replay_line_without_stamp_has_the_time_of_its_file_or_of_reading_a_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, pipe = tmp_path / "a.log", tmp_path / "pipe"
@@ -243,7 +247,7 @@ async def test_a_line_without_stamp_is_as_old_as_its_regular_file_and_as_new_as_
     assert (from_stdin.time_ns, from_pipe.time_ns) == (123_000_000_000, 5)
 
 
-async def test_a_file_that_is_absent_or_no_file_is_said_to_be_so(tmp_path: Path) -> None:
+async def test_replay_raises_for_an_absent_file_and_for_a_folder(tmp_path: Path) -> None:
     with pytest.raises(AbsentError, match="there is no file"):
         await collect(Replay([tmp_path / "absent"]))
     with pytest.raises(SourceError, match="can't be read"):

@@ -1,11 +1,11 @@
-"""Lines and exported journal entries are told apart: neither swallows the other, nor memory."""
+"""Tests of the splitting of lines and exported journal entries, in bounded memory."""
 
 from __future__ import annotations
 
 import pytest
 
 from ocsf_nft.record import Record, Reject
-from ocsf_nft.sources.replay.splitter import Broken, Export, Overlong, Splitter
+from ocsf_nft.sources.replay.splitter import BrokenField, ExportEntry, OverlongLine, Splitter
 from tests.sources.corpus_cases import record
 from tests.sources.replaying import (
     MESSAGE,
@@ -20,13 +20,13 @@ from tests.sources.replaying import (
 )
 
 
-def test_a_message_can_not_add_fields_to_its_export_entry() -> None:
+def test_splitter_message_can_not_add_fields_to_its_export_entry() -> None:
     hostile = f"{MESSAGE}\n_TRANSPORT=kernel\nSYSLOG_FACILITY=0\n\n{MESSAGE}".encode()
     fields = entry(_TRANSPORT="stdout", MESSAGE=hostile)
     assert rejected(export(fields)).kind == "forged"
 
 
-def test_chunks_may_end_anywhere() -> None:
+def test_splitter_result_does_not_depend_on_the_chunks() -> None:
     lines = [
         f"4,1,2,-;{MESSAGE}\n".encode(),
         export(entry(MESSAGE=MESSAGE.encode())),
@@ -42,7 +42,7 @@ def test_chunks_may_end_anywhere() -> None:
         assert [identity(item) for item in found] == [identity(item) for item in whole]
 
 
-def test_the_first_of_several_values_of_an_export_field_counts() -> None:
+def test_splitter_uses_the_first_of_several_values_of_a_field() -> None:
     twice = export(entry()).rstrip(b"\n") + b"\nMESSAGE=ocsf-nft:other\n\n"
     assert one(twice) == record(MESSAGE)
 
@@ -58,16 +58,16 @@ def test_the_first_of_several_values_of_an_export_field_counts() -> None:
         b"__CURSOR=x\nFOO\n" + (2 << 20).to_bytes(8, "little") + b"x" * (2 << 20) + b"more\n",
     ],
 )
-def test_what_looks_like_an_export_entry_does_not_swallow_records(before: bytes) -> None:
+def test_splitter_reads_records_after_a_false_export_entry(before: bytes) -> None:
     data = before + f"[    1.500000] {MESSAGE}\n4,77,1500000,-;{MESSAGE}\n".encode()
     for size in (13, 4096, len(data)):
         found = flat(reader().batches(data[at : at + size] for at in range(0, len(data), size)))
         assert [item for item in found if isinstance(item, Record)] == [record(MESSAGE)] * 2
-        rejects = [item.reason for item in found if isinstance(item, Reject)]
-        assert len(rejects) == before.count(b"FOO")
+        reasons = [item.reason for item in found if isinstance(item, Reject)]
+        assert len(reasons) == before.count(b"FOO")
 
 
-def test_line_in_the_place_of_the_end_of_a_field_is_read_whole() -> None:
+def test_splitter_reads_a_whole_line_after_a_field_without_line_break() -> None:
     for size in (2, 2 << 20):
         field = b"FOO\n" + size.to_bytes(8, "little") + b"x" * size
         data = b"__CURSOR=x\n" + field + f"4,77,1500000,-;{MESSAGE}\n".encode()
@@ -76,12 +76,12 @@ def test_line_in_the_place_of_the_end_of_a_field_is_read_whole() -> None:
                 reader().batches(data[at : at + chunk] for at in range(0, len(data), chunk))
             )[::-1]
             assert isinstance(broken, Reject)
-            assert "is longer than it says" in broken.reason
+            assert "is longer than its stated length" in broken.reason
             assert found == record(MESSAGE)
 
 
 @pytest.mark.parametrize("size", [40, 3 << 20])
-def test_records_in_a_field_without_an_end_are_rejected_not_swallowed(size: int) -> None:
+def test_splitter_reports_a_field_without_an_end(size: int) -> None:
     field = b"FOO\n" + size.to_bytes(8, "little") + MESSAGE.encode()[:30] + b"\nx"
     found = read(b"__CURSOR=x\n" + field)
     assert len(found) == 1
@@ -90,18 +90,18 @@ def test_records_in_a_field_without_an_end_are_rejected_not_swallowed(size: int)
     assert "cut by the end" in found[0].reason
 
 
-def test_an_entry_that_is_cut_does_not_swallow_the_next_one() -> None:
+def test_splitter_reads_an_export_entry_after_one_that_is_cut() -> None:
     assert one(b"__CURSOR=s=0\n_TRANSPORT=stdout\n" + export(entry())) == record(MESSAGE)
 
 
-def test_line_that_is_no_field_ends_an_export_entry() -> None:
+def test_splitter_ends_an_export_entry_at_a_line_without_a_field() -> None:
     splitter = Splitter({"MESSAGE"})
     assert list(splitter.feed(b"__CURSOR=x\nMESSAGE=y\nno field=1\nMESSAGE=z\n")) == [
-        Export({"MESSAGE": b"y"}), b"no field=1", b"MESSAGE=z",
+        ExportEntry({"MESSAGE": b"y"}), b"no field=1", b"MESSAGE=z",
     ]  # fmt: skip
 
 
-def test_a_huge_field_is_skipped_to_its_end_across_chunks() -> None:
+def test_splitter_skips_a_huge_field_across_chunks() -> None:
     fields = {"__CURSOR": "s=1", "HUGE": b"x" * ((1 << 20) + 5)} | entry()
     data = export(fields)
     for size in (4096, 65536, (1 << 20) + 33):
@@ -109,14 +109,14 @@ def test_a_huge_field_is_skipped_to_its_end_across_chunks() -> None:
         assert flat(reader().batches(chunks)) == [record(MESSAGE)]
 
 
-def test_an_entry_of_many_fields_takes_no_memory() -> None:
+def test_splitter_stores_only_selected_fields() -> None:
     reading = reader()
     fields = b"".join(b"F%d=x\n" % number for number in range(5000))
     assert flat(reading.feed(b"__CURSOR=s\n" + fields)) == []
     assert reading._splitter._fields == {"__CURSOR": b"s"}
 
 
-def test_a_line_without_end_takes_no_memory_and_is_no_record() -> None:
+def test_splitter_stores_only_the_start_of_an_endless_line() -> None:
     reading = reader()
     start = f"4,1,2,-;{MESSAGE}".encode()
     chunks = [start, *(b"x" * 65536 for _ in range(100)), b"\n", MESSAGE.encode(), b"\n"]
@@ -128,19 +128,21 @@ def test_a_line_without_end_takes_no_memory_and_is_no_record() -> None:
     assert len(reading._splitter._rest) < 1 << 20
 
 
-def test_splitter_keeps_fields_and_lines_up_to_its_limits() -> None:
+def test_splitter_stores_fields_and_lines_up_to_its_limits() -> None:
     mebibyte = 1 << 20
-    for size, kept in ((mebibyte, {"A": b"x" * mebibyte}), (mebibyte + 1, {})):
+    for size, stored in ((mebibyte, {"A": b"x" * mebibyte}), (mebibyte + 1, {})):
         splitter = Splitter({"A"})
         field = b"A\n" + size.to_bytes(8, "little") + b"x" * size + b"\n"
         data = b"__CURSOR=\n" + field + b"B=y\n\n"
         exported = [*splitter.feed(data[:-9]), *splitter.feed(data[-9:])]
-        assert exported == ([Export(kept)] if kept else []), size
+        assert exported == ([ExportEntry(stored)] if stored else []), size
     for size, is_broken in ((768 * mebibyte, False), (768 * mebibyte + 1, True)):
-        begun = b"__CURSOR=\nA\n" + size.to_bytes(8, "little")
-        assert any(isinstance(each, Broken) for each in Splitter(set()).feed(begun)) == is_broken
+        start = b"__CURSOR=\nA\n" + size.to_bytes(8, "little")
+        assert (
+            any(isinstance(each, BrokenField) for each in Splitter(set()).feed(start)) == is_broken
+        )
     for size in (2 * mebibyte, 2 * mebibyte + 1):
         splitter = Splitter(set())
         assert list(splitter.feed(b"x" * size)) == []
         (line,) = splitter.feed(b"\n")
-        assert line == (b"x" * size if size == 2 * mebibyte else Overlong(b"x" * 1024)), size
+        assert line == (b"x" * size if size == 2 * mebibyte else OverlongLine(b"x" * 1024)), size

@@ -1,4 +1,4 @@
-"""The kernel's lines are read by position, and nothing is read that they don't say."""
+"""Tests of the parser of kernel lines: by position, and without invented values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ocsf_nft.record import Record, Reject
-from ocsf_nft.sources import facts as fact
+from ocsf_nft.sources import packet_fields as fact
 from ocsf_nft.sources import text
 from ocsf_nft.sources.text import grammar
 from tests.sources.corpus_cases import MESSAGES, cases, read, record
@@ -37,13 +37,13 @@ OURS = "ocsf-nft:sb:egress:"
 
 
 def facts(found: Record) -> dict[str, Any]:
-    """A record's facts, those of a nested packet under dotted names."""
-    said = {
+    """Return a record's facts, those of a nested packet under dotted names."""
+    decoded = {
         item.name: getattr(found, item.name)
         for item in dataclasses.fields(found)
         if item.compare and item.name != "details" and getattr(found, item.name) is not None
     }
-    return said | dict(_flat(found.details, ""))
+    return decoded | dict(_flat(found.details, ""))
 
 
 def _flat(details: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
@@ -60,18 +60,18 @@ def reject(message: str) -> Reject:
     return found
 
 
-def test_each_line_of_the_corpus_says_what_the_reviewed_table_says() -> None:
+def test_text_facts_of_the_corpus_equal_the_reviewed_table() -> None:
     with EXPECTED.open() as lines:
         expected = [json.loads(line) for line in lines]
-    said = [
+    decoded = [
         {"name": case.name, "records": [facts(record(message)) for message in case.messages]}
         for case in cases()
     ]
-    assert said == expected
+    assert decoded == expected
 
 
-# Read off the lines of the corpus by eye: the whole of what they say, but for the prefix.
-BY_EYE: dict[str, dict[str, Any]] = {
+# Facts of corpus lines that a person read, without the prefix.
+REVIEWED: dict[str, dict[str, Any]] = {
     "tcp4 syn root": {
         "out_interface": "h2s0", "ip_version": 4, "source": "10.202.0.2",
         "destination": "203.0.113.7", "length": 60, "tos": 0, "ttl": 64, "ip_id": 1429,
@@ -140,25 +140,28 @@ BY_EYE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in cases() if case.name in BY_EYE], ids=lambda case: case.name
+    "case", [case for case in cases() if case.name in REVIEWED], ids=lambda case: case.name
 )
-def test_a_line_says_what_the_eye_reads(case: Any) -> None:
-    said = facts(record(case.messages[0]))
-    assert {name: said.get(name) for name in BY_EYE[case.name]} == BY_EYE[case.name]
+def test_text_facts_equal_those_that_a_person_read(case: Any) -> None:
+    decoded = facts(record(case.messages[0]))
+    assert {name: decoded.get(name) for name in REVIEWED[case.name]} == REVIEWED[case.name]
 
 
-def test_the_eye_left_nothing_out_of_an_ordinary_line() -> None:
-    said = facts(record(cases()[0].messages[0]))
-    assert said == BY_EYE["tcp4 syn root"] | {"prefix": "osb:h2-sb:out:", "rule": "osb:h2-sb:out:"}
+def test_text_line_has_no_facts_beyond_the_reviewed_ones() -> None:
+    decoded = facts(record(cases()[0].messages[0]))
+    assert decoded == REVIEWED["tcp4 syn root"] | {
+        "prefix": "osb:h2-sb:out:",
+        "rule": "osb:h2-sb:out:",
+    }
 
 
-def test_our_prefix_gives_sandbox_and_rule() -> None:
+def test_text_prefix_of_ours_gives_sandbox_and_rule() -> None:
     found = record(f"{OURS}IN= OUT=eth0 {UDP}")
     assert (found.prefix, found.sandbox, found.rule) == (OURS, "sb", "egress")
     assert found.verdict is None
 
 
-def test_the_prefix_of_a_permissive_fence_says_so() -> None:
+def test_text_prefix_of_a_permissive_fence_gives_the_verdict_permit() -> None:
     found = record(f"{OURS}permissive:IN= OUT=eth0 {UDP}")
     assert found.prefix == f"{OURS}permissive:"
     assert (found.sandbox, found.rule, found.verdict) == ("sb", "egress", "permit")
@@ -167,7 +170,7 @@ def test_the_prefix_of_a_permissive_fence_says_so() -> None:
 @pytest.mark.parametrize(
     "device", ["permissive", "permissive,", "IN=permissive", "egress.permissive"]
 )
-def test_no_device_makes_a_refusal_of_ours_one_that_was_let_pass(device: str) -> None:
+def test_text_device_name_can_not_make_a_refused_packet_permitted(device: str) -> None:
     found = record(f"{OURS}IN={device} OUT=eth0 {UDP}")
     assert (found.sandbox, found.rule, found.verdict) == ("sb", "egress", None)
 
@@ -185,12 +188,12 @@ def test_no_device_makes_a_refusal_of_ours_one_that_was_let_pass(device: str) ->
         "ocsf-nft:sb::permissive:",
     ],
 )
-def test_what_is_almost_the_prefix_of_a_permissive_fence_is_no_record(prefix: str) -> None:
+def test_text_prefix_similar_to_a_permissive_one_is_malformed(prefix: str) -> None:
     assert reject(f"{prefix}IN= OUT=eth0 {UDP}").kind == "malformed"
 
 
 @given(st.text(st.sampled_from("permissive:IN= OUT"), max_size=40))
-def test_only_the_kernels_own_prefix_says_that_something_was_let_pass(noise: str) -> None:
+def test_text_verdict_permit_comes_only_from_the_prefix(noise: str) -> None:
     found = read(f"{OURS}{noise}IN= OUT=eth0 {UDP}")
     if isinstance(found, Record) and found.verdict == "permit":
         assert noise.startswith("permissive:")
@@ -201,14 +204,14 @@ def test_only_the_kernels_own_prefix_says_that_something_was_let_pass(noise: str
 @pytest.mark.parametrize(
     "message", ["", "usb 1-1: new device", "device eth0 entered IN=", "IN=eth0"]
 )
-def test_what_is_no_netfilter_record_is_none(message: str) -> None:
+def test_text_without_a_netfilter_record_gives_none(message: str) -> None:
     assert read(message) is None
 
 
 @pytest.mark.parametrize(
     "name", ["DST=9.9.9.9", "UID=0", "IN=", "OUT=", "SRC=1.1.1.1", "[x]", "(", "x)y", "ü", "a\\b"]
 )
-def test_a_device_may_be_named_like_a_field(name: str) -> None:
+def test_text_device_may_have_the_name_of_a_field(name: str) -> None:
     found = record(f"{OURS}IN={name} OUT={name} PHYSIN={name} PHYSOUT={name} {UDP}")
     assert (found.in_interface, found.out_interface) == (name, name)
     assert found.details["physical_in_interface"] == name
@@ -220,25 +223,25 @@ def test_a_device_may_be_named_like_a_field(name: str) -> None:
     "prefix",
     ["IN= OUT= DST=1.1.1.1 ", "x IN=a OUT=b SRC=1.2.3.4 ", "IN= OUT=h2s0 ", "[UFW BLOCK] ", ""],
 )
-def test_a_foreign_prefix_may_look_like_a_record(prefix: str) -> None:
+def test_text_foreign_prefix_may_resemble_a_record(prefix: str) -> None:
     found = record(f"{prefix}IN= OUT=eth0 {UDP}")
     assert found.prefix == prefix
     assert (found.source, found.destination) == ("10.0.0.2", "203.0.113.7")
 
 
-def test_a_line_that_can_be_read_in_two_ways_is_ambiguous() -> None:
+def test_text_line_with_two_possible_starts_is_ambiguous() -> None:
     assert reject(f"x IN=IN= OUT=eth0 {UDP}").kind == "ambiguous"
     assert reject(f"{'x' * 200}IN= OUT=eth0 {UDP}").kind == "ambiguous"
 
 
-def test_foreign_prefix_has_at_most_127_characters() -> None:
+def test_text_foreign_prefix_has_at_most_127_characters() -> None:
     # NF_LOG_PREFIXLEN of include/uapi/linux/netfilter/nf_log.h, with a final zero
     assert record(f"{'x' * 127}IN= OUT=eth0 {UDP}").prefix == "x" * 127
     refused = reject(f"{'x' * 128}IN= OUT=eth0 {UDP}")
     assert refused.reason == "its prefix is longer than 127 characters"
 
 
-def test_our_own_prefix_is_never_ambiguous() -> None:
+def test_text_prefix_of_ours_is_never_ambiguous() -> None:
     assert record(f"{OURS}IN=IN= OUT=eth0 {UDP}").in_interface == "IN="
 
 
@@ -259,9 +262,9 @@ def test_our_own_prefix_is_never_ambiguous() -> None:
         (f"{OURS}IN= OUT=eth0 SRC=1.1.1.1 {UDP}", "DST is missing"),
         (f"{OURS}IN= OUT=eth0 {UDP}DST=9.9.9.9 ", "DST occurs twice"),
         (f"{OURS}IN= OUT=eth0 {UDP}UID=0 ", "UID occurs twice"),
-        (f"{OURS}IN= OUT=eth0 {UDP}[SRC=1.1.1.1 DST=2.2.2.2 ] ", "[ is out of place"),
+        (f"{OURS}IN= OUT=eth0 {UDP}[SRC=1.1.1.1 DST=2.2.2.2 ] ", "[ is at a wrong position"),
         (f"{OURS}IN= OUT=eth0 MAC=zz {UDP}", "MAC is not a link header"),
-        (f"{OURS}IN= OUT=eth0 {TCP.replace('PROTO=TCP', 'PROTO=6')}", "SPT is out of place"),
+        (f"{OURS}IN= OUT=eth0 {TCP.replace('PROTO=TCP', 'PROTO=6')}", "SPT is at a wrong position"),
         (f"{OURS}hello", "it begins like our prefix"),
         (f"{OURS}IN= OUT=eth0 {UDP.partition('PROTO')[0]}PROTO=256 ", "PROTO is not a protocol"),
         ("ocsf-nft:a b:egress:IN= OUT=eth0 " + UDP, "it begins like our prefix"),
@@ -270,14 +273,14 @@ def test_our_own_prefix_is_never_ambiguous() -> None:
         (f"{OURS}IN= OUT=eth0 {UDP[:25]}", "inside DST"),
     ],
 )
-def test_what_a_line_gets_wrong_is_named(message: str, reason: str) -> None:
+def test_text_line_is_rejected_with_the_wrong_field(message: str, reason: str) -> None:
     found = reject(message)
     assert found.kind == "malformed"
     assert reason in found.reason
     assert found.line == message
 
 
-#: The largest value of each field: a line of the corpus, and its fields.
+#: Largest value of each field, by name of the corpus line that has the field.
 LIMITS: dict[str, dict[str, int]] = {
     "tcp4 syn root": {
         "LEN": 524_280, "TTL": 0xFF, "ID": 0xFFFF, "SPT": 0xFFFF, "DPT": 0xFFFF,
@@ -297,40 +300,40 @@ LIMITS: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-def test_text_field_has_its_largest_value_and_none_above() -> None:
+def test_text_field_accepts_its_largest_value_and_none_above() -> None:
     lines = {case.name: case.messages[0] for case in cases()}
     for name, fields in LIMITS.items():
         for key, limit in fields.items():
-            most, more = (
+            largest, larger = (
                 re.sub(rf" {key}=\d+", f" {key}={value}", lines[name], count=1)
                 for value in (limit, limit + 1)
             )
-            found = record(most)
+            found = record(largest)
             assert limit in facts(found).values() or key == "VID", (name, key)
-            assert f"{key} is {limit + 1}, more than {limit}" in reject(more).reason, (name, key)
+            assert f"{key} is {limit + 1}, more than {limit}" in reject(larger).reason, (name, key)
 
 
-def test_text_has_each_protocol_number_up_to_255() -> None:
+def test_text_accepts_protocol_numbers_up_to_255() -> None:
     begin, _, _ = UDP.partition("PROTO=")
     for number in (0, 2, 99, 253, 254, 255):
         found = record(f"{OURS}IN= OUT=eth0 {begin}PROTO={number} ")
         assert found.protocol == number
 
 
-def test_words_that_the_kernel_never_prints_are_kept_in_sight() -> None:
+def test_text_words_that_the_kernel_never_prints_are_stored_as_unparsed() -> None:
     found = record(f"{OURS}IN= OUT=eth0 {UDP}NEW=1 evil ")
     assert found.details["unparsed"] == "NEW=1 evil"
     assert found.uid == 1000
     assert "truncated" not in found.details
 
 
-def test_extra_spaces_and_a_line_break_change_nothing() -> None:
+def test_text_extra_spaces_and_a_line_break_are_ignored() -> None:
     message = f"{OURS}IN= OUT=eth0 {UDP}"
     assert record(message.replace(" ", "  ").replace("IN=  ", "IN= ")) == record(message)
     assert record(f"{message}\r\n") == record(message)
 
 
-def test_rules_that_log_with_fewer_flags_say_less() -> None:
+def test_text_of_a_rule_with_fewer_log_flags_has_fewer_facts() -> None:
     found = record("IN=eth0 OUT= MAC=02:00:00:00:00:01:02:00:00:00:00:02:08:00 " + TCP)
     assert "tcp_sequence" not in found.details
     assert found.uid is None
@@ -338,13 +341,13 @@ def test_rules_that_log_with_fewer_flags_say_less() -> None:
     assert found.ethertype == 0x0800
 
 
-def test_a_reserved_bit_of_an_older_kernel_is_accurate_ecn() -> None:
+def test_text_reserved_bit_of_an_older_kernel_is_the_flag_ae() -> None:
     found = record(f"{OURS}IN= OUT=eth0 {TCP.replace('RES=0x00', 'RES=0x0c')}")
     assert found.tcp_flags == 256 | 2
     assert found.details["tcp_reserved"] == 1
 
 
-def test_a_tunnels_header_and_outer_addresses_are_kept() -> None:
+def test_text_has_header_and_outer_addresses_of_a_tunnel() -> None:
     blob = ":".join(["45"] * 20)
     found = record(f"IN=sit0 OUT= MAC={blob} TUNNEL=192.0.2.1->192.0.2.2 {UDP}")
     assert found.details["link_header"] == "45" * 20
@@ -353,41 +356,41 @@ def test_a_tunnels_header_and_outer_addresses_are_kept() -> None:
     assert found.mac_source is None
 
 
-def test_a_stripped_line_loses_no_value_that_can_not_go_on() -> None:
+def test_text_line_without_last_space_has_a_last_value_that_can_not_be_longer() -> None:
     whole = f"{OURS}IN= OUT=eth0 {TCP}"
     assert record(whole.rstrip()) == record(whole)
     plain = f"{OURS}IN= OUT=eth0 {UDP}".removesuffix("UID=1000 GID=1000 ")
     assert record(plain.rstrip()) == record(plain)
 
 
-def test_text_line_keeps_a_last_udp_length_that_fits_the_headers() -> None:
+def test_text_line_accepts_a_last_udp_length_that_fits_the_headers() -> None:
     start = (
         f"{OURS}IN= OUT=eth0 SRC=10.0.0.2 DST=203.0.113.7 LEN={{}} TOS=0x00 PREC=0x00 TTL=64 ID=1 "
     )
     ports = "PROTO=UDP SPT=1 DPT=53 LEN=9"
-    for length, options, is_kept in (
+    for length, options, is_stored in (
         (29, "", True), (28, "", False), (30, "", False),
         (33, "OPT (07040400) ", True), (29, "OPT (07040400) ", False),
     ):  # fmt: skip
         found = record(start.format(length) + options + ports)
-        assert ("udp_length" in found.details) == is_kept, (length, options)
-    for length, is_kept in ((49, True), (48, False), (50, False)):
+        assert ("udp_length" in found.details) == is_stored, (length, options)
+    for length, is_stored in ((49, True), (48, False), (50, False)):
         found = record(
             f"{OURS}IN= OUT=eth0 SRC=2001:db8:0000:0000:0000:0000:0000:0001 "
             f"DST=2001:db8:0000:0000:0000:0000:0000:0002 LEN={length} TC=0 HOPLIMIT=64 FLOWLBL=0 "
             + ports
         )
-        assert ("udp_length" in found.details) == is_kept, length
+        assert ("udp_length" in found.details) == is_stored, length
 
 
-def test_a_last_value_that_may_have_lost_digits_is_left_out() -> None:
+def test_text_last_value_that_may_lack_digits_is_unparsed() -> None:
     found = record(f"{OURS}IN= OUT=eth0 {UDP}".rstrip())
     assert (found.uid, found.gid) == (1000, None)
     assert found.details["truncated"] is True
     assert found.details["unparsed"] == "GID=1000"
 
 
-def test_line_that_is_cut_in_a_quoted_packet_is_a_record_of_the_rest() -> None:
+def test_text_line_that_is_cut_in_a_quoted_packet_is_a_record() -> None:
     (case,) = (each for each in cases() if each.name == "icmp4 ttl exceeded")
     (message,) = case.messages
     begin, end = message.index("[SRC="), message.index(" ]")
@@ -397,21 +400,21 @@ def test_line_that_is_cut_in_a_quoted_packet_is_a_record_of_the_rest() -> None:
 
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
-def test_a_line_cut_anywhere_says_nothing_that_the_whole_line_does_not(case: Any) -> None:
+def test_text_line_that_is_cut_has_no_other_facts_than_the_whole_line(case: Any) -> None:
     for message in case.messages:
         whole = facts(record(message))
         for end in range(len(message)):
             found = read(message[:end])
             if isinstance(found, Record):
-                said = facts(found)
-                said.pop("truncated", None)
-                said.pop("unparsed", None)
-                assert said.items() <= whole.items(), message[:end]
+                decoded = facts(found)
+                decoded.pop("truncated", None)
+                decoded.pop("unparsed", None)
+                assert decoded.items() <= whole.items(), message[:end]
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(MESSAGES), st.data())
-def test_a_line_shuffled_or_spliced_says_nothing_that_stands_nowhere_in_it(
+def test_text_line_that_is_shuffled_or_spliced_has_only_values_that_it_contains(
     message: str, data: st.DataObject
 ) -> None:
     other = data.draw(st.sampled_from(MESSAGES))
@@ -440,45 +443,47 @@ def test_a_line_shuffled_or_spliced_says_nothing_that_stands_nowhere_in_it(
 
 @settings(max_examples=300)
 @given(HOSTILE_TEXT, st.sampled_from(["", OURS, f"{OURS}IN= OUT=eth0 ", f"IN= OUT=a {UDP}"]))
-def test_any_text_is_read_without_an_exception(noise: str, start: str) -> None:
+def test_text_parser_never_raises(noise: str, start: str) -> None:
     read(start + noise)
     read(noise + start)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(MESSAGES), st.integers(0, 400), st.characters())
-def test_a_changed_character_never_raises(message: str, place: int, character: str) -> None:
-    read(message[:place] + character + message[place + 1 :])
+def test_text_parser_never_raises_on_a_changed_character(
+    message: str, position: int, character: str
+) -> None:
+    read(message[:position] + character + message[position + 1 :])
 
 
-def test_the_quick_way_and_the_grammar_read_the_same() -> None:
+def test_text_regular_expression_and_grammar_give_equal_records() -> None:
     for message in MESSAGES:
         found = record(message)
-        slow = grammar.read(message[len(found.prefix) :])
+        by_grammar = grammar.read(message[len(found.prefix) :])
         assert found == fact.record(
-            found.prefix, slow, time_ns=0, received_ns=0, origin=found.origin
+            found.prefix, by_grammar, time_ns=0, received_ns=0, origin=found.origin
         )
 
 
 @given(st.lists(st.sampled_from(["IN=", " OUT=", " ", "x", "I", "\n"])).map("".join))
-def test_a_line_claims_to_be_a_record_by_its_two_devices(message: str) -> None:
-    assert text.claims(message) == bool(re.search("IN=[^ ]* OUT=", message))
+def test_text_candidate_has_two_devices(message: str) -> None:
+    assert text.is_candidate(message) == bool(re.search("IN=[^ ]* OUT=", message))
 
 
-def test_a_long_line_of_beginnings_takes_no_long_time() -> None:
-    began = time.process_time()
-    assert not text.claims("IN=" * 100_000)
-    assert time.process_time() - began < 1
+def test_text_candidate_check_is_fast_on_a_long_line() -> None:
+    started = time.process_time()
+    assert not text.is_candidate("IN=" * 100_000)
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("hostile", ["IN= OUT= SRC=a{} DST=1.1.1.1 ", "IN= OUT= SRC=::1 DST=b{} "])
-def test_long_values_are_not_remembered(hostile: str) -> None:
+def test_text_parser_does_not_store_long_values(hostile: str) -> None:
     read(OURS + hostile)
     tracemalloc.start()
     try:
         for number in range(50):
             assert isinstance(read(OURS + hostile.format(f"{number}" + "a" * 100_000)), Reject)
-        kept, _ = tracemalloc.get_traced_memory()
+        used_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert kept < 1_000_000
+    assert used_bytes < 1_000_000

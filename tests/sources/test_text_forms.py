@@ -1,4 +1,4 @@
-"""Kernel log lines in forms that the corpus does not hold: damaged, or logged with fewer flags."""
+"""Tests of kernel log lines that the corpus lacks: damaged, or logged with fewer flags."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ocsf_nft.record import Reject
 from ocsf_nft.sources import packet
 from tests.sources import kernel_printer
 from tests.sources.corpus_cases import read, record
-from tests.sources.test_packet import HEAD, of_bytes
+from tests.sources.test_packet import HEAD, record_of_facts
 
 _IPV6 = (
     "SRC=fd02:0202:0000:0000:0000:0000:0000:0002 DST=2001:0db8:0000:0000:0000:0000:0000:0007 "
@@ -21,7 +21,7 @@ _UDP6 = "PROTO=UDP SPT=1 DPT=53 LEN=28 "
 _REDIRECT = "PROTO=ICMP TYPE=5 CODE=1 GATEWAY={} "
 
 
-def test_text_line_names_the_field_that_is_wrong() -> None:
+def test_text_line_with_a_wrong_field_is_rejected_with_its_name() -> None:
     for packet_text, reason in (
         (f"MAC=45 TUNNEL=192.0.2.1 {_IPV4}PROTO=6 ", "TUNNEL is not two addresses"),
         (f"MAC=45 TUNNEL=192.0.2.1->x {_IPV4}PROTO=6 ", "TUNNEL is not an IP address"),
@@ -53,7 +53,7 @@ def test_text_line_names_the_field_that_is_wrong() -> None:
         assert reason in found.reason, packet_text
 
 
-def test_text_line_has_icmp_types_up_to_255() -> None:
+def test_text_line_accepts_icmp_types_up_to_255() -> None:
     line = f"{HEAD}{_IPV4}PROTO=ICMP TYPE={{}} CODE=0 "
     assert record(line.format(255)).details["icmp_type"] == 255
     found = read(line.format(256))
@@ -61,59 +61,59 @@ def test_text_line_has_icmp_types_up_to_255() -> None:
     assert "TYPE is 256, more than 255" in found.reason
 
 
-def test_text_line_with_an_ipv4_source_among_ipv6_fields_is_no_record() -> None:
+def test_text_line_with_an_ipv4_source_and_ipv6_fields_is_rejected() -> None:
     addresses = "SRC=10.0.0.2 DST=203.0.113.7 LEN=68 "
     for fields in ("TC=0 HOPLIMIT=64 FLOWLBL=0 ", "TC=0 "):
         found = read(HEAD + addresses + fields + _UDP6)
         assert isinstance(found, Reject)
-        assert found.reason == "TC is out of place"
+        assert found.reason == "TC is at a wrong position"
 
 
-def test_text_line_holds_the_largest_incomplete_bytes() -> None:
+def test_text_line_accepts_the_largest_incomplete_bytes() -> None:
     found = record(f"{HEAD}{_IPV4}PROTO=TCP INCOMPLETE [4294967295 bytes] ")
     assert found.details["incomplete_bytes"] == 4294967295
 
 
 def test_ipv6_fragment_is_read_without_the_brackets_of_logged_options() -> None:
-    """A rule without ``flags ip options`` logs FRAG alone (dump_ipv6_packet)."""
+    """Read a line of a rule without ``flags ip options``: FRAG alone (dump_ipv6_packet)."""
     first = record(f"{HEAD}{_IPV6}FRAG:0 INCOMPLETE ID:0000abcd {_PORTS}")
     assert (first.details["fragment_offset"], first.details["ip_id"]) == (0, 0xABCD)
     assert first.details["more_fragments"] is True
     assert (first.protocol, first.destination_port) == (6, 443)
-    late = record(f"{HEAD}{_IPV6}FRAG:65528 ID:0000abcd PROTO=TCP ")
-    assert (late.details["fragment_offset"], late.protocol) == (65528, 6)
-    assert "more_fragments" not in late.details
-    assert "truncated" not in late.details
+    later = record(f"{HEAD}{_IPV6}FRAG:65528 ID:0000abcd PROTO=TCP ")
+    assert (later.details["fragment_offset"], later.protocol) == (65528, 6)
+    assert "more_fragments" not in later.details
+    assert "truncated" not in later.details
 
 
 def test_tcp_options_beyond_the_packets_end_are_incomplete_in_bytes_and_text() -> None:
-    """The header says 60 bytes, and the packet has 40."""
+    """Read a packet of 40 bytes whose header claims 60."""
     header = bytes.fromhex("4500002805954000400600000aca0002cb007107")
     for version, ip in ((4, header), (6, bytes.fromhex("6000000000140640") + bytes(31) + b"\1")):
         data = ip + struct.pack("!HHIIHHHH", 1, 443, 7, 8, 0xF002, 64240, 0, 0)
         printed = (kernel_printer.ipv4 if version == 4 else kernel_printer.ipv6)(data)
         assert printed.endswith("OPT (TRUNCATED)")
-        said = record(HEAD + printed)
-        assert said == of_bytes(packet.ip_facts(data, version))
-        assert said.details["incomplete"] is True
-        assert "tcp_options" not in said.details
-        assert (said.destination_port, said.tcp_flags) == (443, 2)
+        from_text = record(HEAD + printed)
+        assert from_text == record_of_facts(packet.ip_facts(data, version))
+        assert from_text.details["incomplete"] is True
+        assert "tcp_options" not in from_text.details
+        assert (from_text.destination_port, from_text.tcp_flags) == (443, 2)
 
 
-def test_esp_after_a_late_fragment_is_named_and_not_looked_into() -> None:
-    """Read no header after a fragment with an offset."""
+def test_esp_after_a_later_fragment_is_named_but_not_decoded() -> None:
+    """Read no ESP header after a fragment with an offset."""
     addresses = bytes(15) + b"\1" + bytes(15) + b"\2"
     for offset, spi in ((8, None), (0, 0x1001)):
         fragment = struct.pack("!BBHI", 50, 0, offset, 0xABCD)
         body = fragment + struct.pack("!II", 0x1001, 1) + bytes(20)
         data = struct.pack("!IHBB", 0x60000000, len(body), 44, 64) + addresses + body
-        said = record(HEAD + kernel_printer.ipv6(data))
-        assert said == of_bytes(packet.ip_facts(data, 6))
-        assert (said.protocol, said.details.get("spi")) == (50, spi)
-        assert said.details["fragment_offset"] == offset
+        from_text = record(HEAD + kernel_printer.ipv6(data))
+        assert from_text == record_of_facts(packet.ip_facts(data, 6))
+        assert (from_text.protocol, from_text.details.get("spi")) == (50, spi)
+        assert from_text.details["fragment_offset"] == offset
 
 
-def test_text_line_that_ends_before_a_word_that_must_follow_is_truncated() -> None:
+def test_text_line_without_a_required_last_word_is_truncated() -> None:
     mac = "MACSRC=02:00:00:00:00:01 MACDST=02:00:00:00:00:02 MACPROTO={} "
     arp = "ARP HTYPE=1 PTYPE=0x0800 OPCODE=1 "
     icmp, inner = "PROTO=ICMP TYPE=3 CODE=1 ", "SRC=1.1.1.1 DST=2.2.2.2 LEN=40 "
@@ -137,7 +137,7 @@ def test_text_line_that_ends_before_a_word_that_must_follow_is_truncated() -> No
         (f"{_IPV4}PROTO=ESP ", True),
         (f"{_IPV4}PROTO=ESP SPI=0x1 ", False),
         (f"{_IPV4}PROTO=AH INCOMPLETE [4 bytes] ", False),
-        (f"{_IPV6}PROTO=AH ", False),  # of IPv6 it is an extension header
+        (f"{_IPV6}PROTO=AH ", False),  # an extension header in IPv6
         (f"{_IPV4}PROTO=ICMP TYPE=8 CODE=0 ID=1 ", True),
         (f"{_IPV4}PROTO=ICMP TYPE=8 CODE=0 ID=1 SEQ=1 ", False),
         (f"{_IPV4}PROTO=ICMP TYPE=12 CODE=0 ", True),
@@ -167,7 +167,7 @@ def test_text_line_that_ends_before_a_word_that_must_follow_is_truncated() -> No
         assert record(HEAD + line).details.get("truncated", False) is is_truncated, line
 
 
-def test_last_word_of_a_text_line_is_believed_where_it_can_not_be_longer() -> None:
+def test_text_line_last_word_is_accepted_if_it_can_not_be_longer() -> None:
     for line, name, value in (
         ("TRUNCATED", "incomplete", True),
         ("SRC=10.0.0.2 DST=203.0.113.7 LEN=60 TRUNCATED", "incomplete", True),
@@ -180,16 +180,16 @@ def test_last_word_of_a_text_line_is_believed_where_it_can_not_be_longer() -> No
             {"hardware_type": 1, "protocol_type": 0x0800, "operation": 12},
         ),
     ):
-        said = record(HEAD + line).details
-        assert said.get(name) == value, line
-        assert "unparsed" not in said, line
+        from_text = record(HEAD + line).details
+        assert from_text.get(name) == value, line
+        assert "unparsed" not in from_text, line
     for line in (
         f"{_IPV4}PROTO=TCP SPT=1 DPT=44",
         "ARP HTYPE=12",
         f"{_IPV4}{_PORTS}UID=100",
         f"{_IPV4}{_PORTS}UI",
     ):
-        said = record(HEAD + line).details
-        assert (said["unparsed"], said["truncated"]) == (line.split()[-1], True)
-    said = record(f"{HEAD}{_IPV4}{_PORTS}OPT (0204").details
-    assert (said["unparsed"], said["truncated"]) == ("OPT (0204", True)
+        from_text = record(HEAD + line).details
+        assert (from_text["unparsed"], from_text["truncated"]) == (line.split()[-1], True)
+    from_text = record(f"{HEAD}{_IPV4}{_PORTS}OPT (0204").details
+    assert (from_text["unparsed"], from_text["truncated"]) == ("OPT (0204", True)

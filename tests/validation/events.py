@@ -1,4 +1,4 @@
-"""Events to judge: one without a fault, and the least that an event of any class may hold."""
+"""Events for validation: one without a fault, and random events of any class."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ _VALUES: Final[dict[str, Any]] = {
 
 
 def good(**changes: Any) -> dict[str, Any]:
-    """A network activity at 1.8.0, with other values at its top."""
+    """Return a network activity at 1.8.0, with changed top-level values."""
     event: dict[str, Any] = deepcopy(GOOD[4001, "1.8.0"])
     return event | changes
 
 
 def drawn(schema: Schema, table: Table, profiles: frozenset[str], random: Random) -> Any:
-    """An event without an error: what its class requires, and some of what it may hold."""
+    """Return a random event without an error: required and some optional attributes."""
     event = _drawn(schema, table, profiles, random)
     event["metadata"] |= {"version": schema.version, "profiles": sorted(profiles)}
     if table.attributes["activity_id"] not in table.required:
         event.setdefault("activity_id", 0)
     event["type_uid"] = event["class_uid"] * 100 + event["activity_id"]
-    # What these say together with others is no matter of the schema.
+    # The schema has no rules for the relation of these attributes to others.
     for name in ("observables", "start_time", "end_time", "duration"):
         event.pop(name, None)
     return event
@@ -54,11 +54,11 @@ def drawn(schema: Schema, table: Table, profiles: frozenset[str], random: Random
 def _drawn(
     schema: Schema, table: Table, profiles: frozenset[str], random: Random, depth: int = 0
 ) -> dict[str, Any]:
-    def may_be_there(attribute: Attribute) -> bool:
+    def is_allowed(attribute: Attribute) -> bool:
         return not attribute.profiles or not attribute.profiles.isdisjoint(profiles)
 
-    usable = {each.name: each for each in table.attributes.values() if may_be_there(each)}
-    names = {each.name for each in table.required if may_be_there(each)}
+    usable = {each.name: each for each in table.attributes.values() if is_allowed(each)}
+    names = {each.name for each in table.required if is_allowed(each)}
     if depth < 4:
         names.update(name for name in usable if random.random() < 0.15)
     names -= set(table.just_one)
@@ -75,8 +75,8 @@ def _value(
     schema: Schema, attribute: Attribute, profiles: frozenset[str], random: Random, depth: int
 ) -> Any:
     if attribute.type is None:
-        below = schema.object_of(attribute.object_name or "")
-        return _drawn(schema, below, profiles, random, depth + 1)
+        inner = schema.object_of(attribute.object_name or "")
+        return _drawn(schema, inner, profiles, random, depth + 1)
     if attribute.captions:
         return random.choice(sorted(attribute.captions))
     return _TEXTS.get(attribute.type.name, deepcopy(_VALUES[attribute.type.primitive]))

@@ -1,4 +1,4 @@
-"""How a fault is told."""
+"""Tests of the text of a fault."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.validation.fault import LIMIT, Fault, Findings, TooManyError, below, shown
+from ocsf_nft.validation.fault import LIMIT, Fault, FaultList, TooManyError, child_path, describe
 
 
-def test_a_fault_is_one_line() -> None:
+def test_fault_is_one_line() -> None:
     fault = Fault("error", "dst_endpoint.port", "70000 is more than 65535")
     assert str(fault) == "error: dst_endpoint.port: 70000 is more than 65535"
 
@@ -33,12 +33,12 @@ def test_a_fault_is_one_line() -> None:
         (b"a", "a bytes"),
     ],
 )
-def test_a_value_is_shown_as_json_has_it_in_ascii_and_cut(value: Any, text: str) -> None:
-    assert shown(value) == text
+def test_fault_shows_a_value_as_json_in_ascii_and_cut(value: Any, text: str) -> None:
+    assert describe(value) == text
 
 
-def test_an_integer_that_python_does_not_write_is_shown() -> None:
-    assert shown(-(10**5000)) == "an integer past 64 bits"
+def test_fault_shows_an_integer_that_python_does_not_convert() -> None:
+    assert describe(-(10**5000)) == "an integer past 64 bits"
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_an_integer_that_python_does_not_write_is_shown() -> None:
         ("unmapped", 7, "unmapped.7"),
     ],
 )
-def test_a_name_that_is_no_plain_word_is_quoted_in_a_path(path: str, key: Any, text: str) -> None:
-    assert below(path, key) == text
+def test_fault_path_quotes_a_name_that_is_not_plain(path: str, key: Any, text: str) -> None:
+    assert child_path(path, key) == text
 
 
-def test_of_one_event_only_so_many_faults_are_kept() -> None:
-    findings = Findings()
+def test_fault_list_has_a_limit() -> None:
+    fault_list = FaultList()
     for _ in range(LIMIT):
-        findings.warning("a", "b")
+        fault_list.warning("a", "b")
     with pytest.raises(TooManyError):
-        findings.error("a", "b")
-    assert len(findings.faults) == LIMIT
+        fault_list.error("a", "b")
+    assert len(fault_list.faults) == LIMIT

@@ -1,4 +1,4 @@
-"""Observables point at what is there."""
+"""Tests of the check of observables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ocsf_nft.validation import Judge, observables
+from ocsf_nft.validation import EventValidator, observables
 from tests.validation.events import good
 
-JUDGE = Judge()
+VALIDATOR = EventValidator()
 UNKNOWN = "is no attribute of network_activity in 1.8.0"
 ABSENT = "is not in the event"
 ENRICHMENTS = [
@@ -24,9 +24,9 @@ def observable(name: Any, value: Any = None, type_id: int = 99, **more: Any) -> 
     return {key: each for key, each in one.items() if each is not None}
 
 
-def told(one: dict[str, Any]) -> list[str]:
+def faults_of(one: dict[str, Any]) -> list[str]:
     event = good(observables=[one], enrichments=ENRICHMENTS)
-    return [str(fault) for fault in JUDGE.faults(event) if "type: is " not in str(fault)]
+    return [str(fault) for fault in VALIDATOR.faults(event) if "type: is " not in str(fault)]
 
 
 @pytest.mark.parametrize(
@@ -48,10 +48,10 @@ def told(one: dict[str, Any]) -> list[str]:
         ("actor.process.cmd_line", "curl https://example.com/", 13),
     ],
 )
-def test_an_observable_of_what_is_there_has_no_fault(
+def test_observable_of_a_present_value_has_no_fault(
     name: str, value: str | None, type_id: int
 ) -> None:
-    assert told(observable(name, value, type_id)) == []
+    assert faults_of(observable(name, value, type_id)) == []
 
 
 @pytest.mark.parametrize(
@@ -86,42 +86,44 @@ def test_an_observable_of_what_is_there_has_no_fault(
         ),
     ],
 )
-def test_an_observable_that_is_wrong_is_an_error(one: dict[str, Any], fault: str) -> None:
-    assert told(one) == [f"error: observables[0].{fault}"]
+def test_observable_that_is_wrong_is_an_error(one: dict[str, Any], fault: str) -> None:
+    assert faults_of(one) == [f"error: observables[0].{fault}"]
 
 
-def test_an_observable_without_a_name_is_a_warning_where_the_version_requires_none() -> None:
-    assert told(observable(None, "x")) == [
-        "warning: observables[0]: has no name, so it points at nothing"
+def test_observable_without_a_name_is_a_warning_if_the_version_requires_none() -> None:
+    assert faults_of(observable(None, "x")) == [
+        "warning: observables[0]: has no name, so it refers to nothing"
     ]
 
 
-def test_an_observable_of_another_event_is_not_looked_for_in_this_one() -> None:
+def test_observable_of_another_event_is_not_checked_in_this_event() -> None:
     own = good()["metadata"]["uid"]
-    assert told(observable("dst_endpoint.ip", "10.0.0.1", 2, event_uid="another")) == []
-    assert told(observable("dst_endpoint.ip", "10.0.0.1", 2, event_uid=own)) != []
+    assert faults_of(observable("dst_endpoint.ip", "10.0.0.1", 2, event_uid="another")) == []
+    assert faults_of(observable("dst_endpoint.ip", "10.0.0.1", 2, event_uid=own)) != []
 
 
-def test_names_that_lead_through_everything_many_times_take_no_time() -> None:
-    """Each looks at 100,000 items, and the budget is spent soon."""
+def test_observable_check_is_fast_if_many_names_refer_to_many_items() -> None:
+    """Use names that each check 100,000 items, so that the budget is spent soon."""
     names = [f"enrichments[].{key}[{number}]" for number in range(200) for key in ("name", "type")]
     event = good(
         enrichments=[{"name": "x", "value": "y", "data": {}}] * 100_000,
         observables=[observable(name, "y") for name in names],
     )
-    began = time.monotonic()
-    found = JUDGE.faults(event)
-    assert time.monotonic() - began < 10
-    assert any("the observables point at too much" in str(fault) for fault in found)
+    started = time.monotonic()
+    found = VALIDATOR.faults(event)
+    assert time.monotonic() - started < 10
+    assert any("the observables refer to too many values" in str(fault) for fault in found)
 
 
-def test_values_that_observables_point_at_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first name takes 10: the event, 3 items, the items again, and what they hold."""
+def test_observable_check_counts_values_against_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count 10 values for the first name: the event, 3 items, the items again, and their values."""
     event = good(
         enrichments=[{"name": "x", "value": "y", "data": {}}] * 3,
         observables=[observable("enrichments.value", "y"), observable("message", "x")],
     )
     for budget, is_spent in ((10, False), (9, True)):
         monkeypatch.setattr(observables, "_BUDGET", budget)
-        found = [str(fault) for fault in JUDGE.faults(event) if "point at too much" in str(fault)]
+        found = [
+            str(fault) for fault in VALIDATOR.faults(event) if "refer to too many" in str(fault)
+        ]
         assert len(found) == is_spent

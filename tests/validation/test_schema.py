@@ -1,4 +1,4 @@
-"""The published schema, as tables."""
+"""Tests of the tables of the published schema."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ocsf_json_schema
 import pytest
 
 from ocsf_nft.errors import UnsupportedError, UsageError
-from ocsf_nft.validation import Judge, schema
+from ocsf_nft.validation import EventValidator, schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 VERSIONS = ("1.1.0", "1.2.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0", "1.7.0", "1.8.0")
 
 
-def test_the_versions_are_those_that_the_package_carries_from_1_1_on() -> None:
+def test_schema_versions_are_those_of_the_package_from_1_1_on() -> None:
     assert schema.versions()[: len(VERSIONS)] == VERSIONS
 
 
-def test_a_version_that_the_package_brings_later_is_known_without_a_change_here(
+def test_schema_versions_include_later_releases_of_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     carried = {"1.0.0-rc.2", "1.0.0", "1.9.0-dev", "1.10.0", "1.9.0", "README", "1.8.0"}
@@ -33,19 +33,19 @@ def test_a_version_that_the_package_brings_later_is_known_without_a_change_here(
 @pytest.mark.parametrize(
     ("given", "full"), [("1.1", "1.1.0"), ("1.1.0", "1.1.0"), ("1.8", "1.8.0")]
 )
-def test_a_version_may_be_named_short(given: str, full: str) -> None:
-    assert schema.named(given) == full
+def test_schema_version_has_a_short_form(given: str, full: str) -> None:
+    assert schema.full_version(given) == full
 
 
 @pytest.mark.parametrize(
     "given", ["", "1", "1.0.0", "1.1.1", "v1.8.0", "1.8.0.0", "\u0661.1.0", "../x"]
 )
-def test_an_unknown_version_is_bad_usage_and_the_known_ones_are_named(given: str) -> None:
+def test_schema_unknown_version_raises_with_the_known_ones(given: str) -> None:
     with pytest.raises(UsageError, match=r"1\.1\.0, 1\.2\.0, 1\.3\.0.*1\.8\.0"):
-        schema.named(given)
+        schema.full_version(given)
 
 
-def test_judging_at_one_version_reads_that_one_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validator_of_one_version_reads_only_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
     published: Callable[[str], Any] = ocsf_json_schema.get_ocsf_schema
 
@@ -55,22 +55,22 @@ def test_judging_at_one_version_reads_that_one_alone(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(ocsf_json_schema, "get_ocsf_schema", get)
     schema.load.cache_clear()
-    judge = Judge("1.3.0")
+    validator = EventValidator("1.3.0")
     assert read == []
     for _ in range(2):
-        judge.faults({"class_uid": 4001, "metadata": {"version": "1.1.0"}})
+        validator.faults({"class_uid": 4001, "metadata": {"version": "1.1.0"}})
     assert read == ["1.3.0"]
 
 
-def test_without_the_extra_the_sentence_says_how_to_install_it(
+def test_validator_without_the_extra_raises_with_the_install_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "ocsf_json_schema", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'ocsf-nft\[validate\]'"):
-        Judge()
+        EventValidator()
 
 
-def test_the_schema_is_not_imported_before_something_is_judged() -> None:
+def test_schema_package_is_not_imported_before_the_first_validation() -> None:
     program = (
         "import sys, ocsf_nft.validation, ocsf_nft.cli.validate; "
         "raise SystemExit('ocsf_json_schema' in sys.modules)"
@@ -79,7 +79,7 @@ def test_the_schema_is_not_imported_before_something_is_judged() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_class_and_object_of_every_version_becomes_a_table(version: str) -> None:
+def test_schema_makes_a_table_of_every_class_and_object(version: str) -> None:
     published = ocsf_json_schema.get_ocsf_schema(version)
     ours = schema.load(version)
     for one in published["classes"].values():
@@ -92,7 +92,7 @@ def test_every_class_and_object_of_every_version_becomes_a_table(version: str) -
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_profiles_types_and_enumerations_are_there_whatever_the_shape_of_the_export(
+def test_schema_has_profiles_types_and_enumerations_of_each_export_structure(
     version: str,
 ) -> None:
     ours = schema.load(version)
@@ -114,7 +114,7 @@ def test_profiles_types_and_enumerations_are_there_whatever_the_shape_of_the_exp
     assert address.type.pattern is not None
 
 
-def test_a_deprecation_says_what_to_use_instead_without_markup() -> None:
+def test_schema_deprecation_names_the_replacement_without_markup() -> None:
     finding = schema.load("1.8.0").class_of(2001)
     assert finding is not None
     assert finding.deprecated is not None

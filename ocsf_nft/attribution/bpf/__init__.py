@@ -1,1 +1,1 @@
-"""The BPF programs: their source, and the objects that the build makes of it."""
+"""BPF programs: their source, and the objects that the build makes of it."""

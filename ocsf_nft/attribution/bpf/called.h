@@ -1,8 +1,8 @@
-/* Calls, where their packets are let pass, or are not seen to be refused: programs of a cgroup are asked
- * about connect(2) and sendto(2), and TCP tells of its first packet. */
+/* Calls, for namespaces whose packets are allowed, or whose refused packets can't be observed. Cgroup
+ * programs run at connect(2) and sendto(2); TCP calls a program before its first packet. */
 #pragma once
 
-/* Who connects a TCP socket, until its packet is made; and the sockets whose end is to be told. */
+/* Processes that connect a TCP socket, until its packet is made; and the sockets to report as closed. */
 struct pending {
 	struct caller caller;
 	__u64 task;
@@ -15,7 +15,7 @@ struct {
 	__type(value, struct pending);
 } sockets SEC(".maps");
 
-/* Whose a socket is that the caller makes now. */
+/* Return the owner of a socket that the caller would make now. */
 static __always_inline __u32 owner(void)
 {
 #ifdef WITH_TYPES
@@ -31,12 +31,12 @@ static __always_inline void remember(__u64 socket)
 {
 	struct pending nobody = {};
 
-	/* Whoever is there already stays. */
+	/* An existing entry stays. */
 	bpf_map_update_elem(&sockets, &socket, &nobody, BPF_NOEXIST);
 }
 
-/* connect(2) of what begins with a handshake: its packet follows, with the port that it gets. Who is
- * calling then is asked then; without types it can be asked here alone. */
+/* connect(2) of a stream socket: its SYN follows, with the port that the socket gets. The caller is read
+ * at the SYN; without types it can only be read here. */
 static __always_inline int connecting(struct bpf_sock_addr *ctx)
 {
 #ifndef WITH_TYPES
@@ -102,8 +102,8 @@ SEC("cgroup/connect6") int connect6(struct bpf_sock_addr *ctx) { return call6(ct
 SEC("cgroup/sendmsg4") int sendmsg4(struct bpf_sock_addr *ctx) { return call4(ctx, 0); }
 SEC("cgroup/sendmsg6") int sendmsg6(struct bpf_sock_addr *ctx) { return call6(ctx, 0); }
 
-/* Who makes TCP send what a connection begins with; nobody (0) where that is not known. Who connected
- * the socket is somebody else where it sends later (fast open). */
+/* Read the process that makes TCP send its first packet; return 0 if it is unknown. It may not be the one
+ * that connected the socket, if the socket sends later (fast open). */
 static __always_inline int connector(struct caller *caller, __u64 socket)
 {
 #ifdef WITH_TYPES
@@ -118,7 +118,7 @@ static __always_inline int connector(struct caller *caller, __u64 socket)
 #endif
 }
 
-/* TCP is about to send its first packet, and has its port by now. */
+/* TCP is about to send its first packet, and already has its port. */
 SEC("sockops") int established(struct bpf_sock_ops *ctx)
 {
 	struct call call = { .kind = CALL, .protocol = IPPROTO_TCP, .flags = SYN };
@@ -156,7 +156,7 @@ SEC("sockops") int established(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
-/* Nobody has the socket any more: what comes from its port later is another one's. */
+/* The last process has closed the socket: later packets from its port are of another socket. */
 SEC("cgroup/sock_release") int released(struct bpf_sock *ctx)
 {
 	struct closed closed = { .kind = CLOSED };

@@ -1,13 +1,13 @@
-/* Who sends what in the network namespaces that are watched.
+/* Reports about processes that send in the watched network namespaces.
  *
- * Two objects are made of this file. The plain one uses what the kernel promises to keep: programs
- * of a cgroup (connect, sendmsg, release of a socket) and of TCP (sock_ops), and helpers. It tells of
+ * Two objects are built from this file. The plain one uses only stable interfaces of the kernel: cgroup
+ * programs (connect, sendmsg, release of a socket), TCP programs (sock_ops), and helpers. It reports
  * calls, whose packets may be refused. The other one (WITH_TYPES) is for kernels that describe their
- * types (BTF): it reads as well what the caller is, while it is there to be read; and where packets
- * are refused it tells of each of those, and of nothing else.
+ * types (BTF). It also reads the details of the caller, while the caller exists. If packets are refused,
+ * it reports each of these, and nothing else.
  *
- * Nothing here refuses or changes a call: every program returns what lets it go on. Whatever does
- * not fit is counted in `lost`.
+ * No program here refuses or changes a call: each returns the value that lets it continue. Events without
+ * room are counted in the map of dropped events.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_endian.h>
@@ -25,10 +25,10 @@
 #define SOCK_STREAM 1
 #define PF_KTHREAD 0x00200000
 
-/* The helpers that read memory are for programs that say so. */
+/* The helpers that read memory need a GPL-compatible licence. */
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
-/* One image of a process: the same id after an exec is another one. Zero where it can't be read. */
+/* One image of a process: after an exec, the same id is another image. Zero if it can't be read. */
 struct image {
 	__u32 tgid;
 	__u32 reserved;
@@ -47,13 +47,13 @@ struct caller {
 
 enum kind { CALL = 1, CLOSED = 2, PROCESS = 3 };
 
-/* What is told of: no packet yet, but a socket of a datagram protocol that is connected; one of many,
- * of which the next ones are not told; what a connection of TCP begins with; a packet that can't be
- * read here, or one of many different ones that are not told: it may be any. */
+/* Kind of an event. CONNECT: no packet yet, but a connected datagram socket. MORE: one of many, and the
+ * next ones are not reported. SYN: the first packet of a TCP connection. ANY: it may be any packet; it
+ * can't be read here, or it is one of many different ones that are not reported. */
 enum { CONNECT = 1, MORE = 2, SYN = 4, ANY = 8 };
 
-/* A call, or a packet that was refused: then its caller is nobody (0) where that is not known.
- * An address of IPv4 is in the first four bytes. Ports are numbers, 0 where they are not known. */
+/* A call, or a refused packet; for a packet with an unknown sender the caller is 0.
+ * An IPv4 address is in the first four bytes. Ports are in host byte order, 0 if they are unknown. */
 struct call {
 	__u8 kind;
 	__u8 family;
@@ -65,7 +65,7 @@ struct call {
 	__u64 socket;
 	__u64 netns;
 	struct caller caller;
-	__u32 owner; /* the user that the socket is of, or who calls */
+	__u32 owner; /* the user of the socket, or of the caller */
 	__u8 source[16];
 	__u8 destination[16];
 	__u32 sum; /* Adler-32 of the packet's first bytes, 0 where they were not read */
@@ -78,10 +78,10 @@ struct closed {
 	__u64 socket;
 };
 
-/* What is told of a namespace. */
+/* Report mode of a namespace. */
 enum { REFUSALS = 1, CALLS = 2 };
 
-/* The namespaces that are watched, by their cookies. */
+/* The watched namespaces, by their cookies. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -94,7 +94,7 @@ struct {
 	__uint(max_entries, 1 << 19);
 } calls SEC(".maps");
 
-/* What was not told: calls, processes. */
+/* Numbers of dropped events: calls, processes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 2);
@@ -110,7 +110,7 @@ static __always_inline void lose(__u32 what)
 		__sync_fetch_and_add(number, 1);
 }
 
-/* What is told of a namespace; nothing (0) of one that is not watched. */
+/* Return the report mode of a namespace; 0 if it is not watched. */
 static __always_inline __u8 what_of(__u64 netns)
 {
 	__u8 *what = bpf_map_lookup_elem(&watched, &netns);
@@ -118,11 +118,11 @@ static __always_inline __u8 what_of(__u64 netns)
 	return what ? *what : 0;
 }
 
-/* So long nothing more is told of what was told often enough. */
+/* Time without reports, after enough similar reports. */
 #define AGAIN 500000000ULL
-/* The same call again and again is told so often in that time. */
+/* Maximum number of reports of the same call in that time. */
 #define TIMES 8
-/* And so many of one process: whoever floods is not to drown the others. */
+/* Maximum number of reports of one process in that time, so that a flood displaces no other reports. */
 #define MOST 2000
 
 struct budget {
@@ -130,8 +130,8 @@ struct budget {
 	__u64 calls;
 };
 
-/* Another program of a process, or a socket of another user, is another one: whoever asks what was not
- * told asks by these. */
+/* Key of a budget. Another program of a process, or a socket of another user, has a budget of its own: a
+ * reader identifies unreported events by these. */
 struct spender {
 	__u64 netns;
 	struct image image;
@@ -146,7 +146,7 @@ struct {
 	__type(value, struct budget);
 } budgets SEC(".maps");
 
-/* Who sends where by which socket; since when, and how often that was told. */
+/* Key of a repeated call; its value has the time of the first report, and the number of reports. */
 struct repeated {
 	__u64 socket;
 	__u64 netns;
@@ -169,14 +169,14 @@ struct {
 	__type(value, struct budget);
 } repeats SEC(".maps");
 
-/* Whether so many were told of a process that no more are, for a while. */
+/* Return 1 if a process has no reports left for some time. */
 static __always_inline int is_spent(const struct budget *budget, __u64 now_ns)
 {
 	return budget && budget->calls >= MOST && now_ns - budget->since_ns <= AGAIN;
 }
 
-/* Take one off what may be told of a process. Where that was the last one it may be any of those that
- * come. */
+/* Use one report of a process's budget. If it was the last one, it stands for any of the next
+ * packets. */
 static __always_inline void spend(struct call *call, const struct spender *spender,
 				  struct budget *budget)
 {
@@ -185,13 +185,13 @@ static __always_inline void spend(struct call *call, const struct spender *spend
 	if (!budget || call->time_ns - budget->since_ns > AGAIN) {
 		bpf_map_update_elem(&budgets, spender, &fresh, BPF_ANY);
 	} else if (__sync_fetch_and_add(&budget->calls, 1) + 1 >= MOST) {
-		/* So long as it is silent from now on. */
+		/* The time without reports begins now. */
 		budget->since_ns = call->time_ns;
 		call->flags |= MORE | ANY;
 	}
 }
 
-/* Whether the same was told often enough. */
+/* Return 1 if the same call was reported often enough. */
 static __always_inline int is_repeated(struct call *call, __u64 socket)
 {
 	struct repeated key = {
@@ -217,14 +217,14 @@ static __always_inline int is_repeated(struct call *call, __u64 socket)
 	}
 	calls = __sync_fetch_and_add(&known->calls, 1) + 1;
 	if (calls == TIMES) {
-		/* As above. */
+		/* The time without reports begins now. */
 		known->since_ns = call->time_ns;
 		call->flags |= MORE;
 	}
 	return calls > TIMES;
 }
 
-/* Whoever reads is woken when there is much to read: what it needs it fetches itself. */
+/* Wake the reader only if there is much to read: it reads by itself when it needs an event. */
 static __always_inline __u64 waking(void *ring, __u64 enough)
 {
 	return bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) > enough ? BPF_RB_FORCE_WAKEUP
@@ -241,7 +241,7 @@ static __always_inline void tell(const void *event, __u64 size)
 #include "process.h"
 #endif
 
-/* Who is calling; nobody (0) where no process is. */
+/* Read the current process; return 0 if there is none. */
 static __always_inline int who(struct caller *caller)
 {
 #ifdef WITH_TYPES
@@ -267,8 +267,8 @@ static __always_inline int who(struct caller *caller)
 	return caller->image.tgid != 0;
 }
 
-/* Tell of a call or a packet, unless enough is known of it; whether it was told. `socket` is what the
- * socket is known by here, or 0 where each is another one. */
+/* Report a call or a packet, unless it was reported often enough; return 1 if reported. `socket` is an id
+ * of the socket, or 0 if no call is a repetition. */
 static __always_inline int tell_call(struct call *call, __u64 socket)
 {
 	struct spender spender = {

@@ -1,6 +1,6 @@
-/* The few fields of the kernel's structures that are read, by name alone: where they are is looked
- * up in the running kernel's own description of its types (BTF) when the program is loaded, so no
- * kernel headers are needed, and no offset is written down here. */
+/* The used fields of the kernel's structures, by name only. The loader finds their offsets in the running
+ * kernel's own description of its types (BTF). So no kernel headers are needed, and no offset is written
+ * here. */
 #pragma once
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -93,7 +93,7 @@ struct kernfs_node {
 	const char *name;
 };
 
-/* Until Linux 6.14. */
+/* Before Linux 6.14. */
 struct kernfs_node___before {
 	struct kernfs_node *parent;
 };
@@ -143,7 +143,7 @@ struct socket {
 	struct file *file;
 };
 
-/* A spinlock, where it is a queued one (not with PREEMPT_RT). */
+/* A spinlock, if it is a queued one (not with PREEMPT_RT). */
 struct qspinlock {
 	struct {
 		int counter;
@@ -176,7 +176,7 @@ struct list_head {
 	struct list_head *next;
 };
 
-/* The devices that are made on top of it, a VLAN, say. */
+/* The devices on top of this device, for example a VLAN. */
 struct net_device {
 	struct {
 		struct list_head upper;
@@ -199,5 +199,5 @@ struct sk_buff {
 #pragma clang attribute pop
 
 enum skb_drop_reason {
-	SKB_DROP_REASON_NETFILTER_DROP = 1, /* the running kernel's own number is looked up */
+	SKB_DROP_REASON_NETFILTER_DROP = 1, /* replaced by the number of the running kernel */
 };

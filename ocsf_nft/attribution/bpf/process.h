@@ -1,11 +1,11 @@
-/* What a process is: told when it begins to run a program, when it forks, and when it is first seen
- * to call, while it is there to be read. */
+/* Details of a process: reported at its exec, at its fork, and at its first call, while they can be
+ * read. */
 #pragma once
 
-/* Texts follow one another in `text`: the names on the way to the program, from the file up; the
- * same of the working directory, and of the cgroup; then the arguments. */
+/* `text` has, one after the other: the names of the path to the program, from the file up; the same of the
+ * working directory, and of the cgroup; then the arguments. */
 #define TEXT 2048
-#define NAME 256 /* the longest name of a file, with its end */
+#define NAME 256 /* the longest name of a file, with its NUL byte */
 #define NAMES 24
 #define SECTION 1024
 #define GENERATIONS 16
@@ -25,7 +25,7 @@ struct process {
 	__u16 path;
 	__u16 directory;
 	__u16 cgroup;
-	__u16 arguments; /* bytes of each */
+	__u16 arguments; /* these four are numbers of bytes */
 	char text[TEXT + ARGUMENTS];
 };
 
@@ -34,7 +34,7 @@ struct {
 	__uint(max_entries, 1 << 19);
 } processes SEC(".maps");
 
-/* Which image of a process was told, by its id. */
+/* The reported image of a process, by its id. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 14);
@@ -42,7 +42,7 @@ struct {
 	__type(value, struct image);
 } told SEC(".maps");
 
-/* Who forked it: its parent may be another one by now. */
+/* The process that forked it: its parent may be another process by now. */
 struct descent {
 	__u64 started_ns;
 	struct image parent;
@@ -55,7 +55,7 @@ struct {
 	__type(value, struct descent);
 } descents SEC(".maps");
 
-/* A program may be held up in the middle, and another one run on the same CPU meanwhile. */
+/* A program may be interrupted, and another one run on the same CPU meanwhile. */
 #define DRAFTS 4
 struct draft {
 	__u64 is_taken;
@@ -86,8 +86,8 @@ static __always_inline int is_same(const struct image *one, const struct image *
 	       one->execs == other->execs;
 }
 
-/* One more text, with its end; how many bytes the texts take then. Not static: so the kernel checks
- * it by itself, once, and not again at each step of each loop below. */
+/* Add a text with its NUL byte; return the number of used bytes. Not static: so the kernel verifies it
+ * once, and not again at each step of each loop below. */
 __noinline __u32 add(struct process *process, __u32 used, __u64 text)
 {
 	long size;
@@ -98,7 +98,7 @@ __noinline __u32 add(struct process *process, __u32 used, __u64 text)
 	return size > 0 ? used + size : used;
 }
 
-/* The names on the way to a file, from it up to the root of its mount namespace. */
+/* Add the names of the path to a file, from it up to the root of its mount namespace. */
 static __always_inline __u32 add_path(struct process *process, __u32 used, struct path *at)
 {
 	struct dentry *dentry = BPF_CORE_READ(at, dentry);
@@ -177,7 +177,7 @@ static __always_inline void forked_by(struct task_struct *task, struct image *pa
 	*parent = image_of(now);
 }
 
-/* Tell what a process is. Not static, as above. */
+/* Report the details of a process. Not static, as above. */
 __noinline int describe(__u64 address)
 {
 	struct task_struct *task = (void *)address;
@@ -222,7 +222,7 @@ __noinline int describe(__u64 address)
 	if (file) {
 		dentry = BPF_CORE_READ(file, f_path.dentry);
 		process->inode = BPF_CORE_READ(dentry, d_inode, i_ino);
-		/* What is not found under its name any more, as d_path() tells it. */
+		/* The file was removed under this name, as d_path() detects it. */
 		process->is_deleted = BPF_CORE_READ(dentry, d_hash.pprev) == NULL;
 		used = add_path(process, used, (void *)file + bpf_core_field_offset(struct file, f_path));
 	}
@@ -233,7 +233,7 @@ __noinline int describe(__u64 address)
 	used = add_cgroup(process, used, task);
 	process->cgroup = used - process->path - process->directory;
 	process->arguments = 0;
-	/* Another one's memory is not there to be read. */
+	/* Only the memory of the current process can be read. */
 	if (mm && address == bpf_get_current_task()) {
 		__u32 before = used;
 
@@ -250,7 +250,7 @@ __noinline int describe(__u64 address)
 	return 0;
 }
 
-/* Tell what a process is, and who it descends from, as far as that was not told. */
+/* Report the details of a process and of its ancestors, unless they were reported before. */
 static __always_inline void introduce(struct task_struct *task, struct image image)
 {
 	for (int generation = 0; generation < GENERATIONS && image.tgid; generation++) {
@@ -277,7 +277,7 @@ SEC("raw_tp/sched_process_fork") int forked(struct bpf_raw_tracepoint_args *ctx)
 	__u32 tgid = BPF_CORE_READ(child, tgid);
 	struct descent descent;
 
-	/* It has the namespaces of its own by now, if it was given any: either may be watched. */
+	/* The child already has its own namespaces, if it got any: either may be watched. */
 	if (tgid == BPF_CORE_READ(parent, tgid) || (!is_in_sight(parent) && !is_in_sight(child)))
 		return 0;
 	descent.parent = image_of(parent);
@@ -294,7 +294,7 @@ SEC("raw_tp/sched_process_exec") int executed(struct bpf_raw_tracepoint_args *ct
 
 	__u32 tgid = BPF_CORE_READ(task, tgid);
 
-	/* Who has left the namespace and was told of before is told of once more: it is another program. */
+	/* A reported process that left the namespace is reported again: it runs another program. */
 	if (is_in_sight(task) || bpf_map_lookup_elem(&told, &tgid))
 		introduce(task, image_of(task));
 	return 0;

@@ -1,9 +1,9 @@
-/* Packets that a fence has refused, one by one: who sent it, and where to by its own header, as the
- * fence logs it. */
+/* Packets that a fence has refused, one by one: the sender, and the target by the packet's own header, as
+ * the fence logs it. */
 #pragma once
 
-#define TCP_NEW_SYN_RECV 12 /* include/net/tcp_states.h: no socket yet */
-#define TCP_TIME_WAIT 6     /* nor any more */
+#define TCP_NEW_SYN_RECV 12 /* include/net/tcp_states.h: not a full socket yet */
+#define TCP_TIME_WAIT 6     /* no full socket any more */
 #define NOT_SET 0xffff      /* include/linux/skbuff.h: skb_mac_header_was_set() */
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
@@ -17,18 +17,18 @@
 #define IPPROTO_DSTOPTS 60
 #define IPPROTO_UDPLITE 136
 #define EXTENSIONS 8
-/* As many bytes of a packet NFLOG copies (rules/accounting.nft: snaplen). */
+/* Number of bytes of a packet that NFLOG copies (rules/accounting.nft: snaplen). */
 #define COPIED 128
 #define ADLER 65521 /* RFC 1950 */
 
-/* The bytes of a packet that are there to be read: from its network header up to `size`. */
+/* The readable bytes of a packet: from its network header, `size` bytes. */
 struct header {
 	unsigned char *start;
 	__u32 size;
-	__u32 whole; /* how long it is, with what is kept elsewhere */
+	__u32 whole; /* length of the packet, with its data in other buffers */
 };
 
-/* Whether `size` bytes are to be read there: 1, or 0 where the packet ends before; else -1. */
+/* Return 1 if `size` bytes at `at` are readable, 0 if the packet ends before, else -1. */
 static __always_inline int holds(struct header *header, __u32 at, __u32 size)
 {
 	if (at + size > header->whole)
@@ -36,7 +36,7 @@ static __always_inline int holds(struct header *header, __u32 at, __u32 size)
 	return at + size <= header->size && at + size <= COPIED ? 1 : -1;
 }
 
-/* Ports, as far as the packet has them; whether they are known. */
+/* Read the ports, if the packet has them; return 0 if they can't be read. */
 static __always_inline int read_ports(struct call *call, struct header *header, __u32 at)
 {
 	__u32 size = call->protocol == IPPROTO_TCP ? 20 : 8;
@@ -110,7 +110,7 @@ static __always_inline int read_ipv6(struct call *call, struct header *header)
 		    bpf_probe_read_kernel(extension, sizeof(extension), header->start + at))
 			return 0;
 		if (next == IPPROTO_FRAGMENT) {
-			/* What is behind it in a later fragment is no header (sources/packet.py). */
+			/* The data of a later fragment is not a header (sources/packet.py). */
 			if (extension[2] || extension[3] & 0xf8) {
 				call->protocol = extension[0];
 				return extension[0] != IPPROTO_FRAGMENT;
@@ -126,7 +126,7 @@ static __always_inline int read_ipv6(struct call *call, struct header *header)
 	return 0;
 }
 
-/* Where a packet goes by its own header; what can't be read here may be any. */
+/* Read the target from the packet's own header; an unreadable packet may be any packet. */
 static __always_inline void read_header(struct call *call, struct sk_buff *skb)
 {
 	unsigned char *data = BPF_CORE_READ(skb, data);
@@ -149,7 +149,7 @@ static __always_inline void read_header(struct call *call, struct sk_buff *skb)
 		call->flags |= ANY;
 }
 
-/* Of as much of it as NFLOG tells; 0 where that is not all here. */
+/* Return the checksum of the bytes that NFLOG copies; 0 if they are not all readable. */
 static __always_inline __u32 sum_of(struct sk_buff *skb)
 {
 	__u32 size = BPF_CORE_READ(skb, len), a = 1, b = 0;
@@ -167,18 +167,18 @@ static __always_inline __u32 sum_of(struct sk_buff *skb)
 	return (b % ADLER) << 16 | a;
 }
 
-/* Whether it is refused as a frame, on its way out of a device. */
+/* Return 1 if the packet is refused as a frame, on its way out of a device. */
 static __always_inline int is_frame(struct sk_buff *skb, __u16 family)
 {
 	__u16 link = BPF_CORE_READ(skb, mac_header);
 
-	/* Of one that goes past the queue nobody has looked for the header. */
+	/* The kernel sets no header for a frame that bypasses the queue. */
 	if (link == NOT_SET)
 		return family == AF_PACKET;
 	return BPF_CORE_READ(skb, head) + link == BPF_CORE_READ(skb, data);
 }
 
-/* Whether what is made on top of a device may send by it, and later. */
+/* Return 1 if a device on top of this one may send through it, and later. */
 static __always_inline int is_below_another(struct net_device *dev)
 {
 	void *upper = (void *)dev + bpf_core_field_offset(struct net_device, adj_list.upper);
@@ -186,8 +186,8 @@ static __always_inline int is_below_another(struct net_device *dev)
 	return BPF_CORE_READ(dev, adj_list.upper.next) != upper;
 }
 
-/* Whether whoever the CPU is at has the socket, and is calling: who sends by a clock, or for another
- * one in the end, has the spinlock or does not own it (net/core/sock.c: release_sock()). */
+/* Return 1 if the current process holds the socket in a call. A timer, or a release for another process,
+ * holds the spinlock or does not own the socket (net/core/sock.c: release_sock()). */
 static __always_inline int is_held(struct sock *sk)
 {
 	struct sock *typed = sk;
@@ -198,12 +198,12 @@ static __always_inline int is_held(struct sock *sk)
 	       !BPF_CORE_READ(sk, sk_lock.slock.rlock.raw_lock.val.counter);
 }
 
-/* Whether the process that the CPU is at has sent it, and is calling.
+/* Return 1 if the current process has sent the packet, in a call.
  *
- * That is so where a packet is dropped that its socket keeps not back: of TCP the first one of all,
- * for who connects. Of datagrams it is so where the kernel itself sends none by the socket (tunnels
- * keep their data with it), and no frame was made of it: that may have waited for a neighbour's
- * address, and be sent on in an interrupt. One of a packet socket waits for nothing. */
+ * That is so if the socket does not queue the packet. For TCP: the first packet, in connect(2). For
+ * datagrams: if the kernel itself sends none through the socket (tunnels set its user data), and if the
+ * packet has no frame header. A packet with one may have waited for a neighbour's address, and is then
+ * sent in an interrupt. A packet of a packet socket is never delayed. */
 static __always_inline int is_sent_now(struct call *call, struct sk_buff *skb, struct sock *sk,
 				       __u16 family)
 {
@@ -236,13 +236,13 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 	if (!sk)
 		return 0;
 	call.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
-	/* What came in is its receiver's. */
+	/* The socket of an inbound packet is its receiver's. */
 	if (what_of(call.netns) != REFUSALS || BPF_CORE_READ(skb, skb_iif))
 		return 0;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_NEW_SYN_RECV || state == TCP_TIME_WAIT)
 		return 0;
-	/* No user is logged of what is not a process's. */
+	/* A record has a user only if a process has the socket. */
 	file = BPF_CORE_READ(sk, sk_socket, file);
 	if (!file)
 		return 0;
@@ -256,7 +256,7 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 	call.sum = sum_of(skb);
 	if (is_sent_now(&call, skb, sk, family))
 		who(&call.caller);
-	/* What begins a connection is not repeated. */
+	/* The first packet of a connection is not a repetition. */
 	tell_call(&call, call.flags & SYN ? 0 : (__u64)sk);
 	return 0;
 }

@@ -1,4 +1,4 @@
-"""What a file says of sinks: one module a kind."""
+"""Configuration of sinks: one module for each type."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _STDOUT: Final = "-"
 
 
 def _with_type(table: Any) -> Any:
-    """A sink without a type is a file, and a file by the name of ``-`` standard output."""
+    """Add the type to a table: without one it is a file, or standard output for the path ``-``."""
     if not isinstance(table, dict):
         return table
     typed = {"type": "file"} | table

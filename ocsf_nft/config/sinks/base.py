@@ -1,4 +1,4 @@
-"""What every ``[[sink]]`` of a file has in common, and what several have."""
+"""Base of the ``[[sink]]`` tables of a file, and tables that several of them contain."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
-from ocsf_nft.config.tables import FileName, Table, checked
-from ocsf_nft.delivery.pace import Pace
+from ocsf_nft.config.base_table import FileName, Table, checked
+from ocsf_nft.delivery.batch_settings import BatchSettings
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.ocsf.events import CLASS_UIDS
-from ocsf_nft.ocsf.versions import LATEST, named
+from ocsf_nft.ocsf.versions import LATEST, full_version
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 ClassName: TypeAlias = Literal[
     "network_activity", "detection_finding", "device_config_state_change", "application_lifecycle"
 ]
-Version = Annotated[str, checked(named)]
+Version = Annotated[str, checked(full_version)]
 Classes = Annotated[tuple[ClassName, ...], Field(min_length=1)]
-#: What names a sink in the store, metrics and our own log.
+#: Name of a sink in the store, in metrics and in our own log.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class SinkTable(Table):
-    """A place that events go to, each in its version of OCSF and with the classes it wants.
+    """Destination of events, with its own OCSF version and event classes.
 
-    ``name`` is by default made of what the sink is and where it goes. A batch has at most
-    ``batch_events`` and ``batch_bytes``, and waits for ``batch_seconds`` to become so large.
-    A delivery that takes ``timeout_seconds`` is cut, and tried again; between two tries of a batch
-    are at most ``retry_seconds``.
+    The default ``name`` consists of the type and the destination. A batch has at most
+    ``batch_events`` events and ``batch_bytes`` bytes. A smaller batch waits ``batch_seconds`` for
+    more events. A delivery that takes longer than ``timeout_seconds`` is stopped and retried. The
+    pause between two tries is at most ``retry_seconds``.
     """
 
-    #: Whether it has to be there when the run begins.
+    #: True if the sink must be available when the run starts.
     is_local: ClassVar[bool] = False
 
     name: Name | None = None
@@ -51,29 +51,29 @@ class SinkTable(Table):
     retry_seconds: Annotated[float, Field(gt=0, le=3600)] = 30.0
 
     @property
-    def is_greeted(self) -> bool:
-        """Whether the first line that it gets is a handshake."""
+    def needs_handshake(self) -> bool:
+        """Return whether the first line that the sink gets is a handshake."""
         return False
 
     @property
     def file(self) -> Path | None:
-        """The file that nobody else is to write to meanwhile, if it has one."""
+        """Return the file that only this process may write to; None if there is none."""
         return None
 
     @property
     def class_uids(self) -> frozenset[int]:
-        """The ``class_uid`` of what it wants."""
+        """Return the ``class_uid`` of each class that the sink gets."""
         return frozenset(CLASS_UIDS[name] for name in self.classes)
 
     @property
     def called(self) -> str:
-        """What names it: in the store, in metrics and in our own log."""
+        """Return the name of the sink in the store, in metrics and in our own log."""
         return self.name or self.target
 
     @property
-    def pace(self) -> Pace:
-        """How it is sent to."""
-        return Pace(
+    def batch_settings(self) -> BatchSettings:
+        """Return the settings of batches and retries."""
+        return BatchSettings(
             events=self.batch_events,
             bytes=self.batch_bytes,
             seconds=self.batch_seconds,
@@ -84,15 +84,18 @@ class SinkTable(Table):
     @property
     @abstractmethod
     def target(self) -> str:
-        """Where it goes, in short and without a secret: unlike that of any other sink."""
+        """Return the destination, short and without a secret; it is unique among the sinks."""
 
     @abstractmethod
     def sink(self) -> Sink:
-        """The sink itself; raises UnsupportedError when an extra that it needs is not installed."""
+        """Create the sink; raises UnsupportedError if an extra that it needs is not installed."""
 
 
 class SecretTable(Table):
-    """Where a secret is kept: a ``file``, a variable of ``env``, or systemd's ``credential``."""
+    """Source of a secret: a ``file``, an environment variable ``env`` or a systemd ``credential``.
+
+    Exactly one of them is given.
+    """
 
     file: Annotated[Path, FileName] | None = None
     env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
@@ -102,12 +105,12 @@ class SecretTable(Table):
     def _is_one(self) -> Self:
         if sum(each is not None for each in (self.file, self.env, self.credential)) != 1:
             raise ValueError(
-                "a secret is kept in one place: give file, env or credential, never itself"
+                "a secret has one source: give file, env or credential, never the secret itself"
             )
         return self
 
     def secret(self) -> Secret:
-        """The same for a sink."""
+        """Return the secret for a sink."""
         if self.file is not None:
             return Secret("file", str(self.file))
         if self.env is not None:
@@ -116,7 +119,10 @@ class SecretTable(Table):
 
 
 class TlsTable(Table):
-    """Whom to trust in place of the system's authorities, and what to show to who asks."""
+    """TLS settings: authorities that replace the system's, and our certificate and its key.
+
+    The certificate is for a receiver that requests one.
+    """
 
     ca: Annotated[Path, FileName] | None = None
     certificate: Annotated[Path, FileName] | None = None
@@ -129,5 +135,5 @@ class TlsTable(Table):
         return self
 
     def tls(self) -> Tls:
-        """The same for a sink."""
+        """Return the TLS settings for a sink."""
         return Tls(ca=self.ca, certificate=self.certificate, key=self.key)

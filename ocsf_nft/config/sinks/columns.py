@@ -1,7 +1,7 @@
-"""The columns of each class of events, derived from the models that events are made by.
+"""Parquet columns of each event class, derived from the models of the events.
 
-All events of a class in a version of OCSF have the same, so a table that is made of some holds
-them all. They are of the types of OCSF: integers of 32 and of 64 bits are told apart as there.
+All events of a class in an OCSF version have the same columns. So a table made from some events
+fits all of them. Columns have the types of OCSF, which distinguishes integers of 32 and 64 bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from annotated_types import Le
 from pydantic.fields import FieldInfo
 
-from ocsf_nft.delivery.columns import Column, ListOf, Scalar, Struct
+from ocsf_nft.delivery.parquet_columns import Column, ListOf, Scalar, Struct
 from ocsf_nft.ocsf.events import CLASSES
 from ocsf_nft.ocsf.model import Model
 from ocsf_nft.ocsf.objects import Process, RelatedEvent
@@ -21,11 +21,11 @@ from ocsf_nft.ocsf.versions import SINCE, is_before
 
 _UNIONS: Final = frozenset({Union, UnionType})
 _INT32_MAX: Final = (1 << 31) - 1
-#: Objects in objects that are columns; what is deeper is JSON, so that a model may hold itself.
+#: Nesting depth of objects with columns. Deeper objects are JSON, so a model may contain itself.
 _DEPTH: Final = 8
-#: long_t in OCSF, and said to be no more than it is by the models, which work it out.
+#: long_t in OCSF. The models compute the value and give no maximum.
 _LONG: Final = frozenset({"type_uid"})
-#: What only versions before some have, and :mod:`ocsf_nft.ocsf.versions` makes.
+#: Attributes that only older versions have; :mod:`ocsf_nft.ocsf.versions` adds them.
 _ONLY_BEFORE: Final[Mapping[type[Model], Mapping[str, tuple[str, Column]]]] = {
     Process: {"lineage": ("1.4.0", ListOf(Scalar.TEXT)), "tid": ("1.6.0", Scalar.INT32)},
     RelatedEvent: {"type": ("1.3.0", Scalar.TEXT)},
@@ -33,7 +33,7 @@ _ONLY_BEFORE: Final[Mapping[type[Model], Mapping[str, tuple[str, Column]]]] = {
 
 
 def columns(version: str) -> dict[int, Struct]:
-    """The columns of each class in a version of OCSF, by ``class_uid``."""
+    """Return the columns of each class in an OCSF version, by ``class_uid``."""
     return {uid: Struct(_columns(model, version, _DEPTH)) for uid, model in CLASSES.items()}
 
 
@@ -71,7 +71,7 @@ def _of_type(annotation: Any, limits: Sequence[Any], version: str, depth: int) -
         return _scalar(type(inner[0]), limits)
     if isinstance(annotation, type) and issubclass(annotation, Model):
         columns = _columns(annotation, version, depth - 1) if depth else {}
-        # Parquet knows no group without fields.
+        # Parquet has no group without fields.
         return Struct(columns) if columns else Scalar.JSON
     return _scalar(annotation, limits)
 

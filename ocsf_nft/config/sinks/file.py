@@ -1,4 +1,4 @@
-"""What a file says of a sink that is a file."""
+"""Configuration of a sink of type ``file``."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from ocsf_nft.config.base_table import FileName
 from ocsf_nft.config.sinks.base import SinkTable
-from ocsf_nft.config.tables import FileName
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
     from ocsf_nft.delivery.sinks.rotation import Rotation
 
-#: What Linux takes, less what an old file's name has besides: a moment, ".gz.part", two marks.
+#: Linux's limit, less the additions in an old file's name: a time, ".gz.part", two separators.
 _NAME_BYTES: Final = 255 - 34
 
 
 class FileSink(SinkTable):
-    """JSON Lines in the file ``path``, appended to by this process alone.
+    """JSON Lines in the file ``path``, which only this process appends to.
 
-    With ``sync`` a batch is on the disk when it counts as delivered, so that a power cut loses
-    none; without it up to half a minute of events is lost then, of a crash of the system too. It
-    costs one write to the disk for each batch.
+    With ``sync``, a batch counts as delivered when it is on the disk, so a power cut drops no
+    event. That costs one write to the disk for each batch. Without it, a power cut or a crash of
+    the system drops the events of up to half a minute.
 
-    A file becomes an old one before it grows past ``rotate_bytes``, and with the first event of
-    each new ``rotate_seconds`` of UTC: 3600 is on the hour, 86400 at midnight. ``events.jsonl`` is
-    then ``events-20261125T204400.123456Z.jsonl``; with ``compress`` that is ``….jsonl.gz`` some
-    time later. The last ``keep_files`` are kept, and of those what is within ``keep_bytes``; by
-    default all are. Where logrotate does all that, leave these keys out: it may rename the file,
-    or empty it in its place.
+    The file is rotated before it grows past ``rotate_bytes``, and with the first event of each new
+    period of ``rotate_seconds`` in UTC: 3600 is on the hour, 86400 at midnight. ``events.jsonl``
+    is then renamed to ``events-20261125T204400.123456Z.jsonl``. With ``compress`` it becomes
+    ``….jsonl.gz`` some time later. Of the old files, the last ``keep_files`` remain, as far as they
+    fit into ``keep_bytes``; by default all remain. If logrotate rotates the file, leave these keys
+    out. It may rename the file, or truncate it (copytruncate).
 
-    Choose a directory that nobody else may write to. A symbolic link is followed when it is root's
-    or our own; in a directory that everybody may write to, a file that somebody else made is not
-    written to. New files are for their owner and group alone: for a group of readers, give the
-    directory that group and the setgid bit.
+    Choose a directory that no other user may write to. A symbolic link is followed if it belongs to
+    root or to our user. In a directory that all users may write to, a file of another user is not
+    written to. Only owner and group may read new files. For a group of readers, give the directory
+    that group and the setgid bit.
     """
 
     is_local: ClassVar[bool] = True
@@ -64,7 +64,7 @@ class FileSink(SinkTable):
         if self.rotate_bytes is None and self.rotate_seconds is None:
             if (self.keep_files, self.keep_bytes, self.compress) != (None, None, False):
                 raise ValueError(
-                    "says what becomes of old files, and never makes one: give rotate_bytes or "
+                    "has settings for old files, but never rotates: give rotate_bytes or "
                     "rotate_seconds"
                 )
         elif len(os.fsencode(self.path.name)) > _NAME_BYTES:
@@ -73,17 +73,17 @@ class FileSink(SinkTable):
 
     @property
     def file(self) -> Path:
-        """The file that nobody else is to write to meanwhile."""
+        """Return the file that only this process may write to."""
         return self.path
 
     @property
     def target(self) -> str:
-        """The file's path."""
+        """Return the file's path."""
         return str(self.path)
 
     def sink(self) -> Sink:
-        """The sink itself."""
-        from ocsf_nft.delivery.sinks.file import File  # noqa: PLC0415 - what is configured alone
+        """Create the sink."""
+        from ocsf_nft.delivery.sinks.file import File  # noqa: PLC0415 - if configured
 
         return File(path=self.path, sync=self.sync, rotation=self._rotation())
 

@@ -1,22 +1,23 @@
-"""What a file says of a sink of type ``http``."""
+"""Configuration of a sink of type ``http``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from ocsf_nft.config.sinks.web import SecuredSink, Url, needing_http
+from ocsf_nft.config.sinks.http_client import SecuredSink, Url, needing_http
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
 
 
 class HttpSink(SecuredSink):
-    """Any receiver that takes JSON over HTTP: a batch is one request to the ``url``.
+    """Receiver that accepts JSON over HTTP: a batch is one request to the ``url``.
 
-    ``format`` is ``ndjson``, an event a line, or ``json_array``. It is sent with ``method``. An
-    answer of 2xx means that the receiver has the batch; 400, 413 or 422 that it won't have it as it
-    is: it is sent in parts then, until what is wrong is alone, and a dead letter. Everything else
-    is tried again. ``compress`` is off by default: not every receiver takes gzip.
+    ``format`` is ``ndjson`` (one event a line) or ``json_array``. The request uses ``method``. An
+    answer 2xx means that the receiver has the batch. 400, 413 or 422 means that it refuses the
+    batch. Then the batch is sent in parts, until a refused event is alone and becomes a dead
+    letter. Any other answer leads to a retry. ``compress`` is off by default: not every receiver
+    accepts gzip.
 
     Credentials are none, ``bearer``, or ``user`` and ``password``; ``tls`` with a certificate and
     key (mTLS); or a header with a secret, such as ``headers = { X-Api-Key = { env = "KEY" } }``.
@@ -29,7 +30,7 @@ class HttpSink(SecuredSink):
     compress: bool = False
 
     def sink(self) -> Sink:
-        """The sink itself; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError."""
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.http import Http  # noqa: PLC0415 - if configured
         return Http(receiver=self.receiver, method=self.method, form=self.format)

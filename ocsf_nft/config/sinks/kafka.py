@@ -1,4 +1,4 @@
-"""What a file says of a sink of type ``kafka``."""
+"""Configuration of a sink of type ``kafka``."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
-from ocsf_nft.config.sinks.hosts import host_and_port
-from ocsf_nft.config.tables import checked
+from ocsf_nft.config.sinks.host_port import host_and_port
 from ocsf_nft.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
 
 _Server = Annotated[str, checked(host_and_port)]
-#: What brokers take: not "." or "..".
+#: Names that brokers accept: not "." or "..".
 _Topic = Annotated[
     str, Field(max_length=249, pattern=r"^(\.{0,2}[A-Za-z0-9_-]|\.{3})[A-Za-z0-9._-]*$")
 ]
 
 
 class KafkaSink(SinkTable):
-    """A ``topic`` of Kafka.
+    """Kafka ``topic``.
 
-    ``servers`` are some brokers, as ``host:port``; they name the others. An event counts as
-    delivered when all replicas that are in sync have it (``acks=all``). A record's key is the
-    sandbox's name, so that one sandbox's events stay in order, in one partition; of what is about
-    no sandbox, it is the host's name. Its header ``uid`` is the event's ``metadata.uid``, by which
-    to know what comes twice: the producer is idempotent, but only until it is connected anew. The
-    topic must not be compacted, since that would keep one event a sandbox.
+    ``servers`` are some of the brokers, as ``host:port``; the brokers report the others. An event
+    counts as delivered when all in-sync replicas have it (``acks=all``). The key of a record is the
+    name of the sandbox. So the events of one sandbox stay in order, in one partition. For an event
+    without a sandbox, the key is the name of the host. The header ``uid`` is the event's
+    ``metadata.uid``; use it to detect an event that arrives twice. The producer is idempotent, but
+    only until it connects again. The topic must not be compacted, since compaction would leave one
+    event for each sandbox.
 
-    What is larger than ``max_message_bytes``, or than the topic's ``max.message.bytes``, becomes a
-    dead letter. ``compress`` sends gzip. Where ``sasl`` is given, so are ``user`` and ``password``;
-    PLAIN shows the password to whoever listens, unless there is ``tls``. With ``tls = {}`` brokers
-    are checked by the system's authorities. The account needs WRITE on the topic, and before Kafka
+    An event larger than ``max_message_bytes``, or than the topic's ``max.message.bytes``, becomes a
+    dead letter. ``compress`` sends gzip. ``sasl`` needs ``user`` and ``password``. Without ``tls``,
+    PLAIN sends the password in clear text. With ``tls = {}``, the brokers' certificates are
+    verified with the system's authorities. The account needs WRITE on the topic, and before Kafka
     2.8 IDEMPOTENT_WRITE on the cluster.
     """
 
@@ -58,11 +59,11 @@ class KafkaSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """The first server, with the topic."""
+        """Return the first server with the topic."""
         return f"kafka://{self.servers[0]}/{self.topic}"
 
     def sink(self) -> Sink:
-        """The sink itself; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError."""
         try:
             from ocsf_nft.delivery.sinks.kafka import Kafka  # noqa: PLC0415 - only where configured
         except ImportError as error:

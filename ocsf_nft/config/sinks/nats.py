@@ -1,4 +1,4 @@
-"""What a file says of a sink of type ``nats``."""
+"""Configuration of a sink of type ``nats``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from ocsf_nft.config.base_table import FileName, checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
-from ocsf_nft.config.sinks.hosts import host
-from ocsf_nft.config.tables import FileName, checked
+from ocsf_nft.config.sinks.host_port import host
 from ocsf_nft.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ _SCHEMES: Final = ("nats://", "tls://")
 
 
 def _server(text: str) -> str:
-    """A server's URL: a scheme, a host and a port, nothing more; raises UsageError."""
+    """Return a server's URL if it has only a scheme, a host and a port; raises UsageError."""
     if "@" in text:
-        raise UsageError("must not hold a user, password or token: give them as keys of their own")
+        raise UsageError("must not hold a user, password or token: give them as separate keys")
     for scheme in _SCHEMES:
         if text.startswith(scheme):
             host(text.removeprefix(scheme))
@@ -31,7 +31,7 @@ def _server(text: str) -> str:
 
 
 _Server = Annotated[str, checked(_server)]
-#: Tokens between dots, none of them empty; none is a wildcard, or of the server's own ($).
+#: Non-empty tokens between dots; none is a wildcard, or reserved for the server ($).
 _Subject = Annotated[
     str, Field(max_length=200, pattern=r"^[A-Za-z0-9_:=/-]+(\.[A-Za-z0-9_:=/-]+)*$")
 ]
@@ -39,21 +39,22 @@ _Stream = Annotated[str, Field(pattern=r"^[A-Za-z0-9_:=-]{1,255}$")]
 
 
 class NatsSink(SinkTable):
-    """A stream of NATS JetStream, by its ``subject``.
+    """NATS JetStream stream, selected by its ``subject``.
 
-    ``servers`` are URLs, nats:// or tls://; one that can be connected to is enough, and others of
-    its cluster are not asked for. With ``class_subjects`` the event's class is a last token of the
-    subject: ``ocsf.network_activity``. No stream is made: one has to have the subject (``nats
-    stream add ocsf --subjects 'ocsf.>'``), and where ``stream`` is given, it has to be that one.
-    The event's ``metadata.uid`` is the header ``Nats-Msg-Id``, so that an event which is sent again
-    is there once: choose a duplicate window of the stream that is longer than an answer may be lost
-    for (``--dupe-window``). What is larger than the server's ``max_payload`` or the stream's
-    ``max_msg_size`` becomes a dead letter. A stream that is full (``--discard new``) is waited for.
+    ``servers`` are URLs, nats:// or tls://. One reachable server is enough; other servers of its
+    cluster are not used. With ``class_subjects``, the event's class is the last token of the
+    subject: ``ocsf.network_activity``. The sink creates no stream. A stream must have the subject
+    (``nats stream add ocsf --subjects 'ocsf.>'``); if ``stream`` is given, it must be that one. The
+    event's ``metadata.uid`` is the header ``Nats-Msg-Id``, so the stream stores an event that is
+    sent twice only once. Choose a duplicate window of the stream (``--dupe-window``) that is
+    longer than the longest time without an answer of the server. An event larger than the server's
+    ``max_payload`` or the stream's ``max_msg_size`` becomes a dead letter. If the stream is full
+    (``--discard new``), the sink waits.
 
     Credentials are none, a ``token``, ``user`` and ``password``, an ``nkey`` (a user's seed), or a
-    file of ``credentials``, as nsc makes it. A URL of tls:// or ``tls`` means that nothing is sent
-    in the clear, whatever the server wants; with neither, it is for the server to say.
-    ``tls_first`` is for one with ``handshake_first``.
+    file of ``credentials``, as nsc creates it. With a tls:// URL or ``tls``, nothing is sent in
+    clear text, whatever the server requires. With neither, the server decides. ``tls_first`` is for
+    a server with ``handshake_first``.
     """
 
     type: Literal["nats"]
@@ -80,12 +81,12 @@ class NatsSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """The first server, with the subject."""
+        """Return the first server with the subject."""
         subject = f"{self.subject}.*" if self.class_subjects else self.subject
         return f"nats://{urlsplit(self.servers[0]).netloc}/{subject}"
 
     def sink(self) -> Sink:
-        """The sink itself; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError."""
         try:
             from ocsf_nft.delivery.sinks.nats import Nats  # noqa: PLC0415 - only where configured
             from ocsf_nft.delivery.sinks.nats_login import Login  # noqa: PLC0415 - the same

@@ -1,4 +1,4 @@
-"""What a file says of a sink of type ``opensearch``."""
+"""Configuration of a sink of type ``opensearch``."""
 
 from __future__ import annotations
 
@@ -7,40 +7,40 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SecretTable
-from ocsf_nft.config.sinks.web import SecuredSink, needing_http
-from ocsf_nft.config.tables import checked
-from ocsf_nft.delivery.sinks.receiver import Credentials
+from ocsf_nft.config.sinks.http_client import SecuredSink, needing_http
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 from ocsf_nft.errors import UsageError
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
 
 _DATE: Final = "{date}"
-#: In small letters, and not begun as the server's own are ("Index naming restrictions").
+#: Lower case; no first character of the server's own names ("Index naming restrictions").
 _INDEX: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 
 
 def _index(text: str) -> str:
     if not _INDEX.fullmatch(text.replace(_DATE, "2026.11.25")):
         raise UsageError(
-            "must be an index's name: small letters, digits and . _ - with {date} for the day, "
-            "begun with a letter, a digit or {date}"
+            "must be an index's name: lower-case letters, digits and . _ - with {date} for the "
+            "day, and a letter, a digit or {date} at the start"
         )
     return text
 
 
 class OpenSearchSink(SecuredSink):
-    """OpenSearch, or Elasticsearch, at ``url``: https://opensearch.example:9200.
+    """OpenSearch or Elasticsearch at ``url``: https://opensearch.example:9200.
 
-    An event is a document of the ``index``, in whose name ``{date}`` is the event's day in UTC,
-    as 2026.11.25. Its identifier is the event's ``metadata.uid``, so that an event which comes
-    again is not there twice. With ``data_stream``, the index is a data stream, whose documents
-    have ``@timestamp`` too.
+    An event is a document of the ``index``. In the name of the index, ``{date}`` is the event's day
+    in UTC, such as 2026.11.25. The document's identifier is the event's ``metadata.uid``, so an
+    event that is sent twice is stored once. With ``data_stream``, the index is a data stream, whose
+    documents also have ``@timestamp``.
 
-    Credentials are none, ``bearer``, ``user`` and ``password``, or an ``api_key``: the encoded one,
-    of identifier and key. The account needs the right to create documents, and indices or data
-    streams where there are none.
+    Credentials are none, ``bearer``, ``user`` and ``password``, or an ``api_key`` (the encoded form
+    of identifier and key). The account needs the right to create documents, and also indices or
+    data streams if they do not exist.
     """
 
     type: Literal["opensearch"]
@@ -61,18 +61,18 @@ class OpenSearchSink(SecuredSink):
 
     @property
     def target(self) -> str:
-        """The URL with the index."""
+        """Return the URL with the index."""
         return f"{self.receiver.name}/{self.index}"
 
     @property
     def credentials(self) -> Credentials | None:
-        """The API key, the token, or the user and password."""
+        """Return the API key, the token, or the user and password; None if there are none."""
         if self.api_key is not None:
             return Credentials("ApiKey", self.api_key.secret())
         return super().credentials
 
     def sink(self) -> Sink:
-        """The sink itself; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError."""
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.opensearch import OpenSearch  # noqa: PLC0415 - if configured
         return OpenSearch(receiver=self.receiver, index=self.index, is_data_stream=self.data_stream)

@@ -1,4 +1,4 @@
-"""What a file says of a sink of type ``otlp``."""
+"""Configuration of a sink of type ``otlp``."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from ocsf_nft.config.sinks.web import SecuredSink, needing_http
+from ocsf_nft.config.sinks.http_client import SecuredSink, needing_http
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
 
 
 class OtlpSink(SecuredSink):
-    """An OpenTelemetry collector, or what else takes log records by OTLP over HTTP as JSON.
+    """OpenTelemetry collector, or another receiver of log records in OTLP over HTTP with JSON.
 
-    ``url`` is what ``/v1/logs`` is put behind: http://127.0.0.1:4318. A record's body is the event
-    as nested values, so that ``body["dst_endpoint"]["ip"]`` reaches into it. Its attributes are
+    ``url`` is the URL without ``/v1/logs``: http://127.0.0.1:4318. A record's body is the event as
+    nested values, so ``body["dst_endpoint"]["ip"]`` selects a value. Its attributes are
     ``event.name`` such as ``ocsf.network_activity``, ``ocsf.class_uid``, and ``log.record.uid``,
-    by which a record that comes again is known. An event is about three times as large there as it
-    is as JSON, before it is compressed.
+    which identifies a record that arrives twice. Before compression, an event is about three times
+    as large in this form as it is as JSON.
 
     Credentials are none, ``bearer``, ``user`` and ``password``, or a header with a secret.
     """
@@ -28,7 +28,7 @@ class OtlpSink(SecuredSink):
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 1.0
 
     def sink(self) -> Sink:
-        """The sink itself; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError."""
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.otlp import Otlp  # noqa: PLC0415 - if configured
         return Otlp(receiver=self.receiver)

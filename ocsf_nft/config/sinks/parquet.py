@@ -1,4 +1,4 @@
-"""A sink that is files of Parquet, in a bucket or a directory."""
+"""Configuration of a sink of type ``parquet``: files in a bucket or a directory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
+from ocsf_nft.config.base_table import FileName, checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.config.tables import FileName, checked
 from ocsf_nft.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ _EXTRA: Final = "a sink of type parquet needs the extra ocsf-nft[parquet]: insta
 def _endpoint(text: str) -> str:
     try:
         url = urlsplit(text)
-        _ = url.port  # raises when it is none
+        _ = url.port  # raises if it is invalid
     except ValueError as error:
         raise UsageError(f"{text!r} is no URL: {error}") from error
-    # Of itself urlsplit() leaves line ends and tabs out.
+    # urlsplit() silently removes line ends and tabs.
     is_plain = text.isascii() and text.isprintable() and " " not in text
     if url.scheme not in {"http", "https"} or not url.hostname or not is_plain:
         raise UsageError("must be a URL of http or https, as https://s3.example.com:9000")
@@ -37,7 +37,7 @@ def _endpoint(text: str) -> str:
     return text.rstrip("/")
 
 
-#: "Bucket naming rules", Amazon S3 User Guide; of a prefix, what needs no escape anywhere.
+#: "Bucket naming rules", Amazon S3 User Guide; in a prefix, characters that need no escape.
 _Bucket = Annotated[
     str,
     Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_=-][A-Za-z0-9._=-]*)*/?$"),
@@ -46,26 +46,26 @@ _PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
 class ParquetSink(SinkTable):
-    """Files of Apache Parquet, laid out as Amazon Security Lake wants a custom source's.
+    """Apache Parquet files, with the layout of a custom source of Amazon Security Lake.
 
-    They are put into a ``directory``, or into a ``bucket`` of S3, ``s3://name`` or
-    ``s3://name/prefix``; Security Lake's own bucket without a prefix. A bucket that is not
-    Amazon's is at ``endpoint``, a URL.
+    The files are written to a ``directory``, or to a ``bucket`` of S3, ``s3://name`` or
+    ``s3://name/prefix``. Give Security Lake's own bucket without a prefix. ``endpoint`` is the URL
+    of a bucket that is not Amazon's.
 
     The path below is ``ext/<source>-<class>/<source_version>/region=<region>/accountId=<account>/
-    eventDay=<YYYYMMDD>/``. Each class is a custom source of its own: make one for each, as
-    ``ocsf-nft-4001`` for Network Activity. ``source`` is what they have in common, and
-    ``source_version`` by default the version of OCSF, so that a table has one set of columns;
-    when the custom source was made without a version, give ``""``. ``account`` is the AWS account
-    that the events are about, or ``external`` with anything after it.
+    eventDay=<YYYYMMDD>/``. Each class is a separate custom source: create one for each, such as
+    ``ocsf-nft-4001`` for Network Activity. ``source`` is the common start of their names.
+    ``source_version`` is by default the OCSF version, so a table has one set of columns. If the
+    custom source was created without a version, give ``""``. ``account`` is the AWS account of the
+    events, or ``external`` with any text after it.
 
-    Credentials are found as by Amazon's own tools (environment, container, machine), or given by
-    ``access_key`` and ``secret``. They need ``s3:PutObject`` below each source. ``tls.ca`` is
-    trusted beside the system's authorities; S3 asks for no certificate of ours. A proxy is that of
-    the environment, ``HTTPS_PROXY``.
+    Credentials come from the same sources as for Amazon's own tools (environment, container,
+    machine), or from ``access_key`` and ``secret``. They need ``s3:PutObject`` below each source.
+    ``tls.ca`` is trusted in addition to the system's authorities; S3 requests no client
+    certificate. The proxy is the one of the environment, ``HTTPS_PROXY``.
 
-    Security Lake wants few and large files: a batch, which makes a file for each class and day in
-    it, waits for five minutes.
+    Security Lake requires few and large files. So a batch waits for five minutes; it becomes one
+    file for each class and day in it.
     """
 
     type: Literal["parquet"]
@@ -74,7 +74,7 @@ class ParquetSink(SinkTable):
     endpoint: Annotated[str, checked(_endpoint)] | None = None
     region: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")]
     account: _PathPart = "external"
-    #: With a class after it a custom source's name, which has 20 characters at most.
+    #: The name of a custom source is this and a class, and has at most 20 characters.
     source: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,14}$")] = "ocsf-nft"
     source_version: (
         Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,31})?$")] | None
@@ -88,7 +88,7 @@ class ParquetSink(SinkTable):
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = 120.0
 
     @model_validator(mode="after")
-    def _is_one_place(self) -> Self:
+    def _has_one_destination(self) -> Self:
         if (self.directory is None) == (self.bucket is None):
             raise ValueError("must have either a directory or a bucket to put files into")
         if (self.access_key is None) != (self.secret is None):
@@ -106,28 +106,28 @@ class ParquetSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """The directory or the bucket, and the source there."""
-        place = self.bucket or str(self.directory)
+        """Return the directory or the bucket, with the source in it."""
+        root = self.bucket or str(self.directory)
         if self.endpoint is not None:
-            place = place.replace("s3:/", self.endpoint, 1)
-        return "/".join(filter(None, (place.rstrip("/"), "ext", self.source, self._version)))
+            root = root.replace("s3:/", self.endpoint, 1)
+        return "/".join(filter(None, (root.rstrip("/"), "ext", self.source, self._version)))
 
     @property
     def _version(self) -> str:
         return self.ocsf_version if self.source_version is None else self.source_version
 
     def sink(self) -> Sink:
-        """The sink itself; raises UnsupportedError when its extra is not installed."""
+        """Create the sink; raises UnsupportedError if its extra is not installed."""
         try:
             from ocsf_nft.delivery.sinks.parquet import Parquet  # noqa: PLC0415 - if configured
 
             storage = self._storage()
         except ImportError as error:
             raise UnsupportedError(_EXTRA) from error
-        wanted = self.class_uids
+        selected = self.class_uids
         return Parquet(
             storage=storage,
-            columns={uid: of for uid, of in columns(self.ocsf_version).items() if uid in wanted},
+            columns={uid: of for uid, of in columns(self.ocsf_version).items() if uid in selected},
             source=self.source,
             source_version=self._version,
             region=self.region,
@@ -136,7 +136,7 @@ class ParquetSink(SinkTable):
 
     def _storage(self) -> Storage:
         if self.directory is not None:
-            from ocsf_nft.delivery.directory import Directory  # noqa: PLC0415 - the same
+            from ocsf_nft.delivery.object_directory import Directory  # noqa: PLC0415 - the same
 
             return Directory(path=self.directory)
         from ocsf_nft.delivery.bucket import Bucket  # noqa: PLC0415 - the same

@@ -1,4 +1,4 @@
-"""What a file says of a sink of type ``splunk_hec``."""
+"""Configuration of a sink of type ``splunk_hec``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from ocsf_nft.config.sinks.base import SecretTable, Text
-from ocsf_nft.config.sinks.web import WebSink, needing_http
-from ocsf_nft.delivery.sinks.receiver import Credentials
+from ocsf_nft.config.sinks.http_client import WebSink, needing_http
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
@@ -17,16 +17,17 @@ _IndexName = Annotated[str, Field(pattern=r"^[a-z0-9_][a-z0-9_-]{0,79}$")]
 
 
 class SplunkHecSink(WebSink):
-    """Splunk's HTTP Event Collector, at ``url``: https://splunk.example:8088, without a path.
+    """Splunk HTTP Event Collector at ``url``: https://splunk.example:8088, without a path.
 
-    ``token`` is the collector's. Events go to the ``index``, by default the token's, with the
-    ``source`` and ``sourcetype``. Splunk's own pipelines and its OCSF-CIM add-on name source types
-    ``ocsf:`` and what the events are of; theirs, and their settings for them, are for ``ocsf:*``.
+    ``token`` is the collector's token. Events go to the ``index`` (by default the token's index)
+    with the ``source`` and ``sourcetype``. Splunk's own pipelines and its OCSF-CIM add-on use
+    source types that begin with ``ocsf:``, followed by the origin of the events. Their settings
+    apply to ``ocsf:*``.
 
-    With ``ack_seconds``, an event is delivered when an indexer says that it has it on disk, and is
-    sent again when that takes longer. The token needs indexer acknowledgement for it, without which
-    what is in the collector's memory is lost when it crashes; allow a minute or more, and
-    ``timeout_seconds`` some more than that.
+    With ``ack_seconds``, an event counts as delivered when an indexer reports that it is on disk.
+    If that takes longer, the event is sent again. The token needs indexer acknowledgement for this.
+    Without it, a crash of the collector drops the events in its memory. Allow a minute or more, and
+    set ``timeout_seconds`` higher than that.
     """
 
     type: Literal["splunk_hec"]
@@ -46,16 +47,16 @@ class SplunkHecSink(WebSink):
 
     @property
     def target(self) -> str:
-        """The URL, with the index where one is given."""
+        """Return the URL, with the index if one is given."""
         return "/".join(part for part in (self.receiver.name, self.index) if part)
 
     @property
     def credentials(self) -> Credentials:
-        """The collector's token."""
+        """Return the collector's token."""
         return Credentials("Splunk", self.token.secret())
 
     def sink(self) -> Sink:
-        """The sink itself; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError."""
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec  # noqa: PLC0415 - if configured
         return SplunkHec(

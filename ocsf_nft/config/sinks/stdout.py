@@ -1,4 +1,4 @@
-"""What a file says of a sink that is standard output."""
+"""Configuration of a sink of type ``stdout``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class StdoutSink(SinkTable):
     """JSON Lines on standard output.
 
-    A pipe acknowledges nothing: what its reader had not read when it went away is lost, and the
-    run ends. A reader that is slow is waited for. With ``handshake`` the first line tells that
-    every fence stands and every record is read, and nothing comes before it.
+    A pipe acknowledges nothing: when its reader closes it, events that were not read are dropped,
+    and the run ends. The run waits for a slow reader. With ``handshake``, the first line reports
+    that every fence is active and every record is read; nothing is written before it.
     """
 
     is_local: ClassVar[bool] = True
@@ -29,22 +29,22 @@ class StdoutSink(SinkTable):
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] | None = None
 
     @property
-    def is_greeted(self) -> bool:
-        """Whether the first line that it gets is a handshake."""
+    def needs_handshake(self) -> bool:
+        """Return whether the first line is a handshake."""
         return self.handshake
 
     @property
     def file(self) -> Path:
-        """The file that nobody else is to write to meanwhile."""
+        """Return the file that only this process may write to."""
         return Path("/dev/stdout")
 
     @property
     def target(self) -> str:
-        """What the command line calls it."""
+        """Return the name of standard output on the command line."""
         return "-"
 
     def sink(self) -> Sink:
-        """The sink itself."""
+        """Create the sink."""
         from ocsf_nft.delivery.sinks.stdout import Stdout  # noqa: PLC0415 - if configured
 
         return Stdout()

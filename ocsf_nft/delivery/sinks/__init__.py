@@ -1,1 +1,1 @@
-"""One file per sink."""
+"""Sinks, one module each, and the code that they share."""

@@ -1,4 +1,4 @@
-"""What every sink is."""
+"""Interface of all sinks."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from typing import TYPE_CHECKING, Final, Protocol, Self
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A message that the receiver will never take, and what it says of it."""
+    """A message that the receiver will never accept, and its reason."""
 
     message: Message
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What became of a batch: what is neither ``refused`` nor to be sent ``again`` is delivered.
+class BatchResult:
+    """Result of a delivery: all messages are delivered but those in ``refused`` and ``again``.
 
-    ``again`` is what the receiver could not take now, in the batch's order, with the ``reason``;
-    ``after_seconds`` how long it asked to be left alone first, if it did.
+    ``again`` has the messages that the receiver could not accept now, in the batch's order.
+    ``reason`` explains them. ``after_seconds`` is the pause before the next try, if the receiver
+    asked for one.
     """
 
     refused: tuple[Refusal, ...] = ()
@@ -33,39 +34,40 @@ class Outcome:
     after_seconds: float | None = None
 
 
-DELIVERED: Final = Outcome()
+DELIVERED: Final = BatchResult()
 
 
 class Sink(Protocol):
-    """A place that events are delivered to: opened, one call per batch, closed.
+    """Destination of events: it is opened, gets one call per batch, and is closed.
 
-    It is used by one task, which closes it after a failure and opens it again: opening reads
-    secrets and certificates anew. A cancelled call may be cut at any point.
+    One task uses it. The task closes it after a failure and opens it again. Each opening reads
+    secrets and certificates again. A cancelled call may end at any point.
     """
 
-    #: Whether what was cut short is to be delivered again as the very same batch.
+    #: True if an interrupted batch must be delivered again with exactly the same messages.
     repeats_batches: bool = False
 
     async def open(self) -> None:
-        """Open it; raises DeliveryError when it can't be, and nothing is left open then."""
+        """Open the sink; raises DeliveryError if that fails, and leaves nothing open then."""
 
     async def close(self) -> None:
-        """Close it; raises DeliveryError for what shows only now."""
+        """Close the sink; raises DeliveryError for an error that appears only now."""
 
     async def __aenter__(self) -> Self:
-        """Open it; raises DeliveryError."""
+        """Open the sink; raises DeliveryError."""
         await self.open()
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        """Close it; raises DeliveryError."""
+        """Close the sink; raises DeliveryError."""
         await self.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Deliver a batch of one or more, in order; returns when the receiver has acknowledged it.
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Deliver one or more messages in order; return when the receiver has acknowledged them.
 
-        Where the transport knows no acknowledgement, it returns when the batch is handed over.
-        Raises DeliveryError when it can't be said what has arrived: all of it is delivered again;
-        RefusedError when the receiver won't have the batch as it is, and doesn't say which message
-        of it is wrong: it is delivered in parts. No part of a message stays behind.
+        If the transport has no acknowledgement, return when the batch is handed over.
+
+        Raises DeliveryError if it is unknown which messages have arrived; the whole batch is then
+        delivered again. Raises RefusedError if the receiver refuses the batch without naming the
+        wrong message; the batch is then delivered in parts. No incomplete message is left behind.
         """

@@ -1,9 +1,9 @@
-"""JSON Lines in a file.
+"""Sink that writes JSON Lines to a file.
 
-It is appended to with whole lines only: what a full disk or a crash cut short is taken back,
-so that a forwarder that follows the file never reads half an event. A file that was renamed
-or removed (logrotate) is left to whoever did so, and a new one of the name is begun; one that was
-emptied in its place (copytruncate) is gone on with.
+The sink appends whole lines only. If a full disk or a crash cuts a line short, the sink removes
+that line. So a forwarder that follows the file never reads half an event. If another program
+renames or removes the file (logrotate), the sink creates a new file with the name. If another
+program truncates the file (copytruncate), the sink continues to write to it.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
-from ocsf_nft.delivery.sinks.opening import open_to_append
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
+from ocsf_nft.delivery.sinks.line_writer import WriterThread, lines_of, write_lines
 from ocsf_nft.delivery.sinks.rotation import OldFiles, Rotation
-from ocsf_nft.delivery.sinks.writer import Writer, lines_of, write_lines
+from ocsf_nft.delivery.sinks.safe_open import open_to_append
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 _TAIL_BYTES: Final = 1 << 16
 
 
 class File(Sink):
-    """Appends events to a file, of which this process is the only writer.
+    """Sink that appends events to a file; this process is the file's only writer.
 
     With ``sync`` a batch is on the disk when it counts as delivered. With a ``rotation`` a full
-    file becomes an old one; a batch is never parted for it.
+    file is renamed to an old file. A batch is never split between two files.
     """
 
     def __init__(self, *, path: Path, sync: bool = True, rotation: Rotation | None = None) -> None:
@@ -40,93 +40,93 @@ class File(Sink):
         self._rotation = rotation
         self._descriptor = -1
         self._old_files: OldFiles | None = None
-        self._writer = Writer("file", path)
+        self._writer = WriterThread("file", path)
 
     async def open(self) -> None:
-        """Open the file, and make its directory; raises DeliveryError when it can't be written."""
+        """Open the file and create its directory; raises DeliveryError if it can't be written."""
         try:
-            await self._writer.begin(self._told(self._open))
+            await self._writer.start(self._with_delivery_error(self._open))
         except BaseException:
-            await self._leave()
+            await self._abandon()
             raise
 
     async def close(self) -> None:
-        """Close the file; raises DeliveryError when the system says only now what it lost."""
-        await self._writer.end(self._told(self._close), is_waited_for=True)
+        """Close the file; raises DeliveryError for a write error that appears only now."""
+        await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=True)
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        """Close it; who leaves by a failure does not wait for a write that may never end."""
+        """Close the file; after a failure do not wait for a write, which may never end."""
         if kind is None:
             await self.close()
         else:
-            await self._leave()
+            await self._abandon()
 
-    async def _leave(self) -> None:
-        await self._writer.end(self._told(self._close), is_waited_for=False)
+    async def _abandon(self) -> None:
+        await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=False)
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Append events, one line each."""
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Append events, one line each; raises DeliveryError."""
         lines = lines_of(messages)
-        await self._writer.do(self._told(lambda: self._write(lines)))
+        await self._writer.run(self._with_delivery_error(lambda: self._write(lines)))
         return DELIVERED
 
-    def _told(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Work whose OSError is told as a DeliveryError."""
+    def _with_delivery_error(self, job: Callable[[], None]) -> Callable[[], None]:
+        """Return a job that raises DeliveryError in place of OSError."""
 
-        def do() -> None:
+        def run() -> None:
             try:
-                work()
+                job()
             except OSError as error:
                 raise DeliveryError(f"{self._path} can't be written: {error.strerror}") from error
 
-        return do
+        return run
 
     def _open(self) -> None:
         descriptor, path = open_to_append(self._path)
         try:
             is_file = _is_file(descriptor)
             if is_file:
-                _take_back_torn(descriptor)
+                _truncate_torn_line(descriptor)
         except OSError:
             os.close(descriptor)
             raise
         self._descriptor = descriptor
         if is_file and self._rotation is not None:
-            self._keep_old_files(path, self._rotation)
+            self._start_rotation(path, self._rotation)
 
-    def _keep_old_files(self, path: Path, rotation: Rotation) -> None:
+    def _start_rotation(self, path: Path, rotation: Rotation) -> None:
         if self._old_files is not None:
             if self._old_files.path == path:
                 return
-            self._old_files.end()  # a link leads elsewhere now
+            self._old_files.stop()  # the symbolic link has another target now
         self._old_files = OldFiles(path, rotation)
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         old_files, self._old_files = self._old_files, None
         if old_files is not None:
-            old_files.end()
+            old_files.stop()
         if descriptor >= 0:
             os.close(descriptor)
 
     def _write(self, lines: bytes) -> None:
         if _is_file(self._descriptor):
-            self._follow(len(lines))
+            self._replace_file(len(lines))
         write_lines(self._descriptor, lines, sync=self._sync)
 
-    def _follow(self, more: int) -> None:
-        """Begin a new file where the one that is open has lost its name, or is full."""
-        if self._has_its_name():
+    def _replace_file(self, added_bytes: int) -> None:
+        """Open a new file if the current one is full, or was renamed or removed."""
+        if self._is_at_path():
             if self._rotation is None or self._old_files is None:
                 return
-            if not self._rotation.is_full(os.fstat(self._descriptor), more):
+            if not self._rotation.is_full(os.fstat(self._descriptor), added_bytes):
                 return
             self._old_files.add()
-        left = self._descriptor
+        previous = self._descriptor
         self._open()
-        os.close(left)
+        os.close(previous)
 
-    def _has_its_name(self) -> bool:
+    def _is_at_path(self) -> bool:
         try:
             return os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
         except FileNotFoundError:
@@ -137,8 +137,8 @@ def _is_file(descriptor: int) -> bool:
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
-def _take_back_torn(descriptor: int) -> None:
-    """Cut a file after its last whole line; raises OSError."""
+def _truncate_torn_line(descriptor: int) -> None:
+    """Truncate a file after its last whole line; raises OSError."""
     size = end = os.fstat(descriptor).st_size
     while end > 0:
         start = max(0, end - _TAIL_BYTES)
@@ -147,6 +147,6 @@ def _take_back_torn(descriptor: int) -> None:
             end = start + newline + 1
             break
         end = start
-    # Only where there is something: the time when it was last written to stays.
+    # Only if necessary: truncation changes the modification time, which rotation uses.
     if end < size:
         os.ftruncate(descriptor, end)

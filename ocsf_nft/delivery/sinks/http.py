@@ -1,26 +1,27 @@
-"""Events to any receiver that takes JSON over HTTP."""
+"""Sink for receivers that accept JSON over HTTP."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
-from ocsf_nft.delivery.sinks.web import Web
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
+from ocsf_nft.delivery.sinks.http_client import HttpSession
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.sinks.receiver import Receiver
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _CONTENT_TYPES: Final = {"json_array": "application/json", "ndjson": "application/x-ndjson"}
 
 
 class Http(Sink):
-    """Sends each batch as one request.
+    """Sink that sends each batch as one HTTP request.
 
-    An answer of 2xx says that the receiver has all of it; 400, 413 and 422 that it won't have it as
-    it is. Everything else is taken for a passing trouble, or one that a person will mend.
+    Status 2xx means that the receiver has the whole batch. Status 400, 413 and 422 mean that it
+    refuses the batch as it is. Any other status counts as temporary, or as a fault that a person
+    will fix.
     """
 
     def __init__(
@@ -30,25 +31,25 @@ class Http(Sink):
         method: Literal["POST", "PUT"] = "POST",
         form: Literal["json_array", "ndjson"] = "ndjson",
     ) -> None:
-        self._web = Web(receiver)
+        self._session = HttpSession(receiver)
         self._method = method
         self._form = form
 
     async def open(self) -> None:
         """Connect; raises DeliveryError."""
-        await self._web.open()
+        await self._session.open()
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._web.close()
+        await self._session.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Send a batch; raises DeliveryError, or RefusedError when its data are wrong."""
-        answer = await self._web.ask(
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Send a batch; raises DeliveryError, or RefusedError if the receiver refuses the data."""
+        answer = await self._session.request(
             self._method, body=self._body(messages), content_type=_CONTENT_TYPES[self._form]
         )
         if not answer.is_success:
-            raise self._web.fault(answer)
+            raise self._session.error(answer)
         return DELIVERED
 
     def _body(self, messages: Sequence[Message]) -> bytes:

@@ -1,8 +1,8 @@
-"""Events to a topic of Kafka.
+"""Sink for a topic of Kafka.
 
-A record's key is the sandbox, so that one sandbox's events stay in one partition, in order; its
-header ``uid`` is the event's, by which a consumer knows one that came twice. The topic must not be
-compacted: that would keep one event a sandbox.
+A record's key is the sandbox, so one sandbox's events stay in one partition, in order. Its header
+``uid`` is the event's identifier, so a consumer can recognize duplicates. The topic must not be
+compacted: compaction would leave one event for each sandbox.
 """
 
 from __future__ import annotations
@@ -13,36 +13,36 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import aiokafka  # type: ignore[import-untyped]  # it ships no types
 from aiokafka import errors
 
-from ocsf_nft.delivery.sinks.aside import Aside
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
-from ocsf_nft.delivery.sinks.kafka_log import Listener
-from ocsf_nft.delivery.sinks.said import cause
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
+from ocsf_nft.delivery.sinks.error_text import cause
+from ocsf_nft.delivery.sinks.kafka_log import LogCapture
+from ocsf_nft.delivery.sinks.loop_thread import LoopThread
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     import ssl
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.secrets import Secret
     from ocsf_nft.delivery.tls import Tls
 
 Mechanism: TypeAlias = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 _UID: Final = "uid"
-#: What goes to a partition at a time, at most; a broker takes 1 MiB by default.
+#: Maximum size of a batch for one partition; a broker accepts 1 MiB by default.
 _BATCH_BYTES: Final = 1 << 18
-#: Parts of the time that a delivery may take: all of it, so that what is wrong is told before who
-#: waits has had enough; and one request, so that there can be another.
-_TRY: Final = 0.9
-_REQUEST: Final = 0.4
-#: What a broker says of what a batch is, not of how things are.
-_REFUSING: Final = (
+#: Shares of the delivery timeout. The producer stops before the timeout, so that the cause can be
+#: reported. One request takes less than half, so that there is time for another one.
+_DELIVERY_SHARE: Final = 0.9
+_REQUEST_SHARE: Final = 0.4
+#: Errors that refuse the content of a batch, whatever the state of the broker.
+_REFUSALS: Final = (
     errors.MessageSizeTooLargeError,
     errors.RecordListTooLargeError,
     errors.InvalidTimestampError,
 )
-#: By whether there is SASL and TLS.
+#: Security protocols; a key is (uses SASL, uses TLS).
 _PROTOCOLS: Final = {
     (False, False): "PLAINTEXT",
     (False, True): "SSL",
@@ -52,15 +52,15 @@ _PROTOCOLS: Final = {
 
 
 class Kafka(Sink):
-    """Sends events, and waits until all replicas that are in sync have them.
+    """Sink that sends events and waits until all in-sync replicas have them.
 
     ``servers`` are the ``host:port`` of some brokers. An event of more than ``max_bytes`` is
-    refused. ``mechanism`` is SASL's, with ``user`` and ``password``; None for none.
-    ``timeout_seconds`` is what a delivery may take: while a partition has no leader, or a broker
-    is away, it is tried again until that is nearly over.
+    refused. ``mechanism`` is the one of SASL, with ``user`` and ``password``; None means no SASL.
+    ``timeout_seconds`` is the maximum duration of a delivery. While a partition has no leader or a
+    broker is unreachable, the producer retries until that time is nearly over.
     """
 
-    def __init__(  # noqa: PLR0913 - what a producer is made of
+    def __init__(  # noqa: PLR0913 - the settings of a producer
         self,
         *,
         servers: Sequence[str],
@@ -82,54 +82,54 @@ class Kafka(Sink):
         self._password = password
         self._tls = tls
         self._timeout_seconds = timeout_seconds
-        self._aside = Aside("kafka")
-        self._listener = Listener()
+        self._thread = LoopThread("kafka")
+        self._log_capture = LogCapture()
         self._producer: Any = None
-        self._is_spent = False
+        self._must_reconnect = False
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError when no broker can be connected to or has the topic."""
-        self._aside.begin()
+        """Connect; raises DeliveryError if no broker is reachable or the topic does not exist."""
+        self._thread.start()
         try:
-            await self._aside.do(self._open())
+            await self._thread.run(self._open())
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Cut the connections: all that was acknowledged is there."""
+        """Abort the connections; acknowledged events are stored already."""
         try:
-            if self._aside.is_begun:
-                await self._aside.do(self._abandon())
+            if self._thread.is_running:
+                await self._thread.run(self._drop_producer())
         finally:
-            await self._aside.end()
-            self._listener.end()
+            await self._thread.stop()
+            self._log_capture.stop()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Send a batch, and wait for its acknowledgements.
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Send a batch and wait for its acknowledgements.
 
-        Raises DeliveryError, and RefusedError when a broker won't have what went to a partition.
+        Raises DeliveryError, and RefusedError if a broker refuses the batch of a partition.
         """
-        if self._is_spent:
+        if self._must_reconnect:
             await self.close()
             await self.open()
-        return await self._aside.do(self._delivered(messages))
+        return await self._thread.run(self._deliver(messages))
 
     async def _open(self) -> None:
         password = None if self._password is None else self._password.read()
         context = None if self._tls is None else self._tls.context()
-        self._listener.begin(hidden=() if password is None else (password,))
+        self._log_capture.start(secrets=() if password is None else (password,))
         try:
-            async with asyncio.timeout(self._timeout_seconds * _TRY):
-                self._producer = self._made(password, context)
+            async with asyncio.timeout(self._timeout_seconds * _DELIVERY_SHARE):
+                self._producer = self._create_producer(password, context)
                 await self._producer.start()
                 await self._producer.partitions_for(self._topic)
         except (errors.KafkaError, OSError) as error:
             # Not `from error`: its frames hold the password.
             raise self._failure(error) from None
-        self._is_spent = False
+        self._must_reconnect = False
 
-    def _made(self, password: str | None, context: ssl.SSLContext | None) -> Any:
+    def _create_producer(self, password: str | None, context: ssl.SSLContext | None) -> Any:
         sasl = {
             "sasl_mechanism": self._mechanism,
             "sasl_plain_username": self._user,
@@ -143,33 +143,33 @@ class Kafka(Sink):
             compression_type="gzip" if self._is_compressed else None,
             max_batch_size=_BATCH_BYTES,
             max_request_size=self._max_bytes,
-            request_timeout_ms=int(self._timeout_seconds * _REQUEST * 1000),
+            request_timeout_ms=int(self._timeout_seconds * _REQUEST_SHARE * 1000),
             security_protocol=_PROTOCOLS[self._mechanism is not None, context is not None],
             ssl_context=context,
             **(sasl if self._mechanism is not None else {}),
         )
 
-    async def _abandon(self) -> None:
+    async def _drop_producer(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            # It knows at once that it is closed; then it would wait for what nobody acknowledges.
+            # stop() closes the producer at once. It would then wait for pending acknowledgements.
             await asyncio.wait({asyncio.ensure_future(producer.stop())}, timeout=0)
 
-    async def _delivered(self, messages: Sequence[Message]) -> Outcome:
+    async def _deliver(self, messages: Sequence[Message]) -> BatchResult:
         refused: list[Refusal] = []
         sent = []
         try:
-            async with asyncio.timeout(self._timeout_seconds * _TRY):
+            async with asyncio.timeout(self._timeout_seconds * _DELIVERY_SHARE):
                 for message in messages:
                     try:
-                        sent.append(await self._sent(message))
+                        sent.append(await self._send(message))
                     except errors.MessageSizeTooLargeError:
                         refused.append(Refusal(message, self._too_large))
                 results = await asyncio.gather(*sent, return_exceptions=True)
         except (errors.KafkaError, OSError) as error:
             raise self._failure(error) from error
         self._check([result for result in results if isinstance(result, BaseException)])
-        return Outcome(refused=tuple(refused))
+        return BatchResult(refused=tuple(refused))
 
     @property
     def _too_large(self) -> str:
@@ -178,30 +178,30 @@ class Kafka(Sink):
             f"raise that, and topic {self._topic}'s max.message.bytes"
         )
 
-    async def _sent(self, message: Message) -> asyncio.Future[Any]:
-        """The acknowledgement to come; waits while too much is without one."""
+    async def _send(self, message: Message) -> asyncio.Future[Any]:
+        """Send a message and return its future acknowledgement; wait if too many are pending."""
         sent: asyncio.Future[Any] = await self._producer.send(
             self._topic,
             message.line,
-            key=_key(message.event()),
+            key=_record_key(message.event()),
             headers=[(_UID, message.uid.encode())],
         )
         return sent
 
     def _check(self, faults: Sequence[BaseException]) -> None:
-        """Raise what speaks against a batch: DeliveryError, or RefusedError where it is the batch.
+        """Raise an error for the faults: RefusedError if all refuse the batch, else DeliveryError.
 
-        A producer can't go on with a partition that refused a batch, since its sequence numbers
-        have a gap now.
+        A producer can't be used again after a partition refused a batch, since its sequence numbers
+        have a gap then.
         """
         if not faults:
             return
-        self._is_spent = True
+        self._must_reconnect = True
         for fault in faults:
-            if not isinstance(fault, _REFUSING):
+            if not isinstance(fault, _REFUSALS):
                 raise self._failure(fault)
         raise RefusedError(
-            f"{self._name} won't have a batch for topic {self._topic} ({cause(faults[0])}): see "
+            f"{self._name} refuses a batch for topic {self._topic} ({cause(faults[0])}): check "
             "its max.message.bytes"
         )
 
@@ -214,21 +214,23 @@ class Kafka(Sink):
             return DeliveryError(f"{self._name} has no topic {self._topic}: create it")
         if isinstance(error, errors.TopicAuthorizationFailedError):
             return DeliveryError(
-                f"{self._name} lets {self._user or 'us'} write nothing to topic {self._topic}: "
+                f"{self._name} does not let {self._user or 'us'} write to topic {self._topic}: "
                 "grant WRITE on it"
             )
-        # Of a broker that can't be reached, the library says why in its log alone.
-        is_away = isinstance(error, errors.KafkaConnectionError | TimeoutError)
-        why = (is_away and self._listener.last) or cause(error, self._listener.hidden)
-        return DeliveryError(f"{self._name} can't be used: {why}")
+        # For an unreachable broker, aiokafka reports the cause only in its log.
+        is_unreachable = isinstance(error, errors.KafkaConnectionError | TimeoutError)
+        explanation = (is_unreachable and self._log_capture.last) or cause(
+            error, self._log_capture.secrets
+        )
+        return DeliveryError(f"{self._name} can't be used: {explanation}")
 
 
-def _key(event: Any) -> bytes | None:
-    """The sandbox that an event is about; of one that is about none, the host."""
+def _record_key(event: Any) -> bytes | None:
+    """Return the sandbox of an event, or its host if it has no sandbox."""
     for path in (("unmapped", "sandbox"), ("device", "hostname")):
-        found = event
+        value = event
         for name in path:
-            found = found.get(name) if isinstance(found, dict) else None
-        if isinstance(found, str):
-            return found.encode()
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, str):
+            return value.encode()
     return None

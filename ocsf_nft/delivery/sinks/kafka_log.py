@@ -1,4 +1,4 @@
-"""What aiokafka tells in its log alone: why a broker can't be reached."""
+"""Capture of aiokafka's log, the only source of the cause if a broker can't be reached."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ from typing import Final
 
 from aiokafka import errors  # type: ignore[import-untyped]  # it ships no types
 
-from ocsf_nft.delivery.sinks.said import cause, printable
+from ocsf_nft.delivery.sinks.error_text import cause, printable
 
 _log: Final = logging.getLogger("aiokafka")
-# What matters of it is told in errors. Without a handler it would be printed.
+# Errors report the important part. Without a handler Python would print the records.
 _log.addHandler(logging.NullHandler())
 
 
-class Listener(logging.Handler):
-    """Keeps the ``last`` cause that is logged in the thread that began it.
+class LogCapture(logging.Handler):
+    """Log handler that stores the ``last`` cause that the thread of :meth:`start` logged.
 
-    What the ``hidden`` are is left out: our secrets, which a broker may repeat.
+    The texts in ``secrets`` are masked, since a broker may repeat them.
     """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.last = ""
-        self.hidden: tuple[str, ...] = ()
+        self.secrets: tuple[str, ...] = ()
         self._thread: int | None = None
 
-    def begin(self, hidden: tuple[str, ...]) -> None:
-        """Listen to this thread."""
+    def start(self, secrets: tuple[str, ...]) -> None:
+        """Start to capture records of the current thread."""
         self.last = ""
-        self.hidden = hidden
+        self.secrets = secrets
         self._thread = threading.get_ident()
         _log.addHandler(self)
 
-    def end(self) -> None:
-        """Listen no more."""
+    def stop(self) -> None:
+        """Stop the capture."""
         _log.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record, but for one that says less than the last did."""
+        """Store a record, unless one is stored already and this one has no exception."""
         if record.thread != self._thread:
             return
-        given = record.args if isinstance(record.args, tuple) else ()
-        if not self.last or any(isinstance(each, BaseException | type) for each in given):
-            told = copy.copy(record)
-            told.args = tuple(self._told(each) for each in given) or record.args
-            self.last = printable(told.getMessage(), self.hidden)
+        arguments = record.args if isinstance(record.args, tuple) else ()
+        if not self.last or any(isinstance(each, BaseException | type) for each in arguments):
+            readable = copy.copy(record)
+            readable.args = tuple(self._readable(each) for each in arguments) or record.args
+            self.last = printable(readable.getMessage(), self.secrets)
 
-    def _told(self, given: object) -> object:
-        if isinstance(given, type):
-            return given.__name__
-        if not isinstance(given, BaseException):
-            return given
-        if isinstance(given, errors.SaslAuthenticationFailed):
-            return f"give credentials that it takes ({cause(given, self.hidden)})"
-        return cause(given, self.hidden)
+    def _readable(self, argument: object) -> object:
+        if isinstance(argument, type):
+            return argument.__name__
+        if not isinstance(argument, BaseException):
+            return argument
+        if isinstance(argument, errors.SaslAuthenticationFailed):
+            return f"give credentials that it accepts ({cause(argument, self.secrets)})"
+        return cause(argument, self.secrets)

@@ -1,7 +1,7 @@
-"""Events to a stream of NATS JetStream.
+"""Sink for a stream of NATS JetStream.
 
-A message's ``Nats-Msg-Id`` is the event's uid, so that the stream takes an event once, however
-often it is sent within its duplicate window (``nats stream add --dupe-window``).
+A message's ``Nats-Msg-Id`` is the event's uid. So the stream stores an event once, even if it is
+repeated within the stream's duplicate window. ``nats stream add --dupe-window`` sets that window.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import orjson
 from nats import errors
 
-from ocsf_nft.delivery.sinks.aside import Aside
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
-from ocsf_nft.delivery.sinks.nats_link import Link
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
+from ocsf_nft.delivery.sinks.error_text import cause, printable
+from ocsf_nft.delivery.sinks.loop_thread import LoopThread
+from ocsf_nft.delivery.sinks.nats_link import NatsConnection
 from ocsf_nft.delivery.sinks.nats_login import Login
-from ocsf_nft.delivery.sinks.said import cause, printable
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
@@ -28,40 +28,40 @@ if TYPE_CHECKING:
 
     from nats.aio.msg import Msg
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.tls import Tls
 
-#: Messages that may be without an acknowledgement at a time: a stream takes a few thousand.
+#: Maximum number of messages without an acknowledgement; a stream allows a few thousand.
 _WINDOW: Final = 256
-#: A stream's maximum size of a message is less than this one's (nats-server, errors.json).
+#: Error code: the message is larger than the stream's maximum (nats-server, errors.json).
 _TOO_LARGE: Final = 10054
-#: Headers of JetStream, and what the server says when nobody has a subject (ADR-4 of NATS).
+#: Headers of JetStream, and the status if a subject has no subscriber (ADR-4 of NATS).
 _MESSAGE_ID: Final = "Nats-Msg-Id"
 _EXPECTED_STREAM: Final = "Nats-Expected-Stream"
 _STATUS: Final = "Status"
 _NO_RESPONDERS: Final = "503"
-_UNNAMED: Final = re.compile(r"[^a-z0-9]+")
+_NOT_IN_TOKEN: Final = re.compile(r"[^a-z0-9]+")
 
 
 @dataclass(frozen=True, slots=True)
-class _Fault:
-    """What a stream says against a message; ``is_final`` when it always will."""
+class _Rejection:
+    """Refusal of a message by a stream, with its reason; ``is_final`` if it always will."""
 
     reason: str
     is_final: bool
 
 
 class Nats(Sink):
-    """Publishes events, and waits until the stream has them all.
+    """Sink that publishes events and waits until the stream has stored all of them.
 
-    The first of ``servers`` (URLs, tried in any order) that can be connected to is used. With
-    ``has_class`` the event's class is a last token of the subject: ``ocsf.network_activity``.
-    ``stream`` is the one that has to have the subject, None for whichever does. TLS is certain
-    with a URL of ``tls://`` or with ``tls``; else it is up to the server. ``is_tls_first`` is for
-    a server with ``handshake_first``.
+    ``servers`` are URLs. They are tried in random order, and the first reachable one is used. With
+    ``has_class`` the event's class is the last token of the subject: ``ocsf.network_activity``.
+    ``stream`` is the stream that must have the subject; None allows any stream. A ``tls://`` URL or
+    ``tls`` requires TLS; otherwise the server decides. ``is_tls_first`` is for a server with
+    ``handshake_first``.
     """
 
-    def __init__(  # noqa: PLR0913 - what a connection and a subject are made of
+    def __init__(  # noqa: PLR0913 - the settings of a connection and a subject
         self,
         *,
         servers: Sequence[str],
@@ -79,129 +79,143 @@ class Nats(Sink):
         self._login = login or Login()
         self._tls = tls
         self._is_tls_first = is_tls_first
-        self._aside = Aside("nats")
-        self._link: Link | None = None
+        self._thread = LoopThread("nats")
+        self._connection: NatsConnection | None = None
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError when no server can be connected to."""
-        self._aside.begin()
+        """Connect; raises DeliveryError if no server is reachable."""
+        self._thread.start()
         try:
-            self._link = await self._aside.do(self._linked())
+            self._connection = await self._thread.run(self._connect())
         except BaseException:
-            await self._aside.end()
+            await self._thread.stop()
             raise
 
     async def close(self) -> None:
-        """Cut the connection: all that was acknowledged is in the stream."""
-        self._link = None
-        await self._aside.end()
+        """Abort the connection; acknowledged events are in the stream already."""
+        self._connection = None
+        await self._thread.stop()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Publish a batch, some hundreds at a time, and wait for the acknowledgements of each.
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Publish a batch in windows of some hundreds, and wait for each window's acknowledgements.
 
-        Raises DeliveryError when the connection is lost, or no stream has the subject.
+        Raises DeliveryError if the connection breaks or no stream has the subject.
         """
-        if self._link is None:
-            raise DeliveryError("no NATS server is connected to")
-        return await self._aside.do(self._delivered(self._link, messages))
+        if self._connection is None:
+            raise DeliveryError("no NATS server is connected")
+        return await self._thread.run(self._deliver(self._connection, messages))
 
-    async def _linked(self) -> Link:
-        proof = self._login.read()
+    async def _connect(self) -> NatsConnection:
+        login = self._login.read()
         causes = []
         for server in random.sample(self._servers, len(self._servers)):
-            link = Link(server)
+            connection = NatsConnection(server)
             try:
-                await link.open(proof, tls=self._tls, is_tls_first=self._is_tls_first)
+                await connection.open(login, tls=self._tls, is_tls_first=self._is_tls_first)
             except DeliveryError as error:
                 causes.append(f"{_name(server)} can't be used: {error}")
             else:
-                return link
+                return connection
         raise DeliveryError("; ".join(causes))
 
-    async def _delivered(self, link: Link, messages: Sequence[Message]) -> Outcome:
+    async def _deliver(
+        self, connection: NatsConnection, messages: Sequence[Message]
+    ) -> BatchResult:
         refused: list[Refusal] = []
         again: list[Message] = []
         reason = ""
         for start in range(0, len(messages), _WINDOW):
             window = messages[start : start + _WINDOW]
-            for message, fault in zip(window, await self._faults(link, window), strict=True):
-                if fault is None:
+            for message, rejection in zip(
+                window, await self._publish_all(connection, window), strict=True
+            ):
+                if rejection is None:
                     continue
-                if fault.is_final:
-                    refused.append(Refusal(message, fault.reason))
+                if rejection.is_final:
+                    refused.append(Refusal(message, rejection.reason))
                 else:
                     again.append(message)
-                    reason = reason or fault.reason
-        return Outcome(refused=tuple(refused), again=tuple(again), reason=reason)
+                    reason = reason or rejection.reason
+        return BatchResult(refused=tuple(refused), again=tuple(again), reason=reason)
 
-    async def _faults(self, link: Link, messages: Sequence[Message]) -> list[_Fault | None]:
-        """Publish messages; what there is against each. Raises DeliveryError."""
+    async def _publish_all(
+        self, connection: NatsConnection, messages: Sequence[Message]
+    ) -> list[_Rejection | None]:
+        """Publish messages and return each one's rejection, or None; raises DeliveryError."""
         try:
-            answers = [await self._published(link, message) for message in messages]
-            await link.answered([answer for answer in answers if answer is not None])
+            answers = [await self._publish(connection, message) for message in messages]
+            await connection.wait_for([answer for answer in answers if answer is not None])
         except (OSError, errors.Error) as error:
-            why = cause(error, link.hidden)
-            # Not `from error`: a server may have put our secret into it.
-            raise DeliveryError(f"{_name(link.server)} can't be used: {why}") from None
-        oversized = _Fault(
-            f"with its headers it has more than the {link.max_payload} bytes that "
-            f"{_name(link.server)} takes: raise max_payload there",
+            explanation = cause(error, connection.secrets)
+            # Not `from error`: the error may repeat our secret.
+            raise DeliveryError(
+                f"{_name(connection.server)} can't be used: {explanation}"
+            ) from None
+        oversized = _Rejection(
+            f"with its headers it has more than the {connection.max_payload} bytes that "
+            f"{_name(connection.server)} accepts: raise max_payload there",
             is_final=True,
         )
         return [
-            oversized if answer is None else self._fault(answer.result(), link)
+            oversized if answer is None else self._rejection(answer.result(), connection)
             for answer in answers
         ]
 
-    async def _published(self, link: Link, message: Message) -> asyncio.Future[Msg] | None:
-        """The answer to come to a message, None of one that the server would hang up on."""
+    async def _publish(
+        self, connection: NatsConnection, message: Message
+    ) -> asyncio.Future[Msg] | None:
+        """Publish a message and return its future answer, or None if it is too large.
+
+        The server would close the connection for a message that is too large.
+        """
         headers = {_MESSAGE_ID: message.uid}
         if self._stream is not None:
             headers[_EXPECTED_STREAM] = self._stream
-        if link.size(headers, message.line) > link.max_payload:
+        if connection.size(headers, message.line) > connection.max_payload:
             return None
         subject = self._subject
         if self._has_class:
             subject = f"{subject}.{_class_token(message.event())}"
-        return await link.publish(subject, headers, message.line)
+        return await connection.publish(subject, headers, message.line)
 
-    def _fault(self, answer: Msg, link: Link) -> _Fault | None:
-        """What an answer says against a message; raises DeliveryError where no stream gave it."""
+    def _rejection(self, answer: Msg, connection: NatsConnection) -> _Rejection | None:
+        """Return the rejection in an answer, or None; raises DeliveryError if no stream sent it."""
         if answer.headers and answer.headers.get(_STATUS) == _NO_RESPONDERS:
             subjects = f"{self._subject}.*" if self._has_class else self._subject
             raise DeliveryError(
-                f"no stream takes subject {subjects}: unless its servers are choosing a leader "
+                f"no stream has the subject {subjects}: unless its servers are electing a leader "
                 f"now, create one: `nats stream add ocsf --subjects '{subjects}' --defaults`"
             )
-        said = _said(answer.data)
-        error = said.get("error")
+        reply = _decode(answer.data)
+        error = reply.get("error")
         if isinstance(error, dict):
-            why = printable(error.get("description", error), link.hidden)
-            return _Fault(
-                f"the stream of {self._subject} says: {why}",
+            explanation = printable(error.get("description", error), connection.secrets)
+            return _Rejection(
+                f"the stream of {self._subject} answers: {explanation}",
                 is_final=error.get("err_code") == _TOO_LARGE,
             )
-        if not isinstance(said.get("stream"), str) or not isinstance(said.get("seq"), int):
+        if not isinstance(reply.get("stream"), str) or not isinstance(reply.get("seq"), int):
             raise DeliveryError(
-                f"what answers on subject {self._subject} is no stream: let nobody else reply there"
+                f"the answer on subject {self._subject} is not from a stream: "
+                "let no client reply there"
             )
         return None
 
 
-def _said(data: bytes) -> dict[str, Any]:
+def _decode(data: bytes) -> dict[str, Any]:
     try:
-        said = orjson.loads(data)
+        reply = orjson.loads(data)
     except orjson.JSONDecodeError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return reply if isinstance(reply, dict) else {}
 
 
 def _class_token(event: Any) -> str:
-    """An event's class as a token of a subject: one or more of a to z, 0 to 9 and _."""
+    """Return an event's class as a token of a subject: one or more of a to z, 0 to 9 and _."""
     name = event.get("class_name") if isinstance(event, dict) else None
-    return _UNNAMED.sub("_", str(name).lower()) or "none"
+    return _NOT_IN_TOKEN.sub("_", str(name).lower()) or "none"
 
 
 def _name(server: str) -> str:
-    """A server for a person: the host and port that its URL has."""
+    """Return the host and port of a server's URL for a person."""
     return f"NATS server {urlsplit(server).netloc}"

@@ -1,4 +1,4 @@
-"""A connection to one NATS server, and what it answers to what is published."""
+"""Connection to one NATS server, with the answers to published messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from nats import errors
 from nats.aio.client import Client, RawCredentials
 
-from ocsf_nft.delivery.sinks.said import cause
+from ocsf_nft.delivery.sinks.error_text import cause
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 
@@ -22,76 +22,76 @@ if TYPE_CHECKING:
 
     from nats.aio.msg import Msg
 
-    from ocsf_nft.delivery.sinks.nats_login import Proof
+    from ocsf_nft.delivery.sinks.nats_login import LoginValues
 
 _CONNECT_SECONDS: Final = 4
 _CLOSE_SECONDS: Final = 0.2
-#: How often to look whether there is still a connection.
-_LOOK_SECONDS: Final = 0.25
-#: What NATS begins headers with.
+#: Interval of the checks that the connection is still open.
+_CHECK_SECONDS: Final = 0.25
+#: First line of headers in NATS.
 _HEADERS_LINE: Final = "NATS/1.0"
 
-# What it says there, it also tells whom it calls; nobody set up a log for it.
+# nats-py also passes these errors to callbacks. Without a handler Python would print them.
 logging.getLogger("nats").addHandler(logging.NullHandler())
 
 
-class Link:
-    """A connection to a server, by its URL: until it is lost, since there is no reconnecting."""
+class NatsConnection:
+    """Connection to a server at a URL; it is never reconnected."""
 
     def __init__(self, server: str) -> None:
         self.server = server
-        #: What is not to be shown, though the server may repeat it.
-        self.hidden: tuple[str, ...] = ()
+        #: Texts that no error may show, although the server may repeat them.
+        self.secrets: tuple[str, ...] = ()
         self._client = Client()
         self._inbox = self._client.new_inbox()
         self._numbers = itertools.count()
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
         self._error: Exception | None = None
 
-    async def open(self, proof: Proof, *, tls: Tls | None, is_tls_first: bool) -> None:
-        """Connect; raises DeliveryError with the cause alone."""
-        is_private = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"
-        context = (tls or Tls()).context() if is_private else None
-        self.hidden = proof.hidden
+    async def open(self, login: LoginValues, *, tls: Tls | None, is_tls_first: bool) -> None:
+        """Connect; raises DeliveryError with the cause only, without the server's name."""
+        requires_tls = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"
+        context = (tls or Tls()).context() if requires_tls else None
+        self.secrets = login.secrets
         try:
             await self._client.connect(
                 servers=[self.server],
                 name="ocsf-nft",
-                error_cb=self._see,
+                error_cb=self._store_error,
                 allow_reconnect=False,
-                # Zero would be for ever.
+                # Zero would mean no limit.
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0,
                 connect_timeout=_CONNECT_SECONDS,
                 tls=context,
                 tls_handshake_first=is_tls_first,
-                **_shown(proof, context),
+                **_login_options(login, context),
             )
-            _check(context)
+            _require_tls(context)
             self._error = None
-            await self._client.subscribe(f"{self._inbox}.*", cb=self._take)
+            await self._client.subscribe(f"{self._inbox}.*", cb=self._accept)
         except (OSError, errors.Error, ValueError) as error:
             with contextlib.suppress(OSError, errors.Error):
                 await asyncio.wait_for(self._client.close(), _CLOSE_SECONDS)
-            told = self._error if isinstance(error, errors.NoServersError) else None
-            # Not `from error`: its frames hold what is secret.
-            raise DeliveryError(_why(told or error, proof)) from None
+            reported = self._error if isinstance(error, errors.NoServersError) else None
+            # Not `from error`: its frames hold the secrets.
+            raise DeliveryError(_explain(reported or error, login)) from None
 
     @property
     def max_payload(self) -> int:
-        """The bytes that the server takes of a message, its headers among them."""
+        """Maximum size of a message in bytes, with its headers."""
         return self._client.max_payload
 
     @staticmethod
     def size(headers: Mapping[str, str], payload: bytes) -> int:
-        """The bytes of a message, as the server counts them."""
+        """Return the size of a message in bytes, as the server counts it."""
         lines = (_HEADERS_LINE, *(f"{name}: {value}" for name, value in headers.items()), "")
         return sum(len(line.encode()) + len("\r\n") for line in lines) + len(payload)
 
     async def publish(
         self, subject: str, headers: dict[str, str], payload: bytes
     ) -> asyncio.Future[Msg]:
-        """Send a message; what comes is its answer. Raises OSError or an error of NATS."""
+        """Send a message and return its future answer; raises OSError or an error of NATS."""
         number = str(next(self._numbers))
         answer = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
@@ -101,62 +101,63 @@ class Link:
         )
         return answer
 
-    async def answered(self, answers: Collection[asyncio.Future[Msg]]) -> None:
-        """Wait for answers; raises an error of NATS when there is one before."""
+    async def wait_for(self, answers: Collection[asyncio.Future[Msg]]) -> None:
+        """Wait for answers; raises an error of NATS if one occurs before they are complete."""
         waiting: Collection[asyncio.Future[Msg]] = answers
         while waiting:
-            # nats-py does not always call back when it gives a connection up.
-            _, waiting = await asyncio.wait(waiting, timeout=_LOOK_SECONDS)
+            # nats-py does not always call back when it closes a connection.
+            _, waiting = await asyncio.wait(waiting, timeout=_CHECK_SECONDS)
             if waiting and self._error is not None:
                 raise self._error
             if waiting and not self._client.is_connected:
                 raise self._client.last_error or errors.ConnectionClosedError
 
-    async def _see(self, error: Exception) -> None:
+    async def _store_error(self, error: Exception) -> None:
         self._error = error
 
-    async def _take(self, answer: Msg) -> None:
+    async def _accept(self, answer: Msg) -> None:
         waiting = self._waiting.get(answer.subject.rpartition(".")[2])
         if waiting is not None and not waiting.done():
             waiting.set_result(answer)
 
 
-def _shown(proof: Proof, context: ssl.SSLContext | None) -> dict[str, Any]:
-    """What nats-py shows the server of us."""
+def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[str, Any]:
+    """Return the options of nats-py for a login."""
 
     def guarded(secret: str) -> Callable[[], str]:
-        def show() -> str:
-            _check(context)
+        def release() -> str:
+            _require_tls(context)
             return secret
 
-        return show
+        return release
 
-    given = {"token": proof.token, "user": proof.user, "password": proof.password}
-    shown: dict[str, Any] = {
-        name: guarded(value) for name, value in given.items() if value is not None
+    values = {"token": login.token, "user": login.user, "password": login.password}
+    options: dict[str, Any] = {
+        name: guarded(value) for name, value in values.items() if value is not None
     }
-    if proof.seed is not None:
-        shown["nkeys_seed_str"] = proof.seed
-    if proof.credentials is not None:
-        shown["user_credentials"] = RawCredentials(proof.credentials)
-    return shown
+    if login.seed is not None:
+        options["nkeys_seed_str"] = login.seed
+    if login.credentials is not None:
+        options["user_credentials"] = RawCredentials(login.credentials)
+    return options
 
 
-def _check(context: ssl.SSLContext | None) -> None:
-    """Raise SecureConnWantedError where TLS is wanted and no handshake has succeeded.
+def _require_tls(context: ssl.SSLContext | None) -> None:
+    """Raise SecureConnWantedError if TLS is required and no handshake has succeeded.
 
-    Whether there is TLS, the server says: nats-py goes on in the clear where it says no.
+    The server announces TLS. If it does not, nats-py continues without encryption.
     """
     if context is not None and context.session_stats()["connect_good"] == 0:
         raise errors.SecureConnWantedError
 
 
-def _why(error: Exception, proof: Proof) -> str:
+def _explain(error: Exception, login: LoginValues) -> str:
     if isinstance(error, errors.SecureConnWantedError):
-        return "it offers no TLS: turn that on there, since nothing is sent in the clear"
-    if isinstance(error, ValueError) and not isinstance(error, OSError):  # as some of TLS are
-        return "what it says is not NATS: see whether that is its port"
-    said = cause(error, proof.hidden)
-    if "authorization" in said.lower():
-        return f"{said}: give credentials that it takes"
-    return said
+        return "it offers no TLS: enable TLS there, since nothing is sent without encryption"
+    # Some errors of TLS are both a ValueError and an OSError.
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return "its answer is not NATS: check the port"
+    text = cause(error, login.secrets)
+    if "authorization" in text.lower():
+        return f"{text}: give credentials that it accepts"
+    return text

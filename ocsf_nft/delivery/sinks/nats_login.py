@@ -1,4 +1,4 @@
-"""How a NATS server is told who we are."""
+"""Login to a NATS server."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.secrets import Secret
 
-_MOST_BYTES: Final = 1 << 16
-#: The two parts of a credentials file, as nsc writes it.
+#: Maximum size of a credentials file that is read.
+_MAX_BYTES: Final = 1 << 16
+#: Parts of a credentials file, as nsc writes it.
 _JWT: Final = re.compile(r"-BEGIN NATS USER JWT-+\s+([\w.=-]+)\s+-+END NATS USER JWT-")
 _SEED: Final = re.compile(r"-BEGIN USER NKEY SEED-+\s+(\w+)\s+-+END USER NKEY SEED-")
 _CREDENTIALS: Final = (
@@ -26,11 +27,11 @@ _CREDENTIALS: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Proof:
-    """What is shown to a server: nothing, one of three, or ``user`` and ``password``.
+class LoginValues:
+    """Values for one login: none, one of three, or ``user`` and ``password``.
 
-    ``seed`` signs what the server asks to be signed, and is not sent itself; nor is that of
-    ``credentials``, the text of a credentials file. ``hidden`` is what of it is secret.
+    ``seed`` signs the server's challenge and is not sent itself. ``credentials`` is the text of a
+    credentials file; its seed is not sent either. ``secrets`` are the secret texts of all values.
     """
 
     token: str | None = None
@@ -38,12 +39,12 @@ class Proof:
     password: str | None = None
     seed: str | None = None
     credentials: str | None = None
-    hidden: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Where that is kept; ``nkey`` is a user's seed, ``credentials`` a file as nsc makes it."""
+    """Sources of a login's values: ``nkey`` is a user's seed, ``credentials`` a file of nsc."""
 
     token: Secret | None = None
     user: str | None = None
@@ -51,46 +52,46 @@ class Login:
     nkey: Secret | None = None
     credentials: Path | None = None
 
-    def read(self) -> Proof:
-        """What it is now; raises DeliveryError."""
+    def read(self) -> LoginValues:
+        """Read the current values; raises DeliveryError if that fails or a value is invalid."""
         if self.token is not None:
             token = self.token.read()
-            return Proof(token=token, hidden=(token,))
+            return LoginValues(token=token, secrets=(token,))
         if self.password is not None:
             password = self.password.read()
-            return Proof(user=self.user, password=password, hidden=(password,))
+            return LoginValues(user=self.user, password=password, secrets=(password,))
         if self.nkey is not None:
             seed = self.nkey.read()
-            _check(seed, f"{self.nkey.kind} {self.nkey.place}")
-            return Proof(seed=seed, hidden=(seed,))
+            _check_seed(seed, f"{self.nkey.kind} {self.nkey.location}")
+            return LoginValues(seed=seed, secrets=(seed,))
         if self.credentials is not None:
             return _credentials(self.credentials)
-        return Proof()
+        return LoginValues()
 
 
-def _credentials(path: Path) -> Proof:
+def _credentials(path: Path) -> LoginValues:
     try:
         with path.open("rb") as file:
-            text = file.read(_MOST_BYTES).decode("ascii", "replace")
+            text = file.read(_MAX_BYTES).decode("ascii", "replace")
     except OSError as error:
         raise DeliveryError(f"the credentials in {path} can't be read: {error.strerror}") from error
     jwt, seed = _JWT.search(text), _SEED.search(text)
     if jwt is None or seed is None:
         raise DeliveryError(
-            f"{path} holds no user's credentials: make some with `nsc generate creds`"
+            f"{path} holds no credentials of a user: create some with `nsc generate creds`"
         )
-    _check(seed[1], str(path))
-    return Proof(
-        credentials=_CREDENTIALS.format(jwt=jwt[1], seed=seed[1]), hidden=(jwt[1], seed[1])
+    _check_seed(seed[1], str(path))
+    return LoginValues(
+        credentials=_CREDENTIALS.format(jwt=jwt[1], seed=seed[1]), secrets=(jwt[1], seed[1])
     )
 
 
-def _check(seed: str, place: str) -> None:
+def _check_seed(seed: str, source: str) -> None:
     try:
         nkeys.from_seed(bytearray(seed.encode())).wipe()
-    # ValueError is base32's, and that of an encoding.
+    # ValueError comes from base32 or from the text encoding.
     except (nkeys.NkeysError, ValueError):
-        # Not `from error`: what it is about is a secret.
+        # Not `from error`: it may show the secret.
         raise DeliveryError(
-            f"what {place} holds is no nkey's seed: it begins with SU, as nsc or nk made it"
+            f"{source} holds no seed of an nkey: nsc and nk make seeds that begin with SU"
         ) from None

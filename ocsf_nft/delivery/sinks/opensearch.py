@@ -1,6 +1,6 @@
-"""Events to OpenSearch, or Elasticsearch, by the bulk API.
+"""Sink for the bulk API of OpenSearch or Elasticsearch.
 
-Facts are from OpenSearch's "Bulk" of its document APIs; Elasticsearch's are the same.
+Facts are from the page "Bulk" of OpenSearch's document APIs; Elasticsearch's API is the same.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
-from ocsf_nft.delivery.sinks.facts import at, milliseconds, text, whole
-from ocsf_nft.delivery.sinks.web import Web
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
+from ocsf_nft.delivery.sinks.http_client import HttpSession
+from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
 from ocsf_nft.errors import DeliveryError
-from ocsf_nft.moment import utc_text
+from ocsf_nft.utc_text import utc_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.sinks.receiver import Receiver
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _BULK: Final = "/_bulk"
 _CONTENT_TYPE: Final = "application/x-ndjson"
-#: What is read of an answer: an item has some 300 bytes, one that tells an error some more.
+#: Maximum size of an answer: an item has about 300 bytes, one with an error some more.
 _ANSWER_BYTES: Final = 1 << 16
 _ITEM_BYTES: Final = 2048
-#: Where a day stands in an index's name.
+#: Placeholder of the day in an index's name.
 DATE: Final = "{date}"
 _DAY_LENGTH: Final = len("2026-11-25")
 
-#: Made; or there already, by its identifier.
+#: Status of a created document, or of one whose identifier exists already.
 _DELIVERED: Final = frozenset({200, 201, 409})
-#: What a document itself is to blame for, of all that is answered 400. The rest is about the index
-#: or the cluster, such as too many shards or a closed index.
+#: Errors with status 400 that the document itself causes. The index or the cluster causes the
+#: others, such as too many shards or a closed index.
 _DOCUMENT_FAULTS: Final = frozenset(
     {
         "document_parsing_exception",
@@ -51,7 +51,7 @@ _DOCUMENT_FAULTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """What the answer says of one document."""
+    """Result of one document in a bulk answer."""
 
     status: int
     kind: str
@@ -67,34 +67,34 @@ class _Item:
 
 
 class OpenSearch(Sink):
-    """Sends each batch as one bulk request, which creates a document an event.
+    """Sink that sends each batch as one bulk request, which creates one document for each event.
 
-    A document's identifier is the event's: one that comes again is found to be there already. In
-    the name of the ``index``, ``{date}`` is the day of the event in UTC, as 2026.11.25, so an event
-    that comes again goes to the same index.
+    A document's identifier is the event's uid, so a repeated event is not stored twice. In the name
+    of the ``index``, ``{date}`` is the day of the event in UTC, as 2026.11.25. So a repeated event
+    goes to the same index.
 
-    For a ``is_data_stream`` each document has ``@timestamp`` too, which data streams want. There an
-    event is found to be there already only until the stream's next rollover.
+    With ``is_data_stream`` each document also has ``@timestamp``, which data streams require. There
+    a repeated event is recognized only until the stream's next rollover.
     """
 
     def __init__(
         self, *, receiver: Receiver, index: str = "ocsf", is_data_stream: bool = False
     ) -> None:
-        self._web = Web(receiver)
+        self._session = HttpSession(receiver)
         self._index = index
         self._is_data_stream = is_data_stream
 
     async def open(self) -> None:
         """Connect; raises DeliveryError."""
-        await self._web.open()
+        await self._session.open()
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._web.close()
+        await self._session.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Send a batch; raises DeliveryError, or RefusedError when it is wrong as a whole."""
-        answer = await self._web.ask(
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Send a batch; raises DeliveryError, or RefusedError if the whole batch is refused."""
+        answer = await self._session.request(
             "POST",
             _BULK,
             body=await asyncio.to_thread(self._body, messages),
@@ -102,23 +102,23 @@ class OpenSearch(Sink):
             answer_bytes=_ANSWER_BYTES + _ITEM_BYTES * len(messages),
         )
         if not answer.is_success:
-            raise self._web.fault(answer)
+            raise self._session.error(answer)
         items = await asyncio.to_thread(lambda: _items(answer.json()))
         if items is None or len(items) != len(messages):
             raise DeliveryError(
-                self._web.sentence(answer, "that does not say what became of each document")
+                self._session.describe(answer, "its answer has no result for each document")
             )
-        return self._outcome(list(zip(messages, items, strict=True)), answer.after_seconds)
+        return self._batch_result(list(zip(messages, items, strict=True)), answer.after_seconds)
 
-    def _outcome(
-        self, told: Sequence[tuple[Message, _Item]], after_seconds: float | None
-    ) -> Outcome:
-        left = [(message, item) for message, item in told if not item.is_delivered]
+    def _batch_result(
+        self, results: Sequence[tuple[Message, _Item]], after_seconds: float | None
+    ) -> BatchResult:
+        left = [(message, item) for message, item in results if not item.is_delivered]
         refused = [
             Refusal(message, self._reason(item)) for message, item in left if item.is_refused
         ]
         again = [(message, item) for message, item in left if not item.is_refused]
-        return Outcome(
+        return BatchResult(
             refused=tuple(refused),
             again=tuple(message for message, _ in again),
             reason=self._reason(again[0][1]) if again else "",
@@ -126,11 +126,11 @@ class OpenSearch(Sink):
         )
 
     def _reason(self, item: _Item) -> str:
-        said = self._web.printable(f"{item.kind}: {item.reason}")
-        return f"a document was not indexed ({item.status}): {said}"
+        error = self._session.printable(f"{item.kind}: {item.reason}")
+        return f"a document was not indexed ({item.status}): {error}"
 
     def _body(self, messages: Sequence[Message]) -> bytes:
-        """Two lines an event; the last one ends too, or the request is no bulk request."""
+        """Return two lines for each event; the API requires a line end after the last one too."""
         return b"".join(self._document(message) for message in messages)
 
     def _document(self, message: Message) -> bytes:
@@ -144,17 +144,17 @@ class OpenSearch(Sink):
 
 
 def _items(reply: Any) -> list[_Item] | None:
-    """What is said of each document; None where that can't be made out."""
-    told = at(reply, "items")
-    if not isinstance(told, list):
+    """Return the result of each document, or None if the reply is invalid."""
+    results = value_at(reply, "items")
+    if not isinstance(results, list):
         return None
-    items = [_item(each) for each in told]
+    items = [_item(result) for result in results]
     return None if None in items else [item for item in items if item is not None]
 
 
-def _item(told: Any) -> _Item | None:
-    status = whole(told, "create", "status")
+def _item(result: Any) -> _Item | None:
+    status = integer(result, "create", "status")
     if status is None:
         return None
-    error = at(told, "create", "error")
+    error = value_at(result, "create", "error")
     return _Item(status, text(error, "type"), text(error, "reason"))

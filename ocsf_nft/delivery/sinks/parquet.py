@@ -1,10 +1,10 @@
-"""Files of Parquet where Amazon Security Lake looks for those of custom sources.
+"""Sink for Parquet files at the paths that Amazon Security Lake reads for custom sources.
 
-A file is at ``ext/<source>-<class>/<source version>/region=<region>/accountId=<account>/
-eventDay=<YYYYMMDD>/``: each class has a source of its own, as Security Lake wants it, and the path
-is that of a custom source with a version ("Collecting data from custom sources", Amazon Security
-Lake User Guide). It is the same in a directory, where each tool that knows Hive's partitions reads
-it.
+The folder of a file is ``ext/<source>-<class>/<source version>/region=<region>/
+accountId=<account>/eventDay=<YYYYMMDD>/``. Security Lake requires that each class has its own
+source. The path is that of a custom source with a version. See "Collecting data from custom
+sources" in the Amazon Security Lake User Guide. A directory has the same paths, so tools that
+support Hive partitions can read it.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Protocol
 
 from ocsf_nft.delivery.parquet_files import Maker
-from ocsf_nft.delivery.sinks.base import Outcome, Sink
+from ocsf_nft.delivery.sinks.base import BatchResult, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from ocsf_nft.delivery.columns import Struct
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.parquet_columns import Struct
     from ocsf_nft.delivery.parquet_files import File
 
 
 class Storage(Protocol):
-    """What whole files are put into, by keys: a directory or a bucket."""
+    """Storage of whole files by keys: a directory or a bucket."""
 
     async def open(self, prefix: str) -> None:
-        """Find out whether files can be put below ``prefix``; raises DeliveryError."""
+        """Check that files can be put below ``prefix``; raises DeliveryError."""
 
     async def close(self) -> None:
-        """Leave it."""
+        """Close the storage."""
 
     async def put(self, key: str, content: bytes) -> None:
-        """Put a file, in place of one that has its key; raises DeliveryError."""
+        """Put a file; replace an existing one with the same key. Raises DeliveryError."""
 
 
 class Parquet(Sink):
-    """Puts each batch into a storage, a file for each class and day that it has events of.
+    """Sink that puts each batch into a storage, one file for each class and day of its events.
 
-    ``columns`` are those of each class, by ``class_uid``. A ``source_version`` that is empty has
-    no part in the path.
+    ``columns`` has the columns of each class by ``class_uid``. An empty ``source_version`` adds
+    nothing to the path.
 
-    A batch that is delivered again makes the same files under the same names, so that there are
-    its events once, however often it was cut.
+    A repeated batch makes the same files with the same names. So its events are stored once,
+    however often a delivery was interrupted.
     """
 
     repeats_batches = True
@@ -68,7 +68,7 @@ class Parquet(Sink):
         self._thread: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
-        """Open the storage; raises DeliveryError when nothing can be put there."""
+        """Open the storage; raises DeliveryError if no file can be put there."""
         try:
             await self._storage.open(self._location(self._classes[0]))
         except BaseException:
@@ -77,26 +77,26 @@ class Parquet(Sink):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parquet")
 
     async def close(self) -> None:
-        """Leave the storage; files that are being made come to nothing."""
+        """Close the storage and discard unfinished files."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
         await self._storage.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Put files of a batch; what is no event of a class that there are columns for is refused.
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Put the files of a batch; refuse messages that are no events of a class with columns.
 
-        Raises DeliveryError, and RefusedError when a file is larger than the storage takes.
+        Raises DeliveryError, and RefusedError if a file is larger than the storage allows.
         """
         loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(self._thread, self._maker.make, messages)
         for file in made.files:
             await self._storage.put(self._key(file), file.content)
-        return Outcome(refused=made.refused)
+        return BatchResult(refused=made.refused)
 
     def _location(self, class_uid: int) -> str:
         location = f"ext/{self._source}-{class_uid}"
         return f"{location}/{self._source_version}" if self._source_version else location
 
     def _key(self, file: File) -> str:
-        place = f"{self._location(file.class_uid)}/{self._partition}/eventDay={file.day}"
-        return f"{place}/{file.name}"
+        folder = f"{self._location(file.class_uid)}/{self._partition}/eventDay={file.day}"
+        return f"{folder}/{file.name}"

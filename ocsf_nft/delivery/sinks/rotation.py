@@ -1,10 +1,10 @@
-"""Old files beside the one that is written to: their names, their compression, their end.
+"""Rotation of a file: the names, the compression and the removal of old files.
 
-``events.jsonl`` becomes ``events-20261125T204400.123456Z.jsonl`` by its name alone, when it was
-full (UTC), and ``….jsonl.gz`` once all of that is on the disk. At each moment between, and after
-a kill or a power cut, an event is in one file that is whole; what is left half done is finished or
-removed when the file is opened the next time. A name is later than all that are there, also
-where a clock was set back, so that they sort by time.
+A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl``; the time is UTC. It
+is replaced by ``….jsonl.gz`` when all of that is on the disk. At any time, also after a kill or a
+power cut, each event is in a complete file. The next opening finishes or removes
+incomplete work. A new name is later than all existing ones, even if a clock was set back. So names
+sort by time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
-from ocsf_nft.delivery.sinks.opening import MODE, sync_names
+from ocsf_nft.delivery.sinks.safe_open import MODE, sync_directory
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ _log = structlog.get_logger()
 
 _STAMP: Final = "%Y%m%dT%H%M%S.%fZ"
 _TICK: Final = dt.timedelta(microseconds=1)
-_PACKED: Final = ".gz"
+_COMPRESSED: Final = ".gz"
 _PART: Final = ".gz.part"
 #: About ten milliseconds of compression.
 _CHUNK_BYTES: Final = 1 << 18
@@ -42,11 +42,11 @@ _CHUNK_BYTES: Final = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotation:
-    """When a file is full, and what becomes of it.
+    """Limits of a file, and treatment of old files.
 
-    A file is full at ``full_bytes``, and when the next ``full_seconds`` of UTC begin: with 86400 at
-    midnight. Of old files the ``keep_files`` last are kept, and of those what is within
-    ``keep_bytes``; ``compress`` them. None is no limit.
+    A file is full at ``full_bytes``, or when the next period of ``full_seconds`` in UTC begins:
+    with 86400 at midnight. The newest ``keep_files`` old files remain, as far as their total size
+    is within ``keep_bytes``. ``compress`` compresses them. None means no limit.
     """
 
     full_bytes: int | None = None
@@ -55,41 +55,41 @@ class Rotation:
     keep_bytes: int | None = None
     compress: bool = False
 
-    def is_full(self, found: os.stat_result, more: int) -> bool:
-        """Whether a file is, before ``more`` bytes are written to it; an empty one never is."""
-        if found.st_size == 0:
+    def is_full(self, status: os.stat_result, added_bytes: int) -> bool:
+        """Return true if a file can't take ``added_bytes`` more; an empty file is never full."""
+        if status.st_size == 0:
             return False
-        if self.full_bytes is not None and found.st_size + more > self.full_bytes:
+        if self.full_bytes is not None and status.st_size + added_bytes > self.full_bytes:
             return True
-        # By when it was last written to: known after a restart too.
+        # The modification time is known after a restart too.
         return self.full_seconds is not None and (
-            int(found.st_mtime) // self.full_seconds != int(time.time()) // self.full_seconds
+            int(status.st_mtime) // self.full_seconds != int(time.time()) // self.full_seconds
         )
 
-    def is_too_much(self, files: int, size: int) -> bool:
-        """Whether so many old files, or bytes of them, are more than is kept."""
+    def is_above_limits(self, files: int, size: int) -> bool:
+        """Return true if a number of old files, or their ``size`` in bytes, is above a limit."""
         return (self.keep_files is not None and files > self.keep_files) or (
             self.keep_bytes is not None and size > self.keep_bytes
         )
 
 
-class _Old(NamedTuple):
-    """An old file, by when it was set aside; ``form`` is how its name goes on."""
+class _OldFile(NamedTuple):
+    """An old file: the time of its rotation, and the suffix after its usual name."""
 
     stamp: str
-    form: str
+    suffix: str
     path: Path
     size: int
 
 
 class _StoppedError(Exception):
-    """A compression was told to end."""
+    """Request to stop during a compression."""
 
 
 class OldFiles:
-    """The old files of ``path``, which a thread of its own keeps as a rotation says.
+    """Old files of ``path``, which a separate thread compresses and removes.
 
-    Only files that are our own count as old ones, whatever somebody else put there.
+    Only regular files of our own user count as old files.
     """
 
     def __init__(self, path: Path, rotation: Rotation) -> None:
@@ -97,36 +97,36 @@ class OldFiles:
         self._rotation = rotation
         self._name = re.compile(
             rf"\.?{re.escape(path.stem)}-(2\d{{7}}T\d{{6}}\.\d{{6}}Z){re.escape(path.suffix)}"
-            rf"({re.escape(_PACKED)}|{re.escape(_PART)})?"
+            rf"({re.escape(_COMPRESSED)}|{re.escape(_PART)})?"
         )
-        self._stop = Event()
+        self._stop_requested = Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="old-files")
-        self._thread.submit(self._keep_or_tell)
+        self._thread.submit(self._maintain_and_log)
 
     def add(self) -> None:
-        """Make the file an old one, by its name; raises DeliveryError."""
+        """Rename the current file to an old file; raises DeliveryError."""
         try:
-            self.path.rename(self._beside(self._next_stamp()))
-            sync_names(self.path.parent)
+            self.path.rename(self._path_of(self._next_stamp()))
+            sync_directory(self.path.parent)
         except OSError as error:
             raise DeliveryError(
                 f"{self.path} can't be renamed now that it is full: {error.strerror}"
             ) from error
-        self._thread.submit(self._keep_or_tell)
+        self._thread.submit(self._maintain_and_log)
 
-    def end(self) -> None:
-        """Leave them as they are; returns when nothing is done to them any more."""
-        self._stop.set()
+    def stop(self) -> None:
+        """Stop the thread and return when it has ended; unfinished old files stay as they are."""
+        self._stop_requested.set()
         self._thread.shutdown(cancel_futures=True)
 
-    def _keep_or_tell(self) -> None:
-        # To be compressed after the next opening, where that is stopped.
-        with self._telling(), contextlib.suppress(_StoppedError):
-            self._keep()
+    def _maintain_and_log(self) -> None:
+        # If a compression is stopped, the next opening starts it again.
+        with self._logged_errors(), contextlib.suppress(_StoppedError):
+            self._maintain()
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Go on after an OSError: all of them are looked at again when the next one comes."""
+    def _logged_errors(self) -> Iterator[None]:
+        """Log an OSError and continue; all old files are tried again when the next one comes."""
         try:
             yield
         except OSError as error:
@@ -136,88 +136,88 @@ class OldFiles:
                 reason=error.strerror,
             )
 
-    def _keep(self) -> None:
-        """Finish what a crash left, compress, and remove what is too much."""
-        found = self._found()
-        packed = {old.stamp for old in found if old.form == _PACKED}
-        plain = [old for old in found if not old.form and old.stamp not in packed]
+    def _maintain(self) -> None:
+        """Finish the work of a crashed run, compress old files, remove those above the limits."""
+        found = self._list()
+        compressed = {old.stamp for old in found if old.suffix == _COMPRESSED}
+        plain = [old for old in found if not old.suffix and old.stamp not in compressed]
         for old in found:
-            if old.form == _PART or (not old.form and old.stamp in packed):
+            if old.suffix == _PART or (not old.suffix and old.stamp in compressed):
                 old.path.unlink()
         for old in plain if self._rotation.compress else ():
-            with self._telling():
-                self._pack(old)
-        # One that came meanwhile has its turn: it will be smaller.
+            with self._logged_errors():
+                self._replace_with_compressed(old)
+        # A file that was added meanwhile counts the next time: compression makes it smaller.
         known = {old.stamp for old in found}
-        self._thin([old for old in self._found() if old.stamp in known])
+        self._remove_excess([old for old in self._list() if old.stamp in known])
 
-    def _thin(self, found: Sequence[_Old]) -> None:
+    def _remove_excess(self, found: Sequence[_OldFile]) -> None:
         size = 0
         for number, old in enumerate(reversed(found), 1):
             size += old.size
-            if self._rotation.is_too_much(number, size):
+            if self._rotation.is_above_limits(number, size):
                 old.path.unlink()
 
-    def _pack(self, old: _Old) -> None:
-        part = self._beside(old.stamp, _PART)
+    def _replace_with_compressed(self, old: _OldFile) -> None:
+        part = self._path_of(old.stamp, _PART)
         try:
             self._compress(old.path, part)
-            part.rename(self._beside(old.stamp, _PACKED))
+            part.rename(self._path_of(old.stamp, _COMPRESSED))
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        sync_names(self.path.parent)  # before the other one is gone
+        sync_directory(self.path.parent)  # before the removal of the plain file
         old.path.unlink()
 
     def _compress(self, source: Path, target: Path) -> None:
-        """Write a compressed file to the disk; raises OSError, _StoppedError."""
+        """Write a compressed file to the disk; raises OSError or _StoppedError."""
         reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
         with open(reading, "rb", buffering=0) as plain:  # noqa: PTH123 - a descriptor
             writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
             with open(writing, "wb") as file:  # noqa: PTH123 - the same
-                with gzip.GzipFile(source.name, "wb", fileobj=file, mtime=0) as packed:
+                with gzip.GzipFile(source.name, "wb", fileobj=file, mtime=0) as compressed:
                     while chunk := plain.read(_CHUNK_BYTES):
-                        self._write(packed, chunk)
+                        self._write(compressed, chunk)
                 file.flush()
                 os.fsync(writing)
 
-    def _write(self, packed: gzip.GzipFile, chunk: bytes) -> None:
-        begun = time.monotonic()
-        packed.write(chunk)
-        # Half of the time at most. Not at a low priority: a thread that the system lets wait may
-        # hold Python's lock, and then all others wait too.
-        if self._stop.wait(time.monotonic() - begun):
+    def _write(self, compressed: gzip.GzipFile, chunk: bytes) -> None:
+        started = time.monotonic()
+        compressed.write(chunk)
+        # Compression takes half of the time at most. A low priority would not do: a thread that
+        # waits for the processor may hold Python's lock, and then all other threads wait too.
+        if self._stop_requested.wait(time.monotonic() - started):
             raise _StoppedError
 
     def _next_stamp(self) -> str:
         stamp = dt.datetime.now(dt.UTC).strftime(_STAMP)
-        last = max((old.stamp for old in self._found()), default="")
+        last = max((old.stamp for old in self._list()), default="")
         if stamp > last:
             return stamp
         return (dt.datetime.strptime(last, _STAMP).replace(tzinfo=dt.UTC) + _TICK).strftime(_STAMP)
 
-    def _beside(self, stamp: str, form: str = "") -> Path:
-        # Hidden until it is whole: nobody who looks for old files takes it for one.
-        hidden = "." if form == _PART else ""
-        return self.path.with_name(f"{hidden}{self.path.stem}-{stamp}{self.path.suffix}{form}")
+    def _path_of(self, stamp: str, suffix: str = "") -> Path:
+        # Hidden until it is complete, so that no reader takes it for an old file.
+        dot = "." if suffix == _PART else ""
+        return self.path.with_name(f"{dot}{self.path.stem}-{stamp}{self.path.suffix}{suffix}")
 
-    def _found(self) -> list[_Old]:
-        """Those that are there, the oldest first; raises OSError."""
-        found: list[_Old] = []
+    def _list(self) -> list[_OldFile]:
+        """Return the existing old files, the oldest first; raises OSError."""
+        found: list[_OldFile] = []
         for path in self.path.parent.iterdir():
             match = self._name.fullmatch(path.name)
-            if match is None or not _is_moment(match[1]):
+            if match is None or not _is_timestamp(match[1]):
                 continue
             try:
-                seen = path.lstat()
-            except FileNotFoundError:  # compressed by now, or removed
+                status = path.lstat()
+            except FileNotFoundError:  # compressed or removed meanwhile
                 continue
-            if stat.S_ISREG(seen.st_mode) and seen.st_uid == os.geteuid():
-                found.append(_Old(match[1], match[2] or "", path, seen.st_size))
+            if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                found.append(_OldFile(match[1], match[2] or "", path, status.st_size))
         return sorted(found)
 
 
-def _is_moment(stamp: str) -> bool:
+def _is_timestamp(stamp: str) -> bool:
     try:
         dt.datetime.strptime(stamp, _STAMP).replace(tzinfo=dt.UTC)
     except ValueError:

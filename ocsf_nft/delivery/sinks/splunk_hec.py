@@ -1,4 +1,4 @@
-"""Events to Splunk's HTTP Event Collector (HEC).
+"""Sink for Splunk's HTTP Event Collector (HEC).
 
 Facts are from Splunk's "Getting Data In": "Format events for HTTP Event Collector", "About HTTP
 Event Collector Indexer Acknowledgment", and the codes of "Troubleshoot HTTP Event Collector".
@@ -13,57 +13,57 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.delivery.sinks.base import Outcome, Refusal, Sink
-from ocsf_nft.delivery.sinks.facts import at, milliseconds, text, whole
-from ocsf_nft.delivery.sinks.web import Web
+from ocsf_nft.delivery.sinks.base import BatchResult, Refusal, Sink
+from ocsf_nft.delivery.sinks.http_client import HttpSession
+from ocsf_nft.delivery.sinks.json_access import integer, milliseconds, text, value_at
 from ocsf_nft.errors import DeliveryError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
-    from ocsf_nft.delivery.sinks.receiver import Receiver
-    from ocsf_nft.delivery.sinks.web import Answer
+    from ocsf_nft.delivery.envelope import Message
+    from ocsf_nft.delivery.sinks.http_client import HttpAnswer
+    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 
 _EVENT: Final = "/services/collector/event"
 _ACK: Final = "/services/collector/ack"
 _HEALTH: Final = "/services/collector/health"
 
-#: Taken; and taken while a queue fills up, of events (24) or of acknowledgements (25).
-_TAKEN: Final = frozenset({0, 24, 25})
-#: An event is wrong: its format, its key "event" is missing or blank, its indexed fields.
-_WRONG_EVENT: Final = frozenset({6, 12, 13, 15})
-_MENDS: Final = {
+#: Codes of an accepted batch, also while a queue of events (24) or acknowledgements (25) fills.
+_ACCEPTED: Final = frozenset({0, 24, 25})
+#: Codes of an invalid event: its format, a missing or blank key "event", or its indexed fields.
+_INVALID_EVENT: Final = frozenset({6, 12, 13, 15})
+_REMEDIES: Final = {
     7: "let the token write to the index, or give another index",
     10: "the token has indexer acknowledgement, so give ack_seconds",
     14: "the token has no indexer acknowledgement, so leave ack_seconds out",
 }
-#: Receivers that speak HEC and are not Splunk's may have no health to ask for.
+#: Status of a healthy collector. Collectors of other vendors may have no health endpoint.
 _HEALTHY: Final = frozenset({200, 404, 405})
 
-#: Acknowledgements come when an indexer has written to its disk, at best within seconds.
+#: An acknowledgement comes after an indexer's write to its disk, seconds later at best.
 _FIRST_POLL_SECONDS: Final = 0.25
-_MOST_POLL_SECONDS: Final = 5.0
+_MAX_POLL_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Blame:
-    """The place in a batch of an event that the collector won't have, and what it says of it."""
+class _InvalidEvent:
+    """Position in a batch of an event that the collector refuses, and the reason."""
 
-    number: int
+    position: int
     reason: str
 
 
 class SplunkHec(Sink):
-    """Sends each batch as one request, an envelope for every event.
+    """Sink that sends each batch as one request with one envelope for each event.
 
-    Without ``ack_seconds`` it is delivered when the collector has it in memory. With it, it is
-    when an indexer says that it is on disk, which it is asked for so long; the token must have
-    indexer acknowledgement then.
+    Without ``ack_seconds`` a batch counts as delivered when the collector has it in memory. With
+    ``ack_seconds`` it counts as delivered when an indexer has it on disk. The sink polls for that
+    acknowledgement for ``ack_seconds`` at most; the token must have indexer acknowledgement.
 
-    A collector that finds an event wrong names the first such one. That one is sent again alone,
-    to be sure that it is the one, and then is refused. Splunk's documentation doesn't say whether
-    those before it were indexed, so all others are sent again: some may be there twice.
+    A collector that finds invalid events names the first one. The sink sends that event again alone
+    as a check, and then refuses it. Splunk's documentation does not specify whether the events
+    before it were indexed. So all other events are sent again, and some may be indexed twice.
     """
 
     def __init__(
@@ -75,110 +75,114 @@ class SplunkHec(Sink):
         sourcetype: str = "ocsf:ocsf-nft",
         ack_seconds: float | None = None,
     ) -> None:
-        self._web = Web(receiver)
-        self._facts = {"source": source, "sourcetype": sourcetype}
+        self._session = HttpSession(receiver)
+        self._metadata = {"source": source, "sourcetype": sourcetype}
         if index is not None:
-            self._facts["index"] = index
+            self._metadata["index"] = index
         self._ack_seconds = ack_seconds
         self._channel: dict[str, str] = {}
 
     async def open(self) -> None:
-        """Connect, and see that the collector is well; raises DeliveryError."""
-        await self._web.open()
+        """Connect and check the collector's health; raises DeliveryError."""
+        await self._session.open()
         try:
-            await self._see_health()
+            await self._check_health()
         except BaseException:
-            await self._web.close()
+            await self._session.close()
             raise
         if self._ack_seconds is not None:
             self._channel = {"X-Splunk-Request-Channel": str(uuid.uuid4())}
 
     async def close(self) -> None:
         """Close the connection."""
-        await self._web.close()
+        await self._session.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Send a batch; raises DeliveryError, or RefusedError when it isn't said what is wrong."""
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Send a batch; raises DeliveryError, or RefusedError if the wrong event is unknown."""
         refused: list[Refusal] = []
         rest = list(messages)
-        while rest and (blame := await self._blame(rest)) is not None:
-            suspect = rest.pop(blame.number)
-            if rest and await self._blame([suspect]) is None:
-                raise RefusedError(blame.reason)
-            refused.append(Refusal(suspect, blame.reason))
-        return Outcome(refused=tuple(refused))
+        while rest and (invalid := await self._send(rest)) is not None:
+            suspect = rest.pop(invalid.position)
+            if rest and await self._send([suspect]) is None:
+                raise RefusedError(invalid.reason)
+            refused.append(Refusal(suspect, invalid.reason))
+        return BatchResult(refused=tuple(refused))
 
-    async def _see_health(self) -> None:
-        answer = await self._web.ask("GET", _HEALTH)
+    async def _check_health(self) -> None:
+        answer = await self._session.request("GET", _HEALTH)
         if answer.status not in _HEALTHY:
-            raise DeliveryError(self._web.sentence(answer), after_seconds=answer.after_seconds)
+            raise DeliveryError(self._session.describe(answer), after_seconds=answer.after_seconds)
 
-    async def _blame(self, messages: Sequence[Message]) -> _Blame | None:
-        """Send events; None when the collector has them all, or which one of them is wrong.
+    async def _send(self, messages: Sequence[Message]) -> _InvalidEvent | None:
+        """Send events; return the first invalid one, or None if the collector has all of them.
 
-        Raises DeliveryError, or RefusedError when it doesn't say which.
+        Raises DeliveryError, or RefusedError if the collector does not name the invalid event.
         """
         body = await asyncio.to_thread(self._body, messages)
-        answer = await self._web.ask("POST", _EVENT, body=body, headers=self._channel)
+        answer = await self._session.request("POST", _EVENT, body=body, headers=self._channel)
         reply = answer.json()
-        code = whole(reply, "code")
+        code = integer(reply, "code")
         if answer.is_success:
-            if code not in _TAKEN:
-                raise DeliveryError(self._web.sentence(answer, "that is no answer of a collector"))
-            await self._acknowledged(whole(reply, "ackId"))
+            if code not in _ACCEPTED:
+                raise DeliveryError(
+                    self._session.describe(answer, "its answer is not that of a collector")
+                )
+            await self._wait_until_indexed(integer(reply, "ackId"))
             return None
-        if answer.status != 400 or (code is not None and code not in _WRONG_EVENT):
-            raise self._fault(answer, code)
-        return self._blamed(answer, whole(reply, "invalid-event-number"), len(messages))
+        if answer.status != 400 or (code is not None and code not in _INVALID_EVENT):
+            raise self._error(answer, code)
+        return self._invalid_event(answer, integer(reply, "invalid-event-number"), len(messages))
 
-    def _fault(self, answer: Answer, code: int | None) -> DeliveryError:
+    def _error(self, answer: HttpAnswer, code: int | None) -> DeliveryError:
         if answer.status != 400:
-            return self._web.fault(answer)
-        return DeliveryError(self._web.sentence(answer, _MENDS.get(code or 0, "")))
+            return self._session.error(answer)
+        return DeliveryError(self._session.describe(answer, _REMEDIES.get(code or 0, "")))
 
-    def _blamed(self, answer: Answer, number: int | None, length: int) -> _Blame:
-        sentence = self._web.sentence(answer)
+    def _invalid_event(
+        self, answer: HttpAnswer, position: int | None, length: int
+    ) -> _InvalidEvent:
+        sentence = self._session.describe(answer)
         if length == 1:
-            return _Blame(0, sentence)
-        if number is not None and 0 <= number < length:
-            return _Blame(number, sentence)
+            return _InvalidEvent(0, sentence)
+        if position is not None and 0 <= position < length:
+            return _InvalidEvent(position, sentence)
         raise RefusedError(sentence)
 
-    async def _acknowledged(self, ack_id: int | None) -> None:
-        """Wait until an indexer has the events; raises DeliveryError when it takes too long."""
+    async def _wait_until_indexed(self, ack_id: int | None) -> None:
+        """Wait until an indexer has the events; raises DeliveryError after ``ack_seconds``."""
         if self._ack_seconds is None:
             return
         if ack_id is None:
-            raise DeliveryError(f"the collector acknowledges nothing: {_MENDS[14]}")
+            raise DeliveryError(f"the collector sends no acknowledgement: {_REMEDIES[14]}")
         seconds = _FIRST_POLL_SECONDS
         try:
             async with asyncio.timeout(self._ack_seconds):
                 while not await self._is_indexed(ack_id):
                     await asyncio.sleep(seconds)
-                    seconds = min(2 * seconds, _MOST_POLL_SECONDS)
+                    seconds = min(2 * seconds, _MAX_POLL_SECONDS)
         except TimeoutError:
             raise DeliveryError(
                 f"no indexer had the events within {self._ack_seconds:g} s: "
-                "look at Splunk's indexers, or give more ack_seconds"
+                "check Splunk's indexers, or raise ack_seconds"
             ) from None
 
     async def _is_indexed(self, ack_id: int) -> bool:
-        answer = await self._web.ask(
+        answer = await self._session.request(
             "POST", _ACK, body=orjson.dumps({"acks": [ack_id]}), headers=self._channel
         )
         if not answer.is_success:
-            raise DeliveryError(self._web.sentence(answer), after_seconds=answer.after_seconds)
-        return at(answer.json(), "acks", str(ack_id)) is True
+            raise DeliveryError(self._session.describe(answer), after_seconds=answer.after_seconds)
+        return value_at(answer.json(), "acks", str(ack_id)) is True
 
     def _body(self, messages: Sequence[Message]) -> bytes:
-        """Envelopes one after another, in no array ("Batch data" of "Format events")."""
+        """Return the envelopes one after another, in no array ("Batch data" of "Format events")."""
         return b"\n".join(self._envelope(message) for message in messages)
 
     def _envelope(self, message: Message) -> bytes:
         event = message.event()
-        facts = {**self._facts, "host": text(event, "device", "hostname")}
-        head = orjson.dumps({name: value for name, value in facts.items() if value})
+        metadata = {**self._metadata, "host": text(event, "device", "hostname")}
+        head = orjson.dumps({name: value for name, value in metadata.items() if value})
         time = milliseconds(event, "time")
-        # Seconds with three digits of a fraction, which no float is needed for.
-        moment = b',"time":%d.%03d' % divmod(time, 1000) if time else b""
-        return head[:-1] + moment + b',"event":' + message.line + b"}"
+        # Seconds with three decimals, exact without a float.
+        time_field = b',"time":%d.%03d' % divmod(time, 1000) if time else b""
+        return head[:-1] + time_field + b',"event":' + message.line + b"}"

@@ -1,57 +1,57 @@
-"""JSON Lines on standard output."""
+"""Sink that writes JSON Lines to standard output."""
 
 from __future__ import annotations
 
 import sys
 from typing import TYPE_CHECKING
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
-from ocsf_nft.delivery.sinks.writer import Writer, lines_of, write_lines
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
+from ocsf_nft.delivery.sinks.line_writer import WriterThread, lines_of, write_lines
 from ocsf_nft.errors import ClosedError, DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 class Stdout(Sink):
-    """Writes events to standard output, one line each.
+    """Sink that writes events to standard output, one line each.
 
-    A pipe acknowledges nothing: what its reader had not read when it went away is lost. A reader
-    that is slow is waited for.
+    A pipe has no acknowledgement: if its reader exits, the events in the pipe are dropped. The sink
+    waits for a slow reader.
     """
 
     def __init__(self) -> None:
-        self._writer = Writer("stdout", "")
+        self._writer = WriterThread("stdout", "")
 
     async def open(self) -> None:
-        """Wait until what was being written when it was left has been."""
+        """Wait for a write that was still running at the last close."""
         try:
-            await self._writer.begin(_nothing)
+            await self._writer.start(_do_nothing)
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
-        """Leave standard output as it is, for others."""
-        await self._writer.end(_nothing, is_waited_for=False)
+        """Leave standard output open, since other code may use it."""
+        await self._writer.stop(_do_nothing, is_waited_for=False)
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Write events; raises ClosedError when the reader of a pipe is gone for good."""
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Write events; raises DeliveryError, and ClosedError if the reader has closed the pipe."""
         lines = lines_of(messages)
-        await self._writer.do(lambda: _write(lines))
+        await self._writer.run(lambda: _write(lines))
         return DELIVERED
 
 
-def _nothing() -> None:
-    """Nothing is opened or closed: standard output is there all the time."""
+def _do_nothing() -> None:
+    """Do nothing, since standard output is always open."""
 
 
 def _write(lines: bytes) -> None:
     try:
         write_lines(sys.stdout.fileno(), lines)
     except ConnectionError as error:  # a pipe, or the socket of a journal
-        raise ClosedError("standard output can't be written: its reader is gone") from error
+        raise ClosedError("standard output can't be written: its reader has closed it") from error
     except OSError as error:
         raise DeliveryError(f"standard output can't be written: {error.strerror}") from error

@@ -1,10 +1,10 @@
-"""JSON Lines through a Unix stream socket, to a program of this host that listens there.
+"""Sink that writes JSON Lines to a Unix stream socket of a program on this host.
 
-The program (Vector, Fluent Bit, a supervisor) acknowledges nothing. With ``until_read`` an event
-counts as delivered when it has read it; one that dies with events that it had not read gets them
-again when it is back. What it had read and not done anything with is lost to it. After a
-connection broke, all of a batch is sent again: it may have read a part of it, and of the last
-event, which then has no line end, half.
+The program (Vector, Fluent Bit, a supervisor) sends no acknowledgement. With ``until_read`` an
+event counts as delivered when the program has read it. If the program dies, the events that it had
+not read are sent again after its restart. Events that it had read but not processed are not sent
+again. After a broken connection the whole batch is sent again. The program may have read a part of
+it. The last event that it has read may be incomplete, without a line end.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from ocsf_nft.delivery.sinks.base import DELIVERED, Outcome, Sink
-from ocsf_nft.delivery.sinks.said import cause
-from ocsf_nft.delivery.sinks.streams import Stream
-from ocsf_nft.delivery.sinks.writer import lines_of
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
+from ocsf_nft.delivery.sinks.error_text import cause
+from ocsf_nft.delivery.sinks.line_writer import lines_of
+from ocsf_nft.delivery.sinks.stream_connection import Stream
 from ocsf_nft.errors import DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 class Unix(Sink):
-    """Sends events to who listens at ``path``; with ``until_read``, until he has read them."""
+    """Sink for a program that listens at ``path``; ``until_read`` waits until it has read all."""
 
     def __init__(self, *, path: Path, until_read: bool = True) -> None:
         self._path = path
@@ -35,17 +35,18 @@ class Unix(Sink):
         self._stream: Stream | None = None
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError when nobody listens."""
-        opened = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        """Connect; raises DeliveryError if no program listens."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            # Not the loop's: it takes a listener that has no room for one more for a slow one.
-            opened.connect(os.fsencode(self._path))
+            # Not the event loop's connect: it waits if the listener's backlog is full.
+            sock.connect(os.fsencode(self._path))
         except OSError as error:
-            opened.close()
+            sock.close()
             raise DeliveryError(
-                f"{self._path} can't be connected to: {cause(error)}: start what listens there"
+                f"{self._path} can't be connected to: {cause(error)}: "
+                "start the program that listens there"
             ) from error
-        self._stream = Stream(opened)
+        self._stream = Stream(sock)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -53,14 +54,14 @@ class Unix(Sink):
         if stream is not None:
             stream.close()
 
-    async def deliver(self, messages: Sequence[Message]) -> Outcome:
-        """Send events, one line each."""
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Send events, one line each; raises DeliveryError."""
         if self._stream is None:
             raise DeliveryError(f"{self._path} is not connected")
         try:
             await self._stream.send(lines_of(messages))
             if self._until_read:
-                await self._stream.acknowledged()
+                await self._stream.wait_until_acknowledged()
         except OSError as error:
-            raise DeliveryError(f"{self._path} was cut: {cause(error)}") from error
+            raise DeliveryError(f"the connection to {self._path} broke: {cause(error)}") from error
         return DELIVERED

@@ -1,4 +1,4 @@
-"""The journal, by libsystemd or by journalctl."""
+"""Source for the systemd journal, read with libsystemd or journalctl."""
 
 from ocsf_nft.sources.journal.source import Journal
 

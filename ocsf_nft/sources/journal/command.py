@@ -1,6 +1,7 @@
-"""Reading a journal through journalctl, where libsystemd can't be used from Python.
+"""Journal reader that runs journalctl, for hosts where Python can't use libsystemd.
 
-Slower to tell (journalctl waits for inotify, 0.2 s on average), the same in every other respect.
+It returns entries later (journalctl waits for inotify, 0.2 s on average). Otherwise it does the
+same as the reader with libsystemd.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import IO, TYPE_CHECKING, Final
 import orjson
 
 from ocsf_nft.errors import SourceError, UnsupportedError
-from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, worth_reading
+from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, message_filter
 from ocsf_nft.sources.journal.reading import Chunk
 
 if TYPE_CHECKING:
-    from ocsf_nft.sources.wanted import Wanted
+    from ocsf_nft.sources.prefix_filter import PrefixFilter
 
-#: Only where nobody but root puts programs.
+#: Only folders where root alone installs programs.
 _TRUSTED_PATH: Final = "/usr/bin:/bin"
 _MACHINE_ID: Final = Path("/etc/machine-id")
 _FIELDS: Final = "MESSAGE,_TRANSPORT,SYSLOG_FACILITY,_SOURCE_MONOTONIC_TIMESTAMP"
@@ -30,56 +31,59 @@ _CHUNK_ENTRIES: Final = 1024
 _STDERR_BYTES: Final = 300
 
 
-class CommandReading:
-    """A journal through ``journalctl --follow``."""
+class CommandReader:
+    """Journal reader with ``journalctl --follow``."""
 
-    def __init__(self, directory: Path | None, wanted: Wanted) -> None:
+    def __init__(self, directory: Path | None, prefix_filter: PrefixFilter) -> None:
         self._directory = directory
-        self._is_worth_it = worth_reading(wanted)
+        self._is_relevant = message_filter(prefix_filter)
         self._process: asyncio.subprocess.Process | None = None
         self._errors: IO[bytes] | None = None
         self._resume: str | None = None
 
     async def open(self, cursor: str | None) -> str | None:
-        """Start the child; raises UnsupportedError without journalctl, SourceError."""
+        """Start journalctl and return the position.
+
+        Raises UnsupportedError without journalctl, SourceError if journalctl fails.
+        """
         self._resume = await self._last_cursor() if cursor is None else cursor
-        place = () if self._resume is None else (f"--cursor={self._resume}",)
+        position = () if self._resume is None else (f"--cursor={self._resume}",)
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
-        self._process = await self._start(self._errors, "--follow", "--no-tail", *place)
+        self._process = await self._start(self._errors, "--follow", "--no-tail", *position)
         return self._resume
 
     async def close(self) -> None:
-        """End the child and wait for it."""
+        """Stop journalctl and wait for its exit."""
         if self._process is not None:
-            await _ended(self._process)
+            await _stop(self._process)
             self._process = None
         if self._errors is not None:
             self._errors.close()
             self._errors = None
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Wait for entries; raises SourceError when the child ends."""
+        """Wait for entries; raises SourceError if journalctl exits."""
         process = self._process
         if process is None or process.stdout is None:
             raise SourceError("journalctl is not running: enter the source's context first")
         entries: list[KernelEntry] = []
         cursor: str | None = None
-        lost = False
+        cursor_is_missing = False
         for _ in range(_CHUNK_ENTRIES):
-            # Only the first line is worth waiting for: what else is there is already buffered.
+            # Wait for the first line only: lines that are already buffered need no waiting.
             entry = await self._line(process.stdout, timeout_s if cursor is None else 0.001)
             if entry is None:
                 break
             cursor = entry.cursor
             if self._resume is not None:
-                # The first entry is the cursor's own or, when that is gone, the next one.
-                lost = not _same_entry(cursor, self._resume)
+                # The first entry is the cursor's own or, if that was deleted, the next one.
+                cursor_is_missing = not _same_entry(cursor, self._resume)
                 self._resume = None
-                if not lost:
+                if not cursor_is_missing:
                     continue
-            if self._is_worth_it(entry.message):
+            if self._is_relevant(entry.message):
                 entries.append(entry)
-        return Chunk(tuple(entries), cursor, lost=lost)
+        return Chunk(tuple(entries), cursor, cursor_is_missing=cursor_is_missing)
 
     async def _line(
         self, stream: asyncio.StreamReader, timeout_s: float | None
@@ -93,7 +97,7 @@ class CommandReading:
             raise SourceError("journalctl wrote a line of more than a megabyte") from error
         if not line.endswith(b"\n"):
             raise SourceError(
-                f"journalctl ended unexpectedly: {_last_words(self._errors) or 'it was killed'}"
+                f"journalctl ended unexpectedly: {_error_output(self._errors) or 'it was killed'}"
             )
         return _entry(line)
 
@@ -103,20 +107,20 @@ class CommandReading:
             try:
                 line, _ = await process.communicate()
             finally:
-                await _ended(process)
-            if words := _last_words(errors):
-                raise SourceError(f"journalctl failed: {words}")
+                await _stop(process)
+            if output := _error_output(errors):
+                raise SourceError(f"journalctl failed: {output}")
         return _entry(line).cursor if line else None
 
-    async def _start(self, errors: IO[bytes], *place: str) -> asyncio.subprocess.Process:
+    async def _start(self, errors: IO[bytes], *position: str) -> asyncio.subprocess.Process:
         binary = shutil.which("journalctl", path=_TRUSTED_PATH)
         if binary is None:
             raise UnsupportedError(
                 "the journal can't be read: install systemd-python (the extra 'journal') "
                 "or journalctl"
             )
-        # --follow alone shows the last boot only, and ends when there is none (systemd 251 to 257,
-        # where --boot=all doesn't help); with --merge it shows all boots, and all machines'.
+        # --follow alone shows the last boot only, and ends without one (systemd 251 to 257, where
+        # --boot=all doesn't help); with --merge it shows all boots, of all machines.
         folder = () if self._directory is None else (f"--directory={self._directory}",)
         machine = () if folder else (f"_MACHINE_ID={await asyncio.to_thread(_machine_id)}",)
         return await asyncio.create_subprocess_exec(
@@ -124,7 +128,7 @@ class CommandReading:
             *("--output=json", "--all", "--quiet", "--no-pager", f"--output-fields={_FIELDS}"),
             "--merge",
             *folder,
-            *place,
+            *position,
             *(*machine, "_TRANSPORT=kernel"),
             "+",
             *(*machine, "_TRANSPORT=driver", f"MESSAGE_ID={MISSED_ID}"),
@@ -140,19 +144,21 @@ def _machine_id() -> str:
     try:
         return _MACHINE_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
-        raise SourceError(f"whose journal to read is not known: {error}") from error
+        raise SourceError(
+            f"the machine id, which selects the journal to read, can't be read: {error}"
+        ) from error
 
 
-def _last_words(errors: IO[bytes] | None) -> str:
-    """What the child complained of, in one line."""
+def _error_output(errors: IO[bytes] | None) -> str:
+    """Return the error output of journalctl, in one line."""
     if errors is None:
         return ""
     errors.seek(0)
     return " ".join(errors.read(_STDERR_BYTES).decode("utf-8", "replace").split())
 
 
-async def _ended(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has exited by itself
         process.kill()
     # Reading to the end closes the pipe; waiting reaps the child.
     await asyncio.shield(process.communicate())
@@ -172,11 +178,16 @@ def _entry(line: bytes) -> KernelEntry:
             source_us=_bytes(fields.get("_SOURCE_MONOTONIC_TIMESTAMP")),
         )
     except (ValueError, TypeError, KeyError) as error:
-        raise SourceError(f"journalctl wrote what is no entry: {line[:200]!r}") from error
+        raise SourceError(
+            f"journalctl wrote a line that is not a journal entry: {line[:200]!r}"
+        ) from error
 
 
 def _bytes(value: object) -> bytes | None:
-    """A field's value: text, or a list of numbers when it isn't UTF-8; None when it is repeated."""
+    """Return a field's value, which journalctl writes as text, or as numbers if not UTF-8.
+
+    Returns None for a repeated field.
+    """
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, list) and all(isinstance(byte, int) for byte in value):
@@ -185,6 +196,9 @@ def _bytes(value: object) -> bytes | None:
 
 
 def _same_entry(one: str, other: str) -> bool:
-    """Whether two cursors are of the same entry, wherever it is stored (sd_journal_test_cursor)."""
+    """Return whether two cursors are of the same entry, as sd_journal_test_cursor does.
+
+    The file that stores the entry doesn't matter.
+    """
     parts = [dict(part.partition("=")[::2] for part in text.split(";")) for text in (one, other)]
     return all(parts[0].get(key) == parts[1].get(key) for key in ("s", "i", "b", "m", "t", "x"))

@@ -1,8 +1,8 @@
-"""A journal entry outside the journal: ``journalctl -o json`` and ``-o export``.
+"""Parser of exported journal entries: ``journalctl -o json`` and ``-o export``.
 
-Both are described in systemd's "Journal Export Formats". In JSON a value that is not UTF-8 is an
-array of byte values, one that occurs several times an array, and one that is too large ``null``; in
-the export format a value that is not text follows its name as a 64-bit little-endian length and
+Both formats are described in systemd's "Journal Export Formats". In JSON, a value that is not UTF-8
+is an array of byte values, a repeated value is an array, and a value that is too large is ``null``.
+In the export format, a value that is not text follows its name as a 64-bit little-endian length and
 that many bytes.
 """
 
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.sources.author import author_of_facility
-from ocsf_nft.sources.facts import readable
+from ocsf_nft.sources.kmsg_origin import author_of_facility
+from ocsf_nft.sources.packet_fields import readable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,7 +28,7 @@ _IDENTIFIER: Final = "SYSLOG_IDENTIFIER"
 _REALTIME: Final = "__REALTIME_TIMESTAMP"
 _MONOTONIC: Final = "__MONOTONIC_TIMESTAMP"
 _KERNEL_MONOTONIC: Final = "_SOURCE_MONOTONIC_TIMESTAMP"
-#: The fields that an entry is read from.
+#: The fields that the parser reads.
 FIELDS: Final = frozenset(
     {
         CURSOR,
@@ -47,10 +47,10 @@ _MICROSECONDS_LIMIT: Final = 1 << 53
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What counts of an entry.
+    """Message of a journal entry, with its author, cursor and times.
 
-    ``author`` is who wrote it, ``None`` for the kernel. ``time_ns`` is when the kernel logged it,
-    or when journald got it; ``stamp`` is journald's stamp as it stands there.
+    ``author`` describes the program that wrote it; ``None`` is the kernel. ``time_ns`` is when the
+    kernel logged it, or else when journald received it. ``stamp`` is journald's stamp, unchanged.
     """
 
     message: str
@@ -60,8 +60,8 @@ class Entry:
     stamp: str | None
 
 
-def of_json(line: bytes) -> Entry | None:
-    """The entry of a line of JSON; ``None`` when it is none."""
+def from_json(line: bytes) -> Entry | None:
+    """Return the entry of a line of JSON; ``None`` if the line is not an entry."""
     try:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -73,8 +73,8 @@ def of_json(line: bytes) -> Entry | None:
     )
 
 
-def of_export(fields: Mapping[str, bytes]) -> Entry | None:
-    """The entry of the fields of an export; ``None`` when it has no message."""
+def from_export(fields: Mapping[str, bytes]) -> Entry | None:
+    """Return the entry with the fields of an export; ``None`` if it has no message."""
     return _entry(fields) if _MESSAGE in fields else None
 
 
@@ -104,7 +104,11 @@ def _entry(fields: Mapping[str, bytes]) -> Entry | None:
 
 
 def _author(fields: Mapping[str, bytes]) -> str | None:
-    """Userland's writes to /dev/kmsg have the kernel's transport too: the facility tells."""
+    """Return the author; None for the kernel.
+
+    Messages that user space writes to /dev/kmsg also have the kernel's transport. Only their
+    facility differs.
+    """
     transport = readable(fields.get(_TRANSPORT, b"an unknown transport"))
     if transport != "kernel":
         return readable(fields.get(_COMMAND, fields.get(_IDENTIFIER, transport.encode())))
@@ -112,7 +116,11 @@ def _author(fields: Mapping[str, bytes]) -> str | None:
 
 
 def _time_ns(fields: Mapping[str, bytes]) -> int | None:
-    """The kernel's stamp is monotonic: as far before journald's as the monotonic ones are apart."""
+    """Return the wall-clock time of the entry, at the kernel's stamp if there is one.
+
+    The kernel's stamp is monotonic. It precedes journald's wall-clock stamp by the difference of
+    the two monotonic stamps.
+    """
     realtime = _microseconds(fields.get(_REALTIME))
     if realtime is None:
         return None

@@ -1,8 +1,8 @@
-"""The files of a journal, looked at before libsystemd is trusted with them.
+"""Check of a journal's files before libsystemd opens them.
 
-libsystemd passes over what it can't open, so a journal may look empty that isn't: files without
-permission, and files that need a feature which this build lacks (zstd compression).
-The header is that of systemd's docs/JOURNAL_FILE_FORMAT.md.
+libsystemd silently skips files that it can't open: files without permission, and files that need a
+feature which this build lacks (zstd compression). So a journal may seem empty although it is not.
+The header format is described in systemd's docs/JOURNAL_FILE_FORMAT.md.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _HEADER: Final = struct.Struct("<8sII")  # signature, compatible flags, incompat
 
 
 def samples(directory: Path | None) -> list[Path]:
-    """One journal file of each set of features that there is, the default folders' when None.
+    """Return one journal file for each set of incompatible features in use.
 
-    Raises AbsentError when there is no such folder or no journal at all, UnsupportedError when the
-    files may not be read.
+    ``directory`` is the journal's folder; None stands for the default folders. Raises AbsentError
+    if the folder or the machine's journal does not exist, UnsupportedError if reading the files is
+    not permitted.
     """
     if directory is not None and not directory.is_dir():
         raise AbsentError(f"there is no journal folder at {directory}")
@@ -39,7 +40,7 @@ def samples(directory: Path | None) -> list[Path]:
             denied = path
             continue
         except FileNotFoundError:
-            continue  # rotated away meanwhile
+            continue  # deleted by rotation meanwhile
         if len(header) == _HEADER.size and header.startswith(_SIGNATURE):
             by_features.setdefault(_HEADER.unpack(header)[2], path)
     if by_features:

@@ -1,8 +1,8 @@
-"""Reading a journal with libsystemd.
+"""Journal reader that uses libsystemd.
 
-journald appends through a memory map, of which inotify tells only every 250 ms; an entry is seen
-much sooner by asking for the next one, which costs 0.1 us when there is none. So this asks every
-10 ms, and four times a second has libsystemd look at its inotify for files that come and go.
+journald appends through a memory map, and inotify reports that only every 250 ms. A request for
+the next entry finds it much sooner, and costs 0.1 us if there is none. So this module requests the
+next entry every 10 ms. Four times a second libsystemd reads its inotify for new and deleted files.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.errors import SourceError
 from ocsf_nft.sources.journal import files as journal_files
-from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, worth_reading
+from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, message_filter
 from ocsf_nft.sources.journal.reading import Chunk
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ocsf_nft.sources.wanted import Wanted
+    from ocsf_nft.sources.prefix_filter import PrefixFilter
 
 _TICK_S: Final = 0.01
 _FILES_S: Final = 0.25
@@ -28,9 +28,9 @@ _CHUNK_NS: Final = 10_000_000
 
 
 def available(directory: Path | None) -> bool:
-    """Whether systemd-python is there and its libsystemd opens the journal's files.
+    """Return whether systemd-python is installed and its libsystemd opens the journal's files.
 
-    Blocks for some milliseconds. Raises as ``journal_files.samples`` does.
+    Blocks for some milliseconds. Raises the errors of ``journal_files.samples``.
     """
     samples = journal_files.samples(directory)
     try:
@@ -45,23 +45,23 @@ def available(directory: Path | None) -> bool:
     return True
 
 
-class LibraryReading:
-    """A journal through systemd-python's Reader."""
+class LibraryReader:
+    """Journal reader with systemd-python's Reader."""
 
-    def __init__(self, directory: Path | None, wanted: Wanted) -> None:
+    def __init__(self, directory: Path | None, prefix_filter: PrefixFilter) -> None:
         self._directory = directory
-        self._is_worth_it = worth_reading(wanted)
+        self._is_relevant = message_filter(prefix_filter)
         self._reader: Any = None
         self._resume: str | None = None
         self._files_due = 0.0
 
     async def open(self, cursor: str | None) -> str | None:
-        """Open and seek, which may take long in a big journal: in a thread.
+        """Open the journal and seek, in a thread, because this may take long in a big journal.
 
-        Raises SourceError. When cancelled, the thread's Reader closes with its last reference.
+        Raises SourceError. If cancelled, the thread's Reader closes with its last reference.
         """
         try:
-            self._reader = await asyncio.to_thread(_opened, self._directory, cursor)
+            self._reader = await asyncio.to_thread(_open_reader, self._directory, cursor)
             if cursor is None:
                 return _position(self._reader)
         except ValueError as error:
@@ -72,13 +72,13 @@ class LibraryReading:
         return cursor
 
     async def close(self) -> None:
-        """Close the files."""
+        """Close the journal files."""
         if self._reader is not None:
             self._reader.close()
             self._reader = None
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Wait for entries; raises SourceError when the journal can't be read on."""
+        """Wait for entries; raises SourceError if the journal can no longer be read."""
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             now = time.monotonic()
@@ -97,28 +97,28 @@ class LibraryReading:
     def _take(self) -> Chunk:
         reader = self._reader
         entries: list[KernelEntry] = []
-        moved = lost = False
+        moved = cursor_is_missing = False
         end_ns = time.monotonic_ns() + _CHUNK_NS
         for _ in range(_CHUNK_ENTRIES):
-            if not reader._next():  # noqa: SLF001 - the quick half of its API
+            if not reader._next():  # noqa: SLF001 - the fast part of its API
                 break
             moved = True
             if self._resume is not None:
-                # Seeking a cursor leads to its own entry or, when that is gone, to the next one.
-                lost = not reader.test_cursor(self._resume)
+                # Seeking to a cursor finds its own entry or, if that was deleted, the next one.
+                cursor_is_missing = not reader.test_cursor(self._resume)
                 self._resume = None
-                if not lost:
+                if not cursor_is_missing:
                     continue
             message = _field(reader, "MESSAGE")
-            if message is not None and self._is_worth_it(message):
+            if message is not None and self._is_relevant(message):
                 entries.append(_entry(reader, message))
             if time.monotonic_ns() > end_ns:
                 break
         cursor = reader._get_cursor() if moved else None  # noqa: SLF001
-        return Chunk(tuple(entries), cursor, lost=lost)
+        return Chunk(tuple(entries), cursor, cursor_is_missing=cursor_is_missing)
 
 
-def _opened(directory: Path | None, cursor: str | None) -> Any:
+def _open_reader(directory: Path | None, cursor: str | None) -> Any:
     from systemd import journal  # noqa: PLC0415 - an extra, imported only when it is used
 
     reader = journal.Reader(path=None if directory is None else str(directory))
@@ -126,7 +126,7 @@ def _opened(directory: Path | None, cursor: str | None) -> Any:
     reader.add_disjunction()
     reader.add_match(_TRANSPORT="driver")
     reader.add_match(MESSAGE_ID=MISSED_ID)
-    # Asking for it sets the watch up: files made from now on are not overlooked.
+    # fileno() sets up the inotify watch: files created from now on are found.
     reader.fileno()
     if cursor is not None:
         reader.seek_cursor(cursor)
@@ -138,7 +138,7 @@ def _opened(directory: Path | None, cursor: str | None) -> Any:
 
 
 def _position(reader: Any) -> str | None:
-    """The cursor of the entry that the reader stands on, None when it stands on none."""
+    """Return the cursor of the reader's current entry, None without a current entry."""
     try:
         cursor: str = reader._get_cursor()  # noqa: SLF001
     except OSError:  # EADDRNOTAVAIL, sd_journal_get_cursor(3)

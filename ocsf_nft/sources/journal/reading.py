@@ -1,4 +1,4 @@
-"""What the two ways of reading a journal have in common."""
+"""Interface of the two journal readers."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Entries worth reading, and the position behind everything that was passed to find them.
+    """Relevant entries of one read, and the position after all entries that were read.
 
-    ``cursor`` is None when there was nothing at all; ``lost`` says that the position to go on from
-    was not there any more, so that entries behind it may be gone too.
+    ``cursor`` is None if there was no entry. ``cursor_is_missing`` is true if the journal no longer
+    has the entry to resume after; then later entries may be missing too.
     """
 
     entries: tuple[KernelEntry, ...] = ()
     cursor: str | None = None
-    lost: bool = False
+    cursor_is_missing: bool = False
 
 
-class Reading(Protocol):
-    """One open journal."""
+class JournalReader(Protocol):
+    """Reader of one open journal."""
 
     async def open(self, cursor: str | None) -> str | None:
-        """Go behind ``cursor``, or to the end when it is None; the position, if there is one."""
+        """Seek to the entry after ``cursor`` (None: to the end); return the position, if any."""
 
     async def close(self) -> None:
-        """Let everything go."""
+        """Release all resources."""
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Wait for entries, at most so long; reads a bounded number."""
+        """Wait for entries, at most ``timeout_s`` seconds; return a bounded number of them."""

@@ -1,8 +1,8 @@
-"""The journal source: the kernel's records as journald keeps them.
+"""Journal source: the kernel's records as journald stores them.
 
-For machines where the kernel log belongs to journald and this program has no CAP_SYSLOG: being in
-the group systemd-journal is enough. It resumes across restarts and boots by the journal's own
-cursor.
+For machines where only journald reads the kernel log and this program has no CAP_SYSLOG: membership
+in the group systemd-journal is enough. The source resumes across restarts and boots with the
+journal's own cursor.
 """
 
 from __future__ import annotations
@@ -13,34 +13,35 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
-from ocsf_nft.sources.clock import boottime_ns
+from ocsf_nft.sources.boot_clock import boottime_ns
 from ocsf_nft.sources.journal import library as journal_library
-from ocsf_nft.sources.journal.command import CommandReading
-from ocsf_nft.sources.journal.kernel import KernelEntries
-from ocsf_nft.sources.journal.library import LibraryReading
-from ocsf_nft.sources.wanted import Wanted
+from ocsf_nft.sources.journal.command import CommandReader
+from ocsf_nft.sources.journal.kernel import KernelEntryParser
+from ocsf_nft.sources.journal.library import LibraryReader
+from ocsf_nft.sources.prefix_filter import PrefixFilter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
     from types import TracebackType
 
-    from ocsf_nft.prefixes import Prefixes
-    from ocsf_nft.sources.journal.reading import Chunk, Reading
+    from ocsf_nft.log_prefixes import Prefixes
+    from ocsf_nft.sources.journal.reading import Chunk, JournalReader
 
-#: How often a position without records is worth a batch.
+#: Minimum time between batches that have only a new cursor.
 _CURSOR_INTERVAL_S: Final = 1.0
-#: The kernel's stamps are turned into the time of day more exactly than that (``clock.py``).
+#: Upper bound of the error in the conversion of the kernel's stamps (``boot_clock.py``).
 _STAMP_NS: Final = 1_000_000_000
 
 
 class Journal:
-    """Reads the records of the named sandboxes, or of all, from the journal.
+    """Source of the records of the named sandboxes (None: of all) from the journal.
 
-    With ``foreign`` those of other firewalls too, whose prefix is known there.
-    ``directory`` is a folder of journal files, None for the machine's own journal. Without a
-    cursor it begins with what is logged after entering, with one behind it. The first batch comes
-    at once, so that there is a cursor from the start.
+    With ``foreign`` it also reads records of other firewalls whose prefix is listed there.
+    ``directory`` is a folder of journal files, None for the machine's own journal. With a cursor
+    the source begins after the cursor's entry. Without one it begins with the records that are
+    logged after the context was entered. The first batch comes at once, so that there is a cursor
+    from the start.
     """
 
     def __init__(
@@ -51,27 +52,27 @@ class Journal:
         *,
         foreign: Prefixes | None = None,
     ) -> None:
-        self._wanted = Wanted(sandboxes, foreign)
+        self._filter = PrefixFilter(sandboxes, foreign)
         self._cursor = cursor
         self._directory = directory
-        self._reading: Reading | None = None
-        self._entries = KernelEntries(self._wanted)
+        self._reader: JournalReader | None = None
+        self._parser = KernelEntryParser(self._filter)
 
     async def __aenter__(self) -> Self:
         """Open the journal.
 
-        Raises AbsentError when there is none, UnsupportedError when it may not or can't be read,
-        SourceError for a cursor that is none.
+        Raises AbsentError if there is no journal, UnsupportedError if reading is not permitted or
+        not possible, SourceError for an invalid cursor.
         """
         library = await asyncio.to_thread(journal_library.available, self._directory)
-        kind = LibraryReading if library else CommandReading
-        reading: Reading = kind(self._directory, self._wanted)
+        reader_class = LibraryReader if library else CommandReader
+        reader: JournalReader = reader_class(self._directory, self._filter)
         try:
-            self._cursor = await reading.open(self._cursor)
+            self._cursor = await reader.open(self._cursor)
         except BaseException:
-            await reading.close()
+            await reader.close()
             raise
-        self._reading = reading
+        self._reader = reader
         return self
 
     async def __aexit__(
@@ -80,65 +81,65 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close it."""
-        if self._reading is not None:
-            await self._reading.close()
-            self._reading = None
+        """Close the journal."""
+        if self._reader is not None:
+            await self._reader.close()
+            self._reader = None
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """What the journal got, in its order; raises SourceError when it can't go on."""
-        reading = self._reading
-        if reading is None:
+        """Yield records in the journal's order; raises SourceError if reading fails."""
+        reader = self._reader
+        if reader is None:
             raise SourceError("the journal source is not open: enter its context first")
         if self._cursor is not None:
             yield Batch(cursor=self._cursor)
-        told = time.monotonic()
-        untold: str | None = None
+        yielded_s = time.monotonic()
+        pending_cursor: str | None = None
         while True:
-            due_s = told + _CURSOR_INTERVAL_S - time.monotonic()
-            chunk = await reading.read(None if untold is None else max(due_s, 0.0))
+            due_s = yielded_s + _CURSOR_INTERVAL_S - time.monotonic()
+            chunk = await reader.read(None if pending_cursor is None else max(due_s, 0.0))
             batch = self._batch(chunk)
-            untold = batch.cursor or untold
-            due = untold is not None and time.monotonic() - told >= _CURSOR_INTERVAL_S
-            if batch.records or batch.gaps or batch.rejects:
+            pending_cursor = batch.cursor or pending_cursor
+            due = pending_cursor is not None and time.monotonic() - yielded_s >= _CURSOR_INTERVAL_S
+            if batch.records or batch.gaps or batch.rejected:
                 yield batch
             elif due:
-                yield Batch(cursor=untold)
+                yield Batch(cursor=pending_cursor)
             else:
                 continue
-            told, untold = time.monotonic(), None
+            yielded_s, pending_cursor = time.monotonic(), None
 
     def _batch(self, chunk: Chunk) -> Batch:
         records: list[Record] = []
         gaps: list[Gap] = []
-        rejects: list[Reject] = []
+        rejected: list[Reject] = []
         received_ns = time.time_ns()
-        if chunk.lost:
-            gaps.append(_position_lost(received_ns))
+        if chunk.cursor_is_missing:
+            gaps.append(_missing_cursor_gap(received_ns))
         for entry in chunk.entries:
-            found = self._entries.read(entry, received_ns)
+            found = self._parser.parse(entry, received_ns)
             if isinstance(found, Record):
                 records.append(found)
             elif isinstance(found, Gap):
                 gaps.append(found)
             elif found is not None:
-                rejects.append(found)
+                rejected.append(found)
         earliest_ns = min((each.time_ns for each in records), default=0)
         return Batch(
             records=tuple(records),
             gaps=tuple(gaps),
-            rejects=tuple(rejects),
+            rejected=tuple(rejected),
             cursor=chunk.cursor,
             since_ns=max(0, earliest_ns - time.time_ns() + boottime_ns() - _STAMP_NS),
         )
 
 
-def _position_lost(now_ns: int) -> Gap:
+def _missing_cursor_gap(now_ns: int) -> Gap:
     return Gap(
         transport="journal",
-        reason="the journal no longer holds the position to go on from, "
-        "nor perhaps entries after it",
-        lost=None,
+        reason="the journal no longer has the entry to resume after, "
+        "and may lack entries that followed it",
+        dropped=None,
         since_ns=now_ns,
         until_ns=now_ns,
     )

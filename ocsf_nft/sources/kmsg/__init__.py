@@ -1,4 +1,4 @@
-"""The kernel log, from /dev/kmsg."""
+"""Source for the kernel log, read from /dev/kmsg."""
 
 from ocsf_nft.sources.kmsg.source import Kmsg
 

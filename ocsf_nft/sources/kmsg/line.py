@@ -1,9 +1,10 @@
-r"""One record of /dev/kmsg.
+r"""Parser of a record of /dev/kmsg.
 
-The form is that of Documentation/ABI/testing/dev-kmsg: ``priority,sequence,microseconds,flags;``
-and perhaps more comma-separated values before the semicolon, then the message, and on further lines
-a dictionary (`` KEY=value``). Unprintable bytes and the backslash are written ``\xNN``
-(kernel/printk/printk.c, append_char), so a line break is always the record's own.
+The format is described in Documentation/ABI/testing/dev-kmsg. A record begins with
+``priority,sequence,microseconds,flags;`` and may have more comma-separated values before the
+semicolon. The message follows; further lines are a dictionary (`` KEY=value``). The kernel writes
+unprintable bytes and the backslash as ``\xNN`` (kernel/printk/printk.c, append_char), so a line
+break is never part of the message.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ _FACILITY_SHIFT: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class KmsgLine:
-    """A record taken apart.
+    """Fields of a record.
 
-    ``facility`` 0 is the kernel; the kernel gives userland's writes another one, whatever they
-    ask for. ``stamp_us`` is printk's clock in microseconds; ``message`` the bytes that were
-    logged.
+    ``facility`` 0 is the kernel; messages from user space get another one, whatever they request.
+    ``stamp_us`` is printk's clock in microseconds; ``message`` the bytes that were logged.
     """
 
     facility: int
@@ -34,16 +34,16 @@ class KmsgLine:
 
 
 def identity(line: KmsgLine) -> str:
-    """What makes the record this one, live or in a file.
+    """Return the unique identity of a record, the same when read live or from a file.
 
-    A sequence number begins anew with each boot; with stamp and text no two records share it.
+    Sequence numbers restart with each boot; together with stamp and text they are unique.
     """
     digest = hashlib.blake2b(line.message, digest_size=12).hexdigest()
     return f"kmsg:{line.sequence}:{line.stamp_us}:{digest}"
 
 
 def parse(raw: bytes) -> KmsgLine | None:
-    """The record in ``raw``, None when it has not this form."""
+    """Return the record in ``raw``; None if it does not have this format."""
     header = _HEADER.match(raw)
     if header is None:
         return None

@@ -1,9 +1,9 @@
-"""The kernel log source: /dev/kmsg.
+"""Kernel log source: /dev/kmsg.
 
-Reads the kernel's ring from a position that survives a restart of this program. The ring is shared
-with everything else that the kernel logs and holds about a thousand records, so a slow consumer
-loses some; the sequence numbers tell how many. A record's time is the kernel's own stamp, see
-``clock``.
+The source reads the kernel's ring buffer from a position that survives a restart of this program.
+The ring holds about a thousand records, and all other kernel messages share it. So a slow consumer
+misses records; the sequence numbers give their number. A record's time is the kernel's own stamp
+(see ``boot_clock``).
 """
 
 from __future__ import annotations
@@ -18,43 +18,45 @@ from typing import TYPE_CHECKING, Final, Self
 from ocsf_nft.errors import SourceError, UnsupportedError
 from ocsf_nft.record import Batch, Gap, Origin, Record, Reject
 from ocsf_nft.sources import text
-from ocsf_nft.sources.author import author_of_facility, forged
-from ocsf_nft.sources.boot import boot_id
-from ocsf_nft.sources.clock import KMSG_SLACK_NS, KernelClock, boottime_ns, wall_ns
-from ocsf_nft.sources.facts import readable
+from ocsf_nft.sources.boot_clock import KMSG_SLACK_NS, KernelClock, boottime_ns, wall_ns
+from ocsf_nft.sources.boot_id import boot_id
 from ocsf_nft.sources.kmsg import line as kmsg_line
-from ocsf_nft.sources.waiting import until_readable
-from ocsf_nft.sources.wanted import Wanted
+from ocsf_nft.sources.kmsg_origin import author_of_facility, reject_forged
+from ocsf_nft.sources.packet_fields import readable
+from ocsf_nft.sources.prefix_filter import PrefixFilter
+from ocsf_nft.sources.wait_readable import until_readable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from types import TracebackType
 
-    from ocsf_nft.prefixes import Prefixes
+    from ocsf_nft.log_prefixes import Prefixes
 
 _DEVICE: Final = "/dev/kmsg"
-#: The longest record there can be (CONSOLE_EXT_LOG_MAX, PRINTK_MESSAGE_MAX) fits twice.
+#: Twice the maximum size of a record (CONSOLE_EXT_LOG_MAX, PRINTK_MESSAGE_MAX).
 _RECORD_BYTES: Final = 16384
-#: A batch ends after so many kernel records, ours or not, or this time: the loop stays lively.
+#: A batch ends after this number of kernel records of any kind, or after this time, so that other
+#: tasks of the event loop can run.
 _BATCH_RECORDS: Final = 1024
 _BATCH_NS: Final = 10_000_000
-#: Others may be writing a record while one behind it is complete.
+#: Another writer may still be writing a record although a later record is complete.
 _WRITING_NS: Final = 1_000_000
-#: How often a position without records is worth a batch.
+#: Minimum time between batches that have only a new cursor.
 _CURSOR_INTERVAL_NS: Final = 1_000_000_000
-#: How long to look for the end of a ring that is being written.
+#: Time limit of the search for the end of a ring that is being written.
 _SCAN_NS: Final = 1_000_000_000
 
 _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
 
 
 class Kmsg:
-    """Reads the records of the named sandboxes, or of all, from the kernel log.
+    """Source of the records of the named sandboxes (None: of all) from the kernel log.
 
-    With ``foreign`` those of other firewalls too, whose prefix is known there.
-    Without a cursor it begins with what is logged after entering. With one it begins behind it; a
-    cursor of an earlier boot means everything that this boot has logged. The first batch comes at
-    once, so that there is a cursor from the start.
+    With ``foreign`` it also reads records of other firewalls whose prefix is listed there.
+    Without a cursor the source begins with records that are logged after the context was entered.
+    With a cursor it begins after the cursor's record; with a cursor of an earlier boot it reads all
+    that this boot has logged. The first batch comes at once, so that there is a cursor from the
+    start.
     """
 
     def __init__(
@@ -64,31 +66,31 @@ class Kmsg:
         *,
         foreign: Prefixes | None = None,
     ) -> None:
-        self._wanted = Wanted(sandboxes, foreign)
+        self._filter = PrefixFilter(sandboxes, foreign)
         self._resume = cursor
         self._descriptor: int | None = None
         self._boot = ""
         self._next: int = 0
         self._clock = KernelClock(KMSG_SLACK_NS)
         self._seen_ns = 0
-        #: When there was nothing to be read (CLOCK_BOOTTIME).
+        #: Last time without a record to read (CLOCK_BOOTTIME).
         self._empty_ns = 0
-        self._told_ns = 0
-        self._told = 0
+        self._yielded_ns = 0
+        self._yielded_next = 0
 
     async def __aenter__(self) -> Self:
         """Open the device and find the position.
 
-        Raises UnsupportedError when the device is missing or the privilege is, SourceError for a
-        cursor that is none.
+        Raises UnsupportedError if the device or the privilege is missing, SourceError for an
+        invalid cursor.
         """
         self._boot = boot_id()
         position = None if self._resume is None else self._position(self._resume)
-        self._descriptor = _opened()
+        self._descriptor = _open_device()
         try:
             end = await self._scan(self._descriptor)
             if position is not None:
-                # A position beyond the end is of another past of this boot: a restored snapshot.
+                # A position after the end was saved before this boot was restored from a snapshot.
                 self._next = position if position <= end else 0
                 os.lseek(self._descriptor, 0, os.SEEK_SET)
         except BaseException:
@@ -112,16 +114,16 @@ class Kmsg:
             self._descriptor = None
 
     def _position(self, cursor: str) -> int:
-        """The sequence number to go on with."""
+        """Return the sequence number to resume with; raises SourceError for an invalid cursor."""
         found = _CURSOR.fullmatch(cursor)
         if found is None:
             raise SourceError(f"{cursor!r} is no position in the kernel log: start without one")
         return int(found[2]) + 1 if found[1] == self._boot else 0
 
     async def _scan(self, descriptor: int) -> int:
-        """Read to the end of the ring; the number that the next record will have.
+        """Read to the end of the ring; return the number that the next record will have.
 
-        Only so is it known from the start which numbers are missing.
+        The source needs this number to detect missing records from the start.
         """
         until = time.monotonic_ns() + _SCAN_NS
         while time.monotonic_ns() < until:
@@ -136,7 +138,7 @@ class Kmsg:
         return self._next
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """What the kernel logged, in its order; raises SourceError when it can't go on."""
+        """Yield what the kernel logged, in its order; raises SourceError if reading fails."""
         descriptor = self._descriptor
         if descriptor is None:
             raise SourceError("the kernel log source is not open: enter its context first")
@@ -144,23 +146,23 @@ class Kmsg:
         while True:
             batch, drained = self._drain(descriptor, waited=waited)
             now = time.monotonic_ns()
-            moved = self._next != self._told
-            due_ns = self._told_ns + _CURSOR_INTERVAL_NS - now
-            if batch.records or batch.gaps or batch.rejects or (moved and due_ns <= 0):
-                self._told, self._told_ns = self._next, now
+            moved = self._next != self._yielded_next
+            due_ns = self._yielded_ns + _CURSOR_INTERVAL_NS - now
+            if batch.records or batch.gaps or batch.rejected or (moved and due_ns <= 0):
+                self._yielded_next, self._yielded_ns = self._next, now
                 waited = False
                 yield batch
             elif drained:
-                # Nothing was there: what comes now comes while this waits for it.
+                # The ring was empty, so the next record arrives during this wait.
                 waited = await until_readable(descriptor, max(due_ns, 0) / 1e9 if moved else None)
                 continue
             await asyncio.sleep(0)
 
     def _drain(self, descriptor: int, *, waited: bool) -> tuple[Batch, bool]:
-        """Read what there is, in bounds; whether nothing was left."""
+        """Return a batch of available records, and whether no record was left."""
         records: list[Record] = []
         gaps: list[Gap] = []
-        rejects: list[Reject] = []
+        rejected: list[Reject] = []
         drained = False
         since_ns = max(0, self._empty_ns - _WRITING_NS)
         end_ns = time.monotonic_ns() + _BATCH_NS
@@ -174,10 +176,10 @@ class Kmsg:
             read_ns, now_ns = time.monotonic_ns(), time.time_ns()
             line = kmsg_line.parse(raw)
             if line is None:
-                rejects.append(_malformed(raw))
+                rejected.append(_malformed(raw))
             elif line.sequence >= self._next:
-                if lost := line.sequence - self._next:
-                    gaps.append(self._gap(lost, now_ns))
+                if missed := line.sequence - self._next:
+                    gaps.append(self._gap(missed, now_ns))
                 self._next = line.sequence + 1
                 self._seen_ns = now_ns
                 monotonic = self._clock.monotonic_ns(line.stamp_us * 1000, read_ns, waited=waited)
@@ -185,14 +187,14 @@ class Kmsg:
                 if isinstance(found, Record):
                     records.append(found)
                 elif found is not None:
-                    rejects.append(found)
+                    rejected.append(found)
             waited = False
             if read_ns > end_ns:
                 break
         batch = Batch(
             records=tuple(records),
             gaps=tuple(gaps),
-            rejects=tuple(rejects),
+            rejected=tuple(rejected),
             cursor=f"kmsg:{self._boot}:{self._next - 1}" if self._next else None,
             since_ns=since_ns,
         )
@@ -202,12 +204,12 @@ class Kmsg:
         self, line: kmsg_line.KmsgLine, raw: bytes, time_ns: int, received_ns: int
     ) -> Record | Reject | None:
         message = readable(line.message)
-        if not self._wanted.claims(message):
+        if not self._filter.matches(message):
             return None
         whole = readable(raw).rstrip("\n")
         author = author_of_facility(line.facility, kernel=0)
         if author is not None:
-            return forged(author, whole)
+            return reject_forged(author, whole)
         origin = Origin(
             transport="kmsg",
             identity=kmsg_line.identity(line),
@@ -218,20 +220,20 @@ class Kmsg:
             original_time=str(line.stamp_us),
         )
         found = text.read(message, origin=origin, time_ns=time_ns, received_ns=received_ns)
-        return self._wanted.taken(found)
+        return self._filter.select(found)
 
-    def _gap(self, lost: int, now_ns: int) -> Gap:
+    def _gap(self, missed: int, now_ns: int) -> Gap:
         return Gap(
             transport="kmsg",
             reason="the kernel log's ring was overwritten before it was read "
             "(kernel messages of any kind)",
-            lost=lost,
+            dropped=missed,
             since_ns=min(self._seen_ns, now_ns),
             until_ns=now_ns,
         )
 
 
-def _opened() -> int:
+def _open_device() -> int:
     try:
         return os.open(_DEVICE, os.O_RDONLY | os.O_NONBLOCK)
     except PermissionError as error:
@@ -248,10 +250,11 @@ def _opened() -> int:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """The next record, None when there is none yet; raises SourceError.
+    """Return the next record, None if there is none yet; raises SourceError.
 
-    Passes over what is no record: EPIPE, the ring was overwritten and the position is now its
-    oldest record; EINVAL, the record was longer than the buffer. Both leave a gap in the numbers.
+    Two errors don't end the reading, and leave a gap in the numbers. EPIPE: the ring was
+    overwritten, and the position is now its oldest record. EINVAL: the record was longer than the
+    buffer.
     """
     while True:
         try:

@@ -1,4 +1,4 @@
-"""NFLOG: records by netlink, from one group of one network namespace."""
+"""NFLOG source: records by netlink, from one group of one network namespace."""
 
 from ocsf_nft.sources.nflog.source import Nflog
 

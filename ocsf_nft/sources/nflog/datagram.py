@@ -1,8 +1,8 @@
-"""What an NFLOG message says, whether it came by netlink or was read back from a line of ours.
+"""Decoded NFLOG message, read from netlink or from one of our NFLOG lines.
 
-:class:`Datagram` is the message with its numbers decoded and its interfaces named;
-:func:`record` reads it. ``nflog_message`` makes it of netlink bytes, ``nflog_line`` writes it as
-one line of text and reads that back.
+:class:`Datagram` is the message with decoded numbers and the names of its interfaces.
+:func:`record` converts it to a Record. The module ``message`` decodes netlink bytes; the module
+``line`` writes a Datagram as one line of text, and parses that.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.sources import facts as fact
 from ocsf_nft.sources import packet
+from ocsf_nft.sources import packet_fields as fact
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Origin, Record
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
 
 # Families that nf_tables logs (include/uapi/linux/netfilter.h).
 NFPROTO_IPV4: Final = 2
@@ -26,7 +26,7 @@ NFPROTO_IPV6: Final = 10
 NF_NETDEV_EGRESS: Final = 1  # enum nf_dev_hooks
 
 # Ethertypes (include/uapi/linux/if_ether.h).
-#: Below are lengths of IEEE 802.3 frames (ETH_P_802_3_MIN).
+#: Smaller values are lengths of IEEE 802.3 frames (ETH_P_802_3_MIN).
 _FIRST_ETHERTYPE: Final = 0x0600
 ETH_P_IP: Final = 0x0800
 ETH_P_ARP: Final = 0x0806
@@ -35,20 +35,21 @@ ETH_P_IPV6: Final = 0x86DD
 
 
 class Interface(NamedTuple):
-    """A device: its index, and its name unless it is gone."""
+    """Index of a network interface, and its name; ``None`` if the interface was deleted."""
 
     ifindex: int
     name: str | None
 
 
 class Datagram(NamedTuple):
-    """The attributes of one NFULNL_MSG_PACKET; absent ones are ``None``.
+    """Attributes of one NFULNL_MSG_PACKET; absent ones are ``None``.
 
-    A tuple, as making one takes a third of the time of a frozen dataclass, and each packet does.
+    Each packet makes one. It is a tuple, because a tuple takes a third of the time of a frozen
+    dataclass.
 
-    ``hardware_protocol`` is the frame's ethertype; ``time_us`` the kernel's own stamp in
-    microseconds since the epoch (not given on the output hook); ``vlan`` protocol and tag control
-    field; ``captured`` the packet from where the hook saw it, as far as it was captured.
+    ``hardware_protocol`` is the frame's ethertype. ``time_us`` is the kernel's stamp in
+    microseconds since the epoch (absent on the output hook). ``vlan`` has the protocol and the tag
+    control field. ``captured`` has the first bytes of the packet as the hook received it.
     """
 
     group: int
@@ -76,20 +77,24 @@ class Datagram(NamedTuple):
 
 
 def record(datagram: Datagram, origin: Origin) -> Record:
-    """The Record of a datagram: equal to that of the kernel's text for the same packet.
+    """Return the Record of a datagram, equal to that of the kernel's text for the same packet.
 
-    Time is the kernel's when it gave one, else the time of receipt.
+    Its time is the kernel's stamp if there is one, else the time of receipt.
     """
     facts = _interface_facts(datagram)
     if (datagram.family, datagram.hook) == (NFPROTO_NETDEV, NF_NETDEV_EGRESS):
-        kind, header, data = _on_the_wire(datagram)
-        if kind != datagram.hardware_protocol and kind >= _FIRST_ETHERTYPE:
+        ethertype, header, data = _egress_frame(datagram)
+        if ethertype != datagram.hardware_protocol and ethertype >= _FIRST_ETHERTYPE:
             facts["claimed_protocol"] = datagram.hardware_protocol
     else:
-        kind, header, data = _kind(datagram), datagram.hardware_header or b"", datagram.captured
-    facts.update(_network_facts(kind, data))
-    # The kernel's text has the link header of an IP packet only when it came in by a device.
-    if datagram.input is not None or kind not in {ETH_P_IP, ETH_P_IPV6}:
+        ethertype, header, data = (
+            _ethertype(datagram),
+            datagram.hardware_header or b"",
+            datagram.captured,
+        )
+    facts.update(_network_facts(ethertype, data))
+    # The kernel's text has the link header of an IP packet only if the packet has an input device.
+    if datagram.input is not None or ethertype not in {ETH_P_IP, ETH_P_IPV6}:
         facts.update(fact.link_facts(header))
         if datagram.vlan is not None:
             facts.update(fact.vlan_facts(*datagram.vlan))
@@ -110,16 +115,19 @@ def record(datagram: Datagram, origin: Origin) -> Record:
     )
 
 
-def _network_facts(kind: int, data: bytes) -> Facts:
-    if kind == ETH_P_ARP:
+def _network_facts(ethertype: int, data: bytes) -> Facts:
+    if ethertype == ETH_P_ARP:
         return packet.arp_facts(data)
-    if kind in {ETH_P_IP, ETH_P_IPV6}:
-        return packet.ip_facts(data, 4 if kind == ETH_P_IP else 6)
+    if ethertype in {ETH_P_IP, ETH_P_IPV6}:
+        return packet.ip_facts(data, 4 if ethertype == ETH_P_IP else 6)
     return {}
 
 
-def _kind(datagram: Datagram) -> int:
-    """How the kernel reads the packet: by family, or by ethertype where frames are seen."""
+def _ethertype(datagram: Datagram) -> int:
+    """Return the ethertype by which the kernel parses the packet.
+
+    The family decides it, or the frame's ethertype in families that handle frames.
+    """
     if datagram.family == NFPROTO_IPV4:
         return ETH_P_IP
     if datagram.family == NFPROTO_IPV6:
@@ -129,13 +137,13 @@ def _kind(datagram: Datagram) -> int:
     return datagram.hardware_protocol
 
 
-def _on_the_wire(datagram: Datagram) -> tuple[int, bytes, bytes]:
-    """What leaves by netdev egress: ethertype, Ethernet header and what follows the link header.
+def _egress_frame(datagram: Datagram) -> tuple[int, bytes, bytes]:
+    """Return ethertype, Ethernet header and the bytes after the link header, on netdev egress.
 
-    Here the capture begins with the frame. What the kernel takes the frame for is its sender's
-    word (an AF_PACKET socket names a protocol), so the frame itself is asked. A frame that went
-    past the qdisc (PACKET_QDISC_BYPASS) has no link header attribute, because the kernel has not
-    looked for one. Only Ethernet is known.
+    Here the capture begins with the frame. The kernel's protocol of the frame comes from the sender
+    (an AF_PACKET socket names a protocol), so this function reads the ethertype from the frame. A
+    frame that bypassed the qdisc (PACKET_QDISC_BYPASS) has no link header attribute, because the
+    kernel has not searched for one. Only Ethernet is supported.
     """
     captured = datagram.captured
     header = captured[: fact.ETHERNET_BYTES]
@@ -153,16 +161,16 @@ def _interface_facts(datagram: Datagram) -> Facts:
         ("out", datagram.output, datagram.physical_output),
     ):
         # In the bridge family the hook's device is the port, which netlink calls the physical
-        # one; the text names the port alone.
-        seen = physical if bridged and physical is not None else device
-        if seen is not None:
-            _name(facts, side, seen)
-        if not bridged and physical is not None and physical != seen:
-            _name(facts, f"physical_{side}", physical)
+        # device; the kernel's text names the port only.
+        shown = physical if bridged and physical is not None else device
+        if shown is not None:
+            _add_interface(facts, side, shown)
+        if not bridged and physical is not None and physical != shown:
+            _add_interface(facts, f"physical_{side}", physical)
     return facts
 
 
-def _name(facts: Facts, side: str, interface: Interface) -> None:
+def _add_interface(facts: Facts, side: str, interface: Interface) -> None:
     if interface.name is None:
         facts[f"{side}_ifindex"] = interface.ifindex
     else:

@@ -1,14 +1,14 @@
-r"""An NFLOG message as one line of text, and back.
+r"""Conversion of an NFLOG message to one line of text, and back.
 
 ::
 
     NFLOG group=5 family=2 protocol=0800 hook=3 received=1764000000123456789 seq=7
     id="nflog:…:7" prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
 
-(in one line). Names and prefixes are JSON strings in ASCII, so that no byte of theirs can pass for
-a field; the packet and the headers are hexadecimal. Fields come in one order, absent ones are left
-out. Reading a line back gives the datagram that was written, and the identity of its record, so
-that the event that it becomes has the same uid.
+(in one line). Names and prefixes are JSON strings in ASCII, so that none of their bytes can be
+mistaken for a field. The packet and the headers are hexadecimal. The order of the fields is fixed;
+absent fields are left out. Parsing a line gives the datagram that was written and the identity of
+its record, so that its event has the same uid.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import re
 from json.encoder import encode_basestring_ascii as json_string
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ocsf_nft.prefixes import PREFIX_CHARACTERS
-from ocsf_nft.sources.facts import DEVICE_CHARACTERS
+from ocsf_nft.log_prefixes import PREFIX_CHARACTERS
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface
+from ocsf_nft.sources.packet_fields import DEVICE_CHARACTERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: What such a line begins with.
+#: First characters of such a line.
 START: Final = "NFLOG group="
 
 _STRING: Final = r'"(?:[ !#-\[\]-~]|\\["\\/bfnrt]|\\u[0-9a-f]{4})*"'
@@ -66,26 +66,26 @@ _LIMITS: Final = {
     "uid": 0xFFFFFFFF,
     "gid": 0xFFFFFFFF,
 }
-#: What an identity begins with; none of ours comes near this length.
+#: First characters of an identity, and a maximum length far above that of ours.
 IDENTITY_START: Final = "nflog:"
 _IDENTITY_CHARACTERS: Final = 256
 #: Half a surrogate pair.
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
-class _NoStringError(Exception):
-    """A string is no text, or longer than the kernel has any."""
+class _InvalidStringError(Exception):
+    """Invalid string: not text, or longer than the kernel's limit."""
 
 
 class Line(NamedTuple):
-    """What a line says; ``identity`` is ``None`` where it names none."""
+    """Content of a line; ``identity`` is ``None`` if the line has none."""
 
     datagram: Datagram
     identity: str | None
 
 
 def render(datagram: Datagram, identity: str) -> str:
-    """The line of a datagram whose record has this identity."""
+    """Return the line of a datagram whose record has this identity."""
     d = datagram
     fields = (
         ("NFLOG group", str(d.group)),
@@ -130,14 +130,14 @@ def _quoted(device: Interface | None) -> str | None:
 
 
 def stamp(datagram: Datagram) -> str | None:
-    """The kernel's stamp as seconds and microseconds; ``None`` when it gave none."""
+    """Return the kernel's stamp as seconds and microseconds; ``None`` if there is none."""
     if datagram.time_us is None:
         return None
     return f"{datagram.time_us // 1_000_000}.{datagram.time_us % 1_000_000:06d}"
 
 
 def parse(line: str) -> Line | None:
-    """What a line says; ``None`` when it is not exactly such a line."""
+    """Return the content of a line; ``None`` if it doesn't have exactly this format."""
     match = _LINE.fullmatch(line)
     if match is None:
         return None
@@ -147,12 +147,12 @@ def parse(line: str) -> Line | None:
         return None
     try:
         return Line(_datagram(found, numbers), _identity(found["identity"]))
-    except _NoStringError:
+    except _InvalidStringError:
         return None
 
 
 def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Datagram:
-    """Raises _NoStringError."""
+    """Return the datagram of a match; raises _InvalidStringError."""
     vlan, seconds = found["vlan"], numbers["seconds"]
     return Datagram(
         group=int(found["group"]),
@@ -181,20 +181,23 @@ def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Da
 
 
 def _string(quoted: str, limit: int) -> str:
-    """A JSON string; half a surrogate pair, which JSON lets through, is no text."""
+    """Decode a JSON string; raises _InvalidStringError.
+
+    JSON allows half a surrogate pair, which is not valid text.
+    """
     text: str = json.loads(quoted)
     if len(text) > limit or _SURROGATE.search(text):
-        raise _NoStringError
+        raise _InvalidStringError
     return text
 
 
 def _identity(quoted: str | None) -> str | None:
-    """No line may pass for a record of another transport."""
+    """Return the identity; raises _InvalidStringError for one of another transport."""
     if quoted is None:
         return None
     text = _string(quoted, _IDENTITY_CHARACTERS)
     if not text.startswith(IDENTITY_START):
-        raise _NoStringError
+        raise _InvalidStringError
     return text
 
 

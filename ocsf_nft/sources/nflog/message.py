@@ -1,8 +1,8 @@
-"""One NFLOG message (NFULNL_MSG_PACKET) becomes a Record.
+"""Decoder of an NFLOG message (NFULNL_MSG_PACKET) to a Record.
 
 The payload of the message is a ``nfgenmsg`` (family, version, group in network order) and
-attributes, per include/uapi/linux/netfilter/nfnetlink_log.h; which of them the kernel sends when
-is in net/netfilter/nfnetlink_log.c. All their numbers are in network order.
+attributes, as in include/uapi/linux/netfilter/nfnetlink_log.h. net/netfilter/nfnetlink_log.c
+decides which attributes the kernel sends. All their numbers are in network order.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft import netlink
 from ocsf_nft.record import Origin, Reject
-from ocsf_nft.sources.facts import readable
 from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.nflog.datagram import Datagram, Interface, record
+from ocsf_nft.sources.packet_fields import readable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,23 +45,23 @@ NFULA_VLAN_TCI: Final = 2
 _NFGENMSG_BYTES: Final = 4
 _PACKET_HDR: Final = struct.Struct("!HBx")
 _TIMESTAMP: Final = struct.Struct("!QQ")
-#: A stamp of the year 10000 and later is not one.
+#: First second of the year 10000: a stamp from then on is invalid.
 _SECONDS_LIMIT: Final = 253_402_300_800
 
 
 class _MalformedError(Exception):
-    """The payload can't be read; the message says why."""
+    """Payload that can't be decoded; the message has the reason."""
 
 
 def sequence(payload: memoryview) -> int | None:
-    """NFULA_SEQ, the number of the message in its group; ``None`` without sequence numbers."""
+    """Return NFULA_SEQ, the message's number in its group; ``None`` without sequence numbers."""
     for kind, value in netlink.attributes(payload[_NFGENMSG_BYTES:]):
         if kind == NFULA_SEQ and len(value) == 4:
             return int.from_bytes(value, "big")
     return None
 
 
-def read(  # noqa: PLR0913 - what a socket knows about one message
+def read(  # noqa: PLR0913 - a message and the state of its socket
     payload: memoryview,
     *,
     group: int,
@@ -70,11 +70,11 @@ def read(  # noqa: PLR0913 - what a socket knows about one message
     received_ns: int,
     log_source: str,
 ) -> Record | Reject:
-    """The Record of one message's payload (what follows the netlink header).
+    """Return the Record of one message's payload (the bytes after the netlink header).
 
-    ``interface_name`` names a device by its index, ``None`` when it is gone; ``identity`` makes
-    the record's identity of its sequence number. Times are nanoseconds since the epoch. Never
-    raises of itself: what can't be read is a Reject.
+    ``interface_name`` returns an interface's name by its index, or ``None`` if it is unknown.
+    ``identity`` returns the record's identity by its sequence number. Times are nanoseconds since
+    the epoch. A payload that can't be decoded gives a Reject. Only the two callbacks can raise.
     """
     try:
         datagram = _datagram(payload, group, interface_name, received_ns)
@@ -169,12 +169,12 @@ def _time_us(value: memoryview | None) -> int | None:
         raise _MalformedError(f"the NFLOG timestamp has {len(value)} bytes, not {_TIMESTAMP.size}")
     seconds, microseconds = _TIMESTAMP.unpack(value)
     if seconds >= _SECONDS_LIMIT or microseconds >= 1_000_000:
-        raise _MalformedError(f"the NFLOG timestamp {seconds}.{microseconds} is no time")
+        raise _MalformedError(f"the NFLOG timestamp {seconds}.{microseconds} is not a valid time")
     return int(seconds) * 1_000_000 + int(microseconds)
 
 
 def _hardware_address(value: memoryview | None) -> bytes | None:
-    """``nfulnl_msg_packet_hw``: length, two bytes of padding, eight of address."""
+    """Decode ``nfulnl_msg_packet_hw``: length, two bytes of padding, eight of address."""
     if value is None:
         return None
     if len(value) != 12:

@@ -1,4 +1,4 @@
-"""Counting what a numbered transport lost."""
+"""Count of records that the kernel dropped, from their sequence numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _MODULUS: Final = 1 << 32
 
 
 class Sequence32:
-    """Follows a 32-bit counter that the kernel increases by one per record, from 0.
+    """State of a 32-bit counter that the kernel increases by one per record, from 0.
 
-    Losses are taken modulo 2**32: four thousand million records lost in one go count as none.
+    The number of dropped records is known modulo 2**32: a gap of 2**32 records counts as none.
     """
 
     __slots__ = ("_next",)
@@ -19,11 +19,11 @@ class Sequence32:
         self._next = 0
 
     def extended(self, number: int) -> int:
-        """The record's number counted on beyond 32 bits, were it the next one."""
+        """Return the full number of the next record, whose low 32 bits are ``number``."""
         return self._next + (number - self._next) % _MODULUS
 
-    def lost_before(self, number: int) -> int:
-        """How many records were skipped just before the record ``number``; moves past it."""
-        lost = (number - self._next) % _MODULUS
-        self._next += lost + 1
-        return lost
+    def dropped_before(self, number: int) -> int:
+        """Return how many records were dropped before record ``number``; advance past it."""
+        dropped = (number - self._next) % _MODULUS
+        self._next += dropped + 1
+        return dropped

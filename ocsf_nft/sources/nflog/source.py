@@ -1,8 +1,8 @@
-"""The NFLOG source: records straight from the kernel by netlink.
+"""NFLOG source: records directly from the kernel by netlink.
 
-The quickest transport, the one without a shared ring, and the only one that works without
-privilege outside the sandbox's user namespace. Each record carries a sequence number
-(NFULA_SEQ), so what was lost is known exactly as soon as a later record arrives.
+NFLOG is the fastest transport, has no ring that it shares with other messages, and is the only one
+that needs no privilege outside the sandbox's user namespace. Each record has a sequence number
+(NFULA_SEQ). So the exact number of dropped records is known as soon as a later record arrives.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Final, Self
 from ocsf_nft import netlink
 from ocsf_nft.errors import SourceError
 from ocsf_nft.record import Batch, Gap, Record, Reject
-from ocsf_nft.sources.boot import boot_id
-from ocsf_nft.sources.clock import boottime_ns
-from ocsf_nft.sources.nflog import group as nflog_group
+from ocsf_nft.sources.boot_clock import boottime_ns
+from ocsf_nft.sources.boot_id import boot_id
+from ocsf_nft.sources.nflog import group_binding
 from ocsf_nft.sources.nflog import line as nflog_line
 from ocsf_nft.sources.nflog import message as nflog_message
-from ocsf_nft.sources.nflog.links import Links
-from ocsf_nft.sources.nflog.pace import Pace
+from ocsf_nft.sources.nflog.adaptive_batching import AdaptiveBatching
+from ocsf_nft.sources.nflog.interface_names import InterfaceNames
 from ocsf_nft.sources.nflog.sequence import Sequence32
-from ocsf_nft.sources.waiting import until_readable
+from ocsf_nft.sources.wait_readable import until_readable
 
 if TYPE_CHECKING:
     import socket
@@ -33,21 +33,22 @@ if TYPE_CHECKING:
 
     from ocsf_nft.netns import Namespace
 
-#: A batch ends when it holds this many records or took this long, so that the loop stays lively.
+#: A batch ends after this number of records or this time, so that other tasks of the event loop can
+#: run.
 _BATCH_RECORDS: Final = 1024
 _BATCH_NS: Final = 10_000_000
-#: How long the kernel may keep a record back to gather others: by a timer of 10 ms
-#: (``group.FLOOD``), which may be held up.
-_KEPT_BACK_NS: Final = 200_000_000
-#: How long nothing must come before an overflow is reported without its number.
+#: Maximum time that the kernel holds a record back to collect more: a timer of 10 ms
+#: (``group_binding.FLOOD``), which may be delayed.
+_HELD_BACK_NS: Final = 200_000_000
+#: Time without records after which an overrun is reported without a number.
 _QUIET_S: Final = 0.15
 
 
 class Nflog:
-    """Reads one NFLOG group of one network namespace.
+    """Source of the records of one NFLOG group of one network namespace.
 
-    A record's time is the kernel's where the hook gives one (input, forward, ingress); on the
-    output hook it is the moment of reading, about 0.1 ms later while calm.
+    A record's time is the kernel's if the hook gives one (input, forward, ingress). On the output
+    hook it is the time of reading, about 0.1 ms later at a low rate.
     """
 
     def __init__(self, namespace: Namespace, group: int) -> None:
@@ -55,13 +56,13 @@ class Nflog:
         self._group = group
         self._socket: socket.socket | None = None
         self._early: list[bytes] = []
-        self._links = Links(namespace)
+        self._interface_names = InterfaceNames(namespace)
         self._sequence = Sequence32()
-        self._pace = Pace(time.monotonic_ns())
-        self._buffer = bytearray(nflog_group.DATAGRAM_BYTES)
+        self._adaptive = AdaptiveBatching(time.monotonic_ns())
+        self._buffer = bytearray(group_binding.DATAGRAM_BYTES)
         self._identity = ""
         self._seen_ns = 0
-        #: When there was nothing to be read (CLOCK_BOOTTIME).
+        #: Last time without a record to read (CLOCK_BOOTTIME).
         self._empty_ns = 0
         self._overrun = False
         self._unnumbered = 0
@@ -69,20 +70,22 @@ class Nflog:
     async def __aenter__(self) -> Self:
         """Bind the group.
 
-        Raises AbsentError when there is no such namespace, UnsupportedError when the kernel has no
-        NFLOG or the privilege is missing, SourceError when somebody else holds the group. Takes
-        about a millisecond, in which the event loop waits.
+        Raises AbsentError if the namespace does not exist, UnsupportedError if the kernel has no
+        NFLOG or the privilege is missing, SourceError if another program holds the group. Blocks
+        the event loop for about a millisecond.
         """
-        # The nonce keeps the records of two bindings apart: both number theirs from 0.
+        # The nonce distinguishes the records of two bindings: both count from 0.
         binding = f"{self._namespace.identity()}:{self._group}:{secrets.token_hex(8)}"
         self._identity = f"{nflog_line.IDENTITY_START}{boot_id()}:{binding}"
-        # Nothing was logged to it before it is bound.
+        # The kernel logs no record to a group that is not bound yet.
         self._empty_ns = boottime_ns()
         try:
-            self._links.open()
-            bound = self._namespace.call(lambda: nflog_group.bind(self._group, self._pace.batching))
+            self._interface_names.open()
+            bound = self._namespace.call(
+                lambda: group_binding.bind(self._group, self._adaptive.batching)
+            )
         except BaseException:
-            self._links.close()
+            self._interface_names.close()
             raise
         self._socket = bound.socket
         self._early = list(bound.early)
@@ -95,37 +98,37 @@ class Nflog:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the group go: the kernel unbinds it with the socket."""
-        self._links.close()
+        """Close the socket; the kernel then unbinds the group."""
+        self._interface_names.close()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """What the kernel refused, in its order; raises SourceError when it can't go on."""
+        """Yield what the kernel logged, in its order; raises SourceError if reading fails."""
         sock = self._socket
         if sock is None:
             raise SourceError("the NFLOG source is not open: enter its context first")
         while True:
-            watching = self._overrun or self._pace.batching is nflog_group.FLOOD
-            came = bool(self._early) or await until_readable(
-                sock.fileno(), _QUIET_S if watching else None
+            needs_timeout = self._overrun or self._adaptive.batching is group_binding.FLOOD
+            has_data = bool(self._early) or await until_readable(
+                sock.fileno(), _QUIET_S if needs_timeout else None
             )
-            batch = self._drain(sock) if came else self._after_quiet()
-            if self._pace.observe(len(batch.records), time.monotonic_ns()):
-                _set_batching(sock, self._group, self._pace)
-            if batch.records or batch.gaps or batch.rejects:
+            batch = self._drain(sock) if has_data else self._report_overrun()
+            if self._adaptive.observe(len(batch.records), time.monotonic_ns()):
+                _set_batching(sock, self._group, self._adaptive)
+            if batch.records or batch.gaps or batch.rejected:
                 yield batch
 
     def _drain(self, sock: socket.socket) -> Batch:
         records: list[Record] = []
         gaps: list[Gap] = []
-        rejects: list[Reject] = []
-        since_ns = max(0, self._empty_ns - _KEPT_BACK_NS)
-        self._links.refresh()
+        rejected: list[Reject] = []
+        since_ns = max(0, self._empty_ns - _HELD_BACK_NS)
+        self._interface_names.refresh()
         view = memoryview(self._buffer)
         end_ns = time.monotonic_ns() + _BATCH_NS
-        while len(records) + len(rejects) < _BATCH_RECORDS and time.monotonic_ns() < end_ns:
+        while len(records) + len(rejected) < _BATCH_RECORDS and time.monotonic_ns() < end_ns:
             if self._early:
                 datagram, port = memoryview(self._early.pop(0)), 0
             else:
@@ -142,11 +145,11 @@ class Nflog:
                     continue
                 datagram = view[:size]
             if port == 0:
-                self._read(datagram, records, gaps, rejects)
+                self._read(datagram, records, gaps, rejected)
             else:
-                rejects.append(_forged(port, datagram))
+                rejected.append(_reject_forged(port, datagram))
         return Batch(
-            records=tuple(records), gaps=tuple(gaps), rejects=tuple(rejects), since_ns=since_ns
+            records=tuple(records), gaps=tuple(gaps), rejected=tuple(rejected), since_ns=since_ns
         )
 
     def _read(
@@ -154,16 +157,16 @@ class Nflog:
         datagram: memoryview,
         records: list[Record],
         gaps: list[Gap],
-        rejects: list[Reject],
+        rejected: list[Reject],
     ) -> None:
         now_ns = time.time_ns()
         log_source = f"nfnetlink_log:{self._group}"
         for kind, payload in netlink.messages(datagram):
-            if kind == nflog_group.PACKET:
+            if kind == group_binding.PACKET:
                 found = nflog_message.read(
                     payload,
                     group=self._group,
-                    interface_name=self._links.name,
+                    interface_name=self._interface_names.name,
                     identity=self._identify,
                     received_ns=now_ns,
                     log_source=log_source,
@@ -173,9 +176,9 @@ class Nflog:
                     records.append(found)
                 else:
                     number = nflog_message.sequence(payload)
-                    rejects.append(found)
-                if number is not None and (lost := self._sequence.lost_before(number)):
-                    gaps.append(self._gap(lost, now_ns))
+                    rejected.append(found)
+                if number is not None and (dropped := self._sequence.dropped_before(number)):
+                    gaps.append(self._gap(dropped, now_ns))
             elif kind == netlink.NLMSG_ERROR:
                 try:
                     netlink.raise_for_error(payload)
@@ -186,11 +189,11 @@ class Nflog:
     def _identify(self, number: int | None) -> str:
         if number is not None:
             return f"{self._identity}:{self._sequence.extended(number)}"
-        # Records in the microseconds between binding and asking for numbers.
+        # A record of the microseconds between the bind and the request for numbers.
         self._unnumbered += 1
         return f"{self._identity}:unnumbered-{self._unnumbered}"
 
-    def _gap(self, lost: int, now_ns: int) -> Gap:
+    def _gap(self, dropped: int, now_ns: int) -> Gap:
         reason = (
             "the NFLOG socket's buffer was full" if self._overrun else "the kernel dropped records"
         )
@@ -198,27 +201,30 @@ class Nflog:
         return Gap(
             transport="nflog",
             reason=reason,
-            lost=lost,
+            dropped=dropped,
             since_ns=min(self._seen_ns, now_ns),
             until_ns=now_ns,
         )
 
-    def _after_quiet(self) -> Batch:
-        """Say that an overflow lost the last records there were: no later one tells how many."""
+    def _report_overrun(self) -> Batch:
+        """Return a gap without a number if the last records were dropped.
+
+        Their number is unknown until a later record arrives.
+        """
         if not self._overrun:
             return Batch()
         self._overrun = False
         now_ns = time.time_ns()
         reason = (
-            "the NFLOG socket's buffer was full; how many records that lost, "
-            "the next record's gap will tell"
+            "the NFLOG socket's buffer was full; "
+            "the next record's gap will give the number of dropped records"
         )
         return Batch(
             gaps=(
                 Gap(
                     transport="nflog",
                     reason=reason,
-                    lost=None,
+                    dropped=None,
                     since_ns=min(self._seen_ns, now_ns),
                     until_ns=now_ns,
                 ),
@@ -226,14 +232,14 @@ class Nflog:
         )
 
 
-def _set_batching(sock: socket.socket, group: int, pace: Pace) -> None:
+def _set_batching(sock: socket.socket, group: int, adaptive: AdaptiveBatching) -> None:
     try:
-        sock.sendto(nflog_group.batching_message(group, pace.batching), (0, 0))
+        sock.sendto(group_binding.batching_message(group, adaptive.batching), (0, 0))
     except OSError as error:
         raise _broken(error.errno) from error
 
 
-def _forged(port: int, datagram: memoryview) -> Reject:
+def _reject_forged(port: int, datagram: memoryview) -> Reject:
     return Reject(
         kind="forged",
         reason=f"a netlink message from port {port}, not from the kernel",

@@ -1,5 +1,5 @@
-"""Files of kernel log text, of any usual kind."""
+"""Source for files of kernel log text in all usual formats."""
 
-from ocsf_nft.sources.replay.source import Reader, Replay, Tally
+from ocsf_nft.sources.replay.source import LineTally, Reader, Replay
 
-__all__ = ["Reader", "Replay", "Tally"]
+__all__ = ["LineTally", "Reader", "Replay"]

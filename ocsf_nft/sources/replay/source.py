@@ -1,19 +1,20 @@
-"""Records out of files: kernel log text of any usual kind, and our own NFLOG lines.
+"""Source that reads records from files: kernel log text in all usual formats, and NFLOG lines.
 
-Each line is recognised for itself, so kinds may be mixed: records of /dev/kmsg, ``dmesg``, syslog,
-``journalctl`` in its short, json and export forms (see ``kmsg_line``, ``stamps``,
-``journal_entry``, ``nflog_line``).
+The format of each line is recognised separately, so a file may mix formats: records of /dev/kmsg,
+``dmesg``, syslog, ``journalctl`` in its short, json and export formats, and our own NFLOG lines
+(see ``kmsg.line``, ``log_header``, ``journal.entry``, ``nflog.line``).
 
-**Time.** A stamp with a date is taken as it is. A kernel stamp counts from boot: it becomes a time
-by ``boot_ns``, which is this machine's boot unless it is given, so for a log of another machine or
-an earlier boot it must be; a stamp that is later than now by this machine's boot is rejected. A
-line without a stamp gets the last modification of a regular file, also when that is standard input,
-and of a stream the moment it was read.
+**Time.** A stamp with a date is used as it is. A kernel stamp counts from boot, and ``boot_ns``
+converts it. Without ``boot_ns``, this machine's boot is assumed; so for a log of another machine or
+an earlier boot it must be given. A stamp that is later than now by this machine's boot is rejected.
+A line without a stamp gets the last modification of a regular file (also if that is standard
+input), or the time of reading from a stream.
 
-**Identity.** A kmsg record is its sequence number, stamp and text; a journal entry its cursor; an
-NFLOG line the identity that it names; any other line its text and how many equal lines stood before
-it in the same file. So a line has the same identity whenever and from wherever the file is read
-again. (Equal lines are counted over the last :data:`REMEMBERED` different ones.)
+**Identity.** The identity of a kmsg record is its sequence number, stamp and text; that of a
+journal entry is its cursor. An NFLOG line contains its identity. The identity of another line is
+its text and the number of equal lines before it in the same file. So a line has the same identity
+each time the file is read, also from another path. (Equal lines are counted among the last
+:data:`MAX_COUNTED_LINES` different ones.)
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import AbsentError, SourceError
 from ocsf_nft.record import PREFIX_ROOT, Batch, Origin, Record, Reject
-from ocsf_nft.sources import clock, text
-from ocsf_nft.sources.author import author_of_facility, forged
-from ocsf_nft.sources.facts import readable
+from ocsf_nft.sources import boot_clock, text
 from ocsf_nft.sources.journal import entry as journal_entry
 from ocsf_nft.sources.kmsg import line as kmsg_line
+from ocsf_nft.sources.kmsg_origin import author_of_facility, reject_forged
 from ocsf_nft.sources.nflog import datagram as nflog_datagram
 from ocsf_nft.sources.nflog import line as nflog_line
-from ocsf_nft.sources.replay import stamps
-from ocsf_nft.sources.replay.splitter import Broken, Export, Overlong, Splitter
-from ocsf_nft.sources.waiting import until_readable
+from ocsf_nft.sources.packet_fields import readable
+from ocsf_nft.sources.replay import log_header
+from ocsf_nft.sources.replay.splitter import BrokenField, ExportEntry, OverlongLine, Splitter
+from ocsf_nft.sources.wait_readable import until_readable
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -51,32 +52,32 @@ if TYPE_CHECKING:
     from ocsf_nft.sources.kmsg.line import KmsgLine
     from ocsf_nft.sources.replay.splitter import Piece
 
-#: Different lines whose number of occurrences is remembered.
-REMEMBERED: Final = 65_536
+#: Maximum number of different lines whose occurrences are counted.
+MAX_COUNTED_LINES: Final = 65_536
 _CHUNK_BYTES: Final = 1 << 16
 _STDIN: Final = "-"
-#: A further line of a kmsg record.
+#: Second or later line of a kmsg record.
 _DICTIONARY: Final = re.compile(rb" [A-Z_]+=")
-_CLAIMS: Final = (b"IN=", PREFIX_ROOT.encode())
+_CANDIDATE_PARTS: Final = (b"IN=", PREFIX_ROOT.encode())
 _NFLOG: Final = nflog_line.START.encode()
 
 
 @dataclass(slots=True)
-class Tally:
-    """What became of the lines: each one is a record, a reject or skipped.
+class LineTally:
+    """Numbers of lines by result: a line is a record, rejected or skipped.
 
-    A journal export entry counts as one line.
+    ``rejected`` has the numbers by kind of Reject. A journal export entry counts as one line.
     """
 
     lines: int = 0
     records: int = 0
     skipped: int = 0
-    rejects: dict[str, int] = field(default_factory=dict)
+    rejected: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class _Found:
-    """A message, and what its line says about it."""
+class _LoggedLine:
+    """Kernel message, and the data about it in its line."""
 
     message: str
     raw: str
@@ -89,10 +90,10 @@ class _Found:
 
 
 class Reader:
-    """Reads one file's bytes; pure but for the clock that it is given.
+    """Reader of one file's bytes; it has no side effects except calls of ``now_ns``.
 
     ``boot_ns`` and ``unstamped_ns`` (the time of lines without stamp) are nanoseconds since the
-    epoch; ``zone`` is that of local stamps, the machine's by default.
+    epoch. ``zone`` is the time zone of local stamps, by default the machine's.
     """
 
     def __init__(
@@ -102,12 +103,12 @@ class Reader:
         unstamped_ns: int | None = None,
         now_ns: Callable[[], int] = time.time_ns,
         zone: dt.tzinfo | None = None,
-        tally: Tally | None = None,
+        tally: LineTally | None = None,
     ) -> None:
-        self.tally = Tally() if tally is None else tally
+        self.tally = LineTally() if tally is None else tally
         self._now_ns = now_ns
         self._unstamped_ns = unstamped_ns
-        self._zero = stamps.Zero(
+        self._stamp_reference = log_header.StampReference(
             _this_boot_ns() if boot_ns is None else boot_ns, now_ns, zone, boot_ns is None
         )
         self._seen: OrderedDict[bytes, int] = OrderedDict()
@@ -121,33 +122,34 @@ class Reader:
         *,
         boot_ns: int | None = None,
         now_ns: Callable[[], int] = time.time_ns,
-        tally: Tally | None = None,
+        tally: LineTally | None = None,
     ) -> Self:
-        """The reader for an open file: a line without stamp is as old as that, or as its reading.
+        """Return a reader for an open file.
 
-        Only a regular file's last modification tells when its lines were written.
+        A line without stamp gets the last modification of a regular file. Other files have no time
+        of writing, so such a line gets the time of reading.
         """
         status = os.fstat(descriptor)
         unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
         return cls(boot_ns=boot_ns, unstamped_ns=unstamped_ns, now_ns=now_ns, tally=tally)
 
     def batches(self, chunks: Iterable[bytes]) -> Iterator[Batch]:
-        """What the chunks of a file hold: at most one batch for each, and one for the end."""
+        """Yield the records of a file: at most one batch for each chunk, and one for the end."""
         for chunk in chunks:
             yield from self.feed(chunk)
         yield from self.finish()
 
     def feed(self, chunk: bytes) -> Iterator[Batch]:
-        """What ends in this chunk: one batch, or none."""
+        """Yield at most one batch with the lines that end in this chunk."""
         return self._batch(self._splitter.feed(chunk))
 
     def finish(self) -> Iterator[Batch]:
-        """What the end of the file ends."""
+        """Yield at most one batch with the line that the end of the file ends."""
         return self._batch(self._splitter.finish())
 
     def _batch(self, pieces: Iterable[Piece]) -> Iterator[Batch]:
         records: list[Record] = []
-        rejects: list[Reject] = []
+        rejected: list[Reject] = []
         received_ns = self._now_ns()
         tally = self.tally
         for piece in pieces:
@@ -159,28 +161,30 @@ class Reader:
                 tally.records += 1
                 records.append(read)
             else:
-                tally.rejects[read.kind] = tally.rejects.get(read.kind, 0) + 1
-                rejects.append(read)
-        if records or rejects:
-            yield Batch(records=tuple(records), rejects=tuple(rejects))
+                tally.rejected[read.kind] = tally.rejected.get(read.kind, 0) + 1
+                rejected.append(read)
+        if records or rejected:
+            yield Batch(records=tuple(records), rejected=tuple(rejected))
 
     def _read(self, piece: Piece, received_ns: int) -> Record | Reject | None:
-        if isinstance(piece, Overlong):
-            if not any(claim in piece.start for claim in _CLAIMS):
+        if isinstance(piece, OverlongLine):
+            if not any(part in piece.start for part in _CANDIDATE_PARTS):
                 return None
-            return _malformed("the line is longer than any log's", readable(piece.start))
-        if isinstance(piece, Broken):
+            return _malformed("the line is longer than a log line can be", readable(piece.start))
+        if isinstance(piece, BrokenField):
             return _malformed(piece.reason, "")
-        if isinstance(piece, Export):
-            entry = journal_entry.of_export(piece.fields)
+        if isinstance(piece, ExportEntry):
+            entry = journal_entry.from_export(piece.fields)
             return (
-                None if entry is None else self._judge(_of_entry(entry, entry.message), received_ns)
+                None
+                if entry is None
+                else self._to_record(_of_entry(entry, entry.message), received_ns)
             )
         line = piece.rstrip(b"\r")
         if line.startswith(b"{"):
-            entry = journal_entry.of_json(line)
+            entry = journal_entry.from_json(line)
             raw = readable(line)
-            return None if entry is None else self._judge(_of_entry(entry, raw), received_ns)
+            return None if entry is None else self._to_record(_of_entry(entry, raw), received_ns)
         if line.startswith(_NFLOG):
             return self._nflog(readable(line))
         return self._text(line, received_ns)
@@ -194,81 +198,82 @@ class Reader:
             return self._indented(line)
         record = kmsg_line.parse(line)
         self._after_kmsg = record is not None
-        if not any(claim in line for claim in _CLAIMS):
+        if not any(part in line for part in _CANDIDATE_PARTS):
             return None
         raw = readable(line)
         try:
-            found = self._stamped(raw) if record is None else self._kmsg(record, raw)
-        except stamps.StampError as error:
-            return _malformed(str(error), raw) if _claims(raw) else None
-        return self._judge(found, received_ns)
+            logged = self._with_header(raw) if record is None else self._kmsg(record, raw)
+        except log_header.StampError as error:
+            return _malformed(str(error), raw) if _is_candidate(raw) else None
+        return self._to_record(logged, received_ns)
 
     def _indented(self, line: bytes) -> Reject | None:
-        """Dmesg and journalctl print the further lines of one message so.
+        """Return a Reject for an indented line in the form of a record.
 
-        A program can write a message of several lines; the kernel's records are one line each, and
-        every form that they are printed in begins with something else.
+        dmesg and journalctl print the second and later lines of a message indented. A program can
+        write such a message. The kernel's records are one line each, and no format prints them
+        indented.
         """
         raw = readable(line)
-        if not _claims(raw):
+        if not _is_candidate(raw):
             return None
-        return _malformed("it is indented: a further line of the message above it", raw)
+        return _malformed("it is indented: it belongs to the message above it", raw)
 
-    def _kmsg(self, record: KmsgLine, raw: str) -> _Found:
-        """Raises StampError."""
-        return _Found(
+    def _kmsg(self, record: KmsgLine, raw: str) -> _LoggedLine:
+        """Return the message of a kmsg record; raises StampError."""
+        return _LoggedLine(
             message=readable(record.message),
             raw=raw,
             log_source="kmsg",
             author=author_of_facility(record.facility, kernel=0),
-            time_ns=self._zero.since_boot(record.stamp_us),
+            time_ns=self._stamp_reference.since_boot(record.stamp_us),
             stamp=str(record.stamp_us),
             identity=kmsg_line.identity(record),
             sequence=record.sequence,
         )
 
-    def _stamped(self, raw: str) -> _Found:
-        """Raises StampError."""
-        stamped = stamps.take(raw, self._zero)
-        return _Found(
-            message=stamped.message,
+    def _with_header(self, raw: str) -> _LoggedLine:
+        """Return the message of a line with a log header; raises StampError."""
+        log_line = log_header.parse(raw, self._stamp_reference)
+        return _LoggedLine(
+            message=log_line.message,
             raw=raw,
-            log_source=stamped.log_source,
-            author=stamped.author,
-            time_ns=stamped.time_ns,
-            stamp=stamped.stamp,
+            log_source=log_line.log_source,
+            author=log_line.author,
+            time_ns=log_line.time_ns,
+            stamp=log_line.stamp,
         )
 
-    def _judge(self, found: _Found, received_ns: int) -> Record | Reject | None:
-        if not text.claims(found.message):
+    def _to_record(self, logged: _LoggedLine, received_ns: int) -> Record | Reject | None:
+        if not text.is_candidate(logged.message):
             return None
-        if found.author is not None:
-            return forged(found.author, found.raw)
+        if logged.author is not None:
+            return reject_forged(logged.author, logged.raw)
         unstamped_ns = received_ns if self._unstamped_ns is None else self._unstamped_ns
         origin = Origin(
             transport="replay",
-            identity=found.identity or self._occurrence(found.raw),
-            log_source=found.log_source,
+            identity=logged.identity or self._line_identity(logged.raw),
+            log_source=logged.log_source,
             log_format="nf_log_syslog",
-            raw=found.raw,
-            sequence=found.sequence,
-            original_time=found.stamp,
+            raw=logged.raw,
+            sequence=logged.sequence,
+            original_time=logged.stamp,
         )
         return text.read(
-            found.message,
+            logged.message,
             origin=origin,
-            time_ns=unstamped_ns if found.time_ns is None else found.time_ns,
+            time_ns=unstamped_ns if logged.time_ns is None else logged.time_ns,
             received_ns=received_ns,
         )
 
     def _nflog(self, line: str) -> Record | Reject:
         parsed = nflog_line.parse(line)
         if parsed is None:
-            return _malformed("it begins like an NFLOG line of ours and is none", line)
+            return _malformed("it begins like an NFLOG line of ours but is not one", line)
         datagram, identity = parsed
         origin = Origin(
             transport="replay",
-            identity=identity or self._occurrence(line),
+            identity=identity or self._line_identity(line),
             log_source="nflog",
             log_format="nfnetlink_log",
             raw=line,
@@ -277,21 +282,21 @@ class Reader:
         )
         return nflog_datagram.record(datagram, origin)
 
-    def _occurrence(self, line: str) -> str:
+    def _line_identity(self, line: str) -> str:
         digest = _digest(line.encode())
         number = self._seen.pop(digest, 0) + 1
         self._seen[digest] = number
-        if len(self._seen) > REMEMBERED:
+        if len(self._seen) > MAX_COUNTED_LINES:
             self._seen.popitem(last=False)
         return f"line:{digest.hex()}:{number}"
 
 
 class Replay:
-    """Files as a source that ends.
+    """Source that reads files, and ends with the last one.
 
-    ``paths`` are read one after the other, each as if alone; ``-`` is standard input. ``tally``
-    adds up over all of them. Entering raises AbsentError for a file that is not there; a file that
-    can't be read raises SourceError when its turn comes.
+    It reads the files ``paths`` one after the other and independently; ``-`` is standard input.
+    ``tally`` counts the lines of all files. Entering raises AbsentError if a file does not exist.
+    Reading raises SourceError at a file that can't be read.
     """
 
     def __init__(
@@ -301,13 +306,13 @@ class Replay:
         boot_ns: int | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.tally = Tally()
+        self.tally = LineTally()
         self._paths = paths
         self._boot_ns = boot_ns
         self._now_ns = now_ns
 
     async def __aenter__(self) -> Self:
-        """See that every file is there."""
+        """Check that every file exists."""
         for path in self._paths:
             if str(path) != _STDIN and not path.exists():
                 raise AbsentError(f"there is no file {path} to read records from")
@@ -319,17 +324,17 @@ class Replay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Nothing is held open here: each file closes with its end."""
+        """Do nothing: each file is closed at its end."""
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """The records, file by file."""
+        """Yield the records, file by file."""
         for path in self._paths:
-            descriptor = _opened(path)
+            descriptor = _open(path)
             try:
                 reader = Reader.of_file(
                     descriptor, boot_ns=self._boot_ns, now_ns=self._now_ns, tally=self.tally
                 )
-                async for chunk in _chunks(path, descriptor):
+                async for chunk in _read_chunks(path, descriptor):
                     for batch in reader.feed(chunk):
                         yield batch
                 for batch in reader.finish():
@@ -339,8 +344,8 @@ class Replay:
                     os.close(descriptor)
 
 
-def _opened(path: Path) -> int:
-    """Raises SourceError; a pipe that nobody writes to yet is not waited for here."""
+def _open(path: Path) -> int:
+    """Open a file; raises SourceError. A pipe without a writer does not block here."""
     if str(path) == _STDIN:
         return sys.stdin.fileno()
     try:
@@ -349,8 +354,8 @@ def _opened(path: Path) -> int:
         raise _unreadable(path, error) from error
 
 
-async def _chunks(path: Path, descriptor: int) -> AsyncIterator[bytes]:
-    """A file's bytes; waits for a pipe without holding up the loop."""
+async def _read_chunks(path: Path, descriptor: int) -> AsyncIterator[bytes]:
+    """Yield a file's bytes; waits for a pipe without blocking the event loop."""
     while True:
         await until_readable(descriptor)
         try:
@@ -369,24 +374,27 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
 
 
 def _this_boot_ns() -> int:
-    """To 10 ms: the two clocks are read one after the other, so the last digits are by chance."""
-    return round(clock.wall_ns(0), -7)
+    """Return the time of this boot, rounded to 10 ms.
+
+    The two clocks are read one after the other, so the last digits are random.
+    """
+    return round(boot_clock.wall_ns(0), -7)
 
 
 def _malformed(reason: str, line: str) -> Reject:
     return Reject(kind="malformed", reason=reason, line=line)
 
 
-def _claims(line: str) -> bool:
-    return PREFIX_ROOT in line or text.claims(line)
+def _is_candidate(line: str) -> bool:
+    return PREFIX_ROOT in line or text.is_candidate(line)
 
 
 def _digest(octets: bytes) -> bytes:
     return hashlib.blake2b(octets, digest_size=12).digest()
 
 
-def _of_entry(entry: Entry, raw: str) -> _Found:
-    return _Found(
+def _of_entry(entry: Entry, raw: str) -> _LoggedLine:
+    return _LoggedLine(
         message=entry.message,
         raw=raw,
         log_source="journal",

@@ -1,8 +1,8 @@
-"""A stream of bytes becomes lines and journal export entries, in constant memory.
+"""Splitter of a byte stream into lines and journal export entries, in constant memory.
 
-An export entry is fields on lines of their own up to an empty line; it begins with ``__CURSOR=``.
-A line in it that is no field ends it too. What can't be told apart from a field's value is not
-read, and said to be lost.
+An export entry consists of fields on separate lines; it begins with ``__CURSOR=`` and ends with an
+empty line. A line in it that is not a field ends it too. Data that can't be distinguished from a
+field's value is not read, and reported as unreadable.
 """
 
 from __future__ import annotations
@@ -15,59 +15,59 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from collections.abc import Set as AbstractSet
 
-#: No line and no field that matters is longer (journald cuts kernel lines far below).
+#: Maximum length of a line, and of a field that we use (journald cuts kernel lines far below).
 LINE_LIMIT: Final = 1 << 20
 _START: Final = b"__CURSOR="
 #: journal_field_valid() in systemd's src/libsystemd/sd-journal/journal-file.c.
 _NAME: Final = re.compile(rb"[A-Z_][A-Z0-9_]{0,63}")
-#: No field is longer (DATA_SIZE_MAX in systemd's src/shared/journal-importer.h).
+#: Maximum length of any field (DATA_SIZE_MAX in systemd's src/shared/journal-importer.h).
 _FIELD_LIMIT: Final = 768 << 20
 _LENGTH_BYTES: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Export:
-    """The wanted fields of one journal export entry, unless longer than LINE_LIMIT."""
+class ExportEntry:
+    """Selected fields of one journal export entry, except those longer than LINE_LIMIT."""
 
     fields: dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Overlong:
-    """A line longer than LINE_LIMIT: its beginning."""
+class OverlongLine:
+    """Beginning of a line longer than LINE_LIMIT."""
 
     start: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
-    """A field of an export entry that is not as long as it says: the reason, as a sentence."""
+class BrokenField:
+    """Field of an export entry whose stated length is wrong; ``reason`` is a sentence."""
 
     reason: str
 
 
-Piece: TypeAlias = "bytes | Export | Overlong | Broken"
+Piece: TypeAlias = "bytes | ExportEntry | OverlongLine | BrokenField"
 
 
-class _BrokenError(Exception):
-    """The length of a field can't be."""
+class _LengthError(Exception):
+    """Impossible length of a field."""
 
 
 class Splitter:
-    """Takes chunks, gives the pieces that are complete; what is not waits for the next chunk.
+    """Splitter of chunks into complete pieces; an incomplete piece waits for the next chunk.
 
-    Of an export entry the fields ``wanted`` are kept.
+    Only the fields ``selected`` of an export entry are stored.
     """
 
-    def __init__(self, wanted: AbstractSet[str]) -> None:
-        self._wanted = wanted
+    def __init__(self, selected: AbstractSet[str]) -> None:
+        self._selected = selected
         self._rest = b""
         self._skip = 0
         self._overlong: bytes | None = None
         self._fields: dict[str, bytes] | None = None
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:
-        """The pieces that end in this chunk."""
+        """Yield the pieces that end in this chunk."""
         data = self._rest + chunk
         at = 0
         if self._skip:
@@ -75,20 +75,20 @@ class Splitter:
             self._skip -= at
             if not self._skip and data[at - 1 : at] != b"\n":
                 at -= 1
-                yield from self._broken("is longer than it says")
+                yield from self._broken_field("is longer than its stated length")
         while (end := data.find(b"\n", at)) >= 0:
             line = data[at:end]
             at = end + 1
             if self._overlong is not None:
-                yield Overlong(self._overlong)
+                yield OverlongLine(self._overlong)
                 self._overlong = None
             elif self._fields is None and not line.startswith(_START):
                 yield line
             elif _NAME.fullmatch(line):
                 try:
                     after = self._binary(line, data, at)
-                except _BrokenError:
-                    yield from self._broken("is longer than a field can be")
+                except _LengthError:
+                    yield from self._broken_field("is longer than a field can be")
                     continue
                 if after is None:
                     at = end - len(line)
@@ -96,19 +96,19 @@ class Splitter:
                 at = after
                 if not self._skip and data[at - 1 : at] != b"\n":
                     at -= 1
-                    yield from self._broken("is longer than it says")
+                    yield from self._broken_field("is longer than its stated length")
             else:
                 yield from self._entry_line(line)
         self._rest = data[at:]
-        self._bound()
+        self._limit_rest()
 
     def finish(self) -> Iterator[Piece]:
-        """What is left at the end of the stream: a last line, or entry, without its line break."""
+        """Yield the last line or entry of the stream if it has no line break."""
         rest, self._rest = self._rest, b""
         if self._overlong is not None:
-            yield Overlong(self._overlong)
+            yield OverlongLine(self._overlong)
         elif self._skip or b"\n" in rest:
-            yield from self._broken("is cut by the end of the file")
+            yield from self._broken_field("is cut by the end of the file")
         elif self._fields is not None or rest.startswith(_START):
             yield from self._entry_line(rest)
             yield from self._end_of_entry()
@@ -120,37 +120,37 @@ class Splitter:
         if line.startswith(_START) or not (equals and _NAME.fullmatch(name)):
             yield from self._end_of_entry()
         if equals and _NAME.fullmatch(name):
-            self._keep(name, value)
+            self._store(name, value)
         elif line:
             yield line
 
-    def _keep(self, name: bytes, value: bytes) -> None:
+    def _store(self, name: bytes, value: bytes) -> None:
         if self._fields is None:
             self._fields = {}
         key = name.decode("ascii", "replace")
-        if key in self._wanted:
-            self._fields.setdefault(key, value)  # of several values the first one counts
+        if key in self._selected:
+            self._fields.setdefault(key, value)  # the first one of several values counts
 
     def _end_of_entry(self) -> Iterator[Piece]:
         if self._fields:
-            yield Export(self._fields)
+            yield ExportEntry(self._fields)
         self._fields = None
 
-    def _broken(self, how: str) -> Iterator[Piece]:
+    def _broken_field(self, problem: str) -> Iterator[Piece]:
         yield from self._end_of_entry()
-        yield Broken(f"a field of a journal export entry {how}: what is in it can't be read")
+        yield BrokenField(f"a field of a journal export entry {problem}: its content can't be read")
 
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
-        """Keep a field given by length: where its line break ends, ``None`` when more must come.
+        """Store a field with a stated length; return the offset after its line break.
 
-        Raises _BrokenError when there is no such length: this is no field.
+        Returns ``None`` if more data is needed. Raises _LengthError if no field can be that long.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:
             return None
         size = int.from_bytes(data[at:start], "little")
         if size > _FIELD_LIMIT:
-            raise _BrokenError
+            raise _LengthError
         end = start + size
         if len(data) <= end:
             if size <= LINE_LIMIT:
@@ -158,10 +158,10 @@ class Splitter:
             self._skip = end + 1 - len(data)
             return len(data)
         if size <= LINE_LIMIT:
-            self._keep(name, data[start:end])
+            self._store(name, data[start:end])
         return end + 1
 
-    def _bound(self) -> None:
+    def _limit_rest(self) -> None:
         if self._overlong is None and len(self._rest) > 2 * LINE_LIMIT:
             self._overlong = self._rest[:1024]
         if self._overlong is not None:

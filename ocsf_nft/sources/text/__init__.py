@@ -1,5 +1,5 @@
-"""The kernel's log text (net/netfilter/nf_log_syslog.c), read by position."""
+"""Parser of the kernel's log text (net/netfilter/nf_log_syslog.c), by position."""
 
-from ocsf_nft.sources.text.line import claims, possible_prefixes, read
+from ocsf_nft.sources.text.line import is_candidate, possible_prefixes, read
 
-__all__ = ["claims", "possible_prefixes", "read"]
+__all__ = ["is_candidate", "possible_prefixes", "read"]

@@ -1,14 +1,14 @@
-r"""The kernel's log line, read by position: every form that nf_log_syslog.c has ever printed.
+r"""Parser of the kernel's log line by position, for all forms that nf_log_syslog.c ever printed.
 
-The line (from ``IN=`` on) is cut into words; the reader goes through them in the order in which
-the kernel prints them and takes each one where it may stand. A word that stands elsewhere, or
-twice, makes the line malformed. A field may be missing (rules log with fewer flags). Words that
-the kernel never prints are kept in ``details["unparsed"]``.
+The line (from ``IN=`` on) is split into words. The parser takes the words in the order in which the
+kernel prints them. A word at another position, or a second time, makes the line malformed. A field
+may be missing (rules log with fewer flags). Words that the kernel never prints are stored in
+``details["unparsed"]``.
 
-A line may be cut anywhere on its way. The kernel puts a space after each value, so a last value
-without one may have lost digits: it is not taken, but kept in ``unparsed`` too, and
-``details["truncated"]`` is set, as it is when what must follow is missing. (A value that can't go
-on, such as ``0``, is taken: many tools strip the last space.)
+A line may be cut anywhere in transit. The kernel prints a space after each value, so a last value
+without a space may lack digits. Such a value is stored in ``unparsed`` too, and
+``details["truncated"]`` is set; it is also set if a required field is missing at the end. (A value
+that can't continue, such as ``0``, is accepted: many tools strip the last space.)
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.sources.facts import canonical_address, link_facts, vlan_facts
 from ocsf_nft.sources.packet import AH, ESP, ICMP, ICMPV6, TCP, UDP, UDPLITE
-from ocsf_nft.sources.text.transport import transport
+from ocsf_nft.sources.packet_fields import canonical_address, link_facts, vlan_facts
+from ocsf_nft.sources.text.transport import take_transport
 from ocsf_nft.sources.text.words import UNPADDED, MalformedError, Words
 
 if TYPE_CHECKING:
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
 
 _DEVICE: Final = r"[^\s/:]{1,64}+"  # dev_valid_name in net/core/dev.c
 _HEAD: Final = re.compile(
@@ -42,13 +42,13 @@ _PROTOCOLS: Final = {
     "ESP": ESP,
     "AH": AH,
 }
-#: GSO_MAX_SIZE in include/linux/netdevice.h: what ``iph_totlen`` gives for a big TCP packet.
+#: GSO_MAX_SIZE in include/linux/netdevice.h: maximum of ``iph_totlen`` for a big TCP packet.
 _LENGTH_LIMIT: Final = 524_280
 _IP_ETHERTYPES: Final = frozenset({0x0800, 0x86DD, 0x0806, 0x8035})
 
 
 def read(line: str) -> Facts:
-    """The facts of a line that begins with ``IN=``; raises MalformedError."""
+    """Return the facts of a line that begins with ``IN=``; raises MalformedError."""
     head = _HEAD.match(line)
     if head is None:
         raise MalformedError("the devices after IN= and OUT= can't be read, or the line ends there")
@@ -105,7 +105,7 @@ def _link(words: Words, facts: Facts) -> None:
 
 
 def _tunnel(words: Words, facts: Facts) -> None:
-    """A SIT tunnel's outer addresses."""
+    """Take a SIT tunnel's outer addresses."""
     tunnel = words.value("TUNNEL")
     if tunnel is None:
         return
@@ -131,7 +131,7 @@ def _canonical(key: str, text: str) -> str:
 
 
 def _address(words: Words, key: str) -> str:
-    """An address without which there is no record."""
+    """Take a required address; raises MalformedError if it is missing."""
     value = words.value(key)
     if value is None:
         if words.ended():
@@ -141,7 +141,10 @@ def _address(words: Words, key: str) -> str:
 
 
 def _arp(words: Words, facts: Facts) -> None:
-    """Nothing stands behind an ARP record: whether its last value is cut can't be told."""
+    """Take the fields of an ARP packet.
+
+    No field follows an ARP record, so a cut in its last value can't be detected.
+    """
     arp: Facts = {}
     facts["arp"] = arp
     for key, name in (
@@ -195,13 +198,13 @@ def _ip(words: Words, facts: Facts, *, quoted: bool) -> None:
     if ":" in source:
         facts["ip_version"] = 6
         chain = _ipv6(words, facts)
-        whole, late = not chain.ended, chain.late
+        whole, later_fragment = not chain.ended, chain.later_fragment
     else:
         facts["ip_version"] = 4
         whole = _ipv4(words, facts)
-        late = "fragment_offset" in facts
+        later_fragment = "fragment_offset" in facts
     if whole:
-        _protocol(words, facts, late=late, quoted=quoted)
+        _protocol(words, facts, later_fragment=later_fragment, quoted=quoted)
     if not quoted:
         _owner(words, facts)
 
@@ -214,7 +217,7 @@ def _numbers(words: Words, facts: Facts, fields: tuple[tuple[str, str, int], ...
 
 
 def _ipv4(words: Words, facts: Facts) -> bool:
-    """IPv4's own fields: whether a protocol follows."""
+    """Take IPv4's own fields; return whether a protocol follows."""
     _numbers(words, facts, (("LEN", "length", _LENGTH_LIMIT),))
     tos = words.hexadecimal("TOS", "0x([01][02468ACE])")
     precedence = words.hexadecimal("PREC", "0x([02468ACE]0)")
@@ -237,7 +240,7 @@ def _ipv4(words: Words, facts: Facts) -> bool:
 
 
 def _ipv6(words: Words, facts: Facts) -> _Chain:
-    """IPv6's own fields and its extension headers."""
+    """Take IPv6's own fields and its extension headers."""
     _numbers(
         words,
         facts,
@@ -257,7 +260,7 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
             _fragment(words, facts, chain)
         else:
             break
-    # Where the line is cut there may have been more of them.
+    # A cut line may have had more of them.
     if chain.headers and not words.truncated and (chain.ended or not words.ended()):
         facts["extension_headers"] = chain.headers
     if words.flag("TRUNCATED", certain=True):
@@ -268,23 +271,23 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
 
 @dataclass(slots=True)
 class _Chain:
-    """IPv6's extension headers, as far as they were read.
+    """State of the parsing of IPv6's extension headers.
 
-    ``late``: one of them is a fragment header with an offset. ``ended``: the kernel prints no
-    protocol after them.
+    ``later_fragment``: one of them is a fragment header with an offset. ``ended``: the kernel
+    prints no protocol after them.
     """
 
     headers: int = 0
-    late: bool = False
+    later_fragment: bool = False
     ended: bool = False
 
 
 def _extension(words: Words, facts: Facts, chain: _Chain) -> None:
-    """What stands between ``OPT (`` and ``)``."""
-    late = chain.late
+    """Take an extension header: the words between ``OPT (`` and ``)``."""
+    later_fragment = chain.later_fragment
     if words.peek().startswith("FRAG:"):
         _fragment(words, facts, chain)
-        late = False
+        later_fragment = False
     elif words.flag("ESP"):
         facts["protocol"] = ESP
         _security(words, facts, chain)
@@ -292,10 +295,10 @@ def _extension(words: Words, facts: Facts, chain: _Chain) -> None:
     elif words.flag("AH"):
         _security(words, facts, chain)
     if words.bracket(")"):
-        # After a late fragment the kernel opens one more header and stops.
-        chain.ended = chain.ended or late
+        # After the header of a later fragment the kernel opens one more header and stops.
+        chain.ended = chain.ended or later_fragment
     elif not chain.ended:
-        # It is cut, or what follows is out of place: how many there are can't be told.
+        # The line is cut, or the next word is at a wrong position: their number is unknown.
         words.expect_more()
         chain.headers = 0
         chain.ended = True
@@ -312,7 +315,7 @@ def _security(words: Words, facts: Facts, chain: _Chain) -> None:
 
 
 def _fragment(words: Words, facts: Facts, chain: _Chain) -> None:
-    """IPv6's fragment header. Of two the first one tells."""
+    """Take IPv6's fragment header; of two the first one counts."""
     if words.peek() == "FRAG:TRUNCATED":
         words.value("FRAG", ":", certain="TRUNCATED")
         facts["incomplete"] = True
@@ -325,7 +328,7 @@ def _fragment(words: Words, facts: Facts, chain: _Chain) -> None:
     ident = words.hexadecimal("ID", "([0-9a-f]{8})", ":")
     if offset is None or ident is None:
         return  # if the line is cut here, the missing bracket or protocol shows it
-    chain.late = chain.late or offset > 0
+    chain.later_fragment = chain.later_fragment or offset > 0
     if "fragment_offset" not in facts:
         facts["fragment_offset"] = offset
         facts["ip_id"] = ident
@@ -333,7 +336,7 @@ def _fragment(words: Words, facts: Facts, chain: _Chain) -> None:
             facts["more_fragments"] = True
 
 
-def _protocol(words: Words, facts: Facts, *, late: bool, quoted: bool) -> None:
+def _protocol(words: Words, facts: Facts, *, later_fragment: bool, quoted: bool) -> None:
     value = words.value("PROTO")
     if value is None:
         words.expect_more()
@@ -346,13 +349,13 @@ def _protocol(words: Words, facts: Facts, *, late: bool, quoted: bool) -> None:
     else:
         raise MalformedError("PROTO is not a protocol")
     facts["protocol"] = protocol
-    # The kernel looks into those only that it names, and not into ICMP of the other IP version.
-    if named and not late:
-        transport(words, facts, protocol, quote=None if quoted else _quote)
+    # The kernel decodes only protocols that it names, and not ICMP of the other IP version.
+    if named and not later_fragment:
+        take_transport(words, facts, protocol, quote=None if quoted else _quote)
 
 
 def _quote(words: Words, facts: Facts) -> None:
-    """The packet inside an ICMP error."""
+    """Take the packet that an ICMP error quotes."""
     if not words.bracket("["):
         words.expect_more()
         return

@@ -1,13 +1,12 @@
-"""One line of the kernel's log becomes a Record.
+"""Parser of one line of the kernel's log to a Record.
 
-The format is that of net/netfilter/nf_log_syslog.c: the rule's prefix, then ``IN=<device>
-OUT=<device>`` and the packet's fields in a fixed order, each followed by a space. It is read by
-position: a prefix and a device's name may hold anything that looks like a field, the packet quoted
-inside an ICMP error has fields of the same names. Where a line can be read in two ways it is not
-read at all.
+net/netfilter/nf_log_syslog.c defines the format: the rule's prefix, then ``IN=<device>
+OUT=<device>`` and the packet's fields in a fixed order, each followed by a space. The parser goes
+by position, for two reasons. A prefix or a device's name may contain text in the form of a field.
+The packet quoted inside an ICMP error has fields of the same names. An ambiguous line is rejected.
 
-The usual line (TCP or UDP with all of its fields) is read by one regular expression; every other
-line, and any line that is cut or odd, by ``grammar``. Both give the same Record.
+One regular expression parses the usual line (TCP or UDP with all of its fields); ``grammar`` parses
+every other line, and each line that is cut or unusual. Both give the same Record.
 """
 
 from __future__ import annotations
@@ -17,32 +16,32 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.record import PREFIX_ROOT, Reject
-from ocsf_nft.sources import facts as fact
-from ocsf_nft.sources.facts import canonical_address
+from ocsf_nft.sources import packet_fields as fact
 from ocsf_nft.sources.packet import TCP, UDP
+from ocsf_nft.sources.packet_fields import canonical_address
 from ocsf_nft.sources.text import grammar
 from ocsf_nft.sources.text.transport import RESERVED_AE, RESERVED_FORM, RESERVED_SHIFT, TCP_FLAGS
 from ocsf_nft.sources.text.words import MalformedError
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Origin, Record
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
 
-#: Our own prefixes, so strictly that where one ends is never in doubt.
+#: Our own prefixes; the pattern is so strict that the end of a prefix is unambiguous.
 _OURS: Final = re.compile(
     r"ocsf-nft:[A-Za-z0-9._-]{1,64}:[A-Za-z0-9._-]{1,64}:(?:permissive:)?+(?=IN=)"
 )
 #: A prefix has at most 127 bytes (NF_LOG_PREFIXLEN in include/uapi/linux/netfilter/nf_log.h).
 _PREFIX_LIMIT: Final = 127
-#: What makes a line a netfilter record: two devices, the second one after a space.
-_CLAIM: Final = re.compile(r"IN=[^ ]* OUT=")
-#: The same, from the last ``IN=`` before it: so a search looks at no character twice.
-_CLAIM_ANYWHERE: Final = re.compile(r"IN=(?:(?!IN=)[^ ])*+ OUT=")
+#: Start of a netfilter record: two devices, separated by a space.
+_DEVICES: Final = re.compile(r"IN=[^ ]* OUT=")
+#: The same, from the last ``IN=`` before ``OUT=``: so a search reads no character twice.
+_DEVICES_ANYWHERE: Final = re.compile(r"IN=(?:(?!IN=)[^ ])*+ OUT=")
 
 _NUMBER: Final = "(0|[1-9][0-9]{0,9})"
 _MAC: Final = "[0-9a-f]{2}(?::[0-9a-f]{2}){5}"
 _ADDRESS: Final = "([0-9.]{7,15}+|[0-9a-f:]{2,39}+)"
-#: TCP and UDP as the kernel prints them. Digits are spelled out: ``\d`` takes those of any script.
+#: TCP and UDP as the kernel prints them. ``[0-9]``, because ``\d`` accepts digits of any script.
 _COMMON: Final = re.compile(
     r"IN=([^\s/:]{0,64}+) OUT=([^\s/:]{0,64}+) "
     rf"(?:MACSRC=({_MAC}) MACDST=({_MAC}) MACPROTO=([0-9a-f]{{4}}) )?+"
@@ -60,31 +59,31 @@ _COMMON: Final = re.compile(
 
 
 class _AmbiguousError(Exception):
-    """The line can be read in more than one way; the message says how."""
+    """Ambiguous line; the message has the reason."""
 
 
-def claims(message: str) -> bool:
-    """Whether a message says of itself that it is a netfilter record, or one of ours."""
-    return message.startswith(PREFIX_ROOT) or _CLAIM_ANYWHERE.search(message) is not None
+def is_candidate(message: str) -> bool:
+    """Return whether a message has the form of a netfilter record, or begins like our prefix."""
+    return message.startswith(PREFIX_ROOT) or _DEVICES_ANYWHERE.search(message) is not None
 
 
 def possible_prefixes(message: str) -> list[str]:
-    """What may be the prefix of a message: all that stands before a place where a record begins."""
+    """Return all possible prefixes of a message: the texts before each possible record start."""
     return [message[:start] for start in _starts(message)]
 
 
 def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Record | Reject | None:
-    """The Record of one kernel message: prefix and packet, without stamp and level.
+    """Return the Record of one kernel message: prefix and packet, without stamp and level.
 
-    ``None`` when it is no netfilter record and does not claim our prefix; a Reject when it is or
-    does, and can't be read. Never raises. Times are nanoseconds since the epoch.
+    Returns ``None`` for a message that is not a candidate (``is_candidate``), and a Reject for a
+    candidate that can't be parsed. Never raises. Times are nanoseconds since the epoch.
     """
-    if not claims(message):
+    if not is_candidate(message):
         return None
     ours = message.startswith(PREFIX_ROOT)
     message = message.rstrip("\r\n")
     try:
-        prefix, facts = _ours(message) if ours else _foreign(message)
+        prefix, facts = _parse_ours(message) if ours else _parse_foreign(message)
     except MalformedError as error:
         return Reject(kind="malformed", reason=str(error), line=message)
     except _AmbiguousError as error:
@@ -92,7 +91,7 @@ def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Rec
     return fact.record(prefix, facts, time_ns=time_ns, received_ns=received_ns, origin=origin)
 
 
-def _ours(message: str) -> tuple[str, Facts]:
+def _parse_ours(message: str) -> tuple[str, Facts]:
     match = _OURS.match(message)
     if match is None:
         raise MalformedError(
@@ -102,8 +101,8 @@ def _ours(message: str) -> tuple[str, Facts]:
     return match.group(), _packet(message, match.end())
 
 
-def _foreign(message: str) -> tuple[str, Facts]:
-    """Whoever's prefix it is: the one place where a whole record begins, if there is just one."""
+def _parse_foreign(message: str) -> tuple[str, Facts]:
+    """Split a message with any prefix at the only position where a whole record begins."""
     starts = _starts(message)
     if len(starts) == 1:
         return message[: starts[0]], _packet(message, starts[0])
@@ -126,11 +125,11 @@ def _foreign(message: str) -> tuple[str, Facts]:
 
 
 def _starts(message: str) -> list[int]:
-    """Where a record may begin; overlapping places count, for a device may be named ``IN=``."""
+    """Return the possible starts of a record, also overlapping: a device may be named ``IN=``."""
     starts = []
     start = message.find("IN=")
     while 0 <= start <= _PREFIX_LIMIT:
-        if _CLAIM.match(message, start) is not None:
+        if _DEVICES.match(message, start) is not None:
             starts.append(start)
         start = message.find("IN=", start + 1)
     return starts
@@ -139,7 +138,7 @@ def _starts(message: str) -> list[int]:
 def _packet(message: str, start: int) -> Facts:
     match = _COMMON.fullmatch(message, start)
     if match is not None:
-        facts = _common(match)
+        facts = _common_facts(match)
         if facts is not None:
             return facts
     return grammar.read(message[start:])
@@ -150,10 +149,10 @@ def _flags(words: str) -> int:
     return sum(TCP_FLAGS[word] for word in words.split())
 
 
-def _common(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is the hot path
+def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is the hot path
     match: re.Match[str],
 ) -> Facts | None:
-    """The facts of a match; ``None`` when a value is out of range: ``grammar`` says which one."""
+    """Return the facts of a match; ``None`` if a value is out of range (``grammar`` reports it)."""
     (
         input_device, output_device, mac_source, mac_destination, ethertype,
         source_text, destination_text, length_text, tos, precedence, ttl_text, id_text, df,

@@ -1,14 +1,13 @@
-"""The transport part of a kernel log line: what follows ``PROTO=``.
+"""Parser of the transport header in a kernel log line: the fields after ``PROTO=``.
 
-Where a field that the kernel always prints is missing at the end of the line, the line is cut;
-see ``grammar``.
+If a field that the kernel always prints is missing at the end of the line, the line was cut (see
+``grammar``).
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft.sources.facts import canonical_address
 from ocsf_nft.sources.packet import (
     ICMP,
     ICMP_ECHO,
@@ -24,27 +23,28 @@ from ocsf_nft.sources.packet import (
     UDP,
     UDPLITE,
 )
+from ocsf_nft.sources.packet_fields import canonical_address
 from ocsf_nft.sources.text.words import UNPADDED, MalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ocsf_nft.sources.facts import Facts
+    from ocsf_nft.sources.packet_fields import Facts
     from ocsf_nft.sources.text.words import Words
 
-#: Bits of the flags, by the kernel's names, in the order in which it prints them.
+#: Bit of each flag, by the kernel's name, in the kernel's order.
 TCP_FLAGS: Final = {
     name: 256 >> bit
     for bit, name in enumerate(("AE", "CWR", "ECE", "URG", "ACK", "PSH", "RST", "SYN", "FIN"))
 }
-#: ``RES=`` has the four bits before CWR, two to the left. The lowest of them became AE (RFC 9768):
-#: newer kernels print that as a flag, older ones here.
+#: ``RES=`` has the four bits before CWR, shifted left by two. The lowest one became AE (RFC 9768):
+#: newer kernels print it as a flag, older kernels in ``RES=``.
 RESERVED_FORM: Final = "0x([0-3][048c])"
 RESERVED_AE: Final = 0x04
 RESERVED_SHIFT: Final = 3
 
 
-def transport(
+def take_transport(
     words: Words,
     facts: Facts,
     protocol: int,
@@ -53,8 +53,8 @@ def transport(
 ) -> None:
     """Take the fields of the transport header of a named protocol; raises MalformedError.
 
-    ``quote`` takes the packet that an ICMP error quotes; ``None`` inside such a quote, for the
-    kernel goes no deeper.
+    ``quote`` takes the packet that an ICMP error quotes. It is ``None`` inside such a quote,
+    because the kernel prints no second level.
     """
     if protocol == TCP:
         _tcp(words, facts)
@@ -73,15 +73,15 @@ def transport(
 
 
 def _incomplete(words: Words, facts: Facts) -> bool:
-    """Whether the kernel found the header incomplete."""
+    """Return whether the kernel found the header incomplete."""
     lacking = words.incomplete()
     if lacking is not None:
         facts["incomplete_bytes"] = lacking
     return lacking is not None
 
 
-def _take(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
-    """Take a number that the kernel always prints here: whether it was there."""
+def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
+    """Take a number that the kernel always prints here; return whether it is present."""
     number = words.number(key, limit)
     if number is None:
         words.expect_more()
@@ -93,21 +93,21 @@ def _take(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
 def _tcp(words: Words, facts: Facts) -> None:
     if _incomplete(words, facts):
         return
-    _take(words, facts, "SPT", "source_port", 0xFFFF)
-    _take(words, facts, "DPT", "destination_port", 0xFFFF)
+    _take_number(words, facts, "SPT", "source_port", 0xFFFF)
+    _take_number(words, facts, "DPT", "destination_port", 0xFFFF)
     for key, name in (("SEQ", "tcp_sequence"), ("ACK", "tcp_acknowledgment")):
         number = words.number(key, 0xFFFFFFFF)
         if number is not None:
             facts[name] = number
-    _take(words, facts, "WINDOW", "tcp_window", 0xFFFF)
+    _take_number(words, facts, "WINDOW", "tcp_window", 0xFFFF)
     reserved = words.hexadecimal("RES", RESERVED_FORM)
     flags = sum(bit for name, bit in TCP_FLAGS.items() if words.flag(name))
     if reserved is not None:
         facts["tcp_reserved"] = reserved >> RESERVED_SHIFT
-        # Without what follows, more flags may have been cut off.
+        # Without the next field, the line may have been cut before more flags.
         if words.peek().startswith("URGP="):
             facts["tcp_flags"] = flags | (256 if reserved & RESERVED_AE else 0)
-    _take(words, facts, "URGP", "tcp_urgent_pointer", 0xFFFF)
+    _take_number(words, facts, "URGP", "tcp_urgent_pointer", 0xFFFF)
     options, incomplete = words.options()
     if options is not None:
         facts["tcp_options"] = options
@@ -118,8 +118,8 @@ def _tcp(words: Words, facts: Facts) -> None:
 def _udp(words: Words, facts: Facts) -> None:
     if _incomplete(words, facts):
         return
-    _take(words, facts, "SPT", "source_port", 0xFFFF)
-    _take(words, facts, "DPT", "destination_port", 0xFFFF)
+    _take_number(words, facts, "SPT", "source_port", 0xFFFF)
+    _take_number(words, facts, "DPT", "destination_port", 0xFFFF)
     number = words.number("LEN", 0xFFFF, certain=_payload(facts))
     if number is None:
         words.expect_more()
@@ -128,7 +128,7 @@ def _udp(words: Words, facts: Facts) -> None:
 
 
 def _payload(facts: Facts) -> int | None:
-    """The bytes behind a plain IP header: a UDP length of that many has lost no digit."""
+    """Return the bytes after a plain IP header; a UDP length of this number was not cut."""
     length, options = facts.get("length"), facts.get("ip_options", "")
     if not isinstance(length, int) or not isinstance(options, str):
         return None
@@ -142,14 +142,14 @@ def _icmp(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | No
     if kind in ICMP_ECHO:
         _echo(words, facts)
     elif kind == ICMP_PARAMETER_PROBLEM:
-        _take(words, facts, "PARAMETER", "icmp_parameter", 0xFF)
+        _take_number(words, facts, "PARAMETER", "icmp_parameter", 0xFF)
     elif kind in ICMP_QUOTES:
         if kind == ICMP_REDIRECT:
             _gateway(words, facts)
         if quote is not None:
             quote(words, facts)
         if (kind, facts["icmp_code"]) == (3, 4):
-            _take(words, facts, "MTU", "icmp_mtu", 0xFFFF)
+            _take_number(words, facts, "MTU", "icmp_mtu", 0xFFFF)
 
 
 def _icmpv6(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | None) -> None:
@@ -166,18 +166,18 @@ def _icmpv6(words: Words, facts: Facts, quote: Callable[[Words, Facts], None] | 
         if quote is not None:
             quote(words, facts)
         if kind == ICMPV6_TOO_BIG:
-            _take(words, facts, "MTU", "icmp_mtu", 0xFFFFFFFF)
+            _take_number(words, facts, "MTU", "icmp_mtu", 0xFFFFFFFF)
 
 
 def _kind(words: Words, facts: Facts) -> bool:
-    return _take(words, facts, "TYPE", "icmp_type", 0xFF) and _take(
+    return _take_number(words, facts, "TYPE", "icmp_type", 0xFF) and _take_number(
         words, facts, "CODE", "icmp_code", 0xFF
     )
 
 
 def _echo(words: Words, facts: Facts) -> None:
-    _take(words, facts, "ID", "icmp_id", 0xFFFF)
-    _take(words, facts, "SEQ", "icmp_sequence", 0xFFFF)
+    _take_number(words, facts, "ID", "icmp_id", 0xFFFF)
+    _take_number(words, facts, "SEQ", "icmp_sequence", 0xFFFF)
 
 
 def _gateway(words: Words, facts: Facts) -> None:

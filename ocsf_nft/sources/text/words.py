@@ -1,7 +1,7 @@
-r"""The words of a kernel log line, and taking them one after the other.
+r"""Splitter of a kernel log line into words, which the parser takes one after the other.
 
-Words that the kernel never prints are set aside at once; so is a last word without a space behind
-it, unless it can't be the beginning of a longer one.
+Words that the kernel never prints become ``unparsed`` at once. So does a last word without a space
+after it, unless it can't be the beginning of a longer word.
 """
 
 from __future__ import annotations
@@ -31,24 +31,23 @@ _OPEN: Final = "OPT ("
 
 
 class MalformedError(Exception):
-    """The line can't be read; the message says why."""
+    """Malformed line; the message has the reason."""
 
 
 class Words:
-    """The words of a line, and how far it has been read.
+    """Words of a line, and the position of the next one.
 
-    ``unparsed`` are the words that were set aside; ``truncated`` says that the line ends before
-    its end.
+    ``unparsed`` has the words that can't be used. ``truncated`` is true if the line was cut.
     """
 
     def __init__(self, line: str) -> None:
         self.unparsed: list[str] = []
         self.truncated = False
         self._taken: set[str] = set()
-        self._at = 0
+        self._next = 0
         self._words = self._known(line)
-        #: Whether the last word may go on: nothing stands behind it.
-        self._open = bool(self._words) and line.endswith(self._words[-1])
+        #: The last word may be cut: no character follows it.
+        self._last_may_be_cut = bool(self._words) and line.endswith(self._words[-1])
 
     def _known(self, line: str) -> list[str]:
         known: list[str] = []
@@ -65,58 +64,58 @@ class Words:
         return known
 
     def peek(self) -> str:
-        """The next word; empty at the end."""
-        return self._words[self._at] if self._at < len(self._words) else ""
+        """Return the next word; an empty one at the end."""
+        return self._words[self._next] if self._next < len(self._words) else ""
 
     def ended(self) -> bool:
-        """Whether every word is taken."""
-        return self._at >= len(self._words)
+        """Return whether every word is taken."""
+        return self._next >= len(self._words)
 
     def expect_more(self) -> None:
-        """Something must follow here: note it when nothing does."""
+        """Set ``truncated`` if no word follows at a position where one is required."""
         if self.ended():
             self.truncated = True
 
     def finish(self) -> None:
-        """Raise MalformedError when a word is left over: it stands where it may not."""
-        last = self._at == len(self._words) - 1
-        if last and self._open:
-            self._cut(certain=False)
+        """Raise MalformedError if a word is left: its position is wrong."""
+        last = self._next == len(self._words) - 1
+        if last and self._last_may_be_cut:
+            self._take_word(certain=False)
         elif not self.ended():
             name = re.split("[=:]", self.peek(), maxsplit=1)[0]
-            how = "occurs twice" if name in self._taken else "is out of place"
-            raise MalformedError(f"{name} {how}")
+            problem = "occurs twice" if name in self._taken else "is at a wrong position"
+            raise MalformedError(f"{name} {problem}")
 
-    def _cut(self, *, certain: bool) -> bool:
-        """Take the next word: whether it may have lost its end, so that it must not be used."""
-        word = self._words[self._at]
-        self._at += 1
-        if certain or not self._open or not self.ended():
+    def _take_word(self, *, certain: bool) -> bool:
+        """Take the next word; return whether it may be cut, so that it must not be used."""
+        word = self._words[self._next]
+        self._next += 1
+        if certain or not self._last_may_be_cut or not self.ended():
             return False
         self.unparsed.append(word)
         self.truncated = True
         return True
 
     def flag(self, name: str, *, certain: bool = False) -> bool:
-        """Take a word without value."""
-        return self.peek() == name and not self._cut(certain=certain)
+        """Take the word ``name``, which has no value; return whether it is present and whole."""
+        return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
-        """Take a field's value as text; ``None`` when it doesn't come next, or is cut.
+        """Take a field's value as text; return ``None`` if the field isn't next, or may be cut.
 
-        ``certain`` is a value that is believed even when nothing stands behind it.
+        ``certain`` is a value that is complete even without a space after it.
         """
         start = key + separator
         if not self.peek().startswith(start):
             return None
         value = self.peek()[len(start) :]
         self._taken.add(key)
-        return None if self._cut(certain=value == certain) else value
+        return None if self._take_word(certain=value == certain) else value
 
     def number(
         self, key: str, limit: int, separator: str = "=", *, certain: int | None = None
     ) -> int | None:
-        """Take a decimal field; raises MalformedError when it is none or above ``limit``."""
+        """Take a decimal field; raises MalformedError if it is no number or above ``limit``."""
         # No number of several digits begins with 0.
         zero = self.peek() == f"{key}{separator}0"
         value = self.value(key, separator, certain="0" if zero else str(certain))
@@ -129,13 +128,13 @@ class Words:
         return int(value)
 
     def hexadecimal(self, key: str, form: str, separator: str = "=") -> int | None:
-        """Take a hexadecimal field of a form: a regular expression whose group has the digits.
+        """Take a hexadecimal field; the group of the regular expression ``form`` has the digits.
 
-        All forms but UNPADDED are of one width: a value that has it is not cut.
+        All forms except UNPADDED have a fixed width: a value of that width is not cut.
         """
         whole = self.peek().removeprefix(key + separator)
-        sure = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
-        value = self.value(key, separator, certain=whole if sure else None)
+        is_whole = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
+        value = self.value(key, separator, certain=whole if is_whole else None)
         if value is None:
             return None
         match = re.fullmatch(form, value, re.ASCII)
@@ -144,29 +143,29 @@ class Words:
         return int(match.group(1), 16)
 
     def incomplete(self) -> int | None:
-        """Take ``INCOMPLETE [n bytes]``: n."""
+        """Take ``INCOMPLETE [n bytes]``; return n."""
         match = _INCOMPLETE.fullmatch(self.peek())
         if match is None:
             return None
-        self._at += 1
+        self._next += 1
         if int(match.group(1)) > 0xFFFFFFFF:
             raise MalformedError("INCOMPLETE has more bytes than a packet can lack")
         return int(match.group(1))
 
     def bracket(self, character: str) -> bool:
-        """Take a bracket or the beginning of options, which are never cut in the middle."""
-        return self.peek() == character and not self._cut(certain=True)
+        """Take a bracket or the beginning of options; a cut inside them is not possible."""
+        return self.peek() == character and not self._take_word(certain=True)
 
     def options(self) -> tuple[str | None, bool]:
-        """Take ``OPT (…)``: the octets in lower-case hexadecimal, and whether they are TRUNCATED.
+        """Take ``OPT (…)``; return the octets in lower-case hexadecimal, and whether TRUNCATED.
 
-        Options that are not closed before the line ends are set aside.
+        Options that are not closed before the line ends become ``unparsed``.
         """
         if not self.bracket(_OPEN):
             return None, False
         word = self.peek()
         if word not in {"", ")"}:
-            self._at += 1
+            self._next += 1
         if not self.bracket(")"):
             if not self.ended():
                 raise MalformedError("OPT is not closed")

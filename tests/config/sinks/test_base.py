@@ -1,4 +1,4 @@
-"""The tables that several kinds of sinks have in common."""
+"""Tables that several kinds of sinks share."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import UsageError
 
 
-def test_secret_table_takes_one_place() -> None:
-    for place, secret in (
+def test_secret_table_takes_one_source() -> None:
+    for source, secret in (
         ({"file": "/run/token"}, Secret("file", "/run/token")),
         ({"env": "TOKEN"}, Secret("environment", "TOKEN")),
         ({"credential": "token"}, Secret("credential", "token")),
     ):
-        assert SecretTable.model_validate(place).secret() == secret
-    for places in ({}, {"env": "A", "credential": "a"}, {"file": "/a", "env": "A"}):
-        with pytest.raises(ValidationError, match="a secret is kept in one place: give file, env"):
-            SecretTable.model_validate(places)
+        assert SecretTable.model_validate(source).secret() == secret
+    for sources in ({}, {"env": "A", "credential": "a"}, {"file": "/a", "env": "A"}):
+        with pytest.raises(ValidationError, match="a secret has one source: give file, env"):
+            SecretTable.model_validate(sources)
 
 
-def test_secret_in_the_place_of_its_table_is_not_repeated() -> None:
+def test_secret_given_as_the_table_itself_is_not_in_the_message() -> None:
     sink = {"type": "http", "url": "https://siem.example", "bearer": "itself"}
     with pytest.raises(UsageError) as refused:
         config.parse({"sandbox": [{"name": "a"}], "sink": [sink]}, where="test")

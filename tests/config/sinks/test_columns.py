@@ -1,4 +1,4 @@
-"""The columns of a class are what the published schema says of its attributes."""
+"""Parquet columns of a class, compared with the published schema of its attributes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 from ocsf_json_schema import get_ocsf_schema
 
 from ocsf_nft.config.sinks.columns import _DEPTH, _columns, columns
-from ocsf_nft.delivery.columns import ListOf, Scalar, Struct, row_of
+from ocsf_nft.delivery.parquet_columns import ListOf, Scalar, Struct, row_of
 from ocsf_nft.ocsf.model import Model
 from ocsf_nft.ocsf.versions import LATEST, VERSIONS
-from tests.delivery import told
+from tests.delivery import sample_events
 from tests.delivery.read_back import event_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ocsf_nft.delivery.columns import Column
+    from ocsf_nft.delivery.parquet_columns import Column
 
 _TYPES: Final = {
     "boolean_t": Scalar.FLAG,
@@ -37,9 +37,9 @@ def test_each_column_is_an_attribute_of_its_type_in_the_published_schema(version
     for uid, struct in columns(version).items():
         if uid not in classes:
             continue
-        for path, found, said in _beside(struct, classes[uid]["attributes"], schema):
-            # What the kernel counts takes 64 bits, where the schema foresees less.
-            assert found == said or (found, said) == (Scalar.INT64, Scalar.INT32), path
+        for path, found, expected in _beside(struct, classes[uid]["attributes"], schema):
+            # Counters of the kernel need 64 bits where the schema defines less.
+            assert found == expected or (found, expected) == (Scalar.INT64, Scalar.INT32), path
             checked += 1
     assert checked > 300
 
@@ -47,7 +47,7 @@ def test_each_column_is_an_attribute_of_its_type_in_the_published_schema(version
 def _beside(
     struct: Struct, attributes: Any, schema: Any, path: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Columns, and what they are in the schema: a scalar each, or a list or none."""
+    """Yield path, column type and type in the schema: a scalar each, or whether it is a list."""
     for name, column in struct.columns.items():
         attribute = attributes[name]
         yield f"{path}{name}", isinstance(column, ListOf), attribute.get("is_array", False)
@@ -63,16 +63,16 @@ def _beside(
 
 @cache
 def _primitive(name: str) -> str:
-    """What a type is made of, of which the newest version has all."""
-    said = get_ocsf_schema(LATEST)["dictionary"]["types"]["attributes"][name]
-    return str(said.get("type", name))
+    """Return the primitive type of a type, from the newest version, which has all types."""
+    definition = get_ocsf_schema(LATEST)["dictionary"]["types"]["attributes"][name]
+    return str(definition.get("type", name))
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_event_has_a_column_for_all_that_it_says(version: str) -> None:
+def test_every_attribute_of_an_event_has_a_column(version: str) -> None:
     of_class = columns(version)
     seen = set()
-    for message in told.messages(version):
+    for message in sample_events.messages(version):
         event = message.event()
         struct = of_class[event["class_uid"]]
         assert event_of(row_of(event, struct), struct) == event
@@ -80,8 +80,8 @@ def test_every_event_has_a_column_for_all_that_it_says(version: str) -> None:
     assert seen == of_class.keys()
 
 
-def test_an_attribute_that_a_version_does_not_have_is_no_column() -> None:
-    old, new = columns("1.1.0")[told.REFUSED], columns("1.4.0")[told.REFUSED]
+def test_attribute_missing_in_a_version_has_no_column() -> None:
+    old, new = columns("1.1.0")[sample_events.REFUSED], columns("1.4.0")[sample_events.REFUSED]
     assert "is_alert" not in old.columns
     assert "is_alert" in new.columns
     assert _at(old, "actor", "process", "lineage") == ListOf(Scalar.TEXT)
@@ -113,7 +113,7 @@ class _Odd(Model):
     free: dict[str, Any]
 
 
-def test_a_model_that_holds_itself_ends_as_json() -> None:
+def test_recursive_model_is_json() -> None:
     struct = Struct(_columns(_Nested, LATEST, _DEPTH))
     for _ in range(_DEPTH):
         inner, many = struct.columns["inner"], struct.columns["many"]
@@ -127,5 +127,5 @@ def test_a_model_that_holds_itself_ends_as_json() -> None:
     }
 
 
-def test_what_has_no_fixed_type_or_no_attributes_is_json() -> None:
+def test_attribute_without_a_fixed_type_or_attributes_is_json() -> None:
     assert set(_columns(_Odd, LATEST, _DEPTH).values()) == {Scalar.JSON}

@@ -29,7 +29,7 @@ def test_a_path_is_enough() -> None:
     assert (made._path, made._sync, made._rotation) == (Path(PATH), True, None)
 
 
-def test_what_becomes_of_a_full_file_is_said_with_when_it_is_full() -> None:
+def test_rotation_needs_a_limit_for_the_file() -> None:
     rotation = _made(
         sync=False, rotate_bytes=1 << 20, rotate_seconds=3600, keep_files=7, compress=True
     )._rotation
@@ -45,9 +45,9 @@ def test_what_becomes_of_a_full_file_is_said_with_when_it_is_full() -> None:
         ({"path": "-"}, 'for standard output, give type = "stdout"'),
         ({"path": ""}, "must not be empty"),
         ({"path": "a\0b"}, "NUL"),
-        ({"keep_files": 3}, "never makes one: give rotate_bytes or rotate_seconds"),
-        ({"keep_bytes": 3000}, "never makes one"),
-        ({"compress": True}, "never makes one"),
+        ({"keep_files": 3}, "never rotates: give rotate_bytes or rotate_seconds"),
+        ({"keep_bytes": 3000}, "never rotates"),
+        ({"compress": True}, "never rotates"),
         ({"rotate_bytes": 100}, "rotate_bytes"),
         ({"rotate_seconds": 0}, "rotate_seconds"),
         ({"rotate_seconds": 60, "keep_files": 0}, "keep_files"),
@@ -56,7 +56,7 @@ def test_what_becomes_of_a_full_file_is_said_with_when_it_is_full() -> None:
         ({"timeout_seconds": 0}, "timeout_seconds"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(facts: dict[str, Any], sentence: str) -> None:
+def test_invalid_table_is_one_sentence(facts: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         _sink(**facts)
 
@@ -64,7 +64,7 @@ def test_what_makes_no_sense_is_one_sentence(facts: dict[str, Any], sentence: st
 def test_old_files_need_a_name_of_at_most_221_bytes() -> None:
     for name, is_short_enough in (("n" * 221, True), ("n" * 222, False)):
         facts = {"path": f"/var/log/{name}"}
-        assert _sink(**facts).path.name == name  # without old files every name is good
+        assert _sink(**facts).path.name == name  # without old files every name is valid
         if is_short_enough:
             assert _made(rotate_seconds=60, **facts)._path.name == name
         else:

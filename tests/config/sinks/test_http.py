@@ -15,14 +15,14 @@ def _sink(**facts: Any) -> HttpSink:
     return HttpSink.model_validate({"type": "http", "url": URL} | facts)
 
 
-def test_a_query_is_kept_and_not_shown() -> None:
+def test_query_is_stored_and_not_shown() -> None:
     table = _sink()
     assert table.receiver.url == URL
     assert table.target == "https://siem.example/in"
     assert not table.receiver.is_compressed
 
 
-def test_the_form_and_method_are_those_that_are_known() -> None:
+def test_form_and_method_must_be_known() -> None:
     sink = _sink(format="json_array", method="PUT").sink()
     assert isinstance(sink, Http)
     assert (sink._form, sink._method) == ("json_array", "PUT")

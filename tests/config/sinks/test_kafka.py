@@ -1,4 +1,4 @@
-"""What a file says of a sink of type kafka."""
+"""Configuration of a sink of type kafka."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _sink(**facts: Any) -> KafkaSink:
     return KafkaSink.model_validate(given | facts)
 
 
-def test_servers_and_a_topic_are_all_that_has_to_be_said() -> None:
+def test_only_servers_and_topic_are_required() -> None:
     table = _sink()
     assert table.target == "kafka://kafka.example:9092/ocsf"
     sink = table.sink()
@@ -32,7 +32,7 @@ def test_servers_and_a_topic_are_all_that_has_to_be_said() -> None:
     assert (sink._mechanism, sink._user, sink._password, sink._tls) == (None, None, None, None)
 
 
-def test_all_that_is_said_is_the_sinks() -> None:
+def test_all_settings_reach_the_sink() -> None:
     sink = _sink(
         servers=["[2001:db8::7]:9093", "b.example:9093"],
         compress=False,
@@ -68,7 +68,7 @@ def test_all_that_is_said_is_the_sinks() -> None:
         (9092, "must be text"),
     ],
 )
-def test_a_server_that_is_none_is_refused(server: object, cause: str) -> None:
+def test_invalid_server_is_refused(server: object, cause: str) -> None:
     with pytest.raises(ValidationError, match=cause):
         _sink(servers=[server])
 
@@ -90,13 +90,13 @@ def test_a_server_that_is_none_is_refused(server: object, cause: str) -> None:
         {"colour": "red"},
     ],
 )
-def test_what_kafka_has_no_use_for_is_refused(facts: dict[str, Any]) -> None:
+def test_invalid_setting_is_refused(facts: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(facts))):
         _sink(**facts)
 
 
 @pytest.mark.parametrize("topic", ["...", "..a", ".a", "a.b_c-1", "x" * 249])
-def test_a_topic_is_called_what_brokers_take(topic: str) -> None:
+def test_topic_name_must_be_valid_for_brokers(topic: str) -> None:
     assert _sink(topic=topic).topic == topic
 
 
@@ -109,12 +109,12 @@ def test_a_topic_is_called_what_brokers_take(topic: str) -> None:
         {"sasl": "PLAIN", "password": PASSWORD},
     ],
 )
-def test_half_of_a_login_is_refused(facts: dict[str, Any]) -> None:
+def test_incomplete_login_is_refused(facts: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="give all three, or none"):
         _sink(**facts)
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("kafka", "kafka_log"):
         monkeypatch.delitem(sys.modules, f"ocsf_nft.delivery.sinks.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "aiokafka", None)

@@ -1,4 +1,4 @@
-"""What a file says of a sink of type nats."""
+"""Configuration of a sink of type nats."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _sink(**facts: Any) -> NatsSink:
     return NatsSink.model_validate(given | facts)
 
 
-def test_servers_and_a_subject_are_all_that_has_to_be_said() -> None:
+def test_only_servers_and_subject_are_required() -> None:
     table = _sink()
     assert table.target == "nats://nats.example/ocsf"
     sink = table.sink()
@@ -36,7 +36,7 @@ def test_servers_and_a_subject_are_all_that_has_to_be_said() -> None:
     assert sink._login == Login()
 
 
-def test_all_that_is_said_is_the_sinks() -> None:
+def test_all_settings_reach_the_sink() -> None:
     table = _sink(
         servers=["tls://[2001:db8::7]:4223", "tls://b.example:4222"],
         subject="a.b",
@@ -86,7 +86,7 @@ def test_credentials_may_be_a_file() -> None:
         (4222, "must be text"),
     ],
 )
-def test_a_server_that_is_none_is_refused(server: object, cause: str) -> None:
+def test_invalid_server_is_refused(server: object, cause: str) -> None:
     with pytest.raises(ValidationError, match=cause):
         _sink(servers=[server])
 
@@ -111,7 +111,7 @@ def test_a_server_that_is_none_is_refused(server: object, cause: str) -> None:
         {"colour": "red"},
     ],
 )
-def test_what_nats_has_no_use_for_is_refused(facts: dict[str, Any]) -> None:
+def test_invalid_setting_is_refused(facts: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(iter(facts))):
         _sink(**facts)
 
@@ -133,7 +133,7 @@ def test_credentials_that_contradict_each_other_are_refused(
 
 
 @pytest.mark.parametrize("missing", ["nats", "nkeys"])
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
     for module in ("nats", "nats_link", "nats_login"):
         monkeypatch.delitem(sys.modules, f"ocsf_nft.delivery.sinks.{module}", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)

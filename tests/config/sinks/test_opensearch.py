@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.opensearch import OpenSearchSink
 from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.sinks.receiver import Credentials
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 
 KEY = {"env": "KEY"}
 
@@ -22,14 +22,14 @@ def test_an_index_a_day_is_the_default() -> None:
 
 
 @pytest.mark.parametrize("index", ["ocsf", "{date}", "ocsf-{date}-v1", "a.b_c-d", "1st"])
-def test_an_index_is_named_as_opensearch_has_it(index: str) -> None:
+def test_valid_index_name_is_accepted(index: str) -> None:
     assert _sink(index=index).index == index
 
 
 @pytest.mark.parametrize(
     "index", ["", "Ocsf", "-ocsf", "_ocsf", ".ocsf", "a/b", "a,b", "a*", "{day}", "a" * 201]
 )
-def test_an_index_that_can_not_be_is_refused(index: str) -> None:
+def test_invalid_index_name_is_refused(index: str) -> None:
     with pytest.raises(ValidationError, match="must be an index's name"):
         _sink(index=index)
 
@@ -40,7 +40,7 @@ def test_a_data_stream_has_no_day_in_its_name() -> None:
         _sink(data_stream=True)
 
 
-def test_an_api_key_is_one_way_in() -> None:
+def test_api_key_is_accepted() -> None:
     assert _sink(api_key=KEY).credentials == Credentials("ApiKey", Secret("environment", "KEY"))
     for other in ({"bearer": KEY}, {"user": "me", "password": KEY}):
         with pytest.raises(ValidationError, match="has an api_key, and a bearer token or user"):

@@ -4,7 +4,7 @@ from ocsf_nft.config.sinks.otlp import OtlpSink
 from ocsf_nft.delivery.sinks.otlp import Otlp
 
 
-def test_a_collector_is_named_by_its_url_alone() -> None:
+def test_only_the_url_is_required() -> None:
     table = OtlpSink.model_validate({"type": "otlp", "url": "http://127.0.0.1:4318/"})
     assert table.target == "http://127.0.0.1:4318"
     assert table.receiver.is_compressed

@@ -23,7 +23,7 @@ def test_a_bucket_and_its_region_are_enough() -> None:
     assert isinstance(sink.sink(), Parquet)
 
 
-def test_all_that_a_bucket_may_be_reached_by() -> None:
+def test_all_settings_of_a_bucket_reach_the_sink() -> None:
     sink = _sink(
         BUCKET
         | {
@@ -41,7 +41,7 @@ def test_all_that_a_bucket_may_be_reached_by() -> None:
     assert str(bucket._ca) == "/etc/ca.pem"
 
 
-def test_a_directory_needs_nothing_but_a_region() -> None:
+def test_directory_requires_only_a_region() -> None:
     assert isinstance(_sink(DIRECTORY).sink(), Parquet)
 
 
@@ -55,12 +55,12 @@ def test_a_directory_needs_nothing_but_a_region() -> None:
         ({"endpoint": "http://h:1/"}, "http://h:1/lake/ext/ocsf-nft/1.8.0"),
     ],
 )
-def test_it_is_called_by_where_its_files_are(more: dict[str, Any], target: str) -> None:
+def test_target_is_the_location_of_the_files(more: dict[str, Any], target: str) -> None:
     assert _sink(BUCKET | more).target == target
     assert _sink(DIRECTORY).target == "/var/lib/lake/ext/ocsf-nft/1.8.0"
 
 
-def test_only_the_classes_that_are_wanted_have_columns() -> None:
+def test_only_selected_classes_have_columns() -> None:
     sink: Any = _sink(BUCKET | {"classes": ["detection_finding"]}).sink()
     assert sink._maker._columns.keys() == {2004}
 
@@ -100,7 +100,7 @@ def test_only_the_classes_that_are_wanted_have_columns() -> None:
         ({"colour": "red"}, "colour"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(more: dict[str, Any], fault: str) -> None:
+def test_invalid_table_is_one_sentence(more: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValueError, match=fault) as caught:
         _sink(BUCKET | more)
     if "user" in str(more):
@@ -115,7 +115,7 @@ def test_what_makes_no_sense_is_one_sentence(more: dict[str, Any], fault: str) -
         {"tls": {"ca": "/ca"}},
     ],
 )
-def test_a_directory_has_nothing_of_a_bucket(more: dict[str, Any]) -> None:
+def test_directory_refuses_settings_of_a_bucket(more: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="for a directory"):
         _sink(DIRECTORY | more)
 
@@ -124,7 +124,7 @@ def test_a_directory_has_nothing_of_a_bucket(more: dict[str, Any]) -> None:
     ("table", "module"),
     [(DIRECTORY, "ocsf_nft.delivery.sinks.parquet"), (BUCKET, "ocsf_nft.delivery.bucket")],
 )
-def test_without_its_extra_it_is_said_how_to_install_it(
+def test_missing_extra_is_reported_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, table: dict[str, Any], module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.splunk_hec import SplunkHecSink
 from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.sinks.receiver import Credentials
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials
 from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
 
 URL = "https://splunk.example:8088"
@@ -18,13 +18,13 @@ def _sink(**facts: Any) -> SplunkHecSink:
     return SplunkHecSink.model_validate(table | facts)
 
 
-def test_the_token_is_splunks_own_scheme() -> None:
+def test_token_uses_the_splunk_scheme() -> None:
     assert _sink().credentials == Credentials("Splunk", Secret("credential", "hec"))
     with pytest.raises(ValidationError, match="token"):
         SplunkHecSink.model_validate({"type": "splunk_hec", "url": URL})
 
 
-def test_an_acknowledgement_is_waited_for_within_the_time_of_a_delivery() -> None:
+def test_wait_for_an_acknowledgement_is_within_the_delivery_timeout() -> None:
     sink = _sink(ack_seconds=60, timeout_seconds=90).sink()
     assert isinstance(sink, SplunkHec)
     assert sink._ack_seconds == 60
@@ -38,6 +38,6 @@ def test_two_indexes_are_two_targets() -> None:
 
 
 @pytest.mark.parametrize("index", ["", "Main", "-main", "a b", "a/b", "x" * 81])
-def test_an_index_that_splunk_does_not_have_is_refused(index: str) -> None:
+def test_invalid_index_name_is_refused(index: str) -> None:
     with pytest.raises(ValidationError, match="index"):
         _sink(index=index)

@@ -4,7 +4,7 @@ from ocsf_nft.config.sinks.stdout import StdoutSink
 from ocsf_nft.delivery.sinks.stdout import Stdout
 
 
-def test_a_type_is_enough_and_a_slow_reader_is_waited_for() -> None:
+def test_only_the_type_is_required_and_a_slow_reader_has_no_timeout() -> None:
     table = StdoutSink.model_validate({"type": "stdout"})
     assert (table.target, table.batch_seconds, table.timeout_seconds) == ("-", 0.0, None)
     assert not table.handshake

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from ocsf_nft.config.sinks.syslog import SyslogSink
-from ocsf_nft.delivery.sinks.carriers import Connection, Datagrams
 from ocsf_nft.delivery.sinks.syslog import MAX_BYTES, Syslog
+from ocsf_nft.delivery.sinks.syslog_transport import Connection, Datagrams
 from ocsf_nft.delivery.tls import Tls
 
 HOST = "log.example"
@@ -33,23 +33,23 @@ def _made(**facts: Any) -> Syslog:
         ({"host": "fe80::1%eth0", "port": 1}, "syslog+tls://[fe80::1%eth0]:1"),
     ],
 )
-def test_a_transport_has_a_port_of_its_own(facts: dict[str, Any], target: str) -> None:
+def test_each_transport_has_its_default_port(facts: dict[str, Any], target: str) -> None:
     assert _sink(**facts).target == target
 
 
-def test_a_sink_goes_by_its_transport() -> None:
+def test_sink_uses_its_transport() -> None:
     by_tls = _made(tls={"ca": "/etc/ca.pem"}, max_bytes=65_000)
     assert by_tls._max_bytes == 65_000
-    assert isinstance(by_tls._carrier, Connection)
-    assert by_tls._carrier._tls == Tls(ca=Path("/etc/ca.pem"))
-    trusting_the_system, plain = _made()._carrier, _made(transport="tcp")._carrier
+    assert isinstance(by_tls._transport, Connection)
+    assert by_tls._transport._tls == Tls(ca=Path("/etc/ca.pem"))
+    trusting_the_system, plain = _made()._transport, _made(transport="tcp")._transport
     assert isinstance(trusting_the_system, Connection)
     assert trusting_the_system._tls == Tls()
     assert isinstance(plain, Connection)
     assert plain._tls is None
     datagrams = _made(transport="udp", port=5140)
-    assert isinstance(datagrams._carrier, Datagrams)
-    assert datagrams._carrier._port == 5140
+    assert isinstance(datagrams._transport, Datagrams)
+    assert datagrams._transport._port == 5140
     assert datagrams._max_bytes == MAX_BYTES
     # A UDP datagram over IPv4 has at most 65,535 bytes, with 28 bytes of headers.
     assert _made(transport="udp", max_bytes=65_507)._max_bytes == 65_507
@@ -61,7 +61,7 @@ def test_a_sink_goes_by_its_transport() -> None:
     ("facts", "sentence"),
     [
         ({"transport": "relp"}, "transport"),
-        ({"transport": "tcp", "tls": {}}, 'has tls, and goes by tcp: give transport = "tls"'),
+        ({"transport": "tcp", "tls": {}}, 'has tls, and transport tcp: give transport = "tls"'),
         ({"transport": "udp", "max_bytes": 65_508}, "a datagram has at most 65507"),
         ({"max_bytes": 479}, "max_bytes"),
         ({"timeout_seconds": 0.99}, "timeout_seconds"),
@@ -83,6 +83,6 @@ def test_a_sink_goes_by_its_transport() -> None:
         ({"host": 7}, "must be text"),
     ],
 )
-def test_what_makes_no_sense_is_one_sentence(facts: dict[str, Any], sentence: str) -> None:
+def test_invalid_table_is_one_sentence(facts: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         _sink(**facts)

@@ -21,7 +21,7 @@ def test_a_path_is_enough() -> None:
     assert _sink().target == "unix:/run/vector/in.sock"
 
 
-def test_a_path_has_the_bytes_that_a_socket_can_have() -> None:
+def test_path_has_at_most_the_bytes_of_a_socket_address() -> None:
     assert len(str(_sink(path="/" + "x" * 106).path)) == 107
     for longer in ("/" + "x" * 107, "/" + "\u00e4" * 54):
         with pytest.raises(ValidationError, match="must have at most 107 bytes"):
@@ -32,12 +32,12 @@ def test_a_path_has_the_bytes_that_a_socket_can_have() -> None:
     ("path", "sentence"),
     [
         ("@vector", "a name that begins with @ has no permissions"),
-        ("", "must be the path of a socket"),
-        ("in.sock", "must be the path of a socket"),
-        ("/run/\0", "must be the path of a socket"),
+        ("", "must be the absolute path of a socket"),
+        ("in.sock", "must be the absolute path of a socket"),
+        ("/run/\0", "must be the absolute path of a socket"),
         (7, "must be text"),
     ],
 )
-def test_what_is_no_path_of_a_socket_is_one_sentence(path: object, sentence: str) -> None:
+def test_invalid_path_of_a_socket_is_one_sentence(path: object, sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         _sink(path=path)

@@ -1,4 +1,4 @@
-"""Real events for sinks: refused attempts as the mapper tells them."""
+"""Real events for sinks: blocked attempts as the mapper converts them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 import orjson
 
 from ocsf_nft.attempt import Attempt
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.ocsf.mapper import Mapper
 from tests.conformance.corpus import CONTEXT, NOW_NS, RECORDS, TIME_NS
 
@@ -16,7 +16,7 @@ _KINDS = ("tcp4", "udp6 quic", "icmp echo", "link arp")
 
 
 def attempts(number: int, *, poison: frozenset[int] = frozenset()) -> list[Message]:
-    """Messages of so many attempts, each its own; some with poison in them."""
+    """Return messages of different attempts; those at ``poison`` hold that word."""
     return [attempt(each, "poison" if each in poison else "curl") for each in range(number)]
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 
 
 def messages(*lines: bytes) -> list[Message]:
-    """One message a line, whatever is in it."""
+    """Return one message for each line, of any content."""
     return [Message(uid=f"uid-{number}", line=line) for number, line in enumerate(lines)]

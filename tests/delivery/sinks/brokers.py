@@ -1,4 +1,4 @@
-"""Brokers of messages that a test has for itself: NATS, and Kafka's protocol by librdkafka."""
+"""Message brokers of a single test: nats-server, and librdkafka's mock of Kafka."""
 
 from __future__ import annotations
 
@@ -27,37 +27,37 @@ _MOCK = Path(__file__).with_name("kafka_mock.py")
 
 
 class Certificates:
-    """What a test's authorities have signed, in files."""
+    """Files with certificates of two authorities of a test."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.ours, self.theirs = trustme.CA(), trustme.CA()
-        self.ca = self._kept("ca", self.ours.cert_pem)
-        self.other_ca = self._kept("other-ca", self.theirs.cert_pem)
-        self.certificate, self.key = self.made("127.0.0.1")
+        self.authority, self.other_authority = trustme.CA(), trustme.CA()
+        self.ca = self._write("ca", self.authority.cert_pem)
+        self.other_ca = self._write("other-ca", self.other_authority.cert_pem)
+        self.certificate, self.key = self.issue("127.0.0.1")
 
-    def made(self, name: str) -> tuple[Path, Path]:
-        leaf = self.ours.issue_cert(name)
+    def issue(self, name: str) -> tuple[Path, Path]:
+        leaf = self.authority.issue_cert(name)
         return (
-            self._kept(f"{name}-certificate", *leaf.cert_chain_pems),
-            self._kept(f"{name}-key", leaf.private_key_pem),
+            self._write(f"{name}-certificate", *leaf.cert_chain_pems),
+            self._write(f"{name}-key", leaf.private_key_pem),
         )
 
-    def _kept(self, name: str, *blobs: trustme.Blob) -> Path:
+    def _write(self, name: str, *blobs: trustme.Blob) -> Path:
         path = self.directory / f"{name}.pem"
         path.write_bytes(b"".join(blob.bytes() for blob in blobs))
         return path
 
-    def context(self, name: str, *, asks: bool = False) -> ssl.SSLContext:
-        """A server's TLS, by a name; it may ask for a certificate that ours have signed."""
+    def context(self, name: str, *, requires_client: bool = False) -> ssl.SSLContext:
+        """Return a server's TLS context; it may require a client certificate of ``authority``."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.ca)
-        context.load_cert_chain(*self.made(name))
-        context.verify_mode = ssl.CERT_REQUIRED if asks else ssl.CERT_NONE
+        context.load_cert_chain(*self.issue(name))
+        context.verify_mode = ssl.CERT_REQUIRED if requires_client else ssl.CERT_NONE
         return context
 
 
 class _Child:
-    """A process that is gone when the test is."""
+    """Process that is killed at the end of a test."""
 
     process: subprocess.Popen[str]
 
@@ -72,7 +72,7 @@ class _Child:
         raise NotImplementedError
 
     def kill(self) -> None:
-        """End it by force, however it is."""
+        """Kill the process, also if it is stopped."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -80,7 +80,7 @@ class _Child:
                 pipe.close()
 
     def freeze(self) -> None:
-        """Let it take connections and bytes, and do nothing more."""
+        """Stop the process: its kernel still accepts connections and bytes."""
         os.kill(self.process.pid, signal.SIGSTOP)
         os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
@@ -89,7 +89,7 @@ class _Child:
 
 
 class NatsServer(_Child):
-    """A nats-server with JetStream in a directory of the test's; ``extra`` is configuration."""
+    """nats-server with JetStream in a directory of the test; ``extra`` is more configuration."""
 
     def __init__(self, directory: Path, extra: str = "", *, has_jetstream: bool = True) -> None:
         self.port = free_port()
@@ -101,7 +101,7 @@ class NatsServer(_Child):
         self._config.write_text(f"host: 127.0.0.1\nport: {self.port}\n{store}\n{extra}\n")
 
     def start(self) -> None:
-        """Start it, or start it again with what it has stored."""
+        """Start the server, or restart it with its stored data."""
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 ["nats-server", "-c", self._config], stdout=log, stderr=log, text=True
@@ -120,7 +120,7 @@ def _listens(port: int) -> bool:
 
 
 class KafkaBroker(_Child):
-    """A broker of librdkafka's mock cluster: it keeps topics in memory, and fails as it is told."""
+    """Broker of librdkafka's mock cluster: it has topics in memory, and fails on command."""
 
     def __init__(self, **topics: int) -> None:
         self.topics = topics
@@ -130,7 +130,7 @@ class KafkaBroker(_Child):
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Start it, empty."""
+        """Start an empty broker."""
         self.process = subprocess.Popen(
             [sys.executable, _MOCK],
             stdin=subprocess.PIPE,
@@ -141,17 +141,17 @@ class KafkaBroker(_Child):
         assert self.process.stdout is not None
         self.port = int(self.process.stdout.readline().rpartition(":")[2])
         for name, partitions in self.topics.items():
-            self.tell("topic", name, partitions)
+            self.send_command("topic", name, partitions)
 
-    def tell(self, *words: str | int) -> None:
-        """Give it one of the commands of ``kafka_mock``."""
+    def send_command(self, *words: str | int) -> None:
+        """Send one of the commands of ``kafka_mock`` and wait until it is done."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(*words, file=self.process.stdin, flush=True)
         assert self.process.stdout.readline() == "ok\n"
 
     def records(self, topic: str) -> list[dict[str, Any]]:
-        """What a consumer reads of a topic: kcat's, each partition in order."""
+        """Return the records of a topic that kcat reads, each partition in order."""
         found = subprocess.run(
             [
                 "kcat", "-C", "-b", self.host, "-t", topic, "-o", "beginning", "-e", "-q", "-J",
@@ -165,10 +165,11 @@ class KafkaBroker(_Child):
 
 
 class KafkaRelay:
-    """A way to a broker that speaks TLS or asks for SASL, as brokers do and the mock does not.
+    """Relay to a broker with TLS or SASL, which the mock does not support.
 
-    It gives itself out for the broker, as ``host``, and keeps what it is ``asked``. ``sasl`` tells
-    of a mechanism's messages what to answer to each, None when they are wrong, which it ``says``.
+    It presents itself as the broker at ``host``, and stores all ``requests``. ``sasl`` returns for
+    a mechanism a function that answers its messages, or returns None for a wrong message. Then the
+    relay sends ``error_text``.
     """
 
     def __init__(
@@ -177,13 +178,13 @@ class KafkaRelay:
         *,
         context: ssl.SSLContext | None = None,
         sasl: Callable[[str], Callable[[bytes], bytes | None]] | None = None,
-        says: bytes = b"Authentication failed",
+        error_text: bytes = b"Authentication failed",
     ) -> None:
         self._broker = broker
         self._context = context
         self._sasl = sasl
-        self._says = says
-        self.asked: list[bytes] = []
+        self._error_text = error_text
+        self.requests: list[bytes] = []
         self._server: asyncio.Server
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -195,9 +196,9 @@ class KafkaRelay:
         self.host = f"127.0.0.1:{self.port}"
         return self
 
-    def number(self, key: int) -> int:
-        """How often it was asked for something, by Kafka's number for that."""
-        return sum(int.from_bytes(request[:2]) == key for request in self.asked)
+    def count(self, key: int) -> int:
+        """Return the number of requests of a kind, by Kafka's number of it."""
+        return sum(int.from_bytes(request[:2]) == key for request in self.requests)
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
@@ -219,12 +220,14 @@ class KafkaRelay:
             writer.transport.abort()
 
     def _take(self, request: bytes) -> None:
-        self.asked.append(request)
+        self.requests.append(request)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection("127.0.0.1", self._broker.port, limit=1 << 24)
+        upstream_reader, upstream_writer = await asyncio.open_connection(
+            "127.0.0.1", self._broker.port, limit=1 << 24
+        )
         try:
-            is_known = self._sasl is None
+            is_authenticated = self._sasl is None
             step = None
             while True:
                 request = await _frame(reader)
@@ -238,22 +241,22 @@ class KafkaRelay:
                 elif key == _SASL_AUTHENTICATE and step is not None:
                     answer = step(_body(request)[4:])
                     if answer is None:
-                        failed = _SASL_FAILED + _short(self._says) + _long(b"")
+                        failed = _SASL_FAILED + _short(self._error_text) + _long(b"")
                         _send(writer, correlation + failed)
                         return
-                    is_known = True
+                    is_authenticated = True
                     _send(writer, correlation + _OK + _NULL + _long(answer))
-                elif is_known or key == _API_VERSIONS:
-                    _send(back, request)
-                    response = await _frame(there)
-                    _send(writer, self._ours(response, key))
+                elif is_authenticated or key == _API_VERSIONS:
+                    _send(upstream_writer, request)
+                    response = await _frame(upstream_reader)
+                    _send(writer, self._translate(response, key))
                 else:
                     return
         finally:
-            back.transport.abort()
+            upstream_writer.transport.abort()
 
-    def _ours(self, response: bytes, key: int) -> bytes:
-        """A response of the broker's as one of ours: with our port, and SASL if we want it."""
+    def _translate(self, response: bytes, key: int) -> bytes:
+        """Return a response of the broker with the relay's port, and SASL if it is enabled."""
         if key == _METADATA:
             local = b"127.0.0.1"
             response = response.replace(
@@ -291,5 +294,5 @@ def _short(data: bytes) -> bytes:
 
 
 def _body(request: bytes) -> bytes:
-    """A request after its header of version 1: key, version, correlation, who asks."""
+    """Return a request after its header of version 1: key, version, correlation, client."""
     return request[10 + int.from_bytes(request[8:10]) :]

@@ -1,4 +1,4 @@
-"""Syslog receivers that sinks deliver to: rsyslog's own daemon, and a socket that does little."""
+"""rsyslog as the receiver of syslog sinks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _CONFIG: Final = """
 global(workDirectory="{folder}" {files})
 module(load="imudp")
 module(load="imtcp" {clients})
-input(type="imudp" address="127.0.0.1" port="{port}" ruleset="kept" rcvbufSize="8m")
-input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="kept")
-template(name="kept" type="string" string="%hostname% %app-name% %msgid% %pri% %msg%\\n")
-ruleset(name="kept") {{ action(type="omfile" file="{folder}/kept" template="kept") }}
+input(type="imudp" address="127.0.0.1" port="{port}" ruleset="stored" rcvbufSize="8m")
+input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="stored")
+template(name="stored" type="string" string="%hostname% %app-name% %msgid% %pri% %msg%\\n")
+ruleset(name="stored") {{ action(type="omfile" file="{folder}/stored" template="stored") }}
 """
 _FILES: Final = """
     defaultNetstreamDriverCAFile="{tls.ca}"
@@ -38,7 +38,7 @@ _CLIENTS: Final = """
 
 @dataclass(frozen=True, kw_only=True)
 class ServerTls:
-    """What a receiver shows, and the client whom it wants to see, if one is ``permitted``."""
+    """Certificate of a receiver, and the name of the ``permitted`` client, if there is one."""
 
     ca: Path
     certificate: Path
@@ -55,7 +55,7 @@ class ServerTls:
 
 @dataclass(kw_only=True)
 class Rsyslog:
-    """rsyslog at a port of UDP and TCP, that keeps what it gets in a file."""
+    """rsyslog at a UDP and TCP port; it stores messages in a file."""
 
     folder: Path
     tls: ServerTls | None = None
@@ -66,37 +66,37 @@ class Rsyslog:
         config = self.folder / "config"
         config.write_text(self._config())
         self._remove_torn_line()
-        with (self.folder / "said").open("ab") as said:
+        with (self.folder / "output").open("ab") as output:
             self._process = subprocess.Popen(  # noqa: ASYNC220 - returns at once
                 ["rsyslogd", "-n", "-f", config, "-i", self.folder / "pid"],
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
             )
         async with asyncio.timeout(20):
             while not await self._listens():
-                assert self._process.poll() is None, self.said
+                assert self._process.poll() is None, self.output
                 await asyncio.sleep(0.02)
 
-    def end(self, number: signal.Signals = signal.SIGKILL) -> None:
+    def stop(self, number: signal.Signals = signal.SIGKILL) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.send_signal(number)
             process.wait(20)
 
     def freeze(self) -> None:
-        """Let it read nothing more, with what is connected left as it is."""
+        """Stop the process; its connections stay open, but it reads nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     @property
-    def said(self) -> str:
-        return (self.folder / "said").read_text()
+    def output(self) -> str:
+        return (self.folder / "output").read_text()
 
     @property
-    def kept(self) -> list[tuple[str, bytes]]:
-        """Each message: hostname, app-name, msgid and priority, and its text."""
+    def stored(self) -> list[tuple[str, bytes]]:
+        """Stored messages: hostname, app-name, msgid and priority, and the text of each."""
         with contextlib.suppress(FileNotFoundError):
-            lines = (self.folder / "kept").read_bytes().split(b"\n")[:-1]
+            lines = (self.folder / "stored").read_bytes().split(b"\n")[:-1]
             split = [line.split(b" ", 4) for line in lines]
             return [(b" ".join(head).decode(), text) for *head, text in split]
         return []
@@ -107,21 +107,21 @@ class Rsyslog:
 
     @property
     def texts(self) -> list[bytes]:
-        return [text for _, text in self.kept]
+        return [text for _, text in self.stored]
 
-    async def has(self, number: int) -> None:
-        """Wait until it has so many messages."""
+    async def wait_for(self, number: int) -> None:
+        """Wait until ``number`` messages are stored."""
         async with asyncio.timeout(20):
-            while len(self.kept) < number:  # noqa: ASYNC110 - another process tells nothing
+            while len(self.stored) < number:  # noqa: ASYNC110 - another process sends no event
                 await asyncio.sleep(0.02)
 
     def _remove_torn_line(self) -> None:
         """Remove the half line that a killed rsyslog left at the end of its file.
 
-        The next one appends to that file, and would continue the line with its first message.
+        The next rsyslog appends to that file, and would continue the line with its first message.
         """
-        with contextlib.suppress(FileNotFoundError), (self.folder / "kept").open("rb+") as kept:
-            kept.truncate(kept.read().rfind(b"\n") + 1)
+        with contextlib.suppress(FileNotFoundError), (self.folder / "stored").open("rb+") as stored:
+            stored.truncate(stored.read().rfind(b"\n") + 1)
 
     async def _listens(self) -> bool:
         try:
@@ -143,9 +143,9 @@ class Rsyslog:
 
 
 @contextlib.contextmanager
-def ended(daemon: Rsyslog) -> Iterator[Rsyslog]:
-    """A daemon that is ended whatever happens."""
+def stopped_at_exit(daemon: Rsyslog) -> Iterator[Rsyslog]:
+    """Yield a daemon and stop it at the end, also after an error."""
     try:
         yield daemon
     finally:
-        daemon.end()
+        daemon.stop()

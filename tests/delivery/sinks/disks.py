@@ -1,4 +1,4 @@
-"""Disks that a test may fill."""
+"""Small disks for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def disk(folder: Path, *, size: str, options: str = "rw") -> Iterator[Path]:
-    """A disk of a size at a folder."""
+    """Mount a tmpfs of a size at a folder."""
     options = f"size={size},{options}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:

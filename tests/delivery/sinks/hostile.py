@@ -1,4 +1,4 @@
-"""Events with names that a hostile process gives itself."""
+"""Events with process names that a hostile process could choose."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from tests.delivery.sinks.attempts import attempts
 
 if TYPE_CHECKING:

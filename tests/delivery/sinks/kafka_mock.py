@@ -1,13 +1,13 @@
-"""A process that is a Kafka broker: librdkafka's mock cluster, by its C interface.
+"""Kafka broker as a process: librdkafka's mock cluster, by its C interface.
 
-It prints where it listens, then does what it reads, and prints ``ok``:
+It prints its address. Then it reads commands, and prints ``ok`` after each:
 
-    topic NAME PARTITIONS      makes a topic
-    fail KEY CODE TIMES        answers requests of a kind with an error
-    lose NAME CODE             answers all about a topic with an error, with none when it is 0
-    leader NAME PARTITION ID   makes a broker the leader of a partition, none when it is -1
-    slow MILLISECONDS          takes its time for each request
-    down, up                   does not listen; listens again, with all that it has
+    topic NAME PARTITIONS      create a topic
+    fail KEY CODE TIMES        answer requests of a kind with an error
+    lose NAME CODE             answer all requests for a topic with an error; 0 means none
+    leader NAME PARTITION ID   make a broker the leader of a partition; -1 means none
+    slow MILLISECONDS          delay the answer to each request
+    down, up                   close the port; open it again with all stored records
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def main() -> None:
     )
     assert handle, error.value
     cluster = ctypes.c_void_p(lib.rd_kafka_mock_cluster_new(handle, 1))
-    _say(lib.rd_kafka_mock_cluster_bootstraps(cluster).decode())
+    _print(lib.rd_kafka_mock_cluster_bootstraps(cluster).decode())
     for line in sys.stdin:
         _do(lib, cluster, line.split())
-        _say("ok")
+        _print("ok")
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -1,6 +1,7 @@
-"""A file sink that is killed at each of its calls of the system, one after the other.
+"""File sink that is killed at each of its system calls, in one run for each call.
 
-Run as a program with a folder. It ends with a traceback when an event is lost or doubled.
+The argument of this program is a folder. It exits with a traceback if an event is missing or
+duplicated.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.sinks.file import File
 from ocsf_nft.delivery.sinks.rotation import Rotation
 
@@ -29,27 +30,27 @@ _ROTATION: Final = Rotation(full_bytes=700, compress=True)
 
 
 class Killer:
-    """Kills this process at the call of a number: before it, or in the middle of a write."""
+    """Kill of this process at a numbered system call: before it, or halfway through a write."""
 
     def __init__(self, number: int) -> None:
         self._number = number
         self._calls = itertools.count(1)
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
-    def watch(self) -> None:
+    def install(self) -> None:
         for name in _CALLS:
-            setattr(os, name, self._watched(getattr(os, name)))
+            setattr(os, name, self._counted(getattr(os, name)))
 
-    def _watched(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def watched(*given: Any, **options: Any) -> Any:
-            with self._turn:
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            with self._lock:
                 if next(self._calls) == self._number:
                     if call.__name__ == "write":
-                        call(given[0], given[1][: len(given[1]) // 2])
+                        call(arguments[0], arguments[1][: len(arguments[1]) // 2])
                     os.kill(os.getpid(), signal.SIGKILL)
-            return call(*given, **options)
+            return call(*arguments, **options)
 
-        return watched
+        return counted
 
 
 def batch(number: int) -> list[Message]:
@@ -64,32 +65,32 @@ async def deliver(path: Path, acknowledge: Callable[[int], object]) -> None:
         for number in range(_BATCHES):
             await sink.deliver(batch(number))
             acknowledge(number)
-        await packed(path.parent)
+        await wait_until_finished(path.parent)
 
 
-async def packed(folder: Path) -> None:
-    """Wait until what a crash left is finished."""
+async def wait_until_finished(folder: Path) -> None:
+    """Wait until the sink has finished the work that a crash left."""
     async with asyncio.timeout(20):
-        while half_done(folder):  # noqa: ASYNC110 - a thread tells nothing of its work
+        while unfinished_files(folder):  # noqa: ASYNC110 - the thread sends no event
             await asyncio.sleep(0.001)
 
 
-def half_done(folder: Path) -> list[Path]:
+def unfinished_files(folder: Path) -> list[Path]:
     return [*folder.glob("events-*.jsonl"), *folder.glob(".*")]
 
 
-def killed(folder: Path, number: int) -> list[int] | None:
-    """The batches that were acknowledged before the call of a number, None when there is none."""
+def deliver_until_killed(folder: Path, number: int) -> list[int] | None:
+    """Return the batches acknowledged before call ``number``, or None without such a call."""
     reader, writer = os.pipe()
     write = os.write
     child = os.fork()
     if child == 0:
-        Killer(number).watch()
+        Killer(number).install()
         asyncio.run(deliver(folder / "events.jsonl", lambda each: write(writer, bytes([each]))))
         os._exit(0)
     os.close(writer)
-    with open(reader, "rb") as told:  # noqa: PTH123 - a descriptor
-        acknowledged = list(told.read())
+    with open(reader, "rb") as numbers:  # noqa: PTH123 - a descriptor
+        acknowledged = list(numbers.read())
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return acknowledged
@@ -97,7 +98,7 @@ def killed(folder: Path, number: int) -> list[int] | None:
     return None
 
 
-def found(folder: Path) -> Counter[bytes]:
+def read_lines(folder: Path) -> Counter[bytes]:
     lines: Counter[bytes] = Counter()
     for path in folder.iterdir():
         content = path.read_bytes()
@@ -107,24 +108,24 @@ def found(folder: Path) -> Counter[bytes]:
     return lines
 
 
-async def opened_again(path: Path) -> None:
+async def reopen(path: Path) -> None:
     async with File(path=path, rotation=_ROTATION):
-        await packed(path.parent)
+        await wait_until_finished(path.parent)
 
 
 def main() -> None:
     top = Path(sys.argv[1])
-    everything = {each.line for number in range(_BATCHES) for each in batch(number)}
+    all_lines = {each.line for number in range(_BATCHES) for each in batch(number)}
     for number in itertools.count(1):
         folder = top / str(number)
-        acknowledged = killed(folder, number)
+        acknowledged = deliver_until_killed(folder, number)
         if acknowledged is None:
             break
         folder.mkdir(exist_ok=True)
-        asyncio.run(opened_again(folder / "events.jsonl"))
-        lines = found(folder)
-        kept = {each.line for one in acknowledged for each in batch(one)}
-        assert kept <= lines.keys() <= everything, number
+        asyncio.run(reopen(folder / "events.jsonl"))
+        lines = read_lines(folder)
+        expected = {each.line for one in acknowledged for each in batch(one)}
+        assert expected <= lines.keys() <= all_lines, number
         assert set(lines.values()) <= {1}, number
     print(number - 1, "kills")  # noqa: T201 - a program
 

@@ -1,4 +1,4 @@
-"""The kinds of sinks that speak HTTP, each with a server that is strict with it."""
+"""HTTP sinks, each with a strict server."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from ocsf_nft.delivery.sinks.http import Http
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.delivery.sinks.opensearch import OpenSearch
 from ocsf_nft.delivery.sinks.otlp import Otlp
-from ocsf_nft.delivery.sinks.receiver import Credentials, Receiver
 from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
     from tests.delivery.sinks.servers import Server
 
-#: What no error may tell.
-SECRET: Final = "s3cr3t-value"  # noqa: S105 - of nothing
+#: Secret that no error may show.
+SECRET: Final = "s3cr3t-value"  # noqa: S105 - a secret of no system
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of sink, and a server that judges it."""
+    """Kind of HTTP sink, and the server that checks its requests."""
 
-    of: Callable[..., Sink]
+    create: Callable[..., Sink]
     server: Callable[..., Server]
     scheme: Any = "Bearer"
 
     def sink(self, url: str, token: Secret, **facts: Any) -> Sink:
         credentials = Credentials(self.scheme, token)
-        return self.of(receiver=Receiver(url=url, credentials=credentials, **facts))
+        return self.create(receiver=Receiver(url=url, credentials=credentials, **facts))
 
 
 KINDS: Final = {
@@ -50,7 +50,7 @@ KINDS: Final = {
 
 
 async def fault(sink: Sink) -> DeliveryError:
-    """What entering a sink, or a delivery, ends in: one sentence, which tells no secret."""
+    """Return the error of an opening or a delivery: one sentence without a secret."""
     with pytest.raises(DeliveryError) as caught:
         async with sink:
             await sink.deliver(attempts(2))

@@ -1,6 +1,7 @@
-"""Receivers that sinks deliver to: real servers, which judge what they are sent.
+"""HTTP servers for sinks, which check their requests strictly.
 
-Each answers 400 to whatever its documentation does not allow, and keeps what it took.
+Each server answers 400 to requests that its documentation does not allow, and stores accepted
+events.
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ if TYPE_CHECKING:
 
     Behaviour: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-#: What a poisonous event has in it.
+#: Text in an event that a server refuses.
 POISON = b"poison"
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as it came."""
+    """Received request."""
 
     method: str
     path: str
     headers: CIMultiDictProxy[str]
-    #: Unpacked.
+    #: Decompressed.
     body: bytes
 
 
 @dataclass(kw_only=True)
 class Server:
-    """Keeps every request, does what it is told to ``then``, and judges when that is done."""
+    """Server that stores requests; :meth:`then` sets the behaviour for the next ones."""
 
     seen: list[Seen] = field(default_factory=list)
-    #: Set by each request that is begun.
+    #: Set at the start of each request.
     asked: asyncio.Event = field(default_factory=asyncio.Event)
-    #: The ``Authorization`` that it wants.
+    #: Required header ``Authorization``.
     authorization: str | None = None
-    #: What it rejects an event for.
+    #: Text in events that it refuses.
     poison: bytes = POISON
     _behaviours: deque[Behaviour] = field(default_factory=deque)
 
@@ -60,7 +61,7 @@ class Server:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if request.method == "GET":
-            return self.glance(request)
+            return self.answer_get(request)
         self.asked.set()
         body = await request.read()
         self.seen.append(Seen(request.method, request.path_qs, request.headers, body))
@@ -70,7 +71,7 @@ class Server:
             return web.json_response({"text": "Invalid token", "code": 4}, status=403)
         return self.judge(request, body)
 
-    def glance(self, _: web.Request) -> web.StreamResponse:
+    def answer_get(self, _: web.Request) -> web.StreamResponse:
         return web.Response(status=404)
 
     def judge(self, request: web.Request, body: bytes) -> web.StreamResponse:
@@ -78,7 +79,7 @@ class Server:
 
     @property
     def lines(self) -> list[bytes]:
-        """The events that it has, as they came."""
+        """Stored events, byte for byte."""
         raise NotImplementedError
 
 
@@ -86,7 +87,7 @@ class Server:
 async def serving(
     server: Server, *, tls: ssl.SSLContext | None = None, port: int = 0
 ) -> AsyncIterator[str]:
-    """Its URL, while it is up."""
+    """Run a server and yield its URL."""
     app = web.Application(client_max_size=1 << 28)
     app.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(app, shutdown_timeout=0.05, handler_cancellation=True)
@@ -104,7 +105,7 @@ def port_of(url: str) -> int:
     return int(url.rpartition(":")[2])
 
 
-def says(status: int, text: str = "", **headers: str) -> Behaviour:
+def answering(status: int, text: str = "", **headers: str) -> Behaviour:
     async def behave(_: web.Request) -> web.StreamResponse:
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         return web.Response(status=status, text=text, headers=fields)
@@ -113,7 +114,7 @@ def says(status: int, text: str = "", **headers: str) -> Behaviour:
 
 
 async def cuts(request: web.Request) -> web.StreamResponse:
-    """Say 200, and half of what else there is to say."""
+    """Answer 200 with half of the body, and abort the connection."""
     response = web.StreamResponse(headers={"Content-Length": "100"})
     await response.prepare(request)
     await response.write(b'{"text":"Succ')
@@ -123,7 +124,7 @@ async def cuts(request: web.Request) -> web.StreamResponse:
 
 
 async def dies(request: web.Request) -> web.StreamResponse:
-    """Cut the connection before any answer."""
+    """Abort the connection before any answer."""
     assert request.transport is not None
     request.transport.abort()
     return web.Response()
@@ -135,7 +136,7 @@ async def hangs(_: web.Request) -> web.StreamResponse:
 
 
 def floods(status: int, sent: list[int]) -> Behaviour:
-    """Answer with 100 MB, and write down each of them that was ``sent``."""
+    """Answer with 100 MiB in chunks of 1 MiB, and append each written number to ``sent``."""
 
     async def behave(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(status=status)
@@ -151,13 +152,13 @@ def floods(status: int, sent: list[int]) -> Behaviour:
 
 
 def _json(status: int, **reply: Any) -> web.Response:
-    told = {name.replace("_", "-"): value for name, value in reply.items()}
-    return web.json_response(told, status=status)
+    fields = {name.replace("_", "-"): value for name, value in reply.items()}
+    return web.json_response(fields, status=status)
 
 
 @dataclass(kw_only=True)
 class AnyJson(Server):
-    """Takes events as NDJSON or a JSON array."""
+    """Server that accepts events as NDJSON or as a JSON array."""
 
     taken: list[bytes] = field(default_factory=list)
 
@@ -186,18 +187,18 @@ class AnyJson(Server):
 class Hec(Server):
     """Splunk's HTTP Event Collector.
 
-    Of a batch with a wrong event it keeps those before it, if it is one that ``keeps_the_first``.
+    If ``keeps_the_first``, it stores the events before the first invalid one of a batch.
     """
 
     indexes: frozenset[str] = frozenset({"main", "ocsf"})
     with_ack: bool = False
-    #: How often it is asked in vain whether events are indexed.
+    #: Number of polls for an acknowledgement before the events are indexed.
     polls: int = 1
     keeps_the_first: bool = False
-    #: What is added to the number of a wrong event: some versions count otherwise.
+    #: Offset of the number of an invalid event: some versions count differently.
     miscount: int = 0
     is_healthy: bool = True
-    #: The status for a request for its health, if it does not know such requests.
+    #: Status for a health request, if there is no health endpoint.
     no_health: int | None = None
     envelopes: list[dict[str, Any]] = field(default_factory=list)
     channels: set[str] = field(default_factory=set)
@@ -205,7 +206,7 @@ class Hec(Server):
 
     _KEYS = frozenset({"time", "host", "source", "sourcetype", "index", "event", "fields"})
 
-    def glance(self, request: web.Request) -> web.StreamResponse:
+    def answer_get(self, request: web.Request) -> web.StreamResponse:
         if request.path != "/services/collector/health":
             return web.Response(status=404)
         if self.no_health is not None:
@@ -236,7 +237,7 @@ class Hec(Server):
         if not body:
             return _json(400, text="No data", code=5)
         taken: list[dict[str, Any]] = []
-        for number, envelope in enumerate(_stacked(body.decode())):
+        for number, envelope in enumerate(_concatenated(body.decode())):
             text, code = self._fault(envelope)
             if code:
                 if self.keeps_the_first:
@@ -272,21 +273,21 @@ class Hec(Server):
         if asked.keys() != {"acks"} or not all(isinstance(each, int) for each in asked["acks"]):
             return _json(400, text="Invalid data format", code=6)
         known = self._acks.get(channel, {})
-        told = {}
+        acknowledged = {}
         for each in asked["acks"]:
             left = known.get(each, 1)
-            told[str(each)] = left == 0
-            # What was told once is forgotten.
+            acknowledged[str(each)] = left == 0
+            # Each acknowledgement is sent once.
             known[each] = left - 1 if left else 1 << 30
-        return _json(200, acks=told)
+        return _json(200, acks=acknowledged)
 
     @property
     def lines(self) -> list[bytes]:
         return [_text(each["event"]) for each in self.envelopes]
 
 
-def _stacked(text: str) -> Iterator[Any]:
-    """JSON values one after another, as a collector reads them; None for what is none."""
+def _concatenated(text: str) -> Iterator[Any]:
+    """Yield JSON values one after another, as a collector reads them; None for invalid JSON."""
     decoder = json.JSONDecoder()
     while text := text.lstrip():
         try:
@@ -302,7 +303,7 @@ def _stacked(text: str) -> Iterator[Any]:
 class Bulk(Server):
     """OpenSearch's bulk API.
 
-    A document whose identifier is in ``statuses`` gets that status, with an error of the kind.
+    ``statuses`` has the status and the kind of error of documents, by their identifiers.
     """
 
     statuses: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -352,7 +353,7 @@ class Bulk(Server):
 
 @dataclass(kw_only=True)
 class Collector(Server):
-    """OpenTelemetry's collector, OTLP over HTTP with JSON; a poisonous record is rejected."""
+    """OpenTelemetry collector for OTLP over HTTP with JSON; it rejects records with poison."""
 
     taken: list[ResourceLogs] = field(default_factory=list)
 
@@ -362,11 +363,11 @@ class Collector(Server):
         if request.content_type != "application/json":
             return web.Response(status=415)
         try:
-            told = json_format.Parse(body, ExportLogsServiceRequest())
+            export = json_format.Parse(body, ExportLogsServiceRequest())
         except json_format.ParseError as error:
             return _json(400, code=3, message=str(error))
         rejected = 0
-        for resource in told.resource_logs:
+        for resource in export.resource_logs:
             for scope in resource.scope_logs:
                 good = [each for each in scope.log_records if not self._is_poisonous(each)]
                 rejected += len(scope.log_records) - len(good)
@@ -396,7 +397,7 @@ class Collector(Server):
 
 
 def plain(value: Any) -> Any:
-    """An AnyValue of OTLP as JSON has it."""
+    """Convert an AnyValue of OTLP to a JSON value."""
     kind = value.WhichOneof("value")
     if kind == "kvlist_value":
         return {pair.key: plain(pair.value) for pair in value.kvlist_value.values}
@@ -410,5 +411,5 @@ def attributes(pairs: Any) -> Mapping[str, Any]:
 
 
 def _text(event: Any) -> bytes:
-    """JSON as orjson writes it, so as our events are written."""
+    """Encode an event as orjson does, in the same bytes as our events."""
     return json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode()

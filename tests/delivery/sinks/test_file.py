@@ -28,22 +28,22 @@ async def test_events_are_appended_one_line_each(tmp_path: Path) -> None:
     assert path.read_bytes() == b'{"old":1}\n{"a":1}\n{"b":2}\n{"c":3}\n'
 
 
-async def test_a_file_is_made_for_its_owner_and_group_alone(tmp_path: Path) -> None:
+async def test_created_file_is_accessible_to_its_owner_and_group_only(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with File(path=path):
         assert path.stat().st_mode & 0o777 & ~0o640 == 0
 
 
-@pytest.mark.parametrize("kept", [b"", b'{"whole":1}\n', b'{"x":"' + b"y" * 100_000 + b'"}\n'])
+@pytest.mark.parametrize("complete", [b"", b'{"whole":1}\n', b'{"x":"' + b"y" * 100_000 + b'"}\n'])
 @pytest.mark.parametrize("torn", [b"{", b'{"tor', b"z" * 200_000])
-async def test_what_a_crash_left_half_written_is_taken_back(
-    tmp_path: Path, kept: bytes, torn: bytes
+async def test_file_sink_removes_the_torn_line_of_a_crash(
+    tmp_path: Path, complete: bytes, torn: bytes
 ) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_bytes(kept + torn)
+    path.write_bytes(complete + torn)
     async with File(path=path) as sink:
         await sink.deliver(messages(b"{}"))
-    assert path.read_bytes() == kept + b"{}\n"
+    assert path.read_bytes() == complete + b"{}\n"
 
 
 async def test_the_directory_of_the_file_is_made(tmp_path: Path) -> None:
@@ -55,18 +55,18 @@ async def test_the_directory_of_the_file_is_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("place", "cause"),
+    ("name", "cause"),
     [("file/events.jsonl", "Not a directory"), ("a/b/events.jsonl", "No such file or directory")],
 )
-async def test_a_directory_that_can_not_be_made_is_one_sentence(
-    tmp_path: Path, place: str, cause: str
+async def test_error_for_a_directory_that_can_not_be_made_is_one_sentence(
+    tmp_path: Path, name: str, cause: str
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DeliveryError, match=cause):
-        await File(path=tmp_path / place).open()
+        await File(path=tmp_path / name).open()
 
 
-async def test_a_file_that_was_rotated_away_is_begun_anew(tmp_path: Path) -> None:
+async def test_file_sink_creates_a_new_file_after_external_rotation(tmp_path: Path) -> None:
     path, rotated = tmp_path / "new" / "events.jsonl", tmp_path / "events.jsonl.1"
     async with File(path=path) as sink:
         await sink.deliver(messages(b'{"a":1}'))
@@ -91,7 +91,7 @@ async def test_a_file_that_was_rotated_away_is_begun_anew(tmp_path: Path) -> Non
     assert rotated.read_bytes() == b'{"a":1}\n'
 
 
-async def test_a_file_that_was_emptied_in_its_place_is_gone_on_with(tmp_path: Path) -> None:
+async def test_file_sink_continues_a_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with File(path=path) as sink:
         await sink.deliver(messages(b'{"a":1}'))
@@ -100,7 +100,7 @@ async def test_a_file_that_was_emptied_in_its_place_is_gone_on_with(tmp_path: Pa
     assert path.read_bytes() == b'{"b":2}\n'
 
 
-async def test_a_file_that_is_emptied_while_it_is_written_to_gets_all_of_it_again(
+async def test_file_sink_writes_a_batch_again_after_a_concurrent_truncation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "events.jsonl"
@@ -113,7 +113,7 @@ async def test_a_file_that_is_emptied_while_it_is_written_to_gets_all_of_it_agai
             os.truncate(path, 0)
 
         monkeypatch.setattr(os, "fdatasync", copytruncate)
-        with pytest.raises(DeliveryError, match="somebody emptied it just now"):
+        with pytest.raises(DeliveryError, match="another process truncated it during the write"):
             await sink.deliver(messages(b'{"b":2}'))
         monkeypatch.setattr(os, "fdatasync", sync)
         await sink.deliver(messages(b'{"b":2}'))
@@ -121,7 +121,7 @@ async def test_a_file_that_is_emptied_while_it_is_written_to_gets_all_of_it_agai
 
 
 @pytest.mark.parametrize("is_synced", [True, False])
-async def test_events_are_on_the_disk_when_they_count_as_delivered_unless_that_is_not_wanted(
+async def test_file_sink_syncs_delivered_events_unless_disabled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_synced: bool
 ) -> None:
     sizes: list[int] = []
@@ -132,7 +132,7 @@ async def test_events_are_on_the_disk_when_they_count_as_delivered_unless_that_i
     assert sizes == ([2, 4] if is_synced else [])
 
 
-async def test_what_did_not_get_to_the_disk_is_taken_back(
+async def test_file_sink_removes_lines_that_could_not_be_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(_: int) -> None:
@@ -147,7 +147,7 @@ async def test_what_did_not_get_to_the_disk_is_taken_back(
     assert path.read_bytes() == b"A\n"
 
 
-async def test_a_reader_that_went_away_is_one_sentence(tmp_path: Path) -> None:
+async def test_error_for_a_reader_that_closed_a_named_pipe_is_one_sentence(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -159,7 +159,7 @@ async def test_a_reader_that_went_away_is_one_sentence(tmp_path: Path) -> None:
             await sink.deliver(messages(b"{}"))
 
 
-async def test_a_reader_of_a_named_pipe_that_is_slow_gets_all_of_it(tmp_path: Path) -> None:
+async def test_slow_reader_of_a_named_pipe_gets_all_events(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -177,7 +177,7 @@ async def test_a_reader_of_a_named_pipe_that_is_slow_gets_all_of_it(tmp_path: Pa
     assert found == b"A" * 200_000 + b"\n"
 
 
-async def test_a_named_pipe_without_a_reader_is_not_waited_for(tmp_path: Path) -> None:
+async def test_file_sink_does_not_wait_for_a_reader_of_a_named_pipe(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(DeliveryError):
@@ -185,7 +185,9 @@ async def test_a_named_pipe_without_a_reader_is_not_waited_for(tmp_path: Path) -
 
 
 @pytest.mark.kernel
-async def test_a_full_disk_is_one_sentence_and_leaves_no_half_line(small_disk: Path) -> None:
+async def test_error_for_a_full_disk_is_one_sentence_and_no_torn_line_is_left(
+    small_disk: Path,
+) -> None:
     path = small_disk / "events.jsonl"
     async with File(path=path) as sink:
         await sink.deliver(messages(b"x" * 3000) * 10)
@@ -195,21 +197,21 @@ async def test_a_full_disk_is_one_sentence_and_leaves_no_half_line(small_disk: P
 
 
 class SlowDisk:
-    """An os.write that takes five bytes, and then waits to be let go."""
+    """Replacement of os.write that writes five bytes and then waits for ``go_on``."""
 
     def __init__(self, write: Callable[[int, memoryview], int]) -> None:
         self._write = write
-        self._begun = threading.Event()
+        self._started = threading.Event()
         self.go_on = threading.Event()
 
     def write(self, descriptor: int, data: memoryview) -> int:
         written = self._write(descriptor, data[:5])
-        self._begun.set()
+        self._started.set()
         assert self.go_on.wait(10)
         return written
 
-    async def begun(self) -> None:
-        assert await asyncio.to_thread(self._begun.wait, 10)
+    async def started(self) -> None:
+        assert await asyncio.to_thread(self._started.wait, 10)
 
 
 @pytest.fixture
@@ -220,16 +222,16 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
     disk.go_on.set()
 
 
-async def test_a_cancelled_delivery_is_not_waited_for_and_mixes_with_no_other(
+async def test_cancelled_delivery_returns_at_once_and_is_not_mixed_with_the_next(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
     path = tmp_path / "events.jsonl"
     async with File(path=path) as sink:
-        begun = asyncio.create_task(sink.deliver(messages(b"A" * 10)))
-        await slow_disk.begun()
+        started = asyncio.create_task(sink.deliver(messages(b"A" * 10)))
+        await slow_disk.started()
         waiting = asyncio.create_task(sink.deliver(messages(b"B" * 10)))
         await asyncio.sleep(0)
-        for task in (begun, waiting):
+        for task in (started, waiting):
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(task, 5)
@@ -241,42 +243,40 @@ async def test_a_cancelled_delivery_is_not_waited_for_and_mixes_with_no_other(
     assert path.read_bytes() == b"A" * 10 + b"\n" + b"C" * 10 + b"\n"
 
 
-async def test_a_file_is_closed_after_what_is_being_written_to_it(
-    tmp_path: Path, slow_disk: SlowDisk
-) -> None:
-    path, stranger = tmp_path / "events.jsonl", tmp_path / "stranger"
+async def test_file_is_closed_after_a_running_write(tmp_path: Path, slow_disk: SlowDisk) -> None:
+    path, other_file = tmp_path / "events.jsonl", tmp_path / "other_file"
     sink = File(path=path)
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(sink)
         delivery = asyncio.create_task(sink.deliver(messages(b"A" * 10)))
-        await slow_disk.begun()
+        await slow_disk.started()
         delivery.cancel()
         closing = asyncio.create_task(stack.aclose())
         await asyncio.sleep(0.1)
-        with stranger.open("wb"):  # its number is the lowest that is free
+        with other_file.open("wb"):  # gets the lowest free descriptor number
             slow_disk.go_on.set()
             await closing
     assert path.read_bytes() == b"A" * 10 + b"\n"
-    assert stranger.read_bytes() == b""
+    assert other_file.read_bytes() == b""
 
 
-async def test_who_leaves_by_a_failure_does_not_wait_for_a_write(
+async def test_file_sink_does_not_wait_for_a_write_after_a_failure(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
-    path, stranger = tmp_path / "events.jsonl", tmp_path / "stranger"
+    path, other_file = tmp_path / "events.jsonl", tmp_path / "other_file"
     sink = File(path=path)
     with pytest.raises(TimeoutError):
         async with sink, asyncio.timeout(1):
             await sink.deliver(messages(b"A" * 10))
-    with stranger.open("wb"):
+    with other_file.open("wb"):
         slow_disk.go_on.set()
         async with sink:
             pass
     assert path.read_bytes() == b"A" * 10 + b"\n"
-    assert stranger.read_bytes() == b""
+    assert other_file.read_bytes() == b""
 
 
-async def test_who_comes_back_waits_for_what_is_still_being_written(
+async def test_file_sink_that_is_opened_again_waits_for_the_running_write(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
     path = tmp_path / "events.jsonl"
@@ -295,10 +295,10 @@ async def test_who_comes_back_waits_for_what_is_still_being_written(
     assert path.read_bytes() == b"A" * 10 + b"\n" + b"B" * 10 + b"\n"
 
 
-async def test_another_sink_of_the_file_waits_for_what_is_still_being_written(
+async def test_second_sink_of_a_file_waits_for_the_running_write(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
-    """As after a reload, while the disk hangs."""
+    """Two sinks exist after a reload while the disk hangs."""
     path = tmp_path / "events.jsonl"
     with pytest.raises(TimeoutError):
         async with File(path=path) as sink, asyncio.timeout(0.1):
@@ -312,7 +312,7 @@ async def test_another_sink_of_the_file_waits_for_what_is_still_being_written(
     assert path.read_bytes() == b"A" * 10 + b"\n" + b"B" * 10 + b"\n"
 
 
-async def test_a_sink_can_be_entered_again_and_again(tmp_path: Path) -> None:
+async def test_file_sink_can_be_opened_repeatedly(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     sink = File(path=path)
     for number in range(3):
@@ -321,7 +321,7 @@ async def test_a_sink_can_be_entered_again_and_again(tmp_path: Path) -> None:
     assert path.read_bytes() == b"0\n1\n2\n"
 
 
-async def test_a_delivery_waits_for_no_other_work(tmp_path: Path) -> None:
+async def test_delivery_does_not_wait_for_other_threads(tmp_path: Path) -> None:
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
     done = threading.Event()
     work = asyncio.create_task(asyncio.to_thread(done.wait, 10))

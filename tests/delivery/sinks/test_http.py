@@ -5,13 +5,13 @@ import pytest
 
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.sinks.http import Http
-from ocsf_nft.delivery.sinks.receiver import Credentials, Receiver
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.servers import AnyJson, floods, says, serving
+from tests.delivery.sinks.servers import AnyJson, answering, floods, serving
 
 
-async def test_ndjson_is_an_event_a_line_each_with_its_end() -> None:
+async def test_ndjson_has_one_complete_line_for_each_event() -> None:
     server, batch = AnyJson(), attempts(3)
     async with serving(server) as url, Http(receiver=Receiver(url=f"{url}/in")) as sink:
         await sink.deliver(batch)
@@ -22,7 +22,7 @@ async def test_ndjson_is_an_event_a_line_each_with_its_end() -> None:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-async def test_a_json_array_has_all_events_as_they_are(number: int) -> None:
+async def test_json_array_has_all_events_unchanged(number: int) -> None:
     server, batch = AnyJson(), attempts(number)
     async with (
         serving(server) as url,
@@ -36,15 +36,15 @@ async def test_a_json_array_has_all_events_as_they_are(number: int) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-async def test_every_success_is_one_whatever_it_says(status: int) -> None:
+async def test_http_sink_accepts_every_2xx_status_with_any_body(status: int) -> None:
     server = AnyJson()
-    server.then(says(status, "" if status == 204 else "<html>thanks"))
+    server.then(answering(status, "" if status == 204 else "<html>thanks"))
     async with serving(server) as url, Http(receiver=Receiver(url=url)) as sink:
         outcome = await sink.deliver(attempts(1))
     assert (outcome.refused, outcome.again) == ((), ())
 
 
-async def test_an_event_that_is_wrong_has_the_batch_refused_and_the_sink_goes_on() -> None:
+async def test_batch_with_a_wrong_event_is_refused_and_the_sink_continues() -> None:
     server = AnyJson()
     batch = attempts(4, poison=frozenset({2}))
     async with serving(server) as url, Http(receiver=Receiver(url=url)) as sink:
@@ -57,7 +57,7 @@ async def test_an_event_that_is_wrong_has_the_batch_refused_and_the_sink_goes_on
     assert server.lines == [batch[number].line for number in (0, 1, 3)]
 
 
-async def test_a_long_thank_you_is_not_read_and_the_next_batch_goes_out() -> None:
+async def test_http_sink_ignores_a_long_answer_and_sends_the_next_batch() -> None:
     server, batch = AnyJson(), attempts(2)
     server.then(floods(200, []))
     async with serving(server) as url, Http(receiver=Receiver(url=url)) as sink:
@@ -66,7 +66,9 @@ async def test_a_long_thank_you_is_not_read_and_the_next_batch_goes_out() -> Non
     assert server.lines == [message.line for message in batch]
 
 
-async def test_a_user_and_password_are_shown_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_http_sink_sends_a_password_and_masks_it_in_errors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PASSWORD_OF_THE_TEST", "open sesame")
     password = Secret("environment", "PASSWORD_OF_THE_TEST")
     server = AnyJson(authorization="Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==")  # RFC 7617, 2
@@ -74,15 +76,15 @@ async def test_a_user_and_password_are_shown_and_not_told(monkeypatch: pytest.Mo
         receiver = Receiver(url=url, credentials=Credentials("Basic", password, "Aladdin"))
         async with Http(receiver=receiver) as sink:
             await sink.deliver(attempts(1))
-            server.then(says(401, "open sesame or QWxhZGRpbjpvcGVuIHNlc2FtZQ== is wrong"))
+            server.then(answering(401, "open sesame or QWxhZGRpbjpvcGVuIHNlc2FtZQ== is wrong"))
             with pytest.raises(DeliveryError, match=r"\*\*\* or \*\*\* is wrong"):
                 await sink.deliver(attempts(1))
     assert len(server.lines) == 1
 
 
-async def test_a_sink_that_was_left_delivers_nothing() -> None:
+async def test_closed_http_sink_delivers_nothing() -> None:
     async with serving(AnyJson()) as url:
         async with Http(receiver=Receiver(url=url)) as sink:
             pass
-        with pytest.raises(DeliveryError, match="is not connected to"):
+        with pytest.raises(DeliveryError, match="is not connected"):
             await sink.deliver(attempts(1))

@@ -1,4 +1,4 @@
-"""Kafka, as librdkafka's broker speaks it, and kcat reads it."""
+"""Kafka sink against librdkafka's mock broker; kcat reads the records."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.secrets import Secret
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.kafka import Kafka
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError, RefusedError
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import lifecycle
+from ocsf_nft.ocsf.operational_events import lifecycle
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
 from tests.delivery.sinks.batches import messages
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _REFUSED = Mapper(CONTEXT).network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
 _STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
-_AT_ONCE_SECONDS = 3
+_IMMEDIATE_SECONDS = 3
 
 # Numbers of Kafka's protocol: requests, and errors.
 _PRODUCE, _INIT_PRODUCER_ID = 0, 22
@@ -60,7 +60,7 @@ def _sink_at(server: str, **given: Any) -> Kafka:
     return Kafka(**options)
 
 
-def _of(sandbox: str, *numbers: int) -> list[Message]:
+def _events_of(sandbox: str, *numbers: int) -> list[Message]:
     return [
         Message(
             f"uid-{sandbox}-{n}", b'{"n":%d,"unmapped":{"sandbox":"%s"}}' % (n, sandbox.encode())
@@ -70,7 +70,7 @@ def _of(sandbox: str, *numbers: int) -> list[Message]:
 
 
 @pytest.mark.parametrize("is_compressed", [True, False])
-async def test_a_topic_has_each_event_as_it_is(broker: KafkaBroker, is_compressed: bool) -> None:
+async def test_topic_has_each_event_unchanged(broker: KafkaBroker, is_compressed: bool) -> None:
     lines = [_REFUSED.to_json(), _STARTED.to_json(), b"{}", '{"ü":"\u2028"}'.encode()]
     async with _sink(broker, is_compressed=is_compressed) as sink:
         assert await sink.deliver(messages(*lines)) == DELIVERED
@@ -83,7 +83,7 @@ async def test_a_topic_has_each_event_as_it_is(broker: KafkaBroker, is_compresse
 
 
 @pytest.mark.parametrize("is_compressed", [True, False])
-async def test_what_is_sent_is_compressed_where_that_is_wanted(
+async def test_kafka_sink_compresses_batches_if_configured(
     broker: KafkaBroker, is_compressed: bool
 ) -> None:
     line = _STARTED.to_json()
@@ -92,21 +92,23 @@ async def test_what_is_sent_is_compressed_where_that_is_wanted(
         _sink(relay, is_compressed=is_compressed) as sink,
     ):
         await sink.deliver(messages(line))
-        assert any(line in request for request in relay.asked) != is_compressed
+        assert any(line in request for request in relay.requests) != is_compressed
 
 
-async def test_events_of_any_size_that_is_taken_are_delivered(broker: KafkaBroker) -> None:
+async def test_events_of_any_allowed_size_are_delivered(broker: KafkaBroker) -> None:
     lines = [b'"%d%s"' % (n, b"x" * size) for n in range(4) for size in (10, 400_000, 1_000_000)]
     async with _sink(broker, is_compressed=False) as sink:
         assert await sink.deliver(messages(*lines)) == DELIVERED
     assert sorted(each["payload"].encode() for each in broker.records("ocsf")) == sorted(lines)
 
 
-async def test_what_one_sandbox_does_is_in_one_partition_and_in_order(broker: KafkaBroker) -> None:
+async def test_events_of_one_sandbox_are_in_one_partition_and_in_order(broker: KafkaBroker) -> None:
     names = [f"sb{n}" for n in range(7)]
     async with _sink(broker) as sink:
         for start in (0, 700):
-            batch = [each for n in range(start, start + 700) for each in _of(names[n % 7], n)]
+            batch = [
+                each for n in range(start, start + 700) for each in _events_of(names[n % 7], n)
+            ]
             assert await sink.deliver(batch) == DELIVERED
     records = broker.records("ocsf")
     assert len(records) == 1400
@@ -119,37 +121,37 @@ async def test_what_one_sandbox_does_is_in_one_partition_and_in_order(broker: Ka
     assert len({each["partition"] for each in records}) > 1
 
 
-async def test_a_broker_that_is_down_is_one_sentence_and_told_at_once() -> None:
+async def test_error_for_a_broker_that_is_down_is_immediate_and_one_sentence() -> None:
     sink = _sink_at(f"127.0.0.1:{(port := free_port())}")
-    async with asyncio.timeout(_AT_ONCE_SECONDS):
+    async with asyncio.timeout(_IMMEDIATE_SECONDS):
         with pytest.raises(DeliveryError, match=f"{port} can't be used: .*Connection refused"):
             await sink.open()
-    await _nothing_is_left()
+    await _wait_for_thread_exit()
 
 
-async def test_one_of_its_brokers_is_enough(broker: KafkaBroker) -> None:
+async def test_kafka_sink_needs_one_reachable_broker(broker: KafkaBroker) -> None:
     for _ in range(4):
         async with _sink(broker, servers=[broker.host, "127.0.0.1:1"]) as sink:
             await sink.deliver(messages(b"{}"))
     assert len(broker.records("ocsf")) == 4
 
 
-async def test_a_topic_that_is_not_there_is_told_as_that(broker: KafkaBroker) -> None:
-    broker.tell("lose", "ocsf", _UNKNOWN_TOPIC)
+async def test_kafka_sink_names_a_missing_or_forbidden_topic(broker: KafkaBroker) -> None:
+    broker.send_command("lose", "ocsf", _UNKNOWN_TOPIC)
     with pytest.raises(DeliveryError, match="has no topic ocsf: create it"):
         await _sink(broker, timeout_seconds=2.0).open()
-    broker.tell("lose", "ocsf", _NOT_ALLOWED)
-    with pytest.raises(DeliveryError, match="lets us write nothing to topic ocsf: grant WRITE"):
+    broker.send_command("lose", "ocsf", _NOT_ALLOWED)
+    with pytest.raises(DeliveryError, match="does not let us write to topic ocsf: grant WRITE"):
         await _sink(broker).open()
-    broker.tell("lose", "ocsf", 0)
+    broker.send_command("lose", "ocsf", 0)
     async with _sink(broker) as sink:
         assert await sink.deliver(messages(b"{}")) == DELIVERED
 
 
-async def test_what_passes_in_time_is_not_even_told(broker: KafkaBroker) -> None:
+async def test_kafka_sink_retries_errors_that_end_in_time(broker: KafkaBroker) -> None:
     async with _sink(broker) as sink:
-        broker.tell("fail", _PRODUCE, _NOT_LEADER, 3)
-        assert await sink.deliver(_of("sb1", 0, 1, 2)) == DELIVERED
+        broker.send_command("fail", _PRODUCE, _NOT_LEADER, 3)
+        assert await sink.deliver(_events_of("sb1", 0, 1, 2)) == DELIVERED
     assert [each["headers"][1] for each in broker.records("ocsf")] == [
         "uid-sb1-0",
         "uid-sb1-1",
@@ -157,20 +159,20 @@ async def test_what_passes_in_time_is_not_even_told(broker: KafkaBroker) -> None
     ]
 
 
-async def test_what_does_not_pass_in_time_is_told(broker: KafkaBroker) -> None:
+async def test_kafka_sink_reports_an_error_that_lasts(broker: KafkaBroker) -> None:
     async with _sink(broker, timeout_seconds=1.0) as sink:
-        broker.tell("fail", _PRODUCE, _NOT_ENOUGH_REPLICAS, 1000)
+        broker.send_command("fail", _PRODUCE, _NOT_ENOUGH_REPLICAS, 1000)
         with pytest.raises(DeliveryError, match="NotEnoughReplicas"):
             await sink.deliver(messages(b"{}"))
 
 
-async def test_a_producer_that_is_lost_is_one_sentence_and_the_next_one_goes_on(
+async def test_kafka_sink_replaces_a_failed_producer(
     broker: KafkaBroker,
 ) -> None:
     sink = _sink(broker)
     async with sink:
-        broker.tell("fail", _PRODUCE, _NOT_LEADER, 1)
-        broker.tell("fail", _PRODUCE, _OUT_OF_ORDER, 1)
+        broker.send_command("fail", _PRODUCE, _NOT_LEADER, 1)
+        broker.send_command("fail", _PRODUCE, _OUT_OF_ORDER, 1)
         with pytest.raises(DeliveryError, match="OutOfOrderSequenceNumber"):
             await sink.deliver(messages(b"1"))
         assert await sink.deliver(messages(b"2")) == DELIVERED
@@ -179,7 +181,7 @@ async def test_a_producer_that_is_lost_is_one_sentence_and_the_next_one_goes_on(
     assert sorted(each["payload"] for each in broker.records("ocsf")) == ["2", "3"]
 
 
-async def test_what_is_too_large_for_us_is_refused_and_the_rest_delivered(
+async def test_kafka_sink_refuses_an_event_above_its_limit_and_delivers_the_others(
     broker: KafkaBroker,
 ) -> None:
     batch = messages(b'"1"', b'"%s"' % (b"x" * 20_000), b'"2"')
@@ -190,58 +192,58 @@ async def test_what_is_too_large_for_us_is_refused_and_the_rest_delivered(
     assert sorted(each["payload"] for each in broker.records("ocsf")) == ['"1"', '"2"']
 
 
-async def test_what_is_too_large_for_a_broker_is_refused_and_the_next_one_is_not(
+async def test_kafka_sink_refuses_a_batch_above_the_limit_of_the_broker(
     broker: KafkaBroker,
 ) -> None:
     async with KafkaRelay(broker) as relay, _sink(relay) as sink:
-        assert relay.number(_INIT_PRODUCER_ID) == 1
-        broker.tell("fail", _PRODUCE, _TOO_LARGE, 1)
+        assert relay.count(_INIT_PRODUCER_ID) == 1
+        broker.send_command("fail", _PRODUCE, _TOO_LARGE, 1)
         with pytest.raises(RefusedError, match=r"MessageSizeTooLarge.*max\.message\.bytes"):
-            await sink.deliver(_of("sb1", 0, 1))
-        assert await sink.deliver(_of("sb1", 2)) == DELIVERED
+            await sink.deliver(_events_of("sb1", 0, 1))
+        assert await sink.deliver(_events_of("sb1", 2)) == DELIVERED
         # A new producer has new sequence numbers: the old one's have a gap.
-        assert relay.number(_INIT_PRODUCER_ID) == 2
+        assert relay.count(_INIT_PRODUCER_ID) == 2
     assert [each["headers"][1] for each in broker.records("ocsf")] == ["uid-sb1-2"]
 
 
-async def test_a_producer_that_may_not_be_idempotent_is_told(broker: KafkaBroker) -> None:
-    broker.tell("fail", _INIT_PRODUCER_ID, _CLUSTER_NOT_ALLOWED, 100)
+async def test_kafka_sink_reports_a_missing_permission_for_idempotence(broker: KafkaBroker) -> None:
+    broker.send_command("fail", _INIT_PRODUCER_ID, _CLUSTER_NOT_ALLOWED, 100)
     with pytest.raises(DeliveryError, match="ClusterAuthorizationFailed"):
         await _sink(broker, timeout_seconds=1.0).open()
 
 
-async def test_a_partition_without_a_leader_is_told(broker: KafkaBroker) -> None:
+async def test_kafka_sink_reports_a_partition_without_a_leader(broker: KafkaBroker) -> None:
     async with _sink(broker, timeout_seconds=1.0) as sink:
         for partition in range(3):
-            broker.tell("leader", "ocsf", partition, -1)
+            broker.send_command("leader", "ocsf", partition, -1)
         with pytest.raises(DeliveryError, match="can't be used"):
             await sink.deliver(messages(b"{}"))
 
 
-async def test_a_broker_that_dies_in_a_delivery_gets_it_once_it_is_back(
+async def test_broker_that_dies_in_a_delivery_gets_the_batch_after_its_restart(
     broker: KafkaBroker,
 ) -> None:
-    batch = _of("sb1", *range(5000))
+    batch = _events_of("sb1", *range(5000))
     sink = _sink(broker, timeout_seconds=3.0)
     async with sink:
-        broker.tell("slow", 300)
+        broker.send_command("slow", 300)
         delivery = asyncio.create_task(sink.deliver(batch))
         await asyncio.sleep(0.1)
         assert not delivery.done()
-        broker.tell("down")
+        broker.send_command("down")
         with pytest.raises(DeliveryError, match=r"can't be used: (?!Unable to update)"):
             await delivery
     with pytest.raises(DeliveryError, match="can't be used"):
         await sink.open()
-    broker.tell("slow", 0)
-    broker.tell("up")
+    broker.send_command("slow", 0)
+    broker.send_command("up")
     async with sink:
         assert await sink.deliver(batch) == DELIVERED
     found = [each["headers"][1] for each in broker.records("ocsf")]
     assert list(dict.fromkeys(found[-5000:])) == [each.uid for each in batch]
 
 
-async def test_who_is_cancelled_does_not_wait_for_a_broker_that_says_nothing(
+async def test_cancelled_delivery_does_not_wait_for_a_silent_broker(
     broker: KafkaBroker,
 ) -> None:
     batch = messages(*(b'"%s"' % (b"x" * 60_000) for _ in range(500)))
@@ -253,19 +255,19 @@ async def test_who_is_cancelled_does_not_wait_for_a_broker_that_says_nothing(
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await sink.deliver(batch)
-            async with asyncio.timeout(_AT_ONCE_SECONDS):
+            async with asyncio.timeout(_IMMEDIATE_SECONDS):
                 await sink.close()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await sink.open()
-            await _nothing_is_left()
+            await _wait_for_thread_exit()
         finally:
             broker.thaw()
         async with sink:
             assert await sink.deliver(messages(b"{}")) == DELIVERED
 
 
-async def test_what_is_not_connected_delivers_nothing() -> None:
+async def test_sink_that_is_not_connected_delivers_nothing() -> None:
     with pytest.raises(DeliveryError, match="kafka is not connected"):
         await _sink_at("127.0.0.1:1").deliver(messages(b"{}"))
 
@@ -275,7 +277,7 @@ async def test_nothing_is_printed(
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # pytest's
     async with _sink(broker, timeout_seconds=1.0) as sink:
-        broker.tell("down")
+        broker.send_command("down")
         with pytest.raises(DeliveryError):
             await sink.deliver(messages(b"{}"))
     with pytest.raises(DeliveryError):
@@ -284,22 +286,22 @@ async def test_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-async def test_what_is_logged_is_heard_in_its_own_thread_short_and_printable(
+async def test_kafka_sink_captures_the_log_of_its_own_thread(
     broker: KafkaBroker,
 ) -> None:
     async def log() -> None:
         logging.getLogger("aiokafka").warning("\x1b[31m %s", "x" * 500)
 
     async with _sink(broker) as sink, _sink(broker) as other:
-        await sink._aside.do(log())
-        assert other._listener.last == ""
-        assert sink._listener.last == "?[31m " + "x" * 194
+        await sink._thread.run(log())
+        assert other._log_capture.last == ""
+        assert sink._log_capture.last == "?[31m " + "x" * 194
 
 
-async def _nothing_is_left() -> None:
+async def _wait_for_thread_exit() -> None:
     for thread in threading.enumerate():
         if thread.name == "kafka":
-            await asyncio.to_thread(thread.join, _AT_ONCE_SECONDS)
+            await asyncio.to_thread(thread.join, _IMMEDIATE_SECONDS)
             assert not thread.is_alive()
 
 
@@ -322,19 +324,19 @@ async def test_tls_with_the_right_authority_delivers(
 @pytest.mark.parametrize(
     ("name", "trusted"), [("127.0.0.1", "other_ca"), ("127.0.0.2", "ca"), ("127.0.0.1", None)]
 )
-async def test_a_wrong_certificate_is_told_as_that(
+async def test_error_names_a_wrong_certificate(
     broker: KafkaBroker, certificates: Certificates, name: str, trusted: str | None
 ) -> None:
     tls = Tls(ca=None if trusted is None else getattr(certificates, trusted))
     async with KafkaRelay(broker, context=certificates.context(name)) as relay:
-        with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
+        with pytest.raises(DeliveryError, match="its certificate is not trusted"):
             await _sink(relay, tls=tls).open()
 
 
-async def test_a_broker_that_asks_for_a_certificate_takes_ours(
+async def test_broker_that_requires_a_certificate_accepts_ours(
     broker: KafkaBroker, certificates: Certificates
 ) -> None:
-    context = certificates.context("127.0.0.1", asks=True)
+    context = certificates.context("127.0.0.1", requires_client=True)
     ours = Tls(ca=certificates.ca, certificate=certificates.certificate, key=certificates.key)
     async with KafkaRelay(broker, context=context) as relay:
         async with _sink(relay, tls=ours) as sink:
@@ -344,29 +346,29 @@ async def test_a_broker_that_asks_for_a_certificate_takes_ours(
 
 
 def _plain(mechanism: str) -> Callable[[bytes], bytes | None]:
-    """A broker's side of PLAIN (RFC 4616), for user ``me`` with password ``right``."""
+    """Return a broker's side of PLAIN (RFC 4616), for user ``me`` with password ``right``."""
     assert mechanism == "PLAIN"
-    return lambda said: b"" if said.split(b"\0")[1:] == [b"me", b"right"] else None
+    return lambda message: b"" if message.split(b"\0")[1:] == [b"me", b"right"] else None
 
 
 def _scram(mechanism: str) -> Callable[[bytes], bytes | None]:
-    """A broker's side of SCRAM (RFC 5802, 5.1) for the same."""
+    """Return a broker's side of SCRAM (RFC 5802, 5.1) for the same user and password."""
     digest = mechanism.removeprefix("SCRAM-").replace("-", "").lower()
     salted = hashlib.pbkdf2_hmac(digest, b"right", b"salt", 4096)
-    heard: list[bytes] = []
+    received: list[bytes] = []
 
     def keyed(key: bytes, text: bytes) -> bytes:
         return hmac.digest(key, text, digest)
 
-    def step(said: bytes) -> bytes | None:
-        if not heard:
-            bare = said.removeprefix(b"n,,")
+    def step(message: bytes) -> bytes | None:
+        if not received:
+            bare = message.removeprefix(b"n,,")
             nonce = bare.split(b",r=")[1] + b"ours"
             first = b"r=%s,s=%s,i=4096" % (nonce, base64.b64encode(b"salt"))
-            heard.extend((bare, first))
+            received.extend((bare, first))
             return first if bare.startswith(b"n=me,") else None
-        final, _, proof = said.rpartition(b",p=")
-        text = b",".join((*heard, final))
+        final, _, proof = message.rpartition(b",p=")
+        text = b",".join((*received, final))
         client = keyed(salted, b"Client Key")
         signature = keyed(hashlib.new(digest, client).digest(), text)
         proved = bytes(a ^ b for a, b in zip(client, signature, strict=True))
@@ -379,7 +381,7 @@ def _scram(mechanism: str) -> Callable[[bytes], bytes | None]:
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
 @pytest.mark.parametrize("has_tls", [True, False])
-async def test_a_password_lets_in_and_is_in_no_error(
+async def test_kafka_sink_logs_in_with_a_password_and_masks_it_in_errors(
     broker: KafkaBroker, certificates: Certificates, tmp_path: Path, mechanism: str, has_tls: bool
 ) -> None:
     context = certificates.context("127.0.0.1") if has_tls else None
@@ -394,7 +396,7 @@ async def test_a_password_lets_in_and_is_in_no_error(
     async with KafkaRelay(broker, context=context, sasl=sasl) as relay:
         path.write_text("hunter2\n")
         sink = _sink(relay, **given)
-        with pytest.raises(DeliveryError, match="give credentials that it takes") as caught:
+        with pytest.raises(DeliveryError, match="give credentials that it accepts") as caught:
             await sink.open()
         assert "hunter2" not in str(caught.value)
         path.write_text("right\n")
@@ -406,13 +408,13 @@ async def test_a_password_lets_in_and_is_in_no_error(
     assert len(broker.records("ocsf")) == 1
 
 
-async def test_what_a_broker_says_is_cut_made_printable_and_without_our_secret(
+async def test_text_of_a_broker_is_short_printable_and_without_secrets(
     broker: KafkaBroker, tmp_path: Path
 ) -> None:
     (tmp_path / "password").write_text("hunter2")
     password = Secret("file", str(tmp_path / "password"))
-    said = b"hunter2 is \x1b[31m wrong " + b"x" * 500
-    async with KafkaRelay(broker, sasl=lambda _: lambda _: None, says=said) as relay:
+    text = b"hunter2 is \x1b[31m wrong " + b"x" * 500
+    async with KafkaRelay(broker, sasl=lambda _: lambda _: None, error_text=text) as relay:
         with pytest.raises(DeliveryError, match=r"\*\*\* is \?\[31m wrong") as caught:
             await _sink(relay, mechanism="PLAIN", user="me", password=password).open()
     assert "hunter2" not in str(caught.value)
@@ -423,7 +425,7 @@ async def test_what_a_broker_says_is_cut_made_printable_and_without_our_secret(
 @pytest.mark.parametrize(
     "answer", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0\0\0\4abcd", b"\0\0\0\1a"]
 )
-async def test_a_broker_that_is_none_is_one_sentence(answer: bytes) -> None:
+async def test_error_for_a_server_that_is_no_broker_is_one_sentence(answer: bytes) -> None:
     async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(10)
         writer.write(answer)

@@ -1,4 +1,4 @@
-"""NATS JetStream, as nats-server of Debian speaks it."""
+"""NATS sink against nats-server of Debian."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ocsf_nft.delivery.sinks.nats_login import Login
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.mapper import Mapper
-from ocsf_nft.ocsf.notices import lifecycle
+from ocsf_nft.ocsf.operational_events import lifecycle
 from tests.conformance.attributed import ATTRIBUTED
 from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
 from tests.delivery.sinks.batches import messages
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 _REFUSED = Mapper(CONTEXT).network_activity(ATTRIBUTED["all of it, tcp4"], processed_ns=NOW_NS)
 _STARTED = lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
-#: What the client does with what is silent takes seconds; what is told takes no time.
-_AT_ONCE_SECONDS = 3
+#: Maximum duration of an immediate report. Timeouts of the client take longer.
+_IMMEDIATE_SECONDS = 3
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def server(tmp_path: Path) -> Iterator[NatsServer]:
 
 @contextlib.asynccontextmanager
 async def _stream(url: str, **given: Any) -> AsyncIterator[JetStreamContext]:
-    """Somebody else's connection to a stream ``ocsf``, made if it is not there."""
+    """Connect another client to a stream ``ocsf``; create the stream if it does not exist."""
     options = {key: given.pop(key) for key in ("user", "password", "tls") if key in given}
     client = Client()
     await client.connect(url, **options)
@@ -63,7 +63,7 @@ async def _stream(url: str, **given: Any) -> AsyncIterator[JetStreamContext]:
         await client.close()
 
 
-async def _kept(stream: JetStreamContext) -> list[Any]:
+async def _stored(stream: JetStreamContext) -> list[Any]:
     state = (await stream.stream_info("ocsf")).state
     return [
         await stream.get_msg("ocsf", number)
@@ -72,7 +72,7 @@ async def _kept(stream: JetStreamContext) -> list[Any]:
     ]
 
 
-async def test_a_stream_has_each_event_as_it_is_once_and_in_order(server: NatsServer) -> None:
+async def test_stream_has_each_event_unchanged_once_and_in_order(server: NatsServer) -> None:
     lines = [_REFUSED.to_json(), _STARTED.to_json(), *(b'{"n":%d}' % n for n in range(600))]
     batch = messages(*lines)
     async with _stream(server.url) as stream:
@@ -81,20 +81,20 @@ async def test_a_stream_has_each_event_as_it_is_once_and_in_order(server: NatsSe
             assert await sink.deliver(batch[:3]) == DELIVERED
         async with sink:
             assert await sink.deliver(batch[1:]) == DELIVERED
-        kept = await _kept(stream)
-    assert [each.data for each in kept] == lines
-    assert [each.headers["Nats-Msg-Id"] for each in kept] == [each.uid for each in batch]
-    assert {each.subject for each in kept} == {"ocsf"}
+        stored = await _stored(stream)
+    assert [each.data for each in stored] == lines
+    assert [each.headers["Nats-Msg-Id"] for each in stored] == [each.uid for each in batch]
+    assert {each.subject for each in stored} == {"ocsf"}
 
 
-async def test_the_class_is_a_token_of_the_subject_where_that_is_wanted(
+async def test_class_is_a_token_of_the_subject_if_configured(
     server: NatsServer,
 ) -> None:
     lines = [_REFUSED.to_json(), _STARTED.to_json(), b"{}", b'{"class_name":"a.> *b\\r\\n"}']
     async with _stream(server.url) as stream:
         async with Nats(servers=[server.url], subject="ocsf", has_class=True) as sink:
             await sink.deliver(messages(*lines))
-        subjects = [each.subject for each in await _kept(stream)]
+        subjects = [each.subject for each in await _stored(stream)]
     assert subjects == [
         "ocsf.network_activity",
         "ocsf.application_lifecycle",
@@ -103,7 +103,9 @@ async def test_the_class_is_a_token_of_the_subject_where_that_is_wanted(
     ]
 
 
-async def test_what_is_too_large_is_refused_and_the_rest_delivered(server: NatsServer) -> None:
+async def test_nats_sink_refuses_events_that_are_too_large_and_delivers_the_others(
+    server: NatsServer,
+) -> None:
     def sized(size: int) -> bytes:
         return b"x" * (size - len(b"NATS/1.0\r\nNats-Msg-Id: uid-0\r\n\r\n"))
 
@@ -111,14 +113,14 @@ async def test_what_is_too_large_is_refused_and_the_rest_delivered(server: NatsS
     async with _stream(server.url, max_msg_size=60_000) as stream:
         async with Nats(servers=[server.url], subject="ocsf") as sink:
             outcome = await sink.deliver(batch)
-        assert [each.data for each in await _kept(stream)] == [b"{}", batch[3].line, b"[]"]
+        assert [each.data for each in await _stored(stream)] == [b"{}", batch[3].line, b"[]"]
     assert [each.message for each in outcome.refused] == batch[1:3]
     assert "65536 bytes" in outcome.refused[0].reason
     assert "message size exceeds maximum allowed" in outcome.refused[1].reason
     assert outcome.again == ()
 
 
-async def test_what_a_full_stream_does_not_take_is_to_be_sent_again(server: NatsServer) -> None:
+async def test_events_that_a_full_stream_refuses_are_sent_again(server: NatsServer) -> None:
     batch = messages(b"1", b"2", b"3", b"4")
     full = {"max_msgs": 2, "discard": DiscardPolicy.NEW}
     async with _stream(server.url, **full) as stream:
@@ -128,67 +130,69 @@ async def test_what_a_full_stream_does_not_take_is_to_be_sent_again(server: Nats
             assert "maximum messages exceeded" in outcome.reason
             await stream.purge_stream("ocsf")
             assert await sink.deliver(outcome.again) == DELIVERED
-        assert [each.data for each in await _kept(stream)] == [b"3", b"4"]
+        assert [each.data for each in await _stored(stream)] == [b"3", b"4"]
 
 
-async def test_another_stream_than_the_one_named_gets_nothing(server: NatsServer) -> None:
+async def test_nats_sink_publishes_only_to_the_named_stream(server: NatsServer) -> None:
     async with _stream(server.url) as stream:
         async with Nats(servers=[server.url], subject="ocsf", stream="other") as sink:
             outcome = await sink.deliver(messages(b"{}"))
         assert "expected stream does not match" in outcome.reason
         assert len(outcome.again) == 1
-        assert await _kept(stream) == []
+        assert await _stored(stream) == []
 
 
 @pytest.mark.parametrize("has_jetstream", [True, False])
-async def test_where_no_stream_has_the_subject_it_is_told_how_to_make_one(
+async def test_error_for_a_missing_stream_has_the_command_that_creates_it(
     tmp_path: Path, has_jetstream: bool
 ) -> None:
     with NatsServer(tmp_path, has_jetstream=has_jetstream) as server:
         async with Nats(servers=[server.url], subject="ocsf", has_class=True) as sink:
-            with pytest.raises(DeliveryError, match=r"no stream takes .*--subjects 'ocsf\.\*'"):
+            with pytest.raises(DeliveryError, match=r"no stream has .*--subjects 'ocsf\.\*'"):
                 await sink.deliver(messages(b"{}"))
 
 
-async def test_an_answer_that_is_no_acknowledgement_is_none(server: NatsServer) -> None:
+async def test_nats_sink_refuses_an_answer_that_is_no_acknowledgement(server: NatsServer) -> None:
     other = Client()
     await other.connect(server.url)
     try:
         for answer in (b"OK", b"[]", b'{"stream":1}', b'{"stream":"ocsf","seq":"1"}'):
 
-            async def respond(asked: Msg, answer: bytes = answer) -> None:
-                await asked.respond(answer)
+            async def respond(message: Msg, answer: bytes = answer) -> None:
+                await message.respond(answer)
 
             responder = await other.subscribe("ocsf", cb=respond)
             await other.flush()
             async with Nats(servers=[server.url], subject="ocsf") as sink:
-                with pytest.raises(DeliveryError, match="is no stream"):
+                with pytest.raises(DeliveryError, match="is not from a stream"):
                     await sink.deliver(messages(b"{}"))
             await responder.unsubscribe()
     finally:
         await other.close()
 
 
-async def test_a_server_that_is_down_is_one_sentence_and_told_at_once(server: NatsServer) -> None:
+async def test_error_for_a_server_that_is_down_is_immediate_and_one_sentence(
+    server: NatsServer,
+) -> None:
     server.kill()
     sink = Nats(servers=[server.url, "nats://[::1]:1"], subject="ocsf")
-    async with asyncio.timeout(_AT_ONCE_SECONDS):
+    async with asyncio.timeout(_IMMEDIATE_SECONDS):
         with pytest.raises(DeliveryError, match="can't be used") as caught:
             await sink.open()
     assert f"{server.host} can't be used: Connection refused" in str(caught.value)
     assert "[::1]:1" in str(caught.value)
-    await _nothing_is_left()
+    await _wait_for_thread_exit()
 
 
-async def test_one_of_its_servers_is_enough(server: NatsServer) -> None:
+async def test_nats_sink_needs_one_reachable_server(server: NatsServer) -> None:
     async with _stream(server.url) as stream:
         for _ in range(8):
             async with Nats(servers=["nats://127.0.0.1:1", server.url], subject="ocsf") as sink:
                 await sink.deliver(messages(b"{}"))
-        assert len(await _kept(stream)) == 1
+        assert len(await _stored(stream)) == 1
 
 
-async def test_a_server_that_dies_in_a_delivery_gets_it_once_it_is_back(
+async def test_server_that_dies_in_a_delivery_gets_the_batch_after_its_restart(
     server: NatsServer,
 ) -> None:
     batch = messages(*(b'{"n":%d,"x":"%s"}' % (n, b"y" * 4000) for n in range(2000)))
@@ -202,28 +206,30 @@ async def test_a_server_that_dies_in_a_delivery_gets_it_once_it_is_back(
         assert not delivery.done()
         server.kill()
         with pytest.raises(DeliveryError, match="can't be used"):
-            await asyncio.wait_for(delivery, _AT_ONCE_SECONDS)
+            await asyncio.wait_for(delivery, _IMMEDIATE_SECONDS)
     with pytest.raises(DeliveryError, match="can't be used"):
         await sink.open()
     server.start()
     async with _stream(server.url) as stream:
-        assert 0 < len(await _kept(stream)) < len(batch)
+        assert 0 < len(await _stored(stream)) < len(batch)
         async with sink:
             assert await sink.deliver(batch) == DELIVERED
-        assert [each.data for each in await _kept(stream)] == [each.line for each in batch]
+        assert [each.data for each in await _stored(stream)] == [each.line for each in batch]
 
 
-async def test_a_server_that_dies_before_it_answers_is_told_at_once(server: NatsServer) -> None:
+async def test_nats_sink_reports_a_server_that_dies_before_its_answer_at_once(
+    server: NatsServer,
+) -> None:
     async with _stream(server.url), Nats(servers=[server.url], subject="ocsf") as sink:
         server.freeze()
         delivery = asyncio.create_task(sink.deliver(messages(b"{}")))
         await asyncio.sleep(0.1)
         server.kill()
         with pytest.raises(DeliveryError, match="can't be used"):
-            await asyncio.wait_for(delivery, _AT_ONCE_SECONDS)
+            await asyncio.wait_for(delivery, _IMMEDIATE_SECONDS)
 
 
-async def test_a_connection_that_was_lost_in_between_is_told_and_not_made_anew(
+async def test_nats_sink_reports_a_broken_connection_and_does_not_reconnect(
     server: NatsServer,
 ) -> None:
     sink = Nats(servers=[server.url], subject="ocsf")
@@ -232,12 +238,12 @@ async def test_a_connection_that_was_lost_in_between_is_told_and_not_made_anew(
         server.start()
         for _ in range(2):
             with pytest.raises(DeliveryError, match="can't be used"):
-                await asyncio.wait_for(sink.deliver(messages(b"{}")), _AT_ONCE_SECONDS)
+                await asyncio.wait_for(sink.deliver(messages(b"{}")), _IMMEDIATE_SECONDS)
     async with _stream(server.url), sink:
         assert await sink.deliver(messages(b"{}")) == DELIVERED
 
 
-async def test_who_is_cancelled_does_not_wait_for_a_server_that_says_nothing(
+async def test_cancelled_delivery_does_not_wait_for_a_silent_server(
     server: NatsServer,
 ) -> None:
     batch = messages(*(b"x" * 60_000 for _ in range(500)))  # more than any socket takes
@@ -249,24 +255,24 @@ async def test_who_is_cancelled_does_not_wait_for_a_server_that_says_nothing(
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await sink.deliver(batch)
-            async with asyncio.timeout(_AT_ONCE_SECONDS):
+            async with asyncio.timeout(_IMMEDIATE_SECONDS):
                 await sink.close()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.3):
                     await sink.open()
-            await _nothing_is_left()
+            await _wait_for_thread_exit()
         finally:
             server.thaw()
         async with sink:
             await sink.deliver(messages(b"{}"))
 
 
-async def test_what_is_not_connected_delivers_nothing() -> None:
-    with pytest.raises(DeliveryError, match="no NATS server is connected to"):
+async def test_sink_that_is_not_connected_delivers_nothing() -> None:
+    with pytest.raises(DeliveryError, match="no NATS server is connected"):
         await Nats(servers=["nats://127.0.0.1:1"], subject="ocsf").deliver(messages(b"{}"))
 
 
-async def test_what_we_may_not_publish_is_told_at_once(tmp_path: Path) -> None:
+async def test_nats_sink_reports_a_missing_permission_at_once(tmp_path: Path) -> None:
     users = (
         "authorization: {users: [{user: a, password: right, permissions: {publish: {deny: ocsf}}}]}"
     )
@@ -274,13 +280,13 @@ async def test_what_we_may_not_publish_is_told_at_once(tmp_path: Path) -> None:
     with NatsServer(tmp_path, users) as server:
         async with Nats(servers=[server.url], subject="ocsf", login=login) as sink:
             with pytest.raises(DeliveryError, match="permissions violation for publish"):
-                await asyncio.wait_for(sink.deliver(messages(b"{}")), _AT_ONCE_SECONDS)
+                await asyncio.wait_for(sink.deliver(messages(b"{}")), _IMMEDIATE_SECONDS)
 
 
-async def _nothing_is_left() -> None:
+async def _wait_for_thread_exit() -> None:
     for thread in threading.enumerate():
         if thread.name == "nats":
-            await asyncio.to_thread(thread.join, _AT_ONCE_SECONDS)
+            await asyncio.to_thread(thread.join, _IMMEDIATE_SECONDS)
             assert not thread.is_alive()
 
 
@@ -296,7 +302,7 @@ def _seed(prefix: int) -> bytes:
 
 
 def _jwt(issuer: bytes, subject: bytes, kind: str, **claims: object) -> str:
-    """A JWT of NATS's, signed with an nkey."""
+    """Return a JWT of NATS, signed with an nkey."""
     keys = nkeys.from_seed(bytearray(issuer))
     body: dict[str, object] = {
         "iat": 1_767_225_600,
@@ -316,7 +322,7 @@ def _base64(data: bytes) -> bytes:
 
 
 def _credentials(tmp_path: Path) -> tuple[str, Path]:
-    """A server's configuration that trusts an operator, and a credentials file of one's user."""
+    """Return a server configuration that trusts an operator, and a user's credentials file."""
     operator = _seed(nkeys.PREFIX_BYTE_OPERATOR)
     account = _seed(nkeys.PREFIX_BYTE_ACCOUNT)
     user = _seed(nkeys.PREFIX_BYTE_USER)
@@ -341,60 +347,60 @@ def _credentials(tmp_path: Path) -> tuple[str, Path]:
 
 
 def _tls(certificates: Certificates, name: str = "127.0.0.1", extra: str = "") -> str:
-    """A server's configuration for TLS, by a name."""
-    certificate, key = certificates.made(name)
+    """Return a server configuration with TLS for a host name."""
+    certificate, key = certificates.issue(name)
     return f'tls: {{cert_file: "{certificate}", key_file: "{key}", {extra}}}'
 
 
-async def _is_let_in(server: NatsServer, login: Login, **given: Any) -> bool:
-    """Whether a server lets us in, and has no stream for us then."""
+async def _accepts_login(server: NatsServer, login: Login, **given: Any) -> bool:
+    """Return true if a server accepts a login; a missing stream is the next error then."""
     sink = Nats(servers=[server.url], subject="ocsf", login=login, **given)
     with pytest.raises(DeliveryError) as caught:
         async with sink:
             await sink.deliver(messages(b"{}"))
-    if "give credentials that it takes" in str(caught.value):
+    if "give credentials that it accepts" in str(caught.value):
         return False
-    assert "no stream takes subject ocsf" in str(caught.value)
+    assert "no stream has the subject ocsf" in str(caught.value)
     return True
 
 
-async def test_a_token_lets_in(tmp_path: Path) -> None:
+async def test_nats_sink_logs_in_with_a_token(tmp_path: Path) -> None:
     with NatsServer(tmp_path, "authorization: {token: right}") as server:
-        assert await _is_let_in(server, Login(token=_secret(tmp_path, "right")))
-        assert not await _is_let_in(server, Login(token=_secret(tmp_path, "wrong")))
-        assert not await _is_let_in(server, Login())
+        assert await _accepts_login(server, Login(token=_secret(tmp_path, "right")))
+        assert not await _accepts_login(server, Login(token=_secret(tmp_path, "wrong")))
+        assert not await _accepts_login(server, Login())
 
 
-async def test_a_password_lets_in(tmp_path: Path) -> None:
+async def test_nats_sink_logs_in_with_a_password(tmp_path: Path) -> None:
     with NatsServer(tmp_path, "authorization: {user: me, password: right}") as server:
         right, wrong = _secret(tmp_path, "right"), _secret(tmp_path, "wrong")
-        assert await _is_let_in(server, Login(user="me", password=right))
-        assert not await _is_let_in(server, Login(user="me", password=wrong))
-        assert not await _is_let_in(server, Login(user="you", password=right))
+        assert await _accepts_login(server, Login(user="me", password=right))
+        assert not await _accepts_login(server, Login(user="me", password=wrong))
+        assert not await _accepts_login(server, Login(user="you", password=right))
 
 
-async def test_an_nkey_lets_in(tmp_path: Path) -> None:
+async def test_nats_sink_logs_in_with_an_nkey(tmp_path: Path) -> None:
     right, wrong = (_seed(nkeys.PREFIX_BYTE_USER) for _ in range(2))
     public = nkeys.from_seed(bytearray(right)).public_key.decode()
     with NatsServer(tmp_path, f"authorization: {{users: [{{nkey: {public}}}]}}") as server:
-        assert await _is_let_in(server, Login(nkey=_secret(tmp_path, right.decode())))
-        assert not await _is_let_in(server, Login(nkey=_secret(tmp_path, wrong.decode())))
+        assert await _accepts_login(server, Login(nkey=_secret(tmp_path, right.decode())))
+        assert not await _accepts_login(server, Login(nkey=_secret(tmp_path, wrong.decode())))
 
 
-async def test_a_credentials_file_lets_in(tmp_path: Path) -> None:
+async def test_nats_sink_logs_in_with_a_credentials_file(tmp_path: Path) -> None:
     trusted, path = _credentials(tmp_path)
     (tmp_path / "other").mkdir()
     _, other = _credentials(tmp_path / "other")
     with NatsServer(tmp_path, trusted, has_jetstream=False) as server:
-        assert await _is_let_in(server, Login(credentials=path))
-        assert not await _is_let_in(server, Login(credentials=other))
+        assert await _accepts_login(server, Login(credentials=path))
+        assert not await _accepts_login(server, Login(credentials=other))
 
 
 @pytest.mark.parametrize("kind", ["nkey", "credentials"])
 @pytest.mark.parametrize(
     "held", ["", "SUAHUNTER2", "-----BEGIN NATS USER JWT-----\n" * 3, "hunter2\n" * 10_000]
 )
-async def test_what_is_no_key_is_one_sentence_that_does_not_say_it(
+async def test_error_for_an_invalid_key_is_one_sentence_without_the_key(
     server: NatsServer, tmp_path: Path, kind: str, held: str
 ) -> None:
     path = tmp_path / "key"
@@ -405,18 +411,18 @@ async def test_what_is_no_key_is_one_sentence_that_does_not_say_it(
     assert "hunter2" not in str(caught.value).lower()
 
 
-async def test_a_seed_in_a_credentials_file_that_is_none_is_told_as_that(
+async def test_error_names_an_invalid_seed_in_a_credentials_file(
     server: NatsServer, tmp_path: Path
 ) -> None:
     _, path = _credentials(tmp_path)
     text = path.read_text()
     path.write_text(text.replace("\nSU", "\nSUA"))
     login = Login(credentials=path)
-    with pytest.raises(DeliveryError, match="no nkey's seed"):
+    with pytest.raises(DeliveryError, match="no seed of an nkey"):
         await Nats(servers=[server.url], subject="ocsf", login=login).open()
 
 
-async def test_a_credentials_file_that_is_not_there_is_one_sentence(
+async def test_error_for_a_missing_credentials_file_is_one_sentence(
     server: NatsServer, tmp_path: Path
 ) -> None:
     login = Login(credentials=tmp_path / "none")
@@ -424,7 +430,7 @@ async def test_a_credentials_file_that_is_not_there_is_one_sentence(
         await Nats(servers=[server.url], subject="ocsf", login=login).open()
 
 
-async def test_a_secret_is_read_anew_when_the_sink_is_entered_again(tmp_path: Path) -> None:
+async def test_secret_is_read_again_when_the_sink_is_opened_again(tmp_path: Path) -> None:
     secret = _secret(tmp_path, "right")
     sink = Nats(servers=[], subject="ocsf", login=Login(token=secret))
     for token in ("one", "two"):
@@ -432,7 +438,7 @@ async def test_a_secret_is_read_anew_when_the_sink_is_entered_again(tmp_path: Pa
             sink._servers = (server.url,)
             with pytest.raises(DeliveryError):
                 await sink.open()
-            (tmp_path / secret.place).write_text(token)
+            (tmp_path / secret.location).write_text(token)
             async with sink:
                 pass
 
@@ -456,45 +462,46 @@ async def test_tls_with_the_right_authority_delivers(
             is_tls_first=is_first,
         )
         async with sink:
-            with pytest.raises(DeliveryError, match="no stream takes"):
+            with pytest.raises(DeliveryError, match="no stream has"):
                 await sink.deliver(messages(b"{}"))
 
 
 @pytest.mark.parametrize(
     ("name", "trusted"), [("127.0.0.1", "other_ca"), ("127.0.0.2", "ca"), ("127.0.0.1", None)]
 )
-async def test_a_wrong_certificate_is_told_as_that(
+async def test_error_names_a_wrong_certificate(
     tmp_path: Path, certificates: Certificates, name: str, trusted: str | None
 ) -> None:
     tls = Tls(ca=getattr(certificates, trusted)) if trusted else None
     with NatsServer(tmp_path, _tls(certificates, name)) as server:
-        with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
+        with pytest.raises(DeliveryError, match="its certificate is not trusted"):
             await Nats(servers=[f"tls://{server.host}"], subject="ocsf", tls=tls).open()
-        # Without a word of TLS here, the server says that there is to be some.
-        with pytest.raises(DeliveryError, match="its certificate is not to be trusted"):
+        # The URL does not require TLS, but the server announces it.
+        with pytest.raises(DeliveryError, match="its certificate is not trusted"):
             await Nats(servers=[server.url], subject="ocsf", tls=tls).open()
 
 
-async def test_a_server_that_asks_for_a_certificate_takes_ours(
+async def test_server_that_requires_a_certificate_accepts_ours(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     mutual = _tls(certificates, extra=f'verify: true, ca_file: "{certificates.ca}"')
     shown = Tls(ca=certificates.ca, certificate=certificates.certificate, key=certificates.key)
     with NatsServer(tmp_path, mutual) as server:
-        assert await _is_let_in(server, Login(), tls=shown)
+        assert await _accepts_login(server, Login(), tls=shown)
         bare = Nats(servers=[server.url], subject="ocsf", tls=Tls(ca=certificates.ca))
         with pytest.raises(DeliveryError, match="can't be used"):
             await bare.open()
 
 
 class Impostor:
-    """A server that says what it wants, and keeps what it is told.
+    """Hostile server that sends arbitrary texts and stores the received bytes.
 
-    It gives an ``answer`` to who connects, and says something else ``then``, to what is published.
+    It sends ``info`` to each new connection, ``answer`` after a PING, and ``then`` after each
+    published message.
     """
 
     def __init__(self, info: str, answer: bytes = b"", then: bytes = b"") -> None:
-        self.heard = b""
+        self.received = b""
         self.connections = 0
         self._info = info
         self._answer = answer
@@ -512,7 +519,7 @@ class Impostor:
         self.connections += 1
         writer.write(f"INFO {self._info}\r\n".encode())
         while data := await reader.read(1 << 16):
-            self.heard += data
+            self.received += data
             if b"PING\r\n" in data:
                 writer.write(self._answer)
             if b"PUB " in data:
@@ -522,7 +529,7 @@ class Impostor:
 
 @pytest.mark.parametrize("kind", ["token", "password", "none"])
 @pytest.mark.parametrize("scheme", ["tls", "nats"])
-async def test_nothing_is_sent_in_the_clear_where_there_is_to_be_tls(
+async def test_nats_sink_sends_no_secret_without_the_required_tls(
     tmp_path: Path, certificates: Certificates, kind: str, scheme: str
 ) -> None:
     secret = _secret(tmp_path, "hunter2")
@@ -541,10 +548,10 @@ async def test_nothing_is_sent_in_the_clear_where_there_is_to_be_tls(
         )
         with pytest.raises(DeliveryError, match="it offers no TLS"):
             await sink.open()
-    assert b"hunter2" not in impostor.heard
+    assert b"hunter2" not in impostor.received
 
 
-async def test_what_a_server_says_is_cut_made_printable_and_without_our_secret(
+async def test_text_of_a_server_is_short_printable_and_without_secrets(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     answer = b"-ERR 'Authorization of hunter2 \x1b[31m failed " + b"x" * 500 + b"'\r\n"
@@ -552,15 +559,15 @@ async def test_what_a_server_says_is_cut_made_printable_and_without_our_secret(
         login = Login(token=_secret(tmp_path, "hunter2"))
         with pytest.raises(DeliveryError, match=r"Authorization of \*\*\* \?\[31m") as caught:
             await Nats(servers=[f"nats://{host}"], subject="ocsf", login=login).open()
-    said = str(caught.value)
-    assert "hunter2" not in said
+    text = str(caught.value)
+    assert "hunter2" not in text
     assert "hunter2" not in f"{login!r} {login.read()!r}"
-    assert said.isprintable()
-    assert len(said) < 400
+    assert text.isprintable()
+    assert len(text) < 400
     assert capfd.readouterr() == ("", "")
 
 
-async def test_what_a_server_says_later_is_without_our_secret(tmp_path: Path) -> None:
+async def test_later_text_of_a_server_is_without_secrets(tmp_path: Path) -> None:
     login = Login(token=_secret(tmp_path, "Hunter2"))
     impostor = Impostor('{"max_payload":1000}', b"PONG\r\n", b"-ERR 'no more of Hunter2'\r\n")
     async with impostor as host:
@@ -571,11 +578,11 @@ async def test_what_a_server_says_later_is_without_our_secret(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("then", ["Stale Connection", "Maximum Payload Violation"])
-async def test_a_connection_that_is_given_up_is_told_and_not_made_anew(then: str) -> None:
+async def test_nats_sink_reports_a_closed_connection_and_does_not_reconnect(then: str) -> None:
     impostor = Impostor('{"max_payload":1000}', b"PONG\r\n", f"-ERR '{then}'\r\n".encode())
     async with impostor as host, Nats(servers=[f"nats://{host}"], subject="ocsf") as sink:
         with pytest.raises(DeliveryError, match=f"(?i)can't be used: nats: {then}"):
-            await asyncio.wait_for(sink.deliver(messages(b"{}")), _AT_ONCE_SECONDS)
+            await asyncio.wait_for(sink.deliver(messages(b"{}")), _IMMEDIATE_SECONDS)
         await asyncio.sleep(0.1)
     assert impostor.connections == 1
 
@@ -592,7 +599,7 @@ async def test_nothing_is_printed(
 
 
 @pytest.mark.parametrize("info", ["", "{", "x" * 100_000, '{"a":' * 50_000])
-async def test_a_server_that_is_none_is_one_sentence(info: str) -> None:
+async def test_error_for_a_server_that_is_not_nats_is_one_sentence(info: str) -> None:
     async with Impostor(info) as host:
         with pytest.raises(DeliveryError, match="can't be used"):
             await Nats(servers=[f"nats://{host}"], subject="ocsf").open()

@@ -5,19 +5,19 @@ from typing import Any
 import orjson
 import pytest
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 from ocsf_nft.delivery.sinks.opensearch import OpenSearch
-from ocsf_nft.delivery.sinks.receiver import Receiver
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.servers import Bulk, says, serving
+from tests.delivery.sinks.servers import Bulk, answering, serving
 
 
 def _sink(url: str, **facts: Any) -> OpenSearch:
     return OpenSearch(receiver=Receiver(url=url), **facts)
 
 
-async def test_a_bulk_creates_a_document_by_each_events_identifier() -> None:
+async def test_bulk_request_creates_a_document_by_each_events_identifier() -> None:
     server, batch = Bulk(), attempts(3)
     async with serving(server) as url, _sink(url, index="ocsf") as sink:
         await sink.deliver(batch)
@@ -48,7 +48,7 @@ async def test_a_data_stream_gets_its_timestamp() -> None:
         assert orjson.loads(line) == {"@timestamp": event["time"]} | event
 
 
-async def test_a_document_that_is_there_already_is_delivered() -> None:
+async def test_document_that_exists_already_is_delivered() -> None:
     server, batch = Bulk(), attempts(3)
     async with serving(server) as url, _sink(url) as sink:
         await sink.deliver(batch[:2])
@@ -82,7 +82,7 @@ async def test_a_document_that_does_not_fit_is_refused_alone() -> None:
         (400, "index_closed_exception"),
     ],
 )
-async def test_a_document_that_can_not_be_taken_now_comes_again_alone(
+async def test_only_documents_that_failed_temporarily_are_sent_again(
     status: int, kind: str
 ) -> None:
     batch = attempts(4, poison=frozenset({0}))
@@ -100,7 +100,7 @@ async def test_a_document_that_can_not_be_taken_now_comes_again_alone(
 
 
 @pytest.mark.parametrize("kind", ["strict_dynamic_mapping_exception", "illegal_argument_exception"])
-async def test_a_document_that_the_mapping_rules_out_is_refused(kind: str) -> None:
+async def test_document_that_the_mapping_forbids_is_refused(kind: str) -> None:
     batch = attempts(2)
     server = Bulk(statuses={batch[1].uid: (400, kind)})
     async with serving(server) as url, _sink(url) as sink:
@@ -108,9 +108,9 @@ async def test_a_document_that_the_mapping_rules_out_is_refused(kind: str) -> No
     assert [each.message for each in outcome.refused] == [batch[1]]
 
 
-async def test_a_request_that_is_too_large_is_refused_as_a_whole() -> None:
+async def test_bulk_request_that_is_too_large_is_refused() -> None:
     server = Bulk()
-    server.then(says(413))
+    server.then(answering(413))
     async with serving(server) as url, _sink(url) as sink:
         with pytest.raises(RefusedError, match="413"):
             await sink.deliver(attempts(2))
@@ -130,25 +130,25 @@ async def test_a_request_that_is_too_large_is_refused_as_a_whole() -> None:
         "null",
     ],
 )
-async def test_an_answer_that_does_not_tell_of_each_document_tells_of_none(items: str) -> None:
+async def test_bulk_answer_without_a_result_for_each_document_is_an_error(items: str) -> None:
     server = Bulk()
-    server.then(says(200, f'{{"took":1,"errors":false,"items":{items}}}'))
+    server.then(answering(200, f'{{"took":1,"errors":false,"items":{items}}}'))
     async with serving(server) as url, _sink(url) as sink:
-        with pytest.raises(DeliveryError, match="does not say what became of each document"):
+        with pytest.raises(DeliveryError, match="has no result for each document"):
             await sink.deliver(attempts(2))
 
 
-async def test_an_error_of_a_document_may_have_any_form() -> None:
+async def test_error_of_a_document_may_have_any_form() -> None:
     server = Bulk()
-    told = '{"create":{"status":400,"error":"x"}},{"create":{"status":400,"error":{"type":[]}}}'
-    server.then(says(200, f'{{"items":[{told}]}}'))
+    items = '{"create":{"status":400,"error":"x"}},{"create":{"status":400,"error":{"type":[]}}}'
+    server.then(answering(200, f'{{"items":[{items}]}}'))
     batch = attempts(2)
     async with serving(server) as url, _sink(url) as sink:
         outcome = await sink.deliver(batch)
     assert outcome.again == tuple(batch)
 
 
-async def test_the_answer_about_a_large_batch_is_read_whole() -> None:
+async def test_answer_to_a_large_batch_is_read_completely() -> None:
     batch = attempts(1000)
     server = Bulk(statuses={message.uid: (429, "k" * 1000) for message in batch})
     async with serving(server) as url, _sink(url) as sink:

@@ -1,6 +1,6 @@
-"""An engine that others wrote, and which a sink delivers to as it is: a collector of OpenTelemetry.
+"""OTLP sink against rotel, an OpenTelemetry collector.
 
-Of Splunk and OpenSearch there is none that such a machine can install.
+Splunk and OpenSearch have no equivalent that a test machine can install.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 from aiohttp import web
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
+from ocsf_nft.delivery.sinks.http_endpoint import Receiver
 from ocsf_nft.delivery.sinks.otlp import Otlp
-from ocsf_nft.delivery.sinks.receiver import Receiver
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
 from tests.delivery.sinks.servers import attributes, plain
@@ -26,7 +26,7 @@ from tests.ports import free_port
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-LONG = 30
+TIMEOUT_SECONDS = 30
 DAY = "ocsf-2026.01.01"
 
 
@@ -50,7 +50,7 @@ async def _running(
 
 
 def _folder(package: str) -> Path:
-    """Where a package is, without running it."""
+    """Return the folder of a package without importing it."""
     found = importlib.util.find_spec(package)
     assert found is not None
     assert found.origin is not None
@@ -59,7 +59,7 @@ def _folder(package: str) -> Path:
 
 @contextlib.asynccontextmanager
 async def _rotel(far: str) -> AsyncIterator[str]:
-    """Its URL; what it is sent it sends on, to ``far``."""
+    """Run a collector that exports to ``far``, and yield its URL."""
     ports = [free_port(), free_port()]
     async with _running(
         _folder("rotel") / "rotel-agent",
@@ -69,12 +69,12 @@ async def _rotel(far: str) -> AsyncIterator[str]:
         ROTEL_OTLP_EXPORTER_ENDPOINT=far,
         ROTEL_OTLP_EXPORTER_PROTOCOL="http",
     ):
-        async with asyncio.timeout(LONG):
-            await _listening(ports[0])
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await _wait_until_listening(ports[0])
         yield f"http://127.0.0.1:{ports[0]}"
 
 
-async def _listening(port: int) -> None:
+async def _wait_until_listening(port: int) -> None:
     while True:
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -87,8 +87,8 @@ async def _listening(port: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _far(taken: asyncio.Queue[ExportLogsServiceRequest]) -> AsyncIterator[str]:
-    """What a collector exports to, as protobuf."""
+async def _export_server(taken: asyncio.Queue[ExportLogsServiceRequest]) -> AsyncIterator[str]:
+    """Run a server for the protobuf export of a collector, and yield its URL."""
 
     async def take(request: web.Request) -> web.Response:
         taken.put_nowait(ExportLogsServiceRequest.FromString(await request.read()))
@@ -106,16 +106,16 @@ async def _far(taken: asyncio.Queue[ExportLogsServiceRequest]) -> AsyncIterator[
         await runner.cleanup()
 
 
-async def test_a_collector_reads_every_event_as_it_is_told() -> None:
+async def test_collector_decodes_every_event_unchanged() -> None:
     taken: asyncio.Queue[ExportLogsServiceRequest] = asyncio.Queue()
     batch = attempts(40)
     events: dict[str, Any] = {}
-    async with _far(taken) as far, _rotel(far) as url:
+    async with _export_server(taken) as far, _rotel(far) as url:
         async with Otlp(receiver=Receiver(url=url)) as sink:
             for part in (batch[:1], batch[1:]):
                 outcome = await sink.deliver(part)
                 assert (outcome.refused, outcome.again) == ((), ())
-        async with asyncio.timeout(LONG):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while len(events) < len(batch):
                 for resource in (await taken.get()).resource_logs:
                     assert attributes(resource.resource.attributes)["host.name"] == "host-1"
@@ -126,9 +126,9 @@ async def test_a_collector_reads_every_event_as_it_is_told() -> None:
     assert events == {each.uid: each.event() for each in batch}
 
 
-async def test_a_collector_that_can_not_read_it_says_so() -> None:
+async def test_error_status_of_the_collector_is_reported() -> None:
     async with (
-        _far(asyncio.Queue()) as far,
+        _export_server(asyncio.Queue()) as far,
         _rotel(far) as url,
         Otlp(receiver=Receiver(url=f"{url}/nowhere")) as sink,
     ):

@@ -1,4 +1,4 @@
-"""Parquet in a directory."""
+"""Parquet sink with a directory."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ import pyarrow.parquet as pq
 import pytest
 
 from ocsf_nft.config.sinks.columns import columns
-from ocsf_nft.delivery.directory import Directory
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
+from ocsf_nft.delivery.object_directory import Directory
 from ocsf_nft.delivery.parquet_files import Maker
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.ocsf.versions import LATEST
 from tests.conformance.corpus import TIME_NS
-from tests.delivery import read_back, told
+from tests.delivery import read_back
+from tests.delivery import sample_events as samples
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ocsf_nft.delivery.parquet_files import Made
-    from ocsf_nft.delivery.sinks.base import Outcome
+    from ocsf_nft.delivery.parquet_files import MadeFiles
+    from ocsf_nft.delivery.sinks.base import BatchResult
 
 PARTITION: Final = "region=eu-west-1/accountId=external"
 TIME_MS: Final = TIME_NS // 1_000_000
-NOBODY: Final = 65534
+OTHER_USER_ID: Final = 65534
 
 
 def parquet(path: Path, **parts: str) -> Parquet:
@@ -48,31 +49,33 @@ def parquet(path: Path, **parts: str) -> Parquet:
     return Parquet(storage=Directory(path=path), columns=columns(LATEST), **(defaults | parts))
 
 
-async def deliver(path: Path, messages: list[Message]) -> Outcome:
+async def deliver(path: Path, messages: list[Message]) -> BatchResult:
     async with parquet(path) as sink:
         return await sink.deliver(messages)
 
 
 def counts(path: Path) -> list[int]:
     contents = [file.read_bytes() for file in read_back.files(path) if file.suffix == ".parquet"]
-    return [event["count"] for event in read_back.events(contents, columns(LATEST)[told.REFUSED])]
+    return [
+        event["count"] for event in read_back.events(contents, columns(LATEST)[samples.REFUSED])
+    ]
 
 
 def big(count: int) -> list[Message]:
-    """Events that no compression makes small."""
+    """Return events that do not compress well."""
     noise = random.Random(1)
     return [
         Message(each.uid, each.line.replace(b'"raw_data":"', b'"raw_data":"%s' % text, 1))
-        for each in told.packets(count)
+        for each in samples.packets(count)
         for text in (noise.randbytes(5000).hex().encode(),)
     ]
 
 
-async def test_a_batch_is_a_file_for_each_class_and_day_where_security_lake_looks_for_it(
+async def test_batch_becomes_one_file_for_each_class_and_day_at_the_security_lake_path(
     tmp_path: Path,
 ) -> None:
-    finding = next(each for each in told.messages(LATEST) if b'"class_uid":2004' in each.line)
-    batch = [*told.packets(3, since_ms=TIME_MS + 86_398_000), finding]
+    finding = next(each for each in samples.messages(LATEST) if b'"class_uid":2004' in each.line)
+    batch = [*samples.packets(3, since_ms=TIME_MS + 86_398_000), finding]
     assert await deliver(tmp_path / "lake", batch) == DELIVERED
     assert [path.parent.relative_to(tmp_path / "lake") for path in read_back.files(tmp_path)] == [
         Path(f"ext/ocsf-nft-2004/1.8.0/{PARTITION}/eventDay=20260101"),
@@ -82,19 +85,19 @@ async def test_a_batch_is_a_file_for_each_class_and_day_where_security_lake_look
     assert counts(tmp_path / "lake" / "ext" / "ocsf-nft-4001") == [0, 1, 2]
 
 
-async def test_a_source_without_a_version_has_no_part_for_it_in_the_path(tmp_path: Path) -> None:
+async def test_path_has_no_part_for_a_missing_source_version(tmp_path: Path) -> None:
     sink = parquet(tmp_path, source="s", source_version="", region="r", account="123456789012")
     async with sink:
-        await sink.deliver(told.packets(1))
+        await sink.deliver(samples.packets(1))
     (path,) = read_back.files(tmp_path)
     folder = "ext/s-4001/region=r/accountId=123456789012/eventDay=20260101"
     assert str(path.parent) == f"{tmp_path}/{folder}"
 
 
-async def test_duckdb_and_arrow_find_the_partitions(tmp_path: Path) -> None:
+async def test_duckdb_and_arrow_read_the_partitions(tmp_path: Path) -> None:
     async with parquet(tmp_path) as sink:
         for day in range(3):
-            await sink.deliver(told.packets(10, since_ms=TIME_MS + day * 86_400_000))
+            await sink.deliver(samples.packets(10, since_ms=TIME_MS + day * 86_400_000))
     table = f"{tmp_path}/ext/ocsf-nft-4001"
     with duckdb.connect() as connection:
         rows = connection.execute(
@@ -111,8 +114,8 @@ async def test_duckdb_and_arrow_find_the_partitions(tmp_path: Path) -> None:
     assert {"region", "accountId", "eventDay"} < set(found.column_names)
 
 
-async def test_what_is_delivered_again_is_there_once(tmp_path: Path) -> None:
-    batch = list(told.messages(LATEST))
+async def test_repeated_batch_is_stored_once(tmp_path: Path) -> None:
+    batch = list(samples.messages(LATEST))
     assert Parquet.repeats_batches
     async with parquet(tmp_path) as sink:
         await sink.deliver(batch)
@@ -122,37 +125,41 @@ async def test_what_is_delivered_again_is_there_once(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in read_back.files(tmp_path)} == first
 
 
-async def test_what_is_no_event_is_refused_and_the_others_are_delivered(tmp_path: Path) -> None:
+async def test_parquet_sink_refuses_an_invalid_event_and_delivers_the_others(
+    tmp_path: Path,
+) -> None:
     bad = Message("bad", b"{")
-    outcome = await deliver(tmp_path, [*told.packets(2), bad])
+    outcome = await deliver(tmp_path, [*samples.packets(2), bad])
     assert [refusal.message for refusal in outcome.refused] == [bad]
     assert counts(tmp_path) == [0, 1]
 
 
-async def test_files_are_for_their_owner_and_group_alone(tmp_path: Path) -> None:
-    await deliver(tmp_path / "lake", told.packets(1))
+async def test_files_are_accessible_to_their_owner_and_group_only(tmp_path: Path) -> None:
+    await deliver(tmp_path / "lake", samples.packets(1))
     for path in (tmp_path / "lake", *(tmp_path / "lake").rglob("*")):
         allowed = 0o750 if path.is_dir() else 0o640
         assert stat.S_IMODE(path.stat().st_mode) & ~allowed == 0
 
 
 @pytest.mark.parametrize(
-    ("place", "cause"),
+    ("name", "cause"),
     [("file", "Not a directory"), ("a/b", "No such file or directory")],
 )
-async def test_a_directory_that_can_not_be_made_is_one_sentence(
-    tmp_path: Path, place: str, cause: str
+async def test_error_for_a_directory_that_can_not_be_made_is_one_sentence(
+    tmp_path: Path, name: str, cause: str
 ) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DeliveryError, match=f"{tmp_path}/{place} can't be written: {cause}"):
-        await parquet(tmp_path / place).open()
+    with pytest.raises(DeliveryError, match=f"{tmp_path}/{name} can't be written: {cause}"):
+        await parquet(tmp_path / name).open()
 
 
 @pytest.mark.kernel
-async def test_a_directory_that_one_may_not_write_to_is_one_sentence(tmp_path: Path) -> None:
+async def test_error_for_a_directory_without_write_permission_is_one_sentence(
+    tmp_path: Path,
+) -> None:
     folder = tmp_path / "lake"
     folder.mkdir(mode=0o755)
-    os.seteuid(NOBODY)
+    os.seteuid(OTHER_USER_ID)
     try:
         with pytest.raises(DeliveryError, match="can't be written: Permission denied"):
             await parquet(folder).open()
@@ -174,14 +181,14 @@ def remount(disk: Path, option: str) -> None:
 
 
 @pytest.mark.kernel
-async def test_a_disk_that_only_reads_is_one_sentence(disk: Path) -> None:
+async def test_error_for_a_read_only_disk_is_one_sentence(disk: Path) -> None:
     remount(disk, "ro")
     with pytest.raises(DeliveryError, match="can't be written: Read-only file system"):
         await parquet(disk).open()
 
 
 @pytest.mark.kernel
-async def test_a_full_disk_leaves_nothing_and_has_the_batch_once_there_is_room(
+async def test_full_disk_has_no_file_until_there_is_space_for_the_batch(
     disk: Path,
 ) -> None:
     batch = big(100)
@@ -196,21 +203,21 @@ async def test_a_full_disk_leaves_nothing_and_has_the_batch_once_there_is_room(
     assert counts(disk) == list(range(100))
 
 
-async def test_a_directory_that_went_away_is_made_again(tmp_path: Path) -> None:
+async def test_parquet_sink_creates_a_deleted_directory_again(tmp_path: Path) -> None:
     folder = tmp_path / "lake"
     async with parquet(folder) as sink:
-        await sink.deliver(told.packets(1))
+        await sink.deliver(samples.packets(1))
         (path,) = read_back.files(folder)
         path.unlink()
         path.parent.rmdir()
-        await sink.deliver(told.packets(2))
+        await sink.deliver(samples.packets(2))
     assert counts(folder) == [0, 1]
 
 
 _KILLED: Final = """
 import asyncio, os, stat, sys, time
 from pathlib import Path
-from tests.delivery import told
+from tests.delivery import sample_events as samples
 from tests.delivery.sinks.test_parquet import deliver
 
 def never(descriptor):
@@ -219,7 +226,7 @@ def never(descriptor):
         time.sleep(600)
 
 os.fsync = never
-asyncio.run(deliver(Path(sys.argv[1]), told.packets(50)))
+asyncio.run(deliver(Path(sys.argv[1]), samples.packets(50)))
 """
 
 
@@ -227,44 +234,44 @@ def _write_until_killed(path: Path) -> None:
     command = [sys.executable, "-c", _KILLED, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
-        said = writer.stdout.readline()
+        line = writer.stdout.readline()
         writer.kill()
-    assert said == b"writing\n"
+    assert line == b"writing\n"
 
 
-async def test_a_writer_that_was_killed_leaves_no_file_that_a_reader_sees(tmp_path: Path) -> None:
+async def test_killed_writer_leaves_no_file_that_a_reader_lists(tmp_path: Path) -> None:
     await asyncio.to_thread(_write_until_killed, tmp_path)
     (left,) = read_back.files(tmp_path)
     assert left.name.startswith(".")
     assert left.name.endswith(".parquet.part")
     with duckdb.connect() as connection, pytest.raises(duckdb.IOException, match="No files found"):
         connection.execute(f"FROM read_parquet('{tmp_path}/**/*.parquet')")
-    await deliver(tmp_path, told.packets(50))
+    await deliver(tmp_path, samples.packets(50))
     assert not left.exists()
     assert len(read_back.files(tmp_path)) == 1
     assert counts(tmp_path) == list(range(50))
 
 
 class SlowDisk:
-    """An os.fsync that waits to be let go."""
+    """Replacement of os.fsync that waits for ``go_on``."""
 
     def __init__(self, sync: Callable[[int], None]) -> None:
         self._sync = sync
-        self._begun = threading.Event()
+        self._started = threading.Event()
         self.go_on = threading.Event()
         self.go_on.set()
 
     def sync(self, descriptor: int) -> None:
-        self._begun.set()
+        self._started.set()
         assert self.go_on.wait(30)
         self._sync(descriptor)
 
     def stop(self) -> None:
-        self._begun.clear()
+        self._started.clear()
         self.go_on.clear()
 
-    async def begun(self) -> None:
-        assert await asyncio.to_thread(self._begun.wait, 30)
+    async def started(self) -> None:
+        assert await asyncio.to_thread(self._started.wait, 30)
 
 
 @pytest.fixture
@@ -275,14 +282,14 @@ def slow_disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDisk]:
     slow.go_on.set()
 
 
-async def test_who_is_cancelled_waits_for_no_disk_and_finds_whole_files_later(
+async def test_cancelled_parquet_delivery_does_not_wait_and_its_files_are_complete_later(
     tmp_path: Path, slow_disk: SlowDisk
 ) -> None:
     sink = parquet(tmp_path)
     async with sink:
         slow_disk.stop()
-        delivery = asyncio.create_task(sink.deliver(told.packets(5)))
-        await slow_disk.begun()
+        delivery = asyncio.create_task(sink.deliver(samples.packets(5)))
+        await slow_disk.started()
         delivery.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(delivery, 10)
@@ -292,7 +299,7 @@ async def test_who_is_cancelled_waits_for_no_disk_and_finds_whole_files_later(
     assert all(path.name.startswith(".") for path in read_back.files(tmp_path))
     slow_disk.go_on.set()
     await entering
-    await sink.deliver(told.packets(5))
+    await sink.deliver(samples.packets(5))
     await sink.close()
     assert counts(tmp_path) == list(range(5))
     assert len(read_back.files(tmp_path)) == 1
@@ -313,11 +320,11 @@ async def test_a_file_is_on_the_disk_before_it_has_its_name(
         replace(*names, **more)
 
     async with parquet(tmp_path) as sink:
-        await sink.deliver(told.packets(1))
+        await sink.deliver(samples.packets(1))
         (path,) = read_back.files(tmp_path)
         monkeypatch.setattr(os, "fsync", synced)
         monkeypatch.setattr(os, "replace", replaced)
-        await sink.deliver(told.packets(1))
+        await sink.deliver(samples.packets(1))
     part = path.with_name(f".{path.name}.part")
     assert calls == [f"sync {part}", f"name {path}", f"sync {path.parent}"]
 
@@ -328,12 +335,12 @@ async def test_the_event_loop_makes_no_file_itself(
     threads: list[str] = []
     make = Maker.make
 
-    def made(self: Maker, messages: Sequence[Message]) -> Made:
+    def made(self: Maker, messages: Sequence[Message]) -> MadeFiles:
         threads.append(threading.current_thread().name)
         return make(self, messages)
 
     monkeypatch.setattr(Maker, "make", made)
-    await deliver(tmp_path, told.packets(1))
+    await deliver(tmp_path, samples.packets(1))
     assert threads == ["parquet_0"]
 
 
@@ -342,15 +349,15 @@ async def test_parquet_sink_closes_without_the_file_that_its_thread_makes(
 ) -> None:
     making, goes_on = threading.Event(), threading.Event()
 
-    def held_up(_maker: Maker, _messages: Sequence[Message]) -> Made:
+    def held_up(_maker: Maker, _messages: Sequence[Message]) -> MadeFiles:
         making.set()
         assert goes_on.wait(60)
-        raise AssertionError("nobody waits for the file")
+        raise AssertionError("no caller waits for the file")
 
     monkeypatch.setattr(Maker, "make", held_up)
     sink = parquet(tmp_path)
     await sink.open()
-    delivering = asyncio.create_task(sink.deliver(told.packets(1)))
+    delivering = asyncio.create_task(sink.deliver(samples.packets(1)))
     await asyncio.to_thread(making.wait, 60)
     # A close that waits for the thread ends when the timer does.
     timer = threading.Timer(5, goes_on.set)
@@ -359,5 +366,5 @@ async def test_parquet_sink_closes_without_the_file_that_its_thread_makes(
     assert not goes_on.is_set()
     timer.cancel()
     goes_on.set()
-    with pytest.raises(AssertionError, match="nobody waits"):
+    with pytest.raises(AssertionError, match="no caller waits"):
         await delivering

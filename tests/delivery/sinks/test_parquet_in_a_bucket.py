@@ -1,4 +1,4 @@
-"""Parquet in a bucket of S3."""
+"""Parquet sink with an S3 bucket."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.parquet import Parquet
 from ocsf_nft.errors import DeliveryError, RefusedError
 from ocsf_nft.ocsf.versions import LATEST
-from tests.delivery import read_back, told
+from tests.delivery import read_back
+from tests.delivery import sample_events as samples
 from tests.delivery.sinks.weed import ACCESS_KEY, BUCKET, READER, SECRET, Weed
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def weed(_server: Weed) -> Weed:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NO_PROXY", "*")
@@ -57,7 +58,7 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
-def keep(path: Path, content: str | None) -> None:
+def replace_content(path: Path, content: str | None) -> None:
     path.unlink()
     if content is not None:
         path.write_text(content)
@@ -84,7 +85,7 @@ def parquet(
 
 async def deliver(sink: Parquet, count: int = 5) -> None:
     async with sink:
-        assert await sink.deliver(told.packets(count)) == DELIVERED
+        assert await sink.deliver(samples.packets(count)) == DELIVERED
 
 
 async def failure(sink: Parquet, count: int = 5) -> DeliveryError:
@@ -97,35 +98,31 @@ async def failure(sink: Parquet, count: int = 5) -> DeliveryError:
 
 
 def counts(weed: Weed) -> list[int]:
-    struct = columns(LATEST)[told.REFUSED]
+    struct = columns(LATEST)[samples.REFUSED]
     return [event["count"] for event in read_back.events(weed.objects().values(), struct)]
 
 
-async def test_a_batch_is_an_object_where_security_lake_looks_for_it(
-    weed: Weed, secret: Path
-) -> None:
+async def test_batch_becomes_an_object_at_the_security_lake_path(weed: Weed, secret: Path) -> None:
     await deliver(parquet(weed.url, secret), 50)
     ((path, content),) = weed.objects().items()
     assert re.fullmatch(rf"{LOCATION}/20260101T000000Z-[0-9a-f]{{32}}\.parquet", path)
-    events = read_back.events([content], columns(LATEST)[told.REFUSED])
-    assert events == [message.event() for message in told.packets(50)]
+    events = read_back.events([content], columns(LATEST)[samples.REFUSED])
+    assert events == [message.event() for message in samples.packets(50)]
 
 
-async def test_a_bucket_may_be_shared_by_a_prefix(weed: Weed, secret: Path) -> None:
+async def test_bucket_may_have_a_prefix(weed: Weed, secret: Path) -> None:
     await deliver(parquet(weed.url, secret, prefix="security/logs"))
     (path,) = weed.objects()
     assert path.startswith(f"security/logs/{LOCATION}/")
 
 
-async def test_a_source_without_a_version_has_no_part_for_it_in_the_path(
-    weed: Weed, secret: Path
-) -> None:
+async def test_path_has_no_part_for_a_missing_source_version(weed: Weed, secret: Path) -> None:
     await deliver(parquet(weed.url, secret, source_version=""))
     (path,) = weed.objects()
     assert path.startswith("ext/ocsf-nft-4001/region=eu-west-1/")
 
 
-async def test_what_is_delivered_again_is_there_once(weed: Weed, secret: Path) -> None:
+async def test_repeated_batch_is_stored_once(weed: Weed, secret: Path) -> None:
     sink = parquet(weed.url, secret)
     await deliver(sink)
     first = weed.objects()
@@ -134,7 +131,7 @@ async def test_what_is_delivered_again_is_there_once(weed: Weed, secret: Path) -
     assert weed.objects() == first
 
 
-async def test_credentials_are_those_of_the_environment_where_none_are_given(
+async def test_bucket_uses_credentials_of_the_environment_if_none_are_configured(
     weed: Weed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink = parquet(weed.url, None, access_key=None)
@@ -144,41 +141,46 @@ async def test_credentials_are_those_of_the_environment_where_none_are_given(
     assert counts(weed) == list(range(5))
 
 
-async def test_what_is_given_is_not_mixed_with_the_environment(
+async def test_configured_values_are_not_mixed_with_the_environment(
     weed: Weed, secret: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
             patch.setenv(name, "http://127.0.0.1:1")
-        patch.setenv("AWS_SESSION_TOKEN", "of somebody else")
+        patch.setenv("AWS_SESSION_TOKEN", "of another user")
         patch.setenv("AWS_REGION", "us-east-1")
         await deliver(parquet(weed.url, secret))
     assert counts(weed) == list(range(5))
 
 
-async def test_a_secret_is_read_anew_by_entering_again(weed: Weed, secret: Path) -> None:
-    keep(secret, "an old one")
+async def test_bucket_secret_is_read_again_when_the_sink_is_opened_again(
+    weed: Weed, secret: Path
+) -> None:
+    replace_content(secret, "an old one")
     sink = parquet(weed.url, secret)
-    assert "mend the secret" in str(await failure(sink))
-    keep(secret, SECRET)
+    assert "correct the secret" in str(await failure(sink))
+    replace_content(secret, SECRET)
     await deliver(sink)
     assert counts(weed) == list(range(5))
 
 
-async def test_a_secret_that_is_not_there_is_one_sentence(weed: Weed, secret: Path) -> None:
-    keep(secret, None)
+async def test_error_for_a_missing_secret_is_one_sentence(weed: Weed, secret: Path) -> None:
+    replace_content(secret, None)
     assert "can't be read" in str(await failure(parquet(weed.url, secret)))
 
 
 @pytest.mark.parametrize(
     ("facts", "fault"),
     [
-        ({"access_key": "AKIANOBODY"}, "403 InvalidAccessKeyId .*: mend access_key"),
-        ({"access_key": READER}, "403 AccessDenied .*: let whose credentials these are put"),
-        ({"name": "pond"}, "s3://pond at .* 404 NoSuchBucket .*: make the bucket, or name another"),
+        ({"access_key": "AKIANOBODY"}, "403 InvalidAccessKeyId .*: correct access_key"),
+        ({"access_key": READER}, "403 AccessDenied .*: allow these credentials to put"),
+        (
+            {"name": "pond"},
+            "s3://pond at .* 404 NoSuchBucket .*: create the bucket, or name another",
+        ),
     ],
 )
-async def test_what_the_server_does_not_let_us_do_is_one_sentence(
+async def test_error_for_a_denied_request_is_one_sentence(
     weed: Weed, secret: Path, facts: dict[str, Any], fault: str
 ) -> None:
     error = await failure(parquet(weed.url, secret, **facts))
@@ -187,23 +189,23 @@ async def test_what_the_server_does_not_let_us_do_is_one_sentence(
     assert weed.objects() == {}
 
 
-async def test_a_server_that_is_down_is_found_by_entering(secret: Path) -> None:
+async def test_opening_reports_a_server_that_is_down(secret: Path) -> None:
     with pytest.raises(DeliveryError, match="can't be reached: Connection refused"):
         await parquet("http://127.0.0.1:1", secret).open()
 
 
-async def test_a_host_that_has_no_address_is_one_sentence(secret: Path) -> None:
+async def test_error_for_a_host_without_an_address_is_one_sentence(secret: Path) -> None:
     error = await failure(parquet("http://s3.invalid", secret))
     assert "s3://lake at http://s3.invalid can't be reached: " in str(error)
 
 
-async def test_a_server_that_dies_in_the_middle_of_a_delivery_has_it_once_it_is_back(
+async def test_batch_of_an_interrupted_delivery_is_stored_after_the_server_restarts(
     weed: Weed, secret: Path
 ) -> None:
     sink = parquet(weed.url, secret)
     async with sink:
         weed.pause()
-        delivery = asyncio.create_task(sink.deliver(told.packets(5)))
+        delivery = asyncio.create_task(sink.deliver(samples.packets(5)))
         await asyncio.sleep(0.2)
         assert not delivery.done()
         weed.kill()
@@ -214,13 +216,15 @@ async def test_a_server_that_dies_in_the_middle_of_a_delivery_has_it_once_it_is_
     assert counts(weed) == list(range(5))
 
 
-async def test_a_server_that_does_not_answer_is_not_waited_for(weed: Weed, secret: Path) -> None:
+async def test_cancelled_delivery_does_not_wait_for_a_paused_server(
+    weed: Weed, secret: Path
+) -> None:
     sink = parquet(weed.url, secret)
     try:
         async with sink:
             weed.pause()
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(sink.deliver(told.packets(5)), 0.3)
+                await asyncio.wait_for(sink.deliver(samples.packets(5)), 0.3)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(sink.open(), 0.3)
     finally:
@@ -234,7 +238,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def listening(serve: Serve, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A server on a port, which closes all that was opened to it."""
+    """Run a server that closes all its connections at the end; yield its port."""
     async with contextlib.AsyncExitStack() as stack:
 
         async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -258,7 +262,7 @@ NO_SUCH_KEY: Final = b"<Error><Code>NoSuchKey</Code><Message>There is none.</Mes
 
 @dataclass
 class Scripted:
-    """A server that has no object, and answers who puts one as it is told, or not at all."""
+    """Server without objects; it answers a PUT with ``status`` and ``body``, or not at all."""
 
     url: str = ""
     status: str = ""
@@ -295,11 +299,11 @@ async def scripted() -> AsyncIterator[Scripted]:
         yield server
 
 
-async def test_a_delivery_that_is_cancelled_leaves_no_connection_behind(
+async def test_cancelled_delivery_leaves_no_connection_open(
     scripted: Scripted, secret: Path
 ) -> None:
     async with parquet(scripted.url, secret) as sink, asyncio.timeout(30):
-        delivery = asyncio.create_task(sink.deliver(told.packets(5)))
+        delivery = asyncio.create_task(sink.deliver(samples.packets(5)))
         await scripted.was_put.wait()
         delivery.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -307,7 +311,7 @@ async def test_a_delivery_that_is_cancelled_leaves_no_connection_behind(
         await scripted.left.wait()
 
 
-async def test_a_server_that_has_too_much_to_do_is_asked_once(
+async def test_bucket_sends_one_request_to_an_overloaded_server(
     scripted: Scripted, secret: Path
 ) -> None:
     scripted.status = "503 Slow Down"
@@ -329,7 +333,7 @@ async def test_a_server_that_has_too_much_to_do_is_asked_once(
         ("500 Internal Server Error", "InternalError", False),
     ],
 )
-async def test_only_an_object_that_is_too_large_is_delivered_in_parts(
+async def test_only_an_object_that_is_too_large_is_refused(
     scripted: Scripted, secret: Path, status: str, code: str, is_refused: bool
 ) -> None:
     scripted.status = status
@@ -339,7 +343,7 @@ async def test_only_an_object_that_is_too_large_is_delivered_in_parts(
     assert status[:3] in str(error)
 
 
-async def test_what_a_server_says_is_shown_in_short_and_prints(
+async def test_text_of_the_storage_server_is_short_and_printable(
     scripted: Scripted, secret: Path
 ) -> None:
     scripted.status = "400 Bad Request"
@@ -349,10 +353,10 @@ async def test_what_a_server_says_is_shown_in_short_and_prints(
     assert len(str(error)) < 300
 
 
-async def test_without_credentials_it_is_said_where_they_may_come_from(
+async def test_error_for_missing_credentials_names_their_possible_sources(
     scripted: Scripted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Nothing answers for the machine, as where it is in no cloud.
+    # There is no metadata service, as on a machine outside a cloud.
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:1")
     error = await failure(parquet(scripted.url, None, access_key=None))
     assert str(error).startswith("there are no credentials for s3://lake at http://127.0.0.1")
@@ -363,8 +367,8 @@ OTHER: Final = trustme.CA()
 
 
 @contextlib.asynccontextmanager
-async def in_front(weed: Weed, certificate: trustme.LeafCert) -> AsyncIterator[str]:
-    """Speaks TLS for the server; the URL."""
+async def tls_relay(weed: Weed, certificate: trustme.LeafCert) -> AsyncIterator[str]:
+    """Run a TLS relay to the server, and yield its URL."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     certificate.configure_cert(context)
 
@@ -394,10 +398,8 @@ def ca(tmp_path: Path) -> Path:
     return path
 
 
-async def test_a_server_is_trusted_by_the_authority_that_is_named(
-    weed: Weed, secret: Path, ca: Path
-) -> None:
-    async with in_front(weed, AUTHORITY.issue_cert("127.0.0.1")) as url:
+async def test_bucket_trusts_the_configured_authority(weed: Weed, secret: Path, ca: Path) -> None:
+    async with tls_relay(weed, AUTHORITY.issue_cert("127.0.0.1")) as url:
         await deliver(parquet(url, secret, ca=ca))
     assert counts(weed) == list(range(5))
 
@@ -405,40 +407,42 @@ async def test_a_server_is_trusted_by_the_authority_that_is_named(
 @pytest.mark.parametrize(
     ("certificate", "fault"),
     [
-        (OTHER.issue_cert("127.0.0.1"), "is of no authority that is trusted: name its own in tls"),
-        (AUTHORITY.issue_cert("example.org"), "is of another host: name the one in endpoint"),
+        (OTHER.issue_cert("127.0.0.1"), "is of an unknown authority: name"),
+        (AUTHORITY.issue_cert("example.org"), "is of another host: name"),
     ],
 )
-async def test_a_server_that_is_not_who_it_should_be_gets_nothing(
+async def test_server_with_a_wrong_certificate_gets_nothing(
     weed: Weed, secret: Path, ca: Path, certificate: trustme.LeafCert, fault: str
 ) -> None:
-    async with in_front(weed, certificate) as url:
+    async with tls_relay(weed, certificate) as url:
         error = await failure(parquet(url, secret, ca=ca))
     assert f"can't be reached: its certificate {fault}" in str(error)
     assert weed.objects() == {}
 
 
-async def test_without_an_authority_of_its_own_the_systems_are_trusted_alone(
+async def test_bucket_trusts_only_the_systems_authorities_by_default(
     weed: Weed, secret: Path
 ) -> None:
-    async with in_front(weed, AUTHORITY.issue_cert("127.0.0.1")) as url:
-        assert "its certificate is of no authority" in str(await failure(parquet(url, secret)))
+    async with tls_relay(weed, AUTHORITY.issue_cert("127.0.0.1")) as url:
+        assert "its certificate is of an unknown authority" in str(
+            await failure(parquet(url, secret))
+        )
 
 
 @pytest.mark.parametrize(("content", "fault"), [(None, "No such file"), ("x", "no certificate")])
-async def test_a_file_of_authorities_that_has_none_is_one_sentence(
+async def test_error_for_a_ca_file_without_certificates_is_one_sentence(
     secret: Path, ca: Path, content: str | None, fault: str
 ) -> None:
-    keep(ca, content)
+    replace_content(ca, content)
     error = await failure(parquet("https://127.0.0.1:1", secret, ca=ca))
     assert f"TLS can't use {ca}: " in str(error)
     assert fault in str(error)
 
 
-async def test_a_file_of_authorities_that_only_openssl_knows_is_one_sentence(
+async def test_error_for_a_ca_file_in_openssl_format_is_one_sentence(
     secret: Path, ca: Path
 ) -> None:
     pem = AUTHORITY.cert_pem.bytes().decode()
-    keep(ca, pem.replace(" CERTIFICATE", " TRUSTED CERTIFICATE"))
+    replace_content(ca, pem.replace(" CERTIFICATE", " TRUSTED CERTIFICATE"))
     error = await failure(parquet("https://127.0.0.1:1", secret, ca=ca))
     assert "s3://lake at https://127.0.0.1:1 can't be used: No certificates found" in str(error)

@@ -21,7 +21,7 @@ from tests.delivery.sinks.batches import messages
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_NOBODY = 65534
+_OTHER_USER_ID = 65534
 _DAY = 86_400
 
 
@@ -43,11 +43,11 @@ def content(paths: list[Path]) -> list[bytes]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - a thread tells nothing of its work
+        while not condition():  # noqa: ASYNC110 - the thread sends no event
             await asyncio.sleep(0.005)
 
 
-async def test_a_file_that_would_grow_past_its_size_becomes_an_old_one(tmp_path: Path) -> None:
+async def test_file_that_would_exceed_its_size_becomes_an_old_file(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with File(path=path, rotation=Rotation(full_bytes=100)) as sink:
         for letter in b"ABCDE":
@@ -61,7 +61,7 @@ async def test_a_file_that_would_grow_past_its_size_becomes_an_old_one(tmp_path:
     assert time.strptime(stamp.partition(".")[0], "%Y%m%dT%H%M%S")
 
 
-async def test_a_batch_larger_than_a_file_has_one_for_itself(tmp_path: Path) -> None:
+async def test_batch_larger_than_a_file_gets_its_own_file(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with File(path=path, rotation=Rotation(full_bytes=100)) as sink:
         await sink.deliver(messages(b"A" * 500))
@@ -70,9 +70,9 @@ async def test_a_batch_larger_than_a_file_has_one_for_itself(tmp_path: Path) -> 
     assert [len(each) for each in content([*old_files(tmp_path), path])] == [501, 602, 2]
 
 
-@pytest.mark.parametrize("is_opened_anew", [True, False])
+@pytest.mark.parametrize("is_reopened", [True, False])
 async def test_the_first_event_of_a_new_day_begins_a_new_file(
-    tmp_path: Path, *, is_opened_anew: bool
+    tmp_path: Path, *, is_reopened: bool
 ) -> None:
     path = tmp_path / "events.jsonl"
     sink = File(path=path, rotation=Rotation(full_seconds=_DAY))
@@ -82,7 +82,7 @@ async def test_the_first_event_of_a_new_day_begins_a_new_file(
     await sink.deliver(messages(b"B"))
     assert old_files(tmp_path) == []
     os.utime(path, (yesterday, yesterday))
-    if is_opened_anew:
+    if is_reopened:
         await sink.close()
         await sink.open()
     await sink.deliver(messages(b"C"))
@@ -94,7 +94,7 @@ async def test_old_files_sort_by_time_though_a_clock_was_set_back(tmp_path: Path
     path = tmp_path / "events.jsonl"
     later = tmp_path / "events-29981231T235959.999999Z.jsonl"
     later.write_bytes(b"0\n")
-    (tmp_path / "events-29981331T235959.999999Z.jsonl").touch()  # no moment
+    (tmp_path / "events-29981331T235959.999999Z.jsonl").touch()  # no valid time
     async with File(path=path, rotation=Rotation(full_bytes=1)) as sink:
         for letter in b"ABC":
             await sink.deliver(messages(b"%c" % letter))
@@ -103,7 +103,7 @@ async def test_old_files_sort_by_time_though_a_clock_was_set_back(tmp_path: Path
     assert old_files(tmp_path)[1].name == "events-29990101T000000.000000Z.jsonl"
 
 
-async def test_the_last_old_files_are_kept(tmp_path: Path) -> None:
+async def test_newest_old_files_remain(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     async with File(path=path, rotation=Rotation(full_bytes=1, keep_files=2)) as sink:
         for letter in b"ABCDE":
@@ -113,7 +113,7 @@ async def test_the_last_old_files_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("compress", "most"), [(True, 4000), (False, 4000), (False, 5999)])
-async def test_so_many_bytes_of_old_files_are_kept(
+async def test_old_files_remain_up_to_a_total_size(
     tmp_path: Path, *, compress: bool, most: int
 ) -> None:
     path = tmp_path / "events.jsonl"
@@ -121,10 +121,10 @@ async def test_so_many_bytes_of_old_files_are_kept(
     async with File(path=path, rotation=rotation) as sink:
         for letter in b"ABCDE":
             await sink.deliver(messages(b"%c" % letter * 1999))
-        kept = 4 if compress else 2
-        await until(lambda: len(old_files(tmp_path)) == kept)
+        number = 4 if compress else 2
+        await until(lambda: len(old_files(tmp_path)) == number)
         await until(lambda: all((p.suffix == ".gz") is compress for p in old_files(tmp_path)))
-    assert [each[:1] for each in content(old_files(tmp_path))] == [b"A", b"B", b"C", b"D"][-kept:]
+    assert [each[:1] for each in content(old_files(tmp_path))] == [b"A", b"B", b"C", b"D"][-number:]
 
 
 async def test_old_files_are_compressed(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ async def test_old_files_are_compressed(tmp_path: Path) -> None:
     assert others(tmp_path) == {old}
 
 
-async def test_who_leaves_does_not_wait_for_compression_which_is_done_another_time(
+async def test_close_does_not_wait_for_compression_which_is_repeated_later(
     tmp_path: Path,
 ) -> None:
     old = tmp_path / "events-20260101T000000.000000Z.jsonl"
@@ -161,12 +161,12 @@ async def test_who_leaves_does_not_wait_for_compression_which_is_done_another_ti
     assert content(old_files(tmp_path)) == [whole, b"A\n"]
 
 
-async def test_what_somebody_else_put_there_is_no_old_file(tmp_path: Path) -> None:
+async def test_files_of_other_users_are_no_old_files(tmp_path: Path) -> None:
     rotation = Rotation(full_bytes=1, keep_files=1, compress=True)
     secret, foreign = tmp_path / "secret", tmp_path / "events-20260101T000000.000000Z.jsonl"
     secret.write_bytes(b"secret\n")
     foreign.write_bytes(b"foreign\n")
-    os.chown(foreign, _NOBODY, _NOBODY)
+    os.chown(foreign, _OTHER_USER_ID, _OTHER_USER_ID)
     (tmp_path / "events-20260101T000000.000001Z.jsonl").symlink_to(secret)
     (tmp_path / "events-20260101T000000.000002Z.jsonl").mkdir()
     os.mkfifo(tmp_path / "events-20260101T000000.000003Z.jsonl")
@@ -183,7 +183,7 @@ async def test_what_somebody_else_put_there_is_no_old_file(tmp_path: Path) -> No
     assert before < others(tmp_path)
 
 
-async def test_the_file_behind_a_link_becomes_an_old_one_where_it_is(tmp_path: Path) -> None:
+async def test_target_of_a_link_is_rotated_in_its_own_directory(tmp_path: Path) -> None:
     link, folder = tmp_path / "events.jsonl", tmp_path / "disk"
     folder.mkdir()
     link.symlink_to("disk/real.jsonl")
@@ -199,7 +199,7 @@ async def test_the_file_behind_a_link_becomes_an_old_one_where_it_is(tmp_path: P
     assert content([*sorted(folder.glob("other-*")), link]) == [b"C\n", b"D\n"]
 
 
-async def test_a_file_that_can_not_be_renamed_is_one_sentence(tmp_path: Path) -> None:
+async def test_error_for_a_file_that_can_not_be_renamed_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 250)
     async with File(path=path, rotation=Rotation(full_bytes=1)) as sink:
         await sink.deliver(messages(b"A"))
@@ -209,29 +209,29 @@ async def test_a_file_that_can_not_be_renamed_is_one_sentence(tmp_path: Path) ->
 
 
 @pytest.mark.kernel
-async def test_an_old_file_that_the_disk_has_no_room_to_compress_stays_as_it_is(
+async def test_old_file_stays_uncompressed_on_a_full_disk(
     small_disk: Path,
 ) -> None:
     path, ballast = small_disk / "events.jsonl", small_disk / "ballast"
     noise = os.urandom(300_000).replace(b"\n", b" ")
-    with capture_logs() as told:
+    with capture_logs() as logged:
         async with File(path=path, rotation=Rotation(full_bytes=1, compress=True)) as sink:
             await sink.deliver(messages(noise))
             ballast.write_bytes(b"x" * 600_000)
             await sink.deliver(messages(b"B"))
-            # The thread tries twice if its first look, at the opening, comes late.
-            await until(lambda: told and not hidden(small_disk))
+            # The thread tries twice if its first listing, at the opening, comes late.
+            await until(lambda: logged and not hidden(small_disk))
             assert content(old_files(small_disk)) == [noise + b"\n"]
             ballast.unlink()
             await sink.deliver(messages(b"C"))
             await until(lambda: len(list(small_disk.glob("*.gz"))) == 2)
     assert content([*old_files(small_disk), path]) == [noise + b"\n", b"B\n", b"C\n"]
-    assert {(line["log_level"], line["reason"]) for line in told} == {
+    assert {(line["log_level"], line["reason"]) for line in logged} == {
         ("warning", "No space left on device")
     }
 
 
-def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
+def test_kill_at_any_system_call_drops_and_duplicates_no_event(tmp_path: Path) -> None:
     program = Path(__file__).with_name("killed.py")
     done = subprocess.run(
         [sys.executable, program, tmp_path],
@@ -245,16 +245,16 @@ def test_a_kill_at_any_moment_loses_and_doubles_nothing(tmp_path: Path) -> None:
     assert int(done.stdout.split()[0]) > 30
 
 
-async def test_a_compressed_file_is_on_the_disk_before_the_other_one_goes(
+async def test_compressed_file_is_on_the_disk_before_the_plain_file_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[str, str]] = []
 
     def watched(call: Callable[..., object]) -> Callable[..., object]:
-        def watch(what: int | Path, *given: object) -> object:
-            path = Path(f"/proc/self/fd/{what}").readlink() if isinstance(what, int) else what
+        def watch(target: int | Path, *given: object) -> object:
+            path = Path(f"/proc/self/fd/{target}").readlink() if isinstance(target, int) else target
             calls.append((call.__name__, path.name.partition("Z")[2] or path.name))
-            return call(what, *given)
+            return call(target, *given)
 
         return watch
 
@@ -263,7 +263,7 @@ async def test_a_compressed_file_is_on_the_disk_before_the_other_one_goes(
         monkeypatch.setattr(os, name, watched(getattr(os, name)))
     async with File(path=tmp_path / "events.jsonl", rotation=Rotation(compress=True)):
         await until(lambda: len(calls) >= 5)
-    calls.remove(("fsync", tmp_path.name))  # that of the new file
+    calls.remove(("fsync", tmp_path.name))  # the sync for the new file
     assert calls == [
         ("fsync", ".jsonl.gz.part"),
         ("rename", ".jsonl.gz.part"),
@@ -290,19 +290,21 @@ async def test_name_of_an_old_file_is_on_the_disk_before_the_next_file_is_begun(
     assert begun == [False, True]
 
 
-async def test_one_that_can_not_be_compressed_holds_up_no_other(tmp_path: Path) -> None:
+async def test_old_file_that_can_not_be_compressed_does_not_block_others(tmp_path: Path) -> None:
     first, second = (tmp_path / f"events-20260101T00000{n}.000000Z.jsonl" for n in range(2))
     for each in (first, second):
         each.write_bytes(b"A\n")
     (tmp_path / f".{first.name}.gz.part").mkdir()
-    with capture_logs() as told:
+    with capture_logs() as logged:
         async with File(path=tmp_path / "events.jsonl", rotation=Rotation(compress=True)):
             await until(lambda: not second.exists())
-    assert [(line["log_level"], line["reason"]) for line in told] == [("warning", "Is a directory")]
+    assert [(line["log_level"], line["reason"]) for line in logged] == [
+        ("warning", "Is a directory")
+    ]
     assert old_files(tmp_path) == [first, second.with_suffix(".jsonl.gz")]
 
 
-async def test_one_that_is_to_be_compressed_takes_no_room_from_others_before(
+async def test_old_file_counts_with_its_compressed_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = (tmp_path / f"events-20260101T00000{n}.000000Z.jsonl" for n in range(2))
@@ -311,7 +313,9 @@ async def test_one_that_is_to_be_compressed_takes_no_room_from_others_before(
 
     def meanwhile(descriptor: int) -> None:
         sync(descriptor)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # of the compressed one, not its directory
+        if stat.S_ISREG(
+            os.fstat(descriptor).st_mode
+        ):  # of the compressed file, not of its directory
             second.write_bytes(b"B" * 2000)
 
     monkeypatch.setattr(os, "fsync", meanwhile)
@@ -321,19 +325,19 @@ async def test_one_that_is_to_be_compressed_takes_no_room_from_others_before(
     assert first.with_suffix(".jsonl.gz").exists()
 
 
-async def test_one_that_goes_while_they_are_looked_at_is_none(
+async def test_old_file_that_is_removed_during_the_listing_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, gone = tmp_path / "events.jsonl", tmp_path / "events-20260101T000000.000000Z.jsonl"
-    gone.touch()
-    look = Path.lstat
+    path, removed = tmp_path / "events.jsonl", tmp_path / "events-20260101T000000.000000Z.jsonl"
+    removed.touch()
+    lstat = Path.lstat
 
-    def late(self: Path) -> os.stat_result:
-        if self == gone:
+    def fail(self: Path) -> os.stat_result:
+        if self == removed:
             raise FileNotFoundError(2, "No such file or directory")
-        return look(self)
+        return lstat(self)
 
-    monkeypatch.setattr(Path, "lstat", late)
+    monkeypatch.setattr(Path, "lstat", fail)
     async with File(path=path, rotation=Rotation(full_bytes=1)) as sink:
         for letter in b"AB":
             await sink.deliver(messages(b"%c" % letter))

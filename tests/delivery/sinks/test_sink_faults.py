@@ -1,4 +1,4 @@
-"""Sinks that are not open, connections that are given up, and files that can't be made safe."""
+"""Errors of sinks: closed sinks, aborted connections, and files that can't be synced."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import aiohttp
 import pytest
 
 from ocsf_nft.delivery.bucket import Bucket
-from ocsf_nft.delivery.sinks import addresses, carriers, opening, web
-from ocsf_nft.delivery.sinks.carriers import Connection, Datagrams
+from ocsf_nft.delivery.sinks import connect_by_name, http_client, safe_open, syslog_transport
 from ocsf_nft.delivery.sinks.file import File
+from ocsf_nft.delivery.sinks.syslog_transport import Connection, Datagrams
 from ocsf_nft.delivery.sinks.unix import Unix
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.batches import messages
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 _F_ADD_SEALS, _F_SEAL_SHRINK = 1033, 2  # include/uapi/linux/fcntl.h
 
 
-async def test_sink_that_is_not_open_says_so(tmp_path: Path) -> None:
+async def test_error_names_a_sink_that_is_not_open(tmp_path: Path) -> None:
     attempts: tuple[tuple[Awaitable[Any], str], ...] = (
-        (Connection("host", 6514, None).carry([b"x"]), "host port 6514 is not connected"),
-        (Datagrams("host", 514).carry([b"x"]), "host port 514 is not open"),
+        (Connection("host", 6514, None).send([b"x"]), "host port 6514 is not connected"),
+        (Datagrams("host", 514).send([b"x"]), "host port 514 is not open"),
         (Unix(path=tmp_path / "s").deliver(messages(b"{}")), f"{tmp_path}/s is not connected"),
         (Bucket(name="lake", region="eu").put("key", b""), "is not open"),
     )
@@ -43,7 +43,7 @@ async def test_sink_that_is_not_open_says_so(tmp_path: Path) -> None:
             await attempt
 
 
-async def test_connection_that_is_given_up_is_closed() -> None:
+async def test_connection_of_a_cancelled_caller_is_closed() -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         port = listener.getsockname()[1]
@@ -51,9 +51,9 @@ async def test_connection_that_is_given_up_is_closed() -> None:
         stack.enter_context(socket.create_connection(("127.0.0.1", port)))
         await asyncio.sleep(0)
         before = open_descriptors(collect=True)
-        task = asyncio.create_task(addresses.connected("127.0.0.1", port, socket.SOCK_STREAM))
+        task = asyncio.create_task(connect_by_name.connect("127.0.0.1", port, socket.SOCK_STREAM))
         async with asyncio.timeout(10):
-            while open_descriptors() == before:  # noqa: ASYNC110 - nothing announces it
+            while open_descriptors() == before:  # noqa: ASYNC110 - there is no event for it
                 await asyncio.sleep(0.001)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -73,10 +73,10 @@ async def test_connection_that_can_not_be_prepared_is_closed(
             (over_tcp, of_a_client, "check_hostname requires server_hostname"),
         ):
 
-            async def connected(*_: object, opened: socket.socket = opened) -> socket.socket:
+            async def connect(*_: object, opened: socket.socket = opened) -> socket.socket:
                 return opened
 
-            monkeypatch.setattr(carriers, "connected", connected)
+            monkeypatch.setattr(syslog_transport, "connect", connect)
             with pytest.raises(DeliveryError, match=f"port 6514 can't be connected to: {cause}"):
                 await Connection("", 6514, tls).open()
             assert opened.fileno() == -1
@@ -88,26 +88,26 @@ async def test_syslog_connection_is_on_probation_once(monkeypatch: pytest.Monkey
         socket.socket(type=socket.SOCK_DGRAM) as receiver,
     ):
         receiver.bind(("127.0.0.1", 0))
-        carriers_of: tuple[Connection | Datagrams, ...] = (
+        transports: tuple[Connection | Datagrams, ...] = (
             Connection("127.0.0.1", listener.getsockname()[1], None),
             Datagrams("127.0.0.1", receiver.getsockname()[1]),
         )
-        for carrier in carriers_of:
-            await carrier.open()
-            monkeypatch.setattr(carriers, "_PROBATION_SECONDS", 0.01)
-            await carrier.carry([b"first"])
-            monkeypatch.setattr(carriers, "_PROBATION_SECONDS", 3600.0)
+        for transport in transports:
+            await transport.open()
+            monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 0.01)
+            await transport.send([b"first"])
+            monkeypatch.setattr(syslog_transport, "_PROBATION_SECONDS", 3600.0)
             async with asyncio.timeout(20):
-                await carrier.carry([b"second"])
-            carrier.close()
-            await carrier.open()
+                await transport.send([b"second"])
+            transport.close()
+            await transport.open()
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await carrier.carry([b"third"])
-            carrier.close()
+                    await transport.send([b"third"])
+            transport.close()
 
 
-async def test_file_whose_torn_line_can_not_be_cut_is_closed() -> None:
+async def test_file_whose_torn_line_can_not_be_removed_is_closed() -> None:
     sealed = os.memfd_create("events", os.MFD_ALLOW_SEALING)
     try:
         os.write(sealed, b'{"torn')
@@ -128,24 +128,24 @@ def test_file_that_another_process_makes_first_is_appended_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "events.jsonl"
-    make = opening._made
+    original = safe_open._create
 
-    def made(path: Path) -> int:
+    def create(path: Path) -> int:
         path.write_bytes(b"first\n")
-        return make(path)
+        return original(path)
 
-    monkeypatch.setattr(opening, "_made", made)
-    opened = opening.open_to_append(path)
+    monkeypatch.setattr(safe_open, "_create", create)
+    opened = safe_open.open_to_append(path)
     os.write(opened.descriptor, b"second\n")
     os.close(opened.descriptor)
     assert (opened.path, path.read_bytes()) == (path, b"first\nsecond\n")
 
 
-def test_names_that_can_not_be_synced_are_an_error_unless_the_file_system_never_does(
+def test_failed_sync_of_a_directory_is_an_error_unless_the_file_system_lacks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_descriptors(collect=True)
-    opening.sync_names(Path("/proc"))  # fsync(2) says EINVAL there
+    safe_open.sync_directory(Path("/proc"))  # fsync(2) fails there with EINVAL
     assert open_descriptors() == before
 
     def failing(_descriptor: int) -> None:
@@ -153,22 +153,22 @@ def test_names_that_can_not_be_synced_are_an_error_unless_the_file_system_never_
 
     monkeypatch.setattr(os, "fsync", failing)
     with pytest.raises(OSError, match="Input/output error"):
-        opening.sync_names(tmp_path)
+        safe_open.sync_directory(tmp_path)
     with pytest.raises(OSError, match="Input/output error"):
-        opening.open_to_append(tmp_path / "events.jsonl")
+        safe_open.open_to_append(tmp_path / "events.jsonl")
     assert open_descriptors() == before
 
 
-def test_web_sink_names_the_cause_in_its_own_words() -> None:
+def test_web_sink_reports_causes_in_its_own_words() -> None:
     url = "https://token@host/"
-    for error, said in (
-        (TimeoutError(), "there is no connection after 10 s"),
-        (aiohttp.ConnectionTimeoutError("x"), "there is no connection after 10 s"),
+    for error, text in (
+        (TimeoutError(), "no connection after 10 s"),
+        (aiohttp.ConnectionTimeoutError("x"), "no connection after 10 s"),
         (TimeoutError(errno.ETIMEDOUT, "x"), "Connection timed out"),
         (ValueError(url), "ValueError"),
         (aiohttp.ClientError(url), "ClientError"),
-        (OSError(f"Cannot write to {url}"), web._CUT),
+        (OSError(f"Cannot write to {url}"), http_client._CLOSED_EARLY),
         (OSError(-2, "Name or service not known"), "Name or service not known"),
         (OSError(errno.ECONNREFUSED, "Connect call failed"), "Connection refused"),
     ):
-        assert web._cause(error) == said, error
+        assert http_client._cause(error) == text, error

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.secrets import Secret
-from ocsf_nft.delivery.sinks.receiver import Credentials, Receiver
+from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec
 from ocsf_nft.errors import DeliveryError, RefusedError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.servers import Hec, hangs, says, serving
+from tests.delivery.sinks.servers import Hec, answering, hangs, serving
 
 if TYPE_CHECKING:
     from aiohttp import web
 
-TOKEN = "Splunk 0b1c-token"  # noqa: S105 - of no collector
+TOKEN = "Splunk 0b1c-token"  # noqa: S105 - of no real collector
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def _collector(**facts: Any) -> Hec:
     return Hec(authorization=TOKEN, **facts)
 
 
-async def test_an_envelope_tells_what_splunk_asks_of_an_event() -> None:
+async def test_envelope_has_the_keys_that_splunk_documents() -> None:
     server, batch = _collector(), attempts(4)
     async with serving(server) as url, _sink(url, index="ocsf") as sink:
         await sink.deliver(batch)
@@ -48,11 +48,11 @@ async def test_an_envelope_tells_what_splunk_asks_of_an_event() -> None:
         "index": "ocsf",
         "event": batch[3].event(),
     }
-    # The time is in seconds with milliseconds, as text of the request, and the event as it is.
+    # The request has the time in seconds with three decimals, and the event unchanged.
     assert b'"time":1767225600.003,"event":' + batch[3].line in seen.body
 
 
-async def test_what_is_not_known_is_left_to_splunk() -> None:
+async def test_envelope_omits_unknown_values() -> None:
     server = _collector()
     async with serving(server) as url, _sink(url, source="edge", sourcetype="ocsf:x") as sink:
         await sink.deliver([Message("uid", b'{"class_uid":4001,"time":-5,"device":[]}')])
@@ -68,14 +68,14 @@ async def test_an_unhealthy_collector_is_not_opened() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 405])
-async def test_a_receiver_that_tells_nothing_of_its_health_is_opened(status: int) -> None:
+async def test_receiver_without_a_health_endpoint_is_opened(status: int) -> None:
     server = _collector(no_health=status)
     async with serving(server) as url, _sink(url) as sink:
         await sink.deliver(attempts(1))
     assert len(server.lines) == 1
 
 
-async def test_a_wrong_token_is_a_trouble_to_be_mended_and_refuses_nothing() -> None:
+async def test_wrong_token_is_an_error_that_refuses_no_event() -> None:
     async with serving(Hec(authorization="Splunk other")) as url:
         with pytest.raises(DeliveryError, match=r"400 Bad Request: .*Invalid token") as caught:
             await _sink(url).open()
@@ -102,7 +102,7 @@ async def test_a_wrong_event_is_refused_and_all_others_are_indexed(
 
 
 @pytest.mark.parametrize(("miscount", "number", "wrong"), [(1, 5, 2), (-1, 2, 1), (-1, 3, 2)])
-async def test_an_event_that_is_blamed_by_mistake_is_not_refused(
+async def test_event_with_a_wrong_number_in_the_answer_is_not_refused(
     miscount: int, number: int, wrong: int
 ) -> None:
     server = _collector(miscount=miscount)
@@ -126,9 +126,11 @@ async def test_an_event_that_is_blamed_by_mistake_is_not_refused(
         "",
     ],
 )
-async def test_who_does_not_say_what_is_wrong_gets_it_in_parts(answer: str) -> None:
+async def test_collector_that_does_not_name_the_invalid_event_gets_the_batch_in_parts(
+    answer: str,
+) -> None:
     server = _collector()
-    server.then(says(400, answer))
+    server.then(answering(400, answer))
     async with serving(server) as url, _sink(url) as sink:
         with pytest.raises(RefusedError, match="answers 400 Bad Request"):
             await sink.deliver(attempts(2))
@@ -141,20 +143,18 @@ async def test_who_does_not_say_what_is_wrong_gets_it_in_parts(answer: str) -> N
         (429, 26, "Server is busy"),
         (429, 27, "Server is busy"),
         (500, 8, "Server is busy"),
-        (403, 4, "give credentials that it takes"),
+        (403, 4, "give credentials that it accepts"),
         (400, 7, "let the token write to the index, or give another index"),
         (400, 10, "so give ack_seconds"),
         (400, 11, "Server is busy"),
         (400, 99, "Server is busy"),
-        (200, 9, "that is no answer of a collector"),
+        (200, 9, "its answer is not that of a collector"),
     ],
 )
-async def test_what_is_not_an_events_fault_is_tried_again(
-    status: int, code: int, cause: str
-) -> None:
+async def test_error_that_no_event_causes_is_temporary(status: int, code: int, cause: str) -> None:
     server = _collector()
     number = ',"invalid-event-number":1' if code == 9 else ""
-    server.then(says(status, f'{{"text":"Server is busy","code":{code}{number}}}'))
+    server.then(answering(status, f'{{"text":"Server is busy","code":{code}{number}}}'))
     async with serving(server) as url, _sink(url) as sink:
         with pytest.raises(DeliveryError, match=cause) as caught:
             await sink.deliver(attempts(2))
@@ -162,9 +162,9 @@ async def test_what_is_not_an_events_fault_is_tried_again(
 
 
 @pytest.mark.parametrize("code", [0, 24, 25])
-async def test_a_queue_that_fills_up_has_taken_the_events(code: int) -> None:
+async def test_collector_with_a_filling_queue_has_accepted_the_events(code: int) -> None:
     server = _collector()
-    server.then(says(200, f'{{"text":"Approaching capacity","code":{code}}}'))
+    server.then(answering(200, f'{{"text":"Approaching capacity","code":{code}}}'))
     async with serving(server) as url, _sink(url) as sink:
         outcome = await sink.deliver(attempts(2))
     assert (outcome.refused, outcome.again) == ((), ())
@@ -176,7 +176,7 @@ async def test_an_index_that_the_token_may_not_write_to_is_named() -> None:
             await sink.deliver(attempts(2))
 
 
-async def test_an_event_is_delivered_when_an_indexer_says_so() -> None:
+async def test_event_is_delivered_when_an_indexer_acknowledges_it() -> None:
     server, batch = _collector(with_ack=True, polls=2), attempts(3)
     async with serving(server) as url:
         sink = _sink(url, ack_seconds=20)
@@ -188,26 +188,26 @@ async def test_an_event_is_delivered_when_an_indexer_says_so() -> None:
     assert paths == ["/services/collector/event", *["/services/collector/ack"] * 3]
     assert server.seen[1].body == b'{"acks":[0]}'
     assert len(server.lines) == 8
-    # One an opened sink: what another asks for by the same number is another thing.
+    # Each opened sink has its own channel, since channels may have the same numbers.
     assert len(server.channels) == 2
 
 
-async def test_what_no_indexer_has_in_time_is_tried_again() -> None:
+async def test_missing_acknowledgement_of_an_indexer_is_a_temporary_error() -> None:
     server = _collector(with_ack=True, polls=1000)
     async with serving(server) as url, _sink(url, ack_seconds=0.3) as sink:
         with pytest.raises(DeliveryError, match=r"no indexer had the events within 0\.3 s"):
             await sink.deliver(attempts(2))
 
 
-async def test_an_acknowledgement_that_never_answers_is_bounded_too() -> None:
+async def test_request_for_an_acknowledgement_without_answer_is_limited_too() -> None:
     server = _collector(with_ack=True)
-    server.then(says(200, '{"text":"Success","code":0,"ackId":0}'), hangs)
+    server.then(answering(200, '{"text":"Success","code":0,"ackId":0}'), hangs)
     async with serving(server) as url, _sink(url, ack_seconds=0.3) as sink:
         with pytest.raises(DeliveryError, match="no indexer had the events"):
             await sink.deliver(attempts(2))
 
 
-async def test_waiting_for_an_indexer_can_be_cut_at_once() -> None:
+async def test_wait_for_an_indexer_can_be_cancelled() -> None:
     server = _collector(with_ack=True)
     is_asked = asyncio.Event()
 
@@ -215,7 +215,7 @@ async def test_waiting_for_an_indexer_can_be_cut_at_once() -> None:
         is_asked.set()
         return await hangs(request)
 
-    server.then(says(200, '{"text":"Success","code":0,"ackId":0}'), never)
+    server.then(answering(200, '{"text":"Success","code":0,"ackId":0}'), never)
     async with serving(server) as url, _sink(url, ack_seconds=600) as sink:
         delivery = asyncio.create_task(sink.deliver(attempts(2)))
         await is_asked.wait()
@@ -224,13 +224,13 @@ async def test_waiting_for_an_indexer_can_be_cut_at_once() -> None:
             await delivery
 
 
-async def test_a_token_without_acknowledgement_is_found_out() -> None:
+async def test_error_for_a_token_without_acknowledgement_names_the_setting() -> None:
     async with serving(_collector()) as url, _sink(url, ack_seconds=20) as sink:
-        with pytest.raises(DeliveryError, match=r"acknowledges nothing: .*leave ack_seconds out"):
+        with pytest.raises(DeliveryError, match=r"no acknowledgement: .*leave ack_seconds out"):
             await sink.deliver(attempts(2))
 
 
-async def test_a_token_with_acknowledgement_that_is_not_wanted_is_found_out() -> None:
+async def test_error_for_a_token_with_unexpected_acknowledgement_names_the_setting() -> None:
     async with serving(_collector(with_ack=True)) as url, _sink(url) as sink:
         with pytest.raises(DeliveryError, match="so give ack_seconds"):
             await sink.deliver(attempts(2))
@@ -239,11 +239,11 @@ async def test_a_token_with_acknowledgement_that_is_not_wanted_is_found_out() ->
 @pytest.mark.parametrize(
     ("status", "answer"), [(400, '{"text":"ACK is disabled","code":14}'), (503, "busy")]
 )
-async def test_an_acknowledgement_that_fails_is_tried_again_with_its_events(
+async def test_failed_acknowledgement_request_is_a_temporary_error(
     status: int, answer: str
 ) -> None:
     server = _collector(with_ack=True)
-    server.then(says(200, '{"text":"Success","code":0,"ackId":0}'), says(status, answer))
+    server.then(answering(200, '{"text":"Success","code":0,"ackId":0}'), answering(status, answer))
     async with serving(server) as url, _sink(url, ack_seconds=20) as sink:
         with pytest.raises(DeliveryError, match=str(status)) as caught:
             await sink.deliver(attempts(2))
@@ -251,9 +251,9 @@ async def test_an_acknowledgement_that_fails_is_tried_again_with_its_events(
 
 
 @pytest.mark.parametrize("answer", ["", "[]", '{"acks":7}', '{"acks":{"0":"true"}}'])
-async def test_an_acknowledgement_that_makes_no_sense_is_none(answer: str) -> None:
+async def test_invalid_acknowledgement_is_ignored(answer: str) -> None:
     server = _collector(with_ack=True, polls=0)
-    server.then(says(200, '{"text":"Success","code":0,"ackId":0}'), says(200, answer))
+    server.then(answering(200, '{"text":"Success","code":0,"ackId":0}'), answering(200, answer))
     async with serving(server) as url, _sink(url, ack_seconds=0.1) as sink:
         with pytest.raises(DeliveryError, match="no indexer had the events"):
             await sink.deliver(attempts(2))

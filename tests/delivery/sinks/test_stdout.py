@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class Given:
-    """Standard output as whoever started us gave it."""
+class InheritedStdout:
+    """Standard output that the parent process has opened."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self._patch = patch
 
     def is_descriptor(self, descriptor: int) -> None:
-        # Not in sys itself: pytest puts its own there before each phase of a test.
+        # Not in sys itself: pytest replaces sys.stdout before each phase of a test.
         stream = SimpleNamespace(fileno=lambda: descriptor)
         self._patch.setattr(stdout, "sys", SimpleNamespace(stdout=stream))
 
@@ -51,14 +51,14 @@ class Pipe:
 
 
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> Given:
-    return Given(monkeypatch)
+def inherited(monkeypatch: pytest.MonkeyPatch) -> InheritedStdout:
+    return InheritedStdout(monkeypatch)
 
 
 @pytest.fixture
-def pipe(given: Given) -> Iterator[Pipe]:
+def pipe(inherited: InheritedStdout) -> Iterator[Pipe]:
     pipe = Pipe()
-    given.is_descriptor(pipe.writer)
+    inherited.is_descriptor(pipe.writer)
     yield pipe
     os.close(pipe.writer)
     os.close(pipe.reader)
@@ -71,7 +71,7 @@ async def test_events_are_written_one_line_each(pipe: Pipe) -> None:
     assert os.read(pipe.reader, 100) == b'{"a":1}\n{"b":2}\n{"c":3}\n'
 
 
-async def test_it_is_left_open_and_can_be_entered_again(pipe: Pipe) -> None:
+async def test_stdout_stays_open_and_the_sink_can_be_opened_again(pipe: Pipe) -> None:
     sink = Stdout()
     for number in range(3):
         async with sink:
@@ -79,19 +79,19 @@ async def test_it_is_left_open_and_can_be_entered_again(pipe: Pipe) -> None:
     assert os.read(pipe.reader, 100) == b"0\n1\n2\n"
 
 
-async def test_a_reader_that_went_away_is_gone_for_good(given: Given) -> None:
+async def test_reader_that_closes_the_pipe_causes_closed_error(inherited: InheritedStdout) -> None:
     reader, writer = os.pipe()
-    given.is_descriptor(writer)
+    inherited.is_descriptor(writer)
     os.close(reader)
     try:
         async with Stdout() as sink:
-            with pytest.raises(ClosedError, match="its reader is gone"):
+            with pytest.raises(ClosedError, match="its reader has closed it"):
                 await sink.deliver(messages(b"{}"))
     finally:
         os.close(writer)
 
 
-async def test_a_reader_that_is_slow_keeps_nobody_else_waiting(pipe: Pipe) -> None:
+async def test_slow_reader_does_not_block_the_event_loop(pipe: Pipe) -> None:
     pipe.fill()
     async with Stdout() as sink:
         delivery = asyncio.create_task(sink.deliver(messages(b"A" * 200_000, b"B")))
@@ -113,7 +113,7 @@ async def test_a_non_blocking_pipe_is_waited_for_too(pipe: Pipe) -> None:
     assert found == b"A" * 200_000 + b"\n"
 
 
-async def test_a_delivery_that_was_given_up_is_written_to_its_end_and_mixes_with_no_other(
+async def test_cancelled_delivery_is_written_completely_before_the_next_one(
     pipe: Pipe,
 ) -> None:
     pipe.fill()
@@ -131,12 +131,12 @@ async def test_a_delivery_that_was_given_up_is_written_to_its_end_and_mixes_with
 
 
 @pytest.mark.parametrize("append", [True, False])
-async def test_in_a_file_that_was_emptied_is_no_hole(
-    tmp_path: Path, given: Given, *, append: bool
+async def test_truncated_file_gets_no_hole(
+    tmp_path: Path, inherited: InheritedStdout, *, append: bool
 ) -> None:
     path = tmp_path / "out"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else 0), 0o600)
-    given.is_descriptor(descriptor)
+    inherited.is_descriptor(descriptor)
     try:
         async with Stdout() as sink:
             await sink.deliver(messages(b"a"))
@@ -150,11 +150,11 @@ async def test_in_a_file_that_was_emptied_is_no_hole(
 @pytest.mark.kernel
 @pytest.mark.parametrize("append", [True, False])
 async def test_a_full_disk_leaves_no_half_line(
-    small_disk: Path, given: Given, *, append: bool
+    small_disk: Path, inherited: InheritedStdout, *, append: bool
 ) -> None:
     path = small_disk / "out"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if append else 0), 0o600)
-    given.is_descriptor(descriptor)
+    inherited.is_descriptor(descriptor)
     try:
         async with Stdout() as sink:
             await sink.deliver(messages(b"x" * 3000))

@@ -1,4 +1,4 @@
-"""Against rsyslog with each of its two TLS libraries."""
+"""Syslog sink against rsyslog with each of its two TLS libraries."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 import pytest
 import trustme
 
-from ocsf_nft.delivery.sinks import carriers
+from ocsf_nft.delivery.sinks import syslog_transport
 from ocsf_nft.delivery.sinks.base import DELIVERED
 from ocsf_nft.delivery.sinks.syslog import Syslog
 from ocsf_nft.delivery.tls import Tls
 from ocsf_nft.errors import DeliveryError
 from tests.delivery.sinks.attempts import attempts
-from tests.delivery.sinks.daemons import Rsyslog, ServerTls, ended
+from tests.delivery.sinks.daemons import Rsyslog, ServerTls, stopped_at_exit
 from tests.delivery.sinks.hostile import hostile
 from tests.ports import free_port
 
@@ -29,8 +29,8 @@ PERMITTED: Final = "sender.example"
 
 
 @dataclass(frozen=True)
-class Papers:
-    """An authority, and files of what it certifies."""
+class CertificateFolder:
+    """Authority, with files of its certificates."""
 
     folder: Path
     authority: trustme.CA
@@ -41,8 +41,8 @@ class Papers:
         self.authority.cert_pem.write_to_path(path)
         return path
 
-    def of(self, name: str) -> tuple[Path, Path]:
-        """A certificate and its key."""
+    def issue(self, name: str) -> tuple[Path, Path]:
+        """Return files of a new certificate and its key."""
         issued = self.authority.issue_cert(name, common_name=name)
         certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         issued.private_key_pem.write_to_path(key)
@@ -50,19 +50,19 @@ class Papers:
         return certificate, key
 
 
-def papers(folder: Path) -> Papers:
+def certificate_folder(folder: Path) -> CertificateFolder:
     folder.mkdir()
-    return Papers(folder, trustme.CA())
+    return CertificateFolder(folder, trustme.CA())
 
 
 @pytest.fixture
-def ours(tmp_path: Path) -> Papers:
-    return papers(tmp_path / "ours")
+def ours(tmp_path: Path) -> CertificateFolder:
+    return certificate_folder(tmp_path / "ours")
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Papers:
-    return papers(tmp_path / "theirs")
+def theirs(tmp_path: Path) -> CertificateFolder:
+    return certificate_folder(tmp_path / "theirs")
 
 
 @pytest.fixture(params=["ossl", "gtls"])
@@ -72,123 +72,125 @@ def driver(request: pytest.FixtureRequest) -> Driver:
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, ours: Papers, driver: Driver) -> Iterator[Rsyslog]:
-    certificate, key = ours.of("127.0.0.1")
+def daemon(tmp_path: Path, ours: CertificateFolder, driver: Driver) -> Iterator[Rsyslog]:
+    certificate, key = ours.issue("127.0.0.1")
     tls = ServerTls(ca=ours.ca, certificate=certificate, key=key, driver=driver)
-    with ended(Rsyslog(folder=tmp_path, tls=tls)) as daemon:
+    with stopped_at_exit(Rsyslog(folder=tmp_path, tls=tls)) as daemon:
         yield daemon
 
 
 @pytest.fixture
-def strict(tmp_path: Path, ours: Papers, driver: Driver) -> Iterator[Rsyslog]:
-    """One that wants to see the certificate of one client."""
-    certificate, key = ours.of("127.0.0.1")
+def strict(tmp_path: Path, ours: CertificateFolder, driver: Driver) -> Iterator[Rsyslog]:
+    """Return a daemon that requires the certificate of one client."""
+    certificate, key = ours.issue("127.0.0.1")
     tls = ServerTls(
         ca=ours.ca, certificate=certificate, key=key, driver=driver, permitted=PERMITTED
     )
-    with ended(Rsyslog(folder=tmp_path, tls=tls)) as daemon:
+    with stopped_at_exit(Rsyslog(folder=tmp_path, tls=tls)) as daemon:
         yield daemon
 
 
-def to(daemon: Rsyslog, tls: Tls | None, host: str = "127.0.0.1") -> Syslog:
+def sink_to(daemon: Rsyslog, tls: Tls | None, host: str = "127.0.0.1") -> Syslog:
     return Syslog(transport="tls", host=host, port=daemon.port, tls=tls)
 
 
-async def test_a_receiver_of_an_authority_that_is_trusted_has_each_event(
-    daemon: Rsyslog, ours: Papers
+async def test_receiver_of_a_trusted_authority_has_each_event(
+    daemon: Rsyslog, ours: CertificateFolder
 ) -> None:
     sent = [*hostile(), *attempts(600)]
     await daemon.start()
-    sink = to(daemon, Tls(ca=ours.ca))
+    sink = sink_to(daemon, Tls(ca=ours.ca))
     for part in (sent[:5], sent[5:]):
         async with sink:
             assert await sink.deliver(part) == DELIVERED
-    await daemon.has(len(sent))
+    await daemon.wait_for(len(sent))
     assert daemon.events == [each.event() for each in sent]
 
 
 async def test_a_receiver_of_another_authority_gets_nothing(
-    daemon: Rsyslog, theirs: Papers
+    daemon: Rsyslog, theirs: CertificateFolder
 ) -> None:
     await daemon.start()
     for tls in (Tls(ca=theirs.ca), None):
-        with pytest.raises(DeliveryError, match=r"its certificate is not to be trusted .*tls.ca"):
-            await to(daemon, tls).open()
+        with pytest.raises(DeliveryError, match=r"its certificate is not trusted .*tls.ca"):
+            await sink_to(daemon, tls).open()
 
 
-async def test_a_receiver_by_another_name_gets_nothing(daemon: Rsyslog, ours: Papers) -> None:
-    await daemon.start()
-    with pytest.raises(DeliveryError, match=r"its certificate is not to be trusted .*mismatch"):
-        await to(daemon, Tls(ca=ours.ca), "localhost").open()
-
-
-async def test_a_client_whom_the_receiver_wants_to_see_shows_a_certificate(
-    strict: Rsyslog, ours: Papers
+async def test_a_receiver_by_another_name_gets_nothing(
+    daemon: Rsyslog, ours: CertificateFolder
 ) -> None:
-    certificate, key = ours.of(PERMITTED)
+    await daemon.start()
+    with pytest.raises(DeliveryError, match=r"its certificate is not trusted .*mismatch"):
+        await sink_to(daemon, Tls(ca=ours.ca), "localhost").open()
+
+
+async def test_client_sends_the_certificate_that_the_receiver_permits(
+    strict: Rsyslog, ours: CertificateFolder
+) -> None:
+    certificate, key = ours.issue(PERMITTED)
     await strict.start()
-    async with to(strict, Tls(ca=ours.ca, certificate=certificate, key=key)) as sink:
+    async with sink_to(strict, Tls(ca=ours.ca, certificate=certificate, key=key)) as sink:
         assert await sink.deliver(attempts(3)) == DELIVERED
-    await strict.has(3)
+    await strict.wait_for(3)
 
 
 @pytest.mark.parametrize("shown", ["nothing", "another name", "of another authority"])
-async def test_a_client_whom_the_receiver_does_not_want_loses_nothing(
-    strict: Rsyslog, driver: Driver, ours: Papers, theirs: Papers, shown: str
+async def test_client_that_the_receiver_refuses_drops_no_event(
+    strict: Rsyslog, driver: Driver, ours: CertificateFolder, theirs: CertificateFolder, shown: str
 ) -> None:
     certificate: Path | None = None
     key: Path | None = None
     if shown != "nothing":
         issuer, name = (ours, "other.example") if shown == "another name" else (theirs, PERMITTED)
-        certificate, key = issuer.of(name)
+        certificate, key = issuer.issue(name)
     await strict.start()
-    sink = to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
+    sink = sink_to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
     delivered = 0
     for _ in range(3):
         with contextlib.suppress(DeliveryError):
             async with sink:
                 await sink.deliver(attempts(3))
                 delivered += 3
-    await strict.has(delivered)
-    assert len(strict.kept) == delivered
-    # This one of rsyslog's libraries looks at names only where a handshake takes it more than one
-    # reading (8.2504): what it keeps then is rightly delivered.
+    await strict.wait_for(delivered)
+    assert len(strict.stored) == delivered
+    # rsyslog 8.2504 with this library checks names only if a handshake takes more than one read.
+    # Events that it stores otherwise are correctly delivered.
     if (driver, shown) != ("ossl", "another name"):
         assert delivered == 0
 
 
-async def test_a_renewed_certificate_is_read_when_it_is_entered_again(
-    strict: Rsyslog, ours: Papers, theirs: Papers
+async def test_renewed_certificate_is_read_when_the_sink_is_opened_again(
+    strict: Rsyslog, ours: CertificateFolder, theirs: CertificateFolder
 ) -> None:
-    certificate, key = ours.of(PERMITTED)
-    sink = to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
-    wanted = certificate.read_bytes(), key.read_bytes()
-    for path, content in zip((certificate, key), theirs.of(PERMITTED), strict=True):
+    certificate, key = ours.issue(PERMITTED)
+    sink = sink_to(strict, Tls(ca=ours.ca, certificate=certificate, key=key))
+    valid = certificate.read_bytes(), key.read_bytes()
+    for path, content in zip((certificate, key), theirs.issue(PERMITTED), strict=True):
         path.write_bytes(content.read_bytes())
     await strict.start()
     with pytest.raises(DeliveryError):
         async with sink:
             await sink.deliver(attempts(1))
-    for path, renewed in zip((certificate, key), wanted, strict=True):
+    for path, renewed in zip((certificate, key), valid, strict=True):
         path.write_bytes(renewed)
     async with sink:
         assert await sink.deliver(attempts(1)) == DELIVERED
 
 
-async def test_a_receiver_without_tls_is_one_sentence(
-    tmp_path: Path, ours: Papers, monkeypatch: pytest.MonkeyPatch
+async def test_error_for_a_receiver_without_tls_is_one_sentence(
+    tmp_path: Path, ours: CertificateFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(carriers, "_HANDSHAKE_SECONDS", 0.3)
-    with ended(Rsyslog(folder=tmp_path)) as plain:
+    monkeypatch.setattr(syslog_transport, "_HANDSHAKE_SECONDS", 0.3)
+    with stopped_at_exit(Rsyslog(folder=tmp_path)) as plain:
         await plain.start()
         with pytest.raises(DeliveryError, match="it does not answer in time"):
-            await to(plain, Tls(ca=ours.ca)).open()
+            await sink_to(plain, Tls(ca=ours.ca)).open()
 
 
-async def test_what_tls_can_not_use_is_one_sentence(ours: Papers) -> None:
+async def test_error_for_an_invalid_key_file_is_one_sentence(ours: CertificateFolder) -> None:
     key = ours.folder / "broken.key"
     key.write_text("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n")
-    certificate, _ = ours.of(PERMITTED)
+    certificate, _ = ours.issue(PERMITTED)
     tls = Tls(ca=ours.ca, certificate=certificate, key=key)
     sink = Syslog(transport="tls", host="127.0.0.1", port=free_port(), tls=tls)
     with pytest.raises(DeliveryError, match=r"TLS can't use .*broken.key") as raised:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
 
 class Listener:
-    """Who listens at a path, and reads what he is told to."""
+    """Listener at a path that reads on request."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,17 +46,17 @@ class Listener:
             found += more
         return found
 
-    def say(self, text: bytes) -> None:
+    def send(self, data: bytes) -> None:
         assert self._connection is not None
-        self._connection.sendall(text)
+        self._connection.sendall(data)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def close(self) -> None:
-        self.hang_up()
+        self.disconnect()
         self._listening.close()
         self.path.unlink(missing_ok=True)
 
@@ -72,7 +72,7 @@ def lines(sent: list[Message]) -> bytes:
     return b"".join(each.line + b"\n" for each in sent)
 
 
-async def test_the_listener_has_each_event_on_a_line(listener: Listener) -> None:
+async def test_listener_has_each_event_on_a_line(listener: Listener) -> None:
     sent = [*hostile(), *attempts(500)]
     async with Unix(path=listener.path) as sink:
         listener.accept()
@@ -83,19 +83,19 @@ async def test_the_listener_has_each_event_on_a_line(listener: Listener) -> None
 
 
 @pytest.mark.parametrize("fault", ["No such file or directory", "Connection refused"])
-async def test_where_nobody_listens_is_one_sentence(tmp_path: Path, fault: str) -> None:
+async def test_error_for_a_missing_listener_is_one_sentence(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "socket"
     if fault == "Connection refused":
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as left:
             left.bind(str(path))
     with pytest.raises(
         DeliveryError,
-        match=f"^{path} can't be connected to: {fault}: start what listens there$",
+        match=f"^{path} can't be connected to: {fault}: start the program that listens there$",
     ):
         await Unix(path=path).open()
 
 
-async def test_a_listener_that_has_no_room_for_us_is_not_connected_to(tmp_path: Path) -> None:
+async def test_error_for_a_listener_with_a_full_backlog_is_immediate(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     with contextlib.ExitStack() as stack:
         busy = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -118,7 +118,7 @@ async def test_an_event_is_delivered_when_it_has_been_read(listener: Listener) -
         assert await asyncio.wait_for(delivery, 20) == DELIVERED
 
 
-async def test_who_does_not_want_to_wait_for_that_does_not(listener: Listener) -> None:
+async def test_delivery_does_not_wait_for_the_reader_if_disabled(listener: Listener) -> None:
     async with Unix(path=listener.path, until_read=False) as sink:
         assert await asyncio.wait_for(sink.deliver(messages(b"A")), 20) == DELIVERED
     listener.accept()
@@ -126,7 +126,7 @@ async def test_who_does_not_want_to_wait_for_that_does_not(listener: Listener) -
 
 
 @pytest.mark.parametrize("has_read", [0, 3])
-async def test_what_a_listener_had_not_read_when_it_died_is_not_delivered(
+async def test_events_unread_at_the_death_of_the_listener_are_not_delivered(
     listener: Listener, has_read: int
 ) -> None:
     batch = messages(b"A", b"B", b"C")
@@ -136,8 +136,8 @@ async def test_what_a_listener_had_not_read_when_it_died_is_not_delivered(
         delivery = asyncio.create_task(sink.deliver(batch))
         await asyncio.sleep(0.05)
         listener.read(has_read)
-        listener.hang_up()
-        with pytest.raises(DeliveryError, match="was cut: Connection reset by peer"):
+        listener.disconnect()
+        with pytest.raises(DeliveryError, match="broke: Connection reset by peer"):
             await asyncio.wait_for(delivery, 20)
     async with sink:
         listener.accept()
@@ -146,7 +146,7 @@ async def test_what_a_listener_had_not_read_when_it_died_is_not_delivered(
         assert await reading == lines(batch)
 
 
-async def test_a_listener_that_went_away_between_two_batches_gets_the_next_when_it_is_back(
+async def test_listener_that_restarts_between_two_batches_gets_the_next_one(
     listener: Listener,
 ) -> None:
     sink = Unix(path=listener.path, until_read=False)
@@ -154,8 +154,8 @@ async def test_a_listener_that_went_away_between_two_batches_gets_the_next_when_
         listener.accept()
         await sink.deliver(messages(b"A"))
         assert listener.read(2) == b"A\n"
-        listener.hang_up()
-        with pytest.raises(DeliveryError, match="was cut: it closed the connection"):
+        listener.disconnect()
+        with pytest.raises(DeliveryError, match="broke: it closed the connection"):
             await sink.deliver(messages(b"B"))
     async with sink:
         listener.accept()
@@ -163,12 +163,12 @@ async def test_a_listener_that_went_away_between_two_batches_gets_the_next_when_
         assert listener.read(2) == b"B\n"
 
 
-async def test_a_listener_that_spoke_before_it_went_away_is_gone_too(listener: Listener) -> None:
+async def test_listener_that_sends_data_before_it_closes_is_noticed(listener: Listener) -> None:
     async with Unix(path=listener.path, until_read=False) as sink:
         listener.accept()
-        listener.say(b"bye\n")
-        listener.hang_up()
-        with pytest.raises(DeliveryError, match="was cut"):
+        listener.send(b"bye\n")
+        listener.disconnect()
+        with pytest.raises(DeliveryError, match="broke"):
             await sink.deliver(messages(b"A"))
 
 
@@ -178,13 +178,13 @@ async def test_a_listener_that_dies_while_its_buffer_is_full_is_noticed(listener
         delivery = asyncio.create_task(sink.deliver(attempts(2000)))
         await asyncio.sleep(0.2)
         assert not delivery.done()
-        listener.hang_up()
-        with pytest.raises(DeliveryError, match="was cut"):
+        listener.disconnect()
+        with pytest.raises(DeliveryError, match="broke"):
             await asyncio.wait_for(delivery, 20)
 
 
 @pytest.mark.parametrize("number", [1, 2000])
-async def test_a_listener_that_is_slow_keeps_nobody_from_giving_up(
+async def test_delivery_to_a_slow_listener_can_be_cancelled(
     listener: Listener, number: int
 ) -> None:
     async with Unix(path=listener.path) as sink:
@@ -197,16 +197,17 @@ async def test_a_listener_that_is_slow_keeps_nobody_from_giving_up(
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_what_a_listener_says_is_nothing_to_us(listener: Listener) -> None:
+async def test_data_of_a_listener_are_ignored(listener: Listener) -> None:
     async with Unix(path=listener.path, until_read=False) as sink:
         listener.accept()
         for _ in range(3):
-            listener.say(b"who are you?\n" * 1000)
+            listener.send(b"who are you?\n" * 1000)
             assert await sink.deliver(messages(b"A")) == DELIVERED
         assert listener.read(6) == b"A\n" * 3
 
 
-#: Moves bytes, slowly, to standard output. A byte that it has read is there: splice(2) moves it.
+#: Moves bytes slowly to standard output. splice(2) moves a byte in one step, so each byte that was
+#: read is also written.
 _READER: Final = """
 import os, socket, sys, time
 listening = socket.socket(socket.AF_UNIX)
@@ -219,7 +220,7 @@ with listening.accept()[0] as connection:
 """
 
 
-async def test_a_program_that_is_killed_again_and_again_misses_no_event(tmp_path: Path) -> None:
+async def test_program_that_is_killed_repeatedly_misses_no_event(tmp_path: Path) -> None:
     path, sent = tmp_path / "socket", messages(*(b"%d" % number for number in range(60)))
     sink = Unix(path=path)
     found: list[bytes] = []

@@ -1,4 +1,4 @@
-"""How sinks that speak HTTP see to it who is at the other end, and through whom they get there."""
+"""TLS, certificates and proxies of HTTP sinks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _ca(authority: trustme.CA, folder: Path) -> Path:
     return path
 
 
-async def test_a_receiver_is_trusted_by_the_authority_that_is_named(
+async def test_web_sink_trusts_the_configured_authority(
     kind: Kind, token: Secret, authority: trustme.CA, tmp_path: Path
 ) -> None:
     server = kind.server()
@@ -82,13 +82,13 @@ async def test_a_wrong_certificate_is_named(
     sink_tls = Tls(ca=_ca(trusted, tmp_path))
     async with serving(kind.server(), tls=_server_tls(authority, name)) as url:
         error = await fault(kind.sink(url, token, tls=sink_tls))
-        assert f"its certificate is not to be trusted ({cause}" in str(error)
-        assert "name its authority in tls.ca" in str(error)
-        # Nor is one of nobody in particular, when nothing is said of whom to trust.
-        assert "its certificate is not to be trusted" in str(await fault(kind.sink(url, token)))
+        assert f"its certificate is not trusted ({cause}" in str(error)
+        assert "give its authority in tls.ca" in str(error)
+        # Without tls.ca, only the system's authorities are trusted.
+        assert "its certificate is not trusted" in str(await fault(kind.sink(url, token)))
 
 
-async def test_tls_with_who_does_not_speak_it_is_an_error(kind: Kind, token: Secret) -> None:
+async def test_web_sink_reports_a_server_without_tls(kind: Kind, token: Secret) -> None:
     async with serving(kind.server()) as url:
         error = await fault(kind.sink(url.replace("http:", "https:"), token))
     assert "TLS failed" in str(error)
@@ -111,11 +111,11 @@ async def test_a_receiver_that_asks_for_a_certificate_gets_ours(
             await sink.deliver(attempts(1))
         assert len(server.lines) == 1
         error = await fault(kind.sink(url, token, tls=replace(tls, certificate=None, key=None)))
-    # How it says so, and whether that comes before the connection's end, is TLS's affair.
+    # The text depends on TLS: the alert may come before or after the end of the connection.
     assert f"{url} can't be reached: " in str(error)
 
 
-async def test_secrets_and_certificates_are_read_anew_at_each_entry(
+async def test_secrets_and_certificates_are_read_again_at_each_opening(
     kind: Kind, token: Secret, authority: trustme.CA, tmp_path: Path, monkeypatch: Any
 ) -> None:
     server = kind.server()
@@ -124,13 +124,13 @@ async def test_secrets_and_certificates_are_read_anew_at_each_entry(
         sink = kind.sink(url, token, tls=Tls(ca=ca))
         await fault(sink)
         _ca(authority, tmp_path)
-        monkeypatch.setenv(token.place, "renewed")
+        monkeypatch.setenv(token.location, "renewed")
         async with sink:
             await sink.deliver(attempts(1))
     assert server.seen[0].headers["Authorization"] == f"{kind.scheme} renewed"
 
 
-async def test_only_a_proxy_that_is_named_is_used(
+async def test_web_sink_uses_only_the_configured_proxy(
     kind: Kind, token: Secret, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
@@ -144,12 +144,12 @@ async def test_only_a_proxy_that_is_named_is_used(
             await sink.deliver(attempts(1))
     assert server.seen[0].headers["Host"].startswith("127.0.0.1")
     assert server.seen[1].headers["Host"] == "far.invalid"
-    gone = kind.sink("http://far.invalid", token, proxy=proxy)
+    unreachable = kind.sink("http://far.invalid", token, proxy=proxy)
     with pytest.raises(DeliveryError, match=f"far.invalid can't be reached through {proxy}: "):
-        await gone.open()
+        await unreachable.open()
 
 
-async def test_a_proxy_leads_to_a_receiver_that_is_checked_as_ever(
+async def test_certificate_of_a_receiver_behind_a_proxy_is_checked(
     kind: Kind, token: Secret, authority: trustme.CA, tmp_path: Path
 ) -> None:
     server = kind.server()
@@ -162,7 +162,7 @@ async def test_a_proxy_leads_to_a_receiver_that_is_checked_as_ever(
             await sink.deliver(attempts(1))
         assert len(server.lines) == 1
         error = await fault(kind.sink(url, token, proxy=proxy))
-        assert "its certificate is not to be trusted" in str(error)
+        assert "its certificate is not trusted" in str(error)
         async with serving(kind.server()) as plain:
             error = await fault(kind.sink(plain.replace("http:", "https:"), token, proxy=proxy))
             assert "TLS failed (" in str(error)
@@ -173,7 +173,7 @@ async def test_a_proxy_leads_to_a_receiver_that_is_checked_as_ever(
 
 @contextlib.asynccontextmanager
 async def _connecting_proxy() -> AsyncIterator[str]:
-    """A proxy that knows CONNECT (RFC 9110, 9.3.6), to this host alone."""
+    """Run a proxy with CONNECT (RFC 9110, 9.3.6) to this host only; yield its URL."""
     tasks: set[asyncio.Task[None]] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -189,7 +189,7 @@ async def _connecting_proxy() -> AsyncIterator[str]:
         tasks.add(task)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
-        except asyncio.IncompleteReadError:  # somebody who sees whether there is a proxy
+        except asyncio.IncompleteReadError:  # a connection test without a request
             writer.close()
             return
         host, _, port = head.split()[1].decode().rpartition(":")

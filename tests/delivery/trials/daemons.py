@@ -11,16 +11,16 @@ from tests.delivery.trials.receivers import Receiver, padded, uid_of
 from tests.delivery.trials.relay import Relay
 
 if TYPE_CHECKING:
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
     from tests.delivery.trials.receivers import Setting
 
 _MOST_BYTES: Final = 4096
 
 
 class Syslog(Receiver):
-    """rsyslog, which would take more than the sink is told to send."""
+    """rsyslog, which accepts longer messages than the sink's ``max_bytes``."""
 
-    complaint = f"longer than max_bytes, which is {_MOST_BYTES}"
+    refusal_text = f"longer than max_bytes, which is {_MOST_BYTES}"
 
     def __init__(self, setting: Setting, transport: Literal["udp", "tcp", "tls"]) -> None:
         self._setting = setting
@@ -51,27 +51,27 @@ class Syslog(Receiver):
             await self._relay.open()
 
     async def kill(self) -> None:
-        self._rsyslog.end()
+        self._rsyslog.stop()
 
     async def end(self) -> None:
         await self._relay.close()
-        self._rsyslog.end()
+        self._rsyslog.stop()
 
     async def uids(self) -> list[str]:
         return [uid_of(text) for text in self._rsyslog.texts]
 
-    async def hold(self) -> None:
+    async def stop_answering(self) -> None:
         self._relay.may_pass.clear()
 
-    async def drag(self, seconds: float) -> None:
-        self._relay.seconds = seconds / 10  # for each piece of what is sent
+    async def answer_slowly(self, seconds: float) -> None:
+        self._relay.seconds = seconds / 10  # for each piece of a request
         self._relay.may_pass.set()
 
     def poisoned(self, number: int) -> Message:
         return padded(number, _MOST_BYTES)
 
-    async def relent(self) -> None:
-        """It is the configuration that changes its mind."""
+    async def accept_refused(self) -> None:
+        """Raise ``max_bytes`` of the sink: rsyslog itself accepts the event."""
         self._most_bytes = 2 * _MOST_BYTES - 96
 
 

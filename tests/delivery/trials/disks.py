@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
     from tests.delivery.trials.receivers import Setting
 
-#: No disk stays frozen for longer.
+#: The longest time for which a disk stays frozen.
 _LONGEST_SECONDS: Final = 20.0
 
 
 class Disk(Receiver):
-    """A disk of its own: read-only at first, full when it is down later.
+    """A separate disk: read-only at first, full when it is down later.
 
-    One that ``is_slow`` is of a kind that can be frozen: who writes then waits.
+    If the setting ``is_slow``, the disk can be frozen: then its writers wait.
     """
 
     def __init__(self, setting: Setting) -> None:
@@ -49,7 +49,7 @@ class Disk(Receiver):
         self._ballast.unlink(missing_ok=True)
 
     async def kill(self) -> None:
-        """Fill it up, to the last byte."""
+        """Fill the disk, to the last byte."""
         with self._ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             room = os.statvfs(self.folder)
             os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - (1 << 20))
@@ -57,17 +57,17 @@ class Disk(Receiver):
                 file.write(b"x" * 4096)
 
     async def end(self) -> None:
-        await self.drag(0)
+        await self.answer_slowly(0)
         await asyncio.to_thread(self._mounted.close)
 
-    async def hold(self) -> None:
-        # Who writes to it in the event loop would never come to thaw it.
+    async def stop_answering(self) -> None:
+        # A writer in the event loop would block the thaw.
         self._thaw = Timer(_LONGEST_SECONDS, self._thaw_now)
         self._thaw.start()
         _run("fsfreeze", "--freeze", self.folder)
 
-    async def drag(self, seconds: float) -> None:
-        """Thaw it: a disk is not slow in another way."""
+    async def answer_slowly(self, seconds: float) -> None:
+        """Thaw the disk; it can't be slow in another way."""
         del seconds
         thaw, self._thaw = self._thaw, None
         if thaw is not None:
@@ -100,7 +100,7 @@ class File(Disk):
 class Directory(Disk):
     """Files of Parquet, in a directory."""
 
-    complaint = "no class_uid that there are columns for"
+    refusal_text = "no class_uid that there are columns for"
 
     @property
     def table(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class Directory(Disk):
         }
 
     async def uids(self) -> list[str]:
-        """Those of files in the order in which they were finished."""
+        """Return the uids of the files, in the order of their completion."""
         found = [(each.stat(), each) for each in self.folder.rglob("*.parquet")]
         found.sort(key=lambda each: (each[0].st_mtime_ns, each[0].st_ino))
         return [uid for _, path in found for uid in uids_in(path.read_bytes())]
@@ -123,7 +123,7 @@ class Directory(Disk):
 
 @contextmanager
 def freezable(image: Path, folder: Path) -> Iterator[None]:
-    """A disk at a folder whose file system can be frozen, as that in memory can't be."""
+    """Mount a disk whose file system can be frozen; one in memory can't."""
     image.touch()
     os.truncate(image, 16 << 20)
     _run("mkfs.ext4", "-q", "-O", "^has_journal", image)

@@ -1,4 +1,4 @@
-"""The kinds of sinks that are tried, what tries them, and which trials they go through."""
+"""The kinds of sinks in the trials, with their receivers and the trials that they skip."""
 
 from __future__ import annotations
 
@@ -18,77 +18,77 @@ if TYPE_CHECKING:
 
     from tests.delivery.trials.receivers import Receiver, Setting
 
-# The trials that some kinds do not go through.
+# The trials that some kinds skip.
 SLOW: Final = "slow"
 STRICT: Final = "strict"
 CERTIFICATE: Final = "certificate"
 SECRET: Final = "secret"  # noqa: S105 - a trial's name
 
 _NO_NETWORK: Final = {
-    CERTIFICATE: "nothing of it goes by a network",
-    SECRET: "the system's permissions are all that it asks for",
+    CERTIFICATE: "it uses no network",
+    SECRET: "only the system's permissions restrict access",
 }
-_TAKES_ALL: Final = {STRICT: "it takes whatever bytes it is given"}
-_IN_THE_CLEAR: Final = {CERTIFICATE: "it knows no TLS"}
-_NO_SECRET: Final = {SECRET: "syslog knows no secret but a certificate's key"}
+_TAKES_ALL: Final = {STRICT: "it accepts any bytes"}
+_IN_THE_CLEAR: Final = {CERTIFICATE: "it has no TLS"}
+_NO_SECRET: Final = {SECRET: "the only secret of syslog is a certificate's key"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A kind of sink: who receives, and what may be asked of it.
+    """A kind of sink with its receiver, and the guarantees of its delivery.
 
-    Where it ``has_once``, what is delivered again is not there twice. ``may_lose`` and
-    ``may_disorder`` say why it does, ``keeps_refusing`` why what it rejected it always will.
-    ``without`` are the trials that it can't go through, and why. ``asks`` is how often a library
-    sends what is not answered, within one try of ours.
+    If it ``deduplicates``, a repeated delivery does not store an event twice. ``may_drop`` and
+    ``may_reorder`` are the reasons for dropped or reordered events. ``always_refuses`` is the
+    reason why a refused event is refused for ever. ``skipped`` has the trials that it can't do, and
+    why. ``sends`` is how often a library sends an unanswered batch within one delivery attempt.
     """
 
     make: Callable[[Setting], Receiver]
-    has_once: bool = False
-    may_lose: str = ""
-    may_disorder: str = ""
-    keeps_refusing: str = ""
-    without: Mapping[str, str] = field(default_factory=dict)
-    asks: int = 1
+    deduplicates: bool = False
+    may_drop: str = ""
+    may_reorder: str = ""
+    always_refuses: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    sends: int = 1
 
 
-_UNACKNOWLEDGED: Final = "what the system has is acknowledged, though the daemon has not read it"
-_NEW_CLASS: Final = "what a class has for columns, this program alone knows"
+_UNACKNOWLEDGED: Final = "the kernel acknowledges data that the daemon has not read"
+_NEW_CLASS: Final = "only this program knows the columns of a class"
 
-#: Standard output is none of them: who reads it began us, and when he is gone the run ends.
+#: Without standard output: its reader started the run, and the run ends when the reader exits.
 KINDS: Final[Mapping[str, Kind]] = {
-    # What a full disk cut short is taken back.
-    "file": Kind(make=File, has_once=True, without=_NO_NETWORK | _TAKES_ALL),
-    "unix": Kind(make=Program, without=_NO_NETWORK | _TAKES_ALL),
+    # An event that a full disk truncated is removed.
+    "file": Kind(make=File, deduplicates=True, skipped=_NO_NETWORK | _TAKES_ALL),
+    "unix": Kind(make=Program, skipped=_NO_NETWORK | _TAKES_ALL),
     "http": Kind(make=AnyHttp),
     "splunk_hec": Kind(make=Splunk),
     "splunk_hec_with_ack": Kind(make=partial(Splunk, with_ack=True)),
-    "opensearch": Kind(make=OpenSearch, has_once=True),
+    "opensearch": Kind(make=OpenSearch, deduplicates=True),
     "otlp": Kind(make=OpenTelemetry),
     "syslog_udp": Kind(
         make=partial(Syslog, transport="udp"),
-        may_lose="a datagram that nobody takes is told of with the next one, if at all",
-        may_disorder="who comes up in the middle of a batch has its end before all of it again",
-        without={SLOW: "nothing answers, so nothing is waited for"} | _IN_THE_CLEAR | _NO_SECRET,
+        may_drop="a datagram without a receiver is reported with the next one, if at all",
+        may_reorder="a receiver started during a batch gets its end first, then all of it",
+        skipped={SLOW: "nothing answers, so the sink does not wait"} | _IN_THE_CLEAR | _NO_SECRET,
     ),
     "syslog_tcp": Kind(
         make=partial(Syslog, transport="tcp"),
-        may_lose=_UNACKNOWLEDGED,
-        without=_IN_THE_CLEAR | _NO_SECRET,
+        may_drop=_UNACKNOWLEDGED,
+        skipped=_IN_THE_CLEAR | _NO_SECRET,
     ),
     "syslog_tls": Kind(
-        make=partial(Syslog, transport="tls"), may_lose=_UNACKNOWLEDGED, without=_NO_SECRET
+        make=partial(Syslog, transport="tls"), may_drop=_UNACKNOWLEDGED, skipped=_NO_SECRET
     ),
-    "nats": Kind(make=Nats, has_once=True),
-    # A broker knows by its number what the library sends again; that of the trial does not.
-    "kafka": Kind(make=Kafka, asks=3),
+    "nats": Kind(make=Nats, deduplicates=True),
+    # A real broker detects a repeated batch by its number; the trial's broker does not.
+    "kafka": Kind(make=Kafka, sends=3),
     "parquet_directory": Kind(
-        make=Directory, has_once=True, keeps_refusing=_NEW_CLASS, without=_NO_NETWORK
+        make=Directory, deduplicates=True, always_refuses=_NEW_CLASS, skipped=_NO_NETWORK
     ),
-    "parquet_bucket": Kind(make=Bucket, has_once=True, keeps_refusing=_NEW_CLASS),
+    "parquet_bucket": Kind(make=Bucket, deduplicates=True, always_refuses=_NEW_CLASS),
 }
 
 
-def going_through(trial: str) -> list[str]:
-    """The kinds that go through a trial."""
-    return [name for name, kind in KINDS.items() if trial not in kind.without]
+def kinds_in_trial(trial: str) -> list[str]:
+    """Return the kinds that do not skip a trial."""
+    return [name for name, kind in KINDS.items() if trial not in kind.skipped]

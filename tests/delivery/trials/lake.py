@@ -17,7 +17,7 @@ from tests.delivery.trials.receivers import Receiver, event
 from tests.delivery.trials.relay import Relay
 
 if TYPE_CHECKING:
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
     from tests.delivery.trials.receivers import Setting
 
 _PUT: Final = re.compile(rf"PUT /{BUCKET}/(\S+) HTTP".encode())
@@ -25,22 +25,22 @@ _CLASS: Final = 9999
 
 
 def uids_in(content: bytes) -> list[str]:
-    """The uids of the events in a file."""
+    """Return the uids of the events in a file."""
     table = pq.ParquetFile(pa.BufferReader(content)).read(columns=["metadata.uid"])
     return [row["uid"] for row in table.column("metadata").to_pylist() if row is not None]
 
 
 def unknown(number: int) -> Message:
-    """The event of a number, of a class that nobody knows."""
+    """Return the event of a number, with an unknown class."""
     message = event(number)
     return replace(message, line=orjson.dumps(message.event() | {"class_uid": _CLASS}))
 
 
 class Bucket(Receiver):
-    """SeaweedFS, which all trials share, by a way of its own: it takes seconds to start."""
+    """SeaweedFS through a relay. All trials share the server, because it starts in seconds."""
 
-    opens = SECRET
-    complaint = "no class_uid that there are columns for"
+    accepted_secret = SECRET
+    refusal_text = "no class_uid that there are columns for"
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -50,7 +50,7 @@ class Bucket(Receiver):
         certificates = setting.certificates
         context = None if certificates is None else certificates.context("127.0.0.1")
         self._relay = Relay(self._weed.port, context=context)
-        self._relay.hears = self._hear
+        self._relay.on_request = self._record_puts
         self._put: dict[str, None] = {}
         if not setting.is_locked:
             setting.secret.write_text(SECRET)
@@ -84,20 +84,20 @@ class Bucket(Receiver):
         await self._relay.close()
 
     async def uids(self) -> list[str]:
-        """Those of objects in the order in which they were put first."""
+        """Return the uids of the objects, in the order of their first PUT."""
         found = await asyncio.to_thread(self._weed.objects)
         assert found.keys() <= self._put.keys()
         return [uid for path in self._put if path in found for uid in uids_in(found[path])]
 
-    async def hold(self) -> None:
+    async def stop_answering(self) -> None:
         self._relay.may_pass.clear()
 
-    async def drag(self, seconds: float) -> None:
+    async def answer_slowly(self, seconds: float) -> None:
         self._relay.seconds = seconds
         self._relay.may_pass.set()
 
     def poisoned(self, number: int) -> Message:
         return unknown(number)
 
-    def _hear(self, said: bytes) -> None:
-        self._put |= dict.fromkeys(unquote(path.decode()) for path in _PUT.findall(said))
+    def _record_puts(self, request: bytes) -> None:
+        self._put |= dict.fromkeys(unquote(path.decode()) for path in _PUT.findall(request))

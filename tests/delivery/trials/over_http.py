@@ -1,4 +1,4 @@
-"""Receivers that are spoken to by HTTP, which judge what they get as their documentation says."""
+"""Receivers with HTTP, which check requests by the rules of their documentation."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from tests.delivery.trials.receivers import RIGHT, Receiver, Setting, uid_of
 from tests.delivery.trials.relay import Relay
 from tests.ports import free_port
 
-#: What is in no event.
+#: A text that no event has.
 _NOTHING: Final = b"\0 nothing at all \0"
 
 
 class OverHttp(Receiver):
-    """One of the servers, at its port; through a relay where it is to be slow."""
+    """One of the servers at its port; through a relay if the setting ``is_slow``."""
 
     kind: str
-    complaint: str
-    #: Where its secret is named in the table, and what it looks like on the way.
+    refusal_text: str
+    #: The key of its secret in the table, and the scheme in the request.
     shown: tuple[str, str]
 
     def __init__(self, setting: Setting, server: Server) -> None:
@@ -67,7 +67,7 @@ class OverHttp(Receiver):
             self._up.push_async_callback(self._relay.close)
 
     async def kill(self) -> None:
-        """Take what comes next, and die before it is answered."""
+        """Accept the next request, and stop before the answer."""
         self._died.clear()
         self.server.then(self._dies)
         async with asyncio.timeout(20):
@@ -80,14 +80,14 @@ class OverHttp(Receiver):
     async def uids(self) -> list[str]:
         return [uid_of(line) for line in self.server.lines]
 
-    async def hold(self) -> None:
+    async def stop_answering(self) -> None:
         self._relay.may_pass.clear()
 
-    async def drag(self, seconds: float) -> None:
+    async def answer_slowly(self, seconds: float) -> None:
         self._relay.seconds = seconds
         self._relay.may_pass.set()
 
-    async def relent(self) -> None:
+    async def accept_refused(self) -> None:
         self.server.poison = _NOTHING
 
     async def _dies(self, request: web.Request) -> web.StreamResponse:
@@ -99,7 +99,7 @@ class OverHttp(Receiver):
 
 
 class _Strict(AnyJson):
-    """Says much of what it rejects, and not only what prints."""
+    """Server with long refusals that contain control characters."""
 
     def judge(self, request: web.Request, body: bytes) -> web.StreamResponse:
         if self.poison in body:
@@ -108,10 +108,10 @@ class _Strict(AnyJson):
 
 
 class AnyHttp(OverHttp):
-    """Whatever takes NDJSON."""
+    """Any server that accepts NDJSON."""
 
     kind = "http"
-    complaint = "no event of ?[2J this kind"
+    refusal_text = "no event of ?[2J this kind"
     shown = ("bearer", "Bearer")
 
     def __init__(self, setting: Setting) -> None:
@@ -119,7 +119,7 @@ class AnyHttp(OverHttp):
 
 
 class _Indexer(Hec):
-    """Forgets with its death what it has taken and not told to be on disk."""
+    """Indexer that drops unconfirmed events when it stops."""
 
     def __init__(self) -> None:
         super().__init__(with_ack=True, keeps_the_first=True)
@@ -139,9 +139,9 @@ class _Indexer(Hec):
                 self._in_memory.pop((channel, int(number)), None)
         return answer
 
-    def forget(self) -> None:
-        gone = {id(each) for batch in self._in_memory.values() for each in batch}
-        self.envelopes = [each for each in self.envelopes if id(each) not in gone]
+    def drop_unconfirmed(self) -> None:
+        dropped = {id(each) for batch in self._in_memory.values() for each in batch}
+        self.envelopes = [each for each in self.envelopes if id(each) not in dropped]
         self._in_memory.clear()
         self._acks.clear()
 
@@ -150,7 +150,7 @@ class Splunk(OverHttp):
     """Splunk's collector, with or without indexer acknowledgement."""
 
     kind = "splunk_hec"
-    complaint = "Invalid data format"
+    refusal_text = "Invalid data format"
     shown = ("token", "Splunk")
 
     def __init__(self, setting: Setting, *, with_ack: bool = False) -> None:
@@ -164,7 +164,7 @@ class Splunk(OverHttp):
         found = super().table
         if self._with_ack:
             is_slow = self._setting.is_slow
-            # Two answers at least make an acknowledgement.
+            # An acknowledgement takes at least two answers.
             found |= {
                 "ack_seconds": 0.8 if is_slow else 20.0,
                 "timeout_seconds": 1.0 if is_slow else 25.0,
@@ -174,14 +174,14 @@ class Splunk(OverHttp):
     async def kill(self) -> None:
         await super().kill()
         if isinstance(self.server, _Indexer):
-            self.server.forget()
+            self.server.drop_unconfirmed()
 
 
 class OpenSearch(OverHttp):
-    """OpenSearch, which has a document once."""
+    """OpenSearch, which stores a document once."""
 
     kind = "opensearch"
-    complaint = "mapper_parsing_exception: failed to parse"
+    refusal_text = "mapper_parsing_exception: failed to parse"
     shown = ("api_key", "ApiKey")
     server: Bulk
 
@@ -193,10 +193,10 @@ class OpenSearch(OverHttp):
 
 
 class OpenTelemetry(OverHttp):
-    """A collector of OpenTelemetry."""
+    """An OpenTelemetry collector."""
 
     kind = "otlp"
-    complaint = "no such?[2J record"
+    refusal_text = "no such?[2J record"
     shown = ("bearer", "Bearer")
     server: Collector
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Program(Receiver):
-    """Keeps each line that it has read to its end, whatever becomes of the connection then."""
+    """Program that stores each complete line, also if the connection is cut afterwards."""
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -35,14 +35,14 @@ class Program(Receiver):
         }
 
     async def start(self) -> None:
-        self._path.unlink(missing_ok=True)  # as one that was killed left it
+        self._path.unlink(missing_ok=True)  # a killed program leaves it
         self._server = await asyncio.get_running_loop().create_unix_server(
             lambda: _Connection(self, self._lines, self._connections), self._path
         )
 
     async def kill(self) -> None:
-        """Die with something that it has been sent and has not read."""
-        await self.hold()
+        """Stop with data in the socket that it has not read."""
+        await self.stop_answering()
         async with asyncio.timeout(20):
             while not any(each.unread for each in self._connections):  # noqa: ASYNC110 - no reader
                 await asyncio.sleep(0.002)
@@ -58,19 +58,19 @@ class Program(Receiver):
     async def uids(self) -> list[str]:
         return [uid_of(line) for line in self._lines]
 
-    async def hold(self) -> None:
+    async def stop_answering(self) -> None:
         self.may_read = False
         for each in self._connections:
             each.pause()
 
-    async def drag(self, seconds: float) -> None:
+    async def answer_slowly(self, seconds: float) -> None:
         self.may_read, self.seconds = True, seconds
         for each in self._connections:
             each.resume()
 
 
 class _Connection(asyncio.Protocol):
-    """One connection: what has no line end yet is forgotten with it."""
+    """One connection; an incomplete line is dropped at its end."""
 
     def __init__(self, program: Program, lines: list[bytes], connections: set[_Connection]) -> None:
         self._program = program
@@ -105,7 +105,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def unread(self) -> int:
-        """The bytes that wait to be read."""
+        """The number of bytes that wait to be read."""
         answer = fcntl.ioctl(self._transport.get_extra_info("socket"), termios.FIONREAD, b"\0" * 4)
         return int.from_bytes(answer, sys.byteorder)
 

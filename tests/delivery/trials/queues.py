@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from nats.js import JetStreamContext
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
     from tests.delivery.trials.receivers import Setting
 
 _STREAM: Final = "ocsf"
@@ -31,9 +31,9 @@ _PRODUCE, _TOO_LARGE = 0, 10
 
 
 class Nats(Receiver):
-    """A nats-server with a stream, which takes messages of a size."""
+    """A nats-server with a stream, which has a maximum message size."""
 
-    complaint = "message size exceeds maximum allowed"
+    refusal_text = "message size exceeds maximum allowed"
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
@@ -57,7 +57,7 @@ class Nats(Receiver):
         await asyncio.to_thread(self._server.start)
         self._is_up = True
         async with self._stream() as stream:
-            # One that is there stays as it is.
+            # An existing stream is not changed.
             await stream.add_stream(
                 StreamConfig(name=_STREAM, subjects=["ocsf"], max_msg_size=_MESSAGE_BYTES)
             )
@@ -81,17 +81,17 @@ class Nats(Receiver):
                 uid_of((await stream.get_msg(_STREAM, number)).data or b"") for number in numbers
             ]
 
-    async def hold(self) -> None:
+    async def stop_answering(self) -> None:
         self._relay.may_pass.clear()
 
-    async def drag(self, seconds: float) -> None:
+    async def answer_slowly(self, seconds: float) -> None:
         self._relay.seconds = seconds
         self._relay.may_pass.set()
 
     def poisoned(self, number: int) -> Message:
         return padded(number, _MESSAGE_BYTES)
 
-    async def relent(self) -> None:
+    async def accept_refused(self) -> None:
         async with self._stream() as stream:
             await stream.update_stream(
                 StreamConfig(name=_STREAM, subjects=["ocsf"], max_msg_size=-1)
@@ -99,7 +99,7 @@ class Nats(Receiver):
 
     @contextlib.asynccontextmanager
     async def _stream(self) -> AsyncIterator[JetStreamContext]:
-        """Somebody else's connection, who may do everything."""
+        """Yield another connection, with all permissions."""
         certificates = self._setting.certificates
         tls = None if certificates is None else ssl.create_default_context(cafile=certificates.ca)
         token = RIGHT if self._setting.is_locked else None
@@ -125,16 +125,16 @@ def _configured(setting: Setting) -> list[str]:
 class Kafka(Receiver):
     """A broker with a topic of three partitions; one sandbox is in one of them.
 
-    It keeps what it has in memory: so it is not killed, but cuts all connections, and takes none.
+    Its events are only in memory: so it is not killed, but cuts and refuses all connections.
     """
 
-    complaint = "MessageSizeTooLarge"
+    refusal_text = "MessageSizeTooLarge"
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._broker = KafkaBroker(ocsf=3)
         self._broker.start()
-        self._broker.tell("down")
+        self._broker.send_command("down")
         self._relay: _Judge | None = None
 
     @property
@@ -144,7 +144,7 @@ class Kafka(Receiver):
             "type": "kafka",
             "servers": [self._broker.host if self._relay is None else self._relay.host],
             "topic": "ocsf",
-            # It forgets what is more than 5 MiB of a partition; and poison has to be seen.
+            # The broker drops events above 5 MiB of a partition; and poison must be readable.
             "compress": not self._setting.is_strict,
             "timeout_seconds": 1.0 if is_cut_soon else 20.0,
             **self._setting.tls,
@@ -152,7 +152,7 @@ class Kafka(Receiver):
         }
 
     async def start(self) -> None:
-        self._broker.tell("up")
+        self._broker.send_command("up")
         setting = self._setting
         if setting.certificates is not None or setting.is_locked or setting.is_strict:
             certificates = setting.certificates
@@ -164,7 +164,7 @@ class Kafka(Receiver):
             await self._relay.__aenter__()
 
     async def kill(self) -> None:
-        self._broker.tell("down")
+        self._broker.send_command("down")
 
     async def end(self) -> None:
         if self._relay is not None:
@@ -175,32 +175,32 @@ class Kafka(Receiver):
         records = await asyncio.to_thread(self._broker.records, "ocsf")
         return [each["headers"][1] for each in records]
 
-    async def hold(self) -> None:
+    async def stop_answering(self) -> None:
         self._broker.freeze()
 
-    async def drag(self, seconds: float) -> None:
+    async def answer_slowly(self, seconds: float) -> None:
         self._broker.thaw()
-        self._broker.tell("slow", int(seconds * 1000))
+        self._broker.send_command("slow", int(seconds * 1000))
 
-    async def relent(self) -> None:
+    async def accept_refused(self) -> None:
         assert self._relay is not None
-        self._relay.rejects = False
+        self._relay.refuses_poison = False
 
 
 class _Judge(KafkaRelay):
-    """The way to a broker, to which what has poison in it is too large."""
+    """Relay to a broker that refuses requests with poison as too large."""
 
-    rejects = True
+    refuses_poison = True
 
     def _take(self, request: bytes) -> None:
         super()._take(request)
         is_produce = int.from_bytes(request[:2]) == _PRODUCE
-        if self.rejects and is_produce and POISON in request:
-            self._broker.tell("fail", _PRODUCE, _TOO_LARGE, 1)
+        if self.refuses_poison and is_produce and POISON in request:
+            self._broker.send_command("fail", _PRODUCE, _TOO_LARGE, 1)
 
 
 def _plain(mechanism: str) -> Callable[[bytes], bytes | None]:
-    """A broker's side of PLAIN (RFC 4616)."""
+    """Return a broker's side of PLAIN (RFC 4616)."""
     assert mechanism == "PLAIN"
-    wanted = [b"me", RIGHT.encode()]
-    return lambda said: b"" if said.split(b"\0")[1:] == wanted else None
+    expected = [b"me", RIGHT.encode()]
+    return lambda answer: b"" if answer.split(b"\0")[1:] == expected else None

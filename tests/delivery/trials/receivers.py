@@ -1,4 +1,4 @@
-"""What a trial asks of a receiver, whatever takes events there."""
+"""Interface of the receivers in trials of the sinks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
-from ocsf_nft.delivery.message import Message
+from ocsf_nft.delivery.envelope import Message
 from tests.delivery.sinks.attempts import attempt
 
 if TYPE_CHECKING:
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from tests.delivery.sinks.brokers import Certificates
     from tests.delivery.sinks.weed import Weed
 
-#: What lets in, and what does not.
+#: The secret that receivers accept, and another one.
 RIGHT: Final = "l3t-m3-in"
 WRONG: Final = "n0t-this-one"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where a receiver is made, and what it is to be besides.
+    """Folder and properties of a receiver.
 
-    With ``certificates`` it speaks TLS, and the sink trusts what is in ``trusted``. Where it
-    ``is_locked`` it wants what is in ``secret``. One that ``is_slow`` can be held up, one that
-    ``is_strict`` rejects some events.
+    With ``certificates`` the receiver uses TLS, and the sink trusts the file ``trusted``. If it
+    ``is_locked``, it requires the secret in the file ``secret``. If it ``is_slow``, it can stop
+    answering. If it ``is_strict``, it refuses some events.
 
-    With ``is_cut_soon`` a delivery is cut after a second, and may be sent twice. It is for a trial
-    with a receiver that leaves its client waiting while it is down (Kafka).
+    With ``is_cut_soon`` a delivery is cut after a second, and may be sent twice. This is for a
+    trial with a receiver that does not answer its client while it is down (Kafka).
     """
 
     folder: Path
@@ -53,63 +53,63 @@ class Setting:
 
     @property
     def tls(self) -> dict[str, Any]:
-        """The key ``tls`` of a sink's table."""
+        """Return the key ``tls`` of a sink's table."""
         return {} if self.certificates is None else {"tls": {"ca": str(self.trusted)}}
 
     def secrets(self, key: str, **others: str) -> dict[str, Any]:
-        """What of a sink's table is about its secret."""
+        """Return the keys of a sink's table for its secret."""
         return {key: {"file": str(self.secret)}, **others} if self.is_locked else {}
 
 
 class Receiver(Protocol):
-    """A real receiver, which has its address from the beginning, and is down then."""
+    """A real receiver. It has its address from the beginning, and is down at first."""
 
-    #: What is in the reason of an event that it rejects.
-    complaint: str = ""
-    #: The secret that it wants where it is locked.
-    opens: str = RIGHT
+    #: Part of the reason for an event that it refuses.
+    refusal_text: str = ""
+    #: The secret that it requires if it is locked.
+    accepted_secret: str = RIGHT
 
     @property
     def table(self) -> dict[str, Any]:
-        """The ``[[sink]]`` that delivers to it, as a user would write it."""
+        """Return the ``[[sink]]`` that delivers to it, as a user would write it."""
 
     async def start(self) -> None:
-        """Come up, with all that it had before."""
+        """Start, with all events that it had before."""
 
     async def kill(self) -> None:
-        """Be gone at once, in the middle of whatever it does."""
+        """Stop at once, without finishing its current work."""
 
     async def end(self) -> None:
-        """Be gone for good, with all that it started."""
+        """Stop finally, with all processes that it started."""
 
     async def uids(self) -> list[str]:
-        """The uids of the events that it has, as they came."""
+        """Return the uids of its events, in the order of arrival."""
 
-    async def hold(self) -> None:
-        """Answer nothing any more."""
+    async def stop_answering(self) -> None:
+        """Stop answering."""
         raise NotImplementedError
 
-    async def drag(self, seconds: float) -> None:
-        """Answer again, and take so long for each answer."""
+    async def answer_slowly(self, seconds: float) -> None:
+        """Answer again, each time after ``seconds``."""
         raise NotImplementedError
 
     def poisoned(self, number: int) -> Message:
-        """An event that it rejects."""
+        """Return an event that it refuses."""
         return event(number, "poison")
 
-    async def relent(self) -> None:
-        """Take from now on what it rejected."""
+    async def accept_refused(self) -> None:
+        """Accept from now on the events that it refused."""
         raise NotImplementedError
 
 
 @cache
 def event(number: int, detail: str = "curl") -> Message:
-    """The event of a number: always the same."""
+    """Return the event of a number; it is always the same."""
     return attempt(number, detail)
 
 
 def padded(number: int, size: int) -> Message:
-    """The event of a number, longer by so much."""
+    """Return the event of a number, with ``size`` more bytes."""
     found = event(number).event()
     found["unmapped"]["padding"] = "x" * size
     return Message(event(number).uid, orjson.dumps(found))

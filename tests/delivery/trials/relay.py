@@ -1,4 +1,4 @@
-"""A way to a server that can be closed, held up and slow, and speak TLS in the server's place."""
+"""A relay to a server that can be closed, stopped or slow, and can use TLS for the server."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Callable
 
-#: What a socket of a narrow way has room for, or so (socket(7): it is doubled).
+#: Approximate room in a socket of a narrow relay (socket(7): the kernel doubles it).
 _NARROW_BYTES: Final = 2048
 _GOOD_BYE_SECONDS: Final = 0.1
 
 
 class Relay:
-    """Hands on what is said to the server at ``port`` of this host, and what that answers.
+    """Relay of requests to the server at ``port`` of this host, and of its answers.
 
-    It is the answers that are held up and slow. On a way that ``is_narrow`` it is what is said to
-    the server, of which there is room for a few kilobytes on the way.
+    The answers can be stopped or slow. If the relay ``is_narrow``, it stops or slows the requests
+    instead, and has room for a few kilobytes of them.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class Relay:
         self.seconds = 0.0
         self.may_pass = asyncio.Event()
         self.may_pass.set()
-        #: Told of each piece of what is said to the server.
-        self.hears: Callable[[bytes], None] = lambda _: None
+        #: Called with each piece of a request.
+        self.on_request: Callable[[bytes], None] = lambda _: None
         self._behind = port
         self._context = context
         self._is_narrow = is_narrow
@@ -55,7 +55,7 @@ class Relay:
         )
 
     async def close(self) -> None:
-        """Listen no more, and cut what is connected."""
+        """Stop listening, and cut all connections."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
@@ -79,15 +79,15 @@ class Relay:
             end.transport.abort()
             return
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._hand_on(end, server, is_said=True))
-            group.create_task(self._hand_on(server, end, is_said=False))
+            group.create_task(self._relay(end, server, is_request=True))
+            group.create_task(self._relay(server, end, is_request=False))
 
-    async def _hand_on(self, source: _End, target: _End, *, is_said: bool) -> None:
-        """All that comes from one end, also what came before that was cut."""
-        while data := await source.heard.get():
-            if is_said:
-                self.hears(data)
-            if is_said == self._is_narrow:
+    async def _relay(self, source: _End, target: _End, *, is_request: bool) -> None:
+        """Relay all data from one end, also what arrived before that end was cut."""
+        while data := await source.received.get():
+            if is_request:
+                self.on_request(data)
+            if is_request == self._is_narrow:
                 await self.may_pass.wait()
                 await asyncio.sleep(self.seconds)
             target.transport.write(data)
@@ -96,10 +96,10 @@ class Relay:
 
 
 class _End(asyncio.Protocol):
-    """One of the two connections: what it hears, piece by piece, and nothing where it ends."""
+    """One of the two connections: its received pieces, and an empty one at its end."""
 
     def __init__(self, ends: set[_End], connected: Callable[[_End], None] = lambda _: None) -> None:
-        self.heard: asyncio.Queue[bytes] = asyncio.Queue()
+        self.received: asyncio.Queue[bytes] = asyncio.Queue()
         self.transport: asyncio.Transport
         self._ends = ends
         self._connected = connected
@@ -111,9 +111,9 @@ class _End(asyncio.Protocol):
         self._connected(self)
 
     def data_received(self, data: bytes) -> None:
-        self.heard.put_nowait(data)
+        self.received.put_nowait(data)
         self.transport.pause_reading()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._ends.discard(self)
-        self.heard.put_nowait(b"")
+        self.received.put_nowait(b"")

@@ -1,4 +1,4 @@
-"""A store and the forwarder to a sink, made of the sink's table as a run makes them."""
+"""A store and the forwarder of a sink, created from the sink's table as in a run."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.config import parse
+from ocsf_nft.delivery.batch_settings import BatchSettings
+from ocsf_nft.delivery.event_db import FILE
 from ocsf_nft.delivery.forwarder import Forwarder
-from ocsf_nft.delivery.pace import Pace
-from ocsf_nft.delivery.patience import Patience
-from ocsf_nft.delivery.shelf import FILE
+from ocsf_nft.delivery.retry_until_writable import StorageRetrier
 from ocsf_nft.delivery.store import Store
-from ocsf_nft.service.outlets import outlets
+from ocsf_nft.service.sink_delivery import outlets
 from tests.delivery.receiver import Receiver as InMemory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
     from pathlib import Path
 
-    from ocsf_nft.delivery.message import Message
+    from ocsf_nft.delivery.envelope import Message
 
-#: What each sink is called here, so that another table may be given for it.
+#: The name of each tested sink, so that another table can replace it.
 NAME: Final = "tried"
 _MEMORY: Final = "memory"
-#: In place of what a sink does by default, where its table does not say otherwise.
+#: Replacements for a sink's defaults; its table has priority.
 _QUICK: Final = {"batch_seconds": 0.02, "retry_seconds": 0.1}
 
 
 @dataclass
 class Run:
-    """Delivers ``sent`` to the sink that is tried, and to one in memory, which is always up."""
+    """Delivery of ``sent`` to the tested sink, and to one in memory that is always up."""
 
     store: Store
-    #: How much longer than usual there may be something to wait for.
+    #: Additional seconds for each wait.
     more_seconds: float = 0.0
     sent: list[Message] = field(default_factory=list)
     memory: InMemory = field(default_factory=InMemory)
@@ -43,17 +43,21 @@ class Run:
 
     @property
     def forwarder(self) -> Forwarder:
-        """That of the sink that is tried."""
+        """The forwarder of the tested sink."""
         assert self._forwarder is not None
         return self._forwarder
 
     async def begin(self) -> None:
-        """Deliver to memory."""
+        """Start the delivery to memory."""
         await self.store.register([NAME, _MEMORY])
-        self._start(Forwarder(_MEMORY, self.memory, self.store, pace=Pace(), patiently=_patience()))
+        self._start(
+            Forwarder(
+                _MEMORY, self.memory, self.store, batch_settings=BatchSettings(), retrier=_retrier()
+            )
+        )
 
     async def deliver(self, table: dict[str, Any]) -> None:
-        """Deliver by the sink of a table from now on, as after a reload of the configuration."""
+        """Deliver with the sink of a table from now on, as after a reload of the configuration."""
         await self._end(NAME)
         written = {"host_log": "kmsg", "sink": [_QUICK | table | {"name": NAME}]}
         (outlet,) = outlets(parse(written, where="trial").sinks)
@@ -61,9 +65,9 @@ class Run:
             outlet.name,
             outlet.sink,
             self.store,
-            told=outlet.told,
-            pace=outlet.pace,
-            patiently=_patience(),
+            convert=outlet.convert,
+            batch_settings=outlet.batch_settings,
+            retrier=_retrier(),
         )
         self._start(self._forwarder)
 
@@ -72,23 +76,23 @@ class Run:
             await self._end(name)
 
     async def put(self, messages: Iterable[Message]) -> None:
-        """Keep events, all in one transaction."""
+        """Store events, all in one transaction."""
         found = list(messages)
         await self.store.put([each.line for each in found])
         self.sent += found
 
     async def until(self, is_so: Callable[[], bool], what: str) -> None:
-        """Wait for something of this process, which nothing tells of."""
+        """Poll a condition of this process; fail with ``what`` at the deadline."""
         try:
             async with asyncio.timeout(self.deadline):
-                while not is_so():  # noqa: ASYNC110 - as above
+                while not is_so():  # noqa: ASYNC110 - no event signals it
                     await asyncio.sleep(0.005)
         except TimeoutError:
             progress = None if self._forwarder is None else self._forwarder.progress
             raise AssertionError(f"never {what}: {progress}") from None
 
     async def drained(self) -> None:
-        """Wait until the sink has all that was put, or has refused it."""
+        """Wait until the sink has or has refused each stored event."""
         try:
             await asyncio.wait_for(self.forwarder.drain(), self.deadline)
         except TimeoutError:
@@ -100,7 +104,7 @@ class Run:
 
     @property
     def uids(self) -> list[str]:
-        """The uids of what was put."""
+        """The uids of the stored events."""
         return [each.uid for each in self.sent]
 
     def _start(self, forwarder: Forwarder) -> None:
@@ -116,7 +120,7 @@ class Run:
 
 @contextlib.asynccontextmanager
 async def running(folder: Path, *, more_seconds: float = 0.0) -> AsyncIterator[Run]:
-    """A store in a folder, and what delivers from it."""
+    """Yield a store in a folder, with its forwarders."""
     async with Store(folder / FILE) as store:
         run = Run(store, more_seconds)
         try:
@@ -126,5 +130,5 @@ async def running(folder: Path, *, more_seconds: float = 0.0) -> AsyncIterator[R
             await run.end()
 
 
-def _patience() -> Patience:
-    return Patience(asyncio.Event())
+def _retrier() -> StorageRetrier:
+    return StorageRetrier(asyncio.Event())

@@ -1,7 +1,7 @@
-"""The guest's end of the test: does what it is asked to, over a virtio port.
+"""The guest's end of the test: it executes requests that arrive over a virtio port.
 
-A request is a line of JSON, ``{"id": 1, "call": "shell", "with": {...}}``, and so is its answer,
-``{"id": 1, "result": ...}``, or ``"error"`` with what went wrong in a word.
+A request is a line of JSON, ``{"id": 1, "call": "shell", "with": {...}}``. The answer is also a
+line, ``{"id": 1, "result": ...}``, or has ``"error"`` with the type and text of the error.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _DEVICE: Final = "sb0"
 _ETH_P_ALL: Final = 3  # include/uapi/linux/if_ether.h
 _PACKET_OUTGOING: Final = 4  # include/uapi/linux/if_packet.h
 _ESCAPES: Final = {escape.name: escape for escape in ESCAPES}
-#: Frames that came from somebody else, since there is who looks.
-_heard: list[bytes] = []
+#: Frames from other hosts since the start of the capture.
+_captured: list[bytes] = []
 
 
 def shell(*command: str, seconds: int = 900) -> dict[str, Any]:
-    """Run a command of the guest's to its end; what it started may go on."""
+    """Run a command of the guest to its end; processes that it started may continue."""
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr,
@@ -46,10 +46,10 @@ def shell(*command: str, seconds: int = 900) -> dict[str, Any]:
 
 
 def terminate(words: str) -> int:
-    """End the processes whose command line has these words; how many.
+    """Terminate the processes whose command line has these words; return their number.
 
-    Those that one of them has started are ended and not counted: until it is another program, what
-    is just being started has the words too.
+    Children of such a process are terminated, but not counted: a child has the words too until it
+    executes another program.
     """
     found: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -64,7 +64,7 @@ def terminate(words: str) -> int:
 
 
 def escape(name: str) -> dict[str, Any]:
-    """Try a way out of a sandbox; how many packets the fence refused meanwhile, by rule."""
+    """Attempt an escape; return its duration and the packets refused meanwhile by rule."""
     before = refused()
     began = time.monotonic()
     _ESCAPES[name].attempt()
@@ -75,7 +75,7 @@ def escape(name: str) -> dict[str, Any]:
 
 
 def talk(address: str, port: int, seconds: float = 5) -> str:
-    """Connect by TCP and take what the other end says; or the name of what went wrong."""
+    """Connect by TCP and return the text of the other end, or the name of the error."""
     try:
         with socket.create_connection((address, port), timeout=seconds) as sock:
             return sock.recv(1000).decode()
@@ -90,27 +90,27 @@ def frame(content: str) -> None:
         sock.send(bytes.fromhex(content))
 
 
-def listen() -> None:
-    """Keep each frame that comes in, from now on."""
+def start_capture() -> None:
+    """Store each incoming frame from now on."""
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
     sock.bind((_DEVICE, _ETH_P_ALL))
 
-    def keep() -> None:
+    def store() -> None:
         while True:
             content, address = sock.recvfrom(65535)
             if address[2] != _PACKET_OUTGOING:
-                _heard.append(content)
+                _captured.append(content)
 
-    threading.Thread(target=keep, daemon=True).start()
+    threading.Thread(target=store, daemon=True).start()
 
 
-def heard() -> list[str]:
-    """What came in so far, in hexadecimal."""
-    return [content.hex() for content in _heard]
+def captured_frames() -> list[str]:
+    """Return the incoming frames so far, in hexadecimal."""
+    return [content.hex() for content in _captured]
 
 
 def refused() -> dict[str, int]:
-    """The fence's own totals, by rule."""
+    """Return the fence's own totals by rule."""
     listed = subprocess.run(
         ["nft", "-j", "list", "counters"], capture_output=True, text=True, check=True
     )
@@ -122,7 +122,7 @@ def refused() -> dict[str, int]:
 
 
 def events(path: str = "/var/log/ocsf-nft/events.jsonl") -> list[Any]:
-    """All events so far, less one that is being written."""
+    """Return all events so far, without an incomplete last line."""
     with contextlib.suppress(FileNotFoundError):
         lines = Path(path).read_bytes().splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith(b"\n")]
@@ -135,7 +135,7 @@ def move(source: str, target: str) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """Write a program or a file."""
+    """Write an executable file."""
     Path(path).write_text(text, "utf-8")
     Path(path).chmod(0o755)
 
@@ -148,8 +148,8 @@ _CALLS: Final = {
         escape,
         talk,
         frame,
-        listen,
-        heard,
+        start_capture,
+        captured_frames,
         refused,
         events,
         move,
@@ -161,13 +161,13 @@ _CALLS: Final = {
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         result = _CALLS[request["call"]](*request["with"], **request["options"])
-    except Exception as error:  # noqa: BLE001 - whatever it is, the test tells it
+    except Exception as error:  # noqa: BLE001 - the test reports every error
         return {"id": request["id"], "error": f"{type(error).__name__}: {error}"}
     return {"id": request["id"], "result": result}
 
 
 def main() -> None:
-    """Serve until the machine is turned off."""
+    """Serve requests until the machine is powered off."""
     (path,) = Path("/dev").glob("vport*")
     with path.open("r+b", buffering=0) as port:
         _send(port, {"id": 0, "result": sys.argv[1]})
@@ -177,7 +177,7 @@ def main() -> None:
 
 def _send(port: io.FileIO, answer: dict[str, Any]) -> None:
     left = json.dumps(answer).encode() + b"\n"
-    while left:  # a port takes 32 KiB at once (drivers/char/virtio_console.c)
+    while left:  # a port accepts 32 KiB at once (drivers/char/virtio_console.c)
         left = left[port.write(left) :]
 
 

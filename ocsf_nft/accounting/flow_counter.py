@@ -1,0 +1,127 @@
+"""Counter of the kernel for one flow: its last value, and its unreported packets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ocsf_nft.flow import Count, Element
+
+#: Time for which the kernel stores an element after its last packet (``timeout`` in
+#: accounting.nft).
+ELEMENT_TIMEOUT_MS: Final = 600_000
+#: If an element's idle time falls by more than this, it got a packet, or is a new element.
+_RENEWED_MS: Final = ELEMENT_TIMEOUT_MS // 2
+#: Maximum stored count. A process with privileges in the sandbox's namespace can write any number
+#: into a counter.
+MAX_COUNT: Final = 1 << 62
+
+
+class FlowCounter:
+    """Counter that only grows, or begins again at zero: its last value and its unreported packets.
+
+    ``unreported_packets`` and ``unreported_bytes`` are counted and not reported yet. They are
+    negative while a record was reported whose packet no reading has shown yet. A record may give a
+    wrong length of its packet; the excess bytes are subtracted from the next report.
+
+    ``last_ns`` is the latest possible time of the last packet (since the epoch, UTC). ``since_ns``
+    is the earliest possible time of the first unreported packet.
+    """
+
+    __slots__ = (
+        "expires_ns", "idle_ms", "is_shown", "last_ns", "missed", "seen_bytes", "seen_packets",
+        "since_ns", "unreported_bytes", "unreported_packets",
+    )  # fmt: skip
+
+    def __init__(  # noqa: PLR0913 - the state that is stored between two runs
+        self,
+        *,
+        since_ns: int,
+        seen_packets: int = 0,
+        seen_bytes: int = 0,
+        unreported_packets: int = 0,
+        unreported_bytes: int = 0,
+        last_ns: int = 0,
+    ) -> None:
+        self.since_ns = since_ns
+        self.seen_packets = seen_packets
+        self.seen_bytes = seen_bytes
+        self.unreported_packets = unreported_packets
+        self.unreported_bytes = unreported_bytes
+        self.last_ns = last_ns or since_ns
+        self.expires_ns = self.last_ns + ELEMENT_TIMEOUT_MS * 1_000_000
+        #: Consecutive readings without the element, though it can't have expired yet.
+        self.missed = 0
+        #: Age of the last packet at the latest reading.
+        self.idle_ms = 0
+        #: Whether the latest reading had the element.
+        self.is_shown = False
+
+    @property
+    def is_unread(self) -> bool:
+        """Return whether only records have shown the flow, and no reading."""
+        return self.seen_packets == 0
+
+    def update(self, element: Element, read_ns: int, before_ns: int) -> int:
+        """Process an element of a reading that ended at ``read_ns``; return its new packets.
+
+        ``before_ns`` is the start of the previous reading. If that reading had the element, its new
+        packets are not older.
+        """
+        _, packets, octets, idle_ms = element
+        idle_ms = min(idle_ms, ELEMENT_TIMEOUT_MS)
+        last_ns = read_ns - idle_ms * 1_000_000
+        # The same count with a later packet: the element expired and was created again, for
+        # instance by a job that runs every ten minutes. The kernel's idle time shows this, because
+        # the clock may be set.
+        if packets == self.seen_packets and self.idle_ms - idle_ms > _RENEWED_MS:
+            self.seen_packets = self.seen_bytes = 0
+        self.idle_ms = idle_ms
+        self.expires_ns = last_ns + ELEMENT_TIMEOUT_MS * 1_000_000
+        self.missed = 0
+        was_shown, self.is_shown = self.is_shown, True
+        if packets == self.seen_packets and octets == self.seen_bytes:
+            return 0  # the usual case: tens of thousands of unchanged elements
+        fresh = self.grow(packets, octets)
+        if fresh:
+            self.last_ns = last_ns
+            if (
+                was_shown
+                and self.unreported_packets <= fresh
+                and self.since_ns < before_ns <= last_ns
+            ):
+                self.since_ns = before_ns
+        return fresh
+
+    def limit_times(self, now_ns: int) -> None:
+        """Limit times in the future to ``now_ns``, after the wall clock was set back."""
+        self.expires_ns = min(self.expires_ns, now_ns + ELEMENT_TIMEOUT_MS * 1_000_000)
+        if self.is_unread:
+            self.last_ns = min(self.last_ns, now_ns)
+
+    def grow(self, packets: int, octets: int) -> int:
+        """Set the counter's value, and return its new packets.
+
+        A smaller value than before shows that the counter restarted at zero.
+        """
+        packets, octets = min(packets, MAX_COUNT), min(octets, MAX_COUNT)
+        if packets < self.seen_packets:
+            self.seen_packets = self.seen_bytes = 0
+        fresh = packets - self.seen_packets
+        self._add_unreported(fresh, octets - self.seen_bytes)
+        self.seen_packets, self.seen_bytes = packets, octets
+        return fresh
+
+    def grow_by(self, more: Count, last_ns: int) -> None:
+        """Add unreported packets that this counter did not count itself."""
+        self._add_unreported(more.packets, more.bytes)
+        self.last_ns = max(self.last_ns, last_ns)
+
+    def mark_reported(self, packets: int, octets: int) -> None:
+        """Subtract packets and bytes that have been reported."""
+        self.unreported_packets -= packets
+        self.unreported_bytes -= octets
+
+    def _add_unreported(self, packets: int, octets: int) -> None:
+        self.unreported_packets = min(self.unreported_packets + packets, MAX_COUNT)
+        self.unreported_bytes = max(-MAX_COUNT, min(self.unreported_bytes + octets, MAX_COUNT))

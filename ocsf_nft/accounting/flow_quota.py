@@ -1,0 +1,38 @@
+"""Limit of flows that are reported separately, for each user, so that no user can hide another."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_BURST: Final = 1000
+_NS_PER_FLOW: Final = 100_000_000  # ten a second after the burst
+#: Users with a quota of their own. A process with a namespace may have thousands of user ids.
+_MAX_USERS: Final = 256
+
+
+class Quota:
+    """Quota of each user: 1,000 flows at once, and ten a second after that."""
+
+    def __init__(self) -> None:
+        # For each user, the time at which all granted flows will have been earned.
+        self._earned_ns: dict[int | None, int] = {}
+
+    def grants(self, uid: int | None, now_ns: int) -> bool:
+        """Return whether one more flow of a user is reported separately.
+
+        ``now_ns`` never decreases.
+        """
+        if uid not in self._earned_ns and len(self._earned_ns) >= _MAX_USERS:
+            self._evict_unused(now_ns)
+            if len(self._earned_ns) >= _MAX_USERS:
+                return False
+        full = now_ns - _BURST * _NS_PER_FLOW
+        earned_ns = max(self._earned_ns.get(uid, full), full)
+        if earned_ns + _NS_PER_FLOW > now_ns:
+            return False
+        self._earned_ns[uid] = earned_ns + _NS_PER_FLOW
+        return True
+
+    def _evict_unused(self, now_ns: int) -> None:
+        full = now_ns - _BURST * _NS_PER_FLOW
+        self._earned_ns = {uid: at for uid, at in self._earned_ns.items() if at > full}

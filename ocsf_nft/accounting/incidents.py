@@ -1,0 +1,67 @@
+"""Incidents: totals of successive attempts of one flow."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.accounting.flow_counter import MAX_COUNT
+from ocsf_nft.accounting.merge_attribution import merge
+from ocsf_nft.attempt import Incident, IncidentEnd
+
+if TYPE_CHECKING:
+    from ocsf_nft.accounting.priority import IsFinding
+    from ocsf_nft.attempt import Attempt
+    from ocsf_nft.flow import Key
+
+#: Maximum number of attempts that an incident lists.
+LATEST: Final = 10
+
+
+def extend_incident(
+    before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
+) -> IncidentEnd:
+    """Return the incident with one more attempt, in the form of its end.
+
+    ``before`` is None for a new incident.
+
+    A finding remains a finding, whatever its later records contain.
+    """
+    identity = attempt.record.origin.identity
+    incident = (
+        before.streak
+        if before is not None
+        else _new_incident(f"{identity}/{key.data.hex()}", attempt)
+    )
+    packets = min(incident.packets + attempt.packets, MAX_COUNT)
+    found_at = incident.found_at
+    if found_at is None and is_finding(attempt.record, packets):
+        found_at = incident.windows + 1
+    return IncidentEnd(
+        record=attempt.record,
+        streak=Incident(
+            identity=incident.identity,
+            windows=incident.windows + 1,
+            packets=packets,
+            found_at=found_at,
+            # The clock may be set back.
+            start_ns=min(incident.start_ns, attempt.start_ns),
+            latest=(*incident.latest, identity)[-LATEST:],
+            attribution=(
+                attempt.attribution
+                if before is None
+                else merge(incident.attribution, attempt.attribution)
+            ),
+        ),
+        end_ns=attempt.end_ns,
+    )
+
+
+def _new_incident(identity: str, attempt: Attempt) -> Incident:
+    return Incident(
+        identity=identity,
+        windows=0,
+        packets=0,
+        found_at=None,
+        start_ns=attempt.start_ns,
+        latest=(),
+    )

@@ -1,0 +1,39 @@
+"""Reconciliation of one rule: each packet that the kernel counted is reported or pending."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+#: Mode of a fence: it refuses packets, or only reports them.
+Mode: TypeAlias = Literal["enforcing", "permissive"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """Packets of one rule of a sandbox in one mode, since its counters began.
+
+    ``refused`` is the kernel's total of refused packets, and ``allowed`` its total of packets that
+    a permissive fence would have refused. One of them is 0, depending on ``mode``. ``reported`` is
+    the sum of ``count`` over all events; ``aggregated`` of these packets were reported without
+    their flow. ``dropped`` counts log records that no source read; their packets are counted
+    nevertheless. ``pending`` packets are counted by the kernel and not reported yet.
+    """
+
+    sandbox: str
+    rule: str
+    mode: Mode = "enforcing"
+    refused: int = 0
+    allowed: int = 0
+    reported: int
+    aggregated: int
+    pending: int
+    dropped: int
+
+    @property
+    def counter_mismatch(self) -> int:
+        """Return the packets that are missing (positive) or reported too often (negative).
+
+        0 if balanced.
+        """
+        return self.refused + self.allowed - self.reported - self.pending

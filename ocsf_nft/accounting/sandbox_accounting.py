@@ -1,0 +1,155 @@
+"""Account of a sandbox: the accounts of its rules, and the changes to store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ocsf_nft.accounting.counter_id import CounterId
+from ocsf_nft.accounting.open_incidents import OpenIncidents
+from ocsf_nft.accounting.priority import Priority
+from ocsf_nft.accounting.reconciliation import Balance
+from ocsf_nft.accounting.rule_accounting import RuleAccount
+from ocsf_nft.flow import account_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.accounting.reconciliation import Mode
+    from ocsf_nft.accounting.rule_accounting import AddAttribution
+    from ocsf_nft.attempt import Attempt, FanOut, IncidentEnd
+    from ocsf_nft.flow import Reading
+    from ocsf_nft.process import Attribution
+    from ocsf_nft.record import Record
+
+
+class SandboxAccount:
+    """Account of a sandbox: takes records and readings of counters, and returns attempts."""
+
+    def __init__(
+        self,
+        sandbox: str,
+        *,
+        begun_ns: int,
+        priority: Priority | None = None,
+        add_attribution: AddAttribution = lambda attempt: attempt,
+    ) -> None:
+        """Create an account without packets before ``begun_ns``.
+
+        No destination has priority by default.
+
+        ``add_attribution`` is called once for each attempt, before it is reported.
+        """
+        self.sandbox = sandbox
+        #: Accounts of the current counters, by account name.
+        self.rules: dict[str, RuleAccount] = {}
+        self.opened = OpenIncidents()
+        self._priority = priority or Priority()
+        self._add_attribution = add_attribution
+        self._begun_ns = begun_ns
+        #: Accounts of counters that no longer exist: all their unreported packets are to be
+        #: reported.
+        self._ended: list[RuleAccount] = []
+
+    def new_rule_account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
+        """Return an empty account of one rule, for an account name."""
+        counter_id = CounterId.named(self.sandbox, name, epoch)
+        return RuleAccount(
+            counter_id,
+            self.opened,
+            begun_ns=begun_ns,
+            priority=self._priority,
+            add_attribution=self._add_attribution,
+        )
+
+    def record(
+        self, record: Record, now_ns: int, attribution: Attribution | None = None
+    ) -> Attempt | None:
+        """Process a record and its attribution; return the attempt if it begins one.
+
+        Return None for a record of a rule without counters.
+        """
+        account = self.rules.get(_name(record))
+        return None if account is None else account.record(record, now_ns, attribution)
+
+    def observe(self, reading: Reading) -> Iterator[None]:
+        """Process a reading; yields now and then so that other tasks get a turn."""
+        # Counters that the last reading lacked were created after it.
+        since_ns = self.read_ns or self._begun_ns
+        for rule, epoch in reading.epochs.items():
+            before = self.rules.get(rule)
+            account = before
+            if account is None or account.epoch != epoch:
+                begun_ns = since_ns if before is None else before.read_ns
+                self.rules[rule] = account = self.new_rule_account(rule, epoch, begun_ns=begun_ns)
+                if before is not None:
+                    account.take_over(before)
+                    self._ended.append(before)
+            yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
+
+    def lacks(self, record: Record) -> bool:
+        """Return whether no reading has had a record's counters: the fence's mode has changed."""
+        return _name(record) not in self.rules and any(
+            account.counter_id.rule == record.rule for account in self.rules.values()
+        )
+
+    def renewed_rules(self, reading: Reading) -> tuple[str, ...]:
+        """Return the rules whose counters differ from those of the last reading."""
+        return tuple(
+            rule
+            for rule, epoch in reading.epochs.items()
+            if rule in self.rules and self.rules[rule].epoch != epoch
+        )
+
+    def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
+        """Do the long part of :meth:`due` in advance; yields now and then."""
+        for account in list(self.rules.values()):
+            yield from account.aggregate_overflow(now_ns)
+
+    def due(
+        self, now_ns: int, *, closing: bool = False
+    ) -> Iterator[Attempt | FanOut | IncidentEnd]:
+        """Yield the reports that are due; if ``closing``, all unreported packets and all ends."""
+        yield from self.opened.due()
+        while self._ended:
+            yield from self._ended.pop().due(now_ns, closing=True)
+        for account in list(self.rules.values()):
+            yield from account.due(now_ns, closing=closing)
+
+    def unread_since(self, reading: Reading) -> Counter[Mode]:
+        """Return the packets between the last reading and this one, by mode."""
+        found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
+        for name, of_rule in reading.rules.items():
+            counter_id = CounterId.named(self.sandbox, name, reading.epochs[name])
+            account = self.rules.get(name)
+            is_same = account is not None and account.epoch == counter_id.epoch
+            found[counter_id.mode] += of_rule.refused.packets
+            if account is not None and is_same:
+                found[counter_id.mode] -= account.refused.packets
+        return found
+
+    @property
+    def read_ns(self) -> int | None:
+        """Return the start time of the last reading; None if there was none."""
+        return min((account.read_ns for account in self.rules.values()), default=None)
+
+    def balances(self) -> tuple[Balance, ...]:
+        """Return the balance of each rule at the last reading."""
+        return tuple(
+            Balance(
+                sandbox=self.sandbox,
+                rule=account.counter_id.rule,
+                mode=account.counter_id.mode,
+                refused=0 if account.counter_id.is_permissive else account.refused.packets,
+                allowed=account.refused.packets if account.counter_id.is_permissive else 0,
+                reported=account.reported,
+                aggregated=account.without_flow,
+                pending=account.pending_packets(),
+                dropped=max(0, account.logged - account.received),
+            )
+            for _, account in sorted(self.rules.items())
+        )
+
+
+def _name(record: Record) -> str:
+    return account_name(record.rule, is_permissive=record.verdict == "permit")

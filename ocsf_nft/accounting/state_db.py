@@ -1,0 +1,317 @@
+"""State database of one sandbox's account: a SQLite file that outlives the service.
+
+One transaction stores both the reported counts and the events that report them. If the service is
+killed before it delivers the events, the next run delivers the same events again. So no event is
+missing, and a repeated event has the same uid. The kernel's counters don't outlive the machine, so
+a transaction need not either: it is written, and not synced to the disk.
+
+All functions block. Call them from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import struct
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
+
+from ocsf_nft.accounting import incident_codec
+from ocsf_nft.accounting.counter_id import CounterId
+from ocsf_nft.accounting.flow_counter import FlowCounter
+from ocsf_nft.accounting.flow_report import FlowAggregate
+from ocsf_nft.database import Database
+from ocsf_nft.flow import Count, Key, flow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from ocsf_nft.accounting.rule_accounting import RuleAccount
+    from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
+
+#: A version of the program with another format uses another file name.
+FILE: Final = "accounts-1.sqlite3"
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS rule (name TEXT PRIMARY KEY, epoch TEXT, state TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counted (
+    rule TEXT, kind TEXT, data BLOB, since_ns INTEGER, last_ns INTEGER,
+    seen_packets INTEGER, seen_bytes INTEGER, owed_packets INTEGER, owed_bytes INTEGER,
+    PRIMARY KEY (rule, kind, data)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS opened (identity TEXT PRIMARY KEY, rule TEXT, epoch TEXT, state TEXT);
+CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, event BLOB);
+CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lost (source TEXT PRIMARY KEY, gaps INTEGER, records INTEGER)
+    WITHOUT ROWID;
+"""
+
+#: Errors of a file whose pages are damaged, or whose rows are no valid account.
+_DAMAGE: Final = (
+    sqlite3.DatabaseError, KeyError, TypeError, ValueError, AttributeError, RecursionError,
+    struct.error,
+)  # fmt: skip
+
+#: Counters processed before other tasks get a turn.
+_SLICE: Final = 1000
+#: The same for open incidents, which are larger.
+_FEW: Final = 100
+
+_Row = tuple[str, str, bytes, int, int, int, int, int, int]
+
+
+class DroppedRecords(NamedTuple):
+    """Gaps of a source, and a lower bound for the records that it could not read in them."""
+
+    source: str
+    gaps: int
+    records: int
+
+
+class Changes:
+    """Changes of an account: rules, counters, open incidents, and rows to delete."""
+
+    def __init__(self) -> None:
+        self.rules: list[tuple[str, str, str]] = []
+        self.counters: list[_Row] = []
+        self.removed: list[tuple[str, str, bytes]] = []
+        self.renewed_rules: list[tuple[str]] = []
+        self.opened: list[tuple[str, str, str, str]] = []
+        self.closed: list[tuple[str]] = []
+
+    def collect(self, account: SandboxAccount) -> Iterator[None]:
+        """Collect the changes since the last call; yields now and then.
+
+        The account must not be used until the iteration ends.
+        """
+        for name, rule_account in account.rules.items():
+            if rule_account.stored is None:
+                self.renewed_rules.append((name,))
+            touched = iter(rule_account.touched)
+            while some := tuple(islice(touched, _SLICE)):
+                for key in some:
+                    counter = rule_account.entries[key.kind].get(key.data)
+                    if counter is None:
+                        self.removed.append((name, *key))
+                    else:
+                        self.counters.append((name, *key, *_columns(counter)))
+                yield
+            rule_account.touched.clear()
+            state = _state(rule_account)
+            if state != rule_account.stored:
+                rule_account.stored = state
+                self.rules.append((name, rule_account.epoch, json.dumps(state)))
+        changed = iter(account.opened.changed.items())
+        while some_open := tuple(islice(changed, _FEW)):
+            for identity, each in some_open:
+                if each is None:
+                    self.closed.append((identity,))
+                else:
+                    self.opened.append(
+                        (
+                            identity,
+                            each.counter_id.name,
+                            each.counter_id.epoch,
+                            incident_codec.encode(each),
+                        )
+                    )
+            yield
+        account.opened.changed.clear()
+
+
+class StateDatabase:
+    """State database of one sandbox."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = Database(path, _SCHEMA)
+        self._is_read_only = False
+
+    def open(self, *, read_only: bool = False) -> Self:
+        """Open the file; raises as :meth:`Database.open` does."""
+        self._is_read_only = read_only
+        self._file.open(read_only=read_only)
+        return self
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Close the file and remove it."""
+        self._file.remove()
+
+    def fault(self) -> str | None:
+        """Return the fault of the file since the last call; None if there was none."""
+        fault, self._file.fault = self._file.fault, None
+        return fault
+
+    def load(self, account: SandboxAccount) -> None:
+        """Restore an account.
+
+        A damaged or invalid file is quarantined, and the account starts empty. Raises
+        DeliveryError, or SourceError if the file is opened read-only.
+        """
+        try:
+            self._load(account)
+        except _DAMAGE as error:
+            if isinstance(error, sqlite3.OperationalError) or self._is_read_only:
+                raise self._file.failure(error) from error
+            account.rules.clear()
+            account.opened.clear()
+            self._file.quarantine(f"{type(error).__name__}: {error}")
+
+    def _load(self, account: SandboxAccount) -> None:
+        with self._file.raw_transaction() as connection:
+            for name, epoch, state in connection.execute("SELECT * FROM rule"):
+                account.rules[name] = _restore_rule_account(account, name, epoch, json.loads(state))
+            for name, kind, data, *columns in connection.execute("SELECT * FROM counted"):
+                key = Key(kind, data)
+                flow(key)
+                account.rules[name].restore(key, _counter(columns))
+            # A read-only user reports nothing, and may read a file of an earlier version without
+            # this table.
+            if not self._is_read_only:
+                for columns in connection.execute("SELECT * FROM opened"):
+                    _reopen(account, *columns)
+
+    def position(self, source: str) -> str | None:
+        """Return the position after which to read a source.
+
+        Return None if the last source was another one, or none.
+        """
+        with self._file.transaction() as connection:
+            row = connection.execute(
+                "SELECT position FROM cursor WHERE source = ?", (source,)
+            ).fetchone()
+        return None if row is None else str(row[0])
+
+    def commit(
+        self, changed: Changes, events: Sequence[bytes], position: tuple[str, str] | None = None
+    ) -> None:
+        """Store changes, and the events that report them; the previous events were delivered.
+
+        ``position`` is the name of a source, and its position after all processed records.
+        """
+        with self._file.transaction() as connection:
+            connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
+            connection.executemany("REPLACE INTO rule VALUES (?, ?, ?)", changed.rules)
+            connection.executemany(
+                "REPLACE INTO counted VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", changed.counters
+            )
+            connection.executemany(
+                "DELETE FROM counted WHERE rule = ? AND kind = ? AND data = ?", changed.removed
+            )
+            connection.executemany("DELETE FROM opened WHERE identity = ?", changed.closed)
+            connection.executemany("REPLACE INTO opened VALUES (?, ?, ?, ?)", changed.opened)
+            connection.execute("DELETE FROM outbox")
+            connection.executemany(
+                "INSERT INTO outbox (event) VALUES (?)", [(event,) for event in events]
+            )
+            if position is not None:
+                # Only one source has a position: records that another source would read again are
+                # reported already.
+                connection.execute("DELETE FROM cursor")
+                connection.execute("INSERT INTO cursor VALUES (?, ?)", position)
+
+    def undelivered(self) -> tuple[bytes, ...]:
+        """Return the events of the last commit, which may not have been delivered."""
+        with self._file.transaction() as connection:
+            return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
+
+    def add_dropped(self, source: str, records: int) -> None:
+        """Count a gap of a source, and the records that were dropped in it."""
+        with self._file.transaction() as connection:
+            connection.execute(
+                "INSERT INTO lost VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
+                "gaps = gaps + 1, records = records + excluded.records",
+                (source, records),
+            )
+
+    def dropped_records(self) -> tuple[DroppedRecords, ...]:
+        """Return the gaps and dropped records of each source since the account's creation."""
+        with self._file.transaction() as connection:
+            return tuple(DroppedRecords(*row) for row in connection.execute("SELECT * FROM lost"))
+
+
+def _columns(counter: FlowCounter) -> tuple[int, int, int, int, int, int]:
+    return (
+        counter.since_ns,
+        counter.last_ns,
+        counter.seen_packets,
+        counter.seen_bytes,
+        counter.unreported_packets,
+        counter.unreported_bytes,
+    )
+
+
+def _whole(numbers: Sequence[object]) -> tuple[int, ...]:
+    """Return stored numbers; raises TypeError if one is no integer."""
+    if not all(type(number) is int for number in numbers):
+        raise TypeError("not a whole number")
+    return cast("tuple[int, ...]", tuple(numbers))
+
+
+def _counter(columns: Sequence[int]) -> FlowCounter:
+    since_ns, last_ns, seen_packets, seen_bytes, unreported_packets, unreported_bytes = _whole(
+        columns
+    )
+    return FlowCounter(
+        since_ns=since_ns,
+        last_ns=last_ns,
+        seen_packets=seen_packets,
+        seen_bytes=seen_bytes,
+        unreported_packets=unreported_packets,
+        unreported_bytes=unreported_bytes,
+    )
+
+
+def _state(rule_account: RuleAccount) -> dict[str, Any]:
+    return {
+        "refused": rule_account.refused,
+        "placed": rule_account.in_sets,
+        "reported": rule_account.reported,
+        "aggregated": rule_account.without_flow,
+        "received": rule_account.received,
+        "read_ns": rule_account.read_ns,
+        "named_from_ns": rule_account.late_records_until_ns,
+        "overflow": _columns(rule_account.overflow.counter),
+        "forgotten": _columns(rule_account.evicted.counter),
+        "many": [
+            (uid, aggregate.flows, _columns(aggregate.counter))
+            for uid, aggregate in rule_account.by_user.items()
+            if aggregate.counter.unreported_packets
+        ],
+    }
+
+
+def _restore_rule_account(
+    account: SandboxAccount, name: str, epoch: str, state: Mapping[str, Any]
+) -> RuleAccount:
+    rule_account = account.new_rule_account(name, epoch, begun_ns=_whole([state["read_ns"]])[0])
+    rule_account.refused = Count(*_whole(state["refused"]))
+    rule_account.in_sets = Count(*_whole(state["placed"]))
+    totals = (state["reported"], state["aggregated"], state["received"])
+    rule_account.reported, rule_account.without_flow, rule_account.received = _whole(totals)
+    (rule_account.late_records_until_ns,) = _whole([state["named_from_ns"]])
+    rule_account.overflow = FlowAggregate(_counter(state["overflow"]))
+    rule_account.evicted = FlowAggregate(_counter(state["forgotten"]))
+    for uid, flows, columns in state["many"]:
+        rule_account.by_user[uid] = FlowAggregate(_counter(columns))
+        (rule_account.by_user[uid].flows,) = _whole([flows])
+    rule_account.stored = _state(rule_account)
+    return rule_account
+
+
+def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
+    """Continue an open incident, if its counters are still those of its rule."""
+    counter_id = CounterId.named(account.sandbox, name, epoch)
+    found = incident_codec.decode(counter_id, state)
+    if found.identity != identity:
+        raise ValueError("stored under another identity")
+    rule_account = account.rules[name]
+    if rule_account.epoch != epoch:
+        account.opened.orphan(found)
+    else:
+        rule_account.resume(found)

@@ -1,0 +1,38 @@
+"""Packets in no counter that was read: the kernel evicted their elements before a reading."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.flow import Count
+
+if TYPE_CHECKING:
+    from ocsf_nft.accounting.flow_counter import FlowCounter
+
+#: Readings that must lack the same packets before these count as evicted. One reading may omit some
+#: elements, and the next one others. At the end, when nothing is refused any more, two suffice.
+READINGS: Final = 8
+LAST_READINGS: Final = 2
+
+
+class UnaccountedPackets:
+    """Packets that each of the last readings lacked."""
+
+    def __init__(self) -> None:
+        self._lacked: deque[Count] = deque(maxlen=READINGS)
+
+    def add(self, refused: Count, *found: Count) -> None:
+        """Add a reading: the packets refused by then, and those that were found in counters."""
+        packets = refused.packets - sum(each.packets for each in found)
+        self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
+
+    def beyond(self, known: FlowCounter, readings: int) -> Count:
+        """Return the packets that all of the last ``readings`` lacked.
+
+        Packets in ``known`` are not included.
+        """
+        if len(self._lacked) < readings:
+            return Count()
+        least = min(list(self._lacked)[-readings:])
+        return Count(max(0, least.packets - known.seen_packets), least.bytes - known.seen_bytes)

@@ -1,0 +1,44 @@
+"""Counters without a record and a report; a record of another flow may belong to one of them.
+
+This happens if a header is cut short, or if the sender of a frame states a wrong protocol. There
+may be thousands of such records and counters. So each counter is checked once, and not for each
+record.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ocsf_nft.flow import user_of, without_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.accounting.flow_counter import FlowCounter
+    from ocsf_nft.flow import Key
+
+
+class UnloggedFlows:
+    """Unreported counters, indexed by user and by everything but the port."""
+
+    def __init__(self, counters: Iterable[tuple[Key, FlowCounter]]) -> None:
+        self._of_user: dict[int | None, list[tuple[Key, FlowCounter]]] = {}
+        self._alike: dict[Key, list[tuple[Key, FlowCounter]]] = {}
+        for key, counter in counters:
+            self._of_user.setdefault(user_of(key), []).append((key, counter))
+            self._alike.setdefault(without_port(key), []).append((key, counter))
+
+    def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
+        """Return a counter with that many unreported packets or more, or an empty list.
+
+        A counter with the protocol and destination of ``key`` comes first, then any of its user.
+        Another record's counter stays available for that record.
+        """
+        alike = self._alike.get(without_port(key), [])
+        return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)
+
+
+def _last(found: list[tuple[Key, FlowCounter]], packets: int) -> list[tuple[Key, FlowCounter]]:
+    while found and found[-1][1].unreported_packets < packets:
+        found.pop()
+    return found[-1:]

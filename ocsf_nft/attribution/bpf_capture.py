@@ -1,0 +1,168 @@
+"""Capture by BPF programs, which report each process that sends in a sandbox as it sends.
+
+Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, and libbpf. A kernel
+that describes its types (CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later) reports each refused packet,
+and details of the processes. For a fence that refuses nothing, and on other kernels (Linux 5.15 or
+later), the programs report calls instead; that needs cgroup v2.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from ocsf_nft.attribution import bpf_layout
+from ocsf_nft.attribution.cgroup_mount import hierarchy
+from ocsf_nft.attribution.libbpf import LoadedPrograms, RingBuffer
+from ocsf_nft.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from ocsf_nft.attribution.bpf_layout import CaptureEvent
+    from ocsf_nft.netns import Namespace
+
+_PROGRAMS: Final = "ocsf_nft.attribution.bpf"
+_TYPES: Final = Path("/sys/kernel/btf/vmlinux")
+#: include/uapi/asm-generic/socket.h, since Linux 5.14.
+_SO_NETNS_COOKIE: Final = 71
+#: Report mode of a namespace (``capture.bpf.c``).
+_REFUSALS, _CALLS = b"\1", b"\2"
+_CGROUP_PROGRAMS: Final = (
+    "connect4", "connect6", "sendmsg4", "sendmsg6", "established", "released"
+)  # fmt: skip
+_TYPES_PROGRAMS: Final = ("forked", "executed", "refused")
+#: Maximum number of samples of a ring in one read: a few milliseconds of work.
+_MOST: Final = 256
+
+
+class Dropped(NamedTuple):
+    """Numbers of events that there was no room for since the capture began."""
+
+    calls: int
+    processes: int
+
+
+class Capture:
+    """The loaded programs, attached to some network namespaces; close it after use."""
+
+    def __init__(
+        self,
+        cookies: Iterable[int],
+        *,
+        permissive: Collection[int] = (),
+        knows_types: bool | None = None,
+    ) -> None:
+        """Start the capture in the namespaces with these cookies (:func:`cookie`).
+
+        It reports refused packets. In the ``permissive`` namespaces, or without kernel types, it
+        reports calls. ``knows_types`` is detected if it is None. Raises UnsupportedError with the
+        reason if this host does not allow the capture.
+        """
+        self.knows_types = _TYPES.exists() if knows_types is None else knows_types
+        self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))
+        self._rings: list[RingBuffer] = []
+        try:
+            self._rings = [self._loaded.ring("calls")]
+            if self.knows_types:
+                # Read the processes before the calls, so that each caller is known.
+                self._rings.insert(0, self._loaded.ring("processes"))
+            modes = {
+                each: _REFUSALS if self.knows_types and each not in permissive else _CALLS
+                for each in cookies
+            }
+            for each, mode in modes.items():
+                self._loaded.update_map("watched", struct.pack("=Q", each), mode)
+            for name in _TYPES_PROGRAMS if self.knows_types else ():
+                self._loaded.attach(name)
+            if _CALLS in modes.values():
+                self._attach_to(hierarchy())
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the running capture."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the capture."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the capture and unload the programs."""
+        while self._rings:
+            self._rings.pop().close()
+        self._loaded.close()
+
+    def _attach_to(self, cgroups: Path) -> None:
+        cgroup = _opened(cgroups)
+        try:
+            for name in _CGROUP_PROGRAMS:
+                self._loaded.attach_to_cgroup(name, cgroup)
+        finally:
+            os.close(cgroup)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Descriptors that become readable when a ring holds much unread data."""
+        return tuple(ring.descriptor for ring in self._rings)
+
+    def read(self) -> tuple[list[CaptureEvent], bool]:
+        """Return new events, processes first, and True if there may be more.
+
+        A full ring is read in parts. Raises ValueError or struct.error if an event is invalid.
+        """
+        read = [ring.read(_MOST) for ring in self._rings]
+        events = [bpf_layout.decode(sample) for samples in read for sample in samples]
+        return events, any(len(samples) >= _MOST for samples in read)
+
+    def check(self) -> None:
+        """Raise UnsupportedError if a program was detached, so that the capture has stopped."""
+        if (name := self._loaded.detached()) is not None:
+            raise UnsupportedError(f"another process has detached the BPF program {name}")
+
+    def dropped(self) -> Dropped:
+        """Return the numbers of dropped events; raise UnsupportedError if they can't be read."""
+        return Dropped(*self._loaded.counter_sums("lost", len(Dropped._fields)))
+
+
+def cookie(namespace: Namespace) -> int:
+    """Return the kernel's number of a network namespace; the kernel never uses it again.
+
+    Raises UnsupportedError if the kernel has no such numbers (before Linux 5.14).
+    """
+
+    def ask() -> int:
+        # AF_UNIX, because a service may be denied other address families.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+            answer = asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        return int.from_bytes(answer, "little" if struct.pack("=H", 1)[0] else "big")
+
+    try:
+        return namespace.call(ask)
+    except OSError as error:
+        raise UnsupportedError(
+            f"this kernel has no cookies of network namespaces: they need Linux 5.14 or later "
+            f"({error.strerror})"
+        ) from error
+
+
+def _opened(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:  # another file system is mounted over it
+        raise UnsupportedError(f"cgroup v2 can't be opened at {path} ({error.strerror})") from error
+
+
+def _object(name: str) -> bytes:
+    try:
+        return resources.files(_PROGRAMS).joinpath(f"{name}.bpf.o").read_bytes()
+    except OSError as error:
+        raise UnsupportedError(
+            "this installation has no BPF programs: it was built without clang"
+        ) from error

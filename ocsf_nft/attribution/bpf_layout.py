@@ -1,0 +1,178 @@
+"""Binary layout of the events of the BPF programs: the structures of ``bpf/*.h``, native order."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, NamedTuple, TypeAlias
+
+_AF_INET: Final = 2
+_AF_INET6: Final = 10
+_AF_PACKET: Final = 17
+#: ::ffff:0.0.0.0/96: an IPv4 address in an IPv6 socket.
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+#: Flags of a call (``capture.bpf.c``).
+_CONNECT, _MORE, _SYN, _ANY = 1, 2, 4, 8
+#: kind, family, protocol, flags, ports; time, socket, netns; the caller; owner; addresses; sum.
+_CALL_FORM: Final = struct.Struct("=BBBBHHQQQIIQQIII4x16sI16s16sI")
+_CLOSED_FORM: Final = struct.Struct("=B7xQQ")
+_PROCESS_FORM: Final = struct.Struct("=BB2xIIIQQIIQQIIQ16sHHHH")
+
+
+class ProcessImage(NamedTuple):
+    """A program that a process runs: after an exec, the same process is another image.
+
+    ``started_ns`` is of CLOCK_BOOTTIME. It and ``execs`` are 0 if the kernel does not report them.
+    """
+
+    pid: int
+    started_ns: int
+    execs: int
+
+
+#: Image of an event without a known process.
+UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
+
+
+class Call(NamedTuple):
+    """Call by which a process sends or connects, or packet refused just before ``time_ns``.
+
+    The mode of the namespace in :class:`Capture` decides between the two. Times are of
+    CLOCK_BOOTTIME. Addresses are packed: 4 bytes for IPv4, empty if unknown. Unknown ports are 0.
+    ``uid`` and ``gid`` are the process's real ids. ``owner`` is the user of the socket, which a
+    record has too; for a call it is the user that a new socket of the caller would have. ``tid`` is
+    0 if several threads are possible.
+
+    For a call, ``socket`` is the kernel's number of the socket. For a packet, ``image`` is
+    :data:`UNKNOWN_IMAGE` if its sender is unknown. ``sum`` is the checksum of the packet's first
+    bytes, as in :attr:`Record.captured_sum`; it is 0 if they could not be read.
+
+    ``is_frame``: a packet socket sends it. ``is_connect``: it connects a socket, and sends nothing.
+    ``is_syn``: it begins a TCP connection. ``is_any``: its protocol and addresses were not
+    reported. ``has_more``: more calls of the same kind may follow without a report.
+    """
+
+    time_ns: int
+    socket: int
+    netns: int
+    is_frame: bool
+    protocol: int
+    is_connect: bool
+    is_syn: bool
+    is_any: bool
+    has_more: bool
+    source: bytes
+    source_port: int
+    destination: bytes
+    destination_port: int
+    image: ProcessImage
+    tid: int
+    uid: int
+    gid: int
+    owner: int
+    comm: bytes
+    sum: int
+
+
+class ClosedSocket(NamedTuple):
+    """Closing of a socket, by the last process that had it, after a call was made through it."""
+
+    time_ns: int
+    socket: int
+
+
+class ProcessSnapshot(NamedTuple):
+    """Details of a process; texts as the kernel has them.
+
+    ``path``, ``directory`` and ``cgroup`` are lists of names, innermost first. If such a list leads
+    up to a root, its last name is ``/``, or for a cgroup an empty name. Each of the ``arguments``
+    ends with a NUL byte.
+    """
+
+    image: ProcessImage
+    parent: ProcessImage
+    namespace_pid: int
+    is_deleted: bool
+    uid: int
+    gid: int
+    inode: int
+    comm: bytes
+    path: tuple[bytes, ...]
+    directory: tuple[bytes, ...]
+    cgroup: tuple[bytes, ...]
+    arguments: bytes
+
+
+CaptureEvent: TypeAlias = Call | ClosedSocket | ProcessSnapshot
+
+
+def decode(sample: bytes) -> CaptureEvent:
+    """Decode one event of a ring; raise ValueError or struct.error if it is invalid."""
+    match sample[0] if sample else 0:
+        case 1:
+            return _call(sample)
+        case 2:
+            return ClosedSocket._make(_CLOSED_FORM.unpack_from(sample)[1:])
+        case 3:
+            return _snapshot(sample)
+        case kind:
+            raise ValueError(f"an event of an unknown kind, {kind}")
+
+
+def _call(sample: bytes) -> Call:
+    (
+        _, family, protocol, flags, source_port, destination_port, time_ns, socket, netns,
+        pid, _, started_ns, execs, tid, uid, gid, comm, owner, source, destination, check,
+    ) = _CALL_FORM.unpack_from(sample)  # fmt: skip
+    # Positional arguments take half the time, and there are thousands of events a second.
+    return Call(
+        time_ns, socket, netns, family == _AF_PACKET, protocol,
+        bool(flags & _CONNECT), bool(flags & _SYN), bool(flags & _ANY), bool(flags & _MORE),
+        _address(family, source), source_port, _address(family, destination), destination_port,
+        ProcessImage(pid, started_ns, execs), tid, uid, gid, owner, _text(comm), check,
+    )  # fmt: skip
+
+
+def _snapshot(sample: bytes) -> ProcessSnapshot:
+    (
+        _, is_deleted, namespace_pid, pid, _, started_ns, execs,
+        parent_pid, _, parent_started_ns, parent_execs,
+        uid, gid, inode, comm, path, directory, cgroup, arguments,
+    ) = _PROCESS_FORM.unpack_from(sample)  # fmt: skip
+    texts = []
+    at = _PROCESS_FORM.size
+    for size in (path, directory, cgroup, arguments):
+        texts.append(sample[at : at + size])
+        at += size
+    if at > len(sample):
+        raise ValueError("texts of a process that end too soon")
+    return ProcessSnapshot(
+        image=ProcessImage(pid, started_ns, execs),
+        parent=ProcessImage(parent_pid, parent_started_ns, parent_execs),
+        namespace_pid=namespace_pid,
+        is_deleted=bool(is_deleted),
+        uid=uid,
+        gid=gid,
+        inode=inode,
+        comm=_text(comm),
+        path=_names(texts[0]),
+        directory=_names(texts[1]),
+        cgroup=_names(texts[2]),
+        arguments=texts[3],
+    )
+
+
+def _address(family: int, packed: bytes) -> bytes:
+    if family == _AF_INET:
+        return packed[:4]
+    if family != _AF_INET6:
+        return b""
+    return packed[12:] if packed.startswith(_MAPPED) else packed
+
+
+def _text(padded: bytes) -> bytes:
+    return padded.partition(b"\0")[0]
+
+
+def _names(texts: bytes) -> tuple[bytes, ...]:
+    return tuple(texts.split(b"\0")[:-1])

@@ -1,0 +1,90 @@
+"""Common key of a call and of the record of its packet, and the calls that a packet may be of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.ip_text import packed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.attribution.bpf_layout import Call
+    from ocsf_nft.record import Record
+
+#: With more candidate processes, an attribution has no value.
+MOST: Final = 16
+#: The rules that refuse frames, which name no socket.
+FRAME_RULES: Final = frozenset({"link"})
+
+
+class PacketKey(NamedTuple):
+    """Protocol, ports and destination of a packet. A port is 0 if there is none."""
+
+    protocol: int | None
+    source_port: int = 0
+    destination: bytes = b""
+    destination_port: int = 0
+
+
+#: Key of every frame: its record has no protocol or address to compare.
+FRAME_KEY: Final = PacketKey(None)
+
+
+class LoggedRecord(NamedTuple):
+    """A record, and the time when it was logged (CLOCK_BOOTTIME).
+
+    The time is between ``since_ns`` and ``until_ns``; ``stamp_ns`` is its estimate by the source.
+    """
+
+    record: Record
+    since_ns: int
+    until_ns: int
+    stamp_ns: int
+
+
+class Match(NamedTuple):
+    """The calls that a packet may be of: the latest of each process.
+
+    ``is_sender``: one of them sent the packet. Otherwise another process may have sent it.
+    """
+
+    calls: tuple[Call, ...]
+    is_sender: bool
+
+
+def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
+    """Return a match with the latest call of each process.
+
+    Return None without calls, or with more than :data:`MOST` processes.
+    """
+    latest = {each.image: each for each in calls}
+    return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
+
+
+def key_of_record(record: Record) -> PacketKey | None:
+    """Return the key of a record's packet; None if no process sent it, or its socket is unknown."""
+    if record.uid is None:
+        return None
+    if record.rule in FRAME_RULES:
+        return FRAME_KEY
+    if record.protocol is None:
+        return None
+    return PacketKey(
+        record.protocol,
+        record.source_port or 0,
+        packed(record.destination) or b"",
+        record.destination_port or 0,
+    )
+
+
+def key_of_call(call: Call) -> PacketKey:
+    """Return the key of a call. A connect has source port 0: the socket gets its port later."""
+    if call.is_frame:
+        return FRAME_KEY
+    return PacketKey(
+        call.protocol,
+        0 if call.is_connect else call.source_port,
+        call.destination,
+        call.destination_port,
+    )

@@ -1,0 +1,249 @@
+"""Attribution method ``capture``: events of the capture by sandbox, and their match to records."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft import clocks
+from ocsf_nft.attribution.bpf_layout import Call, ProcessSnapshot
+from ocsf_nft.attribution.call_match import LoggedRecord
+from ocsf_nft.attribution.flow_processes import FlowProcesses, flow_target
+from ocsf_nft.attribution.process_snapshots import ProcessSnapshots
+from ocsf_nft.attribution.refused_packets import RefusedPackets
+from ocsf_nft.attribution.send_calls import SendCalls
+from ocsf_nft.process import Attribution, Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping, Sequence
+
+    from ocsf_nft.attribution.bpf_capture import Capture, Dropped
+    from ocsf_nft.attribution.bpf_layout import CaptureEvent, ProcessImage
+    from ocsf_nft.attribution.call_match import Match
+    from ocsf_nft.attribution.user_names import CachedNames
+    from ocsf_nft.process import Process
+    from ocsf_nft.record import Record
+
+_SENT: Final = "the kernel saw it send the packet"
+_SEVERAL: Final = "the kernel saw each of them send a packet that may be this one"
+_CALLED: Final = "the kernel saw it make a call that may have sent the packet"
+_HAD_SOCKET: Final = (
+    "it had a socket that may have sent the packet; other processes may have had that socket too, "
+    "or there was no room to report some calls"
+)
+_SENT_ALL: Final = "the kernel saw it send each of the packets"
+_SENT_TOGETHER: Final = "the kernel saw them send the packets"
+_SENT_SOME: Final = (
+    "the kernel saw them attempt this since the last report, but maybe not all of the senders"
+)
+
+
+class CaptureResult(NamedTuple):
+    """Attribution of one packet; ``image`` is the sender's image, or that of the first of several.
+
+    Both are None if the capture saw no sender.
+    """
+
+    attribution: Attribution | None
+    image: ProcessImage | None = None
+
+
+class _Sandbox:
+    """Events of one network namespace: refused packets, or else calls."""
+
+    def __init__(self, *, is_refused: bool) -> None:
+        self.events: RefusedPackets | SendCalls = RefusedPackets() if is_refused else SendCalls()
+        self.is_refused = is_refused
+        self.flows = FlowProcesses()
+
+
+class CaptureMethod:
+    """Store of the events of a capture, and the attribution of records to their senders.
+
+    ``sandboxes`` maps names to the kernel's cookies of their network namespaces. The fences of the
+    ``permissive`` namespaces refuse nothing: there the capture reports calls, not each packet.
+    """
+
+    def __init__(
+        self,
+        capture: Capture,
+        sandboxes: Mapping[str, int],
+        names: CachedNames,
+        *,
+        permissive: Collection[int] = (),
+    ) -> None:
+        self._capture = capture
+        self._snapshots = ProcessSnapshots(names)
+        self._by_netns = {
+            number: _Sandbox(is_refused=capture.knows_types and number not in permissive)
+            for number in sandboxes.values()
+        }
+        self._by_name = {name: self._by_netns[number] for name, number in sandboxes.items()}
+        self.dropped: Dropped = capture.dropped()
+        self._began_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Descriptors as those of a :class:`Capture`."""
+        return self._capture.descriptors
+
+    def check(self) -> None:
+        """Raise UnsupportedError if the capture has stopped."""
+        self._capture.check()
+
+    def close(self) -> None:
+        """Stop the capture."""
+        self._capture.close()
+
+    def read_events(self) -> bool:
+        """Read some of the new events; return True if there may be more.
+
+        Takes some milliseconds at most. Raises UnsupportedError if the events can't be read.
+        """
+        events, has_more = self._capture.read()
+        dropped = self._capture.dropped()
+        if dropped.calls > self.dropped.calls:
+            self.note_dropped()
+        if dropped.processes > self.dropped.processes:
+            self._snapshots.note_dropped()
+        self.dropped = dropped
+        for event in events:
+            self._add(event)
+        return has_more
+
+    def note_dropped(self) -> None:
+        """Note that some calls before now were dropped."""
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        for each in self._by_netns.values():
+            each.events.note_dropped(now_ns)
+
+    def _add(self, event: CaptureEvent) -> None:
+        if isinstance(event, ProcessSnapshot):
+            self._snapshots.add(event)
+        elif isinstance(event, Call):
+            sandbox = self._by_netns.get(event.netns)
+            if sandbox is not None:
+                sandbox.events.add(event)
+                sandbox.flows.add(event)
+        else:
+            # The kernel numbers sockets for the whole host: no two namespaces share a number.
+            for sandbox in self._by_netns.values():
+                if isinstance(sandbox.events, SendCalls):
+                    sandbox.events.mark_closed(event)
+
+    def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
+        """Return True if the event for the packet of one of the records is still to come."""
+        events = self._by_name[sandbox].events
+        return isinstance(events, RefusedPackets) and events.is_event_pending(_logged(records, 0))
+
+    def matches(
+        self, sandbox: str, records: Sequence[Record], since_ns: int
+    ) -> Iterator[Match | None]:
+        """Yield the calls that may have sent the packet of each record, in the kernel's order.
+
+        Ask for each record only once. None of them was logged before ``since_ns`` (boottime). Read
+        all new events before.
+        """
+        began_ns = self._began_ns + _booted_ns()
+        is_refused = self._by_name[sandbox].is_refused
+        logged = _logged(records, since_ns)
+        for record, match in zip(
+            records, self._by_name[sandbox].events.matches(logged), strict=True
+        ):
+            # An old log has records from before the capture began. The capture does not report
+            # an accepted packet if it reports only refused ones.
+            is_before = record.time_ns < began_ns
+            is_accepted = is_refused and record.verdict == "permit"
+            yield None if is_before or is_accepted else match
+
+    def result(self, sandbox: str, match: Match | None) -> CaptureResult:
+        """Return the attribution of a packet by its match."""
+        if match is None:
+            return CaptureResult(None)
+        is_refused = self._by_name[sandbox].is_refused
+        attribution = self._from_match(match, is_refused=is_refused)
+        return CaptureResult(attribution, match.calls[0].image)
+
+    def is_latest(self, image: ProcessImage) -> bool:
+        """Return True if a process is known to have run no other program until now."""
+        return self._snapshots.is_latest(image)
+
+    def since_last(
+        self, sandbox: str, record: Record, packets: int, began_ns: int
+    ) -> Attribution | None:
+        """Return the processes seen to send the packets of a flow since the previous call.
+
+        The counters counted ``packets`` packets. Their reading began at ``began_ns`` (epoch) and
+        ended when the record was made. One process is named if each of the packets was seen as a
+        packet of it: then no other process sent one. Return None if no process was seen.
+        """
+        target = flow_target(record)
+        if target is None:
+            return None
+        state = self._by_name[sandbox]
+        booted_ns = _booted_ns()
+        calls, unnamed, is_mixed = state.flows.take(
+            target, began_ns - booted_ns, record.received_ns - booted_ns
+        )
+        if not calls:
+            return None
+        seen = tuple(
+            Seen(process=self._snapshots.process(call), calls=times) for call, times in calls
+        )
+        times = sum(times for _, times in calls)
+        is_all = state.is_refused and times == packets and not unnamed and not is_mixed
+        if is_all and len(seen) == 1:
+            process = seen[0].process
+            return Attribution(
+                method="capture", confidence="high", reason=_SENT_ALL, process=process
+            )
+        return Attribution(
+            method="capture",
+            confidence="high" if is_all else "medium",
+            reason=_SENT_TOGETHER if is_all else _SENT_SOME,
+            seen=seen,
+            unnamed=unnamed,
+        )
+
+    def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
+        """Exclude a packet with an event of its own from later flow attributions.
+
+        ``process`` is its reported sender, None if the sender is unknown.
+        """
+        target = flow_target(record)
+        if target is not None:
+            pid = None if process is None else process.pid
+            self._by_name[sandbox].flows.remove_reported(target, pid)
+
+    def _from_match(self, match: Match, *, is_refused: bool) -> Attribution:
+        processes = [self._snapshots.process(call) for call in match.calls]
+        if match.is_sender and len(processes) == 1:
+            return Attribution(
+                method="capture",
+                confidence="high" if is_refused else "medium",
+                reason=_SENT if is_refused else _CALLED,
+                process=processes[0],
+                sent_ns=match.calls[0].time_ns + _booted_ns() if is_refused else None,
+            )
+        is_seen = match.is_sender and is_refused
+        return Attribution(
+            method="capture",
+            confidence="medium" if is_seen else "low",
+            reason=_SEVERAL if is_seen else _HAD_SOCKET,
+            seen=tuple(Seen(process=each) for each in processes),
+        )
+
+
+def _logged(records: Sequence[Record], since_ns: int) -> list[LoggedRecord]:
+    booted_ns, now_ns = _booted_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    logged = []
+    for record in records:
+        # The wall clock may have been changed since the record was made.
+        until_ns = min(record.received_ns - booted_ns, now_ns)
+        stamp_ns = min(record.time_ns - booted_ns, until_ns)
+        logged.append(LoggedRecord(record, since_ns, until_ns, stamp_ns))
+    return logged
+
+
+def _booted_ns() -> int:
+    return clocks.epoch_of(time.CLOCK_BOOTTIME)

@@ -1,0 +1,420 @@
+"""Fallback chain of the attribution methods, with a limit on the time that a record waits.
+
+The chain tries ``capture`` first. If ``capture`` is not available, or saw nothing, it tries
+``socket``. The last methods are ``user`` (the user in the kernel's record) and ``none``. Each
+attribution states its method, and the reason why no better method applies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
+
+import structlog
+
+from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution.bpf_capture import Capture, cookie
+from ocsf_nft.attribution.capture_method import CaptureMethod, CaptureResult
+from ocsf_nft.attribution.program_hashes import ProgramHashes
+from ocsf_nft.attribution.socket_method import SocketLookup
+from ocsf_nft.attribution.time_budget import TimeBudget
+from ocsf_nft.attribution.user_names import CachedNames, UserNames
+from ocsf_nft.errors import OcsfNftError, UnsupportedError
+from ocsf_nft.process import Attribution, Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+    from types import TracebackType
+
+    from ocsf_nft.attribution.bpf_layout import ProcessImage
+    from ocsf_nft.attribution.call_match import Match
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.process import Process
+    from ocsf_nft.record import Record
+
+_log = structlog.get_logger()
+
+#: The best method to be used.
+TopMethod: TypeAlias = Literal["capture", "socket", "user"]
+#: The kernel reports a refused packet microseconds after its record, so this delay is enough.
+_EVENT_DELAY_SECONDS: Final = 0.001
+_CHECK_SECONDS: Final = 1.0
+#: Maximum number of reads at once: more than a ring holds, unless events are added meanwhile.
+_MOST_READS: Final = 32
+#: Number of records to process before other tasks get a turn: about a millisecond of work.
+_SLICE: Final = 16
+#: The rules that match packets from processes of the sandbox.
+_PROCESS_RULES: Final = frozenset({"egress", "link"})
+
+_LOOKUP_INACTIVE: Final = "process lookup is not active for this sandbox"
+_NOT_SEEN: Final = "no process was seen to attempt this since the last report"
+_ONE_SENDER_SEEN: Final = (
+    "it sent one of the packets; the senders of the other packets were not seen"
+)
+_TOO_LONG: Final = "the lookup of its process would have taken too long"
+_NO_PROCESS: Final = Attribution(
+    method="none", reason="no process of the sandbox sent it by a socket"
+)
+
+
+class FallbackChain:
+    """Attribution of records to processes, active while its context is entered.
+
+    ``sandboxes`` maps each sandbox to the namespace that has its processes. The fences of the
+    ``permissive`` sandboxes refuse nothing. No record waits longer than ``wait_seconds``.
+    """
+
+    def __init__(
+        self,
+        sandboxes: Mapping[str, Namespace],
+        *,
+        permissive: Collection[str] = (),
+        top: TopMethod = "capture",
+        wait_seconds: float = 0.05,
+        hashed_bytes: int = 0,
+    ) -> None:
+        """Compute hashes of programs with at most ``hashed_bytes`` bytes; 0 disables hashes."""
+        self._sandboxes = sandboxes
+        self._permissive = permissive
+        self._top = top
+        self._wait_seconds = wait_seconds
+        self._names = CachedNames(UserNames())
+        self._hashes = ProgramHashes(most_bytes=hashed_bytes) if hashed_bytes else None
+        self._capture: CaptureMethod | None = None
+        self._dropped = 0
+        self._lookups: dict[str, SocketLookup] = {}
+        self._stack = contextlib.ExitStack()
+        self._budget = TimeBudget()
+        #: Lookup in a thread. A hostile process may delay it, so only one runs at a time.
+        self._busy: asyncio.Future[None] | None = None
+        #: Query of the name service; only one runs at a time.
+        self._asking: asyncio.Future[None] | None = None
+        #: Reason why the requested top method is not in use; None if it is in use.
+        self.reason: str | None = None
+
+    @property
+    def method(self) -> TopMethod:
+        """The best method in use."""
+        if self._capture is not None:
+            return "capture"
+        return "socket" if self._lookups else "user"
+
+    @property
+    def dropped(self) -> int:
+        """Number of calls and processes that the capture had no room to report."""
+        return self._dropped if self._capture is None else sum(self._capture.dropped)
+
+    async def __aenter__(self) -> Self:
+        """Start the best method that this host allows; never fail if that is only ``user``."""
+        if self._sandboxes and self._top != "user":
+            opening = asyncio.ensure_future(asyncio.to_thread(self._open))
+            try:
+                await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                await asyncio.wait([opening])
+                self._close_capture()
+                self._stack.close()
+                raise
+        if self.reason is not None:
+            _log.info("not every process can be named", method=self.method, reason=self.reason)
+        if self._capture is not None:
+            loop = asyncio.get_running_loop()
+            for descriptor in self._capture.descriptors:
+                loop.add_reader(descriptor, self._read)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the capture and the socket lookups. A lookup in progress ends without a result."""
+        self._close_capture()
+        self._stack.close()
+
+    async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
+        """Check the capture until it fails, then call ``on_fallback`` with the reason.
+
+        Return at once if the capture is not in use.
+        """
+        initial = self.method
+        while self.method == "capture":
+            await asyncio.sleep(_CHECK_SECONDS)
+            await self._check_capture()
+        if initial == "capture":
+            await on_fallback(self.reason or "")
+
+    async def _check_capture(self) -> None:
+        try:
+            if self._capture is not None:
+                self._capture.check()
+        except UnsupportedError as error:
+            self._fall_back(error)
+        await self.read_events()
+
+    async def attributions(
+        self, sandbox: str, records: Sequence[Record], since_ns: int
+    ) -> list[Attribution]:
+        """Return the attribution of each record; the records are in the kernel's order.
+
+        None of them was logged before ``since_ns`` (CLOCK_BOOTTIME).
+        """
+        if not records or sandbox not in self._sandboxes:
+            return [_user_attribution(each, _LOOKUP_INACTIVE) for each in records]
+        deadline = asyncio.get_running_loop().time() + self._wait_seconds
+        found = await self._capture_attributions(sandbox, records, since_ns, deadline)
+        uncertain = [
+            number
+            for number, (record, known) in enumerate(zip(records, found, strict=True))
+            if _is_sent(record) and (known is None or known.confidence == "low")
+        ]
+        looked_up = await self._socket_attributions(
+            sandbox, [records[each] for each in uncertain], deadline
+        )
+        for number, result in zip(uncertain, looked_up, strict=True):
+            known = found[number]
+            if isinstance(result, str):
+                found[number] = known or _user_attribution(records[number], result)
+            elif known is None or result.process is not None:
+                found[number] = result
+        results = [
+            self._with_names(record, each or _NO_PROCESS)
+            for record, each in zip(records, found, strict=True)
+        ]
+        if self._names.missing:
+            await self._resolve_names(deadline)
+            results = [
+                self._with_names(record, each)
+                for record, each in zip(records, results, strict=True)
+            ]
+        return results
+
+    def since_last(
+        self, sandbox: str, record: Record, packets: int, began_ns: int
+    ) -> Attribution | None:
+        """Return the processes seen to send the packets of a flow since the previous call.
+
+        The record is of ``packets`` packets. The reading of their counters began at ``began_ns``
+        (epoch). Return None if no process was seen, or if the capture is not in use.
+        """
+        if self._capture is None or sandbox not in self._sandboxes:
+            return None
+        found = self._capture.since_last(sandbox, record, packets, began_ns)
+        return None if found is None else self._with_names(record, found)
+
+    def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
+        """Exclude a packet with an event of its own from later flow attributions.
+
+        ``process`` is its reported sender, None if the sender is unknown.
+        """
+        if self._capture is not None and sandbox in self._sandboxes:
+            self._capture.mark_reported(sandbox, record, process)
+
+    def user_attribution(self, record: Record) -> Attribution:
+        """Return the attribution of many packets if no process was seen to send them."""
+        return self._with_names(record, _user_attribution(record, _NOT_SEEN))
+
+    def _with_names(self, record: Record, found: Attribution) -> Attribution:
+        return replace(
+            found,
+            user_name=None if record.uid is None else self._names.user(record.uid),
+            group_name=None if record.gid is None else self._names.group(record.gid),
+        )
+
+    def _open(self) -> None:
+        names = {}
+        for name, namespace in self._sandboxes.items():
+            with contextlib.suppress(OcsfNftError):  # the method "user" remains
+                lookup = self._stack.enter_context(SocketLookup(namespace, self._hashes))
+                self._lookups[name] = lookup
+        if self._top == "capture":
+            try:
+                names = {name: cookie(each) for name, each in self._sandboxes.items()}
+                permissive = {names[each] for each in self._permissive if each in names}
+                capture = self._start_capture(names.values(), permissive)
+                self._capture = CaptureMethod(capture, names, self._names, permissive=permissive)
+            except OcsfNftError as error:
+                self.reason = str(error)
+
+    def _start_capture(self, cookies: Collection[int], permissive: Collection[int]) -> Capture:
+        """Start a capture with process details (BTF), or else one that reports only their ids."""
+        try:
+            return Capture(cookies, permissive=permissive)
+        except UnsupportedError as error:
+            self.reason = str(error)
+            return Capture(cookies, permissive=permissive, knows_types=False)
+
+    def _read(self) -> None:
+        """Read from a ring that holds much data."""
+        try:
+            if self._capture is not None:
+                self._capture.read_events()
+        except UnsupportedError as error:
+            self._fall_back(error)
+
+    def _fall_back(self, error: UnsupportedError) -> None:
+        """Stop the capture after an error and continue with the next method."""
+        self._close_capture()
+        self.reason = str(error)
+        _log.error("processes are not captured any more", reason=self.reason)
+
+    def _close_capture(self) -> None:
+        self._dropped = self.dropped
+        captured, self._capture = self._capture, None
+        if captured is not None:
+            for descriptor in captured.descriptors:
+                asyncio.get_running_loop().remove_reader(descriptor)
+            captured.close()
+
+    async def read_events(self) -> None:
+        """Read all new events. If they never end, count the unread events as dropped."""
+        for _ in range(_MOST_READS):
+            try:
+                if self._capture is None or not self._capture.read_events():
+                    return
+            except UnsupportedError as error:
+                self._fall_back(error)
+            await asyncio.sleep(0)
+        if self._capture is not None:
+            self._capture.note_dropped()
+
+    async def _capture_attributions(
+        self, sandbox: str, records: Sequence[Record], since_ns: int, deadline: float
+    ) -> list[Attribution | None]:
+        captured = self._capture
+        if captured is None:
+            return [None] * len(records)
+        # The record of an inbound packet may have the uid of its receiver: select sent packets.
+        sent = [number for number, record in enumerate(records) if _is_sent(record)]
+        sent_records = [records[number] for number in sent]
+        await self.read_events()
+        if await _is_event_pending(captured, sandbox, sent_records):
+            await asyncio.sleep(_EVENT_DELAY_SECONDS)
+            await self.read_events()
+        matches: list[Match | None] = []
+        for match in captured.matches(sandbox, sent_records, since_ns):
+            matches.append(match)
+            if len(matches) % _SLICE == 0:
+                await asyncio.sleep(0)
+
+        async def results() -> list[CaptureResult]:
+            found = []
+            for match in matches:
+                found.append(captured.result(sandbox, match))
+                if len(found) % _SLICE == 0:
+                    await asyncio.sleep(0)
+            return found
+
+        by_match = await results()
+        if self._names.missing:
+            await self._resolve_names(deadline)
+            by_match = await results()
+        found = dict(zip(sent, await self._with_hashes(captured, by_match, deadline), strict=True))
+        return [found.get(number) for number in range(len(records))]
+
+    async def _with_hashes(
+        self, captured: CaptureMethod, found: Sequence[CaptureResult], deadline: float
+    ) -> list[Attribution | None]:
+        """Add the hashes of the programs that can still be read."""
+        results = [each.attribution for each in found]
+        hashes = self._hashes
+        if hashes is None:
+            return results
+        read: dict[ProcessImage, Process | None] = dict.fromkeys(
+            each.image
+            for each in found
+            if each.image is not None and each.attribution and each.attribution.process
+        )
+
+        def read_all(until: float) -> None:
+            for image in read:
+                if time.monotonic() < until:
+                    read[image] = procfs.read(image.pid, started_ns=image.started_ns, hashes=hashes)
+
+        await self._run_in_thread(read_all, deadline)
+        # Any process that has run another program meanwhile has a new event by now.
+        await self.read_events()
+        for number, (by, image) in enumerate(found):
+            seen = None if image is None else read.get(image)
+            if image is None or seen is None or by is None or by.process is None:
+                continue
+            # Exec events may be missing for a process that left the sandbox: compare the paths.
+            if captured.is_latest(image) and seen.path == by.process.path:
+                results[number] = replace(by, process=replace(by.process, sha256=seen.sha256))
+        return results
+
+    async def _run_in_thread(self, work: Callable[[float], None], deadline: float) -> None:
+        """Run blocking ``work`` in a thread; pass the deadline (time.monotonic) to it."""
+        left = deadline - asyncio.get_running_loop().time()
+        if left > 0 and (self._busy is None or self._busy.done()):
+            until = time.monotonic() + left
+            self._busy = asyncio.ensure_future(asyncio.to_thread(work, until))
+            await asyncio.wait({self._busy}, timeout=left)
+
+    async def _resolve_names(self, deadline: float) -> None:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.ensure_future(asyncio.to_thread(self._names.resolve))
+        left = deadline - asyncio.get_running_loop().time()
+        await asyncio.wait({self._asking}, timeout=left)
+
+    async def _socket_attributions(
+        self, sandbox: str, records: Sequence[Record], deadline: float
+    ) -> list[Attribution | str]:
+        """Return the attribution by socket, or the reason why there is none, for each record.
+
+        Stop at the deadline, or if the time budget is spent.
+        """
+        lookup = self._lookups.get(sandbox)
+        found: list[Attribution | str] = [_TOO_LONG] * len(records)
+        if lookup is None:
+            return [_LOOKUP_INACTIVE] * len(records)
+
+        def look_up(until: float) -> None:
+            for number, record in enumerate(records):
+                began = time.monotonic()
+                if began >= until:
+                    return
+                found[number] = lookup.attribution(record)
+                self._budget.spend(time.monotonic() - began)
+
+        if records and self._budget.has_time_left():
+            await self._run_in_thread(look_up, deadline)
+        return list(found)
+
+
+async def _is_event_pending(
+    captured: CaptureMethod, sandbox: str, records: Sequence[Record]
+) -> bool:
+    for begin in range(0, len(records), _SLICE):
+        if begin:
+            await asyncio.sleep(0)
+        if captured.is_event_pending(sandbox, records[begin : begin + _SLICE]):
+            return True
+    return False
+
+
+def limit_to_one_packet(known: Attribution) -> Attribution:
+    """Return the attribution of many packets if the sender of only one of them is known."""
+    if known.process is None:
+        return known
+    return replace(
+        known,
+        confidence="low",
+        reason=_ONE_SENDER_SEEN,
+        process=None,
+        seen=(Seen(process=known.process),),
+    )
+
+
+def _is_sent(record: Record) -> bool:
+    return record.rule in _PROCESS_RULES and record.uid is not None
+
+
+def _user_attribution(record: Record, reason: str) -> Attribution:
+    if not _is_sent(record):
+        return _NO_PROCESS
+    return Attribution(method="user", confidence="high", reason=reason)

@@ -1,0 +1,160 @@
+"""Processes seen to send the packets of a flow, for events about many packets."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE
+from ocsf_nft.attribution.call_match import FRAME_RULES
+from ocsf_nft.ip_text import packed
+
+if TYPE_CHECKING:
+    from ocsf_nft.attribution.bpf_layout import Call, ProcessImage
+    from ocsf_nft.record import Record
+
+#: Maximum numbers of flows, and of processes of each: they limit the memory that a sandbox fills.
+_FLOWS: Final = 2048
+_PROCESSES: Final = 32
+#: Number of latest calls whose time is stored.
+_RECENT: Final = 64
+
+
+class FlowTarget(NamedTuple):
+    """Destination of a flow, and the user that sends it."""
+
+    uid: int
+    protocol: int
+    destination: bytes
+    port: int
+
+
+class _Latest(NamedTuple):
+    call: Call
+    times: int
+
+
+class FlowCallers(NamedTuple):
+    """The latest call of each process, and the number of its calls.
+
+    ``unnamed`` is the least number of further processes. ``is_mixed``: some calls may belong to
+    packets with events of their own, or to packets counted before or after.
+    """
+
+    calls: tuple[tuple[Call, int], ...] = ()
+    unnamed: int = 0
+    is_mixed: bool = False
+
+
+class _Flow:
+    """The processes that send one flow, in the order of their latest calls."""
+
+    __slots__ = ("is_mixed", "latest", "recent", "unnamed", "youngest_ns")
+
+    def __init__(self) -> None:
+        self.latest: OrderedDict[ProcessImage, _Latest] = OrderedDict()
+        self.recent: deque[Call] = deque(maxlen=_RECENT)
+        self.unnamed = 0
+        #: Start of the youngest of all processes.
+        self.youngest_ns = 0
+        self.is_mixed = False
+
+    def add(self, call: Call) -> None:
+        image = call.image
+        self.recent.append(call)
+        before = self.latest.pop(image, None)
+        if before is None and len(self.latest) >= _PROCESSES:
+            self.latest.popitem(last=False)
+            # Any other process may be one that was evicted before.
+            if self.unnamed == 0 or image.started_ns > self.youngest_ns:
+                self.unnamed += 1
+        if before is not None and before.call.tid != call.tid:
+            call = call._replace(tid=0)  # several threads of it
+        self.latest[image] = _Latest(call, 1 if before is None else before.times + 1)
+        self.youngest_ns = max(self.youngest_ns, image.started_ns)
+
+    def remove_one(self, image: ProcessImage) -> None:
+        latest = self.latest.get(image)
+        if latest is not None and latest.times > 1:
+            self.latest[image] = latest._replace(times=latest.times - 1)
+        else:
+            self.latest.pop(image, None)
+        removed = next((each for each in reversed(self.recent) if each.image == image), None)
+        if removed is not None:
+            self.recent.remove(removed)
+
+    def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
+        """Move the calls made after a reading of the counters began to a new flow."""
+        rest = _Flow()
+        later = [each for each in self.recent if each.time_ns > began_ns]
+        if len(later) == _RECENT:  # there were more than these
+            self.is_mixed = rest.is_mixed = True
+        # Calls during the reading may have been counted.
+        rest.is_mixed |= any(each.time_ns <= ended_ns for each in later)
+        for call in later:
+            self.remove_one(call.image)
+            rest.add(call)
+        return rest
+
+
+class FlowProcesses:
+    """Processes of the latest flows."""
+
+    def __init__(self) -> None:
+        self._flows: OrderedDict[FlowTarget, _Flow] = OrderedDict()
+
+    def add(self, call: Call) -> None:
+        """Add a call to its flow; ignore calls without a flow or a known process."""
+        if call.is_connect or call.is_any or call.is_frame or call.image == UNKNOWN_IMAGE:
+            return
+        target = FlowTarget(call.owner, call.protocol, call.destination, call.destination_port)
+        self._flow(target).add(call)
+
+    def _flow(self, target: FlowTarget) -> _Flow:
+        found = self._flows.get(target)
+        if found is not None:
+            self._flows.move_to_end(target)
+            return found
+        found = self._flows[target] = _Flow()
+        while len(self._flows) > _FLOWS:
+            self._flows.popitem(last=False)
+        return found
+
+    def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
+        """Remove and return the callers of a flow since the previous call, up to the counters.
+
+        The counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME).
+        """
+        flow = self._flows.pop(target, None)
+        if flow is None:
+            return FlowCallers()
+        rest = flow.split_after(began_ns, ended_ns)
+        if rest.latest:
+            self._flows[target] = rest
+        calls = tuple((each.call, each.times) for each in flow.latest.values())
+        return FlowCallers(calls, flow.unnamed, flow.is_mixed)
+
+    def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
+        """Remove a packet with an event of its own; ``pid`` is None for an unknown sender."""
+        flow = self._flow(target)
+        image = next((each for each in flow.latest if each.pid == pid), None)
+        if image is None:
+            flow.is_mixed = True
+            return
+        flow.remove_one(image)
+        if not flow.latest and not flow.unnamed and not flow.is_mixed:
+            # All calls of the flow are reported. It must not evict a flow with unreported calls.
+            del self._flows[target]
+
+
+def flow_target(record: Record) -> FlowTarget | None:
+    """Return the target of a record; None if no user's process sent it, and for frames.
+
+    The counters classify a frame by its header, but the capture reports it without one.
+    """
+    if record.uid is None or record.rule in FRAME_RULES:
+        return None
+    destination = packed(record.destination)
+    if record.protocol is None or destination is None:
+        return None
+    return FlowTarget(record.uid, record.protocol, destination, record.destination_port or 0)

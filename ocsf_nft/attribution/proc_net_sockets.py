@@ -1,0 +1,195 @@
+"""Sockets of a network namespace, from the tables in /proc/net.
+
+Raw, ping and packet sockets are read only here. Netlink does not list ping sockets. For raw sockets
+it needs the module ``raw_diag``, which many kernels lack and which adds no information.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
+
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.ip_text import text_of
+
+if TYPE_CHECKING:
+    from ocsf_nft.netns import Namespace
+
+#: Maximum number of sockets with one port; with more, the lookup fails.
+MOST_SOCKETS: Final = 256
+#: Maximum number of bytes of one file: about 7,000 sockets.
+_MOST_BYTES: Final = 1 << 20
+_CHUNK: Final = 1 << 16
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+IpVersion: TypeAlias = Literal[4, 6]
+#: The protocols with ports, and the names of their files.
+INET: Final = {
+    socket.IPPROTO_TCP: "tcp",
+    socket.IPPROTO_UDP: "udp",
+    socket.IPPROTO_UDPLITE: "udplite",
+}
+
+
+class TooManySocketsError(OcsfNftError):
+    """Error of a lookup with more sockets than it can check in time."""
+
+
+class Socket(NamedTuple):
+    """Entry of a socket in a table of the kernel.
+
+    An IPv4 address is given as such, also for an IPv6 socket. ``local_port`` is the protocol of a
+    raw socket, and the id of a ping socket. A packet socket has neither address nor port. ``inode``
+    is 0 if no process has the socket. ``is_only_ipv6`` is None if the table does not state it.
+    """
+
+    family: int
+    protocol: int
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+    state: int
+    inode: int
+    uid: int
+    is_only_ipv6: bool | None = None
+
+
+class ProcNetFiles:
+    """Socket tables of one namespace in /proc/net; for one thread at a time.
+
+    An open file stays a file of this namespace. ``deadline_ns`` is a time of time.monotonic_ns. All
+    methods raise TooManySocketsError and OSError.
+    """
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self._open: dict[str, int | None] = {}
+
+    def close(self) -> None:
+        """Close the files."""
+        for descriptor in self._open.values():
+            if descriptor is not None:
+                os.close(descriptor)
+        self._open.clear()
+
+    def by_port(
+        self, protocol: int, version: IpVersion, port: int, deadline_ns: int
+    ) -> tuple[Socket, ...]:
+        """Return the sockets that may have sent by this protocol, IP version and port."""
+        found: list[Socket] = []
+        for family, suffix in ((socket.AF_INET, ""), (socket.AF_INET6, "6")):
+            if version == 6 and family == socket.AF_INET:
+                continue
+            for line in self._lines(f"{INET[protocol]}{suffix}", deadline_ns):
+                entry = _text_socket(line, family, protocol)
+                if entry.local_port == port:
+                    found.append(entry)
+        if len(found) > MOST_SOCKETS:
+            raise too_many()
+        return tuple(found)
+
+    def raw(self, version: IpVersion, deadline_ns: int) -> tuple[Socket, ...]:
+        """Return all raw sockets of a family; each can send any protocol (``IP_HDRINCL``)."""
+        return self._listed("raw", version, socket.IPPROTO_RAW, deadline_ns)
+
+    def ping(self, version: IpVersion, identity: int, deadline_ns: int) -> tuple[Socket, ...]:
+        """Return the ping sockets (``net/ipv4/ping.c``) with this id."""
+        protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
+        listed = self._listed("icmp", version, protocol, deadline_ns)
+        return tuple(found for found in listed if found.local_port == identity)
+
+    def packet(self, deadline_ns: int) -> tuple[Socket, ...]:
+        """Return all packet sockets (``packet_seq_show`` in ``net/packet/af_packet.c``)."""
+        return tuple(_packet_socket(line) for line in self._lines("packet", deadline_ns))
+
+    def _listed(
+        self, table: Literal["raw", "icmp"], version: IpVersion, protocol: int, deadline_ns: int
+    ) -> tuple[Socket, ...]:
+        family = socket.AF_INET if version == 4 else socket.AF_INET6
+        lines = self._lines(table if version == 4 else f"{table}6", deadline_ns)
+        return tuple(_text_socket(line, family, protocol) for line in lines)
+
+    def _lines(self, name: str, deadline_ns: int) -> list[bytes]:
+        """Return the lines of a table without its head; none if the kernel has no such table."""
+        if name not in self._open:
+            self._open[name] = self._namespace.call(lambda: _open_table(name))
+        descriptor = self._open[name]
+        if descriptor is None:
+            return []
+        text = bytearray()
+        while chunk := os.pread(descriptor, _CHUNK, len(text)):
+            text += chunk
+            if len(text) > _MOST_BYTES or time.monotonic_ns() > deadline_ns:
+                raise too_many()
+        return bytes(text).splitlines()[1:]
+
+
+def address(family: int, raw: bytes) -> str:
+    """Return an address of a table as text; an IPv4-mapped IPv6 address as IPv4."""
+    if family == socket.AF_INET:
+        return text_of(raw[:4])
+    return text_of(raw[12:] if raw.startswith(_MAPPED) else raw)
+
+
+def _text_socket(line: bytes, family: int, protocol: int) -> Socket:
+    """Parse a line of /proc/net/tcp or a similar file (``get_tcp4_sock``, ``udp4_format_sock``).
+
+    Fields: slot, local, remote, state, queues, timer, retransmits, user, timeout, inode.
+    """
+    fields = line.split()
+    (local, local_port), (remote, remote_port) = (
+        field.split(b":") for field in (fields[1], fields[2])
+    )
+    return Socket(
+        family=family,
+        protocol=protocol,
+        local=address(family, _words(local)),
+        local_port=int(local_port, 16),
+        remote=address(family, _words(remote)),
+        remote_port=int(remote_port, 16),
+        state=int(fields[3], 16),
+        inode=int(fields[9]),
+        uid=int(fields[7]),
+    )
+
+
+def _words(text: bytes) -> bytes:
+    """Return the bytes of an address written as 32-bit numbers in the machine's byte order."""
+    words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
+    return b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+
+
+def _packet_socket(line: bytes) -> Socket:
+    """Parse a line of /proc/net/packet.
+
+    Fields: address, references, type, protocol, interface, running, memory, user, inode.
+    """
+    fields = line.split()
+    return Socket(
+        family=socket.AF_PACKET,
+        protocol=int(fields[3], 16),
+        local="",
+        local_port=0,
+        remote="",
+        remote_port=0,
+        state=0,
+        inode=int(fields[8]),
+        uid=int(fields[7]),
+    )
+
+
+def _open_table(name: str) -> int | None:
+    """Open a table of the thread's namespace; it stays open when the thread has ended."""
+    try:
+        return os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+
+
+def too_many() -> TooManySocketsError:
+    """Return the error for more sockets than the lookup can check in time."""
+    return TooManySocketsError("the sandbox has more sockets than the lookup can check in time")

@@ -1,0 +1,189 @@
+"""Details of the processes that the capture reports, by image, and their ancestors.
+
+A process that has exited stays known if it was reported, as long as there is room for it. The
+kernel read all details while the process ran, so they can't be another process's. Details that were
+not reported stay unknown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from ocsf_nft import clocks
+from ocsf_nft.attribution import containers
+from ocsf_nft.process import Process
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocsf_nft.attribution.bpf_layout import Call, ProcessImage, ProcessSnapshot
+    from ocsf_nft.attribution.containers import Placement
+    from ocsf_nft.attribution.user_names import CachedNames
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+#: Maximum number of images, some megabytes. Forks at the highest rate replace all in a second.
+_MOST_IMAGES: Final = 4096
+_MOST_ANCESTORS: Final = 16
+#: Maximum number of bytes of arguments (``process.h``): a text of this length was cut.
+_MOST_ARGUMENTS: Final = 1024
+_ROOT: Final = b"/"
+_IN_MEMORY: Final = b"memfd:"
+
+
+class _Caller(NamedTuple):
+    """Key of a process in the table of results."""
+
+    image: ProcessImage
+    tid: int
+    uid: int
+    gid: int
+    comm: bytes
+
+
+class ProcessSnapshots:
+    """Snapshots of processes, and the processes made from them."""
+
+    def __init__(self, names: CachedNames) -> None:
+        self._names = names
+        #: Read once, so that the start time of a process is the same in all events.
+        self._booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
+        self._known: OrderedDict[ProcessImage, ProcessSnapshot] = OrderedDict()
+        #: Results since the last new snapshot.
+        self._made: OrderedDict[_Caller, Process] = OrderedDict()
+        #: The latest image of each process, by its id.
+        self._latest: OrderedDict[int, ProcessImage] = OrderedDict()
+
+    def add(self, snapshot: ProcessSnapshot) -> None:
+        """Add the snapshot of a process."""
+        image = snapshot.image
+        _store(self._known, image, snapshot)
+        _store(self._latest, image.pid, image)
+        self._made.clear()
+
+    def note_dropped(self) -> None:
+        """Note that snapshots were dropped, so that no process's latest image is known."""
+        self._latest.clear()
+
+    def is_latest(self, image: ProcessImage) -> bool:
+        """Return True if a process is known to have run no other program since."""
+        return self._latest.get(image.pid) == image
+
+    def process(self, call: Call) -> Process:
+        """Return the process that made a call, with all known details."""
+        by = _Caller(call.image, call.tid, call.uid, call.gid, call.comm)
+        found = self._made.get(by)
+        if found is None:
+            found = self._process(call)
+            if not self._names.missing:
+                _store(self._made, by, found)
+        return found
+
+    def _process(self, call: Call) -> Process:
+        snapshot = self._look_up(call.image)
+        found = self._facts(call.image, snapshot)
+        if call.tid:
+            found = replace(found, tid=call.tid, name=_text(call.comm))
+        return replace(
+            found,
+            uid=call.uid,
+            user_name=self._names.user(call.uid),
+            gid=call.gid,
+            group_name=self._names.group(call.gid),
+            ancestors=() if snapshot is None else self._ancestors(snapshot),
+        )
+
+    def _look_up(self, image: ProcessImage) -> ProcessSnapshot | None:
+        found = self._known.get(image)
+        if found is not None:  # its children are reported only once: evict it last
+            self._known.move_to_end(image)
+        return found
+
+    def _ancestors(self, snapshot: ProcessSnapshot) -> tuple[Process, ...]:
+        """Return the processes that forked it, up to the init of its sandbox."""
+        found: list[Process] = []
+        while len(found) < _MOST_ANCESTORS and snapshot.namespace_pid != 1:
+            image = snapshot.parent
+            if image.pid == 0:
+                break
+            above = self._look_up(image)
+            found.append(self._facts(image, above))
+            if above is None:
+                break
+            snapshot = above
+        return tuple(found)
+
+    def _arguments(self, snapshot: ProcessSnapshot) -> bytes:
+        """Return the arguments of its exec, from before the process could overwrite them."""
+        for _ in range(_MOST_ANCESTORS):
+            parent = snapshot.parent
+            # A child has as many execs as its parent, until its own first exec.
+            above = self._known.get(parent) if parent.execs == snapshot.image.execs else None
+            if above is None or above.inode != snapshot.inode:
+                break
+            snapshot = above
+        return snapshot.arguments
+
+    def _facts(self, image: ProcessImage, snapshot: ProcessSnapshot | None) -> Process:
+        created_ns = self._booted_ns + image.started_ns if image.started_ns else None
+        if snapshot is None:
+            return Process(pid=image.pid, created_ns=created_ns)
+        path = _path(snapshot.path)
+        placement = _placement(snapshot.cgroup)
+        return Process(
+            pid=image.pid,
+            name=_text(snapshot.comm),
+            path=path,
+            is_deleted=None if path is None else snapshot.is_deleted,
+            cmd_line=_command(self._arguments(snapshot)),
+            working_directory=_path(snapshot.directory),
+            created_ns=created_ns,
+            namespace_pid=snapshot.namespace_pid if snapshot.namespace_pid != image.pid else None,
+            uid=snapshot.uid,
+            user_name=self._names.user(snapshot.uid),
+            gid=snapshot.gid,
+            group_name=self._names.group(snapshot.gid),
+            container=placement.container,
+            unit=placement.unit,
+        )
+
+
+def _store(table: OrderedDict[_K, _V], key: _K, value: _V) -> None:
+    table[key] = value
+    table.move_to_end(key)
+    while len(table) > _MOST_IMAGES:
+        table.popitem(last=False)
+
+
+@lru_cache(maxsize=256)
+def _placement(cgroup: tuple[bytes, ...]) -> Placement:
+    # The root of the cgroups has no name. If the last name is not empty, there was no room for
+    # all names: the path does not begin at the root.
+    if not cgroup or cgroup[-1]:
+        return containers.Placement()
+    return containers.parse_cgroups(f"0::{_path((*cgroup[:-1], _ROOT)) or ''}")
+
+
+def _path(names: Sequence[bytes]) -> str | None:
+    """Return the path with these names, innermost first; None if they don't lead up to a root."""
+    if names and names[-1] == _ROOT:
+        return _text(_ROOT + _ROOT.join(reversed(names[:-1])))
+    if len(names) == 1 and names[0].startswith(_IN_MEMORY):
+        return _text(names[0])
+    return None
+
+
+def _command(arguments: bytes) -> str | None:
+    if not arguments:
+        return None
+    words = _text(arguments.rstrip(b"\0").replace(b"\0", b" "))
+    return f"{words}…" if len(arguments) == _MOST_ARGUMENTS else words
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "backslashreplace")

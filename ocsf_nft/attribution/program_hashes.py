@@ -1,0 +1,154 @@
+"""SHA-256 of the programs that processes run; each file is read once.
+
+The hash is of the executed file, not of the process: a process can map other code into itself. A
+read takes as long as the file system does, so call this in a thread that may block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import threading
+import time
+from typing import Final, NamedTuple
+
+_CHUNK: Final = 1 << 20
+_MEBIBYTE: Final = 1 << 20
+_MINUTE_NS: Final = 60_000_000_000
+_FUSE_SUPER_MAGIC: Final = 0x65735546  # include/uapi/linux/magic.h
+#: Two versions within one tick of the file system's clock (FAT: 2 s) have the same times.
+_SETTLED_NS: Final = 3_000_000_000
+
+
+class _Key(NamedTuple):
+    """Identity of a file, and its attributes that change with its content."""
+
+    device: int
+    inode: int
+    modified_ns: int
+    changed_ns: int
+    size: int
+
+
+class ProgramHashes:
+    """Cache of hashes for ``most_entries`` files; a file is read again only if it has changed.
+
+    Files larger than ``most_bytes`` are not read. The reads of a minute are limited to
+    ``most_bytes_a_minute`` in all: many large programs in a row must not keep the host busy.
+    Threads may share an instance.
+    """
+
+    def __init__(
+        self,
+        *,
+        most_bytes: int = 256 * _MEBIBYTE,
+        most_entries: int = 1024,
+        most_bytes_a_minute: int = 4096 * _MEBIBYTE,
+    ) -> None:
+        self._most_bytes = most_bytes
+        self._most_entries = most_entries
+        self._most_bytes_a_minute = most_bytes_a_minute
+        self._lock = threading.Lock()
+        self._cache: dict[_Key, str] = {}
+        self._minute_ends_ns = 0
+        self._bytes_read = 0
+
+    def sha256(self, program: int) -> str | None:
+        """Return the hash of a file by its descriptor (also O_PATH), in hexadecimal.
+
+        Return None if the file is not regular, is too large, can't be read, or changes during the
+        read. Also return None for FUSE: its server may show another content than to the kernel.
+        """
+        status = os.fstat(program)
+        key = _key(status)
+        if not stat.S_ISREG(status.st_mode) or key.size > self._most_bytes:
+            return None
+        with self._lock:
+            digest = self._cache.pop(key, None)
+            if digest is not None:  # insert it again at the end: the first is evicted first
+                self._cache[key] = digest
+                return digest
+        with contextlib.suppress(OSError):  # another user's file, or its server has exited
+            return self._read(program, key)
+        return None
+
+    def _read(self, program: int, key: _Key) -> str | None:
+        # Opens the same file, also if its path has another one. O_NONBLOCK: not stopped by a lease.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
+        descriptor = os.open(f"/proc/self/fd/{program}", flags)
+        try:
+            if _file_system(descriptor) == _FUSE_SUPER_MAGIC or not self._may_read(key.size):
+                return None
+            digest = _digest(descriptor, key.size)
+            status = os.fstat(descriptor)
+            if digest is None or _key(status) != key:
+                return None
+            is_settled = time.time_ns() - key.changed_ns > _SETTLED_NS
+            if is_settled and not _may_change_unnoticed(descriptor, status):
+                self._store(key, digest)
+            return digest
+        finally:
+            os.close(descriptor)
+
+    def _may_read(self, size: int) -> bool:
+        with self._lock:
+            now_ns = time.monotonic_ns()
+            if now_ns >= self._minute_ends_ns:
+                self._minute_ends_ns, self._bytes_read = now_ns + _MINUTE_NS, 0
+            may = self._bytes_read + size <= self._most_bytes_a_minute
+            self._bytes_read += size if may else 0
+            return may
+
+    def _store(self, key: _Key, digest: str) -> None:
+        with self._lock:
+            self._cache.pop(key, None)
+            while len(self._cache) >= self._most_entries:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key] = digest
+
+
+def _key(status: os.stat_result) -> _Key:
+    return _Key(
+        status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
+    )
+
+
+def _digest(descriptor: int, size: int) -> str | None:
+    """Return the hash of a file; None if its length is not ``size``."""
+    digest, left = hashlib.sha256(), size
+    buffer = memoryview(bytearray(min(_CHUNK, size + 1)))
+    while (count := os.readv(descriptor, [buffer])) > 0:
+        digest.update(buffer[:count])
+        left -= count
+        if left < 0:
+            return None
+    return digest.hexdigest() if left == 0 else None
+
+
+def _may_change_unnoticed(descriptor: int, status: os.stat_result) -> bool:
+    """Return True if the content may change without its times: a memfd with a writable mapping.
+
+    The kernel forbids writes to an executed file, except to a file that never had a path.
+    """
+    if status.st_nlink > 0:
+        return False
+    try:
+        return not fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # no memfd
+            return False
+        raise
+
+
+def _file_system(descriptor: int) -> int:
+    """Return the magic number of the file system."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(512)  # struct statfs: 120 bytes, its type first
+    if libc.fstatfs(descriptor, buffer) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return ctypes.c_long.from_buffer(buffer).value

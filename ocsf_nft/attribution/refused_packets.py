@@ -1,0 +1,229 @@
+"""Senders of refused packets, where the kernel reports each refused packet with its sender.
+
+The kernel reports a packet just after it has logged it. It does not log most packets of a flood. So
+a reported packet explains one record: one logged before it, with the same bytes if the record has
+them. A process that sends through another process's socket, or from its port, is reported itself. A
+packet with an unknown sender is reported too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, Call
+from ocsf_nft.attribution.call_match import MOST, PacketKey, key_of_call, key_of_record, make_match
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ocsf_nft.attribution.bpf_layout import ProcessImage
+    from ocsf_nft.attribution.call_match import LoggedRecord, Match
+    from ocsf_nft.record import Record
+
+#: Maximum number of stored packets, some megabytes.
+_MOST_STORED: Final = 8192
+#: Maximum number of similar packets, of one process with one socket to one destination. The
+#: kernel reports no more (``capture.bpf.c``: TIMES).
+_MOST_SIMILAR: Final = 8
+#: Time without reports of similar packets (``capture.bpf.c``: AGAIN).
+_SILENCE_NS: Final = 500_000_000
+#: Precision of a log's time stamps (``sources/boot_clock.py``). The likely packets of a record
+#: without bytes were reported after its time stamp, less this precision.
+_SOON_NS: Final = 500_000_000
+_TCP: Final = 6
+_SYN: Final = 0x02
+_ACK: Final = 0x10
+
+
+class _Key(NamedTuple):
+    """Common key of a packet and its record."""
+
+    owner: int
+    packet: PacketKey
+    is_syn: bool = False
+
+
+#: Key of packets that may be any packet of a user.
+_ANY: Final = PacketKey(-1)
+
+
+class _Query(NamedTuple):
+    """Properties of a record's packet: logged at ``since_ns`` or later, at about ``stamp_ns``."""
+
+    key: _Key
+    sum: int | None
+    since_ns: int
+    stamp_ns: int
+
+    @property
+    def keys(self) -> tuple[_Key, _Key]:
+        """Keys to search for the packet, the more exact one last."""
+        return _Key(self.key.owner, _ANY), self.key
+
+    def may_match(self, packet: Call) -> bool:
+        """Return True if it may be this packet."""
+        is_alike = self.sum is None or packet.sum in {0, self.sum}
+        return is_alike and packet.time_ns >= self.since_ns
+
+    def is_likely(self, packet: Call) -> bool:
+        """Return True if it may be this packet by its bytes or, without bytes, by its time."""
+        has_bytes = self.sum is not None and packet.sum != 0
+        is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
+        return self.may_match(packet) and (has_bytes or is_soon)
+
+
+class _SimilarPackets:
+    """Similar packets of one process that may belong to records to come."""
+
+    __slots__ = ("calls", "incomplete_ns")
+
+    def __init__(self) -> None:
+        self.calls: deque[Call] = deque()
+        #: Until this time, there may be packets that are not stored here.
+        self.incomplete_ns = -1
+
+    def add(self, call: Call) -> None:
+        if len(self.calls) == _MOST_SIMILAR:
+            self.incomplete_ns = max(self.incomplete_ns, self.calls.popleft().time_ns)
+        self.calls.append(call)
+        if call.has_more:
+            self.incomplete_ns = call.time_ns + _SILENCE_NS
+
+    def is_incomplete(self, query: _Query) -> bool:
+        """Return True if the packet may be one that is not stored here."""
+        return self.incomplete_ns >= query.since_ns
+
+    def candidates(self, query: _Query) -> list[Call]:
+        """Return the packets that may match; all packets, if packets may be missing."""
+        return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
+
+    def remove_match(self, query: _Query) -> None:
+        """Remove one matching packet, because it belongs to a record and so to no other record."""
+        if self.is_incomplete(query):
+            return
+        found = self.candidates(query)
+        # Remove the first: later packets may match later records.
+        self.calls.remove(found[0])
+        if any(each.tid != found[0].tid for each in found):  # another thread's may be the right one
+            self.calls = deque(each._replace(tid=0) for each in self.calls)
+
+
+class RefusedPackets:
+    """The latest refused packets of one network namespace; times are of CLOCK_BOOTTIME."""
+
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[_Key, dict[ProcessImage, _SimilarPackets]] = OrderedDict()
+        self._number = 0
+        #: Some packets logged until this time are not stored here.
+        self._evicted_ns = -1
+
+    def add(self, packet: Call) -> None:
+        """Add a refused packet."""
+        key = _key_of_call(packet)
+        by_image = self._by_key.setdefault(key, {})
+        self._by_key.move_to_end(key)
+        if packet.image not in by_image:
+            if len(by_image) > MOST:
+                self._evict(by_image.pop(next(iter(by_image))))
+            by_image[packet.image] = _SimilarPackets()
+        similar = by_image[packet.image]
+        self._number += len(similar.calls) < _MOST_SIMILAR
+        similar.add(packet)
+        while self._number > _MOST_STORED:
+            for each in self._by_key.popitem(last=False)[1].values():
+                self._evict(each)
+
+    def note_dropped(self, now_ns: int) -> None:
+        """Note that reports of some packets before now were dropped."""
+        self._evicted_ns = now_ns
+
+    def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
+        """Return True if the kernel has yet to report the packet of one of the records."""
+        numbers: Counter[tuple[_Key, int | None]] = Counter()
+        for each in logged:
+            query = _query(each)
+            if query is not None:
+                numbers[query.key, query.sum] += 1
+                if numbers[query.key, query.sum] > self._number_of_likely(query):
+                    return True
+        return False
+
+    def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
+        """Yield the match of each record, in the kernel's order; None without a reported packet.
+
+        A packet belongs to only one record, so ask for each record only once.
+        """
+        for each in logged:
+            query = _query(each)
+            yield None if query is None else self._match(query)
+
+    def _match(self, query: _Query) -> Match | None:
+        found: dict[ProcessImage, Call] = {}
+        keys = {}
+        for key in query.keys:
+            for image, similar in self._by_key.get(key, {}).items():
+                if calls := similar.candidates(query):
+                    found[image], keys[image] = _latest(calls), key
+        is_sender = (
+            UNKNOWN_IMAGE not in found
+            and query.since_ns > self._evicted_ns
+            and self._number_of_likely(query) > 0
+        )
+        if len(found) == 1:
+            ((image, key),) = keys.items()
+            self._remove_match(key, image, query)
+        found.pop(UNKNOWN_IMAGE, None)
+        return make_match(found.values(), is_sender=is_sender)
+
+    def _number_of_likely(self, query: _Query) -> int:
+        """Return the number of packets that are likely matches."""
+        return sum(
+            query.is_likely(each)
+            for key in query.keys
+            for similar in self._by_key.get(key, {}).values()
+            for each in similar.calls
+        )
+
+    def _remove_match(self, key: _Key, image: ProcessImage, query: _Query) -> None:
+        by_image = self._by_key[key]
+        similar = by_image[image]
+        before = len(similar.calls)
+        similar.remove_match(query)
+        self._number -= before - len(similar.calls)
+        if not similar.calls:
+            del by_image[image]
+        if not by_image:
+            del self._by_key[key]
+
+    def _evict(self, similar: _SimilarPackets) -> None:
+        self._number -= len(similar.calls)
+        for call in similar.calls:
+            self._evicted_ns = max(self._evicted_ns, call.time_ns, similar.incomplete_ns)
+
+
+def _latest(calls: Sequence[Call]) -> Call:
+    """Return the latest call; without a thread, if the calls are of several threads."""
+    latest = calls[-1]
+    return latest if all(each.tid == latest.tid for each in calls) else latest._replace(tid=0)
+
+
+def _key_of_call(call: Call) -> _Key:
+    if call.is_any:
+        return _Key(call.owner, _ANY)
+    return _Key(call.owner, key_of_call(call), call.is_syn)
+
+
+def _key_of_record(record: Record) -> _Key | None:
+    packet = key_of_record(record)
+    if packet is None or record.uid is None:
+        return None
+    flags = (record.tcp_flags or 0) if record.protocol == _TCP else 0
+    return _Key(record.uid, packet, flags & (_SYN | _ACK) == _SYN)
+
+
+def _query(logged: LoggedRecord) -> _Query | None:
+    key = _key_of_record(logged.record)
+    if key is None:
+        return None
+    return _Query(key, logged.record.captured_sum, logged.since_ns, logged.stamp_ns)

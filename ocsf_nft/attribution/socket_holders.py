@@ -1,0 +1,377 @@
+"""Processes that have a socket, and reasons why a process may not be the one that used it.
+
+A process that has a socket now is not always the one that sent a packet with it before. It may have
+
+- inherited it from a parent that sent and ended. Excluded if the socket is close-on-exec, and the
+  process ran a program since its fork: then that program has opened it;
+- left it to a child that sent and ended. Excluded if no child of it has ended;
+- received it (``SCM_RIGHTS``). Excluded if it has no Unix socket;
+- never sent with it, while another process made the packet by hand with that socket's addresses.
+  Excluded if its user can't: the process has no CAP_NET_RAW.
+
+:attr:`Holder.doubt` names the first reason that is not excluded. Two cases are not detected. A
+child sent, closed its copy, and is alive. Or a process takes descriptors out of another process
+(``pidfd_getfd``); such a process can do anything in the other's name anyway.
+
+Some descriptors are in no process's table: files registered with io_uring, and files in transit
+through a Unix socket.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import socket
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft import proc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
+
+_PF_EXITING: Final = 0x4  # include/linux/sched.h
+_PF_FORKNOEXEC: Final = 0x40
+_O_CLOEXEC: Final = os.O_CLOEXEC
+_SIGCHLD_MASK: Final = 1 << 16  # signal 17, in the masks of /proc/PID/status
+_CAP_NET_RAW_MASK: Final = 1 << 13  # include/uapi/linux/capability.h
+_KCMPS: Final = {"x86_64": 312, "aarch64": 272, "riscv64": 272}
+_KCMP: Final = _KCMPS.get(platform.machine())
+_KCMP_FILES: Final = 2  # include/uapi/linux/kcmp.h
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+_FDINFO: Final = re.compile(rb"pos:\t\d+\nflags:\t([0-7]+)\nmnt_id:\t(\d+)\nino:\t(\d+)\n")
+_IGNORED: Final = re.compile(rb"^SigIgn:\t([0-9a-f]+)$", re.MULTILINE)
+_PERMITTED: Final = re.compile(rb"^CapPrm:\t([0-9a-f]+)$", re.MULTILINE)
+
+
+class Holder(NamedTuple):
+    """A process that has one or more of the sockets.
+
+    ``started_ns`` is of CLOCK_BOOTTIME, rounded down to a clock tick. ``doubt`` is the reason why
+    another process may have used them; None if there is none.
+    """
+
+    pid: int
+    started_ns: int
+    inodes: frozenset[int]
+    doubt: str | None
+
+
+class Scan(NamedTuple):
+    """Holders of the sockets that a search has found.
+
+    ``missed`` is the reason why there may be more holders. If it is None, only a process that
+    received the socket (SCM_RIGHTS) can be missing. ``unseen`` is the reason why there may be such
+    a process; None if there is none either.
+    """
+
+    holders: tuple[Holder, ...]
+    missed: str | None
+    unseen: str | None
+
+
+def find_holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> Scan:
+    """Find all processes that have one of the sockets.
+
+    ``namespace`` is the name of the sockets' network namespace in /proc (``net:[…]``). Processes in
+    it are checked first, then all others, because a socket may have been passed out of it. Returns
+    at ``deadline_ns`` (time.monotonic_ns) at the latest, even if a process delays the search.
+    """
+    root = proc.directory("/proc")
+    try:
+        search = _Search(root, inodes, deadline_ns)
+        search.search_all(namespace)
+        return search.result()
+    finally:
+        os.close(root)
+
+
+class _Found(NamedTuple):
+    is_inside: bool
+    #: Descriptors of the sockets: directory of the table below /proc/PID, and number.
+    descriptors: list[tuple[str, str]]
+    inodes: set[int]
+
+
+class _Search:
+    def __init__(self, root: int, inodes: AbstractSet[int], deadline_ns: int) -> None:
+        self._root = root
+        self._socket_mount = _mount_of_sockets(root)
+        self._inodes = inodes
+        self._deadline_ns = deadline_ns
+        self._found: dict[int, _Found] = {}
+        self._parents_of_dead: set[int] = set()
+        self._unreadable: list[int] = []
+        self._missed = None if _shows_all(root) else "not every process is visible"
+
+    def search_all(self, namespace: str) -> None:
+        """Search all processes, those in the namespace first, until the deadline."""
+        with os.scandir(self._root) as entries:
+            pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
+        others: list[int] = []
+        try:
+            for pid in pids:
+                if self._is_inside(pid, namespace):
+                    self._search_process(pid, is_inside=True)
+                else:
+                    others.append(pid)
+            for pid in others:
+                self._search_process(pid, is_inside=False)
+        except TimeoutError:
+            self._miss("there was no time to check all processes")
+
+    def _miss(self, reason: str) -> None:
+        self._missed = self._missed or reason
+
+    def _is_inside(self, pid: int, namespace: str) -> bool:
+        """Return True if a process is in the namespace; note the parent of a dead process."""
+        self._check_time()
+        try:
+            return os.readlink(f"{pid}/ns/net", dir_fd=self._root) == namespace
+        except (FileNotFoundError, ProcessLookupError):
+            # It is dead, or only its first thread is.
+            return self._is_alive(pid)
+        except PermissionError:  # its descriptors are not readable either
+            return False
+
+    def _is_alive(self, pid: int) -> bool:
+        """Return True if a process has living threads; note its parent if a thread has ended.
+
+        A process that was removed is detected by its parent's details.
+        """
+        try:
+            stat = proc.stat(self._root, f"{pid}/stat")
+        except (OSError, ValueError):
+            return False
+        # Also set for a zombie (kernel/exit.c: do_exit). Other threads may be alive.
+        is_ending = bool(stat.flags & _PF_EXITING)
+        if is_ending:
+            self._parents_of_dead.add(stat.parent)
+        return stat.threads > 1 or not is_ending
+
+    def _search_process(self, pid: int, *, is_inside: bool) -> None:
+        """Search the descriptors of a process, in the tables of all its threads."""
+        self._check_time()
+        found = _Found(is_inside, [], set())
+        try:
+            directory = proc.directory(str(pid), self._root)
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        try:
+            are_complete = [
+                self._search_table(directory, owner, found)
+                for owner in self._tables(directory, pid)
+            ]
+            if not all(are_complete) and not found.inodes:
+                self._is_alive(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            self._is_alive(pid)
+        except PermissionError:
+            self._unreadable.append(pid)
+        finally:
+            os.close(directory)
+        if found.inodes:
+            self._found[pid] = found
+
+    def result(self) -> Scan:
+        """Return the holders, with their details after the search."""
+        holders = []
+        for pid, found in self._found.items():
+            try:
+                holders.append(self._holder(pid, found))
+            except TimeoutError:
+                self._miss("there was no time to check all processes")
+            except (OSError, ValueError):
+                self._miss("a process that had it ended during the search")
+        unseen = None
+        if self._unreadable:
+            unseen = "not every process of this host is readable"
+        elif not _is_in_initial_namespace(self._root):
+            unseen = "not every process of this host is visible"
+        return Scan(tuple(holders), self._missed, unseen)
+
+    def _check_time(self) -> None:
+        if time.monotonic_ns() > self._deadline_ns:
+            raise TimeoutError
+
+    def _tables(self, directory: int, pid: int) -> Iterator[str]:
+        """Yield the directories of descriptor tables: each thread may have a table of its own.
+
+        The leader may be dead and have none while other threads are alive.
+        """
+        yield "."
+        if os.stat("task", dir_fd=directory).st_nlink <= 3:  # itself, its parent, one thread
+            return
+        tasks = proc.directory("task", directory)
+        try:
+            with os.scandir(tasks) as entries:
+                for tid in (int(entry.name) for entry in entries):
+                    self._check_time()
+                    if tid != pid and not _share_files(pid, tid):
+                        yield f"task/{tid}"
+        finally:
+            os.close(tasks)
+
+    def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
+        """Search one table; return False if it was empty, or changed during the search."""
+        seen = closed = 0
+        try:
+            table = proc.directory(f"{owner}/fdinfo", directory)
+        except (FileNotFoundError, ProcessLookupError):
+            if owner == ".":
+                raise
+            return True  # a thread that has ended; the process is alive
+        try:
+            with os.scandir(table) as entries:
+                for entry in entries:
+                    if seen % 64 == 0:
+                        self._check_time()
+                    seen += 1
+                    try:
+                        descriptor = _Descriptor.of(entry.name, table)
+                    except (FileNotFoundError, ProcessLookupError):  # closed meanwhile
+                        closed += 1
+                        continue
+                    if descriptor.mount == self._socket_mount and descriptor.inode in self._inodes:
+                        found.descriptors.append((owner, entry.name))
+                        found.inodes.add(descriptor.inode)
+        finally:
+            os.close(table)
+        return seen > 0 and closed == 0
+
+    def _holder(self, pid: int, found: _Found) -> Holder:
+        directory = proc.directory(str(pid), self._root)
+        try:
+            stat = proc.stat(directory)
+            doubt = self._doubt(pid, stat, directory, found)
+        finally:
+            os.close(directory)
+        return Holder(pid, stat.started_ns, frozenset(found.inodes), doubt)
+
+    def _doubt(self, pid: int, stat: proc.Stat, directory: int, found: _Found) -> str | None:
+        if not found.is_inside:
+            return "it is outside the sandbox, so it may have received the socket"
+        if stat.flags & _PF_FORKNOEXEC:
+            return "it was forked, so it may have the socket from its parent"
+        if not all(_is_closed_on_exec(directory, *descriptor) for descriptor in found.descriptors):
+            return "the socket stays open on exec, so another program may have opened it"
+        status = proc.read("status", directory, most=proc.PAGE)
+        # A process that ignores SIGCHLD keeps no trace of its children.
+        had_children = stat.had_children or pid in self._parents_of_dead
+        if had_children or _mask(_IGNORED, status) & _SIGCHLD_MASK:
+            return "a child of it may have had the socket too, and may have ended"
+        if any(self._descends(each, pid) for each in self._unreadable):
+            return "a child of it is not readable"
+        if _mask(_PERMITTED, status) & _CAP_NET_RAW_MASK:
+            return "its user can make packets that seem to come from it"
+        if self._has_unix_socket(directory, pid):
+            return "it has a Unix socket, so it may have received this socket"
+        return None
+
+    def _has_unix_socket(self, directory: int, pid: int) -> bool:
+        """Return True if a process has a Unix socket, or if that is unknown."""
+        for owner in self._tables(directory, pid):
+            try:
+                table = proc.directory(f"{owner}/fdinfo", directory)
+            except FileNotFoundError:  # a thread that has ended
+                continue
+            try:
+                with os.scandir(table) as entries:
+                    if any(self._is_unix_socket(table, entry.name) for entry in entries):
+                        return True
+            finally:
+                os.close(table)
+        return False
+
+    def _is_unix_socket(self, table: int, name: str) -> bool:
+        self._check_time()
+        try:
+            return _Descriptor.of(name, table).is_unix_socket
+        except FileNotFoundError:  # closed meanwhile
+            return False
+
+    def _descends(self, pid: int, ancestor: int) -> bool:
+        """Return True if a process descends from another one, or has ended meanwhile."""
+        try:
+            while pid > 1:
+                pid = proc.stat(self._root, f"{pid}/stat").parent
+                if pid == ancestor:
+                    return True
+        except (OSError, ValueError):
+            return True
+        return False
+
+
+class _Descriptor(NamedTuple):
+    """Details of a descriptor in /proc/PID/fdinfo (``seq_show`` in ``fs/proc/fd.c``, Linux 5.14).
+
+    To read them for another user's process takes CAP_SYS_PTRACE. Unlike ``fd``, it takes no right
+    to the process's files. Only Unix sockets have ``scm_fds`` (``net/unix/af_unix.c``).
+    """
+
+    flags: int
+    mount: int
+    inode: int
+    is_unix_socket: bool
+
+    @classmethod
+    def of(cls, path: str, directory: int) -> _Descriptor:
+        """Read the details of a descriptor; raise OSError."""
+        text = proc.read(path, directory, most=proc.PAGE)
+        found = _FDINFO.match(text)
+        if found is None:  # the lines are missing, or in another order
+            return cls(0, -1, -1, is_unix_socket=True)
+        flags, mount, inode = found.groups()
+        return cls(int(flags, 8), int(mount), int(inode), b"\nscm_fds:" in text)
+
+
+def _mount_of_sockets(root: int) -> int:
+    """Return the id of the kernel's own mount of all sockets, the same for every process."""
+    with socket.socket(socket.AF_UNIX) as one:
+        return _Descriptor.of(f"self/fdinfo/{one.fileno()}", root).mount
+
+
+def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
+    """Return True if a descriptor is close-on-exec; False also if it is closed."""
+    try:
+        details = _Descriptor.of(f"{owner}/fdinfo/{descriptor}", directory)
+    except FileNotFoundError:
+        return False
+    return bool(details.flags & _O_CLOEXEC)
+
+
+def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:
+    """Return a bit mask of a status; all bits if the text was cut before it."""
+    found = pattern.search(status)
+    return -1 if found is None else int(found[1], 16)
+
+
+def _share_files(pid: int, tid: int) -> bool:
+    """Return True if a thread has the same table as its leader; False also if that is unknown."""
+    if _KCMP is None:
+        return False
+    return bool(_LIBC.syscall(_KCMP, pid, tid, _KCMP_FILES, 0, 0) == 0)
+
+
+def _shows_all(root: int) -> bool:
+    """Return True if /proc is of our pid namespace, and shows all its processes.
+
+    With hidepid, /proc may hide each process that is not readable, and so also the first one.
+    """
+    try:
+        os.stat("1", dir_fd=root)
+        return os.readlink("self", dir_fd=root) == str(os.getpid())
+    except OSError:
+        return False
+
+
+def _is_in_initial_namespace(root: int) -> bool:
+    """Return True in the initial pid namespace, which has all processes of the host.
+
+    In another one, the children of a visible process are visible too, but not all other processes.
+    """
+    return os.readlink("self/ns/pid", dir_fd=root) == proc.INITIAL

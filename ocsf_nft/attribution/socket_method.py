@@ -1,0 +1,283 @@
+"""Attribution method ``socket``: lookup, after the packet, of the process that has its socket.
+
+For hosts where the kernel can't report senders. A process is named if all of this holds:
+
+- no socket that had the packet's port was closed since (:mod:`socket_closed`). So the packet's
+  socket is among those that have the port now, and a later owner is never named;
+- the sockets are those of one process, which opened them itself, and no other process that had
+  them has ended (:mod:`socket_holders`);
+- every process that can have them was checked.
+
+If only the first holds, the processes that have the socket are reported as possible senders. The
+kernel does not notify of a closed raw, ping, packet or UDP-Lite socket. A process of the packet's
+user that has such a socket now may have sent it; no more is known. All other senders are unknown.
+This is so for most TCP packets: a refused connection's socket has no port any more at the lookup.
+
+One case stays possible. A process sends, then gives up the port or its copy of the socket and
+stays alive. Another process of the same user has the port when the record is read. A process does
+so by ``connect`` to AF_UNSPEC, or a child closes an inherited socket. That needs milliseconds, but
+a corked IPv6 datagram keeps its port for any time. So the confidence is at most medium.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution.sock_diag import SocketTables
+from ocsf_nft.attribution.socket_closed import WATCHED_PROTOCOLS, ClosedSockets
+from ocsf_nft.attribution.socket_holders import find_holders
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.process import Attribution, Process, Seen
+
+if TYPE_CHECKING:
+    from ocsf_nft.attribution.proc_net_sockets import Socket
+    from ocsf_nft.attribution.program_hashes import ProgramHashes
+    from ocsf_nft.attribution.socket_holders import Holder, Scan
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.record import Record
+
+#: Maximum time from a packet until its record is read: the output hook's records have no time.
+_LATE_NS: Final = 5_000_000_000
+#: Maximum time for a lookup, without the time to read process details.
+_BUDGET_NS: Final = 100_000_000
+#: Time for the kernel to notify of a closed socket that a table no longer had.
+_GRACE_SECONDS: Final = 0.003
+#: Maximum number of processes that are named if there are several.
+_MOST_SEEN: Final = 16
+_PORTS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP, socket.IPPROTO_UDPLITE})
+_PINGS: Final = frozenset({(4, socket.IPPROTO_ICMP), (6, socket.IPPROTO_ICMPV6)})
+
+
+class _PortWatch(NamedTuple):
+    """Watch for closed sockets with one port."""
+
+    closed: ClosedSockets
+    protocol: int
+    port: int
+
+    def doubt(self, sent_ns: int) -> str | None:
+        """Return why the sender's socket may not be one that has the port; None if it must be."""
+        return self.closed.doubt(self.protocol, self.port, sent_ns, slack_ns=_LATE_NS)
+
+
+class _Candidates(NamedTuple):
+    """The sockets that may have sent a packet.
+
+    ``description`` describes them. ``watch`` is None if the kernel does not notify of closed
+    sockets of their kind. ``has_others``: a socket of another user may be the sender too.
+    """
+
+    sockets: tuple[Socket, ...]
+    description: str
+    watch: _PortWatch | None = None
+    has_others: bool = False
+
+
+class SocketLookup:
+    """Lookup of senders in one sandbox's namespace.
+
+    Open it before the source of its records: it can't find senders of packets from before.
+    """
+
+    def __init__(self, namespace: Namespace, hashes: ProgramHashes | None = None) -> None:
+        self._tables = SocketTables(namespace)
+        self._hashes = hashes
+        self._closed: ClosedSockets | None = None
+        self._since_ns = 0
+        self._lock = threading.Lock()
+        self._opened = contextlib.ExitStack()
+        self._is_open = False
+
+    def __enter__(self) -> Self:
+        """Start to watch sockets. Takes a millisecond or two.
+
+        Raises AbsentError, UnsupportedError if the namespace is not available.
+        """
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(self._tables)
+            # Without it, no process is named if the check for closed sockets is needed.
+            with contextlib.suppress(OSError):
+                self._closed = opened.enter_context(ClosedSockets(self._tables.namespace))
+            self._opened = opened.pop_all()
+        self._since_ns = _now_ns()
+        self._is_open = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the sockets of the namespace. A lookup in another thread ends without a result.
+
+        Blocks for a tenth of a second at most, while such a lookup reads the namespace's sockets.
+        """
+        with self._lock:
+            self._is_open = False
+            self._opened.close()
+
+    def attribution(self, record: Record) -> Attribution | str:
+        """Return the attribution of a packet, or a sentence why no process can be named.
+
+        Blocks for up to a tenth of a second, and longer if a process delays the read of its details
+        (:func:`procfs.read`). Several threads may call it.
+        """
+        reason = _reason_against_lookup(record)
+        if reason is not None:
+            return reason
+        try:
+            return self._lookup(record)
+        except OcsfNftError as error:
+            return str(error)
+        except OSError as error:
+            return f"the sandbox's sockets can't be read: {error.strerror or error}"
+
+    def _lookup(self, record: Record) -> Attribution | str:
+        sent_ns = record.time_ns - (time.time_ns() - _now_ns())
+        if sent_ns > _now_ns():
+            return "the clock was set back since the packet was recorded"
+        if sent_ns < self._since_ns:
+            return "the packet is from before the sandbox's sockets were watched"
+        deadline_ns = time.monotonic_ns() + _BUDGET_NS
+        with self._lock:
+            if not self._is_open:  # descriptors may be of another namespace by now
+                return "the sandbox's sockets are no longer watched"
+            found = self._candidates(record, deadline_ns)
+        if not found.sockets:
+            return f"the sandbox no longer has a {found.description}"
+        inodes = {sock.inode for sock in found.sockets} - {0}
+        if not inodes:
+            return f"the {found.description} is closed: no process has it"
+        read_ns = time.monotonic_ns()
+        if found.watch is not None and (doubt := found.watch.doubt(sent_ns)) is not None:
+            return doubt
+        scan = find_holders(inodes, self._tables.link, deadline_ns)
+        # A process that started after the packet did not send it.
+        holders = [holder for holder in scan.holders if holder.started_ns <= sent_ns]
+        if not holders:
+            return _reason_without_holder(found, scan)
+        result = self._attribution(found, scan, holders)
+        if found.watch is None:
+            return result
+        elapsed = (time.monotonic_ns() - read_ns) / 1e9
+        time.sleep(max(0.0, _GRACE_SECONDS - elapsed))
+        return found.watch.doubt(sent_ns) or result
+
+    def _candidates(self, record: Record, deadline_ns: int) -> _Candidates:
+        uid, version = record.uid, record.ip_version
+        if record.rule == "link":
+            sockets = self._tables.files.packet(deadline_ns)
+            return _Candidates(_of_user(sockets, uid), "packet socket of the packet's user")
+        if version is None or record.protocol is None:
+            return _Candidates((), "socket that sends such packets")
+        # A process with a raw socket writes any header, also that of another socket.
+        raw = _of_user(self._tables.files.raw(version, deadline_ns), uid)
+        if record.protocol in _PORTS:
+            return self._with_port(record, record.protocol, raw, deadline_ns)
+        ping: tuple[Socket, ...] = ()
+        identity = record.details.get("icmp_id")
+        if (version, record.protocol) in _PINGS and isinstance(identity, int):
+            ping = self._tables.files.ping(version, identity, deadline_ns)
+        return _Candidates(_of_user(ping, uid) + raw, "ping or raw socket of the packet's user")
+
+    def _with_port(
+        self, record: Record, protocol: int, raw: tuple[Socket, ...], deadline_ns: int
+    ) -> _Candidates:
+        description = "socket of the packet's user with its port"
+        version, port = record.ip_version, record.source_port
+        if version is None or port is None:  # a fragment
+            return _Candidates((), description)
+        if protocol == socket.IPPROTO_TCP:
+            description = "socket of the packet's user with its connection"
+            sockets = self._tables.tcp(
+                version,
+                (record.source or "", port),
+                (record.destination or "", record.destination_port or 0),
+                device=record.out_interface,
+                deadline_ns=deadline_ns,
+            )
+        else:
+            sockets = self._tables.by_port(protocol, version, port, deadline_ns=deadline_ns)
+        users = _of_user(sockets, record.uid)
+        watch = None
+        if self._closed is not None and protocol in WATCHED_PROTOCOLS:
+            watch = _PortWatch(self._closed, protocol, port)
+        if not users:
+            return _Candidates((), description)
+        if raw:
+            description = f"{description}, or a raw one"
+        return _Candidates(users + raw, description, watch, len(users) < len(sockets))
+
+    def _attribution(
+        self, found: _Candidates, scan: Scan, holders: list[Holder]
+    ) -> Attribution | str:
+        if len(holders) == 1 and self._is_sender(found, scan, holders[0]):
+            process = self._process(holders[0])
+            if process is None:
+                return "the process that had the packet's socket has ended"
+            reason = "it opened the socket with the packet's port, and no other process has it"
+            if scan.unseen is not None:
+                reason = f"{reason}; but {scan.unseen}"
+            return Attribution(method="socket", confidence="medium", reason=reason, process=process)
+        seen = tuple(
+            Seen(process=self._process(holder) or Process(pid=holder.pid))
+            for holder in holders[:_MOST_SEEN]
+        )
+        return Attribution(
+            method="socket",
+            confidence="low",
+            reason=_reason_for_several(found, scan, holders),
+            seen=seen,
+            unnamed=len(holders) - len(seen),
+        )
+
+    def _is_sender(self, found: _Candidates, scan: Scan, holder: Holder) -> bool:
+        """Return True if the only process that has the socket is the one that used it."""
+        return (
+            found.watch is not None
+            and not found.has_others
+            and scan.missed is None
+            and holder.doubt is None
+            and holder.inodes == {sock.inode for sock in found.sockets}
+        )
+
+    def _process(self, holder: Holder) -> Process | None:
+        return procfs.read(holder.pid, started_ns=holder.started_ns, hashes=self._hashes)
+
+
+def _reason_against_lookup(record: Record) -> str | None:
+    """Return why no socket of the sandbox can have sent a packet; None if one can."""
+    if record.rule not in {"egress", "link"}:
+        return "packets that a sandbox forwards or receives are not from its sockets"
+    if record.uid is None:
+        return "the packet has no process's socket: the kernel sent it, or the socket was closed"
+    return None
+
+
+def _of_user(sockets: tuple[Socket, ...], uid: int | None) -> tuple[Socket, ...]:
+    return tuple(sock for sock in sockets if sock.uid == uid)
+
+
+def _reason_without_holder(found: _Candidates, scan: Scan) -> str:
+    if scan.holders:
+        return f"only processes that started after the packet have the {found.description}"
+    gap = scan.missed or scan.unseen
+    return f"no process has the {found.description}" + ("" if gap is None else f", but {gap}")
+
+
+def _reason_for_several(found: _Candidates, scan: Scan, holders: list[Holder]) -> str:
+    if found.watch is None:
+        subject = "it has" if len(holders) == 1 else "each of them has"
+        return f"{subject} a {found.description} now; the sender may have ended"
+    if len(holders) > 1:
+        return f"each of them has the {found.description}"
+    (holder,) = holders
+    why = holder.doubt or scan.missed
+    if why is None:
+        why = "another socket may have sent the packet"
+    return f"it has the {found.description}, but {why}"
+
+
+def _now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)

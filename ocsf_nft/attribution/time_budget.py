@@ -1,0 +1,27 @@
+"""Time budget of process lookups: constant requests for lookups must not slow the service."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+_SHARE: Final = 0.25
+_MOST_SECONDS: Final = 1.0
+
+
+class TimeBudget:
+    """A quarter of the elapsed time; unused time adds up to one second."""
+
+    def __init__(self) -> None:
+        self._left, self._at = _MOST_SECONDS, time.monotonic()
+
+    def has_time_left(self) -> bool:
+        """Return True if there is time left to spend."""
+        self.spend(0)
+        return self._left > 0
+
+    def spend(self, seconds: float) -> None:
+        """Subtract ``seconds`` from the budget."""
+        now = time.monotonic()
+        self._left = min(self._left + (now - self._at) * _SHARE, _MOST_SECONDS) - seconds
+        self._at = now

@@ -1,0 +1,115 @@
+"""Names of users and groups on this host.
+
+The name service may wait for a directory on the network, so call these functions in a thread that
+may block. Answers are cached for some minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import pwd
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Kind: TypeAlias = Literal["user", "group"]
+
+_NAMESPACE: Final = Path("/proc/self/ns/user")
+#: include/uapi/linux/nsfs.h, USER_NS_INIT_INO: the initial user namespace has this inode.
+_INITIAL: Final = "user:[4026531837]"
+#: kernel.overflowuid: /proc shows this number for an id that has none in the user namespace.
+_UNMAPPED: Final = 65534
+_CACHE_SECONDS: Final = 300.0
+
+
+class UserNames:
+    """Names for the ids that /proc shows, which are ids of this process's user namespace.
+
+    In the initial user namespace these are the host's ids, also for processes in other namespaces.
+    In another user namespace the host's names belong to other ids, so no name is returned. ``most``
+    is the size of the cache. Threads may share an instance.
+    """
+
+    def __init__(self, *, most: int = 1024) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._cache: dict[tuple[Kind, int], tuple[float, str | None]] = {}
+        self._is_initial: bool | None = None
+
+    def user(self, uid: int | None) -> str | None:
+        """Return the name of a user, None if there is none."""
+        return self._name("user", uid, lambda number: pwd.getpwuid(number).pw_name)
+
+    def group(self, gid: int | None) -> str | None:
+        """Return the name of a group, None if there is none."""
+        return self._name("group", gid, lambda number: grp.getgrgid(number).gr_name)
+
+    def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
+        """Return whether a name is cached, and the name; never ask the name service."""
+        if not self._is_in_initial_namespace():
+            return True, None
+        with self._lock:
+            until, name = self._cache.get((kind, number), (0.0, None))
+        return time.monotonic() < until, name
+
+    def mapped_id(self, number: int) -> int | None:
+        """Return the id itself, or None if /proc may show it for any id without a number here."""
+        return number if number != _UNMAPPED or self._is_in_initial_namespace() else None
+
+    def _name(self, kind: Kind, number: int | None, ask: Callable[[int], str]) -> str | None:
+        if number is None or not self._is_in_initial_namespace():
+            return None
+        now, key = time.monotonic(), (kind, number)
+        with self._lock:
+            until, name = self._cache.get(key, (now, None))
+        if now < until:
+            return name
+        with contextlib.suppress(KeyError):  # the id has no name
+            name = ask(number)
+        with self._lock:
+            self._cache.pop(key, None)
+            while len(self._cache) >= self._most:
+                del self._cache[next(iter(self._cache))]
+            self._cache[key] = now + _CACHE_SECONDS, name
+        return name
+
+    def _is_in_initial_namespace(self) -> bool:
+        if self._is_initial is None:
+            try:
+                self._is_initial = str(_NAMESPACE.readlink()) == _INITIAL
+            except OSError:  # without /proc no id is known
+                self._is_initial = False
+        return self._is_initial
+
+
+class CachedNames:
+    """Names from the cache of ``names``; ``missing`` are the ids that are not in it."""
+
+    def __init__(self, names: UserNames) -> None:
+        self._names = names
+        self.missing: set[tuple[Kind, int]] = set()
+
+    def user(self, uid: int) -> str | None:
+        """Return the name of a user if it is cached, else None."""
+        return self._name("user", uid)
+
+    def group(self, gid: int) -> str | None:
+        """Return the name of a group if it is cached, else None."""
+        return self._name("group", gid)
+
+    def resolve(self) -> None:
+        """Ask the name service for the missing names; blocks as long as the service does."""
+        while self.missing:
+            kind, number = self.missing.pop()
+            (self._names.user if kind == "user" else self._names.group)(number)
+
+    def _name(self, kind: Kind, number: int) -> str | None:
+        is_cached, name = self._names.cached(kind, number)
+        if not is_cached:
+            self.missing.add((kind, number))
+        return name

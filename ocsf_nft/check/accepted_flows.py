@@ -1,0 +1,271 @@
+"""Model of the traffic that a fence accepts, as packets that traverse netfilter hooks.
+
+A few representative packets model each flow. For example, one public address models the internet,
+with one usual and one unusual port. A ruleset treats most packets of the flow in the same way.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+from ocsf_nft.check.packet import ADDRESSES, ESTABLISHED, TCP, UDP, UNSEEN, Packet
+from ocsf_nft.check.ternary import (
+    NO_INTERFACE,
+    PORTS,
+    InterfaceName,
+    Span,
+    Truth,
+    exactly,
+    interface,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ocsf_nft.fence.values import Endpoint, Subnet
+
+#: Addresses that model the internet. They are in no list of private or reserved addresses. Nothing
+#: is ever sent to them.
+INTERNET: Final = {4: 0x5DB8D70E, 6: 0x2606_2800_021F_CB07_6820_80DA_AF6B_8B2C}
+_UNUSUAL_PORT: Final = 47011
+#: Source ports of a system's own connections (net.ipv4.ip_local_port_range).
+_EPHEMERAL: Final = Span(32768, 60999)
+#: At an interface's egress hook the input interface is no longer known (nf_hook_egress).
+_AT_EGRESS: Final = {"input_interface": NO_INTERFACE}
+_PORTS: Final = ((TCP, 443), (TCP, _UNUSUAL_PORT), (UDP, 53), (UDP, _UNUSUAL_PORT))
+
+
+class FlowDirection(enum.Enum):
+    """Direction of accepted traffic; the value is its description in messages."""
+
+    OUT = "traffic from the VM to the internet"
+    REPLY = "replies from the internet to the VM"
+    GATEWAY = "traffic from the VM to the gateway's port"
+    GATEWAY_ANSWER = "the gateway's answers to the VM"
+    PROXY = "traffic from the sandbox to its proxy"
+    PROXY_ANSWER = "the proxy's answers to the sandbox"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Hook that a packet traverses.
+
+    ``changes`` are the packet's fields that have new values there. ``device`` is the interface of a
+    hook that belongs to one interface (ingress, egress).
+    """
+
+    hook: str
+    changes: Mapping[str, Any]
+    device: InterfaceName | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class AcceptedFlow:
+    """Representative packet of accepted traffic, and the hooks that it traverses."""
+
+    direction: FlowDirection
+    packet: Packet
+    steps: tuple[Step, ...]
+    endpoint: Endpoint | None = None
+
+    @property
+    def is_continuation(self) -> bool:
+        """Return whether the packet continues the flow that the previous packet began."""
+        return self.packet.direction == "original" and not self.packet.is_first
+
+    @property
+    def label(self) -> str:
+        """Protocol and port for messages, and ", once open" for a continuing packet."""
+        protocol = "tcp" if self.packet.protocol == TCP else "udp"
+        opening = self.packet.direction == "original"
+        port = self.packet.destination_port if opening else self.packet.source_port
+        number = "other ports" if port.single == _UNUSUAL_PORT else f"{port.single}"
+        return f"{protocol} {number}{', once open' if self.is_continuation else ''}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vm:
+    """VM whose traffic is modelled.
+
+    ``device`` is the name of its TAP device, or a pattern. Without ``subnets`` the VM may have any
+    address. ``uplinks`` are the known interfaces that lead to the internet, by IP version.
+    """
+
+    device: str
+    subnets: tuple[Subnet, ...] = ()
+    port: int
+    uplinks: Mapping[int, str]
+
+    def name(self) -> InterfaceName:
+        """Return the name of the VM's device."""
+        return interface(self.device)
+
+    def uplink(self, version: int) -> InterfaceName:
+        """Return the interface to the internet.
+
+        If it isn't known, it is any interface except the VM's device and the loopback.
+        """
+        found = self.uplinks.get(version)
+        if found is not None:
+            return InterfaceName(found)
+        return InterfaceName("", is_prefix=True, excluded_prefixes=(self.device.rstrip("*"), "lo"))
+
+
+def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
+    """Yield the traffic that a VM's fence accepts.
+
+    It is traffic to the internet, the replies, traffic to the gateway's port, and the answers.
+    """
+    if vm.subnets:
+        for subnet in vm.subnets:
+            gateway = exactly(int(subnet.ip))
+            yield from _subnet_flows(vm, subnet.version, gateway, _hosts(subnet))
+        return
+    for version in (4, 6):
+        yield from _subnet_flows(vm, version, ADDRESSES[version], ADDRESSES[version])
+
+
+def _hosts(subnet: Subnet) -> Span:
+    network = subnet.network
+    low, high = int(network.network_address), int(network.broadcast_address)
+    if high == low + 1:  # a network of two addresses has no broadcast address (RFC 3021)
+        return Span(low, high)
+    return Span(
+        low + 2 if int(subnet.ip) == low + 1 else low, high - 1 if network.version == 4 else high
+    )
+
+
+def _subnet_flows(vm: Vm, version: int, gateway: Span, hosts: Span) -> Iterator[AcceptedFlow]:
+    device, uplink = vm.name(), vm.uplink(version)
+    internet = exactly(INTERNET[version])
+    for protocol, port in _PORTS:
+        out = _packet(version, protocol, (hosts, internet), (_EPHEMERAL, exactly(port)))
+        out_steps = (
+            Step(
+                hook="ingress", device=device, changes={"input_interface": device, "state": UNSEEN}
+            ),
+            Step(hook="prerouting", changes={}),
+            Step(hook="forward", changes={"output_interface": uplink}),
+            Step(hook="postrouting", changes={}),
+            Step(hook="egress", device=uplink, changes=_AT_EGRESS),
+        )
+        yield AcceptedFlow(direction=FlowDirection.OUT, packet=out, steps=out_steps)
+        yield AcceptedFlow(direction=FlowDirection.OUT, packet=_later(out), steps=out_steps)
+        reply_steps = (
+            Step(
+                hook="ingress", device=uplink, changes={"input_interface": uplink, "state": UNSEEN}
+            ),
+            Step(hook="prerouting", changes={}),
+            Step(
+                hook="forward",
+                changes={
+                    "output_interface": device, "destination": hosts,
+                    "destination_port": _EPHEMERAL, "is_destination_local": Truth.NO,
+                },
+            ),
+            Step(hook="postrouting", changes={}),
+            Step(hook="egress", device=device, changes=_AT_EGRESS),
+        )  # fmt: skip
+        # Before NAT is reversed, the reply is addressed to the host, and rules may test this.
+        reply = replace(
+            _reply(version, protocol, (internet, ADDRESSES[version]), (exactly(port), PORTS)),
+            is_destination_local=Truth.MAYBE,
+        )
+        yield AcceptedFlow(direction=FlowDirection.REPLY, packet=reply, steps=reply_steps)
+    query = replace(
+        _packet(version, TCP, (hosts, gateway), (_EPHEMERAL, exactly(vm.port))),
+        is_destination_local=Truth.YES,
+    )
+    query_steps = (
+        Step(hook="ingress", device=device, changes={"input_interface": device, "state": UNSEEN}),
+        Step(hook="prerouting", changes={}),
+        Step(hook="input", changes={}),
+    )
+    yield AcceptedFlow(direction=FlowDirection.GATEWAY, packet=query, steps=query_steps)
+    yield AcceptedFlow(direction=FlowDirection.GATEWAY, packet=_later(query), steps=query_steps)
+    answer = replace(
+        _reply(version, TCP, (gateway, hosts), (exactly(vm.port), _EPHEMERAL)),
+        is_source_local=Truth.YES,
+        has_reverse_route=Truth.MAYBE,
+        state=UNSEEN,
+    )
+    answer_steps = (
+        Step(hook="output", changes={"output_interface": device}),
+        Step(hook="postrouting", changes={}),
+        Step(hook="egress", device=device, changes={}),
+    )
+    yield AcceptedFlow(direction=FlowDirection.GATEWAY_ANSWER, packet=answer, steps=answer_steps)
+
+
+def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
+    """Yield the traffic that a sandbox's fence accepts.
+
+    It is traffic to the proxy through the interface ``link``, and the proxy's answers. If ``link``
+    is None, it is any interface except the loopback.
+    """
+    version = proxy.address.version
+    own_address = ADDRESSES[version]
+    proxy_address, port = exactly(int(proxy.address)), exactly(proxy.port)
+    device = (
+        InterfaceName("", is_prefix=True, excluded_prefixes=("lo",))
+        if link is None
+        else InterfaceName(link)
+    )
+    out = replace(
+        _packet(version, TCP, (own_address, proxy_address), (_EPHEMERAL, port)),
+        is_source_local=Truth.YES,
+        has_reverse_route=Truth.MAYBE,
+        state=UNSEEN,
+    )
+    out_steps = (
+        Step(hook="output", changes={"output_interface": device}),
+        Step(hook="postrouting", changes={}),
+        Step(hook="egress", device=device, changes={}),
+    )
+    yield AcceptedFlow(direction=FlowDirection.PROXY, packet=out, steps=out_steps, endpoint=proxy)
+    yield AcceptedFlow(
+        direction=FlowDirection.PROXY, packet=_later(out), steps=out_steps, endpoint=proxy
+    )
+    answer = replace(
+        _reply(version, TCP, (proxy_address, own_address), (port, _EPHEMERAL)),
+        is_destination_local=Truth.YES,
+    )
+    answer_steps = (
+        Step(hook="ingress", device=device, changes={"input_interface": device, "state": UNSEEN}),
+        Step(hook="prerouting", changes={}),
+        Step(hook="input", changes={}),
+    )
+    yield AcceptedFlow(
+        direction=FlowDirection.PROXY_ANSWER, packet=answer, steps=answer_steps, endpoint=proxy
+    )
+
+
+def _packet(
+    version: int, protocol: int, addresses: tuple[Span, Span], ports: tuple[Span, Span]
+) -> Packet:
+    """Return the first packet of a flow.
+
+    ``addresses`` and ``ports`` are pairs of source and destination.
+    """
+    return Packet(
+        version=cast("Literal[4, 6]", version),
+        protocol=protocol,
+        source=addresses[0],
+        destination=addresses[1],
+        source_port=ports[0],
+        destination_port=ports[1],
+    )
+
+
+def _reply(
+    version: int, protocol: int, addresses: tuple[Span, Span], ports: tuple[Span, Span]
+) -> Packet:
+    packet = _packet(version, protocol, addresses, ports)
+    return replace(packet, state=ESTABLISHED, direction="reply", is_first=False)
+
+
+def _later(first: Packet) -> Packet:
+    """Return a later packet of the flow in the same direction, after the first reply."""
+    return replace(first, is_first=False)

@@ -1,0 +1,163 @@
+"""Checks for paths past a fence, and for programs that take packets before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.check import chain_owner
+from ocsf_nft.check.finding import Finding, RuleLocation
+from ocsf_nft.ocsf.safe_text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from ocsf_nft.check.devices import NetDevice
+    from ocsf_nft.check.diagnosis import CheckScope
+    from ocsf_nft.check.ruleset import Chain, Ruleset
+
+_MAX_REPORTED: Final = 8
+_TAKING: Final = {"fwd": "forwards packets to another interface", "dup": "copies packets"}
+_STACKED: Final = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan"})
+
+
+def findings(
+    ruleset: Ruleset, devices: Mapping[str, NetDevice], scope: CheckScope
+) -> Iterator[Finding]:
+    """Yield findings about rules and interfaces that packets may use to bypass a fence.
+
+    The rules are those of other programs. The interfaces are those of the VM or sandbox in
+    ``scope``; ``devices`` are all interfaces of the namespace by name.
+    """
+    yield from _flowtables(ruleset)
+    yield from _rules(ruleset)
+    yield from _bridge_ports(ruleset, devices, scope)
+    yield from _interface_programs(devices, scope)
+
+
+def _flowtables(ruleset: Ruleset) -> Iterator[Finding]:
+    for table in ruleset.flowtables[:_MAX_REPORTED]:
+        shown = visible(", ".join(table.devices[:_MAX_REPORTED]) or "no interface yet")
+        yield Finding(
+            name="flowtable",
+            severity="degraded",
+            meaning=visible(f"flowtable {table.name} of table {table.family} {table.table}")
+            + f" ({shown}): its flows skip every forward chain, so flows that are already open "
+            "continue even if a fence refuses them later",
+            remedy="remove the interfaces of VMs from it",
+            place=RuleLocation(
+                backend="nft", family=visible(table.family), table=visible(table.table)
+            ),
+        )
+
+
+def _rules(ruleset: Ruleset) -> Iterator[Finding]:
+    count = 0
+    for chain in ruleset.chains.values():
+        if chain_owner.is_ours(chain.key):
+            continue
+        for rule in chain.rules:
+            kinds = {kind for kind, _ in rule.statements}
+            for kind, effect in _TAKING.items():
+                if kind in kinds and count < _MAX_REPORTED:
+                    count += 1
+                    yield _rule("takes-packets", chain, rule.handle, f"{effect}, past a fence")
+            if "notrack" in kinds and count < _MAX_REPORTED:
+                count += 1
+                yield _rule(
+                    "notrack", chain, rule.handle,
+                    "excludes packets from connection tracking: replies to a VM among them are not "
+                    "recognised as replies, and are dropped",
+                )  # fmt: skip
+
+
+def _rule(name: str, chain: Chain, handle: int | None, effect: str) -> Finding:
+    key = chain.key
+    return Finding(
+        name=name,
+        severity="info",
+        meaning=visible(f"a rule in table {key.family} {key.table}, chain {key.name} ") + effect,
+        place=RuleLocation(
+            backend=key.backend,
+            family=visible(key.family),
+            table=visible(key.table),
+            chain=visible(key.name),
+            handle=handle,
+        ),
+    )
+
+
+def _bridge_ports(
+    ruleset: Ruleset, devices: Mapping[str, NetDevice], scope: CheckScope
+) -> Iterator[Finding]:
+    names = {device.ifindex: device.name for device in devices.values()}
+    has_rules = any(
+        chain.key.family == "bridge" and chain.base is not None for chain in ruleset.chains.values()
+    )
+    for device in _selected(devices, scope):
+        if device.master is None:
+            continue
+        master = visible(names.get(device.master, f"index {device.master}"))
+        yield Finding(
+            name="bridge-port",
+            severity="degraded",
+            meaning=f"{visible(device.name)} is a port of {master}: packets between its ports "
+            "pass no IP hook, so a fence on this interface doesn't see them"
+            + (", and the rules of family bridge are not judged here" if has_rules else ""),
+            remedy="remove it from the bridge, and route its traffic",
+        )
+
+
+def _interface_programs(devices: Mapping[str, NetDevice], scope: CheckScope) -> Iterator[Finding]:
+    for device in _selected(devices, scope):
+        name = visible(device.name)
+        if device.has_xdp:
+            yield Finding(
+                name="xdp",
+                severity="info",
+                meaning=f"an XDP program is attached to {name}: it sees packets before every "
+                "rule, and may drop them or forward them",
+            )
+        if device.has_filters:
+            yield Finding(
+                name="tc",
+                severity="info",
+                meaning=f"{name} has a queue for traffic-control programs (clsact or ingress): "
+                "they may drop packets, or forward them past every rule",
+            )
+        above = [
+            other.name
+            for other in devices.values()
+            if other.lower == device.ifindex
+            and other.kind in _STACKED
+            and not other.is_lower_elsewhere
+        ]
+        if above:
+            yield Finding(
+                name="shared-link",
+                severity="degraded",
+                meaning=f"{visible(', '.join(above[:_MAX_REPORTED]))}: stacked on {name}, so "
+                "rules see their traffic under their own names, and in their own namespaces",
+                remedy="fence them too; interfaces in other namespaces can't be listed from here",
+            )
+        if device.kind in _STACKED and device.is_lower_elsewhere:
+            yield Finding(
+                name="shared-link",
+                severity="info",
+                meaning=f"{name} is stacked on an interface of another namespace, which other "
+                "interfaces there may share",
+            )
+
+
+def _selected(devices: Mapping[str, NetDevice], scope: CheckScope) -> list[NetDevice]:
+    """Return the interfaces of the VM, or those that lead to a proxy; at most 8."""
+    found = []
+    for device in devices.values():
+        pattern = scope.device
+        is_selected = pattern is not None and (
+            device.name.startswith(pattern[:-1])
+            if pattern.endswith("*")
+            else device.name == pattern
+        )
+        if is_selected or device.name in scope.links.values():
+            found.append(device)
+    return found[:_MAX_REPORTED]

@@ -1,0 +1,318 @@
+"""Walk of a packet through a chain, as in the kernel, and the rules that stop it.
+
+If a rule's match can't be decided, the walk follows both outcomes. So a result is either certain or
+"maybe".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.check import statement_effects
+from ocsf_nft.check.rule_match import Matcher, plain_value
+from ocsf_nft.check.ternary import Truth
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from ocsf_nft.check.packet import Packet
+    from ocsf_nft.check.ruleset import Chain, ChainKey, Rule, Ruleset
+
+#: The kernel follows 16 jumps (NFT_JUMP_STACK_SIZE); legacy iptables follows more.
+_DEPTH: Final = 64
+#: Limit of the rules and set elements that are checked; it takes some seconds.
+_BUDGET: Final = 2_000_000
+#: Limit of the undecided rules in a result.
+_MAX_UNDECIDED: Final = 3
+_UNKNOWN: Final = "may drop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Rule, or policy of a chain (``rule`` is None), that may stop a packet.
+
+    ``verb`` describes its effect on the packet for messages, for example "drops".
+    """
+
+    chain: Chain
+    rule: Rule | None
+    verb: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalkResult:
+    """Fate of a packet in a chain.
+
+    ``reaches_end``: the packet reaches the end of the chain. ``may_be_accepted``: a rule may accept
+    it. ``undecided`` are the rules whose match can't be decided and matters. ``packet`` is what is
+    known of the packet afterwards.
+    """
+
+    reaches_end: Truth
+    may_be_accepted: bool
+    stops: tuple[Stop, ...]
+    undecided: tuple[Rule, ...]
+    packet: Packet
+
+
+class TooLargeError(Exception):
+    """The ruleset is too large or too complex to be checked in bounded time."""
+
+
+class Walker:
+    """Walker of packets through a ruleset, with a cache of results and one budget for all walks."""
+
+    def __init__(self, ruleset: Ruleset, budget: int = _BUDGET) -> None:
+        self._ruleset = ruleset
+        self._remaining = budget
+        self._results: dict[tuple[ChainKey, Packet], WalkResult] = {}
+        self.matcher = Matcher(ruleset, self.spend)
+
+    def walk(self, chain: Chain, packet: Packet, depth: int = _DEPTH) -> WalkResult:
+        """Walk a packet through a chain and the chains that it jumps to, without the policy.
+
+        Raises TooLargeError if the budget is exhausted.
+        """
+        result = self._results.get((chain.key, packet))
+        if result is None:
+            result = _Walk(self, chain, packet, depth).run()
+            self._results[chain.key, packet] = result
+        return result
+
+    def enter(self, key: ChainKey, packet: Packet, depth: int) -> WalkResult | None:
+        """Walk a packet through the target chain of a jump.
+
+        Return None if the chain doesn't exist, or if the jumps are nested too deep. Raises
+        TooLargeError.
+        """
+        chain = self._ruleset.chains.get(key)
+        if chain is None or depth <= 0:
+            return None
+        return self.walk(chain, packet, depth - 1)
+
+    def spend(self, cost: int) -> None:
+        """Subtract a cost from the budget; raises TooLargeError if it is exhausted."""
+        self._remaining -= cost
+        if self._remaining < 0:
+            raise TooLargeError
+
+
+class _Walk:
+    """Walk of one packet through one chain, rule by rule."""
+
+    def __init__(self, walker: Walker, chain: Chain, packet: Packet, depth: int) -> None:
+        self._walker = walker
+        self._chain = chain
+        self._depth = depth
+        #: What is known of the packet at the current rule.
+        self._packet = packet
+        #: Whether the packet reaches the current rule.
+        self._reach = Truth.YES
+        #: Whether a ``return`` may have led the packet to the chain's end.
+        self._returned = False
+        self._accepted = False
+        self._stops: list[Stop] = []
+        self._undecided: list[Rule] = []
+        #: What is known of the packet at the rules where it may leave the chain.
+        self._exit_packets: list[Packet] = []
+
+    def run(self) -> WalkResult:
+        for rule in self._chain.rules:
+            self._walker.spend(1 + len(rule.statements))
+            self._rule(rule)
+            if self._reach is Truth.NO:
+                break
+        reaches_end = Truth.YES
+        if self._reach is Truth.NO and not self._returned:
+            reaches_end = Truth.NO
+        elif self._accepted or self._stops:
+            reaches_end = Truth.MAYBE
+        exit_packets = (
+            self._exit_packets if self._reach is Truth.NO else [*self._exit_packets, self._packet]
+        )
+        packet = exit_packets[0] if exit_packets else self._packet
+        for other in exit_packets[1:]:
+            packet = packet.joined(other)
+        return WalkResult(
+            reaches_end=reaches_end,
+            may_be_accepted=self._accepted,
+            stops=tuple(dict.fromkeys(self._stops)),
+            undecided=tuple(dict.fromkeys(self._undecided))[:_MAX_UNDECIDED],
+            packet=packet,
+        )
+
+    def _rule(self, rule: Rule) -> None:
+        matches = Truth.YES
+        family, table = self._chain.key.family, self._chain.key.table
+        for kind, body in rule.statements:
+            if kind == "match":
+                answer = self._walker.matcher.match(family, table, body, self._packet)
+                matches = min(matches, answer)
+            elif kind in statement_effects.CONDITIONAL or _is_conditional(kind, body):
+                matches = min(matches, Truth.MAYBE)
+            elif kind == "vmap":
+                if self._vmap(rule, body, matches):
+                    return
+            else:
+                can_run = self._walker.matcher.can_run(family, table, kind, body, self._packet)
+                matches = min(matches, can_run)
+                if matches is not Truth.NO and self._apply(rule, kind, body, matches):
+                    return
+            if matches is Truth.NO:
+                return
+
+    def _apply(self, rule: Rule, kind: str, body: Any, matches: Truth) -> bool:
+        """Apply a statement; return whether it ends the rule."""
+        if kind in statement_effects.STOPS:
+            self._stop(rule, statement_effects.STOPS[kind], matches)
+        elif kind in {"accept", "masquerade", "snat"}:
+            if kind != "accept":
+                self._alter(statement_effects.with_any_source, matches)
+            self._accept(rule, matches)
+        elif kind == "return":
+            self._return(self._packet, matches)
+        elif kind in {"jump", "goto"}:
+            target = body.get("target") if isinstance(body, dict) else None
+            self._enter(rule, kind, target, matches)
+        elif kind == "queue":
+            self._stop(rule, "hands to a program", Truth.MAYBE)
+            self._accept(rule, matches)
+        else:
+            if kind == "xt":
+                return self._xt(rule, body, matches)
+            self._affect(rule, kind, body, matches)
+            return False
+        return True
+
+    def _affect(self, rule: Rule, kind: str, body: Any, matches: Truth) -> None:
+        if kind == "mangle":
+            if isinstance(body, dict) and statement_effects.rewrites_addresses(body.get("key")):
+                self._stop(rule, _UNKNOWN, Truth.MAYBE)
+            self._alter(lambda packet: statement_effects.mangled(body, packet), matches)
+        elif kind == "notrack":
+            self._alter(statement_effects.untracked, matches)
+        elif kind == "tproxy":
+            self._stop(rule, "redirects", Truth.MAYBE)
+        elif kind not in statement_effects.HARMLESS and kind not in {"set", "map"}:
+            self._stop(rule, _UNKNOWN, Truth.MAYBE)
+
+    def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
+        """Apply an extension of iptables, of which nft lists only the name."""
+        name = str(body.get("name")) if isinstance(body, dict) else ""
+        if name in statement_effects.XT_STOPS:
+            self._stop(rule, statement_effects.XT_STOPS[name], matches)
+            return True
+        if name in statement_effects.XT_ACCEPTS:
+            self._alter(statement_effects.with_any_source, matches)
+            self._accept(rule, matches)
+            return True
+        if name in statement_effects.XT_MARKS:
+            self._alter(statement_effects.with_any_mark, matches)
+        elif name in statement_effects.XT_TRACKING:
+            self._alter(statement_effects.maybe_untracked, matches)
+        elif name not in statement_effects.XT_HARMLESS:
+            self._stop(rule, _UNKNOWN, Truth.MAYBE)
+        return False
+
+    def _alter(self, change: Callable[[Packet], Packet], matches: Truth) -> None:
+        altered = change(self._packet)
+        self._packet = altered if matches is Truth.YES else self._packet.joined(altered)
+
+    def _leave(self, matches: Truth) -> None:
+        """End the walk for packets that the rule matches."""
+        self._reach = Truth.NO if matches is Truth.YES else Truth.MAYBE
+
+    def _note_undecided(self, rule: Rule, matches: Truth) -> None:
+        if matches is Truth.MAYBE:
+            self._undecided.append(rule)
+
+    def _stop(self, rule: Rule, verb: str, matches: Truth) -> None:
+        self._stops.append(Stop(chain=self._chain, rule=rule, verb=verb))
+        self._leave(matches)
+
+    def _accept(self, rule: Rule, matches: Truth) -> None:
+        self._accepted = True
+        self._exit_packets.append(self._packet)
+        self._note_undecided(rule, matches)
+        self._leave(matches)
+
+    def _return(self, packet: Packet, matches: Truth) -> None:
+        self._returned = True
+        self._exit_packets.append(packet)
+        self._leave(matches)
+
+    def _enter(self, rule: Rule, kind: str, target: Any, matches: Truth) -> None:
+        key = self._chain.key._replace(name=str(target))
+        result = self._walker.enter(key, self._packet, self._depth)
+        if result is None:
+            self._stop(rule, _UNKNOWN, Truth.MAYBE)
+            return
+        self._stops.extend(result.stops)
+        self._undecided.extend(result.undecided)
+        if result.stops or result.may_be_accepted:
+            self._note_undecided(rule, matches)
+        if result.may_be_accepted:
+            self._accepted = True
+            self._exit_packets.append(result.packet)
+        if kind == "goto":
+            if result.reaches_end is not Truth.NO:
+                self._return(result.packet, matches)
+            else:
+                self._leave(matches)
+        elif result.reaches_end is Truth.NO:
+            self._leave(matches)
+        else:
+            if result.reaches_end is Truth.MAYBE:
+                self._reach = Truth.MAYBE
+            self._alter(lambda _: result.packet, matches)
+
+    def _vmap(self, rule: Rule, body: Any, matches: Truth) -> bool:
+        """Apply a verdict map; return whether it certainly ends the rule."""
+        pairs, key = self._pairs(body), body.get("key") if isinstance(body, dict) else None
+        if pairs is None:
+            self._stop(rule, _UNKNOWN, Truth.MAYBE)
+            return False
+        reach_before, any_before = self._reach, Truth.NO
+        family, table = self._chain.key.family, self._chain.key.table
+        for item, verdicts in pairs:
+            holds = self._walker.matcher.holds(family, table, key, {"set": [item]}, self._packet)
+            if holds is None:  # the packet has no such field, and no default either
+                return True
+            answer = any_before.inverted() if item == "*" else holds
+            any_before = max(any_before, answer)
+            matched = min(answer, matches)
+            if matched is Truth.NO or not isinstance(verdicts, dict):
+                continue
+            for kind, inner in verdicts.items():
+                self._apply(rule, kind, inner, matched)
+            if matched is Truth.YES:
+                return True
+        self._reach = min(self._reach, reach_before)
+        return False
+
+    def _pairs(self, body: Any) -> Sequence[Sequence[Any]] | None:
+        data = body.get("data") if isinstance(body, dict) else None
+        family, table = self._chain.key.family, self._chain.key.table
+        found = self._walker.matcher.elements(family, table, data)
+        if found is None:
+            return None
+        self._walker.spend(len(found))
+        pairs = [pair for pair in found if isinstance(pair, list) and len(pair) == 2]
+        if len(pairs) != len(found):
+            return None
+        return [(plain_value(item), verdicts) for item, verdicts in pairs]
+
+
+def _is_conditional(kind: str, body: Any) -> bool:
+    """Return whether a statement may end its rule for some packets.
+
+    This holds for the match of an extension, and for a set statement with a limit.
+    """
+    if kind == "xt":
+        return isinstance(body, dict) and body.get("type") == "match"
+    inner = body.get("stmt") if kind in {"set", "map"} and isinstance(body, dict) else None
+    return isinstance(inner, list) and any(
+        isinstance(entry, dict) and bool(statement_effects.CONDITIONAL & entry.keys())
+        for entry in inner
+    )

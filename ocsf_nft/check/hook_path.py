@@ -1,0 +1,163 @@
+"""Path of a flow's packets through the netfilter hooks, and the rules that stop them there."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.check import statement_effects
+from ocsf_nft.check.chain_walk import Stop
+from ocsf_nft.check.ternary import Truth, any_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocsf_nft.check.accepted_flows import AcceptedFlow, Step
+    from ocsf_nft.check.chain_walk import Walker
+    from ocsf_nft.check.packet import Packet
+    from ocsf_nft.check.ruleset import Chain, Rule, Ruleset
+    from ocsf_nft.check.ternary import InterfaceName
+
+#: Priority of connection tracking in its hooks (NF_IP_PRI_CONNTRACK, and the same for IPv6).
+_TRACKING: Final = -200
+_TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowStop:
+    """Rule or policy that stops a flow, or may stop it (``is_certain`` is False).
+
+    ``base`` is the base chain that leads to the rule. ``undecided`` are the rules that decide the
+    packet's fate, and whose result can't be predicted.
+    """
+
+    flow: AcceptedFlow
+    stop: Stop
+    base: Chain
+    is_certain: bool
+    undecided: tuple[Rule, ...]
+
+
+class Hooks(NamedTuple):
+    """Base chains of a ruleset by hook, in the order in which packets traverse them.
+
+    Of two chains with the same priority, packets traverse the newer one first. nft doesn't list the
+    age of a chain, so both orders are needed: the chain that is listed first comes first in
+    ``listed_first``, and last in ``listed_last``.
+    """
+
+    listed_first: Mapping[str, tuple[Chain, ...]]
+    listed_last: Mapping[str, tuple[Chain, ...]]
+
+
+def by_hook(ruleset: Ruleset) -> Hooks:
+    """Return the base chains of a ruleset by hook."""
+    found: dict[str, list[Chain]] = defaultdict(list)
+    for chain in ruleset.chains.values():
+        if chain.base is not None:
+            found[chain.base.hook].append(chain)
+    return Hooks(
+        {hook: tuple(sorted(chains, key=_priority)) for hook, chains in found.items()},
+        {
+            hook: tuple(sorted(chains, key=lambda chain: -_priority(chain))[::-1])
+            for hook, chains in found.items()
+        },
+    )
+
+
+def _priority(chain: Chain) -> int:
+    return 0 if chain.base is None else chain.base.priority
+
+
+def flow_stops(flow: AcceptedFlow, hooks: Hooks, walker: Walker) -> list[FlowStop]:
+    """Return the rules that may stop a flow; an empty list if it gets through.
+
+    If the last one has ``is_certain``, the flow is certainly stopped. Raises TooLargeError.
+    """
+    found = _in_order(flow, hooks.listed_first, walker)
+    if hooks.listed_first == hooks.listed_last:
+        return found
+    other = _in_order(flow, hooks.listed_last, walker)
+    is_certain = all(each and each[-1].is_certain for each in (found, other))
+    # A chain that stops the flow in one order also stops it in the other, if the flow gets there.
+    both = {flow_stop.stop: flow_stop for flow_stop in (*other, *found)}
+    return sorted(
+        (
+            replace(flow_stop, is_certain=is_certain and flow_stop.is_certain)
+            for flow_stop in both.values()
+        ),
+        key=lambda flow_stop: flow_stop.is_certain,
+    )
+
+
+def _in_order(
+    flow: AcceptedFlow, hooks: Mapping[str, tuple[Chain, ...]], walker: Walker
+) -> list[FlowStop]:
+    found: list[FlowStop] = []
+    packet = flow.packet
+    for step in flow.steps:
+        packet = replace(packet, **step.changes)
+        for chain in hooks.get(step.hook, ()):
+            reach = _traverses(chain, step, packet)
+            if reach is Truth.NO:
+                continue
+            packet = _with_state_at(chain, step, packet)
+            here, packet = _walk_base_chain(chain, flow, packet, reach, walker)
+            found.extend(here)
+            if here and here[-1].is_certain:
+                return found
+        if step.hook in _TRACKING_HOOKS:
+            packet = statement_effects.tracked(packet)
+    return found
+
+
+def _walk_base_chain(
+    chain: Chain, flow: AcceptedFlow, packet: Packet, reach: Truth, walker: Walker
+) -> tuple[list[FlowStop], Packet]:
+    result = walker.walk(chain, packet)
+    stops = list(result.stops)
+    drops_at_end = chain.base is not None and chain.base.policy == "drop"
+    may_pass = result.may_be_accepted
+    if result.reaches_end is not Truth.NO:
+        if drops_at_end:
+            stops.append(Stop(chain=chain, rule=None, verb="drops"))
+        else:
+            may_pass = True
+    is_certain = bool(stops) and not may_pass and reach is Truth.YES
+    if is_certain:
+        stops = stops[-1:]
+    found = [
+        FlowStop(
+            flow=flow, stop=stop, base=chain, is_certain=is_certain, undecided=result.undecided
+        )
+        for stop in stops
+    ]
+    return found, result.packet
+
+
+def _traverses(chain: Chain, step: Step, packet: Packet) -> Truth:
+    """Return whether a packet traverses a base chain."""
+    base, family = chain.base, chain.key.family
+    device = step.device
+    if base is not None and device is not None:
+        return any_of(_matches_device(device, name) for name in base.devices)
+    if base is None or family not in {"inet", "ip" if packet.version == 4 else "ip6"}:
+        return Truth.NO
+    # Only the first packet of a connection traverses a NAT chain (nf_nat_core.c).
+    return Truth.NO if base.kind == "nat" and not packet.is_first else Truth.YES
+
+
+def _matches_device(device: InterfaceName, name: str) -> Truth:
+    if name.endswith("*"):  # a pattern (Linux 6.16) or a literal name: nft lists both like this
+        return min(device.starts_with(name[:-1]), Truth.MAYBE)
+    return device.equals(name)
+
+
+def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
+    """Return the packet with its connection tracking state at a chain."""
+    if step.hook not in _TRACKING_HOOKS or chain.base is None:
+        return packet
+    if chain.base.priority == _TRACKING:
+        return packet.joined(statement_effects.tracked(packet))
+    return statement_effects.tracked(packet) if chain.base.priority > _TRACKING else packet

@@ -1,0 +1,187 @@
+"""Reading of the whole ruleset of a namespace, including rules that nft doesn't list or decode.
+
+iptables-nft stores its extensions as binary data, of which nft lists only the name:
+iptables-nft-save decodes them. Tables of legacy iptables (ip_tables) are no nftables tables: /proc
+lists their names, and iptables-legacy-save reads them. If such a program isn't installed, the rules
+are reported as unread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from ocsf_nft.check import xtables
+from ocsf_nft.check.bounded_command import CommandError, command_output
+from ocsf_nft.check.ruleset import XTABLES, XTABLES_FAMILIES, ChainKey, Ruleset, from_json
+from ocsf_nft.errors import OcsfNftError, UsageError
+from ocsf_nft.fence import nft
+from ocsf_nft.nfnetlink import Nftables
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocsf_nft.check.ruleset import Chain, Rule
+    from ocsf_nft.netns import Namespace
+
+_TRIES: Final = 3
+_NFT_MSG_GETGEN: Final = 16
+_NFTA_GEN_ID: Final = 1
+_PREFIXES: Final = {"ip": "iptables", "ip6": "ip6tables"}
+_NAMES: Final = {"ip": "ip_tables_names", "ip6": "ip6_tables_names"}
+_NET: Final = Path("/proc/thread-self/net")
+
+
+def read(namespace: Namespace) -> Ruleset:
+    """Return all rules of a namespace.
+
+    The result's ``unread`` describes other rules that could not be read. Raises UnsupportedError if
+    nft can't list the rules.
+    """
+    binary = str(nft.find())
+    found = Ruleset()
+    unread: list[str] = []
+    for _ in range(_TRIES):
+        before = generation(namespace)
+        found, unread = _read_nft(namespace, binary)
+        found, opaque = _decoded(namespace, found)
+        unread += opaque
+        if generation(namespace) == before:
+            break
+    else:
+        unread.append("the ruleset changes faster than it can be read")
+    legacy, unreadable = _read_legacy(namespace)
+    return replace(found, chains={**found.chains, **legacy}, unread=(*unread, *unreadable))
+
+
+def generation(namespace: Namespace) -> bytes | None:
+    """Return the generation ID of nftables, which changes with every change of the ruleset.
+
+    Return None if the kernel doesn't report it, for example without the privilege.
+    """
+
+    def request() -> bytes | None:
+        try:
+            with Nftables() as nftables:
+                return nftables.query(_NFT_MSG_GETGEN, 0, b"").get(_NFTA_GEN_ID)
+        except OSError:  # without the privilege; nft then reports the reason itself
+            return None
+
+    return namespace.call(request)
+
+
+def _read_nft(namespace: Namespace, binary: str) -> tuple[Ruleset, list[str]]:
+    try:
+        return from_json(_json(namespace, [binary, "-j", "list", "ruleset"])), []
+    except CommandError as error:
+        if "Operation not permitted" in str(error):
+            raise nft.permission_error() from error
+        # The elements of sets may be the reason for too much output: list without them.
+        found = from_json(_json(namespace, [binary, "-j", "-t", "list", "ruleset"]))
+        sets = {key: replace(each, elements=None) for key, each in found.sets.items()}
+        return replace(found, sets=sets), [f"the elements of sets were not read: {error}"]
+
+
+def _json(namespace: Namespace, command: list[str]) -> Any:
+    try:
+        return orjson.loads(command_output(namespace, command))
+    except orjson.JSONDecodeError as error:
+        raise CommandError("nft lists the ruleset in a form that can't be read") from error
+
+
+def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
+    """Return the ruleset with iptables' extensions decoded by iptables-nft-save, if possible.
+
+    The second result describes the extensions that stay unread.
+    """
+    chains, unread = dict(found.chains), []
+    for family, prefix in _PREFIXES.items():
+        for table in XTABLES:
+            opaque = [
+                chain
+                for key, chain in chains.items()
+                if (key.family, key.table) == (family, table) and _is_opaque(chain)
+            ]
+            if not opaque:
+                continue
+            try:
+                saved = _saved(namespace, f"{prefix}-nft-save", table)
+            except OcsfNftError as error:
+                unread.append(
+                    f"table {family} {table} has extensions of {prefix} that can't be read: {error}"
+                )
+                continue
+            decoded = {key: _with_saved_rules(chain, saved) for key, chain in chains.items() if
+                       (key.family, key.table) == (family, table)}  # fmt: skip
+            chains.update(decoded)
+    return replace(found, chains=chains), unread
+
+
+def _is_opaque(chain: Chain) -> bool:
+    return any(kind == "xt" for rule in chain.rules for kind, _ in rule.statements)
+
+
+def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRuleset:
+    binary = nft.find_program(program)
+    if binary is None:
+        raise CommandError(f"{program} is not installed")
+    written = command_output(namespace, [str(binary), "-t", table])
+    return xtables.read(written.decode("utf-8", "surrogateescape"))
+
+
+def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
+    """Return the chain with its rules as iptables lists them.
+
+    If the two lists have different lengths, return the chain unchanged.
+    """
+    lines = [line for line in saved.rules if line.chain == chain.key.name]
+    if len(lines) != len(chain.rules):
+        return chain
+    names = {(table, name) for table, name, _ in saved.chains}
+    rules = tuple(
+        _decoded_rule(rule, line, names) for rule, line in zip(chain.rules, lines, strict=True)
+    )
+    return replace(chain, rules=rules)
+
+
+def _decoded_rule(rule: Rule, line: xtables.SavedRule, names: set[tuple[str, str]]) -> Rule:
+    decoded = xtables.rule(line, rule.chain, names, rule.handle)
+    is_opaque = any(kind == "xt" for kind, _ in rule.statements)
+    # nft's own decoding is exact; iptables' decoding is needed only for opaque rules.
+    return decoded if is_opaque else replace(decoded, statements=rule.statements)
+
+
+def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[str]]:
+    found: dict[ChainKey, Chain] = {}
+    unread: list[str] = []
+    for family in XTABLES_FAMILIES:
+        for table in legacy_tables(namespace, family):
+            try:
+                saved = _saved(namespace, f"{_PREFIXES[family]}-legacy-save", table)
+            except (CommandError, UsageError) as error:
+                unread.append(
+                    f"legacy {_PREFIXES[family]} has a table {table!r}, which nft doesn't list, "
+                    f"and which can't be read: {error}"
+                )
+            else:
+                found.update(xtables.chains(saved, family, "legacy"))
+    return found, unread
+
+
+def legacy_tables(namespace: Namespace, family: str) -> tuple[str, ...]:
+    """Return the names of a namespace's legacy iptables tables.
+
+    The result is empty if the names can't be read.
+    """
+
+    def read_names() -> tuple[str, ...]:
+        try:
+            text = (_NET / _NAMES[family]).read_text("ascii", "replace")
+        except OSError:  # this kernel has no legacy iptables, or no permission
+            return ()
+        return tuple(name for name in text.split() if name in XTABLES)
+
+    return namespace.call(read_names)

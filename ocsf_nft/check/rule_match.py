@@ -1,0 +1,225 @@
+"""Matching of a rule's statements against a packet, with the answers yes, no and maybe."""
+
+from __future__ import annotations
+
+import bisect
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.check.operand import Absent, Operand, flags_of, is_number, operand, span, value
+from ocsf_nft.check.packet import TCP
+from ocsf_nft.check.ternary import Bits, Span, Truth, any_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ocsf_nft.check.packet import Packet
+    from ocsf_nft.check.ruleset import Ruleset
+
+#: The largest number that a field of a packet holds: an IPv6 address.
+_LARGEST: Final = (1 << 128) - 1
+#: A set with at least so many elements is sorted before it is searched.
+_MIN_SORTED: Final = 64
+#: Cost of parsing an address, in units of checking a rule.
+_COST_OF_PARSING: Final = 3
+#: A set with less room than this may be full when the packet arrives: other packets fill it, too.
+_MIN_ROOM: Final = 64
+#: IP version that a statement requires: nft inserts a test for it before the statement.
+_VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
+
+
+class Matcher:
+    """Matching of packets against a ruleset's matches and statements.
+
+    ``family`` and ``table`` of the methods are the table in which a named set is searched.
+    ``spend`` is called with the number of elements that are read.
+    """
+
+    def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
+        self._ruleset = ruleset
+        self._spend = spend
+        self._sorted: dict[int, list[Span] | None] = {}
+
+    def match(self, family: str, table: str, body: Any, packet: Packet) -> Truth:
+        """Return whether a ``match`` statement holds for a packet."""
+        if not isinstance(body, dict):
+            return Truth.MAYBE
+        left, operator, right = body.get("left"), str(body.get("op")), body.get("right")
+        found = value(left, packet)
+        if isinstance(found, Absent):
+            return Truth.NO
+        if operator in {"<", ">", "<=", ">="}:
+            return _compare(found, operator, right)
+        if operator in {"in", "!"}:
+            answer = _intersects(found, right)
+        elif operator in {"==", "!="}:
+            result = self.holds(family, table, left, right, packet)
+            if result is None:
+                return Truth.NO
+            answer = result
+        else:
+            return Truth.MAYBE
+        return answer.inverted() if operator in {"!=", "!"} else answer
+
+    def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
+        """Return whether a statement has the input that it needs; otherwise the rule ends there.
+
+        Input is missing in three cases: a map has no element for the packet, the packet doesn't
+        have a field, or a set is full. The kernel's sources are nft_lookup.c, nft_objref.c,
+        nft_payload.c, nft_ct.c and nft_dynset.c.
+        """
+        if not isinstance(body, dict):
+            return Truth.YES
+        version = _VERSIONS.get(str(body.get("type" if kind == "reject" else "family")))
+        if version not in {None, packet.version} or (kind == "synproxy" and packet.protocol != TCP):
+            return Truth.NO
+        if kind in {"set", "map"}:
+            return min(self._has_values(family, table, body.get("elem"), packet),
+                       self._has_values(family, table, body.get("data"), packet),
+                       self._has_room(family, table, body, kind))  # fmt: skip
+        if kind != "mangle":
+            return self._has_values(family, table, body, packet)
+        answer = self._has_values(family, table, body.get("value"), packet)
+        key = body.get("key")
+        if isinstance(key, dict) and "tcp option" in key:
+            return min(answer, Truth.MAYBE if packet.protocol == TCP else Truth.NO)
+        is_of_header = isinstance(key, dict) and "payload" in key
+        return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
+
+    def _has_values(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
+        """Return whether all fields and maps in an expression have a value for the packet."""
+        if isinstance(read, list):
+            return min((self._has_values(family, table, part, packet) for part in read),
+                       default=Truth.YES)  # fmt: skip
+        if not isinstance(read, dict):
+            return Truth.YES
+        lookup = read.get("map")
+        if isinstance(lookup, dict):
+            return self._map_has_value(family, table, lookup, packet)
+        if isinstance(value(read, packet), Absent):
+            return Truth.NO
+        return self._has_values(family, table, list(read.values()), packet)
+
+    def _map_has_value(
+        self, family: str, table: str, body: dict[str, Any], packet: Packet
+    ) -> Truth:
+        pairs = self.elements(family, table, body.get("data"))
+        if pairs is None:
+            return Truth.MAYBE
+        keys = [plain_value(pair[0] if isinstance(pair, list) and pair else pair) for pair in pairs]
+        result = self.holds(family, table, body.get("key"), {"set": keys}, packet)
+        if result is None:  # the packet has no such field, and no default either
+            return Truth.NO
+        return Truth.YES if "*" in keys else result
+
+    def _has_room(self, family: str, table: str, body: dict[str, Any], kind: str) -> Truth:
+        found = self._ruleset.sets.get((family, table, str(body.get(kind)).removeprefix("@")))
+        if body.get("op") == "delete":
+            return Truth.YES
+        if found is None or found.elements is None:
+            return Truth.MAYBE
+        is_short = found.size is not None and found.size - len(found.elements) < _MIN_ROOM
+        return Truth.MAYBE if is_short else Truth.YES
+
+    def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
+        """Return whether an expression has one of these values.
+
+        Return None if the packet doesn't have the field.
+        """
+        test = _test(left, packet)
+        if test is None:
+            return None
+        items = self.elements(family, table, right)
+        if items is None:
+            return Truth.MAYBE
+        number = value(left, packet)
+        if len(items) >= _MIN_SORTED and isinstance(number, Span):
+            spans = self._spans(items)
+            if spans is not None:
+                return _in_spans(number, spans)
+        self._spend(len(items))
+        return any_of(test(plain_value(item)) for item in items)
+
+    def _spans(self, items: Sequence[Any]) -> list[Span] | None:
+        """Return the numbers of a large set in order; None if one of them can't be parsed."""
+        if id(items) not in self._sorted:  # ids stay valid: the lists live as long as the ruleset
+            self._spend(_COST_OF_PARSING * len(items))
+            spans = [span(plain_value(item)) for item in items]
+            known = sorted(found for found in spans if found is not None)
+            self._sorted[id(items)] = known if len(known) == len(items) else None
+        return self._sorted[id(items)]
+
+    def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
+        """Return the values of a match's right side, or of its set; None if they weren't read."""
+        if isinstance(right, str) and right.startswith("@"):
+            found = self._ruleset.sets.get((family, table, right[1:]))
+            return [right] if found is None else found.elements
+        if isinstance(right, dict) and len(right) == 1 and "set" in right:
+            inner = right["set"]
+            return inner if isinstance(inner, list) else [inner]
+        return [right]
+
+
+def _in_spans(number: Span, spans: list[Span]) -> Truth:
+    """Return whether a number is in one of these spans, which don't overlap."""
+    found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
+    for each in reversed(spans[max(0, end - 2) : end]):
+        found = max(found, number.within(each))
+    return found
+
+
+def plain_value(item: Any) -> Any:
+    """Return an element without its timeout, comment and counter."""
+    if isinstance(item, dict) and isinstance(item.get("elem"), dict):
+        return item["elem"].get("val")
+    return item
+
+
+def _test(left: Any, packet: Packet) -> Operand | None:
+    if not (isinstance(left, dict) and isinstance(left.get("concat"), list)):
+        found = operand(left, packet)
+        return None if isinstance(found, Absent) else found
+    parts: list[Operand] = []
+    for part in left["concat"]:
+        found = operand(part, packet)
+        if isinstance(found, Absent):
+            return None
+        parts.append(found)
+
+    def test(item: Any) -> Truth:
+        values = item.get("concat") if isinstance(item, dict) else None
+        if not isinstance(values, list) or len(values) != len(parts):
+            return Truth.MAYBE
+        return min(_part_answers(parts, values), default=Truth.MAYBE)
+
+    return test
+
+
+def _part_answers(parts: list[Operand], values: list[Any]) -> Iterator[Truth]:
+    for part, item in zip(parts, values, strict=True):
+        yield Truth.YES if item == "*" else part(item)
+
+
+def _intersects(found: Any, right: Any) -> Truth:
+    """Return whether at least one bit of the right side is set."""
+    if isinstance(found, Bits):
+        return found.intersects(flags_of(right))
+    if isinstance(found, Span) and found.single is not None and is_number(right):
+        return Truth.YES if found.single & right else Truth.NO
+    return Truth.MAYBE
+
+
+def _compare(found: Any, operator: str, right: Any) -> Truth:
+    limit = span(right)
+    if not isinstance(found, Span) or limit is None or limit.single is None:
+        return Truth.MAYBE
+    number = limit.single
+    match operator:
+        case "<":
+            accepted = Span(0, number - 1)
+        case "<=":
+            accepted = Span(0, number)
+        case ">":
+            accepted = Span(number + 1, _LARGEST)
+        case _:
+            accepted = Span(number, _LARGEST)
+    return found.within(accepted)

@@ -1,0 +1,43 @@
+"""Base of the tables of a configuration: no unknown keys, immutable, each value checked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from ocsf_nft.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Table(BaseModel):
+    """Table of the file; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+
+
+def checked(check: Callable[[str], Any]) -> BeforeValidator:
+    """Return a validator for a text; a UsageError of ``check`` becomes pydantic's ValueError."""
+
+    def validate(value: object) -> object:
+        if not isinstance(value, str):
+            raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004 - for pydantic
+        try:
+            return check(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+
+    return BeforeValidator(validate)
+
+
+def _file_name(value: object) -> object:
+    if value == "":
+        raise ValueError("must not be empty: leave the key out for its default")
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError(f"must not hold a NUL character, which {value!r} does")
+    return value
+
+
+FileName = BeforeValidator(_file_name)

@@ -1,0 +1,21 @@
+"""Settings for the batches that a sink gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSettings:
+    """Sizes and times of the batches that a sink gets.
+
+    A batch has at most ``events`` events and ``bytes`` bytes, but at least one event. It waits up
+    to ``seconds`` until it is that large. One delivery attempt takes at most ``timeout_seconds``
+    (None: no limit). The wait between two attempts is at most ``retry_seconds``.
+    """
+
+    events: int = 500
+    bytes: int = 1 << 20
+    seconds: float = 0.0
+    timeout_seconds: float | None = 30.0
+    retry_seconds: float = 30.0

@@ -1,0 +1,312 @@
+"""SQLite database of a store's events, checkpoints and dead letters.
+
+All functions block, and raise DeliveryError if the disk can't be written: call them from one thread
+at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import orjson
+
+from ocsf_nft.database import Database
+from ocsf_nft.delivery.retention import DroppedEvents, Retention
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+    from pathlib import Path
+
+#: A version of the program with another schema gives its file another name.
+FILE: Final = "events-1.sqlite3"
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS event (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, stored_ms INTEGER NOT NULL,
+    line BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS sink (
+    name TEXT PRIMARY KEY, acknowledged INTEGER NOT NULL, sending INTEGER
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dead (
+    id INTEGER PRIMARY KEY, sink TEXT NOT NULL, uid TEXT NOT NULL, since_ms INTEGER NOT NULL,
+    reason TEXT NOT NULL, is_again INTEGER NOT NULL DEFAULT 0, line BLOB NOT NULL,
+    UNIQUE (sink, uid)
+);
+CREATE INDEX IF NOT EXISTS dead_again ON dead (sink, id) WHERE is_again;
+CREATE INDEX IF NOT EXISTS dead_since ON dead (since_ms);
+CREATE TABLE IF NOT EXISTS forgotten (sink TEXT PRIMARY KEY, events INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+#: Start of the metadata in our events' JSON.
+_METADATA: Final = b'"metadata":{'
+_UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
+
+
+class StoredEvent(NamedTuple):
+    """Stored event and its number, which is higher than that of each earlier event."""
+
+    number: int
+    uid: str
+    line: bytes
+
+
+class DeadLetter(NamedTuple):
+    """Event, as stored, that a sink has refused, and the reason.
+
+    ``since_ms`` is the time of the refusal (ms since the epoch, UTC). ``is_again`` requests a
+    retry.
+    """
+
+    id: int
+    sink: str
+    uid: str
+    since_ms: int
+    reason: str
+    is_again: bool
+    line: bytes
+
+
+class RefusedEvent(NamedTuple):
+    """Event that a sink has refused just now."""
+
+    uid: str
+    line: bytes
+    reason: str
+
+
+class EventDatabase:
+    """Database of events in one file.
+
+    It uses at most ``max_bytes`` on the disk, and stores events for at most ``max_seconds``.
+    :mod:`ocsf_nft.delivery.retention` describes how it makes room, and ``drops``.
+    """
+
+    def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
+        self.path = path
+        #: Number of the last event; 0 if there never was one.
+        self.end = 0
+        self._database = Database(path, _SCHEMA, synchronous="FULL", is_exclusive=True)
+        self._retention = Retention(
+            self._database, max_bytes=max_bytes, max_ms=int(max_seconds * 1000), drops=drops
+        )
+        # Times advance by the monotonic clock from here on: a clock jump makes no event too old.
+        self._opened_ms = time.time_ns() // 1_000_000
+        self._opened_ns = time.monotonic_ns()
+
+    @property
+    def used_bytes(self) -> int:
+        """Size of the events on the disk in bytes, as of the last transaction."""
+        return self._retention.used_bytes
+
+    @property
+    def max_bytes(self) -> int:
+        """Largest size of the events on the disk, in bytes."""
+        return self._retention.max_bytes
+
+    def fault(self) -> str | None:
+        """Return the report about a quarantined file once; None if there is no new one."""
+        fault, self._database.fault = self._database.fault, None
+        return fault
+
+    def open(self) -> None:
+        """Open the file, and create it if it is missing; raises DeliveryError."""
+        self._database.open()
+        with self._database.transaction() as connection:
+            self._retention.measure(connection)
+            # From SQLite's counter, since the last events may have been removed.
+            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'event'")
+            (self.end,) = row.fetchone() or (0,)
+            # A clock that was set back must not give new events an earlier time than stored ones.
+            newest = connection.execute("SELECT stored_ms FROM event ORDER BY number DESC LIMIT 1")
+            (newest_ms,) = newest.fetchone() or (self._opened_ms,)
+            self._opened_ms = max(self._opened_ms, newest_ms)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
+        """Set the sinks; return the undelivered events of each sink that was removed."""
+        undelivered: list[DroppedEvents] = []
+        with self._database.transaction() as connection:
+            for name, acknowledged in connection.execute(
+                "SELECT name, acknowledged FROM sink"
+            ).fetchall():
+                if name not in names:
+                    missing = _count_after(connection, acknowledged)
+                    if missing:
+                        undelivered.append(DroppedEvents(name, missing))
+                    connection.execute("DELETE FROM sink WHERE name = ?", (name,))
+            connection.executemany(
+                "INSERT OR IGNORE INTO sink VALUES (?, ?, NULL)",
+                [(name, self.end) for name in sorted(names)],
+            )
+        return tuple(undelivered)
+
+    def put(self, lines: Sequence[bytes], positions: Sequence[tuple[str, str]]) -> None:
+        """Store events, and the positions of sources by name, in one transaction.
+
+        Raises DeliveryError; it is FullError if there is no room.
+        """
+        self._retention.make_room()
+        # A power cut may undo a position without events: its records are then read again.
+        begin = self._database.transaction if lines else self._database.unsynced_transaction
+        with begin() as connection:
+            stored_ms = self._now_ms()
+            connection.executemany(
+                "INSERT OR IGNORE INTO event (uid, stored_ms, line) VALUES (?, ?, ?)",
+                [(_uid(line), stored_ms, line) for line in lines],
+            )
+            connection.executemany("REPLACE INTO cursor VALUES (?, ?)", positions)
+            (end,) = connection.execute("SELECT MAX(number) FROM event").fetchone()
+            self._retention.measure(connection)
+        self.end = max(self.end, end or 0)
+
+    def _now_ms(self) -> int:
+        return self._opened_ms + (time.monotonic_ns() - self._opened_ns) // 1_000_000
+
+    def sweep(self) -> bool:
+        """Remove some events that are too old; return whether there may be more."""
+        return self._retention.sweep(self._now_ms())
+
+    def dropped_events(self) -> tuple[DroppedEvents, ...]:
+        """Return the unreported events that were removed before their sinks had them.
+
+        Events count as unreported until :meth:`confirm_reported`.
+        """
+        return self._retention.dropped_events()
+
+    def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
+        """Subtract events that have been reported from the unreported ones."""
+        self._retention.confirm_reported(dropped)
+
+    def read(self, beyond: int, until: int, events: int, size: int) -> list[StoredEvent]:
+        """Return events with numbers above ``beyond`` and up to ``until``, in order.
+
+        At most ``events`` events and ``size`` bytes, but at least one event if there is one.
+        """
+        found: list[StoredEvent] = []
+        with self._database.transaction() as connection:
+            for row in connection.execute(
+                "SELECT number, uid, line FROM event WHERE number > ? AND number <= ? "
+                "ORDER BY number LIMIT ?",
+                (beyond, until, events),
+            ):
+                stored = StoredEvent(*row)
+                size -= len(stored.line)
+                if found and size < 0:
+                    break
+                found.append(stored)
+        return found
+
+    def checkpoint(self, sink: str) -> tuple[int, int | None]:
+        """Return the numbers of a sink's last acknowledged event and of its batch's last event.
+
+        The second number is None if no batch is pending.
+        """
+        with self._database.transaction() as connection:
+            acknowledged, sending = connection.execute(
+                "SELECT acknowledged, sending FROM sink WHERE name = ?", (sink,)
+            ).fetchone()
+        return acknowledged, sending
+
+    def begin_batch(self, sink: str, until: int) -> None:
+        """Store the last event number of a batch, before it is sent."""
+        self._execute_unsynced("UPDATE sink SET sending = ? WHERE name = ?", (until, sink))
+
+    def _execute_unsynced(self, statement: str, values: tuple[object, ...]) -> None:
+        """Execute a statement that a power cut may undo: then some work is repeated."""
+        with self._database.unsynced_transaction() as connection:
+            connection.execute(statement, values)
+
+    def acknowledge(self, sink: str, until: int, refused: Sequence[RefusedEvent]) -> None:
+        """Store that a sink has all events up to ``until``, except the ``refused`` ones.
+
+        The refused events become dead letters.
+        """
+        statement = "UPDATE sink SET acknowledged = ?, sending = NULL WHERE name = ?"
+        if not refused:
+            self._execute_unsynced(statement, (until, sink))
+            return
+        with self._database.transaction() as connection:
+            connection.execute(statement, (until, sink))
+            now_ms = self._now_ms()
+            connection.executemany(
+                "REPLACE INTO dead (sink, uid, since_ms, reason, line) VALUES (?, ?, ?, ?, ?)",
+                [(sink, each.uid, now_ms, each.reason, each.line) for each in refused],
+            )
+
+    def dead_letters_to_retry(self, sink: str, events: int) -> list[DeadLetter]:
+        """Return the first dead letters of a sink with a requested retry, at most ``events``."""
+        with self._database.transaction() as connection:
+            rows = connection.execute(
+                "SELECT * FROM dead WHERE sink = ? AND is_again ORDER BY id LIMIT ?",
+                (sink, events),
+            )
+            return [DeadLetter(*row) for row in rows]
+
+    def count_dead_letters(self, sink: str) -> int:
+        """Return the number of dead letters of a sink."""
+        with self._database.transaction() as connection:
+            (number,) = connection.execute(
+                "SELECT COUNT(*) FROM dead WHERE sink = ?", (sink,)
+            ).fetchone()
+        return int(number)
+
+    def finish_retries(
+        self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
+    ) -> None:
+        """Delete the delivered dead letters, and store the new reasons of the refused ones.
+
+        Retention may have removed some of them meanwhile.
+        """
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "DELETE FROM dead WHERE sink = ? AND uid = ?",
+                [(each.sink, each.uid) for each in delivered],
+            )
+            connection.executemany(
+                "UPDATE dead SET is_again = 0, reason = ? WHERE sink = ? AND uid = ?",
+                [(reason, each.sink, each.uid) for each, reason in refused],
+            )
+
+    def position(self, source: str) -> str | None:
+        """Return the stored position of a source; None if there is none."""
+        with self._database.transaction() as connection:
+            row = connection.execute(
+                "SELECT position FROM cursor WHERE source = ?", (source,)
+            ).fetchone()
+        if row is None:
+            return None
+        (position,) = row
+        return str(position)
+
+    def remove(self) -> bool:
+        """Delete the file if no sink needs any of its events; return whether it was deleted."""
+        if self._retention.is_needed():
+            return False
+        self._database.remove()
+        return True
+
+
+def _uid(line: bytes) -> str:
+    """Return the ``metadata.uid`` of an event.
+
+    It is cut out of the line: a string of JSON contains no quotation mark without a backslash.
+    """
+    found = _UID.match(line, line.rfind(_METADATA))
+    if found is None:  # the line is not one of our own templates
+        return str(orjson.loads(line)["metadata"]["uid"])
+    return found[1].decode()
+
+
+def _count_after(connection: sqlite3.Connection, number: int) -> int:
+    (count,) = connection.execute(
+        "SELECT COUNT(*) FROM event WHERE number > ?", (number,)
+    ).fetchone()
+    return int(count)

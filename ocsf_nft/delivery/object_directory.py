@@ -1,0 +1,113 @@
+"""Directory that stores whole files, by keys as in a bucket.
+
+A file gets its name only after all of it is on the disk, safe from a power cut. Until then its name
+begins with a dot and has another suffix. Readers of a data lake ignore such a file: Hive and Athena
+skip hidden files, others read ``*.parquet``. The rest of a crashed write is overwritten when the
+same file is written again.
+
+The library that puts objects into a bucket could do this too. But it acknowledges files that are
+not on the disk yet, and leaves one more file after each crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.delivery.sinks.line_writer import WriterThread
+from ocsf_nft.errors import DeliveryError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Events name users and processes: only the owner and a group of readers may read them.
+_MODE: Final = 0o640
+_DIRECTORY_MODE: Final = 0o750
+#: File that is written to test a directory.
+_PROBE: Final = ".ocsf-nft.part"
+
+
+class Directory:
+    """Client that stores files below ``path``; creates ``path`` if its parent exists."""
+
+    def __init__(self, *, path: Path) -> None:
+        self._path = path
+        self._writer = WriterThread("directory", path)
+
+    async def open(self, prefix: str) -> None:
+        """Check that files can be written below ``path``; raises DeliveryError.
+
+        ``prefix`` is not used. Wait first for a write that :meth:`close` did not wait for.
+        """
+        del prefix
+        await self._writer.start(self._try)
+
+    async def close(self) -> None:
+        """Close the directory; a write in progress goes on, and is not waited for."""
+        await self._writer.stop(_nothing, is_waited_for=False)
+
+    async def put(self, key: str, content: bytes) -> None:
+        """Store a file, and replace one with the same key; raises DeliveryError."""
+        await self._writer.run(lambda: self._put(PurePath(key), content))
+
+    def _try(self) -> None:
+        try:
+            with contextlib.suppress(FileExistsError):
+                self._path.mkdir(mode=_DIRECTORY_MODE)
+            probe = self._path / _PROBE
+            _write(probe, b"")
+            probe.unlink()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _put(self, key: PurePath, content: bytes) -> None:
+        path = self._path / key
+        part = path.with_name(f".{path.name}.part")
+        try:
+            _make_directory(path.parent)
+            try:
+                _write(part, content)
+                part.replace(path)
+            except OSError:
+                part.unlink(missing_ok=True)
+                raise
+            _sync(path.parent)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _failure(self, error: OSError) -> DeliveryError:
+        return DeliveryError(f"{self._path} can't be written: {error.strerror}")
+
+
+def _nothing() -> None:
+    """Do nothing: no file is open between two writes."""
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file to the disk; raises OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with open(os.open(path, flags, _MODE), "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+
+
+def _make_directory(folder: Path) -> None:
+    """Create a directory and its parents, safe from a power cut; raises OSError."""
+    if folder.is_dir():
+        return
+    _make_directory(folder.parent)
+    folder.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+    _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Write the entries of a directory to the disk; raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""Retry of storage operations while the disk is full or read-only."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import structlog
+
+from ocsf_nft.errors import ClosedError, DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+T = TypeVar("T")
+
+_log = structlog.get_logger()
+
+_RETRY_SECONDS: Final = 0.5
+#: Time for retries after shutdown was requested.
+_SHUTDOWN_GRACE_SECONDS: Final = 3.0
+
+
+class StorageRetrier:
+    """Retry of storage operations until the disk accepts them.
+
+    A caller that waits here reads no new records, so no record is dropped without a count: the
+    kernel counts the records that it has no room for. After ``stop`` is set, retries go on for
+    ``_SHUTDOWN_GRACE_SECONDS``; then the operation's DeliveryError is raised.
+    """
+
+    def __init__(self, stop: asyncio.Event) -> None:
+        #: Reason for the current outage; None while storage works.
+        self.fault: str | None = None
+        self._stop = stop
+        self._deadline: float | None = None
+        self._waiting = 0
+
+    async def __call__(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """Run ``operation`` until it succeeds, and return its result.
+
+        Raises DeliveryError if it still fails at the end of the grace period, and ClosedError at
+        once.
+        """
+        is_waiting = False
+        try:
+            while True:
+                try:
+                    result = await operation()
+                except ClosedError:
+                    raise
+                except DeliveryError as error:
+                    self._waiting += not is_waiting
+                    is_waiting = True
+                    self._report_outage(str(error))
+                    if self._is_past_deadline():
+                        raise
+                    await self._wait()
+                else:
+                    if self.fault is not None and is_waiting:
+                        _log.warning("the disk takes what is to be kept again")
+                        self.fault = None
+                    return result
+        finally:
+            self._waiting -= is_waiting
+            if is_waiting and not self._waiting:  # the last waiting caller was cancelled
+                self.fault = None
+
+    def _report_outage(self, fault: str) -> None:
+        if self.fault is None:
+            _log.error("nothing can be kept: waiting, and reading no more records", reason=fault)
+        self.fault = fault
+
+    def _is_past_deadline(self) -> bool:
+        if not self._stop.is_set():
+            return False
+        if self._deadline is None:
+            self._deadline = time.monotonic() + _SHUTDOWN_GRACE_SECONDS
+        return time.monotonic() >= self._deadline
+
+    async def _wait(self) -> None:
+        if self._stop.is_set():
+            await asyncio.sleep(_RETRY_SECONDS)
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RETRY_SECONDS):
+                await self._stop.wait()

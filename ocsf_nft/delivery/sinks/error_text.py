@@ -1,0 +1,54 @@
+"""Causes of delivery failures as text for people. Text of a receiver is untrusted."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: OpenSSL's reason if a server requires a client certificate and got none.
+_CERTIFICATE_REQUIRED: Final = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
+#: Maximum length of a text in characters.
+_LENGTH: Final = 200
+_WHITE_SPACE: Final = re.compile(r"\s+")
+
+
+def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Return the cause of an error as one line for a person.
+
+    ``secrets`` are masked, since a receiver may repeat them.
+    """
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({printable(error.verify_message)}): "
+            "give its authority in tls.ca, and use the host name that is in its certificate"
+        )
+    if isinstance(error, ssl.SSLError):
+        if error.reason == _CERTIFICATE_REQUIRED:
+            return "it requires a client certificate: give tls.certificate and tls.key"
+        return f"TLS failed ({printable(error.reason)})"
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return "it does not answer in time"
+    if isinstance(error, socket.gaierror):
+        return printable(error.strerror)
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return printable(error, secrets) or type(error).__name__
+
+
+def printable(text: object, secrets: Iterable[str] = ()) -> str:
+    """Return untrusted text as one printable line of at most 200 characters.
+
+    ``secrets`` are masked, whatever the case of their letters.
+    """
+    line = str(text)
+    for secret in secrets:
+        # A library may have changed it to lower case.
+        line = re.sub(re.escape(secret), "***", line, flags=re.IGNORECASE)
+    line = _WHITE_SPACE.sub(" ", line[: _LENGTH * 4]).strip()
+    return "".join(c if c.isprintable() else "?" for c in line[:_LENGTH])

@@ -1,0 +1,304 @@
+"""HTTP client of sinks: one session, bounded answers, and an error for any failure.
+
+Redirects are not followed, so only the configured receiver gets the events and the credentials. The
+text of a receiver is untrusted: it is read up to a limit, shortened, and made printable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import io
+import os
+import re
+import ssl
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import orjson
+
+from ocsf_nft.delivery.secrets import Secret
+from ocsf_nft.delivery.tls import Tls
+from ocsf_nft.errors import DeliveryError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocsf_nft.delivery.sinks.http_endpoint import Receiver
+
+_CONNECT_SECONDS: Final = 10.0
+#: Maximum size of an answer that is read, unless a sink needs more.
+_ANSWER_BYTES: Final = 1 << 16
+_CHUNK_BYTES: Final = 1 << 14
+#: Maximum length of a receiver's text in an error, in characters.
+_TEXT_LENGTH: Final = 200
+#: Minimum size for gzip: compression of a smaller body saves no packet.
+_GZIP_BYTES: Final = 1 << 10
+#: Minimum size for gzip in a thread: compression of it would block the event loop noticeably.
+_THREAD_BYTES: Final = 1 << 16
+_GZIP_LEVEL: Final = 6
+_SPACES: Final = re.compile(r"\s+")
+
+_CLOSED_EARLY: Final = "it closed the connection before the end of its answer"
+#: Status codes that refuse the content of a request (RFC 9110, 15.5.1, 15.5.14, 15.5.21).
+_REFUSING: Final = frozenset({400, 413, 422})
+_CREDENTIALS_REMEDY: Final = "give credentials that it accepts"
+_REMEDIES: Final = {
+    401: _CREDENTIALS_REMEDY,
+    403: _CREDENTIALS_REMEDY,
+    404: "give the URL at which it accepts events",
+    405: "give the URL at which it accepts events",
+}
+_REDIRECT_REMEDY: Final = "redirects are not followed, so give the URL that it points to"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpAnswer:
+    """HttpAnswer of a receiver.
+
+    ``body`` is cut at the limit of the request; ``text`` is the body as text for a person.
+    ``after_seconds`` is the pause that the receiver asked for, or None.
+    """
+
+    status: int
+    body: bytes
+    text: str
+    after_seconds: float | None
+
+    @property
+    def is_success(self) -> bool:
+        """True if the status is 2xx."""
+        return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
+
+    def json(self) -> Any:
+        """Return the decoded JSON of the body, or None if it is not JSON."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            return None
+
+
+class HttpSession:
+    """HTTP session with a receiver.
+
+    Opening it reads secrets and certificates, and connects once as a test of the receiver. The test
+    sends no request, since no request is known to be harmless to every receiver.
+    """
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._session: aiohttp.ClientSession | None = None
+        #: Texts that no error may show, although a receiver may repeat them.
+        self._secrets: tuple[str, ...] = ()
+
+    async def open(self) -> None:
+        """Connect; raises DeliveryError."""
+        headers, self._secrets, context = await asyncio.to_thread(self._prepare)
+        await self._test_connection(None if self._receiver.proxy else context)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context or True),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS),
+            # No compressed answer is requested, so an answer can't grow by decompression.
+            auto_decompress=False,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        """Close the connection."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def request(  # noqa: PLR0913 - the parts of a request
+        self,
+        method: str,
+        path: str = "",
+        *,
+        body: bytes = b"",
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        answer_bytes: int = _ANSWER_BYTES,
+    ) -> HttpAnswer:
+        """Send a request and return its answer, whatever the status; read ``answer_bytes`` at most.
+
+        ``path`` is appended to the receiver's URL. Raises DeliveryError if there is no answer, or
+        if its end does not arrive.
+        """
+        if self._session is None:
+            raise DeliveryError(f"{self._receiver.name} is not connected")
+        fields = dict(headers or {})
+        if body:
+            fields["Content-Type"] = content_type
+            if self._receiver.is_compressed and len(body) >= _GZIP_BYTES:
+                fields["Content-Encoding"] = "gzip"
+                body = await _compress(body)
+        try:
+            async with self._session.request(
+                method,
+                self._receiver.url + path,
+                headers=fields,
+                # aiohttp writes a file in chunks, but bytes at once.
+                data=io.BytesIO(body) if body else None,
+                proxy=self._receiver.proxy,
+                allow_redirects=False,
+            ) as response:
+                return await self._answer(response, answer_bytes)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            # Not `from error`: aiohttp's errors hold the request, with its credentials.
+            raise self._failure(error) from None
+
+    def error(self, answer: HttpAnswer) -> DeliveryError:
+        """Return the error for an answer that is no success: RefusedError or DeliveryError."""
+        sentence = self.describe(answer)
+        if answer.status in _REFUSING:
+            return RefusedError(sentence)
+        return DeliveryError(sentence, after_seconds=answer.after_seconds)
+
+    def describe(self, answer: HttpAnswer, remedy: str = "") -> str:
+        """Describe an answer to a person; without ``remedy``, add the usual one for its status."""
+        phrase = _reason_phrase(answer.status)
+        if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
+            remedy = remedy or _REDIRECT_REMEDY
+        answered = [f"{self._receiver.name} answers {answer.status}{phrase}", answer.text]
+        return ": ".join(
+            part for part in (*answered, remedy or _REMEDIES.get(answer.status, "")) if part
+        )
+
+    def printable(self, text: object) -> str:
+        """Return a receiver's text for an error: one short printable line without our secrets."""
+        line = str(text)
+        for secret in self._secrets:
+            line = line.replace(secret, "***")
+        line = _SPACES.sub(" ", line[: _TEXT_LENGTH * 4]).strip()
+        return "".join(c if c.isprintable() else "?" for c in line[:_TEXT_LENGTH])
+
+    def _prepare(self) -> tuple[dict[str, str], tuple[str, ...], ssl.SSLContext | None]:
+        """Return headers, the secrets in them, and the TLS context; raises DeliveryError."""
+        receiver = self._receiver
+        headers = {"User-Agent": "ocsf-nft", "Accept-Encoding": "identity"}
+        secrets = []
+        for name, value in receiver.headers.items():
+            headers[name] = value if isinstance(value, str) else value.read()
+            if isinstance(value, Secret):
+                secrets.append(headers[name])
+        if receiver.credentials is not None:
+            secret = receiver.credentials.secret.read()
+            headers["Authorization"] = receiver.credentials.header(secret)
+            secrets += [secret, headers["Authorization"].partition(" ")[2]]
+        for name, value in headers.items():
+            if not value.isprintable():
+                raise DeliveryError(f"the header {name} has characters that are not printable")
+        context = (receiver.tls or Tls()).context() if receiver.is_https else None
+        return headers, tuple(secrets), context
+
+    async def _test_connection(self, context: ssl.SSLContext | None) -> None:
+        """Connect to the next hop and disconnect; raises DeliveryError."""
+        host, port = self._receiver.next_hop
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, writer = await asyncio.open_connection(host, port, ssl=context)
+        except (TimeoutError, OSError) as error:
+            raise self._failure(error) from None
+        # Aborted, since a regular close of TLS waits for the peer's close_notify.
+        writer.transport.abort()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    async def _answer(self, response: aiohttp.ClientResponse, max_bytes: int) -> HttpAnswer:
+        body = await _read(response, max_bytes)
+        return HttpAnswer(
+            status=response.status,
+            body=body,
+            text=self.printable(body.decode(errors="replace")),
+            after_seconds=_retry_after_seconds(response.headers.get("Retry-After")),
+        )
+
+    def _failure(self, error: Exception) -> DeliveryError:
+        via = f" through {self._receiver.proxy}" if self._receiver.proxy else ""
+        return DeliveryError(f"{self._receiver.name} can't be reached{via}: {_cause(error)}")
+
+
+async def _compress(body: bytes) -> bytes:
+    if len(body) < _THREAD_BYTES:
+        return _gzip(body)
+    return await asyncio.to_thread(_gzip, body)
+
+
+def _gzip(body: bytes) -> bytes:
+    return gzip.compress(body, _GZIP_LEVEL, mtime=0)
+
+
+async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return at most ``max_bytes`` of a body; JSON that is cut there is no valid JSON."""
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+        body += chunk
+        if len(body) > max_bytes:
+            response.close()
+            break
+    return bytes(body[:max_bytes])
+
+
+def _reason_phrase(status: int) -> str:
+    """Return the standard phrase of a status, not the receiver's own one."""
+    try:
+        return f" {HTTPStatus(status).phrase}"
+    except ValueError:
+        return ""
+
+
+def _retry_after_seconds(value: str | None) -> float | None:
+    """Return Retry-After in seconds from now; it is a number or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        seconds = float(value[:20])
+    else:
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (ValueError, OverflowError, OSError):
+            return None
+    return max(0.0, seconds)
+
+
+def _cause(error: Exception) -> str:
+    """Return the cause of a missing answer in our words; aiohttp's may repeat the receiver's."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        error = error.certificate_error
+    elif isinstance(error, aiohttp.ClientConnectorError):
+        error = error.os_error
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not trusted ({error.verify_message}): "
+            "give its authority in tls.ca, and use the host name that is in its certificate"
+        )
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"the proxy answers {error.status}{_reason_phrase(error.status)}"
+    if isinstance(error, aiohttp.ClientPayloadError | aiohttp.ServerDisconnectedError):
+        return _CLOSED_EARLY
+    if isinstance(error, aiohttp.ClientResponseError):
+        return "its answer is not HTTP"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed ({error.reason}): check that this port uses TLS"
+    if not isinstance(error, OSError):
+        return type(error).__name__
+    return _os_error_text(error)
+
+
+def _os_error_text(error: OSError) -> str:
+    """Return the text of an OSError, which may come from the system or from a library."""
+    if isinstance(error, TimeoutError) and error.errno is None:
+        return f"no connection after {_CONNECT_SECONDS:g} s"
+    text = error.strerror or str(error)
+    # aiohttp's write error has the whole URL, which may hold a token.
+    if "://" in text:
+        return _CLOSED_EARLY
+    # asyncio's own text is for programmers. A negative number is an error of the name lookup.
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else text

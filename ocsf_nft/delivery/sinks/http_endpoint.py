@@ -1,0 +1,65 @@
+"""Receiver of an HTTP sink: its URL, its credentials and the way to it."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ocsf_nft.delivery.secrets import Secret
+    from ocsf_nft.delivery.tls import Tls
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Parts of the header ``Authorization`` (RFC 9110, 11.6.2).
+
+    ``secret`` is a token, or for the scheme Basic the password of ``user`` (RFC 7617, 2).
+    """
+
+    scheme: Literal["Basic", "Bearer", "ApiKey", "Splunk"]
+    secret: Secret
+    user: str = ""
+
+    def header(self, secret: str) -> str:
+        """Return the header's value for the current text of the secret."""
+        if self.scheme == "Basic":
+            secret = base64.b64encode(f"{self.user}:{secret}".encode()).decode()
+        return f"{self.scheme} {secret}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver:
+    """HTTP server that receives events.
+
+    All paths begin with ``url``. ``headers`` are sent with every request. ``tls`` is for an https
+    URL; None means the system's authorities. Only ``proxy`` selects a proxy; environment variables
+    are ignored. ``is_compressed`` allows gzip.
+    """
+
+    url: str
+    headers: Mapping[str, str | Secret] = field(default_factory=dict)
+    credentials: Credentials | None = None
+    tls: Tls | None = None
+    proxy: str | None = None
+    is_compressed: bool = True
+
+    @property
+    def name(self) -> str:
+        """URL for a person, without the query, which may hold a token."""
+        return urlsplit(self.url)._replace(query="").geturl()
+
+    @property
+    def is_https(self) -> bool:
+        """True if the URL uses TLS."""
+        return urlsplit(self.url).scheme == "https"
+
+    @property
+    def next_hop(self) -> tuple[str, int]:
+        """Host and port to connect to: those of the proxy, or of the receiver if there is none."""
+        parts = urlsplit(self.proxy or self.url)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

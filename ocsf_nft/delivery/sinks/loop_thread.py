@@ -1,0 +1,101 @@
+"""Event loop of a client library in a separate thread.
+
+A library may start tasks that no other code can end, or ignore a cancellation. It may compress in
+the event loop, or wait during its close for a silent receiver. In a separate thread it blocks no
+other code: a cancelled caller returns at once, and unfinished tasks end with the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from ocsf_nft.errors import DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+T = TypeVar("T")
+
+#: Maximum time that a cancelled task has to end.
+_CANCEL_SECONDS: Final = 1.0
+
+
+class LoopThread:
+    """Thread that runs an event loop from :meth:`start` to :meth:`stop`, also repeatedly."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._loop: _Loop | None = None
+        self._ended: Future[None]
+
+    @property
+    def is_running(self) -> bool:
+        """True between start and stop."""
+        return self._loop is not None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._loop = _Loop()
+        self._ended = Future()
+        threading.Thread(
+            target=_run, args=(self._loop, self._ended), name=self._name, daemon=True
+        ).start()
+
+    async def run(self, job: Coroutine[Any, Any, T]) -> T:
+        """Run a job in the thread and return its result.
+
+        If the caller is cancelled, the job is cancelled too, but the caller does not wait for that.
+        Raises the error of the job, and DeliveryError if there is no thread.
+        """
+        if self._loop is None:
+            job.close()
+            raise DeliveryError(f"{self._name} is not connected")
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(job, self._loop))
+
+    async def stop(self) -> None:
+        """Abort all connections and cancel all tasks; nothing is sent after this returns."""
+        loop, self._loop = self._loop, None
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            await asyncio.shield(asyncio.wrap_future(self._ended))
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """Event loop that knows its connections, since the libraries can't abort theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._open_transports: weakref.WeakSet[asyncio.WriteTransport] = weakref.WeakSet()
+        # Callers get the errors of their jobs. The errors of unfinished tasks have no reader.
+        self.set_exception_handler(lambda _loop, _context: None)
+
+    async def create_connection(self, *arguments: Any, **options: Any) -> Any:
+        transport, protocol = await super().create_connection(*arguments, **options)
+        self._open_transports.add(transport)
+        return transport, protocol
+
+    async def abort(self) -> None:
+        """Abort all connections, then cancel all tasks."""
+        for transport in tuple(self._open_transports):
+            transport.abort()
+        await asyncio.sleep(0)  # lets the transports notify their protocols
+        unfinished = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in unfinished:
+            task.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=_CANCEL_SECONDS)
+
+
+def _run(loop: _Loop, ended: Future[None]) -> None:
+    try:
+        loop.run_forever()
+        loop.run_until_complete(loop.abort())
+    finally:
+        ended.set_result(None)
+        # A running name lookup can't be cancelled: only this thread waits for it.
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()

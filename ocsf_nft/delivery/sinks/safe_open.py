@@ -1,0 +1,125 @@
+"""Safe opening of a file for appending, in a directory where other users may write too.
+
+A symbolic link is followed if root or our own user owns it. A link of another user is refused:
+that user could redirect writes, and the removal of a torn line, to a file that only we may change.
+In a world-writable directory (/tmp), a file of another user or with a second hard link is refused
+too. A user who may write to a directory above can still replace the file. Only the permissions of
+that directory can prevent this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ocsf_nft.errors import DeliveryError
+
+#: Events name users and processes: only the owner and a group of forwarders may read them.
+MODE: Final = 0o640
+_DIRECTORY_MODE: Final = 0o750
+_ROOT: Final = 0
+_PROC: Final = Path("/proc/self")
+#: Maximum number of symbolic links, as in Linux (path_resolution(7)).
+_MAX_FOLLOWED_LINKS: Final = 40
+_APPEND: Final = os.O_APPEND | os.O_NOCTTY
+
+
+class OpenedFile(NamedTuple):
+    """Open descriptor, and the path of the file after all symbolic links."""
+
+    descriptor: int
+    path: Path
+
+
+def open_to_append(path: Path) -> OpenedFile:
+    """Open a path for appending, or create a file.
+
+    The descriptor of a regular file is readable too. Raises OSError, and DeliveryError if the path
+    is unsafe.
+    """
+    for _ in range(_MAX_FOLLOWED_LINKS):
+        try:
+            handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):  # created meanwhile: check it next
+                return OpenedFile(_create(path), path)
+            continue
+        try:
+            status = os.fstat(handle)
+            if not stat.S_ISLNK(status.st_mode):
+                _check_file(path, status)
+                return OpenedFile(_reopen(handle, status.st_mode), path)
+            _check_link(path, status)
+            if status.st_dev == _PROC.stat().st_dev:
+                # /dev/stdout: the target of such a link is no path; only the kernel can follow it.
+                access = os.O_RDWR if stat.S_ISREG(path.stat().st_mode) else os.O_WRONLY
+                return OpenedFile(os.open(path, access | _APPEND), path)
+            path = path.parent / os.readlink("", dir_fd=handle)
+        finally:
+            os.close(handle)
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+
+
+def sync_directory(folder: Path) -> None:
+    """Make the names in a directory survive a power cut; raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # EINVAL: the file system does not support it (fsync(2)), as 9p and some of FUSE.
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _create(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _APPEND
+    try:
+        descriptor = os.open(path, flags, MODE)
+    except FileNotFoundError:
+        # Only its own directory: a missing parent is more likely a mistake in the path.
+        path.parent.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+        sync_directory(path.parent.parent)
+        descriptor = os.open(path, flags, MODE)
+    try:
+        sync_directory(path.parent)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _reopen(handle: int, mode: int) -> int:
+    """Open the checked file itself, even if its name refers to another file now."""
+    name = f"/proc/self/fd/{handle}"
+    if stat.S_ISREG(mode):
+        return os.open(name, os.O_RDWR | _APPEND)
+    # Without O_NONBLOCK the opening of a named pipe without a reader would never return.
+    return os.open(name, os.O_WRONLY | os.O_NONBLOCK | _APPEND)
+
+
+def _check_link(path: Path, status: os.stat_result) -> None:
+    if not _is_trusted(status):
+        raise DeliveryError(
+            f"{path} is a symbolic link of user {status.st_uid}, who could redirect events to any "
+            "file: remove it"
+        )
+
+
+def _check_file(path: Path, status: os.stat_result) -> None:
+    if not path.parent.stat().st_mode & stat.S_IWOTH:
+        return
+    if not _is_trusted(status) or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1):
+        raise DeliveryError(
+            f"{path} is of another user or has a second hard link, in a world-writable directory: "
+            "remove it, or choose another directory"
+        )
+
+
+def _is_trusted(status: os.stat_result) -> bool:
+    return status.st_uid in {_ROOT, os.geteuid()}

@@ -1,0 +1,166 @@
+"""Transports of syslog messages: datagrams, or a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.delivery.sinks.connect_by_name import connect
+from ocsf_nft.delivery.sinks.error_text import cause
+from ocsf_nft.delivery.sinks.stream_connection import Stream
+from ocsf_nft.errors import DeliveryError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocsf_nft.delivery.tls import Tls
+
+_HANDSHAKE_SECONDS: Final = 10.0
+
+#: Time that a new connection must stay open before its first batch counts as delivered. A receiver
+#: may accept a connection, then check the certificate or the address, and close it: each time a
+#: batch would be dropped. With TLS 1.3 the handshake ends before that check. A load balancer whose
+#: receiver is down also accepts and closes. A UDP sink waits the same time for an ICMP error after
+#: the first datagrams of a new socket.
+_PROBATION_SECONDS: Final = 0.5
+
+#: Maximum size of a burst of datagrams: a receiver's socket buffer has space for it by default.
+_BURST_BYTES: Final = 1 << 16
+_PAUSE_SECONDS: Final = 0.002
+
+
+class Connection:
+    """TCP connection to a receiver; with ``tls``, a TLS connection."""
+
+    def __init__(self, host: str, port: int, tls: Tls | None) -> None:
+        self._host = host
+        self._port = port
+        self._tls = tls
+        self._stream: Stream | None = None
+        self._is_new = True
+
+    async def open(self) -> None:
+        """Connect; raises DeliveryError."""
+        try:
+            self._stream = Stream(await self._connect())
+            self._is_new = True
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                await self._stream.handshake()
+        except (OSError, ValueError) as error:  # ValueError: a name that no certificate can have
+            self.close()
+            raise DeliveryError(f"{self._name} can't be connected to: {cause(error)}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        """Send messages; return when the receiver's kernel has them. Raises DeliveryError."""
+        if self._stream is None:
+            raise DeliveryError(f"{self._name} is not connected")
+        try:
+            await self._stream.send(b"".join(b"%d %b" % (len(frame), frame) for frame in frames))
+            await self._stream.wait_until_acknowledged()
+            if self._is_new:
+                await self._stream.wait_while_open(_PROBATION_SECONDS)
+                self._is_new = False
+        except OSError as error:
+            raise DeliveryError(f"the connection to {self._name} broke: {cause(error)}") from error
+
+    @property
+    def _name(self) -> str:
+        return _receiver_name(self._host, self._port)
+
+    async def _connect(self) -> socket.socket:
+        context = None if self._tls is None else await asyncio.to_thread(self._tls.context)
+        sock = await connect(self._host, self._port, socket.SOCK_STREAM)
+        try:
+            # Without it, the end of a batch would wait until the rest is acknowledged .
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if context is None:
+                return sock
+            return context.wrap_socket(
+                sock, server_hostname=self._host, do_handshake_on_connect=False
+            )
+        except (OSError, ValueError):
+            sock.close()
+            raise
+
+
+class Datagrams:
+    """UDP datagrams to a receiver."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._socket: socket.socket | None = None
+        self._is_new = True
+
+    async def open(self) -> None:
+        """Look up the receiver's address; raises DeliveryError."""
+        try:
+            self._socket = await connect(self._host, self._port, socket.SOCK_DGRAM)
+            self._is_new = True
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def close(self) -> None:
+        """Close the socket, if there is one."""
+        sock, self._socket = self._socket, None
+        if sock is not None:
+            sock.close()
+
+    async def send(self, frames: Sequence[bytes]) -> None:
+        """Send messages, each as one datagram.
+
+        Raises DeliveryError if the receiver's kernel answers that the port is closed. Raises
+        RefusedError if a message is longer than a datagram can be.
+        """
+        if self._socket is None:
+            raise DeliveryError(f"{_receiver_name(self._host, self._port)} is not open")
+        try:
+            await self._send(self._socket, frames)
+            if self._is_new and frames:
+                await _wait_for_refusal(self._socket)
+                self._is_new = False
+        except OSError as error:
+            raise self._failure(error) from error
+
+    async def _send(self, sock: socket.socket, frames: Sequence[bytes]) -> None:
+        burst = 0
+        for frame in frames:
+            burst += len(frame)
+            if burst > _BURST_BYTES:
+                await asyncio.sleep(_PAUSE_SECONDS)
+                burst = len(frame)
+            await asyncio.get_running_loop().sock_sendall(sock, frame)
+        # The ICMP error for the last datagram, if it has arrived already.
+        if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(number, os.strerror(number))
+
+    def _failure(self, error: OSError) -> DeliveryError:
+        sentence = f"{_receiver_name(self._host, self._port)} can't be sent to: {cause(error)}"
+        return (RefusedError if error.errno == errno.EMSGSIZE else DeliveryError)(sentence)
+
+
+async def _wait_for_refusal(sock: socket.socket) -> None:
+    """Wait a short time for an ICMP error; raise the OSError that the kernel derives from it.
+
+    On a busy machine the error may come after the send, even on the same host.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PROBATION_SECONDS):
+            await asyncio.get_running_loop().sock_recv(sock, 1)
+
+
+def _receiver_name(host: str, port: int) -> str:
+    return f"the syslog receiver {host} port {port}"

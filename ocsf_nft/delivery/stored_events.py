@@ -1,0 +1,155 @@
+"""Access to a store from outside its run: its events, dead letters, and the backlog of each sink.
+
+The run goes on meanwhile. All functions block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+from ocsf_nft.database import Database
+from ocsf_nft.delivery.event_db import FILE, DeadLetter
+from ocsf_nft.delivery.retention import LAST
+from ocsf_nft.errors import AbsentError, DeliveryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+#: Rows that one transaction reads: while it reads, the run can't remove them.
+_ROWS: Final = 500
+
+
+class ArchivedEvent(NamedTuple):
+    """Event in a store, its number, and the time of storage (ms since the epoch, UTC)."""
+
+    number: int
+    stored_ms: int
+    line: bytes
+
+
+class SinkBacklog(NamedTuple):
+    """Numbers of a sink's undelivered events and of its dead letters."""
+
+    sink: str
+    waiting: int
+    dead: int
+
+
+def stores(folder: Path) -> list[Path]:
+    """Return the paths of the stores below a state directory.
+
+    Raises AbsentError if there are none.
+    """
+    found = [path for path in (folder / FILE, *sorted(folder.glob(f"*/{FILE}"))) if path.is_file()]
+    if not found:
+        raise AbsentError(
+            f"{folder} holds no events: name the --state-dir of a run, or the --store"
+        )
+    return found
+
+
+class Archive:
+    """Store that is open for reading."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._database = Database(path, "")
+
+    def __enter__(self) -> Self:
+        """Open the file; raises SourceError."""
+        self._database.open(read_only=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
+        """Open the file that has the store's path now, if it is another one.
+
+        ``last`` is the event that was read last. Return the event to continue after; None means
+        the beginning. If another process deletes a store, its run restores it as another file with
+        the same numbers. In a newly created store the numbers belong to other events. Raises
+        SourceError.
+        """
+        if not self._database.is_replaced():
+            return last
+        new = Database(self.path, "")
+        new.open(read_only=True)
+        with new.transaction() as connection:
+            is_created = _is_created(connection)
+        if not is_created:  # a run is creating the file, and has stored no event in it yet
+            new.close()
+            return last
+        self._database.close()
+        self._database = new
+        # A restored store may no longer have the event, because it was too old or there was no
+        # room. Then all earlier events are removed as well, since the oldest are removed first, and
+        # all the others are still unread. If that is wrong, reading twice is better than never.
+        return last if last and self._rows("number = ?", last.number) == [last] else None
+
+    def newest(self, until: int = LAST) -> Iterator[ArchivedEvent]:
+        """Yield the events up to a number, the last one first; raises SourceError."""
+        while rows := self._rows("number <= ? ORDER BY number DESC", until):
+            yield from rows
+            until = rows[-1].number - 1
+
+    def beyond(self, number: int, until: int = LAST) -> Iterator[ArchivedEvent]:
+        """Yield the events after ``number``, up to ``until``, in order; raises SourceError."""
+        while rows := self._rows("number > ? AND number <= ? ORDER BY number", number, until):
+            yield from rows
+            number = rows[-1].number
+
+    def dead_letters(self, sink: str | None = None) -> Iterator[DeadLetter]:
+        """Yield the dead letters of one sink, or of all, in order; raises SourceError."""
+        last = 0
+        query = "SELECT * FROM dead WHERE id > ? AND sink = IFNULL(?, sink) ORDER BY id LIMIT ?"
+        while rows := self._query(query, last, sink, _ROWS):
+            yield from (DeadLetter(*row) for row in rows)
+            last = rows[-1][0]
+
+    def sink_backlogs(self) -> list[SinkBacklog]:
+        """Return the backlog of each sink; raises SourceError."""
+        rows = self._query(
+            "SELECT name, (SELECT COUNT(*) FROM event WHERE number > acknowledged), "
+            "(SELECT COUNT(*) FROM dead WHERE sink = name) FROM sink ORDER BY name"
+        )
+        return [SinkBacklog(*row) for row in rows]
+
+    def _rows(self, condition: str, *numbers: int) -> list[ArchivedEvent]:
+        query = f"SELECT number, stored_ms, line FROM event WHERE {condition} LIMIT ?"  # noqa: S608 - our own text
+        return [ArchivedEvent(*row) for row in self._query(query, *numbers, _ROWS)]
+
+    def _query(self, query: str, *parameters: object) -> list[Any]:
+        """Return the rows of a query; no rows if a run has only created the file so far."""
+        with self._database.transaction() as connection:
+            return (
+                connection.execute(query, parameters).fetchall() if _is_created(connection) else []
+            )
+
+
+def _is_created(connection: sqlite3.Connection) -> bool:
+    found = connection.execute("SELECT name FROM sqlite_master WHERE name = 'event'")
+    return found.fetchone() is not None
+
+
+def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
+    """Request a retry of dead letters, of all or of one ``sink`` or ``uid``; return their number.
+
+    The run that uses the store sends them within seconds, or the next run does. Raises
+    DeliveryError.
+    """
+    # Not by Database, which quarantines a damaged file.
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    try:
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection, connection:
+            return connection.execute(
+                "UPDATE dead SET is_again = 1 "
+                "WHERE sink = IFNULL(?, sink) AND uid = IFNULL(?, uid)",
+                (sink, uid),
+            ).rowcount
+    except sqlite3.Error as error:
+        raise DeliveryError(f"{path} can't be written: {error}") from error

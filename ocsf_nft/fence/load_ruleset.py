@@ -1,0 +1,223 @@
+"""Loading of a fence into the kernel, with the best log transport that is available."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from ocsf_nft import netns
+from ocsf_nft.errors import FenceError, OcsfNftError, UnsupportedError
+from ocsf_nft.fence import (
+    kernel_log_sysctl,
+    nft,
+    replace_keeping_counters,
+    ruleset,
+    ruleset_diff,
+    table_query,
+)
+from ocsf_nft.fence.replace_keeping_counters import TableId
+from ocsf_nft.netns import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ocsf_nft.fence.spec import FenceSpec, LogTransport, Surroundings
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
+
+#: Function that loads a ruleset inside a namespace as :func:`nft.load` does. A process that owns
+#: the tables of a fence exclusively has to load them itself.
+LoadText: TypeAlias = "Callable[[Namespace, str], None]"
+#: Namespace of the guards: the host's side, where the installer runs.
+HOST: Final = Namespace()
+#: Elements that a check reads in addition to the allowed endpoints, before it stops counting.
+_ELEMENTS: Final = 1000
+
+
+def load(
+    intended: InstalledFence,
+    transports: tuple[LogTransport, ...],
+    state: StateDirectory,
+    load_text: LoadText,
+) -> InstalledFence:
+    """Load a fence with the first transport that the kernel supports, and return its record.
+
+    Raises UnsupportedError or FenceError if no transport can be used.
+    """
+    failures: list[str] = []
+    for transport in transports:
+        try:
+            if transport == "kmsg":
+                _open_kernel_log(intended.namespace, state)
+            degraded = "; ".join(failures) if transport == "none" and failures else None
+            loaded = _load_with_transport(intended, transport, load_text)
+            return dataclasses.replace(loaded, degraded=degraded)
+        except OcsfNftError as error:
+            # Only an unavailable log leads to the next transport. A fence that can't be loaded at
+            # all does not.
+            if transport == transports[-1] or not isinstance(error, UnsupportedError):
+                raise
+            failures.append(f"{transport}: {error}")
+    raise AssertionError("the list of transports has a last one")
+
+
+def _open_kernel_log(namespace: Namespace, state: StateDirectory) -> None:
+    value = kernel_log_sysctl.blocking_value(namespace)
+    if value is None:
+        return
+    is_first = state.all_netns_before() is None
+    if is_first:  # stored before the change, so that it can be restored after a crash
+        state.store_all_netns_before(value)
+    try:
+        kernel_log_sysctl.enable()
+    except UnsupportedError:
+        if is_first:
+            state.delete_all_netns_before()
+        raise
+
+
+def _load_with_transport(
+    intended: InstalledFence, transport: LogTransport, load_text: LoadText
+) -> InstalledFence:
+    spec, around = intended.spec, intended.around
+    is_preserved = _load_all(intended, transport, load_text, preserve=True)
+    found = listings(spec, intended.namespace)
+    expected = _expected(spec, around, transport)
+    if expected is not None:
+        lines = ruleset_diff.difference(expected, found)
+        if lines and is_preserved:  # existing parts are left: load again and preserve nothing
+            _load_all(intended, transport, load_text, preserve=False)
+            found = listings(spec, intended.namespace)
+            lines = ruleset_diff.difference(expected, found)
+        if lines:
+            # The first three lines name both sides and the position; the difference comes after
+            # them.
+            altered = " ".join(ruleset_diff.shortened(lines[3:6]))
+            raise FenceError(
+                f"the fence in {intended.namespace} was altered while it was installed: {altered}"
+            )
+    policy = ruleset.digest(spec, around, transport)
+    return dataclasses.replace(intended, transport=transport, policy=policy, listings=found)
+
+
+def _load_all(
+    intended: InstalledFence, transport: LogTransport, load_text: LoadText, *, preserve: bool
+) -> bool:
+    """Load fence and guard; return true if existing counters were preserved."""
+    spec, around, namespace = intended.spec, intended.around, intended.namespace
+    existing = table_query.comment(namespace, *fence_table_ids(spec)[0]) is not None
+    text = ruleset.fence(spec, around, transport)
+    is_preserved = _load_tables(
+        namespace, fence_table_ids(spec), text, load_text, preserve=preserve
+    )
+    if spec.guard_device is None:
+        return is_preserved
+    try:
+        text = ruleset.guard(spec, around, transport)
+        return (
+            _load_tables(HOST, guard_table_ids(spec), text, load_text, preserve=preserve)
+            or is_preserved
+        )
+    except OcsfNftError as error:
+        if existing:
+            raise FenceError(f"the fence inside was replaced, but the guard: {error}") from error
+        remove(namespace, fence_table_ids(spec), load_text)
+        raise
+
+
+def _load_tables(
+    namespace: Namespace,
+    table_ids: tuple[TableId, ...],
+    definition: str,
+    load_text: LoadText,
+    *,
+    preserve: bool,
+) -> bool:
+    """Load a definition; return true if the counters of its tables were preserved."""
+    for table_id in table_ids:  # the kernel accepts no definition with other flags
+        persists = _persists(namespace, table_id)
+        current, other = (
+            ruleset.ensure_table(*table_id, persists=each) for each in (persists, not persists)
+        )
+        definition = definition.replace(f"\n{other}delete ", f"\n{current}delete ")
+    if preserve:
+        listings = {table_id: nft.list_table(namespace, *table_id) for table_id in table_ids}
+        existing = {table_id: text for table_id, text in listings.items() if text is not None}
+        text = replace_keeping_counters.replacement_text(definition, existing) if existing else None
+        if text is not None:
+            # An error of the definition itself is reported when it is loaded without the counters.
+            with contextlib.suppress(FenceError, UnsupportedError):
+                load_text(namespace, text)
+                return True
+    load_text(namespace, definition)
+    return False
+
+
+def _persists(namespace: Namespace, table_id: TableId) -> bool:
+    found = table_query.table(namespace, *table_id)
+    return found is not None and found.is_persistent
+
+
+def remove(
+    namespace: Namespace, table_ids: Iterable[TableId], load_text: LoadText = nft.load
+) -> None:
+    """Delete tables in one transaction; missing tables are ignored.
+
+    Raises the errors of :func:`nft.load`.
+    """
+    load_text(
+        namespace,
+        "".join(
+            ruleset.ensure_table(*table_id, persists=_persists(namespace, table_id))
+            + f"delete table {table_id.family} {table_id.name}\n"
+            for table_id in table_ids
+        ),
+    )
+
+
+def _expected(
+    spec: FenceSpec, around: Surroundings, transport: LogTransport
+) -> dict[str, str] | None:
+    """Return the listing of the fence from a scratch namespace, which no other process can change.
+
+    Returns None if there can't be one: without CAP_SYS_ADMIN, or if the kernel accepts no chain for
+    a missing device (before Linux 6.16).
+    """
+
+    def load_and_list() -> dict[str, str]:
+        nft.load(HOST, ruleset.fence(spec, around, transport))
+        if spec.guard_device is not None:
+            nft.load(HOST, ruleset.guard(spec, around, transport))
+        return listings(spec, HOST)
+
+    try:
+        return netns.in_scratch(load_and_list)
+    except OcsfNftError:
+        return None
+
+
+def fence_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
+    """Return the tables of the fence itself."""
+    return tuple(TableId(table.family, table.name) for table in ruleset.tables(spec))
+
+
+def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
+    """Return the table of the guard, if one is requested."""
+    return tuple(TableId(table.family, table.name) for table in ruleset.guard_tables(spec))
+
+
+def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
+    """Return the installed tables by ``family name``: nft's listing and the allowed endpoints."""
+    most = len(spec.allowed) + _ELEMENTS
+    tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [
+        (HOST, table_id) for table_id in guard_table_ids(spec)
+    ]
+    found = {}
+    for table_namespace, table_id in tables:
+        listing = nft.list_table(table_namespace, *table_id)
+        if listing is not None:
+            elements = table_query.elements(
+                table_namespace, *table_id, ruleset.static_sets(spec), most
+            )
+            found[" ".join(table_id)] = listing + "".join(f"{line}\n" for line in elements)
+    return found

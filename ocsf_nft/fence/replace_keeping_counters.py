@@ -1,0 +1,223 @@
+"""Replacement of a fence that preserves its counters. A pure function of texts; runs on any OS.
+
+A ruleset of ours (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines it, and so
+deletes the counts. If one of our tables exists, this module empties it instead, in the same
+transaction. All rules are deleted, and all objects that the new definition lacks. The counters, the
+sets with counters and the log limits stay. A base chain stays registered too, so that no count
+depends on when the kernel removes an old hook. Deleted links are removed from it by name.
+
+A process with CAP_NET_ADMIN over the namespace may have created the existing tables, so their
+listing is untrusted. So a name is accepted only if it is an identifier. A table that is not clearly
+ours is not preserved. The new definition is effective whatever the listing hides: ``flush table``
+deletes all rules, and the sets of allowed senders are always created again. The set of
+flows with which a sidecar's proxy closes its connections is preserved too. Packets fill that set,
+so elements that such a process adds can't be detected, now or at any other time.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.fence.ruleset import EXCLUSIVE_FLAGS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+#: Names in nft's scanner (scanner.l), without the slash.
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_.][A-Za-z0-9_.-]*")
+_DEVICE: Final = re.compile(r"(?:(?![\"/:*\\$,])[!-~]){1,15}")
+_HANDLE: Final = re.compile(r" # handle \d+$")
+#: Start of a part of a table; in a definition, a counter is on one line.
+_PART: Final = re.compile(r"\t([a-z]+) (\S+) \{( \})?")
+#: Line that makes a table persistent: in a definition, and in a listing.
+_PERSISTS: Final = (f"\t{EXCLUSIVE_FLAGS}", "\tflags persist")
+_LINKS: Final = re.compile(r"^define links = \{ (.*) \}$", re.MULTILINE)
+_HOOK: Final = re.compile(
+    r"type (?P<type>filter|nat) hook (?P<hook>\w+)"
+    r"(?: devices? (?:= )?(?P<devices>\{ .* \}|\"[^\"]*\"|\$links))?"
+    r" (?P<rest>priority [a-z0-9-]+); policy \w+;"
+)
+#: Objects that can be deleted by name, in an order in which nothing refers to them any more.
+_DELETABLE: Final = ("map", "set", "counter", "quota", "limit", "chain")
+
+
+class TableId(NamedTuple):
+    """Family and name of a table."""
+
+    family: str
+    name: str
+
+
+@dataclass(slots=True)
+class _Table:
+    """Comment and parts of a table; parts are lines without tabs, by kind and name.
+
+    ``persists``: a socket may own the table exclusively.
+    """
+
+    comment: list[str] = field(default_factory=list)
+    persists: bool = False
+    parts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+
+
+def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | None:
+    """Return the ruleset that replaces the existing tables with those of ``definition``.
+
+    ``existing`` are their listings as :func:`ocsf_nft.fence.nft.list_table` returns them. Other
+    tables of the definition are created. Returns None if the existing tables can't be preserved, or
+    their listing is not understood.
+    """
+    for table_id, listing in existing.items():
+        deletion = f"\ndelete table {table_id.family} {table_id.name}\n"
+        if definition.count(deletion) != 1:
+            raise AssertionError(f"the definition must delete {table_id} once")
+        links = _LINKS.search(definition)
+        statements = _empty_table(
+            table_id,
+            _parse_definition(definition, table_id),
+            _parse_listing(listing, table_id),
+            links[1] if links else "",
+        )
+        if statements is None:
+            return None
+        definition = definition.replace(deletion, f"\n{statements}")
+    return definition
+
+
+def _empty_table(
+    table_id: TableId, defined: _Table, listed: _Table | None, links: str
+) -> str | None:
+    """Return statements that delete everything from a table except what counts."""
+    if listed is None or (listed.comment, listed.persists) != (defined.comment, defined.persists):
+        return None
+    where = f"{table_id.family} {table_id.name}"
+    preserved = {part for part in defined.parts if _is_preserved(part, defined.parts[part])}
+    if any(
+        _properties(listed.parts[part]) != _properties(defined.parts[part])
+        for part in preserved & set(listed.parts)
+    ):
+        return None
+    lines = [f"flush table {where}"]
+    opened = f"table {where} {{" + (f"\n\t{EXCLUSIVE_FLAGS}" if defined.persists else "")
+    static = [part for part in defined.parts if part[0] == "set" and part not in preserved]
+    for kind, name in static:
+        # Created first, so that it exists and can be deleted, whatever the listing shows.
+        body = "".join(f"\t\t{line}\n" for line in defined.parts[kind, name])
+        lines.append(f"{opened}\n\t{kind} {name} {{\n{body}\t}}\n}}")
+        lines.append(f"delete {kind} {where} {name}")
+    for part in sorted(listed.parts.keys() - preserved - set(static), key=_order):
+        kind, name = part
+        if kind == "chain" and part in defined.parts:
+            removed_hooks = _removed_hooks(defined.parts[part], listed.parts[part], links)
+            if removed_hooks is not None:
+                lines += [f"delete chain {where} {name} {{ {hook} }}" for hook in removed_hooks]
+                continue
+        lines.append(f"delete {kind} {where} {name}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
+    return part[0] == "counter" or (part[0] == "set" and _has_timeout(lines))
+
+
+def _has_timeout(lines: list[str]) -> bool:
+    """Return true if elements that packets add time out, as for flows and log limits."""
+    return any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
+
+
+def _properties(lines: list[str]) -> list[str]:
+    """Return the properties of a set or a counter, sorted because nft has its own order."""
+    return sorted(line.replace(", ", ",") for line in lines)
+
+
+def _order(part: tuple[str, str]) -> tuple[int, str]:
+    return _DELETABLE.index(part[0]), part[1]
+
+
+def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[str] | None:
+    """Return the hooks to remove from a chain so that it can stay; None if it can't stay.
+
+    A regular chain of ours can always stay. A chain's rules and policy don't matter: the rules have
+    been deleted, and the definition sets the policy.
+    """
+    heads = [
+        [line for line in lines if line.startswith(("type ", "comment "))]
+        for lines in (defined, listed)
+    ]
+    if heads == [[], []]:
+        return []
+    new, old = (_HOOK.fullmatch("\n".join(head)) for head in heads)
+    if new is None or old is None:
+        return None
+    if any(new[part] != old[part] for part in ("type", "hook", "rest")):
+        return None
+    if new["devices"] is None or old["devices"] is None:
+        return [] if new["devices"] is old["devices"] else None
+    fenced = set(_devices(old["devices"]))
+    if not all(map(_DEVICE.fullmatch, fenced)):
+        return None
+    return [
+        f'type filter hook {old["hook"]} devices = {{ "{device}" }} {old["rest"]};'
+        for device in sorted(fenced - set(_devices(links)))
+    ]
+
+
+def _devices(text: str) -> Iterator[str]:
+    return (name.strip('" ') for name in text.strip("{}").split(", "))
+
+
+def _parse_definition(definition: str, table_id: TableId) -> _Table:
+    """Return the content of a table in a definition of ours; its parts may be in several blocks."""
+    lines = []
+    is_here = False
+    for line in definition.split("\n"):
+        if line.startswith("table ") or line == "}":
+            is_here = line == f"table {table_id.family} {table_id.name} {{"
+        elif is_here and line.strip() and not line.lstrip().startswith("#"):
+            lines.append(line)
+    table = _parse(lines)
+    if table is None:
+        raise AssertionError("a definition of ours must be readable")
+    return table
+
+
+def _parse_listing(listing: str, table_id: TableId) -> _Table | None:
+    """Return the content of a listing; None if any part of it is unexpected."""
+    first, *lines = listing.split("\n")
+    opening = f"table {table_id.family} {table_id.name} {{"
+    if _HANDLE.sub("", first) != opening or lines[-2:] != ["}", ""]:
+        return None
+    table = _parse([_HANDLE.sub("", line) for line in lines[:-2] if line])
+    if table is None:
+        return None
+    is_plain = all(kind in _DELETABLE and _IDENTIFIER.fullmatch(name) for kind, name in table.parts)
+    return table if is_plain else None
+
+
+def _parse(lines: list[str]) -> _Table | None:
+    table = _Table()
+    inside: list[str] | None = None
+    for line in lines:
+        if inside is not None:
+            if line == "\t}":
+                inside = None
+            elif line.startswith("\t\t"):
+                inside.append(line[2:])
+            else:
+                return None
+        elif opened := _PART.fullmatch(line):
+            kind, name, is_closed = opened.groups()
+            if (kind, name) in table.parts:
+                return None
+            content: list[str] = []
+            table.parts[kind, name] = content
+            inside = None if is_closed else content
+        elif line in _PERSISTS:
+            table.persists = True
+        elif line.startswith("\tcomment "):
+            table.comment.append(line[1:])
+        else:
+            return None
+    return table if inside is None else None

@@ -1,0 +1,122 @@
+"""Netlink messages that restore a fence, prepared while it is active, to be sent at once."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.fence import load_ruleset, replace_keeping_counters, ruleset, ruleset_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.fence.replace_keeping_counters import TableId
+    from ocsf_nft.fence.state import InstalledFence
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.nfnetlink import Statement
+
+#: nft's listing of a table; the elements of its sets follow it (:func:`load_ruleset.listings`).
+_TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceBatch:
+    """Messages that restore the tables of a fence in one namespace.
+
+    ``keeping_counters`` preserves existing counters, whether parts of the tables are missing or all
+    are there; None if that is impossible. ``full`` first deletes the tables.
+    """
+
+    tables: tuple[TableId, ...]
+    keeping_counters: tuple[Statement, ...] | None
+    full: tuple[Statement, ...]
+
+    def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
+        """Return the batches to try, in order; tables that are ``recreated`` are not preserved."""
+        if self.keeping_counters is None or set(recreated) & set(self.tables):
+            return (self.full,)
+        return self.keeping_counters, self.full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreBatch:
+    """Messages that restore a fence as recorded, inside its namespace and on the host's side.
+
+    The first of ``batches`` is that of the fence itself.
+    """
+
+    installed: InstalledFence
+    batches: tuple[tuple[Namespace, NamespaceBatch], ...]
+
+    @property
+    def links(self) -> frozenset[str]:
+        """Return the names of the fenced interfaces."""
+        return frozenset(self.installed.around.links)
+
+    def is_valid_for(self, installed: InstalledFence) -> bool:
+        """Return true if the batch also restores this recorded fence.
+
+        The latest links and routes may differ.
+        """
+        own, other = (
+            (each.spec, each.transport, each.identity, each.around.ifindex)
+            for each in (self.installed, installed)
+        )
+        return own == other
+
+
+def prepare(installed: InstalledFence) -> RestoreBatch:
+    """Prepare the batch; blocks for some runs of nft, and changes nothing.
+
+    Raises UnsupportedError or FenceError if nft fails.
+    """
+    spec, around, transport = installed.spec, installed.around, installed.transport
+    tables = load_ruleset.fence_table_ids(spec)
+    text = ruleset.fence(spec, around, transport)
+    batches = [
+        (installed.namespace, _prepare_namespace(installed.namespace, installed, tables, text))
+    ]
+    if spec.guard_device is not None:
+        guarded = load_ruleset.guard_table_ids(spec)
+        text = ruleset.guard(spec, around, transport)
+        batches.append(
+            (load_ruleset.HOST, _prepare_namespace(load_ruleset.HOST, installed, guarded, text))
+        )
+    return RestoreBatch(installed=installed, batches=tuple(batches))
+
+
+def _prepare_namespace(
+    namespace: Namespace, installed: InstalledFence, tables: tuple[TableId, ...], definition: str
+) -> NamespaceBatch:
+    replacement = None
+    listed = {table_id: installed.listings.get(" ".join(table_id), "") for table_id in tables}
+    listings = {
+        table_id: found[0] for table_id, text in listed.items() if (found := _TABLE.match(text))
+    }
+    if len(listings) == len(tables):
+        replacement = replace_keeping_counters.replacement_text(definition, listings)
+    if replacement is not None:
+        replacement = _set_comments(replacement, tables, is_owned=installed.spec.is_owned)
+    return NamespaceBatch(
+        tables=tables,
+        keeping_counters=None
+        if replacement is None
+        else ruleset_batch.compile_ruleset(namespace, replacement),
+        full=ruleset_batch.compile_ruleset(namespace, definition),
+    )
+
+
+def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
+    """Insert statements that set the comment of a missing table.
+
+    An existing table keeps its comment.
+    """
+    for table_id in tables:
+        where = f"table {table_id.family} {table_id.name}"
+        pattern = rf'^{re.escape(where)} \{{\n(?:\tflags .*\n)?\tcomment ".*"\n\}}\n'
+        comment = re.search(pattern, replacement, re.MULTILINE)
+        if comment is not None:
+            first, flush = ruleset.ensure_table(*table_id, persists=is_owned), f"flush {where}\n"
+            replacement = replacement.replace(f"\n{first}{flush}", f"\n{comment[0]}{flush}", 1)
+    return replacement

@@ -1,0 +1,51 @@
+"""Lookup of the logging rules by name, from nft's listing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_TABLE: Final = re.compile(r"table (\S+) (\S+) \{")
+_CHAIN: Final = re.compile(r"\tchain (\S+) \{")
+_RULE: Final = re.compile(
+    r'\t\t(.*log prefix "ocsf-nft:[^":]*:([^":]+):(?:permissive:)?".*) # handle (\d+)'
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoggingRule:
+    """Logging rule: its position in the ruleset, and its text as nft lists it."""
+
+    name: str
+    family: str
+    table: str
+    chain: str
+    handle: int
+    text: str
+
+
+def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
+    """Return the logging rules in nft's listings (with handles), in their order."""
+    found: list[LoggingRule] = []
+    family = table = chain = ""
+    for line in (line for listing in listings for line in listing.splitlines()):
+        if opening := _TABLE.match(line):
+            family, table = opening[1], opening[2]
+        elif opening := _CHAIN.match(line):
+            chain = opening[1]
+        elif rule := _RULE.fullmatch(line):
+            found.append(
+                LoggingRule(
+                    name=rule[2],
+                    family=family,
+                    table=table,
+                    chain=chain,
+                    handle=int(rule[3]),
+                    text=rule[1],
+                )
+            )
+    return tuple(found)

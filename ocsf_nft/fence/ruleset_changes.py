@@ -1,0 +1,209 @@
+"""Decoding of nf_tables' notices about changes to a fence's tables.
+
+A transaction produces one message for each object that it created, changed or deleted. A last
+message has the number of the new ruleset and the process. A process with CAP_NET_ADMIN over the
+namespace chooses the names and the number of messages. So the stored data have a limit for any
+input. Numbers: ``include/uapi/linux/netfilter/nf_tables.h``. Pure; runs on any OS.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft import netlink, nfnetlink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from ocsf_nft.fence.replace_keeping_counters import TableId
+
+_HEADER: Final = struct.Struct("!BBH")  # family, version, last 16 bits of the ruleset's number
+_NUMBER32: Final = struct.Struct("!I")
+
+_NEWTABLE: Final = 0
+_DELTABLE: Final = 2
+_NEWGEN: Final = 15
+_TABLE_NAME: Final = 1  # of all kinds alike
+_GEN_ID: Final = 1
+_GEN_PROC_PID: Final = 2
+_GEN_PROC_NAME: Final = 3
+
+#: By message type, for objects with a name: the kind, the change, and the attribute with the name.
+_NAMED: Final = {
+    3: ("chain", "made or changed", 3),
+    5: ("chain", "deleted, or taken off an interface", 3),
+    9: ("set", "made", 2),
+    11: ("set", "deleted", 2),
+    18: ("object", "made or changed", 2),
+    20: ("object", "deleted", 2),
+    22: ("flowtable", "made or changed", 2),
+    24: ("flowtable", "deleted", 2),
+}
+#: The same for objects without a name: the attribute has the name of the containing chain or set.
+_NAMELESS: Final = {
+    6: ("rule", "put into chain", 2),
+    8: ("rule", "taken out of chain", 2),
+    12: ("element", "put into set", 2),
+    14: ("element", "taken out of set", 2),
+}
+_PARTS: Final = {**_NAMED, **_NAMELESS}
+#: Maximum of different changes that are described for a transaction; the others are counted.
+_MAX_CHANGES: Final = 8
+_NAME_CHARACTERS: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transaction:
+    """Changes of one transaction to a fence's tables, and its origin according to the kernel.
+
+    ``generation`` is the number of the resulting ruleset. ``port`` is the netlink port of the
+    socket. ``pid`` is the thread id in the initial pid namespace, ``comm`` the name that the thread
+    gave itself. Without the last message of the transaction, only ``port`` is known of these.
+    ``changes`` is a text for people. ``created`` are the tables that were created or changed as a
+    whole.
+    """
+
+    generation: int | None = None
+    port: int | None = None
+    pid: int | None = None
+    comm: str | None = None
+    changes: str
+    created: frozenset[TableId] = frozenset()
+
+
+@dataclass(slots=True)
+class _Unfinished:
+    """Transaction whose last message has not been received."""
+
+    port: int | None = None
+    created: set[TableId] = field(default_factory=set)
+    deleted: set[TableId] = field(default_factory=set)
+    parts: dict[tuple[TableId, int, str], int] = field(default_factory=dict)
+    unnamed: dict[TableId, int] = field(default_factory=dict)
+    deletes_others: bool = False
+    creates_others: bool = False
+
+    @property
+    def concerns_fence(self) -> bool:
+        return bool(self.created or self.deleted or self.parts or self.unnamed)
+
+
+class ChangeReader:
+    """Reader of notices about some tables, datagram by datagram."""
+
+    def __init__(self, tables: Iterable[TableId]) -> None:
+        self._tables = {
+            (nfnetlink.FAMILIES[table_id.family], table_id.name.encode() + b"\0"): table_id
+            for table_id in tables
+        }
+        self._unfinished = _Unfinished()
+        self._generation = 0
+
+    def read(self, datagram: memoryview) -> Iterator[Transaction]:
+        """Yield the transactions that end with a datagram and concern the tables."""
+        for message in netlink.messages_with_headers(datagram):
+            kind = message.kind - nfnetlink.SUBSYSTEM
+            if len(message.payload) < _HEADER.size:
+                continue
+            family, _, number = _HEADER.unpack_from(message.payload)
+            attributes = netlink.attributes(message.payload[_HEADER.size :])
+            if kind == _NEWGEN:
+                yield from self._finish(dict(attributes), message.port)
+                continue
+            if number != self._generation:
+                # Another transaction: the last message of the previous one is missing.
+                yield from self.take_unfinished()
+                self._generation = number
+            if kind in {_NEWTABLE, _DELTABLE} or kind in _PARTS:
+                self._unfinished.port = message.port
+                self._add(kind, family, dict(attributes))
+
+    def take_unfinished(self) -> Iterator[Transaction]:
+        """Yield the received part of a transaction whose last message will not arrive."""
+        found, self._unfinished = self._unfinished, _Unfinished()
+        if found.concerns_fence:
+            yield Transaction(
+                port=found.port, changes=_describe(found), created=frozenset(found.created)
+            )
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Return true if a part of a transaction that concerns the tables has been received."""
+        return self._unfinished.concerns_fence
+
+    def _add(self, kind: int, family: int, attributes: dict[int, memoryview]) -> None:
+        table_id = self._tables.get((family, bytes(attributes.get(_TABLE_NAME, b""))))
+        found = self._unfinished
+        if table_id is None:
+            found.deletes_others |= kind == _DELTABLE
+            found.creates_others |= kind == _NEWTABLE
+        elif kind == _NEWTABLE:
+            found.created.add(table_id)
+        elif kind == _DELTABLE:
+            found.deleted.add(table_id)
+        else:
+            key = table_id, kind, _name(attributes.get(_PARTS[kind][2], memoryview(b"")))
+            if key in found.parts or len(found.parts) < _MAX_CHANGES:
+                found.parts[key] = found.parts.get(key, 0) + 1
+            else:
+                found.unnamed[table_id] = found.unnamed.get(table_id, 0) + 1
+
+    def _finish(self, attributes: dict[int, memoryview], port: int) -> Iterator[Transaction]:
+        generation = _number(attributes.get(_GEN_ID))
+        if generation is None or generation & 0xFFFF != self._generation:
+            yield from self.take_unfinished()
+            return
+        found, self._unfinished = self._unfinished, _Unfinished()
+        if found.concerns_fence:
+            comm = attributes.get(_GEN_PROC_NAME)
+            yield Transaction(
+                generation=generation,
+                port=port,
+                pid=_number(attributes.get(_GEN_PROC_PID)),
+                comm=None if comm is None else _name(comm),
+                changes=_describe(found),
+                created=frozenset(found.created),
+            )
+
+
+def _number(value: memoryview | None) -> int | None:
+    if value is None or len(value) != _NUMBER32.size:
+        return None
+    return int(_NUMBER32.unpack(value)[0])
+
+
+def _name(value: memoryview) -> str:
+    name = bytes(value).split(b"\0", 1)[0].decode("utf-8", "replace")
+    return name if len(name) <= _NAME_CHARACTERS else f"{name[: _NAME_CHARACTERS - 1]}…"
+
+
+def _describe(found: _Unfinished) -> str:
+    deleted = found.deleted - found.created
+    clauses = []
+    if deleted and found.deletes_others and not found.creates_others and not found.created:
+        clauses.append("the whole ruleset was flushed")
+    else:
+        clauses += _describe_tables(deleted, "deleted")
+    clauses += _describe_tables(found.deleted & found.created, "deleted and made anew")
+    clauses += _describe_tables(found.created - found.deleted, "made or changed")
+    for (table_id, kind, name), times in found.parts.items():
+        if table_id in found.deleted:  # its contents were deleted with it
+            continue
+        noun, what, _ = _PARTS[kind]
+        if kind in _NAMED:
+            clause = f"{noun} {name} was {what} in"
+        elif times == 1:
+            clause = f"{'an' if noun == 'element' else 'a'} {noun} was {what} {name} of"
+        else:
+            clause = f"{times} {noun}s were {what} {name} of"
+        clauses.append(f"{clause} table {table_id.family} {table_id.name}")
+    more = sum(times for table_id, times in found.unnamed.items() if table_id not in found.deleted)
+    if more:
+        clauses.append(f"{more} more change{' was' if more == 1 else 's were'} made")
+    return "; ".join(clauses)
+
+
+def _describe_tables(tables: set[TableId], what: str) -> list[str]:
+    return [f"table {table_id.family} {table_id.name} was {what}" for table_id in sorted(tables)]

@@ -1,0 +1,48 @@
+"""Differences between a fence as it was installed and as it is now, in lines for people."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_HANDLE: Final = re.compile(r" # handle \d+$", re.MULTILINE)
+#: Start of a set, a counter or a chain in nft's listing, or the end of the table.
+_PART: Final = re.compile(r"^(?=\t\S.*\{$|\}$)", re.MULTILINE)
+#: An attacker may add thousands of rules, or one that fills a screen.
+_DIFFERENCE_LINES: Final = 20
+_LINE_CHARACTERS: Final = 200
+
+
+def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Return the lines that differ between listings, by table.
+
+    Handles and the order of the parts are ignored. When a fence is replaced, preserved parts keep
+    their position in nft's listing; the order of chains and sets there has no effect.
+    """
+    lines: list[str] = []
+    for name in sorted({*expected, *found}):
+        installed, current = (_sorted_parts(side.get(name, "")) for side in (expected, found))
+        lines += difflib.unified_diff(
+            installed, current, f"{name}, as installed", f"{name}, now", n=1, lineterm=""
+        )
+    return lines
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """Return the first lines, each cut to a maximum length, and the number of omitted lines."""
+    shown = [
+        line if len(line) <= _LINE_CHARACTERS else f"{line[: _LINE_CHARACTERS - 1]}…"
+        for line in lines[:_DIFFERENCE_LINES]
+    ]
+    if more := len(lines) - len(shown):
+        shown.append(f"… and {more} more line{'' if more == 1 else 's'}")
+    return shown
+
+
+def _sorted_parts(listing: str) -> list[str]:
+    head, *parts = _PART.split(_HANDLE.sub("", listing))
+    return [line for part in (head, *sorted(parts)) for line in part.rstrip().splitlines()]

@@ -1,0 +1,115 @@
+"""Sandbox that a table belongs to, from the table's comment and from the stored records."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.errors import FenceError, UsageError
+from ocsf_nft.fence import load_ruleset, table_query
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.fence.replace_keeping_counters import TableId
+    from ocsf_nft.fence.spec import FenceSpec, Surroundings
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.netns import Namespace
+
+_OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
+
+
+def owning_sandbox(namespace: Namespace, table_id: TableId) -> str | None:
+    """Return the sandbox that a table's comment names; None if it names none, or there is no table.
+
+    The comment is untrusted. Raises the errors of :func:`table_query.comment`.
+    """
+    found = _OWNER.fullmatch(table_query.comment(namespace, *table_id) or "")
+    return None if found is None else found[1]
+
+
+def refuse_other_sandbox(sandbox: str, namespace: Namespace, table_id: TableId) -> None:
+    """Raise FenceError if a table belongs to another sandbox."""
+    found = owning_sandbox(namespace, table_id)
+    if found is not None and found != sandbox:
+        raise _other_sandbox_error(found, namespace, table_id)
+
+
+def refuse_exclusive(
+    namespace: Namespace, table_ids: Iterable[TableId], state: StateDirectory
+) -> None:
+    """Raise FenceError if a process owns a table exclusively.
+
+    No other process can change such a table.
+    """
+    for table_id in table_ids:
+        found = table_query.table(namespace, *table_id)
+        if found is None or not found.is_exclusive:
+            continue
+        sandbox = owning_sandbox(namespace, table_id)
+        is_run = False
+        with contextlib.suppress(UsageError):  # not a valid sandbox name
+            is_run = sandbox is not None and state.is_watched(sandbox)
+        remedy = (
+            f"stop the run of sandbox {sandbox} first (its fence stays)"
+            if is_run
+            else "that process is not a run that uses this state directory: end it first"
+        )
+        raise FenceError(
+            f"the table {table_id.name} in {namespace} is exclusively owned by a process: {remedy}"
+        )
+
+
+def replaced_sandbox(
+    spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
+) -> str | None:
+    """Return the sandbox whose record is obsolete, because this fence replaces its table.
+
+    Tables that a killed run left behind are replaced: the table of a VM without a record, or with
+    the record of a device with another index, which no longer exists. Raises FenceError if the
+    table belongs to another sandbox that may be alive, or is the guard of a sandbox with a record.
+    """
+    table_id, link_table = load_ruleset.fence_table_ids(spec)
+    if spec.tap is not None:
+        _refuse_guard(spec.sandbox, namespace, link_table, state)
+    found = owning_sandbox(namespace, table_id)
+    if found is None or found == spec.sandbox:
+        return None
+    if spec.tap is None:
+        raise _other_sandbox_error(found, namespace, table_id)
+    try:
+        installed = state.read(found)
+    except UsageError:  # not a valid sandbox name, so it has no record
+        return None
+    if (
+        installed is None
+        or installed.identity != namespace.identity()
+        or table_id not in load_ruleset.fence_table_ids(installed.spec)
+    ):
+        return None
+    if installed.around.ifindex == around.ifindex:
+        raise _other_sandbox_error(found, namespace, table_id)
+    return found
+
+
+def _refuse_guard(
+    sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
+) -> None:
+    """Raise FenceError if a table is the guard of another sandbox."""
+    found = owning_sandbox(namespace, table_id)
+    if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():
+        return
+    try:
+        installed = state.read(found)
+    except UsageError:  # as in replaced_sandbox()
+        return
+    if installed is not None and table_id in load_ruleset.guard_table_ids(installed.spec):
+        raise _other_sandbox_error(found, namespace, table_id)
+
+
+def _other_sandbox_error(found: str, namespace: Namespace, table_id: TableId) -> FenceError:
+    return FenceError(
+        f"the table {table_id.name} in {namespace} is that of sandbox {found}: "
+        "remove its fence first"
+    )

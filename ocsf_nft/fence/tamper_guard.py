@@ -1,0 +1,469 @@
+"""Thread that detects changes to a fence's tables and links at once, and restores the fence.
+
+The thread waits only for the kernel. It waits neither for the delivery of events nor for a check of
+the fence, which takes many times as long. It only sends prepared messages; a later check determines
+whether the fence is installed correctly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Self, TypeAlias
+
+from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.errors import FenceError, OcsfNftError, SourceError
+from ocsf_nft.fence import installer, kernel_errors, load_ruleset, nft, ruleset_batch
+from ocsf_nft.fence.nft_monitor import OVERRUN, NftMonitor
+from ocsf_nft.fence.tamper_attribution import attribute_change
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable
+
+    from ocsf_nft.fence.replace_keeping_counters import TableId
+    from ocsf_nft.fence.restore_batch import RestoreBatch
+    from ocsf_nft.fence.ruleset_changes import Transaction
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.netns import Namespace
+    from ocsf_nft.process import Process
+
+#: More restores than that within that time are a conflict with another process: then no restores
+#: for a while.
+MAX_RESTORES: Final = 10
+RESTORE_WINDOW_SECONDS: Final = 60.0
+PAUSE_SECONDS: Final = 60.0
+
+_RECEIVE_BYTES: Final = 1 << 16
+#: Pause between two turns, if a process changes other tables, or creates links, in a loop.
+_PAUSE_BETWEEN_TURNS_SECONDS: Final = 0.002
+#: The same if nothing is restored, so that nothing is urgent.
+_IDLE_PAUSE_SECONDS: Final = 0.05
+#: Pause between two reads of link notices; the first one is immediate.
+_LINKS_SECONDS: Final = 0.02
+#: Result of a restore: prepared messages sent; renewed with nft; not necessary; impossible.
+_Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FenceChange:
+    """Change to a fence by another process, and the reaction to it.
+
+    ``changes`` is a text. ``process`` made the change, if it is known; ``comm`` is the name that it
+    gave itself. ``arrived_ns`` is the time when the change was noticed (ns since the epoch, UTC).
+    ``restored_after_ns`` is the duration from then until the fence was restored, 0 if a check was
+    faster. It is None if the guard did not restore the fence: restoring is off, the record has
+    changed (``is_regular``), or it failed. ``given_up``: the fence has been restored too often.
+    """
+
+    changes: str
+    process: Process | None
+    comm: str | None
+    arrived_ns: int
+    restored_after_ns: int | None = None
+    given_up: bool = False
+    is_regular: bool = False
+
+
+class _Arrival(NamedTuple):
+    """Time when a notice was read, in ns: since the epoch, UTC, and by CLOCK_BOOTTIME."""
+
+    epoch_ns: int
+    since_boot_ns: int
+
+    @classmethod
+    def now(cls) -> Self:
+        return cls(time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+
+class TamperGuard:
+    """Guard of an installed fence, from :meth:`start` to :meth:`stop`.
+
+    Its thread calls ``notify`` with each change, with None after changes to links or routes, so
+    that a check is due, and with the error that ended it. Without ``self_heal`` it restores
+    nothing.
+    """
+
+    def __init__(
+        self,
+        installed: InstalledFence,
+        state: StateDirectory,
+        notify: Callable[[FenceChange | Exception | None], None],
+        *,
+        self_heal: bool,
+    ) -> None:
+        self._sandbox = installed.spec.sandbox
+        self._namespace = installed.namespace
+        self._state = state
+        self._notify = notify
+        self._self_heal = self_heal
+        self._monitors: list[NftMonitor] = []
+        self._links: socket.socket | None = None
+        self._wake = -1
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._guard, name="tamper-guard", daemon=True)
+        self._restore_batch: RestoreBatch | None = None
+        self._record_version: tuple[int, ...] | None = None
+        #: New links that no record has yet, and those of them that have been attached, maybe
+        #: removed since.
+        self._new_links: set[str] = set()
+        self._attached: set[str] = set()
+        self._device = None if installed.spec.tap is None else installed.spec.tap.device
+        self._restore_times: deque[float] = deque(maxlen=MAX_RESTORES)
+        self._paused_until: float | None = None
+        self._links_from = 0.0
+        self._overruns_from = 0.0
+        try:
+            self._open(installed)
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def is_paused(self) -> bool:
+        """Return true while restores are paused."""
+        return self._paused_until is not None
+
+    @property
+    def has_attached_interfaces(self) -> bool:
+        """Return true if links were attached since the current batch was prepared.
+
+        They may have been removed again.
+        """
+        return bool(self._attached)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the thread after its current action, and close the sockets."""
+        self._is_stopping.set()
+        os.eventfd_write(self._wake, 1)
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._close()
+
+    def generations(self) -> tuple[int, ...]:
+        """Return the present generation of each ruleset that the fence is in; raises OSError."""
+        return tuple(monitor.generation() for monitor in self._monitors)
+
+    def use_restore_batch(
+        self,
+        batch: RestoreBatch | None,
+        version: tuple[int, ...] | None,
+        generations: tuple[int, ...] | None = None,
+    ) -> None:
+        """Use this batch for later restores.
+
+        With None, the fence is restored from its record, which takes longer. ``version`` is that of
+        the record for which the batch was prepared (:meth:`StateDirectory.version`).
+        ``generations`` are an earlier result of :meth:`generations`, if the fence was as installed
+        at some time after that. Changes up to them then need no repair: the installer made them,
+        or they had no effect.
+        """
+        is_settled = generations is not None
+        for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
+            monitor.accept(generation)
+        self._restore_batch, self._record_version = batch, version
+        self._attached = set()
+
+    def take_ownership(self) -> None:
+        """Become the exclusive owner of the fence's tables, if not yet done; blocks.
+
+        Until the guard stops, no other process can change them. Raises FenceError.
+        """
+        try:
+            for monitor in self._monitors:
+                if not monitor.is_owner:
+                    monitor.take_ownership()
+        except OSError as error:
+            raise FenceError(
+                f"the tables of sandbox {self._sandbox} can't be owned exclusively by this run: "
+                f"{kernel_errors.ownership_failure(error)}"
+            ) from error
+
+    def renew(self) -> InstalledFence | None:
+        """Do the same as :func:`installer.renew` with the guard's own sockets; blocks."""
+        try:
+            with self._state.locked():
+                # Another process may have installed it again. The guard may read the notices of
+                # that installation later.
+                is_same = self._state.version(self._sandbox) == self._record_version
+                renewed = installer.renew_locked(self._sandbox, self._state, self._load)
+                batch = self._restore_batch
+                if is_same and (batch is None or (renewed and batch.is_valid_for(renewed))):
+                    self._record_version = self._state.version(self._sandbox)
+                else:  # installed again by another process: the batch doesn't match
+                    for monitor in self._monitors:
+                        monitor.regular_generation = monitor.restored_generation
+        finally:  # the new ruleset may lack the latest links
+            self._attach(set(self._new_links))
+        return renewed
+
+    def _load(self, namespace: Namespace, text: str) -> None:
+        """Load a ruleset of ours, also into exclusively owned tables; see :func:`nft.load`."""
+        where = namespace.identity()
+        monitor = next((each for each in self._monitors if each.identity == where), None)
+        if monitor is None:
+            nft.load(namespace, text)
+            return
+        try:
+            statements = ruleset_batch.compile_ruleset(namespace, text)
+        except FenceError:
+            if monitor.is_owner:
+                raise
+            nft.load(namespace, text)
+            return
+        try:
+            monitor.restore(statements)
+        except OSError as error:
+            if error.errno in {errno.EMSGSIZE, errno.ENOBUFS} and not monitor.is_owner:
+                nft.load(namespace, text)  # nft may send more at once
+                return
+            raise kernel_errors.ruleset_error(error) from error
+
+    def _open(self, installed: InstalledFence) -> None:
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        spec = installed.spec
+        guard = load_ruleset.guard_table_ids(spec)
+        if guard and installed.namespace.identity() == load_ruleset.HOST.identity():
+            self._monitors.append(
+                NftMonitor(installed.namespace, (*load_ruleset.fence_table_ids(spec), *guard))
+            )
+        else:
+            self._monitors.append(
+                NftMonitor(installed.namespace, load_ruleset.fence_table_ids(spec))
+            )
+            if guard:
+                self._monitors.append(NftMonitor(load_ruleset.HOST, guard))
+        self._links = installed.namespace.call(lambda: rtnetlink.subscribe(routes=True))
+
+    def _close(self) -> None:
+        for monitor in self._monitors:
+            monitor.close()
+        if self._links is not None:
+            self._links.close()
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+
+    def _guard(self) -> None:
+        try:
+            while not self._is_stopping.is_set():
+                self._turn()
+                time.sleep(_PAUSE_BETWEEN_TURNS_SECONDS if self._self_heal else _IDLE_PAUSE_SECONDS)
+            for monitor in self._monitors:  # notices that arrived during the shutdown
+                self._handle_notices(monitor)
+        except OSError as error:
+            self._notify(
+                SourceError(f"the fence in {self._namespace} can't be watched: {error.strerror}")
+            )
+        except Exception as error:  # noqa: BLE001 - raised in FenceEvents.changes()
+            self._notify(error)
+
+    def _turn(self) -> None:
+        """Wait for the next event, and handle it."""
+        now = time.monotonic()
+        if self._paused_until is not None and now >= self._paused_until:
+            self._end_pause()
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        until = [self._paused_until] if self._paused_until is not None else []
+        if self._paused_until is None:
+            for monitor in self._monitors:
+                poll.register(monitor.notices, select.POLLIN)
+        if now < self._links_from:
+            until.append(self._links_from)
+        elif self._links is not None:
+            poll.register(self._links, select.POLLIN)
+        ready = dict(poll.poll(max(0.0, min(until) - now) * 1000 if until else None))
+        for monitor in self._monitors:
+            if monitor.notices.fileno() in ready:
+                self._handle_notices(monitor)
+        if self._links is not None and self._links.fileno() in ready:
+            self._read_links(self._links)
+
+    def _handle_notices(self, monitor: NftMonitor) -> None:
+        found = monitor.read()
+        reverted = [each for each in found if monitor.is_reverted(each)]
+        if reverted := [each for each in reverted if not monitor.is_regular(each)]:
+            # A check was faster.
+            self._report(reverted, _Arrival.now(), restored_after_ns=0)
+        while foreign := [each for each in found if not monitor.is_reverted(each)]:
+            found = self._react(monitor, foreign)
+
+    def _react(self, monitor: NftMonitor, foreign: list[Transaction]) -> list[Transaction]:
+        """Handle the changes of other processes.
+
+        Returns the changes that arrived meanwhile and are not handled yet.
+        """
+        started, arrival = time.monotonic_ns(), _Arrival.now()
+        # A process that changes very much at once, as some do to their own tables, is no conflict.
+        is_certain = any(each is not OVERRUN for each in foreign)
+        given_up = self._self_heal and is_certain and self._is_in_conflict()
+        outcome: _Outcome = "none"
+        restored_after_ns = None
+        later: list[Transaction] = []
+        if self._self_heal and not given_up:
+            outcome = self._restore(monitor, foreign)
+            if outcome == "none":  # the installer may have missed the latest links
+                self._attach(set(self._new_links))
+        if outcome in {"sent", "renewed"}:
+            restored_after_ns = time.monotonic_ns() - started
+            # Notices dropped now may be only our own. The check that follows finds the others.
+            later = [each for each in monitor.read() if each is not OVERRUN]
+            # Changes before our own transaction were reverted by it too.
+            foreign += [each for each in later if monitor.is_reverted(each)]
+        if is_certain and outcome in {"sent", "renewed", "failed"}:
+            self._restore_times.append(time.monotonic())
+        if not is_certain and not self._reports_overrun():
+            self._notify(None)
+            return later
+        is_regular = self._self_heal and not given_up and outcome == "none"
+        self._report(
+            foreign,
+            arrival,
+            restored_after_ns=restored_after_ns,
+            given_up=given_up,
+            is_regular=is_regular,
+        )
+        if given_up:
+            self._paused_until = time.monotonic() + PAUSE_SECONDS
+            return []
+        return later
+
+    def _report(
+        self,
+        foreign: list[Transaction],
+        arrival: _Arrival,
+        *,
+        restored_after_ns: int | None,
+        given_up: bool = False,
+        is_regular: bool = False,
+    ) -> None:
+        more = len(foreign) - 1
+        first = foreign[0]
+        followed = f"; {more} more change{'' if more == 1 else 's'} followed" if more else ""
+        self._notify(
+            FenceChange(
+                changes=f"{first.changes}{followed}",
+                process=attribute_change(first.pid, first.comm, arrival.since_boot_ns),
+                comm=first.comm,
+                arrived_ns=arrival.epoch_ns,
+                restored_after_ns=restored_after_ns,
+                given_up=given_up,
+                is_regular=is_regular,
+            )
+        )
+
+    def _reports_overrun(self) -> bool:
+        """Return true if dropped notices are to be reported now: once in a while."""
+        now = time.monotonic()
+        if now < self._overruns_from:
+            return False
+        self._overruns_from = now + RESTORE_WINDOW_SECONDS
+        return True
+
+    def _is_in_conflict(self) -> bool:
+        return (
+            len(self._restore_times) == MAX_RESTORES
+            and time.monotonic() - self._restore_times[0] < RESTORE_WINDOW_SECONDS
+        )
+
+    def _end_pause(self) -> None:
+        self._restore_times.clear()
+        for monitor in self._monitors:
+            monitor.read()
+        self._paused_until = None
+        self._notify(None)
+
+    def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
+        """Restore the fence, unless its record has changed."""
+        recreated = [table_id for each in foreign for table_id in each.created]
+        try:
+            with self._state.locked():
+                # A regular installation or removal of a fence changes the record.
+                if self._state.version(self._sandbox) != self._record_version:
+                    return "none"
+                if all(monitor.is_regular(each) for each in foreign):
+                    return "none"  # the record was accepted after this thread had read them
+                if all(monitor.is_reverted(each) for each in foreign):
+                    return "sent"  # by a check that held the lock until now
+                if self._restore_batch is not None:
+                    with contextlib.suppress(OSError):
+                        self._send(monitor, self._restore_batch, recreated)
+                        return "sent"
+            return "none" if self.renew() is None else "renewed"
+        except (OSError, OcsfNftError):  # a later check reports the error
+            return "failed"
+
+    def _send(self, monitor: NftMonitor, batch: RestoreBatch, recreated: Iterable[TableId]) -> None:
+        for _, namespace_batch in batch.batches:
+            if set(namespace_batch.tables) <= set(monitor.tables):
+                more = ruleset_batch.attach_statements(
+                    namespace_batch.full, self._new_links - batch.links
+                )
+                *others, last = namespace_batch.candidates(recreated)
+                for candidate in others:
+                    with contextlib.suppress(OSError):  # then try the next one
+                        monitor.restore((*candidate, *more))
+                        break
+                else:
+                    monitor.restore((*last, *more))
+
+    def _read_links(self, sock: socket.socket) -> None:
+        names: set[str] = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                try:
+                    datagram, sender = sock.recvfrom(_RECEIVE_BYTES)
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:  # some were dropped: a check finds them
+                        raise
+                    continue
+                if sender[0] == 0:
+                    self._take_links(datagram, names)
+        self._new_links |= names
+        if self._self_heal and self._paused_until is None:
+            self._attach(names)
+        self._links_from = time.monotonic() + _LINKS_SECONDS
+        self._notify(None)
+
+    def _take_links(self, datagram: bytes, names: set[str]) -> None:
+        fenced = self._new_links | (
+            self._restore_batch.links if self._restore_batch else frozenset()
+        )
+        for kind, body in netlink.messages(memoryview(datagram)):
+            if kind not in {rtnetlink.RTM_NEWLINK, rtnetlink.RTM_DELLINK}:
+                continue
+            link = rtnetlink.link(body)
+            if link is None or link.is_loopback:
+                continue
+            if kind == rtnetlink.RTM_DELLINK:
+                names.discard(link.name)
+                self._new_links.discard(link.name)
+            elif self._device in {None, link.name} and link.name not in fenced:
+                names.add(link.name)
+
+    def _attach(self, names: set[str]) -> None:
+        """Attach the netdev chains to new links at once; a later check does the rest.
+
+        Needs no lock: it never allows more packets. After the removal of a fence there is no such
+        chain.
+        """
+        batch = self._restore_batch
+        if batch is None or not (names := names - batch.links):
+            return
+        monitor = self._monitors[0]
+        _, namespace_batch = batch.batches[0]
+        self._attached |= names
+        # The link may be removed again. A later check reports links that can't be attached.
+        with contextlib.suppress(OSError, OcsfNftError):
+            monitor.commit(ruleset_batch.attach_statements(namespace_batch.full, names))

@@ -1,0 +1,79 @@
+"""Addresses that a virtual machine may have, and the parts of a ruleset that depend on them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ocsf_nft.fence.spec import Surroundings, Tap
+    from ocsf_nft.fence.values import Subnet
+
+_ZONES: Final = 0xFFFF
+#: In accounting.nft, the jump to the chain for packets with an owner, and that chain.
+_OWNER_CHAIN: Final = re.compile(
+    r"^\t\tmeta skuid >= 0 goto account_owned_egress\n"
+    r"|^\tchain account_owned_egress \{\n(?:\t\t.*\n)+\t\}\n\n",
+    re.MULTILINE,
+)
+
+
+def addresses(tap: Tap) -> dict[str, str]:
+    """Return the values of ``vm4``, ``subnet4`` and so on, for the VM's address families."""
+    found = {}
+    for subnet in tap.subnets:
+        found[f"vm{subnet.version}"] = "{ " + ", ".join(_vm_ranges(subnet)) + " }"
+        found[f"subnet{subnet.version}"] = str(subnet.network)
+    return found
+
+
+def zone(around: Surroundings) -> str:
+    """Return the conntrack zone of a VM, derived from the index of its device.
+
+    A device that was created again has another index. There are 65535 zones besides the default
+    zone; after that, numbers repeat.
+    """
+    return str((around.ifindex or 0) % _ZONES + 1)
+
+
+def without_families(text: str, tap: Tap) -> str:
+    """Return a ruleset without the lines that name addresses of a family that the VM lacks."""
+    for version in {4, 6} - {subnet.version for subnet in tap.subnets}:
+        named = re.compile(rf"\$(?:vm|subnet){version}\b|^define (?:vm|subnet){version} = ")
+        lines = text.splitlines(keepends=True)
+        text = "".join(line for line in lines if not named.search(line))
+    return text
+
+
+def without_owners(accounting: str) -> str:
+    """Return the accounting of rules whose packets no process of the host has sent.
+
+    A packet from a TAP device has the hypervisor's socket, and a packet to a socket of the host has
+    that socket. So their owners don't distinguish processes inside the VM.
+    """
+    remaining, count = _OWNER_CHAIN.subn("", accounting)
+    if count != 2:
+        raise AssertionError("accounting.nft must count packets with an owner in one chain")
+    return remaining
+
+
+def _vm_ranges(subnet: Subnet) -> Iterator[str]:
+    """Yield the address ranges of a subnet that the VM may use.
+
+    Excluded are the gateway's address, the first address, and the last address in IPv4. The first
+    address is the network's, in IPv6 the subnet-router anycast address (RFC 4291). The last one is
+    IPv4's broadcast address. If there are only two addresses, both are hosts (RFC 3021, RFC 6164).
+    """
+    first, last = int(subnet.network[0]), int(subnet.network[-1])
+    taken = {int(subnet.ip)}
+    if last - first > 1:
+        taken |= {first, last} if subnet.version == 4 else {first}
+    make = type(subnet.ip)
+    for before, after in itertools.pairwise((first - 1, *sorted(taken), last + 1)):
+        if after - before == 2:
+            yield str(make(before + 1))
+        elif after - before > 2:
+            yield f"{make(before + 1)}-{make(after - 1)}"

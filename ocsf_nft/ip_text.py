@@ -1,0 +1,30 @@
+"""Fast conversion of IP addresses between network bytes and text.
+
+There may be tens of thousands of addresses a second.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+
+def packed(text: str | None) -> bytes | None:
+    """Return an address in network bytes; None if ``text`` is no address.
+
+    A scoped address is none either: it does not exist on the wire.
+    """
+    if text is None:
+        return None
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):  # ValueError: a NUL or a lone surrogate
+        return None
+
+
+def text_of(packed: bytes) -> str:
+    """Return an address of 4 or 16 bytes as text, dotted or by RFC 5952; raises ValueError."""
+    text = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+    # The C library writes the last 32 bits of some IPv6 addresses in the form of IPv4.
+    is_mixed = "." in text and ":" in text
+    return str(ipaddress.IPv6Address(packed)) if is_mixed else text

@@ -1,0 +1,159 @@
+"""Meaning of the log prefixes of other firewalls: sandbox, rule and verdict.
+
+An administrator can choose any prefix. So this module has a table of the prefixes of common
+firewalls, and a configuration can add rows. Unknown prefixes are not guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.errors import UsageError
+from ocsf_nft.record import PREFIX_ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocsf_nft.record import ForeignVerdict, Record
+
+#: The kernel's limit (NF_LOG_PREFIXLEN in include/uapi/linux/netfilter/nf_log.h, less the NUL).
+PREFIX_BYTES: Final = 127
+#: Maximum length of a prefix as text: a byte that is not UTF-8 is shown as four characters.
+PREFIX_CHARACTERS: Final = 4 * PREFIX_BYTES
+#: Prefixes in the cache; a host has as many as it has log rules.
+_CACHED: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """Meaning of a prefix. ``sandbox`` is None if the prefix names none."""
+
+    sandbox: str | None
+    rule: str
+    verdict: ForeignVerdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configured:
+    """Configured row: meaning of each prefix that begins with the literal text ``begins``.
+
+    Without a ``rule``, the text of the prefix is the name of the rule.
+    """
+
+    begins: str
+    verdict: ForeignVerdict
+    sandbox: str | None = None
+    rule: str | None = None
+
+
+#: ufw (backend_iptables.py). BLOCK is a drop or a reject, by a rule or a policy; the prefix lacks
+#: this detail. Here and below, such a packet counts as rejected. LIMIT BLOCK is a reject. LIMIT is
+#: logged before the limit is checked, AUDIT before any rule.
+_UFW: Final[dict[str, ForeignVerdict]] = {
+    "UFW BLOCK": "reject",
+    "UFW LIMIT BLOCK": "reject",
+    "UFW ALLOW": "accept",
+    "UFW LIMIT": "log",
+    "UFW AUDIT": "log",
+    "UFW AUDIT INVALID": "log",
+}
+_WHOLE: Final = {f"[{name}]": Meaning(None, name, verdict) for name, verdict in _UFW.items()} | {
+    # Calico's action Log, which has no verdict.
+    "calico-packet:": Meaning(None, "calico-packet", "log"),
+}
+#: OpenShell's prefix, which has the sandbox's name in it.
+_OPENSHELL: Final = re.compile(r"openshell:bypass:([A-Za-z0-9._-]{1,64}):", re.ASCII)
+#: Forms with a free name (a zone, a policy, a chain), which may be any word, and a verdict at a
+#: fixed position: firewalld's chains, of either backend; OpenWrt's fw4 and fw3; Shorewall's.
+_FORMS: Final = (
+    re.compile(r"(?:filter_|IN_|OUT_|FWD_|FWDI_|FWDO_)[^\s:]+_(REJECT|DROP|ICMP_BLOCK):"),
+    re.compile(r"(?i:(reject|drop|accept)) \S+ (?:in|out|forward|invalid ct state):"),
+    re.compile(r"Shorewall6?:[^\s:]+:(?:[0-9]+:)?([A-Za-z_]+):[^\s:]*"),
+)
+#: Words for verdicts in prefixes.
+_ACCEPTED: Final = frozenset({"accept", "accepted", "allow", "allowed", "pass"})
+_REJECTED: Final = frozenset({"reject", "rejected"})
+_DROPPED: Final = frozenset({"drop", "dropped"})
+_REFUSED: Final = _REJECTED | _DROPPED | {"deny", "denied", "block", "blocked"}
+_WORD: Final = re.compile(r"[^\W_]+")
+
+
+class Prefixes:
+    """Table of prefixes: configured rows first, then the built-in ones.
+
+    Of several matching configured rows, the one with the longest ``begins`` applies. Raises
+    UsageError if two rows have the same ``begins``.
+    """
+
+    def __init__(self, configured: Sequence[Configured] = ()) -> None:
+        self._configured = sorted(configured, key=lambda row: len(row.begins), reverse=True)
+        seen: set[str] = set()
+        for row in configured:
+            if row.begins in seen:
+                raise UsageError(f"two prefixes begin with {row.begins!r}: leave one out")
+            seen.add(row.begins)
+        self._cached_find = lru_cache(maxsize=_CACHED)(self._find)
+
+    def of(self, prefix: str) -> Meaning | None:
+        """Return the meaning of a prefix; None if it is unknown or begins like our prefixes."""
+        return self._cached_find(prefix) if len(prefix) <= PREFIX_CHARACTERS else None
+
+    def named(self, record: Record) -> Record:
+        """Return the record with the meaning of its prefix.
+
+        A record with one of our prefixes is returned unchanged. For an unknown prefix the verdict
+        is ``log``: only the fact that the packet was logged is known.
+        """
+        if record.sandbox is not None:
+            return record
+        meaning = self.of(record.prefix)
+        if meaning is None:
+            return replace(record, verdict="log")
+        return replace(record, sandbox=meaning.sandbox, rule=meaning.rule, verdict=meaning.verdict)
+
+    def _find(self, prefix: str) -> Meaning | None:
+        if prefix.startswith(PREFIX_ROOT):
+            return None
+        for row in self._configured:
+            if prefix.startswith(row.begins):
+                return Meaning(row.sandbox, row.rule or prefix.strip(), row.verdict)
+        return _built_in(prefix.strip())
+
+
+def begins(text: str) -> str:
+    """Return ``text`` if a foreign prefix can begin with it; raises UsageError otherwise."""
+    if not text or len(text.encode()) > PREFIX_BYTES:
+        raise UsageError(f"{text!r} is no log prefix: it must have 1 to {PREFIX_BYTES} bytes")
+    if "\0" in text:
+        raise UsageError(f"{text!r} is no log prefix: it has a NUL character")
+    if text.startswith(PREFIX_ROOT):
+        raise UsageError(
+            f"{text!r} is a prefix of ocsf-nft, which has a fixed meaning: leave it out"
+        )
+    return text
+
+
+def _built_in(text: str) -> Meaning | None:
+    if text in _WHOLE:
+        return _WHOLE[text]
+    if found := _OPENSHELL.fullmatch(text):
+        return Meaning(found[1], "bypass", "reject")
+    rule = text.rstrip(": ")
+    for form in _FORMS:
+        if found := form.fullmatch(text):
+            return Meaning(None, rule, _verdict_in(found[1]) or "log")
+    verdict = _verdict_in(text)
+    return None if verdict is None else Meaning(None, rule, verdict)
+
+
+def _verdict_in(text: str) -> ForeignVerdict | None:
+    """Return the verdict in the words of a text; None if there is none."""
+    words = {word.lower() for word in _WORD.findall(text) if word.isascii()}
+    if words & _REFUSED:
+        if words & _ACCEPTED:
+            return "log"
+        return "reject" if words & _REJECTED or not words & _DROPPED else "drop"
+    return "accept" if words & _ACCEPTED else None

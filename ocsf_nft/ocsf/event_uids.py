@@ -1,0 +1,86 @@
+"""Identifiers of events, incidents and flows that are the same in every run.
+
+They are UUIDs of version 5 (RFC 9562): hashes of the identifying values in our own namespace.
+"""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha1
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import orjson
+
+if TYPE_CHECKING:
+    from ocsf_nft.attempt import AggregationReason
+    from ocsf_nft.record import Record
+
+#: Must never change: the event uids of all versions derive from it.
+_NAMESPACE: Final = UUID("6f1d2c5e-8a44-5f0b-9a35-0c5f7e0d4b61").bytes
+#: Hexadecimal digit with the variant of RFC 9562, section 4.1: the last two bits are unchanged.
+_VARIANTS: Final = {f"{digit:x}": f"{digit & 0b11 | 0b1000:x}" for digit in range(16)}
+
+#: ``class_uid`` of Network Activity, whose events have one record each.
+NETWORK_ACTIVITY: Final = 4001
+
+
+def stable_uid(*parts: str | int | None) -> str:
+    """Return the UUID of ``parts``; another number or other types of parts give another UUID.
+
+    Any text is valid, also with lone surrogates.
+    """
+    return _uuid5(_json(parts))
+
+
+def _json(parts: tuple[str | int | None, ...]) -> bytes:
+    """Return the JSON of :mod:`json` without spaces: only printable ASCII is not escaped."""
+    try:
+        encoded = orjson.dumps(parts)
+    except TypeError:  # a lone surrogate, or a number past 64 bits
+        return _escaped(parts)
+    return encoded if encoded.isascii() and b"\x7f" not in encoded else _escaped(parts)
+
+
+def _escaped(parts: tuple[str | int | None, ...]) -> bytes:
+    return json.dumps(parts, separators=(",", ":")).encode()
+
+
+def event_uid(class_uid: int, identity: str) -> str:
+    """Return the uid of a record's event of a class."""
+    return _uuid5(f"{class_uid}:{identity}".encode("utf-8", "surrogatepass"))
+
+
+def incident_uid(identity: str) -> str:
+    """Return the uid that the attempts of an incident share with their finding."""
+    return stable_uid("streak", identity)
+
+
+def flow_uid(record: Record) -> str:
+    """Return the uid that attempts of one flow share if incidents are not tracked.
+
+    A flow is identified by sandbox, rule, user, protocol, destination and port.
+    """
+    return stable_uid(
+        "attempt",
+        record.prefix if record.sandbox is None else record.sandbox,
+        record.sandbox is None,
+        record.rule,
+        record.uid,
+        record.protocol,
+        record.destination,
+        record.destination_port,
+    )
+
+
+def aggregation_uid(
+    sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
+) -> str:
+    """Return the uid that all aggregated attempts of one user and one reason share."""
+    return stable_uid("merged", sandbox, rule, uid, reason)
+
+
+def _uuid5(name: bytes) -> str:
+    digest = sha1(_NAMESPACE + name, usedforsecurity=False).hexdigest()
+    variant = _VARIANTS[digest[16]]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"

@@ -1,0 +1,386 @@
+"""Operational events: state of a fence (class 5019), and of ocsf-nft itself (class 6002)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from ocsf_nft.ocsf import messages
+from ocsf_nft.ocsf.actors import actor_of_process, observables_of, unmapped_of
+from ocsf_nft.ocsf.context import device_of, own_metadata, product
+from ocsf_nft.ocsf.enums import (
+    ConfigActivityId,
+    ConfigState,
+    DeviceType,
+    LifecycleActivityId,
+    SecurityLevel,
+    Severity,
+    Status,
+)
+from ocsf_nft.ocsf.event_uids import stable_uid
+from ocsf_nft.ocsf.events import ApplicationLifecycle, DeviceConfigStateChange
+from ocsf_nft.ocsf.objects import Device
+from ocsf_nft.ocsf.safe_text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.process import Method, Process
+    from ocsf_nft.record import Gap
+
+
+class FenceState(Enum):
+    """State of a fence.
+
+    ``ABSENT``: removed. ``STANDING``: active, and it logs what it refuses. ``PERMISSIVE``:
+    as requested, it refuses nothing and logs what it would refuse. ``DEGRADED``: it refuses
+    packets without logging all of them. ``PERMISSIVE_DEGRADED``: it refuses nothing, and does not
+    log all that it would refuse. ``ALTERED``: its effect is unknown, because it differs from the
+    installed fence, or can't be read.
+    """
+
+    ABSENT = "Absent"
+    STANDING = "Standing"
+    PERMISSIVE = "Permissive"
+    PERMISSIVE_DEGRADED = "Permissive, Degraded"
+    DEGRADED = "Degraded"
+    ALTERED = "Altered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tampering:
+    """Change of a fence by another process.
+
+    ``changes`` is a description, and ``process`` the process that made the change, if known.
+    ``since_ns`` is the time of the detection (ns since the epoch, UTC). ``lasted_ns`` is the time
+    until the fence was restored; None if unknown, or if the fence was not restored. ``given_up`` is
+    true if the fence will not be restored for a while.
+    """
+
+    changes: str
+    process: Process | None = None
+    since_ns: int | None = None
+    lasted_ns: int | None = None
+    given_up: bool = False
+
+
+_CONFIG_STATES: Final = {
+    FenceState.ABSENT: ConfigState.DISABLED,
+    FenceState.STANDING: ConfigState.ENABLED,
+    FenceState.PERMISSIVE: ConfigState.OTHER,
+    FenceState.PERMISSIVE_DEGRADED: ConfigState.OTHER,
+    FenceState.DEGRADED: ConfigState.OTHER,
+    FenceState.ALTERED: ConfigState.OTHER,
+}
+_SEVERITIES: Final = {
+    FenceState.ABSENT: Severity.MEDIUM,
+    FenceState.STANDING: Severity.INFORMATIONAL,
+    FenceState.PERMISSIVE: Severity.MEDIUM,
+    FenceState.PERMISSIVE_DEGRADED: Severity.HIGH,
+    FenceState.DEGRADED: Severity.HIGH,
+    FenceState.ALTERED: Severity.HIGH,
+}
+#: States of a fence that exists as it was installed.
+_AS_INSTALLED: Final = frozenset(set(FenceState) - {FenceState.ABSENT, FenceState.ALTERED})
+_SENTENCES: Final = {
+    FenceState.ABSENT: "The fence of sandbox {sandbox} is gone: nothing holds the sandbox back",
+    FenceState.STANDING: "The fence of sandbox {sandbox} stands, and logs what it refuses",
+    FenceState.PERMISSIVE: (
+        "The fence of sandbox {sandbox} stands and is permissive: it lets pass what it would "
+        "refuse, and tells of it"
+    ),
+    FenceState.PERMISSIVE_DEGRADED: (
+        "The fence of sandbox {sandbox} stands and is permissive: it lets pass what it would "
+        "refuse, and does not log all of it"
+    ),
+    FenceState.DEGRADED: "The fence of sandbox {sandbox} stands, but does not log all it refuses",
+    FenceState.ALTERED: (
+        "The fence of sandbox {sandbox} is not as it was installed, or can't be looked at: "
+        "it may hold nothing back"
+    ),
+}
+
+
+def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    *,
+    sandbox: str,
+    before: FenceState,
+    after: FenceState,
+    time_ns: int,
+    tables: Sequence[str],
+    transport: str | None = None,
+    reason: str | None = None,
+    tampering: Tampering | None = None,
+    is_regular: bool = False,
+) -> DeviceConfigStateChange:
+    """Return the event of a change of a fence's state.
+
+    ``time_ns`` is its time, in ns since the epoch, UTC. ``tables`` have the form ``family name``.
+    ``transport`` is the log transport of the fence. ``reason`` is the cause of a fault, or a
+    description of the change. ``tampering`` is a change by another process. ``is_regular`` is true
+    if the fence was removed as requested. The same arguments give the same event uid.
+    """
+    state = _CONFIG_STATES[after]
+    sentence = _SENTENCES[after].format(sandbox=visible(sandbox))
+    unmapped: dict[str, Any] = {
+        "sandbox": visible(sandbox),
+        "previous_state": before.value,
+        "tables": [visible(table) for table in tables],
+    }
+    if transport is not None:
+        unmapped["transport"] = visible(transport)
+    device, observables = device_of(context)
+    actor = None
+    if tampering is not None:
+        unmapped["changes"] = visible(tampering.changes)
+        if tampering.process is not None:
+            actor = actor_of_process(tampering.process)
+            unmapped |= unmapped_of(tampering.process)
+        if after in _AS_INSTALLED and not tampering.given_up:
+            sentence += "; it was altered, and has been put back"
+    cause = None if is_regular else reason
+    start, end = _span(tampering)
+    return DeviceConfigStateChange(
+        activity_id=ConfigActivityId.LOG,
+        time=time_ns // 1_000_000,
+        start_time=start,
+        end_time=end,
+        duration=None if start is None or end is None else end - start,
+        severity_id=_severity(after, cause, tampering),
+        status_id=_status(after, cause, tampering),
+        status_detail=None if reason is None else visible(reason),
+        message=f"{sentence} (before: {before.value.lower()}).",
+        actor=actor,
+        state_id=state,
+        state=after.value if state is ConfigState.OTHER else state.caption,
+        security_level_id=_security_level(after),
+        prev_security_level_id=_security_level(before),
+        device=device or Device(name="unknown", type_id=DeviceType.UNKNOWN),
+        observables=(*observables, *observables_of(actor)) or None,
+        unmapped=unmapped,
+        metadata=own_metadata(
+            stable_uid("fence", sandbox, before.value, after.value, time_ns, reason), time_ns
+        ),
+    )
+
+
+def lifecycle(
+    context: Context, *, activity: Literal["start", "stop"], time_ns: int, reason: str | None = None
+) -> ApplicationLifecycle:
+    """Return the event of a start or stop at ``time_ns`` (ns since the epoch, UTC)."""
+    started = activity == "start"
+    device, observables = device_of(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.START if started else LifecycleActivityId.STOP,
+        time=time_ns // 1_000_000,
+        severity_id=Severity.INFORMATIONAL,
+        status_id=Status.SUCCESS,
+        status_detail=None if reason is None else visible(reason),
+        message=f"ocsf-nft {product().version} {'started' if started else 'stopped'}.",
+        app=product(),
+        device=device,
+        observables=observables or None,
+        metadata=own_metadata(stable_uid("lifecycle", activity, time_ns), time_ns),
+    )
+
+
+def attribution_degraded(
+    context: Context, *, method: Method, reason: str, time_ns: int
+) -> ApplicationLifecycle:
+    """Return the event of a fallback to a weaker attribution method.
+
+    ``method`` is used from ``time_ns`` on (ns since the epoch, UTC).
+    """
+    device, observables = device_of(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name="Attribution Degraded",
+        time=time_ns // 1_000_000,
+        severity_id=Severity.MEDIUM,
+        status_id=Status.FAILURE,
+        status_detail=visible(reason),
+        message=f"Processes are not captured any more: {visible(reason)}. {_NOW_BY[method]}",
+        app=product(),
+        device=device,
+        observables=observables or None,
+        unmapped={"method": method},
+        metadata=own_metadata(stable_uid("attribution fell", method, reason, time_ns), time_ns),
+    )
+
+
+_NOW_BY: Final[dict[Method, str]] = {
+    "socket": "From now on they are those that have the socket when it is looked up.",
+    "user": "From now on events name the user alone.",
+}
+
+
+def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> ApplicationLifecycle:
+    """Return the event of dropped records; ``processed_ns`` is now, in ns since the epoch, UTC."""
+    if gap.transport == "counters":
+        what = "Counts may be lost, nobody knows of how many packets"
+    else:
+        what = "Records were lost, nobody knows how many"
+        if gap.dropped is not None:
+            what = f"{messages.counted(gap.dropped, 'record')} {_were(gap.dropped)} lost"
+        what = f"{what} on the way from the kernel ({gap.transport})"
+    device, observables = device_of(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name="Records Dropped",
+        time=gap.until_ns // 1_000_000,
+        start_time=min(gap.since_ns, gap.until_ns) // 1_000_000,
+        end_time=gap.until_ns // 1_000_000,
+        duration=_duration(gap.since_ns, gap.until_ns),
+        count=gap.dropped,
+        severity_id=Severity.HIGH,
+        status_id=Status.FAILURE,
+        status_detail=visible(gap.reason),
+        message=f"{what}: {visible(gap.reason)}.",
+        app=product(),
+        device=device,
+        observables=observables or None,
+        unmapped={"transport": gap.transport},
+        metadata=own_metadata(
+            stable_uid("gap", gap.transport, gap.reason, gap.dropped, gap.since_ns, gap.until_ns),
+            processed_ns,
+        ),
+    )
+
+
+def events_dropped(
+    context: Context, *, reason: str, number: int | None, since_ns: int, until_ns: int
+) -> ApplicationLifecycle:
+    """Return the event of stored events that will not be delivered.
+
+    ``number`` is None if unknown. The events were dropped between ``since_ns`` and ``until_ns``, in
+    ns since the epoch, UTC; ``until_ns`` is now.
+    """
+    what = "Events may be lost, nobody knows how many"
+    if number is not None:
+        what = f"{messages.counted(number, 'event')} {_were(number)} lost"
+    device, observables = device_of(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name="Events Dropped",
+        time=until_ns // 1_000_000,
+        start_time=min(since_ns, until_ns) // 1_000_000,
+        end_time=until_ns // 1_000_000,
+        duration=_duration(since_ns, until_ns),
+        count=number,
+        severity_id=Severity.HIGH,
+        status_id=Status.FAILURE,
+        status_detail=visible(reason),
+        message=f"{what}: {visible(reason)}.",
+        app=product(),
+        device=device,
+        observables=observables or None,
+        unmapped={"transport": "store"},
+        metadata=own_metadata(
+            stable_uid("events lost", reason, number, since_ns, until_ns), until_ns
+        ),
+    )
+
+
+def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at the call
+    context: Context,
+    *,
+    sandbox: str,
+    packets: int,
+    allowed: int = 0,
+    since_ns: int,
+    until_ns: int,
+    reason: str,
+    processed_ns: int,
+) -> ApplicationLifecycle:
+    """Return the event of a time without reads of a fence's counters and log.
+
+    The service was stopped or late. ``packets`` is the number of packets in that time. A permissive
+    fence allowed ``allowed`` of them; the others were refused. The next events count all of these
+    packets, so this event's ``count`` must not be added to theirs. Times
+    are in ns since the epoch, UTC; ``processed_ns`` is now. ``since_ns`` and ``until_ns`` may be of
+    two runs. If the clock was set back between them, the event has no duration. The same arguments
+    give the same event uid.
+    """
+    duration = messages.elapsed(since_ns, until_ns)
+    became = {"refused": packets - allowed, "let pass (it is permissive)": allowed}
+    kinds = [
+        f"{messages.counted(number, 'packet')} {_were(number)} {what}"
+        for what, number in became.items()
+        if number
+    ]
+    if packets:
+        are = "is" if packets == 1 else "are"
+        meanwhile = f"{' and '.join(kinds)} meanwhile, and {are} counted"
+    else:
+        meanwhile = "nothing was refused meanwhile"
+    device, observables = device_of(context)
+    return ApplicationLifecycle(
+        activity_id=LifecycleActivityId.OTHER,
+        activity_name="Collection Gap",
+        time=until_ns // 1_000_000,
+        start_time=min(since_ns, until_ns) // 1_000_000,
+        end_time=until_ns // 1_000_000,
+        duration=_duration(since_ns, until_ns),
+        count=packets,
+        severity_id=Severity.HIGH if packets else Severity.LOW,
+        status_id=Status.FAILURE,
+        status_detail=visible(reason),
+        message=(
+            f"ocsf-nft did not read the fence of sandbox {visible(sandbox)} for {duration}; "
+            f"{meanwhile}."
+        ),
+        app=product(),
+        device=device,
+        observables=observables or None,
+        unmapped={"sandbox": visible(sandbox)},
+        metadata=own_metadata(
+            stable_uid("unread", sandbox, packets, since_ns, until_ns, reason), processed_ns
+        ),
+    )
+
+
+def _duration(since_ns: int, until_ns: int) -> int | None:
+    """Return the duration in ms; None if it is zero, or if the clock was set back."""
+    milliseconds = until_ns // 1_000_000 - since_ns // 1_000_000
+    return milliseconds if milliseconds > 0 else None
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
+    """Return start and end of a change of a fence (ms since the epoch), each None if unknown."""
+    if tampering is None or tampering.since_ns is None:
+        return None, None
+    start = tampering.since_ns // 1_000_000
+    if tampering.lasted_ns is None:
+        return start, None
+    # A shorter time counts as one millisecond, because a duration of zero would mean no change.
+    return start, start + max(1, round(tampering.lasted_ns / 1_000_000))
+
+
+def _status(state: FenceState, reason: str | None, tampering: Tampering | None) -> Status:
+    if tampering is not None and tampering.given_up:
+        return Status.FAILURE
+    is_good = state in {FenceState.STANDING, FenceState.PERMISSIVE} or (
+        state is FenceState.ABSENT and reason is None
+    )
+    return Status.SUCCESS if is_good else Status.FAILURE
+
+
+def _severity(state: FenceState, reason: str | None, tampering: Tampering | None) -> Severity:
+    """Return the severity; an absent fence is critical if it was not removed as requested."""
+    is_removed = state is FenceState.ABSENT and reason is not None
+    if is_removed or (tampering is not None and tampering.given_up):
+        return Severity.CRITICAL
+    if tampering is not None:
+        return max(Severity.HIGH, _SEVERITIES[state])
+    return _SEVERITIES[state]
+
+
+def _security_level(state: FenceState) -> SecurityLevel:
+    return SecurityLevel.SECURE if state is FenceState.STANDING else SecurityLevel.AT_RISK

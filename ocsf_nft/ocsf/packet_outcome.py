@@ -1,0 +1,266 @@
+"""Interpretation of records and rules: direction, the fence's answer, outcome and severity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ocsf_nft.ocsf import protocols
+from ocsf_nft.ocsf.enums import (
+    Action,
+    Direction,
+    Disposition,
+    NetworkActivityId,
+    Severity,
+    Status,
+)
+from ocsf_nft.record import VM_RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Container
+
+    from ocsf_nft.ocsf.addresses import AddressKind
+    from ocsf_nft.record import ForeignVerdict, Record, Verdict
+
+#: Rules of a fence, as named in a record's prefix. ``link`` is the last hook before the wire, and
+#: ``guard`` is at the host's end of the sandbox's link. The rules ``vm-*`` are on a VM's host.
+EGRESS: Final = "egress"
+FORWARD: Final = "forward"
+INGRESS: Final = "ingress"
+LINK: Final = "link"
+GUARD: Final = "guard"
+VM_FORWARD: Final = "vm-forward"
+VM_INPUT: Final = "vm-input"
+VM_INGRESS: Final = "vm-ingress"
+VM_LINK: Final = "vm-link"
+
+#: Rules whose packets all have the same direction.
+_DIRECTIONS: Final = {
+    EGRESS: Direction.OUTBOUND,
+    LINK: Direction.OUTBOUND,
+    GUARD: Direction.OUTBOUND,
+    INGRESS: Direction.INBOUND,
+    VM_FORWARD: Direction.OUTBOUND,
+    VM_INPUT: Direction.OUTBOUND,
+    VM_LINK: Direction.OUTBOUND,
+    VM_INGRESS: Direction.INBOUND,
+}
+#: Rules that drop packets without an answer.
+_SILENT: Final = frozenset({INGRESS, LINK, GUARD, *VM_RULES})
+
+#: Details that only records of fragments have.
+FRAGMENTED: Final = frozenset({"fragment_offset", "more_fragments"})
+
+_RST: Final = 0x04
+_SYN: Final = 0x02
+_ACK: Final = 0x10
+#: DNS, DNS over TLS, NetBIOS names, multicast DNS, LLMNR.
+NAME_PORTS: Final = frozenset({53, 137, 853, 5353, 5355})
+#: Router solicitation and multicast listener messages (RFC 4861, RFC 2710, RFC 3810).
+_HOUSEKEEPING: Final = frozenset({130, 131, 132, 133, 143})
+#: Neighbour solicitation (RFC 4861). A VM without IPv6 sends it as soon as it boots.
+_SOLICITATION: Final = 135
+#: Errors about another packet (RFC 1122; RFC 4443: every type below 128).
+_ICMP_ERRORS: Final[dict[int | None, Container[int]]] = {
+    protocols.ICMP: frozenset({3, 4, 5, 11, 12}),
+    protocols.ICMPV6: range(128),
+}
+#: Type and code of the fence's answer: communication administratively prohibited (RFC 1812, RFC
+#: 4443).
+_PROHIBITED: Final[dict[int | None, tuple[int, int]]] = {
+    protocols.ICMP: (3, 13),
+    protocols.ICMPV6: (1, 1),
+}
+_ARP_REPLY: Final = 2  # RFC 826
+_ECHO_REQUESTS: Final = frozenset({(protocols.ICMP, 8), (protocols.ICMPV6, 128)})
+
+
+class Answer(Enum):
+    """Answer to the sender of a packet; the value is the event's ``status_code``."""
+
+    RESET = "tcp-reset"
+    PROHIBITED = "icmpx-admin-prohibited"
+    NOTHING = "dropped"
+    #: No answer, because a permissive fence allowed the packet.
+    PERMITTED = "permissive"
+
+
+class Outcome(NamedTuple):
+    """Outcome of a packet, in terms of the schema."""
+
+    activity: NetworkActivityId
+    status: Status
+    action: Action
+    disposition: Disposition
+
+
+_BLOCKED: Final = Outcome(
+    NetworkActivityId.REFUSE, Status.FAILURE, Action.DENIED, Disposition.BLOCKED
+)
+_DROPPED: Final = _BLOCKED._replace(disposition=Disposition.DROPPED)
+_ALLOWED: Final = Outcome(
+    NetworkActivityId.OPEN, Status.SUCCESS, Action.OBSERVED, Disposition.LOGGED
+)
+#: Outcomes by the verdict of a foreign rule. Its prefix states the verdict; if not, it is "log".
+_OUTCOMES: Final[dict[ForeignVerdict, Outcome]] = {
+    "reject": _BLOCKED,
+    "drop": _DROPPED,
+    "accept": Outcome(NetworkActivityId.OPEN, Status.SUCCESS, Action.ALLOWED, Disposition.ALLOWED),
+    "log": Outcome(NetworkActivityId.TRAFFIC, Status.UNKNOWN, Action.OBSERVED, Disposition.LOGGED),
+}
+
+
+def is_ours(record: Record) -> bool:
+    """Return true if a rule of a fence logged the record."""
+    return record.sandbox is not None and record.verdict in {None, "permit"}
+
+
+def foreign_verdict(record: Record) -> ForeignVerdict | None:
+    """Return the verdict of a foreign rule; None for a rule of a fence."""
+    if record.verdict == "permit":
+        return None
+    return None if is_ours(record) else record.verdict or "log"
+
+
+def is_attempt(record: Record) -> bool:
+    """Return true if the packet was refused, or would be if its fence were not permissive."""
+    return foreign_verdict(record) not in {"accept", "log"}
+
+
+def outcome(record: Record, answer: Answer | None) -> Outcome:
+    """Return the outcome of a packet; ``answer`` is the fence's answer."""
+    verdict = foreign_verdict(record)
+    return outcome_of(answer) if verdict is None else _OUTCOMES[verdict]
+
+
+def outcome_of(answer: Answer | None) -> Outcome:
+    """Return the outcome of packets with this answer of a fence."""
+    if answer is Answer.PERMITTED:
+        return _ALLOWED
+    return _DROPPED if answer is Answer.NOTHING else _BLOCKED
+
+
+def direction(record: Record, uplinks: frozenset[str]) -> Direction:
+    """Return the packet's direction, seen from the sandbox; for a foreign rule, from the host.
+
+    ``uplinks`` are the interfaces that lead out of the sandbox, empty if unknown.
+    """
+    if is_ours(record):
+        if record.rule == FORWARD:
+            if not uplinks or record.in_interface is None:
+                return Direction.UNKNOWN
+            inbound = record.in_interface in uplinks
+            return Direction.INBOUND if inbound else Direction.OUTBOUND
+        if record.rule in _DIRECTIONS:
+            return _DIRECTIONS[record.rule]
+    if record.in_interface is None and record.out_interface is not None:
+        return Direction.OUTBOUND
+    if record.in_interface is not None and record.out_interface is None:
+        return Direction.INBOUND
+    return Direction.UNKNOWN
+
+
+def direction_of_rule(rule: str) -> Direction:
+    """Return the direction of all packets of a fence's rule, seen from the sandbox."""
+    return _DIRECTIONS.get(rule, Direction.UNKNOWN)
+
+
+def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> Answer | None:
+    """Return the kernel's answer to all packets that a rule of a fence refused or allowed.
+
+    ``verdict`` is as in the rule's records. The result is None if the answer depends on the packet.
+    """
+    if verdict == "permit":
+        return Answer.PERMITTED
+    is_silent = rule in _SILENT or direction is Direction.INBOUND
+    return Answer.NOTHING if is_silent else None
+
+
+def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
+    """Return the kernel's answer to a packet; None for a foreign rule, whose answer is unknown.
+
+    A reject rule does not answer some packets: TCP resets, ICMP errors, multicast, broadcast,
+    fragments other than the first, and incomplete headers. The source is nf_reject_ipv4.c,
+    nf_reject_ipv6.c and both icmp.c of the kernel.
+    """
+    if not is_ours(record):
+        return None
+    to_all = answer_to_all(record.rule, direction, record.verdict)
+    if to_all is not None:
+        return to_all
+    if record.rule not in {EGRESS, FORWARD} or direction is Direction.UNKNOWN:
+        return None
+    if destination is None or destination.is_multicast or destination.is_broadcast:
+        return Answer.NOTHING
+    if record.details.get("fragment_offset") or "incomplete_bytes" in record.details:
+        return Answer.NOTHING
+    if record.protocol == protocols.TCP:
+        is_reset = record.tcp_flags is not None and record.tcp_flags & _RST
+        return Answer.NOTHING if is_reset else Answer.RESET
+    is_error = record.details.get("icmp_type") in _ICMP_ERRORS.get(record.protocol, ())
+    return Answer.NOTHING if is_error else Answer.PROHIBITED
+
+
+def is_name_resolution(record: Record, direction: Direction) -> bool:
+    """Return true for a query of name resolution, or for an inbound or forwarded response."""
+    if record.protocol not in {protocols.TCP, protocols.UDP}:
+        return False
+    is_answer = direction is not Direction.OUTBOUND and record.source_port in NAME_PORTS
+    return is_answer or record.destination_port in NAME_PORTS
+
+
+def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
+    """Return true if a kernel sends such packets by itself: to its link, or as an answer.
+
+    An answer is an ARP reply for the sandbox's address, or the fence's own refusal to a forged
+    source address. Neither has a socket. A VM's ARP replies are not housekeeping, because
+    its fence refuses only false ones.
+    """
+    if record.uid is not None:
+        return False
+    if _is_answer(record):
+        return True
+    if destination is None or not (destination.is_multicast or destination.is_link_local):
+        return False
+    if record.protocol == protocols.IGMP:
+        return True
+    kind = record.details.get("icmp_type") if record.protocol == protocols.ICMPV6 else None
+    return kind in _HOUSEKEEPING or (kind == _SOLICITATION and record.rule == VM_LINK)
+
+
+def _is_answer(record: Record) -> bool:
+    arp = record.details.get("arp")
+    if isinstance(arp, Mapping):
+        return record.rule != VM_LINK and arp.get("operation") == _ARP_REPLY
+    type_and_code = record.details.get("icmp_type"), record.details.get("icmp_code")
+    return _PROHIBITED.get(record.protocol) == type_and_code
+
+
+def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
+    """Return the default severity; a permissive fence's packets count as refused."""
+    if not is_attempt(record):
+        return Severity.INFORMATIONAL
+    if (
+        direction is Direction.OUTBOUND
+        and destination is not None
+        and destination.is_cloud_metadata
+    ):
+        return Severity.HIGH
+    if is_housekeeping(record, destination):
+        return Severity.INFORMATIONAL
+    if is_name_resolution(record, direction) or record.sandbox is None:
+        return Severity.LOW
+    return Severity.MEDIUM
+
+
+def is_initiator_known(record: Record) -> bool:
+    """Return true if the packet itself proves that its sender began the conversation."""
+    if record.protocol == protocols.TCP and record.tcp_flags is not None:
+        return record.tcp_flags & (_SYN | _ACK | _RST) == _SYN
+    return is_echo_request(record)
+
+
+def is_echo_request(record: Record) -> bool:
+    """Return true for an ICMP echo request, as ping sends."""
+    return (record.protocol, record.details.get("icmp_type")) in _ECHO_REQUESTS

@@ -1,0 +1,213 @@
+"""Mapping of a fan-out to a Detection Finding: one user tries many destinations or ports."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.ocsf import attack, messages, packet_outcome, protocols
+from ocsf_nft.ocsf.addresses import address_kind
+from ocsf_nft.ocsf.context import device_of, own_metadata
+from ocsf_nft.ocsf.endpoints import endpoint, observable
+from ocsf_nft.ocsf.enums import (
+    AnalyticType,
+    Confidence,
+    Direction,
+    ObservableType,
+    ProtocolVersion,
+    Severity,
+)
+from ocsf_nft.ocsf.event_uids import aggregation_uid, stable_uid
+from ocsf_nft.ocsf.events import DetectionFinding
+from ocsf_nft.ocsf.findings import STAGES, fence_action
+from ocsf_nft.ocsf.firewall_rule import firewall_rule
+from ocsf_nft.ocsf.objects import (
+    Actor,
+    Analytic,
+    Evidences,
+    FindingInfo,
+    NetworkConnectionInfo,
+    NetworkEndpoint,
+    Remediation,
+    ResourceDetails,
+    User,
+)
+from ocsf_nft.ocsf.packet_outcome import Answer
+from ocsf_nft.ocsf.remediation import general_advice
+from ocsf_nft.ocsf.safe_text import visible
+from ocsf_nft.record import VM_RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ocsf_nft.attempt import FanOut
+    from ocsf_nft.flow import Flow
+    from ocsf_nft.ocsf.context import Context
+    from ocsf_nft.ocsf.objects import Observable
+
+_ANALYTIC: Final = Analytic(
+    uid="ocsf-nft/fan-out", name="Fan-out", type_id=AnalyticType.RULE
+).cache_json()
+#: Maximum number of addresses among the observables. The evidences have the whole sample.
+_OBSERVED: Final = 10
+_ACTION_TEXTS: Final[dict[Answer | None, str]] = {
+    Answer.NOTHING: "dropped",
+    Answer.PERMITTED: "let pass, because the fence is permissive",
+}
+_VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
+
+
+def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
+    """Return the finding of a fan-out: one user tries many destinations or ports.
+
+    ``processed_ns`` is now, in ns since the epoch, UTC. All findings of one fan-out have the same
+    ``finding_info.uid``. The numbers are running totals; Network Activity events count the same
+    packets. The same FanOut gives the same event, apart from ``metadata.processed_time``. The
+    events of its aggregated flows have the same ``correlation_uid``.
+    """
+    stage = STAGES[found.stage]
+    direction = packet_outcome.direction_of_rule(found.rule)
+    answer = packet_outcome.answer_to_all(found.rule, direction, found.verdict)
+    outcome = packet_outcome.outcome_of(answer)
+    action = fence_action(is_permitted=answer is Answer.PERMITTED)
+    start, end = found.start_ns // 1_000_000, found.end_ns // 1_000_000
+    actor = None if found.uid is None else Actor(user=User(uid=str(found.uid))).cache_json()
+    evidences = _evidences(found, direction, actor)
+    device, observables = device_of(context)
+    metadata = own_metadata(
+        stable_uid("fan-out", found.identity, found.stage, found.packets, found.flows),
+        processed_ns,
+    )
+    return DetectionFinding(
+        activity_id=stage.activity,
+        time=end,
+        start_time=start,
+        end_time=end,
+        duration=None if start == end else end - start,
+        count=found.packets,
+        severity_id=Severity.HIGH,
+        status_id=stage.status,
+        status_detail=stage.text,
+        message=_message(found, direction, answer),
+        action_id=outcome.action,
+        disposition_id=outcome.disposition,
+        is_alert=found.stage != "ended",
+        confidence_id=Confidence.HIGH,
+        finding_info=FindingInfo(
+            uid=stable_uid("fan-out", found.identity),
+            title=f"Fan-out to many destinations or ports {action.title}",
+            desc=(
+                "One user tried many destinations or ports within a short time, past the "
+                f"sandbox's proxy. That is what a scan looks like. {action.desc} "
+                "It came to at least these numbers."
+            ),
+            types=("Fan-out",),
+            analytic=_ANALYTIC,
+            attacks=attack.SCAN,
+            first_seen_time=start,
+            last_seen_time=end,
+        ),
+        remediation=Remediation(desc=_remedy(context, found, direction)),
+        firewall_rule=firewall_rule(context, found.rule, is_ours=True),
+        attacks=attack.SCAN,
+        evidences=evidences,
+        resources=(ResourceDetails(name=visible(found.sandbox), type="sandbox"),),
+        actor=actor,
+        device=device,
+        observables=(*_observables(evidences, found.uid), *observables) or None,
+        unmapped={
+            "sandbox": visible(found.sandbox),
+            "flows": found.flows,
+            "destinations": found.destinations,
+            "ports": found.ports,
+        },
+        metadata=metadata.model_copy(
+            update={
+                "correlation_uid": aggregation_uid(found.sandbox, found.rule, found.uid, "many")
+            }
+        ),
+    )
+
+
+def _message(found: FanOut, direction: Direction, answer: Answer | None) -> str:
+    sandbox = messages.sender_text(found.sandbox, None, rule=found.rule)
+    what = f"at least {messages.counted(found.destinations, 'destination')}"
+    if found.ports:
+        what = f"{what} on {messages.counted(found.ports, 'port')}"
+    if direction is Direction.OUTBOUND:
+        tried = f"{messages.sender_text(found.sandbox, found.uid, rule=found.rule)} tried {what}"
+    elif direction is Direction.INBOUND:
+        tried = f"somebody outside {sandbox} tried {what} in it"
+    else:
+        tried = f"somebody tried {what} through {sandbox}"
+    duration = messages.elapsed(found.start_ns, found.end_ns)
+    packets = messages.counted(found.packets, "packet")
+    flows = messages.counted(found.flows, "flow")
+    return (
+        f"{tried} within {duration}: {packets} in {flows}, "
+        f"all {_ACTION_TEXTS.get(answer, 'refused')}"
+    )
+
+
+def _remedy(context: Context, found: FanOut, direction: Direction) -> str:
+    if direction is Direction.INBOUND:
+        return f"Find out who sends this. {general_advice(found.rule, direction, None)}"
+    where, proxies = (
+        messages.sender_text(found.sandbox, found.uid, rule=found.rule),
+        context.proxies,
+    )
+    if found.rule in VM_RULES:
+        allowed = general_advice(found.rule, direction, None)
+        return f"Find out what {where} runs, and stop it unless somebody wants this. {allowed}"
+    proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
+    return (
+        f"Find out what {where} runs, and stop it unless somebody wants it to do this. "
+        f"What has a reason to go out goes through {proxy}."
+    )
+
+
+def _evidences(found: FanOut, direction: Direction, actor: Actor | None) -> tuple[Evidences, ...]:
+    """Return one evidence per flow of the sample; without a sample, one for all flows."""
+    source = None if direction is Direction.INBOUND else endpoint(found.sandbox)
+    flows: Iterable[Flow | None] = found.sample or (None,)
+    return tuple(
+        Evidences(
+            actor=actor,
+            src_endpoint=source,
+            dst_endpoint=_destination(found, direction, flow),
+            connection_info=_connection(direction, flow),
+        )
+        for flow in flows
+    )
+
+
+def _destination(found: FanOut, direction: Direction, flow: Flow | None) -> NetworkEndpoint | None:
+    return endpoint(
+        found.sandbox if direction is Direction.INBOUND else None,
+        None if flow is None else flow.destination,
+        None if flow is None else address_kind(flow.destination),
+        None if flow is None else flow.port,
+    )
+
+
+def _connection(direction: Direction, flow: Flow | None) -> NetworkConnectionInfo:
+    if flow is None:
+        return NetworkConnectionInfo(direction_id=direction)
+    destination = address_kind(flow.destination)
+    return NetworkConnectionInfo(
+        direction_id=direction,
+        protocol_num=flow.protocol,
+        protocol_name=None if flow.protocol is None else protocols.NAMES.get(flow.protocol),
+        protocol_ver_id=None if destination is None else _VERSIONS[destination.version],
+    )
+
+
+def _observables(evidences: Iterable[Evidences], uid: int | None) -> Iterable[Observable]:
+    addresses: dict[str, str] = {}
+    for number, evidence in enumerate(evidences):
+        ip = None if evidence.dst_endpoint is None else evidence.dst_endpoint.ip
+        if ip is not None:
+            addresses.setdefault(ip, f"evidences[{number}].dst_endpoint.ip")
+    for ip, name in list(addresses.items())[:_OBSERVED]:
+        yield observable(name, ObservableType.IP_ADDRESS, ip)
+    if uid is not None:
+        yield observable("actor.user.uid", ObservableType.USER_UID, str(uid))

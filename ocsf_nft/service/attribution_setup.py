@@ -1,0 +1,33 @@
+"""Configuration of the attribution of processes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ocsf_nft.attribution.fallback_chain import FallbackChain
+from ocsf_nft.service import fences
+from ocsf_nft.service.record_feeds import HOST
+
+if TYPE_CHECKING:
+    from ocsf_nft.config import Config
+    from ocsf_nft.fence.state import StateDirectory
+
+
+def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
+    """Return the fallback chain for all sandboxes whose processes run on this kernel."""
+    settings = config.attribution
+    namespaces, permissive = {}, set()
+    for sandbox in config.sandbox:
+        found = None if sandbox.install else fences.read_record(sandbox.name, state)
+        if sandbox.profile != "tap":  # a VM's processes are its own kernel's
+            known = HOST if found is None else found.namespace
+            namespaces[sandbox.name] = sandbox.namespace or known
+            if sandbox.permissive if found is None else found.spec.is_permissive:
+                permissive.add(sandbox.name)
+    return FallbackChain(
+        namespaces,
+        permissive=permissive,
+        top=settings.method,
+        wait_seconds=settings.wait_ms / 1000,
+        hashed_bytes=settings.hash_max_bytes,
+    )

@@ -1,0 +1,134 @@
+"""Conversion of attempts to events, and of events to JSON lines."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ocsf_nft.attempt import Attempt, IncidentEnd
+from ocsf_nft.ocsf import scan_findings
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.mapper import Mapper
+from ocsf_nft.ocsf.packet_outcome import is_ours
+from ocsf_nft.ocsf.severity import Threshold
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from ocsf_nft.attempt import FanOut
+    from ocsf_nft.ocsf.context import Host
+    from ocsf_nft.ocsf.events import Event
+    from ocsf_nft.ocsf.severity import SeverityRule
+    from ocsf_nft.record import Record
+
+#: Events rendered before other tasks get a turn: 2 ms of work at most.
+_SLICE: Final = 16
+
+
+class StoreEvents(Protocol):
+    """Function that stores events in one transaction, with their source's position.
+
+    Raises DeliveryError; then none of the events is stored.
+    """
+
+    async def __call__(
+        self, lines: Sequence[bytes], *, source: str = "", position: str = ""
+    ) -> None:
+        """Return when the events are stored."""
+
+
+class Reporter:
+    """Mapper of all sandboxes, with the context of each; stores the events.
+
+    ``host`` is the machine that the events are about; None if unknown, as for a log of another
+    machine. ``severities`` and ``threshold`` are as in :class:`Context`, for all sandboxes.
+    """
+
+    def __init__(
+        self,
+        store_events: StoreEvents,
+        host: Host | None,
+        *,
+        severities: tuple[SeverityRule, ...] = (),
+        threshold: Threshold | None = None,
+    ) -> None:
+        self.host = host
+        self.events = 0
+        self._store_events = store_events
+        self._mappers: dict[str | None, Mapper] = {}
+        self._contexts: dict[str, Context] = {}
+        self._host_context = Context(
+            host=host, severities=severities, threshold=threshold or Threshold()
+        )
+        self._unknown = Mapper(self._host_context)
+
+    def set_context(self, sandbox: str, context: Context) -> None:
+        """Use a context for the events of a sandbox from now on."""
+        merged_context = replace(
+            context,
+            severities=self._host_context.severities,
+            threshold=self._host_context.threshold,
+        )
+        self._contexts[sandbox] = merged_context
+        self._mappers[sandbox] = Mapper(merged_context)
+
+    def set_severity_rules(
+        self, severities: tuple[SeverityRule, ...], threshold: Threshold
+    ) -> None:
+        """Use other rules for severities and findings from now on."""
+        self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
+        self._unknown = Mapper(self._host_context)
+        for sandbox, context in self._contexts.items():
+            self.set_context(sandbox, context)
+
+    def context(self, sandbox: str | None = None) -> Context:
+        """Return the context of a sandbox; that of the host if the sandbox is None or unknown."""
+        return (
+            self._host_context
+            if sandbox is None
+            else self._contexts.get(sandbox, self._host_context)
+        )
+
+    async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
+        """Return the events as JSON; other tasks get a turn meanwhile."""
+        lines: list[bytes] = []
+        for number, each in enumerate(found, 1):
+            lines.extend(self._events(each))
+            if number % _SLICE == 0:
+                await asyncio.sleep(0)
+        return lines
+
+    async def deliver(
+        self, lines: Sequence[bytes], *, source: str = "", position: str = ""
+    ) -> None:
+        """Store events, and with them their source's position; raises DeliveryError."""
+        await self._store_events(lines, source=source, position=position)
+        self.events += len(lines)
+
+    async def emit(self, event: Event) -> None:
+        """Store one event about this service; raises DeliveryError."""
+        await self.deliver([event.to_json()])
+
+    def is_finding(self, record: Record, packets: int) -> bool:
+        """Return whether attempts with this record and this number of packets are a finding."""
+        return self._mapper(record).is_finding(record, packets)
+
+    def _mapper(self, record: Record) -> Mapper:
+        # A sandbox name in another firewall's record is none of the sandboxes here.
+        name = record.sandbox if is_ours(record) else None
+        return self._mappers.get(name, self._unknown)
+
+    def _events(self, found: Attempt | FanOut | IncidentEnd) -> Iterator[bytes]:
+        now_ns = time.time_ns()
+        if not isinstance(found, Attempt | IncidentEnd):
+            context = self.context(found.sandbox)
+            yield scan_findings.fan_out(context, found, processed_ns=now_ns).to_json()
+            return
+        mapper = self._mapper(found.record)
+        if isinstance(found, Attempt):
+            yield mapper.line(found, processed_ns=now_ns)
+        finding = mapper.finding(found, processed_ns=now_ns)
+        if finding is not None:
+            yield finding.to_json()

@@ -1,0 +1,446 @@
+"""Monitor of a fence: restores a changed fence, and reports each change of its state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import structlog
+
+from ocsf_nft.errors import AbsentError, OcsfNftError, SourceError
+from ocsf_nft.fence import installer, restore_batch, tamper_guard
+from ocsf_nft.fence.fence_events import FenceEvents
+from ocsf_nft.ocsf.operational_events import FenceState, Tampering
+from ocsf_nft.service import fences
+from ocsf_nft.service.shielded import run_shielded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ocsf_nft.accounting.reconciliation import Mode
+    from ocsf_nft.config import SandboxConfig
+    from ocsf_nft.fence.installer import Verdict
+    from ocsf_nft.fence.restore_batch import RestoreBatch
+    from ocsf_nft.fence.state import InstalledFence, StateDirectory
+    from ocsf_nft.fence.tamper_guard import FenceChange
+    from ocsf_nft.service.event_rendering import Reporter
+    from ocsf_nft.service.fences import Fence, Inspection
+
+_log = structlog.get_logger()
+
+_REMOVED: Final = "it was removed by `ocsf-nft remove`"
+_REMOVED_BEFORE: Final = "somebody else had removed it before this run did"
+_ACTIVE_AGAIN: Final = "it stands as installed again"
+#: Pause between an inspection that found a change and the next one.
+_RETRY_SECONDS: Final = 0.1
+#: States of a fence that is present and unchanged.
+_ACTIVE_STATES: Final = frozenset(
+    {
+        FenceState.STANDING,
+        FenceState.DEGRADED,
+        FenceState.PERMISSIVE,
+        FenceState.PERMISSIVE_DEGRADED,
+    }
+)
+
+
+class FenceMonitor:
+    """A watched fence, and its last reported state.
+
+    Each event's previous state is the state in the event before.
+    """
+
+    def __init__(
+        self, sandbox: SandboxConfig, fence: Fence, state: StateDirectory, reporter: Reporter
+    ) -> None:
+        self.name = sandbox.name
+        self._heals = sandbox.self_heal
+        self._sandbox = sandbox
+        self._fence = fence
+        self._state = state
+        self._reporter = reporter
+        self._installed = fence.installed
+        self._reported = (fence.state, fence.reason)
+        self._watch: FenceEvents | None = None
+        #: Version of the record that the prepared restore batch was made for.
+        self._mark: tuple[int, ...] | None = None
+        #: Whether it was reported that the fence is not restored for a while.
+        self._given_up = False
+
+    @property
+    def has_given_up(self) -> bool:
+        """Return whether the fence was restored too often, and is not active as far as known."""
+        return self._given_up and self._reported[0] not in _ACTIVE_STATES
+
+    @property
+    def mode(self) -> Mode:
+        """Return the mode of the installed fence."""
+        return "permissive" if self._installed.spec.is_permissive else "enforcing"
+
+    @property
+    def verdict(self) -> Verdict:
+        """Return the verdict on the fence by the last report."""
+        state, _ = self._reported
+        if state in _ACTIVE_STATES:
+            return "as installed"
+        return "absent" if state is FenceState.ABSENT else "differs"
+
+    @property
+    def fault(self) -> str | None:
+        """Return why the fence is not active by the last report; None if it is."""
+        state, reason = self._reported
+        return None if state in _ACTIVE_STATES else reason or state.value.lower()
+
+    async def announce(self) -> None:
+        """Report a fence that this run installed, or that does not refuse and log as it should."""
+        fence, name = self._fence, self.name
+        self._update_context(fence.installed)
+        is_news = fence.reason is not None or fence.tampering is not None
+        is_news |= fence.before is not fence.state
+        if fence.is_ours or is_news or fence.state is not FenceState.STANDING:
+            await self._reporter.emit(fences.first_event(fence, self._reporter.host))
+        if fence.reason is not None:
+            _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
+        elif fence.tampering is not None:
+            _log.warning("fence put back", sandbox=name, difference=fence.tampering.changes)
+        elif fence.installed.transport == "none":
+            _log.warning("fence without log rules, as asked for", sandbox=name)
+        if fence.installed.spec.is_permissive:
+            _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
+
+    async def start(self) -> None:
+        """Watch the fence from now on; raises the errors of :class:`FenceEvents`."""
+        # Shielded, so that a cancelled start can still be stopped.
+        watch = await run_shielded(self._start_events())
+        if self._installed.spec.is_owned:
+            await run_shielded(asyncio.to_thread(watch.tamper_guard.take_ownership))
+        if self._heals:
+            await run_shielded(self._prepare())
+
+    async def _start_events(self) -> FenceEvents:
+        watch = FenceEvents(self._installed, self._state, self_heal=self._heals)
+        await watch.start()
+        self._watch = watch
+        return watch
+
+    async def watch(self) -> None:
+        """Keep the fence as installed, and cover interfaces that appear later.
+
+        With ``self_heal`` the fence is restored; without, each difference is reported. A failure is
+        reported once, and the watch continues. Raises SourceError if the fence is now in another
+        namespace of the same name.
+        """
+        if self._watch is None:
+            raise RuntimeError("call start first")
+        async for alterations in self._watch.changes():
+            await run_shielded(self._inspect(alterations))
+
+    async def stop(self) -> None:
+        """Stop watching the fence, and report pending changes; may be called repeatedly."""
+        if self._watch is not None:
+            await self._watch.stop()
+            left, self._watch = self._watch.take_pending(), None
+            if left:
+                await self._inspect(left)
+
+    async def remove(self) -> bool:
+        """Remove the fence if this run installed it, and report that; return whether it did.
+
+        Raises the errors of :func:`installer.remove`. A fence that another process has deleted is
+        no error, and is reported.
+        """
+        if self._fence.is_ours:
+            was_there = await asyncio.to_thread(_remove, self._installed, self._state)
+            if was_there or self._reported[0] is not FenceState.ABSENT:
+                await self._emit(FenceState.ABSENT, None if was_there else _REMOVED_BEFORE)
+        return self._fence.is_ours
+
+    async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
+        """Inspect the fence, and report its changes since the last report."""
+        may_heal = self._heals and not (self._watch and self._watch.tamper_guard.is_paused)
+        try:
+            inspection = await self._inspect_and_own(may_heal=may_heal)
+        except OcsfNftError as error:
+            state = FenceState.ABSENT if isinstance(error, AbsentError) else FenceState.ALTERED
+            await self._report_fault(state, str(error), await self._with_pending(alterations))
+            return
+        if inspection is None:
+            await self._report_removed()
+            return
+        fence = inspection.fence
+        if fence.state not in _ACTIVE_STATES:
+            more = await self._with_pending(alterations)
+            await self._report_fault(fence.state, fence.reason or "", more)
+            return
+        if inspection.was_renewed:
+            alterations = await self._with_pending(alterations)
+        await self._report_active(inspection, alterations)
+        is_elsewhere = fence.installed.identity != self._installed.identity
+        self._installed = fence.installed
+        if is_elsewhere:
+            raise SourceError(
+                f"the namespace of sandbox {self.name} was created again, and this run does "
+                "not read the new namespace's records and counters: restart it"
+            )
+        if self._heals:
+            await self._prepare()
+
+    async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
+        """Inspect the fence, restored by nft if necessary; see :func:`fences.inspect`."""
+        inspection = await self._inspect_or_renew(may_heal=may_heal)
+        if (
+            inspection is not None
+            and inspection.fence.installed.spec.is_owned
+            and self._watch is not None
+        ):
+            await asyncio.to_thread(self._watch.tamper_guard.take_ownership)
+        return inspection
+
+    async def _inspect_or_renew(self, *, may_heal: bool) -> Inspection | None:
+        if may_heal:
+            with contextlib.suppress(OcsfNftError):
+                inspection = await asyncio.to_thread(fences.inspect, self.name, self._state)
+                if inspection is None or inspection.fence.state in _ACTIVE_STATES:
+                    return inspection
+            # The tamper guard may be restoring the fence right now. This pause holds no lock that
+            # blocks it.
+            await asyncio.sleep(_RETRY_SECONDS)
+        renew = self._renew if may_heal else None
+        return await asyncio.to_thread(fences.inspect, self.name, self._state, renew)
+
+    def _renew(self) -> InstalledFence | None:
+        if self._watch is None:
+            return installer.renew(self.name, self._state)
+        return self._watch.tamper_guard.renew()
+
+    async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
+        """Return the changes with those that were only reported after an inspection."""
+        if self._watch is None:
+            return alterations
+        if not alterations:
+            await asyncio.sleep(_RETRY_SECONDS)
+        return (*alterations, *self._watch.take_pending())
+
+    async def _report_active(
+        self, inspection: Inspection, alterations: tuple[FenceChange, ...]
+    ) -> None:
+        """Report the changes to an active fence, and whether it is another fence now."""
+        fence = inspection.fence
+        # New interfaces were fenced at once, also those that are removed again.
+        has_new_links = self._watch is not None and self._watch.tamper_guard.has_attached_interfaces
+        is_repair = (
+            inspection.was_renewed
+            and not has_new_links
+            and not fences.has_other_links(self._installed, inspection)
+        )
+        change_text = fences.describe_change(
+            self._installed, inspection, has_new_links=has_new_links
+        )
+        if change_text is not None or self._reported[0] is not fence.state:
+            self._update_context(fence.installed)
+        if inspection.was_renewed:  # a regular installation by others needed no repair
+            alterations = tuple(each for each in alterations if not each.is_regular)
+        for each in alterations:
+            if each.restored_after_ns is not None:
+                await self._report_change(fence.state, _restored_text(each), _tampering(each))
+        others = [each for each in alterations if each.restored_after_ns is None]
+        if others and others[-1].given_up:
+            await self._give_up(fence.state, others[-1])
+        else:
+            self._given_up = False
+            # After an immediate restore, an inspection repairs the rest. Only the restore is
+            # reported then.
+            if others or not alterations or not is_repair:
+                last = others[-1] if others else None
+                await self._report_change_of_active(
+                    inspection, change_text, last, is_repair=is_repair
+                )
+        self._reported = (fence.state, fence.reason)
+
+    async def _report_change_of_active(
+        self,
+        inspection: Inspection,
+        change_text: str | None,
+        last: FenceChange | None,
+        *,
+        is_repair: bool,
+    ) -> None:
+        state = inspection.fence.state
+        if is_repair:
+            if last is None:
+                await self._report_change(
+                    state, change_text, Tampering(changes=inspection.difference)
+                )
+            else:
+                await self._report_change(
+                    state, f"{_change_text(last)}; it has been put back", _tampering(last)
+                )
+        elif change_text is not None:
+            is_same = inspection.fence.installed.spec == self._installed.spec
+            if last is not None and inspection.was_renewed and is_same:  # a separate event
+                await self._report_change(
+                    state, f"{_change_text(last)}; it has been put back", _tampering(last)
+                )
+            by = "" if last is None or inspection.was_renewed else f", {_author_text(last)}"
+            degraded = "" if inspection.fence.reason is None else f"; {inspection.fence.reason}"
+            await self._report_change(state, f"{change_text}{by}{degraded}")
+        elif last is not None and not self._heals:
+            await self._report_change(
+                state, f"{_change_text(last)}; {_ACTIVE_AGAIN}", _tampering(last)
+            )
+        elif self._reported[0] is not state:
+            await self._report_change(state, inspection.fence.reason or _ACTIVE_AGAIN)
+
+    async def _report_fault(
+        self, state: FenceState, reason: str, alterations: tuple[FenceChange, ...]
+    ) -> None:
+        """Report a fence that is not active as it should be, once for each reason."""
+        last = alterations[-1] if alterations else None
+        for each in alterations[:-1]:
+            if each.restored_after_ns is not None:
+                await self._report_change(
+                    FenceState.STANDING, _restored_text(each), _tampering(each)
+                )
+        if last is not None and last.given_up:
+            await self._give_up(state, last)
+        elif self._given_up and self._reported[0] not in _ACTIVE_STATES:
+            return  # it was reported that the fence is not restored for a while
+        elif self._reported != (state, reason):
+            done = "" if last is None else f"{_change_text(last)}: "
+            await self._report_change(
+                state, f"{done}{reason}", None if last is None else _tampering(last)
+            )
+        self._reported = (state, reason)
+
+    async def _give_up(self, state: FenceState, last: FenceChange) -> None:
+        reason = (
+            f"given up: put back {tamper_guard.MAX_RESTORES} times in "
+            f"{tamper_guard.RESTORE_WINDOW_SECONDS:.0f} s and altered again each time, "
+            f"last {_author_text(last)}: {last.changes}; "
+            f"it is tried again in {tamper_guard.PAUSE_SECONDS:.0f} s"
+        )
+        self._given_up = True
+        await self._report_change(state, reason, _tampering(last, given_up=True))
+
+    async def _report_removed(self) -> None:
+        if self._reported != (FenceState.ABSENT, _REMOVED):
+            await self._emit(FenceState.ABSENT, _REMOVED, is_regular=True)
+            _log.warning("fence removed", sandbox=self.name)
+            self._reported = (FenceState.ABSENT, _REMOVED)
+
+    async def _prepare(self) -> None:
+        """Have at hand what puts the fence back as it stands now."""
+        if self._watch is None:
+            return
+        guard = self._watch.tamper_guard
+        prepared = await asyncio.to_thread(
+            _prepare, self.name, self._state, self._mark, guard.generations
+        )
+        if prepared is not None:
+            guard.use_restore_batch(*prepared)
+            _, self._mark, _ = prepared
+
+    def _update_context(self, installed: InstalledFence) -> None:
+        known = fences.context(installed, self._reporter.host, self._sandbox.is_container)
+        self._reporter.set_context(self.name, known)
+
+    async def _report_change(
+        self, after: FenceState, reason: str | None, tampering: Tampering | None = None
+    ) -> None:
+        # The event comes first: standard error may be a pipe without a reader.
+        await self._emit(after, reason, tampering)
+        self._reported = (after, reason)
+        log = _log.error if tampering and tampering.given_up else _log.warning
+        log("fence changed", sandbox=self.name, state=after.value, reason=reason)
+
+    async def _emit(
+        self,
+        after: FenceState,
+        reason: str | None,
+        tampering: Tampering | None = None,
+        *,
+        is_regular: bool = False,
+    ) -> None:
+        before, _ = self._reported
+        await self._reporter.emit(
+            fences.state_event(
+                self._installed,
+                self._reporter.host,
+                before=before,
+                after=after,
+                reason=reason,
+                tampering=tampering,
+                is_regular=is_regular,
+            )
+        )
+
+
+def _author_text(alteration: FenceChange) -> str:
+    process = alteration.process
+    if process is not None:
+        return f"by {process.name or 'a process'} (pid {process.pid})"
+    if alteration.comm is not None:
+        return f"by a process that calls itself {alteration.comm}; its pid is not known here"
+    return "nobody knows by whom"
+
+
+def _change_text(alteration: FenceChange) -> str:
+    return f"{alteration.changes}, {_author_text(alteration)}"
+
+
+def _restored_text(alteration: FenceChange) -> str:
+    if not alteration.restored_after_ns:  # an inspection restored it first
+        return f"{_change_text(alteration)}; it has been put back"
+    return f"{_change_text(alteration)}; put back {alteration.restored_after_ns / 1e6:.1f} ms later"
+
+
+def _tampering(alteration: FenceChange, *, given_up: bool = False) -> Tampering:
+    return Tampering(
+        changes=alteration.changes,
+        process=alteration.process,
+        since_ns=alteration.arrived_ns,
+        lasted_ns=alteration.restored_after_ns,
+        given_up=given_up,
+    )
+
+
+_Version: TypeAlias = "tuple[int, ...] | None"
+
+
+def _prepare(
+    sandbox: str, state: StateDirectory, known: _Version, now: Callable[[], tuple[int, ...]]
+) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
+    """Return the arguments of :meth:`TamperGuard.use_restore_batch`.
+
+    Return None if the record's version is ``known``, or if the kernel gave no answer in time.
+    ``now`` is :meth:`TamperGuard.generations`. There is no batch if nft doesn't help: a restore
+    takes longer then.
+    """
+    version = state.version(sandbox)  # read before the record, so that it is never too new
+    if version == known:
+        return None
+    try:
+        generations = now()
+        installed = state.read(sandbox)
+        if installed is None:
+            return None, version, None
+        prepared = restore_batch.prepare(installed)
+        is_right = installer.verify(sandbox, state).verdict == "as installed"
+    except OSError:  # the next check tries it again
+        return None
+    except OcsfNftError as error:
+        _log.warning("putting the fence back will take longer", sandbox=sandbox, reason=str(error))
+        return None, version, None
+    return prepared, version, generations if is_right else None
+
+
+def _remove(installed: InstalledFence, state: StateDirectory) -> bool:
+    """Remove a fence; return whether there was one to remove."""
+    sandbox, namespace = installed.spec.sandbox, installed.namespace
+    try:
+        verdict = installer.verify(sandbox, state, namespace).verdict
+        installer.remove(sandbox, state, namespace)
+    except AbsentError:
+        return False
+    return verdict != "absent"

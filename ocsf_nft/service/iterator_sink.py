@@ -1,0 +1,69 @@
+"""Sink whose events are iterated over in the same process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from ocsf_nft.delivery.sinks.base import DELIVERED, BatchResult, Sink
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from ocsf_nft.delivery.envelope import Message
+
+
+class IteratorSink(Sink):
+    """Sink that delivers a batch when the iteration has taken all of its events.
+
+    An event counts as taken when the next one is requested. If the iteration stops at an event,
+    that event is delivered again.
+    """
+
+    def __init__(self) -> None:
+        self._pending: deque[Message] = deque()
+        self._change = asyncio.Event()
+        self._is_over = False
+
+    async def open(self) -> None:
+        """Do nothing: there is nothing to open."""
+
+    async def close(self) -> None:
+        """Do nothing: another forwarder may continue with this sink."""
+
+    async def deliver(self, messages: Sequence[Message]) -> BatchResult:
+        """Return when all events of a batch were taken."""
+        self._pending.extend(messages)
+        self._notify()
+        try:
+            while self._pending:
+                await self._changed()
+        finally:
+            self._pending.clear()  # after a cancellation the whole batch is delivered again
+        return DELIVERED
+
+    def end(self) -> None:
+        """End the iteration after the pending events."""
+        self._is_over = True
+        self._notify()
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Yield the events, until the end."""
+        while True:
+            while not self._pending:
+                if self._is_over:
+                    return
+                await self._changed()
+            message = self._pending[0]
+            yield message.event()
+            if self._pending and self._pending[0] is message:
+                self._pending.popleft()
+                self._notify()
+
+    async def _changed(self) -> None:
+        await self._change.wait()
+
+    def _notify(self) -> None:
+        change, self._change = self._change, asyncio.Event()
+        change.set()

@@ -1,0 +1,141 @@
+"""Sources of records of a service, and the sandboxes of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.netns import Namespace
+from ocsf_nft.service import fences
+from ocsf_nft.service.pipeline import JOURNAL_QUIET_SECONDS, QUIET_SECONDS
+from ocsf_nft.sources.journal import Journal
+from ocsf_nft.sources.kmsg import Kmsg
+from ocsf_nft.sources.nflog import Nflog
+
+if TYPE_CHECKING:
+    import asyncio
+    import contextlib
+    from collections.abc import Mapping, Sequence
+
+    from ocsf_nft.config import Config, SandboxConfig
+    from ocsf_nft.delivery.store import Store
+    from ocsf_nft.fence.state import StateDirectory
+    from ocsf_nft.service.account_loop import AccountLoop
+    from ocsf_nft.service.fences import Fence
+    from ocsf_nft.service.pipeline import Pipeline
+    from ocsf_nft.sources.base import Source
+
+HOST: Final = Namespace()
+LogName: TypeAlias = Literal["kmsg", "journal"]
+#: Sources of the kernel's log, by the key of their stored position.
+_LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Journal}
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """A source, the sandboxes whose records it can have (None: no sandbox), and its name."""
+
+    source: Source
+    sandboxes: frozenset[str | None]
+    name: str = ""
+
+    async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
+        """Deliver the source's records until ``stop`` is set.
+
+        Raises the errors of :meth:`Pipeline.pump`.
+        """
+        is_journal = isinstance(self.source, Journal)
+        await pipeline.pump(
+            self.source,
+            stop,
+            self.sandboxes,
+            quiet_seconds=JOURNAL_QUIET_SECONDS if is_journal else QUIET_SECONDS,
+            name=self.name,
+        )
+
+
+class EarlySources:
+    """NFLOG sources that are opened before their fence is active, so that no record is missed.
+
+    An error of opening must not prevent the fence. It is raised only if the active fence needs the
+    source.
+    """
+
+    def __init__(self) -> None:
+        self._opened: dict[tuple[str, int], Nflog | OcsfNftError] = {}
+
+    async def open(
+        self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
+    ) -> None:
+        """Open the sources that the fence of a sandbox may log to."""
+        if fences.requested_transport(sandbox) not in {None, "nflog"}:
+            return
+        on_record = None if sandbox.install else state.read(sandbox.name)
+        namespace = sandbox.namespace or (on_record.namespace if on_record else HOST)
+        group = on_record.spec.group if on_record else sandbox.group
+        await self._open(namespace, group, stack)
+        if sandbox.host_guard is not None:
+            await self._open(HOST, group, stack)
+
+    async def take(
+        self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
+    ) -> Nflog:
+        """Return the source of an active fence; raises the error of its opening."""
+        await self._open(namespace, group, stack)
+        source = self._opened[namespace.identity(), group]
+        if isinstance(source, OcsfNftError):
+            raise source
+        return source
+
+    async def _open(
+        self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
+    ) -> None:
+        key = (namespace.identity(), group)
+        if key in self._opened:
+            return
+        try:
+            self._opened[key] = await stack.enter_async_context(Nflog(namespace, group))
+        except OcsfNftError as error:
+            self._opened[key] = error
+
+
+def log_name(sandbox: SandboxConfig) -> LogName:
+    """Return the name of the source for a fence that logs to the kernel's log."""
+    return "journal" if sandbox.source == "journal" else "kmsg"
+
+
+async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
+    config: Config,
+    active_fences: Sequence[Fence],
+    accounts: Mapping[str, AccountLoop],
+    store: Store,
+    early: EarlySources,
+    stack: contextlib.AsyncExitStack,
+) -> list[Feed]:
+    """Open all sources at their stored positions; raises an OcsfNftError."""
+    found: list[Feed] = []
+    by_nflog: dict[Nflog, set[str | None]] = {}
+    for sandbox, fence in zip(config.sandbox, active_fences, strict=True):
+        installed = fence.installed
+        if installed.transport == "nflog":
+            namespaces = [installed.namespace]
+            if installed.spec.guard_device is not None:
+                namespaces.append(HOST)
+            for namespace in namespaces:
+                nflog = await early.take(namespace, installed.spec.group, stack)
+                by_nflog.setdefault(nflog, set()).add(sandbox.name)
+        elif installed.transport == "kmsg":
+            # One reader for each sandbox, because each account has a position of its own.
+            names = frozenset({sandbox.name})
+            reader = _LOGS[log_name(sandbox)](names, accounts[sandbox.name].position)
+            found.append(Feed(await _entered(reader, stack), names))
+    if config.host_log is not None:
+        position = await store.position(config.host_log)
+        reader = _LOGS[config.host_log](frozenset(), position, foreign=config.prefixes)
+        found.append(Feed(await _entered(reader, stack), frozenset({None}), config.host_log))
+    return found + [Feed(source, frozenset(names)) for source, names in by_nflog.items()]
+
+
+async def _entered(source: Source, stack: contextlib.AsyncExitStack) -> Source:
+    return await stack.enter_async_context(source)

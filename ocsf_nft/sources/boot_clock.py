@@ -1,0 +1,88 @@
+"""Conversion of the kernel log's clock to wall-clock time.
+
+printk stamps a record with ``local_clock()`` (kernel/printk/printk.c, vprintk_store): nanoseconds
+since boot without suspended time, counted by the uncorrected processor clock. CLOCK_MONOTONIC is
+the same count, corrected by NTP. Both start together and drift apart: 0.6 ms were measured after
+20 minutes, and a bad oscillator (50 ppm) causes 4 s a day.
+
+User space can't read the difference, but each record bounds it. A record can't come from the
+future. A record that arrives while its reader waits is only as old as its delivery takes. A stopped
+reader or journald delays the delivery, which is not drift: drift grows no faster than the
+oscillator's error allows.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+from ocsf_nft import clocks
+
+#: Maximum age of a record when a waiting reader reads it: printk wakes readers at the next timer
+#: tick (10 ms at HZ=100).
+KMSG_SLACK_NS: Final = 20_000_000
+#: The same for a record that journald delivers.
+JOURNAL_SLACK_NS: Final = 100_000_000
+#: Maximum by which journald's stamps are too early: journald takes the time once per iteration of
+#: its event loop, and may read many records in one.
+JOURNAL_LAG_NS: Final = 100_000_000
+#: Maximum drift of the clocks, as a divisor of the elapsed time (100 ppm).
+_DRIFT_DIVISOR: Final = 10_000
+
+
+class KernelClock:
+    """Converter of printk stamps to CLOCK_MONOTONIC; learns the drift from the records.
+
+    All times are nanoseconds. At first the two clocks count as equal. Each record bounds their
+    difference:
+
+    - The record was made at most ``lag_ns`` after its reported time of reading.
+    - If the reader waited for it, it was made at most ``slack_ns`` before. This bound holds only
+      within a drift of 100 ppm since the smallest observed age: an older record waited in a queue.
+
+    The difference changes only when a bound requires it. So a result is wrong by at most the width
+    of the bounds, and usually by much less. With ``lag_ns`` 0 it is never later than ``read_ns``.
+    Results never go backwards.
+    """
+
+    __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")
+
+    def __init__(self, slack_ns: int, lag_ns: int = 0) -> None:
+        self._slack_ns = slack_ns
+        self._lag_ns = lag_ns
+        self._offset_ns = 0
+        #: The difference was at most ``_limit_ns`` at ``_limited_ns``; at boot it was 0.
+        self._limit_ns = 0
+        self._limited_ns = 0
+        self._last_ns = 0
+
+    def monotonic_ns(self, stamp_ns: int, read_ns: int, *, waited: bool) -> int:
+        """Return the CLOCK_MONOTONIC time at which the kernel made the stamp ``stamp_ns``.
+
+        ``read_ns`` is CLOCK_MONOTONIC when the record was read; it must not go backwards.
+        ``waited`` is true if the reader was waiting when the record arrived.
+        """
+        age_ns = read_ns - stamp_ns
+        limit_ns = self._limit_ns + (read_ns - self._limited_ns) // _DRIFT_DIVISOR
+        if age_ns + self._lag_ns < limit_ns:
+            limit_ns = age_ns + self._lag_ns
+            self._limit_ns, self._limited_ns = limit_ns, read_ns
+        if waited:
+            self._offset_ns = max(self._offset_ns, age_ns - self._slack_ns)
+        self._offset_ns = min(self._offset_ns, limit_ns)
+        self._last_ns = max(self._last_ns, stamp_ns + self._offset_ns)
+        return self._last_ns
+
+
+def boottime_ns() -> int:
+    """Return CLOCK_BOOTTIME in nanoseconds; no process can set this clock."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def wall_ns(monotonic_ns: int) -> int:
+    """Return the nanoseconds since the epoch, UTC, of a CLOCK_MONOTONIC reading.
+
+    The current difference of the two clocks is valid for times after the wall clock was last
+    set and the machine last suspended.
+    """
+    return monotonic_ns + clocks.epoch_of(time.CLOCK_MONOTONIC)

@@ -1,0 +1,50 @@
+"""Choice of the batching: low latency at a low rate of records, throughput in a flood."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ocsf_nft.sources.nflog.group_binding import CALM, FLOOD, Batching
+
+#: A flood begins at 400 records within 0.1 s (4,000/s). It ends below 1,000 within a second.
+_RISE_RECORDS: Final = 400
+_RISE_NS: Final = 100_000_000
+_FALL_RECORDS: Final = 1_000
+_FALL_NS: Final = 1_000_000_000
+
+
+class AdaptiveBatching:
+    """Choice of the batching by the record rate.
+
+    The thresholds for the start and the end of a flood differ, so that the batching doesn't flap.
+    """
+
+    __slots__ = ("_count", "_since_ns", "batching")
+
+    def __init__(self, now_ns: int) -> None:
+        self.batching: Batching = CALM
+        self._since_ns = now_ns
+        self._count = 0
+
+    def observe(self, records: int, now_ns: int) -> bool:
+        """Count ``records`` that arrived until ``now_ns``; return whether ``batching`` changed."""
+        elapsed = now_ns - self._since_ns
+        if self.batching is FLOOD:
+            self._count += records
+            if elapsed < _FALL_NS:
+                return False
+            ended = self._count < _FALL_RECORDS
+            self._begin(FLOOD if not ended else CALM, now_ns)
+            return ended
+        if elapsed > _RISE_NS:
+            self._begin(CALM, now_ns)
+        self._count += records
+        if self._count < _RISE_RECORDS:
+            return False
+        self._begin(FLOOD, now_ns)
+        return True
+
+    def _begin(self, batching: Batching, now_ns: int) -> None:
+        self.batching = batching
+        self._since_ns = now_ns
+        self._count = 0

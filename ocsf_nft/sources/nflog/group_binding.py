@@ -1,0 +1,164 @@
+"""Binding of an NFLOG group: the configuration part of nfnetlink_log.
+
+Messages and attributes are defined in include/uapi/linux/netfilter/nfnetlink_log.h, the behaviour
+in net/netfilter/nfnetlink_log.c. One configuration message can bind the group and set all options.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ocsf_nft import netlink
+from ocsf_nft.errors import SourceError, UnsupportedError
+
+_NFNL_SUBSYS_ULOG: Final = 4
+PACKET: Final = _NFNL_SUBSYS_ULOG << 8  # NFULNL_MSG_PACKET
+_CONFIG: Final = PACKET | 1  # NFULNL_MSG_CONFIG
+
+_NFULA_CFG_CMD: Final = 1
+_NFULA_CFG_MODE: Final = 2
+_NFULA_CFG_NLBUFSIZ: Final = 3
+_NFULA_CFG_TIMEOUT: Final = 4
+_NFULA_CFG_QTHRESH: Final = 5
+_NFULA_CFG_FLAGS: Final = 6
+_NFULNL_CFG_CMD_BIND: Final = b"\x01"
+_NFULNL_COPY_PACKET: Final = 2
+_NFULNL_CFG_F_SEQ: Final = 1
+
+#: Bytes that the kernel copies of each packet: the headers, and the packet quoted in an ICMP error.
+COPY_BYTES: Final = 128
+#: The kernel's limit of nlbufsiz (NFULNL_NLBUFSIZ_MAX), and so the longest datagram.
+DATAGRAM_BYTES: Final = 1 << 17
+_RECEIVE_BUFFER_BYTES: Final = 16 << 20
+_SO_RCVBUFFORCE: Final = 33  # include/uapi/asm-generic/socket.h
+_GROUPS_TABLE: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """Settings for how the kernel collects records into datagrams.
+
+    The kernel sends a datagram when it holds ``threshold`` records, when ``buffer_bytes`` are full,
+    or ``timeout_cs`` hundredths of a second after its first record.
+    """
+
+    threshold: int
+    buffer_bytes: int
+    timeout_cs: int
+
+
+#: One datagram per record. The kernel allocates buffer_bytes for each, so the buffer is small.
+CALM: Final = Batching(threshold=1, buffer_bytes=4096, timeout_cs=1)
+#: Settings with which the socket's buffer holds the most records (258,000 in 16 MB). The kernel
+#: sends a datagram when its 16 KB slab is full: buffer_bytes and the skb's own 320 bytes fill it.
+FLOOD: Final = Batching(threshold=256, buffer_bytes=16064, timeout_cs=1)
+
+
+def batching_message(group: int, batching: Batching, *, flags: int = 0, more: bytes = b"") -> bytes:
+    """Return the message that sets the batching of ``group``, after the attributes ``more``."""
+    return netlink.message(
+        _CONFIG,
+        netlink.NLM_F_REQUEST | flags,
+        struct.pack(">BBH", socket.AF_UNSPEC, 0, group)
+        + more
+        + netlink.attribute(_NFULA_CFG_NLBUFSIZ, struct.pack(">I", batching.buffer_bytes))
+        + netlink.attribute(_NFULA_CFG_QTHRESH, struct.pack(">I", batching.threshold))
+        + netlink.attribute(_NFULA_CFG_TIMEOUT, struct.pack(">I", batching.timeout_cs)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Non-blocking socket of a bound group, and the datagrams that arrived while binding."""
+
+    socket: socket.socket
+    early: tuple[bytes, ...]
+
+
+def bind(group: int, batching: Batching) -> Binding:
+    """Bind the group in the calling thread's namespace; its first record has sequence number 0.
+
+    Raises UnsupportedError if the kernel has no NFLOG or the privilege (CAP_NET_ADMIN) is missing,
+    SourceError if another program holds the group.
+    """
+    try:
+        sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
+    except OSError as error:
+        raise _error_for(error, group) from error
+    try:
+        sock.bind((0, 0))
+        _enlarge(sock)
+        sock.settimeout(5.0)
+        early = _configure(sock, group, batching)
+        sock.setblocking(False)
+    except OSError as error:
+        sock.close()
+        raise _error_for(error, group) from error
+    return Binding(sock, early)
+
+
+def _enlarge(sock: socket.socket) -> None:
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+    except PermissionError:
+        # In a user namespace the host's net.core.rmem_max is the limit.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+
+
+def _configure(sock: socket.socket, group: int, batching: Batching) -> tuple[bytes, ...]:
+    command = (
+        netlink.attribute(_NFULA_CFG_CMD, _NFULNL_CFG_CMD_BIND)
+        + netlink.attribute(_NFULA_CFG_MODE, struct.pack(">IBx", COPY_BYTES, _NFULNL_COPY_PACKET))
+        + netlink.attribute(_NFULA_CFG_FLAGS, struct.pack(">H", _NFULNL_CFG_F_SEQ))
+    )
+    message = batching_message(group, batching, flags=netlink.NLM_F_ACK, more=command)
+    sock.sendto(message, (0, 0))
+    early: list[bytes] = []
+    while True:
+        datagram, sender = sock.recvfrom(DATAGRAM_BYTES)
+        if sender[0] != 0:
+            continue
+        for kind, body in netlink.messages(memoryview(datagram)):
+            if kind == netlink.NLMSG_ERROR:
+                netlink.raise_for_error(body)
+                return tuple(early)
+        # The acknowledged message also binds the group, so records may arrive before the answer.
+        early.append(datagram)
+
+
+def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
+    if error.errno == errno.EPERM:
+        if group in _held_groups():
+            return SourceError(
+                f"another program holds NFLOG group {group}: stop it, or choose another group"
+            )
+        return UnsupportedError(
+            f"binding NFLOG group {group} is not permitted: "
+            "it needs CAP_NET_ADMIN in the network namespace"
+        )
+    # An nfnetlink without the subsystem answers EINVAL (net/netfilter/nfnetlink.c).
+    if error.errno in {errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP}:
+        return UnsupportedError(
+            "this kernel has no NFLOG: load the module nfnetlink_log, or read the kernel log"
+        )
+    return SourceError(
+        f"binding NFLOG group {group} failed: {error.strerror or type(error).__name__}"
+    )
+
+
+def _held_groups() -> frozenset[int]:
+    """Return the groups that are bound in the calling thread's namespace.
+
+    They are the first column of the kernel's table. The result is empty if the table can't be read;
+    in that case the privilege to bind a group is missing too.
+    """
+    try:
+        lines = Path(_GROUPS_TABLE).read_text(encoding="ascii").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(int(line.split()[0]) for line in lines if line.strip())

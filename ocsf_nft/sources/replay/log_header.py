@@ -1,0 +1,261 @@
+"""Parser of the header before a kernel message in a log file: stamp, host, program name.
+
+It recognises ``dmesg`` in each of its time formats and with ``--decode`` or ``--raw``, syslog in
+the formats of RFC 3164 (with busybox's and the ISO 8601 variants) and RFC 5424, and
+``journalctl``'s short formats, which resemble syslog. A line of another format counts as a message
+without header.
+
+Only the kernel's own lines are accepted. A priority's facility (the number shifted right by 3) must
+be 0, and in syslog the program must be ``kernel``. A plain file has no other evidence of the
+author: each program that may send syslog messages under that name is believed. The live sources
+read from transports with better evidence.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from ocsf_nft.sources.kmsg_origin import author_of_facility
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_MONTHS: Final = (
+    "Jan",
+    "Feb",
+    "Mar",
+    "Apr",
+    "May",
+    "Jun",
+    "Jul",
+    "Aug",
+    "Sep",
+    "Oct",
+    "Nov",
+    "Dec",
+)
+_MONTH: Final = rf"(?P<month>{'|'.join(_MONTHS)})"
+_DAY: Final = "(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun)"
+_CLOCK: Final = r"(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})"
+_ISO: Final = (
+    r"(?P<iso>(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})T(?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
+    r"(?:[.,](?P<fraction>[0-9]{1,9}))?(?P<zone>Z|[+-][0-9]{2}:?[0-9]{2})?)"
+)
+
+_PRIORITY: Final = re.compile(r"<(?P<priority>[0-9]{1,3})>", re.ASCII)
+_DECODED: Final = re.compile(
+    r"(?P<facility>[a-z0-9]+) *:(?:emerg|alert|crit|err|warn|notice|info|debug) *: ", re.ASCII
+)
+_MONOTONIC: Final = re.compile(
+    r"(?P<stamp>\[ *(?P<seconds>[0-9]{1,10})\.(?P<microseconds>[0-9]{6})\])"
+    r"(?:\[ *[TC][0-9]+\])? ?",
+    re.ASCII,
+)
+_HUMAN: Final = re.compile(
+    rf"(?P<stamp>\[{_DAY} {_MONTH} +(?P<day>[0-9]{{1,2}}) {_CLOCK} (?P<year>[0-9]{{4}})\]) ?",
+    re.ASCII,
+)
+_RFC3164: Final = re.compile(
+    rf"(?P<stamp>{_MONTH} +(?P<day>[0-9]{{1,2}}) {_CLOCK}(?:\.(?P<fraction>[0-9]{{1,9}}))?) ",
+    re.ASCII,
+)
+_RFC5424: Final = re.compile(
+    rf"1 {_ISO} [^ ]+ (?P<tag>[^ ]+) [^ ]+ [^ ]+"
+    r' (?:-|(?:\[[^ =\]"]+(?: [^ =\]"]+="(?:[^"\\\]]|\\.)*+")*+\])++)(?: (?:\ufeff)?|$)',
+    re.ASCII,
+)
+_DMESG_ISO: Final = re.compile(
+    r"(?P<iso>(?P<date>[0-9]{4}-[0-9]{2}-[0-9]{2})T(?P<time>[0-9]{2}:[0-9]{2}:[0-9]{2})"
+    r",(?P<fraction>[0-9]{6})(?P<zone>[+-][0-9]{2}:[0-9]{2})) ",
+    re.ASCII,
+)
+_ISO_SYSLOG: Final = re.compile(rf"{_ISO} ", re.ASCII)
+_TAG: Final = re.compile(
+    r"(?:[^ ]*[^ :] )?(?:(?P<facility>[a-z]+[0-7]?)\.[a-z]+ )?"
+    r"(?P<tag>[^ :\[]+)(?:\[[0-9]+\])?:(?: |(?=\[))",
+    re.ASCII,
+)
+#: A log may come from a machine whose clock or time zone is ahead.
+_AHEAD_NS: Final = 86_400_000_000_000
+#: Maximum by which stamps of this boot may be ahead of the clock (it may have been set since).
+_BOOT_AHEAD_NS: Final = 60_000_000_000
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_UNKNOWN_AUTHOR: Final = "an unknown program"
+
+
+class StampError(Exception):
+    """Stamp that is not a valid time; the message has the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class StampReference:
+    """Data that completes a stamp without date, year or time zone.
+
+    ``boot_ns`` is the time at which the kernel's clock was 0, in nanoseconds since the epoch.
+    ``is_assumed_boot`` is true if this is the boot of this machine, and only assumed to be the boot
+    of the log. ``now_ns`` serves stamps without a year: they get the latest year with which they
+    are at most one day in the future. ``zone`` is the time zone of local times; ``None`` is the
+    machine's.
+    """
+
+    boot_ns: int
+    now_ns: Callable[[], int]
+    zone: dt.tzinfo | None
+    is_assumed_boot: bool
+
+    def since_boot(self, microseconds: int) -> int:
+        """Return the time of a stamp of the kernel's clock, in nanoseconds since the epoch.
+
+        Raises StampError if this boot is assumed and the stamp is later than now.
+        """
+        time_ns = self.boot_ns + microseconds * 1000
+        if self.is_assumed_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
+            raise StampError(
+                "its stamp counts from boot and is later than now by this machine's boot: "
+                "give the boot time of the log's machine (convert --boot TIME)"
+            )
+        return time_ns
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """Parts of a line.
+
+    ``author`` describes the program that wrote it; ``None`` is the kernel. ``time_ns`` is ``None``
+    if the line has no stamp; ``stamp`` is the stamp, unchanged.
+    """
+
+    message: str
+    log_source: str
+    author: str | None = None
+    time_ns: int | None = None
+    stamp: str | None = None
+
+
+def parse(line: str, reference: StampReference) -> LogLine:
+    """Split a line into its parts; raises StampError if its stamp is not a valid time."""
+    priority = _PRIORITY.match(line)
+    author = None
+    if priority is not None:
+        line = line[priority.end() :]
+        author = author_of_facility(int(priority["priority"]) >> 3, kernel=0)
+        structured = _RFC5424.match(line)
+        if structured is not None:
+            program = structured["tag"]
+            return LogLine(
+                line[structured.end() :],
+                "syslog",
+                author or (None if program == "kernel" else program),
+                _iso_ns(structured, reference),
+                structured["iso"],
+            )
+    decoded = _DECODED.match(line)
+    if decoded is not None:
+        line = line[decoded.end() :]
+        author = author or author_of_facility(decoded["facility"], kernel="kern")
+    return (
+        _dmesg(line, reference, author)
+        or _syslog(line, reference, author)
+        or LogLine(line, "dmesg", author)
+    )
+
+
+def _dmesg(line: str, reference: StampReference, author: str | None) -> LogLine | None:
+    match = _MONOTONIC.match(line)
+    if match is not None:
+        since = int(match["seconds"]) * 1_000_000 + int(match["microseconds"])
+        return LogLine(
+            line[match.end() :], "dmesg", author, reference.since_boot(since), match["stamp"]
+        )
+    match = _HUMAN.match(line)
+    if match is not None:
+        time_ns = _local_ns(match, int(match["year"]), reference)
+        return LogLine(line[match.end() :], "dmesg", author, time_ns, match["stamp"])
+    # dmesg writes a comma before the fraction; rsyslog and journalctl write a point.
+    match = _DMESG_ISO.match(line)
+    if match is not None:
+        return LogLine(
+            line[match.end() :], "dmesg", author, _iso_ns(match, reference), match["iso"]
+        )
+    return None
+
+
+def _syslog(line: str, reference: StampReference, author: str | None) -> LogLine | None:
+    match = _RFC3164.match(line)
+    if match is not None:
+        time_ns, stamp = _yearless_ns(match, reference), match["stamp"]
+    else:
+        match = _ISO_SYSLOG.match(line)
+        if match is None:
+            return None
+        time_ns, stamp = _iso_ns(match, reference), match["iso"]
+    rest = line[match.end() :]
+    tag = _TAG.match(rest)
+    if tag is None:
+        return LogLine(rest, "syslog", author or _UNKNOWN_AUTHOR, time_ns, stamp)
+    message = rest[tag.end() :]
+    author = author or author_of_facility(tag["facility"] or "kern", kernel="kern")
+    if tag["tag"] != "kernel":
+        author = author or tag["tag"]
+    if author is not None:
+        return LogLine(message, "syslog", author, time_ns, stamp)
+    inner = _MONOTONIC.match(message)
+    if inner is not None:
+        message = message[inner.end() :]
+    return LogLine(message, "syslog", None, time_ns, stamp)
+
+
+def _nanoseconds(time: dt.datetime, fraction: str | None) -> int:
+    seconds = (time - _EPOCH) // dt.timedelta(seconds=1)
+    return seconds * 1_000_000_000 + int((fraction or "0").ljust(9, "0"))
+
+
+def _iso_ns(match: re.Match[str], reference: StampReference) -> int:
+    zone = match["zone"] or ""
+    try:
+        time = dt.datetime.fromisoformat(f"{match['date']}T{match['time']}{zone}")
+        return _nanoseconds(_with_zone(time, reference), match["fraction"])
+    except (ValueError, OverflowError) as error:
+        raise StampError(f"the stamp {match['iso']} is not a valid time") from error
+
+
+def _with_zone(time: dt.datetime, reference: StampReference) -> dt.datetime:
+    if time.tzinfo is not None:
+        return time
+    return time.astimezone() if reference.zone is None else time.replace(tzinfo=reference.zone)
+
+
+def _local_ns(match: re.Match[str], year: int, reference: StampReference) -> int:
+    try:
+        time = dt.datetime(  # noqa: DTZ001 - the stamp has no zone; it gets one below
+            year,
+            _MONTHS.index(match["month"]) + 1,
+            int(match["day"]),
+            int(match["hour"]),
+            int(match["minute"]),
+            int(match["second"]),
+        )
+        return _nanoseconds(_with_zone(time, reference), match.groupdict().get("fraction"))
+    except (ValueError, OverflowError, OSError) as error:
+        raise StampError(f"the stamp {match['stamp']} is not a valid time") from error
+
+
+def _yearless_ns(match: re.Match[str], reference: StampReference) -> int:
+    """Return the time in the latest year in which the date exists and is not in the future.
+
+    At least one of 8 successive years has a 29 February. A time up to a day ahead doesn't count as
+    future; otherwise it would get last year's date, wrong by a year.
+    """
+    latest_ns = reference.now_ns() + _AHEAD_NS
+    year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, reference.zone).year
+    for candidate in range(year, year - 9, -1):
+        try:
+            time_ns = _local_ns(match, candidate, reference)
+        except StampError:
+            continue
+        if time_ns <= latest_ns:
+            return time_ns
+    raise StampError(f"the stamp {match['stamp']} is not a valid time")

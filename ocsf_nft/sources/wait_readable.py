@@ -1,0 +1,33 @@
+"""Waiting for a readable file descriptor, which the event loop watches only meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+
+async def until_readable(descriptor: int, timeout_s: float | None = None) -> bool:
+    """Wait until ``descriptor`` is readable; return False after ``timeout_s`` seconds.
+
+    A regular file is always readable; the call still lets other tasks run. The event loop watches
+    the descriptor only during the call. So a busy consumer is not woken, and a cancelled wait
+    leaves nothing registered.
+    """
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[bool] = loop.create_future()
+
+    def wake(answer: bool) -> None:
+        if not woken.done():
+            woken.set_result(answer)
+
+    try:
+        loop.add_reader(descriptor, wake, True)
+    except PermissionError:  # epoll(7) refuses regular files
+        await asyncio.sleep(0)
+        return True
+    timer = None if timeout_s is None else loop.call_later(timeout_s, wake, False)
+    try:
+        return await woken
+    finally:
+        loop.remove_reader(descriptor)
+        if timer is not None:
+            timer.cancel()

@@ -1,0 +1,22 @@
+"""Time of an event as text."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Final
+
+_EPOCH: Final = dt.datetime.fromtimestamp(0, dt.UTC)
+
+
+def utc_text(milliseconds: object) -> str | None:
+    """Return a time in ms since the epoch in the form of RFC 3339: ``2026-11-24T23:47:46.123Z``.
+
+    Return None if the value is no integer, or not in the years 1 to 9999.
+    """
+    if not isinstance(milliseconds, int) or isinstance(milliseconds, bool):
+        return None
+    try:
+        time = _EPOCH + dt.timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        return None
+    return time.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

@@ -1,0 +1,118 @@
+"""JSON decoder for validation, which preserves faults that most JSON readers hide.
+
+It uses the standard library: orjson refuses lone surrogates, NaN and integers past 64 bits, and
+does not report a name that is in one object twice. The validator must report each of these faults.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.validation.fault import LIMIT, LINE, Fault, describe
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+#: Maximum digits of an integer that is converted exactly: Python refuses very long ones.
+_DIGITS: Final = 40
+
+
+class NotJsonError(Exception):
+    """Text that can't be read as JSON; ``at`` is the offset of the fault."""
+
+    def __init__(self, text: str, at: int, reason: str) -> None:
+        """Create the message from a reason and the column, counted from 1."""
+        super().__init__(f"{reason} (column {at - text.rfind(chr(10), 0, at)})")
+        self.at = at
+
+
+class Decoder:
+    """Decoder of JSON texts; ``faults`` returns the faults of the value decoded last."""
+
+    def __init__(self) -> None:
+        """Create a decoder without faults."""
+        self._repeated: list[str] = []
+        self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_integer)
+
+    def decode(self, text: str) -> Any:
+        """Return the only value of a text; raises NotJsonError."""
+        value, end = self.decode_at(text, skip_space(text, 0))
+        end = skip_space(text, end)
+        if end != len(text):
+            raise NotJsonError(text, end, "is not JSON: more after its end")
+        return value
+
+    def decode_at(self, text: str, start: int) -> tuple[Any, int]:
+        """Return the value that begins at an offset, and its end; raises NotJsonError."""
+        self._repeated.clear()
+        try:
+            return self._json.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            raise NotJsonError(text, error.pos, f"is not JSON: {error.msg}") from None
+        except RecursionError:
+            raise NotJsonError(text, start, "is nested too deep to be read") from None
+
+    def faults(self) -> list[Fault]:
+        """Return faults in the text of the last value that its decoded form doesn't show."""
+        return [
+            Fault("error", LINE, f"the name {describe(name)} is in one object twice")
+            for name in self._repeated
+        ]
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            for name, _ in pairs:
+                if name in seen and len(self._repeated) < LIMIT:
+                    self._repeated.append(name)
+                seen.add(name)
+        return found
+
+
+def documents(text: str, decoder: Decoder) -> Iterator[tuple[int, Any]]:
+    """Yield the events of a text with their offsets; raises NotJsonError.
+
+    The events are the items of its arrays, and its other values.
+    """
+    at = skip_space(text, 0)
+    while at < len(text):
+        if text[at] == "[":
+            at = yield from _items(text, at + 1, decoder)
+        else:
+            value, end = decoder.decode_at(text, at)
+            yield at, value
+            at = end
+        at = skip_space(text, at)
+
+
+def _items(text: str, start: int, decoder: Decoder) -> Generator[tuple[int, Any], None, int]:
+    """Yield the items of the array whose first one may begin at ``start``; return its end."""
+    at = skip_space(text, start)
+    if text.startswith("]", at):
+        return at + 1
+    while True:
+        value, end = decoder.decode_at(text, at)
+        yield at, value
+        end = skip_space(text, end)
+        if text.startswith("]", end):
+            return end + 1
+        if not text.startswith(",", end):
+            raise NotJsonError(text, end, "is not JSON: an array goes on with ',' or ends with ']'")
+        at = skip_space(text, end + 1)
+
+
+def skip_space(text: str, at: int) -> int:
+    """Return the offset of the first character from ``at`` on that is not white space."""
+    match = _SPACE.match(text, at)
+    return at if match is None else match.end()
+
+
+def _integer(digits: str) -> int:
+    if len(digits) <= _DIGITS:
+        return int(digits)
+    # The report has no digits, only that the integer is past 64 bits.
+    return -(1 << 128) if digits.startswith("-") else 1 << 128

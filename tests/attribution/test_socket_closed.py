@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft import netlink
+from ocsf_nft.attribution import socket_closed
+from ocsf_nft.attribution.socket_closed import ClosedSockets
+from ocsf_nft.netns import Namespace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+UDP = socket.IPPROTO_UDP
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="listens to the Linux kernel")
+
+
+@pytest.fixture
+def watch() -> Iterator[ClosedSockets]:
+    with ClosedSockets(Namespace()) as opened:
+        yield opened
+
+
+def now_ns() -> int:
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def closed_port(protocol: int = UDP, family: int = socket.AF_INET) -> int:
+    """Return the port of a socket that was closed."""
+    kind = socket.SOCK_DGRAM if protocol == UDP else socket.SOCK_STREAM
+    with socket.socket(family, kind) as sock:
+        sock.bind(("", 0))
+        port = int(sock.getsockname()[1])
+    time.sleep(0.01)
+    return port
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("protocol", sorted(socket_closed.WATCHED_PROTOCOLS))
+def test_closed_socket_is_reported(watch: ClosedSockets, family: int, protocol: int) -> None:
+    since_ns = now_ns()
+    port = closed_port(protocol, family)
+    assert watch.doubt(protocol, port, since_ns) == "a socket that had the packet's port was closed"
+
+
+def test_open_socket_is_not_reported(watch: ClosedSockets) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        since_ns = now_ns()
+        closed_port()
+        assert watch.doubt(UDP, port, since_ns) is None
+    time.sleep(0.01)
+    assert watch.doubt(UDP, port, since_ns) is not None
+    assert watch.doubt(socket.IPPROTO_TCP, port, since_ns) is None
+
+
+def test_socket_closed_before_the_packet_is_ignored(watch: ClosedSockets) -> None:
+    port = closed_port()
+    assert watch.doubt(UDP, port, watch._since_ns) is not None
+    since_ns = now_ns()
+    assert watch.doubt(UDP, port, since_ns) is None
+    # The packet may have been sent before it was recorded.
+    assert watch.doubt(UDP, port, since_ns, slack_ns=1_000_000_000) is not None
+
+
+def test_packet_from_before_the_watch_is_in_doubt(watch: ClosedSockets) -> None:
+    doubt = watch.doubt(UDP, 1, watch._since_ns - 1)
+    assert doubt == "the packet is from before the sandbox's sockets were watched"
+    assert watch.doubt(UDP, 1, watch._since_ns) is None
+
+
+@pytest.mark.parametrize(
+    ("sent_ns", "slack_ns", "is_reported"),
+    [(50, 0, True), (51, 0, False), (59, 9, True), (60, 9, False)],
+)
+def test_doubt_is_about_sockets_closed_at_the_time_of_the_packet_or_later(
+    sent_ns: int, slack_ns: int, *, is_reported: bool
+) -> None:
+    watch = ClosedSockets(Namespace())
+    watch._drain = lambda: True  # type: ignore[method-assign]
+    watch._last[UDP][7] = 50
+    closed = "a socket that had the packet's port was closed" if is_reported else None
+    assert watch.doubt(UDP, 7, sent_ns, slack_ns=slack_ns) == closed
+    watch._dropped_ns = 50
+    unsure = "the sandbox closes so many sockets that not each is reported" if is_reported else None
+    assert watch.doubt(UDP, 8, sent_ns, slack_ns=slack_ns) == unsure
+
+
+def test_dropped_notices_put_every_port_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket_closed, "_SO_RCVBUFFORCE", socket.SO_RCVBUF)
+    monkeypatch.setattr(socket_closed, "_BUFFER_BYTES", 1)
+    with ClosedSockets(Namespace()) as watch:
+        since_ns = now_ns()
+        with watch._lock:
+            for _ in range(100):
+                closed_port()
+            assert watch._drain()  # all notices, though the kernel dropped some
+        doubt = watch.doubt(UDP, 1, since_ns)
+        assert doubt == "the sandbox closes so many sockets that not each is reported"
+        # The doubt ends when no later notice is missing.
+        assert watch.doubt(UDP, 1, now_ns()) is None
+
+
+def test_unread_notices_put_every_port_in_doubt(
+    watch: ClosedSockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket_closed, "_MOST", 1)
+    since_ns = now_ns()
+    with watch._lock:
+        for _ in range(3):
+            closed_port()
+    assert "not each is reported" in str(watch.doubt(UDP, 1, since_ns))
+
+
+def test_notices_are_read_until_there_is_none() -> None:
+    class Counted(socket.socket):
+        reads = 0
+
+        def recvfrom(self, *arguments: Any) -> Any:
+            self.reads += 1
+            return super().recvfrom(*arguments)
+
+    watch = ClosedSockets(Namespace())
+    with Counted(fileno=socket_closed._subscribe().detach()) as watch._socket:
+        assert watch._drain()
+        assert watch._socket.reads == 1
+
+
+def test_notices_are_read_without_a_query(watch: ClosedSockets) -> None:
+    port = closed_port()
+    deadline = time.monotonic() + 5
+    while port not in watch._last[UDP]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_notice_of_another_process_is_ignored(watch: ClosedSockets) -> None:
+    forged = netlink.message(20, 0, b"\0\0\0\0\0\1".ljust(72, b"\0"))
+    port = watch._socket.getsockname()[0]
+    forger = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4)
+    with forger, contextlib.suppress(OSError):  # needs a privilege
+        forger.sendto(forged, (port, 0))
+    time.sleep(0.05)
+    assert 1 not in watch._last[UDP]
+
+
+def test_notices_that_cannot_be_read_are_an_error() -> None:
+    watch = ClosedSockets(Namespace())
+    watch._socket = socket_closed._subscribe()
+    assert watch.doubt(UDP, 1, now_ns()) is None
+    with contextlib.closing(watch._socket), Path(os.devnull).open("rb") as file:
+        os.dup2(file.fileno(), watch._socket.fileno())
+        with pytest.raises(OSError, match="Socket operation on non-socket"):
+            watch.doubt(UDP, 1, now_ns())
+
+
+def test_close_ends_the_thread() -> None:
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208 - shorter
+    with ClosedSockets(Namespace()) as watch:
+        thread = watch._thread
+        assert thread.is_alive()
+        assert thread.daemon  # a process that fails need not close it
+    assert not thread.is_alive()
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208 - shorter

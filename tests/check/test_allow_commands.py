@@ -1,0 +1,164 @@
+"""Tests of the commands that `check` shows for a rule that drops traffic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.check import allow_commands, chain_owner
+from ocsf_nft.check.accepted_flows import FlowDirection
+from ocsf_nft.check.allow_commands import AllowRequest
+from ocsf_nft.check.ruleset import BaseSpec, Chain, ChainKey, Ruleset
+from ocsf_nft.fence import nft
+from ocsf_nft.fence.values import endpoint, subnet
+from ocsf_nft.netns import Namespace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from ocsf_nft.check.ruleset import Backend
+
+_OUT, _REPLY = FlowDirection.OUT, FlowDirection.REPLY
+_GATEWAY, _ANSWER = FlowDirection.GATEWAY, FlowDirection.GATEWAY_ANSWER
+_PROXY, _PROXY_ANSWER = FlowDirection.PROXY, FlowDirection.PROXY_ANSWER
+_STATES: Final = "-m conntrack --ctstate RELATED,ESTABLISHED"
+
+
+def _request(*directions: FlowDirection, **more: Any) -> AllowRequest:
+    given: dict[str, Any] = {
+        "namespace": Namespace(),
+        "directions": set(directions),
+        "versions": {4, 6},
+        "device": "vmtap-*",
+        "subnets": (subnet("172.16.0.1/30"), subnet("fd00:16::1/64")),
+        "port": 3128,
+        "proxies": (endpoint("192.0.2.1:3128"), endpoint("[2001:db8::1]:8080")),
+    }
+    return AllowRequest(**given | more)
+
+
+def _commands(
+    owner: str, key: tuple[Backend, str, str, str], hook: str, request: AllowRequest
+) -> tuple[str, ...]:
+    base = BaseSpec(kind="filter", hook=hook, priority=0, policy="drop")
+    return allow_commands.commands(
+        owner, Chain(key=ChainKey(*key), base=base, rules=()), Ruleset(), request
+    )
+
+
+def test_ufw_commands_allow_each_direction() -> None:
+    for direction, commands in (
+        (_OUT, ["ufw route allow in on vmtap-+"]),
+        (_REPLY, ["ufw route allow out on vmtap-+"]),
+        (_ANSWER, ["ufw allow out on vmtap-+ proto tcp from any port 3128"]),
+        (
+            _GATEWAY,
+            [
+                "ufw allow in on vmtap-+ to 172.16.0.1 port 3128 proto tcp",
+                "ufw allow in on vmtap-+ to fd00:16::1 port 3128 proto tcp",
+            ],
+        ),
+    ):
+        key: tuple[Backend, str, str, str] = ("nft", "ip", "filter", "FORWARD")
+        assert _commands(chain_owner.UFW, key, "forward", _request(direction)) == tuple(commands)
+        none = _request(direction, device='vm"; reboot')
+        assert _commands(chain_owner.UFW, key, "forward", none) == ()
+    gateway = _request(_GATEWAY, subnets=())
+    assert _commands(chain_owner.UFW, key, "input", gateway) == (
+        "ufw allow in on vmtap-+ to any port 3128 proto tcp",
+    )
+
+
+def test_firewalld_commands_add_a_policy_for_outgoing_traffic() -> None:
+    for direction, has_policy in ((_OUT, True), (_REPLY, True), (_GATEWAY, False)):
+        key: tuple[Backend, str, str, str] = ("nft", "inet", "firewalld", "filter_FORWARD")
+        found = _commands(chain_owner.FIREWALLD, key, "forward", _request(direction))
+        assert found[:2] == (
+            "firewall-cmd --permanent --new-zone=ocsf-nft",
+            "firewall-cmd --permanent --zone=ocsf-nft --add-interface=vmtap-+",
+        )
+        assert found[2] == "firewall-cmd --permanent --zone=ocsf-nft --add-port=3128/tcp"
+        assert any("--set-target=ACCEPT" in each for each in found) == has_policy
+
+
+def test_iptables_commands_accept_each_direction_in_its_chain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(nft, "find_program", lambda _: None)
+    for chain, direction, matches in (
+        ("FORWARD", _OUT, ["-i vmtap-+"]),
+        ("POSTROUTING", _OUT, []),
+        ("FORWARD", _REPLY, [f"-o vmtap-+ {_STATES}"]),
+        ("POSTROUTING", _REPLY, [f"-o vmtap-+ {_STATES}"]),
+        ("PREROUTING", _REPLY, [_STATES]),
+        ("INPUT", _GATEWAY, ["-i vmtap-+ -d 172.16.0.1 -p tcp --dport 3128"]),
+        ("OUTPUT", _ANSWER, ["-o vmtap-+ -p tcp --sport 3128"]),
+        ("OUTPUT", _PROXY, ["-d 192.0.2.1 -p tcp --dport 3128"]),
+        ("INPUT", _PROXY_ANSWER, ["-s 192.0.2.1 -p tcp --sport 3128"]),
+    ):
+        key: tuple[Backend, str, str, str] = ("legacy", "ip", "filter", chain)
+        found = _commands(chain_owner.LEGACY, key, chain.lower(), _request(direction))
+        end = "-m comment --comment ocsf-nft -j ACCEPT"
+        assert found == tuple(f"iptables-legacy -I {chain} {match} {end}" for match in matches)
+    (found6,) = _commands(
+        chain_owner.IPTABLES, ("nft", "ip6", "raw", "OUTPUT"), "output", _request(_PROXY)
+    )
+    match = "-d 2001:db8::1 -p tcp --dport 8080"
+    assert found6 == f"ip6tables-nft -t raw -I OUTPUT {match} {end}"
+
+
+def test_nft_commands_accept_each_direction_at_its_hook() -> None:
+    device, states = "'\"vmtap-*\"'", "ct state established,related"
+    for hook, direction, matches in (
+        ("forward", _OUT, [f"iifname {device}"]),
+        ("forward", _REPLY, [f"oifname {device} {states}"]),
+        ("postrouting", _REPLY, [f"oifname {device} {states}"]),
+        ("prerouting", _REPLY, [states]),
+        ("ingress", _REPLY, []),
+        ("egress", _OUT, []),
+        ("input", _GATEWAY, [f"iifname {device} ip daddr 172.16.0.1 tcp dport 3128"]),
+        ("output", _ANSWER, [f"oifname {device} tcp sport 3128"]),
+        ("output", _PROXY, ["ip daddr 192.0.2.1 tcp dport 3128"]),
+        ("input", _PROXY_ANSWER, ["ip saddr 192.0.2.1 tcp sport 3128"]),
+    ):
+        key: tuple[Backend, str, str, str] = ("nft", "inet", "site", "chain")
+        found = _commands(chain_owner.NFTABLES, key, hook, _request(direction, versions={4}))
+        assert found == tuple(
+            f"nft insert rule inet site chain {match} accept comment '\"ocsf-nft\"'"
+            for match in matches
+        )
+    found = _commands(chain_owner.NFTABLES, key, "output", _request(_PROXY))
+    assert "ip6 daddr 2001:db8::1 tcp dport 8080" in found[1]
+
+
+def test_docker_commands_use_the_chain_for_other_rules(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    forward, users = (
+        ChainKey("nft", "ip", "filter", "FORWARD"),
+        ChainKey("nft", "ip", "filter", "DOCKER-USER"),
+    )
+    base = BaseSpec(kind="filter", hook="forward", priority=0, policy="drop")
+    for owner, key, others, name in (
+        (chain_owner.DOCKER, forward, [users], "DOCKER-USER"),
+        (chain_owner.DOCKER, forward, [], "FORWARD"),
+        (chain_owner.IPTABLES, forward, [users], "FORWARD"),
+        (chain_owner.DOCKER, forward._replace(name="INPUT"), [users], "INPUT"),
+        (chain_owner.DOCKER, forward._replace(family="ip6"), [users], "FORWARD"),
+    ):
+        chain = Chain(key=key, base=base, rules=())
+        ruleset = Ruleset(chains={each: Chain(key=each, base=None, rules=()) for each in others})
+        (command,) = allow_commands.commands(owner, chain, ruleset, _request(_OUT))
+        assert f" -I {name} " in command
+    # The plain name is shown if it is the program of that backend.
+    for kind in ("nft", "legacy"):
+        (tmp_path / f"xtables-{kind}-multi").touch()
+        program = tmp_path / kind
+        program.symlink_to(f"xtables-{kind}-multi")
+        monkeypatch.setattr(nft, "find_program", lambda _, program=program: program)
+        (found,) = _commands(
+            chain_owner.IPTABLES, ("nft", "ip", "filter", "FORWARD"), "forward", _request(_OUT)
+        )
+        expected = "iptables" if kind == "nft" else "iptables-nft"
+        assert found.startswith(f"{expected} -I FORWARD "), kind

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from typing import TYPE_CHECKING
+
+import orjson
+import pytest
+
+from ocsf_nft.delivery.event_db import FILE, RefusedEvent
+from ocsf_nft.delivery.store import Store
+from ocsf_nft.delivery.stored_events import Archive, SinkBacklog, retry_dead_letters, stores
+from ocsf_nft.errors import AbsentError, DeliveryError, SourceError
+from tests.delivery.receiver import event, events, uids
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from ocsf_nft.delivery.stored_events import ArchivedEvent
+
+
+def uids_of(found: Iterable[ArchivedEvent]) -> list[str]:
+    return [orjson.loads(each.line)["metadata"]["uid"] for each in found]
+
+
+async def test_store_in_use_is_read_from_both_ends(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE) as store:
+        await store.put(events(range(1200)))
+        with Archive(tmp_path / FILE) as archive:
+            assert uids_of(archive.beyond(0)) == uids(range(1200))
+            assert uids_of(archive.newest()) == uids(range(1199, -1, -1))
+            assert uids_of(archive.beyond(1198)) == uids([1198, 1199])
+            await store.put(events([7000]))
+            assert uids_of(archive.beyond(1200)) == uids([7000])
+
+
+def last_of(archive: Archive) -> ArchivedEvent | None:
+    return next(archive.newest(), None)
+
+
+async def test_restored_store_is_read_on_after_the_last_event(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put(events(range(2)))
+        with Archive(path) as archive:
+            last = last_of(archive)
+            path.unlink()
+            assert archive.follow(last) is last
+            await store.put(events([2]))
+            assert archive.follow(last) is last
+            assert last is not None
+            assert uids_of(archive.beyond(last.number)) == uids([2])
+
+
+def remove(path: Path) -> None:
+    """Remove the files of a store, as a run does at its end."""
+    for each in path.parent.glob(f"{path.name}*"):
+        each.unlink()
+
+
+@pytest.mark.parametrize("number", [0, 1, 5])
+async def test_newly_created_store_is_read_from_its_beginning(tmp_path: Path, number: int) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put(events(range(3)))
+    with Archive(path) as archive:
+        last = last_of(archive)
+        remove(path)
+        async with Store(path) as store:
+            await store.put(events(range(10, 10 + number)))
+            assert archive.follow(last) is None
+            assert uids_of(archive.beyond(0)) == uids(range(10, 10 + number))
+
+
+async def test_restored_store_without_the_last_event_is_read_from_its_beginning(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put(events(range(3)))
+        with Archive(path) as archive:
+            last = last_of(archive)
+            path.unlink()
+            await store.put(events([3]))
+            with sqlite3.connect(path) as connection:
+                connection.execute("DELETE FROM event WHERE number <= 3")
+            connection.close()
+            assert archive.follow(last) is None
+            assert uids_of(archive.beyond(0)) == uids([3])
+
+
+async def test_archive_waits_for_a_store_that_is_being_created(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.put(events(range(2)))
+    with Archive(path) as archive:
+        last = last_of(archive)
+        remove(path)
+        path.touch()
+        assert archive.follow(last) is last
+        assert uids_of(archive.beyond(0)) == uids(range(2))
+        async with Store(path) as store:
+            await store.put(events([9]))
+        assert archive.follow(last) is None
+        assert uids_of(archive.beyond(0)) == uids([9])
+
+
+async def test_backlog_of_each_sink_is_counted(tmp_path: Path) -> None:
+    async with Store(tmp_path / FILE) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(5)))
+        await store.acknowledge("a", 2, [RefusedEvent("uid-1", event(1), "odd")])
+        with Archive(tmp_path / FILE) as archive:
+            assert archive.sink_backlogs() == [SinkBacklog("a", 3, 1), SinkBacklog("b", 5, 0)]
+
+
+async def test_dead_letters_are_listed_and_their_retry_is_requested(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    async with Store(path) as store:
+        await store.register(["a", "b"])
+        await store.put(events(range(3)))
+        for sink in ("a", "b"):
+            refused = [RefusedEvent(f"uid-{number}", event(number), "odd") for number in range(3)]
+            await store.acknowledge(sink, 3, refused)
+        with Archive(path) as archive:
+            assert [each.sink for each in archive.dead_letters()] == ["a"] * 3 + ["b"] * 3
+            assert [each.uid for each in archive.dead_letters("b")] == uids(range(3))
+        assert retry_dead_letters(path, "b", None) == 3
+        assert retry_dead_letters(path, "a", "uid-1") == 1
+        assert retry_dead_letters(path, "c", None) == 0
+        assert [each.uid for each in await store.dead_letters_to_retry("a", events=9)] == ["uid-1"]
+        assert [each.uid for each in await store.dead_letters_to_retry("b", events=9)] == uids(
+            range(3)
+        )
+
+
+def test_stores_are_found_below_a_state_directory(tmp_path: Path) -> None:
+    with pytest.raises(AbsentError, match="holds no events"):
+        stores(tmp_path)
+    for folder in (tmp_path, tmp_path / "sb2", tmp_path / "sb1"):
+        folder.mkdir(exist_ok=True)
+        (folder / FILE).touch()
+    assert stores(tmp_path) == [tmp_path / FILE, tmp_path / "sb1" / FILE, tmp_path / "sb2" / FILE]
+
+
+async def test_file_that_is_no_store_is_an_error_and_stays_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    path.write_bytes(b"no database" * 1000)
+    with Archive(path) as archive, pytest.raises(SourceError, match="can't be read"):
+        list(archive.newest())
+    with pytest.raises(DeliveryError, match="can't be written"):
+        retry_dead_letters(path, None, None)
+    assert path.read_bytes() == b"no database" * 1000
+
+
+def test_archive_holds_nothing_while_a_run_makes_its_file(tmp_path: Path) -> None:
+    path = tmp_path / FILE
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        with Archive(path) as archive:
+            assert list(archive.beyond(0)) == list(archive.newest()) == []
+            assert [*archive.dead_letters(), *archive.sink_backlogs()] == []
+
+
+async def test_dead_letters_are_listed_beyond_the_first_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ocsf_nft.delivery.stored_events._ROWS", 2)
+    async with Store(tmp_path / FILE) as store:
+        await store.register(["a"])
+        refused = [
+            RefusedEvent(uid, event(number), "no") for number, uid in enumerate(uids(range(5)))
+        ]
+        await store.acknowledge("a", 5, refused)
+        with Archive(tmp_path / FILE) as archive:
+            assert [each.uid for each in archive.dead_letters()] == uids(range(5))

@@ -1,0 +1,91 @@
+"""Documentation: links, generated pages, examples of configuration, and the site."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from ocsf_nft import config
+
+_ROOT: Final = Path(__file__).parents[2]
+_PAGES: Final = sorted(
+    path
+    for path in (*_ROOT.glob("*.md"), *_ROOT.glob("docs/**/*.md"), *_ROOT.glob("deploy/**/*.md"))
+    if "site-packages" not in path.parts
+)
+_FENCED: Final = re.compile(
+    r"^```(?P<language>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+_COMMENT: Final = re.compile(r"<!--.*?-->", re.DOTALL)
+_LINK: Final = re.compile(r"\]\((?P<target>[^()\s]+)\)")
+_HEADING: Final = re.compile(r"^#+ (.+)$", re.MULTILINE)
+
+
+def _text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def _prose(page: Path) -> str:
+    return _COMMENT.sub("", _FENCED.sub("", _text(page)))
+
+
+def _anchors(page: Path) -> set[str]:
+    """Return the anchors that sites for code, and MyST, give to the headings of a page."""
+    titles = _HEADING.findall(_prose(page))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(_ROOT)))
+def test_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
+    broken = []
+    for target in _LINK.findall(_prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        to = (page.parent / path).resolve() if path else page
+        if not to.exists() or (anchor and anchor not in _anchors(to)):
+            broken.append(target)
+    assert broken == []
+
+
+def test_page_of_the_command_line_is_generated_from_it(tmp_path: Path) -> None:
+    made = tmp_path / "cli.md"
+    subprocess.run(
+        [sys.executable, "-m", "typer", "ocsf_nft.cli", "utils", "docs", "--name", "ocsf-nft",
+         "--title", "Command line", "--output", made],
+        check=True, capture_output=True, cwd=_ROOT,
+    )  # fmt: skip
+    assert _text(_ROOT / "docs/reference/cli.md") == _text(made), "run: make reference"
+
+
+def _examples() -> list[tuple[str, str]]:
+    return [
+        (f"{page.relative_to(_ROOT)} {number}", found["text"])
+        for page in _PAGES
+        if page.is_relative_to(_ROOT / "docs")
+        for number, found in enumerate(_FENCED.finditer(_text(page)))
+        if found["language"] == "toml"
+    ]
+
+
+@pytest.mark.parametrize(("place", "text"), _examples(), ids=[name for name, _ in _examples()])
+def test_configuration_of_a_page_is_valid(tmp_path: Path, place: str, text: str) -> None:
+    file = tmp_path / "ocsf-nft.toml"
+    watched = '[[sandbox]]\nname = "agent"\n'
+    # A part of a file: what a page shows belongs to a sandbox.
+    file.write_text(text if "[[sandbox]]" in text else f"{text}\n{watched}", encoding="utf-8")
+    assert config.load(file).sandbox, place
+
+
+def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", _ROOT / "docs", tmp_path],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "how-to/runbook/index.html").is_file()

@@ -1,0 +1,26 @@
+"""Errors about a fence that another process changes during the installation."""
+
+from __future__ import annotations
+
+import pytest
+
+from ocsf_nft.errors import FenceError
+from ocsf_nft.fence import load_ruleset
+from tests.standing import INSTALLED
+
+
+def test_difference_to_the_loaded_fence_is_named_by_its_first_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected, found = (
+        {"inet ocsf_nft": f"table inet ocsf_nft {{\n\tchain c {{\n{rules}\t}}\n}}\n"}
+        for rules in ("\t\tone\n\t\ttwo\n", "\t\tother\n\t\tthree\n")
+    )
+    monkeypatch.setattr(load_ruleset, "_load_all", lambda *_, **__: False)
+    monkeypatch.setattr(load_ruleset, "_expected", lambda *_: expected)
+    monkeypatch.setattr(load_ruleset, "listings", lambda *_: found)
+    with pytest.raises(FenceError) as raised:
+        load_ruleset._load_with_transport(INSTALLED, "nflog", lambda *_: None)
+    assert str(raised.value).endswith(
+        "was altered while it was installed:  \tchain c { -\t\tone -\t\ttwo"
+    )

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from ocsf_nft.fence.ruleset_diff import difference, shortened
+
+ONE = "\tset a { # handle 1\n\t\ttype ipv4_addr\n\t}\n"
+OTHER = "\tchain b { # handle 2\n\t\taccept # handle 3\n\t}\n"
+
+
+def listing(*parts: str) -> dict[str, str]:
+    return {"inet t": "table inet t { # handle 1\n" + "\n".join(parts) + "}\n"}
+
+
+def test_order_of_parts_and_their_handles_make_no_difference() -> None:
+    again = listing(OTHER.replace("handle 2", "handle 77"), ONE)
+    assert difference(listing(ONE, OTHER), again) == []
+
+
+def test_new_rule_and_new_element_make_a_difference() -> None:
+    found = listing(ONE, OTHER.replace("\t}", "\t\tdrop # handle 4\n\t}"))
+    assert "+\t\tdrop" in difference(listing(ONE, OTHER), found)
+    with_element = {"inet t": listing(ONE)["inet t"] + "a: 10.0.0.1\n"}
+    assert "+a: 10.0.0.1" in difference(listing(ONE), with_element)
+
+
+def test_order_of_rules_makes_a_difference() -> None:
+    rules = "\tchain b {\n\t\taccept # handle 3\n\t\tdrop # handle 4\n\t}\n"
+    swapped = "\tchain b {\n\t\tdrop # handle 3\n\t\taccept # handle 4\n\t}\n"
+    assert difference(listing(rules), listing(swapped))
+
+
+def test_shortened_cuts_long_lines_and_counts_the_lines_left_out() -> None:
+    assert shortened(["x" * 200, "y" * 201]) == ["x" * 200, "y" * 199 + "…"]
+    lines = [str(number) for number in range(22)]
+    assert shortened(lines[:20]) == lines[:20]
+    assert shortened(lines[:21]) == [*lines[:20], "… and 1 more line"]
+    assert shortened(lines) == [*lines[:20], "… and 2 more lines"]
+
+
+def test_difference_names_both_sides_and_shows_one_line_around() -> None:
+    rules = [f"\t\t{number} accept\n" for number in range(5)]
+    chain, changed = ("".join(["\tchain b {\n", *each, "\t}\n"]) for each in (rules, rules[:-1]))
+    assert difference(listing(chain), listing(changed)) == [
+        "--- inet t, as installed",
+        "+++ inet t, now",
+        "@@ -6,3 +6,2 @@",
+        " \t\t3 accept",
+        "-\t\t4 accept",
+        " \t}",
+    ]

@@ -1,0 +1,254 @@
+"""Decisions of a tamper guard, without a kernel."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft import netlink, rtnetlink
+from ocsf_nft.fence import ruleset_batch, tamper_guard
+from ocsf_nft.fence.ruleset_changes import Transaction
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.tamper_guard import TamperGuard
+from tests.standing import INSTALLED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+_LOOPBACK = 0x8
+
+
+@pytest.fixture
+def reported() -> list[Any]:
+    return []
+
+
+@pytest.fixture
+def guard(tmp_path: Path, reported: list[Any], monkeypatch: pytest.MonkeyPatch) -> TamperGuard:
+    """Return a tamper guard that monitors nothing."""
+    monkeypatch.setattr(TamperGuard, "_open", lambda _self, _installed: None)
+    return TamperGuard(INSTALLED, StateDirectory(tmp_path), reported.append, self_heal=True)
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Set the monotonic clock of the tamper guard."""
+
+    def set_clock(now: float) -> None:
+        clock = SimpleNamespace(**{**vars(time), "monotonic": lambda: now})
+        monkeypatch.setattr(tamper_guard, "time", clock)
+
+    return set_clock
+
+
+def test_tamper_guard_counts_the_changes_after_the_first(
+    guard: TamperGuard, reported: list[Any]
+) -> None:
+    flushed = Transaction(changes="the whole ruleset was flushed", comm="nft")
+    for number, expected in (
+        (1, "the whole ruleset was flushed"),
+        (2, "the whole ruleset was flushed; 1 more change followed"),
+        (3, "the whole ruleset was flushed; 2 more changes followed"),
+    ):
+        guard._report([flushed] * number, tamper_guard._Arrival.now(), restored_after_ns=None)
+        assert (reported[-1].changes, reported[-1].comm, reported[-1].process) == (
+            expected,
+            "nft",
+            None,
+        )
+
+
+def test_tamper_guard_gives_up_after_ten_restorations_in_a_minute(
+    guard: TamperGuard, at: Callable[[float], None]
+) -> None:
+    guard._restore_times.extend(float(number) for number in range(1, 10))
+    at(10.0)
+    assert not guard._is_in_conflict()
+    guard._restore_times.append(10.0)
+    for now, is_in_conflict in ((10.0, True), (60.9, True), (61.0, False)):
+        at(now)
+        assert guard._is_in_conflict() == is_in_conflict
+    guard._restore_times.append(60.0)  # the first of the last ten is at 2 now
+    assert guard._is_in_conflict()
+
+
+def test_tamper_guard_reports_dropped_notices_once_a_minute(
+    guard: TamperGuard, at: Callable[[float], None]
+) -> None:
+    overruns = []
+    for now in (100.0, 100.1, 159.9, 160.0, 161.0):
+        at(now)
+        overruns.append(guard._reports_overrun())
+    assert overruns == [True, False, False, True, False]
+
+
+def test_tamper_guard_sleeps_between_turns_and_longer_if_it_restores_nothing(
+    guard: TamperGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(guard, "_turn", guard._is_stopping.set)
+    for guard._self_heal in (True, False):
+        guard._is_stopping.clear()
+        guard._guard()
+    assert slept == [0.002, 0.05]
+
+
+def test_tamper_guard_waits_until_the_next_event_it_has_to_act_on(
+    guard: TamperGuard,
+    at: Callable[[float], None],
+    reported: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float | None] = []
+
+    class Poll:
+        def register(self, *_: object) -> None:
+            pass
+
+        def poll(self, milliseconds: float | None) -> list[tuple[int, int]]:
+            waits.append(milliseconds)
+            return []
+
+    monkeypatch.setattr(select, "poll", Poll)
+    at(100.0)
+    guard._turn()
+    guard._paused_until = 103.0
+    guard._turn()
+    guard._links_from = 100.5
+    guard._turn()
+    guard._links_from = 0.0
+    at(103.0)
+    guard._turn()
+    assert waits == [None, 3000.0, 500.0, None]
+    assert not guard.is_paused
+    assert reported == [None]
+
+
+def test_tamper_guard_reads_notices_of_links_at_intervals(
+    guard: TamperGuard, at: Callable[[float], None], reported: list[Any]
+) -> None:
+    at(100.0)
+    links, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with links, other:
+        links.setblocking(False)
+        guard._read_links(links)
+    assert (guard._links_from, reported) == (100.02, [None])
+
+
+def _monitor(is_reverted: bool) -> Any:
+    """Return a monitor with one notice, whose change has been reverted by now or not."""
+    flushed = Transaction(changes="the whole ruleset was flushed")
+    return SimpleNamespace(
+        read=lambda: [flushed],
+        is_reverted=lambda _: is_reverted,
+        is_regular=lambda _: False,
+    )
+
+
+def test_tamper_guard_reports_a_change_that_a_check_has_repaired_as_repaired_at_once(
+    guard: TamperGuard, reported: list[Any]
+) -> None:
+    guard._handle_notices(_monitor(is_reverted=True))
+    assert [(each.changes, each.restored_after_ns) for each in reported] == [
+        ("the whole ruleset was flushed", 0)
+    ]
+
+
+def test_tamper_guard_that_gives_up_pauses_for_a_minute(
+    guard: TamperGuard, at: Callable[[float], None], reported: list[Any]
+) -> None:
+    at(100.0)
+    guard._restore_times.extend([99.0] * 10)
+    guard._handle_notices(_monitor(is_reverted=False))
+    assert [each.given_up for each in reported] == [True]
+    assert guard._paused_until == 160.0
+
+
+def test_tamper_guard_fences_new_links_in_the_sandbox_and_not_at_the_guard(
+    guard: TamperGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[tuple[str, object]] = []
+    monitors: Any = [
+        SimpleNamespace(commit=lambda what, where=where: commits.append((where, what)))
+        for where in ("sandbox", "host")
+    ]
+    batches = tuple((None, SimpleNamespace(full=what)) for what in ("fence", "guard"))
+    monkeypatch.setattr(ruleset_batch, "attach_statements", lambda full, names: (full, names))
+    monkeypatch.setattr(guard, "_monitors", monitors)
+    guard.use_restore_batch(SimpleNamespace(links={"old"}, batches=batches), None)  # type: ignore[arg-type]
+    guard._attach({"old", "new"})
+    assert commits == [("sandbox", ("fence", {"new"}))]
+
+
+def test_tamper_guard_closes_its_descriptor_once(
+    guard: TamperGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[int] = []
+    monkeypatch.setattr(os, "close", closed.append)
+    guard._close()
+    guard._wake = 0
+    guard._close()
+    guard._close()
+    assert closed == [0]
+
+
+def _notice(name: str, *, kind: int = rtnetlink.RTM_NEWLINK, flags: int = 0) -> bytes:
+    body = struct.pack("=BxHiII", 0, 0, 7, flags, 0)
+    return netlink.message(kind, 0, body + netlink.attribute(3, name.encode() + b"\0"))
+
+
+def test_tamper_guard_takes_each_new_link_of_a_datagram(guard: TamperGuard) -> None:
+    unnamed = netlink.message(rtnetlink.RTM_NEWLINK, 0, bytes(16))
+    datagram = b"".join((
+        _notice("route", kind=24), unnamed, _notice("lo", flags=_LOOPBACK), _notice("known"),
+        _notice("new0"), _notice("new1"), _notice("removed"),
+        _notice("removed", kind=rtnetlink.RTM_DELLINK), _notice("late", kind=rtnetlink.RTM_DELLINK),
+    ))  # fmt: skip
+    guard._new_links = {"known", "late"}
+    names: set[str] = set()
+    guard._take_links(datagram, names)
+    assert (names, guard._new_links) == ({"new0", "new1"}, {"known"})
+    guard._device = "new1"
+    names.clear()
+    guard._take_links(datagram, names)
+    assert names == {"new1"}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "attached", "detail"),
+    [
+        ("none", [{"late"}], "first"),
+        ("sent", [], "first; 1 more change followed"),
+        ("failed", [], "first"),
+    ],
+)
+def test_tamper_guard_attaches_new_links_or_restores_and_reports_the_reverted_changes(
+    guard: TamperGuard,
+    reported: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: str,
+    attached: list[set[str]],
+    detail: str,
+) -> None:
+    """A restore repairs the changes before it, and not the changes after it."""
+    first, repaired, later = (Transaction(changes=each) for each in ("first", "second", "third"))
+    found: list[set[str]] = []
+    monkeypatch.setattr(guard, "_restore", lambda _monitor, _foreign: outcome)
+    monkeypatch.setattr(guard, "_attach", found.append)
+    monkeypatch.setattr(guard, "_new_links", {"late"})
+    monitor: Any = SimpleNamespace(
+        read=lambda: [repaired, later], is_reverted=lambda each: each is repaired
+    )
+    left = guard._react(monitor, [first])
+    assert found == attached
+    assert [each.changes for each in reported] == [detail]
+    assert left == ([repaired, later] if outcome == "sent" else [])

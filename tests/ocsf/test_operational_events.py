@@ -1,0 +1,389 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ocsf_nft.ocsf.context import Context
+from ocsf_nft.ocsf.operational_events import (
+    FenceState,
+    Tampering,
+    attribution_degraded,
+    collection_gap,
+    events_dropped,
+    fence_state,
+    lifecycle,
+    records_dropped,
+)
+from ocsf_nft.process import Process
+from ocsf_nft.record import Gap
+from tests.conformance.corpus import CONTEXT, NOW_NS, TIME_NS
+
+if TYPE_CHECKING:
+    from ocsf_nft.ocsf.events import ApplicationLifecycle, DeviceConfigStateChange
+
+OVERRUN = Gap(
+    transport="kmsg",
+    reason="the kernel log was overrun",
+    dropped=3,
+    since_ns=TIME_NS,
+    until_ns=TIME_NS + 2_000_000_000,
+)
+
+
+def state_event(before: FenceState, after: FenceState, **more: Any) -> DeviceConfigStateChange:
+    facts: dict[str, Any] = {
+        "sandbox": "sb1",
+        "before": before,
+        "after": after,
+        "time_ns": TIME_NS,
+        "tables": ["inet ocsf_nft", "netdev ocsf_nft"],
+        "transport": "nflog",
+    }
+    return fence_state(CONTEXT, **(facts | more))
+
+
+def test_active_fence_is_enabled() -> None:
+    event = state_event(FenceState.ABSENT, FenceState.STANDING)
+    assert event.state == "Enabled"
+    assert event.severity == "Informational"
+    assert event.security_level == "Secure"
+    assert event.prev_security_level == "At Risk"
+    assert event.status == "Success"
+    assert event.message == (
+        "The fence of sandbox sb1 stands, and logs what it refuses (before: absent)."
+    )
+    assert event.unmapped == {
+        "sandbox": "sb1",
+        "previous_state": "Absent",
+        "tables": ["inet ocsf_nft", "netdev ocsf_nft"],
+        "transport": "nflog",
+    }
+
+
+def test_a_fence_that_can_not_log_is_degraded() -> None:
+    event = state_event(
+        FenceState.ABSENT, FenceState.DEGRADED, transport=None, reason="the kernel lacks nft_log"
+    )
+    assert (event.state_id, event.state) == (99, "Degraded")
+    assert event.severity == "High"
+    assert event.security_level == "At Risk"
+    assert event.status == "Failure"
+    assert event.status_detail == "the kernel lacks nft_log"
+    assert "transport" not in event.unmapped
+
+
+def test_altered_fence_may_refuse_nothing() -> None:
+    event = state_event(FenceState.STANDING, FenceState.ALTERED, reason="nft was not found")
+    assert (event.state_id, event.state) == (99, "Altered")
+    assert event.severity == "High"
+    assert (event.prev_security_level, event.security_level) == ("Secure", "At Risk")
+    assert event.status == "Failure"
+    assert event.message == (
+        "The fence of sandbox sb1 is not as it was installed, or can't be looked at: "
+        "it may hold nothing back (before: standing)."
+    )
+
+
+def test_removed_fence_is_disabled() -> None:
+    event = state_event(FenceState.STANDING, FenceState.ABSENT)
+    assert event.state == "Disabled"
+    assert event.severity == "Medium"
+
+
+def test_each_change_has_a_uid_of_its_own() -> None:
+    one = state_event(FenceState.ABSENT, FenceState.STANDING)
+    assert one.metadata.uid == state_event(FenceState.ABSENT, FenceState.STANDING).metadata.uid
+    others = [
+        state_event(FenceState.DEGRADED, FenceState.STANDING),
+        state_event(FenceState.ABSENT, FenceState.STANDING, sandbox="sb2"),
+        state_event(FenceState.ABSENT, FenceState.STANDING, time_ns=TIME_NS + 1),
+        state_event(FenceState.ABSENT, FenceState.STANDING, reason="again"),
+    ]
+    assert len({one.metadata.uid, *(other.metadata.uid for other in others)}) == 5
+
+
+def test_without_a_host_the_device_is_unknown() -> None:
+    event = fence_state(
+        Context(),
+        sandbox="sb1",
+        before=FenceState.ABSENT,
+        after=FenceState.STANDING,
+        time_ns=TIME_NS,
+        tables=[],
+    )
+    assert event.device.name == "unknown"
+    assert event.observables is None
+
+
+def test_dropped_records_have_count_start_and_end() -> None:
+    event = json.loads(records_dropped(CONTEXT, OVERRUN, processed_ns=NOW_NS).to_json())
+    assert event["type_uid"] == 600299
+    assert event["type_name"] == "Application Lifecycle: Other"
+    assert event["activity_name"] == "Records Dropped"
+    assert event["count"] == 3
+    assert event["duration"] == event["end_time"] - event["start_time"] == 2000
+    assert event["severity"] == "High"
+    assert event["message"] == (
+        "3 records were lost on the way from the kernel (kmsg): the kernel log was overrun."
+    )
+
+
+def test_gap_without_a_number_has_no_count() -> None:
+    dropped = Gap(
+        transport="journal", reason="rotated", dropped=None, since_ns=TIME_NS, until_ns=NOW_NS
+    )
+    event = records_dropped(CONTEXT, dropped, processed_ns=NOW_NS)
+    assert event.count is None
+    assert event.message.startswith("Records were lost, nobody knows how many")
+
+
+def test_events_dropped_for_a_sink_are_counted_if_known() -> None:
+    event = json.loads(
+        events_dropped(
+            CONTEXT, reason="sink\x1b siem was down", number=1, since_ns=TIME_NS, until_ns=NOW_NS
+        ).to_json()
+    )
+    assert event["type_uid"] == 600299
+    assert (event["activity_name"], event["severity"], event["count"]) == (
+        "Events Dropped",
+        "High",
+        1,
+    )
+    assert event["message"].startswith("1 event was lost: sink")
+    assert "\x1b" not in event["message"]
+    unknown = events_dropped(
+        CONTEXT, reason="damaged", number=None, since_ns=TIME_NS, until_ns=NOW_NS
+    )
+    assert unknown.count is None
+    assert unknown.message == "Events may be lost, nobody knows how many: damaged."
+
+
+@pytest.mark.parametrize(("activity", "name"), [("start", "Start"), ("stop", "Stop")])
+def test_start_and_stop_are_events(activity: Any, name: str) -> None:
+    event = lifecycle(CONTEXT, activity=activity, time_ns=TIME_NS, reason="SIGTERM")
+    assert event.activity_name == name
+    assert event.app.name == "ocsf-nft"
+    assert event.status_detail == "SIGTERM"
+    assert event.metadata.profiles == ("host",)
+
+
+def gap_event(**facts: Any) -> ApplicationLifecycle:
+    defaults: dict[str, Any] = {
+        "sandbox": "web",
+        "packets": 2_034_112,
+        "since_ns": TIME_NS,
+        "until_ns": TIME_NS + 10_240_000_000,
+        "reason": "the service was stopped",
+        "processed_ns": NOW_NS,
+    }
+    return collection_gap(CONTEXT, **(defaults | facts))
+
+
+def test_unread_packets_have_duration_and_count() -> None:
+    event = json.loads(gap_event().to_json())
+    assert event["type_uid"] == 600299
+    assert event["activity_name"] == "Collection Gap"
+    assert event["severity"] == "High"
+    assert event["status_detail"] == "the service was stopped"
+    assert event["count"] == 2_034_112
+    assert event["time"] == event["end_time"] == event["start_time"] + 10_240
+    assert event["duration"] == 10_240
+    assert event["unmapped"] == {"sandbox": "web"}
+    assert event["message"] == (
+        "ocsf-nft did not read the fence of sandbox web for 10.2 s; "
+        "2034112 packets were refused meanwhile, and are counted."
+    )
+
+
+@pytest.mark.parametrize(
+    ("packets", "severity", "meanwhile"),
+    [
+        (0, "Low", "nothing was refused meanwhile."),
+        (1, "High", "1 packet was refused meanwhile, and is counted."),
+    ],
+)
+def test_severity_of_unread_time_depends_on_refused_packets(
+    packets: int, severity: str, meanwhile: str
+) -> None:
+    event = gap_event(packets=packets)
+    assert event.severity == severity
+    assert event.message.endswith(f"for 10.2 s; {meanwhile}")
+
+
+def test_a_clock_that_was_set_back_makes_no_event_that_ends_before_it_starts() -> None:
+    event = gap_event(until_ns=TIME_NS - 5_000_000_000)
+    assert event.start_time == event.end_time == event.time == 1767225595000
+    assert event.duration is None
+    assert gap_event(until_ns=TIME_NS).duration is None
+    assert gap_event(until_ns=TIME_NS + 1_000_000).duration == 1
+    assert "for 0 ms;" in event.message
+
+
+def test_unread_time_has_a_unique_uid() -> None:
+    others = [
+        gap_event(),
+        gap_event(sandbox="db"),
+        gap_event(packets=1),
+        gap_event(since_ns=1),
+        gap_event(until_ns=TIME_NS + 1),
+        gap_event(reason="late"),
+    ]
+    assert len({event.metadata.uid for event in others}) == len(others)
+    assert gap_event(processed_ns=1).metadata.uid == gap_event().metadata.uid
+
+
+@pytest.mark.parametrize(
+    ("after", "reason", "expected"),
+    [
+        (FenceState.STANDING, None, ("Success", "Informational")),
+        (FenceState.STANDING, "it was put back", ("Success", "Informational")),
+        (FenceState.ABSENT, None, ("Success", "Medium")),
+        (FenceState.ABSENT, "somebody removed it", ("Failure", "Critical")),
+        (FenceState.ALTERED, "it differs", ("Failure", "High")),
+        (FenceState.DEGRADED, "no nft_log", ("Failure", "High")),
+    ],
+)
+def test_unexpected_removal_has_a_higher_severity_than_a_regular_one(
+    after: FenceState, reason: str | None, expected: tuple[str, str]
+) -> None:
+    event = fence_state(
+        CONTEXT, sandbox="sb1", before=FenceState.STANDING, after=after, time_ns=TIME_NS,
+        tables=[], reason=reason,
+    )  # fmt: skip
+    assert (event.status, event.severity) == expected
+
+
+TAMPERING = Tampering(
+    changes="table inet ocsf_nft was deleted",
+    process=Process(pid=4711, name="nft", path="/usr/sbin/nft", cmd_line="nft flush ruleset"),
+    since_ns=TIME_NS,
+    lasted_ns=2_300_000,
+)
+
+
+def test_tampering_event_has_process_and_duration() -> None:
+    event = json.loads(
+        state_event(FenceState.STANDING, FenceState.STANDING, tampering=TAMPERING).to_json()
+    )
+    assert (event["severity"], event["status"], event["state"]) == ("High", "Success", "Enabled")
+    assert event["message"] == (
+        "The fence of sandbox sb1 stands, and logs what it refuses; it was altered, and has been "
+        "put back (before: standing)."
+    )
+    assert event["actor"]["process"]["cmd_line"] == "nft flush ruleset"
+    assert event["unmapped"]["changes"] == "table inet ocsf_nft was deleted"
+    assert (event["start_time"], event["duration"]) == (TIME_NS // 1_000_000, 2)
+    names = {each["name"] for each in event["observables"]}
+    assert {"actor.process.name", "actor.process.pid", "actor.process.file.path"} <= names
+    assert "profiles" not in event["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("after", "given_up", "expected"),
+    [
+        (FenceState.STANDING, False, ("Success", "High")),
+        (FenceState.DEGRADED, False, ("Failure", "High")),
+        (FenceState.PERMISSIVE, False, ("Success", "High")),
+        (FenceState.ALTERED, False, ("Failure", "High")),
+        (FenceState.ABSENT, False, ("Failure", "Critical")),
+        (FenceState.STANDING, True, ("Failure", "Critical")),
+        (FenceState.ALTERED, True, ("Failure", "Critical")),
+    ],
+)
+def test_tampering_is_high_and_giving_up_is_critical(
+    after: FenceState, given_up: bool, expected: tuple[str, str]
+) -> None:
+    tampering = replace(TAMPERING, given_up=given_up)
+    event = state_event(FenceState.STANDING, after, reason="why", tampering=tampering)
+    assert (event.status, event.severity) == expected
+
+
+@pytest.mark.parametrize(
+    ("since_ns", "lasted_ns", "span"),
+    [
+        (None, None, (None, None, None)),
+        (TIME_NS, None, (TIME_NS // 1_000_000, None, None)),
+        (TIME_NS, 1, (TIME_NS // 1_000_000, TIME_NS // 1_000_000 + 1, 1)),
+    ],
+)
+def test_known_times_of_tampering_are_in_the_event(
+    since_ns: int | None, lasted_ns: int | None, span: tuple[int | None, ...]
+) -> None:
+    tampering = Tampering(changes="a rule", since_ns=since_ns, lasted_ns=lasted_ns)
+    event = state_event(FenceState.STANDING, FenceState.STANDING, tampering=tampering)
+    assert (event.start_time, event.end_time, event.duration) == span
+    assert event.actor is None
+
+
+def test_regular_removal_has_a_reason_and_medium_severity() -> None:
+    event = state_event(
+        FenceState.STANDING, FenceState.ABSENT, reason="it was removed", is_regular=True
+    )
+    assert (event.status, event.severity) == ("Success", "Medium")
+    assert event.status_detail == "it was removed"
+
+
+def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
+    at, until_ns = TIME_NS // 1_000_000, TIME_NS + 2_000_000_000
+    changed = state_event(FenceState.ABSENT, FenceState.STANDING)
+    fell = attribution_degraded(CONTEXT, method="user", reason="no BTF", time_ns=TIME_NS)
+    for instant in (changed, lifecycle(CONTEXT, activity="stop", time_ns=TIME_NS), fell):
+        assert (instant.time, instant.start_time, instant.end_time) == (at, None, None)
+        assert instant.metadata.processed_time == at
+    dropped = events_dropped(
+        CONTEXT, reason="damaged", number=2, since_ns=TIME_NS, until_ns=until_ns
+    )
+    assert dropped.metadata.processed_time == at + 2000
+    others = (records_dropped(CONTEXT, OVERRUN, processed_ns=NOW_NS), gap_event(until_ns=until_ns))
+    assert {each.metadata.processed_time for each in others} == {NOW_NS // 1_000_000}
+    for span in (dropped, *others):
+        assert (span.time, span.start_time, span.end_time) == (at + 2000, at, at + 2000)
+        assert span.duration == 2000
+
+
+def test_fence_message_has_restored_only_after_a_restore() -> None:
+    for after, given_up, is_restored in (
+        (FenceState.STANDING, False, True),
+        (FenceState.PERMISSIVE_DEGRADED, False, True),
+        (FenceState.STANDING, True, False),
+        (FenceState.ALTERED, False, False),
+        (FenceState.ABSENT, False, False),
+    ):
+        tampering = replace(TAMPERING, given_up=given_up)
+        event = state_event(FenceState.STANDING, after, reason="why", tampering=tampering)
+        assert ("has been put back" in event.message) is is_restored
+
+
+def test_gap_has_a_duration_from_one_millisecond_on() -> None:
+    for milliseconds, duration in ((0, None), (1, 1), (2, 2)):
+        until_ns = TIME_NS + milliseconds * 1_000_000
+        event = records_dropped(CONTEXT, replace(OVERRUN, until_ns=until_ns), processed_ns=NOW_NS)
+        assert event.duration == duration
+
+
+def test_gap_message_agrees_with_the_number_of_records() -> None:
+    for number, text in (
+        (0, "0 records were lost"),
+        (1, "1 record was lost"),
+        (2, "2 records were lost"),
+    ):
+        event = records_dropped(CONTEXT, replace(OVERRUN, dropped=number), processed_ns=NOW_NS)
+        assert event.message.startswith(f"{text} on the way")
+
+
+def test_events_name_the_host_if_it_is_known() -> None:
+    times: dict[str, Any] = {"since_ns": TIME_NS, "until_ns": NOW_NS}
+    for context, names in ((CONTEXT, ["device.hostname"]), (Context(), None)):
+        facts: dict[str, Any] = {"context": context, "reason": "damaged"}
+        for event in (
+            records_dropped(context, OVERRUN, processed_ns=NOW_NS),
+            events_dropped(number=None, **facts, **times),
+            collection_gap(sandbox="web", packets=1, processed_ns=NOW_NS, **facts, **times),
+            lifecycle(activity="start", time_ns=TIME_NS, **facts),
+            attribution_degraded(method="user", time_ns=TIME_NS, **facts),
+        ):
+            found = event.observables and [each.name for each in event.observables]
+            assert found == names

@@ -1,0 +1,534 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+from structlog.testing import capture_logs
+
+from ocsf_nft import config
+from ocsf_nft.errors import AbsentError, FenceError, OcsfNftError, UnsupportedError
+from ocsf_nft.fence import nft, restore_batch
+from ocsf_nft.fence.spec import Surroundings
+from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.fence.tamper_guard import FenceChange
+from ocsf_nft.ocsf.operational_events import FenceState
+from ocsf_nft.process import Process
+from ocsf_nft.service import fence_monitor, fences
+from ocsf_nft.service.event_rendering import Reporter
+from ocsf_nft.service.fence_monitor import FenceMonitor
+from ocsf_nft.service.fences import Fence, Inspection
+from tests.service.keeping import MemoryStore
+from tests.standing import INSTALLED, verified
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from ocsf_nft.fence.installer import Verdict
+
+STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
+WELL = Inspection(fence=STANDING)
+TAMPERED = FenceChange(
+    changes="table inet ocsf_nft was deleted",
+    process=Process(pid=4711, name="nft", path="/usr/sbin/nft"),
+    comm="nft",
+    arrived_ns=1_767_225_600_000_000_000,
+    restored_after_ns=2_300_000,
+)
+UNMENDED = replace(TAMPERED, restored_after_ns=None)
+
+
+@pytest.fixture
+def sink() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def make(sink: MemoryStore, tmp_path: Path) -> Callable[..., FenceMonitor]:
+    state = StateDirectory(tmp_path)
+
+    def made(fence: Fence = STANDING, *, self_heal: bool = False) -> FenceMonitor:
+        parsed = config.parse({"sandbox": [{"name": "sb1", "self_heal": self_heal}]}, where="test")
+        return FenceMonitor(parsed.sandbox[0], fence, state, Reporter(sink.store, None))
+
+    return made
+
+
+@pytest.fixture
+def set_inspections(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set the results of successive inspections; the last one is repeated."""
+    monkeypatch.setattr(fence_monitor, "_RETRY_SECONDS", 0)
+
+    def find(*seen: Inspection | OcsfNftError | None) -> None:
+        waiting = list(seen)
+
+        def inspect(*_: object, **__: object) -> Inspection | None:
+            found = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+            if isinstance(found, OcsfNftError):
+                raise found
+            return found
+
+        monkeypatch.setattr(fences, "inspect", inspect)
+
+    return find
+
+
+def state_changes(sink: MemoryStore) -> list[tuple[str, str, str | None]]:
+    """Return the previous state, the state and the reason of each event."""
+    names = {"Enabled": "Standing", "Disabled": "Absent"}
+    return [
+        (
+            event["unmapped"]["previous_state"],
+            names.get(event["state"], event["state"]),
+            event.get("status_detail"),
+        )
+        for event in sink.events
+    ]
+
+
+def altered(reason: str) -> Inspection:
+    return Inspection(fence=replace(STANDING, state=FenceState.ALTERED, reason=reason))
+
+
+async def test_event_begins_with_the_state_in_the_event_before(
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
+    set_inspections: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    newer = replace(STANDING, installed=replace(INSTALLED, policy="newer"))
+    seen: list[Inspection | OcsfNftError] = [
+        WELL,
+        altered("a rule came"),
+        AbsentError("no fence"),
+        AbsentError("no fence"),
+        WELL,
+        UnsupportedError("no nft"),
+        Inspection(fence=newer, was_renewed=True, difference="+accept"),
+        Inspection(fence=replace(newer, state=FenceState.DEGRADED, reason="no nft_log")),
+    ]
+    set_inspections(*seen)
+    verified(monkeypatch, "as installed")
+    fence = make()
+    await fence.announce()
+    for _ in seen:
+        await fence._inspect()
+    await fence.remove()
+    assert state_changes(sink) == [
+        ("Absent", "Standing", None),
+        ("Standing", "Altered", "a rule came"),
+        ("Altered", "Absent", "no fence"),
+        ("Absent", "Standing", "it stands as installed again"),
+        ("Standing", "Altered", "no nft"),
+        ("Altered", "Standing", "it was altered or gone, and has been put back: +accept"),
+        ("Standing", "Degraded", "no nft_log"),
+        ("Degraded", "Absent", None),
+    ]
+
+
+async def test_restored_fence_is_one_event_of_high_severity_with_change_and_process(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    fence = make(self_heal=True)
+    await fence._inspect((TAMPERED,))
+    (event,) = sink.events
+    assert state_changes(sink) == [
+        ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
+         "put back 2.3 ms later"))
+    ]  # fmt: skip
+    assert (event["severity"], event["status"]) == ("High", "Success")
+    assert event["unmapped"]["changes"] == "table inet ocsf_nft was deleted"
+    process = event["actor"]["process"]
+    assert (process["pid"], process["path"]) == (4711, "/usr/sbin/nft")
+    assert event["end_time"] - event["start_time"] == event["duration"] == 2
+
+
+async def test_repair_by_nft_after_a_restore_is_the_same_event(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(Inspection(fence=STANDING, was_renewed=True, difference="+chain foreign"))
+    await make(self_heal=True)._inspect((TAMPERED,))
+    assert len(state_changes(sink)) == 1
+
+
+async def test_several_changes_are_separate_events(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    await make(self_heal=True)._inspect(
+        (TAMPERED, replace(TAMPERED, changes="a rule came"), TAMPERED)
+    )
+    assert [detail.split(",")[0] for _, _, detail in state_changes(sink) if detail] == [
+        "table inet ocsf_nft was deleted",
+        "a rule came",
+        "table inet ocsf_nft was deleted",
+    ]
+
+
+async def test_event_of_each_repair_begins_with_the_state_in_the_event_before(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    fence = make(replace(STANDING, state=FenceState.ALTERED, reason="a rule came"), self_heal=True)
+    await fence._inspect((TAMPERED, TAMPERED))
+    assert [states for *states, _ in state_changes(sink)] == [
+        ["Altered", "Standing"],
+        ["Standing", "Standing"],
+    ]
+
+
+async def test_fence_restored_by_nft_is_reported_with_the_process(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(Inspection(fence=STANDING, was_renewed=True, difference="it was gone"))
+    await make(self_heal=True)._inspect((UNMENDED,))
+    assert state_changes(sink) == [
+        ("Standing", "Standing",
+         "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back")
+    ]  # fmt: skip
+    assert sink.events[0]["severity"] == "High"
+
+
+async def test_own_ruleset_change_is_not_reported(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    await make(self_heal=True)._inspect((UNMENDED,))
+    assert state_changes(sink) == []
+
+
+async def test_unrestored_fence_is_reported_as_altered_once(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(altered("it is not as it was installed: +accept"))
+    fence = make()
+    await fence._inspect((UNMENDED,))
+    await fence._inspect()
+    await fence._inspect((UNMENDED,))
+    assert state_changes(sink) == [
+        ("Standing", "Altered", ("table inet ocsf_nft was deleted, by nft (pid 4711): "
+         "it is not as it was installed: +accept"))
+    ]  # fmt: skip
+    assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("High", "Failure")
+    assert sink.events[0]["actor"]["process"]["name"] == "nft"
+
+
+async def test_reverted_change_is_reported_without_self_heal(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    await make()._inspect((UNMENDED,))
+    assert state_changes(sink) == [
+        ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
+         "it stands as installed again"))
+    ]  # fmt: skip
+
+
+async def test_event_names_the_last_of_several_changes(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    later = replace(UNMENDED, changes="table netdev ocsf_nft was deleted")
+    await make()._inspect((UNMENDED, later))
+    ((_, _, detail),) = state_changes(sink)
+    assert detail is not None
+    assert detail.startswith("table netdev ocsf_nft was deleted")
+
+
+@pytest.mark.parametrize(
+    ("comm", "words"),
+    [
+        ("nft", "by a process that calls itself nft; its pid is not known here"),
+        (None, "nobody knows by whom"),
+    ],
+)
+async def test_unknown_process_is_not_named(
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
+    set_inspections: Callable[..., None],
+    comm: str | None,
+    words: str,
+) -> None:
+    set_inspections(WELL)
+    await make(self_heal=True)._inspect((replace(TAMPERED, process=None, comm=comm),))
+    (event,) = sink.events
+    assert words in event["status_detail"]
+    assert "actor" not in event
+
+
+async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(
+        altered("+accept"), altered("+accept"), altered("+drop"), altered("+drop"), WELL
+    )
+    fence = make(self_heal=True)
+    await fence._inspect((replace(UNMENDED, given_up=True),))
+    (event,) = sink.events
+    assert (event["severity"], event["status"], event["state"]) == (
+        "Critical", "Failure", "Altered",
+    )  # fmt: skip
+    assert event["status_detail"] == (
+        "given up: put back 10 times in 60 s and altered again each time, last by nft (pid 4711): "
+        "table inet ocsf_nft was deleted; it is tried again in 60 s"
+    )
+    has_given_up = [fence.has_given_up]
+    await fence._inspect()
+    assert len(sink.events) == 1
+    await fence._inspect()
+    assert [*has_given_up, fence.has_given_up] == [True, False]
+    assert state_changes(sink)[1:] == [("Altered", "Standing", "it stands as installed again")]
+
+
+async def test_giving_up_is_reported_although_the_last_repair_succeeded(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    fence = make(self_heal=True)
+    await fence._inspect((TAMPERED, replace(UNMENDED, changes="a rule came", given_up=True)))
+    assert [event["severity"] for event in sink.events] == ["High", "Critical"]
+    assert [after for _, after, _ in state_changes(sink)] == ["Standing", "Standing"]
+    assert "given up: put back 10 times" in (state_changes(sink)[1][2] or "")
+    assert "nft (pid 4711): a rule came" in (state_changes(sink)[1][2] or "")
+    assert (fence.has_given_up, fence.verdict, fence.fault) == (False, "as installed", None)
+    await fence._inspect()
+    assert len(sink.events) == 2
+
+
+async def test_change_after_giving_up_continues_the_watch(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    fence = make(self_heal=True)
+    await fence._inspect(
+        (replace(UNMENDED, given_up=True), replace(UNMENDED, changes="a rule came"))
+    )
+    assert state_changes(sink) == []
+
+
+async def test_verdict_and_fault_follow_the_last_event(
+    make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    degraded = replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log")
+    cases: tuple[tuple[Inspection | OcsfNftError | None, str, str | None], ...] = (
+        (WELL, "as installed", None),
+        (altered("a rule came"), "differs", "a rule came"),
+        (AbsentError("no fence"), "absent", "no fence"),
+        (UnsupportedError("no nft"), "differs", "no nft"),
+        (Inspection(fence=degraded), "as installed", None),
+        (altered(""), "differs", "altered"),
+        (None, "absent", "it was removed by `ocsf-nft remove`"),
+    )
+    set_inspections(*(inspection for inspection, _, _ in cases))
+    fence = make()
+    for _, verdict, fault in cases:
+        await fence._inspect()
+        assert (fence.verdict, fence.fault) == (verdict, fault)
+
+
+async def test_watch_requires_a_started_monitor(make: Callable[..., FenceMonitor]) -> None:
+    with pytest.raises(RuntimeError, match="call start first"):
+        await make().watch()
+
+
+def test_prepare_without_nft_returns_the_version_of_the_record_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nft, "TRUSTED", ())
+    state = StateDirectory(tmp_path)
+    assert fence_monitor._prepare("sb1", state, (1,), lambda: (7,)) == (None, None, None)
+    state.write(INSTALLED)
+    with capture_logs() as logs:
+        found = fence_monitor._prepare("sb1", state, None, lambda: (7,))
+    assert found == (None, state.version("sb1"), None)
+    (log,) = logs
+    assert (log["log_level"], log["sandbox"]) == ("warning", "sb1")
+    assert log["event"] == "putting the fence back will take longer"
+    assert "nft was not found" in log["reason"]
+    assert fence_monitor._prepare("sb1", state, state.version("sb1"), lambda: (7,)) is None
+
+
+@pytest.mark.parametrize("verdict", ["as installed", "differs"])
+def test_prepare_returns_generations_only_of_a_fence_that_is_as_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: Verdict
+) -> None:
+    state = StateDirectory(tmp_path)
+    state.write(INSTALLED)
+    verified(monkeypatch, verdict)
+    ready = object()
+    monkeypatch.setattr(restore_batch, "prepare", lambda _: ready)
+    found = fence_monitor._prepare("sb1", state, None, lambda: (7, 8))
+    expected = (7, 8) if verdict == "as installed" else None
+    assert found == (ready, state.version("sb1"), expected)
+
+
+def test_prepare_leaves_the_next_check_to_try_again_without_an_answer_of_the_kernel(
+    tmp_path: Path,
+) -> None:
+    def no_answer() -> NoReturn:
+        raise TimeoutError("timed out")
+
+    state = StateDirectory(tmp_path)
+    state.write(INSTALLED)
+    assert fence_monitor._prepare("sb1", state, None, no_answer) is None
+
+
+async def test_regular_removal_is_reported_once(
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
+    set_inspections: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    set_inspections(None)
+    verified(monkeypatch, "absent")
+    fence = make(self_heal=True)
+    await fence._inspect((UNMENDED,))
+    await fence._inspect()
+    await fence.remove()
+    assert state_changes(sink) == [("Standing", "Absent", "it was removed by `ocsf-nft remove`")]
+    assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Medium", "Success")
+    assert not fence.has_given_up
+
+
+async def test_new_installation_is_adopted(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(
+        Inspection(fence=replace(STANDING, installed=replace(INSTALLED, policy="newer")))
+    )
+    fence = make(self_heal=True)
+    await fence._inspect((UNMENDED,))
+    await fence._inspect()
+    assert state_changes(sink) == [
+        ("Standing", "Standing", "it was installed anew, by nft (pid 4711)")
+    ]
+    assert sink.events[0]["severity"] == "Informational"
+
+
+async def test_new_interfaces_are_no_tampering(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    around = Surroundings(links=("sb0", "late0"))
+    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    set_inspections(
+        Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
+    )
+    await make(self_heal=True)._inspect()
+    assert state_changes(sink) == [
+        ("Standing", "Standing", "its links changed; fenced are: sb0, late0")
+    ]
+    assert sink.events[0]["severity"] == "Informational"
+
+
+async def test_change_during_new_interfaces_is_a_separate_event(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    around = Surroundings(links=("sb0", "late0"))
+    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    set_inspections(
+        Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
+    )
+    await make(self_heal=True)._inspect((UNMENDED,))
+    assert [detail for _, _, detail in state_changes(sink)] == [
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back",
+        "its links changed; fenced are: sb0, late0",
+    ]
+    assert [event["severity"] for event in sink.events] == ["High", "Informational"]
+
+
+async def test_installation_during_new_interfaces_is_no_tampering(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    around = Surroundings(links=("sb0", "late0"))
+    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    set_inspections(
+        Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
+    )
+    await make(self_heal=True)._inspect((replace(UNMENDED, is_regular=True),))
+    assert [detail for _, _, detail in state_changes(sink)] == [
+        "its links changed; fenced are: sb0, late0"
+    ]
+
+
+async def test_restore_by_an_inspection_has_no_duration(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(WELL)
+    await make(self_heal=True)._inspect((replace(TAMPERED, restored_after_ns=0),))
+    assert [detail for _, _, detail in state_changes(sink)] == [
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back"
+    ]
+
+
+async def test_failed_restore_is_reported_with_error_and_process(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(FenceError("the kernel refused"))
+    await make(self_heal=True)._inspect((TAMPERED, UNMENDED))
+    assert [after for _, after, _ in state_changes(sink)] == ["Standing", "Altered"]
+    assert state_changes(sink)[1][2] == (
+        "table inet ocsf_nft was deleted, by nft (pid 4711): the kernel refused"
+    )
+
+
+async def test_inspection_during_a_restore_is_repeated(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    set_inspections(altered("+accept"), WELL)
+    await make(self_heal=True)._inspect()
+    assert state_changes(sink) == []
+
+
+async def test_event_is_delivered_before_the_log_message(
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
+    set_inspections: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Standard error may have no reader, so that the log blocks forever."""
+
+    class Full:
+        def warning(self, *_: object, **__: object) -> None:
+            raise BlockingIOError
+
+        error = warning
+
+    monkeypatch.setattr(fence_monitor, "_log", Full())
+    set_inspections(AbsentError("no fence"))
+    fence = make(replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log"))
+    with pytest.raises(BlockingIOError):
+        await fence.announce()
+    with pytest.raises(BlockingIOError):
+        await fence._inspect()
+    assert state_changes(sink) == [
+        ("Absent", "Degraded", "no nft_log"),
+        ("Degraded", "Absent", "no fence"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "error"), [("absent", None), ("as installed", AbsentError("no fence"))]
+)
+async def test_fence_deleted_before_its_removal_is_reported(
+    sink: MemoryStore,
+    make: Callable[..., FenceMonitor],
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: str,
+    error: Exception | None,
+) -> None:
+    verified(monkeypatch, verdict, error=error)
+    await make().remove()
+    assert state_changes(sink) == [
+        ("Standing", "Absent", "somebody else had removed it before this run did")
+    ]
+
+
+async def test_fence_of_an_earlier_run_is_neither_reported_nor_removed(
+    sink: MemoryStore, make: Callable[..., FenceMonitor]
+) -> None:
+    found = make(replace(STANDING, is_ours=False))
+    await found.announce()
+    await found.remove()
+    assert state_changes(sink) == []
