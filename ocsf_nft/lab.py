@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import secrets
 import shutil
+import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -90,6 +92,9 @@ _CONF6: Final = {
     "router_solicitations": "0",
     "use_tempaddr": "0",
 }
+
+
+_ADDRESS_SECONDS: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +193,29 @@ def throwaway() -> Iterator[Lab]:
         configure(lab.sandbox, lab.sandbox_device, f"{SANDBOX4}/24", f"{SANDBOX6}/64")
         ip("-n", lab.sandbox, "route", "add", "default", "via", GATEWAY4)
         ip("-n", lab.sandbox, "-6", "route", "add", "default", "via", GATEWAY6)
+        lab.gateway_namespace.call(lambda: _wait_for_address(GATEWAY6))
+        lab.sandbox_namespace.call(lambda: _wait_for_address(SANDBOX6))
         yield lab
+
+
+def _wait_for_address(address: str) -> None:
+    """Wait until a socket can use a new IPv6 address of the calling thread's namespace.
+
+    A worker of the kernel ends the tentative state, also without duplicate address detection.
+    """
+    deadline = time.monotonic() + _ADDRESS_SECONDS
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        while True:
+            try:
+                probe.bind((address, 0))
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise UnsupportedError(
+                        f"the address {address} can't be used: {error.strerror}"
+                    ) from error
+            else:
+                return
+            time.sleep(0.001)
 
 
 def configure(name: str, device: str, *addresses: str) -> None:

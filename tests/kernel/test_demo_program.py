@@ -189,6 +189,6 @@ def test_demo_needs_a_kernel_that_can_log_refused_packets(
 ) -> None:
     environment = {**nft._ENVIRONMENT, "LD_PRELOAD": str(shim), "WITHOUT": "log"}
     monkeypatch.setattr(nft, "_ENVIRONMENT", environment)
-    with pytest.raises(UnsupportedError, match=r"this kernel can't log what it refuses: \w"):
+    with pytest.raises(UnsupportedError, match=r"this kernel can't log refused packets: \w"):
         demo.demonstrate()
     assert "A sandbox is fenced" not in capsys.readouterr().err
