@@ -413,26 +413,31 @@ def _prepare(
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
     """Return the arguments of :meth:`TamperGuard.use_restore_batch`.
 
-    Return None if the record's version is ``known``, or if the kernel gave no answer in time.
-    ``now`` is :meth:`TamperGuard.generations`. There is no batch if nft doesn't help: a restore
-    takes longer then.
+    Return None if the record's version is ``known``. ``now`` is :meth:`TamperGuard.generations`.
+    There is no batch if nft doesn't help: a restore takes longer then.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:
         return None
-    try:
+    generations = None
+    # Without an answer in time, the guard may take unread notices of an installation for tampering.
+    with contextlib.suppress(OSError):
         generations = now()
+    try:
         installed = state.read(sandbox)
         if installed is None:
             return None, version, None
         prepared = restore_batch.prepare(installed)
-        is_right = installer.verify(sandbox, state).verdict == "as installed"
-    except OSError:  # the next check tries it again
-        return None
     except OcsfNftError as error:
         _log.warning("putting the fence back will take longer", sandbox=sandbox, reason=str(error))
         return None, version, None
-    return prepared, version, generations if is_right else None
+    return prepared, version, generations if _is_as_installed(sandbox, state) else None
+
+
+def _is_as_installed(sandbox: str, state: StateDirectory) -> bool:
+    with contextlib.suppress(OcsfNftError):  # the next check reports it
+        return installer.verify(sandbox, state).verdict == "as installed"
+    return False
 
 
 def _remove(installed: InstalledFence, state: StateDirectory) -> bool:

@@ -53,6 +53,12 @@ def test_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
     assert broken == []
 
 
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(_ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"\b(?:tests|ocsf_nft|bench)/[\w/]+\.py\b", _text(page)))
+    assert [name for name in named if "NAME" not in name and not (_ROOT / name).exists()] == []
+
+
 def test_page_of_the_command_line_is_generated_from_it(tmp_path: Path) -> None:
     made = tmp_path / "cli.md"
     subprocess.run(

@@ -364,15 +364,19 @@ def test_prepare_returns_generations_only_of_a_fence_that_is_as_installed(
     assert found == (ready, state.version("sb1"), expected)
 
 
-def test_prepare_leaves_the_next_check_to_try_again_without_an_answer_of_the_kernel(
-    tmp_path: Path,
+def test_prepare_needs_no_answer_of_the_kernel_for_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_answer() -> NoReturn:
         raise TimeoutError("timed out")
 
     state = StateDirectory(tmp_path)
     state.write(INSTALLED)
-    assert fence_monitor._prepare("sb1", state, None, no_answer) is None
+    verified(monkeypatch, "as installed")
+    ready = object()
+    monkeypatch.setattr(restore_batch, "prepare", lambda _: ready)
+    found = fence_monitor._prepare("sb1", state, None, no_answer)
+    assert found == (ready, state.version("sb1"), None)
 
 
 async def test_regular_removal_is_reported_once(
