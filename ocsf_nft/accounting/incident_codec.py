@@ -34,7 +34,7 @@ def encode(opened: OpenEntry) -> str:
         state: dict[str, Any] = {"fan_out": opened.end}
     else:
         kind, data = opened.key
-        state = {"key": (kind, data.hex()), "streak": opened.end}
+        state = {"key": (kind, data.hex()), "incident_end": opened.end}
     try:
         return orjson.dumps(state).decode()
     except orjson.JSONEncodeError:
@@ -53,7 +53,7 @@ def decode(counter_id: CounterId, text: str) -> OpenEntry:
     kind, data = state["key"]
     key = Key(_one_of(*KINDS)(kind), bytes.fromhex(data))
     flow(key)
-    return OpenIncident(counter_id, key, _build(IncidentEnd, _INCIDENT_END, state["streak"]))
+    return OpenIncident(counter_id, key, _build(IncidentEnd, _INCIDENT_END, state["incident_end"]))
 
 
 def _fields(found: Any) -> dict[str, Any]:
@@ -216,7 +216,7 @@ _INCIDENT: Final[Mapping[str, _Reader]] = {
 }
 _INCIDENT_END: Final[Mapping[str, _Reader]] = {
     "record": _nested(Record, _RECORD),
-    "streak": _nested(Incident, _INCIDENT),
+    "incident": _nested(Incident, _INCIDENT),
     "end_ns": _LONG,
 }
 _FLOW: Final[Mapping[str, _Reader]] = {

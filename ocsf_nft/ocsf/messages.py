@@ -68,7 +68,7 @@ _ETHERTYPES: Final = {_ARP: "an ARP frame"}
 _REASONS: Final = {
     "many": "{who} has more flows than are told one by one",
     "unplaced": "they found no place in the kernel's bounded sets of flows",
-    "forgotten": (
+    "evicted": (
         "the kernel forgot which flows they were, or somebody made it forget, before anybody had "
         "read the counts, so nobody knows who sent them"
     ),
