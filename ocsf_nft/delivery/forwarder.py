@@ -384,7 +384,7 @@ class Forwarder:
     def _recover(self) -> None:
         if self.progress.fault is not None:
             seconds = round(time.monotonic() - self.progress.since, 1)
-            _log.warning("sink is back", sink=self.name, seconds=seconds)
+            _log.warning("sink works again", sink=self.name, seconds=seconds)
             self.progress.fault = None
 
 

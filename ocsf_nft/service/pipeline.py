@@ -201,7 +201,7 @@ class Pipeline:
         self._gaps_by_reason[gap.reason] = number
         if _is_power_of_two(number):
             _log.warning(
-                "records lost", source=gap.transport, lost=gap.dropped, number=number,
+                "records dropped", source=gap.transport, dropped=gap.dropped, number=number,
                 reason=gap.reason,
             )  # fmt: skip
 

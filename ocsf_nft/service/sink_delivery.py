@@ -234,7 +234,7 @@ class SinkDelivery:
     async def _register(self, forwarders: Sequence[Forwarder]) -> None:
         names = [each.name for each in forwarders]
         for name, number in await self._retrier(lambda: self.store.register(names)):
-            _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
+            _log.warning("a sink is no longer configured", sink=name, never_delivered=number)
 
     def _run(self, forwarder: Forwarder) -> None:
         """Start a forwarder, unless it waits for the handshake."""
