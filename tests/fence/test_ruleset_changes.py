@@ -115,7 +115,7 @@ def test_changes_are_described(messages: Sequence[bytes], expected: str) -> None
 
 def test_first_of_many_changes_are_described_and_the_others_counted() -> None:
     found = description(*(notice(3, "inet ocsf_nft", f"c{number}") for number in range(1000)))
-    assert found.startswith("chain c0 was made")
+    assert found.startswith("chain c0 was created")
     assert found.endswith("; 992 more changes were made")
     assert found.count("chain c") == 8
     one_more = description(*(notice(3, "inet ocsf_nft", f"c{number}") for number in range(9)))
