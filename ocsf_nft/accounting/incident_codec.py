@@ -84,7 +84,7 @@ def _maybe(reader: _Reader) -> _Reader:
 def _one_of(*values: str) -> _Reader:
     def reader(value: Any) -> Any:
         if value not in values:
-            raise ValueError("none of the words that there are")
+            raise ValueError("an unknown value")
         return value
 
     return reader
@@ -117,7 +117,7 @@ def _details(found: Any) -> dict[str, Any]:
         if isinstance(value, dict):
             _details(value)
         elif not isinstance(value, int | str):
-            raise TypeError("not a fact of a record")
+            raise TypeError("not a valid detail of a record")
     return dict(found)
 
 

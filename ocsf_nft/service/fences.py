@@ -288,7 +288,7 @@ def describe_change(
     if now.spec != seen.spec:
         return "it was installed again"
     if has_other_links(seen, inspection) or (inspection.was_renewed and has_new_links):
-        return f"its links changed; fenced are: {', '.join(now.around.links)}"
+        return f"its interfaces changed; fenced interfaces: {', '.join(now.around.links)}"
     if inspection.was_renewed:
         return f"it was altered or removed, and was restored: {inspection.difference}"
     return None if now == seen else "it was installed again"

@@ -225,7 +225,7 @@ def _without_forged(batch: Batch, sandboxes: frozenset[str | None] | None) -> Ba
     forged = tuple(
         Reject(
             kind="forged",
-            reason="it names a sandbox that is not there where it was logged",
+            reason="it names a sandbox that does not log there",
             line=record.origin.raw,
         )
         for record in batch.records

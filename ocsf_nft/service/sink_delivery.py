@@ -95,7 +95,7 @@ class Outlet:
         outcome = await self.sink.deliver(messages)
         if outcome.refused or outcome.again:
             reason = outcome.reason or outcome.refused[0].reason
-            raise DeliveryError(f"{self.name} did not take all events: {reason}")
+            raise DeliveryError(f"{self.name} did not accept all events: {reason}")
 
 
 def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:

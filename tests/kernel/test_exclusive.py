@@ -267,7 +267,7 @@ def test_new_links_of_an_exclusive_fence_are_attached(
         assert "late1" in conftest.nft(ns, "list", "table", "netdev", "ocsf_nft")
         assert "Operation not permitted" in _by_another(ns, _TAMPERINGS[0])
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert all("its links changed" in detail for detail in _details(output)), _details(output)
+    assert all("its interfaces changed" in detail for detail in _details(output)), _details(output)
 
 
 def test_other_processes_can_never_change_an_exclusive_fence(
@@ -291,7 +291,7 @@ def test_other_processes_can_never_change_an_exclusive_fence(
         assert _verdict(state) == "as installed"
         assert running.stop(signal.SIGTERM)[0] == 0
     assert refused > 20
-    assert all("its links changed" in detail for detail in _details(output)), _details(output)
+    assert all("its interfaces changed" in detail for detail in _details(output)), _details(output)
 
 
 def test_change_of_an_exclusive_fence_requires_a_stop_of_its_run(

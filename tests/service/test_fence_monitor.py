@@ -421,7 +421,7 @@ async def test_new_interfaces_are_no_tampering(
     )
     await make(self_heal=True)._inspect()
     assert state_changes(sink) == [
-        ("Standing", "Standing", "its links changed; fenced are: sb0, late0")
+        ("Standing", "Standing", "its interfaces changed; fenced interfaces: sb0, late0")
     ]
     assert sink.events[0]["severity"] == "Informational"
 
@@ -437,7 +437,7 @@ async def test_change_during_new_interfaces_is_a_separate_event(
     await make(self_heal=True)._inspect((UNMENDED,))
     assert [detail for _, _, detail in state_changes(sink)] == [
         "table inet ocsf_nft was deleted, by nft (pid 4711); it was restored",
-        "its links changed; fenced are: sb0, late0",
+        "its interfaces changed; fenced interfaces: sb0, late0",
     ]
     assert [event["severity"] for event in sink.events] == ["High", "Informational"]
 
@@ -452,7 +452,7 @@ async def test_installation_during_new_interfaces_is_no_tampering(
     )
     await make(self_heal=True)._inspect((replace(UNMENDED, is_regular=True),))
     assert [detail for _, _, detail in state_changes(sink)] == [
-        "its links changed; fenced are: sb0, late0"
+        "its interfaces changed; fenced interfaces: sb0, late0"
     ]
 
 

@@ -420,7 +420,7 @@ async def test_outlet_delivers_directly_to_its_sink() -> None:
 
 @pytest.mark.parametrize("facts", [{"bad": {""}}, {"most": 0}])
 async def test_outlet_raises_an_error_for_refused_events(facts: dict[str, Any]) -> None:
-    with pytest.raises(DeliveryError, match="a did not take all events: b"):
+    with pytest.raises(DeliveryError, match="a did not accept all events: b"):
         await one("a", LineReceiver(**facts)).deliver([REFUSED])
 
 
