@@ -363,7 +363,7 @@ class Forwarder:
                 return await self._sink.deliver(part) if part else DELIVERED
         except TimeoutError as error:
             raise _SlowError(
-                f"{self.name} did not accept a batch within {self._batch_settings.timeout_seconds} s"
+                f"{self.name} did not accept a batch in {self._batch_settings.timeout_seconds} s"
             ) from error
         except (DeliveryError, OSError) as error:
             if isinstance(error, DeliveryError):
