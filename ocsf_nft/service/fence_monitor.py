@@ -37,7 +37,7 @@ _RETRY_SECONDS: Final = 0.1
 #: States of a fence that is present and unchanged.
 _ACTIVE_STATES: Final = frozenset(
     {
-        FenceState.STANDING,
+        FenceState.ACTIVE,
         FenceState.DEGRADED,
         FenceState.PERMISSIVE,
         FenceState.PERMISSIVE_DEGRADED,
@@ -98,7 +98,7 @@ class FenceMonitor:
         self._update_context(fence.installed)
         is_news = fence.reason is not None or fence.tampering is not None
         is_news |= fence.before is not fence.state
-        if fence.is_ours or is_news or fence.state is not FenceState.STANDING:
+        if fence.is_ours or is_news or fence.state is not FenceState.ACTIVE:
             await self._reporter.emit(fences.first_event(fence, self._reporter.host))
         if fence.reason is not None:
             _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
@@ -300,7 +300,7 @@ class FenceMonitor:
         for each in alterations[:-1]:
             if each.restored_after_ns is not None:
                 await self._report_change(
-                    FenceState.STANDING, _restored_text(each), _tampering(each)
+                    FenceState.ACTIVE, _restored_text(each), _tampering(each)
                 )
         if last is not None and last.given_up:
             await self._give_up(state, last)

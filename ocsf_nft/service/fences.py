@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """A fence with its state, and the reason if its state is not ``STANDING``.
+    """A fence with its state, and the reason if its state is not ``ACTIVE``.
 
     ``is_ours``: this run installed it where there was none, and removes it. Otherwise ``before`` is
     the state of the fence that was there. ``tampering`` is a change to the same fence that is now
@@ -36,7 +36,7 @@ class Fence:
     installed: InstalledFence
     state: FenceState
     is_ours: bool
-    before: FenceState = FenceState.STANDING
+    before: FenceState = FenceState.ACTIVE
     reason: str | None = None
     tampering: Tampering | None = None
 
@@ -257,7 +257,7 @@ def state_of(installed: InstalledFence) -> FenceState:
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
         return FenceState.PERMISSIVE if is_well else FenceState.PERMISSIVE_DEGRADED
-    return FenceState.STANDING if is_well else FenceState.DEGRADED
+    return FenceState.ACTIVE if is_well else FenceState.DEGRADED
 
 
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
@@ -266,7 +266,7 @@ def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
         installed = state.read(sandbox)
     except FenceError:  # damaged: the installation that follows writes it again
         installed = None
-    return FenceState.STANDING if installed is None else state_of(installed)
+    return FenceState.ACTIVE if installed is None else state_of(installed)
 
 
 def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:

@@ -113,7 +113,7 @@ def _tamperings(text: str) -> Iterator[Tampering]:
 
 
 def _fence(context: Context, text: str, after: FenceState, **facts: Any) -> Event:
-    defaults: dict[str, Any] = {"before": FenceState.STANDING, "reason": text, "transport": text}
+    defaults: dict[str, Any] = {"before": FenceState.ACTIVE, "reason": text, "transport": text}
     return fence_state(
         context, sandbox=text, after=after, time_ns=TIME_NS, tables=["inet ocsf_nft", text],
         **(defaults | facts),

@@ -212,11 +212,11 @@ def _situations() -> Iterator[tuple[str, Event]]:
     )
     yield "ssh-has-ended", _finding(ended)
     yield "another-firewall", _activity(Attempt.of(_read(_UFW, 6000)), Mapper(Context()))
-    yield "the-fence-stands", _fence(FenceState.ABSENT, FenceState.STANDING, None)
+    yield "the-fence-stands", _fence(FenceState.ABSENT, FenceState.ACTIVE, None)
     yield (
         "the-fence-is-permissive",
         _fence(
-            FenceState.STANDING,
+            FenceState.ACTIVE,
             FenceState.PERMISSIVE,
             "it was installed anew, as a permissive fence",
         ),
@@ -230,7 +230,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
     yield (
         "the-fence-is-gone",
         _fence(
-            FenceState.STANDING,
+            FenceState.ACTIVE,
             FenceState.ABSENT,
             "somebody else had removed it before this run did",
         ),

@@ -46,7 +46,7 @@ def state_event(before: FenceState, after: FenceState, **more: Any) -> DeviceCon
 
 
 def test_active_fence_is_enabled() -> None:
-    event = state_event(FenceState.ABSENT, FenceState.STANDING)
+    event = state_event(FenceState.ABSENT, FenceState.ACTIVE)
     assert event.state == "Enabled"
     assert event.severity == "Informational"
     assert event.security_level == "Secure"
@@ -76,7 +76,7 @@ def test_a_fence_that_can_not_log_is_degraded() -> None:
 
 
 def test_altered_fence_may_refuse_nothing() -> None:
-    event = state_event(FenceState.STANDING, FenceState.ALTERED, reason="nft was not found")
+    event = state_event(FenceState.ACTIVE, FenceState.ALTERED, reason="nft was not found")
     assert (event.state_id, event.state) == (99, "Altered")
     assert event.severity == "High"
     assert (event.prev_security_level, event.security_level) == ("Secure", "At Risk")
@@ -88,19 +88,19 @@ def test_altered_fence_may_refuse_nothing() -> None:
 
 
 def test_removed_fence_is_disabled() -> None:
-    event = state_event(FenceState.STANDING, FenceState.ABSENT)
+    event = state_event(FenceState.ACTIVE, FenceState.ABSENT)
     assert event.state == "Disabled"
     assert event.severity == "Medium"
 
 
 def test_each_change_has_a_uid_of_its_own() -> None:
-    one = state_event(FenceState.ABSENT, FenceState.STANDING)
-    assert one.metadata.uid == state_event(FenceState.ABSENT, FenceState.STANDING).metadata.uid
+    one = state_event(FenceState.ABSENT, FenceState.ACTIVE)
+    assert one.metadata.uid == state_event(FenceState.ABSENT, FenceState.ACTIVE).metadata.uid
     others = [
-        state_event(FenceState.DEGRADED, FenceState.STANDING),
-        state_event(FenceState.ABSENT, FenceState.STANDING, sandbox="sb2"),
-        state_event(FenceState.ABSENT, FenceState.STANDING, time_ns=TIME_NS + 1),
-        state_event(FenceState.ABSENT, FenceState.STANDING, reason="again"),
+        state_event(FenceState.DEGRADED, FenceState.ACTIVE),
+        state_event(FenceState.ABSENT, FenceState.ACTIVE, sandbox="sb2"),
+        state_event(FenceState.ABSENT, FenceState.ACTIVE, time_ns=TIME_NS + 1),
+        state_event(FenceState.ABSENT, FenceState.ACTIVE, reason="again"),
     ]
     assert len({one.metadata.uid, *(other.metadata.uid for other in others)}) == 5
 
@@ -110,7 +110,7 @@ def test_without_a_host_the_device_is_unknown() -> None:
         Context(),
         sandbox="sb1",
         before=FenceState.ABSENT,
-        after=FenceState.STANDING,
+        after=FenceState.ACTIVE,
         time_ns=TIME_NS,
         tables=[],
     )
@@ -238,8 +238,8 @@ def test_unread_time_has_a_unique_uid() -> None:
 @pytest.mark.parametrize(
     ("after", "reason", "expected"),
     [
-        (FenceState.STANDING, None, ("Success", "Informational")),
-        (FenceState.STANDING, "it was put back", ("Success", "Informational")),
+        (FenceState.ACTIVE, None, ("Success", "Informational")),
+        (FenceState.ACTIVE, "it was put back", ("Success", "Informational")),
         (FenceState.ABSENT, None, ("Success", "Medium")),
         (FenceState.ABSENT, "somebody removed it", ("Failure", "Critical")),
         (FenceState.ALTERED, "it differs", ("Failure", "High")),
@@ -250,7 +250,7 @@ def test_unexpected_removal_has_a_higher_severity_than_a_regular_one(
     after: FenceState, reason: str | None, expected: tuple[str, str]
 ) -> None:
     event = fence_state(
-        CONTEXT, sandbox="sb1", before=FenceState.STANDING, after=after, time_ns=TIME_NS,
+        CONTEXT, sandbox="sb1", before=FenceState.ACTIVE, after=after, time_ns=TIME_NS,
         tables=[], reason=reason,
     )  # fmt: skip
     assert (event.status, event.severity) == expected
@@ -266,7 +266,7 @@ TAMPERING = Tampering(
 
 def test_tampering_event_has_process_and_duration() -> None:
     event = json.loads(
-        state_event(FenceState.STANDING, FenceState.STANDING, tampering=TAMPERING).to_json()
+        state_event(FenceState.ACTIVE, FenceState.ACTIVE, tampering=TAMPERING).to_json()
     )
     assert (event["severity"], event["status"], event["state"]) == ("High", "Success", "Enabled")
     assert event["message"] == (
@@ -284,12 +284,12 @@ def test_tampering_event_has_process_and_duration() -> None:
 @pytest.mark.parametrize(
     ("after", "given_up", "expected"),
     [
-        (FenceState.STANDING, False, ("Success", "High")),
+        (FenceState.ACTIVE, False, ("Success", "High")),
         (FenceState.DEGRADED, False, ("Failure", "High")),
         (FenceState.PERMISSIVE, False, ("Success", "High")),
         (FenceState.ALTERED, False, ("Failure", "High")),
         (FenceState.ABSENT, False, ("Failure", "Critical")),
-        (FenceState.STANDING, True, ("Failure", "Critical")),
+        (FenceState.ACTIVE, True, ("Failure", "Critical")),
         (FenceState.ALTERED, True, ("Failure", "Critical")),
     ],
 )
@@ -297,7 +297,7 @@ def test_tampering_is_high_and_giving_up_is_critical(
     after: FenceState, given_up: bool, expected: tuple[str, str]
 ) -> None:
     tampering = replace(TAMPERING, given_up=given_up)
-    event = state_event(FenceState.STANDING, after, reason="why", tampering=tampering)
+    event = state_event(FenceState.ACTIVE, after, reason="why", tampering=tampering)
     assert (event.status, event.severity) == expected
 
 
@@ -313,14 +313,14 @@ def test_known_times_of_tampering_are_in_the_event(
     since_ns: int | None, lasted_ns: int | None, span: tuple[int | None, ...]
 ) -> None:
     tampering = Tampering(changes="a rule", since_ns=since_ns, lasted_ns=lasted_ns)
-    event = state_event(FenceState.STANDING, FenceState.STANDING, tampering=tampering)
+    event = state_event(FenceState.ACTIVE, FenceState.ACTIVE, tampering=tampering)
     assert (event.start_time, event.end_time, event.duration) == span
     assert event.actor is None
 
 
 def test_regular_removal_has_a_reason_and_medium_severity() -> None:
     event = state_event(
-        FenceState.STANDING, FenceState.ABSENT, reason="it was removed", is_regular=True
+        FenceState.ACTIVE, FenceState.ABSENT, reason="it was removed", is_regular=True
     )
     assert (event.status, event.severity) == ("Success", "Medium")
     assert event.status_detail == "it was removed"
@@ -328,7 +328,7 @@ def test_regular_removal_has_a_reason_and_medium_severity() -> None:
 
 def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
     at, until_ns = TIME_NS // 1_000_000, TIME_NS + 2_000_000_000
-    changed = state_event(FenceState.ABSENT, FenceState.STANDING)
+    changed = state_event(FenceState.ABSENT, FenceState.ACTIVE)
     fell = attribution_degraded(CONTEXT, method="user", reason="no BTF", time_ns=TIME_NS)
     for instant in (changed, lifecycle(CONTEXT, activity="stop", time_ns=TIME_NS), fell):
         assert (instant.time, instant.start_time, instant.end_time) == (at, None, None)
@@ -346,14 +346,14 @@ def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
 
 def test_fence_message_has_restored_only_after_a_restore() -> None:
     for after, given_up, is_restored in (
-        (FenceState.STANDING, False, True),
+        (FenceState.ACTIVE, False, True),
         (FenceState.PERMISSIVE_DEGRADED, False, True),
-        (FenceState.STANDING, True, False),
+        (FenceState.ACTIVE, True, False),
         (FenceState.ALTERED, False, False),
         (FenceState.ABSENT, False, False),
     ):
         tampering = replace(TAMPERING, given_up=given_up)
-        event = state_event(FenceState.STANDING, after, reason="why", tampering=tampering)
+        event = state_event(FenceState.ACTIVE, after, reason="why", tampering=tampering)
         assert ("has been put back" in event.message) is is_restored
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.installer import Verdict
 
-STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
+STANDING = Fence(installed=INSTALLED, state=FenceState.ACTIVE, is_ours=True)
 WELL = Inspection(fence=STANDING)
 TAMPERED = FenceChange(
     changes="table inet ocsf_nft was deleted",
