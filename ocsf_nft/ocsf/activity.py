@@ -88,8 +88,8 @@ def _correlation_uid(attempt: Attempt) -> str:
         return event_uids.aggregation_uid(
             record.sandbox, record.rule, record.uid, aggregation.reason
         )
-    if attempt.streak is not None:
-        return event_uids.incident_uid(attempt.streak.identity)
+    if attempt.incident is not None:
+        return event_uids.incident_uid(attempt.incident.identity)
     return event_uids.flow_uid(record)
 
 

@@ -68,7 +68,7 @@ _ARP: Final = 0x0806
 _REASONS: Final[dict[AggregationReason, str]] = {
     "many": "{user} has more flows than are reported one by one",
     "unplaced": "the kernel's sets of flows had no free entry",
-    "forgotten": (
+    "evicted": (
         "the kernel or another process deleted the entries of their flows before the counters "
         "were read, so their senders are unknown"
     ),

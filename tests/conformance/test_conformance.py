@@ -86,7 +86,7 @@ def attempt_events(context: Context) -> Iterator[tuple[str, Event]]:
     for name, attempt in ATTRIBUTED.items():
         if attempt.aggregation is None:
             incidents.append(
-                (name, replace(attempt, streak=incident(attribution=attempt.attribution)))
+                (name, replace(attempt, incident=incident(attribution=attempt.attribution)))
             )
     for name, found in incidents:
         finding = mapper.finding(found, processed_ns=NOW_NS)
@@ -244,7 +244,7 @@ def test_event_with_any_attribution_has_no_fault(
     judge: Judge, record: Record, attribution: Attribution, version: str
 ) -> None:
     attempt = replace(
-        Attempt.of(record), attribution=attribution, streak=incident(attribution=attribution)
+        Attempt.of(record), attribution=attribution, incident=incident(attribution=attribution)
     )
     mapper = Mapper(CONTAINED)
     event = mapper.network_activity(attempt, processed_ns=NOW_NS)

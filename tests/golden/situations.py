@@ -187,7 +187,7 @@ def _situations() -> Iterator[tuple[str, Event]]:
     scan = fan_out_of(sample=SAMPLE[:10])
     yield "a-scan-is-found", fan_out(CONTEXT, scan, processed_ns=scan.end_ns + 3_000_000)
     asked = replace(
-        Attempt.of(_record("credentials")), streak=_incident("credentials", 1, 1, found_at=1)
+        Attempt.of(_record("credentials")), incident=_incident("credentials", 1, 1, found_at=1)
     )
     yield "cloud-credentials-are-asked-for", _finding(asked)
     yield (
@@ -200,14 +200,14 @@ def _situations() -> Iterator[tuple[str, Event]]:
         bytes=28 * 60,
         start_ns=TIME_NS + 3 * _SECOND,
         end_ns=TIME_NS + 7 * _SECOND,
-        streak=_incident("ssh", 4, 40, found_at=3),
+        incident=_incident("ssh", 4, 40, found_at=3),
     )
     yield "ssh-again-and-again", _finding(again)
     by_many = replace(_incident("ssh", 4, 40, found_at=3), attribution=SEVERAL_IN_ONE_WINDOW)
-    yield "ssh-by-several-programs", _finding(replace(again, streak=by_many))
+    yield "ssh-by-several-programs", _finding(replace(again, incident=by_many))
     ended = IncidentEnd(
         record=_record("ssh"),
-        streak=_incident("ssh", 5, 52, found_at=3),
+        incident=_incident("ssh", 5, 52, found_at=3),
         end_ns=TIME_NS + 15 * _SECOND,
     )
     yield "ssh-has-ended", _finding(ended)

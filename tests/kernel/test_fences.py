@@ -62,7 +62,7 @@ async def test_monitored_fence_is_restored_without_a_tamper_guard(
     await monitor._inspect()
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
     (event,) = sink.events
-    assert "has been put back" in event["status_detail"]
+    assert "was restored" in event["status_detail"]
     assert event["severity"] == "High"
 
 

@@ -273,7 +273,7 @@ def test_fence_flushed_under_a_run_is_restored_and_reported(
         assert running.stop(signal.SIGTERM)[0] == 0
     found = [event for event in written.events(output) if event["class_uid"] == 5019]
     details = [event.get("status_detail") or "" for event in found]
-    assert any("put back" in detail for detail in details)
+    assert any("restored" in detail for detail in details)
 
 
 def test_opened_fence_is_reported_as_altered_and_not_active(

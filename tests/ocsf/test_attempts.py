@@ -172,7 +172,7 @@ def test_data_unknown_to_a_counter_is_left_out() -> None:
             ),
         ),
         (
-            "forgotten of ingress, nothing",
+            "evicted of ingress, nothing",
             (
                 "somebody sent sandbox sb1 934465 packets in flows that nobody knows; "
                 "dropped without an answer"
@@ -218,7 +218,7 @@ def test_single_packet_of_an_aggregate_is_named_by_its_kind(
             "unplaced of link, a frame",
             "no place in the kernel's bounded sets of flows. They were d",
         ),
-        ("forgotten of egress, nothing", "they were, or somebody made it forget"),
+        ("evicted of egress, nothing", "they were, or somebody made it forget"),
         ("many of egress, in full", "Only TCP to the proxy at http://10.200.0.1:3128 may leave."),
         ("many of ingress, nothing", "Only replies of the sandbox's proxy may come in."),
     ],
@@ -228,7 +228,7 @@ def test_detail_has_the_reason_of_the_aggregation(name: str, detail: str) -> Non
 
 
 def test_proxy_is_named_if_the_address_family_is_unknown() -> None:
-    event = rendered(ATTEMPTS["forgotten of egress, nothing"])
+    event = rendered(ATTEMPTS["evicted of egress, nothing"])
     assert event["proxy_endpoint"] == {"ip": "10.200.0.1", "port": 3128}
     assert "http://10.200.0.1:3128" in event["status_detail"]
     assert "proxy_endpoint" not in rendered(ATTEMPTS["many of ingress, nothing"])
@@ -264,8 +264,8 @@ def test_several_flows_are_named_by_a_sample() -> None:
         {"protocol": 1, "destination": "203.0.113.7"},
         {"uid": 0xFFFF_FFFE, "ethertype": 0x88B5},
     ]
-    assert rendered(ATTEMPTS["forgotten of egress, nothing"])["unmapped"]["merged"] == {
-        "why": "forgotten"
+    assert rendered(ATTEMPTS["evicted of egress, nothing"])["unmapped"]["merged"] == {
+        "why": "evicted"
     }
 
 

@@ -116,7 +116,7 @@ def test_actor_of_several_in_one_window_is_the_named_process() -> None:
 
 def test_finding_has_the_attribution_of_its_attempts() -> None:
     mine = done_by(PROCESSES["all of it"])
-    found = replace(Attempt.of(RECORDS["tcp4"]), streak=incident(attribution=mine))
+    found = replace(Attempt.of(RECORDS["tcp4"]), incident=incident(attribution=mine))
     finding = Mapper(CONTEXT).finding(found, processed_ns=NOW_NS)
     assert finding is not None
     event = json.loads(finding.to_json())
@@ -127,7 +127,7 @@ def test_finding_has_the_attribution_of_its_attempts() -> None:
 def test_finding_does_not_name_the_process_of_its_latest_attempt_alone() -> None:
     whole = incident(3, 40, 2, merge(ONE_OF_SEVERAL, done_by(PROCESSES["all of it"])))
     found = replace(
-        Attempt.of(RECORDS["tcp4"]), streak=whole, attribution=done_by(PROCESSES["all of it"])
+        Attempt.of(RECORDS["tcp4"]), incident=whole, attribution=done_by(PROCESSES["all of it"])
     )
     finding = Mapper(CONTEXT).finding(found, processed_ns=NOW_NS)
     assert finding is not None

@@ -34,11 +34,11 @@ def rendered(found: Attempt | IncidentEnd, mapper: Mapper = MAPPER) -> Any:
 
 
 def attempt_of(name: str, each: Incident) -> Attempt:
-    return replace(Attempt.of(RECORDS[name]), streak=each)
+    return replace(Attempt.of(RECORDS[name]), incident=each)
 
 
 def incident_end_of(name: str, each: Incident) -> IncidentEnd:
-    return IncidentEnd(record=RECORDS[name], streak=each, end_ns=TIME_NS + 5_000_000_000)
+    return IncidentEnd(record=RECORDS[name], incident=each, end_ns=TIME_NS + 5_000_000_000)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_every_finding_is_created_once_and_closed_once(
     for (record, packets), mapper in zip(shown, mappers, strict=False):
         attempt = replace(Attempt.of(record), packets=packets)
         end = extend_incident(end, Key("flows4", b"\0"), attempt, mapper.is_finding)
-        event = rendered(replace(attempt, streak=end.streak), mapper)
+        event = rendered(replace(attempt, incident=end.incident), mapper)
         stages += [] if event is None else [event["activity_name"]]
     assert end is not None
     ended = rendered(end, mappers[-1])
@@ -148,7 +148,7 @@ def test_attempt_and_finding_refer_to_each_other() -> None:
     for number, identity in enumerate(identities, 1):
         logged = replace(RECORDS["tcp4"], origin=replace(RECORDS["tcp4"].origin, identity=identity))
         each = replace(incident(number, 20 * number, 1), latest=tuple(identities[:number]))
-        attempt = replace(Attempt.of(logged), packets=20, streak=each)
+        attempt = replace(Attempt.of(logged), packets=20, incident=each)
         events.append(json.loads(MAPPER.network_activity(attempt, processed_ns=NOW_NS).to_json()))
     finding = rendered(attempt)
     info = finding["finding_info"]

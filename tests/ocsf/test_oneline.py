@@ -152,7 +152,7 @@ def test_destination_has_the_usual_notation(name: str, what: str) -> None:
             "ARP",
         ),
         ({"unmapped": {"merged": {"why": "many", "flows": 1}}}, "TCP flows ≥1 https"),
-        ({"unmapped": {"merged": {"why": "forgotten"}}}, "TCP flows told together https"),
+        ({"unmapped": {"merged": {"why": "evicted"}}}, "TCP flows told together https"),
     ],
 )
 def test_line_has_protocol_and_destination(facts: dict[str, Any], what: str) -> None:

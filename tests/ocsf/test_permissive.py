@@ -95,7 +95,7 @@ def test_event_of_enforcing_fence_is_not_called_permissive() -> None:
     assert {name: text for name, text in events.items() if "permissive" in text} == {}
 
 
-@pytest.mark.parametrize("why", ["many", "unplaced", "forgotten"])
+@pytest.mark.parametrize("why", ["many", "unplaced", "evicted"])
 def test_aggregate_of_allowed_packets_has_the_reason(why: Any) -> None:
     attempt = replace(
         ALLOWED_ATTEMPTS["counted tcp4, allowed"], aggregation=Aggregation(reason=why)

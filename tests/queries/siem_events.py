@@ -112,7 +112,7 @@ def _incident(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...])
                 attribution=done_by(PROCESSES["all of it"]),
             )
             going_on = extend_incident(going_on, Key("flows4", b"\x01"), attempt, mapper.is_finding)
-            found = attempt = replace(attempt, streak=going_on.streak)
+            found = attempt = replace(attempt, incident=going_on.incident)
             yield mapper.network_activity(attempt, processed_ns=NOW_NS)
         finding = mapper.finding(found, processed_ns=NOW_NS)
         if finding is not None:

@@ -119,9 +119,9 @@ async def test_event_begins_with_the_state_in_the_event_before(
         ("Absent", "Standing", None),
         ("Standing", "Altered", "a rule came"),
         ("Altered", "Absent", "no fence"),
-        ("Absent", "Standing", "it stands as installed again"),
+        ("Absent", "Standing", "it is active as installed again"),
         ("Standing", "Altered", "no nft"),
-        ("Altered", "Standing", "it was altered or gone, and has been put back: +accept"),
+        ("Altered", "Standing", "it was altered or removed, and was restored: +accept"),
         ("Standing", "Degraded", "no nft_log"),
         ("Degraded", "Absent", None),
     ]
@@ -136,7 +136,7 @@ async def test_restored_fence_is_one_event_of_high_severity_with_change_and_proc
     (event,) = sink.events
     assert state_changes(sink) == [
         ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
-         "put back 2.3 ms later"))
+         "restored 2.3 ms later"))
     ]  # fmt: skip
     assert (event["severity"], event["status"]) == ("High", "Success")
     assert event["unmapped"]["changes"] == "table inet ocsf_nft was deleted"
@@ -182,11 +182,11 @@ async def test_event_of_each_repair_begins_with_the_state_in_the_event_before(
 async def test_fence_restored_by_nft_is_reported_with_the_process(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    set_inspections(Inspection(fence=STANDING, was_renewed=True, difference="it was gone"))
+    set_inspections(Inspection(fence=STANDING, was_renewed=True, difference="it was missing"))
     await make(self_heal=True)._inspect((UNMENDED,))
     assert state_changes(sink) == [
         ("Standing", "Standing",
-         "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back")
+         "table inet ocsf_nft was deleted, by nft (pid 4711); it was restored")
     ]  # fmt: skip
     assert sink.events[0]["severity"] == "High"
 
@@ -222,7 +222,7 @@ async def test_reverted_change_is_reported_without_self_heal(
     await make()._inspect((UNMENDED,))
     assert state_changes(sink) == [
         ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
-         "it stands as installed again"))
+         "it is active as installed again"))
     ]  # fmt: skip
 
 
@@ -240,8 +240,8 @@ async def test_event_names_the_last_of_several_changes(
 @pytest.mark.parametrize(
     ("comm", "words"),
     [
-        ("nft", "by a process that calls itself nft; its pid is not known here"),
-        (None, "nobody knows by whom"),
+        ("nft", "by a process that calls itself nft, with an unknown pid"),
+        (None, "by an unknown process"),
     ],
 )
 async def test_unknown_process_is_not_named(
@@ -271,15 +271,15 @@ async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
         "Critical", "Failure", "Altered",
     )  # fmt: skip
     assert event["status_detail"] == (
-        "given up: put back 10 times in 60 s and altered again each time, last by nft (pid 4711): "
-        "table inet ocsf_nft was deleted; it is tried again in 60 s"
+        "given up: restored 10 times in 60 s and changed again each time, last by nft (pid 4711): "
+        "table inet ocsf_nft was deleted; the next restore is in 60 s"
     )
     has_given_up = [fence.has_given_up]
     await fence._inspect()
     assert len(sink.events) == 1
     await fence._inspect()
     assert [*has_given_up, fence.has_given_up] == [True, False]
-    assert state_changes(sink)[1:] == [("Altered", "Standing", "it stands as installed again")]
+    assert state_changes(sink)[1:] == [("Altered", "Standing", "it is active as installed again")]
 
 
 async def test_giving_up_is_reported_although_the_last_repair_succeeded(
@@ -290,7 +290,7 @@ async def test_giving_up_is_reported_although_the_last_repair_succeeded(
     await fence._inspect((TAMPERED, replace(UNMENDED, changes="a rule came", given_up=True)))
     assert [event["severity"] for event in sink.events] == ["High", "Critical"]
     assert [after for _, after, _ in state_changes(sink)] == ["Standing", "Standing"]
-    assert "given up: put back 10 times" in (state_changes(sink)[1][2] or "")
+    assert "given up: restored 10 times" in (state_changes(sink)[1][2] or "")
     assert "nft (pid 4711): a rule came" in (state_changes(sink)[1][2] or "")
     assert (fence.has_given_up, fence.verdict, fence.fault) == (False, "as installed", None)
     await fence._inspect()
@@ -345,7 +345,7 @@ def test_prepare_without_nft_returns_the_version_of_the_record_alone(
     assert found == (None, state.version("sb1"), None)
     (log,) = logs
     assert (log["log_level"], log["sandbox"]) == ("warning", "sb1")
-    assert log["event"] == "putting the fence back will take longer"
+    assert log["event"] == "restoring the fence will take longer"
     assert "nft was not found" in log["reason"]
     assert fence_monitor._prepare("sb1", state, state.version("sb1"), lambda: (7,)) is None
 
@@ -406,7 +406,7 @@ async def test_new_installation_is_adopted(
     await fence._inspect((UNMENDED,))
     await fence._inspect()
     assert state_changes(sink) == [
-        ("Standing", "Standing", "it was installed anew, by nft (pid 4711)")
+        ("Standing", "Standing", "it was installed again, by nft (pid 4711)")
     ]
     assert sink.events[0]["severity"] == "Informational"
 
@@ -421,7 +421,7 @@ async def test_new_interfaces_are_no_tampering(
     )
     await make(self_heal=True)._inspect()
     assert state_changes(sink) == [
-        ("Standing", "Standing", "its links changed; fenced are: sb0, late0")
+        ("Standing", "Standing", "its interfaces changed; fenced interfaces: sb0, late0")
     ]
     assert sink.events[0]["severity"] == "Informational"
 
@@ -436,8 +436,8 @@ async def test_change_during_new_interfaces_is_a_separate_event(
     )
     await make(self_heal=True)._inspect((UNMENDED,))
     assert [detail for _, _, detail in state_changes(sink)] == [
-        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back",
-        "its links changed; fenced are: sb0, late0",
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it was restored",
+        "its interfaces changed; fenced interfaces: sb0, late0",
     ]
     assert [event["severity"] for event in sink.events] == ["High", "Informational"]
 
@@ -452,7 +452,7 @@ async def test_installation_during_new_interfaces_is_no_tampering(
     )
     await make(self_heal=True)._inspect((replace(UNMENDED, is_regular=True),))
     assert [detail for _, _, detail in state_changes(sink)] == [
-        "its links changed; fenced are: sb0, late0"
+        "its interfaces changed; fenced interfaces: sb0, late0"
     ]
 
 
@@ -462,7 +462,7 @@ async def test_restore_by_an_inspection_has_no_duration(
     set_inspections(WELL)
     await make(self_heal=True)._inspect((replace(TAMPERED, restored_after_ns=0),))
     assert [detail for _, _, detail in state_changes(sink)] == [
-        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back"
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it was restored"
     ]
 
 
@@ -525,7 +525,7 @@ async def test_fence_deleted_before_its_removal_is_reported(
     verified(monkeypatch, verdict, error=error)
     await make().remove()
     assert state_changes(sink) == [
-        ("Standing", "Absent", "somebody else had removed it before this run did")
+        ("Standing", "Absent", "another process had removed it before this run did")
     ]
 
 
