@@ -18,9 +18,7 @@ _DESCRIPTIONS: Final = {
     packet_outcome.INGRESS: "the sandbox may receive only replies of its proxy",
     packet_outcome.LINK: "the sandbox may send only frames of the IP stack",
     packet_outcome.GUARD: "the host's end of the link accepts only traffic to the proxy",
-    packet_outcome.VM_FORWARD: (
-        "through its host a VM gets to what it began itself, and out there alone"
-    ),
+    packet_outcome.VM_FORWARD: "the host forwards only the VM's connections to external addresses",
     packet_outcome.VM_INPUT: "on its host, the VM may connect only to the gateway's port",
     packet_outcome.VM_INGRESS: "the VM may receive only replies on connections that it opened",
     packet_outcome.VM_LINK: "the VM may send only IP and ARP from its own addresses",

@@ -29,7 +29,7 @@ OUTCOMES: Final[dict[Answer | None, tuple[str, str]]] = {
     Answer.RESET: ("Blocked", "; answered with a TCP reset"),
     Answer.PROHIBITED: ("Blocked", "; answered with an ICMP error"),
     Answer.NOTHING: ("Dropped", ""),
-    Answer.PERMITTED: ("Allowed", "; would be blocked if the fence were not permissive"),
+    Answer.PERMITTED: ("Allowed", ", because the fence is permissive"),
     None: ("Blocked", ""),
 }
 _FOREIGN_OUTCOMES: Final[dict[ForeignVerdict, tuple[str, str]]] = {
@@ -64,6 +64,7 @@ _WHERE: Final = {
     packet_outcome.VM_FORWARD: " through its host",
     packet_outcome.VM_INPUT: " on its host",
 }
+_CONNECTION: Final = "TCP connection"
 _ARP: Final = 0x0806
 _REASONS: Final[dict[AggregationReason, str]] = {
     "many": "{user} has more flows than are reported one by one",
@@ -84,8 +85,7 @@ def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> st
     foreign = packet_outcome.foreign_verdict(attempt.record)
     outcome, end = OUTCOMES[answer] if foreign is None else _FOREIGN_OUTCOMES[foreign]
     if attempt.aggregation is None:
-        times = "" if attempt.packets == 1 else f", {attempt.packets} packets"
-        packets = f"{_single_text(attempt.record, direction, attempt.attribution)}{times}"
+        packets = _single_text(attempt, direction)
     else:
         packets = _aggregate_text(attempt, direction, attempt.aggregation)
     return f"{outcome} {packets}{end}"
@@ -138,19 +138,22 @@ def elapsed(since_ns: int, until_ns: int) -> str:
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def _single_text(record: Record, direction: Direction, by: Attribution | None) -> str:
-    """Return the packet, its sender and its destination."""
+def _single_text(attempt: Attempt, direction: Direction) -> str:
+    """Return the packets of one flow, their sender and their destination."""
+    record, number = attempt.record, attempt.packets
     noun, destination = _noun(record), _destination(record)
+    if number > 1:
+        noun = f"{noun} ({number} packets)" if noun == _CONNECTION else counted(number, noun)
     if record.sandbox is None or not packet_outcome.is_attempt(record):
         rule = f'rule "{visible(record.rule)}"' if record.rule else "a rule without a name"
-        return f"{noun} from {_source(record)}{destination} (matched {rule})"
+        return f"{noun} from {_source(record)}{destination} by {rule}"
     sandbox = sender_text(record.sandbox, None, rule=record.rule)
     if direction is Direction.INBOUND:
         to = f"{destination} in" if destination else " to"
         return f"{noun} from {_source(record)}{to} {sandbox}"
     if record.rule == packet_outcome.FORWARD:
         return f"{noun} from {_source(record)}{destination} through {sandbox}"
-    sender = sender_text(record.sandbox, record.uid, by, rule=record.rule)
+    sender = sender_text(record.sandbox, record.uid, attempt.attribution, rule=record.rule)
     if record.rule == packet_outcome.VM_LINK:
         noun += _link_sources(record)
     return f"{noun} from {sender}{destination}{_WHERE.get(record.rule, '')}"
@@ -229,7 +232,7 @@ def _noun(record: Record) -> str:
     if record.destination is None:
         return "frame" if record.ethertype is None else f"{_ethertype(record.ethertype)} frame"
     if record.protocol == protocols.TCP and packet_outcome.is_initiator_known(record):
-        return "TCP connection"
+        return _CONNECTION
     return f"{_protocol(record.protocol)} packet"
 
 

@@ -85,7 +85,7 @@ _SEVERITIES: Final = {
 #: States of a fence that exists as it was installed.
 _AS_INSTALLED: Final = frozenset(set(FenceState) - {FenceState.ABSENT, FenceState.ALTERED})
 _SENTENCES: Final = {
-    FenceState.ABSENT: "The fence of sandbox {sandbox} is removed: it blocks nothing",
+    FenceState.ABSENT: "The fence of sandbox {sandbox} is removed: nothing restricts the sandbox",
     FenceState.ACTIVE: "The fence of sandbox {sandbox} is active, and logs what it blocks",
     FenceState.PERMISSIVE: (
         "The fence of sandbox {sandbox} is active and permissive: it allows and logs what it would "

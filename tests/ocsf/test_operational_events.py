@@ -53,7 +53,7 @@ def test_active_fence_is_enabled() -> None:
     assert event.prev_security_level == "At Risk"
     assert event.status == "Success"
     assert event.message == (
-        "The fence of sandbox sb1 stands, and logs what it refuses (before: absent)."
+        "The fence of sandbox sb1 is active, and logs what it blocks (before: absent)."
     )
     assert event.unmapped == {
         "sandbox": "sb1",
@@ -82,8 +82,8 @@ def test_altered_fence_may_refuse_nothing() -> None:
     assert (event.prev_security_level, event.security_level) == ("Secure", "At Risk")
     assert event.status == "Failure"
     assert event.message == (
-        "The fence of sandbox sb1 is not as it was installed, or can't be looked at: "
-        "it may hold nothing back (before: standing)."
+        "The fence of sandbox sb1 differs from the installed one, or can't be read: it "
+        "may block nothing (before: active)."
     )
 
 
@@ -127,7 +127,7 @@ def test_dropped_records_have_count_start_and_end() -> None:
     assert event["duration"] == event["end_time"] - event["start_time"] == 2000
     assert event["severity"] == "High"
     assert event["message"] == (
-        "3 records were lost on the way from the kernel (kmsg): the kernel log was overrun."
+        "3 records were dropped on the way from the kernel (kmsg): the kernel log was overrun."
     )
 
 
@@ -137,7 +137,7 @@ def test_gap_without_a_number_has_no_count() -> None:
     )
     event = records_dropped(CONTEXT, dropped, processed_ns=NOW_NS)
     assert event.count is None
-    assert event.message.startswith("Records were lost, nobody knows how many")
+    assert event.message.startswith("An unknown number of records was dropped")
 
 
 def test_events_dropped_for_a_sink_are_counted_if_known() -> None:
@@ -152,13 +152,13 @@ def test_events_dropped_for_a_sink_are_counted_if_known() -> None:
         "High",
         1,
     )
-    assert event["message"].startswith("1 event was lost: sink")
+    assert event["message"].startswith("1 event was dropped: sink")
     assert "\x1b" not in event["message"]
     unknown = events_dropped(
         CONTEXT, reason="damaged", number=None, since_ns=TIME_NS, until_ns=NOW_NS
     )
     assert unknown.count is None
-    assert unknown.message == "Events may be lost, nobody knows how many: damaged."
+    assert unknown.message == "An unknown number of events may have been dropped: damaged."
 
 
 @pytest.mark.parametrize(("activity", "name"), [("start", "Start"), ("stop", "Stop")])
@@ -193,16 +193,16 @@ def test_unread_packets_have_duration_and_count() -> None:
     assert event["duration"] == 10_240
     assert event["unmapped"] == {"sandbox": "web"}
     assert event["message"] == (
-        "ocsf-nft did not read the fence of sandbox web for 10.2 s; "
-        "2034112 packets were refused meanwhile, and are counted."
+        "ocsf-nft did not read the fence of sandbox web for 10.2 s. Meanwhile 2034112 "
+        "packets were blocked; later events count them."
     )
 
 
 @pytest.mark.parametrize(
     ("packets", "severity", "meanwhile"),
     [
-        (0, "Low", "nothing was refused meanwhile."),
-        (1, "High", "1 packet was refused meanwhile, and is counted."),
+        (0, "Low", "no packet was blocked or allowed."),
+        (1, "High", "1 packet was blocked; later events count them."),
     ],
 )
 def test_severity_of_unread_time_depends_on_refused_packets(
@@ -210,7 +210,7 @@ def test_severity_of_unread_time_depends_on_refused_packets(
 ) -> None:
     event = gap_event(packets=packets)
     assert event.severity == severity
-    assert event.message.endswith(f"for 10.2 s; {meanwhile}")
+    assert event.message.endswith(f"for 10.2 s. Meanwhile {meanwhile}")
 
 
 def test_a_clock_that_was_set_back_makes_no_event_that_ends_before_it_starts() -> None:
@@ -219,7 +219,7 @@ def test_a_clock_that_was_set_back_makes_no_event_that_ends_before_it_starts() -
     assert event.duration is None
     assert gap_event(until_ns=TIME_NS).duration is None
     assert gap_event(until_ns=TIME_NS + 1_000_000).duration == 1
-    assert "for 0 ms;" in event.message
+    assert "for 0 ms." in event.message
 
 
 def test_unread_time_has_a_unique_uid() -> None:
@@ -239,9 +239,9 @@ def test_unread_time_has_a_unique_uid() -> None:
     ("after", "reason", "expected"),
     [
         (FenceState.ACTIVE, None, ("Success", "Informational")),
-        (FenceState.ACTIVE, "it was put back", ("Success", "Informational")),
+        (FenceState.ACTIVE, "it was restored", ("Success", "Informational")),
         (FenceState.ABSENT, None, ("Success", "Medium")),
-        (FenceState.ABSENT, "somebody removed it", ("Failure", "Critical")),
+        (FenceState.ABSENT, "another process removed it", ("Failure", "Critical")),
         (FenceState.ALTERED, "it differs", ("Failure", "High")),
         (FenceState.DEGRADED, "no nft_log", ("Failure", "High")),
     ],
@@ -270,8 +270,8 @@ def test_tampering_event_has_process_and_duration() -> None:
     )
     assert (event["severity"], event["status"], event["state"]) == ("High", "Success", "Enabled")
     assert event["message"] == (
-        "The fence of sandbox sb1 stands, and logs what it refuses; it was altered, and has been "
-        "put back (before: standing)."
+        "The fence of sandbox sb1 is active, and logs what it blocks; another process "
+        "altered it, and it has been restored (before: active)."
     )
     assert event["actor"]["process"]["cmd_line"] == "nft flush ruleset"
     assert event["unmapped"]["changes"] == "table inet ocsf_nft was deleted"
@@ -354,7 +354,7 @@ def test_fence_message_has_restored_only_after_a_restore() -> None:
     ):
         tampering = replace(TAMPERING, given_up=given_up)
         event = state_event(FenceState.ACTIVE, after, reason="why", tampering=tampering)
-        assert ("has been put back" in event.message) is is_restored
+        assert ("has been restored" in event.message) is is_restored
 
 
 def test_gap_has_a_duration_from_one_millisecond_on() -> None:
@@ -366,9 +366,9 @@ def test_gap_has_a_duration_from_one_millisecond_on() -> None:
 
 def test_gap_message_agrees_with_the_number_of_records() -> None:
     for number, text in (
-        (0, "0 records were lost"),
-        (1, "1 record was lost"),
-        (2, "2 records were lost"),
+        (0, "0 records were dropped"),
+        (1, "1 record was dropped"),
+        (2, "2 records were dropped"),
     ):
         event = records_dropped(CONTEXT, replace(OVERRUN, dropped=number), processed_ns=NOW_NS)
         assert event.message.startswith(f"{text} on the way")
