@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ocsf_nft.ocsf import attribution_enrichment, protocols
-from ocsf_nft.ocsf.enums import Direction
+from ocsf_nft.ocsf.enums import Direction, Disposition
 from ocsf_nft.ocsf.packet_outcome import Answer
 from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.ocsf.services import service
@@ -243,6 +243,8 @@ def _end(endpoint: Any) -> str:
 
 
 def _outcome(event: Mapping[str, Any]) -> str:
+    if _number(event.get("disposition_id")) == Disposition.BLOCKED:
+        return "blocked"  # also if the event has no captions
     if event.get("status_code") == Answer.PERMITTED.value:
         return "allowed (permissive)"
     for key in ("disposition", "action", "activity_name", "status"):

@@ -232,7 +232,7 @@ def test_line_of_a_finding_of_one_attempt_has_its_evidence() -> None:
 @pytest.mark.parametrize(
     ("facts", "outcome"),
     [
-        ({"disposition": "Blocked"}, "blocked"),
+        ({"disposition_id": 2}, "blocked"),
         ({"disposition_id": 6, "disposition": "Dropped"}, "dropped"),
         ({"disposition_id": 17, "disposition": "Logged"}, "logged"),
         ({"disposition_id": None, "disposition": None, "action": "Observed"}, "observed"),
