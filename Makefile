@@ -53,7 +53,7 @@ lint: .venv/ready  ## Check style, types and the direction of imports.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m tests.plain_english --words 8 --for-users 280  # to become 3 and 0
+	$(BIN)/python -m tests.plain_english
 	$(BIN)/hadolint deploy/container/Dockerfile deploy/kubernetes/example/proxy/Dockerfile
 
 bench: PACKAGES += $(PEERS)
