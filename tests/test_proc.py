@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ocsf_nft import proc
 from tests.attribution.living import WAITING, copied, descriptors, now, python, running, send, until
-from tests.attribution.procfs_helpers import (
+from tests.attribution.process_details_helpers import (
     EXITED,
     NAMES,
     PYTHON,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft import clocks
 from ocsf_nft.attribution.bpf_layout import Call, ProcessSnapshot
-from ocsf_nft.attribution.call_match import LoggedRecord
 from ocsf_nft.attribution.flow_processes import FlowProcesses, flow_target
+from ocsf_nft.attribution.packet_key import LoggedRecord
 from ocsf_nft.attribution.process_snapshots import ProcessSnapshots
 from ocsf_nft.attribution.refused_packets import RefusedPackets
 from ocsf_nft.attribution.send_calls import SendCalls
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attribution.bpf_capture import Capture, Dropped
     from ocsf_nft.attribution.bpf_layout import CaptureEvent, ProcessImage
-    from ocsf_nft.attribution.call_match import Match
+    from ocsf_nft.attribution.packet_key import Match
     from ocsf_nft.attribution.user_names import CachedNames
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypeAlias
 
 import structlog
 
-from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution import process_details
 from ocsf_nft.attribution.bpf_capture import Capture, cookie
 from ocsf_nft.attribution.capture_method import CaptureMethod, CaptureResult
 from ocsf_nft.attribution.program_hashes import ProgramHashes
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ocsf_nft.attribution.bpf_layout import ProcessImage
-    from ocsf_nft.attribution.call_match import Match
+    from ocsf_nft.attribution.packet_key import Match
     from ocsf_nft.netns import Namespace
     from ocsf_nft.process import Process
     from ocsf_nft.record import Record
@@ -333,7 +333,9 @@ class FallbackChain:
         def read_all(until: float) -> None:
             for image in read:
                 if time.monotonic() < until:
-                    read[image] = procfs.read(image.pid, started_ns=image.started_ns, hashes=hashes)
+                    read[image] = process_details.read(
+                        image.pid, started_ns=image.started_ns, hashes=hashes
+                    )
 
         await self._run_in_thread(read_all, deadline)
         # Any process that has run another program meanwhile has a new event by now.

@@ -6,7 +6,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE
-from ocsf_nft.attribution.call_match import FRAME_RULES
+from ocsf_nft.attribution.packet_key import FRAME_RULES
 from ocsf_nft.ip_text import packed
 
 if TYPE_CHECKING:

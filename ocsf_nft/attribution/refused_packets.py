@@ -12,13 +12,13 @@ from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE, Call
-from ocsf_nft.attribution.call_match import MOST, PacketKey, key_of_call, key_of_record, make_match
+from ocsf_nft.attribution.packet_key import MOST, PacketKey, key_of_call, key_of_record, make_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocsf_nft.attribution.bpf_layout import ProcessImage
-    from ocsf_nft.attribution.call_match import LoggedRecord, Match
+    from ocsf_nft.attribution.packet_key import LoggedRecord, Match
     from ocsf_nft.record import Record
 
 #: Maximum number of stored packets, some megabytes.

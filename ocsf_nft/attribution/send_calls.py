@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from ocsf_nft.attribution.call_match import PacketKey, key_of_call, key_of_record, make_match
+from ocsf_nft.attribution.packet_key import PacketKey, key_of_call, key_of_record, make_match
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ocsf_nft.attribution.bpf_layout import Call, ClosedSocket
-    from ocsf_nft.attribution.call_match import LoggedRecord, Match
+    from ocsf_nft.attribution.packet_key import LoggedRecord, Match
     from ocsf_nft.record import Record
 
 _T = TypeVar("_T")

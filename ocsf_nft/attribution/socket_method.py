@@ -27,7 +27,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution import process_details
 from ocsf_nft.attribution.sock_diag import SocketTables
 from ocsf_nft.attribution.socket_closed import WATCHED_PROTOCOLS, ClosedSockets
 from ocsf_nft.attribution.socket_holders import find_holders
@@ -121,7 +121,7 @@ class SocketLookup:
         """Return the attribution of a packet, or a sentence why no process can be named.
 
         Blocks for up to a tenth of a second, and longer if a process delays the read of its details
-        (:func:`procfs.read`). Several threads may call it.
+        (:func:`process_details.read`). Several threads may call it.
         """
         reason = _reason_against_lookup(record)
         if reason is not None:
@@ -243,7 +243,7 @@ class SocketLookup:
         )
 
     def _process(self, holder: Holder) -> Process | None:
-        return procfs.read(holder.pid, started_ns=holder.started_ns, hashes=self._hashes)
+        return process_details.read(holder.pid, started_ns=holder.started_ns, hashes=self._hashes)
 
 
 def _reason_against_lookup(record: Record) -> str | None:

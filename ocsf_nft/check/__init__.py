@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 
 from ocsf_nft.check import (
     attribution_methods,
+    blocking_rules,
     bypass_paths,
     capabilities,
     conflicting_services,
     devices,
-    diagnosis,
     kernel_features,
     leftovers,
     read_ruleset,
     sysctls,
 )
 from ocsf_nft.check.accepted_flows import INTERNET
-from ocsf_nft.check.diagnosis import CheckScope
+from ocsf_nft.check.blocking_rules import CheckScope
 from ocsf_nft.check.finding import Finding, RuleLocation, Severity, exit_code
 from ocsf_nft.errors import OcsfNftError
 
@@ -101,7 +101,7 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
     except OcsfNftError as error:
         yield _unread(error)
     else:
-        yield from diagnosis.judge(ruleset, scope)
+        yield from blocking_rules.judge(ruleset, scope)
         yield from bypass_paths.findings(ruleset, present, scope)
         yield from leftovers.findings(leftovers.find_leftovers(ruleset, present, scope))
     yield from conflicting_services.findings()
@@ -119,7 +119,7 @@ def blocking(scope: CheckScope) -> tuple[Finding, ...]:
     except OcsfNftError as error:
         return (_unread(error),)
     return tuple(
-        finding for finding in diagnosis.judge(ruleset, scope) if finding.severity == "blocked"
+        finding for finding in blocking_rules.judge(ruleset, scope) if finding.severity == "blocked"
     )
 
 

@@ -11,8 +11,8 @@ from ocsf_nft.ocsf.safe_text import visible
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from ocsf_nft.check.blocking_rules import CheckScope
     from ocsf_nft.check.devices import NetDevice
-    from ocsf_nft.check.diagnosis import CheckScope
     from ocsf_nft.check.ruleset import Chain, Ruleset
 
 _MAX_REPORTED: Final = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check.operand import Absent, Operand, flags_of, is_number, operand, span, value
+from ocsf_nft.check.field_values import Absent, Operand, flags_of, is_number, operand, span, value
 from ocsf_nft.check.packet import TCP
 from ocsf_nft.check.ternary import Bits, Span, Truth, any_of
 

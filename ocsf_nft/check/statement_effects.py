@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check.operand import is_number, value
+from ocsf_nft.check.field_values import is_number, value
 from ocsf_nft.check.packet import ADDRESSES, ESTABLISHED, NEW, UNSEEN, UNTRACKED, Packet
 from ocsf_nft.check.ternary import MARKS, Bits, Span, exactly
 

@@ -14,7 +14,7 @@ from ocsf_nft.attribution.refused_packets import RefusedPackets
 from tests.attribution.calling import SECOND, TCP, call, logged, record
 
 if TYPE_CHECKING:
-    from ocsf_nft.attribution.call_match import Match
+    from ocsf_nft.attribution.packet_key import Match
     from ocsf_nft.record import Record
 
 NOW: Final = 100 * SECOND

@@ -6,7 +6,7 @@ import ipaddress
 from typing import Any
 
 from ocsf_nft.check.accepted_flows import AcceptedFlow, FlowDirection
-from ocsf_nft.check.diagnosis import CheckScope
+from ocsf_nft.check.blocking_rules import CheckScope
 from ocsf_nft.check.ternary import InterfaceName, Span
 from ocsf_nft.fence.values import endpoint, subnet
 from ocsf_nft.netns import Namespace

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from ocsf_nft.check.blocking_rules import CheckScope
 from ocsf_nft.check.bypass_paths import findings
 from ocsf_nft.check.devices import NetDevice
-from ocsf_nft.check.diagnosis import CheckScope
 from ocsf_nft.check.ruleset import Ruleset, from_json
 from ocsf_nft.fence.values import endpoint
 from ocsf_nft.netns import Namespace

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from ocsf_nft.check.operand import flags_of
+from ocsf_nft.check.field_values import flags_of
 from ocsf_nft.check.packet import NEW, TCP, UNTRACKED, Packet
 from ocsf_nft.check.rule_match import Matcher
 from ocsf_nft.check.ruleset import UNKNOWN, Ruleset, from_json

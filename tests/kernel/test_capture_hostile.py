@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution import process_details
 from tests.kernel import scripted
 from tests.kernel.scripted import PYTHON, START
 from tests.kernel.watching import fence, watching
@@ -383,7 +383,7 @@ async def test_hash_is_of_the_running_program_and_not_of_a_later_one(
 async def test_process_that_ended_before_its_program_was_read_is_named_without_a_hash(
     lab: Lab, run: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, awaited = procfs.read, []
+    real, awaited = process_details.read, []
 
     def after_its_end(pid: int, **options: Any) -> Process | None:
         if options.get("hashes") is not None:
@@ -394,7 +394,7 @@ async def test_process_that_ended_before_its_program_was_read_is_named_without_a
                 time.sleep(0.005)
         return real(pid, **options)
 
-    monkeypatch.setattr(procfs, "read", after_its_end)
+    monkeypatch.setattr(process_details, "read", after_its_end)
     async with watching(lab, hashed_bytes=1 << 30, wait_seconds=30) as watched:
         program = "print_pid()\nwith refused: tcp().connect(TO4)"
         pid = await asyncio.to_thread(run, program)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.check.accepted_flows import AcceptedFlow
-    from ocsf_nft.check.diagnosis import CheckScope
+    from ocsf_nft.check.blocking_rules import CheckScope
 
 pytestmark = pytest.mark.kernel
 

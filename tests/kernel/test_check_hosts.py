@@ -15,8 +15,8 @@ import pytest
 from ocsf_nft import check
 from ocsf_nft.check import Finding, hook_path, read_ruleset
 from ocsf_nft.check.accepted_flows import FlowDirection
+from ocsf_nft.check.blocking_rules import judge
 from ocsf_nft.check.chain_walk import Walker
-from ocsf_nft.check.diagnosis import judge
 from ocsf_nft.fence import nft, ruleset
 from ocsf_nft.fence.spec import FenceSpec, Surroundings, Tap
 from ocsf_nft.fence.values import endpoint
@@ -28,7 +28,7 @@ from tests.kernel.vm_host import DEVICE, PORT, SUBNETS, VmHost, vm_host
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from ocsf_nft.check.diagnosis import CheckScope
+    from ocsf_nft.check.blocking_rules import CheckScope
     from ocsf_nft.check.finding import RuleLocation
     from ocsf_nft.lab import Lab
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.sources.packet import AH, ESP, ICMP, ICMPV6, TCP, UDP, UDPLITE
 from ocsf_nft.sources.packet_fields import canonical_address, link_facts, vlan_facts
+from ocsf_nft.sources.text.field_splitter import UNPADDED, MalformedError, Words
 from ocsf_nft.sources.text.transport import take_transport
-from ocsf_nft.sources.text.words import UNPADDED, MalformedError, Words
 
 if TYPE_CHECKING:
     from ocsf_nft.sources.packet_fields import Facts

@@ -20,8 +20,8 @@ from ocsf_nft.sources import packet_fields as fact
 from ocsf_nft.sources.packet import TCP, UDP
 from ocsf_nft.sources.packet_fields import canonical_address
 from ocsf_nft.sources.text import grammar
+from ocsf_nft.sources.text.field_splitter import MalformedError
 from ocsf_nft.sources.text.transport import RESERVED_AE, RESERVED_FORM, RESERVED_SHIFT, TCP_FLAGS
-from ocsf_nft.sources.text.words import MalformedError
 
 if TYPE_CHECKING:
     from ocsf_nft.record import Origin, Record

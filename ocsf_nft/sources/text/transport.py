@@ -24,13 +24,13 @@ from ocsf_nft.sources.packet import (
     UDPLITE,
 )
 from ocsf_nft.sources.packet_fields import canonical_address
-from ocsf_nft.sources.text.words import UNPADDED, MalformedError
+from ocsf_nft.sources.text.field_splitter import UNPADDED, MalformedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ocsf_nft.sources.packet_fields import Facts
-    from ocsf_nft.sources.text.words import Words
+    from ocsf_nft.sources.text.field_splitter import Words
 
 #: Bit of each flag, by the kernel's name, in the kernel's order.
 TCP_FLAGS: Final = {

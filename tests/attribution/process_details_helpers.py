@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ocsf_nft import proc
-from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution import process_details
 from tests.attribution.living import WAITING
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def called(name: bytes) -> str:
 
 def found(pid: int, *, started_by_ns: int | None = None, started_ns: int | None = None) -> Process:
     """Return the details of a running process."""
-    process = procfs.read(pid, started_by_ns=started_by_ns, started_ns=started_ns)
+    process = process_details.read(pid, started_by_ns=started_by_ns, started_ns=started_ns)
     assert process is not None
     return process
 

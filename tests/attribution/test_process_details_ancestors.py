@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import proc
-from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution import process_details
 from tests.attribution.living import WAITING, children, python, running, until
-from tests.attribution.procfs_helpers import PYTHON, directory, found, state
+from tests.attribution.process_details_helpers import PYTHON, directory, found, state
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,13 +63,13 @@ def test_process_that_is_not_the_parent_is_no_ancestor() -> None:
         contextlib.ExitStack() as opened,
     ):
         stat = proc.stat(child)
-        assert procfs._parent(child, stat, opened) is not None
+        assert process_details._parent(child, stat, opened) is not None
         # The parent has changed: the child has a new one.
-        assert procfs._parent(child, stat._replace(parent=1), opened) is None
+        assert process_details._parent(child, stat._replace(parent=1), opened) is None
         # The process with that number is younger than the child.
-        assert procfs._parent(child, stat._replace(start=0), opened) is None
-        assert procfs._parent(child, stat._replace(parent=other.pid), opened) is None
-        assert procfs._parent(child, stat._replace(parent=0), opened) is None
+        assert process_details._parent(child, stat._replace(start=0), opened) is None
+        assert process_details._parent(child, stat._replace(parent=other.pid), opened) is None
+        assert process_details._parent(child, stat._replace(parent=0), opened) is None
 
 
 def test_process_whose_parent_ends_during_the_read_has_no_ancestors(
@@ -82,7 +82,7 @@ with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"]) as c
 """
     with python(code) as process:
         (child,) = children(process.pid)
-        real = procfs._observe
+        real = process_details._observe
 
         def observe(
             directory: int,
@@ -90,7 +90,7 @@ with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"]) as c
             *,
             is_ancestor: bool = False,
             hashes: ProgramHashes | None = None,
-        ) -> procfs._Observation:
+        ) -> process_details._Observation:
             seen = real(directory, stat, is_ancestor=is_ancestor, hashes=hashes)
             if is_ancestor:
                 process.kill()
@@ -98,7 +98,7 @@ with subprocess.Popen([sys.executable, "-c", "print(flush=True); input()"]) as c
             return seen
 
         assert [each.pid for each in found(child).ancestors][:2] == [process.pid, os.getpid()]
-        monkeypatch.setattr(procfs, "_observe", observe)
+        monkeypatch.setattr(process_details, "_observe", observe)
         assert found(child).ancestors == ()
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ocsf_nft import proc
-from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution import process_details
 from ocsf_nft.attribution.program_hashes import ProgramHashes
 from tests.attribution.living import WAITING, cat, copied, python, send
-from tests.attribution.procfs_helpers import PYTHON, directory, found
+from tests.attribution.process_details_helpers import PYTHON, directory, found
 
 pytestmark = pytest.mark.kernel
 
@@ -31,7 +31,7 @@ def test_replaced_program_is_the_one_that_runs(tmp_path: Path) -> None:
     with cat(program) as process:
         (tmp_path / "other").write_text("#!/bin/true")
         (tmp_path / "other").rename(program)
-        result = procfs.read(process.pid, hashes=ProgramHashes())
+        result = process_details.read(process.pid, hashes=ProgramHashes())
     assert result is not None
     assert (result.path, result.is_deleted) == (str(program), True)
     assert result.sha256 == hashlib.sha256(content).hexdigest()
@@ -81,7 +81,7 @@ def test_memfd_program_has_the_name_of_the_memfd(name: str) -> None:
             stdout=subprocess.PIPE,
         ) as process:
             send(process)
-            result = procfs.read(process.pid, hashes=ProgramHashes())
+            result = process_details.read(process.pid, hashes=ProgramHashes())
     finally:
         os.close(descriptor)
     assert result is not None
@@ -104,10 +104,10 @@ def test_program_at_a_path_like_a_memfd_is_not_one() -> None:
 def test_memfd_device_is_known_without_a_new_kernel_flag(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(procfs, "_MFD_CLOEXEC_NOEXEC", 1 << 20)
-    assert procfs._memfd_device.__wrapped__() == procfs._memfd_device()
+    monkeypatch.setattr(process_details, "_MFD_CLOEXEC_NOEXEC", 1 << 20)
+    assert process_details._memfd_device.__wrapped__() == process_details._memfd_device()
     monkeypatch.setattr(os, "MFD_CLOEXEC", 1 << 20)
-    assert procfs._memfd_device.__wrapped__() is None
+    assert process_details._memfd_device.__wrapped__() is None
 
 
 # An exec during the read.
@@ -131,7 +131,7 @@ def reading_with(
     monkeypatch: pytest.MonkeyPatch, process: subprocess.Popen[bytes], times: int
 ) -> None:
     """Make the process run its next program during ``times`` reads."""
-    real, left = procfs._cgroups, [times]
+    real, left = process_details._cgroups, [times]
 
     def reading(descriptor: int) -> str:
         if left[0]:
@@ -139,7 +139,7 @@ def reading_with(
             send(process)
         return real(descriptor)
 
-    monkeypatch.setattr(procfs, "_cgroups", reading)
+    monkeypatch.setattr(process_details, "_cgroups", reading)
 
 
 @pytest.fixture
@@ -167,7 +167,7 @@ def test_details_that_may_be_of_two_programs_are_unknown(
 ) -> None:
     with python(CHANGING, other, other, "unused") as process:
         reading_with(monkeypatch, process, 2)
-        result = procfs.read(process.pid, hashes=ProgramHashes())
+        result = process_details.read(process.pid, hashes=ProgramHashes())
     assert result is not None
     assert (result.name, result.cmd_line) == (None, None)
     # Both names are links to the same file.
@@ -190,7 +190,7 @@ def test_program_file_that_changes_during_the_read_is_unknown(
 ) -> None:
     copies = [str(copied(tmp_path / name)) for name in ("one", "two")]
     code = "import os, sys; print(flush=True); input(); os.execv(sys.argv[1], sys.argv[1:])"
-    real = procfs._cgroups
+    real = process_details._cgroups
     with python(code, copies[0]) as process, cat(Path(copies[1])) as second:
         opened = Path(f"/proc/{second.pid}")
 
@@ -200,10 +200,10 @@ def test_program_file_that_changes_during_the_read_is_unknown(
                 os.dup2(now_another, descriptor)
             return real(descriptor)
 
-        monkeypatch.setattr(procfs, "_cgroups", reading)
+        monkeypatch.setattr(process_details, "_cgroups", reading)
         with directory(process.pid) as descriptor:
             stat = proc.stat(descriptor)
-            seen, is_of_one = procfs._read_once(
+            seen, is_of_one = process_details._read_once(
                 descriptor, stat, is_ancestor=False, hashes=ProgramHashes()
             )
     assert not is_of_one

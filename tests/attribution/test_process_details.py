@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import proc
-from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution import process_details
 from ocsf_nft.attribution.program_hashes import ProgramHashes
 from ocsf_nft.process import Container, Process
 from tests.attribution.living import WAITING, descriptors, now, python, running, send, until
-from tests.attribution.procfs_helpers import NAMES, PYTHON, TICK_NS, called, found, state, ticks
+from tests.attribution.process_details_helpers import (
+    NAMES,
+    PYTHON,
+    TICK_NS,
+    called,
+    found,
+    state,
+    ticks,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,7 +37,7 @@ def test_read_returns_all_details_of_a_process(tmp_path: Path) -> None:
     before_ns = time.time_ns()
     command = (sys.executable, "-c", WAITING, "a b", "")
     with running(*command, cwd=tmp_path) as process:
-        result = procfs.read(process.pid, hashes=ProgramHashes())
+        result = process_details.read(process.pid, hashes=ProgramHashes())
         assert result is not None
         assert result.created_ns is not None
         assert before_ns - 2 * TICK_NS < result.created_ns < time.time_ns()
@@ -56,7 +64,7 @@ def test_process_before_an_exec_has_no_hash_of_the_new_program(
     """/proc already shows the new program, but there is no event of the exec yet."""
     monkeypatch.setattr(proc, "is_same_program", lambda *_, **__: False)
     with running(sys.executable, "-c", WAITING) as process:
-        result = procfs.read(process.pid, hashes=ProgramHashes())
+        result = process_details.read(process.pid, hashes=ProgramHashes())
     assert result is not None
     assert (result.path, result.sha256) == (str(PYTHON), None)
 
@@ -64,19 +72,19 @@ def test_process_before_an_exec_has_no_hash_of_the_new_program(
 def test_process_that_started_later_is_another_one() -> None:
     with python(WAITING) as process:
         started_ns = ticks(process.pid) * TICK_NS
-        assert procfs.read(process.pid, started_by_ns=now()) is not None
-        assert procfs.read(process.pid, started_by_ns=started_ns) is not None
-        assert procfs.read(process.pid, started_by_ns=started_ns - 1) is None
-        assert procfs.read(process.pid, started_by_ns=0) is None
+        assert process_details.read(process.pid, started_by_ns=now()) is not None
+        assert process_details.read(process.pid, started_by_ns=started_ns) is not None
+        assert process_details.read(process.pid, started_by_ns=started_ns - 1) is None
+        assert process_details.read(process.pid, started_by_ns=0) is None
 
 
 def test_process_that_started_at_another_time_is_another_one() -> None:
     with python(WAITING) as process:
         started_ns = ticks(process.pid) * TICK_NS
-        assert procfs.read(process.pid, started_ns=started_ns) is not None
-        assert procfs.read(process.pid, started_ns=started_ns + TICK_NS - 1) is not None
-        assert procfs.read(process.pid, started_ns=started_ns + TICK_NS) is None
-        assert procfs.read(process.pid, started_ns=started_ns - 1) is None
+        assert process_details.read(process.pid, started_ns=started_ns) is not None
+        assert process_details.read(process.pid, started_ns=started_ns + TICK_NS - 1) is not None
+        assert process_details.read(process.pid, started_ns=started_ns + TICK_NS) is None
+        assert process_details.read(process.pid, started_ns=started_ns - 1) is None
 
 
 def test_start_time_is_the_same_in_all_reads() -> None:
@@ -87,16 +95,16 @@ def test_start_time_is_the_same_in_all_reads() -> None:
 def test_exited_process_is_not_found() -> None:
     with subprocess.Popen(["true"]) as process:
         pass
-    assert procfs.read(process.pid) is None
+    assert process_details.read(process.pid) is None
 
 
 @pytest.mark.parametrize("pid", [0, -1, 1 << 22, 1 << 80])
 def test_invalid_process_number_is_not_found(pid: int) -> None:
-    assert procfs.read(pid) is None
+    assert process_details.read(pid) is None
 
 
 def test_process_that_exits_during_the_read_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = procfs._cgroups
+    real = process_details._cgroups
     with python(WAITING) as process:
 
         def reading(descriptor: int) -> str:
@@ -105,33 +113,33 @@ def test_process_that_exits_during_the_read_is_not_found(monkeypatch: pytest.Mon
             process.wait()
             return text
 
-        monkeypatch.setattr(procfs, "_cgroups", reading)
-        assert procfs.read(process.pid) is None
+        monkeypatch.setattr(process_details, "_cgroups", reading)
+        assert process_details.read(process.pid) is None
 
 
 def test_cgroups_are_unknown_on_a_kernel_without_cgroups(tmp_path: Path) -> None:
     with proc.opened(str(tmp_path)) as directory:
-        assert procfs._cgroups(directory) == ""
+        assert process_details._cgroups(directory) == ""
         (tmp_path / "cgroup").write_text("0::/a\n")
-        assert procfs._cgroups(directory) == "0::/a\n"
+        assert process_details._cgroups(directory) == "0::/a\n"
 
 
 def test_process_with_only_dead_threads_has_no_living_one() -> None:
     with python(WAITING) as process, proc.opened(f"/proc/{process.pid}") as directory:
-        with procfs._living_thread(directory) as thread:
+        with process_details._living_thread(directory) as thread:
             assert not proc.stat(thread).is_dead
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         with pytest.raises(ProcessLookupError):
-            procfs._living_thread(directory).__enter__()
+            process_details._living_thread(directory).__enter__()
 
 
 def test_read_closes_all_descriptors() -> None:
     before = descriptors()
     with python(WAITING) as process:
-        procfs.read(process.pid, hashes=ProgramHashes())
-    procfs.read(process.pid)
-    procfs.read(threading.get_native_id(), started_by_ns=0)
+        process_details.read(process.pid, hashes=ProgramHashes())
+    process_details.read(process.pid)
+    process_details.read(threading.get_native_id(), started_by_ns=0)
     assert descriptors() == before
 
 
@@ -145,7 +153,7 @@ def test_kernel_thread_has_only_a_name() -> None:
 def test_zombie_has_only_a_name_and_a_user() -> None:
     with subprocess.Popen(["true"]) as process:
         until(lambda: state(process.pid) == "Z")
-        result = procfs.read(process.pid, hashes=ProgramHashes())
+        result = process_details.read(process.pid, hashes=ProgramHashes())
     assert result is not None
     assert (result.name, result.uid) == ("true", 0)
     assert (result.path, result.sha256, result.cmd_line, result.working_directory) == (None,) * 4
@@ -155,8 +163,8 @@ def test_zombie_has_only_a_name_and_a_user() -> None:
 def test_unreadable_details_are_unknown() -> None:
     code = """
 import sys
-from ocsf_nft.attribution import procfs
-print(procfs.read(int(sys.argv[1])))
+from ocsf_nft.attribution import process_details
+print(process_details.read(int(sys.argv[1])))
 """
     with python(WAITING) as process:
         command = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", code]
@@ -186,7 +194,7 @@ def test_long_arguments_are_read_only_in_part() -> None:
     arguments = ["x" * 100_000] * 10
     with python(WAITING, *arguments) as process:
         result = found(process.pid)
-        seconds = min(measured(lambda: procfs.read(process.pid)) for _ in range(5))
+        seconds = min(measured(lambda: process_details.read(process.pid)) for _ in range(5))
     assert result.cmd_line is not None
     assert len(result.cmd_line) == 4096
     assert result.cmd_line.startswith(sys.executable)
@@ -228,7 +236,7 @@ with open("/proc/self/mem", "r+b", buffering=0) as memory:
 def test_process_that_renames_itself_all_the_time_hides_no_detail(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = procfs._cgroups
+    real = process_details._cgroups
     code = """
 import itertools
 for count in itertools.count():
@@ -242,7 +250,7 @@ for count in itertools.count():
             send(process)
             return real(descriptor)
 
-        monkeypatch.setattr(procfs, "_cgroups", reading)
+        monkeypatch.setattr(process_details, "_cgroups", reading)
         result = found(process.pid)
     assert (result.name, result.path) == ("name 1", str(PYTHON))
     assert result.cmd_line is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ocsf_nft.check import chain_owner
-from ocsf_nft.check.diagnosis import CheckScope, _remedy, _rule_text, judge
+from ocsf_nft.check.blocking_rules import CheckScope, _remedy, _rule_text, judge
 from ocsf_nft.check.ruleset import ChainKey, Rule, from_json
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace

@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft import proc
-from ocsf_nft.attribution import procfs
+from ocsf_nft.attribution import process_details
 from ocsf_nft.attribution.program_hashes import ProgramHashes
 from tests.attribution.living import now, python, until
-from tests.attribution.procfs_helpers import EXITED, PYTHON, TICK_NS, directory, found, state, ticks
+from tests.attribution.process_details_helpers import (
+    EXITED,
+    PYTHON,
+    TICK_NS,
+    directory,
+    found,
+    state,
+    ticks,
+)
 from tests.kernel.users import as_user
 
 if TYPE_CHECKING:
@@ -67,15 +75,15 @@ def test_thread_with_another_user_has_that_user() -> None:
 
 def test_ended_thread_is_not_found() -> None:
     with threads() as tid, directory(tid) as thread, directory(os.getpid()) as leader:
-        seen = procfs._observe(thread, proc.stat(thread))
-        assert procfs._with_leader(seen, thread, leader).name == found(os.getpid()).name
+        seen = process_details._observe(thread, proc.stat(thread))
+        assert process_details._with_leader(seen, thread, leader).name == found(os.getpid()).name
         own = os.open(f"/proc/self/task/{tid}", os.O_RDONLY | os.O_DIRECTORY)
     try:
         with directory(os.getpid()) as leader, pytest.raises(EXITED):
-            procfs._with_leader(seen, own, leader)
+            process_details._with_leader(seen, own, leader)
     finally:
         os.close(own)
-    assert procfs.read(tid) is None
+    assert process_details.read(tid) is None
 
 
 def test_process_with_an_ended_first_thread_is_read_by_another_one() -> None:
@@ -89,7 +97,7 @@ ctypes.CDLL(None).syscall({_EXIT}, 0)
 """
     with python(code, "argument") as process:
         until(lambda: state(process.pid) == "Z")
-        result = procfs.read(process.pid, hashes=ProgramHashes())
+        result = process_details.read(process.pid, hashes=ProgramHashes())
     assert result is not None
     assert (result.pid, result.tid, result.path) == (process.pid, None, str(PYTHON))
     assert result.cmd_line is not None
