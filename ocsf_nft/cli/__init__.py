@@ -16,7 +16,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
-from ocsf_nft.cli import output, plain_structlog  # noqa: F401 - for its effect, first
+from ocsf_nft.cli import logs, output, plain_structlog  # noqa: F401 - for its effect, first
 from ocsf_nft.cli.check import check
 from ocsf_nft.cli.config import config
 from ocsf_nft.cli.convert import convert
@@ -29,6 +29,7 @@ from ocsf_nft.cli.status import status
 from ocsf_nft.cli.tail import tail
 from ocsf_nft.cli.validate import validate
 from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.quoted import quoted
 
 
 def _print_version(is_requested: bool) -> None:
@@ -57,8 +58,9 @@ app = typer.Typer(
 
 @app.callback()
 def _options(
+    context: typer.Context,
     *,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback has the effect
         bool,
         typer.Option(
             "--version",
@@ -67,8 +69,27 @@ def _options(
             is_eager=True,
         ),
     ] = False,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            "--log-format",
+            help="Form of the log records on standard error. Default: text on a terminal, JSON "
+            "Lines elsewhere.",
+            metavar="text|json",
+            envvar="OCSF_NFT_LOG_FORMAT",
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also write log records of level debug.")
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Write only log records of level warning or higher."),
+    ] = False,
 ) -> None:
     """Accept the options before a command."""
+    context.obj = logs.log_settings(log_format, is_verbose=verbose, is_quiet=quiet)
+    logs.to_stderr(context.obj)
 
 
 for command in (
@@ -157,5 +178,5 @@ def _sentence(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     # The last resort: code that knows the purpose of the call raises an error of ours.
-    file = "" if error.filename is None else f" ({error.filename!r})"
+    file = "" if error.filename is None else f" ({quoted(os.fsdecode(error.filename))})"
     return f"the system failed: {error.strerror or error}{file}"

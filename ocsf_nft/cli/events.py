@@ -18,6 +18,7 @@ import typer
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import AbsentError, UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -265,7 +266,7 @@ def _class_uid(name: str) -> int:
 
     known = CLASS_UIDS | {str(number): number for number in CLASS_UIDS.values()}
     if name not in known:
-        raise UsageError(f"--class {name!r} is not known: give one of {', '.join(known)}")
+        raise UsageError(f"--class {quoted(name)} is not known: give one of {', '.join(known)}")
     return known[name]
 
 
@@ -274,7 +275,9 @@ def _severity(name: str) -> int:
 
     known = {"informational", "low", "medium", "high", "critical"}
     if name.lower() not in known:
-        raise UsageError(f"--severity {name!r} is unknown: give one of {', '.join(sorted(known))}")
+        raise UsageError(
+            f"--severity {quoted(name)} is unknown: give one of {', '.join(sorted(known))}"
+        )
     return int(Severity[name.upper()])
 
 
@@ -287,7 +290,7 @@ def _time_ms(option: str, text: str) -> int:
         return int(dt.datetime.fromisoformat(text).astimezone(dt.UTC).timestamp() * 1000)
     except (ValueError, OverflowError) as error:
         raise UsageError(
-            f"{option} {text!r} is no time: write it like 2026-11-24T15:05:55+01:00, or 12h"
+            f"{option} {quoted(text)} is no time: write it like 2026-11-24T15:05:55+01:00, or 12h"
         ) from error
 
 

@@ -112,7 +112,7 @@ def test_unknown_attribution_method_is_answered_with_the_known_ones() -> None:
     done = forked.run("run", "--sandbox", "a", "--attribution", "ebpf")
     assert done.returncode == 2
     assert done.stderr == (
-        "ocsf-nft: options: attribution.method: input should be 'capture', 'socket' or 'user'\n"
+        "ocsf-nft: options: attribution.method: must be capture, socket or user\n"
     )
 
 

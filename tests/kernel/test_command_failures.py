@@ -251,7 +251,17 @@ def test_full_standard_output_leaves_the_fence_active(
 
 def _watch(lab: Lab, state: StateDirectory) -> tuple[str, ...]:
     scope = ("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox)
-    return (*command.COMMAND, "run", *scope, "--proxy", _PROXY, "--state-dir", str(state.path))
+    return (
+        *command.COMMAND,
+        "--log-format",
+        "text",
+        "run",
+        *scope,
+        "--proxy",
+        _PROXY,
+        "--state-dir",
+        str(state.path),
+    )
 
 
 @pytest.mark.parametrize("stderr_too", [False, True])

@@ -14,6 +14,7 @@ from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
 from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -84,7 +85,7 @@ def _proxy_url(text: str) -> str:
 
 def _header_name(text: str) -> str:
     if not _HEADER_NAME.fullmatch(text):
-        raise UsageError(f"must be a header's name, which {text!r} is not")
+        raise UsageError(f"must be a header's name, which {quoted(text)} is not")
     if text.lower() in _OWN_HEADERS:
         raise UsageError(f"must not be {text}, which is set for each request")
     return text

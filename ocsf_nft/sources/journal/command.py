@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Final
 import orjson
 
 from ocsf_nft.errors import SourceError, UnsupportedError
+from ocsf_nft.quoted import quoted
 from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, message_filter
 from ocsf_nft.sources.journal.reading import Chunk
 
@@ -178,8 +179,9 @@ def _entry(line: bytes) -> KernelEntry:
             source_us=_bytes(fields.get("_SOURCE_MONOTONIC_TIMESTAMP")),
         )
     except (ValueError, TypeError, KeyError) as error:
+        text = line[:200].decode(errors="surrogateescape")
         raise SourceError(
-            f"journalctl wrote a line that is not a journal entry: {line[:200]!r}"
+            f"journalctl wrote a line that is not a journal entry: {quoted(text)}"
         ) from error
 
 
