@@ -102,7 +102,16 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     sinks: Annotated[
         bool, typer.Option("--sinks", help="Show the backlog of each sink in place of events.")
     ] = False,
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="The TOML file of a run: its store is read. Other keys are not used here.",
+            metavar="FILE",
+            readable=False,  # reading it raises an error with our own sentence
+        ),
+    ] = None,
     store: Annotated[
         Path | None,
         typer.Option(
@@ -139,9 +148,11 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         raise UsageError("--dead and --sinks can't be combined: give one of them")
     version, write = options.ocsf_version(ocsf_version), writer(form)
     is_selected = _filter(sandbox, kind, severity, since, until, uid)
+    if store is None and state_dir is None and config is not None:
+        store = options.store(config)
     if store is not None and not store.is_file():
         raise AbsentError(f"{store} does not exist: `--state-dir DIR` finds the stores of a run")
-    paths = stores(state_dir) if store is None else [store]
+    paths = [store] if store else stores(options.state_directory(state_dir, config))
     if retry:
         _retry(paths, sink, uid)
         return

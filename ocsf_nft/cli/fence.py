@@ -32,7 +32,8 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     exclusive: options.Exclusive = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
+    config: options.StateConfig = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the ruleset and change nothing.")
     ] = False,
@@ -79,7 +80,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         plan = installer.plan(requested.spec(), requested.namespace or Namespace(), log_transport)
         output.write(plan.encode())
         return
-    fence = fences.activate(requested, StateDirectory(state_dir))
+    fence = fences.activate(requested, StateDirectory(options.state_directory(state_dir, config)))
     _print(fences.first_event(fence, this_host()))
     _show_blocking_rules(fence.installed)
     if fence.reason is not None:
@@ -96,12 +97,13 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         output.show(f"sandbox {sandbox} is fenced; refused packets are logged to {transport}")
 
 
-def verify(
+def verify(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: options.Sandbox,
     netns: options.Netns = None,
     pid: options.Pid = None,
     device: options.Device = None,
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
+    config: options.StateConfig = None,
 ) -> None:
     """Compare a sandbox's fence with what was installed.
 
@@ -115,7 +117,7 @@ def verify(
     from ocsf_nft.fence.state import StateDirectory
 
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
-    state = StateDirectory(state_dir)
+    state = StateDirectory(options.state_directory(state_dir, config))
     found = installer.verify(requested.name, state, requested.namespace, requested.device)
     output.show(f"the fence of sandbox {sandbox}: {found.verdict}")
     if found.difference:
@@ -123,12 +125,13 @@ def verify(
     raise typer.Exit({"as installed": 0, "differs": 1, "absent": 2}[found.verdict])
 
 
-def remove(
+def remove(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: options.Sandbox,
     netns: options.Netns = None,
     pid: options.Pid = None,
     device: options.Device = None,
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
+    config: options.StateConfig = None,
 ) -> None:
     """Remove a sandbox's fence, and its guard on the host.
 
@@ -145,7 +148,7 @@ def remove(
     from ocsf_nft.service import fences
 
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
-    state = StateDirectory(state_dir)
+    state = StateDirectory(options.state_directory(state_dir, config))
     installed = state.read(requested.name)
     installer.remove(requested.name, state, requested.namespace, requested.device)
     if installed is not None:

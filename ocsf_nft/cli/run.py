@@ -114,7 +114,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             metavar="SIZE",
         ),
     ] = "1GiB",
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
 ) -> None:
     """Watch fenced sandboxes and emit an event for each attempt.
 
@@ -165,8 +165,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         _require_only(
             context, {"config"}, "--config is in place of the other options: put {} into the file"
         )
-        requested = configuration.load(config)
+        requested = options.configuration(config)
     elif sandbox is not None:
+        state = options.state_directory(state_dir)
         requested = options.one(
             {
                 "name": sandbox,
@@ -192,10 +193,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             output=output,
             handshake=handshake,
             ocsf_version=ocsf_version,
-            state_dir=state_dir,
+            state_dir=state,
             attribution={"method": attribution},
             # Runs of other sandboxes use the same folder; each has its own store.
-            store={"path": state_dir / sandbox / FILE, "max_bytes": store_max_bytes},
+            store={"path": state / sandbox / FILE, "max_bytes": store_max_bytes},
         )
     else:
         raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
@@ -277,7 +278,6 @@ def _serving(running: Service, at: ListenAddress) -> AbstractAsyncContextManager
 
 
 async def _reload_on_hangup(running: Service, path: Path) -> None:
-    from ocsf_nft import config as configuration
     from ocsf_nft import sd_notify
 
     hung_up = asyncio.Event()
@@ -289,7 +289,7 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
             hung_up.clear()
             sd_notify.notify_reloading()
             try:
-                await running.reload(await asyncio.to_thread(configuration.load, path))
+                await running.reload(await asyncio.to_thread(options.configuration, path))
             except OcsfNftError as error:
                 # The run continues with the configuration that was read last.
                 _log.error("not reloaded", reason=str(error))
