@@ -136,7 +136,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """
     from ocsf_nft.cli.formats import writer
-    from ocsf_nft.delivery.stored_events import Archive, stores
+    from ocsf_nft.delivery.stored_events import Archive
 
     if (sink is not None or retry) and not dead:
         raise UsageError("--sink and --retry need --dead: give --dead as well")
@@ -148,11 +148,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         raise UsageError("--dead and --sinks can't be combined: give one of them")
     version, write = options.ocsf_version(ocsf_version), writer(form)
     is_selected = _filter(sandbox, kind, severity, since, until, uid)
-    if store is None and state_dir is None and config is not None:
-        store = options.store(config)
-    if store is not None and not store.is_file():
-        raise AbsentError(f"{store} does not exist: `--state-dir DIR` finds the stores of a run")
-    paths = [store] if store else stores(options.state_directory(state_dir, config))
+    paths = _stores(store, state_dir, config)
     if retry:
         _retry(paths, sink, uid)
         return
@@ -170,6 +166,18 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
                 with contextlib.suppress(KeyboardInterrupt):  # the normal end of --follow
                     shown.follow()
+
+
+def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> Sequence[Path]:
+    from ocsf_nft.delivery.stored_events import stores
+
+    if store is None and state_dir is None and config is not None:
+        store = options.store(config)
+    if store is None:
+        return stores(options.state_directory(state_dir, config))
+    if not store.is_file():
+        raise AbsentError(f"{store} does not exist: `--state-dir DIR` finds the stores of a run")
+    return [store]
 
 
 class _Selection:

@@ -37,6 +37,10 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the ruleset and change nothing.")
     ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Write the event of the change to standard output, as JSON."),
+    ] = False,
 ) -> None:
     """Fence a sandbox, or replace its fence, in one transaction.
 
@@ -44,18 +48,23 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     --exclusive, a run that watches the sandbox owns its tables. No other process can change them
     then, also not `remove` or `nft flush ruleset` (Linux 6.9).
 
-    Prints the event of the change. Exit 1: the fence is active, but the kernel can't log.
+    Shows what was installed, and what to do next. Exit 1: the fence is active, but the kernel can't
+    log.
 
     Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
 
     Example: ocsf-nft install --sandbox agent --netns agent --proxy 10.0.0.1:3128
     """
+    from ocsf_nft.cli import install_summary
+    from ocsf_nft.errors import UsageError
     from ocsf_nft.fence import installer
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.context import this_host
     from ocsf_nft.service import fences
 
+    if dry_run and as_json:
+        raise UsageError("--dry-run and --json can't be combined: give one of them")
     requested = options.one_sandbox(
         name=sandbox,
         profile=profile,
@@ -81,20 +90,18 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         output.write(plan.encode())
         return
     fence = fences.activate(requested, StateDirectory(options.state_directory(state_dir, config)))
-    _print(fences.first_event(fence, this_host()))
+    if as_json:
+        _print(fences.first_event(fence, this_host()))
     _show_blocking_rules(fence.installed)
     if fence.reason is not None:
         refuses = " and permissive, so it refuses nothing" if permissive else ""
         output.show(f"ocsf-nft: the fence is active{refuses}, but does not log: {fence.reason}")
         raise typer.Exit(1)
-    transport = fence.installed.transport
-    if permissive:
-        output.show(
-            f"sandbox {sandbox} has a permissive fence: it refuses nothing, and logs the packets "
-            f"that it would refuse to {transport}"
-        )
-    else:
-        output.show(f"sandbox {sandbox} is fenced; refused packets are logged to {transport}")
+    if as_json:
+        output.show(install_summary.sentence(fence.installed))
+        return
+    named = [] if state_dir is None else ["--state-dir", str(state_dir)]
+    output.show("\n".join(install_summary.summary(fence.installed, named)))
 
 
 def verify(  # noqa: PLR0913, PLR0917 - each is an option
