@@ -30,7 +30,7 @@ def checked(check: Callable[[str], Any]) -> BeforeValidator:
         except UsageError as error:
             raise ValueError(str(error)) from error
 
-    return BeforeValidator(validate)
+    return BeforeValidator(validate, json_schema_input_type=str)
 
 
 def _kind(value: object) -> str:

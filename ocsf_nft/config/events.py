@@ -50,7 +50,12 @@ class SeverityConfig(Table):
     sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
     rule: Annotated[str, Field(min_length=1)] | None = None
     protocol: (
-        Annotated[int, BeforeValidator(_protocol), Field(ge=0, le=255, strict=True)] | None
+        Annotated[
+            int,
+            BeforeValidator(_protocol, json_schema_input_type=int | str),
+            Field(ge=0, le=255, strict=True),
+        ]
+        | None
     ) = None
     destination: (
         Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, checked(_network)] | None

@@ -41,8 +41,10 @@ def _age(value: object) -> object:
     return int(found[1]) * _SECONDS[found[2]]
 
 
-Size = Annotated[int, BeforeValidator(_size)]
-Seconds = Annotated[float, BeforeValidator(_age)]
+_SizeText = Annotated[str, Field(pattern=f"^{_SIZE.pattern}$")]
+_AgeText = Annotated[str, Field(pattern=f"^{_AGE.pattern}$")]
+Size = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | _SizeText)]
+Seconds = Annotated[float, BeforeValidator(_age, json_schema_input_type=float | _AgeText)]
 
 
 class StoreConfig(Table):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Final
 
+import orjson
 import pytest
+from jsonschema import Draft202012Validator
 
 from ocsf_nft import config
+from tests.cli import forked
 
 _ROOT: Final = Path(__file__).parents[2]
 _PAGES: Final = sorted(
@@ -86,6 +90,22 @@ def test_configuration_of_a_page_is_valid(tmp_path: Path, place: str, text: str)
     # A part of a file: what a page shows belongs to a sandbox.
     file.write_text(text if "[[sandbox]]" in text else f"{text}\n{watched}", encoding="utf-8")
     assert config.load(file).sandbox, place
+
+
+@pytest.fixture(scope="module")
+def schema() -> Draft202012Validator:
+    """Return a validator for the JSON Schema that `ocsf-nft config --schema` prints."""
+    return Draft202012Validator(orjson.loads(forked.run("config", "--schema", check=True).stdout))
+
+
+@pytest.mark.parametrize(("place", "text"), _examples(), ids=[name for name, _ in _examples()])
+def test_configuration_of_a_page_fits_the_printed_schema(
+    schema: Draft202012Validator, place: str, text: str
+) -> None:
+    found = tomllib.loads(text)
+    assert [error.message for error in schema.iter_errors(found)] == [], place
+    spoilt = found | {"no_such_key": 1}
+    assert not schema.is_valid(spoilt)
 
 
 def test_site_is_built_without_a_warning(tmp_path: Path) -> None:
