@@ -63,6 +63,18 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert [name for name in named if "NAME" not in name and not (_ROOT / name).exists()] == []
 
 
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(_ROOT)))
+def test_files_of_deploy_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w/.-])deploy/[\w./-]*\w", _text(page)))
+    assert [name for name in named if not (_ROOT / name).exists()] == []
+
+
+def test_units_that_a_guide_names_exist() -> None:
+    units = {path.name for path in (_ROOT / "deploy" / "systemd").glob("*.service")}
+    for guide in ("docs/how-to/systemd.md", "deploy/systemd/README.md"):
+        assert set(re.findall(r"\bocsf-nft[\w-]*\.service\b", _text(_ROOT / guide))) == units
+
+
 def test_page_of_the_command_line_is_generated_from_it(tmp_path: Path) -> None:
     made = tmp_path / "cli.md"
     subprocess.run(
