@@ -109,12 +109,12 @@ missing() { for package in $(1); do \
     dpkg-query -W -f='$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
         || echo $$package; \
 done; }; \
-wanted=$$(missing); \
-if [ -n "$$wanted" ]; then \
-    echo "installing Debian packages (some minutes):" $$wanted; \
+absent=$$(missing); \
+if [ -n "$$absent" ]; then \
+    echo "installing Debian packages (some minutes):" $$absent; \
     $(SUDO) apt-get update -qq && \
     $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-        -o Dpkg::Use-Pty=0 $$wanted | $(APT_PROGRESS); \
+        -o Dpkg::Use-Pty=0 $$absent | $(APT_PROGRESS); \
 fi
 endef
 

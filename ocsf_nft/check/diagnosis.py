@@ -133,7 +133,7 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
         severity="info",
         meaning=f"a fence of ocsf-nft is active here (table {visible(tables)}): it refuses "
         f"{_flows(flow_stops)}",
-        remedy="none, if it is the fence that you want; to accept other traffic, install it again",
+        remedy="none, if it is the requested fence; to accept other traffic, install it again",
         place=RuleLocation(
             backend="nft", family=visible(family), table=visible(table), owner=chain_owner.OURS
         ),

@@ -1,8 +1,8 @@
 """Command line: a thin layer, and a contract that scripts depend on.
 
 Standard output has the requested data and nothing else: events as JSON Lines, the ruleset of
-``install --dry-run``, or the schema of ``config --schema``. ``tail`` and ``convert --format`` write events as short lines or as syslog
-messages. All other text for people goes to standard error.
+``install --dry-run``, or the schema of ``config --schema``. ``tail`` and ``convert --format`` write
+events as short lines or as syslog messages. All other text for people goes to standard error.
 """
 
 from __future__ import annotations

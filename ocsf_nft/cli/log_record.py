@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
 
 _CUT: Final = "…"
-#: Keys of a record that stand first, in this order.
+#: First keys of a record, in this order.
 _HEAD: Final = ("ts", "level", "event")
 _INT64_MAX: Final = (1 << 63) - 1
 _WORDS: Final = {True: "true", False: "false", None: "null"}
-#: Texts that stand for themselves in the text form.
+#: Values without quotes in the text form.
 _PLAIN: Final = re.compile(r'[^ "=]+')
 
 
@@ -39,7 +39,7 @@ def as_text(record: Mapping[str, Any]) -> bytes:
     """Return a record as ``ts level event key=value …``, with its line end.
 
     A value with a space, a quote or an equals sign is in double quotes, since values are untrusted:
-    no value can look like another key.
+    no value can be mistaken for another key.
     """
     words = [visible(str(record[key])) for key in _HEAD if key in record]
     words += [f"{key}={_text(value)}" for key, value in record.items() if key not in _HEAD]

@@ -39,7 +39,9 @@ def _kind(value: object) -> str:
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value)
-    return {list: "a list", dict: "a table"}.get(type(value), "a date")
+    if isinstance(value, list):
+        return "a list"
+    return "a table" if isinstance(value, dict) else "a date"
 
 
 def _file_name(value: object) -> object:

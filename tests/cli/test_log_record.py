@@ -24,17 +24,17 @@ def record(**values: Any) -> dict[str, Any]:
 
 
 def test_text_has_time_level_event_and_values() -> None:
-    made = record(sink="siem", seconds=1.5, number=3, is_late=False, lost=None)
+    made = record(sink="siem", seconds=1.5, number=3, is_late=False, dropped=None)
     assert as_text(made) == (
         b"2026-11-28T21:00:00.000000Z warning sink down "
-        b"sink=siem seconds=1.5 number=3 is_late=false lost=null\n"
+        b"sink=siem seconds=1.5 number=3 is_late=false dropped=null\n"
     )
 
 
 def test_json_keeps_the_types_of_values() -> None:
-    made = record(sink="siem", seconds=1.5, number=3, is_late=False, lost=None, names=("a", "b"))
+    made = record(sink="siem", seconds=1.5, number=3, is_late=False, dropped=None, names=("a", "b"))
     assert orjson.loads(as_json(made)) == {
-        **_HEAD, "sink": "siem", "seconds": 1.5, "number": 3, "is_late": False, "lost": None,
+        **_HEAD, "sink": "siem", "seconds": 1.5, "number": 3, "is_late": False, "dropped": None,
         "names": ["a", "b"],
     }  # fmt: skip
 

@@ -252,7 +252,7 @@ def test_records_of_several_writers_of_a_pipe_do_not_mix() -> None:
         assert numbers == list(range(200))
 
 
-def test_record_of_an_exception_names_it_and_its_place() -> None:
+def test_record_of_an_exception_names_it_and_its_line() -> None:
     with standard_error() as reader:
         try:
             int("a\nmistake")

@@ -170,7 +170,7 @@ def _entry(reader: Any, message: bytes) -> KernelEntry:
 
 
 def _bad_cursor(cursor: str | None) -> SourceError:
-    return SourceError(f"{quoted(cursor)} is no position in the journal: start without one")
+    return SourceError(f"{quoted(cursor or '')} is no position in the journal: start without one")
 
 
 def _broken(error: OSError) -> SourceError:
