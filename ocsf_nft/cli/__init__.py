@@ -16,7 +16,7 @@ from typing import Annotated, Final, NoReturn
 
 import typer
 
-from ocsf_nft.cli import logs, output, plain_structlog  # noqa: F401 - for its effect, first
+from ocsf_nft.cli import output, plain_structlog  # noqa: F401 - for its effect, first
 from ocsf_nft.cli.check import check
 from ocsf_nft.cli.config import config
 from ocsf_nft.cli.convert import convert
@@ -88,6 +88,8 @@ def _options(
     ] = False,
 ) -> None:
     """Accept the options before a command."""
+    from ocsf_nft.cli import logs  # noqa: PLC0415 - slow to import, and --help needs none
+
     context.obj = logs.log_settings(log_format, is_verbose=verbose, is_quiet=quiet)
     logs.to_stderr(context.obj)
 
