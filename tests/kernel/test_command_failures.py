@@ -249,19 +249,13 @@ def test_full_standard_output_leaves_the_fence_active(
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
 
+#: End of the record of a run that is ready, in JSON form.
+_READY = b'"event":"ready","sandboxes":["lab"],"host_log":null}\n'
+
+
 def _watch(lab: Lab, state: StateDirectory) -> tuple[str, ...]:
     scope = ("--sandbox", conftest.SANDBOX, "--netns", lab.sandbox)
-    return (
-        *command.COMMAND,
-        "--log-format",
-        "text",
-        "run",
-        *scope,
-        "--proxy",
-        _PROXY,
-        "--state-dir",
-        str(state.path),
-    )
+    return (*command.COMMAND, "run", *scope, "--proxy", _PROXY, "--state-dir", str(state.path))
 
 
 @pytest.mark.parametrize("stderr_too", [False, True])
@@ -277,7 +271,7 @@ def test_second_signal_ends_a_run_whose_output_has_no_reader(
     os.close(writer)
     try:
         messages = reader if process.stderr is None else process.stderr.fileno()
-        _read_until(messages, b"ready: watching lab\n")
+        _read_until(messages, _READY)
         attempts.attempt(lab.sandbox_namespace, 0, 2000, "sweep")
         process.send_signal(signal.SIGTERM)
         for _ in range(2):
@@ -352,7 +346,7 @@ def test_standard_error_without_reader_blocks_neither_the_run_nor_its_stop(
         [*_watch(lab, state), "--install", "--output", str(output)], stderr=writer
     )
     try:
-        _read_until(reader, b"ready: watching lab\n")
+        _read_until(reader, _READY)
         os.set_blocking(writer, False)
         with contextlib.suppress(BlockingIOError):
             while True:
