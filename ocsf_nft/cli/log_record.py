@@ -73,11 +73,17 @@ def simple(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMappi
     given = values.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given
     if isinstance(error, BaseException):
-        values["error"] = f"{type(error).__name__}: {error}"
+        values["error"] = f"{type(error).__name__}: {_cause(error)}"
         if frames := traceback.extract_tb(error.__traceback__):
             values["at"] = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
     head = {key: values.pop(key) for key in _HEAD if key in values}
     return {key: _simple(value) for key, value in (head | dict(values)).items()}
+
+
+def _cause(error: BaseException) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
 
 
 def _simple(value: object) -> Any:

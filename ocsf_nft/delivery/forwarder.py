@@ -393,7 +393,8 @@ class Forwarder:
 
 
 def _cause(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    reason = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {reason or error}"
 
 
 async def _wait_for_first(

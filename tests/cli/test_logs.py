@@ -262,6 +262,13 @@ def test_record_of_an_exception_names_it_and_its_line() -> None:
     assert b" error failed error=" in line
     assert rb"ValueError: invalid literal for int()" in line
     assert b" at=test_logs.py:" in line
+    with standard_error() as reader:
+        try:
+            Path("/no such").stat()
+        except OSError:
+            _log.exception("failed")
+        (line,) = lines(reader)
+    assert b' error="FileNotFoundError: No such file or directory: /no such" ' in line
 
 
 @pytest.mark.parametrize("form", ["xml", "", "JSON"])

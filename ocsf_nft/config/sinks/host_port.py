@@ -37,7 +37,9 @@ def _port(text: str) -> int | None:
         try:
             ipaddress.IPv6Address(found["host"][1:-1])
         except ValueError as error:
-            raise UsageError(f"must have an address of IPv6 in the brackets: {error}") from error
+            raise UsageError(
+                f"must have an address of IPv6 in the brackets, which {quoted(text)} has not"
+            ) from error
     if found["port"] is None:
         return None
     port = int(found["port"][:6])

@@ -52,7 +52,7 @@ def _url(text: str) -> str:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"must be a URL: {error}") from error
+        raise UsageError("must be a URL, such as https://siem.example:8088/") from error
     if parts.scheme not in {"http", "https"}:
         raise UsageError("must be a URL that begins with http:// or https://")
     if not parts.hostname or port == 0:

@@ -26,7 +26,9 @@ def _endpoint(text: str) -> str:
         url = urlsplit(text)
         _ = url.port  # raises if it is invalid
     except ValueError as error:
-        raise UsageError(f"{quoted(text)} is no URL: {error}") from error
+        raise UsageError(
+            f"{quoted(text)} is no URL, such as https://s3.example.com:9000"
+        ) from error
     # urlsplit() silently removes line ends and tabs.
     is_plain = text.isascii() and text.isprintable() and " " not in text
     if url.scheme not in {"http", "https"} or not url.hostname or not is_plain:

@@ -145,8 +145,9 @@ def _machine_id() -> str:
     try:
         return _MACHINE_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
         raise SourceError(
-            f"the machine id, which selects the journal to read, can't be read: {error}"
+            f"the machine id, which selects the journal to read, can't be read: {reason}"
         ) from error
 
 
