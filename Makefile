@@ -1,5 +1,5 @@
-# What a person does often. Everything sets the machine up by itself first: apt packages where they
-# are missing (Debian, Ubuntu), a virtual environment in .venv, the package with its extras.
+# Frequent tasks. Each target first installs what is missing: apt packages (Debian, Ubuntu), a virtual
+# environment in .venv, and the package with its extras.
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
@@ -7,22 +7,22 @@ PYTHON ?= python3
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
 
-# What the demo uses: nft, namespaces, the programs that try to get out, and BPF programs, which clang
-# compiles when the package is installed.
+# Programs that the demo runs: nft, namespaces, and programs that try to get out; and requirements to
+# compile the BPF programs when the package is installed.
 DEMO_PACKAGES := nftables iproute2 iputils-ping curl clang libbpf-dev libbpf1 libc6-dev python3-venv
 
-# What else the program uses (journalctl), what systemd-python builds with, and what the tests drive:
-# a journald of their own, jq, a compiler for one shim, Kubernetes manifests and the proxy that is in
-# them, virtual machines and what is put into them, and what events are delivered to.
+# Other programs that the package runs (journalctl), requirements to build systemd-python, and tools of
+# the tests: their own journald, jq, a compiler for one shim, Kubernetes manifests and their proxy,
+# virtual machines and their programs, and receivers of events.
 PACKAGES := $(DEMO_PACKAGES) iptables jq systemd systemd-journal-remote \
             gcc pkg-config libsystemd-dev python3-dev \
             kustomize tinyproxy-bin qemu-system-x86 busybox-static shellcheck \
             nats-server librdkafka1 kcat rsyslog rsyslog-openssl rsyslog-gnutls promtool e2fsprogs
 
-# What `make bench` measures beside.
+# Programs that `make bench` compares with.
 PEERS := mawk ulogd2 ulogd2-json
 
-# Tests that wait run beside each other: more workers than cores.
+# Most tests wait, so there are more workers than cores.
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
@@ -40,7 +40,7 @@ test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS
 test-slow: .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
 	$(PYTEST) -m slow $(or $(ARGS),-n 2)
 
-test-loaded: .venv/ready  ## Run the tests that could depend on luck 20 times beside busy processes.
+test-loaded: .venv/ready  ## Run the tests that could depend on timing 20 times beside busy processes.
 	$(SUDO) $(BIN)/python -m tests.loaded --runs $(or $(RUNS),20) $(if $(ARGS),-- $(ARGS))
 
 test-odd-host: PACKAGES += docker.io docker-cli locales
@@ -59,7 +59,7 @@ lint: .venv/ready  ## Check style, types and the direction of imports.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m tests.plain_english --words 8 --for-users 280  # to become 3 and 0
+	$(BIN)/python -m tests.plain_english
 	$(BIN)/hadolint deploy/container/Dockerfile deploy/kubernetes/example/proxy/Dockerfile
 
 bench: PACKAGES += $(PEERS)
