@@ -134,7 +134,7 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
         meaning=f"a fence of ocsf-nft is active here (table {visible(tables)}): it refuses "
         f"{_flows(flow_stops)}",
         remedy="none, if it is the requested fence; to accept other traffic, install it again",
-        place=RuleLocation(
+        location=RuleLocation(
             backend="nft", family=visible(family), table=visible(table), owner=chain_owner.OURS
         ),
     )
