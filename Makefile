@@ -1,15 +1,21 @@
 # Frequent tasks. Each target first installs what is missing: apt packages (Debian, Ubuntu), a virtual
 # environment in .venv, and the package with its extras.
 
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
 
-# Programs that the package runs (nft, journalctl), requirements to build systemd-python, and tools of
-# the tests and the demo: namespaces, ping, curl, their own journald, jq, a compiler for one shim,
-# Kubernetes manifests and their proxy, virtual machines and their programs, and receivers of events.
-PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-journal-remote \
-            clang libbpf-dev libbpf1 gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv \
+# Programs that the demo runs: nft, namespaces, and programs that try to get out; and requirements to
+# compile the BPF programs when the package is installed.
+DEMO_PACKAGES := nftables iproute2 iputils-ping curl clang libbpf-dev libbpf1 libc6-dev python3-venv
+
+# Other programs that the package runs (journalctl), requirements to build systemd-python, and tools of
+# the tests: their own journald, jq, a compiler for one shim, Kubernetes manifests and their proxy,
+# virtual machines and their programs, and receivers of events.
+PACKAGES := $(DEMO_PACKAGES) iptables jq systemd systemd-journal-remote \
+            gcc pkg-config libsystemd-dev python3-dev \
             kustomize tinyproxy-bin qemu-system-x86 busybox-static shellcheck \
             nats-server librdkafka1 kcat rsyslog rsyslog-openssl rsyslog-gnutls promtool e2fsprogs
 
@@ -20,12 +26,12 @@ PEERS := mawk ulogd2 ulogd2-json
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench docs reference clean system
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench docs reference clean system system-demo
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
 
-demo: .venv/ready  ## Fence a throw-away sandbox and watch programs fail to get out of it.
+demo: .venv/demo  ## Fence a throw-away sandbox and watch programs fail to get out of it.
 	$(SUDO) $(BIN)/ocsf-nft demo
 
 test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS="tests/fence -k name".
@@ -75,23 +81,45 @@ clean:  ## Remove what the other targets made.
 	    .hypothesis .import_linter_cache .guest
 	$(SUDO) find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/ready: pyproject.toml setup.py constraints.txt $(wildcard ocsf_nft/attribution/bpf/*.[ch]) | system
-	@echo "setting up .venv"
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	PYTHONWARNINGS=ignore $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[journal,validate,http,nats,kafka,parquet]' \
-	    --group test --group lint --group docs
+PIP := $(BIN)/pip install --disable-pip-version-check --progress-bar off
+# Of the messages of pip and apt-get, one line for each package.
+PIP_PROGRESS := sed -un 's/^Collecting \([^ ]*\).*/  \1/p'
+APT_PROGRESS := sed -un 's/^Setting up \([^ ]*\).*/  \1/p'
+
+# The package without extras.
+.venv/demo: pyproject.toml setup.py constraints.txt $(wildcard ocsf_nft/attribution/bpf/*.[ch]) | system-demo
+	@echo "making .venv: a virtual environment with ocsf-nft and its libraries (about a minute)"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --constraint constraints.txt --editable . | $(PIP_PROGRESS)
 	@touch $@
 
+# The package with all extras, and what tests, lint and docs use.
+.venv/ready: .venv/demo | system
+	@echo "adding to .venv: all extras, and what the tests, lint and docs use (some minutes)"
+	@$(PIP) --upgrade pip | $(PIP_PROGRESS)  # --group needs version 25.1
+	@PYTHONWARNINGS=ignore $(PIP) --constraint constraints.txt \
+	    --editable '.[journal,validate,http,nats,kafka,parquet]' \
+	    --group test --group lint --group docs | $(PIP_PROGRESS)
+	@touch $@
+
+# Install the Debian packages $(1) that are missing.
+define install_packages
+command -v apt-get >/dev/null || { echo "no apt-get: install $(1), or their like"; exit 0; }; \
+missing() { for package in $(1); do \
+    dpkg-query -W -f='$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
+        || echo $$package; \
+done; }; \
+absent=$$(missing); \
+if [ -n "$$absent" ]; then \
+    echo "installing Debian packages (some minutes):" $$absent; \
+    $(SUDO) apt-get update -qq && \
+    $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+        -o Dpkg::Use-Pty=0 $$absent | $(APT_PROGRESS); \
+fi
+endef
+
 system:
-	@command -v apt-get >/dev/null || { echo "no apt-get: install $(PACKAGES), or their like"; exit 0; }; \
-	missing=$$(for package in $(PACKAGES); do \
-	    dpkg-query -W -f='$${db:Status-Status}\n' $$package 2>/dev/null | grep -qx installed \
-	        || echo $$package; \
-	done); \
-	if [ -n "$$missing" ]; then \
-	    echo "installing" $$missing; \
-	    $(SUDO) apt-get update -qq && \
-	    $(SUDO) env DEBIAN_FRONTEND=noninteractive \
-	        apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
-	fi
+	@$(call install_packages,$(PACKAGES))
+
+system-demo:
+	@$(call install_packages,$(DEMO_PACKAGES))

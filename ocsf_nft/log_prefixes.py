@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from ocsf_nft.errors import UsageError
+from ocsf_nft.quoted import quoted
 from ocsf_nft.record import PREFIX_ROOT
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Prefixes:
         seen: set[str] = set()
         for row in configured:
             if row.begins in seen:
-                raise UsageError(f"two prefixes begin with {row.begins!r}: leave one out")
+                raise UsageError(f"two prefixes begin with {quoted(row.begins)}: leave one out")
             seen.add(row.begins)
         self._cached_find = lru_cache(maxsize=_CACHED)(self._find)
 
@@ -126,12 +127,12 @@ class Prefixes:
 def begins(text: str) -> str:
     """Return ``text`` if a foreign prefix can begin with it; raises UsageError otherwise."""
     if not text or len(text.encode()) > PREFIX_BYTES:
-        raise UsageError(f"{text!r} is no log prefix: it must have 1 to {PREFIX_BYTES} bytes")
+        raise UsageError(f"{quoted(text)} is no log prefix: it must have 1 to {PREFIX_BYTES} bytes")
     if "\0" in text:
-        raise UsageError(f"{text!r} is no log prefix: it has a NUL character")
+        raise UsageError(f"{quoted(text)} is no log prefix: it has a NUL character")
     if text.startswith(PREFIX_ROOT):
         raise UsageError(
-            f"{text!r} is a prefix of ocsf-nft, which has a fixed meaning: leave it out"
+            f"{quoted(text)} is a prefix of ocsf-nft, which has a fixed meaning: leave it out"
         )
     return text
 

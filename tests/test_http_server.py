@@ -233,7 +233,7 @@ async def test_bad_requests_are_few_lines_of_the_log(
 ) -> None:
     monkeypatch.setattr(logging, "lastResort", logging.lastResort)  # restored after the test
     monkeypatch.setattr(logging.getLogger(), "handlers", [])  # remove pytest's handlers
-    logs.to_stderr_at_once()
+    logs.to_stderr_at_once(logs.LogSettings("text"))
     try:
         for _ in range(20):
             async with clients(port, 1) as (client,):
@@ -242,7 +242,7 @@ async def test_bad_requests_are_few_lines_of_the_log(
         structlog.reset_defaults()
     logged = capfd.readouterr().err
     assert "\x1b" not in logged
-    assert [" library='aiohttp.server' " in line for line in logged.splitlines()] == [True] * 5
+    assert [" library=aiohttp.server " in line for line in logged.splitlines()] == [True] * 5
 
 
 async def test_stop_does_not_wait_for_clients() -> None:

@@ -216,7 +216,7 @@ def test_a_configured_prefix_is_taken_literally() -> None:
 
 def test_two_rows_with_the_same_prefix_are_an_error() -> None:
     rows = [Configured(begins="FW ", verdict=verdict) for verdict in ("drop", "accept")]
-    with pytest.raises(UsageError, match="two prefixes begin with 'FW '"):
+    with pytest.raises(UsageError, match='two prefixes begin with "FW "'):
         Prefixes(rows)
 
 

@@ -111,6 +111,7 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
 def blocking(scope: CheckScope) -> tuple[Finding, ...]:
     """Return only the findings about rules that block traffic that a fence accepts.
 
+    The rules may be those of another fence, such as one around the whole namespace.
     ``install`` calls it. It needs CAP_NET_ADMIN over the namespace. If the rules can't be read,
     that is the only finding.
     """
@@ -119,7 +120,9 @@ def blocking(scope: CheckScope) -> tuple[Finding, ...]:
     except OcsfNftError as error:
         return (_unread(error),)
     return tuple(
-        finding for finding in blocking_rules.judge(ruleset, scope) if finding.severity == "blocked"
+        finding
+        for finding in blocking_rules.judge(ruleset, scope)
+        if finding.severity == "blocked" or finding.name == blocking_rules.ACTIVE_FENCE
     )
 
 

@@ -16,7 +16,7 @@ from ocsf_nft.fence import nft
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from ocsf_nft.check.accepted_flows import AcceptedFlow
     from ocsf_nft.check.hook_path import FlowStop
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: Rules beyond this number are counted, and not reported one by one.
 _MAX_REPORTED: Final = 32
 _RULE_CHARACTERS: Final = 300
+#: Name of the finding about a fence of ocsf-nft that refuses the traffic in question.
+ACTIVE_FENCE: Final = "active-fence"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,22 +86,58 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
             meaning="the ruleset is too large or too complex to be checked rule by rule",
             remedy="install the fence, then test whether its accepted traffic gets through",
         )
-    for flow_stops in list(by_rule.values())[:_MAX_REPORTED]:
+    ours, others = _by_owner(by_rule.values())
+    if ours:
+        yield _active_fence(ours)
+    for flow_stops in others[:_MAX_REPORTED]:
         yield _finding(flow_stops, ruleset, scope)
-    if len(by_rule) > _MAX_REPORTED:
+    if len(others) > _MAX_REPORTED:
         yield Finding(
             name="may-drop",
             severity="blocked",
-            meaning=f"{len(by_rule) - _MAX_REPORTED} more rules drop, or may drop, traffic that "
+            meaning=f"{len(others) - _MAX_REPORTED} more rules drop, or may drop, traffic that "
             "the fence accepts",
         )
-    if is_judged and not by_rule and not ruleset.unread:
-        count = sum(len(chain.rules) for chain in ruleset.chains.values())
+    if is_judged and not others and not ruleset.unread:
+        count = sum(len(chain.rules) for chain in ruleset.chains.values()
+                    if not (ours and chain_owner.is_ours(chain.key)))  # fmt: skip
+        other = "other " if ours else ""
         yield Finding(
             name="accepted",
             severity="ok",
-            meaning=f"none of {count} rules here drops traffic that a fence accepts",
+            meaning=f"none of {count} {other}rules here drops traffic that a fence accepts",
         )
+
+
+def _by_owner(
+    by_rule: Iterable[list[FlowStop]],
+) -> tuple[list[FlowStop], list[list[FlowStop]]]:
+    """Return all stops by fences of ocsf-nft, and the stops of each rule of other programs."""
+    ours: list[FlowStop] = []
+    others: list[list[FlowStop]] = []
+    for flow_stops in by_rule:
+        if chain_owner.is_ours(flow_stops[0].stop.chain.key):
+            ours += flow_stops
+        else:
+            others.append(flow_stops)
+    return ours, others
+
+
+def _active_fence(flow_stops: list[FlowStop]) -> Finding:
+    """Return the finding about an active fence: it has no command, which would open the fence."""
+    keys = {flow_stop.stop.chain.key[:3]: None for flow_stop in flow_stops}
+    _, family, table = next(iter(keys))
+    tables = ", ".join(f"{family} {table}" for _, family, table in keys)
+    return Finding(
+        name=ACTIVE_FENCE,
+        severity="info",
+        meaning=f"a fence of ocsf-nft is active here (table {visible(tables)}): it refuses "
+        f"{_flows(flow_stops)}",
+        remedy="none, if it is the requested fence; to accept other traffic, install it again",
+        location=RuleLocation(
+            backend="nft", family=visible(family), table=visible(table), owner=chain_owner.OURS
+        ),
+    )
 
 
 def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
@@ -229,8 +267,6 @@ def _flows(flow_stops: list[FlowStop]) -> str:
 
 
 def _remedy(owner: str, *, has_commands: bool) -> str:
-    if owner == chain_owner.OURS:
-        return "an active fence accepts other traffic: install it again"
     if not has_commands:
         return (
             f"make {owner} accept this traffic, or change the rule: no command is shown, "

@@ -20,6 +20,7 @@ from ocsf_nft.check.ruleset import XTABLES, XTABLES_FAMILIES, ChainKey, Ruleset,
 from ocsf_nft.errors import OcsfNftError, UsageError
 from ocsf_nft.fence import nft
 from ocsf_nft.nfnetlink import Nftables
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,8 +164,8 @@ def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[s
                 saved = _saved(namespace, f"{_PREFIXES[family]}-legacy-save", table)
             except (CommandError, UsageError) as error:
                 unread.append(
-                    f"legacy {_PREFIXES[family]} has a table {table!r}, which nft doesn't list, "
-                    f"and which can't be read: {error}"
+                    f"legacy {_PREFIXES[family]} has a table {quoted(table)}, which nft doesn't "
+                    f"list, and which can't be read: {error}"
                 )
             else:
                 found.update(xtables.chains(saved, family, "legacy"))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from ocsf_nft.check.ruleset import BaseSpec, Chain, ChainKey, Rule
 from ocsf_nft.errors import UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -73,7 +74,7 @@ def _chain(line: str) -> tuple[str, str | None]:
 
 
 def _bad_line(line: str) -> UsageError:
-    return UsageError(f"this is no line of iptables-save: {line[:80]!r}")
+    return UsageError(f"this is no line of iptables-save: {quoted(line[:80])}")
 
 
 def split(line: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Command line: a thin layer, and a contract that scripts depend on.
 
-Standard output has the requested data and nothing else: events as JSON Lines, or the ruleset of
-``install --dry-run``. ``tail`` and ``convert --format`` write events as short lines or as syslog
-messages. All other text for people goes to standard error.
+Standard output has the requested data and nothing else: events as JSON Lines, the ruleset of
+``install --dry-run``, or the schema of ``config --schema``. ``tail`` and ``convert --format`` write
+events as short lines or as syslog messages. All other text for people goes to standard error.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ocsf_nft.cli.status import status
 from ocsf_nft.cli.tail import tail
 from ocsf_nft.cli.validate import validate
 from ocsf_nft.errors import OcsfNftError
+from ocsf_nft.quoted import quoted
 
 
 def _print_version(is_requested: bool) -> None:
@@ -57,8 +58,9 @@ app = typer.Typer(
 
 @app.callback()
 def _options(
+    context: typer.Context,
     *,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback has the effect
         bool,
         typer.Option(
             "--version",
@@ -67,8 +69,29 @@ def _options(
             is_eager=True,
         ),
     ] = False,
+    log_format: Annotated[
+        str | None,
+        typer.Option(
+            "--log-format",
+            help="Form of the log records on standard error. Default: text on a terminal, JSON "
+            "Lines elsewhere.",
+            metavar="text|json",
+            envvar="OCSF_NFT_LOG_FORMAT",
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also write log records of level debug.")
+    ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option("--quiet", "-q", help="Write only log records of level warning or higher."),
+    ] = False,
 ) -> None:
     """Accept the options before a command."""
+    from ocsf_nft.cli import logs  # noqa: PLC0415 - slow to import, and --help needs none
+
+    context.obj = logs.log_settings(log_format, is_verbose=verbose, is_quiet=quiet)
+    logs.to_stderr(context.obj)
 
 
 for command in (
@@ -157,5 +180,5 @@ def _sentence(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     # The last resort: code that knows the purpose of the call raises an error of ours.
-    file = "" if error.filename is None else f" ({error.filename!r})"
+    file = "" if error.filename is None else f" ({quoted(os.fsdecode(error.filename))})"
     return f"the system failed: {error.strerror or error}{file}"

@@ -18,10 +18,21 @@ if TYPE_CHECKING:
 
 
 def config(
-    path: Annotated[Path, typer.Argument(help="The file.", metavar="FILE", readable=False)],
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="The file.", metavar="FILE", readable=False, show_default=False),
+    ] = None,
     connect: Annotated[
         bool,
         typer.Option("--connect", help="Also open each sink as a run would, and close it again."),
+    ] = False,
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema",
+            help="In place of FILE: write the JSON Schema of a file to standard output, for "
+            "editors.",
+        ),
     ] = False,
 ) -> None:
     """Check a configuration file, and show what a run would do.
@@ -36,13 +47,27 @@ def config(
     Example: ocsf-nft config /etc/ocsf-nft/ocsf-nft.toml --connect
     """
     from ocsf_nft.config import load
+    from ocsf_nft.errors import UsageError
     from ocsf_nft.service.sink_delivery import outlets
 
+    if schema == (path is not None) or (schema and connect):
+        raise UsageError("give a FILE to check, with --connect or without, or only --schema")
+    if path is None:
+        _write_schema()
+        return
     found = load(path)
     sinks = outlets(found.sinks)
     _show(found, sinks)
     if connect and not asyncio.run(_connect(sinks)):
         raise typer.Exit(3)
+
+
+def _write_schema() -> None:
+    import orjson
+
+    from ocsf_nft.config.schema import json_schema
+
+    output.write(orjson.dumps(json_schema(), option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def _show(found: Config, sinks: tuple[Outlet, ...]) -> None:

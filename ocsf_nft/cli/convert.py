@@ -17,6 +17,7 @@ import typer
 from ocsf_nft.cli import options, output
 from ocsf_nft.cli.read_summary import rejected
 from ocsf_nft.errors import AbsentError, DeliveryError, UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -119,7 +120,7 @@ def _boot_ns(text: str) -> int:
         time_utc = dt.datetime.fromisoformat(text).astimezone(dt.UTC)
     except (ValueError, OverflowError, OSError) as error:
         raise UsageError(
-            f"--boot {text!r} is no time: write it like 2026-11-24T15:05:55+01:00"
+            f"--boot {quoted(text)} is no time: write it like 2026-11-24T15:05:55+01:00"
         ) from error
     return (time_utc - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(microseconds=1) * 1000
 

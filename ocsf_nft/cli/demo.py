@@ -4,8 +4,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 
-def demo() -> None:
+import typer  # noqa: TC002 - typer reads it
+
+
+def demo(context: typer.Context) -> None:
     """Fence a throw-away sandbox, try to get out, show the events.
 
     Creates two network namespaces and runs real programs in them. Removes everything at the end,
@@ -18,5 +22,6 @@ def demo() -> None:
     from ocsf_nft.cli.logs import to_stderr
     from ocsf_nft.demo import demonstrate
 
-    to_stderr()
+    # Among text for people; it is JSON only if that is requested.
+    to_stderr(replace(context.obj, form=context.obj.form or "text"))
     demonstrate()

@@ -18,6 +18,7 @@ import typer
 
 from ocsf_nft.cli import options, output
 from ocsf_nft.errors import AbsentError, UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -101,7 +102,16 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     sinks: Annotated[
         bool, typer.Option("--sinks", help="Show the backlog of each sink in place of events.")
     ] = False,
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            help="The TOML file of a run: its store is read. Other keys are not used here.",
+            metavar="FILE",
+            readable=False,  # reading it raises an error with our own sentence
+        ),
+    ] = None,
     store: Annotated[
         Path | None,
         typer.Option(
@@ -126,7 +136,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Example: ocsf-nft events --severity high --since 24h --lines 0 --format jsonl
     """
     from ocsf_nft.cli.formats import writer
-    from ocsf_nft.delivery.stored_events import Archive, stores
+    from ocsf_nft.delivery.stored_events import Archive
 
     if (sink is not None or retry) and not dead:
         raise UsageError("--sink and --retry need --dead: give --dead as well")
@@ -138,9 +148,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         raise UsageError("--dead and --sinks can't be combined: give one of them")
     version, write = options.ocsf_version(ocsf_version), writer(form)
     is_selected = _filter(sandbox, kind, severity, since, until, uid)
-    if store is not None and not store.is_file():
-        raise AbsentError(f"{store} does not exist: `--state-dir DIR` finds the stores of a run")
-    paths = stores(state_dir) if store is None else [store]
+    paths = _stores(store, state_dir, config)
     if retry:
         _retry(paths, sink, uid)
         return
@@ -158,6 +166,18 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
                 signal.signal(signal.SIGTERM, signal.default_int_handler)
                 with contextlib.suppress(KeyboardInterrupt):  # the normal end of --follow
                     shown.follow()
+
+
+def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> Sequence[Path]:
+    from ocsf_nft.delivery.stored_events import stores
+
+    if store is None and state_dir is None and config is not None:
+        store = options.store(config)
+    if store is None:
+        return stores(options.state_directory(state_dir, config))
+    if not store.is_file():
+        raise AbsentError(f"{store} does not exist: `--state-dir DIR` finds the stores of a run")
+    return [store]
 
 
 class _Selection:
@@ -265,7 +285,7 @@ def _class_uid(name: str) -> int:
 
     known = CLASS_UIDS | {str(number): number for number in CLASS_UIDS.values()}
     if name not in known:
-        raise UsageError(f"--class {name!r} is not known: give one of {', '.join(known)}")
+        raise UsageError(f"--class {quoted(name)} is not known: give one of {', '.join(known)}")
     return known[name]
 
 
@@ -274,7 +294,9 @@ def _severity(name: str) -> int:
 
     known = {"informational", "low", "medium", "high", "critical"}
     if name.lower() not in known:
-        raise UsageError(f"--severity {name!r} is unknown: give one of {', '.join(sorted(known))}")
+        raise UsageError(
+            f"--severity {quoted(name)} is unknown: give one of {', '.join(sorted(known))}"
+        )
     return int(Severity[name.upper()])
 
 
@@ -287,7 +309,7 @@ def _time_ms(option: str, text: str) -> int:
         return int(dt.datetime.fromisoformat(text).astimezone(dt.UTC).timestamp() * 1000)
     except (ValueError, OverflowError) as error:
         raise UsageError(
-            f"{option} {text!r} is no time: write it like 2026-11-24T15:05:55+01:00, or 12h"
+            f"{option} {quoted(text)} is no time: write it like 2026-11-24T15:05:55+01:00, or 12h"
         ) from error
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ocsf_nft.cli import options, output
+from ocsf_nft.ocsf.safe_text import plain, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -105,8 +106,14 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
         value = getattr(record, field.name)
         if field.name in {"origin", "details"} or value is None:
             continue
-        yield field.name, repr(value) if isinstance(value, str) else str(value)
-    for key, value in record.details.items():
-        yield f"details.{key}", repr(value)
-    yield "origin.log_source", repr(record.origin.log_source)
-    yield "origin.identity", repr(record.origin.identity)
+        yield field.name, visible(str(value))
+    for key, detail in plain(record.details).items():
+        yield f"details.{key}", _shown(detail)
+    yield "origin.log_source", visible(str(record.origin.log_source))
+    yield "origin.identity", visible(str(record.origin.identity))
+
+
+def _shown(detail: Any) -> str:
+    import orjson
+
+    return detail if isinstance(detail, str) else orjson.dumps(detail).decode()

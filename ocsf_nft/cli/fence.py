@@ -32,9 +32,14 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     exclusive: options.Exclusive = False,
     transport: options.Transport = "auto",
     group: options.Group = options.DEFAULT_GROUP,
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
+    config: options.StateConfig = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the ruleset and change nothing.")
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Write the event of the change to standard output, as JSON."),
     ] = False,
 ) -> None:
     """Fence a sandbox, or replace its fence, in one transaction.
@@ -43,18 +48,23 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     --exclusive, a run that watches the sandbox owns its tables. No other process can change them
     then, also not `remove` or `nft flush ruleset` (Linux 6.9).
 
-    Prints the event of the change. Exit 1: the fence is active, but the kernel can't log.
+    Shows what was installed, and what to do next. Exit 1: the fence is active, but the kernel can't
+    log.
 
     Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
 
     Example: ocsf-nft install --sandbox agent --netns agent --proxy 10.0.0.1:3128
     """
+    from ocsf_nft.cli import install_summary
+    from ocsf_nft.errors import UsageError
     from ocsf_nft.fence import installer
     from ocsf_nft.fence.state import StateDirectory
     from ocsf_nft.netns import Namespace
     from ocsf_nft.ocsf.context import this_host
     from ocsf_nft.service import fences
 
+    if dry_run and as_json:
+        raise UsageError("--dry-run and --json can't be combined: give one of them")
     requested = options.one_sandbox(
         name=sandbox,
         profile=profile,
@@ -79,29 +89,28 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         plan = installer.plan(requested.spec(), requested.namespace or Namespace(), log_transport)
         output.write(plan.encode())
         return
-    fence = fences.activate(requested, StateDirectory(state_dir))
-    _print(fences.first_event(fence, this_host()))
+    fence = fences.activate(requested, StateDirectory(options.state_directory(state_dir, config)))
+    if as_json:
+        _print(fences.first_event(fence, this_host()))
     _show_blocking_rules(fence.installed)
     if fence.reason is not None:
         refuses = " and permissive, so it refuses nothing" if permissive else ""
         output.show(f"ocsf-nft: the fence is active{refuses}, but does not log: {fence.reason}")
         raise typer.Exit(1)
-    transport = fence.installed.transport
-    if permissive:
-        output.show(
-            f"sandbox {sandbox} has a permissive fence: it refuses nothing, and logs the packets "
-            f"that it would refuse to {transport}"
-        )
-    else:
-        output.show(f"sandbox {sandbox} is fenced; refused packets are logged to {transport}")
+    if as_json:
+        output.show(install_summary.sentence(fence.installed))
+        return
+    named = [] if state_dir is None else ["--state-dir", str(state_dir)]
+    output.show("\n".join(install_summary.summary(fence.installed, named)))
 
 
-def verify(
+def verify(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: options.Sandbox,
     netns: options.Netns = None,
     pid: options.Pid = None,
     device: options.Device = None,
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
+    config: options.StateConfig = None,
 ) -> None:
     """Compare a sandbox's fence with what was installed.
 
@@ -115,7 +124,7 @@ def verify(
     from ocsf_nft.fence.state import StateDirectory
 
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
-    state = StateDirectory(state_dir)
+    state = StateDirectory(options.state_directory(state_dir, config))
     found = installer.verify(requested.name, state, requested.namespace, requested.device)
     output.show(f"the fence of sandbox {sandbox}: {found.verdict}")
     if found.difference:
@@ -123,12 +132,13 @@ def verify(
     raise typer.Exit({"as installed": 0, "differs": 1, "absent": 2}[found.verdict])
 
 
-def remove(
+def remove(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: options.Sandbox,
     netns: options.Netns = None,
     pid: options.Pid = None,
     device: options.Device = None,
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
+    config: options.StateConfig = None,
 ) -> None:
     """Remove a sandbox's fence, and its guard on the host.
 
@@ -145,7 +155,7 @@ def remove(
     from ocsf_nft.service import fences
 
     requested = options.one_sandbox(name=sandbox, netns=netns, pid=pid, device=device)
-    state = StateDirectory(state_dir)
+    state = StateDirectory(options.state_directory(state_dir, config))
     installed = state.read(requested.name)
     installer.remove(requested.name, state, requested.namespace, requested.device)
     if installed is not None:

@@ -9,6 +9,7 @@ import orjson
 from ocsf_nft.cli.colour_oneline import painter
 from ocsf_nft.delivery import rfc5424
 from ocsf_nft.errors import UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +21,7 @@ Writer: TypeAlias = "Callable[[Iterable[bytes]], Iterator[bytes]]"
 def writer(name: str) -> Writer:
     """Return the writer of a format; raises UsageError if the format is unknown."""
     if name not in _WRITERS:
-        raise UsageError(f"--format {name!r} is not known: give one of {', '.join(_WRITERS)}")
+        raise UsageError(f"--format {quoted(name)} is not known: give one of {', '.join(_WRITERS)}")
     return _WRITERS[name]
 
 

@@ -1,58 +1,113 @@
-"""Log of ocsf-nft itself: structured, on standard error."""
+"""Log of ocsf-nft itself: structured records on standard error, one line each."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast, get_args
 
 import structlog
 
-from ocsf_nft.cli import output
+from ocsf_nft.cli import log_record, output
+from ocsf_nft.errors import UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 _log = structlog.get_logger()
 
-_CUT: Final = "…".encode()
+LogForm: TypeAlias = Literal["text", "json"]
 #: Maximum number of characters of a library's log message.
 _MAX_MESSAGE: Final = 300
 
 
-def to_stderr() -> None:
-    """Write log entries to standard error, one line each; values are quoted, as they are untrusted.
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """Form of the log records, and the lowest level (of :mod:`logging`) that is written.
 
-    Waits for the reader of standard error.
+    Without a form it is text if standard error is a terminal, else JSON.
     """
-    _configure(structlog.PrintLoggerFactory(sys.stderr))
+
+    form: LogForm | None = None
+    level: int = logging.INFO
+
+    @property
+    def is_json(self) -> bool:
+        """Return whether a record is JSON."""
+        return self.form == "json" or (self.form is None and not sys.stderr.isatty())
+
+    @property
+    def is_quiet(self) -> bool:
+        """Return whether records of level info are not written."""
+        return self.level > logging.INFO
 
 
-def to_stderr_at_once() -> None:
-    """Write log entries as :func:`to_stderr` does, but do not wait for a reader.
+_DEFAULT: Final = LogSettings()
 
-    A sandbox can cause entries. If no process reads them, the service must not block on them. An
-    entry is truncated to the size that a pipe accepts at once, or dropped. The next written entry
-    ends with ``dropped=NUMBER``. Log messages of libraries and of asyncio are written in the same
-    way.
+
+def log_settings(
+    form: str | None = None, *, is_verbose: bool = False, is_quiet: bool = False
+) -> LogSettings:
+    """Return the settings for the options of the command line; raises UsageError."""
+    if is_verbose and is_quiet:
+        raise UsageError("--verbose and --quiet can't be combined: give one of them")
+    level = logging.DEBUG if is_verbose else logging.WARNING if is_quiet else logging.INFO
+    if form is not None and form not in get_args(LogForm):
+        raise UsageError(f"--log-format {quoted(form)} is not known: give text or json")
+    return LogSettings(cast("LogForm | None", form), level)
+
+
+def to_stderr(settings: LogSettings = _DEFAULT) -> None:
+    """Write log records to standard error, one write of at most PIPE_BUF bytes each.
+
+    So records of several writers of one pipe never mix. Waits for the reader of standard error.
     """
-    logger = _AtOnce()
-    _configure(lambda *_: logger)
+    _configure(_Waiting(_line_writer(settings)), settings)
+
+
+def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
+    """Write log records as :func:`to_stderr` does, but do not wait for a reader.
+
+    A sandbox can cause records. If no process reads them, the service must not block on them. Such
+    a record is dropped. The next written record has the number of dropped ones as ``dropped``. Log
+    messages of libraries and of asyncio are written in the same way.
+    """
+    _configure(_AtOnce(_line_writer(settings)), settings)
     # Python's last resort would wait for a reader. Replace it, and add no handler at the root: a
     # logger with its own handler writes elsewhere, and may have a secret (see sinks/kafka_log.py).
     logging.lastResort = _FromOthers()
 
 
+def _line_writer(settings: LogSettings) -> Callable[[Mapping[str, Any]], bytes]:
+    encode = log_record.as_json if settings.is_json else log_record.as_text
+    return partial(log_record.limited, encode=encode, size=output.AT_ONCE_BYTES)
+
+
+class _Waiting:
+    def __init__(self, line: Callable[[Mapping[str, Any]], bytes]) -> None:
+        self._line = line
+
+    def msg(self, record: Mapping[str, Any]) -> None:
+        """Write a record."""
+        output.write_stderr(self._line(record))
+
+    debug = info = warning = error = critical = msg
+
+
 class _AtOnce:
-    def __init__(self) -> None:
+    def __init__(self, line: Callable[[Mapping[str, Any]], bytes]) -> None:
+        self._line = line
         self._dropped = 0
 
-    def msg(self, entry: str) -> None:
-        """Write a line, or count it as dropped."""
-        suffix = f" dropped={self._dropped}".encode() if self._dropped else b""
-        line = _cut(entry, output.AT_ONCE_BYTES - len(suffix) - 1)
-        if output.write_stderr_at_once(line + suffix + b"\n"):
+    def msg(self, record: Mapping[str, Any]) -> None:
+        """Write a record, or count it as dropped."""
+        if self._dropped:
+            record = {**record, "dropped": self._dropped}
+        if output.write_stderr_at_once(self._line(record)):
             self._dropped = 0
         else:
             self._dropped += 1
@@ -61,7 +116,7 @@ class _AtOnce:
 
 
 class _FromOthers(logging.Handler):
-    """Converter of log messages of libraries to entries: one line each, without a traceback.
+    """Converter of log messages of libraries to records: one line each, without a traceback.
 
     A remote peer that sends invalid data can cause such messages, and must not flood the log. So
     the messages of one line of code are written at the first, second, fourth, eighth … time.
@@ -94,22 +149,15 @@ def _message(record: logging.LogRecord, error: BaseException | None) -> str:
     return " ".join(text.split())[:_MAX_MESSAGE]
 
 
-def _cut(entry: str, size: int) -> bytes:
-    """Return an entry in at most ``size`` bytes."""
-    line = entry.encode(errors="backslashreplace")
-    if len(line) <= size:
-        return line
-    return line[: size - len(_CUT)].decode(errors="ignore").encode() + _CUT
-
-
-def _configure(factory: Callable[..., object]) -> None:
+def _configure(logger: _Waiting | _AtOnce, settings: LogSettings) -> None:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.KeyValueRenderer(
-                key_order=["timestamp", "level", "event"], repr_native_str=True
-            ),
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+            log_record.simple,
+            # As the only argument of the logger, which makes a line of it.
+            lambda _, __, record: ((record,), {}),
         ],
-        logger_factory=factory,
+        wrapper_class=structlog.make_filtering_bound_logger(settings.level),
+        logger_factory=lambda *_: logger,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 # Copies of defaults in other modules, because importing those is slow. A test compares them.
 DEFAULT_GROUP: Final = 4001
 DEFAULT_STATE_DIR: Final = Path("/var/lib/ocsf-nft")
+#: Not systemd's STATE_DIRECTORY: a unit that starts a run may have one for another purpose, and
+#: commands outside the unit would use another directory.
+STATE_DIR_VARIABLE: Final = "OCSF_NFT_STATE_DIR"
 DEFAULT_OCSF_VERSION: Final = "1.8.0"
 
 Sandbox = Annotated[str, typer.Option("--sandbox", help="The sandbox's name.", metavar="NAME")]
@@ -111,13 +115,23 @@ Transport = Annotated[
 ]
 Group = Annotated[int, typer.Option("--group", help="The NFLOG group, 1 to 65535.", metavar="N")]
 StateDir = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--state-dir",
-        help="Directory with the state of the installed fences.",
+        help="Directory with the state of the installed fences. Default: state_dir of --config, "
+        f"else the environment variable {STATE_DIR_VARIABLE}, else {DEFAULT_STATE_DIR}.",
         metavar="DIR",
         # A user who may not read the default one can still replay a file, which needs no state.
         readable=False,
+    ),
+]
+StateConfig = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="The TOML file of a run: its state_dir is used. Other keys are not used here.",
+        metavar="FILE",
+        readable=False,  # reading it raises an error with our own sentence
     ),
 ]
 OcsfVersion = Annotated[
@@ -159,6 +173,47 @@ def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
 
     found = read(config)
     return found.prefixes, Context(severities=found.severities)
+
+
+def state_directory(option: Path | None, config: Path | None = None) -> Path:
+    """Return the state directory: of the option, the file, the environment, or the default.
+
+    Raises AbsentError or UsageError if the file can't be used.
+    """
+    if option is not None:
+        return option
+    if config is None:
+        return _default_state_directory()
+    from ocsf_nft.config import read  # noqa: PLC0415 - slow to import
+
+    return _with_state_directory(read(config)).state_dir
+
+
+def store(config: Path) -> Path | None:
+    """Return the store that a file names; None if it is below the state directory.
+
+    Raises AbsentError or UsageError if the file can't be used.
+    """
+    from ocsf_nft.config import read  # noqa: PLC0415 - slow to import
+
+    return read(config).store.path
+
+
+def configuration(path: Path) -> Config:
+    """Return the configuration of a run from a file; raises AbsentError or UsageError."""
+    from ocsf_nft.config import load  # noqa: PLC0415 - slow to import
+
+    return _with_state_directory(load(path))
+
+
+def _with_state_directory(config: Config) -> Config:
+    if "state_dir" in config.model_fields_set:
+        return config
+    return config.model_copy(update={"state_dir": _default_state_directory()})
+
+
+def _default_state_directory() -> Path:
+    return Path(os.environ.get(STATE_DIR_VARIABLE) or DEFAULT_STATE_DIR)
 
 
 def one_sandbox(**values: Any) -> SandboxConfig:

@@ -94,6 +94,13 @@ def show(text: str) -> None:
     print(shown, file=sys.stderr)  # noqa: T201 - the only print
 
 
+def write_stderr(data: bytes) -> None:
+    """Write to standard error in one write, after what was shown; drop what can't be written."""
+    sys.stderr.flush()
+    sys.stderr.buffer.write(data)
+    sys.stderr.buffer.flush()
+
+
 def write_stderr_at_once(data: bytes) -> bool:
     """Write to standard error if that is possible without waiting; return whether it was written.
 

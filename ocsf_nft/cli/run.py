@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
+    from ocsf_nft.cli.logs import LogSettings
     from ocsf_nft.config import Config
     from ocsf_nft.config.listen_address import ListenAddress
     from ocsf_nft.service import Counts, Service
@@ -113,7 +114,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             metavar="SIZE",
         ),
     ] = "1GiB",
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
 ) -> None:
     """Watch fenced sandboxes and emit an event for each attempt.
 
@@ -147,7 +148,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft.cli.logs import to_stderr_at_once
     from ocsf_nft.delivery.event_db import FILE
 
-    to_stderr_at_once()
+    log_settings: LogSettings = context.obj
+    to_stderr_at_once(log_settings)
     if source.startswith(_REPLAY):
         _require_only(
             context,
@@ -157,14 +159,15 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         outlet = service.Outlet.of(configuration.sink(output, ocsf_version))
         path = Path(source.removeprefix(_REPLAY))
         counts = asyncio.run(_until_signal(lambda stop: service.replay([path], outlet, stop)))
-        show(_summary(counts))
+        _report_end(counts, log_settings, show)
         return
     if config is not None:
         _require_only(
             context, {"config"}, "--config is in place of the other options: put {} into the file"
         )
-        requested = configuration.load(config)
+        requested = options.configuration(config)
     elif sandbox is not None:
+        state = options.state_directory(state_dir)
         requested = options.one(
             {
                 "name": sandbox,
@@ -190,10 +193,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             output=output,
             handshake=handshake,
             ocsf_version=ocsf_version,
-            state_dir=state_dir,
+            state_dir=state,
             attribution={"method": attribution},
             # Runs of other sandboxes use the same folder; each has its own store.
-            store={"path": state_dir / sandbox / FILE, "max_bytes": store_max_bytes},
+            store={"path": state / sandbox / FILE, "max_bytes": store_max_bytes},
         )
     else:
         raise UsageError("name what to watch: --config FILE, or --sandbox NAME")
@@ -206,9 +209,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     malloc_trim.use_one_heap()
     privileges.keep_only(service.capabilities(requested))
 
-    counts = asyncio.run(_until_signal(lambda stop: _watch(requested, config, stop)))
+    counts = asyncio.run(_until_signal(lambda stop: _watch(requested, config, stop, log_settings)))
     # A missing reader must not prevent the end of a run that received a signal to stop.
-    write_stderr_at_once(f"{_summary(counts)}\n".encode())
+    _report_end(counts, log_settings, lambda text: write_stderr_at_once(f"{text}\n".encode()))
     if counts.given_up:
         names = ", ".join(counts.given_up)
         sentence = f"ocsf-nft: restoring was given up, and the fence is not active: {names}\n"
@@ -216,7 +219,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
         raise typer.Exit(1)
 
 
-async def _watch(requested: Config, path: Path | None, stop: asyncio.Event) -> Counts:
+async def _watch(
+    requested: Config, path: Path | None, stop: asyncio.Event, log_settings: LogSettings
+) -> Counts:
     from ocsf_nft import sd_notify, service
     from ocsf_nft.service import health
 
@@ -229,7 +234,8 @@ async def _watch(requested: Config, path: Path | None, stop: asyncio.Event) -> C
         tasks = [group.create_task(sd_notify.keep_alive(lambda: not health.stuck(running)))]
         if path is not None:
             tasks.append(group.create_task(_reload_on_hangup(running, path)))
-        _settle(requested)
+        _settle()
+        _report_ready(requested, log_settings)
         sd_notify.notify(READY="1", STATUS=_watching(requested))
         await stop.wait()
         for task in tasks:
@@ -237,14 +243,23 @@ async def _watch(requested: Config, path: Path | None, stop: asyncio.Event) -> C
     return running.counts
 
 
-def _settle(requested: Config) -> None:
+def _settle() -> None:
     from ocsf_nft import malloc_trim
 
     # Objects that exist now stay: inspecting them again in each collection would only add latency.
     gc.collect()
     gc.freeze()
     malloc_trim.trim()
-    show(f"ready: {_watching(requested)}")
+
+
+def _report_ready(requested: Config, log_settings: LogSettings) -> None:
+    if log_settings.is_json:
+        _log.info(
+            "ready", sandboxes=[each.name for each in requested.sandbox],
+            host_log=requested.host_log,
+        )  # fmt: skip
+    elif not log_settings.is_quiet:
+        show(f"ready: {_watching(requested)}")
 
 
 def _watching(requested: Config) -> str:
@@ -263,7 +278,6 @@ def _serving(running: Service, at: ListenAddress) -> AbstractAsyncContextManager
 
 
 async def _reload_on_hangup(running: Service, path: Path) -> None:
-    from ocsf_nft import config as configuration
     from ocsf_nft import sd_notify
 
     hung_up = asyncio.Event()
@@ -275,7 +289,7 @@ async def _reload_on_hangup(running: Service, path: Path) -> None:
             hung_up.clear()
             sd_notify.notify_reloading()
             try:
-                await running.reload(await asyncio.to_thread(configuration.load, path))
+                await running.reload(await asyncio.to_thread(options.configuration, path))
             except OcsfNftError as error:
                 # The run continues with the configuration that was read last.
                 _log.error("not reloaded", reason=str(error))
@@ -355,6 +369,16 @@ def _require_only(context: typer.Context, allowed: set[str], sentence: str) -> N
     ]
     if given:
         raise UsageError(sentence.format(", ".join(given)))
+
+
+def _report_end(counts: Counts, log_settings: LogSettings, write: Callable[[str], object]) -> None:
+    if log_settings.is_json:
+        _log.info(
+            "ended", records=counts.records, events=counts.events, dropped=counts.dropped,
+            gaps=counts.gaps, **counts.rejected,
+        )  # fmt: skip
+    elif not log_settings.is_quiet:
+        write(_summary(counts))
 
 
 def _summary(counts: Counts) -> str:

@@ -31,7 +31,8 @@ def status(
         str | None,
         typer.Option("--sandbox", help="One sandbox; default: all recorded ones.", metavar="NAME"),
     ] = None,
-    state_dir: options.StateDir = options.DEFAULT_STATE_DIR,
+    state_dir: options.StateDir = None,
+    config: options.StateConfig = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Write one JSON object a rule to standard output.")
     ] = False,
@@ -63,7 +64,8 @@ def status(
         raise UsageError("--json and --metrics can't be combined: give one of them")
     if sandbox is not None:
         options.one_sandbox(name=sandbox)
-    found, faults = statuses(StateDirectory(state_dir), sandbox)
+    state = StateDirectory(options.state_directory(state_dir, config))
+    found, faults = statuses(state, sandbox)
     if as_metrics:
         from ocsf_nft.metrics import exposition
 

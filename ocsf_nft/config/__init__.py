@@ -165,6 +165,8 @@ def _sentence(error: ValidationError) -> str:
         return f"{path}: must be one table, such as {{ key = value }}"  # the value may be secret
     if fault["type"] == "union_tag_invalid":
         return f"{path}: there is no sink of this type: give one of {', '.join(KINDS)}"
+    if fault["type"] == "literal_error":
+        return f"{path}: must be {fault['ctx']['expected'].replace(chr(39), '')}"
     message = fault["msg"].removeprefix("Value error, ")
     return f"{path}: {message[:1].lower()}{message[1:]}"
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ocsf_nft.errors import UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,20 +24,31 @@ def checked(check: Callable[[str], Any]) -> BeforeValidator:
 
     def validate(value: object) -> object:
         if not isinstance(value, str):
-            raise ValueError(f"must be text, not {value!r}")  # noqa: TRY004 - for pydantic
+            raise ValueError(f"must be text, not {_kind(value)}")  # noqa: TRY004 - for pydantic
         try:
             return check(value)
         except UsageError as error:
             raise ValueError(str(error)) from error
 
-    return BeforeValidator(validate)
+    return BeforeValidator(validate, json_schema_input_type=str)
+
+
+def _kind(value: object) -> str:
+    """Return a number as it is in TOML, else the type: a list or a table may have a secret."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list):
+        return "a list"
+    return "a table" if isinstance(value, dict) else "a date"
 
 
 def _file_name(value: object) -> object:
     if value == "":
         raise ValueError("must not be empty: leave the key out for its default")
     if isinstance(value, str) and "\0" in value:
-        raise ValueError(f"must not hold a NUL character, which {value!r} does")
+        raise ValueError(f"must not hold a NUL character, which {quoted(value)} does")
     return value
 
 

@@ -14,6 +14,7 @@ from ocsf_nft.log_prefixes import begins
 from ocsf_nft.ocsf import protocols
 from ocsf_nft.ocsf.enums import Severity
 from ocsf_nft.ocsf.severity import SeverityRule, Threshold
+from ocsf_nft.quoted import quoted
 from ocsf_nft.record import ForeignVerdict
 
 SeverityName: TypeAlias = Literal["informational", "low", "medium", "high", "critical"]
@@ -27,7 +28,8 @@ def _protocol(value: object) -> object:
         return value
     if value.lower() not in _PROTOCOLS:
         raise ValueError(
-            f"{value!r} is no IP protocol: give its name at IANA, as tcp or ipv6-icmp, or a number"
+            f"{quoted(value)} is no IP protocol: give its name at IANA, as tcp or ipv6-icmp, "
+            "or a number"
         )
     return _PROTOCOLS[value.lower()]
 
@@ -37,7 +39,7 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise UsageError(
-            f"{text!r} is no address and no network: write 203.0.113.0/24 or 2001:db8::/32"
+            f"{quoted(text)} is no address and no network: write 203.0.113.0/24 or 2001:db8::/32"
         ) from error
 
 
@@ -48,7 +50,12 @@ class SeverityConfig(Table):
     sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
     rule: Annotated[str, Field(min_length=1)] | None = None
     protocol: (
-        Annotated[int, BeforeValidator(_protocol), Field(ge=0, le=255, strict=True)] | None
+        Annotated[
+            int,
+            BeforeValidator(_protocol, json_schema_input_type=int | str),
+            Field(ge=0, le=255, strict=True),
+        ]
+        | None
     ) = None
     destination: (
         Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, checked(_network)] | None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ocsf_nft.errors import UsageError
 from ocsf_nft.fence.values import Address
+from ocsf_nft.quoted import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,7 @@ def parse_listen_address(text: str) -> ListenAddress:
         found = None
     if found is None or str(found) != text or not 0 < found.port < 1 << 16:
         raise UsageError(
-            f"{text!r} is no address to listen at: write 127.0.0.1:9469, [::1]:9469 or 0.0.0.0:9469"
+            f"{quoted(text)} is no address to listen at: write 127.0.0.1:9469, [::1]:9469 or "
+            "0.0.0.0:9469"
         )
     return found

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BeforeValidator, Field
 
 from ocsf_nft.config.base_table import FileName, Table
+from ocsf_nft.quoted import quoted
 
 _SIZE: Final = re.compile(r"([0-9]{1,15}) ?(|[KMGT]i?B|B)")
 _AGE: Final = re.compile(r"([0-9]{1,9}) ?([smhd])")
@@ -22,7 +23,7 @@ def _size(value: object) -> object:
         return value
     found = _SIZE.fullmatch(value)
     if found is None:
-        raise ValueError(f"{value!r} is no size: write 512MiB, 10GB or a number of bytes")
+        raise ValueError(f"{quoted(value)} is no size: write 512MiB, 10GB or a number of bytes")
     number, unit = found.groups()
     base = 1024 if "i" in unit else 1000
     return int(number) * base ** _POWERS[unit.removesuffix("B").removesuffix("i")]
@@ -34,12 +35,16 @@ def _age(value: object) -> object:
         return value
     found = _AGE.fullmatch(value)
     if found is None:
-        raise ValueError(f"{value!r} is no time: write 90s, 15m, 12h, 30d or a number of seconds")
+        raise ValueError(
+            f"{quoted(value)} is no time: write 90s, 15m, 12h, 30d or a number of seconds"
+        )
     return int(found[1]) * _SECONDS[found[2]]
 
 
-Size = Annotated[int, BeforeValidator(_size)]
-Seconds = Annotated[float, BeforeValidator(_age)]
+_SizeText = Annotated[str, Field(pattern=f"^{_SIZE.pattern}$")]
+_AgeText = Annotated[str, Field(pattern=f"^{_AGE.pattern}$")]
+Size = Annotated[int, BeforeValidator(_size, json_schema_input_type=int | _SizeText)]
+Seconds = Annotated[float, BeforeValidator(_age, json_schema_input_type=float | _AgeText)]
 
 
 class StoreConfig(Table):

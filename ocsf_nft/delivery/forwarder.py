@@ -130,7 +130,7 @@ class Forwarder:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 await self._sink.close()
         except Exception as error:  # noqa: BLE001 - as in _deliver_once
-            _log.warning("a sink could not be closed", sink=self.name, reason=repr(error))
+            _log.warning("a sink could not be closed", sink=self.name, reason=_cause(error))
 
     async def load_checkpoint(self) -> None:
         """Read the sink's checkpoint before :meth:`run` does; raises DeliveryError."""
@@ -234,6 +234,10 @@ class Forwarder:
                 for each in refusals
             ]
         await self._retrier(lambda: self._store.acknowledge(self.name, until, refused))
+        _log.debug(
+            "batch acknowledged", sink=self.name, events=len(messages), refused=len(refused),
+            until=until,
+        )  # fmt: skip
         if refused:
             await self._report_refused(refused)
         self._advance(until)
@@ -254,7 +258,7 @@ class Forwarder:
             try:
                 line = self._convert(row.line)
             except Exception as error:  # noqa: BLE001 - such as for an event of another version
-                reason = f"it can't be converted to the sink's OCSF version: {error!r}"
+                reason = f"it can't be converted to the sink's OCSF version: {_cause(error)}"
                 refused.append(RefusedEvent(row.uid, row.line, reason))
                 continue
             if line is not None:
@@ -372,7 +376,7 @@ class Forwarder:
         except Exception as error:
             # A defect of one sink, or of its library, must not end the monitoring of the sandboxes.
             _log.exception("a sink failed with an unexpected error", sink=self.name)
-            raise DeliveryError(f"{self.name}: {type(error).__name__}: {error}") from error
+            raise DeliveryError(f"{self.name}: {_cause(error)}") from error
 
     def _fail(self, reason: str) -> None:
         self.progress.failures += 1
@@ -386,6 +390,11 @@ class Forwarder:
             seconds = round(time.monotonic() - self.progress.since, 1)
             _log.warning("sink works again", sink=self.name, seconds=seconds)
             self.progress.fault = None
+
+
+def _cause(error: Exception) -> str:
+    reason = error.strerror if isinstance(error, OSError) else None
+    return f"{type(error).__name__}: {reason or error}"
 
 
 async def _wait_for_first(

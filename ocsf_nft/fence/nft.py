@@ -14,12 +14,16 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import structlog
+
 from ocsf_nft.errors import FenceError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ocsf_nft.netns import Namespace
+
+_log = structlog.get_logger()
 
 #: Not ``PATH``: a process that can set it could choose the program that runs with our privileges.
 TRUSTED: Final = (Path("/usr/sbin"), Path("/usr/bin"), Path("/sbin"), Path("/bin"))
@@ -155,12 +159,14 @@ def _run(
 
     try:
         with _report_shortage():
-            return namespace.call(inside)
+            done = namespace.call(inside)
     except subprocess.TimeoutExpired as error:
         raise FenceError(
             f"nft gave no answer in {_TIMEOUT_SECONDS} s, so the fence was not touched or its "
             "state is unknown: run `ocsf-nft verify`"
         ) from error
+    _log.debug("nft ended", command=" ".join(command), namespace=namespace, code=done.returncode)
+    return done
 
 
 @contextlib.contextmanager

@@ -208,8 +208,10 @@ class StateDirectory:
             value = self._all_netns.read_text("ascii")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise FenceError(f"{self._all_netns} can't be read: {error}") from error
+        except OSError as error:
+            raise FenceError(f"{self._all_netns} can't be read: {error.strerror}") from error
+        except ValueError as error:
+            raise FenceError(f"{self._all_netns} can't be read: it is not ASCII") from error
         return value.strip()
 
     def store_all_netns_before(self, value: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias, cast
 
 from ocsf_nft.errors import UsageError
+from ocsf_nft.quoted import quoted
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: A gateway's address, and the prefix length of its network.
@@ -44,7 +45,8 @@ def sandbox_name(text: str) -> str:
     """Return the sandbox name; raise UsageError if it is invalid."""
     if not _NAME.fullmatch(text) or text in {".", ".."}:
         raise UsageError(
-            f"{text!r} is no sandbox name: use 1 to 64 letters, digits, dots, dashes or underscores"
+            f"{quoted(text)} is no sandbox name: use 1 to 64 letters, digits, dots, dashes or "
+            "underscores"
         )
     return text
 
@@ -52,7 +54,9 @@ def sandbox_name(text: str) -> str:
 def device_name(text: str) -> str:
     """Return the interface name; raise UsageError if nft can't express it."""
     if not _DEVICE.fullmatch(text) or text in {".", ".."}:
-        raise UsageError(f"the interface name {text!r} can't be written in a ruleset: rename it")
+        raise UsageError(
+            f"the interface name {quoted(text)} can't be written in a ruleset: rename it"
+        )
     return text
 
 
@@ -74,7 +78,9 @@ def mac(text: str) -> str:
     """Return the link address of one machine in lower case; raise UsageError if it is invalid."""
     found = text.lower()
     if not _MAC.fullmatch(found) or int(found[:2], 16) & 1 or not int(found.replace(":", ""), 16):
-        raise UsageError(f"{text!r} is no link address of one machine: write 02:00:00:00:00:02")
+        raise UsageError(
+            f"{quoted(text)} is no link address of one machine: write 02:00:00:00:00:02"
+        )
     return found
 
 
@@ -88,12 +94,12 @@ def subnet(text: str) -> Subnet:
         found = ipaddress.ip_interface(text)
     except ValueError as error:
         raise UsageError(
-            f"{text!r} is no subnet: write 172.16.0.0/30, or the gateway's own address in it"
+            f"{quoted(text)} is no subnet: write 172.16.0.0/30, or the gateway's own address in it"
         ) from error
     if "/" not in text or found.network.num_addresses < 2:
-        raise UsageError(f"{text!r} has no room for a gateway and a VM: write 172.16.0.0/30")
+        raise UsageError(f"{quoted(text)} has no room for a gateway and a VM: write 172.16.0.0/30")
     if isinstance(found, ipaddress.IPv6Interface) and found.scope_id is not None:
-        raise UsageError(f"{text!r} has a zone: a fence can't match an address by its zone")
+        raise UsageError(f"{quoted(text)} has a zone: a fence can't match an address by its zone")
     if found.ip == found.network.network_address and found.network.num_addresses > 2:
         found = ipaddress.ip_interface(f"{found.ip + 1}/{found.network.prefixlen}")
     is_unusable = found.is_multicast or found.is_loopback
@@ -103,7 +109,9 @@ def subnet(text: str) -> Subnet:
     elif found.network.num_addresses > 2:
         is_unusable |= found.ip == found.network.broadcast_address
     if is_unusable:
-        raise UsageError(f"{text!r} is no subnet of a VM: use a private one, as 172.16.0.0/30")
+        raise UsageError(
+            f"{quoted(text)} is no subnet of a VM: use a private one, as 172.16.0.0/30"
+        )
     return found
 
 
@@ -111,21 +119,23 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
     """Parse ``ADDR:PORT``, with an IPv6 address in brackets; raises UsageError."""
     host, colon, port = text.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
-        raise UsageError(f"{text!r} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
+        raise UsageError(f"{quoted(text)} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
     bracketed = host.startswith("[") and host.endswith("]")
     try:
         address = ipaddress.ip_address(host[1:-1] if bracketed else host)
     except ValueError as error:
         raise UsageError(
-            f"{host!r} in {text!r} is no IP address: names are not looked up, "
+            f"{quoted(host)} in {quoted(text)} is no IP address: names are not looked up, "
             "because the answer could change"
         ) from error
     if bracketed != isinstance(address, ipaddress.IPv6Address):
-        raise UsageError(f"{text!r} is ambiguous: write an IPv6 address in brackets, IPv4 without")
+        raise UsageError(
+            f"{quoted(text)} is ambiguous: write an IPv6 address in brackets, IPv4 without"
+        )
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
-        raise UsageError(f"{text!r} has a zone: a fence can't match an address by its zone")
+        raise UsageError(f"{quoted(text)} has a zone: a fence can't match an address by its zone")
     if address.is_unspecified or address.is_multicast:
-        raise UsageError(f"{text!r} is not the address of one host: a fence can't allow it")
+        raise UsageError(f"{quoted(text)} is not the address of one host: a fence can't allow it")
     return Endpoint(protocol, address, int(port))
 
 
@@ -133,5 +143,5 @@ def exception(text: str) -> Endpoint:
     """Parse ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``; raises UsageError."""
     protocol, colon, address_port = text.partition(":")
     if not colon or protocol not in {"tcp", "udp"}:
-        raise UsageError(f"{text!r} is no exception: write tcp:ADDR:PORT or udp:ADDR:PORT")
+        raise UsageError(f"{quoted(text)} is no exception: write tcp:ADDR:PORT or udp:ADDR:PORT")
     return endpoint(address_port, cast("Protocol", protocol))

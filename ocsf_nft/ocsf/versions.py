@@ -35,6 +35,7 @@ from ocsf_nft.ocsf.objects import (
     RelatedEvent,
 )
 from ocsf_nft.ocsf.safe_text import printable
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -95,7 +96,7 @@ def full_version(text: str) -> str:
     for version in (text, f"{text}.0"):
         if version in VERSIONS:
             return version
-    raise UsageError(f"{text!r} is no version of OCSF: give one of {', '.join(VERSIONS)}")
+    raise UsageError(f"{quoted(text)} is no version of OCSF: give one of {', '.join(VERSIONS)}")
 
 
 def is_before(version: str, other: str) -> bool:

@@ -13,6 +13,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.quoted import quoted
 from ocsf_nft.validation import datatype
 
 if TYPE_CHECKING:
@@ -170,7 +171,9 @@ def full_version(version: str) -> str:
     for full in (version, f"{version}.0"):
         if full in known:
             return full
-    raise UsageError(f"{version!r} is no version of OCSF that is known here: {', '.join(known)}")
+    raise UsageError(
+        f"{quoted(version)} is no version of OCSF that is known here: {', '.join(known)}"
+    )
 
 
 @cache

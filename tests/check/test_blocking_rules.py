@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ocsf_nft.check import chain_owner
 from ocsf_nft.check.blocking_rules import CheckScope, _remedy, _rule_text, judge
+from ocsf_nft.check.finding import exit_code
 from ocsf_nft.check.ruleset import ChainKey, Rule, from_json
 from ocsf_nft.fence.values import subnet
 from ocsf_nft.netns import Namespace
@@ -12,7 +15,6 @@ from ocsf_nft.netns import Namespace
 def test_remedy_depends_on_the_owner_of_the_rule() -> None:
     lasting = "are permanent"
     for owner, parts in (
-        (chain_owner.OURS, ("install it again",)),
         (
             chain_owner.FIREWALLD,
             ("allow it in firewalld, with a separate zone and policy", lasting),
@@ -27,10 +29,7 @@ def test_remedy_depends_on_the_owner_of_the_rule() -> None:
         remedy = _remedy(owner, has_commands=True)
         assert all(part in remedy for part in parts), (owner, remedy)
         assert (lasting in remedy) == (lasting in parts), (owner, remedy)
-        assert ("again" in remedy) == (owner in {chain_owner.DOCKER, chain_owner.OURS}), (
-            owner,
-            remedy,
-        )
+        assert ("again" in remedy) == (owner == chain_owner.DOCKER), (owner, remedy)
     unwritable = _remedy(chain_owner.FIREWALLD, has_commands=False)
     assert "make firewalld accept this traffic" in unwritable
     assert "no command is shown" in unwritable
@@ -62,6 +61,45 @@ def test_judge_reports_32_rules_that_may_drop_and_counts_the_others() -> None:
         assert [each.meaning[:17] for each in unlocated] == more
         handles = [location.handle for location in locations if location is not None]
         assert handles == list(range(1, 33)), count
+
+
+def _refusing(table: str) -> list[dict[str, Any]]:
+    """Return a table that refuses everything that is forwarded."""
+    scope = {"family": "inet", "table": table}
+    chain = {"type": "filter", "hook": "forward", "prio": 0, "policy": "accept"}
+    return [
+        {"chain": {**scope, "name": "forward", **chain}},
+        {"rule": {**scope, "chain": "forward", "handle": 7, "expr": [{"drop": None}]}},
+    ]
+
+
+_VM = CheckScope(
+    namespace=Namespace(), device="vmtap-1", subnets=(subnet("172.16.0.1/30"),), port=3128
+)
+
+
+def test_active_fence_is_no_fault_and_no_command_opens_it() -> None:
+    found = list(judge(from_json({"nftables": _refusing("ocsf_nft")}), _VM))
+    assert [(each.name, each.severity) for each in found] == [
+        ("active-fence", "info"),
+        ("accepted", "ok"),
+    ]
+    assert found[0].meaning.startswith(
+        "a fence of ocsf-nft is active here (table inet ocsf_nft): it refuses traffic from the VM"
+    )
+    assert all(each.commands == () for each in found)
+    assert found[1].meaning.startswith("none of 0 other rules here")
+    assert exit_code(found) == 0
+
+
+def test_rule_of_another_program_is_a_fault_also_beside_an_active_fence() -> None:
+    found = list(judge(from_json({"nftables": _refusing("ocsf_nft") + _refusing("site")}), _VM))
+    assert [(each.name, each.severity) for each in found] == [
+        ("active-fence", "info"),
+        ("drops", "blocked"),
+    ]
+    assert not any("ocsf_nft" in command for command in found[1].commands)
+    assert found[1].commands
 
 
 def test_scope_has_ipv6_flows_of_a_vm_if_a_subnet_or_an_uplink_has_ipv6() -> None:

@@ -7,6 +7,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import orjson
+import pytest
+from jsonschema import Draft202012Validator
+
+from ocsf_nft.config.schema import json_schema
 from tests.cli import forked
 
 if TYPE_CHECKING:
@@ -89,3 +94,22 @@ def test_sinks_that_can_be_opened_are_reported(tmp_path: Path) -> None:
         missing = check(path, "--connect", siem="")
     assert missing.returncode == 3
     assert "the environment has no SIEM_TOKEN" in missing.stderr
+
+
+def test_schema_is_written_to_standard_output() -> None:
+    done = forked.run("config", "--schema")
+    assert (done.returncode, done.stderr) == (0, "")
+    schema = orjson.loads(done.stdout)
+    Draft202012Validator.check_schema(schema)
+    assert schema == json_schema()
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--schema", "a.toml"), ("--schema", "--connect"), ("--connect",)]
+)
+def test_config_needs_a_file_or_a_request_for_the_schema(arguments: tuple[str, ...]) -> None:
+    done = forked.run("config", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "ocsf-nft: give a FILE to check, with --connect or without, or only --schema\n"
+    )

@@ -222,5 +222,5 @@ def test_unknown_form_or_version_is_answered_with_the_known_ones(
     assert (done.returncode, done.stdout) == (2, "")
     (sentence,) = done.stderr.splitlines()
     assert sentence.startswith("ocsf-nft: ")
-    assert repr(value) in sentence
+    assert f'"{value}"' in sentence
     assert known in sentence

@@ -232,9 +232,9 @@ def test_dead_letters_are_marked_for_resending(state: Path) -> None:
             "--retry selects dead letters by --sink and --uid only",
         ),
         (("--dead", "--sinks"), "give one"),
-        (("--class", "x\x1b"), "--class 'x\\x1b' is not known: give one of network_activity"),
-        (("--severity", "odd"), "--severity 'odd' is unknown: give one of critical"),
-        (("--since", "yesterday"), "--since 'yesterday' is no time"),
+        (("--class", "x\x1b"), '--class "x\\x1b" is not known: give one of network_activity'),
+        (("--severity", "odd"), '--severity "odd" is unknown: give one of critical'),
+        (("--since", "yesterday"), '--since "yesterday" is no time'),
         (("--store", "/no/such"), "/no/such does not exist"),
         (("--state-dir", "/no/such"), "holds no events"),
         (("--format", "xml"), "jsonl, shorthand, syslog"),
@@ -327,3 +327,15 @@ def test_dead_letters_of_all_stores_are_filtered_and_counted(tmp_path: Path) -> 
     assert dead() == [("a", False), ("b", True), ("c", False), ("d", False)]
     message = run("--state-dir", tmp_path, "--dead", "--retry", "--sink", "siem").stderr
     assert message.startswith("4 dead letters are to be sent again")
+
+
+def test_store_of_a_configuration_file_is_read(state: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'state_dir = "{state}"\n')
+    expected = run("--state-dir", state, "--format", "jsonl").stdout
+    assert run("--config", file, "--format", "jsonl").stdout == expected != ""
+    (store, *_) = sorted(state.glob("**/*.sqlite3"))
+    file.write_text(f'state_dir = "/no/such"\n[store]\npath = "{store}"\n')
+    of_store = run("--store", store, "--format", "jsonl").stdout
+    assert run("--config", file, "--format", "jsonl").stdout == of_store != ""
+    assert run("--config", tmp_path / "none.toml").returncode == 2

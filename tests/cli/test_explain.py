@@ -28,7 +28,7 @@ def test_a_hostile_prefix_is_shown_as_it_is_and_is_no_markup() -> None:
     )
     assert done.returncode == 0, done.stderr
     shown = dict(_cells(row) for row in done.stderr.splitlines() if row.count("│") == 3)
-    assert (shown["prefix"], shown["out_interface"]) == (repr(prefix), "'[b]e0'")
+    assert (shown["prefix"], shown["out_interface"]) == (prefix.strip(), "[b]e0")
     assert json.loads(done.stdout)["src_endpoint"]["interface_name"] == "[b]e0"
 
 
@@ -46,7 +46,7 @@ def test_a_foreign_record_is_explained_by_what_its_prefix_means() -> None:
     )
     shown = dict(_cells(row) for row in done.stderr.splitlines() if row.count("│") == 3)
     fields = tuple(shown[name] for name in ("sandbox", "rule", "verdict"))
-    assert fields == ("'pod-1'", "'bypass'", "'reject'")
+    assert fields == ("pod-1", "bypass", "reject")
     # Only data of the line is shown, and each detail has a row.
     assert shown.keys().isdisjoint({"uid", "details", "origin", "tcp_flags"})
     assert shown["details.ttl"] == "64"

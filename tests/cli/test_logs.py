@@ -7,14 +7,19 @@ import contextlib
 import logging
 import os
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import orjson
 import pytest
 import structlog
 
 from ocsf_nft.cli import logs, output
+from ocsf_nft.errors import UsageError
+from tests.cli import forked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +30,7 @@ _log = structlog.get_logger()
 @pytest.fixture(autouse=True)
 def _configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(logging, "lastResort", logging.lastResort)  # restored after the test
-    logs.to_stderr_at_once()
+    logs.to_stderr_at_once(logs.LogSettings("text"))
     yield
     structlog.reset_defaults()
 
@@ -83,9 +88,9 @@ def test_slow_reader_blocks_nothing_and_gets_the_number_of_dropped_entries() -> 
     assert not was_waiting
     assert 100 < len(read) < 1000
     assert all(f" number={n} ".encode() in line for n, line in enumerate(read))
-    assert all(line.endswith(b"x'\n") for line in read)
-    assert counted.endswith(f" reason='y' dropped={1000 - len(read)}\n".encode())
-    assert whole.endswith(b" reason='z'\n")
+    assert all(line.endswith(b"x\n") for line in read)
+    assert counted.endswith(f" reason=y dropped={1000 - len(read)}\n".encode())
+    assert whole.endswith(b" reason=z\n")
 
 
 def test_entry_is_cut_to_the_size_of_an_atomic_write() -> None:
@@ -94,13 +99,8 @@ def test_entry_is_cut_to_the_size_of_an_atomic_write() -> None:
             _log.warning("fence changed", reason="é" * (size // 2) + "x" * (size % 2))
             (line,) = lines(reader)
             assert len(line) <= output.AT_ONCE_BYTES
-            assert line.decode().endswith(("x'\n", "é'\n", "…\n"))
+            assert line.decode().endswith(("x\n", "é\n", "…\n"))
     assert line.endswith("…\n".encode())
-
-
-def test_log_entry_that_just_fits_is_whole() -> None:
-    assert logs._cut("é" * 5, 10).decode() == "é" * 5
-    assert logs._cut("x" * 11, 10).decode() == "x" * 7 + "…"
 
 
 def test_entry_that_can_not_be_written_is_counted_as_dropped() -> None:
@@ -109,14 +109,14 @@ def test_entry_that_can_not_be_written_is_counted_as_dropped() -> None:
             _log.warning("not written")
         _log.warning("written")
         (line,) = lines(reader)
-    assert line.endswith(b" event='written' dropped=1\n")
+    assert line.endswith(b" written dropped=1\n")
 
 
 def log_as_library(
     library: str = "lib", text: str = "odd", error: type[Exception] = ValueError
 ) -> None:
     """Log an error as a library does."""
-    failure = error("\x1b[31mred\n'\u202e" + "x" * 5000)
+    failure = error('\x1b[31mred\n"\u202e' + "x" * 5000)
     logging.getLogger(library).error("%s\n", text, exc_info=failure)
 
 
@@ -131,8 +131,8 @@ def test_log_entry_of_a_library_is_one_short_line() -> None:
         (line,) = lines(reader)
     text = line.decode().removesuffix("\n")
     assert text.isprintable()
-    assert " level='warning' event='warning from a library' library='lib.server' number=1 " in text
-    assert r"from \x1b[2J : ValueError: \x1b[31mred '\u202exxx" in text
+    assert " warning warning from a library library=lib.server number=1 reason=" in text
+    assert r'"from \x1b[2J : ValueError: \x1b[31mred \"\u202exxx' in text
     assert len(text) < 500
 
 
@@ -164,7 +164,7 @@ def test_log_entry_of_asyncio_is_one_line() -> None:
     with standard_error() as reader:
         asyncio.run(fail())
         (line,) = lines(reader)
-    assert rb" library='asyncio' number=1 reason=" in line
+    assert rb" library=asyncio number=1 reason=" in line
     assert rb"\x1b[31m fd: " in line
 
 
@@ -174,14 +174,14 @@ def test_library_entries_with_their_own_handler_are_ignored() -> None:
         log_as_library("handled.elsewhere")
         log_as_library("lib")
         (line,) = lines(reader)
-    assert b" library='lib' " in line
+    assert b" library=lib " in line
 
 
 def test_library_entry_that_can_not_be_formatted_is_replaced() -> None:
     with standard_error() as reader:
         logging.getLogger("lib").error("%d", "no number")
         (line,) = lines(reader)
-    assert line.endswith(b" reason='TypeError while the message was formatted'\n")
+    assert line.endswith(b' reason="TypeError while the message was formatted"\n')
 
 
 def test_log_entry_of_a_library_is_cut_to_300_characters() -> None:
@@ -190,4 +190,90 @@ def test_log_entry_of_a_library_is_cut_to_300_characters() -> None:
             logging.getLogger("lib").error("x" * size)
         whole, cut = lines(reader)
     for line in (whole, cut):
-        assert re.findall(rb" reason=.?(x+)", line) == [b"x" * 300]
+        assert re.findall(rb" reason=(x+)", line) == [b"x" * 300]
+
+
+@pytest.mark.parametrize(
+    ("form", "is_terminal", "is_json"),
+    [(None, True, False), ("json", True, True), (None, False, True), ("text", False, False)],
+)
+def test_form_is_text_on_a_terminal_and_json_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, form: str | None, is_terminal: bool, is_json: bool
+) -> None:
+    ends = os.openpty() if is_terminal else os.pipe()
+    with os.fdopen(ends[0], "rb"), os.fdopen(ends[1], "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert logs.log_settings(form).is_json is is_json
+
+
+@pytest.mark.parametrize(
+    ("options", "levels"),
+    [
+        ({}, ["info", "warning"]),
+        ({"is_verbose": True}, ["debug", "info", "warning"]),
+        ({"is_quiet": True}, ["warning"]),
+    ],
+)
+@pytest.mark.parametrize("to_stderr", [logs.to_stderr, logs.to_stderr_at_once])
+def test_level_selects_the_records(
+    to_stderr: Callable[[logs.LogSettings], None], options: dict[str, bool], levels: list[str]
+) -> None:
+    with standard_error() as reader, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stderr", os.fdopen(os.dup(2), "w"))
+        to_stderr(logs.log_settings("json", **options))
+        for level in ("debug", "info", "warning"):
+            _log.bind(sink="siem").log(logging.getLevelNamesMapping()[level.upper()], "happened")
+        records = [orjson.loads(line) for line in lines(reader)]
+        sys.stderr.close()
+    assert [record["level"] for record in records] == levels
+    assert [list(record) for record in records] == [["ts", "level", "event", "sink"]] * len(levels)
+
+
+def test_records_of_several_writers_of_a_pipe_do_not_mix() -> None:
+    program = (
+        "import sys, structlog; from ocsf_nft.cli import logs, output; output.prepare()\n"
+        "logs.to_stderr(logs.LogSettings('json'))\n"
+        "for number in range(200):\n"
+        "    structlog.get_logger().info('x', who=sys.argv[1], number=number, pad='y' * 9000)"
+    )
+    reader, writer = os.pipe()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", program, str(who)], stderr=writer)
+        for who in range(3)
+    ]
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        written = list(pipe)
+    assert [each.wait() for each in writers] == [0, 0, 0]
+    assert max(map(len, written)) == output.AT_ONCE_BYTES
+    records = [orjson.loads(line) for line in written]
+    for who in "012":
+        numbers = [record["number"] for record in records if record["who"] == who]
+        assert numbers == list(range(200))
+
+
+def test_record_of_an_exception_names_it_and_its_line() -> None:
+    with standard_error() as reader:
+        try:
+            int("a\nmistake")
+        except ValueError:
+            _log.exception("failed")
+        (line,) = lines(reader)
+    assert b" error failed error=" in line
+    assert rb"ValueError: invalid literal for int()" in line
+    assert b" at=test_logs.py:" in line
+    with standard_error() as reader:
+        try:
+            Path("/no such").stat()
+        except OSError:
+            _log.exception("failed")
+        (line,) = lines(reader)
+    assert b' error="FileNotFoundError: No such file or directory: /no such" ' in line
+
+
+@pytest.mark.parametrize("form", ["xml", "", "JSON"])
+def test_unknown_form_is_answered_with_the_known_ones(form: str) -> None:
+    with pytest.raises(UsageError, match="give text or json"):
+        logs.log_settings(form)
+    done = forked.run("--log-format", form, "config", "/no/such")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -94,7 +94,7 @@ def _os_error(number: int, *names: str) -> OSError:
     [
         (UsageError("a mend"), "a mend", 2),
         (_os_error(errno.EMFILE), "the system failed: Too many open files", 3),
-        (_os_error(errno.EACCES, "/a\nb"), r"the system failed: Permission denied ('/a\nb')", 3),
+        (_os_error(errno.EACCES, "/a\nb"), r'the system failed: Permission denied ("/a\nb")', 3),
         (OSError("no number"), "the system failed: no number", 3),
         (
             ExceptionGroup("", [ExceptionGroup("", [_os_error(errno.EIO)]), SourceError("x")]),

@@ -112,7 +112,7 @@ def test_unknown_attribution_method_is_answered_with_the_known_ones() -> None:
     done = forked.run("run", "--sandbox", "a", "--attribution", "ebpf")
     assert done.returncode == 2
     assert done.stderr == (
-        "ocsf-nft: options: attribution.method: input should be 'capture', 'socket' or 'user'\n"
+        "ocsf-nft: options: attribution.method: must be capture, socket or user\n"
     )
 
 
@@ -143,3 +143,54 @@ def test_path_is_not_refused_for_missing_permission(
     )
     assert "not readable" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ({"option", "file", "environment"}, "option"),
+        ({"file", "environment"}, "file"),
+        ({"other file", "environment"}, "environment"),
+        ({"environment"}, "environment"),
+        ({"other file"}, None),
+        (set(), None),
+    ],
+)
+def test_state_directory_is_that_of_the_option_the_file_or_the_environment(
+    tmp_path: Path, given: set[str], used: str | None
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'state_dir = "{tmp_path}/file"\n' if "file" in given else "handshake = true\n")
+    arguments: list[str | Path] = ["status", "--sandbox", "a"]
+    if given & {"file", "other file"}:
+        arguments += ["--config", file]
+    if "option" in given:
+        arguments += ["--state-dir", tmp_path / "option"]
+    env = {options.STATE_DIR_VARIABLE: f"{tmp_path}/environment" if "environment" in given else ""}
+    done = forked.run(*arguments, env=env)
+    directory = options.DEFAULT_STATE_DIR if used is None else tmp_path / used
+    assert done.returncode == 2
+    assert done.stderr == f"ocsf-nft: {directory} has no record of sandbox a: is it fenced?\n"
+
+
+def test_commands_with_a_state_directory_take_it_from_a_file() -> None:
+    commands: Any = get_command(app)
+    named = {
+        name: {option.name for option in command.params}
+        for name, command in commands.commands.items()
+    }
+    with_directory = {name for name, options in named.items() if "state_dir" in options}
+    assert with_directory == {"install", "verify", "remove", "run", "status", "events"}
+    assert all("config" in named[name] for name in with_directory)
+
+
+def test_run_with_a_file_uses_the_environments_state_directory_unless_the_file_has_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(options.STATE_DIR_VARIABLE, "/run/elsewhere")
+    file = tmp_path / "run.toml"
+    watched = '[[sandbox]]\nname = "a"\n'
+    file.write_text(watched)
+    assert str(options.configuration(file).state_dir) == "/run/elsewhere"
+    file.write_text(f'state_dir = "/run/file"\n{watched}')
+    assert str(options.configuration(file).state_dir) == "/run/file"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ocsf_nft import config
+from ocsf_nft.cli import options
 from ocsf_nft.errors import DeliveryError
 from ocsf_nft.service.shielded import run_shielded
 
@@ -44,7 +44,7 @@ def own_handler() -> Iterator[None]:
 async def test_failing_reload_during_a_stop_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(config, "load", lambda _: None)
+    monkeypatch.setattr(options, "configuration", lambda _: None)
     command = import_module("ocsf_nft.cli.run")  # in the package, the name is the command
     failing = Failing()
     reloading = asyncio.create_task(command._reload_on_hangup(failing, Path("x")))

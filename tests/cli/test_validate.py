@@ -93,7 +93,7 @@ def test_a_version_that_is_not_known_is_bad_usage_and_the_known_ones_are_named()
     done = validate("--ocsf-version", "2.0", stdin=lines(good()))
     assert done.returncode == 2
     (sentence,) = done.stderr.splitlines()
-    assert sentence.startswith("ocsf-nft: '2.0' is no version")
+    assert sentence.startswith('ocsf-nft: "2.0" is no version')
     assert "1.1.0, " in sentence
 
 

@@ -57,10 +57,10 @@ def test_a_run_listens_at_an_address_and_port(text: str, address: str, port: int
 @pytest.mark.parametrize(
     ("found", "sentence"),
     [
-        ({"store": {"max_bytes": "lots"}}, "'lots' is no size: write 512MiB"),
+        ({"store": {"max_bytes": "lots"}}, '"lots" is no size: write 512MiB'),
         ({"store": {"max_bytes": "1KiB"}}, "store.max_bytes"),
         ({"store": {"max_bytes": "-1MiB"}}, "is no size"),
-        ({"store": {"max_age": "1y"}}, "'1y' is no time: write 90s"),
+        ({"store": {"max_age": "1y"}}, '"1y" is no time: write 90s'),
         ({"store": {"max_age": 1}}, "store.max_age"),
         ({"store": {"when_full": "panic"}}, "store.when_full"),
         ({"store": {"maxbytes": 1}}, "did you mean max_bytes?"),

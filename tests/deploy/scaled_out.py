@@ -98,7 +98,7 @@ class Collector:
     @property
     def blocks(self) -> list[tuple[int, int]]:
         """Return the delivered blocks, as first and last sequence number."""
-        found = re.findall(r"event='delivered' first=(\d+) last=(\d+)", self.log_text)
+        found = re.findall(r'"event":"delivered","first":(\d+),"last":(\d+)', self.log_text)
         return [(int(first), int(last)) for first, last in found]
 
     @property

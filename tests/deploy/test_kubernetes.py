@@ -12,7 +12,7 @@ import yaml
 from kubernetes_validate.utils import all_versions
 from typer.main import get_command
 
-from ocsf_nft.cli import app
+from ocsf_nft.cli import app, options
 from tests.deploy.manifests import (
     EXAMPLE,
     KUBERNETES,
@@ -244,7 +244,7 @@ def test_command_line_accepts_each_command(pod: Pod, name: str, expected: list[s
         parsed = _parsed(command, arguments)
         assert parsed["sandbox"] == "example-agent"
         # The mount path of the volume.
-        assert str(parsed["state_dir"]) in pod[name].mounts()
+        assert str(parsed["state_dir"] or options.DEFAULT_STATE_DIR) in pod[name].mounts()
         found.append(command)
     assert found == expected
 

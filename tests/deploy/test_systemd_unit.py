@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 
 from ocsf_nft import config
-from ocsf_nft.cli import app
+from ocsf_nft.cli import app, options
 from tests.deploy.manifests import ROOT
 
 if TYPE_CHECKING:
@@ -223,7 +223,8 @@ def test_command_line_accepts_each_command(unit: str) -> None:
         words = re.sub(r"\$([A-Z_]+)", lambda name: variables[name[1]], line).split()
         parsed = _parsed(words[1], words[2:])
         # The state directory is one that the unit may write.
-        assert str(parsed.get("state_dir", "/var/lib/ocsf-nft")) == "/var/lib/ocsf-nft"
+        directory = parsed.get("state_dir") or options.DEFAULT_STATE_DIR
+        assert str(directory) == "/var/lib/ocsf-nft"
         found.append(words[1])
     assert found == {_MACHINE: ["install", "run"], _HOST: ["run", "config"]}[unit]
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Final
 
+import orjson
 import pytest
+from jsonschema import Draft202012Validator
 
 from ocsf_nft import config
+from tests.cli import forked
 
 _ROOT: Final = Path(__file__).parents[2]
 _PAGES: Final = sorted(
@@ -59,6 +63,18 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert [name for name in named if "NAME" not in name and not (_ROOT / name).exists()] == []
 
 
+@pytest.mark.parametrize("page", _PAGES, ids=lambda page: str(page.relative_to(_ROOT)))
+def test_files_of_deploy_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w/.-])deploy/[\w./-]*\w", _text(page)))
+    assert [name for name in named if not (_ROOT / name).exists()] == []
+
+
+def test_units_that_a_guide_names_exist() -> None:
+    units = {path.name for path in (_ROOT / "deploy" / "systemd").glob("*.service")}
+    for guide in ("docs/how-to/systemd.md", "deploy/systemd/README.md"):
+        assert set(re.findall(r"\bocsf-nft[\w-]*\.service\b", _text(_ROOT / guide))) == units
+
+
 def test_page_of_the_command_line_is_generated_from_it(tmp_path: Path) -> None:
     made = tmp_path / "cli.md"
     subprocess.run(
@@ -86,6 +102,22 @@ def test_configuration_of_a_page_is_valid(tmp_path: Path, example: str, text: st
     # A part of a file: what a page shows belongs to a sandbox.
     file.write_text(text if "[[sandbox]]" in text else f"{text}\n{watched}", encoding="utf-8")
     assert config.load(file).sandbox, example
+
+
+@pytest.fixture(scope="module")
+def schema() -> Draft202012Validator:
+    """Return a validator for the JSON Schema that `ocsf-nft config --schema` prints."""
+    return Draft202012Validator(orjson.loads(forked.run("config", "--schema", check=True).stdout))
+
+
+@pytest.mark.parametrize(("place", "text"), _examples(), ids=[name for name, _ in _examples()])
+def test_configuration_of_a_page_fits_the_printed_schema(
+    schema: Draft202012Validator, place: str, text: str
+) -> None:
+    found = tomllib.loads(text)
+    assert [error.message for error in schema.iter_errors(found)] == [], place
+    spoilt = found | {"no_such_key": 1}
+    assert not schema.is_valid(spoilt)
 
 
 def test_site_is_built_without_a_warning(tmp_path: Path) -> None:

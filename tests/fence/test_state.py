@@ -185,7 +185,9 @@ def test_state_names_kernel_settings_that_cannot_be_read(state: StateDirectory) 
     state.store_forwarding_before("4:1", b"0")
     netns, forwarding = state.path / "nf_log_all_netns.before", state.path / "forwarding-4:1.before"
     netns.write_bytes(b"\xff")
-    with pytest.raises(FenceError, match=r"nf_log_all_netns\.before can't be read: 'ascii' codec"):
+    with pytest.raises(
+        FenceError, match=r"nf_log_all_netns\.before can't be read: it is not ASCII"
+    ):
         state.all_netns_before()
     for file in (netns, forwarding):
         file.unlink()

@@ -69,6 +69,8 @@ def run(
 def _started(
     arguments: Sequence[str], under: Sequence[str], inside: Namespace | None, **streams: Any
 ) -> subprocess.Popen[str]:
+    # In text form, as on a terminal: standard error is a pipe here.
+    arguments = ("--log-format", "text", *arguments)
     command = [*under, *COMMAND, *arguments]
     work = None if under else partial(forked.become, arguments)
 

@@ -50,7 +50,7 @@ def _over_nft(file: Path) -> Sequence[str]:
 def test_install_verify_remove(lab: Lab, state: StateDirectory) -> None:
     named = ("--sandbox", conftest.SANDBOX, "--state-dir", str(state.path))
     assert command.run("verify", *named).code == 2
-    installed = command.run(*_install(lab, state))
+    installed = command.run(*_install(lab, state, "--json"))
     assert installed.code == 0
     assert [event["state_id"] for event in installed.events] == [2]
     assert command.run("verify", *named).code == 0
@@ -112,7 +112,7 @@ def nft_without_log(tmp_path: Path) -> Path:
 def test_without_log_support_the_fence_is_active_and_the_lack_is_reported(
     lab: Lab, state: StateDirectory, nft_without_log: Path
 ) -> None:
-    degraded = command.run(*_install(lab, state), under=_over_nft(nft_without_log))
+    degraded = command.run(*_install(lab, state, "--json"), under=_over_nft(nft_without_log))
     assert degraded.code == 1
     assert "nft_log" in degraded.sentence
     (event,) = degraded.events
@@ -242,11 +242,15 @@ def test_full_standard_output_leaves_the_fence_active(
     lab: Lab, state: StateDirectory, redirections: str
 ) -> None:
     under = ("sh", "-c", f'exec "$@" {redirections}', "sh")
-    refused = command.run(*_install(lab, state), under=under)
+    refused = command.run(*_install(lab, state, "--json"), under=under)
     assert refused.code == 3
     if "2>" not in redirections:
         assert "standard output can't be written" in refused.sentence
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
+
+
+#: End of the record of a run that is ready, in JSON form.
+_READY = b'"event":"ready","sandboxes":["lab"],"host_log":null}\n'
 
 
 def _watch(lab: Lab, state: StateDirectory) -> tuple[str, ...]:
@@ -267,7 +271,7 @@ def test_second_signal_ends_a_run_whose_output_has_no_reader(
     os.close(writer)
     try:
         messages = reader if process.stderr is None else process.stderr.fileno()
-        _read_until(messages, b"ready: watching lab\n")
+        _read_until(messages, _READY)
         attempts.attempt(lab.sandbox_namespace, 0, 2000, "sweep")
         process.send_signal(signal.SIGTERM)
         for _ in range(2):
@@ -342,7 +346,7 @@ def test_standard_error_without_reader_blocks_neither_the_run_nor_its_stop(
         [*_watch(lab, state), "--install", "--output", str(output)], stderr=writer
     )
     try:
-        _read_until(reader, b"ready: watching lab\n")
+        _read_until(reader, _READY)
         os.set_blocking(writer, False)
         with contextlib.suppress(BlockingIOError):
             while True:

@@ -97,7 +97,7 @@ def test_allowed_packets_are_counted_and_reported_without_log_rules(
 def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: StateDirectory) -> None:
     lab.sandbox_namespace.call(conftest.without_ipv6)
     where = ("--state-dir", str(state.path))
-    done = command.run("install", *_named(lab, state), *_PROXY, "--permissive")
+    done = command.run("install", "--json", *_named(lab, state), *_PROXY, "--permissive")
     assert done.code == 0
     (event,) = done.events
     assert (event["state"], event["security_level"]) == ("Permissive", "At Risk")
@@ -116,7 +116,7 @@ def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: State
     assert re.search(rf"allowed_packets_total{of_rule} 5\.0", metrics)
     assert re.search(rf"refused_packets_total{of_rule} 0\.0", metrics)
 
-    enforcing = command.run("install", *_named(lab, state), *_PROXY)
+    enforcing = command.run("install", "--json", *_named(lab, state), *_PROXY)
     (event,) = enforcing.events
     assert (event["state"], event["unmapped"]["previous_state"]) == ("Enabled", "Permissive")
     attempts.attempt(lab.sandbox_namespace, 1000, 2, "udp4")
@@ -127,7 +127,7 @@ def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: State
     assert numbers["egress", "enforcing"] == (2, 0)
     assert numbers["egress", "permissive"] == (0, 5)
     assert {each["fence"] for each in shown.events} == {"enforcing"}
-    again = command.run("install", *_named(lab, state), *_PROXY, "--permissive")
+    again = command.run("install", "--json", *_named(lab, state), *_PROXY, "--permissive")
     (event,) = command.run("remove", "--sandbox", conftest.SANDBOX, *where).events
     assert again.code == 0
     assert event["unmapped"]["previous_state"] == "Permissive"

@@ -320,7 +320,7 @@ def test_a_fence_in_a_user_namespace_is_guarded_without_any_privilege_outside(
     ip address add 10.9.0.2/24 dev a0
     "$@" 2> "$LOG" &
     run=$!
-    until grep -q ^ready "$LOG"; do kill -0 $run || exit 9; sleep 0.05; done
+    until grep -q ready "$LOG"; do kill -0 $run || exit 9; sleep 0.05; done
     nft flush ruleset
     until grep -q "restored" "$OUTPUT"; do sleep 0.05; done
     kill -TERM $run; wait $run

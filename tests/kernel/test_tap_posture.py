@@ -40,7 +40,7 @@ _HOSTILE: Final = """table inet site {
 
 def _install(site: tap.Site, state: StateDirectory) -> command.Outcome:
     return command.run(
-        *("install", "--sandbox", _NAME, "--netns", site.host_name, "--profile", "tap"),
+        *("install", "--json", "--sandbox", _NAME, "--netns", site.host_name, "--profile", "tap"),
         *("--device", tap.DEVICE, "--gateway-port", str(tap.PORT)),
         *(part for subnet in tap.SUBNETS for part in ("--subnet", subnet)),
         *("--state-dir", str(state.path)),

@@ -154,7 +154,7 @@ async def test_journalctl_that_is_absent_or_fails_raises_with_the_cause(
 def test_journalctl_line_without_an_entry_is_quoted_in_the_error() -> None:
     for line in (b"no json", b"[]", b"{}", b'{"__CURSOR":"c","__REALTIME_TIMESTAMP":"x"}'):
         with pytest.raises(
-            SourceError, match="journalctl wrote a line that is not a journal entry: b'"
+            SourceError, match='journalctl wrote a line that is not a journal entry: "'
         ):
             command._entry(line)
 

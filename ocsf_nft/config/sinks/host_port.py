@@ -7,6 +7,7 @@ import re
 from typing import Final
 
 from ocsf_nft.errors import UsageError
+from ocsf_nft.quoted import quoted
 
 _FORM: Final = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,253})(:(?P<port>[0-9]+))?")
 _PORT_END: Final = 1 << 16
@@ -30,13 +31,15 @@ def _port(text: str) -> int | None:
     if found is None:
         raise UsageError(
             f"must be a host and port, such as broker.example:9092 or [2001:db8::7]:9092, "
-            f"which {text!r} is not"
+            f"which {quoted(text)} is not"
         )
     if found["host"].startswith("["):
         try:
             ipaddress.IPv6Address(found["host"][1:-1])
         except ValueError as error:
-            raise UsageError(f"must have an address of IPv6 in the brackets: {error}") from error
+            raise UsageError(
+                f"must have an address of IPv6 in the brackets, which {quoted(text)} has not"
+            ) from error
     if found["port"] is None:
         return None
     port = int(found["port"][:6])

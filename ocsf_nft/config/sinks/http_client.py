@@ -14,6 +14,7 @@ from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
 from ocsf_nft.delivery.sinks.http_endpoint import Credentials, Receiver
 from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ def _url(text: str) -> str:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise UsageError(f"must be a URL: {error}") from error
+        raise UsageError("must be a URL, such as https://siem.example:8088/") from error
     if parts.scheme not in {"http", "https"}:
         raise UsageError("must be a URL that begins with http:// or https://")
     if not parts.hostname or port == 0:
@@ -84,7 +85,7 @@ def _proxy_url(text: str) -> str:
 
 def _header_name(text: str) -> str:
     if not _HEADER_NAME.fullmatch(text):
-        raise UsageError(f"must be a header's name, which {text!r} is not")
+        raise UsageError(f"must be a header's name, which {quoted(text)} is not")
     if text.lower() in _OWN_HEADERS:
         raise UsageError(f"must not be {text}, which is set for each request")
     return text

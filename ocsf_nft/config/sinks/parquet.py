@@ -12,6 +12,7 @@ from ocsf_nft.config.base_table import FileName, checked
 from ocsf_nft.config.sinks.base import SecretTable, SinkTable, Text, TlsTable
 from ocsf_nft.config.sinks.columns import columns
 from ocsf_nft.errors import UnsupportedError, UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
@@ -25,7 +26,9 @@ def _endpoint(text: str) -> str:
         url = urlsplit(text)
         _ = url.port  # raises if it is invalid
     except ValueError as error:
-        raise UsageError(f"{text!r} is no URL: {error}") from error
+        raise UsageError(
+            f"{quoted(text)} is no URL, such as https://s3.example.com:9000"
+        ) from error
     # urlsplit() silently removes line ends and tabs.
     is_plain = text.isascii() and text.isprintable() and " " not in text
     if url.scheme not in {"http", "https"} or not url.hostname or not is_plain:
@@ -33,7 +36,7 @@ def _endpoint(text: str) -> str:
     if url.username is not None or url.password is not None:
         raise UsageError("must not hold a user or a password: give access_key and secret")
     if url.path.strip("/") or url.query or url.fragment:
-        raise UsageError(f"{text!r} must be a scheme, a host and a port, without a path")
+        raise UsageError(f"{quoted(text)} must be a scheme, a host and a port, without a path")
     return text.rstrip("/")
 
 

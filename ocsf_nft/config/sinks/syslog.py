@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from ocsf_nft.config.base_table import checked
 from ocsf_nft.config.sinks.base import SinkTable, TlsTable
 from ocsf_nft.errors import UsageError
+from ocsf_nft.quoted import quoted
 
 if TYPE_CHECKING:
     from ocsf_nft.delivery.sinks.base import Sink
@@ -25,7 +26,8 @@ _DATAGRAM_BYTES: Final = 65_535 - 20 - 8
 def _host(text: str) -> str:
     if not _HOST.fullmatch(text):
         raise UsageError(
-            f"must be a host's name or address, without brackets or a port, which {text!r} is not"
+            "must be a host's name or address, without brackets or a port, which "
+            f"{quoted(text)} is not"
         )
     return text
 

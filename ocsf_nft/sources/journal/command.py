@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Final
 import orjson
 
 from ocsf_nft.errors import SourceError, UnsupportedError
+from ocsf_nft.quoted import quoted
 from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, message_filter
 from ocsf_nft.sources.journal.reading import Chunk
 
@@ -144,8 +145,9 @@ def _machine_id() -> str:
     try:
         return _MACHINE_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
         raise SourceError(
-            f"the machine id, which selects the journal to read, can't be read: {error}"
+            f"the machine id, which selects the journal to read, can't be read: {reason}"
         ) from error
 
 
@@ -178,8 +180,9 @@ def _entry(line: bytes) -> KernelEntry:
             source_us=_bytes(fields.get("_SOURCE_MONOTONIC_TIMESTAMP")),
         )
     except (ValueError, TypeError, KeyError) as error:
+        text = line[:200].decode(errors="surrogateescape")
         raise SourceError(
-            f"journalctl wrote a line that is not a journal entry: {line[:200]!r}"
+            f"journalctl wrote a line that is not a journal entry: {quoted(text)}"
         ) from error
 
 

@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from ocsf_nft.errors import SourceError
+from ocsf_nft.quoted import quoted
 from ocsf_nft.sources.journal import files as journal_files
 from ocsf_nft.sources.journal.kernel import MISSED_ID, KernelEntry, message_filter
 from ocsf_nft.sources.journal.reading import Chunk
@@ -169,7 +170,7 @@ def _entry(reader: Any, message: bytes) -> KernelEntry:
 
 
 def _bad_cursor(cursor: str | None) -> SourceError:
-    return SourceError(f"{cursor!r} is no position in the journal: start without one")
+    return SourceError(f"{quoted(cursor or '')} is no position in the journal: start without one")
 
 
 def _broken(error: OSError) -> SourceError:

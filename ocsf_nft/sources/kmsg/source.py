@@ -16,6 +16,7 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from ocsf_nft.errors import SourceError, UnsupportedError
+from ocsf_nft.quoted import quoted
 from ocsf_nft.record import Batch, Gap, Origin, Record, Reject
 from ocsf_nft.sources import text
 from ocsf_nft.sources.boot_clock import KMSG_SLACK_NS, KernelClock, boottime_ns, wall_ns
@@ -117,7 +118,9 @@ class Kmsg:
         """Return the sequence number to resume with; raises SourceError for an invalid cursor."""
         found = _CURSOR.fullmatch(cursor)
         if found is None:
-            raise SourceError(f"{cursor!r} is no position in the kernel log: start without one")
+            raise SourceError(
+                f"{quoted(cursor)} is no position in the kernel log: start without one"
+            )
         return int(found[2]) + 1 if found[1] == self._boot else 0
 
     async def _scan(self, descriptor: int) -> int:

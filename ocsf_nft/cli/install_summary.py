@@ -1,0 +1,47 @@
+"""Summary of an installed fence for people."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING
+
+from ocsf_nft.ocsf.safe_text import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ocsf_nft.fence.state import InstalledFence
+
+
+def sentence(installed: InstalledFence) -> str:
+    """Return what the fence does, in one sentence."""
+    sandbox, transport = installed.spec.sandbox, installed.transport
+    if installed.spec.is_permissive:
+        return (
+            f"sandbox {sandbox} has a permissive fence: it refuses nothing, and logs the packets "
+            f"that it would refuse to {transport}"
+        )
+    return f"sandbox {sandbox} is fenced; refused packets are logged to {transport}"
+
+
+def summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
+    """Yield lines: what the fence does, where it is, whom it lets through, what to do next.
+
+    ``options`` are those that name the state directory, for the commands to run next.
+    """
+    yield sentence(installed)
+    spec = installed.spec
+    yield f"  namespace: {visible(str(installed.namespace))}"
+    yield f"  tables: {', '.join(map(visible, installed.listings))}"
+    if spec.tap is not None:
+        yield f"  VM behind: {spec.tap.device}"
+    if spec.proxies:
+        yield f"  proxy: {', '.join(map(str, spec.proxies))}"
+    if spec.proxy_uids:
+        yield f"  users of the proxy: {', '.join(map(str, spec.proxy_uids))}"
+    if spec.exceptions:
+        exceptions = (f"{each.protocol}:{each}" for each in spec.exceptions)
+        yield f"  also allowed: {', '.join(exceptions)}"
+    named = shlex.join(["--sandbox", spec.sandbox, *options])
+    yield f"  next: ocsf-nft run {named}     reports each refused packet"
+    yield f"        ocsf-nft remove {named}  removes the fence"

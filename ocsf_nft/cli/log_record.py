@@ -1,0 +1,116 @@
+"""Log records as lines: JSON for programs, text for people.
+
+A record is a mapping with ``ts``, ``level``, ``event`` and values. A value is a text, a number, a
+truth value, None, or a list of these; :func:`simple` converts any other one.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+import sys
+import traceback
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any, Final
+
+from ocsf_nft.ocsf.safe_text import encodable, printable, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, MutableMapping
+
+_CUT: Final = "…"
+#: First keys of a record, in this order.
+_HEAD: Final = ("ts", "level", "event")
+_INT64_MAX: Final = (1 << 63) - 1
+_WORDS: Final = {True: "true", False: "false", None: "null"}
+#: Values without quotes in the text form.
+_PLAIN: Final = re.compile(r'[^ "=]+')
+
+
+def as_json(record: Mapping[str, Any]) -> bytes:
+    """Return a record as one line of JSON, with its line end."""
+    import orjson  # noqa: PLC0415 - a command that logs nothing starts without it
+
+    return printable(orjson.dumps(record)) + b"\n"
+
+
+def as_text(record: Mapping[str, Any]) -> bytes:
+    """Return a record as ``ts level event key=value …``, with its line end.
+
+    A value with a space, a quote or an equals sign is in double quotes, since values are untrusted:
+    no value can be mistaken for another key.
+    """
+    words = [visible(str(record[key])) for key in _HEAD if key in record]
+    words += [f"{key}={_text(value)}" for key, value in record.items() if key not in _HEAD]
+    return " ".join(words).encode() + b"\n"
+
+
+def limited(
+    record: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes], size: int
+) -> bytes:
+    """Return a record as a line of at most ``size`` bytes: its longest values are shortened."""
+    line = encode(record)
+    while len(line) > size:
+        longest = max(record, key=lambda key: len(_words(record[key])))
+        text = _words(record[longest])
+        low, high = 0, min(len(text), size)  # a character has at least one byte
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(encode({**record, longest: text[:middle] + _CUT})) <= size:
+                low = middle
+            else:
+                high = middle - 1
+        record = {**record, longest: text[:low] + _CUT}
+        line = encode(record)
+        if len(text) <= len(_CUT):
+            break  # every value is short: only the keys, which are ours, are left
+    return line
+
+
+def simple(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Convert the values of a record to those that both forms can encode; a structlog processor."""
+    given = values.pop("exc_info", None)
+    error = sys.exc_info()[1] if given is True else given
+    if isinstance(error, BaseException):
+        values["error"] = f"{type(error).__name__}: {_cause(error)}"
+        if frames := traceback.extract_tb(error.__traceback__):
+            values["at"] = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
+    head = {key: values.pop(key) for key in _HEAD if key in values}
+    return {key: _simple(value) for key, value in (head | dict(values)).items()}
+
+
+def _cause(error: BaseException) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+
+
+def _simple(value: object) -> Any:
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, str):
+        return encodable(value)
+    if value is None or isinstance(value, bool | float):
+        return value
+    if isinstance(value, int):
+        return value if -_INT64_MAX <= value <= _INT64_MAX else str(value)
+    if isinstance(value, Mapping):
+        return [f"{key}={_words(_simple(each))}" for key, each in value.items()]
+    if isinstance(value, list | tuple | AbstractSet):
+        return [_simple(each) for each in value]
+    return encodable(str(value))
+
+
+def _words(value: Any) -> str:
+    """Return a simple value as text, without quotes."""
+    if isinstance(value, list):
+        return ", ".join(map(_words, value))
+    return _WORDS[value] if value is None or isinstance(value, bool) else str(value)
+
+
+def _text(value: Any) -> str:
+    words = visible(_words(value))
+    if _PLAIN.fullmatch(words):
+        return words
+    return '"' + words.replace('"', r"\"") + '"'

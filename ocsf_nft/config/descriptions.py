@@ -1,0 +1,196 @@
+"""Descriptions of the keys of a configuration, for editors.
+
+They are by table and key. A table also has the descriptions of its base classes. They are apart
+from the tables, since only :mod:`ocsf_nft.config.schema` needs them; tests/config/test_schema.py
+fails for a key without one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+DESCRIPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Config": {
+        "sandbox": "Sandboxes to watch.",
+        "host_log": "Source of the log records of this host's other firewalls.",
+        "output": "File for the events, or - for standard output; in place of [[sink]].",
+        "handshake": "Write a first line to standard output when every fence is active.",
+        "ocsf_version": "OCSF version of the events of output, such as 1.8.",
+        "sink": "Destinations of events.",
+        "store": "Store of the events until each sink has acknowledged them.",
+        "attribution": "Attribution of packets to processes.",
+        "listen": "Address of /metrics, /healthz and /readyz, such as 127.0.0.1:9464.",
+        "severity": "Severities of attempts; the first table that matches decides.",
+        "finding": "Condition for an attempt to be a finding.",
+        "prefix": "Meanings of foreign log prefixes; the longest match decides.",
+        "state_dir": "Directory of the state.",
+    },
+    "SandboxConfig": {
+        "name": "Name of the sandbox: 1 to 64 letters, digits, dots, dashes or underscores.",
+        "profile": "What is fenced: a namespace; one that also has the proxy; a VM, on its host.",
+        "netns": "Network namespace: an `ip netns` name or a path.",
+        "pid": "A process in the network namespace; not with netns.",
+        "proxy": "Proxies that the sandbox may reach, as ADDR:PORT.",
+        "allow": "Other endpoints that the sandbox may reach, as tcp:ADDR:PORT or udp:ADDR:PORT.",
+        "host_guard": "The host's end of the veth pair: also guard it, against AF_XDP.",
+        "proxy_uid": "Users of the proxy, whose traffic may leave. Profile sidecar only.",
+        "device": "TAP device of the VM. Profile tap only.",
+        "subnet": "The gateway's address in the VM's subnet, as CIDR. Profile tap only.",
+        "gateway_port": "Port of the proxy on the gateway's address. Profile tap only.",
+        "mac": "Link address of the VM; by default the first one that it sends from.",
+        "permissive": "Refuse nothing, and report the packets that would be refused.",
+        "exclusive": "Let no other process change the tables while a run watches (Linux 6.9).",
+        "group": "NFLOG group of the fence.",
+        "transport": "Log transport of the fence; auto selects the best one.",
+        "source": "Source of the records; auto selects the one for the transport.",
+        "install": "Install the fence, and remove it at exit if it was not there before.",
+        "self_heal": "Restore a fence that another process changes; if false, only report it.",
+        "container": "The container that the sandbox is.",
+    },
+    "ContainerConfig": {
+        "uid": "Identifier of the container.",
+        "name": "Name of the container.",
+        "runtime": "Name of the runtime.",
+        "image_uid": "Identifier of the image.",
+        "image_name": "Name of the image; needs image_uid.",
+    },
+    "StoreConfig": {
+        "path": "File of the store; by default events-1.sqlite3 in state_dir.",
+        "max_bytes": "Maximum size on the disk: a number of bytes, or text such as 512MiB.",
+        "max_age": "Maximum age of an event: a number of seconds, or text such as 30d.",
+        "when_full": "Read no more records, or remove the oldest events.",
+    },
+    "AttributionConfig": {
+        "method": "Best attribution method that may be used.",
+        "wait_ms": "Maximum time that a record waits for its process, in milliseconds.",
+        "hash_max_bytes": "Hash programs (SHA-256) up to this size; 0: none.",
+    },
+    "SeverityConfig": {
+        "severity": "Severity of the attempts that match all other keys.",
+        "sandbox": "Name of the sandbox.",
+        "rule": "Name of the rule, such as egress.",
+        "protocol": "IP protocol: its IANA name, such as tcp, or its number.",
+        "destination": "Address or network of the destination.",
+        "port": "Destination port.",
+        "uid": "User of the sender.",
+    },
+    "FindingConfig": {
+        "min_severity": "An attempt of this severity or a higher one is a finding at once.",
+        "threshold": "Number of packets from which an attempt of severity Medium is a finding.",
+    },
+    "PrefixConfig": {
+        "begins": "Beginning of the log prefix.",
+        "verdict": "What the rule did with the packet.",
+        "sandbox": "Name of a sandbox.",
+        "rule": "Name of the rule; by default the text of the prefix.",
+    },
+    "SecretTable": {
+        "file": "File with the secret.",
+        "env": "Environment variable with the secret.",
+        "credential": "Credential of systemd with the secret.",
+    },
+    "TlsTable": {
+        "ca": "File with the authorities, in place of the system's.",
+        "certificate": "File with our certificate, for a receiver that requests one.",
+        "key": "File with the key of our certificate.",
+    },
+    "SinkTable": {
+        "type": "Type of the sink.",
+        "name": "Name of the sink in the store, in metrics and in the log.",
+        "ocsf_version": "OCSF version of the events, such as 1.8.",
+        "classes": "Event classes that the sink gets.",
+        "batch_events": "Maximum number of events of a batch.",
+        "batch_bytes": "Maximum size of a batch in bytes.",
+        "batch_seconds": "Maximum time that a smaller batch waits for more events.",
+        "timeout_seconds": "Maximum time of a delivery, before it is retried.",
+        "retry_seconds": "Maximum pause between two tries of a delivery.",
+    },
+    "FileSink": {
+        "path": "File of the events, as JSON Lines.",
+        "sync": "Count a batch as delivered only when it is on the disk.",
+        "rotate_bytes": "Rotate the file before it grows past this size.",
+        "rotate_seconds": "Rotate the file with each new period of this length in UTC.",
+        "keep_files": "Maximum number of old files.",
+        "keep_bytes": "Maximum size of all old files together.",
+        "compress": "Compress old files (gzip).",
+    },
+    "StdoutSink": {"handshake": "Write a first line when every fence is active."},
+    "UnixSink": {
+        "path": "Path of the Unix stream socket.",
+        "until_read": "Count an event as delivered only when the program has read it.",
+        "handshake": "Write a first line to each connection: every fence is active.",
+    },
+    "WebSink": {
+        "url": "URL of the receiver.",
+        "headers": "Headers of each request; a value is text or a secret.",
+        "tls": "TLS settings for a URL of https.",
+        "proxy": "URL of the HTTP proxy for the requests.",
+        "compress": "Send batches compressed (gzip).",
+    },
+    "SecuredSink": {
+        "bearer": "Bearer token.",
+        "user": "User; needs password.",
+        "password": "Password of the user.",
+    },
+    "HttpSink": {
+        "method": "Method of the requests.",
+        "format": "One event a line, or an array of events.",
+    },
+    "SplunkHecSink": {
+        "token": "Token of the HTTP Event Collector.",
+        "index": "Index of the events; by default the token's.",
+        "source": "Splunk's source of the events.",
+        "sourcetype": "Splunk's source type of the events.",
+        "ack_seconds": "Maximum time until an indexer acknowledges a batch.",
+    },
+    "OpenSearchSink": {
+        "index": "Name of the index; {date} is the event's day in UTC.",
+        "data_stream": "The index is a data stream.",
+        "api_key": "API key, in its encoded form.",
+    },
+    "SyslogSink": {
+        "transport": "Transport of the messages.",
+        "host": "Name or address of the receiver.",
+        "port": "Port of the receiver; by default 6514 for tls, else 514.",
+        "tls": "TLS settings for the transport tls.",
+        "max_bytes": "Maximum size of a message; a longer event becomes a dead letter.",
+    },
+    "NatsSink": {
+        "servers": "URLs of servers of the cluster, nats:// or tls://.",
+        "subject": "Subject of the events.",
+        "class_subjects": "Append the class of an event to the subject.",
+        "stream": "Name of the stream that must have the subject.",
+        "token": "Token.",
+        "user": "User; needs password.",
+        "password": "Password of the user.",
+        "nkey": "Seed of a user (nkey).",
+        "credentials": "File of credentials, as nsc creates it.",
+        "tls": "TLS settings.",
+        "tls_first": "Begin with TLS, for a server with handshake_first.",
+    },
+    "KafkaSink": {
+        "servers": "Some of the brokers, as host:port.",
+        "topic": "Topic of the events.",
+        "compress": "Send batches compressed (gzip).",
+        "max_message_bytes": "Maximum size of an event; a larger one becomes a dead letter.",
+        "sasl": "SASL mechanism; needs user and password.",
+        "user": "User for SASL.",
+        "password": "Password of the user.",
+        "tls": "TLS settings.",
+    },
+    "ParquetSink": {
+        "directory": "Directory of the files; in place of bucket.",
+        "bucket": "Bucket of the files, as s3://NAME/PREFIX.",
+        "endpoint": "URL of the S3 server, if it is not Amazon's.",
+        "region": "Region in the paths of the files.",
+        "account": "Account in the paths of the files.",
+        "source": "Name of the source in the paths of the files.",
+        "source_version": "Version of the source in the paths of the files.",
+        "access_key": "Access key of the bucket.",
+        "secret": "Secret of the access key.",
+        "tls": "TLS settings for the endpoint.",
+    },
+}

@@ -1,0 +1,15 @@
+"""Quotation of values in sentences for people."""
+
+from __future__ import annotations
+
+
+def quoted(text: str) -> str:
+    r"""Return a text in double quotes, with its unprintable characters escaped, as in ``"a\nb"``.
+
+    So a value that is empty, or that has a space or a line end, stays one value of one line.
+    """
+    return '"' + "".join(c if c.isprintable() else _escape(c) for c in text) + '"'
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

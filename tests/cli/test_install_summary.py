@@ -1,0 +1,62 @@
+"""Summary of an installed fence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ocsf_nft.cli.install_summary import sentence, summary
+from ocsf_nft.fence.spec import FenceSpec, Tap
+from ocsf_nft.fence.values import endpoint, exception, subnet
+from ocsf_nft.netns import Namespace
+from tests.cli import forked
+from tests.standing import INSTALLED
+
+
+def test_summary_names_the_sandbox_its_tables_its_proxy_and_the_next_commands() -> None:
+    installed = replace(
+        INSTALLED,
+        namespace=Namespace(Path("/run/netns/agent")),
+        listings={"inet ocsf_nft": "", "netdev ocsf_nft": ""},
+        spec=replace(INSTALLED.spec, exceptions=(exception("udp:10.0.0.53:53"),)),
+    )
+    assert list(summary(installed, ["--state-dir", "/a b"])) == [
+        "sandbox sb1 is fenced; refused packets are logged to nflog",
+        "  namespace: /run/netns/agent",
+        "  tables: inet ocsf_nft, netdev ocsf_nft",
+        "  proxy: 10.200.0.1:3128",
+        "  also allowed: udp:10.0.0.53:53",
+        "  next: ocsf-nft run --sandbox sb1 --state-dir '/a b'     reports each refused packet",
+        "        ocsf-nft remove --sandbox sb1 --state-dir '/a b'  removes the fence",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        (FenceSpec(sandbox="pod", proxy_uids=(63128, 7)), "  users of the proxy: 63128, 7"),
+        (
+            FenceSpec(
+                sandbox="vm",
+                proxies=(endpoint("172.16.0.1:3128"),),
+                tap=Tap(device="tap0", subnets=(subnet("172.16.0.1/30"),)),
+            ),
+            "  VM behind: tap0",
+        ),
+    ],
+)
+def test_summary_of_a_profile_has_its_values(spec: FenceSpec, line: str) -> None:
+    assert line in list(summary(replace(INSTALLED, spec=spec), []))
+
+
+def test_permissive_fence_is_called_permissive() -> None:
+    installed = replace(INSTALLED, spec=replace(INSTALLED.spec, is_permissive=True))
+    assert sentence(installed).startswith("sandbox sb1 has a permissive fence: it refuses nothing")
+
+
+def test_json_of_a_dry_run_is_refused() -> None:
+    done = forked.run("install", "--sandbox", "a", "--dry-run", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("ocsf-nft: --dry-run and --json can't be combined: give one of them\n")
