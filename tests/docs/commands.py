@@ -41,12 +41,12 @@ class MarkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Block of a page: its place (``README.md:20``), language, text and mark.
+    """Block of a page: its position (``README.md:20``), language, text and mark.
 
     ``mark`` is one of ``_MARKS`` and what follows it. It is None if no comment is above the block.
     """
 
-    place: str
+    position: str
     language: str
     text: str
     mark: tuple[str, str] | None
@@ -59,7 +59,7 @@ class Block:
     @property
     def heading(self) -> str:
         """Return the line that is printed before the output of the block."""
-        return f"== {self.place}\n"
+        return f"== {self.position}\n"
 
     @property
     def printed(self) -> str | None:
@@ -78,7 +78,7 @@ class Block:
         text = self.text
         if self.mark is not None and self.mark[0] == "SIGTERM after":
             text = f"until_sigterm {shlex.quote(self.mark[1])} {shlex.quote(text.strip())}\n"
-        return f"place={self.place}\necho '{self.heading.strip()}'\n{text}"
+        return f"position={self.position}\necho '{self.heading.strip()}'\n{text}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +105,24 @@ def parse(text: str, name: str) -> Page:
     blocks = []
     for found in _BLOCK.finditer(text):
         lines_before = text.count("\n", 0, found.start("language"))
-        place = f"{name}:{lines_before + 1}"
+        position = f"{name}:{lines_before + 1}"
         language = found["language"]
         if language in _LIKE_SH:
-            raise MarkError(f"{place}: the language of commands is sh, not {language}")
+            raise MarkError(f"{position}: the language of commands is sh, not {language}")
         mark = None
         if language == "sh" and found["comment"] is not None:
-            mark = _mark(found["comment"], place)
-        blocks.append(Block(place, language, dedent(found["text"]), mark))
+            mark = _mark(found["comment"], position)
+        blocks.append(Block(position, language, dedent(found["text"]), mark))
     given = _GIVEN.search(text)
     return Page(name, tuple(blocks), None if given is None else given["name"])
 
 
-def _mark(comment: str, place: str) -> tuple[str, str]:
+def _mark(comment: str, position: str) -> tuple[str, str]:
     kind, colon, rest = comment.partition(": ")
     if kind not in _MARKS or not colon or not rest.strip():
-        raise MarkError(f"{place}: {comment!r} is none of: {', '.join(_MARKS)}, each with a value")
+        raise MarkError(
+            f"{position}: {comment!r} is none of: {', '.join(_MARKS)}, each with a value"
+        )
     return kind, rest
 
 

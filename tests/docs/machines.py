@@ -25,13 +25,16 @@ class Machine:
 
     init: int
 
+    def command(self, script: str) -> list[str]:
+        """Return the command that runs a script in a reader's shell on the machine."""
+        reader = f". {_HERE / 'reader.sh'}\n"
+        return ["nsenter", f"--target={self.init}", *_NAMESPACES, "bash", "-c", reader + script]
+
     def run(self, script: str) -> subprocess.CompletedProcess[str]:
         """Run a script in a reader's shell; the standard output has standard error too."""
-        reader = f". {_HERE / 'reader.sh'}\n"
         return subprocess.run(
-            ["nsenter", f"--target={self.init}", *_NAMESPACES, "bash", "-c", reader + script],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, check=False, timeout=_SECONDS,
+            self.command(script), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, check=False, timeout=_SECONDS,
         )  # fmt: skip
 
 

@@ -3,9 +3,10 @@ set -euo pipefail -E
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export PATH=$PWD/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root LC_ALL=C.UTF-8
+unset PYTHONDONTWRITEBYTECODE  # the tests may run with it; a reader would wait longer
 
-place='before the first block'
-trap 'echo "$place: exit $?: $BASH_COMMAND" >&2' ERR
+position='before the first block'
+trap 'echo "$position: exit $?: $BASH_COMMAND" >&2' ERR
 
 # Wait until file $2 has a line that matches $1; fail after 60 s.
 wait_for_line() {

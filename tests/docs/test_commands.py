@@ -34,7 +34,7 @@ def _faults(page: Page, done: subprocess.CompletedProcess[str]) -> list[str]:
     for block in page.blocks:
         output = re.split("^== ", done.stdout.partition(block.heading)[2], flags=re.MULTILINE)[0]
         if block.printed is not None and not re.search(block.printed, output, re.MULTILINE):
-            found.append(f"{block.place} did not print {block.printed!r}")
+            found.append(f"{block.position} did not print {block.printed!r}")
     return found
 
 
@@ -121,8 +121,8 @@ def test_blocks_of_a_page_are_run_in_order_in_one_shell(machine: Machine) -> Non
 @pytest.mark.kernel
 @pytest.mark.parametrize("machine", _MACHINE, indirect=True)
 def test_page_changes_only_its_own_machine(machine: Machine, tmp_path: Path) -> None:
-    places = (commands.ROOT, tmp_path, Path("/etc"), Path("/usr/local/bin"), Path("/var/log"))
-    made = [place / "made-by-a-page" for place in places]
+    folders = (commands.ROOT, tmp_path, Path("/etc"), Path("/usr/local/bin"), Path("/var/log"))
+    made = [folder / "made-by-a-page" for folder in folders]
     done = machine.run(
         f"mkdir -p {tmp_path}\nhostname made-by-a-page\ntouch {shlex.join(map(str, made))}"
     )
