@@ -120,9 +120,8 @@ def parse(text: str, name: str) -> Page:
 def _mark(comment: str, position: str) -> tuple[str, str]:
     kind, colon, rest = comment.partition(": ")
     if kind not in _MARKS or not colon or not rest.strip():
-        raise MarkError(
-            f"{position}: {comment!r} is none of: {', '.join(_MARKS)}, each with a value"
-        )
+        known = ", ".join(f"'{mark}: …'" for mark in _MARKS)
+        raise MarkError(f"{position}: the comment {comment!r} above a block is none of {known}")
     return kind, rest
 
 

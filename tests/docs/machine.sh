@@ -24,6 +24,7 @@ hostname host-1
 ip link set lo up
 
 . tests/docs/reader.sh
+# shellcheck disable=SC1090  # the name is that of the page
 [ -z "$1" ] || . "tests/docs/given/$1.sh"
 echo ready
 read -r

@@ -10,6 +10,7 @@ trap 'echo "$position: exit $?: $BASH_COMMAND" >&2' ERR
 
 # Wait until file $2 has a line that matches $1; fail after 60 s.
 wait_for_line() {
+    # shellcheck disable=SC2016  # the inner shell expands them
     timeout 60 sh -c 'until grep -qs -e "$1" "$2"; do sleep 0.1; done' sh "$1" "$2" && return
     echo "no line '$1' in $2:" >&2
     cat "$2" >&2

@@ -61,7 +61,9 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize(("machine", "page"), _with_commands(), indirect=["machine"])
+@pytest.mark.parametrize(
+    ("machine", "page"), _with_commands(), indirect=["machine"], scope="module"
+)
 def test_commands_of_a_page_succeed(machine: Machine, page: Page) -> None:
     done = machine.run(page.script)
     assert _faults(page, done) == [], done.stdout
@@ -134,9 +136,12 @@ def test_page_changes_only_its_own_machine(machine: Machine, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        (_block("true", "<!-- not run: -->"), "page:2: 'not run:' is none of"),
-        (_block("true", "<!-- not run -->"), "page:2: 'not run' is none of"),
-        (_block("true", "<!-- notrun: it fails -->"), "page:2: 'notrun: it fails' is none of"),
+        (_block("true", "<!-- not run: -->"), "page:2: the comment 'not run:' above"),
+        (_block("true", "<!-- not run -->"), "page:2: the comment 'not run' above"),
+        (
+            _block("true", "<!-- notrun: it fails -->"),
+            "page:2: the comment 'notrun: it fails' above",
+        ),
         ("```console\n$ true\n```", "page:1: the language of commands is sh, not console"),
     ],
 )
