@@ -44,10 +44,9 @@ def started(given: str | None) -> Iterator[Machine]:
 
     All its processes end with the context.
     """
-    script = (_HERE / "machine.sh").read_text(encoding="utf-8")
     with subprocess.Popen(
         ["unshare", *_NAMESPACES, "--mount-proc", "--fork", "--kill-child",
-         "bash", "-c", script, "machine.sh", given or ""],
+         "bash", _HERE / "machine.sh", given or ""],
         cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         text=True,
     ) as process:  # fmt: skip
