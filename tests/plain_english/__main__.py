@@ -2,6 +2,9 @@
 
 The words are in ``words.toml``. Exits with 1 if there are too many, or if a text for users has one.
 ``--list`` shows each occurrence, ``--by-file`` the number in each file.
+
+A document that must name private words (the glossary, old names) has them between the comments
+``<!-- private words: REASON -->`` and ``<!-- private words: end -->``. They are not counted there.
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ _HEADLESS: Final = frozenset(
 _TEXT: Final = frozenset((".md", ".nft", ".c", ".h", ".sh", ".service", ".toml", ".yaml"))
 #: Real records and published schemas of others.
 _FOREIGN: Final = ("tests/corpus/", "tests/plain_english/", "tests/golden/", "LICENSE")
+#: Region of a document that names private words on purpose. It is not counted.
+_ON_PURPOSE: Final = re.compile(
+    r"<!-- private words: (?!end )[^>]*-->.*?<!-- private words: end -->", re.DOTALL
+)
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -130,7 +137,10 @@ def _words_of(path: str, source: str, words: Words) -> Iterator[Found]:
 def _lines(path: str, source: str) -> Iterator[Text]:
     # Guides for users; the others are for maintainers.
     is_for_users = path.endswith(".md") and path not in {"ARCHITECTURE.md", "CONTRIBUTING.md"}
-    yield Text(1, source, is_for_users)
+    counted = source
+    if path.endswith(".md"):  # the line numbers stay
+        counted = _ON_PURPOSE.sub(lambda region: "\n" * region[0].count("\n"), source)
+    yield Text(1, counted, is_for_users)
 
 
 def _python(path: str, source: str) -> Iterator[Text]:
