@@ -19,7 +19,8 @@ wait_for_line() {
 
 # Run the command $2 until it has printed a line that matches $1. Then it must exit 0 on SIGTERM.
 until_sigterm() {
-    local printed=/run/machine/printed
+    local printed
+    printed=$(mktemp)
     bash -c "exec $2" >"$printed" 2>&1 &
     while ! grep -q -e "$1" "$printed" && kill -0 $! 2>/dev/null; do sleep 0.1; done
     cat "$printed"
