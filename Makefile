@@ -26,7 +26,8 @@ PEERS := mawk ulogd2 ulogd2-json
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench docs reference clean system system-demo
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench docs reference \
+        screenshots clean system system-demo
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -75,6 +76,9 @@ reference: .venv/ready  ## Write the generated pages of docs/reference again: ev
 	$(BIN)/python -m ocsf_nft.config.guide docs/reference/sinks.md
 	$(BIN)/typer ocsf_nft.cli utils docs --name ocsf-nft --title "Command line" \
 	    --output docs/reference/cli.md
+
+screenshots: .venv/ready  ## Draw the pictures of docs/images again, from real runs.
+	$(SUDO) $(BIN)/python -m tests.docs.screenshots
 
 clean:  ## Remove what the other targets made.
 	$(SUDO) rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \

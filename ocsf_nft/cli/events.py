@@ -160,12 +160,19 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
             _show_dead(archives, sink, form, is_selected)
         else:
             shown = _Selection(archives, is_selected, lambda found: _write(found, version, write))
-            if lines or not follow:
-                shown.last(lines or None)
-            if follow:
-                signal.signal(signal.SIGTERM, signal.default_int_handler)
-                with contextlib.suppress(KeyboardInterrupt):  # the normal end of --follow
-                    shown.follow()
+            _show(shown, lines, follow=follow)
+
+
+def _show(shown: _Selection, lines: int, *, follow: bool) -> None:
+    if not follow:
+        shown.last(lines or None)
+        return
+    # Before the first line: the reader may send SIGTERM as soon as it has a line.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):  # the normal end of --follow
+        if lines:
+            shown.last(lines)
+        shown.follow()
 
 
 def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> Sequence[Path]:

@@ -183,6 +183,22 @@ def test_events_follow_with_no_lines_shows_only_new_events(
     assert b"".join(shown) == new + b"\n"
 
 
+def test_events_follow_can_be_ended_from_the_first_line_on(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("ocsf_nft.cli.events")
+    calls: list[str] = []
+
+    def write(_part: bytes) -> None:
+        calls.append("write")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.output, "write", write)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: calls.append("signal"))
+    module.events(state_dir=state, follow=True, form="jsonl")
+    assert calls == ["signal", "write"]
+
+
 async def _put(path: Path, events: list[bytes]) -> None:
     async with Store(path) as store:
         await store.put(events)
