@@ -17,11 +17,18 @@ PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-jour
 # What `make bench` measures beside.
 PEERS := mawk ulogd2 ulogd2-json
 
+# What `make package` builds a Debian package with: Build-Depends of deploy/debian/control.
+DEBIAN := debhelper dpkg-dev dh-python pybuild-plugin-pyproject help2man python3-setuptools \
+          python3-orjson python3-prometheus-client python3-pydantic python3-rich \
+          python3-structlog python3-typer
+# Where it puts what it builds.
+DIST ?= dist
+
 # Tests that wait run beside each other: more workers than cores.
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench docs reference clean system
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench package docs reference clean system
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -60,6 +67,13 @@ lint: .venv/ready  ## Check style, types and the direction of imports.
 bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 	$(SUDO) $(BIN)/python -m bench
+
+package: PACKAGES += $(DEBIAN)
+package: system .venv/ready  ## Build a source distribution, a wheel and a Debian package in dist/.
+	rm -rf $(DIST)
+	$(BIN)/python -m build --quiet --outdir $(DIST)
+	deploy/debian/build $(DIST)
+	@ls -1 $(DIST)/*
 
 docs: .venv/ready  ## Build the documentation as a site in build/docs.
 	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs
