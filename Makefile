@@ -18,10 +18,12 @@ PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-jour
 PEERS := mawk ulogd2 ulogd2-json
 
 # What `make package` builds a Debian package with: Build-Depends of deploy/debian/control.
-DEBIAN := debhelper dpkg-dev dh-python pybuild-plugin-pyproject help2man python3-setuptools \
-          python3-orjson python3-prometheus-client python3-pydantic python3-rich \
-          python3-structlog python3-typer
-# Where it puts what it builds.
+PACKAGING := debhelper dpkg-dev dh-python pybuild-plugin-pyproject help2man python3-setuptools \
+             python3-orjson python3-prometheus-client python3-pydantic python3-rich \
+             python3-structlog python3-typer
+# What the slow tests of these packages use.
+PACKAGING_TESTS := lintian man-db mmdebstrap
+# The folder of what it builds.
 DIST ?= dist
 
 # Tests that wait run beside each other: more workers than cores.
@@ -39,7 +41,8 @@ demo: .venv/ready  ## Fence a throw-away sandbox and watch programs fail to get 
 test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS="tests/fence -k name".
 	$(PYTEST) $(or $(ARGS),-n $(WORKERS))
 
-test-slow: .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
+test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS)
+test-slow: system .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
 	$(PYTEST) -m slow $(or $(ARGS),-n 2)
 
 test-loaded: .venv/ready  ## Run the tests that could depend on luck 20 times beside busy processes.
@@ -68,11 +71,11 @@ bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 	$(SUDO) $(BIN)/python -m bench
 
-package: PACKAGES += $(DEBIAN)
+package: PACKAGES += $(PACKAGING)
 package: system .venv/ready  ## Build a source distribution, a wheel and a Debian package in dist/.
-	rm -rf $(DIST)
+	rm -f $(DIST)/ocsf_nft-* $(DIST)/ocsf-nft_*
 	$(BIN)/python -m build --quiet --outdir $(DIST)
-	deploy/debian/build $(DIST)
+	deploy/debian/build-deb $(DIST)
 	@ls -1 $(DIST)/*
 
 docs: .venv/ready  ## Build the documentation as a site in build/docs.
