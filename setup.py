@@ -46,6 +46,8 @@ def compile_program(target: Path, options: list[str]) -> None:
         )
     command = [
         clang, "-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Werror",
+        # The folder of the build is not in the object, which so is the same in any folder.
+        "-fdebug-compilation-dir=.",
         "-isystem", str(_MULTIARCH), *options,
         "-c", str(_SOURCES / "capture.bpf.c"), "-o", str(target),
     ]  # fmt: skip

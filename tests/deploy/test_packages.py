@@ -17,6 +17,7 @@ from tests.deploy import debian_root
 from tests.deploy.manifests import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.deploy.debian_root import DebianRoot
@@ -71,20 +72,24 @@ def package(dist: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def minimal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a minimal Debian."""
-    folder = tmp_path_factory.mktemp("debian")
-    root = folder / "minimal"
+def minimal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield the folder of a minimal Debian; it is too large to stay after the tests."""
+    root = tmp_path_factory.mktemp("debian") / "minimal"
     debian_root.bootstrap(root)
-    return root
+    yield root
+    shutil.rmtree(root)
 
 
 @pytest.fixture(scope="module")
-def installed(minimal: Path, package: Path, tmp_path_factory: pytest.TempPathFactory) -> DebianRoot:
-    """Return a system with the installed package."""
-    system = debian_root.first(tmp_path_factory.mktemp("installed"), minimal)
+def installed(
+    minimal: Path, package: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DebianRoot]:
+    """Yield a system with the installed package."""
+    folder = tmp_path_factory.mktemp("installed")
+    system = debian_root.first(folder, minimal)
     system.install(package)
-    return system
+    yield system
+    shutil.rmtree(folder)
 
 
 def test_make_package_builds_three_files_of_the_project_s_version(dist: Path) -> None:
