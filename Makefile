@@ -1,32 +1,31 @@
-# What a person does often. Everything sets the machine up by itself first: apt packages where they
-# are missing (Debian, Ubuntu), a virtual environment in .venv, the package with its extras.
+# Frequent tasks. Each target first installs what is missing: apt packages (Debian, Ubuntu), a virtual
+# environment in .venv, and the package with its extras.
 
 PYTHON ?= python3
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
 
-# What the program uses (nft, journalctl), what systemd-python builds with, and what the tests and
-# the demo drive: namespaces, ping, curl, a journald of their own, jq, a compiler for one shim,
-# Kubernetes manifests and the proxy that is in them, virtual machines and what is put into them,
-# and what events are delivered to.
+# Programs that the package runs (nft, journalctl), requirements to build systemd-python, and tools of
+# the tests and the demo: namespaces, ping, curl, their own journald, jq, a compiler for one shim,
+# Kubernetes manifests and their proxy, virtual machines and their programs, and receivers of events.
 PACKAGES := nftables iptables iproute2 iputils-ping curl jq systemd systemd-journal-remote \
             clang libbpf-dev libbpf1 gcc libc6-dev pkg-config libsystemd-dev python3-dev python3-venv \
             kustomize tinyproxy-bin qemu-system-x86 busybox-static shellcheck \
             nats-server librdkafka1 kcat rsyslog rsyslog-openssl rsyslog-gnutls promtool e2fsprogs
 
-# What `make bench` measures beside.
+# Programs that `make bench` compares with.
 PEERS := mawk ulogd2 ulogd2-json
 
-# What `make package` builds a Debian package with: Build-Depends of deploy/debian/control.
+# Build-Depends of deploy/debian/control, for `make package`.
 PACKAGING := debhelper dpkg-dev dh-python pybuild-plugin-pyproject help2man python3-setuptools \
              python3-orjson python3-prometheus-client python3-pydantic python3-rich \
              python3-structlog python3-typer
-# What the slow tests of these packages use.
+# Programs of the slow tests of these packages.
 PACKAGING_TESTS := lintian man-db mmdebstrap
-# The folder of what it builds.
+# The folder of the built packages.
 DIST ?= dist
 
-# Tests that wait run beside each other: more workers than cores.
+# Most tests wait, so there are more workers than cores.
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
@@ -45,7 +44,7 @@ test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS)
 test-slow: system .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
 	$(PYTEST) -m slow $(or $(ARGS),-n 2)
 
-test-loaded: .venv/ready  ## Run the tests that could depend on luck 20 times beside busy processes.
+test-loaded: .venv/ready  ## Run the tests that could depend on timing 20 times beside busy processes.
 	$(SUDO) $(BIN)/python -m tests.loaded --runs $(or $(RUNS),20) $(if $(ARGS),-- $(ARGS))
 
 test-odd-host: PACKAGES += docker.io docker-cli locales
@@ -64,7 +63,7 @@ lint: .venv/ready  ## Check style, types and the direction of imports.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m tests.plain_english --words 8 --for-users 280  # to become 3 and 0
+	$(BIN)/python -m tests.plain_english
 	$(BIN)/hadolint deploy/container/Dockerfile deploy/kubernetes/example/proxy/Dockerfile
 
 bench: PACKAGES += $(PEERS)

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 #: Reason why packets of several flows are aggregated. ``many``: one user has more flows than are
 #: reported separately. ``unplaced``: the flows found no free slot in the kernel's sets.
-#: ``forgotten``: the kernel evicted the flows before their counts were read.
-AggregationReason: TypeAlias = Literal["many", "unplaced", "forgotten"]
+#: ``evicted``: the kernel evicted the flows before their counts were read.
+AggregationReason: TypeAlias = Literal["many", "unplaced", "evicted"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +60,8 @@ class Attempt:
     ``record`` describes the attempt. It is the kernel's record of the first packet or, if the
     kernel logged none, a record made from the counter. ``packets`` and ``bytes`` are exact;
     ``bytes`` is None if the bytes were not counted. No packet is from before ``start_ns`` or after
-    ``end_ns`` (since the epoch, UTC). ``streak`` is the incident that the attempt belongs to; None
-    if incidents are not tracked. ``attribution`` is None if the attempt was not attributed.
+    ``end_ns`` (since the epoch, UTC). ``incident`` is None if incidents are not tracked.
+    ``attribution`` is None if the attempt was not attributed.
     """
 
     record: Record
@@ -70,7 +70,7 @@ class Attempt:
     start_ns: int
     end_ns: int
     aggregation: Aggregation | None = None
-    streak: Incident | None = None
+    incident: Incident | None = None
     attribution: Attribution | None = None
 
     @property
@@ -95,12 +95,11 @@ class Attempt:
 class IncidentEnd:
     """End of an incident: the flow had no packet for a while, or reading has stopped.
 
-    ``record`` is as in :class:`Attempt`. ``end_ns`` is the end of the last attempt. ``streak`` is
-    the incident; the field is stored by this name.
+    ``record`` is as in :class:`Attempt`. ``end_ns`` is the end of the last attempt.
     """
 
     record: Record
-    streak: Incident
+    incident: Incident
     end_ns: int
 
 

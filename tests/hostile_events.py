@@ -72,7 +72,7 @@ def whole_events() -> list[dict[str, Any]]:
             fence_state(
                 CONTEXT,
                 sandbox="sb1",
-                before=FenceState.STANDING,
+                before=FenceState.ACTIVE,
                 after=FenceState.ALTERED,
                 time_ns=TIME_NS,
                 tables=["inet ocsf_nft"],

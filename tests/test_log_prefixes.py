@@ -235,7 +235,7 @@ def test_a_prefix_that_no_foreign_rule_has_is_refused_in_one_sentence(text: str)
 
 
 def test_prefix_is_as_long_as_the_kernel_allows() -> None:
-    """NF_LOG_PREFIXLEN is 128 with the NUL. Each byte that is not UTF-8 is shown by \\xNN."""
+    """NF_LOG_PREFIXLEN is 128 with the NUL. Each byte that is not UTF-8 is shown as an escape."""
     for text in ("x", "x" * 127, "ü" * 63 + "x"):
         assert begins(text) == text
     for text in ("", "x" * 128, "ü" * 64):

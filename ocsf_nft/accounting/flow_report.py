@@ -163,7 +163,7 @@ class FlowReport:
         self._shown = None
         if self.schedule is None:
             # The flow may have been reported before a restart.
-            before = 0 if self.end is None else self.end.streak.windows
+            before = 0 if self.end is None else self.end.incident.windows
             self.schedule = Schedule(now_ns, before + 1)
         else:
             self.schedule.mark_reported(now_ns)
@@ -278,7 +278,7 @@ class FlowReports(dict["Key", FlowReport]):
             report.end, key, attempt, self._priority.is_finding
         )
         self._opened.update(OpenIncident(self._counter_id, key, end))
-        return dataclasses.replace(attempt, streak=end.streak)
+        return dataclasses.replace(attempt, incident=end.incident)
 
     def pop_ended(
         self, unreported: AbstractSet[Key], now_ns: int, *, closing: bool
@@ -294,7 +294,7 @@ class FlowReports(dict["Key", FlowReport]):
             end = report.end
             if end is not None and (is_over or closing):
                 report.end = None
-                self._opened.close(end.streak.identity)
+                self._opened.close(end.incident.identity)
                 yield end
 
 

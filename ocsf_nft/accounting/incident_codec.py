@@ -34,7 +34,7 @@ def encode(opened: OpenEntry) -> str:
         state: dict[str, Any] = {"fan_out": opened.end}
     else:
         kind, data = opened.key
-        state = {"key": (kind, data.hex()), "streak": opened.end}
+        state = {"key": (kind, data.hex()), "incident_end": opened.end}
     try:
         return orjson.dumps(state).decode()
     except orjson.JSONEncodeError:
@@ -53,7 +53,7 @@ def decode(counter_id: CounterId, text: str) -> OpenEntry:
     kind, data = state["key"]
     key = Key(_one_of(*KINDS)(kind), bytes.fromhex(data))
     flow(key)
-    return OpenIncident(counter_id, key, _build(IncidentEnd, _INCIDENT_END, state["streak"]))
+    return OpenIncident(counter_id, key, _build(IncidentEnd, _INCIDENT_END, state["incident_end"]))
 
 
 def _fields(found: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _maybe(reader: _Reader) -> _Reader:
 def _one_of(*values: str) -> _Reader:
     def reader(value: Any) -> Any:
         if value not in values:
-            raise ValueError("none of the words that there are")
+            raise ValueError("an unknown value")
         return value
 
     return reader
@@ -117,7 +117,7 @@ def _details(found: Any) -> dict[str, Any]:
         if isinstance(value, dict):
             _details(value)
         elif not isinstance(value, int | str):
-            raise TypeError("not a fact of a record")
+            raise TypeError("not a valid detail of a record")
     return dict(found)
 
 
@@ -216,7 +216,7 @@ _INCIDENT: Final[Mapping[str, _Reader]] = {
 }
 _INCIDENT_END: Final[Mapping[str, _Reader]] = {
     "record": _nested(Record, _RECORD),
-    "streak": _nested(Incident, _INCIDENT),
+    "incident": _nested(Incident, _INCIDENT),
     "end_ns": _LONG,
 }
 _FLOW: Final[Mapping[str, _Reader]] = {

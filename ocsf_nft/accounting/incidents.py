@@ -28,7 +28,7 @@ def extend_incident(
     """
     identity = attempt.record.origin.identity
     incident = (
-        before.streak
+        before.incident
         if before is not None
         else _new_incident(f"{identity}/{key.data.hex()}", attempt)
     )
@@ -38,7 +38,7 @@ def extend_incident(
         found_at = incident.windows + 1
     return IncidentEnd(
         record=attempt.record,
-        streak=Incident(
+        incident=Incident(
             identity=incident.identity,
             windows=incident.windows + 1,
             packets=packets,

@@ -20,7 +20,7 @@ _CONFIDENCES: Final[tuple[ConfidenceLevel | None, ...]] = (*get_args(ConfidenceL
 #: Start times of a process differ if the clock is set between two reads of /proc. No other process
 #: gets the same pid so soon.
 _MAX_START_DIFFERENCE_NS: Final = 10 * 1_000_000_000
-_REASON: Final = "not all of it was seen to be done by one process"
+_REASON: Final = "not all packets were attributed to one process"
 _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 
 

@@ -22,7 +22,7 @@ class OpenIncident(NamedTuple):
     @property
     def identity(self) -> str:
         """Return the identity that all events of the incident share."""
-        return self.end.streak.identity
+        return self.end.incident.identity
 
 
 class OpenFanOut(NamedTuple):

@@ -250,7 +250,7 @@ class RuleAccount:
         """Return the aggregates, each with its user and its reason."""
         return (
             (self.overflow, None, "unplaced"),
-            (self.evicted, None, "forgotten"),
+            (self.evicted, None, "evicted"),
             *((aggregate, uid, "many") for uid, aggregate in self.by_user.items()),
         )
 

@@ -31,19 +31,20 @@ if TYPE_CHECKING:
     from ocsf_nft.accounting.sandbox_accounting import SandboxAccount
 
 #: A version of the program with another format uses another file name.
-FILE: Final = "accounts-1.sqlite3"
+FILE: Final = "accounts-2.sqlite3"
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS rule (name TEXT PRIMARY KEY, epoch TEXT, state TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counted (
     rule TEXT, kind TEXT, data BLOB, since_ns INTEGER, last_ns INTEGER,
-    seen_packets INTEGER, seen_bytes INTEGER, owed_packets INTEGER, owed_bytes INTEGER,
+    seen_packets INTEGER, seen_bytes INTEGER, unreported_packets INTEGER,
+    unreported_bytes INTEGER,
     PRIMARY KEY (rule, kind, data)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS opened (identity TEXT PRIMARY KEY, rule TEXT, epoch TEXT, state TEXT);
 CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY, event BLOB);
 CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS lost (source TEXT PRIMARY KEY, gaps INTEGER, records INTEGER)
+CREATE TABLE IF NOT EXISTS dropped (source TEXT PRIMARY KEY, gaps INTEGER, records INTEGER)
     WITHOUT ROWID;
 """
 
@@ -170,8 +171,7 @@ class StateDatabase:
                 key = Key(kind, data)
                 flow(key)
                 account.rules[name].restore(key, _counter(columns))
-            # A read-only user reports nothing, and may read a file of an earlier version without
-            # this table.
+            # A read-only user reports nothing, so it needs no open incidents.
             if not self._is_read_only:
                 for columns in connection.execute("SELECT * FROM opened"):
                     _reopen(account, *columns)
@@ -224,7 +224,7 @@ class StateDatabase:
         """Count a gap of a source, and the records that were dropped in it."""
         with self._file.transaction() as connection:
             connection.execute(
-                "INSERT INTO lost VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
+                "INSERT INTO dropped VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
                 "gaps = gaps + 1, records = records + excluded.records",
                 (source, records),
             )
@@ -232,7 +232,8 @@ class StateDatabase:
     def dropped_records(self) -> tuple[DroppedRecords, ...]:
         """Return the gaps and dropped records of each source since the account's creation."""
         with self._file.transaction() as connection:
-            return tuple(DroppedRecords(*row) for row in connection.execute("SELECT * FROM lost"))
+            rows = connection.execute("SELECT * FROM dropped")
+            return tuple(DroppedRecords(*row) for row in rows)
 
 
 def _columns(counter: FlowCounter) -> tuple[int, int, int, int, int, int]:
@@ -270,15 +271,15 @@ def _counter(columns: Sequence[int]) -> FlowCounter:
 def _state(rule_account: RuleAccount) -> dict[str, Any]:
     return {
         "refused": rule_account.refused,
-        "placed": rule_account.in_sets,
+        "in_sets": rule_account.in_sets,
         "reported": rule_account.reported,
-        "aggregated": rule_account.without_flow,
+        "without_flow": rule_account.without_flow,
         "received": rule_account.received,
         "read_ns": rule_account.read_ns,
-        "named_from_ns": rule_account.late_records_until_ns,
+        "late_records_until_ns": rule_account.late_records_until_ns,
         "overflow": _columns(rule_account.overflow.counter),
-        "forgotten": _columns(rule_account.evicted.counter),
-        "many": [
+        "evicted": _columns(rule_account.evicted.counter),
+        "by_user": [
             (uid, aggregate.flows, _columns(aggregate.counter))
             for uid, aggregate in rule_account.by_user.items()
             if aggregate.counter.unreported_packets
@@ -291,13 +292,13 @@ def _restore_rule_account(
 ) -> RuleAccount:
     rule_account = account.new_rule_account(name, epoch, begun_ns=_whole([state["read_ns"]])[0])
     rule_account.refused = Count(*_whole(state["refused"]))
-    rule_account.in_sets = Count(*_whole(state["placed"]))
-    totals = (state["reported"], state["aggregated"], state["received"])
+    rule_account.in_sets = Count(*_whole(state["in_sets"]))
+    totals = (state["reported"], state["without_flow"], state["received"])
     rule_account.reported, rule_account.without_flow, rule_account.received = _whole(totals)
-    (rule_account.late_records_until_ns,) = _whole([state["named_from_ns"]])
+    (rule_account.late_records_until_ns,) = _whole([state["late_records_until_ns"]])
     rule_account.overflow = FlowAggregate(_counter(state["overflow"]))
-    rule_account.evicted = FlowAggregate(_counter(state["forgotten"]))
-    for uid, flows, columns in state["many"]:
+    rule_account.evicted = FlowAggregate(_counter(state["evicted"]))
+    for uid, flows, columns in state["by_user"]:
         rule_account.by_user[uid] = FlowAggregate(_counter(columns))
         (rule_account.by_user[uid].flows,) = _whole([flows])
     rule_account.stored = _state(rule_account)

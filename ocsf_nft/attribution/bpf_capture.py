@@ -128,7 +128,7 @@ class Capture:
 
     def dropped(self) -> Dropped:
         """Return the numbers of dropped events; raise UnsupportedError if they can't be read."""
-        return Dropped(*self._loaded.counter_sums("lost", len(Dropped._fields)))
+        return Dropped(*self._loaded.counter_sums("dropped", len(Dropped._fields)))
 
 
 def cookie(namespace: Namespace) -> int:

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 #: Maximum number of stored packets, some megabytes.
 _MOST_STORED: Final = 8192
 #: Maximum number of similar packets, of one process with one socket to one destination. The
-#: kernel reports no more (``capture.bpf.c``: TIMES).
+#: kernel reports no more (``capture.bpf.c``: MAX_REPEATS).
 _MOST_SIMILAR: Final = 8
-#: Time without reports of similar packets (``capture.bpf.c``: AGAIN).
+#: Time without reports of similar packets (``capture.bpf.c``: PAUSE_NS).
 _SILENCE_NS: Final = 500_000_000
 #: Precision of a log's time stamps (``sources/boot_clock.py``). The likely packets of a record
 #: without bytes were reported after its time stamp, less this precision.

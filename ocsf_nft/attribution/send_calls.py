@@ -37,7 +37,7 @@ _STORED_NS: Final = 2 * _LATEST_NS
 #: Maximum number of calls of one protocol, port and destination that are checked.
 _MOST_ALIKE: Final = 64
 #: The BPF programs report no call of a process for so long after its budget is spent
-#: (``capture.bpf.c``: AGAIN).
+#: (``capture.bpf.c``: PAUSE_NS).
 _SILENCE_NS: Final = 500_000_000
 _FOREVER: Final = 1 << 63
 _SYN: Final = 0x02

@@ -44,7 +44,7 @@ def _flowtables(ruleset: Ruleset) -> Iterator[Finding]:
             + f" ({shown}): its flows skip every forward chain, so flows that are already open "
             "continue even if a fence refuses them later",
             remedy="remove the interfaces of VMs from it",
-            place=RuleLocation(
+            location=RuleLocation(
                 backend="nft", family=visible(table.family), table=visible(table.table)
             ),
         )
@@ -76,7 +76,7 @@ def _rule(name: str, chain: Chain, handle: int | None, effect: str) -> Finding:
         name=name,
         severity="info",
         meaning=visible(f"a rule in table {key.family} {key.table}, chain {key.name} ") + effect,
-        place=RuleLocation(
+        location=RuleLocation(
             backend=key.backend,
             family=visible(key.family),
             table=visible(key.table),

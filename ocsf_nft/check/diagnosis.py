@@ -147,7 +147,7 @@ def _finding(flow_stops: list[FlowStop], ruleset: Ruleset, scope: CheckScope) ->
         meaning=_meaning(flow_stops, owner, text, scope.namespace),
         remedy=_remedy(owner, has_commands=bool(commands)),
         commands=commands,
-        place=_location(stop, owner, text),
+        location=_location(stop, owner, text),
     )
 
 
@@ -182,7 +182,7 @@ def _published_port(flow_stops: list[FlowStop], ruleset: Ruleset, namespace: Nam
         meaning=_meaning(flow_stops, owner, text, namespace),
         remedy="none if this is intended (a container's published port): a fence accepts the "
         "redirected traffic; the rules that apply to it afterwards are not judged here",
-        place=_location(stop, owner, text),
+        location=_location(stop, owner, text),
     )
 
 

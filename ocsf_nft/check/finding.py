@@ -44,7 +44,7 @@ class Finding:
     meaning: str
     remedy: str | None = None
     commands: tuple[str, ...] = ()
-    place: RuleLocation | None = None
+    location: RuleLocation | None = None
 
 
 _READERS: Final = frozenset({"kmsg-reader", "journal-reader"})

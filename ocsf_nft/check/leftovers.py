@@ -91,7 +91,7 @@ def findings(found: list[Leftover]) -> Iterator[Finding]:
             severity="degraded",
             meaning=f"{leftover.text}: {leftover.reason}",
             remedy="remove it with `ocsf-nft check --remove-leftovers`, and the same options",
-            place=RuleLocation(
+            location=RuleLocation(
                 backend=key.backend,
                 family=visible(key.family),
                 table=visible(key.table),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: A version of the program with another schema gives its file another name.
-FILE: Final = "events-1.sqlite3"
+FILE: Final = "events-2.sqlite3"
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS event (
@@ -38,7 +38,7 @@ CREATE TABLE IF NOT EXISTS dead (
 );
 CREATE INDEX IF NOT EXISTS dead_again ON dead (sink, id) WHERE is_again;
 CREATE INDEX IF NOT EXISTS dead_since ON dead (since_ms);
-CREATE TABLE IF NOT EXISTS forgotten (sink TEXT PRIMARY KEY, events INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dropped (sink TEXT PRIMARY KEY, events INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursor (source TEXT PRIMARY KEY, position TEXT NOT NULL) WITHOUT ROWID;
 """
 

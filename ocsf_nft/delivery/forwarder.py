@@ -363,7 +363,7 @@ class Forwarder:
                 return await self._sink.deliver(part) if part else DELIVERED
         except TimeoutError as error:
             raise _SlowError(
-                f"{self.name} did not take a batch within {self._batch_settings.timeout_seconds} s"
+                f"{self.name} did not accept a batch in {self._batch_settings.timeout_seconds} s"
             ) from error
         except (DeliveryError, OSError) as error:
             if isinstance(error, DeliveryError):
@@ -371,7 +371,7 @@ class Forwarder:
             raise DeliveryError(f"{self.name}: {error.strerror or error}") from error
         except Exception as error:
             # A defect of one sink, or of its library, must not end the monitoring of the sandboxes.
-            _log.exception("a sink failed in a way that it should not", sink=self.name)
+            _log.exception("a sink failed with an unexpected error", sink=self.name)
             raise DeliveryError(f"{self.name}: {type(error).__name__}: {error}") from error
 
     def _fail(self, reason: str) -> None:
@@ -384,7 +384,7 @@ class Forwarder:
     def _recover(self) -> None:
         if self.progress.fault is not None:
             seconds = round(time.monotonic() - self.progress.since, 1)
-            _log.warning("sink is back", sink=self.name, seconds=seconds)
+            _log.warning("sink works again", sink=self.name, seconds=seconds)
             self.progress.fault = None
 
 

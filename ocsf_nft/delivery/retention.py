@@ -152,14 +152,14 @@ class Retention:
         Events count as unreported until :meth:`confirm_reported`.
         """
         with self._database.transaction() as connection:
-            rows = connection.execute("SELECT sink, events FROM forgotten WHERE events > 0")
+            rows = connection.execute("SELECT sink, events FROM dropped WHERE events > 0")
             return tuple(DroppedEvents(*row) for row in rows)
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
         """Subtract events that have been reported from the unreported ones."""
         with self._database.transaction() as connection:
             connection.executemany(
-                "UPDATE forgotten SET events = events - ? WHERE sink = ?",
+                "UPDATE dropped SET events = events - ? WHERE sink = ?",
                 [(each.events, each.sink) for each in dropped],
             )
 
@@ -207,7 +207,7 @@ def _drop_dead_letters(connection: sqlite3.Connection, until_ms: int) -> int:
 
 def _add_dropped(connection: sqlite3.Connection, sink: str, events: int) -> None:
     connection.execute(
-        "INSERT INTO forgotten VALUES (?, ?) "
+        "INSERT INTO dropped VALUES (?, ?) "
         "ON CONFLICT DO UPDATE SET events = events + excluded.events",
         (sink, events),
     )

@@ -60,7 +60,7 @@ class StorageRetrier:
                     await self._wait()
                 else:
                     if self.fault is not None and is_waiting:
-                        _log.warning("the disk takes what is to be kept again")
+                        _log.warning("the disk can be written again")
                         self.fault = None
                     return result
         finally:
@@ -70,7 +70,7 @@ class StorageRetrier:
 
     def _report_outage(self, fault: str) -> None:
         if self.fault is None:
-            _log.error("nothing can be kept: waiting, and reading no more records", reason=fault)
+            _log.error("the disk can't be written: no records are read meanwhile", reason=fault)
         self.fault = fault
 
     def _is_past_deadline(self) -> bool:

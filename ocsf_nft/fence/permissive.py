@@ -19,7 +19,7 @@ _REFUSAL: Final = re.compile(rf"(?<![\w.-])(?:drop|reject{_REJECT_WITH})(?![\w.-
 #: Quoted text may contain one of these words without being a statement.
 _QUOTED: Final = re.compile(r'"[^"]*"')
 _ACCOUNTED: Final = re.compile(r"^(\t+)jump account_([\w-]+)\n", re.MULTILINE)
-_PERMISSIVE_CHAIN: Final = re.compile(r"^\tchain ((?:known|told)_[\w-]+) \{$", re.MULTILINE)
+_PERMISSIVE_CHAIN: Final = re.compile(r"^\tchain ((?:skip|mark)_[\w-]+) \{$", re.MULTILINE)
 #: Beginning of a policy file's own rules: their accounting.
 _BEGIN: Final = re.compile(r"^# accounting\.nft: ", re.MULTILINE)
 
@@ -65,6 +65,6 @@ def _accept(line: str) -> str:
 
 def _add_jumps(found: re.Match[str], chains: set[str]) -> str:
     indent, rule = found.groups()
-    before = f"{indent}jump known_{rule}\n" if f"known_{rule}" in chains else ""
-    after = f"{indent}jump told_{rule}\n" if f"told_{rule}" in chains else ""
+    before = f"{indent}jump skip_{rule}\n" if f"skip_{rule}" in chains else ""
+    after = f"{indent}jump mark_{rule}\n" if f"mark_{rule}" in chains else ""
     return f"{before}{found[0]}{after}"

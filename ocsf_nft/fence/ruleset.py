@@ -119,7 +119,7 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
     if spec.profile == "sidecar":
         defines["proxy_uids"] = _set_literal(map(str, sorted(set(spec.proxy_uids))))
     if spec.tap is not None:
-        defines |= vm_addresses.addresses(spec.tap) | {"tracked_as": vm_addresses.zone(around)}
+        defines |= vm_addresses.addresses(spec.tap) | {"ct_zone": vm_addresses.zone(around)}
     (name,) = {table.name for table in tables(spec)}
     text = _render(_FILES[spec.profile], spec, defines, name, transport)
     if spec.tap is not None:

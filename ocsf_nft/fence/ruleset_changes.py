@@ -32,21 +32,21 @@ _GEN_PROC_NAME: Final = 3
 
 #: By message type, for objects with a name: the kind, the change, and the attribute with the name.
 _NAMED: Final = {
-    3: ("chain", "made or changed", 3),
-    5: ("chain", "deleted, or taken off an interface", 3),
-    9: ("set", "made", 2),
+    3: ("chain", "created or changed", 3),
+    5: ("chain", "deleted, or detached from an interface", 3),
+    9: ("set", "created", 2),
     11: ("set", "deleted", 2),
-    18: ("object", "made or changed", 2),
+    18: ("object", "created or changed", 2),
     20: ("object", "deleted", 2),
-    22: ("flowtable", "made or changed", 2),
+    22: ("flowtable", "created or changed", 2),
     24: ("flowtable", "deleted", 2),
 }
 #: The same for objects without a name: the attribute has the name of the containing chain or set.
 _NAMELESS: Final = {
-    6: ("rule", "put into chain", 2),
-    8: ("rule", "taken out of chain", 2),
-    12: ("element", "put into set", 2),
-    14: ("element", "taken out of set", 2),
+    6: ("rule", "added to chain", 2),
+    8: ("rule", "removed from chain", 2),
+    12: ("element", "added to set", 2),
+    14: ("element", "removed from set", 2),
 }
 _PARTS: Final = {**_NAMED, **_NAMELESS}
 #: Maximum of different changes that are described for a transaction; the others are counted.
@@ -186,8 +186,8 @@ def _describe(found: _Unfinished) -> str:
         clauses.append("the whole ruleset was flushed")
     else:
         clauses += _describe_tables(deleted, "deleted")
-    clauses += _describe_tables(found.deleted & found.created, "deleted and made anew")
-    clauses += _describe_tables(found.created - found.deleted, "made or changed")
+    clauses += _describe_tables(found.deleted & found.created, "deleted and created again")
+    clauses += _describe_tables(found.created - found.deleted, "created or changed")
     for (table_id, kind, name), times in found.parts.items():
         if table_id in found.deleted:  # its contents were deleted with it
             continue

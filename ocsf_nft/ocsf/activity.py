@@ -88,8 +88,8 @@ def _correlation_uid(attempt: Attempt) -> str:
         return event_uids.aggregation_uid(
             record.sandbox, record.rule, record.uid, aggregation.reason
         )
-    if attempt.streak is not None:
-        return event_uids.incident_uid(attempt.streak.identity)
+    if attempt.incident is not None:
+        return event_uids.incident_uid(attempt.incident.identity)
     return event_uids.flow_uid(record)
 
 
@@ -135,7 +135,7 @@ class Activities:
         if record.ethertype is not None:
             unmapped["ethertype"] = record.ethertype
         if aggregation is not None:
-            unmapped["merged"] = _aggregation(aggregation)
+            unmapped["aggregation"] = _aggregation(aggregation)
         start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
         return NetworkActivity(
             activity_id=outcome.activity,
@@ -240,7 +240,7 @@ def _traffic(packets: int, length: int | None) -> NetworkTraffic:
 
 def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
     """Return the reason and the flows of an aggregation: the schema has no attribute for them."""
-    facts: dict[str, Any] = {"why": aggregation.reason}
+    facts: dict[str, Any] = {"reason": aggregation.reason}
     if aggregation.flows is not None:
         facts["flows"] = aggregation.flows
     if aggregation.sample:

@@ -53,7 +53,7 @@ def event_uid(class_uid: int, identity: str) -> str:
 
 def incident_uid(identity: str) -> str:
     """Return the uid that the attempts of an incident share with their finding."""
-    return stable_uid("streak", identity)
+    return stable_uid("incident", identity)
 
 
 def flow_uid(record: Record) -> str:
@@ -77,7 +77,7 @@ def aggregation_uid(
     sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
 ) -> str:
     """Return the uid that all aggregated attempts of one user and one reason share."""
-    return stable_uid("merged", sandbox, rule, uid, reason)
+    return stable_uid("aggregation", sandbox, rule, uid, reason)
 
 
 def _uuid5(name: bytes) -> str:

@@ -111,7 +111,7 @@ class Event(Model):
 
 
 class NetworkActivity(Event):
-    """Class 4001: packets of one attempt, which no other event counts."""
+    """Class 4001: packets of one attempt. No other event counts them."""
 
     profile_attributes: ClassVar = {
         "host": ("device", "actor"),
@@ -124,76 +124,80 @@ class NetworkActivity(Event):
     category_uid: Literal[4] = 4
     category_name: Literal["Network Activity"] = "Network Activity"
     activity_id: NetworkActivityId = Field(
-        description="5 where it was refused, 1 where it was let pass, by a permissive fence or by "
-        "another firewall; of another firewall's log, 6 where only that is known that it was logged"
+        description="5 if blocked; 1 if a permissive fence or another firewall allowed it; 6 if "
+        "the log of another firewall has no verdict"
     )
     activity_name: Caption = caption_of("activity_id")
     type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
     type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
-    time: Long = Field(description="the packet's own time; of several packets, the window's end")
-    start_time: Long = Field(description="no packet is from before")
-    end_time: Long = Field(description="no packet is from after")
-    duration: Long | None = optional_field("end_time less start_time")
+    time: Long = Field(
+        description="time of the packet; of several packets, the end of the time window"
+    )
+    start_time: Long = Field(description="no earlier packet is counted")
+    end_time: Long = Field(description="no later packet is counted")
+    duration: Long | None = optional_field("end_time minus start_time")
     timezone_offset: Literal[0] = 0
-    count: Long = Field(description="packets, exactly, and none that another event counts")
+    count: Long = Field(
+        description="exact number of packets; no other Network Activity event counts them"
+    )
     severity_id: Severity = Field(
         description="by rule and destination: 4 for cloud metadata, 2 for name resolution, 1 for "
-        "what kernels send by themselves, else 3; what a permissive fence let pass, as if it had "
-        "been refused; your configuration may say otherwise"
+        "packets that kernels send by themselves, else 3; the same in a permissive fence; the "
+        "configuration can change it"
     )
     severity: Caption = caption_of("severity_id")
-    status_id: Status = Field(description="2 where it was refused, 1 where it was let pass, else 0")
+    status_id: Status = Field(description="2 if blocked, 1 if allowed, else 0")
     status: Caption = caption_of("status_id")
     status_code: str | None = optional_field(
-        "tcp-reset, icmpx-admin-prohibited or dropped; permissive where our fence let it pass"
+        "tcp-reset, icmpx-admin-prohibited or dropped; permissive if a permissive fence allowed it"
     )
     status_detail: str | None = optional_field(
-        "what the program, or who wrote it, is to do instead"
+        "explanation and remedy, for the program and its author"
     )
-    message: str = Field(description="what happened, in a sentence")
+    message: str = Field(description="one sentence for people")
     action_id: Action = Field(
-        description="2 where it was refused, 3 where a permissive fence let it pass, 1 where "
-        "another firewall did, 3 where that only logged it"
+        description="2 if blocked, 3 if a permissive fence allowed it, 1 if another firewall "
+        "allowed it, 3 if the verdict is unknown"
     )
     action: Caption = caption_of("action_id")
     disposition_id: Disposition = Field(
-        description="2 where it was refused, 6 where that was without an answer; 17 where a "
-        "permissive fence let it pass, 1 where another firewall did, 17 where that only logged it"
+        description="2 if blocked with an answer, 6 if dropped without one; 17 if a permissive "
+        "fence allowed it, 1 if another firewall allowed it, 17 if the verdict is unknown"
     )
     disposition: Caption = caption_of("disposition_id")
-    is_alert: bool = Field(description="whether severity_id is 3 or more")
-    confidence_id: Confidence | None = optional_field("3, where the rule is ours")
+    is_alert: bool = Field(description="true if severity_id is 3 or more")
+    confidence_id: Confidence | None = optional_field("3 if the rule belongs to a fence")
     confidence: Caption | None = caption_of("confidence_id")
-    firewall_rule: FirewallRule | None = optional_field("the rule that logged it")
-    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK, by protocol and port")
+    firewall_rule: FirewallRule | None = optional_field("the rule that logged the packet")
+    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK techniques, by protocol and port")
     is_src_dst_assignment_known: bool = Field(
-        description="whether the packet proves that its sender began"
+        description="true if the packet proves that its sender started the conversation"
     )
-    observation_point_id: ObservationPoint | None = optional_field(
-        "1 on the way out, 2 on the way in"
-    )
+    observation_point_id: ObservationPoint | None = optional_field("1 if outbound, 2 if inbound")
     observation_point: Caption | None = caption_of("observation_point_id")
-    src_endpoint: NetworkEndpoint | None = optional_field("where it was from")
-    dst_endpoint: NetworkEndpoint | None = optional_field("where it was to")
-    proxy_endpoint: NetworkProxy | None = optional_field("the proxy that should have been used")
-    connection_info: NetworkConnectionInfo = Field(description="how: direction, protocol, flags")
-    traffic: NetworkTraffic = Field(description="how much: packets and bytes")
-    actor: Actor | None = optional_field("who did it")
-    device: Device | None = optional_field("the machine whose kernel refused")
-    observables: tuple[Observable, ...] | None = optional_field("what is worth looking up")
+    src_endpoint: NetworkEndpoint | None = optional_field("source of the packets")
+    dst_endpoint: NetworkEndpoint | None = optional_field("destination of the packets")
+    proxy_endpoint: NetworkProxy | None = optional_field("the proxy that the sender should use")
+    connection_info: NetworkConnectionInfo = Field(description="direction, protocol and flags")
+    traffic: NetworkTraffic = Field(description="numbers of packets and bytes")
+    actor: Actor | None = optional_field("process and user of the sender")
+    device: Device | None = optional_field("the machine whose kernel enforces the fence")
+    observables: tuple[Observable, ...] | None = optional_field(
+        "values to search for in other sources"
+    )
     enrichments: tuple[Enrichment, ...] | None = optional_field(
-        "how it is known who did it; not there where nobody looked"
+        "method and confidence of the attribution, if the packet was attributed"
     )
     raw_data: str = Field(
-        description="the record as the kernel gave it: a line, or netlink's parts"
+        description="the kernel's record: a log line, or the parts of a netlink message"
     )
-    raw_data_size: Long = Field(description="its bytes")
+    raw_data_size: Long = Field(description="size of the whole record in bytes")
     unmapped: dict[str, Any] | None = optional_field(
-        "sandbox, and what the kernel said and OCSF has no home for: prefix, ttl, ip_id, window, "
-        "mark, …; merged, where several flows are told together; of the process what has no other "
-        "place: unit (systemd's), pod_uid, sha256"
+        "sandbox; fields of the record without an OCSF attribute: prefix, ttl, ip_id, window, "
+        "mark and others; aggregation of several flows: reason, flows, sample; of the process: "
+        "unit (of systemd), pod_uid, sha256"
     )
-    metadata: Metadata = Field(description="about the event itself")
+    metadata: Metadata = Field(description="facts about the event itself")
 
     @model_validator(mode="after")
     def _has_an_endpoint(self) -> Self:
@@ -203,7 +207,7 @@ class NetworkActivity(Event):
 
 
 class DetectionFinding(Event):
-    """Class 2004: what attempts come to; ``count`` is of packets that their events count."""
+    """Class 2004: an incident. Its ``count`` is a running total of its attempts' packets."""
 
     # The class itself has device, is_alert and confidence: they need no profile.
     profile_attributes: ClassVar = {
@@ -216,56 +220,61 @@ class DetectionFinding(Event):
     category_uid: Literal[2] = 2
     category_name: Literal["Findings"] = "Findings"
     activity_id: FindingActivityId = Field(
-        description="1 when it is found, 2 as its count grows, 3 when it is over"
+        description="1 for a new finding, 2 if its count has grown, 3 if it has ended"
     )
     activity_name: Caption = caption_of("activity_id")
     type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
     type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
-    time: Long = Field(description="of the last packet so far")
-    start_time: Long = Field(description="of the first packet")
-    end_time: Long = Field(description="of the last packet so far")
-    duration: Long | None = optional_field("end_time less start_time")
+    time: Long = Field(description="time of the last packet so far")
+    start_time: Long = Field(description="time of the first packet")
+    end_time: Long = Field(description="time of the last packet so far")
+    duration: Long | None = optional_field("end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long = Field(
-        description="packets so far: a running total of what Network Activity events count"
+        description="packets so far: a running total. Network Activity events count them too"
     )
-    severity_id: Severity = Field(description="of the attempt; 4 for a fan-out")
+    severity_id: Severity = Field(description="severity of the attempt; 4 for a fan-out")
     severity: Caption = caption_of("severity_id")
     status_id: FindingStatus = Field(description="1, then 2, then 4")
     status: Caption = caption_of("status_id")
-    status_detail: str = Field(description="the same in words")
-    message: str = Field(description="what was found, in a sentence")
-    action_id: Action = Field(description="2; 3 where a permissive fence let it pass")
+    status_detail: str = Field(description="the status as a sentence")
+    message: str = Field(description="one sentence for people")
+    action_id: Action = Field(description="2; 3 if a permissive fence allowed it")
     action: Caption = caption_of("action_id")
     disposition_id: Disposition = Field(
-        description="2 after an answer, 6 without one; 17 where a permissive fence let it pass"
+        description="2 if blocked with an answer, 6 if dropped without one; 17 if a permissive "
+        "fence allowed it"
     )
     disposition: Caption = caption_of("disposition_id")
-    is_alert: bool = Field(description="true until it is over")
+    is_alert: bool = Field(description="true until the incident ends")
     confidence_id: Confidence = Field(description="3")
     confidence: Caption = caption_of("confidence_id")
-    finding_info: FindingInfo = Field(description="what was found")
-    remediation: Remediation = Field(description="what to do about it")
-    firewall_rule: FirewallRule | None = optional_field("the rule that refused it, or would have")
-    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK")
-    evidences: tuple[Evidences, ...] = Field(description="what was seen")
+    finding_info: FindingInfo = Field(description="description of the finding")
+    remediation: Remediation = Field(description="advice for the sandbox's operator")
+    firewall_rule: FirewallRule | None = optional_field(
+        "the rule that blocked it, or would block it"
+    )
+    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK techniques")
+    evidences: tuple[Evidences, ...] = Field(description="sender and packets of the finding")
     resources: tuple[ResourceDetails, ...] = Field(description="the sandbox")
-    actor: Actor | None = optional_field("who did it")
-    device: Device | None = optional_field("the machine whose kernel refused")
-    observables: tuple[Observable, ...] | None = optional_field("what is worth looking up")
+    actor: Actor | None = optional_field("process and user of the sender")
+    device: Device | None = optional_field("the machine whose kernel enforces the fence")
+    observables: tuple[Observable, ...] | None = optional_field(
+        "values to search for in other sources"
+    )
     enrichments: tuple[Enrichment, ...] | None = optional_field(
-        "of an attempt: how it is known who did it; not there where nobody looked"
+        "of an attempt: method and confidence of the attribution, if it was attributed"
     )
-    raw_data: str | None = optional_field("of an attempt: the latest record")
+    raw_data: str | None = optional_field("of an attempt: the kernel's latest record")
     unmapped: dict[str, Any] = Field(
-        description="sandbox; of a fan-out, its flows, destinations and ports, at least; of the "
-        "process of an attempt, as in its events, unit, pod_uid, sha256"
+        description="sandbox; of a fan-out: flows, destinations and ports, as lower bounds; of the "
+        "process of an attempt: unit (of systemd), pod_uid, sha256"
     )
-    metadata: Metadata = Field(description="about the event itself")
+    metadata: Metadata = Field(description="facts about the event itself")
 
 
 class DeviceConfigStateChange(Event):
-    """Class 5019: what became of a fence."""
+    """Class 5019: a change of a fence's state."""
 
     # The class itself has actor and device: they need no profile.
     profile_attributes: ClassVar = {"security_control": SECURITY_CONTROL}
@@ -278,44 +287,45 @@ class DeviceConfigStateChange(Event):
     activity_name: Caption = caption_of("activity_id")
     type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
     type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
-    time: Long = Field(description="when it was seen")
-    start_time: Long | None = optional_field("when it was noticed that somebody altered it")
-    end_time: Long | None = optional_field("when it was put back")
-    duration: Long | None = optional_field("end_time less start_time")
+    time: Long = Field(description="time of the detection")
+    start_time: Long | None = optional_field("time when a change by another process was detected")
+    end_time: Long | None = optional_field("time of the restore")
+    duration: Long | None = optional_field("end_time minus start_time")
     timezone_offset: Literal[0] = 0
     severity_id: Severity = Field(
-        description="1 where it stands, 3 where it is gone or permissive, 4 where it is degraded, "
-        "altered, or had to be put back, 5 where it is gone unasked, or given up"
+        description="1 if active, 3 if permissive or removed as requested, 4 if degraded, altered "
+        "or restored, 5 if removed by another process, or if restores have stopped"
     )
     severity: Caption = caption_of("severity_id")
     status_id: Status = Field(
-        description="2 where it is degraded, altered, gone unasked or given up, else 1"
+        description="2 if degraded, altered, removed by another process, or if restores have "
+        "stopped; else 1"
     )
     status: Caption = caption_of("status_id")
-    status_detail: str | None = optional_field("why it is not, or what changed")
-    message: str = Field(description="what became of the fence, in a sentence")
+    status_detail: str | None = optional_field("cause of a fault, or description of the change")
+    message: str = Field(description="one sentence for people")
     state_id: ConfigState = Field(
-        description="1 gone, 2 standing, 99 where the caption says Permissive, Degraded or Altered"
+        description="1 if removed, 2 if active, else 99: Permissive, Degraded or Altered"
     )
     state: Caption = caption_of("state_id")
-    security_level_id: SecurityLevel = Field(
-        description="1 where it stands, refuses and logs, else 2"
-    )
+    security_level_id: SecurityLevel = Field(description="1 if active, else 2")
     security_level: Caption = caption_of("security_level_id")
-    prev_security_level_id: SecurityLevel = Field(description="the same before")
+    prev_security_level_id: SecurityLevel = Field(description="security level before")
     prev_security_level: Caption = caption_of("prev_security_level_id")
-    actor: Actor | None = optional_field("who altered it")
-    device: Device = Field(description="the machine whose kernel holds the fence")
-    observables: tuple[Observable, ...] | None = optional_field("what is worth looking up")
-    unmapped: dict[str, Any] = Field(
-        description="sandbox, previous_state, tables and transport of the fence; the changes that "
-        "somebody made to it; of the process what has no other place: unit, pod_uid, sha256"
+    actor: Actor | None = optional_field("the process that altered the fence")
+    device: Device = Field(description="the machine whose kernel enforces the fence")
+    observables: tuple[Observable, ...] | None = optional_field(
+        "values to search for in other sources"
     )
-    metadata: Metadata = Field(description="about the event itself")
+    unmapped: dict[str, Any] = Field(
+        description="sandbox, previous_state, tables and transport of the fence; changes by "
+        "another process; of the process: unit (of systemd), pod_uid, sha256"
+    )
+    metadata: Metadata = Field(description="facts about the event itself")
 
 
 class ApplicationLifecycle(Event):
-    """Class 6002: ocsf-nft started, stopped, lost records or events, or did not read."""
+    """Class 6002: ocsf-nft started or stopped, or records, events or readings are missing."""
 
     profile_attributes: ClassVar = {"host": ("device",), "security_control": SECURITY_CONTROL}
 
@@ -324,36 +334,40 @@ class ApplicationLifecycle(Event):
     category_uid: Literal[6] = 6
     category_name: Literal["Application Activity"] = "Application Activity"
     activity_id: LifecycleActivityId = Field(
-        description="3 start, 4 stop, 99 where the caption says Records Dropped, Collection Gap or "
-        "Events Dropped"
+        description="3 start, 4 stop, 99 if the caption is Records Dropped, Collection Gap, Events "
+        "Dropped or Attribution Degraded"
     )
     activity_name: Caption = caption_of("activity_id")
     type_uid: TypeUid = derived_field(_type_uid, _TYPE_UID)
     type_name: TypeName = derived_field(_type_name, _TYPE_NAME)
-    time: Long = Field(description="when it happened, or ended")
-    start_time: Long | None = optional_field("when a gap began")
-    end_time: Long | None = optional_field("when a gap ended")
-    duration: Long | None = optional_field("end_time less start_time")
+    time: Long = Field(description="time of the start or stop, or end of the gap")
+    start_time: Long | None = optional_field("start of the gap")
+    end_time: Long | None = optional_field("end of the gap")
+    duration: Long | None = optional_field("end_time minus start_time")
     timezone_offset: Literal[0] = 0
     count: Long | None = optional_field(
-        "of Records Dropped and Events Dropped, how many; of Collection Gap, the packets refused "
-        "or allowed meanwhile, which other events count too"
+        "of Records Dropped and Events Dropped: their number, if known; of Collection Gap: packets "
+        "blocked or allowed meanwhile, which other events count too"
     )
     severity_id: Severity = Field(
-        description="4 for a gap, 2 for one in which nothing was refused; 1 for a start and a stop"
+        description="1 for start and stop, 2 for a gap without packets, 3 for Attribution "
+        "Degraded, else 4"
     )
     severity: Caption = caption_of("severity_id")
-    status_id: Status = Field(description="2 for a gap, else 1")
+    status_id: Status = Field(description="1 for start and stop, else 2")
     status: Caption = caption_of("status_id")
-    status_detail: str | None = optional_field("why")
-    message: str = Field(description="what happened, in a sentence")
+    status_detail: str | None = optional_field("the reason")
+    message: str = Field(description="one sentence for people")
     app: Product = Field(description="ocsf-nft")
-    device: Device | None = optional_field("the machine that it runs on")
-    observables: tuple[Observable, ...] | None = optional_field("what is worth looking up")
-    unmapped: dict[str, Any] | None = optional_field(
-        "of Records Dropped and Events Dropped, transport; of Collection Gap, sandbox"
+    device: Device | None = optional_field("the machine that ocsf-nft runs on")
+    observables: tuple[Observable, ...] | None = optional_field(
+        "values to search for in other sources"
     )
-    metadata: Metadata = Field(description="about the event itself")
+    unmapped: dict[str, Any] | None = optional_field(
+        "of Records Dropped and Events Dropped: transport; of Collection Gap: sandbox; of "
+        "Attribution Degraded: method"
+    )
+    metadata: Metadata = Field(description="facts about the event itself")
 
 
 #: Event classes by ``class_uid``.

@@ -50,12 +50,12 @@ class Stage(NamedTuple):
 
 #: Stages by their names in :class:`ocsf_nft.attempt.FanOut`.
 STAGES: Final = {
-    "begun": Stage(FindingActivityId.CREATE, FindingStatus.NEW, "First seen now."),
-    "goes on": Stage(FindingActivityId.UPDATE, FindingStatus.IN_PROGRESS, "It goes on."),
+    "begun": Stage(FindingActivityId.CREATE, FindingStatus.NEW, "New."),
+    "goes on": Stage(FindingActivityId.UPDATE, FindingStatus.IN_PROGRESS, "It continues."),
     "ended": Stage(
         FindingActivityId.CLOSE,
         FindingStatus.RESOLVED,
-        "Nothing more for a while, or nobody reads any more; nobody has looked into it.",
+        "No more packets for a while, or ocsf-nft has stopped. No person has reviewed it.",
     ),
 }
 _ANALYTIC: Final = Analytic(
@@ -64,39 +64,39 @@ _ANALYTIC: Final = Analytic(
 #: Beginnings of the titles; the action of the fence follows.
 _TITLES: Final = {
     Direction.OUTBOUND: "Attempt to bypass the egress proxy",
-    Direction.INBOUND: "Attempt to get into the sandbox",
-    Direction.UNKNOWN: "Attempt to pass through the sandbox",
+    Direction.INBOUND: "Attempt to connect to the sandbox",
+    Direction.UNKNOWN: "Attempt to forward packets through the sandbox",
 }
-_METADATA: Final = "Attempt to reach the cloud's metadata service"
+_METADATA: Final = "Attempt to reach the cloud metadata service"
 _METADATA_DESC: Final = (
-    "Something in the sandbox asked the service that hands out the machine's own credentials."
+    "A program in the sandbox tried to reach the service that issues the machine's credentials."
 )
 _DESCS: Final = {
     Direction.OUTBOUND: (
-        "Something in the sandbox tried to reach a destination without the sandbox's proxy."
+        "A program in the sandbox tried to reach a destination without the sandbox's proxy."
     ),
-    Direction.INBOUND: "Somebody sent the sandbox what it has not asked for.",
-    Direction.UNKNOWN: "Somebody tried to send packets on through the sandbox.",
+    Direction.INBOUND: "The sandbox received packets that are not replies of its proxy.",
+    Direction.UNKNOWN: "The sandbox received packets that it should forward.",
 }
 
 
 #: Title and description of attempts by or at a VM, by rule.
 _OF_VM: Final = {
     packet_outcome.VM_FORWARD: (
-        "Attempt of a VM to get where its host passes nothing on",
-        "Something in the VM sent its host what that passes on for no VM.",
+        "Attempt of a VM to reach a blocked destination through its host",
+        "A program in the VM sent packets that the host does not forward for a VM.",
     ),
     packet_outcome.VM_INPUT: (
-        "Attempt of a VM to get at its host",
-        "Something in the VM tried to reach the host itself, beside the gateway's port.",
+        "Attempt of a VM to connect to its host",
+        "A program in the VM tried to reach the host on a port that is not the gateway's.",
     ),
     packet_outcome.VM_LINK: (
-        "Attempt of a VM to send what is no VM's",
-        "The VM sent frames in another's name, or of a kind that a VM has no business sending.",
+        "Attempt of a VM to send spoofed or unusual frames",
+        "The VM sent frames with a foreign source address, or frames that are not IP or ARP.",
     ),
     packet_outcome.VM_INGRESS: (
-        "Attempt to get into the VM",
-        "Somebody sent the VM what it has not asked for.",
+        "Attempt to connect to the VM",
+        "The VM received packets that are not replies on its own connections.",
     ),
 }
 
@@ -113,9 +113,9 @@ def fence_action(*, is_permitted: bool) -> FenceAction:
     return _ALLOWED if is_permitted else _REFUSED
 
 
-_REFUSED: Final = FenceAction("was refused", "The fence let nothing through.")
+_REFUSED: Final = FenceAction("was blocked", "The fence blocked all of it.")
 _ALLOWED: Final = FenceAction(
-    "was let pass", "The fence is permissive and let it pass: it would have been refused."
+    "was allowed", "The fence is permissive and allowed all of it, which it would block otherwise."
 )
 
 
@@ -221,10 +221,10 @@ def _remedy(
     record: Record, direction: Direction, destination: AddressKind | None, proxy: Proxy | None
 ) -> str:
     if direction is not Direction.OUTBOUND:
-        return "Find out who sends this, and why."
+        return "Find out which program sends this, and why."
     where = messages.sender_text(record.sandbox or "", record.uid, rule=record.rule)
     instead = advice(record, direction, proxy, destination)
-    return f"Find out what {where} runs, and stop it unless somebody wants it to do this. {instead}"
+    return f"Find out what {where} runs, and stop it unless this is intended. {instead}"
 
 
 def _as_evidence(observables: tuple[Observable, ...]) -> Iterator[Observable]:

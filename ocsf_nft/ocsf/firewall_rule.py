@@ -13,17 +13,15 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.context import Context
 
 _DESCRIPTIONS: Final = {
-    packet_outcome.EGRESS: "what the sandbox sends goes to its proxy, or nowhere",
-    packet_outcome.FORWARD: "nothing is forwarded into the sandbox, out of it or through it",
-    packet_outcome.INGRESS: "nothing comes into the sandbox but what a proxy answers",
-    packet_outcome.LINK: "only frames of the IP stack leave the sandbox",
-    packet_outcome.GUARD: "the host's end of the link takes nothing but traffic to the proxy",
-    packet_outcome.VM_FORWARD: (
-        "through its host a VM gets to what it began itself, and out there alone"
-    ),
-    packet_outcome.VM_INPUT: "on its host a VM gets to the gateway's port alone",
-    packet_outcome.VM_INGRESS: "nothing comes to a VM but replies to what it began itself",
-    packet_outcome.VM_LINK: "a VM sends IP and ARP in its own name, and nothing else",
+    packet_outcome.EGRESS: "the sandbox may send only to its proxy",
+    packet_outcome.FORWARD: "no packet is forwarded into the sandbox, out of it or through it",
+    packet_outcome.INGRESS: "the sandbox may receive only replies of its proxy",
+    packet_outcome.LINK: "the sandbox may send only frames of the IP stack",
+    packet_outcome.GUARD: "the host's end of the link accepts only traffic to the proxy",
+    packet_outcome.VM_FORWARD: "the host forwards only the VM's connections to external addresses",
+    packet_outcome.VM_INPUT: "on its host, the VM may connect only to the gateway's port",
+    packet_outcome.VM_INGRESS: "the VM may receive only replies on connections that it opened",
+    packet_outcome.VM_LINK: "the VM may send only IP and ARP from its own addresses",
 }
 
 

@@ -67,7 +67,7 @@ class Mapper:
         Most attempts belong to no finding: then it is None. ``processed_ns`` is now, in ns since
         the epoch, UTC.
         """
-        record, incident = found.record, found.streak
+        record, incident = found.record, found.incident
         if incident is None or incident.found_at is None:
             return None
         direction = packet_outcome.direction(record, self._context.uplinks)
@@ -81,7 +81,7 @@ class Mapper:
             bytes=None,
             start_ns=incident.start_ns,
             end_ns=found.end_ns,
-            streak=incident,
+            incident=incident,
             attribution=incident.attribution,
         )
         return findings.of_attempt(

@@ -18,59 +18,60 @@ from ocsf_nft.ocsf.services import service
 from ocsf_nft.record import VM_RULES
 
 if TYPE_CHECKING:
-    from ocsf_nft.attempt import Aggregation, Attempt
+    from ocsf_nft.attempt import Aggregation, AggregationReason, Attempt
     from ocsf_nft.ocsf.addresses import AddressKind
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.process import Attribution, Process
     from ocsf_nft.record import ForeignVerdict, Record
 
-_ANSWER_TEXTS: Final = {
-    Answer.RESET: "refused with a reset",
-    Answer.PROHIBITED: "refused with an ICMP error",
-    Answer.NOTHING: "dropped without an answer",
-    Answer.PERMITTED: "let pass, because the fence is permissive: it would have been refused",
-    None: "refused",
+#: First word of a message, and its end, by the fence's answer.
+OUTCOMES: Final[dict[Answer | None, tuple[str, str]]] = {
+    Answer.RESET: ("Blocked", "; answered with a TCP reset"),
+    Answer.PROHIBITED: ("Blocked", "; answered with an ICMP error"),
+    Answer.NOTHING: ("Dropped", ""),
+    Answer.PERMITTED: ("Allowed", ", because the fence is permissive"),
+    None: ("Blocked", ""),
 }
-_VERDICT_TEXTS: Final[dict[ForeignVerdict, str]] = {
-    "reject": "refused",
-    "drop": "dropped",
-    "accept": "let pass",
-    "log": "logged, and no more is known",
+_FOREIGN_OUTCOMES: Final[dict[ForeignVerdict, tuple[str, str]]] = {
+    "reject": ("Blocked", ""),
+    "drop": ("Dropped", ""),
+    "accept": ("Allowed", ""),
+    "log": ("Logged", "; the verdict is unknown"),
 }
 #: Introduction of the advice if the packet was allowed.
-_THEN: Final = "Once the fence refuses:"
+_ADVICE_IF_PERMISSIVE: Final = "With a fence that blocks:"
 _DETAILS: Final = {
-    Answer.RESET: "The connection was refused by the sandbox's fence, not by the network.",
-    Answer.PROHIBITED: "The packet was refused by the sandbox's fence, not lost in the network.",
-    Answer.NOTHING: "The packet was dropped by the sandbox's fence, not lost in the network.",
+    Answer.RESET: "The sandbox's fence blocked this connection; the network did not fail.",
+    Answer.PROHIBITED: "The sandbox's fence blocked this packet; the network did not fail.",
+    Answer.NOTHING: "The sandbox's fence dropped this packet; the network did not fail.",
     Answer.PERMITTED: (
-        "The packet was let pass, because the sandbox's fence is permissive: it would have been "
-        f"refused. {_THEN}"
+        "The sandbox's fence is permissive and allowed this packet, which it would block "
+        f"otherwise. {_ADVICE_IF_PERMISSIVE}"
     ),
 }
-_REFUSED: Final = "refused by the sandbox's fence, not lost in the network."
+_BLOCKED: Final = "The sandbox's fence blocked them; the network did not fail."
 _AGGREGATE_DETAILS: Final = {
-    Answer.RESET: _REFUSED,
-    Answer.PROHIBITED: _REFUSED,
-    Answer.NOTHING: "dropped by the sandbox's fence, not lost in the network.",
+    Answer.RESET: _BLOCKED,
+    Answer.PROHIBITED: _BLOCKED,
+    Answer.NOTHING: "The sandbox's fence dropped them; the network did not fail.",
     Answer.PERMITTED: (
-        "let pass, because the sandbox's fence is permissive: they would have been refused. "
-        f"{_THEN}"
+        "The sandbox's fence is permissive and allowed them, which it would block otherwise. "
+        f"{_ADVICE_IF_PERMISSIVE}"
     ),
-    None: _REFUSED,
+    None: _BLOCKED,
 }
 _WHERE: Final = {
-    packet_outcome.VM_FORWARD: "through its host",
-    packet_outcome.VM_INPUT: "on its host",
+    packet_outcome.VM_FORWARD: " through its host",
+    packet_outcome.VM_INPUT: " on its host",
 }
+_CONNECTION: Final = "TCP connection"
 _ARP: Final = 0x0806
-_ETHERTYPES: Final = {_ARP: "an ARP frame"}
-_REASONS: Final = {
-    "many": "{who} has more flows than are told one by one",
-    "unplaced": "they found no place in the kernel's bounded sets of flows",
-    "forgotten": (
-        "the kernel forgot which flows they were, or somebody made it forget, before anybody had "
-        "read the counts, so nobody knows who sent them"
+_REASONS: Final[dict[AggregationReason, str]] = {
+    "many": "{user} has more flows than are reported one by one",
+    "unplaced": "the kernel's sets of flows had no free entry",
+    "evicted": (
+        "the kernel or another process deleted the entries of their flows before the counters "
+        "were read, so their senders are unknown"
     ),
 }
 #: Usual names of protocols, where they differ from IANA's names.
@@ -80,14 +81,14 @@ _NAME_CHARACTERS: Final = 64
 
 
 def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> str:
-    """Return one sentence: who sent what, how often, and the fence's answer."""
-    if attempt.aggregation is None:
-        times = "" if attempt.packets == 1 else f", {attempt.packets} times"
-        sent = f"{_single_text(attempt.record, direction, attempt.attribution)}{times}"
-    else:
-        sent = _aggregate_text(attempt, direction, attempt.aggregation)
+    """Return one sentence: the outcome, the packets, their sender and their destination."""
     foreign = packet_outcome.foreign_verdict(attempt.record)
-    return f"{sent}; {_ANSWER_TEXTS[answer] if foreign is None else _VERDICT_TEXTS[foreign]}"
+    outcome, end = OUTCOMES[answer] if foreign is None else _FOREIGN_OUTCOMES[foreign]
+    if attempt.aggregation is None:
+        packets = _single_text(attempt, direction)
+    else:
+        packets = _aggregate_text(attempt, direction, attempt.aggregation)
+    return f"{outcome} {packets}{end}"
 
 
 def sender_text(
@@ -110,7 +111,7 @@ def _process_or_user(by: Attribution, user: str) -> str:
     if by.process is not None:
         name = _process_name(by.process)
         if others:
-            name = f"{name} and {others} more"
+            name = f"{name} and {counted(others, 'other process', 'other processes')}"
         return f"{name} ({user})" if user else name
     if others < 2:  # at most one process is possible, and it is not named
         return user
@@ -126,9 +127,9 @@ def _process_name(process: Process) -> str:
     return f"{name}[{process.pid}]"
 
 
-def counted(number: int, what: str) -> str:
-    """Return a number with its noun, whose plural is regular: "3 packets"."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun: "3 packets". ``plural`` is needed if it is not regular."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def elapsed(since_ns: int, until_ns: int) -> str:
@@ -137,58 +138,62 @@ def elapsed(since_ns: int, until_ns: int) -> str:
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
-def _single_text(record: Record, direction: Direction, by: Attribution | None) -> str:
-    """Return who sent what, without the fence's answer."""
-    packet = _packet(record)
+def _single_text(attempt: Attempt, direction: Direction) -> str:
+    """Return the packets of one flow, their sender and their destination."""
+    record, number = attempt.record, attempt.packets
+    noun, destination = _noun(record), _destination(record)
+    if number > 1:
+        noun = f"{noun} ({number} packets)" if noun == _CONNECTION else counted(number, noun)
     if record.sandbox is None or not packet_outcome.is_attempt(record):
         rule = f'rule "{visible(record.rule)}"' if record.rule else "a rule without a name"
-        return f"{packet} from {_source(record)} matched {rule}"
+        return f"{noun} from {_source(record)}{destination} by {rule}"
+    sandbox = sender_text(record.sandbox, None, rule=record.rule)
     if direction is Direction.INBOUND:
-        return (
-            f"{_source(record)} sent {sender_text(record.sandbox, None, rule=record.rule)} {packet}"
-        )
-    sender = sender_text(record.sandbox, record.uid, by, rule=record.rule)
-    if record.rule == packet_outcome.VM_LINK:
-        # The rule may have refused the packet because of its source address.
-        of = "" if record.source is None else f" from {visible(record.source)}"
-        mac = "" if record.mac_source is None else f" by {visible(record.mac_source)}"
-        return f"{sender} sent {packet}{of}{mac}"
+        to = f"{destination} in" if destination else " to"
+        return f"{noun} from {_source(record)}{to} {sandbox}"
     if record.rule == packet_outcome.FORWARD:
-        if record.source is record.mac_source is None:
-            return f"somebody tried to pass {packet} through {sender_text(record.sandbox, None)}"
-        sender = f"{_source(record)}, behind {sender_text(record.sandbox, None)},"
-    if record.destination is None:
-        return f"{sender} sent {packet}"
-    return f"{sender} tried {packet} {_WHERE.get(record.rule, 'directly')}"
+        return f"{noun} from {_source(record)}{destination} through {sandbox}"
+    sender = sender_text(record.sandbox, record.uid, attempt.attribution, rule=record.rule)
+    if record.rule == packet_outcome.VM_LINK:
+        noun += _link_sources(record)
+    return f"{noun} from {sender}{destination}{_WHERE.get(record.rule, '')}"
+
+
+def _link_sources(record: Record) -> str:
+    """Return the source addresses of a VM's frame: the rule may refuse it because of them."""
+    sources = {"source": record.source, "MAC": record.mac_source}
+    known = [f"{name} {visible(value)}" for name, value in sources.items() if value is not None]
+    return f" ({', '.join(known)})" if known else ""
 
 
 def _aggregate_text(attempt: Attempt, direction: Direction, aggregation: Aggregation) -> str:
-    record, packets = attempt.record, counted(attempt.packets, "packet")
+    record, kind = attempt.record, _kind(attempt.record)
     name = record.prefix if record.sandbox is None else record.sandbox
-    if (kind := _kind(record)) is not None:
-        packets = f"{packets} ({kind})"
+    packets = counted(attempt.packets, "packet" if kind is None else f"{kind} packet")
     if aggregation.flows is not None:
-        flows = f"in at least {counted(aggregation.flows, 'other flow')}"
+        flows = f"at least {counted(aggregation.flows, 'other flow')}"
     else:
-        flows = "in other flows" if aggregation.reason == "many" else "in flows that nobody knows"
+        flows = "other flows" if aggregation.reason == "many" else "unknown flows"
+    sandbox = sender_text(name, None, rule=record.rule)
     if direction is Direction.INBOUND:
-        return f"somebody sent {sender_text(name, None, rule=record.rule)} {packets} {flows}"
+        return f"{packets} in {flows} to {sandbox}"
     if record.rule == packet_outcome.FORWARD:
-        return f"somebody tried to pass {packets} through {sender_text(name, None)} {flows}"
-    return (
-        f"{sender_text(name, record.uid, attempt.attribution, rule=record.rule)} "
-        f"sent {packets} {flows}"
-    )
+        return f"{packets} in {flows} through {sandbox}"
+    sender = sender_text(name, record.uid, attempt.attribution, rule=record.rule)
+    return f"{packets} in {flows} from {sender}"
 
 
 def _kind(record: Record) -> str | None:
+    """Return the kind of aggregated packets, as far as all have the same."""
     if record.protocol is not None:
         return _protocol(record.protocol)
     if record.ip_version is not None:
         return f"IPv{record.ip_version}"
-    if record.ethertype is None:
-        return None
-    return "ARP" if record.ethertype == _ARP else f"frames of type {record.ethertype:#06x}"
+    return None if record.ethertype is None else _ethertype(record.ethertype)
+
+
+def _ethertype(number: int) -> str:
+    return "ARP" if number == _ARP else f"ethertype {number:#06x}"
 
 
 def detail(
@@ -215,25 +220,32 @@ def _detail_of_many(
     proxy: Proxy | None,
 ) -> str:
     # Users without a limit of their own share one limit: then the user is unknown.
-    user = "somebody" if record.uid is None else f"uid {record.uid}"
-    explanation = (
-        f"These packets are told together because {_REASONS[aggregation.reason].format(who=user)}. "
-        f"They were {_AGGREGATE_DETAILS[answer]}"
+    user = "an unknown user" if record.uid is None else f"uid {record.uid}"
+    reason = _REASONS[aggregation.reason].format(user=user)
+    return (
+        f"These packets are aggregated, because {reason}. {_AGGREGATE_DETAILS[answer]} "
+        f"{general_advice(record.rule, direction, proxy)}"
     )
-    return f"{explanation} {general_advice(record.rule, direction, proxy)}"
 
 
-def _packet(record: Record) -> str:
+def _noun(record: Record) -> str:
     if record.destination is None:
-        return _ETHERTYPES.get(record.ethertype or 0) or (
-            "a frame" if record.ethertype is None else f"a frame of type {record.ethertype:#06x}"
-        )
-    end = _end(record.destination, record.destination_port)
+        return "frame" if record.ethertype is None else f"{_ethertype(record.ethertype)} frame"
+    if record.protocol == protocols.TCP and packet_outcome.is_initiator_known(record):
+        return _CONNECTION
+    return f"{_protocol(record.protocol)} packet"
+
+
+def _destination(record: Record) -> str:
+    """Return " to" with the destination and its service; empty for a frame without IP."""
+    if record.destination is None:
+        return ""
     known = service(record.protocol, record.destination_port)
-    name = (
-        "ping" if packet_outcome.is_echo_request(record) else None if known is None else known.name
-    )
-    return f"{_protocol(record.protocol)} to {end}{'' if name is None else f' ({name})'}"
+    name = None if known is None else known.name
+    if packet_outcome.is_echo_request(record):
+        name = "ping"
+    end = _end(record.destination, record.destination_port)
+    return f" to {end}" if name is None else f" to {end} ({name})"
 
 
 def _protocol(number: int | None) -> str:

@@ -25,65 +25,63 @@ from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, optional
 
 
 class Product(Model):
-    """``product``: what made the event."""
+    """``product``: the program that made the event."""
 
     name: str = Field(description="ocsf-nft")
     vendor_name: str = Field(description="ocsf-nft")
-    version: str = Field(description="the version that is installed")
+    version: str = Field(description="the installed version")
 
 
 class Metadata(Model):
-    """``metadata``. An event fills in ``profiles`` itself, from what it holds."""
+    """``metadata``: facts about the event itself."""
 
-    version: str = Field(description="the OCSF version that the event is told in")
+    version: str = Field(description="the OCSF version of the event")
     uid: str = Field(
-        description="derived from the kernel's record, or from what is told: the same whenever "
-        "that is told again, in every version"
+        description="derived from the kernel's record or from the content: the same if the event "
+        "is made again, and in every OCSF version"
     )
-    product: Product = Field(description="what made the event")
-    profiles: tuple[str, ...] | None = optional_field("derived from the attributes that are there")
+    product: Product = Field(description="the program that made the event")
+    profiles: tuple[str, ...] | None = optional_field("derived from the attributes of the event")
     log_name: str | None = optional_field("netfilter")
     log_provider: str | None = optional_field("netfilter")
     log_source: str | None = optional_field(
-        "what was read: the NFLOG group, /dev/kmsg, the journal, a file"
+        "the source of the record: NFLOG group, /dev/kmsg, journal or file"
     )
-    log_format: str | None = optional_field("the kernel module whose form the record has")
-    original_time: str | None = optional_field("the record's stamp, as the source wrote it")
-    original_event_uid: str | None = optional_field(
-        "what tells the record from all others at its source"
-    )
-    sequence: Long | None = optional_field("the source's own number of the record")
+    log_format: str | None = optional_field("the kernel module that defines the record's format")
+    original_time: str | None = optional_field("the timestamp as the source wrote it")
+    original_event_uid: str | None = optional_field("identifier of the record at its source")
+    sequence: Long | None = optional_field("the number that the source gave the record")
     correlation_uid: str | None = optional_field(
-        "the same in all events of an attempt and in its finding, where it is finding_info.uid; "
-        "of flows that are told together, and of the fan-out that they are, by sandbox, rule and "
-        "user; of a converted record by its flow"
+        "the same in all events of an incident, and equal to finding_info.uid of its finding; "
+        "aggregated flows and their fan-out share one for each sandbox, rule and user; events of "
+        "convert share one for each flow"
     )
-    logged_time: Long | None = optional_field("when the record was read")
-    processed_time: Long | None = optional_field("when the event was made")
+    logged_time: Long | None = optional_field("time when ocsf-nft read the record")
+    processed_time: Long | None = optional_field("time when ocsf-nft made the event")
 
 
 class FirewallRule(Model):
-    """``firewall_rule``: the rule that logged."""
+    """``firewall_rule``: the rule that logged the packet."""
 
     name: str = Field(
-        description="the rule in the log prefix: egress, forward, ingress, link, guard; round a VM "
+        description="the rule in the log prefix: egress, forward, ingress, link, guard; for a VM "
         "vm-forward, vm-input, vm-ingress, vm-link"
     )
-    uid: str | None = optional_field("family/table/chain/handle in the kernel")
-    type: str | None = optional_field("nftables, where the rule is ours")
-    desc: str | None = optional_field("what the rule is for")
-    condition: str | None = optional_field("the rule's text, as the kernel lists it")
+    uid: str | None = optional_field("family/table/chain/handle of the rule in the kernel")
+    type: str | None = optional_field("nftables, if the rule belongs to a fence")
+    desc: str | None = optional_field("purpose of the rule")
+    condition: str | None = optional_field("text of the rule, as nft lists it")
 
 
 class Tactic(Model):
-    """``tactic`` of ATT&CK."""
+    """``tactic``: a tactic of ATT&CK."""
 
     uid: str = Field(description="the tactic's id")
     name: str = Field(description="the tactic's name")
 
 
 class Technique(Model):
-    """``technique`` or ``sub_technique`` of ATT&CK."""
+    """``technique`` or ``sub_technique``: a technique of ATT&CK."""
 
     uid: str = Field(description="the technique's id")
     name: str = Field(description="the technique's name")
@@ -93,74 +91,78 @@ class Attack(Model):
     """``attack``: one technique under one tactic."""
 
     version: str = Field(description="the version of ATT&CK")
-    tactic: Tactic = Field(description="what it would be for")
-    technique: Technique = Field(description="what it would be, by protocol and port")
-    sub_technique: Technique | None = optional_field("the same, finer")
+    tactic: Tactic = Field(description="the tactic that the technique serves")
+    technique: Technique = Field(
+        description="the technique that the attempt resembles, by protocol and port"
+    )
+    sub_technique: Technique | None = optional_field("the sub-technique, if there is one")
 
 
 class Analytic(Model):
-    """``analytic``: what found a finding."""
+    """``analytic``: the detection that made a finding."""
 
     uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
-    name: str = Field(description="the same for people")
+    name: str = Field(description="Attempt or Fan-out")
     type_id: AnalyticType = Field(description="1")
     type: Caption = caption_of("type_id")
 
 
 class RelatedEvent(Model):
-    """``related_event``: an event that a finding is about."""
+    """``related_event``: an event of a finding's incident."""
 
-    uid: str = Field(description="its metadata.uid")
-    type_uid: Long = Field(description="its type_uid")
-    type_name: str = Field(description="its type_name")
+    uid: str = Field(description="metadata.uid of that event")
+    type_uid: Long = Field(description="type_uid of that event")
+    type_name: str = Field(description="type_name of that event")
 
 
 class FindingInfo(Model):
-    """``finding_info``: what was found; ``uid`` is the same for all that is told of it."""
+    """``finding_info``: description of a finding. All events of the finding have its ``uid``."""
 
-    uid: str = Field(description="the same from Create to Close")
-    title: str = Field(description="what was found, in a few words")
-    desc: str = Field(description="the same in sentences")
-    types: tuple[str, ...] = Field(description="Policy Violation, or Fan-out")
-    analytic: Analytic = Field(description="what found it")
-    data_sources: tuple[str, ...] | None = optional_field("what the records were read from")
-    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK, as at the top level")
-    first_seen_time: Long = Field(description="of the first packet")
-    last_seen_time: Long = Field(description="of the last packet so far")
+    uid: str = Field(description="identifier of the incident, from Create to Close")
+    title: str = Field(description="short description")
+    desc: str = Field(description="description in sentences")
+    types: tuple[str, ...] = Field(description="Policy Violation or Fan-out")
+    analytic: Analytic = Field(description="the detection that made the finding")
+    data_sources: tuple[str, ...] | None = optional_field("sources of the records")
+    attacks: tuple[Attack, ...] | None = optional_field("ATT&CK techniques, as at the top level")
+    first_seen_time: Long = Field(description="time of the first packet")
+    last_seen_time: Long = Field(description="time of the last packet so far")
     related_events: tuple[RelatedEvent, ...] | None = optional_field(
-        "the latest Network Activity events of the attempt, ten at most"
+        "the latest Network Activity events of the incident, at most ten"
     )
-    related_events_count: Long | None = optional_field("how many there are in all, so far")
+    related_events_count: Long | None = optional_field(
+        "number of all its Network Activity events so far"
+    )
 
 
 class Remediation(Model):
-    """``remediation``: what to do about a finding."""
+    """``remediation``: advice for the operator of the sandbox."""
 
-    desc: str = Field(description="what to do, for whoever runs the sandbox")
+    desc: str = Field(description="what to check and to do")
 
 
 class ResourceDetails(Model):
-    """``resource_details``: what a finding is about."""
+    """``resource_details``: the sandbox of a finding."""
 
-    name: str = Field(description="the sandbox's name")
+    name: str = Field(description="name of the sandbox")
     type: str = Field(description="sandbox")
 
 
 class Image(Model):
-    """``image`` of a container."""
+    """``image``: the image of a container."""
 
     uid: str = Field(description="the image's id, from the configuration")
     name: str | None = optional_field("the image's name, from the configuration")
 
 
 class Container(Model):
-    """``container`` that the sandbox is, or that a process runs in."""
+    """``container``: the container that is the sandbox, or that a process runs in."""
 
     uid: str | None = optional_field("the container's id")
     name: str | None = optional_field("the container's name")
-    runtime: str | None = optional_field("what runs it")
-    image: Image | None = optional_field("what it was made from")
-    pod_uuid: str | None = optional_field("of the Kubernetes pod that it is in")
+    runtime: str | None = optional_field("the container runtime")
+    image: Image | None = optional_field("the container's image")
+    pod_uuid: str | None = optional_field("UID of the container's Kubernetes pod")
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:
@@ -170,22 +172,20 @@ class Container(Model):
 
 
 class NetworkEndpoint(Model):
-    """``network_endpoint``. A MAC address alone does not make one: the schema wants a name too."""
+    """``network_endpoint``: a source or destination of packets."""
 
     profile_attributes: ClassVar = {"container": ("container",)}
 
-    name: str | None = optional_field("the sandbox, at the end that it is")
-    uid: str | None = optional_field("the MAC address, where nothing else is known of an end")
+    name: str | None = optional_field("name of the sandbox, if the endpoint is the sandbox")
+    uid: str | None = optional_field("the MAC address, if nothing else is known")
     ip: str | None = optional_field("the address in the packet")
     port: Port | None = optional_field("the port in the packet")
-    svc_name: str | None = optional_field(
-        "the service that the destination's port is known for (IANA)"
-    )
+    svc_name: str | None = optional_field("the service of the destination port (IANA)")
     mac: str | None = optional_field("the MAC address in the frame")
-    interface_name: str | None = optional_field("the interface at that end, as the kernel calls it")
+    interface_name: str | None = optional_field("the network interface on that side")
     network_scope_id: NetworkScope | None = optional_field("derived from the address")
     network_scope: Caption | None = caption_of("network_scope_id")
-    container: Container | None = optional_field("the container that the sandbox is")
+    container: Container | None = optional_field("the container that is the sandbox")
 
     @model_validator(mode="after")
     def _is_someone(self) -> Self:
@@ -195,118 +195,120 @@ class NetworkEndpoint(Model):
 
 
 class NetworkProxy(Model):
-    """``network_proxy``: where the traffic should have gone."""
+    """``network_proxy``: the proxy that the sender should use."""
 
-    ip: str = Field(description="the proxy's address, of the packet's family where there is one")
-    port: Port = Field(description="the proxy's port")
+    ip: str = Field(
+        description="address of the proxy, of the packet's family if the sandbox has such a proxy"
+    )
+    port: Port = Field(description="port of the proxy")
 
 
 class NetworkConnectionInfo(Model):
-    """``network_connection_info``."""
+    """``network_connection_info``: direction, protocol and flags."""
 
-    direction_id: Direction = Field(description="seen from the sandbox, by the rule that refused")
+    direction_id: Direction = Field(description="direction from the sandbox's view, by the rule")
     direction: Caption = caption_of("direction_id")
     protocol_num: Annotated[int, Field(ge=0, le=255)] | None = optional_field(
         "the protocol in the packet"
     )
-    protocol_name: str | None = optional_field("its name at IANA, in lower case")
+    protocol_name: str | None = optional_field("IANA's name of the protocol, in lower case")
     protocol_ver_id: ProtocolVersion | None = optional_field("the packet's IP version")
     protocol_ver: Caption | None = caption_of("protocol_ver_id")
-    tcp_flags: int | None = optional_field("the nine flags of the TCP header")
+    tcp_flags: int | None = optional_field("the nine TCP flags, as a number")
     boundary_id: Boundary | None = optional_field("derived from both addresses")
     boundary: Caption | None = caption_of("boundary_id")
     community_uid: str | None = optional_field("Community ID, version 1")
 
 
 class NetworkTraffic(Model):
-    """``network_traffic``: what this event counts, and no other event does."""
+    """``network_traffic``: the packets that this event counts, and no other event."""
 
     packets: Long = Field(description="the same as count")
-    bytes: Long | None = optional_field("of the kernel's counter, or of the packet")
+    bytes: Long | None = optional_field("bytes by the kernel's counter, or length of the packet")
 
 
 class Group(Model):
-    """``group``."""
+    """``group``: a group of users."""
 
     uid: str | None = optional_field("the group's id")
     name: str | None = optional_field("the group's name")
 
 
 class User(Model):
-    """``user``."""
+    """``user``: the user of a socket or process."""
 
     name: str | None = optional_field("the user's name")
-    uid: str = Field(description="the user's id, as this host numbers users")
+    uid: str = Field(description="the user's id in the host's user namespace")
     groups: tuple[Group, ...] | None = optional_field(
-        "the group that the packet's socket has, or that the process runs as"
+        "the group of the packet's socket or of the process"
     )
 
 
 class Fingerprint(Model):
-    """``fingerprint``: what tells a file's content from any other."""
+    """``fingerprint``: a hash of a file's content."""
 
     algorithm_id: FingerprintAlgorithm = Field(description="3")
     algorithm: Caption = caption_of("algorithm_id")
-    value: str = Field(description="of the whole content, in hexadecimal")
+    value: str = Field(description="hash of the whole content, in hexadecimal")
 
 
 class File(Model):
-    """``file``: a process's program."""
+    """``file``: the program of a process."""
 
-    name: str = Field(description="the last part of the path")
-    path: str = Field(
-        description="the program that the process runs; memfd:NAME where it is in memory alone"
-    )
+    name: str = Field(description="last part of the path")
+    path: str = Field(description="path of the program; memfd:NAME if it exists only in memory")
     type_id: FileType = Field(description="1")
     type: Caption = caption_of("type_id")
-    is_deleted: bool | None = optional_field("whether the program was deleted while it runs")
-    hashes: tuple[Fingerprint, ...] | None = optional_field("of the program")
+    is_deleted: bool | None = optional_field("true if the program was deleted while it runs")
+    hashes: tuple[Fingerprint, ...] | None = optional_field("hashes of the program")
 
 
 class ProcessEntity(Model):
     """``process_entity``: an ancestor of a process."""
 
     name: str | None = optional_field("the ancestor's name")
-    pid: int = Field(description="the ancestor's id, as this host numbers processes")
+    pid: int = Field(description="the ancestor's id in the host's PID namespace")
     path: str | None = optional_field("the ancestor's program")
 
 
 class ParentProcess(Model):
-    """``process``: the parent of one."""
+    """``process``: the parent of a process."""
 
     name: str | None = optional_field("the parent's name")
-    pid: int = Field(description="the parent's id, as this host numbers processes")
+    pid: int = Field(description="the parent's id in the host's PID namespace")
     path: str | None = optional_field("the parent's program")
     file: File | None = optional_field("the parent's program")
 
 
 class Process(Model):
-    """``process``: who did it."""
+    """``process``: the sender, or the process that altered the fence."""
 
     profile_attributes: ClassVar = {"container": ("container", "namespace_pid")}
 
     name: str | None = optional_field(
-        "the program's name or, where that is not known, the process's own"
+        "name of the program; the process's own name if the program is unknown"
     )
-    pid: int = Field(description="the process's id, as this host numbers processes")
-    ptid: Long | None = optional_field("the id of the thread that did it")
-    path: str | None = optional_field("the program that it runs")
-    cmd_line: str | None = optional_field("its arguments")
-    working_directory: str | None = optional_field("its working directory")
-    created_time: Long | None = optional_field("when it was started")
-    file: File | None = optional_field("the program that it runs")
-    user: User | None = optional_field("who it runs as")
-    parent_process: ParentProcess | None = optional_field("what started it")
-    ancestry: tuple[ProcessEntity, ...] | None = optional_field("its ancestors, the parent first")
-    namespace_pid: int | None = optional_field("its id inside the sandbox")
-    container: Container | None = optional_field("the container that it runs in")
+    pid: int = Field(description="the process's id in the host's PID namespace")
+    ptid: Long | None = optional_field("id of the thread that sent the packet")
+    path: str | None = optional_field("path of the program")
+    cmd_line: str | None = optional_field("arguments of the process")
+    working_directory: str | None = optional_field("working directory of the process")
+    created_time: Long | None = optional_field("start time of the process")
+    file: File | None = optional_field("the program")
+    user: User | None = optional_field("the user that the process runs as")
+    parent_process: ParentProcess | None = optional_field("the parent of the process")
+    ancestry: tuple[ProcessEntity, ...] | None = optional_field(
+        "ancestors of the process, the parent first"
+    )
+    namespace_pid: int | None = optional_field("the process's id in its own PID namespace")
+    container: Container | None = optional_field("the container that the process runs in")
 
 
 class Actor(Model):
-    """``actor``: who did it, as far as the kernel's record, and who looked, can say."""
+    """``actor``: the process and the user of the sender, as far as they are known."""
 
     process: Process | None = optional_field(
-        "the process, where it is known and never where it is guessed"
+        "the process, if it is known for certain enough; never a guess"
     )
     user: User | None = optional_field("the user of the packet's socket")
 
@@ -318,50 +320,54 @@ class Actor(Model):
 
 
 class Enrichment(Model):
-    """``enrichment``: how it is known which process did it, or why it is not."""
+    """``enrichment``: method, confidence and reason of the attribution."""
 
     name: str = Field(description="actor.process")
-    value: str = Field(description="the process's id; unknown, where it is not known or not which")
+    value: str = Field(
+        description="the process's id; unknown if no process, or no single one, is known"
+    )
     type: str = Field(description="attribution")
     provider: str = Field(description="ocsf-nft")
     data: dict[str, Any] = Field(
-        description="method: capture, where the kernel told who sent it, socket, where the "
-        "process had the socket when the record arrived, user, where only the kernel's record "
-        "tells, or none; confidence: High, Medium or Low; reason, in a sentence; where there are "
-        "several, processes, with how often each was seen to try (calls), and how many more there "
-        "are, at least (unnamed)"
+        description="method: capture (the kernel reported the sender), socket (the process "
+        "had the socket when the record was read), user (only the user in the kernel's record) or "
+        "none; confidence: High, Medium or Low; reason: one sentence; processes: if there were "
+        "several, each with the number of its calls; unnamed: number of further processes, as a "
+        "lower bound"
     )
 
 
 class Evidences(Model):
-    """``evidences``: one thing that was seen."""
+    """``evidences``: one sender and its packets."""
 
-    actor: Actor | None = optional_field("who did it")
+    actor: Actor | None = optional_field("process and user of the sender")
     process: Process | None = optional_field("the process, as in actor")
-    src_endpoint: NetworkEndpoint | None = optional_field("where it was from")
-    dst_endpoint: NetworkEndpoint | None = optional_field("where it was to")
-    connection_info: NetworkConnectionInfo = Field(description="how: direction, protocol, flags")
+    src_endpoint: NetworkEndpoint | None = optional_field("source of the packets")
+    dst_endpoint: NetworkEndpoint | None = optional_field("destination of the packets")
+    connection_info: NetworkConnectionInfo = Field(description="direction, protocol and flags")
 
 
 class Os(Model):
-    """``os``."""
+    """``os``: the operating system."""
 
     name: str = Field(description="Linux")
     type_id: OsType = Field(description="200")
     type: Caption = caption_of("type_id")
-    kernel_release: str | None = optional_field("the kernel's release")
+    kernel_release: str | None = optional_field("release of the kernel")
 
 
 class Device(Model):
-    """``device``: the machine whose kernel refused."""
+    """``device``: the machine whose kernel enforces the fence."""
 
-    name: str | None = optional_field("unknown, where the host is not and the class wants one")
-    hostname: str | None = optional_field("the host's name")
-    type_id: DeviceType = Field(description="6 on a virtual machine, else 0")
+    name: str | None = optional_field(
+        "unknown, if the class requires a device and the host is not known"
+    )
+    hostname: str | None = optional_field("name of the host")
+    type_id: DeviceType = Field(description="6 if the machine is virtual, else 0")
     type: Caption = caption_of("type_id")
-    os: Os | None = optional_field("the host's system")
-    boot_uid: str | None = optional_field("the kernel's id of this boot")
-    boot_time: Long | None = optional_field("when the host was booted")
+    os: Os | None = optional_field("operating system of the host")
+    boot_uid: str | None = optional_field("the kernel's id of the current boot")
+    boot_time: Long | None = optional_field("time of the boot")
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:
@@ -371,9 +377,9 @@ class Device(Model):
 
 
 class Observable(Model):
-    """``observable``: ``name`` is the path of an attribute, ``value`` what it holds, as text."""
+    """``observable``: path and value of an attribute, to search for."""
 
-    name: str = Field(description="the path of an attribute of the event")
-    type_id: ObservableType = Field(description="what the attribute is, by the schema")
+    name: str = Field(description="path of the attribute in the event")
+    type_id: ObservableType = Field(description="type of the attribute")
     type: Caption = caption_of("type_id")
-    value: str = Field(description="what the attribute holds, as text")
+    value: str = Field(description="value of the attribute, as text")

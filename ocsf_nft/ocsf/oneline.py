@@ -3,7 +3,7 @@
 It has time, severity, sandbox, sender, packet, outcome, number, rule and advice:
 
     2026-11-24T23:47:46.123Z  MEDIUM  agent  uid 1000 curl[4242]  TCP 203.0.113.7:443 https
-    refused  [egress]  Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.
+    blocked  [egress]  Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.
 
 All versions and classes of OCSF are accepted, and any event that was read as JSON. Missing or
 invalid values are left out.
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from ocsf_nft.ocsf import attribution_enrichment, protocols
-from ocsf_nft.ocsf.enums import Direction
+from ocsf_nft.ocsf.enums import Direction, Disposition
 from ocsf_nft.ocsf.packet_outcome import Answer
 from ocsf_nft.ocsf.safe_text import visible
 from ocsf_nft.ocsf.services import service
@@ -69,8 +69,6 @@ _USUAL_NAMES: Final[dict[int | None, str]] = {
     41: "IPv6 in IP",
 }
 _ARP: Final = 0x0806
-#: ``disposition_id`` Blocked, shown as "refused": our events are about fences.
-_REFUSED: Final = 2
 
 
 def shorthand(event: Mapping[str, Any]) -> tuple[Segment, ...]:
@@ -208,9 +206,9 @@ def _traffic(event: Any) -> str:
     protocol = _number(_at(event, "connection_info", "protocol_num"))
     source, destination = _end(_at(event, "src_endpoint")), _end(_at(event, "dst_endpoint"))
     known = service(protocol, _number(_at(event, "dst_endpoint", "port")))
-    if _at(event, "unmapped", "merged") is not None:
-        flows = _number(_at(event, "unmapped", "merged", "flows"))
-        ends = "flows told together" if flows is None else f"flows ≥{flows}"
+    if _at(event, "unmapped", "aggregation") is not None:
+        flows = _number(_at(event, "unmapped", "aggregation", "flows"))
+        ends = "aggregated flows" if flows is None else f"flows ≥{flows}"
     elif _at(event, "connection_info", "direction_id") == Direction.OUTBOUND and destination:
         ends = destination
     elif source:
@@ -245,10 +243,10 @@ def _end(endpoint: Any) -> str:
 
 
 def _outcome(event: Mapping[str, Any]) -> str:
-    if _number(event.get("disposition_id")) == _REFUSED:
-        return "refused"
+    if _number(event.get("disposition_id")) == Disposition.BLOCKED:
+        return "blocked"  # also if the event has no captions
     if event.get("status_code") == Answer.PERMITTED.value:
-        return "let pass (permissive)"
+        return "allowed (permissive)"
     for key in ("disposition", "action", "activity_name", "status"):
         word = _word(event.get(key)).lower()
         if word not in {"", "unknown"}:

@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 class FenceState(Enum):
     """State of a fence.
 
-    ``ABSENT``: removed. ``STANDING``: active, and it logs what it refuses. ``PERMISSIVE``:
-    as requested, it refuses nothing and logs what it would refuse. ``DEGRADED``: it refuses
-    packets without logging all of them. ``PERMISSIVE_DEGRADED``: it refuses nothing, and does not
-    log all that it would refuse. ``ALTERED``: its effect is unknown, because it differs from the
-    installed fence, or can't be read.
+    ``ABSENT``: removed. ``ACTIVE``: it blocks packets, and logs what it blocks. ``PERMISSIVE``:
+    as requested, it blocks nothing and logs what it would block. ``DEGRADED``: it blocks packets
+    without logging all of them. ``PERMISSIVE_DEGRADED``: it blocks nothing, and does not log all
+    that it would block. ``ALTERED``: its effect is unknown, because it differs from the installed
+    fence, or can't be read.
     """
 
     ABSENT = "Absent"
-    STANDING = "Standing"
+    ACTIVE = "Active"
     PERMISSIVE = "Permissive"
     PERMISSIVE_DEGRADED = "Permissive, Degraded"
     DEGRADED = "Degraded"
@@ -68,7 +68,7 @@ class Tampering:
 
 _CONFIG_STATES: Final = {
     FenceState.ABSENT: ConfigState.DISABLED,
-    FenceState.STANDING: ConfigState.ENABLED,
+    FenceState.ACTIVE: ConfigState.ENABLED,
     FenceState.PERMISSIVE: ConfigState.OTHER,
     FenceState.PERMISSIVE_DEGRADED: ConfigState.OTHER,
     FenceState.DEGRADED: ConfigState.OTHER,
@@ -76,7 +76,7 @@ _CONFIG_STATES: Final = {
 }
 _SEVERITIES: Final = {
     FenceState.ABSENT: Severity.MEDIUM,
-    FenceState.STANDING: Severity.INFORMATIONAL,
+    FenceState.ACTIVE: Severity.INFORMATIONAL,
     FenceState.PERMISSIVE: Severity.MEDIUM,
     FenceState.PERMISSIVE_DEGRADED: Severity.HIGH,
     FenceState.DEGRADED: Severity.HIGH,
@@ -85,20 +85,20 @@ _SEVERITIES: Final = {
 #: States of a fence that exists as it was installed.
 _AS_INSTALLED: Final = frozenset(set(FenceState) - {FenceState.ABSENT, FenceState.ALTERED})
 _SENTENCES: Final = {
-    FenceState.ABSENT: "The fence of sandbox {sandbox} is gone: nothing holds the sandbox back",
-    FenceState.STANDING: "The fence of sandbox {sandbox} stands, and logs what it refuses",
+    FenceState.ABSENT: "The fence of sandbox {sandbox} is removed: nothing restricts the sandbox",
+    FenceState.ACTIVE: "The fence of sandbox {sandbox} is active, and logs what it blocks",
     FenceState.PERMISSIVE: (
-        "The fence of sandbox {sandbox} stands and is permissive: it lets pass what it would "
-        "refuse, and tells of it"
+        "The fence of sandbox {sandbox} is active and permissive: it allows and logs what it would "
+        "block"
     ),
     FenceState.PERMISSIVE_DEGRADED: (
-        "The fence of sandbox {sandbox} stands and is permissive: it lets pass what it would "
-        "refuse, and does not log all of it"
+        "The fence of sandbox {sandbox} is active and permissive, but does not log all that it "
+        "would block"
     ),
-    FenceState.DEGRADED: "The fence of sandbox {sandbox} stands, but does not log all it refuses",
+    FenceState.DEGRADED: "The fence of sandbox {sandbox} is active, but does not log all it blocks",
     FenceState.ALTERED: (
-        "The fence of sandbox {sandbox} is not as it was installed, or can't be looked at: "
-        "it may hold nothing back"
+        "The fence of sandbox {sandbox} differs from the installed one, or can't be read: it may "
+        "block nothing"
     ),
 }
 
@@ -140,7 +140,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
             actor = actor_of_process(tampering.process)
             unmapped |= unmapped_of(tampering.process)
         if after in _AS_INSTALLED and not tampering.given_up:
-            sentence += "; it was altered, and has been put back"
+            sentence += "; another process altered it, and it has been restored"
     cause = None if is_regular else reason
     start, end = _span(tampering)
     return DeviceConfigStateChange(
@@ -202,30 +202,30 @@ def attribution_degraded(
         severity_id=Severity.MEDIUM,
         status_id=Status.FAILURE,
         status_detail=visible(reason),
-        message=f"Processes are not captured any more: {visible(reason)}. {_NOW_BY[method]}",
+        message=f"The capture of processes has stopped: {visible(reason)}. {_FALLBACKS[method]}",
         app=product(),
         device=device,
         observables=observables or None,
         unmapped={"method": method},
-        metadata=own_metadata(stable_uid("attribution fell", method, reason, time_ns), time_ns),
+        metadata=own_metadata(stable_uid("attribution degraded", method, reason, time_ns), time_ns),
     )
 
 
-_NOW_BY: Final[dict[Method, str]] = {
-    "socket": "From now on they are those that have the socket when it is looked up.",
-    "user": "From now on events name the user alone.",
+_FALLBACKS: Final[dict[Method, str]] = {
+    "socket": "Events now name the process that has the socket when the record is read.",
+    "user": "Events now name only the user.",
 }
 
 
 def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> ApplicationLifecycle:
     """Return the event of dropped records; ``processed_ns`` is now, in ns since the epoch, UTC."""
     if gap.transport == "counters":
-        what = "Counts may be lost, nobody knows of how many packets"
+        loss = "Counts of an unknown number of packets may be missing"
     else:
-        what = "Records were lost, nobody knows how many"
+        loss = "An unknown number of records was dropped"
         if gap.dropped is not None:
-            what = f"{messages.counted(gap.dropped, 'record')} {_were(gap.dropped)} lost"
-        what = f"{what} on the way from the kernel ({gap.transport})"
+            loss = f"{messages.counted(gap.dropped, 'record')} {_were(gap.dropped)} dropped"
+        loss = f"{loss} on the way from the kernel ({gap.transport})"
     device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
@@ -238,7 +238,7 @@ def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> Applica
         severity_id=Severity.HIGH,
         status_id=Status.FAILURE,
         status_detail=visible(gap.reason),
-        message=f"{what}: {visible(gap.reason)}.",
+        message=f"{loss}: {visible(gap.reason)}.",
         app=product(),
         device=device,
         observables=observables or None,
@@ -258,9 +258,9 @@ def events_dropped(
     ``number`` is None if unknown. The events were dropped between ``since_ns`` and ``until_ns``, in
     ns since the epoch, UTC; ``until_ns`` is now.
     """
-    what = "Events may be lost, nobody knows how many"
+    loss = "An unknown number of events may have been dropped"
     if number is not None:
-        what = f"{messages.counted(number, 'event')} {_were(number)} lost"
+        loss = f"{messages.counted(number, 'event')} {_were(number)} dropped"
     device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
@@ -273,15 +273,18 @@ def events_dropped(
         severity_id=Severity.HIGH,
         status_id=Status.FAILURE,
         status_detail=visible(reason),
-        message=f"{what}: {visible(reason)}.",
+        message=f"{loss}: {visible(reason)}.",
         app=product(),
         device=device,
         observables=observables or None,
         unmapped={"transport": "store"},
         metadata=own_metadata(
-            stable_uid("events lost", reason, number, since_ns, until_ns), until_ns
+            stable_uid("events dropped", reason, number, since_ns, until_ns), until_ns
         ),
     )
+
+
+_NO_PACKETS: Final = "no packet was blocked or allowed"
 
 
 def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at the call
@@ -298,24 +301,20 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
     """Return the event of a time without reads of a fence's counters and log.
 
     The service was stopped or late. ``packets`` is the number of packets in that time. A permissive
-    fence allowed ``allowed`` of them; the others were refused. The next events count all of these
-    packets, so this event's ``count`` must not be added to theirs. Times
-    are in ns since the epoch, UTC; ``processed_ns`` is now. ``since_ns`` and ``until_ns`` may be of
-    two runs. If the clock was set back between them, the event has no duration. The same arguments
+    fence allowed ``allowed`` of them; the others were blocked. The next events count all of these
+    packets, so this event's ``count`` must not be added to theirs. Times are in ns
+    since the epoch, UTC; ``processed_ns`` is now. ``since_ns`` and ``until_ns`` may be of two runs.
+    If the clock was set back between them, the event has no duration. The same arguments
     give the same event uid.
     """
     duration = messages.elapsed(since_ns, until_ns)
-    became = {"refused": packets - allowed, "let pass (it is permissive)": allowed}
-    kinds = [
-        f"{messages.counted(number, 'packet')} {_were(number)} {what}"
-        for what, number in became.items()
+    outcomes = {"blocked": packets - allowed, "allowed (the fence is permissive)": allowed}
+    counts = [
+        f"{messages.counted(number, 'packet')} {_were(number)} {outcome}"
+        for outcome, number in outcomes.items()
         if number
     ]
-    if packets:
-        are = "is" if packets == 1 else "are"
-        meanwhile = f"{' and '.join(kinds)} meanwhile, and {are} counted"
-    else:
-        meanwhile = "nothing was refused meanwhile"
+    meanwhile = f"{' and '.join(counts)}; later events count them" if packets else _NO_PACKETS
     device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,
@@ -329,15 +328,15 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
         status_id=Status.FAILURE,
         status_detail=visible(reason),
         message=(
-            f"ocsf-nft did not read the fence of sandbox {visible(sandbox)} for {duration}; "
-            f"{meanwhile}."
+            f"ocsf-nft did not read the fence of sandbox {visible(sandbox)} for {duration}. "
+            f"Meanwhile {meanwhile}."
         ),
         app=product(),
         device=device,
         observables=observables or None,
         unmapped={"sandbox": visible(sandbox)},
         metadata=own_metadata(
-            stable_uid("unread", sandbox, packets, since_ns, until_ns, reason), processed_ns
+            stable_uid("collection gap", sandbox, packets, since_ns, until_ns, reason), processed_ns
         ),
     )
 
@@ -366,7 +365,7 @@ def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
 def _status(state: FenceState, reason: str | None, tampering: Tampering | None) -> Status:
     if tampering is not None and tampering.given_up:
         return Status.FAILURE
-    is_good = state in {FenceState.STANDING, FenceState.PERMISSIVE} or (
+    is_good = state in {FenceState.ACTIVE, FenceState.PERMISSIVE} or (
         state is FenceState.ABSENT and reason is None
     )
     return Status.SUCCESS if is_good else Status.FAILURE
@@ -383,4 +382,4 @@ def _severity(state: FenceState, reason: str | None, tampering: Tampering | None
 
 
 def _security_level(state: FenceState) -> SecurityLevel:
-    return SecurityLevel.SECURE if state is FenceState.STANDING else SecurityLevel.AT_RISK
+    return SecurityLevel.SECURE if state is FenceState.ACTIVE else SecurityLevel.AT_RISK

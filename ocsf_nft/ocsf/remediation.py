@@ -20,80 +20,79 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.context import Proxy
     from ocsf_nft.record import Record
 
-_INBOUND: Final = "Only replies of the sandbox's proxy may come in."
-_NO_PROXY: Final = "Only the sandbox's proxy may be reached: use it."
-_ONLY_TCP: Final = "Only TCP to the proxy at {url} may leave."
+_INBOUND: Final = "The sandbox may receive only replies of its proxy."
+_NO_PROXY: Final = "The sandbox may connect only to its proxy: use the proxy."
+_ONLY_TCP: Final = "The sandbox may send only TCP to the proxy at {url}."
 #: Allowed traffic of a VM on its host, by rule.
 _OF_VM: Final = {
-    packet_outcome.VM_INGRESS: "Only replies to what the VM began itself may come in.",
+    packet_outcome.VM_INGRESS: "The VM may receive only replies on connections that it opened.",
     packet_outcome.VM_FORWARD: (
-        "Its host passes on what the VM began itself, to addresses out there: nothing back into "
-        "its own subnet or to the host's own link, and nothing that a rule of the host would turn."
+        "Its host forwards only connections that the VM opens to external addresses. It forwards "
+        "nothing to the VM's own subnet or to the host's link, and nothing that a rule of the host "
+        "redirects."
     ),
-    packet_outcome.VM_INPUT: "On its host the VM may reach the gateway's port alone.",
+    packet_outcome.VM_INPUT: "On its host, the VM may connect only to the gateway's port.",
     packet_outcome.VM_LINK: (
-        "The VM may send IP and ARP in its own name alone: without tags, from its one link address "
-        "and the addresses of its subnet that are not the gateway's."
+        "The VM may send only IP and ARP without VLAN tags, from its own MAC address and from the "
+        "addresses of its subnet that are not the gateway's."
     ),
 }
 
 _METADATA: Final = (
-    "The cloud's metadata service is not for this sandbox: whoever runs it has to give it "
+    "This sandbox may not use the cloud's metadata service: its operator has to provide "
     "credentials in another way."
 )
 _BEHIND: Final = (
-    "Nothing behind the sandbox may go out, not even to the proxy: run the program in the sandbox "
-    "itself."
+    "Programs behind the sandbox may not connect to anything, not even to the proxy: run the "
+    "program in the sandbox itself."
 )
-_FRAME: Final = "Only frames of the IP stack may leave: use a socket of TCP to the proxy."
-_FRAGMENT: Final = "Fragments never pass, not even to the proxy: send whole packets."
-_BY_ITSELF: Final = "A kernel sends such packets by itself: there is nothing to do."
-_MULTICAST: Final = "Nobody is found by multicast or broadcast from here: turn discovery off."
+_FRAME: Final = "The sandbox may send only frames of the IP stack: use a TCP socket to the proxy."
+_FRAGMENT: Final = "The fence blocks every fragment, also to the proxy: send whole packets."
+_BY_ITSELF: Final = "A kernel sends such packets by itself: no action is needed."
+_MULTICAST: Final = "Multicast and broadcast don't leave the sandbox: turn discovery off."
 _PING: Final = (
-    "Ping and traceroute don't work in this sandbox: to see whether a web server answers, use "
+    "Ping and traceroute don't work in this sandbox: to check if a web server answers, use "
     "curl -sI --proxy '{url}' https://HOST/"
 )
-_CONNECT: Final = "Go through the proxy at {url} (HTTP CONNECT)."
-_ASK_FOR_UDP: Final = "Whoever runs the sandbox can allow it: --allow {end}"
+_CONNECT: Final = "Connect through the proxy at {url} (HTTP CONNECT)."
+_ASK_FOR_UDP: Final = "The sandbox's operator can allow it: --allow {end}"
 _ASK: Final = (
-    "Whoever runs the sandbox can allow it (--allow {end}); else it takes a client that goes "
-    "through the proxy at {url} by HTTP CONNECT."
+    "The sandbox's operator can allow it (--allow {end}). Otherwise use a client that connects "
+    "through the proxy at {url} with HTTP CONNECT."
 )
 _BY_KIND: Final = {
     Kind.WEB: "Use the proxy: set {variable}={url} and try again.",
     Kind.QUIC: (
-        "If this is HTTP/3 (QUIC), it does not go through the proxy: set HTTPS_PROXY={url} and "
-        "turn HTTP/3 off."
+        "If this is HTTP/3 (QUIC), the proxy can't forward it: set HTTPS_PROXY={url} and turn "
+        "HTTP/3 off."
     ),
-    Kind.NAMES: ("Don't resolve names here: set HTTPS_PROXY={url} and let the proxy resolve them."),
+    Kind.NAMES: "Don't resolve names here: set HTTPS_PROXY={url} and let the proxy resolve them.",
     Kind.SSH: (
-        "For Git, set HTTPS_PROXY={url} and use https:// remotes. SSH itself goes through a proxy "
-        "that allows CONNECT to its port: ssh -o ProxyCommand='nc -X connect -x {proxy} %h %p'"
+        "For Git, set HTTPS_PROXY={url} and use https:// remotes. If the proxy allows CONNECT to "
+        "the port, SSH works with: ssh -o ProxyCommand='nc -X connect -x {proxy} %h %p'"
     ),
-    Kind.GIT: (
-        "git:// does not go through the proxy: set HTTPS_PROXY={url} and use https:// remotes."
-    ),
+    Kind.GIT: ("The proxy can't forward git://: set HTTPS_PROXY={url} and use https:// remotes."),
     Kind.REGISTRY: (
-        "Packages and images come through the proxy: set HTTPS_PROXY={url} and http_proxy={url} "
+        "Get packages and images through the proxy: set HTTPS_PROXY={url} and http_proxy={url} "
         "for pip, npm, cargo and apt."
     ),
     Kind.FILES: (
-        "File servers are not reached from here: set HTTPS_PROXY={url} and fetch over https://."
+        "The sandbox can't reach file servers: set HTTPS_PROXY={url} and fetch over https://."
     ),
     Kind.MAIL: (
-        "Mail is neither sent nor read from here: set HTTPS_PROXY={url} and use a service that has "
-        "an HTTPS API."
+        "The sandbox can't send or read mail: set HTTPS_PROXY={url} and use a service with an "
+        "HTTPS API."
     ),
     Kind.DATABASE: f"This is a database's port. {_ASK}",
     Kind.DIRECTORY: f"This is a directory service's port. {_ASK}",
     Kind.TIME: "The sandbox has the clock of its host: turn the NTP client off.",
-    Kind.REMOTE: f"Remote logins don't leave this sandbox by themselves. {_ASK}",
+    Kind.REMOTE: f"Remote logins may not leave this sandbox. {_ASK}",
     Kind.DISCOVERY: (
-        "The sandbox is given its addresses and finds nobody by itself: turn DHCP and discovery "
-        "off."
+        "The sandbox gets its addresses from its host and can't discover others: turn DHCP and "
+        "discovery off."
     ),
-    Kind.PROXY: "The only proxy of this sandbox is {url}: use that one.",
-    Kind.MANAGEMENT: f"Telemetry and control don't leave this sandbox by themselves. {_ASK}",
+    Kind.PROXY: "The only proxy of this sandbox is {url}: use it.",
+    Kind.MANAGEMENT: f"Telemetry and control may not leave this sandbox. {_ASK}",
 }
 _HTTP: Final = 80
 

@@ -49,10 +49,6 @@ _ANALYTIC: Final = Analytic(
 ).cache_json()
 #: Maximum number of addresses among the observables. The evidences have the whole sample.
 _OBSERVED: Final = 10
-_ACTION_TEXTS: Final[dict[Answer | None, str]] = {
-    Answer.NOTHING: "dropped",
-    Answer.PERMITTED: "let pass, because the fence is permissive",
-}
 _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 
 
@@ -96,9 +92,9 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
             uid=stable_uid("fan-out", found.identity),
             title=f"Fan-out to many destinations or ports {action.title}",
             desc=(
-                "One user tried many destinations or ports within a short time, past the "
-                f"sandbox's proxy. That is what a scan looks like. {action.desc} "
-                "It came to at least these numbers."
+                "One user tried many destinations or ports within a short time, without the "
+                f"sandbox's proxy. This is typical of a scan. {action.desc} "
+                "The numbers of flows, destinations and ports are lower bounds."
             ),
             types=("Fan-out",),
             analytic=_ANALYTIC,
@@ -129,40 +125,36 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
 
 
 def _message(found: FanOut, direction: Direction, answer: Answer | None) -> str:
-    sandbox = messages.sender_text(found.sandbox, None, rule=found.rule)
-    what = f"at least {messages.counted(found.destinations, 'destination')}"
-    if found.ports:
-        what = f"{what} on {messages.counted(found.ports, 'port')}"
-    if direction is Direction.OUTBOUND:
-        tried = f"{messages.sender_text(found.sandbox, found.uid, rule=found.rule)} tried {what}"
-    elif direction is Direction.INBOUND:
-        tried = f"somebody outside {sandbox} tried {what} in it"
-    else:
-        tried = f"somebody tried {what} through {sandbox}"
-    duration = messages.elapsed(found.start_ns, found.end_ns)
+    outcome, end = messages.OUTCOMES[answer]
     packets = messages.counted(found.packets, "packet")
     flows = messages.counted(found.flows, "flow")
-    return (
-        f"{tried} within {duration}: {packets} in {flows}, "
-        f"all {_ACTION_TEXTS.get(answer, 'refused')}"
-    )
+    destinations = f"at least {messages.counted(found.destinations, 'destination')}"
+    if found.ports:
+        destinations = f"{destinations} on {messages.counted(found.ports, 'port')}"
+    sandbox = messages.sender_text(found.sandbox, None, rule=found.rule)
+    if direction is Direction.OUTBOUND:
+        sender = messages.sender_text(found.sandbox, found.uid, rule=found.rule)
+        ends = f"from {sender} to {destinations}"
+    elif direction is Direction.INBOUND:
+        ends = f"to {destinations} in {sandbox}"
+    else:
+        ends = f"through {sandbox} to {destinations}"
+    duration = messages.elapsed(found.start_ns, found.end_ns)
+    return f"{outcome} {packets} in {flows} {ends} within {duration}{end}"
 
 
 def _remedy(context: Context, found: FanOut, direction: Direction) -> str:
     if direction is Direction.INBOUND:
-        return f"Find out who sends this. {general_advice(found.rule, direction, None)}"
-    where, proxies = (
-        messages.sender_text(found.sandbox, found.uid, rule=found.rule),
-        context.proxies,
-    )
+        advice = general_advice(found.rule, direction, None)
+        return f"Find out which program sends this, and why. {advice}"
+    sender = messages.sender_text(found.sandbox, found.uid, rule=found.rule)
     if found.rule in VM_RULES:
-        allowed = general_advice(found.rule, direction, None)
-        return f"Find out what {where} runs, and stop it unless somebody wants this. {allowed}"
-    proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
-    return (
-        f"Find out what {where} runs, and stop it unless somebody wants it to do this. "
-        f"What has a reason to go out goes through {proxy}."
-    )
+        advice = general_advice(found.rule, direction, None)
+    else:
+        proxies = context.proxies
+        proxy = f"the proxy at {proxies[0].url}" if proxies else "the sandbox's proxy"
+        advice = f"Intended traffic must use {proxy}."
+    return f"Find out what {sender} runs, and stop it unless this is intended. {advice}"
 
 
 def _evidences(found: FanOut, direction: Direction, actor: Actor | None) -> tuple[Evidences, ...]:

@@ -249,7 +249,7 @@ class AccountLoop:
             await self._report_gap(fault)
         await self._report_pause(reading)
         if rules := self._account.renewed_rules(reading):
-            await self._report_gap(f"the counters of {', '.join(rules)} were made anew")
+            await self._report_gap(f"the counters of {', '.join(rules)} were created again")
         async with self._lock:
             for _ in self._account.observe(reading):
                 await asyncio.sleep(0)
@@ -277,7 +277,7 @@ class AccountLoop:
             allowed=allowed,
             since_ns=since_ns,
             until_ns=reading.began_ns,
-            reason="ocsf-nft was not running, or was held up",
+            reason="ocsf-nft was not running, or was delayed",
             processed_ns=time.time_ns(),
         )
         await self._reporter.emit(event)
@@ -309,7 +309,7 @@ class AccountLoop:
             operational_events.records_dropped(context, gap, processed_ns=now_ns)
         )
         await self.count_dropped(gap)
-        _log.warning("counters lost", sandbox=self.sandbox, reason=reason)
+        _log.warning("counts may be incomplete", sandbox=self.sandbox, reason=reason)
 
     async def _report_due(self, *, closing: bool = False) -> None:
         async with self._lock:

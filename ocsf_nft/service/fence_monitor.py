@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 _log = structlog.get_logger()
 
 _REMOVED: Final = "it was removed by `ocsf-nft remove`"
-_REMOVED_BEFORE: Final = "somebody else had removed it before this run did"
-_ACTIVE_AGAIN: Final = "it stands as installed again"
+_REMOVED_BEFORE: Final = "another process had removed it before this run did"
+_ACTIVE_AGAIN: Final = "it is active as installed again"
 #: Pause between an inspection that found a change and the next one.
 _RETRY_SECONDS: Final = 0.1
 #: States of a fence that is present and unchanged.
 _ACTIVE_STATES: Final = frozenset(
     {
-        FenceState.STANDING,
+        FenceState.ACTIVE,
         FenceState.DEGRADED,
         FenceState.PERMISSIVE,
         FenceState.PERMISSIVE_DEGRADED,
@@ -64,7 +64,7 @@ class FenceMonitor:
         self._reported = (fence.state, fence.reason)
         self._watch: FenceEvents | None = None
         #: Version of the record that the prepared restore batch was made for.
-        self._mark: tuple[int, ...] | None = None
+        self._prepared_version: tuple[int, ...] | None = None
         #: Whether it was reported that the fence is not restored for a while.
         self._given_up = False
 
@@ -98,14 +98,14 @@ class FenceMonitor:
         self._update_context(fence.installed)
         is_news = fence.reason is not None or fence.tampering is not None
         is_news |= fence.before is not fence.state
-        if fence.is_ours or is_news or fence.state is not FenceState.STANDING:
+        if fence.is_ours or is_news or fence.state is not FenceState.ACTIVE:
             await self._reporter.emit(fences.first_event(fence, self._reporter.host))
         if fence.reason is not None:
             _log.error("fence " + fence.state.value.lower(), sandbox=name, reason=fence.reason)
         elif fence.tampering is not None:
-            _log.warning("fence put back", sandbox=name, difference=fence.tampering.changes)
+            _log.warning("fence restored", sandbox=name, difference=fence.tampering.changes)
         elif fence.installed.transport == "none":
-            _log.warning("fence without log rules, as asked for", sandbox=name)
+            _log.warning("fence without log rules, as configured", sandbox=name)
         if fence.installed.spec.is_permissive:
             _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
 
@@ -274,13 +274,13 @@ class FenceMonitor:
                 )
             else:
                 await self._report_change(
-                    state, f"{_change_text(last)}; it has been put back", _tampering(last)
+                    state, f"{_change_text(last)}; it was restored", _tampering(last)
                 )
         elif change_text is not None:
             is_same = inspection.fence.installed.spec == self._installed.spec
             if last is not None and inspection.was_renewed and is_same:  # a separate event
                 await self._report_change(
-                    state, f"{_change_text(last)}; it has been put back", _tampering(last)
+                    state, f"{_change_text(last)}; it was restored", _tampering(last)
                 )
             by = "" if last is None or inspection.was_renewed else f", {_author_text(last)}"
             degraded = "" if inspection.fence.reason is None else f"; {inspection.fence.reason}"
@@ -299,9 +299,7 @@ class FenceMonitor:
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
             if each.restored_after_ns is not None:
-                await self._report_change(
-                    FenceState.STANDING, _restored_text(each), _tampering(each)
-                )
+                await self._report_change(FenceState.ACTIVE, _restored_text(each), _tampering(each))
         if last is not None and last.given_up:
             await self._give_up(state, last)
         elif self._given_up and self._reported[0] not in _ACTIVE_STATES:
@@ -315,10 +313,10 @@ class FenceMonitor:
 
     async def _give_up(self, state: FenceState, last: FenceChange) -> None:
         reason = (
-            f"given up: put back {tamper_guard.MAX_RESTORES} times in "
-            f"{tamper_guard.RESTORE_WINDOW_SECONDS:.0f} s and altered again each time, "
+            f"given up: restored {tamper_guard.MAX_RESTORES} times in "
+            f"{tamper_guard.RESTORE_WINDOW_SECONDS:.0f} s and changed again each time, "
             f"last {_author_text(last)}: {last.changes}; "
-            f"it is tried again in {tamper_guard.PAUSE_SECONDS:.0f} s"
+            f"the next restore is in {tamper_guard.PAUSE_SECONDS:.0f} s"
         )
         self._given_up = True
         await self._report_change(state, reason, _tampering(last, given_up=True))
@@ -330,16 +328,16 @@ class FenceMonitor:
             self._reported = (FenceState.ABSENT, _REMOVED)
 
     async def _prepare(self) -> None:
-        """Have at hand what puts the fence back as it stands now."""
+        """Prepare the batch that restores the fence as it is installed now."""
         if self._watch is None:
             return
         guard = self._watch.tamper_guard
         prepared = await asyncio.to_thread(
-            _prepare, self.name, self._state, self._mark, guard.generations
+            _prepare, self.name, self._state, self._prepared_version, guard.generations
         )
         if prepared is not None:
             guard.use_restore_batch(*prepared)
-            _, self._mark, _ = prepared
+            _, self._prepared_version, _ = prepared
 
     def _update_context(self, installed: InstalledFence) -> None:
         known = fences.context(installed, self._reporter.host, self._sandbox.is_container)
@@ -381,8 +379,8 @@ def _author_text(alteration: FenceChange) -> str:
     if process is not None:
         return f"by {process.name or 'a process'} (pid {process.pid})"
     if alteration.comm is not None:
-        return f"by a process that calls itself {alteration.comm}; its pid is not known here"
-    return "nobody knows by whom"
+        return f"by a process that calls itself {alteration.comm}, with an unknown pid"
+    return "by an unknown process"
 
 
 def _change_text(alteration: FenceChange) -> str:
@@ -391,8 +389,8 @@ def _change_text(alteration: FenceChange) -> str:
 
 def _restored_text(alteration: FenceChange) -> str:
     if not alteration.restored_after_ns:  # an inspection restored it first
-        return f"{_change_text(alteration)}; it has been put back"
-    return f"{_change_text(alteration)}; put back {alteration.restored_after_ns / 1e6:.1f} ms later"
+        return f"{_change_text(alteration)}; it was restored"
+    return f"{_change_text(alteration)}; restored {alteration.restored_after_ns / 1e6:.1f} ms later"
 
 
 def _tampering(alteration: FenceChange, *, given_up: bool = False) -> Tampering:
@@ -414,7 +412,7 @@ def _prepare(
     """Return the arguments of :meth:`TamperGuard.use_restore_batch`.
 
     Return None if the record's version is ``known``. ``now`` is :meth:`TamperGuard.generations`.
-    There is no batch if nft doesn't help: a restore takes longer then.
+    There is no batch if nft fails: a restore takes longer then.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:
@@ -429,7 +427,7 @@ def _prepare(
             return None, version, None
         prepared = restore_batch.prepare(installed)
     except OcsfNftError as error:
-        _log.warning("putting the fence back will take longer", sandbox=sandbox, reason=str(error))
+        _log.warning("restoring the fence will take longer", sandbox=sandbox, reason=str(error))
         return None, version, None
     return prepared, version, generations if _is_as_installed(sandbox, state) else None
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """A fence with its state, and the reason if its state is not ``STANDING``.
+    """A fence with its state, and the reason if its state is not ``ACTIVE``.
 
     ``is_ours``: this run installed it where there was none, and removes it. Otherwise ``before`` is
     the state of the fence that was there. ``tampering`` is a change to the same fence that is now
@@ -36,7 +36,7 @@ class Fence:
     installed: InstalledFence
     state: FenceState
     is_ours: bool
-    before: FenceState = FenceState.STANDING
+    before: FenceState = FenceState.ACTIVE
     reason: str | None = None
     tampering: Tampering | None = None
 
@@ -118,7 +118,7 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
     was = found.installed
     if (was.identity, was.policy) != (installed.identity, installed.policy):
         return None
-    return Tampering(changes=found.difference or "it was gone")
+    return Tampering(changes=found.difference or "it was missing")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,10 +151,10 @@ def inspect(
         renewed = renew()
         if renewed is None:
             return None
-        difference = found.difference or "it was gone"
+        difference = found.difference or "it was missing"
         return Inspection(fence=_as_installed(renewed), was_renewed=True, difference=difference)
     if found.verdict == "absent":
-        raise AbsentError(f"no fence of sandbox {sandbox} stands: `ocsf-nft install` one")
+        raise AbsentError(f"sandbox {sandbox} has no active fence: run `ocsf-nft install`")
     return Inspection(fence=_altered(found.installed, found.difference))
 
 
@@ -240,7 +240,7 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
     """Return the event of a fence that was installed or found now."""
     reason = fence.reason
     if fence.tampering is not None:
-        restored = f"it was altered or gone, and has been put back: {fence.tampering.changes}"
+        restored = f"it was altered or removed, and was restored: {fence.tampering.changes}"
         reason = restored if reason is None else f"{restored}; {reason}"
     return state_event(
         fence.installed,
@@ -257,7 +257,7 @@ def state_of(installed: InstalledFence) -> FenceState:
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
         return FenceState.PERMISSIVE if is_well else FenceState.PERMISSIVE_DEGRADED
-    return FenceState.STANDING if is_well else FenceState.DEGRADED
+    return FenceState.ACTIVE if is_well else FenceState.DEGRADED
 
 
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
@@ -266,7 +266,7 @@ def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
         installed = state.read(sandbox)
     except FenceError:  # damaged: the installation that follows writes it again
         installed = None
-    return FenceState.STANDING if installed is None else state_of(installed)
+    return FenceState.ACTIVE if installed is None else state_of(installed)
 
 
 def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
@@ -284,14 +284,14 @@ def describe_change(
     now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:
         kind = "a permissive" if now.spec.is_permissive else "an enforcing"
-        return f"it was installed anew, as {kind} fence"
+        return f"it was installed again, as {kind} fence"
     if now.spec != seen.spec:
-        return "it was installed anew"
+        return "it was installed again"
     if has_other_links(seen, inspection) or (inspection.was_renewed and has_new_links):
-        return f"its links changed; fenced are: {', '.join(now.around.links)}"
+        return f"its interfaces changed; fenced interfaces: {', '.join(now.around.links)}"
     if inspection.was_renewed:
-        return f"it was altered or gone, and has been put back: {inspection.difference}"
-    return None if now == seen else "it was installed anew"
+        return f"it was altered or removed, and was restored: {inspection.difference}"
+    return None if now == seen else "it was installed again"
 
 
 def read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:

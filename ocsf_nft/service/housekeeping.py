@@ -50,7 +50,7 @@ async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, sinc
     """
     dropped = await delivery.dropped_events()
     losses: list[tuple[str, int | None]] = [
-        (f"the store could not keep them until sink {sink} had them", number)
+        (f"the store had to remove them before sink {sink} acknowledged them", number)
         for sink, number in dropped
     ]
     if fault := delivery.store.fault():
@@ -62,7 +62,7 @@ async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, sinc
             reporter.context(), reason=reason, number=number, since_ns=since_ns, until_ns=until_ns
         )
         await reporter.emit(event)
-        _log.error("events lost", reason=reason, number=number)
+        _log.error("events dropped", reason=reason, number=number)
     if dropped:
         await delivery.confirm_reported(dropped)
     return until_ns

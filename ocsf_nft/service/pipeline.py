@@ -201,7 +201,7 @@ class Pipeline:
         self._gaps_by_reason[gap.reason] = number
         if _is_power_of_two(number):
             _log.warning(
-                "records lost", source=gap.transport, lost=gap.dropped, number=number,
+                "records dropped", source=gap.transport, dropped=gap.dropped, number=number,
                 reason=gap.reason,
             )  # fmt: skip
 
@@ -225,7 +225,7 @@ def _without_forged(batch: Batch, sandboxes: frozenset[str | None] | None) -> Ba
     forged = tuple(
         Reject(
             kind="forged",
-            reason="it names a sandbox that is not there where it was logged",
+            reason="it names a sandbox that does not log there",
             line=record.origin.raw,
         )
         for record in batch.records

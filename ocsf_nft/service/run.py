@@ -144,7 +144,7 @@ class Service:
         ``iterates``.
         """
         if self._iterated is None:
-            raise UsageError("this service is not iterated over: make it with iterates=True")
+            raise UsageError("this service can't be iterated over: create it with iterates=True")
         async for event in self._iterated.events():
             yield event
 

@@ -95,7 +95,7 @@ class Outlet:
         outcome = await self.sink.deliver(messages)
         if outcome.refused or outcome.again:
             reason = outcome.reason or outcome.refused[0].reason
-            raise DeliveryError(f"{self.name} did not take all events: {reason}")
+            raise DeliveryError(f"{self.name} did not accept all events: {reason}")
 
 
 def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
@@ -234,7 +234,7 @@ class SinkDelivery:
     async def _register(self, forwarders: Sequence[Forwarder]) -> None:
         names = [each.name for each in forwarders]
         for name, number in await self._retrier(lambda: self.store.register(names)):
-            _log.warning("a sink is configured no longer", sink=name, never_delivered=number)
+            _log.warning("a sink is no longer configured", sink=name, never_delivered=number)
 
     def _run(self, forwarder: Forwarder) -> None:
         """Start a forwarder, unless it waits for the handshake."""

@@ -47,7 +47,7 @@ def statuses(
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:
-        raise AbsentError(f"{state.path} has no sandbox on record: `ocsf-nft install` one")
+        raise AbsentError(f"{state.path} has no record of a sandbox: run `ocsf-nft install`")
     found: list[Status] = []
     faults: list[OcsfNftError] = []
     for name in names:

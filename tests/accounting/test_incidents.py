@@ -52,7 +52,7 @@ def _step(
 
 
 def _incidents(found: list[Attempt | FanOut | IncidentEnd]) -> list[Incident]:
-    return [each.streak for each in attempts(found) if each.streak is not None]
+    return [each.incident for each in attempts(found) if each.incident is not None]
 
 
 def test_attempts_of_a_flow_share_an_incident_with_running_totals(account: SandboxAccount) -> None:
@@ -85,8 +85,8 @@ def test_incident_ends_once_after_a_pause(account: SandboxAccount) -> None:
     (end,) = ended(found)
     last = attempts(found)[-1]
     assert found[-1] is end
-    assert (end.streak, end.end_ns, end.record) == (last.streak, last.end_ns, last.record)
-    assert end.streak.packets == 5
+    assert (end.incident, end.end_ns, end.record) == (last.incident, last.end_ns, last.record)
+    assert end.incident.packets == 5
     assert ended(_due(account, 60, closing=True)) == []
 
 
@@ -94,9 +94,9 @@ def test_packets_after_the_end_begin_another_incident(account: SandboxAccount) -
     _step(account, 1, 1)
     (end,) = ended(_step(account, 1, 12))
     (reported,) = attempts(_step(account, 3, 20))
-    assert reported.streak is not None
-    assert reported.streak.identity != end.streak.identity
-    assert (reported.streak.windows, reported.streak.packets) == (1, 2)
+    assert reported.incident is not None
+    assert reported.incident.identity != end.incident.identity
+    assert (reported.incident.windows, reported.incident.packets) == (1, 2)
 
 
 def test_closing_ends_all_open_incidents(account: SandboxAccount) -> None:
@@ -105,7 +105,7 @@ def test_closing_ends_all_open_incidents(account: SandboxAccount) -> None:
     found = _due(account, 1, closing=True)
     identities = [each.identity for each in _incidents(found)]
     assert len(identities) == 5
-    assert [each.streak.identity for each in ended(found)] == identities
+    assert [each.incident.identity for each in ended(found)] == identities
     assert _due(account, 1, closing=True) == []
     (again,) = _incidents(_step(account, 9, 2))
     assert again.identity not in identities
@@ -115,7 +115,7 @@ def test_closing_ends_all_open_incidents(account: SandboxAccount) -> None:
 def test_flow_without_a_report_has_no_end(account: SandboxAccount) -> None:
     without_slot = keys(record(tcp()))[-2]
     observe(account, reading({without_slot: 1}, NOW + SECOND))
-    assert [each.streak for each in attempts(_due(account, 1))] == [None]
+    assert [each.incident for each in attempts(_due(account, 1))] == [None]
     assert account.record(record(tcp(443)), 1001 * SECOND) is None
     for second in (2, 3, 20):
         observe(account, reading({without_slot: 1}, NOW + second * SECOND))
@@ -132,14 +132,14 @@ def test_flow_without_slot_that_a_record_reported_has_an_end(
     observe(account, reading({without_slot: 2}, NOW + 2 * SECOND))
     (incident,) = _incidents(_due(account, 2))
     (end,) = ended(_due(account, 20))
-    assert (end.streak, end.record.destination_port) == (incident, 443)
+    assert (end.incident, end.record.destination_port) == (incident, 443)
 
 
 def test_aggregated_flows_have_no_incident(account: SandboxAccount) -> None:
     flood = {key(tcp(port)): 1 for port in range(1, 1501)}
     observe(account, reading(flood, NOW + SECOND, overflow=3))
     found = _due(account, 1, closing=True)
-    assert {each.aggregation is None: each.streak is None for each in attempts(found)} == {
+    assert {each.aggregation is None: each.incident is None for each in attempts(found)} == {
         True: False,
         False: True,
     }
@@ -157,8 +157,8 @@ def test_new_counters_end_the_incidents_of_the_old_ones(account: SandboxAccount)
         (1, 2),
     ]
     assert new.identity != old.identity
-    assert [each.streak for each in ended(found)] == [last]
-    assert [each.streak for each in ended(_due(account, 2, closing=True))] == [new]
+    assert [each.incident for each in ended(found)] == [last]
+    assert [each.incident for each in ended(_due(account, 2, closing=True))] == [new]
 
 
 def test_incident_does_not_end_before_its_start_if_the_clock_is_set_back(
@@ -168,8 +168,8 @@ def test_incident_does_not_end_before_its_start_if_the_clock_is_set_back(
     _step(account, 1, 7200)
     observe(account, reading({key(tcp()): 2}, NOW))
     (end,) = ended(_due(account, 7202, closing=True))
-    assert end.streak.windows == 2
-    assert end.streak.start_ns <= end.end_ns
+    assert end.incident.windows == 2
+    assert end.incident.start_ns <= end.end_ns
 
 
 def test_incident_total_of_forged_counters_is_limited(account: SandboxAccount) -> None:
@@ -192,7 +192,7 @@ def test_finding_remains_a_finding_with_any_later_record() -> None:
         own_record = replace(record(tcp()), destination_port=port)
         attempt = replace(Attempt.of(own_record), packets=packets)
         end = extend_incident(end, Key("flows4", b"\0"), attempt, is_finding)
-        found.append(end.streak.found_at)
+        found.append(end.incident.found_at)
     assert found == [None, None, 3, 3, 3]
     assert [packets for _, packets in asked] == [4, 8, 12]
 
@@ -207,7 +207,7 @@ def _merged_attribution(*attributions: Attribution | None) -> Attribution | None
         attempt = Attempt.of(record(tcp()), attribution)
         end = extend_incident(end, Key("flows4", b"\0"), attempt, lambda *_: False)
     assert end is not None
-    return end.streak.attribution
+    return end.incident.attribution
 
 
 def test_incident_has_one_process_only_if_that_made_all_attempts() -> None:
@@ -234,9 +234,9 @@ def test_attribution_of_an_attempt_is_requested_once_and_is_in_its_incident() ->
     assert len(asked) == len(found) > 2
     assert [each.attribution for each in found] == [_by(number + 1) for number in range(len(found))]
     (end,) = ended(reported)
-    last = found[-1].streak
+    last = found[-1].incident
     assert last is not None
-    assert end.streak == last
+    assert end.incident == last
     assert last.attribution is not None
     assert [each.process.pid for each in last.attribution.seen] == [
         number + 1 for number in range(len(found))

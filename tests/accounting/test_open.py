@@ -83,7 +83,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def _reported_incidents(found: list[Found]) -> list[Incident]:
-    return [each.streak for each in attempts(found) if each.streak is not None]
+    return [each.incident for each in attempts(found) if each.incident is not None]
 
 
 def _incident(found: list[Found]) -> Incident:
@@ -116,7 +116,7 @@ def test_incident_continues_after_a_kill_and_ends_once(path: Path) -> None:
         assert first.start_ns == before.start_ns
     assert run.step({key(tcp()): 200}, 209) == []
     (end,) = ended(run.step({key(tcp()): 200}, 210))
-    assert end.streak == first
+    assert end.incident == first
     run.kill()
     run = Run(path)
     assert run.step({key(tcp()): 200}, 300, closing=True) == []
@@ -147,9 +147,9 @@ def test_incident_without_more_packets_ends_after_the_usual_pause(path: Path) ->
     (end,) = run.step(counts, 5010)
     assert isinstance(end, IncidentEnd)
     assert isinstance(reported, Attempt)
-    assert (end.record, end.streak, end.end_ns) == (
+    assert (end.record, end.incident, end.end_ns) == (
         reported.record,
-        reported.streak,
+        reported.incident,
         reported.end_ns,
     )
     assert end.record.origin == reported.record.origin
@@ -190,7 +190,7 @@ def test_ends_not_reported_before_a_kill_are_reported_by_the_next_run(
     run.kill()
     run = Run(path)
     reported += ended(run.step(flows, 101, closing=True))
-    assert sorted(each.streak.identity for each in reported) == sorted(identities)
+    assert sorted(each.incident.identity for each in reported) == sorted(identities)
     run.kill()
 
 
@@ -218,7 +218,7 @@ def test_incident_ends_if_the_counters_were_replaced_between_two_runs(path: Path
     run.kill()
     run = Run(path)
     found = run.step({key(tcp()): 2}, 2, epoch="boot:2")
-    assert [each.streak for each in ended(found)] == [old]
+    assert [each.incident for each in ended(found)] == [old]
     assert _incident(found).identity != old.identity
     assert _stored_number(path) == 1
     run.kill()
@@ -271,7 +271,7 @@ def test_only_what_changed_is_written(path: Path) -> None:
     run.kill()
 
 
-def test_database_of_an_earlier_version_still_works(path: Path) -> None:
+def test_database_without_its_table_of_open_incidents_works(path: Path) -> None:
     run = Run(path)
     run.step({key(tcp()): 2}, 1)
     run.database.commit(changes(run.account), [b"event"])
@@ -328,7 +328,7 @@ def _end(record: Record, by: Attribution | None, latest: tuple[str, ...] = ()) -
         latest=latest,
         attribution=by,
     )
-    return IncidentEnd(record=record, streak=incident, end_ns=record.received_ns)
+    return IncidentEnd(record=record, incident=incident, end_ns=record.received_ns)
 
 
 @given(
@@ -354,8 +354,8 @@ def _stored_incident() -> Any:
 
 def test_codec_ignores_the_process_field_of_an_earlier_version() -> None:
     state = _stored_incident()
-    del state["streak"]["streak"]["attribution"]
-    state["streak"]["process"] = {"pid": 4242, "name": "curl", "ancestors": []}
+    del state["incident_end"]["incident"]["attribution"]
+    state["incident_end"]["process"] = {"pid": 4242, "name": "curl", "ancestors": []}
     taken = incident_codec.decode(COUNTER_ID, json.dumps(state))
     assert taken.end == _end(RECORDS["tcp4"], None)
 
@@ -382,7 +382,7 @@ def test_codec_ignores_the_process_field_of_an_earlier_version() -> None:
 )
 def test_codec_refuses_an_invalid_attribution(wrong: dict[str, Any]) -> None:
     state = _stored_incident()
-    state["streak"]["streak"]["attribution"] |= wrong
+    state["incident_end"]["incident"]["attribution"] |= wrong
     with pytest.raises((TypeError, ValueError, AttributeError)):
         incident_codec.decode(COUNTER_ID, json.dumps(state))
 

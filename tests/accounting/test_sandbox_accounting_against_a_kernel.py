@@ -255,8 +255,8 @@ class Reported(RuleBasedStateMachine):
                 self._check(each)
                 self._check_incident(each)
             elif isinstance(each, IncidentEnd):
-                assert (each.streak, each.end_ns) == self.open.pop(each.streak.identity)
-                self.ended.add(each.streak.identity)
+                assert (each.incident, each.end_ns) == self.open.pop(each.incident.identity)
+                self.ended.add(each.incident.identity)
             else:
                 self._check_fan_out(each)
         self._commit(b"event")
@@ -280,7 +280,7 @@ class Reported(RuleBasedStateMachine):
             self.ends[flow] = attempt.end_ns
 
     def _check_incident(self, attempt: Attempt) -> None:
-        incident = attempt.streak
+        incident = attempt.incident
         assert (incident is None) is (attempt.aggregation is not None)
         if incident is None:
             return

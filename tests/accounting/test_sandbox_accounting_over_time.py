@@ -238,7 +238,7 @@ class OverTime(RuleBasedStateMachine):
         assert attempt.packets >= 1
         assert attempt.start_ns <= attempt.end_ns
         if attempt.aggregation is not None:
-            assert attempt.aggregation.reason == "forgotten"
+            assert attempt.aggregation.reason == "evicted"
             self.evicted += attempt.packets
             return
         number = _flow_of(record)

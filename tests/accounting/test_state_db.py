@@ -200,7 +200,7 @@ DAMAGE = {
     ),
     "unknown set": _run("UPDATE counted SET kind = 'flows5'"),
     "unknown rule": _run("UPDATE counted SET rule = 'x'"),
-    "text for a number": _run("UPDATE counted SET owed_packets = 'many'"),
+    "text for a number": _run("UPDATE counted SET unreported_packets = 'many'"),
     "other columns": _run("ALTER TABLE rule ADD COLUMN more"),
     "open without JSON": _run("UPDATE opened SET state = '{'"),
     "open without state": _run("UPDATE opened SET state = NULL"),

@@ -34,13 +34,13 @@ def test_capture_names_a_kernel_without_cookies_of_namespaces(
 @pytest.mark.kernel
 def test_bpf_failures_name_the_map_and_the_cause() -> None:
     with LoadedPrograms(bpf_capture._object("plain")) as loaded:
-        assert loaded.counter_sums("lost", 1) == (0,)
-        with pytest.raises(UnsupportedError, match=r"BPF map lost can't be read \(No such file"):
-            loaded.counter_sums("lost", 1000)
+        assert loaded.counter_sums("dropped", 1) == (0,)
+        with pytest.raises(UnsupportedError, match=r"BPF map dropped can't be read \(No such file"):
+            loaded.counter_sums("dropped", 1000)
         with pytest.raises(UnsupportedError, match=r"BPF map watched can't be written \(Invalid"):
             loaded.update_map("watched", b"short", b"short")
-        with pytest.raises(UnsupportedError, match=r"BPF ring lost can't be read \(Invalid"):
-            loaded.ring("lost")
+        with pytest.raises(UnsupportedError, match=r"BPF ring dropped can't be read \(Invalid"):
+            loaded.ring("dropped")
         with pytest.raises(
             UnsupportedError, match=r"program connect4 can't be attached \(Bad file"
         ):

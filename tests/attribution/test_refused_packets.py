@@ -23,8 +23,8 @@ ANY: Final = {"is_any": True, "protocol": 0, "source_port": 0, "destination": b"
 
 def test_repetition_limits_are_those_of_the_bpf_program() -> None:
     source = (Path(refused_packets.__file__).parent / "bpf/capture.bpf.c").read_text("utf-8")
-    assert f"#define AGAIN {refused_packets._SILENCE_NS}ULL\n" in source
-    assert f"#define TIMES {refused_packets._MOST_SIMILAR}\n" in source
+    assert f"#define PAUSE_NS {refused_packets._SILENCE_NS}ULL\n" in source
+    assert f"#define MAX_REPEATS {refused_packets._MOST_SIMILAR}\n" in source
 
 
 def stored(*packets: Call) -> RefusedPackets:

@@ -41,7 +41,7 @@ def _found(
 
 
 def _handle(finding: Finding) -> int | None:
-    location = finding.place
+    location = finding.location
     return None if location is None else location.handle
 
 

@@ -81,7 +81,7 @@ def test_each_enabled_firewall_has_a_finding(tmp_path: Path) -> None:
 
 def test_check_of_services_ignores_a_target_that_is_no_directory(tmp_path: Path) -> None:
     _enable(tmp_path, "ufw.service")
-    _write(tmp_path, "etc/systemd/system/a.wants", "")
+    _write(tmp_path, "etc/systemd/system/a.target.wants", "")
     assert set(_by_name(tmp_path)) == {"ufw"}
 
 

@@ -57,7 +57,7 @@ def test_judge_reports_32_rules_that_may_drop_and_counts_the_others() -> None:
         ]  # fmt: skip
         found = list(judge(from_json({"nftables": listed}), scope))
         assert {each.name for each in found} == {"may-drop"}
-        locations = [each.place for each in found]
+        locations = [each.location for each in found]
         unlocated = [each for each, location in zip(found, locations, strict=True) if not location]
         assert [each.meaning[:17] for each in unlocated] == more
         handles = [location.handle for location in locations if location is not None]

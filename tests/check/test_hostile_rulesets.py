@@ -240,7 +240,7 @@ def test_rule_in_a_table_without_a_plain_name_is_shown_as_json(
                   "expr": [{"drop": None}]}},
     ]  # fmt: skip
     (finding,) = judge(from_json({"nftables": objects}), _SCOPE)
-    location = finding.place
+    location = finding.location
     assert location is not None
     assert (location.handle, location.rule) == (7, '[{"drop":null}]')
     assert finding.commands == ()

@@ -60,7 +60,7 @@ def test_leftover_without_iptables_text_is_shown_by_its_statements() -> None:
     base = {"family": "ip", "table": "filter", "name": "FORWARD", "hook": "forward", "prio": 0}
     listed = [{"chain": base}, {"rule": {**table_key, "handle": 7, "expr": [removed, _ACCEPT]}}]
     (finding,) = findings(find_leftovers(from_json({"nftables": listed}), {}, _SCOPE))
-    location = finding.place
+    location = finding.location
     assert location is not None
     assert (location.handle, location.rule) == (7, "match accept")
 

@@ -38,7 +38,7 @@ def test_contradictory_or_incomplete_command_is_bad_usage() -> None:
 
 
 def test_convert_reports_why_unparsed_lines_can_not_be_written(tmp_path: Path) -> None:
-    absent = tmp_path / "none" / "rejects"
+    absent = tmp_path / "none" / "unparsed"
     for path, reason in (
         (absent, "No such file or directory"),
         (Path("/dev/full"), "No space left on device"),

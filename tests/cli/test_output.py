@@ -73,7 +73,7 @@ def test_a_closed_standard_output_is_one_sentence(log: str, redirections: str) -
 def test_output_is_never_written_to_a_file_with_the_number_of_a_closed_stream(
     log: str, tmp_path: Path
 ) -> None:
-    unparsed = tmp_path / "rejects"
+    unparsed = tmp_path / "unparsed"
     done = in_shell("<&- >&- 2>&-", "convert", "--rejects", str(unparsed), log)
     assert done.returncode == 3
     assert unparsed.read_bytes() == b""

@@ -143,7 +143,7 @@ def test_the_last_events_are_shown(
 
 def test_line_describes_the_event(events: Path) -> None:
     assert tail("-n", "1", str(events)).stdout == (
-        "2026-01-01T00:00:00.000Z  MEDIUM  sb1  uid 1000  TCP 203.0.113.7:10029  refused  "
+        "2026-01-01T00:00:00.000Z  MEDIUM  sb1  uid 1000  TCP 203.0.113.7:10029  blocked  "
         "[egress]  Use the proxy.\n"
     )
 

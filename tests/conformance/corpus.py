@@ -368,7 +368,7 @@ ATTEMPTS: Final = {
             934_465,
             aggregation=Aggregation(reason=why, flows=flows, sample=sample),
         )
-        for why in ("many", "unplaced", "forgotten")
+        for why in ("many", "unplaced", "evicted")
         for rule in ("egress", "forward", "ingress", "link", "guard")
         for name, facts, flows, sample in (
             ("in full", {"uid": 1000, "protocol": 6, "ip_version": 4}, 65_000, SAMPLE),

@@ -61,7 +61,7 @@ _RECORDS_OF_INCIDENTS: Final = {
 _REFUSED: Final = {
     f"{record}, {name}": replace(
         Attempt.of(_RECORDS_OF_INCIDENTS[record]),
-        streak=replace(each, attribution=by),
+        incident=replace(each, attribution=by),
         attribution=by,
     )
     for record in _RECORDS_OF_INCIDENTS
@@ -76,11 +76,11 @@ GOING_ON: Final = _REFUSED | {
 ENDED: Final = {
     name: IncidentEnd(
         record=each.record,
-        streak=each.streak,
+        incident=each.incident,
         end_ns=TIME_NS + 7_000_000_000,
     )
     for name, each in GOING_ON.items()
-    if each.streak is not None
+    if each.incident is not None
 }
 
 

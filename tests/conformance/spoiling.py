@@ -143,7 +143,7 @@ OF_CLASS: Final[dict[int, dict[str, Spoil]]] = {
         "container's profile isn't listed": Spoil(
             "metadata.profiles[3]", "network_proxy", at="src_endpoint.container"
         ),
-        "user's address that is none": Spoil("actor.user.email_addr", "nobody"),
+        "user's address that is none": Spoil("actor.user.email_addr", "none"),
         "actor without identity": Spoil("actor", {}),
         "process without pid or uid": Spoil("actor.process.pid", DELETE, at="actor.process"),
         "file without a name": Spoil("actor.process.file.name", DELETE),

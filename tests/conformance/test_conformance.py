@@ -86,7 +86,7 @@ def attempt_events(context: Context) -> Iterator[tuple[str, Event]]:
     for name, attempt in ATTRIBUTED.items():
         if attempt.aggregation is None:
             incidents.append(
-                (name, replace(attempt, streak=incident(attribution=attempt.attribution)))
+                (name, replace(attempt, incident=incident(attribution=attempt.attribution)))
             )
     for name, found in incidents:
         finding = mapper.finding(found, processed_ns=NOW_NS)
@@ -113,7 +113,7 @@ def _tamperings(text: str) -> Iterator[Tampering]:
 
 
 def _fence(context: Context, text: str, after: FenceState, **facts: Any) -> Event:
-    defaults: dict[str, Any] = {"before": FenceState.STANDING, "reason": text, "transport": text}
+    defaults: dict[str, Any] = {"before": FenceState.ACTIVE, "reason": text, "transport": text}
     return fence_state(
         context, sandbox=text, after=after, time_ns=TIME_NS, tables=["inet ocsf_nft", text],
         **(defaults | facts),
@@ -244,7 +244,7 @@ def test_event_with_any_attribution_has_no_fault(
     judge: Judge, record: Record, attribution: Attribution, version: str
 ) -> None:
     attempt = replace(
-        Attempt.of(record), attribution=attribution, streak=incident(attribution=attribution)
+        Attempt.of(record), attribution=attribution, incident=incident(attribution=attribution)
     )
     mapper = Mapper(CONTAINED)
     event = mapper.network_activity(attempt, processed_ns=NOW_NS)

@@ -117,6 +117,6 @@ def _of_fences() -> Iterator[Event]:
             given_up=True,
         )
         yield fence_state(
-            CONTEXT, sandbox="sb1", before=FenceState.STANDING, after=FenceState.DEGRADED,
+            CONTEXT, sandbox="sb1", before=FenceState.ACTIVE, after=FenceState.DEGRADED,
             time_ns=TIME_NS, tables=["inet ocsf_nft"], reason="why", tampering=tampering,
         )  # fmt: skip

@@ -95,7 +95,7 @@ async def test_delivery_that_times_out_is_retried(store: Store) -> None:
     async with running(forwarder):
         await store.put(events(range(3)))
         await sink.tried(2)
-        assert "did not take a batch within 0.02 s" in str(forwarder.progress.fault)
+        assert "did not accept a batch in 0.02 s" in str(forwarder.progress.fault)
         sink.stuck = False
         await sink.has(3)
     assert sink.got == uids(range(3))

@@ -79,13 +79,13 @@ def _examples() -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize(("place", "text"), _examples(), ids=[name for name, _ in _examples()])
-def test_configuration_of_a_page_is_valid(tmp_path: Path, place: str, text: str) -> None:
+@pytest.mark.parametrize(("example", "text"), _examples(), ids=[name for name, _ in _examples()])
+def test_configuration_of_a_page_is_valid(tmp_path: Path, example: str, text: str) -> None:
     file = tmp_path / "ocsf-nft.toml"
     watched = '[[sandbox]]\nname = "agent"\n'
     # A part of a file: what a page shows belongs to a sandbox.
     file.write_text(text if "[[sandbox]]" in text else f"{text}\n{watched}", encoding="utf-8")
-    assert config.load(file).sandbox, place
+    assert config.load(file).sandbox, example
 
 
 def test_site_is_built_without_a_warning(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_permissive_fence_counts_and_logs_packets_that_would_be_refused(name: st
 def test_enforcing_fence_has_no_permissive_rules(name: str) -> None:
     text = ruleset.fence_and_guard(SPECS[name], AROUND, "nflog")
     assert "permissive" not in text
-    assert "judged" not in text
+    assert "evaluated" not in text
     assert permissive.refusals(text)
 
 

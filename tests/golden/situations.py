@@ -165,33 +165,33 @@ def _situations() -> Iterator[tuple[str, Event]]:
         ("a-name-lookup", "dns"),
         ("http3", "quic"),
         ("a-ping", "ping"),
-        ("somebody-from-outside", "outside"),
+        ("a-connection-from-outside", "outside"),
         ("a-nested-sandbox", "nested"),
         ("a-vm-asks-for-credentials", "vm credentials"),
         ("a-vm-tries-its-host", "vm host"),
-        ("a-vm-in-anothers-name", "vm in another's name"),
-        ("somebody-from-outside-tries-a-vm", "vm from outside"),
+        ("a-vm-with-a-foreign-source", "vm in another's name"),
+        ("a-vm-is-tried-from-outside", "vm from outside"),
     ):
         yield name, _activity(Attempt.of(_record(line)))
-    yield "what-a-permissive-fence-lets-pass", _activity(Attempt.of(_allowed("https")))
+    yield "a-permissive-fence-allows", _activity(Attempt.of(_allowed("https")))
     yield "a-raw-frame", _activity(Attempt.of(RECORDS["link 88b5"]))
     yield "the-same-999-times", _activity(ATTEMPTS["counted tcp4"])
     https = Attempt.of(_record("https"))
     known_program = replace(https, attribution=done_by(PROCESSES["all of it"]))
     yield "a-program-that-is-known", _activity(known_program, Mapper(CONTAINED))
     in_memory = replace(https, attribution=done_by(PROCESSES["in memory"]))
-    yield "a-program-in-memory-alone", _activity(in_memory)
+    yield "a-program-only-in-memory", _activity(in_memory)
     yield "one-of-several-programs", _activity(replace(https, attribution=ONE_OF_SEVERAL))
-    yield "a-user-and-no-more", _activity(replace(https, attribution=BY_THE_USER))
-    yield "a-scan-told-together", _activity(ATTEMPTS["many of egress, in full"])
+    yield "only-the-user-is-known", _activity(replace(https, attribution=BY_THE_USER))
+    yield "a-scan-is-aggregated", _activity(ATTEMPTS["many of egress, in full"])
     scan = fan_out_of(sample=SAMPLE[:10])
     yield "a-scan-is-found", fan_out(CONTEXT, scan, processed_ns=scan.end_ns + 3_000_000)
     asked = replace(
-        Attempt.of(_record("credentials")), streak=_incident("credentials", 1, 1, found_at=1)
+        Attempt.of(_record("credentials")), incident=_incident("credentials", 1, 1, found_at=1)
     )
     yield "cloud-credentials-are-asked-for", _finding(asked)
     yield (
-        "credentials-are-let-pass",
+        "credentials-are-allowed",
         _finding(replace(asked, record=_allowed("credentials"))),
     )
     again = Attempt(
@@ -200,25 +200,25 @@ def _situations() -> Iterator[tuple[str, Event]]:
         bytes=28 * 60,
         start_ns=TIME_NS + 3 * _SECOND,
         end_ns=TIME_NS + 7 * _SECOND,
-        streak=_incident("ssh", 4, 40, found_at=3),
+        incident=_incident("ssh", 4, 40, found_at=3),
     )
     yield "ssh-again-and-again", _finding(again)
     by_many = replace(_incident("ssh", 4, 40, found_at=3), attribution=SEVERAL_IN_ONE_WINDOW)
-    yield "ssh-by-several-programs", _finding(replace(again, streak=by_many))
+    yield "ssh-by-several-programs", _finding(replace(again, incident=by_many))
     ended = IncidentEnd(
         record=_record("ssh"),
-        streak=_incident("ssh", 5, 52, found_at=3),
+        incident=_incident("ssh", 5, 52, found_at=3),
         end_ns=TIME_NS + 15 * _SECOND,
     )
     yield "ssh-has-ended", _finding(ended)
     yield "another-firewall", _activity(Attempt.of(_read(_UFW, 6000)), Mapper(Context()))
-    yield "the-fence-stands", _fence(FenceState.ABSENT, FenceState.STANDING, None)
+    yield "the-fence-is-active", _fence(FenceState.ABSENT, FenceState.ACTIVE, None)
     yield (
         "the-fence-is-permissive",
         _fence(
-            FenceState.STANDING,
+            FenceState.ACTIVE,
             FenceState.PERMISSIVE,
-            "it was installed anew, as a permissive fence",
+            "it was installed again, as a permissive fence",
         ),
     )
     yield (
@@ -228,11 +228,11 @@ def _situations() -> Iterator[tuple[str, Event]]:
         ),
     )
     yield (
-        "the-fence-is-gone",
+        "the-fence-is-removed",
         _fence(
-            FenceState.STANDING,
+            FenceState.ACTIVE,
             FenceState.ABSENT,
-            "somebody else had removed it before this run did",
+            "another process had removed it before this run did",
         ),
     )
     yield "ocsf-nft-starts", lifecycle(CONTEXT, activity="start", time_ns=TIME_NS)
@@ -244,18 +244,18 @@ def _situations() -> Iterator[tuple[str, Event]]:
         until_ns=TIME_NS + 4_000_000_000,
     )
     yield (
-        "records-are-lost",
+        "records-are-dropped",
         records_dropped(CONTEXT, missing, processed_ns=missing.until_ns + 3_000_000),
     )
     yield (
-        "nobody-read-for-a-while",
+        "a-collection-gap",
         collection_gap(
             CONTEXT,
             sandbox="sb1",
             packets=2_034_112,
             since_ns=TIME_NS - 10_000_000_000,
             until_ns=TIME_NS,
-            reason="ocsf-nft was not running, or was held up",
+            reason="ocsf-nft was not running, or was delayed",
             processed_ns=TIME_NS + 3_000_000,
         ),
     )
@@ -265,8 +265,8 @@ def situations() -> dict[str, Any]:
     """Return the events by the names of their files."""
     found = {name: json.loads(event.to_json()) for name, event in _situations()}
     for name in (
-        "a-program-that-is-known", "ssh-again-and-again", "what-a-permissive-fence-lets-pass",
-        "credentials-are-let-pass", "one-of-several-programs",
+        "a-program-that-is-known", "ssh-again-and-again", "a-permissive-fence-allows",
+        "credentials-are-allowed", "one-of-several-programs",
     ):  # fmt: skip
         found[f"{name}-1.1.0"] = at_version(json.loads(json.dumps(found[name])), "1.1.0")
     return found

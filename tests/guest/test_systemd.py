@@ -36,7 +36,7 @@ _MACHINE, _HOST = "ocsf-nft.service", "ocsf-nft-host.service"
 _ACTIVITY, _LIFECYCLE = 4001, 6002
 _ACTIVE, _ABSENT = 0, 2  # exit codes of `verify`
 _NET_ADMIN, _SYS_PTRACE, _SYS_ADMIN, _SYSLOG, _PERFMON, _BPF = 12, 19, 21, 34, 38, 39
-_STORE = f"/var/lib/ocsf-nft/{SANDBOX}/events-1.sqlite3"
+_STORE = f"/var/lib/ocsf-nft/{SANDBOX}/events-2.sqlite3"
 _IN_SANDBOX = ("nsenter", f"--net=/run/netns/{AGENT}")
 #: With the namespace, in case there is no record: the machine's own namespace has another fence.
 _WHERE = ("--sandbox", AGENT, "--netns", AGENT)

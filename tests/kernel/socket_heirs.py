@@ -47,7 +47,6 @@ def forked_after() -> None:
 
 def parent_exited() -> None:
     """Send as a parent and end; its child still has the socket."""
-
     mine, other = socket.socketpair()
 
     def parent() -> None:

@@ -188,7 +188,7 @@ def test_a_flood_of_distinct_flows_is_bounded_and_counted_and_hides_no_other_san
         assert len(rare) > 5 * seconds
         _each_has_an_event_within_a_second(of_it, rare, stalled)
     assert all(len(found) <= _SET_SIZE for found in _elements(fences["flooded"]))
-    together = [e["count"] for e in events if "merged" in e.get("unmapped", {})]
+    together = [e["count"] for e in events if "aggregation" in e.get("unmapped", {})]
     assert sum(together) > flows - 3 * _SET_SIZE
     # A busy kernel drops some records; the process of their packets is unknown.
     assert max(e["count"] for e in events if e["class_uid"] == 2004) > 0.999 * flows

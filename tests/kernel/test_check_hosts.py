@@ -107,12 +107,12 @@ def _blocking_chains(outcome: command.Outcome) -> set[tuple[str, str, str, str]]
 
 def _location(found: dict[str, Any]) -> dict[str, Any]:
     """Return the location of a finding's rule, from the JSON of the finding."""
-    location: dict[str, Any] = found["place"]
+    location: dict[str, Any] = found["location"]
     return location
 
 
 def _locations(found: Iterable[Finding]) -> list[RuleLocation]:
-    return list(filter(None, (each.place for each in found)))
+    return list(filter(None, (each.location for each in found)))
 
 
 def _commands(outcome: command.Outcome) -> list[str]:

@@ -82,7 +82,7 @@ def _run(host: VmHost, *more: str) -> command.Outcome:
 
 def _location(finding: dict[str, Any]) -> dict[str, Any]:
     """Return the location of a finding's rule, from the JSON of the finding."""
-    location: dict[str, Any] = finding["place"]
+    location: dict[str, Any] = finding["location"]
     return location
 
 

@@ -130,7 +130,7 @@ def test_flowtables_and_rules_that_take_packets_are_reported(host: VmHost) -> No
     )
     assert set(found) == {"flowtable", "takes-packets", "notrack"}
     assert "(up0, vmtap-1)" in found["flowtable"].meaning
-    location = found["takes-packets"].place
+    location = found["takes-packets"].location
     assert location is not None
     assert (location.chain, location.handle) == ("a", 3)
 

@@ -352,7 +352,7 @@ def test_standard_error_without_reader_blocks_neither_the_run_nor_its_stop(
         for number in (1, 2):
             ip("-n", lab.sandbox, "link", "add", f"a{number}", "type", "veth", "peer", f"b{number}")
             end = time.monotonic() + 10
-            while output.read_bytes().count(b"its links changed") < number:
+            while output.read_bytes().count(b"its interfaces changed") < number:
                 assert time.monotonic() < end
                 time.sleep(0.05)
         process.send_signal(signal.SIGTERM)

@@ -123,7 +123,7 @@ def test_sink_with_a_full_disk_retries_until_there_is_space(
     assert code == 0, messages
     assert messages.count("sink down") == 1
     assert "No space left on device" in messages
-    assert messages.count("sink is back") == 1
+    assert messages.count("sink works again") == 1
     assert counted(output) == first + second
 
 
@@ -155,7 +155,7 @@ def test_full_state_disk_pauses_reading_and_drops_no_count(
         wait_for(lambda: counted_so_far(output) == first)
         ballast = fill(disk)
         second = sweep(lab, 1002)
-        running.wait_for_message("nothing can be kept")
+        running.wait_for_message("the disk can't be written")
         time.sleep(0.5)
         assert running.process.poll() is None
         assert counted(output) == first
@@ -163,8 +163,8 @@ def test_full_state_disk_pauses_reading_and_drops_no_count(
         wait_for(lambda: counted_so_far(output) == first + second)
         code, messages = running.stop(signal.SIGTERM)
     assert code == 0, messages
-    assert messages.count("nothing can be kept") == 1
-    assert messages.count("the disk takes what is to be kept again") == 1
+    assert messages.count("the disk can't be written") == 1
+    assert messages.count("the disk can be written again") == 1
     assert counted(output) == first + second
 
 

@@ -238,7 +238,7 @@ def test_killed_run_leaves_the_fence_active_and_the_next_run_owns_it(
         assert _verdict(state) == "as installed"
         assert running.stop(signal.SIGTERM)[0] == 0
     (detail,) = _details(output)
-    assert "it was altered or gone, and has been put back" in detail
+    assert "it was altered or removed, and was restored" in detail
 
 
 def test_run_without_self_heal_owns_the_fence_too(
@@ -267,7 +267,7 @@ def test_new_links_of_an_exclusive_fence_are_attached(
         assert "late1" in conftest.nft(ns, "list", "table", "netdev", "ocsf_nft")
         assert "Operation not permitted" in _by_another(ns, _TAMPERINGS[0])
         assert running.stop(signal.SIGTERM)[0] == 0
-    assert all("its links changed" in detail for detail in _details(output)), _details(output)
+    assert all("its interfaces changed" in detail for detail in _details(output)), _details(output)
 
 
 def test_other_processes_can_never_change_an_exclusive_fence(
@@ -291,7 +291,7 @@ def test_other_processes_can_never_change_an_exclusive_fence(
         assert _verdict(state) == "as installed"
         assert running.stop(signal.SIGTERM)[0] == 0
     assert refused > 20
-    assert all("its links changed" in detail for detail in _details(output)), _details(output)
+    assert all("its interfaces changed" in detail for detail in _details(output)), _details(output)
 
 
 def test_change_of_an_exclusive_fence_requires_a_stop_of_its_run(
@@ -353,7 +353,7 @@ def test_fence_that_becomes_exclusive_during_a_run_is_owned(
         _wait_until_exclusive(ns)
         assert running.stop(signal.SIGTERM)[0] == 0
     assert len(_details(output)) == 1
-    assert "it was installed anew" in _details(output)[0]
+    assert "it was installed again" in _details(output)[0]
 
 
 def test_guard_on_the_host_is_owned_too(lab: Lab, named: list[str], installing: list[str]) -> None:
@@ -383,7 +383,7 @@ def test_fence_and_guard_in_one_namespace_are_owned_by_one_socket(
         assert command.run("verify", *named[:4], inside=lab.gateway_namespace).code == 0
         assert running.stop(signal.SIGTERM)[0] == 0
     assert conftest.nft(lab.gateway_namespace, "list", "ruleset") == ""
-    assert not [detail for detail in _details(output) if "put back" in detail]
+    assert not [detail for detail in _details(output) if "restored" in detail]
 
 
 @pytest.mark.parametrize("only_guard", [False, True])

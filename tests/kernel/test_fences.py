@@ -46,7 +46,7 @@ def test_service_reinstalls_a_fence_with_a_damaged_record(
     sandbox = _sandbox(fenced, install=True, proxy=["10.200.0.1:3128"])
     found = fences.activate(sandbox, state)
     assert (found.is_ours, found.before, found.state, found.tampering) == (
-        False, FenceState.STANDING, FenceState.STANDING, None,
+        False, FenceState.ACTIVE, FenceState.ACTIVE, None,
     )  # fmt: skip
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
 
@@ -62,7 +62,7 @@ async def test_monitored_fence_is_restored_without_a_tamper_guard(
     await monitor._inspect()
     assert installer.verify(conftest.SANDBOX, state).verdict == "as installed"
     (event,) = sink.events
-    assert "has been put back" in event["status_detail"]
+    assert "was restored" in event["status_detail"]
     assert event["severity"] == "High"
 
 

@@ -222,7 +222,7 @@ def test_flushed_fence_is_restored_and_reported(
     assert not world.reached()
     (restored,) = (event for event in _events(output) if event["class_uid"] == _STATE_CHANGE)
     assert restored["severity"] == "High"
-    assert "put back" in restored["message"]
+    assert "restored" in restored["message"]
     assert _ruleset(pod) == ruleset
 
 

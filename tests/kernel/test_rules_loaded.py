@@ -112,7 +112,7 @@ def test_log_budgets_outlast_their_refill(
 
 def test_flow_sets_outlast_the_longest_pause_of_tcp(loaded: Loaded) -> None:
     """Their timeout is at most that of counts, and their size holds all ports of a client."""
-    for name, each in loaded.named("(asked|proxied|addressed|excepted)[46]"):
+    for name, each in loaded.named("(reported_peers|proxied|addressed|excepted)[46]"):
         assert 2 * _LONGEST_RESEND < each["timeout"] <= flow_counter.ELEMENT_TIMEOUT_MS / 1000
         assert sorted(each["flags"]) == ["dynamic", "timeout"]
         size = each["size"] if name[1] == "proxied" else 4 * each["size"]

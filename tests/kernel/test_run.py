@@ -273,7 +273,7 @@ def test_fence_flushed_under_a_run_is_restored_and_reported(
         assert running.stop(signal.SIGTERM)[0] == 0
     found = [event for event in written.events(output) if event["class_uid"] == 5019]
     details = [event.get("status_detail") or "" for event in found]
-    assert any("put back" in detail for detail in details)
+    assert any("restored" in detail for detail in details)
 
 
 def test_opened_fence_is_reported_as_altered_and_not_active(
@@ -288,7 +288,7 @@ def test_opened_fence_is_reported_as_altered_and_not_active(
         assert running.stop(signal.SIGTERM)[0] == 0
     (altered,) = (event for event in written.events(output) if event["class_uid"] == 5019)
     assert (altered["state_id"], altered["state"], altered["severity"]) == (99, "Altered", "High")
-    assert "may hold nothing back (before: standing)" in altered["message"]
+    assert "may block nothing (before: active)" in altered["message"]
     assert "accept" in altered["status_detail"]
 
 
@@ -303,7 +303,7 @@ def test_removed_fence_is_reported_at_the_end(
     *before, stopped = written.events(output)
     active, removed = (event for event in before if event["class_uid"] == 5019)
     assert (active["state_id"], removed["state_id"]) == (2, 1)
-    assert "before: standing" in removed["message"]
+    assert "before: active" in removed["message"]
     # The removal is found at once, or at the end of the run.
     assert "removed" in removed["status_detail"]
     assert (stopped["class_uid"], stopped["activity_name"]) == (6002, "Stop")

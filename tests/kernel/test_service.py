@@ -138,10 +138,10 @@ def test_run_serves_its_metrics_and_its_health(
         wait_for(agrees)
         assert found["ocsf_nft_sink_failures_total", "down"] > 0
         assert found["ocsf_nft_fence_active", ""] == 1
-        rungs = [
+        methods = [
             found["ocsf_nft_attribution_method", each] for each in ("capture", "socket", "user")
         ]
-        assert sorted(rungs) == [0, 0, 1]
+        assert sorted(methods) == [0, 0, 1]
         assert found["ocsf_nft_capture_dropped_events_total", ""] == 0
         assert 0 < found["ocsf_nft_store_bytes", ""] < found["ocsf_nft_store_max_bytes", ""]
         assert get(port, "/healthz") == (200, "well\n")

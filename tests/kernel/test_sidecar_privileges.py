@@ -139,7 +139,7 @@ def test_events_name_the_proxy_as_remedy_without_its_address(
     assert len(events) == 2
     for event in events:
         assert "proxy_endpoint" not in event
-        assert "Only the sandbox's proxy may be reached: use it." in event["status_detail"]
+        assert "The sandbox may connect only to its proxy: use the proxy." in event["status_detail"]
 
 
 def _confined(uid: int, capability: str | None) -> list[str]:

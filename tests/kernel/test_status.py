@@ -33,12 +33,12 @@ def test_replaced_counters_are_reported_as_a_gap(
     attempts.attempt(fenced.sandbox_namespace, 1000, 9, "udp4")
     with command.running(*options) as running:
         conftest.nft(fenced.sandbox_namespace, "flush", "ruleset")
-        accounts.until(lambda: b"made anew" in output.read_bytes())
+        accounts.until(lambda: b"were created again" in output.read_bytes())
         attempts.attempt(fenced.sandbox_namespace, 1000, 5, "udp4")
         assert running.stop(signal.SIGTERM)[0] == 0
     events = accounts.events_of(output)
     assert accounts.reported_by_rule(e for e in events if "actor" in e)["egress"] == 9 + 5
-    (gap,) = (e for e in events if "made anew" in e.get("status_detail", ""))
+    (gap,) = (e for e in events if "were created again" in e.get("status_detail", ""))
     assert (gap["activity_name"], gap["severity"]) == ("Records Dropped", "High")
     assert gap["start_time"] <= gap["end_time"]
 

@@ -108,12 +108,12 @@ def _is_active(state: StateDirectory) -> bool:
     [
         ("flush ruleset", "table inet ocsf_nft was deleted; table netdev", False),
         ("delete table inet ocsf_nft", "table inet ocsf_nft was deleted", False),
-        ("insert rule inet ocsf_nft output accept", "a rule was put into chain output", True),
+        ("insert rule inet ocsf_nft output accept", "a rule was added to chain output", True),
         ("add chain inet ocsf_nft foreign { type filter hook output priority -500; }",
-         "chain foreign was made or changed", True),
+         "chain foreign was created or changed", True),
         ("add element inet ocsf_nft allowed4 { 203.0.113.7 . udp . 9 }",
-         "an element was put into set allowed4", True),
-        ("flush table netdev ocsf_nft", " taken out of chain ", True),
+         "an element was added to set allowed4", True),
+        ("flush table netdev ocsf_nft", " removed from chain ", True),
     ],
 )  # fmt: skip
 def test_tampering_under_a_flood_is_one_event_and_the_fence_is_restored(
@@ -219,7 +219,7 @@ def test_start_of_a_run_restores_a_fence_altered_before(
     (event,) = output.tampered()
     assert event["unmapped"]["previous_state"] == before
     assert event["severity"] == "High"
-    assert "it was altered or gone, and has been put back" in event["status_detail"]
+    assert "it was altered or removed, and was restored" in event["status_detail"]
 
 
 def test_fence_removed_in_the_regular_way_is_not_restored(
@@ -248,9 +248,9 @@ def test_reinstalled_fence_is_accepted(
         output.wait(lambda: bool(output.tampered()))
         assert running.stop(signal.SIGTERM)[0] == 0
     reinstalled, tampered = output.of_fence()
-    assert reinstalled["status_detail"].startswith("it was installed anew")
+    assert reinstalled["status_detail"].startswith("it was installed again")
     assert reinstalled["severity"] == "Informational"
-    assert "put back" in tampered["status_detail"]
+    assert "restored" in tampered["status_detail"]
     installed = state.read(conftest.SANDBOX)
     assert installed is not None
     assert installed.spec == other
@@ -268,7 +268,7 @@ def test_run_gives_up_a_fence_changed_too_often_and_reports_it_at_the_end(
         code, messages = running.stop(signal.SIGTERM)
     *_, last = output.tampered()
     assert (last["severity"], last["status"], last["state"]) == ("Critical", "Failure", "Altered")
-    assert last["status_detail"].startswith(f"given up: put back {MAX_RESTORES} times in 60 s")
+    assert last["status_detail"].startswith(f"given up: restored {MAX_RESTORES} times in 60 s")
     assert code == 1, messages
     assert (
         messages.splitlines()[-1]
@@ -322,7 +322,7 @@ def test_a_fence_in_a_user_namespace_is_guarded_without_any_privilege_outside(
     run=$!
     until grep -q ^ready "$LOG"; do kill -0 $run || exit 9; sleep 0.05; done
     nft flush ruleset
-    until grep -q "put back" "$OUTPUT"; do sleep 0.05; done
+    until grep -q "restored" "$OUTPUT"; do sleep 0.05; done
     kill -TERM $run; wait $run
     """
     options = [
@@ -343,7 +343,7 @@ def test_a_fence_in_a_user_namespace_is_guarded_without_any_privilege_outside(
     assert "table inet ocsf_nft was deleted" in event["unmapped"]["changes"]
     if own_pids:
         assert "actor" not in event
-        assert "calls itself nft; its pid is not known here" in event["status_detail"]
+        assert "calls itself nft, with an unknown pid" in event["status_detail"]
     else:
         assert event["actor"]["process"]["name"] == "nft"
 
@@ -365,4 +365,4 @@ def test_killed_run_leaves_the_fence_active_or_the_next_run_reports_it(
             assert running.stop(signal.SIGTERM)[0] == 0
         installer.install(spec, fenced.sandbox_namespace, state, "nflog")
         found = output.of_fence()[before:]
-        assert was_active or any("put back" in event["status_detail"] for event in found), found
+        assert was_active or any("restored" in event["status_detail"] for event in found), found

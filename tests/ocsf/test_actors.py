@@ -65,9 +65,11 @@ def test_name_of_a_process_is_that_of_its_program() -> None:
     liar = Process(pid=7, name="systemd", path="/home/agent/implant")
     event = event_by(liar)
     assert event["actor"]["process"]["name"] == "implant"
-    assert event["message"].startswith("implant[7] (uid 1000) in sandbox sb1 tried")
+    assert event["message"].startswith("Blocked TCP connection from implant[7] (uid 1000) in")
     assert event_by(Process(pid=7, name="systemd"))["actor"]["process"]["name"] == "systemd"
-    assert event_by(Process(pid=7))["message"].startswith("process [7] (uid 1000)")
+    assert event_by(Process(pid=7))["message"].startswith(
+        "Blocked TCP connection from process [7] (uid 1000)"
+    )
 
 
 def test_event_without_attribution_names_no_process() -> None:
@@ -135,7 +137,9 @@ def test_a_program_in_memory_alone_is_a_file_with_a_name_and_a_path(name: str, c
     process = event["actor"]["process"]
     assert process["name"] == process["file"]["name"] == called
     assert process["path"] == process["file"]["path"] == called
-    assert event["message"].startswith(f"{called}[4242] (uid 1000) in sandbox sb1 tried")
+    assert event["message"].startswith(
+        f"Blocked TCP connection from {called}[4242] (uid 1000) in sandbox sb1 to "
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_program_that_is_no_file_has_no_file(name: str) -> None:
 
 def test_a_long_name_does_not_fill_the_sentence() -> None:
     message = event_by(PROCESSES["long"])["message"]
-    assert message.startswith("y" * 63 + "…[4242] (uid 1000) in sandbox")
+    assert message.startswith(f"Blocked TCP connection from {'y' * 63}…[4242] (uid 1000) in ")
     assert event_by(PROCESSES["long"])["actor"]["process"]["cmd_line"] == "z" * 4096
 
 

@@ -58,7 +58,7 @@ def test_one_packet_of_a_longer_window_has_its_own_time() -> None:
 def test_event_of_two_packets_has_the_time_of_the_windows_end() -> None:
     event = rendered(window(RECORDS["tcp4"], 2, start_ns=TIME_NS - 2_000_000_000))
     assert event["time"] == event["end_time"] == 1767225605000
-    assert ", 2 times; " in event["message"]
+    assert " (2 packets) from " in event["message"]
 
 
 def test_a_window_without_length_has_no_duration() -> None:
@@ -103,87 +103,80 @@ def test_data_unknown_to_a_counter_is_left_out() -> None:
         (
             "counted tcp4",
             (
-                "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly, 999 times; "
-                "refused with a reset"
+                "Blocked 999 TCP packets from uid 1000 in sandbox sb1 to 203.0.113.7:443 "
+                "(https); answered with a TCP reset"
             ),
         ),
         (
             "counted once",
             (
-                "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) "
-                "directly; refused with a reset"
+                "Blocked TCP packet from uid 1000 in sandbox sb1 to 203.0.113.7:443 "
+                "(https); answered with a TCP reset"
             ),
         ),
         (
             "counted without a port",
-            "sandbox sb1 tried ICMP to 203.0.113.7 directly, 999 times; refused with an ICMP error",
+            (
+                "Blocked 999 ICMP packets from sandbox sb1 to 203.0.113.7; answered with an "
+                "ICMP error"
+            ),
         ),
-        ("counted arp", "sandbox sb1 sent an ARP frame, 12 times; dropped without an answer"),
+        ("counted arp", "Dropped 12 ARP frames from sandbox sb1"),
         (
             "counted 88b5",
-            "uid 0 in sandbox sb1 sent a frame of type 0x88b5, 12 times; dropped without an answer",
+            "Dropped 12 ethertype 0x88b5 frames from uid 0 in sandbox sb1",
         ),
         (
             "counted ingress",
             (
-                "an unknown sender sent sandbox sb1 TCP to 203.0.113.7:443 (https), 999 times; "
-                "dropped without an answer"
+                "Dropped 999 TCP packets from an unknown sender to 203.0.113.7:443 "
+                "(https) in sandbox sb1"
             ),
         ),
         (
             "counted forward",
             (
-                "somebody tried to pass TCP to 203.0.113.7:443 (https) through sandbox "
-                "sb1, 999 times; refused"
+                "Blocked 999 TCP packets from an unknown sender to 203.0.113.7:443 "
+                "(https) through sandbox sb1"
             ),
         ),
         (
             "logged, forwarded",
             (
-                "10.200.0.2:41254, behind sandbox sb1, tried TCP to 203.0.113.7:443 "
-                "(https) directly, "
-                "2 times; refused with a reset"
+                "Blocked TCP connection (2 packets) from 10.200.0.2:41254 to "
+                "203.0.113.7:443 (https) through sandbox sb1; answered with a TCP reset"
             ),
         ),
         (
             "logged, foreign",
             (
-                'TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 matched rule "[UFW '
-                'BLOCK]", 3 times; refused'
+                "Blocked TCP connection (3 packets) from 10.200.0.2:41254 to "
+                '203.0.113.7:443 (https) by rule "[UFW BLOCK]"'
             ),
         ),
         (
             "many of egress, in full",
             (
-                "uid 1000 in sandbox sb1 sent 934465 packets (TCP) in at least 65000 other flows; "
-                "refused"
+                "Blocked 934465 TCP packets in at least 65000 other flows from uid 1000 "
+                "in sandbox sb1"
             ),
         ),
-        ("many of egress, nothing", "sandbox sb1 sent 934465 packets in other flows; refused"),
+        ("many of egress, nothing", "Blocked 934465 packets in other flows from sandbox sb1"),
         (
             "unplaced of egress, nothing",
-            "sandbox sb1 sent 934465 packets in flows that nobody knows; refused",
+            "Blocked 934465 packets in unknown flows from sandbox sb1",
         ),
         (
             "unplaced of link, a frame",
-            (
-                "sandbox sb1 sent 934465 packets (frames of type 0x88b5) in at least 1 other flow; "
-                "dropped without an answer"
-            ),
+            ("Dropped 934465 ethertype 0x88b5 packets in at least 1 other flow from sandbox sb1"),
         ),
         (
-            "forgotten of ingress, nothing",
-            (
-                "somebody sent sandbox sb1 934465 packets in flows that nobody knows; "
-                "dropped without an answer"
-            ),
+            "evicted of ingress, nothing",
+            ("Dropped 934465 packets in unknown flows to sandbox sb1"),
         ),
         (
             "many of forward, in full",
-            (
-                "somebody tried to pass 934465 packets (TCP) through sandbox sb1 "
-                "in at least 65000 other flows; refused"
-            ),
+            ("Blocked 934465 TCP packets in at least 65000 other flows through sandbox sb1"),
         ),
     ],
 )
@@ -194,33 +187,43 @@ def test_message_has_the_number_of_packets(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("facts", "kind"),
     [
-        ({"protocol": 17, "ip_version": 4}, " (UDP)"),
-        ({"ip_version": 6}, " (IPv6)"),
-        ({"ethertype": 0x0806}, " (ARP)"),
-        ({}, ""),
+        ({"protocol": 17, "ip_version": 4}, "UDP packet"),
+        ({"ip_version": 6}, "IPv6 packet"),
+        ({"ethertype": 0x0806}, "ARP packet"),
+        ({}, "packet"),
     ],
 )
 def test_single_packet_of_an_aggregate_is_named_by_its_kind(
     facts: dict[str, Any], kind: str
 ) -> None:
     event = rendered(window(counter(**facts), 1, aggregation=Aggregation(reason="unplaced")))
-    assert event["message"] == (
-        f"sandbox sb1 sent 1 packet{kind} in flows that nobody knows; refused"
-    )
+    assert event["message"] == f"Blocked 1 {kind} in unknown flows from sandbox sb1"
 
 
 @pytest.mark.parametrize(
     ("name", "detail"),
     [
-        ("many of egress, in full", "because uid 1000 has more flows than are told one by one."),
-        ("many of egress, nothing", "because somebody has more flows than are told one by one."),
+        (
+            "many of egress, in full",
+            "because uid 1000 has more flows than are reported one by one.",
+        ),
+        (
+            "many of egress, nothing",
+            "because an unknown user has more flows than are reported one by one.",
+        ),
         (
             "unplaced of link, a frame",
-            "no place in the kernel's bounded sets of flows. They were d",
+            "sets of flows had no free entry. The sandbox's fence d",
         ),
-        ("forgotten of egress, nothing", "they were, or somebody made it forget"),
-        ("many of egress, in full", "Only TCP to the proxy at http://10.200.0.1:3128 may leave."),
-        ("many of ingress, nothing", "Only replies of the sandbox's proxy may come in."),
+        (
+            "evicted of egress, nothing",
+            "the kernel or another process deleted the entries of their flows",
+        ),
+        (
+            "many of egress, in full",
+            "The sandbox may send only TCP to the proxy at http://10.200.0.1:3128.",
+        ),
+        ("many of ingress, nothing", "The sandbox may receive only replies of its proxy."),
     ],
 )
 def test_detail_has_the_reason_of_the_aggregation(name: str, detail: str) -> None:
@@ -228,7 +231,7 @@ def test_detail_has_the_reason_of_the_aggregation(name: str, detail: str) -> Non
 
 
 def test_proxy_is_named_if_the_address_family_is_unknown() -> None:
-    event = rendered(ATTEMPTS["forgotten of egress, nothing"])
+    event = rendered(ATTEMPTS["evicted of egress, nothing"])
     assert event["proxy_endpoint"] == {"ip": "10.200.0.1", "port": 3128}
     assert "http://10.200.0.1:3128" in event["status_detail"]
     assert "proxy_endpoint" not in rendered(ATTEMPTS["many of ingress, nothing"])
@@ -236,7 +239,9 @@ def test_proxy_is_named_if_the_address_family_is_unknown() -> None:
 
 def test_without_a_proxy_the_detail_names_none() -> None:
     event = rendered(ATTEMPTS["many of egress, in full"], Mapper(Context()))
-    assert event["status_detail"].endswith("Only the sandbox's proxy may be reached: use it.")
+    assert event["status_detail"].endswith(
+        "The sandbox may connect only to its proxy: use the proxy."
+    )
     assert "proxy_endpoint" not in event
 
 
@@ -251,21 +256,25 @@ def test_several_flows_have_no_single_destination() -> None:
 
 
 def test_several_flows_are_named_by_a_sample() -> None:
-    merged = rendered(ATTEMPTS["many of egress, in full"])["unmapped"]["merged"]
-    assert (merged["why"], merged["flows"], len(merged["sample"])) == ("many", 65_000, len(SAMPLE))
-    assert merged["sample"][0] == {
+    aggregation = rendered(ATTEMPTS["many of egress, in full"])["unmapped"]["aggregation"]
+    assert (aggregation["reason"], aggregation["flows"], len(aggregation["sample"])) == (
+        "many",
+        65_000,
+        len(SAMPLE),
+    )
+    assert aggregation["sample"][0] == {
         "uid": 1000,
         "protocol": 6,
         "destination": "198.51.100.0",
         "port": 443,
     }
-    assert merged["sample"][-3:] == [
+    assert aggregation["sample"][-3:] == [
         {"uid": 1000, "protocol": 17, "destination": "2001:db8::7", "port": 0},
         {"protocol": 1, "destination": "203.0.113.7"},
         {"uid": 0xFFFF_FFFE, "ethertype": 0x88B5},
     ]
-    assert rendered(ATTEMPTS["forgotten of egress, nothing"])["unmapped"]["merged"] == {
-        "why": "forgotten"
+    assert rendered(ATTEMPTS["evicted of egress, nothing"])["unmapped"]["aggregation"] == {
+        "reason": "evicted"
     }
 
 

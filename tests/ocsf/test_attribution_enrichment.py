@@ -116,7 +116,7 @@ def test_actor_of_several_in_one_window_is_the_named_process() -> None:
 
 def test_finding_has_the_attribution_of_its_attempts() -> None:
     mine = done_by(PROCESSES["all of it"])
-    found = replace(Attempt.of(RECORDS["tcp4"]), streak=incident(attribution=mine))
+    found = replace(Attempt.of(RECORDS["tcp4"]), incident=incident(attribution=mine))
     finding = Mapper(CONTEXT).finding(found, processed_ns=NOW_NS)
     assert finding is not None
     event = json.loads(finding.to_json())
@@ -127,12 +127,12 @@ def test_finding_has_the_attribution_of_its_attempts() -> None:
 def test_finding_does_not_name_the_process_of_its_latest_attempt_alone() -> None:
     whole = incident(3, 40, 2, merge(ONE_OF_SEVERAL, done_by(PROCESSES["all of it"])))
     found = replace(
-        Attempt.of(RECORDS["tcp4"]), streak=whole, attribution=done_by(PROCESSES["all of it"])
+        Attempt.of(RECORDS["tcp4"]), incident=whole, attribution=done_by(PROCESSES["all of it"])
     )
     finding = Mapper(CONTEXT).finding(found, processed_ns=NOW_NS)
     assert finding is not None
     event = json.loads(finding.to_json())
-    assert event["message"].startswith("one or more of 3 processes of uid 1000 in sandbox sb1")
+    assert " from one or more of 3 processes of uid 1000 in sandbox sb1 to " in event["message"]
     assert "process" not in event["actor"]
     assert "process" not in event["evidences"][0]
     assert event["unmapped"] == {"sandbox": "sb1"}
@@ -151,32 +151,36 @@ def test_names_and_reasons_are_made_printable() -> None:
         assert str(text).isprintable()
 
 
-_TRIED = "tried TCP to 203.0.113.7:443 (https) directly"
+_BLOCKED = "Blocked TCP connection"
 
 
 @pytest.mark.parametrize(
     ("attribution", "packets", "sentence"),
     [
-        (ONE_OF_SEVERAL, 1, f"one or more of 3 processes of uid 1000 in sandbox sb1 {_TRIED};"),
+        (
+            ONE_OF_SEVERAL,
+            1,
+            f"{_BLOCKED} from one or more of 3 processes of uid 1000 in sandbox sb1 to ",
+        ),
         (
             replace(ONE_OF_SEVERAL, unnamed=2),
             1,
-            f"one or more of 5 processes of uid 1000 in sandbox sb1 {_TRIED};",
+            f"{_BLOCKED} from one or more of 5 processes of uid 1000 in sandbox sb1 to ",
         ),
         (
             SEVERAL_IN_ONE_WINDOW,
             28,
-            f"curl[4242] and 3 more (uid 1000) in sandbox sb1 {_TRIED}, 28 times;",
+            f"{_BLOCKED} (28 packets) from curl[4242] and 3 other processes (uid 1000) in ",
         ),
         (
             replace(SEVERAL_IN_ONE_WINDOW, process=None),
             28,
-            f"4 processes of uid 1000 in sandbox sb1 {_TRIED}, 28 times;",
+            f"{_BLOCKED} (28 packets) from 4 processes of uid 1000 in sandbox sb1 to ",
         ),
         (
             ATTRIBUTIONS["one that it may have been"],
             1,
-            f"uid 1000 in sandbox sb1 {_TRIED};",
+            f"{_BLOCKED} from uid 1000 in sandbox sb1 to ",
         ),
     ],
 )
@@ -188,17 +192,19 @@ def test_message_names_the_process_or_the_number_of_processes(
 
 def test_message_without_a_user_has_the_number_of_processes() -> None:
     event = by(ONE_OF_SEVERAL, "tcp without a user")
-    assert event["message"].startswith("one or more of 3 processes in sandbox sb1 tried")
+    assert event["message"].startswith(
+        f"{_BLOCKED} from one or more of 3 processes in sandbox sb1 to "
+    )
     alone = by(done_by(Process(pid=7, name="x")), "tcp without a user")
-    assert alone["message"].startswith("x[7] in sandbox sb1 tried")
+    assert alone["message"].startswith(f"{_BLOCKED} from x[7] in sandbox sb1 to ")
 
 
 def test_message_of_aggregated_flows_names_the_process() -> None:
     merged = ATTEMPTS["many of egress, in full"]
     by_one = rendered(replace(merged, attribution=done_by(PROCESSES["all of it"])))
     by_many = rendered(replace(merged, attribution=replace(SEVERAL_IN_ONE_WINDOW, process=None)))
-    assert by_one["message"].startswith("curl[4242] (uid 1000) in sandbox sb1 sent 934465 packets")
-    assert by_many["message"].startswith("4 processes of uid 1000 in sandbox sb1 sent 934465")
+    assert by_one["message"].endswith("other flows from curl[4242] (uid 1000) in sandbox sb1")
+    assert by_many["message"].endswith("other flows from 4 processes of uid 1000 in sandbox sb1")
 
 
 def test_attribution_is_part_of_the_shape_but_several_processes_have_no_template() -> None:

@@ -64,7 +64,7 @@ def test_guide_has_every_attribute_and_its_source(subtests: pytest.Subtests) -> 
                 assert source, name
                 assert since == versions.SINCE.get(model, {}).get(name, "")
                 is_optional = re.search(r"None|Optional", str(model.model_fields[name].annotation))
-                assert there == ("when known" if is_optional else "always")
+                assert there == ("if known" if is_optional else "always")
 
 
 def test_attributes_documented_as_always_present_are_present() -> None:
@@ -75,7 +75,7 @@ def test_attributes_documented_as_always_present_are_present() -> None:
 
 
 def test_guide_has_every_id_and_its_caption() -> None:
-    text = re.sub(r" \(from [\d.]+\)", "", GUIDE)
+    text = re.sub(r" \(since [\d.]+\)", "", GUIDE)
     listed = {
         kind.__name__: ", ".join(f"`{int(member)}` {member.caption}" for member in kind)
         for kind in enums.Captioned.__subclasses__()
@@ -106,12 +106,13 @@ def test_introduction_has_the_current_numbers() -> None:
     threshold = Threshold()
     assert threshold.min_severity is enums.Severity.HIGH
     assert f"of severity {threshold.min_severity.caption} or more" in head
-    assert f"comes to {threshold.packets} packets" in head
+    assert threshold.packets == 10
+    assert "at the tenth packet of severity Medium" in head
     within_s = scan_detection.WITHIN_NS // 1_000_000_000
     assert f"tries {scan_detection.FLOWS} flows within {within_s} s" in head
-    assert f"{report_schedule.OVER_NS // 1_000_000_000} s passed without one" in head
+    assert f"{report_schedule.OVER_NS // 1_000_000_000} s without a packet" in head
     assert incidents.LATEST == 10
-    assert "ten at most" in head
+    assert "at\n  most ten." in head
     assert [uid for uid in CLASSES if f"| {uid} " not in head] == []
 
 

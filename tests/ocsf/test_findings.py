@@ -34,11 +34,11 @@ def rendered(found: Attempt | IncidentEnd, mapper: Mapper = MAPPER) -> Any:
 
 
 def attempt_of(name: str, each: Incident) -> Attempt:
-    return replace(Attempt.of(RECORDS[name]), streak=each)
+    return replace(Attempt.of(RECORDS[name]), incident=each)
 
 
 def incident_end_of(name: str, each: Incident) -> IncidentEnd:
-    return IncidentEnd(record=RECORDS[name], streak=each, end_ns=TIME_NS + 5_000_000_000)
+    return IncidentEnd(record=RECORDS[name], incident=each, end_ns=TIME_NS + 5_000_000_000)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_every_finding_is_created_once_and_closed_once(
     for (record, packets), mapper in zip(shown, mappers, strict=False):
         attempt = replace(Attempt.of(record), packets=packets)
         end = extend_incident(end, Key("flows4", b"\0"), attempt, mapper.is_finding)
-        event = rendered(replace(attempt, streak=end.streak), mapper)
+        event = rendered(replace(attempt, incident=end.incident), mapper)
         stages += [] if event is None else [event["activity_name"]]
     assert end is not None
     ended = rendered(end, mappers[-1])
@@ -148,7 +148,7 @@ def test_attempt_and_finding_refer_to_each_other() -> None:
     for number, identity in enumerate(identities, 1):
         logged = replace(RECORDS["tcp4"], origin=replace(RECORDS["tcp4"].origin, identity=identity))
         each = replace(incident(number, 20 * number, 1), latest=tuple(identities[:number]))
-        attempt = replace(Attempt.of(logged), packets=20, streak=each)
+        attempt = replace(Attempt.of(logged), packets=20, incident=each)
         events.append(json.loads(MAPPER.network_activity(attempt, processed_ns=NOW_NS).to_json()))
     finding = rendered(attempt)
     info = finding["finding_info"]
@@ -182,12 +182,12 @@ def test_events_of_one_finding_share_its_uid_and_have_unique_event_uids() -> Non
 def test_finding_has_process_attempt_and_remediation() -> None:
     finding = rendered(attempt_of("tcp4", incident(3, 40, 2, done_by(PROCESSES["all of it"]))))
     assert finding["message"] == (
-        "curl[4242] (uid 1000) in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly, "
-        "40 times; refused with a reset"
+        "Blocked TCP connection (40 packets) from curl[4242] (uid 1000) in sandbox sb1 to "
+        "203.0.113.7:443 (https); answered with a TCP reset"
     )
     assert finding["remediation"]["desc"] == (
-        "Find out what uid 1000 in sandbox sb1 runs, and stop it unless somebody wants it to do "
-        "this. Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again."
+        "Find out what uid 1000 in sandbox sb1 runs, and stop it unless this is intended. "
+        "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again."
     )
     (evidence,) = finding["evidences"]
     assert evidence["process"]["pid"] == evidence["actor"]["process"]["pid"] == 4242
@@ -202,15 +202,15 @@ def test_finding_has_process_attempt_and_remediation() -> None:
 
 def test_attempt_to_reach_credentials_is_named_so() -> None:
     finding = rendered(attempt_of("metadata4", incident(1, 1)))
-    assert finding["finding_info"]["title"].startswith("Attempt to reach the cloud's metadata")
+    assert finding["finding_info"]["title"].startswith("Attempt to reach the cloud metadata")
     assert finding["severity"] == "High"
 
 
 @pytest.mark.parametrize("name", ["forward from outside", "ingress"])
 def test_remediation_of_an_inbound_attempt_is_to_find_the_sender(name: str) -> None:
     finding = rendered(attempt_of(name, incident(1, 10)))
-    assert finding["finding_info"]["title"] == "Attempt to get into the sandbox was refused"
-    assert finding["remediation"]["desc"] == "Find out who sends this, and why."
+    assert finding["finding_info"]["title"] == "Attempt to connect to the sandbox was blocked"
+    assert finding["remediation"]["desc"] == "Find out which program sends this, and why."
 
 
 def test_threshold_of_findings_is_configurable() -> None:

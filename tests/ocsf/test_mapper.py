@@ -34,10 +34,12 @@ def test_refused_connection_has_all_attributes() -> None:
         "status_id": 2,
         "status": "Failure",
         "status_code": "tcp-reset",
-        "status_detail": "The connection was refused by the sandbox's fence, not by the network. "
+        "status_detail": "The sandbox's fence blocked this connection; the network did not fail. "
         "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.",
-        "message": "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly; "
-        "refused with a reset",
+        "message": (
+            "Blocked TCP connection from uid 1000 in sandbox sb1 to 203.0.113.7:443 (https); "
+            "answered with a TCP reset"
+        ),
         "action_id": 2,
         "action": "Denied",
         "disposition_id": 2,
@@ -49,7 +51,7 @@ def test_refused_connection_has_all_attributes() -> None:
             "name": "egress",
             "uid": "inet/ocsf_nft/refuse_egress/14",
             "type": "nftables",
-            "desc": "what the sandbox sends goes to its proxy, or nowhere",
+            "desc": "the sandbox may send only to its proxy",
             "condition": 'log prefix "ocsf-nft:sb1:egress:" group 4001',
         },
         "attacks": [

@@ -15,102 +15,106 @@ from tests.ocsf.mapped import MAPPER, event_of
         (
             "tcp6",
             (
-                "uid 1000 in sandbox sb1 tried TCP to [2001:db8::7]:443 (https) directly; "
-                "refused with a reset"
+                "Blocked TCP connection from uid 1000 in sandbox sb1 to [2001:db8::7]:443 "
+                "(https); answered with a TCP reset"
             ),
         ),
         (
             "tcp without a user",
-            ("sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly; refused with a reset"),
+            (
+                "Blocked TCP connection from sandbox sb1 to 203.0.113.7:443 (https); answered "
+                "with a TCP reset"
+            ),
         ),
         (
             "icmpv6 echo",
-            "sandbox sb1 tried ICMPv6 to 2001:db8::7 (ping) directly; refused with an ICMP error",
+            (
+                "Blocked ICMPv6 packet from sandbox sb1 to 2001:db8::7 (ping); answered with "
+                "an ICMP error"
+            ),
         ),
         (
             "icmp echo",
-            "sandbox sb1 tried ICMP to 203.0.113.7 (ping) directly; refused with an ICMP error",
+            (
+                "Blocked ICMP packet from sandbox sb1 to 203.0.113.7 (ping); answered with an "
+                "ICMP error"
+            ),
         ),
         (
             "protocol 253",
             (
-                "sandbox sb1 tried IP protocol 253 to 203.0.113.7 directly; "
-                "refused with an ICMP error"
+                "Blocked IP protocol 253 packet from sandbox sb1 to 203.0.113.7; answered "
+                "with an ICMP error"
             ),
         ),
         (
             "forward",
             (
-                "10.200.0.2:41254, behind sandbox sb1, tried TCP to 203.0.113.7:443 "
-                "(https) directly; "
-                "refused with a reset"
+                "Blocked TCP connection from 10.200.0.2:41254 to 203.0.113.7:443 (https) "
+                "through sandbox sb1; answered with a TCP reset"
             ),
         ),
         (
             "ingress",
             (
-                "198.51.100.1:41254 sent sandbox sb1 TCP to 10.200.0.2:443 (https); "
-                "dropped without an answer"
+                "Dropped TCP connection from 198.51.100.1:41254 to 10.200.0.2:443 (https) "
+                "in sandbox sb1"
             ),
         ),
-        ("link arp", "sandbox sb1 sent an ARP frame; dropped without an answer"),
+        ("link arp", "Dropped ARP frame from sandbox sb1"),
         (
             "vm forward",
             (
-                "the VM of sandbox sb1 tried TCP to 169.254.1.1:443 (https) through its host; "
-                "dropped without an answer"
+                "Dropped TCP connection from the VM of sandbox sb1 to 169.254.1.1:443 "
+                "(https) through its host"
             ),
         ),
         (
             "vm input",
             (
-                "the VM of sandbox sb1 tried TCP to 10.200.0.1:22 (ssh) on its host; "
-                "dropped without an answer"
+                "Dropped TCP connection from the VM of sandbox sb1 to 10.200.0.1:22 (ssh) "
+                "on its host"
             ),
         ),
         (
             "vm ingress",
             (
-                "198.51.100.1:41254 sent the VM of sandbox sb1 TCP to 10.200.0.2:443 (https); "
-                "dropped without an answer"
+                "Dropped TCP connection from 198.51.100.1:41254 to 10.200.0.2:443 (https) "
+                "in the VM of sandbox sb1"
             ),
         ),
         (
             "vm link",
             (
-                "the VM of sandbox sb1 sent UDP to 203.0.113.7:53 (domain) from 198.51.100.9 "
-                "by 02:00:00:00:00:01; dropped without an answer"
+                "Dropped UDP packet (source 198.51.100.9, MAC 02:00:00:00:00:01) from the "
+                "VM of sandbox sb1 to 203.0.113.7:53 (domain)"
             ),
         ),
         (
             "vm link arp",
-            (
-                "the VM of sandbox sb1 sent an ARP frame by 02:00:00:00:00:01; "
-                "dropped without an answer"
-            ),
+            ("Dropped ARP frame (MAC 02:00:00:00:00:01) from the VM of sandbox sb1"),
         ),
-        ("link 88b5", "sandbox sb1 sent a frame of type 0x88b5; dropped without an answer"),
+        ("link 88b5", "Dropped ethertype 0x88b5 frame from sandbox sb1"),
         (
             "foreign",
             (
-                "TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 matched rule "
-                '"[UFW BLOCK]"; refused'
+                "Blocked TCP connection from 10.200.0.2:41254 to 203.0.113.7:443 (https) "
+                'by rule "[UFW BLOCK]"'
             ),
         ),
         (
             "nothing but macs",
-            'a frame from 02:00:00:00:00:01 matched rule "x"; logged, and no more is known',
+            'Logged frame from 02:00:00:00:00:01 by rule "x"; the verdict is unknown',
         ),
         (
             "nothing but a prefix",
-            'a frame from an unknown sender matched rule "x"; logged, and no more is known',
+            'Logged frame from an unknown sender by rule "x"; the verdict is unknown',
         ),
         (
             "unprintable prefix",
             (
-                "TCP to 203.0.113.7:443 (https) from 10.200.0.2:41254 matched rule "
-                '"\\x00\\x80\\ud800"; '
-                "logged, and no more is known"
+                "Logged TCP connection from 10.200.0.2:41254 to 203.0.113.7:443 (https) "
+                'by rule "\\x00\\x80\\ud800"; the verdict is unknown'
             ),
         ),
     ],
@@ -124,11 +128,11 @@ def test_message_describes_the_record(name: str, message: str) -> None:
     [
         ("tcp4", "set HTTPS_PROXY=http://10.200.0.1:3128"),
         ("tcp6", "set HTTPS_PROXY=http://[fd00:200::1]:3128"),
-        ("metadata4", "metadata service is not for this sandbox"),
+        ("metadata4", "This sandbox may not use the cloud's metadata service"),
         ("udp dns", "let the proxy resolve them"),
-        ("gre", "Only TCP to the proxy at http://10.200.0.1:3128 may leave"),
-        ("ingress", "Only replies of the sandbox's proxy"),
-        ("link 88b5", "Only frames of the IP stack may leave"),
+        ("gre", "The sandbox may send only TCP to the proxy at http://10.200.0.1:3128"),
+        ("ingress", "The sandbox may receive only replies of its proxy"),
+        ("link 88b5", "The sandbox may send only frames of the IP stack"),
     ],
 )
 def test_detail_has_the_advice_for_a_program(name: str, hint: str) -> None:
@@ -146,7 +150,7 @@ def test_message_has_the_name_of_the_protocol_that_people_use() -> None:
     ):
         sent = Attempt.of(record(**V4, **OUT, protocol=number))
         message = MAPPER.network_activity(sent, processed_ns=NOW_NS).message
-        assert f" tried {name} to 203.0.113.7 directly; " in message
+        assert f"Blocked {name} packet from sandbox sb1 to 203.0.113.7; " in message
 
 
 def test_name_of_a_process_is_cut_after_64_characters() -> None:

@@ -99,7 +99,7 @@ def test_the_id_for_anything_else_takes_any_text() -> None:
     event = fence_state(
         CONTEXT,
         sandbox="sb1",
-        before=FenceState.STANDING,
+        before=FenceState.ACTIVE,
         after=FenceState.DEGRADED,
         time_ns=TIME_NS,
         tables=[],

@@ -32,9 +32,9 @@ def styled(event: dict[str, Any], style: str) -> list[str]:
 def test_refused_packet_is_one_line_from_time_to_remediation() -> None:
     event = by(PROCESS) | {"time": 1_795_564_066_123, "count": 3, "duration": 2_000}
     assert line(event) == (
-        "2026-11-24T23:47:46.123Z  MEDIUM  sb1  uid 1000 curl[4242]  TCP 203.0.113.7:443 https  "
-        "refused  \N{MULTIPLICATION SIGN}3 in 2.0 s  [egress]  "
-        "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again."
+        "2026-11-24T23:47:46.123Z  MEDIUM  sb1  uid 1000 curl[4242]  TCP 203.0.113.7:443 "
+        "https  blocked  \N{MULTIPLICATION SIGN}3 in 2.0 s  [egress]  Use the proxy: set "
+        "HTTPS_PROXY=http://10.200.0.1:3128 and try again."
     )
 
 
@@ -54,7 +54,7 @@ def test_line_of_a_finding_has_stage_totals_and_remediation() -> None:
     found = next(event for event in whole_events() if event["class_uid"] == 2004)
     assert line(found).startswith(
         "2026-01-01T00:00:03.200Z  HIGH    sb1  uid 1000  "
-        "Create: Fan-out to many destinations or ports was refused  "
+        "Create: Fan-out to many destinations or ports was blocked  "
         "\N{MULTIPLICATION SIGN}25000 in 3.2 s, flows 4711, destinations 4711, ports 1  [egress]  "
         "Find out what uid 1000 in sandbox sb1 runs, and stop it"
     )
@@ -75,16 +75,16 @@ def test_outcome_is_the_first_known_attribute() -> None:
         (
             5019,
             (
-                "2026-01-01T00:00:00.000Z  HIGH    sb1  The fence of sandbox sb1 is not as it was "
-                "installed, or can't be looked at: it may hold nothing back (before: standing).  "
-                "the table is not as it was installed"
+                "2026-01-01T00:00:00.000Z  HIGH    sb1  The fence of sandbox sb1 differs "
+                "from the installed one, or can't be read: it may block nothing (before: "
+                "active).  the table is not as it was installed"
             ),
         ),
         (
             6002,
             (
-                "2026-01-01T00:00:00.000Z  HIGH    host-1  3 records were lost on the way from "
-                "the kernel (kmsg): overrun."
+                "2026-01-01T00:00:00.000Z  HIGH    host-1  3 records were dropped on the "
+                "way from the kernel (kmsg): overrun."
             ),
         ),
     ],
@@ -151,8 +151,8 @@ def test_destination_has_the_usual_notation(name: str, what: str) -> None:
             },
             "ARP",
         ),
-        ({"unmapped": {"merged": {"why": "many", "flows": 1}}}, "TCP flows ≥1 https"),
-        ({"unmapped": {"merged": {"why": "forgotten"}}}, "TCP flows told together https"),
+        ({"unmapped": {"aggregation": {"reason": "many", "flows": 1}}}, "TCP flows ≥1 https"),
+        ({"unmapped": {"aggregation": {"reason": "evicted"}}}, "TCP aggregated flows https"),
     ],
 )
 def test_line_has_protocol_and_destination(facts: dict[str, Any], what: str) -> None:
@@ -232,7 +232,7 @@ def test_line_of_a_finding_of_one_attempt_has_its_evidence() -> None:
 @pytest.mark.parametrize(
     ("facts", "outcome"),
     [
-        ({"disposition_id": 2}, "refused"),
+        ({"disposition_id": 2}, "blocked"),
         ({"disposition_id": 6, "disposition": "Dropped"}, "dropped"),
         ({"disposition_id": 17, "disposition": "Logged"}, "logged"),
         ({"disposition_id": None, "disposition": None, "action": "Observed"}, "observed"),

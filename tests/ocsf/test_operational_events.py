@@ -46,14 +46,14 @@ def state_event(before: FenceState, after: FenceState, **more: Any) -> DeviceCon
 
 
 def test_active_fence_is_enabled() -> None:
-    event = state_event(FenceState.ABSENT, FenceState.STANDING)
+    event = state_event(FenceState.ABSENT, FenceState.ACTIVE)
     assert event.state == "Enabled"
     assert event.severity == "Informational"
     assert event.security_level == "Secure"
     assert event.prev_security_level == "At Risk"
     assert event.status == "Success"
     assert event.message == (
-        "The fence of sandbox sb1 stands, and logs what it refuses (before: absent)."
+        "The fence of sandbox sb1 is active, and logs what it blocks (before: absent)."
     )
     assert event.unmapped == {
         "sandbox": "sb1",
@@ -76,31 +76,31 @@ def test_a_fence_that_can_not_log_is_degraded() -> None:
 
 
 def test_altered_fence_may_refuse_nothing() -> None:
-    event = state_event(FenceState.STANDING, FenceState.ALTERED, reason="nft was not found")
+    event = state_event(FenceState.ACTIVE, FenceState.ALTERED, reason="nft was not found")
     assert (event.state_id, event.state) == (99, "Altered")
     assert event.severity == "High"
     assert (event.prev_security_level, event.security_level) == ("Secure", "At Risk")
     assert event.status == "Failure"
     assert event.message == (
-        "The fence of sandbox sb1 is not as it was installed, or can't be looked at: "
-        "it may hold nothing back (before: standing)."
+        "The fence of sandbox sb1 differs from the installed one, or can't be read: it "
+        "may block nothing (before: active)."
     )
 
 
 def test_removed_fence_is_disabled() -> None:
-    event = state_event(FenceState.STANDING, FenceState.ABSENT)
+    event = state_event(FenceState.ACTIVE, FenceState.ABSENT)
     assert event.state == "Disabled"
     assert event.severity == "Medium"
 
 
 def test_each_change_has_a_uid_of_its_own() -> None:
-    one = state_event(FenceState.ABSENT, FenceState.STANDING)
-    assert one.metadata.uid == state_event(FenceState.ABSENT, FenceState.STANDING).metadata.uid
+    one = state_event(FenceState.ABSENT, FenceState.ACTIVE)
+    assert one.metadata.uid == state_event(FenceState.ABSENT, FenceState.ACTIVE).metadata.uid
     others = [
-        state_event(FenceState.DEGRADED, FenceState.STANDING),
-        state_event(FenceState.ABSENT, FenceState.STANDING, sandbox="sb2"),
-        state_event(FenceState.ABSENT, FenceState.STANDING, time_ns=TIME_NS + 1),
-        state_event(FenceState.ABSENT, FenceState.STANDING, reason="again"),
+        state_event(FenceState.DEGRADED, FenceState.ACTIVE),
+        state_event(FenceState.ABSENT, FenceState.ACTIVE, sandbox="sb2"),
+        state_event(FenceState.ABSENT, FenceState.ACTIVE, time_ns=TIME_NS + 1),
+        state_event(FenceState.ABSENT, FenceState.ACTIVE, reason="again"),
     ]
     assert len({one.metadata.uid, *(other.metadata.uid for other in others)}) == 5
 
@@ -110,7 +110,7 @@ def test_without_a_host_the_device_is_unknown() -> None:
         Context(),
         sandbox="sb1",
         before=FenceState.ABSENT,
-        after=FenceState.STANDING,
+        after=FenceState.ACTIVE,
         time_ns=TIME_NS,
         tables=[],
     )
@@ -127,7 +127,7 @@ def test_dropped_records_have_count_start_and_end() -> None:
     assert event["duration"] == event["end_time"] - event["start_time"] == 2000
     assert event["severity"] == "High"
     assert event["message"] == (
-        "3 records were lost on the way from the kernel (kmsg): the kernel log was overrun."
+        "3 records were dropped on the way from the kernel (kmsg): the kernel log was overrun."
     )
 
 
@@ -137,7 +137,7 @@ def test_gap_without_a_number_has_no_count() -> None:
     )
     event = records_dropped(CONTEXT, dropped, processed_ns=NOW_NS)
     assert event.count is None
-    assert event.message.startswith("Records were lost, nobody knows how many")
+    assert event.message.startswith("An unknown number of records was dropped")
 
 
 def test_events_dropped_for_a_sink_are_counted_if_known() -> None:
@@ -152,13 +152,13 @@ def test_events_dropped_for_a_sink_are_counted_if_known() -> None:
         "High",
         1,
     )
-    assert event["message"].startswith("1 event was lost: sink")
+    assert event["message"].startswith("1 event was dropped: sink")
     assert "\x1b" not in event["message"]
     unknown = events_dropped(
         CONTEXT, reason="damaged", number=None, since_ns=TIME_NS, until_ns=NOW_NS
     )
     assert unknown.count is None
-    assert unknown.message == "Events may be lost, nobody knows how many: damaged."
+    assert unknown.message == "An unknown number of events may have been dropped: damaged."
 
 
 @pytest.mark.parametrize(("activity", "name"), [("start", "Start"), ("stop", "Stop")])
@@ -193,16 +193,16 @@ def test_unread_packets_have_duration_and_count() -> None:
     assert event["duration"] == 10_240
     assert event["unmapped"] == {"sandbox": "web"}
     assert event["message"] == (
-        "ocsf-nft did not read the fence of sandbox web for 10.2 s; "
-        "2034112 packets were refused meanwhile, and are counted."
+        "ocsf-nft did not read the fence of sandbox web for 10.2 s. Meanwhile 2034112 "
+        "packets were blocked; later events count them."
     )
 
 
 @pytest.mark.parametrize(
     ("packets", "severity", "meanwhile"),
     [
-        (0, "Low", "nothing was refused meanwhile."),
-        (1, "High", "1 packet was refused meanwhile, and is counted."),
+        (0, "Low", "no packet was blocked or allowed."),
+        (1, "High", "1 packet was blocked; later events count them."),
     ],
 )
 def test_severity_of_unread_time_depends_on_refused_packets(
@@ -210,7 +210,7 @@ def test_severity_of_unread_time_depends_on_refused_packets(
 ) -> None:
     event = gap_event(packets=packets)
     assert event.severity == severity
-    assert event.message.endswith(f"for 10.2 s; {meanwhile}")
+    assert event.message.endswith(f"for 10.2 s. Meanwhile {meanwhile}")
 
 
 def test_a_clock_that_was_set_back_makes_no_event_that_ends_before_it_starts() -> None:
@@ -219,7 +219,7 @@ def test_a_clock_that_was_set_back_makes_no_event_that_ends_before_it_starts() -
     assert event.duration is None
     assert gap_event(until_ns=TIME_NS).duration is None
     assert gap_event(until_ns=TIME_NS + 1_000_000).duration == 1
-    assert "for 0 ms;" in event.message
+    assert "for 0 ms." in event.message
 
 
 def test_unread_time_has_a_unique_uid() -> None:
@@ -238,10 +238,10 @@ def test_unread_time_has_a_unique_uid() -> None:
 @pytest.mark.parametrize(
     ("after", "reason", "expected"),
     [
-        (FenceState.STANDING, None, ("Success", "Informational")),
-        (FenceState.STANDING, "it was put back", ("Success", "Informational")),
+        (FenceState.ACTIVE, None, ("Success", "Informational")),
+        (FenceState.ACTIVE, "it was restored", ("Success", "Informational")),
         (FenceState.ABSENT, None, ("Success", "Medium")),
-        (FenceState.ABSENT, "somebody removed it", ("Failure", "Critical")),
+        (FenceState.ABSENT, "another process removed it", ("Failure", "Critical")),
         (FenceState.ALTERED, "it differs", ("Failure", "High")),
         (FenceState.DEGRADED, "no nft_log", ("Failure", "High")),
     ],
@@ -250,7 +250,7 @@ def test_unexpected_removal_has_a_higher_severity_than_a_regular_one(
     after: FenceState, reason: str | None, expected: tuple[str, str]
 ) -> None:
     event = fence_state(
-        CONTEXT, sandbox="sb1", before=FenceState.STANDING, after=after, time_ns=TIME_NS,
+        CONTEXT, sandbox="sb1", before=FenceState.ACTIVE, after=after, time_ns=TIME_NS,
         tables=[], reason=reason,
     )  # fmt: skip
     assert (event.status, event.severity) == expected
@@ -266,12 +266,12 @@ TAMPERING = Tampering(
 
 def test_tampering_event_has_process_and_duration() -> None:
     event = json.loads(
-        state_event(FenceState.STANDING, FenceState.STANDING, tampering=TAMPERING).to_json()
+        state_event(FenceState.ACTIVE, FenceState.ACTIVE, tampering=TAMPERING).to_json()
     )
     assert (event["severity"], event["status"], event["state"]) == ("High", "Success", "Enabled")
     assert event["message"] == (
-        "The fence of sandbox sb1 stands, and logs what it refuses; it was altered, and has been "
-        "put back (before: standing)."
+        "The fence of sandbox sb1 is active, and logs what it blocks; another process "
+        "altered it, and it has been restored (before: active)."
     )
     assert event["actor"]["process"]["cmd_line"] == "nft flush ruleset"
     assert event["unmapped"]["changes"] == "table inet ocsf_nft was deleted"
@@ -284,12 +284,12 @@ def test_tampering_event_has_process_and_duration() -> None:
 @pytest.mark.parametrize(
     ("after", "given_up", "expected"),
     [
-        (FenceState.STANDING, False, ("Success", "High")),
+        (FenceState.ACTIVE, False, ("Success", "High")),
         (FenceState.DEGRADED, False, ("Failure", "High")),
         (FenceState.PERMISSIVE, False, ("Success", "High")),
         (FenceState.ALTERED, False, ("Failure", "High")),
         (FenceState.ABSENT, False, ("Failure", "Critical")),
-        (FenceState.STANDING, True, ("Failure", "Critical")),
+        (FenceState.ACTIVE, True, ("Failure", "Critical")),
         (FenceState.ALTERED, True, ("Failure", "Critical")),
     ],
 )
@@ -297,7 +297,7 @@ def test_tampering_is_high_and_giving_up_is_critical(
     after: FenceState, given_up: bool, expected: tuple[str, str]
 ) -> None:
     tampering = replace(TAMPERING, given_up=given_up)
-    event = state_event(FenceState.STANDING, after, reason="why", tampering=tampering)
+    event = state_event(FenceState.ACTIVE, after, reason="why", tampering=tampering)
     assert (event.status, event.severity) == expected
 
 
@@ -313,14 +313,14 @@ def test_known_times_of_tampering_are_in_the_event(
     since_ns: int | None, lasted_ns: int | None, span: tuple[int | None, ...]
 ) -> None:
     tampering = Tampering(changes="a rule", since_ns=since_ns, lasted_ns=lasted_ns)
-    event = state_event(FenceState.STANDING, FenceState.STANDING, tampering=tampering)
+    event = state_event(FenceState.ACTIVE, FenceState.ACTIVE, tampering=tampering)
     assert (event.start_time, event.end_time, event.duration) == span
     assert event.actor is None
 
 
 def test_regular_removal_has_a_reason_and_medium_severity() -> None:
     event = state_event(
-        FenceState.STANDING, FenceState.ABSENT, reason="it was removed", is_regular=True
+        FenceState.ACTIVE, FenceState.ABSENT, reason="it was removed", is_regular=True
     )
     assert (event.status, event.severity) == ("Success", "Medium")
     assert event.status_detail == "it was removed"
@@ -328,7 +328,7 @@ def test_regular_removal_has_a_reason_and_medium_severity() -> None:
 
 def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
     at, until_ns = TIME_NS // 1_000_000, TIME_NS + 2_000_000_000
-    changed = state_event(FenceState.ABSENT, FenceState.STANDING)
+    changed = state_event(FenceState.ABSENT, FenceState.ACTIVE)
     fell = attribution_degraded(CONTEXT, method="user", reason="no BTF", time_ns=TIME_NS)
     for instant in (changed, lifecycle(CONTEXT, activity="stop", time_ns=TIME_NS), fell):
         assert (instant.time, instant.start_time, instant.end_time) == (at, None, None)
@@ -346,15 +346,15 @@ def test_events_about_ocsf_nft_give_their_times_in_milliseconds() -> None:
 
 def test_fence_message_has_restored_only_after_a_restore() -> None:
     for after, given_up, is_restored in (
-        (FenceState.STANDING, False, True),
+        (FenceState.ACTIVE, False, True),
         (FenceState.PERMISSIVE_DEGRADED, False, True),
-        (FenceState.STANDING, True, False),
+        (FenceState.ACTIVE, True, False),
         (FenceState.ALTERED, False, False),
         (FenceState.ABSENT, False, False),
     ):
         tampering = replace(TAMPERING, given_up=given_up)
-        event = state_event(FenceState.STANDING, after, reason="why", tampering=tampering)
-        assert ("has been put back" in event.message) is is_restored
+        event = state_event(FenceState.ACTIVE, after, reason="why", tampering=tampering)
+        assert ("has been restored" in event.message) is is_restored
 
 
 def test_gap_has_a_duration_from_one_millisecond_on() -> None:
@@ -366,9 +366,9 @@ def test_gap_has_a_duration_from_one_millisecond_on() -> None:
 
 def test_gap_message_agrees_with_the_number_of_records() -> None:
     for number, text in (
-        (0, "0 records were lost"),
-        (1, "1 record was lost"),
-        (2, "2 records were lost"),
+        (0, "0 records were dropped"),
+        (1, "1 record was dropped"),
+        (2, "2 records were dropped"),
     ):
         event = records_dropped(CONTEXT, replace(OVERRUN, dropped=number), processed_ns=NOW_NS)
         assert event.message.startswith(f"{text} on the way")

@@ -54,24 +54,26 @@ def test_event_of_an_allowed_packet_differs_only_in_outcome(subtests: pytest.Sub
             # These include severity and technique, which are the same as for a refused attempt.
             for key in (allowed.keys() | refused.keys()) - of_the_outcome:
                 assert allowed.get(key) == refused.get(key), key
-            assert allowed["message"].partition(";")[0] == refused["message"].partition(";")[0]
+            sentence = allowed["message"].removesuffix(", because the fence is permissive")
+            assert sentence.startswith("Allowed ")
+            assert sentence.split()[1:] == refused["message"].partition(";")[0].split()[1:]
             assert allowed["unmapped"]["prefix"].endswith(":permissive:")
 
 
 def test_texts_of_an_allowed_packet_have_the_outcome_and_the_advice() -> None:
     event = event_of(Attempt.of(ALLOWED_RECORDS["tcp4, allowed"]))
     assert event["message"] == (
-        "uid 1000 in sandbox sb1 tried TCP to 203.0.113.7:443 (https) directly; let pass, because "
-        "the fence is permissive: it would have been refused"
+        "Allowed TCP connection from uid 1000 in sandbox sb1 to 203.0.113.7:443 (https), "
+        "because the fence is permissive"
     )
     assert event["status_detail"] == (
-        "The packet was let pass, because the sandbox's fence is permissive: it would have been "
-        "refused. Once the fence refuses: Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 "
-        "and try again."
+        "The sandbox's fence is permissive and allowed this packet, which it would block "
+        "otherwise. With a fence that blocks: Use the proxy: set "
+        "HTTPS_PROXY=http://10.200.0.1:3128 and try again."
     )
     line = plain(shorthand(event))
-    assert "  let pass (permissive)  " in line
-    assert line.endswith("Once the fence refuses: Use the proxy: set "
+    assert "  allowed (permissive)  " in line
+    assert line.endswith("With a fence that blocks: Use the proxy: set "
                          "HTTPS_PROXY=http://10.200.0.1:3128 and try again.")  # fmt: skip
 
 
@@ -82,9 +84,7 @@ def test_window_of_allowed_packets_is_not_called_refused(subtests: pytest.Subtes
             event = event_of(attempt)
             assert event["disposition"] == "Logged"
             for text in (event["message"], event["status_detail"]):
-                rest = text.replace("would have been refused", "")
-                rest = rest.replace("Once the fence refuses", "")
-                found = [word for word in ("refused", "dropped", "not lost") if word in rest]
+                found = [word for word in ("locked", "ropped", "refused") if word in text]
                 assert not found, text
                 assert "permissive" in text
 
@@ -95,13 +95,13 @@ def test_event_of_enforcing_fence_is_not_called_permissive() -> None:
     assert {name: text for name, text in events.items() if "permissive" in text} == {}
 
 
-@pytest.mark.parametrize("why", ["many", "unplaced", "forgotten"])
+@pytest.mark.parametrize("why", ["many", "unplaced", "evicted"])
 def test_aggregate_of_allowed_packets_has_the_reason(why: Any) -> None:
     attempt = replace(
         ALLOWED_ATTEMPTS["counted tcp4, allowed"], aggregation=Aggregation(reason=why)
     )
     detail = event_of(attempt)["status_detail"]
-    assert "They were let pass, because the sandbox's fence is permissive" in detail
+    assert "The sandbox's fence is permissive and allowed them" in detail
 
 
 @pytest.mark.parametrize("incidents", [GOING_ON, ENDED], ids=["going on", "ended"])
@@ -122,10 +122,10 @@ def test_finding_of_allowed_packets_has_the_reason(
             assert (allowed.action, allowed.disposition) == ("Observed", "Logged")
             assert allowed.severity == refused.severity
             assert allowed.attacks == refused.attacks
-            title = refused.finding_info.title.replace("refused", "let pass")
+            title = refused.finding_info.title.replace("blocked", "allowed")
             assert allowed.finding_info.title == title
             assert allowed.finding_info.desc.endswith(
-                "The fence is permissive and let it pass: it would have been refused."
+                "The fence is permissive and allowed all of it, which it would block otherwise."
             )
     assert any(found.values())
 
@@ -145,8 +145,8 @@ def test_allowed_packet_is_observed_or_allowed_in_each_version(version: str) -> 
         assert event["action"] == ("Observed" if observed else "Allowed")
         assert event["disposition"] == "Logged"
     for event in found:
-        assert event["message"].endswith("all let pass, because the fence is permissive")
-        assert event["finding_info"]["title"].endswith("was let pass")
+        assert event["message"].endswith(", because the fence is permissive")
+        assert event["finding_info"]["title"].endswith("was allowed")
 
 
 @pytest.mark.parametrize(
@@ -163,15 +163,15 @@ def test_state_event_of_a_permissive_fence_has_its_mode(
     assert (event.severity, event.status) == (severity, status)
     assert (event.state_id, event.state) == (99, state.value)
     assert event.security_level == "At Risk"
-    assert "is permissive: it lets pass what it would refuse" in event.message
+    assert "is active and permissive" in event.message
 
 
 @pytest.mark.parametrize(
     ("packets", "allowed", "meanwhile"),
     [
-        (1, 1, "1 packet was let pass (it is permissive) meanwhile, and is counted."),
-        (7, 7, "7 packets were let pass (it is permissive) meanwhile, and are counted."),
-        (8, 7, "1 packet was refused and 7 packets were let pass (it is permissive) meanwhile, "),
+        (1, 1, "1 packet was allowed (the fence is permissive); later events count them."),
+        (7, 7, "7 packets were allowed (the fence is permissive); later events count them."),
+        (8, 7, "1 packet was blocked and 7 packets were allowed (the fence is permissive); "),
     ],
 )
 def test_unread_packets_that_were_allowed_are_not_called_refused(

@@ -39,22 +39,22 @@ def advice(mapper: Mapper = MAPPER, **facts: Any) -> str:
         (6, 9418, "use https:// remotes"),
         (6, 5000, "for pip, npm, cargo and apt"),
         (6, 21, "fetch over https://"),
-        (6, 25, "Mail is neither sent nor read from here"),
+        (6, 25, "The sandbox can't send or read mail"),
         (6, 5432, "--allow tcp:203.0.113.7:5432"),
         (6, 6379, "This is a database's port."),
-        (6, 389, "else it takes a client that goes through the proxy"),
-        (17, 389, "Whoever runs the sandbox can allow it: --allow udp:203.0.113.7:389"),
+        (6, 389, "Otherwise use a client that connects through the proxy"),
+        (17, 389, "The sandbox's operator can allow it: --allow udp:203.0.113.7:389"),
         (6, 389, "directory service"),
         (17, 123, "turn the NTP client off"),
         (6, 3389, "Remote logins"),
         (17, 1900, "turn DHCP and discovery off"),
         (6, 1080, f"The only proxy of this sandbox is {URL}"),
         (17, 514, "--allow udp:203.0.113.7:514"),
-        (6, 4444, f"Go through the proxy at {URL} (HTTP CONNECT)."),
-        (17, 4444, f"Only TCP to the proxy at {URL} may leave."),
+        (6, 4444, f"Connect through the proxy at {URL} (HTTP CONNECT)."),
+        (17, 4444, f"The sandbox may send only TCP to the proxy at {URL}."),
         (1, None, f"curl -sI --proxy '{URL}' https://HOST/"),
-        (47, None, f"Only TCP to the proxy at {URL} may leave."),
-        (132, 80, f"Only TCP to the proxy at {URL} may leave."),
+        (47, None, f"The sandbox may send only TCP to the proxy at {URL}."),
+        (132, 80, f"The sandbox may send only TCP to the proxy at {URL}."),
     ],
 )
 def test_the_advice_is_of_the_protocol_and_port(protocol: int, port: int | None, hint: str) -> None:
@@ -69,7 +69,7 @@ def test_an_exception_of_the_other_family_is_in_brackets() -> None:
 @pytest.mark.parametrize("name", ["tcp4", "udp dns", "icmp echo", "gre"])
 def test_without_a_proxy_none_is_named(name: str) -> None:
     detail = rendered(Attempt.of(RECORDS[name]), Mapper(Context()))["status_detail"]
-    assert detail.endswith("Only the sandbox's proxy may be reached: use it.")
+    assert detail.endswith("The sandbox may connect only to its proxy: use the proxy.")
 
 
 @pytest.mark.parametrize(
@@ -77,19 +77,22 @@ def test_without_a_proxy_none_is_named(name: str) -> None:
     [
         ("router solicitation", "A kernel sends such packets by itself"),
         ("igmp", "A kernel sends such packets by itself"),
-        ("mdns", "Nobody is found by multicast or broadcast"),
-        ("broadcast", "Nobody is found by multicast or broadcast"),
-        ("metadata4", "has to give it credentials in another way"),
+        ("mdns", "Multicast and broadcast don't leave the sandbox"),
+        ("broadcast", "Multicast and broadcast don't leave the sandbox"),
+        ("metadata4", "its operator has to provide credentials in another way"),
         ("late fragment", "send whole packets"),
-        ("ingress", "Only replies of the sandbox's proxy may come in"),
+        ("ingress", "The sandbox may receive only replies of its proxy"),
         ("forward", "run the program in the sandbox itself"),
-        ("link 88b5", "Only frames of the IP stack may leave"),
-        ("vm forward", "Its host passes on what the VM began itself"),
-        ("vm metadata", "has to give it credentials in another way"),
-        ("vm input", "On its host the VM may reach the gateway's port alone"),
-        ("vm ingress", "Only replies to what the VM began itself may come in"),
-        ("vm link", "The VM may send IP and ARP in its own name alone"),
-        ("vm link fragment", "The VM may send IP and ARP in its own name alone"),
+        ("link 88b5", "The sandbox may send only frames of the IP stack"),
+        ("vm forward", "Its host forwards only connections that the VM opens"),
+        ("vm metadata", "its operator has to provide credentials in another way"),
+        ("vm input", "On its host, the VM may connect only to the gateway's port"),
+        ("vm ingress", "The VM may receive only replies on connections that it opened"),
+        ("vm link", "The VM may send only IP and ARP without VLAN tags, from its own MAC address"),
+        (
+            "vm link fragment",
+            "The VM may send only IP and ARP without VLAN tags, from its own MAC address",
+        ),
         ("vm link solicitation", "A kernel sends such packets by itself"),
     ],
 )

@@ -48,9 +48,9 @@ def test_finding_of_a_fan_out_has_all_attributes() -> None:
         "severity": "High",
         "status_id": 1,
         "status": "New",
-        "status_detail": "First seen now.",
-        "message": "uid 1000 in sandbox sb1 tried at least 4711 destinations on 1 port within "
-        "3.2 s: 25000 packets in 4711 flows, all refused",
+        "status_detail": "New.",
+        "message": "Blocked 25000 packets in 4711 flows from uid 1000 in sandbox sb1 to at "
+        "least 4711 destinations on 1 port within 3.2 s",
         "action_id": 2,
         "action": "Denied",
         "disposition_id": 2,
@@ -60,10 +60,10 @@ def test_finding_of_a_fan_out_has_all_attributes() -> None:
         "confidence": "High",
         "finding_info": {
             "uid": "346319a8-ab72-5bac-b6a6-5500b2eac5fe",
-            "title": "Fan-out to many destinations or ports was refused",
-            "desc": "One user tried many destinations or ports within a short time, past the "
-            "sandbox's proxy. That is what a scan looks like. The fence let nothing through. "
-            "It came to at least these numbers.",
+            "title": "Fan-out to many destinations or ports was blocked",
+            "desc": "One user tried many destinations or ports within a short time, without the "
+            "sandbox's proxy. This is typical of a scan. The fence blocked all of it. "
+            "The numbers of flows, destinations and ports are lower bounds.",
             "types": ["Fan-out"],
             "analytic": {
                 "uid": "ocsf-nft/fan-out",
@@ -76,15 +76,14 @@ def test_finding_of_a_fan_out_has_all_attributes() -> None:
             "last_seen_time": 1767225603200,
         },
         "remediation": {
-            "desc": "Find out what uid 1000 in sandbox sb1 runs, and stop it unless somebody "
-            "wants it to do this. What has a reason to go out goes through the proxy at "
-            "http://10.200.0.1:3128."
+            "desc": "Find out what uid 1000 in sandbox sb1 runs, and stop it unless this is "
+            "intended. Intended traffic must use the proxy at http://10.200.0.1:3128."
         },
         "firewall_rule": {
             "name": "egress",
             "uid": "inet/ocsf_nft/refuse_egress/14",
             "type": "nftables",
-            "desc": "what the sandbox sends goes to its proxy, or nowhere",
+            "desc": "the sandbox may send only to its proxy",
             "condition": 'log prefix "ocsf-nft:sb1:egress:" group 4001',
         },
         "attacks": attacks,
@@ -179,23 +178,20 @@ def test_fan_out_and_its_aggregated_flows_share_a_correlation_uid() -> None:
     [
         (
             {"uid": None, "ports": 0, "packets": 1, "flows": 1, "destinations": 1},
-            (
-                "sandbox sb1 tried at least 1 destination within 3.2 s: 1 packet in 1 flow, "
-                "all refused"
-            ),
+            ("Blocked 1 packet in 1 flow from sandbox sb1 to at least 1 destination within 3.2 s"),
         ),
         (
             {"rule": "ingress", "uid": None, "destinations": 1, "ports": 300},
             (
-                "somebody outside sandbox sb1 tried at least 1 destination on 300 ports in it "
-                "within 3.2 s: 25000 packets in 4711 flows, all dropped"
+                "Dropped 25000 packets in 4711 flows to at least 1 destination on 300 "
+                "ports in sandbox sb1 within 3.2 s"
             ),
         ),
         (
             {"rule": "forward", "uid": None, "end_ns": fan_out_of().start_ns + 20_000_000},
             (
-                "somebody tried at least 4711 destinations on 1 port through sandbox sb1 within "
-                "20 ms: 25000 packets in 4711 flows, all refused"
+                "Blocked 25000 packets in 4711 flows through sandbox sb1 to at least 4711 "
+                "destinations on 1 port within 20 ms"
             ),
         ),
     ],
@@ -211,7 +207,8 @@ def test_evidence_of_an_inbound_fan_out_has_no_source() -> None:
     assert (evidence["dst_endpoint"]["name"], evidence["dst_endpoint"]["port"]) == ("sb1", 443)
     assert event["disposition"] == "Dropped"
     assert event["remediation"]["desc"] == (
-        "Find out who sends this. Only replies of the sandbox's proxy may come in."
+        "Find out which program sends this, and why. The sandbox may receive only replies "
+        "of its proxy."
     )
 
 
@@ -223,7 +220,7 @@ def test_without_a_sample_the_sandbox_is_the_evidence() -> None:
             "connection_info": {"direction_id": 2, "direction": "Outbound"},
         }
     ]
-    assert event["remediation"]["desc"].endswith("goes through the sandbox's proxy.")
+    assert event["remediation"]["desc"].endswith("Intended traffic must use the sandbox's proxy.")
     assert {"observables", "actor", "device", "duration"} & event.keys() == {"duration"}
 
 

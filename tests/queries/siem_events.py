@@ -112,7 +112,7 @@ def _incident(name: str, mapper: Mapper, since_s: int, packets: tuple[int, ...])
                 attribution=done_by(PROCESSES["all of it"]),
             )
             going_on = extend_incident(going_on, Key("flows4", b"\x01"), attempt, mapper.is_finding)
-            found = attempt = replace(attempt, streak=going_on.streak)
+            found = attempt = replace(attempt, incident=going_on.incident)
             yield mapper.network_activity(attempt, processed_ns=NOW_NS)
         finding = mapper.finding(found, processed_ns=NOW_NS)
         if finding is not None:
@@ -147,7 +147,7 @@ def _operational_events() -> Iterator[Event]:
                 # Two of one host within a millisecond; no two hosts at the same nanosecond.
                 time_ns=TIME_NS + (later + 1) // 2 * _SECOND + number,
                 tables=["inet ocsf_nft"],
-                reason=None if after is FenceState.STANDING else "why",
+                reason=None if after is FenceState.ACTIVE else "why",
             )
     for number, context in enumerate(_CONTEXTS):
         yield lifecycle(context, activity="start", time_ns=TIME_NS + number)

@@ -133,16 +133,16 @@ ANSWERS: Final[dict[str, tuple[Callable[[], list[tuple[Any, ...]]], Callable[[An
     "Attempts by sandbox and destination": (_attempts, lambda row: -row[4]),
     "Programs and users": (_programs, lambda row: -row[2]),
     "Packets by hour": (_hours, lambda row: (row[0], row[1] is None, row[1])),
-    "First reach for a cloud's metadata service": (_reaches, lambda row: row[2]),
+    "First attempt to reach a cloud metadata service": (_reaches, lambda row: row[2]),
     "Open findings": (_open, lambda row: (-row[4], -row[5])),
-    "Anything lost": (_gaps, lambda row: row[3]),
+    "Anything missing": (_gaps, lambda row: row[3]),
 }
 #: Queries with a separate test.
 _OTHERS: Final = {
     "Views",
     "Findings with their attempts",
-    "Fences that don't stand",
-    "Events that came twice",
+    "Fences that are not active",
+    "Events that were received twice",
 }
 
 
@@ -177,7 +177,7 @@ def test_count_of_a_finding_is_the_sum_of_its_attempts(database: duckdb.DuckDBPy
 
 
 def test_query_returns_each_inactive_fence(database: duckdb.DuckDBPyConnection) -> None:
-    answer = _answer(database, "Fences that don't stand")
+    answer = _answer(database, "Fences that are not active")
     fallen = list(expected.inactive_fences(EVENTS))
     assert Counter((name, box, time) for name, box, time, *_ in answer) == Counter(
         (host(one), sandbox(one), _time(one["time"])) for one in fallen
@@ -190,6 +190,6 @@ def test_query_returns_each_inactive_fence(database: duckdb.DuckDBPyConnection) 
 
 
 def test_query_returns_duplicate_events(database: duckdb.DuckDBPyConnection) -> None:
-    answer = _answer(database, "Events that came twice")
+    answer = _answer(database, "Events that were received twice")
     assert len(answer) == len(EVENTS[::3])
     assert Counter(answer) == Counter((one["metadata"]["uid"], 2) for one in EVENTS[::3])

@@ -125,12 +125,12 @@ ANSWERS: Final[dict[str, Callable[[], list[Any]]]] = {
     "Packets by sandbox, rule and destination": _destinations,
     "Packets by program and user": _programs,
     "Packets by hour": _hours,
-    "First reach for a cloud's metadata service": _reach,
+    "First attempt to reach a cloud metadata service": _reach,
     "Open findings": _open,
     "Findings with their latest attempts": _related,
-    "Anything lost": _gaps,
+    "Anything missing": _gaps,
 }
-_FENCES: Final = "Fences that don't stand"
+_FENCES: Final = "Fences that are not active"
 
 
 def test_each_query_has_a_test() -> None:

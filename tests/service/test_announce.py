@@ -11,7 +11,7 @@ from ocsf_nft.ocsf.operational_events import FenceState, Tampering
 from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.fence_monitor import FenceMonitor
 from tests.service.keeping import MemoryStore
-from tests.service.test_fence_monitor import STANDING
+from tests.service.test_fence_monitor import ACTIVE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,11 +21,11 @@ async def test_announce_reports_each_fence_that_is_new_or_not_as_it_should_be(
     tmp_path: Path,
 ) -> None:
     (sandbox,) = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox
-    found = replace(STANDING, is_ours=False)
+    found = replace(ACTIVE, is_ours=False)
     permissive = FenceState.PERMISSIVE
     for fence, reported in (
         (found, 0),
-        (STANDING, 1),
+        (ACTIVE, 1),
         (replace(found, before=FenceState.ABSENT), 1),
         (replace(found, reason="a flag differs"), 1),
         (replace(found, tampering=Tampering(changes="a rule")), 1),

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from ocsf_nft.fence.installer import Verdict
 
-STANDING = Fence(installed=INSTALLED, state=FenceState.STANDING, is_ours=True)
-WELL = Inspection(fence=STANDING)
+ACTIVE = Fence(installed=INSTALLED, state=FenceState.ACTIVE, is_ours=True)
+WELL = Inspection(fence=ACTIVE)
 TAMPERED = FenceChange(
     changes="table inet ocsf_nft was deleted",
     process=Process(pid=4711, name="nft", path="/usr/sbin/nft"),
@@ -48,7 +48,7 @@ def sink() -> MemoryStore:
 def make(sink: MemoryStore, tmp_path: Path) -> Callable[..., FenceMonitor]:
     state = StateDirectory(tmp_path)
 
-    def made(fence: Fence = STANDING, *, self_heal: bool = False) -> FenceMonitor:
+    def made(fence: Fence = ACTIVE, *, self_heal: bool = False) -> FenceMonitor:
         parsed = config.parse({"sandbox": [{"name": "sb1", "self_heal": self_heal}]}, where="test")
         return FenceMonitor(parsed.sandbox[0], fence, state, Reporter(sink.store, None))
 
@@ -76,7 +76,7 @@ def set_inspections(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def state_changes(sink: MemoryStore) -> list[tuple[str, str, str | None]]:
     """Return the previous state, the state and the reason of each event."""
-    names = {"Enabled": "Standing", "Disabled": "Absent"}
+    names = {"Enabled": "Active", "Disabled": "Absent"}
     return [
         (
             event["unmapped"]["previous_state"],
@@ -88,7 +88,7 @@ def state_changes(sink: MemoryStore) -> list[tuple[str, str, str | None]]:
 
 
 def altered(reason: str) -> Inspection:
-    return Inspection(fence=replace(STANDING, state=FenceState.ALTERED, reason=reason))
+    return Inspection(fence=replace(ACTIVE, state=FenceState.ALTERED, reason=reason))
 
 
 async def test_event_begins_with_the_state_in_the_event_before(
@@ -97,7 +97,7 @@ async def test_event_begins_with_the_state_in_the_event_before(
     set_inspections: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    newer = replace(STANDING, installed=replace(INSTALLED, policy="newer"))
+    newer = replace(ACTIVE, installed=replace(INSTALLED, policy="newer"))
     seen: list[Inspection | OcsfNftError] = [
         WELL,
         altered("a rule came"),
@@ -116,13 +116,13 @@ async def test_event_begins_with_the_state_in_the_event_before(
         await fence._inspect()
     await fence.remove()
     assert state_changes(sink) == [
-        ("Absent", "Standing", None),
-        ("Standing", "Altered", "a rule came"),
+        ("Absent", "Active", None),
+        ("Active", "Altered", "a rule came"),
         ("Altered", "Absent", "no fence"),
-        ("Absent", "Standing", "it stands as installed again"),
-        ("Standing", "Altered", "no nft"),
-        ("Altered", "Standing", "it was altered or gone, and has been put back: +accept"),
-        ("Standing", "Degraded", "no nft_log"),
+        ("Absent", "Active", "it is active as installed again"),
+        ("Active", "Altered", "no nft"),
+        ("Altered", "Active", "it was altered or removed, and was restored: +accept"),
+        ("Active", "Degraded", "no nft_log"),
         ("Degraded", "Absent", None),
     ]
 
@@ -135,8 +135,8 @@ async def test_restored_fence_is_one_event_of_high_severity_with_change_and_proc
     await fence._inspect((TAMPERED,))
     (event,) = sink.events
     assert state_changes(sink) == [
-        ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
-         "put back 2.3 ms later"))
+        ("Active", "Active", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
+         "restored 2.3 ms later"))
     ]  # fmt: skip
     assert (event["severity"], event["status"]) == ("High", "Success")
     assert event["unmapped"]["changes"] == "table inet ocsf_nft was deleted"
@@ -148,7 +148,7 @@ async def test_restored_fence_is_one_event_of_high_severity_with_change_and_proc
 async def test_repair_by_nft_after_a_restore_is_the_same_event(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    set_inspections(Inspection(fence=STANDING, was_renewed=True, difference="+chain foreign"))
+    set_inspections(Inspection(fence=ACTIVE, was_renewed=True, difference="+chain foreign"))
     await make(self_heal=True)._inspect((TAMPERED,))
     assert len(state_changes(sink)) == 1
 
@@ -171,22 +171,22 @@ async def test_event_of_each_repair_begins_with_the_state_in_the_event_before(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
     set_inspections(WELL)
-    fence = make(replace(STANDING, state=FenceState.ALTERED, reason="a rule came"), self_heal=True)
+    fence = make(replace(ACTIVE, state=FenceState.ALTERED, reason="a rule came"), self_heal=True)
     await fence._inspect((TAMPERED, TAMPERED))
     assert [states for *states, _ in state_changes(sink)] == [
-        ["Altered", "Standing"],
-        ["Standing", "Standing"],
+        ["Altered", "Active"],
+        ["Active", "Active"],
     ]
 
 
 async def test_fence_restored_by_nft_is_reported_with_the_process(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    set_inspections(Inspection(fence=STANDING, was_renewed=True, difference="it was gone"))
+    set_inspections(Inspection(fence=ACTIVE, was_renewed=True, difference="it was missing"))
     await make(self_heal=True)._inspect((UNMENDED,))
     assert state_changes(sink) == [
-        ("Standing", "Standing",
-         "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back")
+        ("Active", "Active",
+         "table inet ocsf_nft was deleted, by nft (pid 4711); it was restored")
     ]  # fmt: skip
     assert sink.events[0]["severity"] == "High"
 
@@ -208,7 +208,7 @@ async def test_unrestored_fence_is_reported_as_altered_once(
     await fence._inspect()
     await fence._inspect((UNMENDED,))
     assert state_changes(sink) == [
-        ("Standing", "Altered", ("table inet ocsf_nft was deleted, by nft (pid 4711): "
+        ("Active", "Altered", ("table inet ocsf_nft was deleted, by nft (pid 4711): "
          "it is not as it was installed: +accept"))
     ]  # fmt: skip
     assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("High", "Failure")
@@ -221,8 +221,8 @@ async def test_reverted_change_is_reported_without_self_heal(
     set_inspections(WELL)
     await make()._inspect((UNMENDED,))
     assert state_changes(sink) == [
-        ("Standing", "Standing", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
-         "it stands as installed again"))
+        ("Active", "Active", ("table inet ocsf_nft was deleted, by nft (pid 4711); "
+         "it is active as installed again"))
     ]  # fmt: skip
 
 
@@ -240,8 +240,8 @@ async def test_event_names_the_last_of_several_changes(
 @pytest.mark.parametrize(
     ("comm", "words"),
     [
-        ("nft", "by a process that calls itself nft; its pid is not known here"),
-        (None, "nobody knows by whom"),
+        ("nft", "by a process that calls itself nft, with an unknown pid"),
+        (None, "by an unknown process"),
     ],
 )
 async def test_unknown_process_is_not_named(
@@ -271,15 +271,15 @@ async def test_giving_up_is_one_critical_event_until_the_fence_is_active(
         "Critical", "Failure", "Altered",
     )  # fmt: skip
     assert event["status_detail"] == (
-        "given up: put back 10 times in 60 s and altered again each time, last by nft (pid 4711): "
-        "table inet ocsf_nft was deleted; it is tried again in 60 s"
+        "given up: restored 10 times in 60 s and changed again each time, last by nft (pid 4711): "
+        "table inet ocsf_nft was deleted; the next restore is in 60 s"
     )
     has_given_up = [fence.has_given_up]
     await fence._inspect()
     assert len(sink.events) == 1
     await fence._inspect()
     assert [*has_given_up, fence.has_given_up] == [True, False]
-    assert state_changes(sink)[1:] == [("Altered", "Standing", "it stands as installed again")]
+    assert state_changes(sink)[1:] == [("Altered", "Active", "it is active as installed again")]
 
 
 async def test_giving_up_is_reported_although_the_last_repair_succeeded(
@@ -289,8 +289,8 @@ async def test_giving_up_is_reported_although_the_last_repair_succeeded(
     fence = make(self_heal=True)
     await fence._inspect((TAMPERED, replace(UNMENDED, changes="a rule came", given_up=True)))
     assert [event["severity"] for event in sink.events] == ["High", "Critical"]
-    assert [after for _, after, _ in state_changes(sink)] == ["Standing", "Standing"]
-    assert "given up: put back 10 times" in (state_changes(sink)[1][2] or "")
+    assert [after for _, after, _ in state_changes(sink)] == ["Active", "Active"]
+    assert "given up: restored 10 times" in (state_changes(sink)[1][2] or "")
     assert "nft (pid 4711): a rule came" in (state_changes(sink)[1][2] or "")
     assert (fence.has_given_up, fence.verdict, fence.fault) == (False, "as installed", None)
     await fence._inspect()
@@ -311,7 +311,7 @@ async def test_change_after_giving_up_continues_the_watch(
 async def test_verdict_and_fault_follow_the_last_event(
     make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    degraded = replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log")
+    degraded = replace(ACTIVE, state=FenceState.DEGRADED, reason="no nft_log")
     cases: tuple[tuple[Inspection | OcsfNftError | None, str, str | None], ...] = (
         (WELL, "as installed", None),
         (altered("a rule came"), "differs", "a rule came"),
@@ -345,7 +345,7 @@ def test_prepare_without_nft_returns_the_version_of_the_record_alone(
     assert found == (None, state.version("sb1"), None)
     (log,) = logs
     assert (log["log_level"], log["sandbox"]) == ("warning", "sb1")
-    assert log["event"] == "putting the fence back will take longer"
+    assert log["event"] == "restoring the fence will take longer"
     assert "nft was not found" in log["reason"]
     assert fence_monitor._prepare("sb1", state, state.version("sb1"), lambda: (7,)) is None
 
@@ -391,7 +391,7 @@ async def test_regular_removal_is_reported_once(
     await fence._inspect((UNMENDED,))
     await fence._inspect()
     await fence.remove()
-    assert state_changes(sink) == [("Standing", "Absent", "it was removed by `ocsf-nft remove`")]
+    assert state_changes(sink) == [("Active", "Absent", "it was removed by `ocsf-nft remove`")]
     assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("Medium", "Success")
     assert not fence.has_given_up
 
@@ -399,14 +399,12 @@ async def test_regular_removal_is_reported_once(
 async def test_new_installation_is_adopted(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
-    set_inspections(
-        Inspection(fence=replace(STANDING, installed=replace(INSTALLED, policy="newer")))
-    )
+    set_inspections(Inspection(fence=replace(ACTIVE, installed=replace(INSTALLED, policy="newer"))))
     fence = make(self_heal=True)
     await fence._inspect((UNMENDED,))
     await fence._inspect()
     assert state_changes(sink) == [
-        ("Standing", "Standing", "it was installed anew, by nft (pid 4711)")
+        ("Active", "Active", "it was installed again, by nft (pid 4711)")
     ]
     assert sink.events[0]["severity"] == "Informational"
 
@@ -415,13 +413,13 @@ async def test_new_interfaces_are_no_tampering(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
-    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    more = replace(ACTIVE, installed=replace(INSTALLED, around=around))
     set_inspections(
         Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
     )
     await make(self_heal=True)._inspect()
     assert state_changes(sink) == [
-        ("Standing", "Standing", "its links changed; fenced are: sb0, late0")
+        ("Active", "Active", "its interfaces changed; fenced interfaces: sb0, late0")
     ]
     assert sink.events[0]["severity"] == "Informational"
 
@@ -430,14 +428,14 @@ async def test_change_during_new_interfaces_is_a_separate_event(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
-    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    more = replace(ACTIVE, installed=replace(INSTALLED, around=around))
     set_inspections(
         Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
     )
     await make(self_heal=True)._inspect((UNMENDED,))
     assert [detail for _, _, detail in state_changes(sink)] == [
-        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back",
-        "its links changed; fenced are: sb0, late0",
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it was restored",
+        "its interfaces changed; fenced interfaces: sb0, late0",
     ]
     assert [event["severity"] for event in sink.events] == ["High", "Informational"]
 
@@ -446,13 +444,13 @@ async def test_installation_during_new_interfaces_is_no_tampering(
     sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
 ) -> None:
     around = Surroundings(links=("sb0", "late0"))
-    more = replace(STANDING, installed=replace(INSTALLED, around=around))
+    more = replace(ACTIVE, installed=replace(INSTALLED, around=around))
     set_inspections(
         Inspection(fence=more, was_renewed=True, difference="not fenced at the link layer: late0")
     )
     await make(self_heal=True)._inspect((replace(UNMENDED, is_regular=True),))
     assert [detail for _, _, detail in state_changes(sink)] == [
-        "its links changed; fenced are: sb0, late0"
+        "its interfaces changed; fenced interfaces: sb0, late0"
     ]
 
 
@@ -462,7 +460,7 @@ async def test_restore_by_an_inspection_has_no_duration(
     set_inspections(WELL)
     await make(self_heal=True)._inspect((replace(TAMPERED, restored_after_ns=0),))
     assert [detail for _, _, detail in state_changes(sink)] == [
-        "table inet ocsf_nft was deleted, by nft (pid 4711); it has been put back"
+        "table inet ocsf_nft was deleted, by nft (pid 4711); it was restored"
     ]
 
 
@@ -471,7 +469,7 @@ async def test_failed_restore_is_reported_with_error_and_process(
 ) -> None:
     set_inspections(FenceError("the kernel refused"))
     await make(self_heal=True)._inspect((TAMPERED, UNMENDED))
-    assert [after for _, after, _ in state_changes(sink)] == ["Standing", "Altered"]
+    assert [after for _, after, _ in state_changes(sink)] == ["Active", "Altered"]
     assert state_changes(sink)[1][2] == (
         "table inet ocsf_nft was deleted, by nft (pid 4711): the kernel refused"
     )
@@ -501,7 +499,7 @@ async def test_event_is_delivered_before_the_log_message(
 
     monkeypatch.setattr(fence_monitor, "_log", Full())
     set_inspections(AbsentError("no fence"))
-    fence = make(replace(STANDING, state=FenceState.DEGRADED, reason="no nft_log"))
+    fence = make(replace(ACTIVE, state=FenceState.DEGRADED, reason="no nft_log"))
     with pytest.raises(BlockingIOError):
         await fence.announce()
     with pytest.raises(BlockingIOError):
@@ -525,14 +523,14 @@ async def test_fence_deleted_before_its_removal_is_reported(
     verified(monkeypatch, verdict, error=error)
     await make().remove()
     assert state_changes(sink) == [
-        ("Standing", "Absent", "somebody else had removed it before this run did")
+        ("Active", "Absent", "another process had removed it before this run did")
     ]
 
 
 async def test_fence_of_an_earlier_run_is_neither_reported_nor_removed(
     sink: MemoryStore, make: Callable[..., FenceMonitor]
 ) -> None:
-    found = make(replace(STANDING, is_ours=False))
+    found = make(replace(ACTIVE, is_ours=False))
     await found.announce()
     await found.remove()
     assert state_changes(sink) == []

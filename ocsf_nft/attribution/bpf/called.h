@@ -27,12 +27,12 @@ static __always_inline __u32 owner(void)
 #endif
 }
 
-static __always_inline void remember(__u64 socket)
+static __always_inline void track_close(__u64 socket)
 {
-	struct pending nobody = {};
+	struct pending no_caller = {};
 
 	/* An existing entry stays. */
-	bpf_map_update_elem(&sockets, &socket, &nobody, BPF_NOEXIST);
+	bpf_map_update_elem(&sockets, &socket, &no_caller, BPF_NOEXIST);
 }
 
 /* connect(2) of a stream socket: its SYN follows, with the port that the socket gets. The caller is read
@@ -43,8 +43,8 @@ static __always_inline int connecting(struct bpf_sock_addr *ctx)
 	struct pending pending = { .task = bpf_get_current_task() };
 	__u64 socket = bpf_get_socket_cookie(ctx);
 
-	if (who(&pending.caller) && bpf_map_update_elem(&sockets, &socket, &pending, BPF_ANY))
-		lose(0);
+	if (read_caller(&pending.caller) && bpf_map_update_elem(&sockets, &socket, &pending, BPF_ANY))
+		count_dropped(0);
 #endif
 	return 1;
 }
@@ -65,15 +65,15 @@ static __always_inline int call4(struct bpf_sock_addr *ctx, int flags)
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct call call = { .family = AF_INET, .flags = flags };
 
-	if (what_of(netns) != CALLS)
+	if (mode_of(netns) != CALLS)
 		return 1;
 	if (ctx->type == SOCK_STREAM)
 		return connecting(ctx);
 	start(&call, ctx, netns);
 	*(__u32 *)call.destination = ctx->user_ip4;
 	call.owner = owner();
-	if (who(&call.caller) && tell_call(&call, call.socket))
-		remember(call.socket);
+	if (read_caller(&call.caller) && emit_call(&call, call.socket))
+		track_close(call.socket);
 	return 1;
 }
 
@@ -82,7 +82,7 @@ static __always_inline int call6(struct bpf_sock_addr *ctx, int flags)
 	__u64 netns = bpf_get_netns_cookie(ctx);
 	struct call call = { .family = AF_INET6, .flags = flags };
 
-	if (what_of(netns) != CALLS)
+	if (mode_of(netns) != CALLS)
 		return 1;
 	if (ctx->type == SOCK_STREAM)
 		return connecting(ctx);
@@ -92,8 +92,8 @@ static __always_inline int call6(struct bpf_sock_addr *ctx, int flags)
 	((__u32 *)call.destination)[2] = ctx->user_ip6[2];
 	((__u32 *)call.destination)[3] = ctx->user_ip6[3];
 	call.owner = owner();
-	if (who(&call.caller) && tell_call(&call, call.socket))
-		remember(call.socket);
+	if (read_caller(&call.caller) && emit_call(&call, call.socket))
+		track_close(call.socket);
 	return 1;
 }
 
@@ -107,7 +107,7 @@ SEC("cgroup/sendmsg6") int sendmsg6(struct bpf_sock_addr *ctx) { return call6(ct
 static __always_inline int connector(struct caller *caller, __u64 socket)
 {
 #ifdef WITH_TYPES
-	return who(caller);
+	return read_caller(caller);
 #else
 	struct pending *pending = bpf_map_lookup_elem(&sockets, &socket);
 
@@ -126,7 +126,7 @@ SEC("sockops") int established(struct bpf_sock_ops *ctx)
 	if (ctx->op != BPF_SOCK_OPS_TCP_CONNECT_CB)
 		return 1;
 	call.netns = bpf_get_netns_cookie(ctx);
-	if (what_of(call.netns) != CALLS)
+	if (mode_of(call.netns) != CALLS)
 		return 1;
 	call.time_ns = bpf_ktime_get_boot_ns();
 	call.socket = bpf_get_socket_cookie(ctx);
@@ -147,12 +147,12 @@ SEC("sockops") int established(struct bpf_sock_ops *ctx)
 		*(__u32 *)call.destination = ctx->remote_ip4;
 	}
 	if (!connector(&call.caller, call.socket)) {
-		lose(0);
+		count_dropped(0);
 		return 1;
 	}
 	call.owner = owner();
-	if (tell_call(&call, 0))
-		remember(call.socket);
+	if (emit_call(&call, 0))
+		track_close(call.socket);
 	return 1;
 }
 
@@ -161,12 +161,12 @@ SEC("cgroup/sock_release") int released(struct bpf_sock *ctx)
 {
 	struct closed closed = { .kind = CLOSED };
 
-	if (what_of(bpf_get_netns_cookie(ctx)) != CALLS)
+	if (mode_of(bpf_get_netns_cookie(ctx)) != CALLS)
 		return 1;
 	closed.socket = bpf_get_socket_cookie(ctx);
 	if (bpf_map_delete_elem(&sockets, &closed.socket))
 		return 1;
 	closed.time_ns = bpf_ktime_get_boot_ns();
-	tell(&closed, sizeof(closed));
+	emit(&closed, sizeof(closed));
 	return 1;
 }

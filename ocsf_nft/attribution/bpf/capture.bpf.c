@@ -100,30 +100,30 @@ struct {
 	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, __u64);
-} lost SEC(".maps");
+} dropped SEC(".maps");
 
-static __always_inline void lose(__u32 what)
+static __always_inline void count_dropped(__u32 kind)
 {
-	__u64 *number = bpf_map_lookup_elem(&lost, &what);
+	__u64 *number = bpf_map_lookup_elem(&dropped, &kind);
 
 	if (number)
 		__sync_fetch_and_add(number, 1);
 }
 
 /* Return the report mode of a namespace; 0 if it is not watched. */
-static __always_inline __u8 what_of(__u64 netns)
+static __always_inline __u8 mode_of(__u64 netns)
 {
-	__u8 *what = bpf_map_lookup_elem(&watched, &netns);
+	__u8 *mode = bpf_map_lookup_elem(&watched, &netns);
 
-	return what ? *what : 0;
+	return mode ? *mode : 0;
 }
 
 /* Time without reports, after enough similar reports. */
-#define AGAIN 500000000ULL
+#define PAUSE_NS 500000000ULL
 /* Maximum number of reports of the same call in that time. */
-#define TIMES 8
+#define MAX_REPEATS 8
 /* Maximum number of reports of one process in that time, so that a flood displaces no other reports. */
-#define MOST 2000
+#define MAX_CALLS 2000
 
 struct budget {
 	__u64 since_ns;
@@ -132,7 +132,7 @@ struct budget {
 
 /* Key of a budget. Another program of a process, or a socket of another user, has a budget of its own: a
  * reader identifies unreported events by these. */
-struct spender {
+struct budget_key {
 	__u64 netns;
 	struct image image;
 	__u32 owner;
@@ -142,7 +142,7 @@ struct spender {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 12);
-	__type(key, struct spender);
+	__type(key, struct budget_key);
 	__type(value, struct budget);
 } budgets SEC(".maps");
 
@@ -170,21 +170,21 @@ struct {
 } repeats SEC(".maps");
 
 /* Return 1 if a process has no reports left for some time. */
-static __always_inline int is_spent(const struct budget *budget, __u64 now_ns)
+static __always_inline int is_exhausted(const struct budget *budget, __u64 now_ns)
 {
-	return budget && budget->calls >= MOST && now_ns - budget->since_ns <= AGAIN;
+	return budget && budget->calls >= MAX_CALLS && now_ns - budget->since_ns <= PAUSE_NS;
 }
 
-/* Use one report of a process's budget. If it was the last one, it stands for any of the next
- * packets. */
-static __always_inline void spend(struct call *call, const struct spender *spender,
+/* Use one report of a process's budget. The last report gets the flag ANY, because the next packets are
+ * not reported. */
+static __always_inline void spend(struct call *call, const struct budget_key *key,
 				  struct budget *budget)
 {
 	struct budget fresh = { .since_ns = call->time_ns, .calls = 1 };
 
-	if (!budget || call->time_ns - budget->since_ns > AGAIN) {
-		bpf_map_update_elem(&budgets, spender, &fresh, BPF_ANY);
-	} else if (__sync_fetch_and_add(&budget->calls, 1) + 1 >= MOST) {
+	if (!budget || call->time_ns - budget->since_ns > PAUSE_NS) {
+		bpf_map_update_elem(&budgets, key, &fresh, BPF_ANY);
+	} else if (__sync_fetch_and_add(&budget->calls, 1) + 1 >= MAX_CALLS) {
 		/* The time without reports begins now. */
 		budget->since_ns = call->time_ns;
 		call->flags |= MORE | ANY;
@@ -211,30 +211,30 @@ static __always_inline int is_repeated(struct call *call, __u64 socket)
 
 	__builtin_memcpy(key.destination, call->destination, sizeof(key.destination));
 	known = bpf_map_lookup_elem(&repeats, &key);
-	if (!known || call->time_ns - known->since_ns > AGAIN) {
+	if (!known || call->time_ns - known->since_ns > PAUSE_NS) {
 		bpf_map_update_elem(&repeats, &key, &fresh, BPF_ANY);
 		return 0;
 	}
 	calls = __sync_fetch_and_add(&known->calls, 1) + 1;
-	if (calls == TIMES) {
+	if (calls == MAX_REPEATS) {
 		/* The time without reports begins now. */
 		known->since_ns = call->time_ns;
 		call->flags |= MORE;
 	}
-	return calls > TIMES;
+	return calls > MAX_REPEATS;
 }
 
 /* Wake the reader only if there is much to read: it reads by itself when it needs an event. */
-static __always_inline __u64 waking(void *ring, __u64 enough)
+static __always_inline __u64 wakeup_flag(void *ring, __u64 enough)
 {
 	return bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) > enough ? BPF_RB_FORCE_WAKEUP
 								    : BPF_RB_NO_WAKEUP;
 }
 
-static __always_inline void tell(const void *event, __u64 size)
+static __always_inline void emit(const void *event, __u64 size)
 {
-	if (bpf_ringbuf_output(&calls, (void *)event, size, waking(&calls, 1 << 17)))
-		lose(0);
+	if (bpf_ringbuf_output(&calls, (void *)event, size, wakeup_flag(&calls, 1 << 17)))
+		count_dropped(0);
 }
 
 #ifdef WITH_TYPES
@@ -242,7 +242,7 @@ static __always_inline void tell(const void *event, __u64 size)
 #endif
 
 /* Read the current process; return 0 if there is none. */
-static __always_inline int who(struct caller *caller)
+static __always_inline int read_caller(struct caller *caller)
 {
 #ifdef WITH_TYPES
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -254,7 +254,7 @@ static __always_inline int who(struct caller *caller)
 	caller->uid = BPF_CORE_READ(task, real_cred, uid.val);
 	caller->gid = BPF_CORE_READ(task, real_cred, gid.val);
 	BPF_CORE_READ_STR_INTO(&caller->comm, task, comm);
-	introduce(task, caller->image);
+	describe_with_ancestors(task, caller->image);
 #else
 	__u64 pid = bpf_get_current_pid_tgid(), uid = bpf_get_current_uid_gid();
 
@@ -269,17 +269,17 @@ static __always_inline int who(struct caller *caller)
 
 /* Report a call or a packet, unless it was reported often enough; return 1 if reported. `socket` is an id
  * of the socket, or 0 if no call is a repetition. */
-static __always_inline int tell_call(struct call *call, __u64 socket)
+static __always_inline int emit_call(struct call *call, __u64 socket)
 {
-	struct spender spender = {
+	struct budget_key key = {
 		.netns = call->netns, .image = call->caller.image, .owner = call->owner
 	};
-	struct budget *budget = bpf_map_lookup_elem(&budgets, &spender);
+	struct budget *budget = bpf_map_lookup_elem(&budgets, &key);
 
-	if (is_spent(budget, call->time_ns) || (socket && is_repeated(call, socket)))
+	if (is_exhausted(budget, call->time_ns) || (socket && is_repeated(call, socket)))
 		return 0;
-	spend(call, &spender, budget);
-	tell(call, sizeof(*call));
+	spend(call, &key, budget);
+	emit(call, sizeof(*call));
 	return 1;
 }
 

@@ -40,7 +40,7 @@ struct {
 	__uint(max_entries, 1 << 14);
 	__type(key, __u32);
 	__type(value, struct image);
-} told SEC(".maps");
+} described SEC(".maps");
 
 /* The process that forked it: its parent may be another process by now. */
 struct descent {
@@ -163,7 +163,7 @@ static __always_inline __u32 add_arguments(struct process *process, __u32 used, 
 	return used + size;
 }
 
-static __always_inline void forked_by(struct task_struct *task, struct image *parent)
+static __always_inline void read_parent(struct task_struct *task, struct image *parent)
 {
 	__u32 tgid = BPF_CORE_READ(task, tgid);
 	struct descent *descent = bpf_map_lookup_elem(&descents, &tgid);
@@ -198,13 +198,13 @@ __noinline int describe(__u64 address)
 		draft = NULL;
 	}
 	if (!draft) {
-		lose(1);
+		count_dropped(1);
 		return 0;
 	}
 	process = &draft->process;
 	process->kind = PROCESS;
 	process->image = image_of(task);
-	forked_by(task, &process->parent);
+	read_parent(task, &process->parent);
 	process->uid = BPF_CORE_READ(task, real_cred, uid.val);
 	process->gid = BPF_CORE_READ(task, real_cred, gid.val);
 	BPF_CORE_READ_STR_INTO(&process->comm, task, group_leader, comm);
@@ -244,30 +244,30 @@ __noinline int describe(__u64 address)
 		used = TEXT + ARGUMENTS;
 	if (bpf_ringbuf_output(&processes, process,
 			       __builtin_offsetof(struct process, text) + used,
-			       waking(&processes, 1 << 17)))
-		lose(1);
+			       wakeup_flag(&processes, 1 << 17)))
+		count_dropped(1);
 	draft->is_taken = 0;
 	return 0;
 }
 
 /* Report the details of a process and of its ancestors, unless they were reported before. */
-static __always_inline void introduce(struct task_struct *task, struct image image)
+static __always_inline void describe_with_ancestors(struct task_struct *task, struct image image)
 {
 	for (int generation = 0; generation < GENERATIONS && image.tgid; generation++) {
-		struct image *known = bpf_map_lookup_elem(&told, &image.tgid);
+		struct image *known = bpf_map_lookup_elem(&described, &image.tgid);
 
 		if (known && is_same(known, &image))
 			return;
-		bpf_map_update_elem(&told, &image.tgid, &image, BPF_ANY);
+		bpf_map_update_elem(&described, &image.tgid, &image, BPF_ANY);
 		describe((__u64)task);
 		task = BPF_CORE_READ(task, group_leader, real_parent);
 		image = image_of(task);
 	}
 }
 
-static __always_inline int is_in_sight(struct task_struct *task)
+static __always_inline int is_watched(struct task_struct *task)
 {
-	return what_of(BPF_CORE_READ(task, nsproxy, net_ns, net_cookie)) != 0;
+	return mode_of(BPF_CORE_READ(task, nsproxy, net_ns, net_cookie)) != 0;
 }
 
 /* include/trace/events/sched.h: TP_PROTO(struct task_struct *parent, struct task_struct *child) */
@@ -278,12 +278,12 @@ SEC("raw_tp/sched_process_fork") int forked(struct bpf_raw_tracepoint_args *ctx)
 	struct descent descent;
 
 	/* The child already has its own namespaces, if it got any: either may be watched. */
-	if (tgid == BPF_CORE_READ(parent, tgid) || (!is_in_sight(parent) && !is_in_sight(child)))
+	if (tgid == BPF_CORE_READ(parent, tgid) || (!is_watched(parent) && !is_watched(child)))
 		return 0;
 	descent.parent = image_of(parent);
 	descent.started_ns = BPF_CORE_READ(child, start_boottime);
 	bpf_map_update_elem(&descents, &tgid, &descent, BPF_ANY);
-	introduce(parent, descent.parent);
+	describe_with_ancestors(parent, descent.parent);
 	return 0;
 }
 
@@ -295,7 +295,7 @@ SEC("raw_tp/sched_process_exec") int executed(struct bpf_raw_tracepoint_args *ct
 	__u32 tgid = BPF_CORE_READ(task, tgid);
 
 	/* A reported process that left the namespace is reported again: it runs another program. */
-	if (is_in_sight(task) || bpf_map_lookup_elem(&told, &tgid))
-		introduce(task, image_of(task));
+	if (is_watched(task) || bpf_map_lookup_elem(&described, &tgid))
+		describe_with_ancestors(task, image_of(task));
 	return 0;
 }

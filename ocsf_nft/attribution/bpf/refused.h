@@ -29,7 +29,7 @@ struct header {
 };
 
 /* Return 1 if `size` bytes at `at` are readable, 0 if the packet ends before, else -1. */
-static __always_inline int holds(struct header *header, __u32 at, __u32 size)
+static __always_inline int has_bytes(struct header *header, __u32 at, __u32 size)
 {
 	if (at + size > header->whole)
 		return 0;
@@ -50,7 +50,7 @@ static __always_inline int read_ports(struct call *call, struct header *header, 
 	if (call->protocol != IPPROTO_TCP && call->protocol != IPPROTO_UDP &&
 	    call->protocol != IPPROTO_UDPLITE)
 		return 1;
-	is_there = holds(header, at, size);
+	is_there = has_bytes(header, at, size);
 	if (is_there <= 0)
 		return is_there == 0;
 	bpf_probe_read_kernel(&ports, call->protocol == IPPROTO_TCP ? 14 : 4, header->start + at);
@@ -71,7 +71,7 @@ static __always_inline int read_ipv4(struct call *call, struct header *header)
 		__u8 source[4], destination[4];
 	} ip;
 
-	if (holds(header, 0, sizeof(ip)) != 1 ||
+	if (has_bytes(header, 0, sizeof(ip)) != 1 ||
 	    bpf_probe_read_kernel(&ip, sizeof(ip), header->start))
 		return 0;
 	call->family = AF_INET;
@@ -93,7 +93,7 @@ static __always_inline int read_ipv6(struct call *call, struct header *header)
 	__u8 next, extension[4];
 	__u32 at = sizeof(ip);
 
-	if (holds(header, 0, sizeof(ip)) != 1 ||
+	if (has_bytes(header, 0, sizeof(ip)) != 1 ||
 	    bpf_probe_read_kernel(&ip, sizeof(ip), header->start))
 		return 0;
 	call->family = AF_INET6;
@@ -106,7 +106,7 @@ static __always_inline int read_ipv6(struct call *call, struct header *header)
 			call->protocol = next;
 			return read_ports(call, header, at);
 		}
-		if (holds(header, at, 8) != 1 ||
+		if (has_bytes(header, at, 8) != 1 ||
 		    bpf_probe_read_kernel(extension, sizeof(extension), header->start + at))
 			return 0;
 		if (next == IPPROTO_FRAGMENT) {
@@ -237,7 +237,7 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	call.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
 	/* The socket of an inbound packet is its receiver's. */
-	if (what_of(call.netns) != REFUSALS || BPF_CORE_READ(skb, skb_iif))
+	if (mode_of(call.netns) != REFUSALS || BPF_CORE_READ(skb, skb_iif))
 		return 0;
 	state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	if (state == TCP_NEW_SYN_RECV || state == TCP_TIME_WAIT)
@@ -255,8 +255,8 @@ SEC("raw_tp/kfree_skb") int refused(struct bpf_raw_tracepoint_args *ctx)
 		read_header(&call, skb);
 	call.sum = sum_of(skb);
 	if (is_sent_now(&call, skb, sk, family))
-		who(&call.caller);
+		read_caller(&call.caller);
 	/* The first packet of a connection is not a repetition. */
-	tell_call(&call, call.flags & SYN ? 0 : (__u64)sk);
+	emit_call(&call, call.flags & SYN ? 0 : (__u64)sk);
 	return 0;
 }

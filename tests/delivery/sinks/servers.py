@@ -353,7 +353,7 @@ class Bulk(Server):
 
 @dataclass(kw_only=True)
 class Collector(Server):
-    """OpenTelemetry collector for OTLP over HTTP with JSON; it rejects records with poison."""
+    """OpenTelemetry collector for OTLP over HTTP with JSON; it refuses records with poison."""
 
     taken: list[ResourceLogs] = field(default_factory=list)
 
