@@ -193,14 +193,14 @@ def test_upgrade_replaces_all_files_and_leaves_state(
     installed: DebianRoot, package: Path, tmp_path: Path
 ) -> None:
     system = debian_root.copied(tmp_path / "system", installed)
-    system.run("sh", "-c", "mkdir -p /var/lib/ocsf-nft/agent; touch /var/lib/ocsf-nft/agent/kept")
+    system.run("sh", "-c", "mkdir -p /var/lib/ocsf-nft/agent; touch /var/lib/ocsf-nft/agent/stored")
     system.install(_newer(package, tmp_path))
     status = system.run("dpkg-query", "--show", "--showformat=${Version} ${Status}", "ocsf-nft")
     assert status.stdout == f"{_VERSION}-2 install ok installed"
     assert system.run("ocsf-nft", "--version").stdout == f"ocsf-nft {_VERSION}\n"
     # Neither a module that the newer version has not, nor its bytecode.
     assert system.run("find", "/usr", "-path", "*ocsf_nft/demo*").stdout == ""
-    system.run("test", "-e", "/var/lib/ocsf-nft/agent/kept")
+    system.run("test", "-e", "/var/lib/ocsf-nft/agent/stored")
 
 
 def _newer(package: Path, folder: Path) -> Path:
