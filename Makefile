@@ -22,12 +22,21 @@ PACKAGES := $(DEMO_PACKAGES) iptables jq systemd systemd-journal-remote \
 # Programs that `make bench` compares with.
 PEERS := mawk ulogd2 ulogd2-json
 
+# Build-Depends of deploy/debian/control, for `make package`.
+PACKAGING := debhelper dpkg-dev dh-python pybuild-plugin-pyproject help2man python3-setuptools \
+             python3-orjson python3-prometheus-client python3-pydantic python3-rich \
+             python3-structlog python3-typer
+# Programs of the slow tests of these packages.
+PACKAGING_TESTS := lintian man-db mmdebstrap
+# The folder of the built packages.
+DIST ?= dist
+
 # Most tests wait, so there are more workers than cores.
 WORKERS ?= 4
 PYTEST = $(SUDO) $(BIN)/pytest -q --durations=10 --durations-min=1
 
-.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench docs reference \
-        screenshots clean system system-demo
+.PHONY: help demo test test-slow test-loaded test-odd-host mutants mutants-rules lint bench package docs \
+        reference screenshots clean system system-demo
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-14s %s\n", $$1, $$2}' Makefile
@@ -38,7 +47,8 @@ demo: .venv/demo  ## Fence a throw-away sandbox and watch programs fail to get o
 test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS="tests/fence -k name".
 	$(PYTEST) $(or $(ARGS),-n $(WORKERS))
 
-test-slow: .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
+test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS)
+test-slow: system .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
 	$(PYTEST) -m slow $(or $(ARGS),-n 2)
 
 test-loaded: .venv/ready  ## Run the tests that could depend on timing 20 times beside busy processes.
@@ -66,6 +76,13 @@ lint: .venv/ready  ## Check style, types and the direction of imports.
 bench: PACKAGES += $(PEERS)
 bench: system .venv/ready  ## Measure, beside the peers, in the same run.
 	$(SUDO) $(BIN)/python -m bench
+
+package: PACKAGES += $(PACKAGING)
+package: system .venv/ready  ## Build a source distribution, a wheel and a Debian package in dist/.
+	rm -f $(DIST)/ocsf_nft-* $(DIST)/ocsf-nft_*
+	$(BIN)/python -m build --quiet --outdir $(DIST)
+	deploy/debian/build-deb $(DIST)
+	@ls -1 $(DIST)/*
 
 docs: .venv/ready  ## Build the documentation as a site in build/docs.
 	$(BIN)/sphinx-build --quiet --fail-on-warning --fresh-env docs build/docs

@@ -1,4 +1,8 @@
-"""Build the package: its BPF programs are compiled by clang; all else is in pyproject.toml."""
+"""Build the package: its BPF programs are compiled by clang; all else is in pyproject.toml.
+
+A wheel is for any Python, and for Linux on machines of the build's kind. The objects have the byte
+order of that machine, and the sizes of types in its kernel headers.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from setuptools import setup
+from setuptools import Distribution, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 from setuptools.errors import ExecError
 
@@ -41,6 +46,8 @@ def compile_program(target: Path, options: list[str]) -> None:
         )
     command = [
         clang, "-target", "bpf", "-mcpu=v3", "-O2", "-g", "-Wall", "-Werror",
+        # The folder of the build is not in the object, which so is the same in any folder.
+        "-fdebug-compilation-dir=.",
         "-isystem", str(_MULTIARCH), *options,
         "-c", str(_SOURCES / "capture.bpf.c"), "-o", str(target),
     ]  # fmt: skip
@@ -51,4 +58,24 @@ def compile_program(target: Path, options: list[str]) -> None:
         )
 
 
-setup(cmdclass={"build_py": BuildWithPrograms})
+class DistributionOfOnePlatform(Distribution):
+    """Distribution with files that depend on the machine, as extension modules do."""
+
+    def has_ext_modules(self) -> bool:
+        """Return true: setuptools asks this to choose the folders and the wheel's tag."""
+        return True
+
+
+class WheelOfAnyPython(bdist_wheel):
+    """Wheel whose tag names the platform, and no version or ABI of Python."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tags of Python, its ABI and the platform."""
+        _, _, platform_tag = super().get_tag()
+        return "py3", "none", platform_tag
+
+
+setup(
+    distclass=DistributionOfOnePlatform,
+    cmdclass={"build_py": BuildWithPrograms, "bdist_wheel": WheelOfAnyPython},
+)

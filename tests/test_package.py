@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +19,7 @@ from tests.cli import forked
 
 _ROOT = Path(__file__).parents[1]
 _PROGRAMS = "ocsf_nft/attribution/bpf"
+_DEBIAN = _ROOT / "deploy/debian"
 
 #: Import of the package without the names that CPython lacks on macOS.
 _ELSEWHERE = """
@@ -127,6 +130,10 @@ def test_wheel_contains_rulesets_types_and_bpf_programs_with_sources(
             content = archive.read(f"{_PROGRAMS}/{name}")
             assert content[:4] == b"\x7fELF"
             assert int.from_bytes(content[18:20], sys.byteorder) == 247
+        (tags,) = (name for name in names if name.endswith(".dist-info/WHEEL"))
+        assert "Root-Is-Purelib: false" in archive.read(tags).decode().splitlines()
+    # The byte order is the machine's. No module is of one version of Python.
+    assert wheel.stem.endswith(f"-py3-none-linux_{platform.machine()}")
 
 
 def test_source_distribution_has_all_inputs_and_no_output_of_a_build(
@@ -145,6 +152,28 @@ def test_source_distribution_has_all_inputs_and_no_output_of_a_build(
     assert {"setup.py", "pyproject.toml", "MANIFEST.in", "rules/sandbox.nft"} <= names
     assert {f"{_PROGRAMS}/{name}" for name in _SOURCES} <= names
     assert not [name for name in names if name.endswith(".o")]
+
+
+def test_debian_package_has_the_version_of_the_project() -> None:
+    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    changelog = (_DEBIAN / "changelog").read_text(encoding="utf-8")
+    assert re.findall(r"^ocsf-nft \((.*)-\d+\)", changelog) == [project["version"]]
+
+
+def test_makefile_installs_all_build_dependencies_of_the_debian_package() -> None:
+    control = (_DEBIAN / "control").read_text(encoding="utf-8")
+    depends = control.partition("\nBuild-Depends:\n")[2].partition("\nStandards-Version:")[0]
+    needed = set(re.findall(r"^ ([a-z0-9-]+)", depends, re.MULTILINE))
+    makefile = (_ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
+    lists = re.findall(r"^PACKAG(?:ES|ING) := (.*)$", makefile, re.MULTILINE)
+    # Names that other packages provide: debhelper, dh-python. Debian's Python comes with theirs.
+    provided = {"debhelper-compat", "dh-sequence-installsysusers", "dh-sequence-python3", "python3"}
+    assert needed - provided == needed & set(" ".join(lists).split())
+
+
+def test_scripts_of_the_debian_package_have_no_finding_of_shellcheck() -> None:
+    scripts = [_DEBIAN / "build-deb", _DEBIAN / "generate", *_DEBIAN.glob("ocsf-nft.p*")]
+    subprocess.run(["shellcheck", *scripts], check=True)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,13 @@ import time
 import traceback
 from typing import Annotated, Final, NoReturn
 
+from ocsf_nft.cli import without_rich  # noqa: F401 - for its effect, before typer is imported
+
+# isort: split
+
 import typer
 
-from ocsf_nft.cli import output, plain_structlog  # noqa: F401 - for its effect, first
+from ocsf_nft.cli import output
 from ocsf_nft.cli.check import check
 from ocsf_nft.cli.config import config
 from ocsf_nft.cli.convert import convert

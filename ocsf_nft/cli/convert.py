@@ -32,11 +32,12 @@ _CHUNK_BYTES = 1 << 18
 
 def convert(  # noqa: PLR0913, PLR0917 - each is an option
     paths: Annotated[
-        list[str],
+        list[str] | None,  # click 8.1 (Debian 13) accepts no other default for it
         typer.Argument(
-            help="Files of kernel log text; - is standard input.", metavar="[PATH… | -]"
+            help="Files of kernel log text; - is standard input, the default.",
+            metavar="[PATH… | -]",
         ),
-    ] = ["-"],  # noqa: B006 - typer copies it
+    ] = None,
     prefix: Annotated[
         str | None,
         typer.Option("--prefix", help="Only records whose log prefix begins with P.", metavar="P"),
@@ -81,6 +82,7 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     from ocsf_nft.ocsf.mapper import Mapper
     from ocsf_nft.sources import replay
 
+    paths = paths or ["-"]
     written, version = writer(form), options.ocsf_version(ocsf_version)
     boot_ns = None if boot is None else _boot_ns(boot)
     prefixes, context = options.prefixes_and_context(config)

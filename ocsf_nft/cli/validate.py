@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 def validate(
     paths: Annotated[
-        list[str],
+        list[str] | None,  # click 8.1 (Debian 13) accepts no other default for it
         typer.Argument(
             help="Files of events, one JSON object a line, or JSON documents over several lines; "
-            "- is standard input.",
+            "- is standard input, the default.",
             metavar="[PATH… | -]",
         ),
-    ] = ["-"],  # noqa: B006 - typer copies it
+    ] = None,
     ocsf_version: Annotated[
         str | None,
         typer.Option(
@@ -64,7 +64,7 @@ def validate(
     write = _write_json if as_json else _write_text
     numbers: Counter[str] = Counter()
     is_empty = False
-    for path in paths:
+    for path in paths or ["-"]:
         events = 0
         with _opened(path) as file:
             for event in validate_events(file, validator):

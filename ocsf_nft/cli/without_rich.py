@@ -1,0 +1,32 @@
+"""Import of structlog and typer without rich; import this module first.
+
+structlog imports rich if it is installed, for coloured tracebacks, which ocsf-nft never shows. So
+does typer before 0.16, which then also writes a backslash before each default of ``--help``. That
+would cost 4 MB of a run's memory, and a third of the time of ``--help``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Final, cast
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_IMPORTERS: Final = ("structlog", "typer")
+
+
+def _import_without_rich() -> None:
+    if "rich" in sys.modules:
+        return
+    # A module that is None in sys.modules can't be imported (importlib, "sys.modules").
+    sys.modules["rich"] = cast("ModuleType", None)
+    try:
+        for name in _IMPORTERS:
+            importlib.import_module(name)
+    finally:
+        del sys.modules["rich"]
+
+
+_import_without_rich()
