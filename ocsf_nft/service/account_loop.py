@@ -1,4 +1,4 @@
-"""Accounting of one sandbox in a running service: reads counters, stores counts, reports attempts."""
+"""Accounting of one sandbox in a running service: reading, storage and reports of its counts."""
 
 from __future__ import annotations
 
