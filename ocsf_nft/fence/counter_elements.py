@@ -61,9 +61,9 @@ class _Offsets(NamedTuple):
 class _Layout:
     """Common layout of all elements of a set, taken from the first one, to decode all at once.
 
-    ``form`` unpacks one element to columns: constant bytes and values in turn. ``same`` are the
-    constant bytes, with their column numbers. ``key``, ``packets``, ``bytes`` and ``expiration``
-    are the column numbers of the values.
+    ``form`` is the struct of one element: constant bytes and values in turn, each of them a column.
+    ``same`` has the constant bytes with their column numbers. ``key``, ``packets``, ``bytes`` and
+    ``expiration`` are the column numbers of the values.
     """
 
     form: struct.Struct
@@ -90,9 +90,10 @@ class ElementParser:
         self._layout: _Layout | None = None
 
     def parse(self, payload: memoryview) -> list[Element]:
-        """Return the elements in the payload of an attribute NFTA_SET_ELEM_LIST_ELEMENTS.
+        """Return a set's elements with their counts from an attribute of a netlink dump.
 
-        If an element is malformed, return only those before it.
+        The attribute is NFTA_SET_ELEM_LIST_ELEMENTS. If an element is malformed, return only those
+        before it.
         """
         if self._layout is None:
             self._layout = self._find_layout(payload)
@@ -105,7 +106,7 @@ class ElementParser:
         return self.parse_one_by_one(payload)
 
     def parse_one_by_one(self, payload: memoryview) -> list[Element]:
-        """Return the same elements as :meth:`parse`, also if their layouts differ; slower."""
+        """Return the same as :meth:`parse`, by decoding each element: slower, for any layout."""
         found = []
         for kind, element in _spans(payload, _Span(0, len(payload))):
             if kind != _NFTA_LIST_ELEM:
@@ -148,7 +149,10 @@ class ElementParser:
         )
 
     def _find_layout(self, payload: memoryview) -> _Layout | None:
-        """Return the layout of the first element; None if it lacks a value or is truncated."""
+        """Return the byte layout of the first set element in the payload.
+
+        Return None if the element lacks a value or is truncated.
+        """
         kind, element = next(_spans(payload, _Span(0, len(payload))), (None, _Span(0, 0)))
         offsets = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
         stride = element.end + (-element.end % 4)

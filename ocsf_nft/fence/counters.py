@@ -154,7 +154,7 @@ class Counters:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the sockets."""
+        """Close the netlink sockets."""
         self.close()
 
     def open(self) -> None:
@@ -175,15 +175,15 @@ class Counters:
             raise
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the netlink sockets."""
         for entry in self._namespaces:
             _close(entry)
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """Return the account names of the fence's rules in its mode, such as ``egress:permissive``.
+        """Return the names that the fence's rules have in a :class:`Reading`, in the fence's mode.
 
-        They are those keys of a :class:`Reading` whose counters change while the fence is active.
+        A name is, for instance, ``egress``, or ``egress:permissive`` for a permissive fence.
         """
         return tuple(
             account_name(rule, is_permissive=self._is_permissive)
@@ -246,7 +246,7 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Return the epoch with the boot id, and the reading with user ids of our namespace."""
+        """Add the boot id to an epoch, and convert a reading's user ids to our namespace's."""
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
         return f"{self._boot}:{epoch}", reading
@@ -335,7 +335,7 @@ class _Rule:
         )
 
     def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
-        """Return the elements of the rule's set ``kind``, each once.
+        """Return the counted flows in the rule's set ``kind``, each once.
 
         If the ruleset changes during the dump, the dump is repeated, three times at most. The
         elements of all dumps are returned: another process may interrupt every dump by further

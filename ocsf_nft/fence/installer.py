@@ -160,7 +160,7 @@ def verify(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> Verification:
-    """Compare a sandbox's fence in the kernel with its record, and all links with the fenced ones.
+    """Compare a sandbox's fence in the kernel, and its present interfaces, with the fence's record.
 
     ``namespace`` None means the recorded one. ``device`` is a VM's TAP device, for a fence without
     a record. Raises UnsupportedError if reading is not permitted, FenceError if the record is
@@ -258,7 +258,10 @@ def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
 
 
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
-    """Return a message about links without a fence, or about a VM's recreated TAP device."""
+    """Return messages about interfaces that the fence does not cover; empty if there are none.
+
+    For a VM, it is a message about a TAP device that was deleted or created again.
+    """
     tap = installed.spec.tap
     if tap is None:
         more = set(where.call(links.names)) - set(installed.around.links)
@@ -431,10 +434,10 @@ def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
 def _release_forwarding(
     identity: str, namespace: Namespace, state: StateDirectory, *, besides: str | None = None
 ) -> None:
-    """Restore the IP forwarding sysctls of a namespace that no active fence of a VM needs.
+    """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    A damaged record counts as a need. The fence of the sandbox ``besides`` is ignored. So are
-    fences that exist only in their record, maybe from before the last boot.
+    A damaged record counts as a need for all. The fence of the sandbox ``besides`` is ignored. So
+    are fences that exist only in their record, maybe from before the last boot.
     """
     if state.forwarding_before(identity) is None:
         return

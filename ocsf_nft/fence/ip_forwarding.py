@@ -235,8 +235,8 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
     """Return the stored sysctl values of a namespace, by sysctl.
 
-    Return an empty dict if none are stored, or if they are of an earlier namespace with the same
-    ``identity``; ``origin`` shows this. Raises FenceError if they are damaged.
+    Return an empty dict if none are stored, or if they are of an earlier namespace. That one has
+    the same ``identity`` but another ``origin``. Raises FenceError if they are damaged.
     """
     content = state.forwarding_before(identity)
     if content is None:
@@ -257,9 +257,9 @@ def _store(state: StateDirectory, identity: str, origin: str, values: Mapping[st
 
 
 def _origin() -> str:
-    """Return a text that no other namespace ever has: the boot id and the netns cookie.
+    """Return a text that identifies the calling thread's namespace: boot id and netns cookie.
 
-    The calling thread's namespace is meant. An inode number would not suffice, because another
+    No other namespace ever has the same text. An inode number would not suffice, because another
     namespace soon reuses it. Without the cookie (Linux before 5.14), only the boot id is returned.
     """
     boot = _BOOT.read_text("ascii").strip()

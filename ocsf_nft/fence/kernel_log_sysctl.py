@@ -23,7 +23,7 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
 def blocking_value(namespace: Namespace) -> str | None:
-    """Return the sysctl's value if it blocks a namespace's records from the kernel log.
+    """Return the value of ``nf_log_all_netns`` if it blocks a namespace's kernel log records.
 
     Return None if the namespace's records reach the kernel log; those of the initial namespace
     always do. Raises UnsupportedError if the value can't be read.
@@ -35,7 +35,7 @@ def blocking_value(namespace: Namespace) -> str | None:
 
 
 def enable() -> None:
-    """Set the sysctl to 1, so that packets of all network namespaces are logged in the kernel log.
+    """Set the sysctl ``nf_log_all_netns`` to 1: packets of all namespaces reach the kernel log.
 
     Raises UnsupportedError if the process is not root on the host.
     """
@@ -43,12 +43,15 @@ def enable() -> None:
 
 
 def probe() -> None:
-    """Check that :func:`enable` would succeed, without a change; raises UnsupportedError if not."""
+    """Check that ``nf_log_all_netns`` can be written, without a change.
+
+    Raises UnsupportedError if not.
+    """
     _in_initial(lambda: _SYSCTL.open("r+").close())
 
 
 def restore(before: str) -> None:
-    """Set the sysctl to ``before``, its value before :func:`enable`.
+    """Set the sysctl ``nf_log_all_netns`` to ``before``, its value before :func:`enable`.
 
     Raises UnsupportedError if it can't be written.
     """

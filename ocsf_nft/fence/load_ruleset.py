@@ -186,8 +186,8 @@ def _expected(
     """Return nft's listings of a fence that was just loaded into an empty, temporary namespace.
 
     No other process can change these tables, so they show what the installed fence must equal.
-    Returns None if there is no such namespace without CAP_SYS_ADMIN. Returns None too if the kernel
-    accepts no chain for a missing device (before Linux 6.16).
+    Returns None if no such namespace can be made, without CAP_SYS_ADMIN. Returns None too if the
+    kernel accepts no chain for a missing device (before Linux 6.16).
     """
 
     def load_and_list() -> dict[str, str]:

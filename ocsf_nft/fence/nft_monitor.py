@@ -103,7 +103,7 @@ class NftMonitor:
         )
 
     def is_regular(self, transaction: Transaction) -> bool:
-        """Return true if the transaction is not newer than a regular installation of the fence."""
+        """Return true if the transaction belongs to a regular installation, or came before one."""
         return (
             transaction.generation is not None
             and self.regular_generation is not None
@@ -120,7 +120,10 @@ class NftMonitor:
                 raise
 
     def accept(self, generation: int) -> None:
-        """Regard all changes up to ``generation`` as those of a regular installation."""
+        """Accept all changes up to a ruleset's number as those of a regular installation.
+
+        They need no restore, and are no tampering.
+        """
         with self._lock:
             if _is_up_to(self.restored_generation, generation):
                 self.restored_generation = self.regular_generation = generation

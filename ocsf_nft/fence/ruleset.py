@@ -153,7 +153,7 @@ def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> st
 
 
 def device_table(device: str) -> str:
-    """Return the name of the table for a device, with other characters than nft allows escaped."""
+    """Return the name of the nftables table for a device; forbidden characters are escaped."""
     return f"{TABLE}_" + re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):02x}", device)
 
 

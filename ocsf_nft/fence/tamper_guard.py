@@ -58,9 +58,9 @@ class FenceChange:
     ``changes`` is a text for people. ``process`` made the change; None if it is unknown. ``comm``
     is the name that it gave itself. ``arrived_ns`` is the time when the change was noticed (ns
     since the epoch, UTC). ``restored_after_ns`` is the duration from then until the fence was
-    restored, 0 if a check was faster. It is None if the guard did not restore the fence: restoring
-    is off, an installation made the change (``is_regular``), or it failed. ``given_up``: restoring
-    is paused, because the fence was restored too often.
+    restored. It is 0 if a periodic check had already restored the fence. It is None if the guard
+    did not restore the fence: restoring is off, an installation made the change (``is_regular``),
+    or it failed. ``given_up``: restoring is paused, because the fence was restored too often.
     """
 
     changes: str
@@ -133,10 +133,9 @@ class TamperGuard:
 
     @property
     def has_attached_interfaces(self) -> bool:
-        """Return true if the guard attached new links since the current batch was set.
+        """Return true if the guard fenced new interfaces since :meth:`use_restore_batch`.
 
-        Attached means that the fence's netdev chains apply to them. The links may have been removed
-        again.
+        It attached the fence's netdev chains to them. They may have been removed again.
         """
         return bool(self._attached)
 
@@ -168,10 +167,9 @@ class TamperGuard:
         """Set the prepared messages that restore the fence from now on.
 
         Without a batch (None), a restore runs nft, which takes longer. ``version`` is that of the
-        record for which the batch was prepared (:meth:`StateDirectory.version`). ``generations``
-        are an earlier result of :meth:`generations`, if the fence was as installed at some time
-        after that. Changes up to them then need no repair: the installer made them, or they had no
-        effect.
+        record for which the batch was prepared (:meth:`StateDirectory.version`). Pass an earlier
+        result of :meth:`generations` if the fence was as installed at some time after it. Changes
+        before that result then need no repair: the installer made them, or they had no effect.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
@@ -216,7 +214,7 @@ class TamperGuard:
         return renewed
 
     def _load(self, namespace: Namespace, text: str) -> None:
-        """Load a ruleset of ours, also into tables that the guard owns; see :func:`nft.load`."""
+        """Load a ruleset of ours, also into tables that the guard's sockets own exclusively."""
         where = namespace.identity()
         monitor = next((each for each in self._monitors if each.identity == where), None)
         if monitor is None:
