@@ -231,7 +231,7 @@ class _Walk:
         self._packet = altered if matches is Truth.YES else self._packet.joined(altered)
 
     def _leave(self, matches: Truth) -> None:
-        """Note that the packet leaves the chain at this rule, certainly or maybe."""
+        """Note that the packet leaves the chain at this rule; if ``matches`` is MAYBE, it may."""
         self._reach = Truth.NO if matches is Truth.YES else Truth.MAYBE
 
     def _note_undecided(self, rule: Rule, matches: Truth) -> None:

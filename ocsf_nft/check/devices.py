@@ -65,7 +65,7 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 
 
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
-    """Return the name of the interface that leads to each address, by the address's key.
+    """Return the name of the interface that leads to each address, by the key in ``addresses``.
 
     Addresses without a route are omitted. The result is empty if the routes can't be read.
     """

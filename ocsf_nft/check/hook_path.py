@@ -28,8 +28,8 @@ _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 class FlowStop:
     """Rule or policy that stops, or may stop (``is_certain`` is False), an accepted flow.
 
-    ``base`` is the base chain that leads to the rule. ``undecided`` are the rules that decide the
-    packet's fate, and whose result can't be predicted.
+    ``base`` is the base chain that leads to the rule. ``undecided`` are rules that may or may not
+    match the packet, and so decide its fate.
     """
 
     flow: AcceptedFlow

@@ -56,7 +56,7 @@ _IFREQ: Final = struct.Struct("16sH22x")
 
 
 def findings() -> Iterator[Finding]:
-    """Yield a finding for each feature that fences need to be loaded and their records to be read.
+    """Yield a finding for each feature that is needed to load fences and to read their records.
 
     The most important features come first.
     """
