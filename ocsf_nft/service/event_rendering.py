@@ -30,8 +30,8 @@ _SLICE: Final = 16
 class StoreEvents(Protocol):
     """Function that stores events (JSON lines) in one transaction.
 
-    ``position`` is that of the log ``source`` after their records; it is stored with them. Raises
-    DeliveryError; then none of the events is stored.
+    ``position`` is the position in the log ``source`` after the records of these events. It is
+    stored with them. Raises DeliveryError; then none of the events is stored.
     """
 
     async def __call__(

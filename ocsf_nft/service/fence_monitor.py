@@ -80,7 +80,7 @@ class FenceMonitor:
 
     @property
     def verdict(self) -> Verdict:
-        """Return the fence's state according to the last report, compared with its record."""
+        """Return the last reported result of comparing the fence with its record."""
         state, _ = self._reported
         if state in _ACTIVE_STATES:
             return "as installed"
@@ -224,7 +224,7 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return the changes, and those that the tamper guard has noticed since."""
+        """Return the given changes, and those that the tamper guard has noticed since."""
         if self._watch is None:
             return alterations
         if not alterations:

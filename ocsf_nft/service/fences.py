@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """State of a sandbox's fence, with the reason if it is not ``ACTIVE``.
+    """State of a sandbox's fence at the start of a run, and later after each comparison.
 
-    ``is_ours``: this run installed the fence where there was none, and removes it at its end.
-    Otherwise ``before`` is the state of the fence that was there. ``tampering`` is a change by
-    another process that is now undone.
+    ``reason`` is a text about a state that is not ``ACTIVE``. ``is_ours``: this run installed the
+    fence where there was none, and removes it at its end. Otherwise ``before`` is the state of the
+    fence that was there. ``tampering`` is a change by another process that is now undone.
     """
 
     installed: InstalledFence

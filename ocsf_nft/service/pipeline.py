@@ -37,9 +37,10 @@ _COUNT_SECONDS: Final = 4.0
 class Counts:
     """Total numbers of a run: records, events, dropped records and unparsed lines.
 
-    ``dropped`` counts the records that gaps report with a number, and ``gaps`` all gaps.
-    ``rejected`` counts unparsed lines by their kind. ``given_up`` has the sandboxes whose fence was
-    restored too often, and is not active at the end.
+    A gap is a time in which a source could not read all records. ``gaps`` is the number of gaps.
+    ``dropped`` is the number of their records, without gaps of an unknown size. ``rejected`` counts
+    unparsed lines by their kind. ``given_up`` has the sandboxes whose fence was restored too often,
+    and is not active at the end.
     """
 
     records: int = 0

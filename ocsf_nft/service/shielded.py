@@ -14,9 +14,9 @@ T = TypeVar("T")
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     """Wait until ``work`` has ended, also if this task is cancelled meanwhile; return its result.
 
-    After a cancellation, raise it when the work has ended. The work's thread can't be cancelled. It
-    may be installing a fence that a stopping service is about to remove. Events that it has stored
-    must be delivered as well.
+    If this task was cancelled, raise CancelledError when the work has ended. The work's thread
+    can't be cancelled. It may be installing a fence that a stopping service is about to remove.
+    Events that it has stored must be delivered as well.
     """
     task = asyncio.ensure_future(work)
     try:
