@@ -1,7 +1,8 @@
 """Checks of a host: its features, rules that block a fence's accepted traffic, and remedies.
 
-A check changes nothing. It judges rules by walking modelled packets through them with three-valued
-logic. If the rules alone don't decide the fate of a packet, the finding reports "may drop".
+A check changes nothing. It models the accepted traffic as packets, and walks them through the
+host's rules. The model knows a packet only in part, so a rule matches it, does not, or may. In the
+last case the finding reports "may drop".
 """
 
 from __future__ import annotations
@@ -57,8 +58,9 @@ def check_scope(
 ) -> CheckScope:
     """Return the scope of a check, with the interfaces to which the namespace's routes lead.
 
-    ``device`` is the VM's TAP device or a pattern such as ``vmtap-*``. ``subnets`` are the VM's
-    subnets. ``port`` is the gateway's port, and ``proxies`` are a sandbox's proxies.
+    ``device`` is the VM's TAP device or a pattern such as ``vmtap-*``; None if there is no VM.
+    ``subnets`` are the VM's subnets, ``port`` is the gateway's port. ``proxies`` are a sandbox's
+    proxies.
     """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),
@@ -79,9 +81,10 @@ def check_scope(
 
 
 def findings(scope: CheckScope) -> Iterator[Finding]:
-    """Yield all findings about a host, the most important ones first.
+    """Yield all findings about a host, in the order in which `check` prints them.
 
-    Raises AbsentError or UnsupportedError if the namespace can't be entered.
+    The features of the system come first, then the rules, then services and sysctls. Raises
+    AbsentError or UnsupportedError if the namespace can't be entered.
     """
     if sys.platform != "linux":
         yield Finding(
@@ -127,7 +130,7 @@ def blocking(scope: CheckScope) -> tuple[Finding, ...]:
 
 
 def remove_leftovers(scope: CheckScope) -> Iterator[tuple[leftovers.Leftover, str | None]]:
-    """Remove the leftovers of an older set-up, and yield each one with its result.
+    """Remove leftovers of an older iptables set-up for VMs, and yield each one with its result.
 
     The result is None, or the reason why the leftover was not removed. Raises UnsupportedError if
     the rules can't be read.

@@ -1,7 +1,8 @@
 """Model of the traffic that a fence accepts, as packets that traverse netfilter hooks.
 
-A few representative packets model each flow. For example, one public address models the internet,
-with one usual and one unusual port. A ruleset treats most packets of the flow in the same way.
+A few representative packets model all accepted traffic. For example, one public address models the
+internet, with one usual and one unusual port. A host's rules treat most other packets in the same
+way.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _PORTS: Final = ((TCP, 443), (TCP, _UNUSUAL_PORT), (UDP, 53), (UDP, _UNUSUAL_POR
 
 
 class FlowDirection(enum.Enum):
-    """Direction of accepted traffic; the value is its description in messages."""
+    """Kind of traffic that a fence accepts, by its two ends; the value describes it in messages."""
 
     OUT = "traffic from the VM to the internet"
     REPLY = "replies from the internet to the VM"
@@ -50,10 +51,10 @@ class FlowDirection(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """Hook that a packet traverses.
+    """netfilter hook that a modelled packet traverses, and what changes in the packet there.
 
-    ``changes`` are the packet's fields that have new values there. ``device`` is the interface of a
-    hook that belongs to one interface (ingress, egress).
+    ``changes`` are the packet's fields that have new values at this hook. ``device`` is the
+    interface of a hook that belongs to one interface (ingress, egress).
     """
 
     hook: str
@@ -63,7 +64,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AcceptedFlow:
-    """Representative packet of accepted traffic, and the hooks that it traverses."""
+    """Representative packet of traffic that a fence accepts, and the hooks that it traverses.
+
+    ``endpoint`` is the proxy, if the traffic is to or from one.
+    """
 
     direction: FlowDirection
     packet: Packet
@@ -72,12 +76,15 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return whether the packet continues the flow that the previous packet began."""
+        """Return true if this is a later packet of the flow whose first packet came just before."""
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
     def label(self) -> str:
-        """Protocol and port for messages, and ", once open" for a continuing packet."""
+        """Return protocol and port as text for messages.
+
+        For a later packet of a flow, ", once open" is added.
+        """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
         port = self.packet.destination_port if opening else self.packet.source_port
@@ -87,10 +94,11 @@ class AcceptedFlow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
-    """VM whose traffic is modelled.
+    """Virtual machine whose accepted traffic is modelled.
 
     ``device`` is the name of its TAP device, or a pattern. Without ``subnets`` the VM may have any
-    address. ``uplinks`` are the known interfaces that lead to the internet, by IP version.
+    address. ``port`` is the gateway's port that the VM may reach. ``uplinks`` are the known
+    interfaces that lead to the internet, by IP version.
     """
 
     device: str
@@ -99,11 +107,11 @@ class Vm:
     uplinks: Mapping[int, str]
 
     def name(self) -> InterfaceName:
-        """Return the name of the VM's device."""
+        """Return the name of the VM's TAP device, known only in part if it is a pattern."""
         return interface(self.device)
 
     def uplink(self, version: int) -> InterfaceName:
-        """Return the interface to the internet.
+        """Return the name of the interface to the internet for an IP version.
 
         If it isn't known, it is any interface except the VM's device and the loopback.
         """
@@ -114,7 +122,7 @@ class Vm:
 
 
 def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
-    """Yield the traffic that a VM's fence accepts.
+    """Yield representative packets of the traffic that a VM's fence accepts.
 
     It is traffic to the internet, the replies, traffic to the gateway's port, and the answers.
     """
@@ -200,9 +208,9 @@ def _subnet_flows(vm: Vm, version: int, gateway: Span, hosts: Span) -> Iterator[
 
 
 def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
-    """Yield the traffic that a sandbox's fence accepts.
+    """Yield representative packets of the traffic that a sandbox's fence accepts.
 
-    It is traffic to the proxy through the interface ``link``, and the proxy's answers. If ``link``
+    It is traffic to ``proxy`` through the interface ``link``, and the proxy's answers. If ``link``
     is None, it is any interface except the loopback.
     """
     version = proxy.address.version
@@ -245,7 +253,7 @@ def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
 def _packet(
     version: int, protocol: int, addresses: tuple[Span, Span], ports: tuple[Span, Span]
 ) -> Packet:
-    """Return the first packet of a flow.
+    """Return a model of the first packet of a flow.
 
     ``addresses`` and ``ports`` are pairs of source and destination.
     """
@@ -267,5 +275,5 @@ def _reply(
 
 
 def _later(first: Packet) -> Packet:
-    """Return a later packet of the flow in the same direction, after the first reply."""
+    """Return a later packet of the same flow and direction, after the first reply."""
     return replace(first, is_first=False)

@@ -1,7 +1,8 @@
-"""Commands that allow a fence's accepted traffic, for the firewall that drops it.
+"""Shell commands that make another firewall accept the traffic that a fence accepts.
 
-An administrator runs such a command as root. So it holds only plain names, and every word is quoted
-for a shell. If a name isn't plain, no command is shown.
+Findings show them as the remedy for a rule that drops this traffic. An administrator runs such a
+command as root. So it holds only plain names, and every word is quoted for a shell. If a name isn't
+plain, no command is shown.
 """
 
 from __future__ import annotations
@@ -37,9 +38,10 @@ _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowRequest:
-    """Traffic to allow, and the namespace of the rules.
+    """Traffic that commands shall allow, and the namespace whose rules they change.
 
-    ``device`` is the VM's interface or a pattern; it is None for a sandbox with ``proxies``.
+    ``directions`` are the kinds of traffic, ``versions`` the IP versions. ``device`` is the VM's
+    interface or a pattern; it is None for a sandbox with ``proxies``. ``port`` is the gateway's.
     """
 
     namespace: Namespace
@@ -52,10 +54,10 @@ class AllowRequest:
 
 
 def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -> tuple[str, ...]:
-    """Return the commands that allow the requested traffic, each ready for a shell.
+    """Return shell commands that make the host's rules accept the requested traffic.
 
-    ``owner`` is the program that made the dropping chain, ``base`` the base chain that leads there.
-    Return nothing if a command can't be written safely.
+    ``owner`` is the program that made the chain with the dropping rule. ``base`` is the base chain
+    that leads to that rule. Returns nothing if a command can't be written safely.
     """
     if request.device is not None and not is_plain_device(request.device):
         return ()
@@ -71,12 +73,12 @@ def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -
 
 
 def is_plain_device(name: str) -> bool:
-    """Return whether all these firewalls' commands can express an interface's name or pattern."""
+    """Return true if every firewall's command can express the interface name or pattern."""
     return _DEVICE.fullmatch(name) is not None
 
 
 def is_plain(name: str) -> bool:
-    """Return whether nft reads the name on its command line as a name and nothing else."""
+    """Return true if nft reads the text on its command line as a name and nothing else."""
     return _PLAIN.fullmatch(name) is not None
 
 
@@ -85,7 +87,7 @@ def _nsenter(namespace: Namespace) -> tuple[str, ...]:
 
 
 def _with_plus_wildcard(device: str) -> str:
-    """Return the device in the syntax of iptables, ufw and firewalld: ``+`` is their wildcard."""
+    """Return the device pattern for iptables, ufw and firewalld, whose wildcard is ``+``."""
     return f"{device[:-1]}+" if device.endswith("*") else device
 
 
@@ -141,9 +143,10 @@ def _iptables(
 
 
 def _iptables_program(version: int, backend: str) -> str:
-    """Return the name of the iptables program for a backend.
+    """Return the name of the iptables program that changes rules of a backend: nft or legacy.
 
-    The plain name ``iptables`` is used only if it is of that backend: it depends on the host.
+    Which one the plain name ``iptables`` is depends on the host. It is used only if it is the right
+    one.
     """
     name = "iptables" if version == 4 else "ip6tables"
     found = nft.find_program(name)

@@ -1,4 +1,4 @@
-"""Check of the attribution methods that this host supports, and the needs of a better one."""
+"""Check of the methods to find the process behind a packet that this host supports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _CAPTURE: Final = (
 
 
 def findings(namespace: Namespace) -> Iterator[Finding]:
-    """Yield one finding: the best attribution method that works in the namespace."""
+    """Yield one finding: the best method to find a packet's process that works in the namespace.
+
+    The remedy has what a better method needs.
+    """
     try:
         with Capture([cookie(namespace)]) as capture:
             yield _captured(capture)

@@ -1,4 +1,7 @@
-"""Effects of a host's rules on a fence's accepted traffic: dropping rule, owner and remedy."""
+"""Findings about rules of a host that drop, or may drop, the traffic that a fence accepts.
+
+Each finding has the rule, the program that made it, and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,11 @@ ACTIVE_FENCE: Final = "active-fence"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckScope:
-    """Scope of a check: the namespace, and the VM or sandbox in it.
+    """Subject of a check: a namespace, and the VM or sandbox in it whose traffic is judged.
 
     ``device`` is the VM's interface or a pattern such as ``vmtap-*``; it is None if there is no VM.
-    ``uplinks`` are the interfaces that lead to the internet, by IP version. ``links`` are the
-    interfaces that lead to the proxies.
+    ``subnets`` are the VM's, ``port`` is the gateway's. ``uplinks`` are the interfaces that lead to
+    the internet, by IP version. ``links`` are the interfaces that lead to the proxies.
     """
 
     namespace: Namespace
@@ -49,7 +52,7 @@ class CheckScope:
     links: Mapping[Endpoint, str] = field(default_factory=dict)
 
     def flows(self) -> Iterator[AcceptedFlow]:
-        """Yield the traffic that the fence accepts, as representative packets."""
+        """Yield representative packets of the traffic that the fence in this scope accepts."""
         if self.device is not None:
             machine = accepted_flows.Vm(
                 device=self.device, subnets=self.subnets, port=self.port, uplinks=self.uplinks
@@ -141,9 +144,9 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
 
 
 def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
-    """Yield the rules that stop, or may stop, the flows.
+    """Yield the rules that stop, or may stop, traffic that a fence in this scope accepts.
 
-    Rules of ocsf-nft itself are included only if they certainly stop a flow.
+    Rules of ocsf-nft itself are included only if they certainly stop it.
     """
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()
@@ -203,9 +206,9 @@ def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
 
 
 def _is_published_port(flow_stop: FlowStop) -> bool:
-    """Return whether a rule redirects the gateway's port, as for a container's published port.
+    """Return true if a rule redirects the gateway's port, as for a container's published port.
 
-    A VM's fence accepts that.
+    This is no fault: a VM's fence accepts the redirected traffic.
     """
     return flow_stop.stop.verb == "redirects" and flow_stop.flow.direction is FlowDirection.GATEWAY
 
@@ -283,7 +286,10 @@ def _remedy(owner: str, *, has_commands: bool) -> str:
 
 
 def _rule_text(rule: Rule, namespace: Namespace) -> str:
-    """Return a rule in the syntax of its own tool, or in nft's JSON if that isn't available."""
+    """Return a rule's text for messages, in the syntax of nft or iptables.
+
+    If that isn't available, it is nft's JSON. Long texts are shortened.
+    """
     text = rule.text or _nft_text(rule, namespace)
     if text is None:
         text = orjson.dumps([{kind: body} for kind, body in rule.statements]).decode()

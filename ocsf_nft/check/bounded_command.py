@@ -1,7 +1,7 @@
-"""Execution of read-only programs, with limits on their output, memory and time.
+"""Execution of programs that list rules, with limits on their output, memory and time.
 
-Other programs wrote the rules that are listed. So they decide how long the listing is, and how long
-it takes.
+Other programs wrote the listed rules. So these programs decide the length of the listing, and the
+time that it takes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": ":".join(map(str, TRUSTED))}
 
 
 class CommandError(UnsupportedError):
-    """A program can't be run, failed, took too long, or printed too much."""
+    """Error: a program can't be run, failed, took too long, or printed too much."""
 
 
 def command_output(
@@ -84,7 +84,11 @@ def _read(process: subprocess.Popen[bytes], program: str, limit: int) -> bytes:
 def _read_both(
     process: subprocess.Popen[bytes], program: str, limit: int, deadline: float
 ) -> tuple[bytes, bytes]:
-    """Return standard output and the start of standard error, read until both are closed."""
+    """Return the standard output and the start of the standard error of a process.
+
+    Both are read until the process closes them. Raises CommandError at ``deadline``
+    (:func:`time.monotonic`), or if the output exceeds ``limit`` bytes.
+    """
     output, errors = bytearray(), bytearray()
     with selectors.DefaultSelector() as selector:
         for stream, buffer in ((process.stdout, output), (process.stderr, errors)):

@@ -1,4 +1,4 @@
-"""Checks for paths past a fence, and for programs that take packets before it."""
+"""Checks for rules and interfaces through which packets can bypass a fence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STACKED: Final = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan"})
 def findings(
     ruleset: Ruleset, devices: Mapping[str, NetDevice], scope: CheckScope
 ) -> Iterator[Finding]:
-    """Yield findings about rules and interfaces that packets may use to bypass a fence.
+    """Yield findings about rules and interfaces through which packets may bypass a fence.
 
     The rules are those of other programs. The interfaces are those of the VM or sandbox in
     ``scope``; ``devices`` are all interfaces of the namespace by name.

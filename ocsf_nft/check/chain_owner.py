@@ -1,6 +1,7 @@
-"""Owner of a chain, recognised by the names that firewalls give to their tables and chains.
+"""Recognition of the program that made a chain, by the names that firewalls use.
 
-A name is no proof. It only decides which firewall's commands a remedy uses.
+Any program can use these names, so they prove nothing. They only decide which firewall's commands a
+remedy shows.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ REINSERTING: Final = frozenset({"kube-proxy", "Calico", "Cilium", "flannel", "We
 
 
 def is_ours(key: ChainKey) -> bool:
-    """Return whether a chain is in a table of ocsf-nft."""
+    """Return true if the chain is in a table with a name of ocsf-nft."""
     is_own_name = key.table == TABLE or key.table.startswith(f"{TABLE}_")
     return key.backend == "nft" and is_own_name
 
 
 def owner(chain: Chain, ruleset: Ruleset) -> str:
-    """Return the program that made a chain.
+    """Return the name of the program that made a chain, such as firewalld or Docker.
 
     If no program is recognised, return the mechanism: nftables, iptables or legacy iptables.
     """
@@ -101,7 +102,7 @@ def _policy_owner(key: ChainKey, ruleset: Ruleset) -> str | None:
 
 
 def _has_iptables_names(key: ChainKey, ruleset: Ruleset) -> bool:
-    """Return whether all base chains of the table have names in capitals, as in iptables."""
+    """Return true if all base chains of a table have names in capitals, as in iptables."""
     bases = [chain.key.name for chain in ruleset.chains.values()
              if chain.base is not None and chain.key[:3] == key[:3]]  # fmt: skip
     return bool(bases) and all(name.isupper() for name in bases)

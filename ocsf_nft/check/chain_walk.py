@@ -1,7 +1,7 @@
-"""Walk of a packet through a chain, as in the kernel, and the rules that stop it.
+"""Walk of a modelled packet through the rules of a chain, to find the rules that stop it.
 
-If a rule's match can't be decided, the walk follows both outcomes. So a result is either certain or
-"maybe".
+The walk follows the kernel. If the model doesn't decide whether a rule matches, the walk follows
+both outcomes. So a result is either certain or "maybe".
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNKNOWN: Final = "may drop"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Rule, or policy of a chain (``rule`` is None), that may stop a packet.
+    """Rule that stops, or may stop, a modelled packet; or the policy of a chain (``rule`` is None).
 
     ``verb`` describes its effect on the packet for messages, for example "drops".
     """
@@ -42,11 +42,11 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WalkResult:
-    """Fate of a packet in a chain.
+    """Result of the walk of a modelled packet through one chain.
 
     ``reaches_end``: the packet reaches the end of the chain. ``may_be_accepted``: a rule may accept
-    it. ``undecided`` are the rules whose match can't be decided and matters. ``packet`` is what is
-    known of the packet afterwards.
+    it. ``stops`` are the rules that may stop it. ``undecided`` are the rules that may or may not
+    match, and so decide the result. ``packet`` is the model of the packet after the chain.
     """
 
     reaches_end: Truth
@@ -57,11 +57,15 @@ class WalkResult:
 
 
 class TooLargeError(Exception):
-    """The ruleset is too large or too complex to be checked in bounded time."""
+    """Error: the ruleset is too large or too complex to be checked in bounded time."""
 
 
 class Walker:
-    """Walker of packets through a ruleset, with a cache of results and one budget for all walks."""
+    """Walker of modelled packets through the chains of one ruleset.
+
+    It stores results for later walks. ``budget`` limits the work of all walks together, in rules
+    and set elements.
+    """
 
     def __init__(self, ruleset: Ruleset, budget: int = _BUDGET) -> None:
         self._ruleset = ruleset
@@ -70,8 +74,9 @@ class Walker:
         self.matcher = Matcher(ruleset, self.spend)
 
     def walk(self, chain: Chain, packet: Packet, depth: int = _DEPTH) -> WalkResult:
-        """Walk a packet through a chain and the chains that it jumps to, without the policy.
+        """Return the result of a packet's walk through a chain and the chains that it jumps to.
 
+        The chain's policy is not applied. ``depth`` is the number of nested jumps that may follow.
         Raises TooLargeError if the budget is exhausted.
         """
         result = self._results.get((chain.key, packet))
@@ -81,7 +86,7 @@ class Walker:
         return result
 
     def enter(self, key: ChainKey, packet: Packet, depth: int) -> WalkResult | None:
-        """Walk a packet through the target chain of a jump.
+        """Return the result of a packet's walk through the chain ``key``, the target of a jump.
 
         Return None if the chain doesn't exist, or if the jumps are nested too deep. Raises
         TooLargeError.
@@ -92,14 +97,14 @@ class Walker:
         return self.walk(chain, packet, depth - 1)
 
     def spend(self, cost: int) -> None:
-        """Subtract a cost from the budget; raises TooLargeError if it is exhausted."""
+        """Subtract a cost from the budget of all walks; raise TooLargeError if it is exhausted."""
         self._remaining -= cost
         if self._remaining < 0:
             raise TooLargeError
 
 
 class _Walk:
-    """Walk of one packet through one chain, rule by rule."""
+    """State of one packet's walk through one chain, rule by rule."""
 
     def __init__(self, walker: Walker, chain: Chain, packet: Packet, depth: int) -> None:
         self._walker = walker
@@ -163,7 +168,10 @@ class _Walk:
                 return
 
     def _apply(self, rule: Rule, kind: str, body: Any, matches: Truth) -> bool:
-        """Apply a statement; return whether it ends the rule."""
+        """Apply a statement to the walk; return true if the statement ends its rule.
+
+        ``matches``: the matches before the statement hold for the packet, or may hold.
+        """
         if kind in statement_effects.STOPS:
             self._stop(rule, statement_effects.STOPS[kind], matches)
         elif kind in {"accept", "masquerade", "snat"}:
@@ -198,7 +206,10 @@ class _Walk:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
 
     def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Apply an extension of iptables, of which nft lists only the name."""
+        """Apply a match or target of iptables of which nft lists only the name, not the arguments.
+
+        Return true if it ends its rule.
+        """
         name = str(body.get("name")) if isinstance(body, dict) else ""
         if name in statement_effects.XT_STOPS:
             self._stop(rule, statement_effects.XT_STOPS[name], matches)
@@ -220,7 +231,7 @@ class _Walk:
         self._packet = altered if matches is Truth.YES else self._packet.joined(altered)
 
     def _leave(self, matches: Truth) -> None:
-        """End the walk for packets that the rule matches."""
+        """Note that the packet leaves the chain at this rule; if ``matches`` is MAYBE, it may."""
         self._reach = Truth.NO if matches is Truth.YES else Truth.MAYBE
 
     def _note_undecided(self, rule: Rule, matches: Truth) -> None:
@@ -268,7 +279,7 @@ class _Walk:
             self._alter(lambda _: result.packet, matches)
 
     def _vmap(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Apply a verdict map; return whether it certainly ends the rule."""
+        """Apply a verdict map to the walk; return true if it certainly ends its rule."""
         pairs, key = self._pairs(body), body.get("key") if isinstance(body, dict) else None
         if pairs is None:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
@@ -305,9 +316,9 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return whether a statement may end its rule for some packets.
+    """Return true if a statement may end its rule for some packets, depending on earlier packets.
 
-    This holds for the match of an extension, and for a set statement with a limit.
+    This holds for the match of an iptables extension, and for a set statement with a limit.
     """
     if kind == "xt":
         return isinstance(body, dict) and body.get("type") == "match"

@@ -1,4 +1,4 @@
-"""Checks for services that may remove a fence when they load, flush or reload rules.
+"""Checks for services of the host that may remove a fence when they load, flush or reload rules.
 
 Only files are read; no service manager is asked.
 """
@@ -25,7 +25,7 @@ _CONFIGURATIONS: Final = ("etc/nftables.conf", "etc/sysconfig/nftables.conf")
 
 
 class _Service(NamedTuple):
-    """Unit of a firewall, and its effect on rules when it starts, reloads or stops."""
+    """systemd unit of another firewall, with a text about its effect on a host's rules."""
 
     unit: str
     name: str
@@ -70,7 +70,7 @@ _SERVICES: Final = (
 
 
 def findings(root: Path = Path("/")) -> Iterator[Finding]:
-    """Yield a finding for each enabled service that may remove a fence or its rules.
+    """Yield a finding for each enabled service that may remove a fence, or rules that a VM needs.
 
     ``root`` is the root directory of the files to read.
     """
@@ -108,7 +108,7 @@ def _nftables(root: Path, *, is_enabled: bool) -> Iterator[Finding]:
 
 
 def _enabled(root: Path) -> set[str]:
-    """Return the units that ``systemctl enable`` has linked into a target's .wants directory."""
+    """Return the names of the systemd units that ``systemctl enable`` has enabled."""
     found = set()
     for folder in ("etc/systemd/system", "run/systemd/system"):
         for directory in sorted((root / folder).glob("*.wants"))[:_FILES]:

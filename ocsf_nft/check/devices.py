@@ -1,6 +1,7 @@
-"""Interfaces as rtnetlink describes them: their master, lower device, XDP and queue programs.
+"""Network interfaces of a namespace, with the details that decide whether packets bypass a fence.
 
-Layouts and numbers: ``include/uapi/linux/if_link.h``, ``rtnetlink.h`` and ``pkt_sched.h``.
+These are an interface's master, the interface below it, and its XDP and queue programs. Layouts and
+numbers: ``include/uapi/linux/if_link.h``, ``rtnetlink.h`` and ``pkt_sched.h``.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ _FILTERING: Final = frozenset({"clsact", "ingress"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetDevice:
-    """Network interface.
+    """Network interface as rtnetlink describes it.
 
-    ``lower`` is the index of the interface below it, for example a VLAN's parent. That one may be
-    in another namespace: ``is_lower_elsewhere``.
+    ``kind`` is its link kind, such as ``tun``. ``master`` is the index of the bridge or bond that
+    it is a port of. ``lower`` is the index of the interface below it, for example a VLAN's parent.
+    That one may be in another namespace: ``is_lower_elsewhere``. ``has_xdp``: an XDP program is
+    attached. ``has_filters``: it has a queue for traffic-control programs.
     """
 
     ifindex: int
@@ -62,9 +65,9 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 
 
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
-    """Return the name of the interface that leads to each address.
+    """Return the name of the interface that leads to each address, by the key in ``addresses``.
 
-    Addresses without a route are left out. The result is empty if the routes can't be read.
+    Addresses without a route are omitted. The result is empty if the routes can't be read.
     """
 
     def query() -> dict[int, str]:

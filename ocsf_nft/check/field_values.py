@@ -1,8 +1,9 @@
-"""Values of a packet's fields, and tests of the values that a rule names.
+"""Values of a modelled packet's fields, and tests of them against the values that a rule names.
 
-The left side of a match becomes an operand: a function that tests one value of the right side. A
-packet may not have the field, for example the IPv4 source of an IPv6 packet. Then the rule doesn't
-match, whatever its operator: nft inserts a test for the field before the match.
+A match of a rule has an expression on its left side, such as ``tcp dport``. It has values on its
+right side. The expression becomes an operand: a function that tests one of the values. A packet may
+not have the field, for example the IPv4 source of an IPv6 packet. Then the rule doesn't match,
+whatever its operator: nft inserts a test for the field before the match.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Value: TypeAlias = Span | InterfaceName | Bits | Operand | None
 
 
 class Absent:
-    """Placeholder for the value of a field that the packet doesn't have."""
+    """Type of the placeholder for the value of a field that the packet doesn't have."""
 
 
 _ABSENT: Final = Absent()
@@ -42,7 +43,10 @@ _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag",
 
 
 def value(left: Any, packet: Packet) -> Value | Absent:
-    """Return the value of an expression for a packet."""
+    """Return the value that an expression in nft's JSON has for a packet; None if it is unknown.
+
+    ``left`` is the left side of a match. Returns an :class:`Absent` if the packet lacks the field.
+    """
     if not isinstance(left, dict) or len(left) != 1:
         return None
     ((kind, body),) = left.items()
@@ -55,7 +59,10 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 
 
 def operand(left: Any, packet: Packet) -> Operand | Absent:
-    """Return the function that tests an expression's value for a packet."""
+    """Return a function that tests a value against the expression ``left`` for a packet.
+
+    Returns an :class:`Absent` if the packet lacks the field.
+    """
     found = value(left, packet)
     if isinstance(found, Span):
         number = found
@@ -215,7 +222,7 @@ def _masked(operator: str, body: Any, packet: Packet) -> Value | Absent:
 
 
 def flags_of(item: Any) -> frozenset[str]:
-    """Return the names of a flag, of a list of flags, or of nft's ``|`` of several flags."""
+    """Return the names of the flags in nft's JSON: one flag, a list, or a ``|`` of flags."""
     if isinstance(item, dict) and len(item) == 1 and "|" in item:
         item = item["|"]
     parts = item if isinstance(item, list) else [item]
@@ -229,7 +236,7 @@ def flags_of(item: Any) -> frozenset[str]:
 
 
 def is_number(item: Any) -> bool:
-    """Return whether a JSON value is a number; ``true`` and ``false`` are not."""
+    """Return true if a JSON value is a number; ``true`` and ``false`` are not."""
     return isinstance(item, int) and not isinstance(item, bool)
 
 
@@ -268,7 +275,10 @@ def _number_matches(number: Span, item: Any) -> Truth:
 
 
 def span(item: Any) -> Span | None:
-    """Return the numbers that a value stands for; None if it can't be parsed."""
+    """Return the lowest and highest number of a value in nft's JSON; None if it can't be parsed.
+
+    The value is a number, an address, a prefix or a range.
+    """
     if is_number(item):
         return exactly(item)
     if isinstance(item, str):

@@ -1,4 +1,4 @@
-"""Findings of `check`, and the exit code that follows from them."""
+"""Finding of the command `check`, and the exit code that a list of findings leads to."""
 
 from __future__ import annotations
 
@@ -34,9 +34,10 @@ class RuleLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Result of one check: its meaning, and the remedy.
+    """Result of one check of a host: its name, severity, meaning for people, and remedy.
 
-    ``commands`` carry out the remedy. Each one is ready to paste into a shell.
+    ``commands`` carry out the remedy; each one is ready to paste into a shell. ``location`` is the
+    rule that the finding is about.
     """
 
     name: str
@@ -51,7 +52,7 @@ _READERS: Final = frozenset({"kmsg-reader", "journal-reader"})
 
 
 def exit_code(found: Sequence[Finding]) -> int:
-    """Return the exit code of `check`.
+    """Return the exit code of the command `check` for its findings.
 
     0: a fence can be active here, its records can be read, and its accepted traffic gets through.
     1: only part of this is true, or a rule drops, or may drop, accepted traffic. 3: no fence can be

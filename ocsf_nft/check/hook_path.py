@@ -1,4 +1,4 @@
-"""Path of a flow's packets through the netfilter hooks, and the rules that stop them there."""
+"""Path of a modelled packet through the netfilter hooks, and the rules that stop it there."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowStop:
-    """Rule or policy that stops a flow, or may stop it (``is_certain`` is False).
+    """Rule or policy that stops, or may stop (``is_certain`` is False), an accepted flow.
 
-    ``base`` is the base chain that leads to the rule. ``undecided`` are the rules that decide the
-    packet's fate, and whose result can't be predicted.
+    ``base`` is the base chain that leads to the rule. ``undecided`` are rules that may or may not
+    match the packet, and so decide its fate.
     """
 
     flow: AcceptedFlow
@@ -52,7 +52,7 @@ class Hooks(NamedTuple):
 
 
 def by_hook(ruleset: Ruleset) -> Hooks:
-    """Return the base chains of a ruleset by hook."""
+    """Return the base chains of a ruleset by hook, in the order that packets traverse them."""
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():
         if chain.base is not None:
@@ -71,9 +71,10 @@ def _priority(chain: Chain) -> int:
 
 
 def flow_stops(flow: AcceptedFlow, hooks: Hooks, walker: Walker) -> list[FlowStop]:
-    """Return the rules that may stop a flow; an empty list if it gets through.
+    """Return the rules that stop, or may stop, a flow on its path through the hooks.
 
-    If the last one has ``is_certain``, the flow is certainly stopped. Raises TooLargeError.
+    The list is empty if the flow gets through. If the last entry has ``is_certain``, the flow is
+    certainly stopped. Raises TooLargeError.
     """
     found = _in_order(flow, hooks.listed_first, walker)
     if hooks.listed_first == hooks.listed_last:
@@ -137,7 +138,7 @@ def _walk_base_chain(
 
 
 def _traverses(chain: Chain, step: Step, packet: Packet) -> Truth:
-    """Return whether a packet traverses a base chain."""
+    """Return YES, NO or MAYBE: whether a packet at a hook traverses the base chain."""
     base, family = chain.base, chain.key.family
     device = step.device
     if base is not None and device is not None:
@@ -155,7 +156,10 @@ def _matches_device(device: InterfaceName, name: str) -> Truth:
 
 
 def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """Return the packet with its connection tracking state at a chain."""
+    """Return the packet with the connection tracking state that it has at a base chain.
+
+    The state depends on the chain's priority: it is known only after connection tracking.
+    """
     if step.hook not in _TRACKING_HOOKS or chain.base is None:
         return packet
     if chain.base.priority == _TRACKING:

@@ -1,4 +1,4 @@
-"""Checks of the features of the kernel and the system, by trying them.
+"""Checks of the features of the kernel and the system that a fence needs, by a trial of each.
 
 Each trial runs in a scratch namespace, which is removed afterwards. Nothing on the host is changed.
 """
@@ -56,7 +56,10 @@ _IFREQ: Final = struct.Struct("16sH22x")
 
 
 def findings() -> Iterator[Finding]:
-    """Yield findings about loading a fence and reading its records, the most important first."""
+    """Yield a finding for each feature that is needed to load fences and to read their records.
+
+    The most important features come first.
+    """
     yield _probe("nft", "fatal", "the nft program is installed", _nft)
     yield _probe(
         "namespaces", "degraded", "network namespaces can be created and entered", _scratch
@@ -89,7 +92,7 @@ def findings() -> Iterator[Finding]:
 
 
 def vm_findings(*, is_required: bool) -> Iterator[Finding]:
-    """Yield findings about a fence for a VM, which needs more features.
+    """Yield a finding for each further feature that only the fence of a VM needs.
 
     A missing feature is fatal if ``is_required``, which means that the check is for one VM.
     """

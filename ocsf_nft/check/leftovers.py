@@ -1,4 +1,4 @@
-"""Leftovers of an older iptables set-up for VMs: detection, and removal on request.
+"""Detection, and removal on request, of iptables rules that an older set-up for VMs left behind.
 
 A leftover is a rule or chain for a VM's interface, or NAT for its subnet. The interface no longer
 exists, or it is the one in the scope of the check. Rules that our remedies add have a comment: they
@@ -38,7 +38,10 @@ _NAT: Final = frozenset({"masquerade", "snat"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leftover:
-    """Leftover rule, or a whole leftover chain (``rule`` is None)."""
+    """Rule, or whole chain (``rule`` is None), that an older iptables set-up for VMs left behind.
+
+    ``reason`` is a text: why it is a leftover.
+    """
 
     chain: Chain
     rule: Rule | None
@@ -46,7 +49,7 @@ class Leftover:
 
     @property
     def text(self) -> str:
-        """Description of the leftover for messages."""
+        """Return a description of the rule or chain for messages."""
         key = self.chain.key
         legacy = "legacy " if key.backend == "legacy" else ""
         position = f"{legacy}{key.family} {key.table} {key.name}"
@@ -60,7 +63,10 @@ class Leftover:
 def find_leftovers(
     ruleset: Ruleset, present: Mapping[str, NetDevice], scope: CheckScope
 ) -> list[Leftover]:
-    """Return the leftovers of an older set-up; ``present`` are the existing interfaces by name."""
+    """Return the rules and chains that an older iptables set-up for VMs left behind.
+
+    ``present`` are the existing interfaces by name.
+    """
     test = _LeftoverTest(present, scope)
     leftover_chains = {
         key: reason
@@ -83,7 +89,7 @@ def find_leftovers(
 
 
 def findings(found: list[Leftover]) -> Iterator[Finding]:
-    """Yield a finding for each leftover."""
+    """Yield a finding for each leftover rule or chain."""
     for leftover in found:
         key, rule = leftover.chain.key, leftover.rule
         yield Finding(
@@ -103,10 +109,10 @@ def findings(found: list[Leftover]) -> Iterator[Finding]:
 
 
 def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftover, str | None]]:
-    """Remove the leftovers, and yield each one with None or the reason why it was not removed.
+    """Remove leftover rules and chains, and yield each one with its result.
 
-    A leftover that has changed since it was found is not removed. After a failure, the others are
-    still removed.
+    The result is None, or the reason why it was not removed. A leftover that has changed since it
+    was found is not removed. After a failure, the others are still removed.
     """
     for leftover in found:
         try:
@@ -126,7 +132,7 @@ def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftov
 
 
 class _LeftoverTest:
-    """Test of chains and rules for leftovers; each method returns the reason, or None."""
+    """Test of chains and rules: each method returns the reason why one is a leftover, or None."""
 
     def __init__(self, present: Mapping[str, NetDevice], scope: CheckScope) -> None:
         self._present = present
@@ -167,9 +173,9 @@ class _LeftoverTest:
 
 
 def _may_hold_leftovers(chain: Chain, ruleset: Ruleset) -> bool:
-    """Return whether a chain may hold rules of an iptables set-up.
+    """Return true if a chain may hold rules of an older iptables set-up.
 
-    A chain that belongs to another program may not.
+    A chain that belongs to another program, such as Docker, may not.
     """
     is_iptables = chain.key.backend == "legacy" or is_iptables_table(chain.key)
     if not is_iptables:
@@ -204,7 +210,7 @@ def _matches(rule: Rule, operator: str = "==") -> Iterator[tuple[Any, Any]]:
 
 
 def _excluded_devices(rule: Rule) -> list[str]:
-    """Return the interfaces that a rule excludes.
+    """Return the interfaces that a rule excludes with ``!=``.
 
     A NAT rule excludes the interface whose subnet it translates.
     """
@@ -212,7 +218,7 @@ def _excluded_devices(rule: Rule) -> list[str]:
 
 
 def _devices(rule: Rule, operator: str = "==") -> list[str]:
-    """Return the interfaces that a rule names completely; patterns are left out."""
+    """Return the interfaces that a rule matches by their full name; patterns are omitted."""
     found = []
     for left, right in _matches(rule, operator):
         meta = left.get("meta") if isinstance(left, dict) else None
@@ -262,13 +268,13 @@ def _is_unchanged(leftover: Leftover, now: Ruleset) -> bool:
 
 
 def _without_counters(rule: Rule) -> tuple[Any, ...]:
-    """Return a rule's handle, text and statements without its counters."""
+    """Return a rule's handle, text and statements without its counters, to compare it later."""
     statements = [(kind, body) for kind, body in rule.statements if kind != "counter"]
     return rule.handle, rule.text, statements
 
 
 def _commands(leftover: Leftover) -> Iterator[list[str]]:
-    """Yield the commands that remove a leftover, as argument lists.
+    """Yield the commands that remove a leftover rule or chain, as argument lists.
 
     Neither a shell nor nft can misread an argument. Raises CommandError if the program isn't
     installed, or if a name can't be passed to it safely.

@@ -1,4 +1,4 @@
-"""Model of a packet at one netfilter hook."""
+"""Model of a packet at one netfilter hook, as far as rules can match on it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNMARKED: Final = exactly(0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """Packet as far as a rule can match on it; an unknown field spans all values.
+    """Packet at a netfilter hook, as far as rules match on it; an unknown field spans all values.
 
     ``is_destination_local`` and ``is_source_local``: the address belongs to the host.
     ``has_reverse_route``: a route to the source leads through the input interface. ``is_first``:
@@ -53,9 +53,9 @@ class Packet:
     has_reverse_route: Truth = Truth.YES
 
     def joined(self, other: Packet) -> Packet:
-        """Return what is known of a packet that may be this one or the other one.
+        """Return a packet whose fields span the values of this packet and of another one.
 
-        Both are variants of one packet: rules may have changed it.
+        Both are variants of one packet: a rule may have changed it or not.
         """
         if self == other:
             return self

@@ -37,10 +37,10 @@ _NET: Final = Path("/proc/thread-self/net")
 
 
 def read(namespace: Namespace) -> Ruleset:
-    """Return all rules of a namespace.
+    """Return all rules of a namespace: those of nftables, and those of legacy iptables.
 
-    The result's ``unread`` describes other rules that could not be read. Raises UnsupportedError if
-    nft can't list the rules.
+    The result's ``unread`` describes rules that could not be read. Raises UnsupportedError if nft
+    can't list the rules.
     """
     binary = str(nft.find())
     found = Ruleset()
@@ -59,9 +59,9 @@ def read(namespace: Namespace) -> Ruleset:
 
 
 def generation(namespace: Namespace) -> bytes | None:
-    """Return the generation ID of nftables, which changes with every change of the ruleset.
+    """Return the generation ID of a namespace's nftables, which each change of the ruleset changes.
 
-    Return None if the kernel doesn't report it, for example without the privilege.
+    Returns None if the kernel doesn't report it, for example without the privilege.
     """
 
     def request() -> bytes | None:
@@ -96,7 +96,7 @@ def _json(namespace: Namespace, command: list[str]) -> Any:
 def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
     """Return the ruleset with iptables' extensions decoded by iptables-nft-save, if possible.
 
-    The second result describes the extensions that stay unread.
+    The second result has texts about the extensions that stay unread.
     """
     chains, unread = dict(found.chains), []
     for family, prefix in _PREFIXES.items():
@@ -134,7 +134,7 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 
 
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
-    """Return the chain with its rules as iptables lists them.
+    """Return the chain with its rules as iptables-nft-save decoded them (``saved``).
 
     If the two lists have different lengths, return the chain unchanged.
     """
@@ -173,7 +173,7 @@ def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[s
 
 
 def legacy_tables(namespace: Namespace, family: str) -> tuple[str, ...]:
-    """Return the names of a namespace's legacy iptables tables.
+    """Return the names of a namespace's legacy iptables tables, for the family ``ip`` or ``ip6``.
 
     The result is empty if the names can't be read.
     """

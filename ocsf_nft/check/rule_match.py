@@ -1,4 +1,4 @@
-"""Matching of a rule's statements against a packet, with the answers yes, no and maybe."""
+"""Matching of a rule's statements against a modelled packet, with the answers yes, no and maybe."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 
 
 class Matcher:
-    """Matching of packets against a ruleset's matches and statements.
+    """Test of a ruleset's match statements, and of other statements, against modelled packets.
 
-    ``family`` and ``table`` of the methods are the table in which a named set is searched.
-    ``spend`` is called with the number of elements that are read.
+    ``family`` and ``table`` of the methods are those of the rule: a named set is searched there.
+    ``spend`` is called with the number of set elements that are read.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
@@ -40,7 +40,7 @@ class Matcher:
         self._sorted: dict[int, list[Span] | None] = {}
 
     def match(self, family: str, table: str, body: Any, packet: Packet) -> Truth:
-        """Return whether a ``match`` statement holds for a packet."""
+        """Return YES, NO or MAYBE: whether a match statement of nft's JSON holds for a packet."""
         if not isinstance(body, dict):
             return Truth.MAYBE
         left, operator, right = body.get("left"), str(body.get("op")), body.get("right")
@@ -61,11 +61,11 @@ class Matcher:
         return answer.inverted() if operator in {"!=", "!"} else answer
 
     def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
-        """Return whether a statement has the input that it needs; otherwise the rule ends there.
+        """Return YES, NO or MAYBE: whether a statement has the input that it needs.
 
-        Input is missing in three cases: a map has no element for the packet, the packet doesn't
-        have a field, or a set is full. The kernel's sources are nft_lookup.c, nft_objref.c,
-        nft_payload.c, nft_ct.c and nft_dynset.c.
+        Without its input, the kernel ends the rule there. Input is missing in three cases: a map
+        has no element for the packet, the packet doesn't have a field, or a set is full. The
+        kernel's sources are nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c and nft_dynset.c.
         """
         if not isinstance(body, dict):
             return Truth.YES
@@ -86,7 +86,10 @@ class Matcher:
         return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
 
     def _has_values(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
-        """Return whether all fields and maps in an expression have a value for the packet."""
+        """Return YES, NO or MAYBE: whether all fields and maps in an expression have a value.
+
+        ``read`` is the expression in nft's JSON.
+        """
         if isinstance(read, list):
             return min((self._has_values(family, table, part, packet) for part in read),
                        default=Truth.YES)  # fmt: skip
@@ -121,9 +124,9 @@ class Matcher:
         return Truth.MAYBE if is_short else Truth.YES
 
     def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
-        """Return whether an expression has one of these values.
+        """Return YES, NO or MAYBE: whether an expression has one of the values of ``right``.
 
-        Return None if the packet doesn't have the field.
+        ``left`` is the expression in nft's JSON. Returns None if the packet doesn't have the field.
         """
         test = _test(left, packet)
         if test is None:
@@ -140,7 +143,7 @@ class Matcher:
         return any_of(test(plain_value(item)) for item in items)
 
     def _spans(self, items: Sequence[Any]) -> list[Span] | None:
-        """Return the numbers of a large set in order; None if one of them can't be parsed."""
+        """Return a large set's elements as sorted spans; None if one can't be parsed."""
         if id(items) not in self._sorted:  # ids stay valid: the lists live as long as the ruleset
             self._spend(_COST_OF_PARSING * len(items))
             spans = [span(plain_value(item)) for item in items]
@@ -149,7 +152,10 @@ class Matcher:
         return self._sorted[id(items)]
 
     def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
-        """Return the values of a match's right side, or of its set; None if they weren't read."""
+        """Return the values on a match's right side, or the elements of the set that it names.
+
+        Returns None if the set's elements weren't read.
+        """
         if isinstance(right, str) and right.startswith("@"):
             found = self._ruleset.sets.get((family, table, right[1:]))
             return [right] if found is None else found.elements
@@ -160,7 +166,7 @@ class Matcher:
 
 
 def _in_spans(number: Span, spans: list[Span]) -> Truth:
-    """Return whether a number is in one of these spans, which don't overlap."""
+    """Return YES, NO or MAYBE: whether a number is in one of the spans, which don't overlap."""
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):
         found = max(found, number.within(each))
@@ -168,7 +174,7 @@ def _in_spans(number: Span, spans: list[Span]) -> Truth:
 
 
 def plain_value(item: Any) -> Any:
-    """Return an element without its timeout, comment and counter."""
+    """Return the value of a set element in nft's JSON, without its timeout, comment and counter."""
     if isinstance(item, dict) and isinstance(item.get("elem"), dict):
         return item["elem"].get("val")
     return item
@@ -200,7 +206,7 @@ def _part_answers(parts: list[Operand], values: list[Any]) -> Iterator[Truth]:
 
 
 def _intersects(found: Any, right: Any) -> Truth:
-    """Return whether at least one bit of the right side is set."""
+    """Return YES, NO or MAYBE: whether a value has at least one bit of the right side set."""
     if isinstance(found, Bits):
         return found.intersects(flags_of(right))
     if isinstance(found, Span) and found.single is not None and is_number(right):

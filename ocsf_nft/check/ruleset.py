@@ -1,4 +1,4 @@
-"""Model of a whole ruleset of all families: rules of nft and of iptables, in one form.
+"""Model of a host's whole ruleset: the rules of nftables and of iptables, in one form.
 
 Statements have the form of nft's JSON (libnftables-json(5)); ``xtables`` translates iptables' rules
 into it. Nothing in a ruleset is trusted: other programs choose the names.
@@ -19,7 +19,10 @@ Backend: TypeAlias = Literal["nft", "legacy"]
 
 
 class ChainKey(NamedTuple):
-    """Identity of a chain."""
+    """Identity of a chain in the ruleset of a namespace.
+
+    ``backend`` is ``legacy`` for chains of the kernel's old iptables, which nft doesn't list.
+    """
 
     backend: Backend
     family: str
@@ -29,9 +32,10 @@ class ChainKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rule:
-    """Rule with its statements in order, as (kind, body).
+    """Rule of nftables or iptables, with its statements in order as (kind, body) of nft's JSON.
 
-    ``text`` is the rule's line in iptables-save, if there is one.
+    ``chain`` is the chain that has it. ``text`` is the rule's line in iptables-save, if there is
+    one.
     """
 
     chain: ChainKey
@@ -43,7 +47,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseSpec:
-    """Type, hook, priority and policy of a base chain.
+    """Properties of a base chain: its type (``kind``), hook, priority, policy and interfaces.
 
     ``devices`` is empty for a hook that belongs to no interface.
     """
@@ -66,7 +70,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Set:
-    """Set or map; ``size`` is the largest number of elements.
+    """nftables set or map; ``size`` is the largest number of elements, None if it has no limit.
 
     ``elements`` is None if they were not read. If rules add or delete elements, one of them is
     ``UNKNOWN``.
@@ -78,7 +82,7 @@ class Set:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Flowtable:
-    """Flowtable: its flows skip the forward hook."""
+    """nftables flowtable; flows in it skip the forward hook, and so the rules of a fence."""
 
     family: str
     table: str
@@ -88,7 +92,10 @@ class Flowtable:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ruleset:
-    """Whole ruleset; ``unread`` are sentences about rules that could not be read."""
+    """Whole ruleset of a namespace; ``unread`` are sentences about rules that could not be read.
+
+    The keys of ``sets`` are family, table and name.
+    """
 
     chains: Mapping[ChainKey, Chain] = field(default_factory=dict)
     sets: Mapping[tuple[str, str, str], Set] = field(default_factory=dict)
@@ -104,14 +111,14 @@ XTABLES: Final = ("filter", "nat", "mangle", "raw", "security")
 
 
 def is_iptables_table(key: ChainKey) -> bool:
-    """Return whether a chain is in a table that iptables may have created."""
+    """Return true if a chain is in a table that iptables may have made, such as ``ip filter``."""
     return key.family in XTABLES_FAMILIES and key.table in XTABLES
 
 
 def from_json(listed: Any) -> Ruleset:
-    """Return the ruleset of a listing by ``nft -j list ruleset``.
+    """Return the ruleset from the parsed JSON of ``nft -j list ruleset``.
 
-    Objects of an unknown form are left out.
+    Objects of an unknown form are omitted.
     """
     builder = _RulesetBuilder()
     objects = listed.get("nftables") if isinstance(listed, dict) else None
@@ -124,7 +131,7 @@ def from_json(listed: Any) -> Ruleset:
 
 
 class _RulesetBuilder:
-    """Objects of a listing, collected in any order: a rule may come before its chain."""
+    """Collector of the objects of nft's listing, in any order: a rule may come before its chain."""
 
     def __init__(self) -> None:
         self._bases: dict[ChainKey, BaseSpec | None] = {}
@@ -201,9 +208,10 @@ def _rule(key: ChainKey, body: dict[str, Any]) -> Rule:
 
 
 def statements(expressions: Any) -> tuple[tuple[str, Any], ...]:
-    """Return the statements of a list of objects with one member each.
+    """Return a rule's statements as (kind, body), from a list of nft's JSON.
 
-    Any other entry becomes a statement of the kind ``unknown``.
+    Each entry is an object with one member. Any other entry becomes a statement of the kind
+    ``unknown``.
     """
     found: list[tuple[str, Any]] = []
     for entry in expressions if isinstance(expressions, list) else ():

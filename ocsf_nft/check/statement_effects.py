@@ -1,4 +1,4 @@
-"""Effects of nftables statements on a packet, and the statements that end its path in a chain."""
+"""Effects of nftables statements on a modelled packet: which ones stop it, and which change it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
 
 
 def mangled(body: Any, packet: Packet) -> Packet:
-    """Return the packet after a field has been set; only a constant value is known then."""
+    """Return the packet after a ``mangle`` statement, which sets a field such as the mark.
+
+    ``body`` is the statement in nft's JSON. The new value is known only if it is constant.
+    """
     key = body.get("key") if isinstance(body, dict) else None
     if key == {"meta": {"key": "mark"}}:
         return replace(packet, mark=_mark(body.get("value"), packet))
@@ -56,7 +59,7 @@ def mangled(body: Any, packet: Packet) -> Packet:
 
 
 def rewrites_addresses(key: Any) -> bool:
-    """Return whether setting a field may change a packet's addresses or ports."""
+    """Return true if a statement that sets the field ``key`` may change addresses or ports."""
     payload = key.get("payload") if isinstance(key, dict) else None
     return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS
 
@@ -92,7 +95,10 @@ def with_any_mark(packet: Packet) -> Packet:
 
 
 def untracked(packet: Packet) -> Packet:
-    """Return the packet after ``notrack``: untracked, unless it is already tracked."""
+    """Return the packet after the statement ``notrack``.
+
+    Connection tracking then ignores the packet, unless it has already seen it.
+    """
     alternatives: set[frozenset[str]] = set()
     for alternative in packet.state.alternatives:
         is_unseen = Bits(frozenset({alternative})) == UNSEEN
@@ -101,12 +107,18 @@ def untracked(packet: Packet) -> Packet:
 
 
 def maybe_untracked(packet: Packet) -> Packet:
-    """Return the packet after a target that may turn connection tracking off."""
+    """Return the packet after an iptables target that may or may not exclude it from tracking.
+
+    The target's arguments decide this, and nft doesn't list them. So both states are possible.
+    """
     return packet.joined(untracked(packet))
 
 
 def tracked(packet: Packet) -> Packet:
-    """Return the packet after connection tracking; an untracked one stays untracked."""
+    """Return the packet after connection tracking has set its state: new or established.
+
+    A packet that is excluded by ``notrack`` stays untracked.
+    """
     state = NEW if packet.is_first else ESTABLISHED
     alternatives: set[frozenset[str]] = set()
     for alternative in packet.state.alternatives:

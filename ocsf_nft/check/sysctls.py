@@ -1,4 +1,4 @@
-"""Checks of kernel settings (sysctls) that affect a fence, or that a fence affects."""
+"""Checks of kernel settings (sysctls) that affect a fence, or that installing a fence changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NEARLY_FULL: Final = 0.8
 
 
 def findings(scope: CheckScope) -> Iterator[Finding]:
-    """Yield findings about the settings in the namespace; harmless values give no finding."""
+    """Yield findings about sysctls in the namespace; harmless values give no finding."""
     yield from scope.namespace.call(lambda: tuple(_findings(scope)))
 
 
@@ -64,7 +64,10 @@ def _forwarding(scope: CheckScope) -> Iterator[Finding]:
 
 
 def _router_advertisements(scope: CheckScope) -> Iterator[Finding]:
-    """Check accept_ra: with forwarding on, 1 means to ignore router advertisements (ip-sysctl)."""
+    """Yield a finding if the host would ignore router advertisements once it forwards IPv6.
+
+    With forwarding on, an accept_ra of 1 has this meaning (ip-sysctl); it must be 2.
+    """
     uplink = scope.uplinks.get(6)
     if uplink is None or not _exists(uplink):
         return
@@ -134,7 +137,7 @@ def _device_value(version: int, device: str, name: str) -> str | None:
 
 
 def _exists(device: str) -> bool:
-    """Return whether the interface exists and its name is usable in a path."""
+    """Return true if the interface exists, and its name is safe in a path of /proc/sys."""
     is_name = bool(device) and "/" not in device and device not in {".", "..", "all", "default"}
     return is_name and (_SYS / "net/ipv4/conf" / device).is_dir()
 

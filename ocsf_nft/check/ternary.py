@@ -1,4 +1,4 @@
-"""Three-valued logic, and sets of values that a field of a packet may have.
+"""Three-valued logic, and models of values that a packet's field may have.
 
 A packet is known only in part. For example, its destination port is known, but its source port is
 only known to be an ephemeral one. So the answer to "does a rule match it" is yes, no, or maybe.
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 class Truth(enum.IntEnum):
-    """Truth value of a three-valued logic; ``min`` is *and*, ``max`` is *or*."""
+    """Truth value of three-valued logic: no, maybe or yes; ``min`` is *and*, ``max`` is *or*."""
 
     NO = 0
     MAYBE = 1
     YES = 2
 
     def inverted(self) -> Truth:
-        """Return the logical negation."""
+        """Return the logical negation; that of MAYBE is MAYBE."""
         return Truth(2 - self)
 
 
 def any_of(answers: Iterable[Truth]) -> Truth:
-    """Return whether at least one answer is true; stop at the first ``YES``."""
+    """Return the logical *or* of the answers; stop at the first ``YES``."""
     found = Truth.NO
     for answer in answers:
         found = max(found, answer)
@@ -36,25 +36,25 @@ def any_of(answers: Iterable[Truth]) -> Truth:
 
 
 class Span(NamedTuple):
-    """Number that lies somewhere between two bounds, both included."""
+    """Number that is known only to lie between two bounds, both included."""
 
     low: int
     high: int
 
     def within(self, other: Span) -> Truth:
-        """Return whether the number also lies in another span."""
+        """Return YES, NO or MAYBE: whether the number also lies in another span."""
         if self.high < other.low or other.high < self.low:
             return Truth.NO
         return Truth.YES if other.low <= self.low and self.high <= other.high else Truth.MAYBE
 
     @property
     def single(self) -> int | None:
-        """The number, if only one is possible; otherwise None."""
+        """Return the number, if only one is possible; otherwise None."""
         return self.low if self.low == self.high else None
 
 
 def exactly(number: int) -> Span:
-    """Return the span of one known number."""
+    """Return the span that contains only one known number."""
     return Span(number, number)
 
 
@@ -75,7 +75,7 @@ class InterfaceName(NamedTuple):
     excluded_prefixes: tuple[str, ...] = ()
 
     def equals(self, other: str) -> Truth:
-        """Return whether the interface has this name."""
+        """Return YES, NO or MAYBE: whether the interface's name is ``other``."""
         if not self.is_prefix:
             return Truth.YES if self.text == other else Truth.NO
         if not other.startswith(self.text) or any(map(other.startswith, self.excluded_prefixes)):
@@ -83,7 +83,7 @@ class InterfaceName(NamedTuple):
         return Truth.MAYBE
 
     def starts_with(self, start: str) -> Truth:
-        """Return whether the interface's name starts with these characters."""
+        """Return YES, NO or MAYBE: whether the interface's name starts with these characters."""
         if self.text.startswith(start):
             return Truth.YES
         if not self.is_prefix or not start.startswith(self.text):
@@ -95,7 +95,7 @@ NO_INTERFACE: Final = InterfaceName("")
 
 
 def interface(pattern: str) -> InterfaceName:
-    """Return the interface name for a name, or for a pattern that ends with ``*``."""
+    """Return the model of an interface's name; ``pattern`` is the name, or its start and ``*``."""
     return (
         InterfaceName(pattern[:-1], is_prefix=True)
         if pattern.endswith("*")
@@ -104,20 +104,20 @@ def interface(pattern: str) -> InterfaceName:
 
 
 class Bits(NamedTuple):
-    """Set of flags, as all combinations that are possible."""
+    """Flags of a packet, such as its TCP flags, as all combinations that are possible."""
 
     alternatives: frozenset[frozenset[str]]
 
     def equals(self, flags: frozenset[str]) -> Truth:
-        """Return whether exactly these flags are set."""
+        """Return YES, NO or MAYBE: whether exactly the given flags are set."""
         return self._all(alternative == flags for alternative in self.alternatives)
 
     def intersects(self, flags: frozenset[str]) -> Truth:
-        """Return whether at least one of these flags is set."""
+        """Return YES, NO or MAYBE: whether at least one of the given flags is set."""
         return self._all(bool(alternative & flags) for alternative in self.alternatives)
 
     def masked(self, flags: frozenset[str]) -> Bits:
-        """Return the flags under a mask."""
+        """Return the flags after a bitwise *and* with the given flags."""
         return Bits(frozenset(alternative & flags for alternative in self.alternatives))
 
     @staticmethod
@@ -129,5 +129,8 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Return flags of which exactly one is set; an empty name means that none is set."""
+    """Return flags of which exactly one is set, but it may be any of ``alternatives``.
+
+    An empty name means that none is set.
+    """
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))

@@ -1,4 +1,4 @@
-"""Translation of the output of iptables-save into statements in nft's form.
+"""Translation of the output of iptables-save into rules in the form of nft's JSON.
 
 The output is iptables' own decoding of the kernel's rules. An unknown option becomes a match whose
 result can't be predicted.
@@ -30,7 +30,10 @@ _MASK: Final = 0xFFFFFFFF
 
 
 class SavedRule(NamedTuple):
-    """Rule in the output of iptables-save; ``arguments`` are those after ``-A CHAIN``."""
+    """Rule in the output of iptables-save; ``arguments`` are those after ``-A CHAIN``.
+
+    ``text`` is the whole line.
+    """
 
     table: str
     chain: str
@@ -39,14 +42,17 @@ class SavedRule(NamedTuple):
 
 
 class SavedRuleset(NamedTuple):
-    """Output of iptables-save: the chains as (table, name, policy or None), and the rules."""
+    """Parsed output of iptables-save: its chains and rules.
+
+    Each chain is (table, name, policy); the policy is None if it is no built-in chain.
+    """
 
     chains: tuple[tuple[str, str, str | None], ...]
     rules: tuple[SavedRule, ...]
 
 
 def read(text: str) -> SavedRuleset:
-    """Parse the output of iptables-save; raises UsageError for a line of another form."""
+    """Parse the output of iptables-save; raise UsageError for a line of another form."""
     table = ""
     chains: list[tuple[str, str, str | None]] = []
     rules: list[SavedRule] = []
@@ -78,7 +84,7 @@ def _bad_line(line: str) -> UsageError:
 
 
 def split(line: str) -> list[str]:
-    """Return the arguments of a line."""
+    """Return the arguments of a line of iptables-save, without their quotes."""
     return [
         found[2] if found[1] is None else re.sub(r"\\(.)", r"\1", found[1])
         for found in _ARGUMENT.finditer(line)
@@ -86,7 +92,10 @@ def split(line: str) -> list[str]:
 
 
 def chains(saved: SavedRuleset, family: str, backend: Backend) -> dict[ChainKey, Chain]:
-    """Return the chains of tables that nft doesn't list."""
+    """Return the chains of the parsed tables, with their rules in the form of nft's JSON.
+
+    ``family`` is ``ip`` or ``ip6``.
+    """
     rules: dict[ChainKey, list[Rule]] = {}
     names = {(table, name) for table, name, _ in saved.chains}
     for line in saved.rules:
@@ -104,7 +113,11 @@ def chains(saved: SavedRuleset, family: str, backend: Backend) -> dict[ChainKey,
 def rule(
     line: SavedRule, key: ChainKey, names: set[tuple[str, str]], handle: int | None = None
 ) -> Rule:
-    """Return the rule of a line; ``names`` are the existing chains, as (table, name)."""
+    """Return one line of iptables-save as a rule in the form of nft's JSON.
+
+    ``key`` is the chain that has it. ``names`` are the existing chains, as (table, name), which the
+    rule may jump to. ``handle`` is nft's number of the rule, if it is known.
+    """
     statements, comment = _RuleParser(line, key.family, names).parse()
     return Rule(chain=key, statements=statements, handle=handle, text=line.text, comment=comment)
 
@@ -151,7 +164,7 @@ _NEVER: Final = _match({"exthdr": {"name": "rt", "field": "type"}}, 0, inverted=
 
 
 class _RuleParser:
-    """Parser of one rule's arguments, from left to right."""
+    """Parser of one rule's iptables arguments, from left to right, into nft's statements."""
 
     def __init__(self, line: SavedRule, family: str, names: set[tuple[str, str]]) -> None:
         self._line = line

@@ -1,4 +1,4 @@
-"""``check``."""
+"""Command ``check``: examine a host, and list what would block a fence."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 

@@ -1,4 +1,4 @@
-"""Events as short lines for people, on standard output."""
+"""Format of OCSF events as short lines for people, coloured on a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLOURS: Final[dict[Style, str]] = {
 
 
 def painter() -> Callable[[Mapping[str, Any]], bytes]:
-    """Return the function that formats an event as one line, with its line end.
+    """Return a function that formats an OCSF event as one line of text with its line end.
 
     The line is coloured if standard output is a terminal with colours and NO_COLOR is not set
     (https://no-color.org).

@@ -1,4 +1,4 @@
-"""Complete lines of a growing file or of a pipe, with a limit for the length of a line."""
+"""Reading of complete lines from a growing file or a pipe, with a limit for a line's length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _CONTEXT_BYTES: Final = 1 << 13
 
 
 class _Cutter:
-    """Splitter of data into lines; skips a line that is too long, also over several reads."""
+    """Splitter of data into lines; a line that is too long becomes a placeholder.
+
+    Such a line may come in several parts.
+    """
 
     def __init__(self) -> None:
         self._in_long_line = False
@@ -30,7 +33,7 @@ class _Cutter:
     def cut(self, data: bytes) -> tuple[list[bytes], int]:
         """Return the complete lines at the start of ``data``, and their size in bytes.
 
-        The caller passes the rest again, with more data.
+        The caller passes the bytes after them again, together with more data.
         """
         end = data.rfind(b"\n") + 1
         if not end and len(data) >= LINE_BYTES:
@@ -43,14 +46,17 @@ class _Cutter:
         return lines, end
 
     def last(self, rest: bytes) -> list[bytes]:
-        """Return the last line, which has no line end, from its bytes in ``rest``."""
+        """Return the last line of the input, without a line end, from the remaining bytes."""
         if self._in_long_line:
             return [TOO_LONG]
         return [rest] if rest else []
 
 
 def opened(path: Path) -> int:
-    """Open a file or a pipe for reading and return its descriptor; raises AbsentError."""
+    """Open a file or a pipe for reading and return its descriptor.
+
+    Raises AbsentError if it can't be opened.
+    """
     try:
         # Opened as a file object, which fails at once for a directory.
         with path.open("rb", buffering=0) as file:
@@ -60,7 +66,10 @@ def opened(path: Path) -> int:
 
 
 def lines_of_pipe(descriptor: int) -> Iterator[list[bytes]]:
-    """Yield lines as they arrive, until the pipe has no writer any more; raises OSError."""
+    """Yield lines as they arrive, several at once, until no process has the pipe open for writing.
+
+    Raises OSError.
+    """
     cutter, rest = _Cutter(), b""
     while chunk := _read(descriptor):
         rest += chunk
@@ -80,10 +89,10 @@ def _read(descriptor: int) -> bytes:
 
 
 class GrowingFile:
-    """Regular file, read from its last lines on.
+    """Regular file that another process appends lines to, read from its last lines on.
 
-    Takes ownership of ``descriptor``. ``path`` is the name of the file; None if a replacement of
-    the file at that name is not followed.
+    The object closes ``descriptor``. ``path`` is the name of the file. With None, the reader does
+    not change to a new file that replaces it under this name.
     """
 
     def __init__(self, descriptor: int, path: Path | None) -> None:
@@ -100,10 +109,10 @@ class GrowingFile:
         )
 
     def last_lines(self, number: int, *, growing: bool) -> Iterator[list[bytes]]:
-        """Yield the last ``number`` lines; raises OSError.
+        """Yield the last ``number`` lines of the file, several at once; raises OSError.
 
-        They include a last line without a line end, unless the file is growing. Then it is one of
-        the new lines once it is complete.
+        They include a last line without a line end, unless the file is ``growing``. Such a line is
+        still incomplete, and :meth:`new_lines` yields it later.
         """
         # No further: a writer that is faster than this reader would keep the loop going.
         end = os.fstat(self._descriptor).st_size
@@ -165,7 +174,7 @@ class GrowingFile:
         return os.pread(self._descriptor, size, self._at - size) != self._context
 
     def _successor(self) -> int | None:
-        """Return a descriptor of the file that has the name now; None if it is the same file."""
+        """Return a descriptor of a new file that has the path now; None if there is none."""
         if self._path is None:
             return None
         try:
@@ -177,7 +186,7 @@ class GrowingFile:
         return opened(self._path)
 
     def _start_of_last(self, number: int, end: int) -> int:
-        """Return the offset of the last ``number`` lines before ``end``.
+        """Return the offset in the file where the last ``number`` lines before ``end`` begin.
 
         Reads backwards, and only as much as needed.
         """

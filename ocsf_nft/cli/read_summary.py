@@ -1,4 +1,4 @@
-"""Last line of the output of a command that read records."""
+"""Parts of the summary line that a command prints after it has read log records."""
 
 from __future__ import annotations
 
@@ -9,5 +9,8 @@ if TYPE_CHECKING:
 
 
 def rejected(numbers: Mapping[str, int]) -> str:
-    """Return the end of the line, with the rejected lines by kind; empty if there are none."""
+    """Return text about the unparsed lines for the end of a summary line; empty without any.
+
+    ``numbers`` has their number by kind.
+    """
     return "".join(f", {number} {kind}" for kind, number in sorted(numbers.items()))

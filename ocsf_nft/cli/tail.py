@@ -1,4 +1,4 @@
-"""``tail``."""
+"""Command ``tail``: show the last events of a JSON Lines file."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
@@ -66,18 +66,18 @@ def tail(
 
 
 class _Screen:
-    """Writer of events to standard output; counts the lines that are no events."""
+    """Writer of events to standard output for people; it counts the lines that are no events."""
 
     def __init__(self, paint: Callable[[Mapping[str, Any]], bytes]) -> None:
         self._paint = paint
         self._others = 0
 
     def show(self, lines: Iterable[bytes]) -> None:
-        """Show the events among the lines at once."""
+        """Write the events among the lines of JSON, formatted for people, in one write."""
         self.write(self.read(line) for line in lines)
 
     def read(self, line: bytes) -> bytes | None:
-        """Return the text to show for a line; None if the line is no event."""
+        """Return the text to show for a line of JSON; None if the line is no event."""
         import orjson
 
         try:
@@ -88,7 +88,7 @@ class _Screen:
         return self._paint(event) if is_event else None
 
     def write(self, read: Iterable[bytes | None]) -> None:
-        """Show results of :meth:`read`."""
+        """Write texts that :meth:`read` returned; count those that are None."""
         found = list(read)
         shown = [line for line in found if line is not None]
         self._others += len(found) - len(shown)
@@ -96,7 +96,7 @@ class _Screen:
             output.write(b"".join(shown))
 
     def report_others(self) -> None:
-        """Report how many lines were no events."""
+        """Print on standard error how many lines were no events, if there were any."""
         if self._others:
             were = "1 line was" if self._others == 1 else f"{self._others} lines were"
             output.show(f"{were} no OCSF event and not shown")
@@ -109,7 +109,7 @@ def _descriptor_of(path: str) -> int:
 
 
 def _is_pipe(descriptor: int) -> bool:
-    """Return whether the input can be read only once; that includes a terminal and a socket."""
+    """Return true if the input can be read only once, as a pipe, a terminal or a socket."""
     return not stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
@@ -147,7 +147,7 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
 
 
 def _reader() -> select.poll:
-    """Return a poll object that reports that the reader of standard output has closed the pipe.
+    """Return a poll object for standard output: ready when its reader has closed the pipe.
 
     A write would report that only much later.
     """

@@ -1,4 +1,4 @@
-"""``validate``."""
+"""Command ``validate``: check events against the OCSF schema."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 

@@ -1,4 +1,4 @@
-"""Reference page of sinks: every type, every key and its default.
+"""Generator of the reference page about sinks: every type, every key and its default.
 
 The page is generated from the tables of the configuration. As a program, this module writes the
 page: ``python -m ocsf_nft.config.guide docs/reference/sinks.md``.
@@ -44,7 +44,7 @@ _EXTRAS: Final = {
 
 
 def guide() -> str:
-    """Return the page, in Markdown."""
+    """Return the text of the reference page about sinks, in Markdown."""
     parts = [_TITLE, "## Every sink", _summary(SinkTable), _table(SinkTable, set())]
     common = set(SinkTable.model_fields)
     for kind, table in KINDS.items():
@@ -63,7 +63,10 @@ def _summary(table: type[BaseModel]) -> str:
 
 
 def _table(table: type[BaseModel], common: set[str]) -> str:
-    """Return the keys of a table, without common keys that have their common default."""
+    """Return the keys of a configuration table as a Markdown table.
+
+    ``common`` are the keys that all sinks have. They are omitted if they have their usual default.
+    """
     rows = [
         f"| `{name}` | {_type(field.annotation)} | {_default(field, is_common=name in common)} |"
         for name, field in table.model_fields.items()
@@ -109,7 +112,7 @@ def _default(field: FieldInfo, *, is_common: bool) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the reference page to the file that the command line names."""
     parser = argparse.ArgumentParser(description="Write the guide to sinks.")
     parser.add_argument("page", type=Path)
     page: Path = parser.parse_args().page

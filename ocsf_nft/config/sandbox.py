@@ -1,4 +1,4 @@
-"""Configuration of a sandbox."""
+"""Configuration tables of a sandbox: ``[[sandbox]]`` and ``[sandbox.container]``."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ class SandboxConfig(Table):
 
     @property
     def namespace(self) -> Namespace | None:
-        """Return the namespace; None if neither ``netns`` nor ``pid`` is given."""
+        """Return the network namespace that is configured; None if it is the process's own."""
         if self.netns is not None:
             return named(self.netns)
         return None if self.pid is None else of_process(self.pid)
 
     @property
     def log_transport(self) -> LogTransport | None:
-        """Return the requested log transport; None for the best one."""
+        """Return the configured transport for log records; None for the best one."""
         return None if self.transport == "auto" else self.transport
 
     @property
@@ -105,7 +105,10 @@ class SandboxConfig(Table):
         return None if self.container is None else Container(**self.container.model_dump())
 
     def spec(self) -> FenceSpec:
-        """Return the requested fence; raises UsageError for keys that do not fit its profile."""
+        """Return the specification of the configured fence.
+
+        Raises UsageError if a key is missing, or does not fit the profile.
+        """
         option = {"proxy": "--proxy ADDR:PORT", "subnet": "--subnet CIDR"}
         for name in _NEEDED[self.profile]:
             if not getattr(self, name):
@@ -142,7 +145,7 @@ class SandboxConfig(Table):
         return Tap(device=self.device, subnets=self.subnet, mac=self.mac)
 
     def check(self) -> None:
-        """Raise UsageError if the keys contradict each other."""
+        """Raise UsageError if keys of this sandbox contradict each other."""
         if self.netns is not None and self.pid is not None:
             raise UsageError(f"sandbox {self.name} has both netns and pid: give one")
         if self.install:

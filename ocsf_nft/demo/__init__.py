@@ -1,4 +1,4 @@
-"""Demo: a temporary sandbox, its fence, real attempts to get out, and their events.
+"""Demo: makes a temporary sandbox with a fence, tries to get out, and shows the events.
 
 The namespaces, the programs, the fence and its state are removed at the end, also after an error.
 """
@@ -34,7 +34,7 @@ _PACE_SECONDS: Final = 0.2
 
 
 class DemoError(OcsfNftError):
-    """Attempt that got out, or that was not reported."""
+    """Error: an attempt of the demo got out of the sandbox, or was not reported."""
 
     exit_code: ClassVar[int] = 1
 
@@ -90,7 +90,7 @@ async def _demonstrate(
 async def _watched(
     made: lab.Lab, state: StateDirectory, collector: Collector
 ) -> AsyncIterator[None]:
-    """Fence the sandbox and watch it with the service, as `ocsf-nft run --install` does."""
+    """Fence the demo's sandbox, and run the service, as `ocsf-nft run --install` does."""
     sandbox = {
         "name": _SANDBOX,
         "netns": made.sandbox,
@@ -110,7 +110,10 @@ async def _watched(
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
-    """Do the work with unblocked signals; return the signal that ended it, or None."""
+    """Run ``work`` until it ends or a signal arrives; return the signal's number, or None.
+
+    The signals that :func:`_blocked_signals` blocks are unblocked meanwhile.
+    """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
     received: list[int] = []
@@ -138,9 +141,9 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Block signals in the context, here and in the programs that are started in it.
+    """Block SIGINT, SIGTERM and SIGHUP here, and in all programs that are started meanwhile.
 
-    Ctrl-C is for the demo, and must not interrupt ``ip``.
+    Ctrl-C is for the demo, and must not interrupt a program such as ``ip``.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
     try:
@@ -156,7 +159,7 @@ def _signals() -> tuple[signal.Signals, ...]:
 def _remove_fences(state: StateDirectory) -> None:
     """Remove a fence that the service could not remove.
 
-    It restores a sysctl of the host, that of the kernel log.
+    This also restores the host's sysctl for the kernel log.
     """
     for sandbox in list(state.sandboxes()):
         installer.remove(sandbox, state)

@@ -1,4 +1,4 @@
-"""Attempts of the demo: the program of each, and the values that identify its event."""
+"""Attempts of the demo to leave the sandbox: the program of each, and its expected event."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TRUSTED: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """Values in the event of an attempt that identify it among the attempts."""
+    """Values in an event that show to which attempt of the demo it belongs."""
 
     protocol: int | None = None
     destination: str | None = None
@@ -44,7 +44,7 @@ class Trace:
     ethertype: int | None = None
 
     def is_in(self, event: Mapping[str, Any]) -> bool:
-        """Return whether ``event`` belongs to this attempt."""
+        """Return true if the event is about a refused attempt with these values."""
         destination = event.get("dst_endpoint", {})
         found = Trace(
             protocol=event.get("connection_info", {}).get("protocol_num"),
@@ -57,7 +57,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Result that a program observed (``saw``), and its time in milliseconds.
+    """Result of an attempt as its program observed it (``saw``), and its duration.
 
     ``is_timed_outside``: the time is counted from the program's start, because the program does not
     measure it.
@@ -71,10 +71,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """Attempt by one program; ``trace`` is None for an allowed attempt, which has no event.
+    """Attempt of the demo to reach an address from the sandbox, by one program.
 
-    ``watch`` reads the output of the program until it has the outcome. Its second argument is the
-    start time of the program (:func:`time.perf_counter`).
+    ``trace`` identifies its event; it is None for an allowed attempt, which has no event. ``watch``
+    reads the output of the program until it has the outcome. Its second argument is the start time
+    of the program (:func:`time.perf_counter`).
     """
 
     title: str
@@ -83,7 +84,10 @@ class Attempt:
     trace: Trace | None
 
     async def make(self, sandbox: Namespace) -> Outcome:
-        """Run the program in the sandbox; it has exited when this returns or is cancelled."""
+        """Run the program inside the sandbox's namespace, and return the outcome of the attempt.
+
+        The program has exited when this returns or is cancelled.
+        """
         start = time.perf_counter()
         process = sandbox.call(self._start)
         try:
@@ -118,7 +122,7 @@ class Attempt:
 
 
 def all_attempts(device: str, tools: str = _TRUSTED) -> tuple[Attempt, ...]:
-    """Return all attempts; ``device`` is the sandbox's link.
+    """Return all attempts of the demo, in their order; ``device`` is the sandbox's link.
 
     curl and ping are searched in ``tools`` (a search path). If one is missing, a Python program
     replaces it.
@@ -230,9 +234,9 @@ def _watch_curl(process: subprocess.Popen[str], start: float) -> Outcome:
 
 
 def _watch_ping(process: subprocess.Popen[str], start: float) -> Outcome:
-    """Read the first error message of ping, which may wait for an answer after it.
+    """Return the outcome of a ping from its first error message, without a wait for its exit.
 
-    ping writes it at once if the kernel refuses to send.
+    ping writes the message at once if the kernel refuses to send. Then ping may wait for an answer.
     """
     complaint = "" if process.stderr is None else process.stderr.readline()
     if not complaint:

@@ -1,4 +1,4 @@
-"""Sink of the demo: stores events in memory, and waits for an event."""
+"""Sink of the demo: stores events in memory, and waits for a selected event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Collector(Sink):
-    """Sink that stores events in memory."""
+    """Sink that stores all events in memory."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
@@ -32,7 +32,7 @@ class Collector(Sink):
             self._arrival.notify_all()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Store events."""
+        """Store a batch of events in :attr:`events`, and wake the callers of :meth:`find`."""
         self.events += [message.event() for message in messages]
         async with self._arrival:
             self._arrival.notify_all()
@@ -41,7 +41,10 @@ class Collector(Sink):
     async def find(
         self, is_selected: Callable[[dict[str, Any]], bool], seconds: float
     ) -> dict[str, Any] | None:
-        """Wait for the first selected event and return it; None if none arrived in that time."""
+        """Wait for the first event for which ``is_selected`` returns true, and return it.
+
+        Returns None if no such event arrived within ``seconds``.
+        """
 
         def found() -> dict[str, Any] | None:
             return next(filter(is_selected, self.events), None)

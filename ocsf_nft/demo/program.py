@@ -25,7 +25,11 @@ _ICMPV6_ECHO_REQUEST: Final = 128
 
 
 def http(url: str, proxy: str = "") -> Callable[[], str]:
-    """Fetch a page through ``proxy``; if empty, directly, without a proxy of the environment."""
+    """Prepare to fetch a page through ``proxy``, or directly if ``proxy`` is empty.
+
+    Proxies of the environment are ignored. Like all functions here, this returns a function that
+    makes the attempt, so that only the attempt is timed.
+    """
     import urllib.request  # noqa: PLC0415 - takes longer than the other attempts together
 
     proxies = {"http": proxy} if proxy else {}
@@ -39,7 +43,7 @@ def http(url: str, proxy: str = "") -> Callable[[], str]:
 
 
 def dns(server: str) -> Callable[[], str]:
-    """Ask a server for the address of example.com, by UDP (RFC 1035)."""
+    """Prepare to ask a DNS server for the address of example.com, by UDP (RFC 1035)."""
     name = b"".join(bytes([len(label)]) + label for label in (b"example", b"com")) + b"\0"
     query = struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack("!HH", 1, 1)
     sock = socket.socket(_family(server), socket.SOCK_DGRAM)
@@ -47,13 +51,13 @@ def dns(server: str) -> Callable[[], str]:
 
 
 def raw(protocol: str, address: str) -> Callable[[], str]:
-    """Send a packet of a protocol, by its number, from a raw socket."""
+    """Prepare to send a packet of an IP protocol, given by its number, from a raw socket."""
     sock = socket.socket(_family(address), socket.SOCK_RAW, int(protocol))
     return lambda: _sent(sock.sendto(bytes(20), (address, 0)))
 
 
 def ping(address: str) -> Callable[[], str]:
-    """Send one echo request, for hosts without ``ping``."""
+    """Prepare to send one ICMP echo request, for hosts without the program ``ping``."""
     if _family(address) == socket.AF_INET6:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         # The kernel adds the checksum (RFC 3542).
@@ -66,7 +70,10 @@ def ping(address: str) -> Callable[[], str]:
 
 
 def frame(device: str, destination: str) -> Callable[[], str]:
-    """Send a frame that is not IP to the link, bypassing the IP stack."""
+    """Prepare to send a frame that is not IP to a link, without the IP stack.
+
+    ``destination`` is the link address of the receiver.
+    """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.bind((device, 0))
     addresses = bytes.fromhex(destination.replace(":", "")) + sock.getsockname()[4]

@@ -20,7 +20,7 @@ _PAGE: Final = b"hello from the proxy\n"
 
 @contextlib.asynccontextmanager
 async def stub_proxy(gateway: Namespace) -> AsyncIterator[None]:
-    """Serve at the proxy's addresses in a gateway's namespace, for as long as the context lasts."""
+    """Serve at the proxy's addresses in the gateway's namespace until the context ends."""
     async with contextlib.AsyncExitStack() as stack:
         for sock in gateway.call(_listen):
             await stack.enter_async_context(await asyncio.start_server(_serve, sock=sock))
@@ -45,7 +45,10 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 def _answer(request: bytes) -> bytes:
-    """Return the response to a GET in absolute form, as sent to a proxy (RFC 9112, 3.2.2)."""
+    """Return the response to a proxy request: 200 for a GET in absolute form, else 501.
+
+    Clients send the absolute form only to proxies (RFC 9112, 3.2.2).
+    """
     is_get = request.startswith(b"GET http://")
     status, page = (b"200 OK", _PAGE) if is_get else (b"501 Not Implemented", b"")
     return b"HTTP/1.1 %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (

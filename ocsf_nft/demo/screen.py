@@ -1,4 +1,4 @@
-"""Output of the demo on standard error: a growing table, and one complete event."""
+"""Output of the demo on standard error: a growing table of attempts, and one complete event."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _OTHER_LINES: Final = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Attempt, its outcome and its event."""
+    """Row of the demo's table: an attempt, its outcome, and its event if there is one."""
 
     attempt: Attempt
     outcome: Outcome
@@ -43,7 +43,7 @@ class Row:
 
     @property
     def fault(self) -> str | None:
-        """Return a description of an unexpected outcome; None if the outcome is as expected."""
+        """Return a text about an unexpected outcome; None if the outcome is as expected."""
         if self.attempt.trace is None:
             return None if self.outcome.got_through else "did not get through"
         if self.outcome.got_through:
@@ -94,7 +94,7 @@ class Screen:
 
     @property
     def is_watched(self) -> bool:
-        """Return whether the output is a terminal, on which the table grows."""
+        """Return true if the output is a terminal, on which the table grows."""
         return self._console.is_terminal
 
     def add(self, row: Row) -> None:
@@ -106,7 +106,7 @@ class Screen:
             self._live.update(self._table(self.rows[-fitting:]), refresh=True)
 
     def conclude(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Show one complete event, the number of refused and reported attempts, and next steps."""
+        """Print one complete event, the number of refused and reported attempts, and next steps."""
         refused = [row for row in self.rows if row.attempt.trace is not None]
         reported = [row.event for row in refused if row.event is not None]
         if reported:
@@ -169,9 +169,10 @@ class Screen:
 
 
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
-    """Format JSON for people, with as many members on a line of ``width`` columns as fit.
+    """Return JSON for people, with as many members on a line of ``width`` columns as fit.
 
-    ``taken`` is the number of columns of the line that a key and its indentation use already.
+    ``indent`` is the indentation of the value. ``taken`` is the number of columns that the key and
+    its indentation use already.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:
@@ -233,7 +234,7 @@ def _slowest(refused: Sequence[Row]) -> str:
 
 
 def _others(events: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sentence about refused packets that no program sent.
+    """Return a sentence about refused packets that the sandbox's kernel sent, and no program.
 
     The kernel sends them for housekeeping, and the mapper gives them a low severity.
     """

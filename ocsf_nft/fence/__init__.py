@@ -1,1 +1,1 @@
-"""nftables rulesets that confine a sandbox."""
+"""nftables fences around sandboxes: their rulesets, installation, counters and tamper guard."""

@@ -1,9 +1,10 @@
-"""Decoding of the elements of a counting set, as nf_tables sends them.
+"""Decoding of the elements of an nftables set with counters, as nf_tables sends them.
 
-Layouts and numbers: ``include/uapi/linux/netfilter/nf_tables.h``. There may be tens of thousands of
-elements. Nearly always all elements of a set have their attributes at the same offsets. So one
-element is decoded in full to find the offsets. All are decoded at once if every byte that is not a
-value equals that of this element.
+Each element has a flow as its key, and counts the packets and bytes of that flow. Layouts and
+numbers: ``include/uapi/linux/netfilter/nf_tables.h``. There may be tens of thousands of elements,
+so decoding must be fast. Nearly always all elements of a set have their attributes at the same
+offsets. So one element is decoded in full to find these offsets. All are decoded at once if they
+differ only in the bytes of key, counts and expiration.
 """
 
 from __future__ import annotations
@@ -36,14 +37,18 @@ _COUNTER: Final = b"counter\0"
 
 
 class _Span(NamedTuple):
-    """Start and end of an attribute's value in a payload."""
+    """Start and end offset of a netlink attribute's value in a payload."""
 
     start: int
     end: int
 
 
 class _Offsets(NamedTuple):
-    """Offsets of an element's values, and its timeout; ``expiration`` may be missing."""
+    """Offsets of the values of one set element in a netlink payload, and the element's timeout.
+
+    ``expiration`` is None if the element has no such value. ``timeout_ms`` is a value, not an
+    offset.
+    """
 
     key: int
     packets: int
@@ -54,10 +59,11 @@ class _Offsets(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Layout of elements that have the same form as a decoded one.
+    """Common layout of all elements of a set, taken from the first one, to decode all at once.
 
-    ``form`` unpacks one element: constant bytes and values in turn. ``same`` are the constant bytes
-    by their column; the other attributes are the columns of the values.
+    ``form`` is the struct of one element: constant bytes and values in turn, each of them a column.
+    ``same`` has the constant bytes with their column numbers. ``key``, ``packets``, ``bytes`` and
+    ``expiration`` are the column numbers of the values.
     """
 
     form: struct.Struct
@@ -70,11 +76,11 @@ class _Layout:
 
 
 class ElementParser:
-    """Parser of a set's elements.
+    """Parser of the elements of one nftables set that counts packets by flow.
 
-    ``key_bytes`` is the length of its keys: elements with another length, or without a counter, are
-    ignored. ``timeout_ms`` is the timeout of the set, which the kernel doesn't repeat in each
-    element. ``seen`` counts all elements, including the ignored ones.
+    ``key_bytes`` is the length of the set's keys. Elements with another length or without a counter
+    are ignored. ``timeout_ms`` is the timeout of the set, which the kernel does not repeat in each
+    element. ``seen`` counts all parsed elements, including the ignored ones.
     """
 
     def __init__(self, key_bytes: int, timeout_ms: int) -> None:
@@ -84,7 +90,11 @@ class ElementParser:
         self._layout: _Layout | None = None
 
     def parse(self, payload: memoryview) -> list[Element]:
-        """Return the elements in an NFTA_SET_ELEM_LIST_ELEMENTS; stops at a malformed one."""
+        """Return a set's elements with their counts from an attribute of a netlink dump.
+
+        The attribute is NFTA_SET_ELEM_LIST_ELEMENTS. If an element is malformed, return only those
+        before it.
+        """
         if self._layout is None:
             self._layout = self._find_layout(payload)
         if self._layout is not None:
@@ -96,7 +106,7 @@ class ElementParser:
         return self.parse_one_by_one(payload)
 
     def parse_one_by_one(self, payload: memoryview) -> list[Element]:
-        """Return the same elements, decoded one by one."""
+        """Return the same as :meth:`parse`, by decoding each element: slower, for any layout."""
         found = []
         for kind, element in _spans(payload, _Span(0, len(payload))):
             if kind != _NFTA_LIST_ELEM:
@@ -116,7 +126,10 @@ class ElementParser:
         return found
 
     def _locate(self, payload: memoryview, element: _Span) -> _Offsets | None:
-        """Return the offsets of the values; None without a counter or a key of the right length."""
+        """Return the offsets of an element's key, counts and expiration in the payload.
+
+        Return None if it has no counter, or a key of another length.
+        """
         parts = dict(_spans(payload, element))
         key = _nested(payload, parts.get(_NFTA_SET_ELEM_KEY), _NFTA_DATA_VALUE)
         if key is None or key.end - key.start != self._key_bytes:
@@ -136,7 +149,10 @@ class ElementParser:
         )
 
     def _find_layout(self, payload: memoryview) -> _Layout | None:
-        """Return the layout of the first element; None if it is incomplete or has no counter."""
+        """Return the byte layout of the first set element in the payload.
+
+        Return None if the element lacks a value or is truncated.
+        """
         kind, element = next(_spans(payload, _Span(0, len(payload))), (None, _Span(0, 0)))
         offsets = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
         stride = element.end + (-element.end % 4)
@@ -162,7 +178,7 @@ class ElementParser:
 
 
 def _parse_uniform(payload: memoryview, layout: _Layout) -> list[Element] | None:
-    """Return the elements if all have the given layout; None otherwise."""
+    """Decode all elements of a payload by one layout; return None if an element differs from it."""
     number, rest = divmod(len(payload), layout.form.size)
     if rest or not number:
         return None
@@ -176,7 +192,10 @@ def _parse_uniform(payload: memoryview, layout: _Layout) -> list[Element] | None
 
 
 def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
-    """Yield the attributes in a part of a payload, by type; stops at a malformed one."""
+    """Yield type and value span of the netlink attributes in the part ``within`` of a payload.
+
+    Stops at a malformed attribute.
+    """
     start, end = within
     while start + _ATTRIBUTE.size <= end:
         length, kind = _ATTRIBUTE.unpack_from(payload, start)
@@ -187,12 +206,15 @@ def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
 
 
 def _nested(payload: memoryview, nest: _Span | None, kind: int) -> _Span | None:
-    """Return an attribute inside another; if its type occurs several times, the last."""
+    """Return the value span of the attribute of type ``kind`` inside the attribute ``nest``.
+
+    Return None if there is none, the last one if there are several.
+    """
     return None if nest is None else dict(_spans(payload, nest)).get(kind)
 
 
 def _offset64(value: _Span | None) -> int | None:
-    """Return the offset of a 64-bit number; None if it is missing or has another length."""
+    """Return the start of a value if it is a 64-bit number; None if it is missing or is not."""
     return None if value is None or value.end - value.start != _NUMBER.size else value.start
 
 
@@ -202,7 +224,11 @@ def _number(payload: memoryview, start: int) -> int:
 
 
 def _counter(payload: memoryview, parts: dict[int, _Span]) -> _Span | None:
-    """Return the data of an element's counter: its only expression, or the first of several."""
+    """Return the data attribute of an element's counter expression; None if it has no counter.
+
+    ``parts`` are the attributes of the element, by type. Of several counters, the first one is
+    used.
+    """
     expression_list = parts.get(_NFTA_SET_ELEM_EXPRESSIONS)
     expressions = (
         [] if expression_list is None else [span for _, span in _spans(payload, expression_list)]

@@ -1,13 +1,14 @@
-"""Reader of a fence's counters: frequent, cheap, and without a process.
+"""Reader of a fence's packet counters over netlink: cheap enough to read them often.
 
-The kernel sends a set in parts of some hundred elements while packets arrive, and continues by
-position (nf_tables_api.c). Elements that are added meanwhile shift others, which are then sent
+The kernel sends the elements of a set in parts of some hundreds while packets arrive. It continues
+by position (nf_tables_api.c). Elements that are added meanwhile shift others, which are then sent
 twice, thousands of them in a new flood. Elements that expire meanwhile shift others, which are then
-not sent at all. The kernel reports neither case, nor a new generation of the ruleset. So the last
-value of an element counts, and missing elements show in ``refused`` until the next reading.
+not sent at all. The kernel reports neither case, nor a new generation of the ruleset. So of an
+element that was sent twice, the last value is used. Packets of elements that were not sent are in
+the total ``refused``, and the next reading has their elements.
 
 A process with CAP_NET_ADMIN in the sandbox's namespace can replace the fence with any other tables.
-Elements that differ from ours are ignored, and time and memory are bounded.
+So elements of another form are ignored, and time and memory are bounded.
 """
 
 from __future__ import annotations
@@ -87,10 +88,10 @@ _DATA: Final = operator.attrgetter("data")
 
 @dataclass(slots=True, kw_only=True)
 class _NamespaceTables:
-    """Tables of a fence in one namespace, and the socket to read them.
+    """Tables of a fence in one network namespace, and the netlink socket to read their counters.
 
-    ``identity`` is that of the namespace, if it must be a certain one. ``users`` maps its user ids
-    to ours; None if they are equal.
+    ``identity`` is that of the fenced namespace; None if any namespace is accepted. ``users`` maps
+    the user ids of that namespace to those of our own; None if they are equal.
     """
 
     namespace: Namespace
@@ -101,10 +102,10 @@ class _NamespaceTables:
 
 
 class _Snapshot(NamedTuple):
-    """Handles and counters of a rule, without its elements.
+    """Handles and total counters of one rule at one time, without the elements of its sets.
 
-    ``handles`` are the kernel's numbers of the table and its objects. Within a namespace no table
-    has the number of an earlier one, and no object of a table the number of an earlier object.
+    ``handles`` are the kernel's numbers of the table, its sets and its counters. The kernel does
+    not reuse them. So equal handles before and after a reading show that nothing was created again.
     """
 
     handles: tuple[int, ...]
@@ -115,15 +116,16 @@ class _Snapshot(NamedTuple):
 
 
 class _ReplacedError(Exception):
-    """The counters were created again while they were read."""
+    """Error: another process deleted and created the counters again while they were read."""
 
 
 class Counters:
-    """Counters of an installed fence; for one thread at a time, all methods block.
+    """Reader of an installed fence's packet counters; all methods block.
 
-    While open, it has a socket in each namespace of the fence. So no later reading has to enter a
-    namespace, and these namespaces exist at least as long as it is open. Needs CAP_NET_ADMIN over
-    them, and CAP_SYS_ADMIN to enter a namespace that is not the process's own.
+    Only one thread may use it at a time. While open, it has a socket in each namespace of the
+    fence. So no later reading has to enter a namespace, and these namespaces exist at least until
+    it is closed. Needs CAP_NET_ADMIN over them, and CAP_SYS_ADMIN to enter a namespace that is not
+    the process's own.
     """
 
     def __init__(self, installed: InstalledFence) -> None:
@@ -142,7 +144,7 @@ class Counters:
             self._namespaces.append(_NamespaceTables(namespace=Namespace(), tables=guarded))
 
     def __enter__(self) -> Self:
-        """Open the sockets; raises the errors of :meth:`open`."""
+        """Open a socket in each namespace of the fence; raises the errors of :meth:`open`."""
         self.open()
         return self
 
@@ -152,11 +154,11 @@ class Counters:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the sockets."""
+        """Close the netlink sockets."""
         self.close()
 
     def open(self) -> None:
-        """Open a socket in each namespace.
+        """Open a netlink socket in each namespace of the fence.
 
         Raises AbsentError if the sandbox's namespace is missing or is not the fenced one. Raises
         UnsupportedError if the kernel or a missing privilege prevents it, or if the boot id can't
@@ -173,13 +175,16 @@ class Counters:
             raise
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close the netlink sockets."""
         for entry in self._namespaces:
             _close(entry)
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """Return the names of the accounts that the fence's rules have while it is active."""
+        """Return the names that the fence's rules have in a :class:`Reading`, in the fence's mode.
+
+        A name is, for instance, ``egress``, or ``egress:permissive`` for a permissive fence.
+        """
         return tuple(
             account_name(rule, is_permissive=self._is_permissive)
             for entry in self._namespaces
@@ -188,12 +193,13 @@ class Counters:
         )
 
     def read(self) -> Reading:
-        """Read all counters; takes about 10 s at most, whatever tables are in the namespace.
+        """Read all counters of the fence; takes 10 s at most, even if the tables are hostile.
 
-        The reading has the rules of both modes, because another process may change the mode at any
-        time. It lacks a rule without its table, or without one of its counters or sets. Raises
-        FenceError if the counters can't be read or are too many to be ours. After that, the next
-        reading enters the namespaces again, and can raise the errors of :meth:`open`.
+        The reading has the rules of both modes (enforcing, permissive), because another process may
+        change the mode at any time. A rule is omitted if its table, or one of its counters or sets,
+        is missing. Raises FenceError if the counters can't be read, or if a set has more elements
+        than ours can have. After an error, the next reading opens the sockets again, and can raise
+        the errors of :meth:`open`.
         """
         began_ns = time.time_ns()
         deadline = time.monotonic() + _READ_SECONDS
@@ -212,7 +218,12 @@ class Counters:
     def _read(
         self, entry: _NamespaceTables, family: str, table: str, rule: str, deadline: float
     ) -> tuple[str, RuleReading] | None:
-        """Return the epoch of a rule, and its counters."""
+        """Read the counters of one rule in a table, and return their epoch and their values.
+
+        The epoch is an identifier that changes when the counters are created again. ``rule`` is the
+        suffix of their names. ``deadline`` is a time of :func:`time.monotonic`. Returns None if
+        they don't exist.
+        """
         for _ in range(_TRIES):
             try:
                 nftables = self._open(entry)
@@ -235,13 +246,13 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Return the epoch with the boot id, and the reading with user ids of our namespace."""
+        """Add the boot id to an epoch, and convert a reading's user ids to our namespace's."""
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
         return f"{self._boot}:{epoch}", reading
 
     def _open(self, entry: _NamespaceTables) -> Nftables:
-        """Return the socket of a namespace; opens one if there is none."""
+        """Return the netlink socket in the namespace of ``entry``; open it if it is closed."""
         if entry.nftables is None:
             try:
                 entry.nftables = entry.namespace.call(lambda: self._open_here(entry))
@@ -250,7 +261,10 @@ class Counters:
         return entry.nftables
 
     def _open_here(self, entry: _NamespaceTables) -> Nftables:
-        """Return a socket in the calling thread's namespace, if that is the fenced one."""
+        """Return a socket in the calling thread's namespace.
+
+        Raises AbsentError if that is not the fenced namespace.
+        """
         if entry.identity not in {None, Namespace().identity()}:
             raise AbsentError(
                 f"{entry.namespace} is no longer the namespace in which the fence of sandbox "
@@ -261,7 +275,7 @@ class Counters:
 
 
 class _Rule:
-    """Counters of one rule in a table, read over an open socket."""
+    """Counters and counting sets of one rule in a table, read over an open socket."""
 
     def __init__(self, nftables: Nftables, family: str, table: str, rule: str) -> None:
         self._nftables = nftables
@@ -272,8 +286,8 @@ class _Rule:
     def read(self) -> tuple[str, RuleReading] | None:
         """Return an identifier of these counters, unique until the next boot, and their values.
 
-        Returns None if they don't exist. Raises OSError, _ReplacedError, and FenceError if there
-        are more elements than ours can have.
+        Returns None if they don't exist. Raises OSError, _ReplacedError, and FenceError if a set
+        has more elements than a fence's set can have.
         """
         before = self._snapshot()
         if before is None:
@@ -321,10 +335,11 @@ class _Rule:
         )
 
     def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
-        """Return the elements of a set, each once.
+        """Return the counted flows in the rule's set ``kind``, each once.
 
-        If the kernel reports changes during the dump, it is repeated. Elements of interrupted dumps
-        count, because another process may change them all the time.
+        If the ruleset changes during the dump, the dump is repeated, three times at most. The
+        elements of all dumps are returned: another process may interrupt every dump by further
+        changes.
         """
         elements = ElementParser(_KEY_BYTES[kind], timeout_ms)
         found: dict[bytes, Element] = {}
@@ -387,7 +402,7 @@ def _name(kind: int, name: str) -> bytes:
 
 
 def _number(attributes: Mapping[int, bytes], kind: int) -> int:
-    """Return a number of any width; 0 if it is missing."""
+    """Return the netlink attribute ``kind`` as a number of any width; 0 if it is missing."""
     return int.from_bytes(attributes.get(kind, b""), "big")
 
 

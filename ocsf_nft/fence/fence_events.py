@@ -1,4 +1,4 @@
-"""Asynchronous stream of the changes to a fence and its surroundings."""
+"""Asynchronous stream of the changes that other processes make to an installed fence."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ _MAX_PENDING: Final = 64
 
 
 class FenceEvents:
-    """Stream of changes to an installed fence, with its tamper guard and a schedule for checks.
+    """Stream of other processes' changes to an installed fence, for the service that checks it.
 
-    Needs CAP_NET_ADMIN over the namespaces of the fence, and CAP_SYS_ADMIN to enter a namespace
-    that is not the process's own. With ``self_heal`` the tamper guard restores the fence.
+    It starts the tamper guard, a thread that detects the changes. ``self_heal`` lets that thread
+    restore the fence too. ``installed`` is the record of the fence, ``state`` the directory of the
+    records. Needs CAP_NET_ADMIN over the namespaces of the fence. To enter a namespace that is not
+    the process's own, it needs CAP_SYS_ADMIN.
     """
 
     def __init__(
@@ -44,13 +46,17 @@ class FenceEvents:
 
     @property
     def tamper_guard(self) -> TamperGuard:
-        """Return the tamper guard; it exists after :meth:`start`."""
+        """Return the tamper guard of the fence; raises RuntimeError before :meth:`start`."""
         if self._tamper_guard is None:
             raise RuntimeError("start the monitoring first")
         return self._tamper_guard
 
     async def start(self) -> None:
-        """Start the tamper guard; raises SourceError, and the errors of :meth:`Namespace.call`."""
+        """Start the tamper guard's thread.
+
+        Raises SourceError if the fence can't be monitored, and the errors of
+        :meth:`Namespace.call`.
+        """
         loop = asyncio.get_running_loop()
 
         def notify(news: FenceChange | Exception | None) -> None:
@@ -63,15 +69,16 @@ class FenceEvents:
         self._tamper_guard.start()
 
     async def stop(self) -> None:
-        """Stop the tamper guard after its current action."""
+        """Stop the tamper guard's thread, and wait until it has handled its current change."""
         await asyncio.to_thread(self.tamper_guard.stop)
 
     async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
-        """Yield the changes of other processes whenever a check of the fence is due.
+        """Yield the new changes by other processes, whenever the caller should check the fence.
 
-        A check is due at once, every five seconds, and after each burst of changes to the fence, to
-        links or to routes. Nothing that happens while the consumer is busy is missed. Raises the
-        error that ended the tamper guard.
+        The first check is due immediately. Further checks are due every five seconds. After a burst
+        of changes to the fence, to links or to routes, a check is due too. The tuple is empty if
+        only the time or a link made the check due. While the caller is busy, changes wait; beyond
+        64, the oldest ones are dropped. Raises the error that ended the tamper guard's thread.
         """
         while True:
             yield self.take_pending()
@@ -85,7 +92,7 @@ class FenceEvents:
                 raise self._error
 
     def take_pending(self) -> tuple[FenceChange, ...]:
-        """Return the changes that have not been returned yet, and clear them."""
+        """Return the changes that the caller has not received yet, without waiting for new ones."""
         found = tuple(self._pending)
         self._pending.clear()
         return found

@@ -39,9 +39,9 @@ Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Result of comparing a fence with its record; ``difference`` is a short text for people.
+    """Result of comparing a fence in the kernel with its record in the state directory.
 
-    ``installed`` is the record, None if there is none.
+    ``difference`` is a short text for people. ``installed`` is the record, None if there is none.
     """
 
     verdict: Verdict
@@ -50,7 +50,7 @@ class Verification:
 
 
 def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
-    """Return the rulesets that ``install`` would load now, as text; changes nothing."""
+    """Return the ruleset text that :func:`install` would load now; the system does not change."""
     return ruleset.fence_and_guard(spec, _survey(spec, namespace), transport)
 
 
@@ -60,7 +60,7 @@ def install(
     state: StateDirectory,
     transport: LogTransport | None = None,
 ) -> InstalledFence:
-    """Install or replace the fence of a namespace, and store its record.
+    """Install or replace the fence of a namespace, and store its record in the state directory.
 
     ``transport`` None selects the first transport that works: NFLOG, else the kernel log, else no
     log rules at all. In the last case ``degraded`` of the result has the reason. A transport that
@@ -76,17 +76,20 @@ def install(
 
 
 def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """Restore a fence as recorded; return None if it has no record, because it was removed.
+    """Restore a fence as recorded, and return its record; return None if the fence was removed.
 
-    Changes nothing if the fence is as installed and has the same links. Raises the errors of
-    :func:`install`.
+    A fence without a record was removed. A fence that is as recorded, with the same links, does not
+    change. Raises the errors of :func:`install`.
     """
     with state.locked():
         return renew_locked(sandbox, state, nft.load)
 
 
 def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> InstalledFence | None:
-    """Do the same as :func:`renew` for a caller that holds the lock on the records."""
+    """Do the same as :func:`renew` for a caller that holds ``state.locked()``.
+
+    ``load_text`` loads a ruleset into a namespace, as :func:`nft.load` does.
+    """
     before = state.read(sandbox)
     if before is None:
         return None
@@ -143,9 +146,10 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
 
 
 def is_installed(namespace: Namespace, device: str | None = None) -> bool:
-    """Return true if a namespace has a fence, or a fence for the VM on a TAP device there.
+    """Return true if a namespace has a fence of any sandbox.
 
-    Raises UnsupportedError, FenceError.
+    With ``device``, return true if it has a fence for the VM on that TAP device. Raises
+    UnsupportedError, FenceError.
     """
     return table_query.comment(namespace, *_default_table_ids(device)[0]) is not None
 
@@ -156,10 +160,11 @@ def verify(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> Verification:
-    """Compare the active rules with the installed ones, and existing links with fenced ones.
+    """Compare a sandbox's fence in the kernel, and its present interfaces, with the fence's record.
 
-    ``device`` is a VM's TAP device, for a fence without a record. Raises UnsupportedError if
-    reading is not permitted, FenceError if the record is damaged.
+    ``namespace`` None means the recorded one. ``device`` is a VM's TAP device, for a fence without
+    a record. Raises UnsupportedError if reading is not permitted, FenceError if the record is
+    damaged.
     """
     installed = state.read(sandbox)
     if installed is None:
@@ -205,11 +210,11 @@ def remove(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> None:
-    """Remove a fence, its guard and its record.
+    """Remove a sandbox's fence, its guard on the host and its record.
 
-    ``device`` is a VM's TAP device, for a fence without a record. Raises AbsentError if there is no
-    fence, FenceError if the fence belongs to another sandbox, UnsupportedError if it is not
-    permitted.
+    ``namespace`` None means the recorded one. ``device`` is a VM's TAP device, for a fence without
+    a record. Raises AbsentError if there is no fence. Raises FenceError if the fence belongs to
+    another sandbox, UnsupportedError if removal is not permitted.
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
@@ -253,7 +258,10 @@ def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
 
 
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
-    """Return messages about links without a fence, or about a replaced device of a VM."""
+    """Return messages about interfaces that the fence does not cover; empty if there are none.
+
+    For a VM, it is a message about a TAP device that was deleted or created again.
+    """
     tap = installed.spec.tap
     if tap is None:
         more = set(where.call(links.names)) - set(installed.around.links)
@@ -268,7 +276,11 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return the specification with ``has_changed`` set if the fence before had the other mode."""
+    """Return ``spec``, with ``has_changed`` set if counters of the other mode may exist.
+
+    The mode is enforcing or permissive. ``before`` is the record of the previous fence,
+    ``identity`` the namespace of the new one.
+    """
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
     )
@@ -281,9 +293,9 @@ def _is_of_this_version(installed: InstalledFence) -> bool:
 
 
 def _refuse_other_namespace(installed: InstalledFence, namespace: Namespace) -> None:
-    """Raise FenceError if the recorded fence is active in another namespace.
+    """Raise FenceError if the sandbox's recorded fence is active in another namespace.
 
-    A new record would replace the only record of that fence.
+    Otherwise a new record would replace the only record of that fence.
     """
     if namespace.identity() == installed.identity:
         return
@@ -303,7 +315,10 @@ def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 
 
 def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
-    """Return true if a recorded fence is active, or may be reachable by another path."""
+    """Return true if a recorded fence is active in a namespace, or if that can't be determined.
+
+    It can't be determined if ``namespace`` now refers to another one than the recorded one.
+    """
     return not _is_there(installed, namespace) or any(
         table_query.comment(namespace, *table_id) is not None
         for table_id in load_ruleset.fence_table_ids(installed.spec)
@@ -345,7 +360,7 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
 
 
 def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
-    """Remove the tables of the previous fence that the new one did not replace."""
+    """Remove the tables of the previous fence that the new fence did not replace."""
     guard = set(load_ruleset.guard_table_ids(before.spec)) - set(
         load_ruleset.guard_table_ids(now.spec)
     )
@@ -364,7 +379,7 @@ def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
 
 
 def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateDirectory) -> None:
-    """Store the previous record again, and restore sysctls that were changed without need."""
+    """Store the previous record again after a failed installation, and restore unneeded sysctls."""
     sandbox = intended.spec.sandbox
     if before is None:
         _release_kernel_log(sandbox, state)
@@ -376,7 +391,7 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
 
 
 def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
-    """Restore the sysctls that a recorded fence no longer needs; return its record."""
+    """Restore the sysctls that this fence and all others don't need; return the fence's record."""
     sandbox = installed.spec.sandbox
     try:
         if installed.transport != "kmsg":
@@ -388,7 +403,7 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 
 def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
-    """Return the tables of a fence without a record."""
+    """Return the tables of a fence that has no record: a VM's for a device, else a namespace's."""
     tables = ruleset.tables_of("sandbox" if device is None else "tap", device)
     return tuple(TableId(table.family, table.name) for table in tables)
 
@@ -400,9 +415,9 @@ def _remove_guard(spec: FenceSpec) -> None:
 
 
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
-    """Restore the sysctl, unless another recorded fence needs it.
+    """Restore ``nf_log_all_netns``, unless the fence of another sandbox uses the kernel log.
 
-    A damaged record counts as a need.
+    A damaged record counts as such a fence.
     """
     before = state.all_netns_before()
     if before is None:
@@ -419,10 +434,10 @@ def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
 def _release_forwarding(
     identity: str, namespace: Namespace, state: StateDirectory, *, besides: str | None = None
 ) -> None:
-    """Restore IP forwarding, unless an active fence needs it.
+    """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    A damaged record counts as a need. The fence of ``besides`` is ignored. So are
-    fences that exist only in their record, maybe from before the last boot.
+    A damaged record counts as a need for all. The fence of the sandbox ``besides`` is ignored. So
+    are fences that exist only in their record, maybe from before the last boot.
     """
     if state.forwarding_before(identity) is None:
         return

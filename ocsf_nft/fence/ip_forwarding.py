@@ -53,9 +53,9 @@ _ACCEPT_RA_ALWAYS: Final = "2"
 
 
 def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
-    """Return the names of the sysctls that prevent the forwarding of a VM's packets.
+    """Return the names of the sysctls that are off and must be on to forward a VM's packets.
 
-    Returns nothing for other fences.
+    Returns nothing for a fence that is not a VM's.
     """
     if spec.tap is None:
         return ()
@@ -63,10 +63,10 @@ def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
 
 
 def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
-    """Store the previous values of the sysctls that :func:`switch_on` will change.
+    """Store the previous values of the forwarding sysctls that :func:`switch_on` will change.
 
-    Does nothing if all are on. Raises UnsupportedError if they can't be changed (``/proc/sys`` is
-    read-only); then nothing has changed.
+    Does nothing if all are on already. Raises UnsupportedError if they can't be changed, because
+    ``/proc/sys`` is read-only; then nothing has changed.
     """
     if spec.tap is None:
         return
@@ -79,7 +79,10 @@ def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> Non
 
 
 def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
-    """Enable the forwarding of a VM's packets, after :func:`prepare`. Raises UnsupportedError."""
+    """Enable the forwarding of a VM's packets in a namespace. Raises UnsupportedError.
+
+    :func:`prepare` must have stored the previous values.
+    """
     if spec.tap is None:
         return
     stored = _stored(state, namespace.identity(), namespace.call(_origin))
@@ -89,10 +92,10 @@ def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> N
 def release(
     identity: str, namespace: Namespace, others: Iterable[FenceSpec], state: StateDirectory
 ) -> None:
-    """Restore the sysctls that the fences of ``others``, in the same namespace, don't need.
+    """Restore the forwarding sysctls of a namespace, except those that other VMs' fences need.
 
     ``identity`` is that of the namespace where forwarding was enabled. If it no longer exists,
-    nothing has to be restored. Raises UnsupportedError.
+    nothing has to be restored. ``others`` are the remaining fences in it. Raises UnsupportedError.
     """
     needed = {version for spec in others for version in _versions(spec)}
     try:
@@ -124,9 +127,10 @@ def _version(key: str) -> _Version:
 
 
 def _missing(spec: FenceSpec) -> Iterator[str]:
-    """Yield the keys that have to be on, and are off.
+    """Yield the paths of the sysctls that a VM's fence needs and that are off.
 
-    In IPv4 each device has its own switch (``IN_DEV_FORWARD()``), in IPv6 there is one for all.
+    They are paths below /proc/sys/net. In IPv4 each device has its own switch
+    (``IN_DEV_FORWARD()``), in IPv6 there is one for all.
     """
     for version in _versions(spec):
         keys = [f"ipv{version}/conf/all/forwarding"]
@@ -136,7 +140,10 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
 
 
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
-    """Return the stored values, and the current values of all other keys that will change now."""
+    """Return the ``stored`` sysctl values, and the current values of those that will change now.
+
+    Raises UnsupportedError if a sysctl can't be written.
+    """
     found = dict(stored)
     for key in _missing(spec):
         _check_writable(key)
@@ -148,7 +155,7 @@ def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]
 
 
 def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
-    """Yield all keys whose values change when a key is switched on."""
+    """Yield all sysctls whose values change when the sysctl ``key`` is switched on."""
     if "/all/" not in key:
         yield key
         return
@@ -175,7 +182,7 @@ def _switch_on(spec: FenceSpec, stored: Mapping[str, str]) -> None:
 
 
 def _restore(before: Mapping[str, str]) -> None:
-    """Restore values: first the keys that set others, then those of router advertisements."""
+    """Write the sysctl values of ``before``: those that change others first, ``accept_ra`` last."""
 
     def order(key: str) -> tuple[bool, bool]:
         return key.endswith("/accept_ra"), not key.endswith("/all/forwarding")
@@ -193,7 +200,7 @@ def _name(key: str) -> str:
 
 
 def _read(key: str) -> str | None:
-    """Return a value; None if there is no such key, because the device was deleted."""
+    """Return the value of a sysctl; None if it doesn't exist, because its device was deleted."""
     try:
         return (_NET / key).read_text("ascii").strip()
     except FileNotFoundError:
@@ -226,7 +233,11 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 
 
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
-    """Return the stored values by key; none if nothing was switched on in this very namespace."""
+    """Return the stored sysctl values of a namespace, by sysctl.
+
+    Return an empty dict if none are stored, or if they are of an earlier namespace. That one has
+    the same ``identity`` but another ``origin``. Raises FenceError if they are damaged.
+    """
     content = state.forwarding_before(identity)
     if content is None:
         return {}
@@ -246,10 +257,10 @@ def _store(state: StateDirectory, identity: str, origin: str, values: Mapping[st
 
 
 def _origin() -> str:
-    """Return a text that no other namespace has, now or later: the boot id and the netns cookie.
+    """Return a text that identifies the calling thread's namespace: boot id and netns cookie.
 
-    An inode number is soon reused by another namespace. Without the cookie (Linux before 5.14), the
-    inode number has to suffice.
+    No other namespace ever has the same text. An inode number would not suffice, because another
+    namespace soon reuses it. Without the cookie (Linux before 5.14), only the boot id is returned.
     """
     boot = _BOOT.read_text("ascii").strip()
     with socket.socket(socket.AF_UNIX) as sock:

@@ -1,4 +1,4 @@
-"""Explanation of the kernel's errors when our own socket changes a fence."""
+"""Texts and exceptions for an OSError that the kernel returned when we changed a fence's tables."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from ocsf_nft.errors import FenceError, UnsupportedError
 
 
 def ownership_failure(error: OSError) -> str:
-    """Return why the exclusive ownership of tables, or a change to such tables, was refused."""
+    """Return the reason why the kernel refused to change tables, or to give us ownership of them.
+
+    ``error`` is the kernel's answer. A PermissionError means that another process owns the tables
+    exclusively.
+    """
     if isinstance(error, PermissionError):
         return "another process owns them exclusively"
     return error.strerror or str(error)
 
 
 def ruleset_error(error: OSError) -> FenceError | UnsupportedError:
-    """Return the exception to raise when the kernel refuses a fence."""
+    """Return the exception to raise for the kernel's error when it refuses to load a fence.
+
+    UnsupportedError means that the kernel lacks a feature, FenceError any other reason.
+    """
     reason = ownership_failure(error)
     if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
         return UnsupportedError(f"this kernel can't do what the fence needs ({reason})")

@@ -1,8 +1,9 @@
-"""Sysctl that allows records of other network namespaces in the kernel log.
+"""Switch for ``net.netfilter.nf_log_all_netns``: log records of all namespaces in the kernel log.
 
-``net.netfilter.nf_log_all_netns`` exists only in the initial namespace, and affects every namespace
-of the host (net/netfilter/nf_log.c). So it is switched on only while the kernel-log transport is
-used, and restored afterwards.
+Without this sysctl, packets in other network namespaces than the initial one are not logged there.
+The sysctl exists only in the initial namespace, and affects every namespace of the host
+(net/netfilter/nf_log.c). So it is enabled only while a fence uses the kernel log as its transport.
+Afterwards its previous value is restored.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
 def blocking_value(namespace: Namespace) -> str | None:
-    """Return the value that blocks a namespace's records from the kernel log; None if not blocked.
+    """Return the value of ``nf_log_all_netns`` if it blocks a namespace's kernel log records.
 
-    Raises UnsupportedError if the value can't be read from here.
+    Return None if the namespace's records reach the kernel log; those of the initial namespace
+    always do. Raises UnsupportedError if the value can't be read.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None
@@ -33,20 +35,26 @@ def blocking_value(namespace: Namespace) -> str | None:
 
 
 def enable() -> None:
-    """Allow the records of all namespaces in the kernel log.
+    """Set the sysctl ``nf_log_all_netns`` to 1: packets of all namespaces reach the kernel log.
 
-    Needs root on the host; raises UnsupportedError otherwise.
+    Raises UnsupportedError if the process is not root on the host.
     """
     _in_initial(lambda: _SYSCTL.write_text("1", "ascii"))
 
 
 def probe() -> None:
-    """Check that :func:`enable` would succeed; raises UnsupportedError if not."""
+    """Check that ``nf_log_all_netns`` can be written, without a change.
+
+    Raises UnsupportedError if not.
+    """
     _in_initial(lambda: _SYSCTL.open("r+").close())
 
 
 def restore(before: str) -> None:
-    """Restore the previous value; raises UnsupportedError if that fails."""
+    """Set the sysctl ``nf_log_all_netns`` to ``before``, its value before :func:`enable`.
+
+    Raises UnsupportedError if it can't be written.
+    """
     _in_initial(lambda: _SYSCTL.write_text(before, "ascii"))
 
 

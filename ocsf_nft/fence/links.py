@@ -36,11 +36,11 @@ _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.E
 
 
 class Route(NamedTuple):
-    """Route to an address: the next hop and the index of the interface.
+    """Route to an address: the next hop (``neighbour``) and the index of the outgoing interface.
 
-    ``neighbour`` is None if the address is the namespace's own; ``ifindex`` is None if there is no
-    route. Without a route the address itself is the neighbour, which is correct for the usual
-    sandbox, whose proxy is on the link.
+    ``ifindex`` is None if the namespace has no route to the address. Then the address itself is the
+    neighbour. This is correct for the usual sandbox, whose proxy is on the link. Both values are
+    None if the address is the namespace's own, because its packets have no next hop.
     """
 
     neighbour: Address | None
@@ -59,10 +59,10 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
 
 
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
-    """Return one interface of a namespace: a VM's TAP device.
+    """Return the name and index of one interface of a namespace, the TAP device of a VM.
 
-    Raises AbsentError if there is no such device, UsageError if it is loopback, FenceError if it is
-    not routed but bridged, and the errors of :func:`survey`.
+    Raises AbsentError if there is no such device, UsageError if it is loopback. Raises FenceError
+    if it is the port of a bridge, a bond or a VRF. Raises the errors of :func:`survey` too.
     """
     with _report_errors():
         found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])
@@ -82,16 +82,19 @@ def survey_device(namespace: Namespace, device: str) -> Surroundings:
 
 
 def names() -> tuple[str, ...]:
-    """Return the interfaces of the calling thread's namespace except loopback, by index.
+    """Return the names of all interfaces except loopback in the calling thread's namespace.
 
-    Raises FenceError if netlink fails.
+    They are in the order of their indexes. Raises FenceError if netlink fails.
     """
     with _report_errors():
         return tuple(link.name for link in rtnetlink.links() if not link.is_loopback)
 
 
 def route(destination: Address) -> Route:
-    """Return the route from the calling thread's namespace to an address; raises OSError."""
+    """Return the route to an address from the network namespace of the calling thread.
+
+    Raises OSError if netlink fails; a missing route is no error.
+    """
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     header = _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
     question = header + netlink.attribute(_RTA_DST, destination.packed)

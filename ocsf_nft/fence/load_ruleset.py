@@ -1,4 +1,4 @@
-"""Loading of a fence into the kernel, with the best log transport that is available."""
+"""Loading of a fence into the kernel, with the best transport for its log records."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def load(
 ) -> InstalledFence:
     """Load a fence with the first transport that the kernel supports, and return its record.
 
-    Raises UnsupportedError or FenceError if no transport can be used.
+    ``intended`` is the record without the results of loading. ``transports`` are tried in their
+    order. Raises UnsupportedError if the last one is not supported, FenceError if the fence can't
+    be loaded.
     """
     failures: list[str] = []
     for transport in transports:
@@ -103,7 +105,10 @@ def _load_with_transport(
 def _load_all(
     intended: InstalledFence, transport: LogTransport, load_text: LoadText, *, preserve: bool
 ) -> bool:
-    """Load fence and guard; return true if existing counters were preserved."""
+    """Load the tables of fence and guard; return true if existing counters were preserved.
+
+    ``preserve`` requests that existing counters stay, where that is possible.
+    """
     spec, around, namespace = intended.spec, intended.around, intended.namespace
     existing = table_query.comment(namespace, *fence_table_ids(spec)[0]) is not None
     text = ruleset.fence(spec, around, transport)
@@ -133,7 +138,7 @@ def _load_tables(
     *,
     preserve: bool,
 ) -> bool:
-    """Load a definition; return true if the counters of its tables were preserved."""
+    """Load the ruleset ``definition``; return true if the counters of its tables were preserved."""
     for table_id in table_ids:  # the kernel accepts no definition with other flags
         persists = _persists(namespace, table_id)
         current, other = (
@@ -161,7 +166,7 @@ def _persists(namespace: Namespace, table_id: TableId) -> bool:
 def remove(
     namespace: Namespace, table_ids: Iterable[TableId], load_text: LoadText = nft.load
 ) -> None:
-    """Delete tables in one transaction; missing tables are ignored.
+    """Delete nftables tables in one transaction; missing tables are ignored.
 
     Raises the errors of :func:`nft.load`.
     """
@@ -178,10 +183,11 @@ def remove(
 def _expected(
     spec: FenceSpec, around: Surroundings, transport: LogTransport
 ) -> dict[str, str] | None:
-    """Return the listing of the fence from a scratch namespace, which no other process can change.
+    """Return nft's listings of a fence that was just loaded into an empty, temporary namespace.
 
-    Returns None if there can't be one: without CAP_SYS_ADMIN, or if the kernel accepts no chain for
-    a missing device (before Linux 6.16).
+    No other process can change these tables, so they show what the installed fence must equal.
+    Returns None if no such namespace can be made, without CAP_SYS_ADMIN. Returns None too if the
+    kernel accepts no chain for a missing device (before Linux 6.16).
     """
 
     def load_and_list() -> dict[str, str]:
@@ -197,17 +203,21 @@ def _expected(
 
 
 def fence_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
-    """Return the tables of the fence itself."""
+    """Return the tables of a fence in the fenced namespace, not the guard's on the host."""
     return tuple(TableId(table.family, table.name) for table in ruleset.tables(spec))
 
 
 def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
-    """Return the table of the guard, if one is requested."""
+    """Return the guard's table on the host's side; empty if the fence has no guard."""
     return tuple(TableId(table.family, table.name) for table in ruleset.guard_tables(spec))
 
 
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    """Return the installed tables by ``family name``: nft's listing and the allowed endpoints."""
+    """Return the tables of an installed fence as text: nft's listing and the static elements.
+
+    Static elements are those of the sets that the installer fills. The keys are ``family name``. A
+    missing table is omitted.
+    """
     most = len(spec.allowed) + _ELEMENTS
     tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [
         (HOST, table_id) for table_id in guard_table_ids(spec)

@@ -1,7 +1,8 @@
-"""Execution of nft: only from trusted directories, without a shell, from a file in memory.
+"""Execution of the program nft: only from trusted directories, without a shell.
 
-``nft -f -`` needs ``/dev/stdin``, which a minimal guest may lack; a file on a disk needs free
-space. A memfd needs neither, and no other process can change it.
+nft reads the ruleset from a memfd, a file in memory. ``nft -f -`` needs ``/dev/stdin``, which a
+minimal guest may lack. A file on a disk needs free space. A memfd needs neither, and no other
+process can change it.
 """
 
 from __future__ import annotations
@@ -54,11 +55,12 @@ _MODULES: Final = {
 
 
 def load(namespace: Namespace, text: str) -> None:
-    """Load a ruleset inside a namespace: all of it or nothing.
+    """Load the ruleset ``text`` inside a namespace in one transaction: all of it or nothing.
 
-    Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError if nft is missing, the privilege
-    is missing or the kernel lacks a feature; FenceError if the kernel refuses the ruleset for any
-    other reason. After an error, nothing has changed.
+    Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError if nft or the privilege is
+    missing, or if the kernel lacks a feature. Raises FenceError if the kernel refuses the ruleset
+    for any other reason. After an error, nothing has changed. Only if nft did not end within 30 s,
+    the state is unknown.
     """
     result = _run_on(namespace, text)
     if result.returncode != 0:
@@ -66,7 +68,7 @@ def load(namespace: Namespace, text: str) -> None:
 
 
 def show_messages(namespace: Namespace, text: str) -> str:
-    """Return the messages that nft would send for a ruleset, as text; nothing is loaded.
+    """Return the netlink messages that nft would send for a ruleset, as text; nothing is loaded.
 
     The format is libmnl's (``mnl_nlmsg_fprintf``). The text is complete even if the kernel would
     reject the ruleset. Raises UnsupportedError if nft is missing, FenceError if it can't be run.
@@ -75,7 +77,7 @@ def show_messages(namespace: Namespace, text: str) -> str:
 
 
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
-    """Return a table as nft lists it, with handles, without counter values and set elements.
+    """Return nft's listing of a table, with rule handles, without counter values and set elements.
 
     Without these, large sets cost nft neither time nor memory. A table that a socket owns
     exclusively is listed as it will be after that socket is closed. Returns None if the table is
@@ -94,7 +96,7 @@ def list_table(namespace: Namespace, family: str, table: str) -> str | None:
 
 
 def permission_error() -> UnsupportedError:
-    """Return the exception for an operation that the kernel does not permit."""
+    """Return the exception to raise if the kernel does not permit us to change nftables."""
     return UnsupportedError(
         "the kernel does not let us change nftables here: "
         "run as root, or with CAP_NET_ADMIN over this network namespace"
@@ -102,7 +104,7 @@ def permission_error() -> UnsupportedError:
 
 
 def find() -> Path:
-    """Return the path of nft; raises UnsupportedError if no trusted directory has it."""
+    """Return the path of the program nft; raise UnsupportedError if no trusted directory has it."""
     found = find_program("nft")
     if found is None:
         raise UnsupportedError(
@@ -113,7 +115,10 @@ def find() -> Path:
 
 
 def find_program(name: str) -> Path | None:
-    """Return a program in a trusted directory that only root can write; None if there is none."""
+    """Return the path of a program that only root can have written; None if there is none.
+
+    Only the directories of :data:`TRUSTED` are searched.
+    """
     owner = Path("/").stat().st_uid  # root; a user namespace may show another uid
     for directory in TRUSTED:
         binary = directory / name
@@ -171,7 +176,7 @@ def _run(
 
 @contextlib.contextmanager
 def _report_shortage() -> Iterator[None]:
-    """Report errors of this process: too few files or processes, or too little memory."""
+    """Convert an OSError of starting nft (too few files, processes or memory) to FenceError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Monitor of a fence's tables in one namespace: notices of changes, and a socket to change them."""
+"""Monitor of a fence's tables in one namespace: it receives notices of changes, and can restore."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ OVERRUN: Final = Transaction(
 
 
 class NftMonitor:
-    """Sockets that monitor and change a fence's tables in one namespace.
+    """Netlink sockets in one namespace, to receive notices about a fence's tables and change them.
 
     All methods except the constructor raise OSError. One thread reads the notices; other threads
-    may change the fence too. ``restored_generation`` is the number of a ruleset: all changes up to
-    that one have been reverted. ``regular_generation``: changes up to that one came from a process
-    that had stored a record for the fence, as ``install`` does.
+    may change the fence too. A generation is the kernel's number of a ruleset.
+    ``restored_generation``: all changes up to that generation have been reverted.
+    ``regular_generation``: changes up to that one came from a process that stored a record for the
+    fence, as ``install`` does. None if there was none.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
-        """Subscribe to the changes of some tables.
+        """Subscribe to the kernel's notices about changes to ``tables`` in a namespace.
 
         Raises SourceError, and the errors of :meth:`Namespace.call`.
         """
@@ -71,7 +72,10 @@ class NftMonitor:
         self._nftables.close()
 
     def read(self) -> list[Transaction]:
-        """Return the changes of other processes that have been received until now."""
+        """Return the transactions of other processes whose notices have arrived; don't wait.
+
+        :data:`OVERRUN` is returned in place of notices that the kernel dropped.
+        """
         found: list[Transaction] = []
         poll = select.poll()
         poll.register(self.notices, select.POLLIN)
@@ -93,13 +97,13 @@ class NftMonitor:
         return [each for each in found if each.port != self._nftables.port]
 
     def is_reverted(self, transaction: Transaction) -> bool:
-        """Return true if the transaction has been reverted by a restore."""
+        """Return true if a later restore of the fence has reverted the transaction."""
         return transaction.generation is not None and _is_up_to(
             transaction.generation, self.restored_generation
         )
 
     def is_regular(self, transaction: Transaction) -> bool:
-        """Return true if the transaction came before the renewal of a regularly installed fence."""
+        """Return true if the transaction belongs to a regular installation, or came before one."""
         return (
             transaction.generation is not None
             and self.regular_generation is not None
@@ -107,7 +111,7 @@ class NftMonitor:
         )
 
     def generation(self) -> int:
-        """Return the present generation of the ruleset."""
+        """Return the kernel's number of the present ruleset in the namespace."""
         with self._lock:
             try:
                 return self._nftables.generation()
@@ -116,13 +120,20 @@ class NftMonitor:
                 raise
 
     def accept(self, generation: int) -> None:
-        """Regard the changes up to a generation as those of a regular installation."""
+        """Accept all changes up to a ruleset's number as those of a regular installation.
+
+        They need no restore, and are no tampering.
+        """
         with self._lock:
             if _is_up_to(self.restored_generation, generation):
                 self.restored_generation = self.regular_generation = generation
 
     def restore(self, statements: Sequence[Statement]) -> None:
-        """Restore the fence with one transaction, which reverts all earlier changes."""
+        """Send the statements that restore the fence, as one transaction that reverts all others.
+
+        An attempt fails if another process changes the ruleset at the same time. After eight
+        attempts, the transaction is sent without that check.
+        """
         with self._lock:
             for _ in range(_TRIES):
                 before = self._nftables.generation()
@@ -139,7 +150,10 @@ class NftMonitor:
             self.commit(statements)
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """See :meth:`Nftables.commit`."""
+        """Send statements as one transaction; after a timeout, replace the socket and raise.
+
+        Arguments and errors are those of :meth:`Nftables.commit`.
+        """
         with self._lock:
             try:
                 self._nftables.commit(statements, generation)
@@ -148,7 +162,7 @@ class NftMonitor:
                 raise
 
     def take_ownership(self) -> None:
-        """Become the exclusive owner of the tables, if all of them exist.
+        """Make our socket the exclusive owner of the fence's tables, if all of them exist.
 
         Then no other socket can change them. Raises PermissionError if another socket owns them.
         """
@@ -174,7 +188,7 @@ class NftMonitor:
                     return
 
     def _reopen(self) -> None:
-        """Replace the socket, because the rest of an answer may still arrive on the old one."""
+        """Replace the socket after a timeout: the late answer may still arrive on the old one."""
         fresh = self.namespace.call(Nftables)
         self._nftables.close()
         self._nftables = fresh

@@ -1,10 +1,11 @@
-"""Conversion of a policy to that of a permissive fence. A pure function; runs on any OS.
+"""Conversion of a policy file to its permissive form, which logs packets but refuses none.
 
-A policy file refuses packets in two ways: by the policy of a base chain, and by the statements
-``drop`` and ``reject``. All of them become ``accept``. The jumps to the chains of
-``rules/permissive.nft`` (for a VM ``rules/permissive_tap.nft``) are added before and after the
-accounting of their rules. The conversion comes before any value is inserted into the text. So no
-name of a sandbox or a link can be mistaken for a statement.
+A policy file (``rules/*.nft``) refuses packets in two ways: by the policy of a base chain, and by
+the statements ``drop`` and ``reject``. The conversion replaces all of them by ``accept``. It adds
+jumps before and after the jumps to the rules' accounting. They lead to the chains of
+``rules/permissive.nft`` (for a VM ``rules/permissive_tap.nft``). The conversion comes before any
+value is inserted into the text. So no name of a sandbox or a link can be mistaken for a statement.
+Pure; runs on any OS.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ _BEGIN: Final = re.compile(r"^# accounting\.nft: ", re.MULTILINE)
 
 
 def make_permissive(policy: str, additions: str) -> str:
-    """Return the permissive form of a policy, including ``additions``.
+    """Return the permissive form of a policy file's text, with the chains of ``additions``.
 
-    Raises AssertionError if it can't classify a statement.
+    ``policy`` is the text of a file in ``rules/``, ``additions`` that of its permissive rules or
+    empty. Raises AssertionError if it can't determine whether a line refuses packets.
     """
     chains = set(_PERMISSIVE_CHAIN.findall(additions))
     lines = "".join(map(_accept, policy.splitlines(keepends=True)))
@@ -41,12 +43,12 @@ def make_permissive(policy: str, additions: str) -> str:
 
 
 def refusals(policy: str) -> tuple[str, ...]:
-    """Return the lines that refuse packets, without their indentation."""
+    """Return the lines of a policy file that refuse packets, without their indentation."""
     return tuple(line.strip() for line in policy.splitlines() if _REFUSAL.search(_unquoted(line)))
 
 
 def _unquoted(line: str) -> str:
-    """Return a line without its quoted text; an empty text for a comment."""
+    """Return a line of a policy file with its quoted texts emptied; nothing for a comment line."""
     if _COMMENT.match(line):
         return ""
     unquoted = _QUOTED.sub('""', line)

@@ -1,17 +1,19 @@
-"""Replacement of a fence that preserves its counters. A pure function of texts; runs on any OS.
+"""Text of a ruleset that replaces a fence and preserves its packet counters. Runs on any OS.
 
-A ruleset of ours (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines it, and so
-deletes the counts. If one of our tables exists, this module empties it instead, in the same
-transaction. All rules are deleted, and all objects that the new definition lacks. The counters, the
-sets with counters and the log limits stay. A base chain stays registered too, so that no count
-depends on when the kernel removes an old hook. Deleted links are removed from it by name.
+A ruleset of ours (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines it. That deletes
+the counts too. If the table exists already, this module replaces the deletion by statements that
+empty the table in the same transaction. They delete all rules, and all objects that the new
+definition lacks. The counters, the sets with counters and the log limits stay. A base chain stays
+registered too, so that no count depends on when the kernel removes an old hook. Deleted links are
+removed from it by name.
 
 A process with CAP_NET_ADMIN over the namespace may have created the existing tables, so their
 listing is untrusted. So a name is accepted only if it is an identifier. A table that is not clearly
 ours is not preserved. The new definition is effective whatever the listing hides: ``flush table``
-deletes all rules, and the sets of allowed senders are always created again. The set of
-flows with which a sidecar's proxy closes its connections is preserved too. Packets fill that set,
-so elements that such a process adds can't be detected, now or at any other time.
+deletes all rules, and the sets of allowed senders are always created again.
+
+The set of flows with which a sidecar's proxy closes its connections is preserved too. Packets fill
+that set, so elements that such a process adds can't be detected, now or at any other time.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ _DELETABLE: Final = ("map", "set", "counter", "quota", "limit", "chain")
 
 
 class TableId(NamedTuple):
-    """Family and name of a table."""
+    """Identifier of an nftables table: its family, such as ``inet``, and its name."""
 
     family: str
     name: str
@@ -52,9 +54,10 @@ class TableId(NamedTuple):
 
 @dataclass(slots=True)
 class _Table:
-    """Comment and parts of a table; parts are lines without tabs, by kind and name.
+    """Content of an nftables table, parsed from a ruleset or from nft's listing.
 
-    ``persists``: a socket may own the table exclusively.
+    ``parts`` are its sets, counters, chains and so on, by kind and name; each has its lines without
+    tabs. ``persists``: a socket may own the table exclusively.
     """
 
     comment: list[str] = field(default_factory=list)
@@ -63,11 +66,11 @@ class _Table:
 
 
 def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | None:
-    """Return the ruleset that replaces the existing tables with those of ``definition``.
+    """Return the ruleset ``definition``, changed so that counters of existing tables are preserved.
 
-    ``existing`` are their listings as :func:`ocsf_nft.fence.nft.list_table` returns them. Other
+    ``existing`` has their listings as :func:`ocsf_nft.fence.nft.list_table` returns them. Other
     tables of the definition are created. Returns None if the existing tables can't be preserved, or
-    their listing is not understood.
+    if their listing is not understood.
     """
     for table_id, listing in existing.items():
         deletion = f"\ndelete table {table_id.family} {table_id.name}\n"
@@ -89,7 +92,11 @@ def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | 
 def _empty_table(
     table_id: TableId, defined: _Table, listed: _Table | None, links: str
 ) -> str | None:
-    """Return statements that delete everything from a table except what counts."""
+    """Return statements that delete everything from a table except counters and sets with counters.
+
+    ``defined`` is the table in the new definition, ``listed`` the existing one. ``links`` are the
+    interfaces of the new definition. Returns None if the counters can't be preserved.
+    """
     if listed is None or (listed.comment, listed.persists) != (defined.comment, defined.persists):
         return None
     where = f"{table_id.family} {table_id.name}"
@@ -123,12 +130,12 @@ def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
 
 
 def _has_timeout(lines: list[str]) -> bool:
-    """Return true if elements that packets add time out, as for flows and log limits."""
+    """Return true if packets add elements to a set and these expire, as in a set of flows."""
     return any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
 
 
 def _properties(lines: list[str]) -> list[str]:
-    """Return the properties of a set or a counter, sorted because nft has its own order."""
+    """Return the properties of a set or a counter in a comparable form: nft has its own order."""
     return sorted(line.replace(", ", ",") for line in lines)
 
 
@@ -137,10 +144,12 @@ def _order(part: tuple[str, str]) -> tuple[int, str]:
 
 
 def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[str] | None:
-    """Return the hooks to remove from a chain so that it can stay; None if it can't stay.
+    """Return the hooks to delete from an existing chain so that the chain itself can stay.
 
-    A regular chain of ours can always stay. A chain's rules and policy don't matter: the rules have
-    been deleted, and the definition sets the policy.
+    ``defined`` and ``listed`` are the lines of the new and the existing chain, ``links`` the new
+    interfaces. A regular chain has no hooks and can always stay. Rules and policy don't matter: the
+    rules have been deleted, and the definition sets the policy. Returns None if the chain can't
+    stay.
     """
     heads = [
         [line for line in lines if line.startswith(("type ", "comment "))]
@@ -169,7 +178,7 @@ def _devices(text: str) -> Iterator[str]:
 
 
 def _parse_definition(definition: str, table_id: TableId) -> _Table:
-    """Return the content of a table in a definition of ours; its parts may be in several blocks."""
+    """Return a table's content in a ruleset of ours; the table may be defined in several blocks."""
     lines = []
     is_here = False
     for line in definition.split("\n"):
@@ -184,7 +193,7 @@ def _parse_definition(definition: str, table_id: TableId) -> _Table:
 
 
 def _parse_listing(listing: str, table_id: TableId) -> _Table | None:
-    """Return the content of a listing; None if any part of it is unexpected."""
+    """Return the content of a table from nft's listing; None if any part of it is unexpected."""
     first, *lines = listing.split("\n")
     opening = f"table {table_id.family} {table_id.name} {{"
     if _HANDLE.sub("", first) != opening or lines[-2:] != ["}", ""]:

@@ -1,4 +1,4 @@
-"""Netlink messages that restore a fence, prepared while it is active, to be sent at once."""
+"""Netlink messages that restore a fence, prepared while it is active, to be sent quickly."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceBatch:
-    """Messages that restore the tables of a fence in one namespace.
+    """Prepared netlink messages that restore the tables of a fence in one namespace.
 
-    ``keeping_counters`` preserves existing counters, whether parts of the tables are missing or all
-    are there; None if that is impossible. ``full`` first deletes the tables.
+    ``keeping_counters`` preserves existing counters, whether or not parts of the tables are
+    missing. It is None if that is impossible. ``full`` deletes the tables first, with their
+    counters.
     """
 
     tables: tuple[TableId, ...]
@@ -33,7 +34,11 @@ class NamespaceBatch:
     full: tuple[Statement, ...]
 
     def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
-        """Return the batches to try, in order; tables that are ``recreated`` are not preserved."""
+        """Return the message batches to try, in order, until the kernel accepts one.
+
+        ``recreated`` are the tables that another process created again. Their counters are not
+        ours, and are not preserved.
+        """
         if self.keeping_counters is None or set(recreated) & set(self.tables):
             return (self.full,)
         return self.keeping_counters, self.full
@@ -41,9 +46,10 @@ class NamespaceBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreBatch:
-    """Messages that restore a fence as recorded, inside its namespace and on the host's side.
+    """Prepared netlink messages that restore a fence as recorded, in all its namespaces.
 
-    The first of ``batches`` is that of the fence itself.
+    ``batches`` has those for the fenced namespace first, then those for the guard on the host's
+    side.
     """
 
     installed: InstalledFence
@@ -55,9 +61,10 @@ class RestoreBatch:
         return frozenset(self.installed.around.links)
 
     def is_valid_for(self, installed: InstalledFence) -> bool:
-        """Return true if the batch also restores this recorded fence.
+        """Return true if these messages also restore the fence of another record.
 
-        The latest links and routes may differ.
+        They do if specification, transport, namespace and TAP device are equal. Links and routes
+        may differ.
         """
         own, other = (
             (each.spec, each.transport, each.identity, each.around.ifindex)
@@ -67,9 +74,9 @@ class RestoreBatch:
 
 
 def prepare(installed: InstalledFence) -> RestoreBatch:
-    """Prepare the batch; blocks for some runs of nft, and changes nothing.
+    """Prepare the messages that restore a fence; runs nft several times, and changes nothing.
 
-    Raises UnsupportedError or FenceError if nft fails.
+    Blocks meanwhile. Raises UnsupportedError or FenceError if nft fails.
     """
     spec, around, transport = installed.spec, installed.around, installed.transport
     tables = load_ruleset.fence_table_ids(spec)
@@ -108,9 +115,9 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Insert statements that set the comment of a missing table.
+    """Insert statements that set the comment of a table if it is missing and created again.
 
-    An existing table keeps its comment.
+    ``replacement`` is the ruleset text. An existing table keeps its comment.
     """
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"

@@ -1,4 +1,4 @@
-"""Lookup of the logging rules by name, from nft's listing."""
+"""Lookup of a fence's logging rules by name, in the listings of its tables that nft printed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _RULE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggingRule:
-    """Logging rule: its position in the ruleset, and its text as nft lists it."""
+    """nftables rule of a fence that logs refused packets: its name, position, handle and text.
+
+    ``name`` is the one in its log prefix, such as ``egress``. ``text`` is the rule as nft lists it.
+    """
 
     name: str
     family: str
@@ -29,7 +32,10 @@ class LoggingRule:
 
 
 def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
-    """Return the logging rules in nft's listings (with handles), in their order."""
+    """Return the fences' rules that log packets, in the order of nft's table listings.
+
+    ``listings`` are outputs of ``nft -a list table``, which include the rules' handles.
+    """
     found: list[LoggingRule] = []
     family = table = chain = ""
     for line in (line for listing in listings for line in listing.splitlines()):

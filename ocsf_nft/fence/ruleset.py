@@ -1,4 +1,4 @@
-"""Text of a ruleset, from the policy files in ``rules/`` and checked values. Runs on any OS.
+"""Generation of a fence's ruleset text from the policy files in ``rules/``. Runs on any OS.
 
 This module fills in a policy file: values for its ``define`` lines, accounting for its rules, the
 chosen form for its log statements, elements for its sets. All text that nft reads comes from these
@@ -79,7 +79,7 @@ _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info
 
 
 class Table(NamedTuple):
-    """Table of a fence, and the rules that count in it."""
+    """nftables table of a fence: its family, name, and the names of the rules that count in it."""
 
     family: str
     name: str
@@ -87,31 +87,31 @@ class Table(NamedTuple):
 
 
 def tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return the tables in the fenced namespace; a VM's fence is in the namespace of its host."""
+    """Return the tables of a fence; those of a VM's fence are in the namespace of its host."""
     return tables_of(spec.profile, None if spec.tap is None else spec.tap.device)
 
 
 def tables_of(profile: Profile, device: str | None) -> tuple[Table, ...]:
-    """Return the tables of a fence of which only the profile and the device are known."""
+    """Return the tables of a fence from its profile and, for a VM, the name of its TAP device."""
     name = TABLE if device is None else device_table(device)
     return tuple(Table(family, name, rules) for family, rules in _RULES[profile])
 
 
 def static_sets(spec: FenceSpec) -> tuple[str, ...]:
-    """Return the sets that the installer fills. All others are filled by packets."""
+    """Return the names of the sets that the installer fills; packets fill all other sets."""
     has_mac = spec.tap is not None and spec.tap.mac is not None
     return (*_STATIC_SETS, "macs") if has_mac else _STATIC_SETS
 
 
 def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return the tables on the host's side of a sandbox's link; none without a guard."""
+    """Return the guard's table, on the host's end of a sandbox's link; empty without a guard."""
     if spec.guard_device is None:
         return ()
     return (Table("netdev", device_table(spec.guard_device), ("guard",)),)
 
 
 def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset of the fence itself, ready for ``nft -f``."""
+    """Return the ruleset of a fence, without its guard, as text for ``nft -f``."""
     links = around.links or (LOOPBACK,)
     defines = {"links": _names(links)}
     if spec.tap is None:
@@ -128,9 +128,9 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
 
 
 def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset of the guard on the host's side, ready for ``nft -f``.
+    """Return the ruleset of a fence's guard on the host's side, as text for ``nft -f``.
 
-    ``spec.guard_device`` names the link.
+    The guard filters the link that ``spec.guard_device`` names.
     """
     device = spec.guard_device or LOOPBACK
     defines = {"links": _names((device,))}
@@ -139,26 +139,29 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
 
 
 def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the rulesets of a specification: the fence, and the guard if one is requested."""
+    """Return the ruleset text of a fence, and of its guard if one is requested."""
     text = fence(spec, around, transport)
     return text if spec.guard_device is None else text + guard(spec, around, transport)
 
 
 def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the SHA-256 of this version's rulesets, in hex, to detect another version's policy."""
+    """Return the SHA-256 (hex) of the ruleset text that this version generates.
+
+    If a record has another digest, another version of ocsf-nft has installed that fence.
+    """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
 
 
 def device_table(device: str) -> str:
-    """Return the name of a device's table, in the characters that nft allows."""
+    """Return the name of the nftables table for a device; forbidden characters are escaped."""
     return f"{TABLE}_" + re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):02x}", device)
 
 
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
     """Return the line that creates a table if it is missing, so that it can be deleted.
 
-    ``persists`` must be that of the existing table: the kernel accepts no table with the same name
-    and other flags.
+    ``persists`` must be true if the existing table is persistent: the kernel accepts no table with
+    the same name and other flags.
     """
     return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 
@@ -219,7 +222,7 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    """Return the accounting of the rule egress, with the names of the given mode."""
+    """Return the text of ``accounting.nft`` with the counters' names of the given mode."""
     name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 
@@ -254,7 +257,7 @@ def _set_log_transport(text: str, group: int, transport: LogTransport) -> str:
 
 
 def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
-    """Return the elements of the sets that the installer fills."""
+    """Return the elements of the sets that the installer fills, by the name of the set."""
     found: dict[str, list[str]] = {}
     for version in (4, 6):
         found[f"allowed{version}"] = [
@@ -271,7 +274,7 @@ def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[st
 
 
 def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:
-    """Return the statements that fill the sets of a ruleset, in whichever table they are."""
+    """Return ``add element`` statements for the sets of a ruleset that ``contents`` names."""
     lines = []
     where = ""
     for line in text.splitlines():

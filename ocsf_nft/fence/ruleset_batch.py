@@ -92,12 +92,12 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 
 
 def compile_ruleset(namespace: Namespace, text: str) -> tuple[Statement, ...]:
-    """Return the statements of a ruleset from this package; blocks.
+    """Return the netlink statements of a ruleset that this package generated; nothing is loaded.
 
-    nft runs in an empty namespace, so that tables of other processes don't disturb it. It runs in
-    ``namespace`` if no empty one can be made, or if the ruleset refers to existing tables. Raises
-    FenceError if this version of nft shows messages in an unknown format, and the errors of
-    :func:`nft.show_messages`.
+    Blocks while nft runs. nft runs in an empty namespace, so that tables of other processes don't
+    disturb it. It runs in ``namespace`` if no empty one can be made, or if the ruleset refers to
+    existing tables. Raises FenceError if this version of nft shows messages in an unknown format,
+    and the errors of :func:`nft.show_messages`.
     """
     with contextlib.suppress(UnsupportedError, FenceError):
         return tuple(parse_messages(netns.in_scratch(lambda: nft.show_messages(Namespace(), text))))
@@ -105,7 +105,10 @@ def compile_ruleset(namespace: Namespace, text: str) -> tuple[Statement, ...]:
 
 
 def parse_messages(output: str) -> Iterator[Statement]:
-    """Yield the statements of a transaction that nft shows; raises FenceError if there is none."""
+    """Yield the netlink statements in nft's debug output (``--debug=mnl``) of one transaction.
+
+    Raises FenceError if the output has no transaction, or an unknown format.
+    """
     is_inside = False
     for found in _MESSAGE.finditer(output):
         kind = int(found["kind"])
@@ -126,7 +129,7 @@ def parse_messages(output: str) -> Iterator[Statement]:
 
 
 def ownership_statement(family: str, table: str) -> Statement:
-    """Return the statement that makes the sending socket own a persistent table."""
+    """Return the netlink statement that makes the sending socket own a persistent table."""
     flags = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
     payload = struct.pack("!BBH", FAMILIES[family], 0, 0)
     payload += netlink.attribute(_NFTA_TABLE_NAME, table.encode() + b"\0")
@@ -137,7 +140,11 @@ def ownership_statement(family: str, table: str) -> Statement:
 def attach_statements(
     statements: Iterable[Statement], devices: Iterable[str]
 ) -> tuple[Statement, ...]:
-    """Return statements that attach more interfaces to the netdev chains; none without devices."""
+    """Return netlink statements that attach further interfaces to a fence's netdev chains.
+
+    ``statements`` are those that create the fence, ``devices`` the names of the interfaces. Without
+    devices, nothing is returned.
+    """
     names = b"".join(
         netlink.attribute(_NFTA_DEVICE_NAME, name.encode("utf-8", "surrogateescape") + b"\0")
         for name in devices

@@ -56,13 +56,13 @@ _NAME_CHARACTERS: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transaction:
-    """Changes of one transaction to a fence's tables, and its origin according to the kernel.
+    """nftables transaction that changed a fence's tables, and the process that the kernel names.
 
     ``generation`` is the number of the resulting ruleset. ``port`` is the netlink port of the
     socket. ``pid`` is the thread id in the initial pid namespace, ``comm`` the name that the thread
-    gave itself. Without the last message of the transaction, only ``port`` is known of these.
-    ``changes`` is a text for people. ``created`` are the tables that were created or changed as a
-    whole.
+    gave itself. If the transaction's last message is missing, ``generation``, ``pid`` and ``comm``
+    are None. ``changes`` is a text for people. ``created`` are the tables that were created or
+    changed as a whole.
     """
 
     generation: int | None = None
@@ -75,7 +75,7 @@ class Transaction:
 
 @dataclass(slots=True)
 class _Unfinished:
-    """Transaction whose last message has not been received."""
+    """Changes of a transaction whose last message has not been received yet."""
 
     port: int | None = None
     created: set[TableId] = field(default_factory=set)
@@ -91,7 +91,7 @@ class _Unfinished:
 
 
 class ChangeReader:
-    """Reader of notices about some tables, datagram by datagram."""
+    """Decoder of the kernel's notices about changes to ``tables``, one datagram at a time."""
 
     def __init__(self, tables: Iterable[TableId]) -> None:
         self._tables = {
@@ -102,7 +102,7 @@ class ChangeReader:
         self._generation = 0
 
     def read(self, datagram: memoryview) -> Iterator[Transaction]:
-        """Yield the transactions that end with a datagram and concern the tables."""
+        """Yield the transactions that concern the tables and that end with this datagram."""
         for message in netlink.messages_with_headers(datagram):
             kind = message.kind - nfnetlink.SUBSYSTEM
             if len(message.payload) < _HEADER.size:
@@ -121,7 +121,7 @@ class ChangeReader:
                 self._add(kind, family, dict(attributes))
 
     def take_unfinished(self) -> Iterator[Transaction]:
-        """Yield the received part of a transaction whose last message will not arrive."""
+        """Yield the received part of a transaction whose last message will not arrive, if any."""
         found, self._unfinished = self._unfinished, _Unfinished()
         if found.concerns_fence:
             yield Transaction(
@@ -130,7 +130,7 @@ class ChangeReader:
 
     @property
     def is_incomplete(self) -> bool:
-        """Return true if a part of a transaction that concerns the tables has been received."""
+        """Return true if a transaction that concerns the tables still lacks its last message."""
         return self._unfinished.concerns_fence
 
     def _add(self, kind: int, family: int, attributes: dict[int, memoryview]) -> None:

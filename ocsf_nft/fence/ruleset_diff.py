@@ -1,4 +1,4 @@
-"""Differences between a fence as it was installed and as it is now, in lines for people."""
+"""Differences between nft's listings of a fence as installed and as it is now, for people."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _LINE_CHARACTERS: Final = 200
 
 
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """Return the lines that differ between listings, by table.
+    """Return the unified diff between nft's listings of the installed tables and the current ones.
 
-    Handles and the order of the parts are ignored. When a fence is replaced, preserved parts keep
-    their position in nft's listing; the order of chains and sets there has no effect.
+    Both mappings have the tables' names as keys. Handles and the order of the parts are ignored.
+    When a fence is replaced, preserved parts keep their position in nft's listing; the order of
+    chains and sets there has no effect.
     """
     lines: list[str] = []
     for name in sorted({*expected, *found}):
@@ -33,7 +34,7 @@ def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[st
 
 
 def shortened(lines: list[str]) -> list[str]:
-    """Return the first lines, each cut to a maximum length, and the number of omitted lines."""
+    """Return at most 20 lines, each cut to 200 characters, and the number of omitted lines."""
     shown = [
         line if len(line) <= _LINE_CHARACTERS else f"{line[: _LINE_CHARACTERS - 1]}…"
         for line in lines[:_DIFFERENCE_LINES]

@@ -1,4 +1,4 @@
-"""Specification of a fence: the values that its rulesets are generated from."""
+"""Specification of a fence by the operator, and the interfaces that its rulesets depend on."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ Profile: TypeAlias = Literal["sandbox", "sidecar", "tap"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
-    """TAP device of a virtual machine on its host.
+    """TAP device of a virtual machine on its host, and the addresses that the machine may use.
 
-    ``subnets`` are the subnets of the link, each as the gateway's own address and the prefix
-    length. ``mac`` is the machine's link address; with None, the first address that it sends from.
+    ``subnets`` are the subnets on the link, one per address family. Each one is the gateway's own
+    address with the prefix length. ``mac`` is the machine's link address. If it is None, the fence
+    learns the address from the machine's first packet.
     """
 
     device: str
@@ -35,7 +36,7 @@ class Tap:
     mac: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the constraints that the types cannot express."""
+        """Check the device name, the link address and the subnets; raises UsageError."""
         values.device_name(self.device)
         if self.mac is not None:
             values.mac(self.mac)
@@ -46,11 +47,13 @@ class Tap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceSpec:
-    """Request of the operator; each value is checked on construction (raises UsageError).
+    """Fence that the operator requests: the sandbox, the allowed endpoints and the mode.
 
-    With ``proxy_uids`` it is a sidecar's fence, with ``tap`` the fence of a virtual machine.
+    Construction checks each value and raises UsageError. With ``proxy_uids`` it is the fence of a
+    pod with a sidecar proxy, with ``tap`` that of a virtual machine. ``group`` is the NFLOG group.
+    ``guard_device`` is the host's end of the sandbox's link, which gets a second table (the guard).
     ``is_permissive``: packets that would be refused are logged and allowed. ``has_changed``: the
-    previous fence had the other mode, and its counters are preserved; the installer finds this out.
+    previous fence had the other mode, and its counters are preserved; the installer sets this flag.
     ``is_owned``: while a run monitors the fence, no other process can change its tables.
     """
 
@@ -66,7 +69,7 @@ class FenceSpec:
     is_owned: bool = False
 
     def __post_init__(self) -> None:
-        """Check the constraints that the types cannot express."""
+        """Check each value, and that the values fit together; raises UsageError."""
         values.sandbox_name(self.sandbox)
         values.nflog_group(self.group)
         for uid in self.proxy_uids:
@@ -82,20 +85,20 @@ class FenceSpec:
 
     @property
     def profile(self) -> Profile:
-        """Return what the fence encloses."""
+        """Return what is fenced: a namespace, a pod with a sidecar proxy, or a VM (``tap``)."""
         if self.tap is not None:
             return "tap"
         return "sidecar" if self.proxy_uids else "sandbox"
 
     @property
     def allowed(self) -> tuple[Endpoint, ...]:
-        """Return all endpoints that every sender may reach, in a stable order."""
+        """Return the proxies and exceptions, which every process may reach, in a stable order."""
         return tuple(sorted({*self.proxies, *self.exceptions}, key=_sort_key))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """Network interfaces and next hops of a fenced namespace.
+    """Network interfaces and next hops of a namespace, as they are when its fence is installed.
 
     ``links`` are the names of all interfaces except loopback. ``uplinks`` are the interfaces that
     lead to the allowed endpoints; all interfaces if there is no route. ``neighbours`` are the next
@@ -110,7 +113,10 @@ class Surroundings:
     ifindex: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the names that the kernel returned: the owner of an interface chooses its name."""
+        """Check that each interface name can be written in a ruleset; raises UsageError.
+
+        The names come from the kernel, but the owner of an interface chooses its name.
+        """
         for link in self.links:
             values.device_name(link)
 

@@ -1,4 +1,4 @@
-"""Records of installed fences: one file per sandbox below the state directory.
+"""State directory: a record of each installed fence, in one file per sandbox.
 
 With the sandbox's name alone, ``verify`` can compare, ``remove`` can find the tables and ``run``
 can resume. A new file is written next to the old one and renamed over it. So a reader finds the old
@@ -29,7 +29,7 @@ _FILE: Final = "fence.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledFence:
-    """Record of a fence as it was loaded.
+    """Record of a fence as it was loaded, which the state directory stores.
 
     ``identity`` is that of the namespace (:meth:`Namespace.identity`), because a path can later
     refer to another namespace. ``policy`` is a digest of the loaded rulesets; another version of
@@ -52,14 +52,17 @@ _INSTALLED_FENCE: Final = pydantic.TypeAdapter(InstalledFence)
 
 
 class StateDirectory:
-    """Directory of the records; created (mode 0700) before the first write."""
+    """Directory of the fences' records, their locks, and the sysctl values to restore later.
+
+    The first write creates it, with mode 0700.
+    """
 
     def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
         self.path = path
         self._all_netns = path / "nf_log_all_netns.before"
 
     def read(self, sandbox: str) -> InstalledFence | None:
-        """Return the record of a sandbox; None if it has none.
+        """Return the record of a sandbox's fence; None if it has none.
 
         Raises FenceError if the file is damaged or can't be read.
         """
@@ -76,18 +79,21 @@ class StateDirectory:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
 
     def directory(self, sandbox: str) -> Path:
-        """Return the directory for all files of a sandbox."""
+        """Return the path of the directory for all files of a sandbox; it may not exist yet."""
         return self.path / values.sandbox_name(sandbox)
 
     def written_ns(self, sandbox: str) -> int | None:
-        """Return the time of a sandbox's last record (ns since the epoch, UTC), or None."""
+        """Return the time when a sandbox's record was last written; None if there is no record.
+
+        The unit is ns since the epoch, UTC.
+        """
         try:
             return (self.directory(sandbox) / _FILE).stat().st_mtime_ns
         except OSError:
             return None
 
     def version(self, sandbox: str) -> tuple[int, ...] | None:
-        """Return a value that differs after each write of a record; None if there is no record."""
+        """Return a value that changes with each write of a sandbox's record; None without one."""
         try:
             found = (self.directory(sandbox) / _FILE).stat()
         except OSError:
@@ -96,9 +102,10 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock for the installation and removal of fences; waits for other processes.
+        """Hold the lock on all records, for the installation or removal of a fence.
 
-        Raises DeliveryError if the lock file can't be created.
+        Waits until other processes release the lock. Raises DeliveryError if the lock file can't be
+        created.
         """
         descriptor = self._lock_file("install")
         try:
@@ -109,9 +116,9 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def run_lock(self, sandbox: str) -> Iterator[None]:
-        """Hold the lock of the run that monitors a sandbox.
+        """Hold the lock that only one run may have for a sandbox that it monitors.
 
-        Raises SourceError if another run holds it.
+        Raises SourceError if another run holds it, DeliveryError if the lock file can't be created.
         """
         descriptor = self._lock_file(f"run-{values.sandbox_name(sandbox)}")
         try:
@@ -126,7 +133,7 @@ class StateDirectory:
             _unlock(descriptor)
 
     def is_watched(self, sandbox: str) -> bool:
-        """Return true if a run monitors a sandbox now."""
+        """Return true if a run (an ``ocsf-nft run`` process) monitors the sandbox now."""
         try:
             descriptor = os.open(self._lock_path(f"run-{sandbox}"), os.O_RDONLY)
         except OSError:  # no run ever monitored it
@@ -156,7 +163,7 @@ class StateDirectory:
         )
 
     def sandboxes(self) -> Iterator[str]:
-        """Yield the names of the sandboxes with a record.
+        """Yield the names of the sandboxes that have a record, sorted.
 
         Raises FenceError if the directory can't be read.
         """
@@ -172,7 +179,7 @@ class StateDirectory:
                 yield name
 
     def write(self, installed: InstalledFence) -> None:
-        """Store a record durably; raises DeliveryError if the disk refuses it."""
+        """Store the record of a fence, synced to disk; raise DeliveryError if that fails."""
         directory = self.path / installed.spec.sandbox
         self._write(directory / _FILE, _INSTALLED_FENCE.dump_json(installed, indent=2))
 
@@ -192,7 +199,7 @@ class StateDirectory:
             raise self._unwritable(path.parent, error) from error
 
     def delete(self, sandbox: str) -> None:
-        """Delete the record of a sandbox, if there is one."""
+        """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""
         directory = self.path / values.sandbox_name(sandbox)
         (directory / _FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the sandbox may have other files there
@@ -215,17 +222,21 @@ class StateDirectory:
         return value.strip()
 
     def store_all_netns_before(self, value: str) -> None:
-        """Store that value durably; raises DeliveryError if the disk refuses it."""
+        """Store the value of ``net.netfilter.nf_log_all_netns`` before a fence enables it.
+
+        The file is synced to disk. Raises DeliveryError if it can't be written.
+        """
         self._write(self._all_netns, value.encode("ascii"))
 
     def delete_all_netns_before(self) -> None:
-        """Delete that value after it has been restored."""
+        """Delete the stored value of ``nf_log_all_netns``, after the sysctl has been restored."""
         self._all_netns.unlink(missing_ok=True)
 
     def forwarding_before(self, identity: str) -> bytes | None:
         """Return the IP forwarding settings of a namespace before a fence enabled forwarding.
 
-        Returns None if no fence did. Raises FenceError if they can't be read.
+        ``identity`` is that of the namespace. Returns None if no fence did. Raises FenceError if
+        they can't be read.
         """
         path = self._forwarding(identity)
         try:
@@ -236,11 +247,14 @@ class StateDirectory:
             raise FenceError(f"{path} can't be read: {error.strerror}") from error
 
     def store_forwarding_before(self, identity: str, content: bytes) -> None:
-        """Store those settings durably; raises DeliveryError if the disk refuses them."""
+        """Store the IP forwarding settings of a namespace before a fence enables forwarding.
+
+        The file is synced to disk. Raises DeliveryError if it can't be written.
+        """
         self._write(self._forwarding(identity), content)
 
     def delete_forwarding_before(self, identity: str) -> None:
-        """Delete those settings after they have been restored."""
+        """Delete the stored IP forwarding settings of a namespace after they have been restored."""
         self._forwarding(identity).unlink(missing_ok=True)
 
     def _forwarding(self, identity: str) -> Path:
@@ -249,7 +263,7 @@ class StateDirectory:
 
 
 def _unlock(descriptor: int) -> None:
-    """Release a lock, and close its descriptor.
+    """Release the lock on a file, and close its descriptor.
 
     Closing alone does not release the lock while a child process has a copy of the descriptor. Each
     child has a copy until it runs another program.

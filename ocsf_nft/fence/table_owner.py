@@ -1,4 +1,4 @@
-"""Sandbox that a table belongs to, from the table's comment and from the stored records."""
+"""Checks of the sandbox, or of the process, that an existing table of a fence belongs to."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
 
 
 def owning_sandbox(namespace: Namespace, table_id: TableId) -> str | None:
-    """Return the sandbox that a table's comment names; None if it names none, or there is no table.
+    """Return the sandbox that a table's comment names; None without such a comment or table.
 
-    The comment is untrusted. Raises the errors of :func:`table_query.comment`.
+    Another process can have written the comment, so it is untrusted. Raises the errors of
+    :func:`table_query.comment`.
     """
     found = _OWNER.fullmatch(table_query.comment(namespace, *table_id) or "")
     return None if found is None else found[1]
 
 
 def refuse_other_sandbox(sandbox: str, namespace: Namespace, table_id: TableId) -> None:
-    """Raise FenceError if a table belongs to another sandbox."""
+    """Raise FenceError if the comment of a table names another sandbox than ``sandbox``."""
     found = owning_sandbox(namespace, table_id)
     if found is not None and found != sandbox:
         raise _other_sandbox_error(found, namespace, table_id)
@@ -39,9 +40,9 @@ def refuse_other_sandbox(sandbox: str, namespace: Namespace, table_id: TableId) 
 def refuse_exclusive(
     namespace: Namespace, table_ids: Iterable[TableId], state: StateDirectory
 ) -> None:
-    """Raise FenceError if a process owns a table exclusively.
+    """Raise FenceError if a process owns one of the tables exclusively.
 
-    No other process can change such a table.
+    No other process, such as an installation, can change such a table.
     """
     for table_id in table_ids:
         found = table_query.table(namespace, *table_id)
@@ -64,11 +65,12 @@ def refuse_exclusive(
 def replaced_sandbox(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:
-    """Return the sandbox whose record is obsolete, because this fence replaces its table.
+    """Return the sandbox whose record becomes obsolete when the fence ``spec`` is installed.
 
-    Tables that a killed run left behind are replaced: the table of a VM without a record, or with
-    the record of a device with another index, which no longer exists. Raises FenceError if the
-    table belongs to another sandbox that may be alive, or is the guard of a sandbox with a record.
+    This concerns tables of VMs that a killed run left behind: TAP device names are soon reused.
+    Such a table is replaced if no record of it exists. It is replaced too if the recorded device
+    has another index than the present one, and so no longer exists. Returns None if no record
+    becomes obsolete. Raises FenceError if the table may still be in use by another sandbox.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
@@ -96,7 +98,7 @@ def replaced_sandbox(
 def _refuse_guard(
     sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
 ) -> None:
-    """Raise FenceError if a table is the guard of another sandbox."""
+    """Raise FenceError if the table is the guard that another sandbox has on record."""
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():
         return

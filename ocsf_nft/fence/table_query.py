@@ -1,4 +1,4 @@
-"""Queries to nf_tables without nft: a table's comment and flags, the elements of its sets.
+"""Netlink queries, without the program nft: a table's comment and flags, and its sets' elements.
 
 A check of a fence reads them every few seconds, so it starts no process. A process with
 CAP_NET_ADMIN over the namespace may have added a million elements where ours has one. So no more
@@ -45,7 +45,7 @@ _TRIES: Final = 3
 
 
 def comment(namespace: Namespace, family: str, name: str) -> str | None:
-    """Return the comment of a table, empty if it has none; None if there is no such table.
+    """Return the comment of an nftables table, empty if it has none; None without such a table.
 
     Raises UnsupportedError if reading is not permitted, FenceError if the kernel fails, and the
     errors of :meth:`Namespace.call`.
@@ -55,7 +55,10 @@ def comment(namespace: Namespace, family: str, name: str) -> str | None:
 
 
 def table(namespace: Namespace, family: str, name: str) -> Table | None:
-    """Return a table; None if there is no such table. Raises the errors of :func:`comment`."""
+    """Return an nftables table's handle, flags and user data; None if there is no such table.
+
+    Raises the errors of :func:`comment`.
+    """
 
     def query() -> Table | None:
         with Nftables() as nftables:
@@ -67,10 +70,10 @@ def table(namespace: Namespace, family: str, name: str) -> Table | None:
 def elements(
     namespace: Namespace, family: str, table: str, sets: Iterable[str], most: int
 ) -> tuple[str, ...]:
-    """Return a line for each element of the sets, in order; none for a missing set.
+    """Return a text line for each element of the named sets, set by set; none for a missing set.
 
-    If a set has more than ``most`` elements, one line reports this. Raises the errors of
-    :func:`comment`.
+    If a set has more than ``most`` elements, one line reports this in place of its elements. Raises
+    the errors of :func:`comment`.
     """
     return _call(
         namespace,
@@ -90,7 +93,7 @@ def _lines(family: str, table: str, name: str, most: int) -> list[str]:
 
 
 def _keys(nftables: Nftables, family: str, table: str, name: str) -> Iterator[bytes]:
-    """Yield the keys of a set; an empty key for the catch-all element."""
+    """Yield the keys of the elements of an nftables set; an empty key for its catch-all element."""
     attributes = netlink.attribute(_NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
     attributes += netlink.attribute(_NFTA_SET_ELEM_LIST_SET, name.encode() + b"\0")
     with contextlib.suppress(FileNotFoundError):
@@ -105,7 +108,10 @@ def _nested(payload: memoryview, kind: int) -> memoryview:
 
 
 def _key_text(key: bytes) -> str:
-    """Return a key for people: an address, or an address, a protocol and a port."""
+    """Return a set element's key as text: an address, or an address, a protocol and a port.
+
+    Other keys are returned in hex.
+    """
     if len(key) in _ADDRESS_BYTES:
         return str(ipaddress.ip_address(key))
     if len(key) in _ENDPOINT_BYTES and not any(key[-7:-4] + key[-2:]):

@@ -1,8 +1,8 @@
-"""Attribution of a transaction to a process, as far as that is certain; never a guess.
+"""Attribution of a change of nftables to the process that made it, if that is certain.
 
 The kernel reports the thread's id in the initial pid namespace and the name that the thread gave
-itself (``nf_tables_fill_gen_info``). When the notice is read, the process may have exited, and in
-another pid namespace the id belongs to another process.
+itself (``nf_tables_fill_gen_info``). When the notice is read, the process may have exited. In
+another pid namespace, the id belongs to another process.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _DELETED: Final = " (deleted)"
 
 
 def attribute_change(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
-    """Return the process of a thread; None if it can't be determined.
+    """Return the process of the thread that changed nftables; None if it can't be determined.
 
-    ``arrived_ns`` (CLOCK_BOOTTIME) is the time when the notice was read. A process that started
-    later is another one that received the same id. If the process has exited, only ``pid`` and
-    ``comm`` are known.
+    ``pid`` and ``comm`` are the thread's id and name in the kernel's notice. ``arrived_ns``
+    (CLOCK_BOOTTIME) is the time when the notice was read. A process that started later is another
+    one that received the same id. If the process has exited, only ``pid`` and ``comm`` are known.
     """
     if pid is None or pid <= 0 or not proc.is_initial():
         return None

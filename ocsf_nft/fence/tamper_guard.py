@@ -1,8 +1,8 @@
 """Thread that detects changes to a fence's tables and links at once, and restores the fence.
 
-The thread waits only for the kernel. It waits neither for the delivery of events nor for a check of
-the fence, which takes many times as long. It only sends prepared messages; a later check determines
-whether the fence is installed correctly.
+The thread waits only for the kernel, not for the delivery of events. Nor does it wait for a check
+of the fence, which takes many times as long. It only sends prepared messages; a later check
+determines whether the fence is installed correctly.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ _Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceChange:
-    """Change to a fence by another process, and the reaction to it.
+    """Change to a fence by another process, and how the tamper guard reacted to it.
 
-    ``changes`` is a text. ``process`` made the change, if it is known; ``comm`` is the name that it
-    gave itself. ``arrived_ns`` is the time when the change was noticed (ns since the epoch, UTC).
-    ``restored_after_ns`` is the duration from then until the fence was restored, 0 if a check was
-    faster. It is None if the guard did not restore the fence: restoring is off, the record has
-    changed (``is_regular``), or it failed. ``given_up``: the fence has been restored too often.
+    ``changes`` is a text for people. ``process`` made the change; None if it is unknown. ``comm``
+    is the name that it gave itself. ``arrived_ns`` is the time when the change was noticed (ns
+    since the epoch, UTC). ``restored_after_ns`` is the duration from then until the fence was
+    restored. It is 0 if a periodic check had already restored the fence. It is None if the guard
+    did not restore the fence: restoring is off, an installation made the change (``is_regular``),
+    or it failed. ``given_up``: restoring is paused, because the fence was restored too often.
     """
 
     changes: str
@@ -72,7 +73,7 @@ class FenceChange:
 
 
 class _Arrival(NamedTuple):
-    """Time when a notice was read, in ns: since the epoch, UTC, and by CLOCK_BOOTTIME."""
+    """Time when a notice was read, in ns since the epoch (UTC) and since boot (CLOCK_BOOTTIME)."""
 
     epoch_ns: int
     since_boot_ns: int
@@ -83,11 +84,11 @@ class _Arrival(NamedTuple):
 
 
 class TamperGuard:
-    """Guard of an installed fence, from :meth:`start` to :meth:`stop`.
+    """Thread that monitors an installed fence, and restores it if another process changes it.
 
-    Its thread calls ``notify`` with each change, with None after changes to links or routes, so
-    that a check is due, and with the error that ended it. Without ``self_heal`` it restores
-    nothing.
+    It runs from :meth:`start` to :meth:`stop`. It calls ``notify`` with each change. It calls
+    ``notify`` with None if a check is due, for instance after changes to links or routes. It calls
+    ``notify`` with the error that ended the thread. Without ``self_heal`` it restores nothing.
     """
 
     def __init__(
@@ -127,23 +128,23 @@ class TamperGuard:
 
     @property
     def is_paused(self) -> bool:
-        """Return true while restores are paused."""
+        """Return true while the guard restores nothing, because it has restored too often."""
         return self._paused_until is not None
 
     @property
     def has_attached_interfaces(self) -> bool:
-        """Return true if links were attached since the current batch was prepared.
+        """Return true if the guard fenced new interfaces since :meth:`use_restore_batch`.
 
-        They may have been removed again.
+        It attached the fence's netdev chains to them. They may have been removed again.
         """
         return bool(self._attached)
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the guard's thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the thread after its current action, and close the sockets."""
+        """Stop the guard's thread after its current action, and close its sockets."""
         self._is_stopping.set()
         os.eventfd_write(self._wake, 1)
         if self._thread.ident is not None:
@@ -151,7 +152,10 @@ class TamperGuard:
         self._close()
 
     def generations(self) -> tuple[int, ...]:
-        """Return the present generation of each ruleset that the fence is in; raises OSError."""
+        """Return the kernel's number of the present ruleset in each namespace of the fence.
+
+        Raises OSError.
+        """
         return tuple(monitor.generation() for monitor in self._monitors)
 
     def use_restore_batch(
@@ -160,13 +164,12 @@ class TamperGuard:
         version: tuple[int, ...] | None,
         generations: tuple[int, ...] | None = None,
     ) -> None:
-        """Use this batch for later restores.
+        """Set the prepared messages that restore the fence from now on.
 
-        With None, the fence is restored from its record, which takes longer. ``version`` is that of
-        the record for which the batch was prepared (:meth:`StateDirectory.version`).
-        ``generations`` are an earlier result of :meth:`generations`, if the fence was as installed
-        at some time after that. Changes up to them then need no repair: the installer made them,
-        or they had no effect.
+        Without a batch (None), a restore runs nft, which takes longer. ``version`` is that of the
+        record for which the batch was prepared (:meth:`StateDirectory.version`). Pass an earlier
+        result of :meth:`generations` if the fence was as installed at some time after it. Changes
+        before that result then need no repair: the installer made them, or they had no effect.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
@@ -175,9 +178,9 @@ class TamperGuard:
         self._attached = set()
 
     def take_ownership(self) -> None:
-        """Become the exclusive owner of the fence's tables, if not yet done; blocks.
+        """Make the guard's sockets the exclusive owners of the fence's tables, if not done yet.
 
-        Until the guard stops, no other process can change them. Raises FenceError.
+        Until the guard stops, no other process can change them. Blocks. Raises FenceError.
         """
         try:
             for monitor in self._monitors:
@@ -190,7 +193,10 @@ class TamperGuard:
             ) from error
 
     def renew(self) -> InstalledFence | None:
-        """Do the same as :func:`installer.renew` with the guard's own sockets; blocks."""
+        """Do the same as :func:`installer.renew`, but change tables through the guard's sockets.
+
+        The sockets are needed if they own the tables exclusively. Blocks.
+        """
         try:
             with self._state.locked():
                 # Another process may have installed it again. The guard may read the notices of
@@ -208,7 +214,7 @@ class TamperGuard:
         return renewed
 
     def _load(self, namespace: Namespace, text: str) -> None:
-        """Load a ruleset of ours, also into exclusively owned tables; see :func:`nft.load`."""
+        """Load a ruleset of ours, also into tables that the guard's sockets own exclusively."""
         where = namespace.identity()
         monitor = next((each for each in self._monitors if each.identity == where), None)
         if monitor is None:
@@ -269,7 +275,7 @@ class TamperGuard:
             self._notify(error)
 
     def _turn(self) -> None:
-        """Wait for the next event, and handle it."""
+        """Wait for a notice, the end of a pause or the request to stop, and handle notices."""
         now = time.monotonic()
         if self._paused_until is not None and now >= self._paused_until:
             self._end_pause()
@@ -300,7 +306,7 @@ class TamperGuard:
             found = self._react(monitor, foreign)
 
     def _react(self, monitor: NftMonitor, foreign: list[Transaction]) -> list[Transaction]:
-        """Handle the changes of other processes.
+        """Restore the fence after changes by other processes (``foreign``), and report them.
 
         Returns the changes that arrived meanwhile and are not handled yet.
         """
@@ -364,7 +370,7 @@ class TamperGuard:
         )
 
     def _reports_overrun(self) -> bool:
-        """Return true if dropped notices are to be reported now: once in a while."""
+        """Return true if dropped notices are to be reported now: once a minute at most."""
         now = time.monotonic()
         if now < self._overruns_from:
             return False
@@ -385,7 +391,10 @@ class TamperGuard:
         self._notify(None)
 
     def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
-        """Restore the fence, unless its record has changed."""
+        """Restore the fence after the changes ``foreign``, unless its record has changed too.
+
+        A changed record shows that a regular installation or removal made the changes.
+        """
         recreated = [table_id for each in foreign for table_id in each.created]
         try:
             with self._state.locked():
@@ -453,7 +462,7 @@ class TamperGuard:
                 names.add(link.name)
 
     def _attach(self, names: set[str]) -> None:
-        """Attach the netdev chains to new links at once; a later check does the rest.
+        """Attach the fence's netdev chains to the new links ``names``; a later check does the rest.
 
         Needs no lock: it never allows more packets. After the removal of a fence there is no such
         chain.

@@ -1,4 +1,7 @@
-"""Check of each value that goes into a ruleset, before nft reads it."""
+"""Checks and parsers for each value that is inserted into a ruleset.
+
+They prevent that a value adds statements to the ruleset. All of them raise UsageError.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ _LAST_UID: Final = 0xFFFFFFFE
 
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
-    """Address and port that the sandbox may reach: the proxy or an exception."""
+    """Address, port and protocol that the sandbox may reach: the proxy or an exception."""
 
     protocol: Protocol
     address: Address
@@ -42,7 +45,7 @@ class Endpoint:
 
 
 def sandbox_name(text: str) -> str:
-    """Return the sandbox name; raise UsageError if it is invalid."""
+    """Return the given sandbox name unchanged; raise UsageError if it is invalid."""
     if not _NAME.fullmatch(text) or text in {".", ".."}:
         raise UsageError(
             f"{quoted(text)} is no sandbox name: use 1 to 64 letters, digits, dots, dashes or "
@@ -52,7 +55,7 @@ def sandbox_name(text: str) -> str:
 
 
 def device_name(text: str) -> str:
-    """Return the interface name; raise UsageError if nft can't express it."""
+    """Return the given interface name unchanged; raise UsageError if nft can't express it."""
     if not _DEVICE.fullmatch(text) or text in {".", ".."}:
         raise UsageError(
             f"the interface name {quoted(text)} can't be written in a ruleset: rename it"
@@ -61,21 +64,24 @@ def device_name(text: str) -> str:
 
 
 def nflog_group(number: int) -> int:
-    """Return the NFLOG group; raise UsageError if it is out of range."""
+    """Return the given NFLOG group unchanged; raise UsageError if it is out of range."""
     if not 1 <= number <= _LAST_GROUP:
         raise UsageError(f"NFLOG group {number} is out of range: use 1 to {_LAST_GROUP}")
     return number
 
 
 def uid(number: int) -> int:
-    """Return the user id; raise UsageError if it is out of range."""
+    """Return the given user id unchanged; raise UsageError if it is out of range."""
     if not 0 <= number <= _LAST_UID:
         raise UsageError(f"user {number} is out of range: use 0 to {_LAST_UID}")
     return number
 
 
 def mac(text: str) -> str:
-    """Return the link address of one machine in lower case; raise UsageError if it is invalid."""
+    """Return a network interface's link address in lower case; raise UsageError if it is invalid.
+
+    Multicast addresses and the all-zero address are invalid.
+    """
     found = text.lower()
     if not _MAC.fullmatch(found) or int(found[:2], 16) & 1 or not int(found.replace(":", ""), 16):
         raise UsageError(
@@ -85,10 +91,10 @@ def mac(text: str) -> str:
 
 
 def subnet(text: str) -> Subnet:
-    """Parse ``ADDR/LENGTH`` and return the gateway's address with the prefix length.
+    """Parse ``ADDR/LENGTH`` of a VM's link; return the gateway's address with the prefix length.
 
-    The address is the gateway's. The address of the network itself means its first host address.
-    Raises UsageError.
+    ADDR is the gateway's address. If ADDR is the address of the subnet itself, the gateway has the
+    first host address. Raises UsageError if the subnet can't be that of a VM.
     """
     try:
         found = ipaddress.ip_interface(text)
@@ -116,7 +122,7 @@ def subnet(text: str) -> Subnet:
 
 
 def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
-    """Parse ``ADDR:PORT``, with an IPv6 address in brackets; raises UsageError."""
+    """Parse ``ADDR:PORT``, with an IPv6 address in brackets; raise UsageError if it is invalid."""
     host, colon, port = text.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
         raise UsageError(f"{quoted(text)} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
@@ -140,7 +146,10 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
 
 
 def exception(text: str) -> Endpoint:
-    """Parse ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``; raises UsageError."""
+    """Parse an additional allowed endpoint, ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``.
+
+    Raises UsageError if the text is invalid.
+    """
     protocol, colon, address_port = text.partition(":")
     if not colon or protocol not in {"tcp", "udp"}:
         raise UsageError(f"{quoted(text)} is no exception: write tcp:ADDR:PORT or udp:ADDR:PORT")

@@ -1,4 +1,4 @@
-"""Addresses that a virtual machine may have, and the parts of a ruleset that depend on them."""
+"""Parts of a VM's ruleset that depend on the addresses that the VM may have."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ _OWNER_CHAIN: Final = re.compile(
 
 
 def addresses(tap: Tap) -> dict[str, str]:
-    """Return the values of ``vm4``, ``subnet4`` and so on, for the VM's address families."""
+    """Return the values of the ruleset's variables ``vm4``, ``subnet4``, ``vm6`` and ``subnet6``.
+
+    ``vm4`` is a set of the addresses that the VM may have. Variables of an address family without a
+    subnet are omitted.
+    """
     found = {}
     for subnet in tap.subnets:
         found[f"vm{subnet.version}"] = "{ " + ", ".join(_vm_ranges(subnet)) + " }"
@@ -31,16 +35,16 @@ def addresses(tap: Tap) -> dict[str, str]:
 
 
 def zone(around: Surroundings) -> str:
-    """Return the conntrack zone of a VM, derived from the index of its device.
+    """Return the conntrack zone for a VM's connections, derived from the index of its TAP device.
 
-    A device that was created again has another index. There are 65535 zones besides the default
-    zone; after that, numbers repeat.
+    So a new VM, whose device has another index, does not use the connections of the previous one.
+    There are 65535 zones besides the default zone; after that, numbers repeat.
     """
     return str((around.ifindex or 0) % _ZONES + 1)
 
 
 def without_families(text: str, tap: Tap) -> str:
-    """Return a ruleset without the lines that name addresses of a family that the VM lacks."""
+    """Return the ruleset text without lines that name addresses of a family that the VM lacks."""
     for version in {4, 6} - {subnet.version for subnet in tap.subnets}:
         named = re.compile(rf"\$(?:vm|subnet){version}\b|^define (?:vm|subnet){version} = ")
         lines = text.splitlines(keepends=True)
@@ -49,10 +53,10 @@ def without_families(text: str, tap: Tap) -> str:
 
 
 def without_owners(accounting: str) -> str:
-    """Return the accounting of rules whose packets no process of the host has sent.
+    """Return the text of ``accounting.nft`` without its chain for packets with an owner (uid).
 
-    A packet from a TAP device has the hypervisor's socket, and a packet to a socket of the host has
-    that socket. So their owners don't distinguish processes inside the VM.
+    VMs' rules need it, because the owner does not identify a process inside the VM. A packet from a
+    TAP device has the hypervisor's socket. A packet to a socket of the host has that socket.
     """
     remaining, count = _OWNER_CHAIN.subn("", accounting)
     if count != 2:
@@ -61,7 +65,7 @@ def without_owners(accounting: str) -> str:
 
 
 def _vm_ranges(subnet: Subnet) -> Iterator[str]:
-    """Yield the address ranges of a subnet that the VM may use.
+    """Yield the address ranges of a subnet that the VM may use, as text.
 
     Excluded are the gateway's address, the first address, and the last address in IPv4. The first
     address is the network's, in IPv6 the subnet-router anycast address (RFC 4291). The last one is

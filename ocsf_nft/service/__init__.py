@@ -1,4 +1,4 @@
-"""The service: fences, sources, mapping and delivery in one process."""
+"""The running service: it fences sandboxes, reads records, and stores and delivers events."""
 
 from ocsf_nft.service.pipeline import Counts
 from ocsf_nft.service.run import Service, capabilities, replay

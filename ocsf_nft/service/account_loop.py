@@ -1,4 +1,4 @@
-"""Account of a sandbox in a running service: its reading, storage and reports."""
+"""Accounting of one sandbox in a running service: reading, storage and reports of its counts."""
 
 from __future__ import annotations
 
@@ -62,10 +62,11 @@ _BATCH: Final = 256
 
 
 class AccountLoop:
-    """Account of one sandbox: takes records, reads counters, and reports attempts.
+    """Task that counts the refused packets of one sandbox, and reports them as attempts.
 
-    Events are stored in one transaction with the counts that they report, before their delivery. If
-    the service is killed in between, the next run delivers the same events again.
+    It takes the kernel's log records of these packets, and reads the fence's counters. Events are
+    stored in one transaction with the counts that they report, before their delivery. If the
+    service is killed in between, the next run delivers the same events again.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of an account
@@ -80,10 +81,11 @@ class AccountLoop:
         fallback_chain: FallbackChain,
         source: str = "",
     ) -> None:
-        """Create an account without packets before ``begun_ns``; nothing is opened yet.
+        """Create the loop; nothing is opened yet.
 
-        ``fallback_chain`` attributes the packets. ``source`` is the name of the kernel log that the
-        records come from, if that has a position.
+        ``path`` is the file of the state database. Packets before ``begun_ns`` (ns since the epoch)
+        are not of this account. ``fallback_chain`` finds the processes of packets. ``source`` is
+        the name of the kernel log that the records come from; empty if that has no position.
         """
         self.sandbox = sandbox
         self._retrier = retrier
@@ -136,45 +138,48 @@ class AccountLoop:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the sockets and the file."""
+        """Close the counters' sockets and the state database."""
         self._worker.submit(self._counters.close)
         self._worker.submit(self._database.close)
         self._worker.shutdown(wait=False)
 
     @property
     def position(self) -> str | None:
-        """Return the position after which to read the source; None if it was not read before."""
+        """Return the position in the source after the last processed record.
+
+        It is None if the source was never read.
+        """
         return self._position
 
     @property
     def idle_seconds(self) -> float:
-        """Return the seconds since the last reading of the counters, or the last try."""
+        """Return the seconds since the counters were last read, or since the last failure."""
         return time.monotonic() - self._read_at
 
     @property
     def fault(self) -> str | None:
-        """Return why the counters can't be read now; None if they can."""
+        """Return the reason why the counters can't be read now; None if they can."""
         return self._fault
 
     def balances(self) -> tuple[Balance, ...]:
-        """Return the balances at the last reading."""
+        """Return the packet counts of each rule at the last reading of the counters."""
         return self._account.balances()
 
     async def dropped_records(self) -> tuple[state_db.DroppedRecords, ...]:
-        """Return the dropped records of each source; raises DeliveryError."""
+        """Return the number of records that each source dropped; raises DeliveryError."""
         return await self._work(self._database.dropped_records)
 
     async def resume(self) -> None:
-        """Deliver the last stored events again, and read the counters.
+        """Deliver the events of the last commit again, and read the counters.
 
-        The events of the last commit may not have been delivered. Raises DeliveryError.
+        A killed run may have stored these events without their delivery. Raises DeliveryError.
         """
         if again := await self._work(self._database.undelivered):
             await self._reporter.deliver(again)
         await self._observe()
 
     async def take(self, batch: Batch) -> None:
-        """Process records, and report the attempts that begin with one.
+        """Process log records of the sandbox, and report the attempts that begin with one of them.
 
         One transaction stores the source's position and the results.
         """
@@ -196,17 +201,17 @@ class AccountLoop:
             await self._report(found)
 
     async def count_dropped(self, gap: Gap) -> None:
-        """Count the records that a source dropped."""
+        """Add to the stored number of records that a source could not read."""
         await self._count_dropped(gap.transport, gap.dropped or 0)
 
     async def run(self) -> None:
-        """Read the counters and report what is due, until cancelled."""
+        """Read the counters and report attempts that are due, again and again until cancelled."""
         while True:
             await asyncio.sleep(self._wait_seconds)
             await run_shielded(self._read_and_report())
 
     async def close(self) -> tuple[Balance, ...]:
-        """Read the counters, report all unreported packets, and return the final balances."""
+        """Read the counters, report all packets without an event, and return the final balances."""
         # Two readings must lack a record's packet to show that another element counted it.
         await self._observe()
         await self._observe()
@@ -214,7 +219,7 @@ class AccountLoop:
         return self._account.balances()
 
     async def remove(self) -> None:
-        """Remove the state database, after the fence's removal and the final report."""
+        """Delete the state database, after the fence's removal and the final report."""
         await self._work(self._database.remove)
 
     async def _read_and_report(self) -> None:
@@ -223,7 +228,10 @@ class AccountLoop:
         await self._report_due()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
-        """Read the counters if the fence's mode may have changed, at most once in ``_CHECK_NS``."""
+        """Read the counters if a record is of a rule that the last reading lacks.
+
+        The fence's mode may have changed then. This happens at most once in ``_CHECK_NS``.
+        """
         now_ns = time.monotonic_ns()
         if now_ns - self._checked_ns < _CHECK_NS or not any(map(self._account.lacks, records)):
             return
@@ -295,7 +303,7 @@ class AccountLoop:
             await self._report_gap(fault)
 
     async def _report_gap(self, reason: str) -> None:
-        """Report that packets refused since the last reading may stay unknown."""
+        """Emit an event: packets that were refused since the last reading may stay unknown."""
         now_ns = time.time_ns()
         gap = Gap(
             transport="counters",
@@ -330,10 +338,10 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Return an attempt with its attribution.
+        """Return the attempt with the process that sent its packets.
 
-        If it has more packets than its record's, that is the attribution of the processes seen in
-        its window.
+        If the attempt has more packets than its record shows, these are the processes seen in its
+        time window.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
@@ -354,9 +362,9 @@ class AccountLoop:
         )
 
     async def _commit(self, lines: Sequence[bytes]) -> None:
-        """Store changes and new events in place of delivered ones.
+        """Store the changed counts and new events in one transaction, in place of delivered events.
 
-        Raises DeliveryError if they were not.
+        Raises DeliveryError if they can't be stored, or if earlier events are not delivered yet.
         """
         if self._has_undelivered:
             # A commit would delete the events from the file; the next run delivers them.
@@ -379,10 +387,10 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Set a record's time to the sending time of its packet, if only the attribution has that time.
+    """Return the record with the time when its packet was sent, if only the attribution has it.
 
-    With the time of its reading, a late record would match a later packet. That packet may be
-    another process's.
+    Otherwise the record has the time when it was read. Then a late record would match a later
+    packet, which may be another process's.
     """
     if attribution.sent_ns is None or not record.is_timed_when_read:
         return record

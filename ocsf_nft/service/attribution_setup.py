@@ -1,4 +1,4 @@
-"""Configuration of the attribution of processes."""
+"""Set-up of the methods that find the process behind a packet, from the configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
-    """Return the fallback chain for all sandboxes whose processes run on this kernel."""
+    """Return the chain of attribution methods for all sandboxes whose processes run on this kernel.
+
+    It finds the process behind a packet by the best method that works. VMs are left out, because
+    their processes are not visible here.
+    """
     settings = config.attribution
     namespaces, permissive = {}, set()
     for sandbox in config.sandbox:

@@ -1,4 +1,4 @@
-"""Conversion of attempts to events, and of events to JSON lines."""
+"""Conversion of attempts to OCSF events, and of events to JSON lines."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ _SLICE: Final = 16
 
 
 class StoreEvents(Protocol):
-    """Function that stores events in one transaction, with their source's position.
+    """Function that stores events (JSON lines) in one transaction.
 
-    Raises DeliveryError; then none of the events is stored.
+    ``position`` is the position in the log ``source`` after the records of these events. It is
+    stored with them. Raises DeliveryError; then none of the events is stored.
     """
 
     async def __call__(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Return when the events are stored."""
+        """Store the events; return when they are on disk."""
 
 
 class Reporter:
-    """Mapper of all sandboxes, with the context of each; stores the events.
+    """Converter of all sandboxes' attempts to events, which it then stores.
 
-    ``host`` is the machine that the events are about; None if unknown, as for a log of another
-    machine. ``severities`` and ``threshold`` are as in :class:`Context`, for all sandboxes.
+    It has the context of each sandbox. ``host`` is the machine that the events are about; None if
+    it is unknown, as for a log of another machine. ``severities`` and ``threshold`` are as in
+    :class:`Context`, for all sandboxes.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Reporter:
         self._unknown = Mapper(self._host_context)
 
     def set_context(self, sandbox: str, context: Context) -> None:
-        """Use a context for the events of a sandbox from now on."""
+        """Use this context (its proxies, rules and so on) for later events of a sandbox."""
         merged_context = replace(
             context,
             severities=self._host_context.severities,
@@ -77,14 +79,14 @@ class Reporter:
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
     ) -> None:
-        """Use other rules for severities and findings from now on."""
+        """Use other rules for the severity of events, and for findings, from now on."""
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
         self._unknown = Mapper(self._host_context)
         for sandbox, context in self._contexts.items():
             self.set_context(sandbox, context)
 
     def context(self, sandbox: str | None = None) -> Context:
-        """Return the context of a sandbox; that of the host if the sandbox is None or unknown."""
+        """Return the context of a sandbox's events; the host's if it is None or unknown."""
         return (
             self._host_context
             if sandbox is None
@@ -92,7 +94,10 @@ class Reporter:
         )
 
     async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
-        """Return the events as JSON; other tasks get a turn meanwhile."""
+        """Return the OCSF events of attempts and of ended incidents, as JSON lines.
+
+        Other tasks get a turn meanwhile.
+        """
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
             lines.extend(self._events(each))
@@ -103,16 +108,16 @@ class Reporter:
     async def deliver(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events, and with them their source's position; raises DeliveryError."""
+        """Store events (JSON lines), with the position of their source; raises DeliveryError."""
         await self._store_events(lines, source=source, position=position)
         self.events += len(lines)
 
     async def emit(self, event: Event) -> None:
-        """Store one event about this service; raises DeliveryError."""
+        """Store one event about this service or a fence; raises DeliveryError."""
         await self.deliver([event.to_json()])
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return whether attempts with this record and this number of packets are a finding."""
+        """Return true if attempts with this record and number of packets are a finding."""
         return self._mapper(record).is_finding(record, packets)
 
     def _mapper(self, record: Record) -> Mapper:

@@ -1,4 +1,4 @@
-"""Monitor of a fence: restores a changed fence, and reports each change of its state."""
+"""Monitor of a sandbox's fence: restores a changed fence, and emits an event for each change."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ _ACTIVE_STATES: Final = frozenset(
 
 
 class FenceMonitor:
-    """A watched fence, and its last reported state.
+    """Monitor of one sandbox's fence; it stores the fence's last reported state.
 
-    Each event's previous state is the state in the event before.
+    Each event has the state in the event before as its previous state.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class FenceMonitor:
 
     @property
     def has_given_up(self) -> bool:
-        """Return whether the fence was restored too often, and is not active as far as known."""
+        """Return true if restoring is paused after too many restores, and no fence is active."""
         return self._given_up and self._reported[0] not in _ACTIVE_STATES
 
     @property
     def mode(self) -> Mode:
-        """Return the mode of the installed fence."""
+        """Return the mode of the installed fence: enforcing or permissive."""
         return "permissive" if self._installed.spec.is_permissive else "enforcing"
 
     @property
     def verdict(self) -> Verdict:
-        """Return the verdict on the fence by the last report."""
+        """Return the last reported result of comparing the fence with its record."""
         state, _ = self._reported
         if state in _ACTIVE_STATES:
             return "as installed"
@@ -88,12 +88,15 @@ class FenceMonitor:
 
     @property
     def fault(self) -> str | None:
-        """Return why the fence is not active by the last report; None if it is."""
+        """Return the reason why the fence is not active, by the last report; None if it is."""
         state, reason = self._reported
         return None if state in _ACTIVE_STATES else reason or state.value.lower()
 
     async def announce(self) -> None:
-        """Report a fence that this run installed, or that does not refuse and log as it should."""
+        """Emit the first event about the fence, unless it was found unchanged and fully active.
+
+        Also log a warning if the fence does not refuse and log as it should.
+        """
         fence, name = self._fence, self.name
         self._update_context(fence.installed)
         is_news = fence.reason is not None or fence.tampering is not None
@@ -110,7 +113,7 @@ class FenceMonitor:
             _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
 
     async def start(self) -> None:
-        """Watch the fence from now on; raises the errors of :class:`FenceEvents`."""
+        """Start monitoring the fence for changes; raises the errors of :class:`FenceEvents`."""
         # Shielded, so that a cancelled start can still be stopped.
         watch = await run_shielded(self._start_events())
         if self._installed.spec.is_owned:
@@ -125,11 +128,11 @@ class FenceMonitor:
         return watch
 
     async def watch(self) -> None:
-        """Keep the fence as installed, and cover interfaces that appear later.
+        """Restore the fence after each change, and report the change, until cancelled.
 
-        With ``self_heal`` the fence is restored; without, each difference is reported. A failure is
-        reported once, and the watch continues. Raises SourceError if the fence is now in another
-        namespace of the same name.
+        Interfaces that appear later are fenced too. Without ``self_heal`` in the configuration,
+        changes are only reported. A failure is reported once, and the monitor continues. Raises
+        SourceError if the fence is now in another namespace of the same name.
         """
         if self._watch is None:
             raise RuntimeError("call start first")
@@ -137,7 +140,7 @@ class FenceMonitor:
             await run_shielded(self._inspect(alterations))
 
     async def stop(self) -> None:
-        """Stop watching the fence, and report pending changes; may be called repeatedly."""
+        """Stop monitoring the fence, and report pending changes; may be called repeatedly."""
         if self._watch is not None:
             await self._watch.stop()
             left, self._watch = self._watch.take_pending(), None
@@ -145,10 +148,10 @@ class FenceMonitor:
                 await self._inspect(left)
 
     async def remove(self) -> bool:
-        """Remove the fence if this run installed it, and report that; return whether it did.
+        """Remove the fence if this run installed it, and emit an event about that.
 
-        Raises the errors of :func:`installer.remove`. A fence that another process has deleted is
-        no error, and is reported.
+        Return true if this run installed it. A fence that another process has deleted is no error,
+        and is reported. Raises the errors of :func:`installer.remove`.
         """
         if self._fence.is_ours:
             was_there = await asyncio.to_thread(_remove, self._installed, self._state)
@@ -157,7 +160,10 @@ class FenceMonitor:
         return self._fence.is_ours
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
-        """Inspect the fence, and report its changes since the last report."""
+        """Compare the fence with its record, restore it if necessary, and report its changes.
+
+        ``alterations`` are the changes by other processes that the tamper guard noticed.
+        """
         may_heal = self._heals and not (self._watch and self._watch.tamper_guard.is_paused)
         try:
             inspection = await self._inspect_and_own(may_heal=may_heal)
@@ -187,7 +193,10 @@ class FenceMonitor:
             await self._prepare()
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
-        """Inspect the fence, restored by nft if necessary; see :func:`fences.inspect`."""
+        """Inspect the fence, restore it with nft if necessary, and own its tables if configured.
+
+        Returns the result of :func:`fences.inspect`.
+        """
         inspection = await self._inspect_or_renew(may_heal=may_heal)
         if (
             inspection is not None
@@ -215,7 +224,7 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return the changes with those that were only reported after an inspection."""
+        """Return the given changes, and those that the tamper guard has noticed since."""
         if self._watch is None:
             return alterations
         if not alterations:
@@ -225,7 +234,10 @@ class FenceMonitor:
     async def _report_active(
         self, inspection: Inspection, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Report the changes to an active fence, and whether it is another fence now."""
+        """Emit events for the changes to a fence that is active now.
+
+        ``alterations`` are the changes by other processes that the tamper guard noticed.
+        """
         fence = inspection.fence
         # New interfaces were fenced at once, also those that are removed again.
         has_new_links = self._watch is not None and self._watch.tamper_guard.has_attached_interfaces
@@ -295,7 +307,7 @@ class FenceMonitor:
     async def _report_fault(
         self, state: FenceState, reason: str, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Report a fence that is not active as it should be, once for each reason."""
+        """Emit an event about a fence that is not active as it should be, once for each reason."""
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
             if each.restored_after_ns is not None:
@@ -328,7 +340,7 @@ class FenceMonitor:
             self._reported = (FenceState.ABSENT, _REMOVED)
 
     async def _prepare(self) -> None:
-        """Prepare the batch that restores the fence as it is installed now."""
+        """Prepare the netlink messages that restore the fence as it is installed now."""
         if self._watch is None:
             return
         guard = self._watch.tamper_guard
@@ -409,10 +421,11 @@ _Version: TypeAlias = "tuple[int, ...] | None"
 def _prepare(
     sandbox: str, state: StateDirectory, known: _Version, now: Callable[[], tuple[int, ...]]
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
-    """Return the arguments of :meth:`TamperGuard.use_restore_batch`.
+    """Prepare the messages that restore a fence; return the arguments of ``use_restore_batch``.
 
-    Return None if the record's version is ``known``. ``now`` is :meth:`TamperGuard.generations`.
-    There is no batch if nft fails: a restore takes longer then.
+    Return None if the record's version is ``known``: then there is nothing new to prepare. ``now``
+    returns the rulesets' generations (:meth:`TamperGuard.generations`). If nft fails, there are no
+    messages, and a restore takes longer.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:
@@ -439,7 +452,7 @@ def _is_as_installed(sandbox: str, state: StateDirectory) -> bool:
 
 
 def _remove(installed: InstalledFence, state: StateDirectory) -> bool:
-    """Remove a fence; return whether there was one to remove."""
+    """Remove a fence; return true if there was one to remove."""
     sandbox, namespace = installed.spec.sandbox, installed.namespace
     try:
         verdict = installer.verify(sandbox, state, namespace).verdict

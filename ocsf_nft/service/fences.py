@@ -1,4 +1,4 @@
-"""Fences of a run: activation, inspection, and the events about them."""
+"""Fences of a running service: their installation, their inspection, and the events about them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """A fence with its state, and the reason if its state is not ``ACTIVE``.
+    """State of a sandbox's fence at the start of a run, and later after each comparison.
 
-    ``is_ours``: this run installed it where there was none, and removes it. Otherwise ``before`` is
-    the state of the fence that was there. ``tampering`` is a change to the same fence that is now
-    undone.
+    ``reason`` is a text about a state that is not ``ACTIVE``. ``is_ours``: this run installed the
+    fence where there was none, and removes it at its end. Otherwise ``before`` is the state of the
+    fence that was there. ``tampering`` is a change by another process that is now undone.
     """
 
     installed: InstalledFence
@@ -81,9 +81,9 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 
 
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
-    """Restore a recorded fence that was changed or deleted while no run watched it.
+    """Restore a recorded fence that was changed or deleted while no run monitored it.
 
-    Return None otherwise.
+    Return None if nothing has to be restored, or if the fence's namespace no longer exists.
     """
     was = found.installed
     if was is None or found.verdict == "as installed":
@@ -109,9 +109,10 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 
 
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
-    """Return the change to a recorded fence that has been installed again.
+    """Return the change by another process that installing the fence again has undone.
 
-    Return None if there was none.
+    ``found`` is the comparison with the record before that. Return None if there was no change, or
+    if the fence is another one now.
     """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
@@ -123,9 +124,9 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """Result of an inspection of a fence.
+    """Result of comparing a sandbox's fence with its record.
 
-    ``was_renewed``: until now the fence was not as installed; ``difference`` describes how it
+    ``was_renewed``: the fence differed, and was restored; ``difference`` is a text about how it
     differed.
     """
 
@@ -137,10 +138,11 @@ class Inspection:
 def inspect(
     sandbox: str, state: StateDirectory, renew: Callable[[], InstalledFence | None] | None = None
 ) -> Inspection | None:
-    """Inspect a recorded fence, which ``renew`` restores first if it is given; blocks.
+    """Compare a sandbox's fence with its record, and restore it with ``renew`` if it differs.
 
-    Return None if the fence has no record any more, because it was removed. Raises AbsentError if
-    it was deleted and not restored, and the errors of :func:`installer.renew`.
+    Blocks. Without ``renew``, nothing is restored. Return None if the fence has no record any more,
+    because it was removed. Raises AbsentError if it was deleted and not restored, and the errors of
+    :func:`installer.renew`.
     """
     found = installer.verify(sandbox, state)
     if found.installed is None:
@@ -159,7 +161,7 @@ def inspect(
 
 
 def _as_installed(installed: InstalledFence) -> Fence:
-    """Return a fence that is as it was installed."""
+    """Return the state of a fence whose rules are equal to its record."""
     state = state_of(installed)
     return Fence(
         installed=installed, state=state, is_ours=False, before=state, reason=installed.degraded
@@ -176,7 +178,7 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
 
 
 def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
-    """Return the log transport that the selected source needs; None to use the best one."""
+    """Return the log transport that the configured source needs; None to use the best one."""
     if sandbox.source == "auto" or sandbox.log_transport is not None:
         return sandbox.log_transport
     return "nflog" if sandbox.source == "nflog" else "kmsg"
@@ -185,9 +187,9 @@ def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
 def context(
     installed: InstalledFence, host: Host | None, container: Container | None = None
 ) -> Context:
-    """Return what a mapper needs to know about a sandbox.
+    """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules.
 
-    ``container`` is the sandbox itself, if any.
+    ``container`` is the sandbox itself, if it is a container.
     """
     is_pod = installed.spec.profile == "sidecar"
     return Context(
@@ -221,7 +223,10 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
-    """Return the event of a fence's state change now; ``before`` is the last reported state."""
+    """Return the event about a change of a fence's state, with the present time.
+
+    ``before`` is the last reported state. ``is_regular``: a command of ocsf-nft made the change.
+    """
     return fence_state(
         context(installed, host),
         sandbox=installed.spec.sandbox,
@@ -237,7 +242,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
 
 def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
-    """Return the event of a fence that was installed or found now."""
+    """Return the event about a fence at the start of a run, which installed or found it."""
     reason = fence.reason
     if fence.tampering is not None:
         restored = f"it was altered or removed, and was restored: {fence.tampering.changes}"
@@ -253,7 +258,7 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
 
 
 def state_of(installed: InstalledFence) -> FenceState:
-    """Return the state of a fence that is as it was installed."""
+    """Return the state of a fence that is as recorded, by its mode and its transport."""
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
         return FenceState.PERMISSIVE if is_well else FenceState.PERMISSIVE_DEGRADED
@@ -261,7 +266,7 @@ def state_of(installed: InstalledFence) -> FenceState:
 
 
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
-    """Return the state of a fence by its record, if it has a readable one."""
+    """Return the state that a fence's record shows; ACTIVE without a readable record."""
     try:
         installed = state.read(sandbox)
     except FenceError:  # damaged: the installation that follows writes it again
@@ -270,16 +275,20 @@ def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
 
 
 def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
-    """Return whether a fence's interfaces, or the routes to its proxies, have changed."""
+    """Return true if interfaces, or routes to the proxies, differ from those of ``seen``.
+
+    ``seen`` is an earlier record of the inspected fence.
+    """
     return inspection.fence.installed.around != seen.around
 
 
 def describe_change(
     seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
 ) -> str | None:
-    """Return the change of an active fence since it was ``seen``; None if there is none.
+    """Return a text about the change of a fence since the record ``seen``; None if there is none.
 
-    ``has_new_links``: interfaces were added meanwhile; they may be removed again already.
+    The fence is active now. ``has_new_links``: interfaces were added since; they may be removed
+    again already.
     """
     now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:
@@ -295,7 +304,10 @@ def describe_change(
 
 
 def read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """Return a sandbox's record; None if it can't be read, which the run reports."""
+    """Return the record of a sandbox's fence; None if there is none, or if it can't be read.
+
+    The run reports a damaged record later.
+    """
     try:
         return state.read(sandbox)
     except FenceError:

@@ -1,4 +1,4 @@
-"""Health of a running service."""
+"""Faults of a running service, for its health check."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STUCK_SECONDS: Final = 30.0
 
 
 def stuck(service: Service) -> tuple[str, ...]:
-    """Return the faults that a restart may repair: counters that were not read for long."""
+    """Return sentences about counters that were not read for 30 s: a restart may repair that."""
     return tuple(
         f"the counters of sandbox {account.sandbox} have not been read for {seconds:.0f} s"
         for account in service.accounts
@@ -24,7 +24,7 @@ def stuck(service: Service) -> tuple[str, ...]:
 
 
 def faults(service: Service) -> tuple[str, ...]:
-    """Return all faults of fences, counters and storage, as sentences.
+    """Return sentences about all faults of fences, counters and storage.
 
     Sinks that are down are no fault, because their events are stored (see :func:`down`).
     """
@@ -32,7 +32,7 @@ def faults(service: Service) -> tuple[str, ...]:
 
 
 def down(service: Service) -> tuple[str, ...]:
-    """Return the sinks that accept no events now, with the causes."""
+    """Return sentences about the sinks that accept no events now, with the causes."""
     return tuple(
         f"sink {forwarder.name} is down: {forwarder.progress.fault}"
         for forwarder in service.delivery.forwarders

@@ -1,4 +1,4 @@
-"""Sink whose events are iterated over in the same process."""
+"""Sink for ``async for event in service``: the same process receives the events."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class IteratorSink(Sink):
-    """Sink that delivers a batch when the iteration has taken all of its events.
+    """Sink whose events the same process receives by :meth:`events`.
 
-    An event counts as taken when the next one is requested. If the iteration stops at an event,
-    that event is delivered again.
+    An event is acknowledged when the iteration requests the next one. If the iteration stops at an
+    event, that event is delivered again.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class IteratorSink(Sink):
         """Do nothing: another forwarder may continue with this sink."""
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Return when all events of a batch were taken."""
+        """Offer a batch of events to the iteration, and return when it has taken all of them."""
         self._pending.extend(messages)
         self._notify()
         try:
@@ -44,12 +44,12 @@ class IteratorSink(Sink):
         return DELIVERED
 
     def end(self) -> None:
-        """End the iteration after the pending events."""
+        """End the iteration after the events that are already offered to it."""
         self._is_over = True
         self._notify()
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events, until the end."""
+        """Yield the events as decoded JSON, until :meth:`end` was called."""
         while True:
             while not self._pending:
                 if self._is_over:

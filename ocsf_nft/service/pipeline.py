@@ -1,4 +1,4 @@
-"""Pipeline from a source's batches to the accounts of their sandboxes, with counts."""
+"""Pipeline from a source's batches of records to the accounts of their sandboxes."""
 
 from __future__ import annotations
 
@@ -35,10 +35,12 @@ _COUNT_SECONDS: Final = 4.0
 
 @dataclass(slots=True)
 class Counts:
-    """Totals of a run.
+    """Total numbers of a run: records, events, dropped records and unparsed lines.
 
-    ``dropped`` counts the records that gaps report with a number, and ``gaps`` all gaps.
-    ``given_up`` has the sandboxes whose fence was restored too often, and is not active at the end.
+    A gap is a time in which a source could not read all records. ``gaps`` is the number of gaps.
+    ``dropped`` is the number of their records, without gaps of an unknown size. ``rejected`` counts
+    unparsed lines by their kind. ``given_up`` has the sandboxes whose fence was restored too often,
+    and is not active at the end.
     """
 
     records: int = 0
@@ -50,7 +52,7 @@ class Counts:
 
 
 class Pipeline:
-    """Pipeline from sources to the accounts of their sandboxes; it preserves each source's order.
+    """Pipeline that hands each source's records to the accounts of their sandboxes, in order.
 
     Records of a sandbox without account (in a replay), and those of other firewalls, are reported
     one by one. ``prefixes`` has the meaning of other firewalls' log prefixes; the default is the
@@ -79,19 +81,18 @@ class Pipeline:
         quiet_seconds: float = QUIET_SECONDS,
         name: str = "",
     ) -> None:
-        """Deliver the records of a source until it ends.
+        """Read the records of a source, and hand them to the accounts, until the source ends.
 
-        A source with a position is read either for one sandbox, whose account stores the position,
-        or for the records of other firewalls. In the second case ``name`` is the key of the stored
-        position.
+        A source with a position is read for one sandbox, whose account stores the position. Or it
+        is read for the records of other firewalls. Then ``name`` is the key of the stored position.
 
         ``sandboxes`` are those that the source can have records of. A process that may load rules
-        there can write any sandbox's name into a log prefix, so a record of another sandbox is
+        there can write any sandbox's name into a log prefix. So a record of another sandbox is
         forged. The entry None stands for the records of other firewalls. If ``sandboxes`` itself is
         None, all are allowed.
 
-        When ``stop`` is set, the waiting records are still delivered, until nothing came for
-        ``quiet_seconds``. Records that can't be delivered within some seconds are counted, and
+        When ``stop`` is set, the waiting records are still processed, until nothing came for
+        ``quiet_seconds``. Records that can't be processed within some seconds are counted, and
         reported as dropped. Raises SourceError or DeliveryError.
         """
         batches = source.batches()
@@ -125,7 +126,7 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count the records that there is no time to deliver, and report them as dropped."""
+        """Count the records that can't be processed before the stop, and report them as dropped."""
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
         # Only the numbers and gaps stay in memory: there may be more records than memory for them.
@@ -179,7 +180,10 @@ class Pipeline:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
-        """Process records of one sandbox, or of none, with their source's position."""
+        """Hand the records of one sandbox to its account; report those of other firewalls directly.
+
+        The source's position is stored with the results.
+        """
         # The sandbox in another firewall's record is set after this selection: any process may
         # write such a prefix, so it must not select an account.
         account = None if sandbox is None else self._accounts.get(sandbox)

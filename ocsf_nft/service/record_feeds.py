@@ -1,4 +1,4 @@
-"""Sources of records of a service, and the sandboxes of each."""
+"""Opening of the sources that a service reads records from, and the sandboxes of each source."""
 
 from __future__ import annotations
 
@@ -34,14 +34,18 @@ _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Jo
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """A source, the sandboxes whose records it can have (None: no sandbox), and its name."""
+    """Open source of records, with the sandboxes whose records it can have.
+
+    The entry None in ``sandboxes`` stands for records of other firewalls. ``name`` is the key of
+    the source's stored position, if the store has it.
+    """
 
     source: Source
     sandboxes: frozenset[str | None]
     name: str = ""
 
     async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
-        """Deliver the source's records until ``stop`` is set.
+        """Hand the source's records to the pipeline until ``stop`` is set.
 
         Raises the errors of :meth:`Pipeline.pump`.
         """
@@ -68,7 +72,10 @@ class EarlySources:
     async def open(
         self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
     ) -> None:
-        """Open the sources that the fence of a sandbox may log to."""
+        """Open the NFLOG sources that the fence of a sandbox may log to.
+
+        ``stack`` closes them later.
+        """
         if fences.requested_transport(sandbox) not in {None, "nflog"}:
             return
         on_record = None if sandbox.install else state.read(sandbox.name)
@@ -81,7 +88,10 @@ class EarlySources:
     async def take(
         self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
     ) -> Nflog:
-        """Return the source of an active fence; raises the error of its opening."""
+        """Return the NFLOG source of an active fence; raise the error if it could not be opened.
+
+        It is opened now if :meth:`open` has not opened it.
+        """
         await self._open(namespace, group, stack)
         source = self._opened[namespace.identity(), group]
         if isinstance(source, OcsfNftError):
@@ -101,7 +111,7 @@ class EarlySources:
 
 
 def log_name(sandbox: SandboxConfig) -> LogName:
-    """Return the name of the source for a fence that logs to the kernel's log."""
+    """Return the name of the source that reads the kernel's log for a sandbox: kmsg or journal."""
     return "journal" if sandbox.source == "journal" else "kmsg"
 
 
@@ -113,7 +123,11 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     early: EarlySources,
     stack: contextlib.AsyncExitStack,
 ) -> list[Feed]:
-    """Open all sources at their stored positions; raises an OcsfNftError."""
+    """Open all sources of records at their stored positions; raises an OcsfNftError.
+
+    ``active_fences`` are in the order of the configured sandboxes. ``stack`` closes the sources
+    later.
+    """
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}
     for sandbox, fence in zip(config.sandbox, active_fences, strict=True):

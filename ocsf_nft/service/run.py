@@ -1,4 +1,4 @@
-"""The running service: fences, sources, mapping, storage and delivery, until it is stopped."""
+"""The running service: it starts and stops fences, sources, accounts and delivery in order."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "handshake", "sev
 
 
 class Service:
-    """The sandboxes of a configuration, fenced and watched while the context is entered.
+    """Service that fences and monitors the configured sandboxes while its context is entered.
 
     After entering, every fence is active and every record is read. On exit, the records logged by
-    then are still stored and delivered, and the fences that the service installed are removed.
+    then are still stored and delivered. The fences that the service installed are removed then.
     Events that a sink does not accept within some seconds wait in the store for the next run.
 
     A fence that another process changes is restored, unless that is switched off.
@@ -73,11 +73,12 @@ class Service:
         iterates: bool = False,
         stop: asyncio.Event | None = None,
     ) -> None:
-        """Create a service; ``found`` are its outlets in place of the configuration's sinks.
+        """Create a service that does nothing until its context is entered.
 
-        With ``iterates``, events are iterated over (``async for event in service``). They also go
-        to the sinks that the configuration names. When ``stop`` is set, the service begins to stop
-        before its context is exited.
+        ``found`` are sinks to use in place of the configuration's. With ``iterates``, events are
+        iterated over (``async for event in service``). They also go to the sinks that the
+        configuration names. When ``stop`` is set, the service begins to stop before its context is
+        exited.
         """
         self.config = config
         self.counts = Counts()
@@ -113,7 +114,7 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop the service."""
+        """Stop the service: process the last records, deliver events, and remove its fences."""
         if error is None or isinstance(error, asyncio.CancelledError):
             await self._stack.__aexit__(kind, error, traceback)
         else:  # the caller's own error, which is raised again unchanged
@@ -133,7 +134,7 @@ class Service:
         return self._reporter.events
 
     def stop(self) -> None:
-        """Begin to stop; an iteration over the events ends after the last one."""
+        """Begin to stop the service; an iteration over the events ends after the last one."""
         self._stop.set()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
@@ -149,7 +150,7 @@ class Service:
             yield event
 
     async def reload(self, config: Config) -> None:
-        """Apply another configuration's sinks, severities and findings.
+        """Apply the sinks, severities and findings of another configuration.
 
         All sinks are opened again, with their secrets and certificates. Raises UsageError if any
         other key differs. Raises an OcsfNftError if a local sink with a new name can't be opened.
@@ -169,7 +170,7 @@ class Service:
         self.config = config
 
     async def statuses(self) -> tuple[Status, ...]:
-        """Return the status of each sandbox's account; raises DeliveryError."""
+        """Return the status of each sandbox: its fence and its counts; raises DeliveryError."""
         return tuple(
             [
                 Status(
@@ -279,7 +280,10 @@ class Service:
         return (*named, Outlet(name=_ITERATED, sink=self._iterated, batch_settings=batch_settings))
 
     def _handshake(self) -> bytes:
-        """Return the handshake line for readers of a pipe or a socket: every fence is active."""
+        """Return the JSON line that goes before all events to sinks that need a handshake.
+
+        It shows the reader of a pipe or a socket that every fence is active.
+        """
         return orjson.dumps(
             {
                 "handshake": _HANDSHAKE,
@@ -302,7 +306,10 @@ class Service:
         )
 
     async def _report_capture_end(self, reason: str) -> None:
-        """Report that processes are no longer captured."""
+        """Emit an event: from now on, the capture of sending processes does not work.
+
+        ``reason`` is a text about the cause.
+        """
         event = attribution_degraded(
             self._reporter.context(),
             method=self.fallback_chain.method,
@@ -334,7 +341,7 @@ _ATTRIBUTION_CAPABILITIES: Final = {
 
 
 def capabilities(config: Config) -> frozenset[Capability]:
-    """Return the capabilities that a :class:`Service` needs while it runs.
+    """Return the Linux capabilities that a :class:`Service` needs while it runs.
 
     For an already installed fence, its namespace and its transport come from its record.
     """
@@ -359,11 +366,10 @@ def capabilities(config: Config) -> frozenset[Capability]:
 
 
 async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
-    """Deliver the records of files.
+    """Read log records from files, and deliver their events directly to a sink.
 
-    No fence is checked, and nothing is stored. Raises an OcsfNftError.
-
-    The machine that wrote the files is unknown, so the events have no device.
+    No fence is checked, and nothing is stored. The machine that wrote the files is unknown, so the
+    events have no device. Return the counts at the end. Raises an OcsfNftError.
     """
     async with outlet.sink, Replay(paths) as source:
         reporter = Reporter(outlet.deliver, host=None)
@@ -375,7 +381,7 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
 
 @contextlib.contextmanager
 def _first_error() -> Iterator[None]:
-    """Raise the first of this package's errors, if several tasks fail together."""
+    """Raise only the first error of this package, if several tasks fail together."""
     try:
         yield
     except BaseExceptionGroup as group:

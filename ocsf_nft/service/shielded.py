@@ -1,4 +1,4 @@
-"""Completion of work that must not stop halfway."""
+"""Shield for work that must be completed although its task is cancelled."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ T = TypeVar("T")
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Wait until work has ended, also if this task is cancelled meanwhile.
+    """Wait until ``work`` has ended, also if this task is cancelled meanwhile; return its result.
 
-    Then raise the cancellation.
-
-    The work's thread can't be cancelled. It may be installing a fence that a stopping service is
-    about to remove. Events that it has stored must be delivered as well.
+    If this task was cancelled, raise CancelledError when the work has ended. The work's thread
+    can't be cancelled. It may be installing a fence that a stopping service is about to remove.
+    Events that it has stored must be delivered as well.
     """
     task = asyncio.ensure_future(work)
     try:

@@ -40,7 +40,7 @@ _OPEN_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlet:
-    """A sink with its name, the events that it gets, and its batch settings.
+    """Sink of a service, with its name, the events that it gets, and its batch settings.
 
     ``classes`` are the ``class_uid`` of its events, and ``version`` is their version of OCSF. A
     sink that ``is_local`` must be available at the start, and only this service writes to its
@@ -59,9 +59,9 @@ class Outlet:
 
     @classmethod
     def of(cls, table: SinkTable) -> Self:
-        """Create the outlet of a configured sink.
+        """Create the outlet of a sink table in the configuration.
 
-        Raises UnsupportedError if its extra is not installed.
+        Raises UnsupportedError if the package extra that the sink needs is not installed.
         """
         return cls(
             name=table.called,
@@ -75,9 +75,9 @@ class Outlet:
         )
 
     def convert(self, line: bytes) -> bytes | None:
-        """Return an event in the sink's version of OCSF.
+        """Return an event (a JSON line) in the sink's version of OCSF.
 
-        Return None if the sink does not get this class.
+        Return None if the sink does not get events of this class.
         """
         if self.classes != CLASSES.keys() and orjson.loads(line)["class_uid"] not in self.classes:
             return None
@@ -86,7 +86,7 @@ class Outlet:
     async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
         """Deliver events directly to the open sink, without a store; raises DeliveryError.
 
-        For events that can be made again at any time.
+        For events that can be made again at any time, as in a replay.
         """
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
@@ -99,7 +99,7 @@ class Outlet:
 
 
 def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
-    """Create the outlets of a configuration.
+    """Create the outlets of the sink tables in a configuration.
 
     Raises UsageError if two sinks write to one file, and UnsupportedError as :meth:`Outlet.of`
     does.
@@ -109,9 +109,10 @@ def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
 
 
 class SinkDelivery:
-    """A store, and a forwarder for each outlet; they run while the context is entered.
+    """Store of events, with a task for each sink that delivers events from the store.
 
-    Their errors end the task that has entered the context: see :meth:`Forwarder.run`.
+    These tasks (:class:`Forwarder`) run while the context is entered. Their errors end the task
+    that has entered the context: see :meth:`Forwarder.run`.
     """
 
     def __init__(self, found: Sequence[Outlet], store: Store, retrier: StorageRetrier) -> None:
@@ -131,7 +132,7 @@ class SinkDelivery:
         self._is_over = False
 
     async def __aenter__(self) -> Self:
-        """Start; raises DeliveryError if a local sink or the store can't be opened."""
+        """Start delivery; raises DeliveryError if a local sink or the store can't be opened."""
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self.store)
             stack.push_async_callback(self._remove_store)
@@ -152,7 +153,7 @@ class SinkDelivery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Deliver the remaining events for some seconds, and stop."""
+        """Deliver the remaining events for some seconds, then stop delivery and close the store."""
         try:
             async with self._replacing:  # a later replacement does nothing
                 self._is_over = True
@@ -164,16 +165,17 @@ class SinkDelivery:
             await self._stack.__aexit__(kind, error, traceback)
 
     def set_handshake(self, handshake: bytes) -> None:
-        """Start the delivery to sinks that need a handshake."""
+        """Set the handshake line, and start delivery to the sinks that wait for it."""
         self._handshake = handshake
         for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
             if outlet.needs_handshake:
                 self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
-        """Deliver to these outlets only from now on.
+        """Stop delivery to the present sinks, and deliver to the outlets ``found`` from now on.
 
-        Raises DeliveryError if a new local sink can't be opened; then nothing changes.
+        A sink with the same name continues after its last acknowledged event. Raises DeliveryError
+        if a new local sink can't be opened; then nothing changes.
         """
         async with self._replacing:
             if not self._is_over:
@@ -204,7 +206,7 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create the forwarders, and open the local sinks among them that are new."""
+        """Create a forwarder for each outlet, and open those local sinks that are new."""
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
             Forwarder(
@@ -237,7 +239,7 @@ class SinkDelivery:
             _log.warning("a sink is no longer configured", sink=name, never_delivered=number)
 
     def _run(self, forwarder: Forwarder) -> None:
-        """Start a forwarder, unless it waits for the handshake."""
+        """Start the task of a forwarder, unless its sink waits for the handshake."""
         outlet = next(each for each in self._found if each.name == forwarder.name)
         if outlet.needs_handshake:
             if self._handshake is None:
@@ -252,19 +254,25 @@ class SinkDelivery:
     async def store_events(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events as :meth:`Store.put` does; raises DeliveryError if the retries end."""
+        """Store events as :meth:`Store.put` does, with retries.
+
+        Raises DeliveryError if the retries end without success.
+        """
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
     async def sweep(self) -> None:
-        """Remove old events as :meth:`Store.sweep` does."""
+        """Remove old events from the store as :meth:`Store.sweep` does, with retries."""
         await self._retrier(self.store.sweep)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return dropped events as :meth:`Store.dropped_events` does."""
+        """Return dropped events by sink, as :meth:`Store.dropped_events` does, with retries."""
         return await self._retrier(self.store.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Confirm reported drops as :meth:`Store.confirm_reported` does."""
+        """Record that an event about these dropped events was emitted, with retries.
+
+        See :meth:`Store.confirm_reported`.
+        """
         await self._retrier(lambda: self.store.confirm_reported(dropped))
 
     async def _remove_store(self) -> None:
@@ -305,9 +313,9 @@ async def _open(forwarder: Forwarder) -> None:
 
 
 async def _await_end(task: asyncio.Task[None]) -> None:
-    """Wait some seconds for a task that was asked to stop, then cancel it.
+    """Wait some seconds for a forwarder's task that was asked to stop, then cancel it.
 
-    Its task group raises its error.
+    The task group raises the task's error, if any.
     """
     _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
     if stuck:
@@ -328,7 +336,7 @@ def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
 
 
 def _file_identity(file: Path | None) -> object:
-    """Return a value that identifies a file under any name."""
+    """Return a value that is equal for all names of one file; None without a file."""
     if file is None:
         return None
     try:

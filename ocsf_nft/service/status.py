@@ -1,4 +1,4 @@
-"""Status of the accounts of sandboxes, with or without a running service."""
+"""Status of sandboxes for the command `status`: their fences and their counts."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Status of one sandbox: its rules, its sources' dropped records, and whether a run watches it.
+    """Status of one sandbox: the state of its fence, its packet counts, and its dropped records.
 
-    ``mode`` is the mode of the installed fence. ``absent`` are the rules without the counters that
-    they should have: the fence is not active. ``verdict`` is that of the whole fence; None if nft
-    is not available.
+    ``is_watched``: a run monitors it. ``mode`` is the mode of the installed fence. ``absent`` are
+    the rules without the counters that they should have: the fence is not active. ``verdict`` is
+    that of the whole fence; None if nft is not available.
     """
 
     sandbox: str
@@ -40,10 +40,11 @@ class Status:
 def statuses(
     state: StateDirectory, sandbox: str | None = None
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
-    """Return the status of one sandbox, or of all with a record; blocks for milliseconds for each.
+    """Return the status of one sandbox, or of all with a record, without a running service.
 
-    Errors of single sandboxes are returned separately. Needs CAP_NET_ADMIN over their namespaces.
-    Raises AbsentError if no fence has a record, and FenceError if the record can't be read.
+    The second result has the errors of single sandboxes. Blocks for milliseconds for each one.
+    Needs CAP_NET_ADMIN over their namespaces. Raises AbsentError if no fence has a record, and
+    FenceError if the records can't be listed.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:

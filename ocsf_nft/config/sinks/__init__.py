@@ -1,4 +1,4 @@
-"""Configuration of sinks: one module for each type."""
+"""Configuration tables of sinks (``[[sink]]``): one module for each type."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _STDOUT: Final = "-"
 
 
 def _with_type(table: Any) -> Any:
-    """Add the type to a table: without one it is a file, or standard output for the path ``-``."""
+    """Return a sink's table with its ``type``, for a table that has none.
+
+    Without a type it is a file, or standard output for the path ``-``.
+    """
     if not isinstance(table, dict):
         return table
     typed = {"type": "file"} | table

@@ -1,4 +1,4 @@
-"""Base of the ``[[sink]]`` tables of a file, and tables that several of them contain."""
+"""Base of all ``[[sink]]`` tables, and tables for secrets and TLS that several of them contain."""
 
 from __future__ import annotations
 
@@ -52,17 +52,23 @@ class SinkTable(Table):
 
     @property
     def needs_handshake(self) -> bool:
-        """Return whether the first line that the sink gets is a handshake."""
+        """Return true if the sink gets a handshake line before the first event.
+
+        The handshake reports that every fence is active and every record is read.
+        """
         return False
 
     @property
     def file(self) -> Path | None:
-        """Return the file that only this process may write to; None if there is none."""
+        """Return the path of the sink's file, which only this process may write to.
+
+        It is None for a sink without a file.
+        """
         return None
 
     @property
     def class_uids(self) -> frozenset[int]:
-        """Return the ``class_uid`` of each class that the sink gets."""
+        """Return the ``class_uid`` of each OCSF event class that the sink gets."""
         return frozenset(CLASS_UIDS[name] for name in self.classes)
 
     @property
@@ -72,7 +78,7 @@ class SinkTable(Table):
 
     @property
     def batch_settings(self) -> BatchSettings:
-        """Return the settings of batches and retries."""
+        """Return the settings for batches of events, timeouts and retries."""
         return BatchSettings(
             events=self.batch_events,
             bytes=self.batch_bytes,
@@ -84,11 +90,17 @@ class SinkTable(Table):
     @property
     @abstractmethod
     def target(self) -> str:
-        """Return the destination, short and without a secret; it is unique among the sinks."""
+        """Return a short text for the destination, which is unique among the sinks.
+
+        It has no secret. It is the sink's name if none is configured.
+        """
 
     @abstractmethod
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError if an extra that it needs is not installed."""
+        """Create the sink that this table configures.
+
+        Raises UnsupportedError if a package extra that the sink needs is not installed.
+        """
 
 
 class SecretTable(Table):
@@ -110,7 +122,7 @@ class SecretTable(Table):
         return self
 
     def secret(self) -> Secret:
-        """Return the secret for a sink."""
+        """Return the source of the secret, for a sink, which reads it later."""
         if self.file is not None:
             return Secret("file", str(self.file))
         if self.env is not None:
@@ -135,5 +147,5 @@ class TlsTable(Table):
         return self
 
     def tls(self) -> Tls:
-        """Return the TLS settings for a sink."""
+        """Return the paths of the certificates and the key, for a sink."""
         return Tls(ca=self.ca, certificate=self.certificate, key=self.key)

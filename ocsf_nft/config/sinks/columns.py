@@ -1,7 +1,8 @@
-"""Parquet columns of each event class, derived from the models of the events.
+"""Parquet columns of each OCSF event class, derived from the models of the events.
 
-All events of a class in an OCSF version have the same columns. So a table made from some events
-fits all of them. Columns have the types of OCSF, which distinguishes integers of 32 and 64 bits.
+All events of a class in an OCSF version have the same columns. So a Parquet table made from some
+events fits all of them. Columns have the types of OCSF, which distinguishes integers of 32 and 64
+bits.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _ONLY_BEFORE: Final[Mapping[type[Model], Mapping[str, tuple[str, Column]]]] = {
 
 
 def columns(version: str) -> dict[int, Struct]:
-    """Return the columns of each class in an OCSF version, by ``class_uid``."""
+    """Return the Parquet columns of each event class in an OCSF version, by ``class_uid``."""
     return {uid: Struct(_columns(model, version, _DEPTH)) for uid, model in CLASSES.items()}
 
 

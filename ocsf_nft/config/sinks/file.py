@@ -73,16 +73,16 @@ class FileSink(SinkTable):
 
     @property
     def file(self) -> Path:
-        """Return the file that only this process may write to."""
+        """Return the path of the file, which only this process may write to."""
         return self.path
 
     @property
     def target(self) -> str:
-        """Return the file's path."""
+        """Return the file's path as text, as the sink's default name."""
         return str(self.path)
 
     def sink(self) -> Sink:
-        """Create the sink."""
+        """Create the sink that this table configures."""
         from ocsf_nft.delivery.sinks.file import File  # noqa: PLC0415 - if configured
 
         return File(path=self.path, sync=self.sync, rotation=self._rotation())

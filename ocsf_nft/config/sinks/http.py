@@ -30,7 +30,7 @@ class HttpSink(SecuredSink):
     compress: bool = False
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError if the extra for HTTP is not installed."""
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.http import Http  # noqa: PLC0415 - if configured
         return Http(receiver=self.receiver, method=self.method, form=self.format)

@@ -59,11 +59,11 @@ class KafkaSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return the first server with the topic."""
+        """Return a URL of the first server and the topic, as the sink's default name."""
         return f"kafka://{self.servers[0]}/{self.topic}"
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError if the extra for Kafka is not installed."""
         try:
             from ocsf_nft.delivery.sinks.kafka import Kafka  # noqa: PLC0415 - only where configured
         except ImportError as error:

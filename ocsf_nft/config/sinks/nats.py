@@ -20,7 +20,10 @@ _SCHEMES: Final = ("nats://", "tls://")
 
 
 def _server(text: str) -> str:
-    """Return a server's URL if it has only a scheme, a host and a port; raises UsageError."""
+    """Return a NATS server's URL unchanged if it has only a scheme, a host and a port.
+
+    Raises UsageError otherwise, for example if it has a password.
+    """
     if "@" in text:
         raise UsageError("must not hold a user, password or token: give them as separate keys")
     for scheme in _SCHEMES:
@@ -81,12 +84,12 @@ class NatsSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return the first server with the subject."""
+        """Return a URL of the first server and the subject, as the sink's default name."""
         subject = f"{self.subject}.*" if self.class_subjects else self.subject
         return f"nats://{urlsplit(self.servers[0]).netloc}/{subject}"
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError if the extra for NATS is not installed."""
         try:
             from ocsf_nft.delivery.sinks.nats import Nats  # noqa: PLC0415 - only where configured
             from ocsf_nft.delivery.sinks.nats_login import Login  # noqa: PLC0415 - the same

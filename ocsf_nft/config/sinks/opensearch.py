@@ -61,7 +61,7 @@ class OpenSearchSink(SecuredSink):
 
     @property
     def target(self) -> str:
-        """Return the URL with the index."""
+        """Return the server's URL with the index, as the sink's default name."""
         return f"{self.receiver.name}/{self.index}"
 
     @property
@@ -72,7 +72,7 @@ class OpenSearchSink(SecuredSink):
         return super().credentials
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError if the extra for HTTP is not installed."""
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.opensearch import OpenSearch  # noqa: PLC0415 - if configured
         return OpenSearch(receiver=self.receiver, index=self.index, is_data_stream=self.data_stream)

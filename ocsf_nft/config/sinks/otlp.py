@@ -28,7 +28,7 @@ class OtlpSink(SecuredSink):
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 1.0
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError."""
+        """Create the sink; raises UnsupportedError if the extra for HTTP is not installed."""
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.otlp import Otlp  # noqa: PLC0415 - if configured
         return Otlp(receiver=self.receiver)

@@ -30,21 +30,21 @@ class StdoutSink(SinkTable):
 
     @property
     def needs_handshake(self) -> bool:
-        """Return whether the first line is a handshake."""
+        """Return true if the first line on standard output is a handshake."""
         return self.handshake
 
     @property
     def file(self) -> Path:
-        """Return the file that only this process may write to."""
+        """Return the path of standard output, which only this process may write to."""
         return Path("/dev/stdout")
 
     @property
     def target(self) -> str:
-        """Return the name of standard output on the command line."""
+        """Return ``-``, the name of standard output on the command line."""
         return "-"
 
     def sink(self) -> Sink:
-        """Create the sink."""
+        """Create the sink that this table configures."""
         from ocsf_nft.delivery.sinks.stdout import Stdout  # noqa: PLC0415 - if configured
 
         return Stdout()

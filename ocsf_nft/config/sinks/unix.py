@@ -54,16 +54,16 @@ class UnixSink(SinkTable):
 
     @property
     def needs_handshake(self) -> bool:
-        """Return whether the first line of each connection is a handshake."""
+        """Return true if the first line of each connection is a handshake."""
         return self.handshake
 
     @property
     def target(self) -> str:
-        """Return the socket's path."""
+        """Return the socket's path after ``unix:``, as the sink's default name."""
         return f"unix:{self.path}"
 
     def sink(self) -> Sink:
-        """Create the sink."""
+        """Create the sink that this table configures."""
         from ocsf_nft.delivery.sinks.unix import Unix  # noqa: PLC0415 - if configured
 
         return Unix(path=self.path, until_read=self.until_read)
