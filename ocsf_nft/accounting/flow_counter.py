@@ -120,8 +120,8 @@ class FlowCounter:
     def grow_by(self, more: Count, last_ns: int) -> None:
         """Add the unreported packets of another counter to those of this one.
 
-        ``more`` is negative if those packets are already reported. ``last_ns`` is the time of the
-        last packet in ``more``.
+        ``more`` has these packets and bytes; it is negative if an event reports them already.
+        ``last_ns`` is the time of the last packet in ``more``.
         """
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)

@@ -359,5 +359,5 @@ class FlowAggregate:
 
 
 def has_no_slot(key: Key) -> bool:
-    """Return whether a set element counts IP flows that found no free slot in their own set."""
+    """Return whether ``key`` counts IP flows that found no free slot in an nftables set."""
     return key.kind == "others" and flow(key).ethertype in _IP

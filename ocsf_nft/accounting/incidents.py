@@ -20,11 +20,11 @@ LATEST: Final = 10
 def extend_incident(
     before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
 ) -> IncidentEnd:
-    """Add an attempt to an incident; return the incident as it is if no attempt follows.
+    """Add an attempt to an incident; return the end to report if no further attempt follows.
 
-    ``before`` is the incident so far, or None to begin a new one. ``key`` is the attempt's flow.
-    ``is_finding`` decides from the latest record and the number of packets. Once an incident is a
-    finding, it remains one.
+    ``before`` is the same for the incident so far, or None to begin a new one. ``key`` is the
+    attempt's flow. ``is_finding`` decides from the latest record and the number of packets. Once an
+    incident is a finding, it remains one.
     """
     identity = attempt.record.origin.identity
     incident = (

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class OpenIncident(NamedTuple):
     """Incident with an emitted Create event and no Close event yet.
 
-    ``key`` is its flow in the counters of ``counter_id``. ``end`` is the end to report if no
-    attempt follows.
+    ``key`` is the key of its flow, and ``counter_id`` identifies the counters of its firewall rule.
+    ``end`` is the end to report if no attempt follows.
     """
 
     counter_id: CounterId

@@ -1,4 +1,4 @@
-"""Flows that are reported together by user, because the user has too many flows."""
+"""Flows that share one event for each user, because the user has too many flows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_AGGREGATES: Final = 256
 
 
 class OverflowFlows:
-    """Flows that are reported together by user, because the user has too many flows.
+    """Flows that share one event for each user, because the user has too many flows.
 
     ``aggregates`` has the unreported packets of these flows, by user id.
     """

@@ -36,10 +36,9 @@ class SandboxAccount:
     ) -> None:
         """Create an empty account; all packets of its counters came after ``begun_ns``.
 
-        No destination has priority by default.
-
-        ``add_attribution`` is called once for each attempt, before it is reported. It returns the
-        attempt with all that is known about its process.
+        Without ``priority`` all destinations are treated equally. ``add_attribution`` is called
+        once for each attempt, before it is reported. It returns the attempt with all that is known
+        about its process.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.

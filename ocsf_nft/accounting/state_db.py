@@ -142,11 +142,11 @@ class StateDatabase:
         return self
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database file."""
         self._file.close()
 
     def remove(self) -> None:
-        """Close the file and remove it."""
+        """Close the database file and delete it."""
         self._file.remove()
 
     def fault(self) -> str | None:
