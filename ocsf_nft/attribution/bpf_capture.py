@@ -113,7 +113,7 @@ class Capture:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """File descriptors to poll: readable when a ring buffer holds much unread data."""
+        """Return file descriptors to poll: readable when a ring buffer holds much unread data."""
         return tuple(ring.descriptor for ring in self._rings)
 
     def read(self) -> tuple[list[CaptureEvent], bool]:

@@ -58,9 +58,10 @@ class Match(NamedTuple):
 
 
 def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
-    """Return a match with the latest call of each process; ``is_sender``: one of them sent it.
+    """Return a match with the latest call of each process that may have sent a packet.
 
-    Return None without calls, or with more than :data:`MOST` processes.
+    ``is_sender``: one of these processes sent it. Return None without calls, or with more than
+    :data:`MOST` processes.
     """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None

@@ -84,7 +84,7 @@ class CaptureMethod:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """File descriptors to poll: readable when the capture has much unread data."""
+        """Return file descriptors to poll: readable when the capture has much unread data."""
         return self._capture.descriptors
 
     def check(self) -> None:

@@ -98,14 +98,14 @@ class FallbackChain:
 
     @property
     def method(self) -> TopMethod:
-        """Best attribution method in use now."""
+        """Return the best attribution method in use now."""
         if self._capture is not None:
             return "capture"
         return "socket" if self._lookups else "user"
 
     @property
     def dropped(self) -> int:
-        """Number of capture events (calls and processes) that were dropped for lack of room."""
+        """Return the number of capture events (calls and processes) dropped for lack of room."""
         return self._dropped if self._capture is None else sum(self._capture.dropped)
 
     async def __aenter__(self) -> Self:
@@ -400,9 +400,10 @@ async def _is_event_pending(
 
 
 def limit_to_one_packet(known: Attribution) -> Attribution:
-    """Return an attribution for many packets, if it is known only who sent one of them.
+    """Return the attribution of many packets, of which only one has a known sender.
 
-    The process becomes one of several possible senders, with low confidence.
+    ``known`` is the attribution of that packet. Its process becomes a possible sender, with low
+    confidence.
     """
     if known.process is None:
         return known

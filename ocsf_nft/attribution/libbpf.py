@@ -207,7 +207,7 @@ class RingBuffer:
 
     @property
     def descriptor(self) -> int:
-        """File descriptor to poll: readable when a BPF program requests a wake-up."""
+        """Return a file descriptor to poll: readable when a BPF program requests a wake-up."""
         found: int = self._library.ring_buffer__epoll_fd(self._ring)
         return found
 

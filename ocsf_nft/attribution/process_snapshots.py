@@ -67,7 +67,7 @@ class ProcessSnapshots:
         self._made.clear()
 
     def note_dropped(self) -> None:
-        """Note that the capture dropped snapshots: the latest image of a process is unknown."""
+        """Note that snapshots were dropped, so the latest program of a process is uncertain."""
         self._latest.clear()
 
     def is_latest(self, image: ProcessImage) -> bool:

@@ -62,7 +62,7 @@ class _Query(NamedTuple):
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
-        """Keys to search for the packet, the more exact one last."""
+        """Return the keys to search for the packet, the more exact one last."""
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:

@@ -91,7 +91,7 @@ class SocketTables:
 
     @property
     def namespace(self) -> Namespace:
-        """Network namespace of the tables; it stays the same if its path is replaced."""
+        """Return the network namespace of the tables, unchanged if its path is replaced."""
         return self._namespace
 
     def tcp(

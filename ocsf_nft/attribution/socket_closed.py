@@ -82,10 +82,10 @@ class ClosedSockets:
             self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
-        """Return why a port's socket at a past time may be closed by now; None if it is open.
+        """Return why a socket that had this port at ``since_ns`` may be closed; None if none was.
 
-        ``protocol`` is one of :data:`WATCHED_PROTOCOLS`. ``since_ns`` is the past time; it may be
-        up to ``slack_ns`` too late.
+        ``protocol`` is one of :data:`WATCHED_PROTOCOLS`. ``since_ns`` may be up to ``slack_ns`` too
+        late.
         """
         with self._lock:
             is_all = self._drain()

@@ -110,7 +110,7 @@ class SocketLookup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop to watch the sandbox's sockets; a lookup in another thread ends without a result.
+        """Stop watching the sandbox's sockets; a lookup in another thread ends without a result.
 
         Blocks for a tenth of a second at most, while such a lookup reads the namespace's sockets.
         """
