@@ -101,7 +101,7 @@ class Event(Model):
         return data
 
     def to_json(self) -> bytes:
-        """Return one line of printable JSON without line end; keys in order, no nulls."""
+        """Return the event as one line of printable JSON without line end, without null values."""
         return printable(
             orjson.dumps(
                 {name: value for name, value in self.__dict__.items() if value is not None},
