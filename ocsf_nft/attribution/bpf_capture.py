@@ -2,8 +2,8 @@
 
 Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, and libbpf. A kernel
 that describes its types (CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later) reports each refused packet,
-and details of the processes. Other kernels (Linux 5.15 or later) report system calls that send;
-that needs cgroup v2. It is the same for a fence that refuses nothing.
+and details of the processes. Other kernels (Linux 5.15 or later) report system calls that send. For
+a fence that refuses nothing, each kernel reports such calls. Reports of calls need cgroup v2.
 """
 
 from __future__ import annotations
