@@ -30,7 +30,7 @@ class Aggregation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """Successive attempts of one flow without a pause; these attempts belong to one finding.
+    """Successive attempts of one flow without a pause; they become one finding if significant.
 
     This is the state up to the latest attempt. ``identity`` is the same for all attempts. The
     incident has ``windows`` attempts with ``packets`` packets since ``start_ns`` (since the epoch,

@@ -37,7 +37,7 @@ _LOG_BYTES: Final = 16 << 20
 
 
 class Database:
-    """SQLite database in one file, in WAL mode; it restores the file if it is deleted or damaged.
+    """SQLite database in one file, in WAL mode; a deleted file is restored, a damaged one replaced.
 
     ``synchronous`` is SQLite's setting. A transaction committed under NORMAL survives a crash of
     the process. One committed under FULL survives a power cut as well. An ``is_exclusive`` database

@@ -1,8 +1,8 @@
-"""Mapping of user ids of another user namespace to those of ours.
+"""Conversion of user ids of another user namespace to those of ours.
 
-For the owner of a socket, nftables reports the user id in the user namespace that owns the network
-namespace (nft_meta.c). NFLOG reports the id in the user namespace of its reader (nfnetlink_log.c).
-If these namespaces differ, the ids must be converted.
+For a socket's owner, nftables reports the id in the user namespace that owns the network namespace
+(nft_meta.c). NFLOG reports the id in the user namespace of its reader (nfnetlink_log.c). If these
+namespaces differ, the ids must be converted.
 """
 
 from __future__ import annotations
