@@ -1,7 +1,7 @@
 """Classification of IP addresses: scope, loopback, link-local, multicast, broadcast, metadata.
 
-A table divides the addresses of each family into ranges of one kind, so that one binary search
-finds the kind. The table is built once from the networks below.
+A table divides the addresses of each family into ranges of one kind. So one binary search finds the
+kind. The table is built once from the networks below.
 """
 
 from __future__ import annotations

@@ -116,7 +116,7 @@ class RelatedEvent(Model):
 
 
 class FindingInfo(Model):
-    """``finding_info``: description of a finding. All events of the finding have its ``uid``."""
+    """OCSF object ``finding_info``: title, description and ``uid`` that a finding's events have."""
 
     uid: str = Field(description="identifier of the incident, from Create to Close")
     title: str = Field(description="short description")
