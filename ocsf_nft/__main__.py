@@ -1,4 +1,4 @@
-"""``python -m ocsf_nft``."""
+"""Command line of ocsf-nft, as ``python -m ocsf_nft``."""
 
 from ocsf_nft.cli import main
 

@@ -1,4 +1,4 @@
-"""Attempts and incidents: the result of records and counters, and the input of the mapper."""
+"""Attempts and incidents: made from log records and kernel counters, and mapped to OCSF events."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ AggregationReason: TypeAlias = Literal["many", "unplaced", "evicted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregation:
-    """Several flows reported as one, for a ``reason``.
+    """Description of several flows that are reported as one attempt, for a ``reason``.
 
-    ``flows`` is their number (None: unknown), and ``sample`` has some of them.
+    ``flows`` is the number of these flows (None: unknown), and ``sample`` has some of them.
     """
 
     reason: AggregationReason
@@ -30,13 +30,13 @@ class Aggregation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """Successive attempts of one flow without a pause, up to one of them.
+    """Successive attempts of one flow without a pause; they become one finding if significant.
 
-    ``identity`` is the same for all of them. The incident has ``windows`` attempts with ``packets``
-    packets since ``start_ns`` (since the epoch, UTC). It became a finding with attempt number
-    ``found_at``, which is None if it is no finding yet. ``latest`` has the identities of the latest
-    attempts' records, the last one at the end. ``attribution`` is the attribution of all attempts
-    together; None if no attempt was attributed.
+    This is the state up to the latest attempt. ``identity`` is the same for all attempts. The
+    incident has ``windows`` attempts with ``packets`` packets since ``start_ns`` (since the epoch,
+    UTC). It became a finding with attempt number ``found_at``, which is None if it is no finding
+    yet. ``latest`` has the identities of the latest attempts' records, the last one at the end.
+    ``attribution`` is valid for all attempts together; None if no attempt was attributed.
     """
 
     identity: str
@@ -57,8 +57,8 @@ class Incident:
 class Attempt:
     """Packets of one flow in one time window; each packet belongs to exactly one attempt.
 
-    ``record`` describes the attempt. It is the kernel's record of the first packet or, if the
-    kernel logged none, a record made from the counter. ``packets`` and ``bytes`` are exact;
+    ``record`` describes the attempt. It is the kernel's log record of the first packet. If the
+    kernel logged none, it is a record made from the counter. ``packets`` and ``bytes`` are exact;
     ``bytes`` is None if the bytes were not counted. No packet is from before ``start_ns`` or after
     ``end_ns`` (since the epoch, UTC). ``incident`` is None if incidents are not tracked.
     ``attribution`` is None if the attempt was not attributed.
@@ -80,7 +80,7 @@ class Attempt:
 
     @staticmethod
     def of(record: Record, attribution: Attribution | None = None) -> Attempt:
-        """Return the attempt that consists of one record."""
+        """Return the attempt that consists of the packet of one log record."""
         return Attempt(
             record=record,
             packets=1,
@@ -93,9 +93,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncidentEnd:
-    """End of an incident: the flow had no packet for a while, or reading has stopped.
+    """End of an incident: the flow had no packet for a while, or the service has stopped.
 
-    ``record`` is as in :class:`Attempt`. ``end_ns`` is the end of the last attempt.
+    ``record`` is that of the last attempt, and ``end_ns`` the end of that attempt (since the epoch,
+    UTC).
     """
 
     record: Record
@@ -105,13 +106,14 @@ class IncidentEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FanOut:
-    """Many destinations or ports that one user tries within a short time.
+    """Scan: many destinations or ports that one user tries within a short time.
 
     ``verdict`` is as in the records of the rule: ``permit`` if a permissive fence allowed the
     packets. ``identity`` is the same for all reports, from stage ``begun`` to ``ended``. All
-    numbers are totals up to now, and lower bounds: ``flows`` distinct flows to ``destinations``
-    addresses and ``ports`` ports, with ``packets`` packets. ``sample`` has some of the flows. Times
-    are as in :class:`Attempt`.
+    numbers are totals up to now: ``flows`` distinct flows to ``destinations`` addresses and
+    ``ports`` ports, with ``packets`` packets. They are lower bounds, because only a limited number
+    of addresses and ports is stored. ``sample`` has some of the flows. Times are as in
+    :class:`Attempt`.
     """
 
     identity: str

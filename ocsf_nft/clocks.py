@@ -11,7 +11,7 @@ _TRIES: Final = 10
 
 
 def epoch_of(clock: int) -> int:
-    """Return the nanoseconds since the epoch, UTC, at which ``clock`` was 0.
+    """Return the wall-clock time at which a kernel clock was 0 (ns since the epoch, UTC).
 
     ``clock`` is ``time.CLOCK_BOOTTIME`` or ``time.CLOCK_MONOTONIC``. The result is valid for times
     after the wall clock was last set. For CLOCK_MONOTONIC, the machine must not have been suspended
@@ -29,7 +29,7 @@ def epoch_of(clock: int) -> int:
 
 
 def _read(clock: int) -> tuple[int, int]:
-    """Read both clocks once; return the duration of the readings and the epoch of ``clock``."""
+    """Read both clocks once; return the duration of the read, and the wall-clock time of its 0."""
     before_ns = time.clock_gettime_ns(clock)
     wall_ns = time.time_ns()
     width_ns = time.clock_gettime_ns(clock) - before_ns

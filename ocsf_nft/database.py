@@ -37,11 +37,11 @@ _LOG_BYTES: Final = 16 << 20
 
 
 class Database:
-    """SQLite database in one file, in WAL mode.
+    """SQLite database in one file, in WAL mode; a deleted file is restored, a damaged one replaced.
 
-    ``synchronous`` is SQLite's setting. A transaction committed under NORMAL survives a crash
-    of the process. One committed under FULL survives a power cut as well. An ``is_exclusive``
-    database holds a lock while it is open, so no other process can open it as exclusive.
+    ``synchronous`` is SQLite's setting. A transaction committed under NORMAL survives a crash of
+    the process. One committed under FULL survives a power cut as well. An ``is_exclusive`` database
+    holds a lock while it is open, so no other process can open it as exclusive.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Database:
         self._is_read_only = False
 
     def open(self, *, read_only: bool = False) -> None:
-        """Open the file, and create it if it is missing; quarantine a damaged file.
+        """Open the database file; create it if it is missing, quarantine it if it is damaged.
 
         Raises DeliveryError if the file can't be written, ClosedError if another process has the
         lock. If ``read_only`` is set, raises SourceError if the file can't be read; a damaged file
@@ -84,7 +84,7 @@ class Database:
             raise self.failure(error) from error
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database file and release its lock."""
         self._disconnect()
         if self._lock is not None:
             self._lock.release()
@@ -96,7 +96,7 @@ class Database:
             self._connection = None
 
     def remove(self) -> None:
-        """Close and delete the file, and its folder if that is empty then."""
+        """Close and delete the database file, and delete its folder if that is empty then."""
         self._disconnect()
         self._unlink("", *_COMPANIONS)
         if self._lock is not None:
@@ -105,9 +105,9 @@ class Database:
             self.path.parent.rmdir()
 
     def is_replaced(self) -> bool:
-        """Return whether another file has the path of the open file now.
+        """Return whether another file is now at the path of the open database file.
 
-        Return False if there is no file: the open one is the only one then.
+        Return False if no file is there: then no other file has replaced the open one.
         """
         try:
             return self._file_identity() != self._identity
@@ -116,7 +116,7 @@ class Database:
 
     @contextlib.contextmanager
     def raw_transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run one transaction, rolled back if its body raises.
+        """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
         Errors of SQLite pass through unchanged, also those of BEGIN and COMMIT. Use
         :meth:`transaction`, except to distinguish damage from a full disk.
@@ -140,7 +140,7 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run one transaction, rolled back if its body raises.
+        """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
         Raises DeliveryError for errors of SQLite and of the system, or SourceError if the file is
         open for reading only. Raises ClosedError if the file is damaged: the next open quarantines
@@ -161,9 +161,9 @@ class Database:
 
     @contextlib.contextmanager
     def unsynced_transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run one transaction that a power cut may undo, whatever ``synchronous`` is.
+        """Run the ``with`` body as a transaction without sync to disk: a power cut may undo it.
 
-        Raises the same errors as :meth:`transaction`.
+        It is faster than one under FULL. Raises the same errors as :meth:`transaction`.
         """
         if self._connection is not None:
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -175,9 +175,9 @@ class Database:
                 self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
 
     def checkpoint_log(self) -> None:
-        """Copy SQLite's write-ahead log into the file, so that the log starts again.
+        """Copy SQLite's write-ahead log into the database file, so that the log can start again.
 
-        Raises DeliveryError.
+        Raises DeliveryError if the file can't be written.
         """
         try:
             if self._connection is not None:
@@ -186,9 +186,10 @@ class Database:
             raise self.failure(error) from error
 
     def quarantine(self, fault: str) -> None:
-        """Rename the damaged file and create a new one; raises DeliveryError.
+        """Rename a damaged database file and create a new one; raises DeliveryError if that fails.
 
-        ``fault`` is the description of the damage; :attr:`fault` then reports it.
+        ``fault`` is a description of the damage. The attribute :attr:`fault` has the full report
+        then.
         """
         self._disconnect()
         quarantined = self._free_name()
@@ -216,7 +217,7 @@ class Database:
         return self.path.with_suffix(f".damaged{_MAX_DAMAGED}")
 
     def failure(self, error: Exception) -> DeliveryError | SourceError:
-        """Return the error to raise for an error of SQLite or of the system.
+        """Convert an error of SQLite or of the system to the error to raise.
 
         It is SourceError if the file is open for reading only, else DeliveryError.
         """
@@ -264,7 +265,7 @@ class Database:
         return status.st_dev, status.st_ino
 
     def _restore_if_removed(self) -> None:
-        """Restore the file from the open one if it was deleted or replaced.
+        """Write the open database to its path again, if its file was deleted or replaced.
 
         Raises OSError, sqlite3.Error, and ClosedError if another run has the lock by now.
         """

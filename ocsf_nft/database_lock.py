@@ -1,4 +1,4 @@
-"""Lock that gives a SQLite file to one run: flock(2) on a file beside it.
+"""Lock by which only one run uses a SQLite file: flock(2) on another file beside it.
 
 The lock is not on the SQLite file itself: a process that closes any descriptor of that file drops
 the locks that SQLite has on it.
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FileLock:
-    """Exclusive lock of the file at ``path``."""
+    """Lock by which only one run uses the database file ``path``."""
 
     def __init__(self, path: Path) -> None:
         self._protected = path
@@ -25,9 +25,9 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock; take it again if the lock file was deleted or replaced.
+        """Take the lock, also if it is held but its lock file was deleted or replaced.
 
-        Raises ClosedError if another run has the lock, OSError if the file can't be opened.
+        Raises ClosedError if another run has the lock, OSError if the lock file can't be opened.
         """
         while not self._is_valid():
             self.release()
@@ -43,7 +43,7 @@ class FileLock:
                 ) from error
 
     def _is_valid(self) -> bool:
-        """Return whether the locked file is the one that other processes find at the path."""
+        """Return whether the held lock is on the lock file that other processes find now."""
         if self._descriptor is None:
             return False
         try:
@@ -54,7 +54,7 @@ class FileLock:
         return (current.st_dev, current.st_ino) == (locked.st_dev, locked.st_ino)
 
     def release(self) -> None:
-        """Release the lock; does nothing without one."""
+        """Release the lock; does nothing if it is not held."""
         if self._descriptor is not None:
             # A starting child may have a copy of the descriptor: closing ours would not unlock.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)

@@ -10,7 +10,10 @@ from typing import ClassVar
 
 
 class OcsfNftError(Exception):
-    """Base of all errors that ocsf-nft reports without a traceback."""
+    """Base of all errors that ocsf-nft reports without a traceback.
+
+    ``exit_code`` is the exit code of the command line.
+    """
 
     exit_code: ClassVar[int] = 3
 
@@ -32,15 +35,15 @@ class UnsupportedError(OcsfNftError):
 
 
 class FenceError(OcsfNftError):
-    """Ruleset that the kernel rejected, or fence that is not active as requested."""
+    """Rejection of a ruleset by the kernel, or a fence that is not active as requested."""
 
 
 class SourceError(OcsfNftError):
-    """Failure to read the kernel's records."""
+    """Failure to read input: the kernel's log records, a stored state, a file."""
 
 
 class DeliveryError(OcsfNftError):
-    """Failure to write or send events now: a full disk, a receiver that is down.
+    """Failure to write or send events now, for instance to a full disk; a retry may succeed.
 
     ``after_seconds`` is the delay before a retry that the receiver requested; None if it requested
     none.
@@ -52,8 +55,8 @@ class DeliveryError(OcsfNftError):
 
 
 class RefusedError(DeliveryError):
-    """Batch that a receiver refuses because of one of its events or because of its size."""
+    """Refusal of a batch of events by a receiver, because of one event or because of its size."""
 
 
 class ClosedError(DeliveryError):
-    """Output that is closed permanently, such as a pipe without a reader."""
+    """Output that is closed permanently, such as a pipe without a reader; a retry can't succeed."""

@@ -1,4 +1,4 @@
-"""Counters of refused packets, and the keys by which the kernel counts.
+"""Packet counters of the kernel for refused packets, and the keys by which it counts.
 
 A rule of a fence has three sets of counters (``rules/accounting.nft``). A set's keys are the bytes
 that nftables has. Each field is padded to four bytes. User and group ids are in the machine's byte
@@ -40,21 +40,25 @@ _FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
 
 
 class Key(NamedTuple):
-    """Key of an element, with the set that has it."""
+    """Key of a counter in an nftables set: the kind of the set, and the bytes of the key."""
 
     kind: Kind
     data: bytes
 
 
 class Count(NamedTuple):
-    """Packets, and their bytes as the kernel counts them: of the IP packet, or of the frame."""
+    """Number of packets, and of their bytes as the kernel counts them (IP packet or frame)."""
 
     packets: int = 0
     bytes: int = 0
 
 
 class Element(NamedTuple):
-    """Element of a set: key, count since its creation, and time since its last packet."""
+    """Element of an nftables set: a key, with the counts of its packets.
+
+    ``data`` is the key. The counts are since the element's creation. ``idle_ms`` is the time since
+    its last packet.
+    """
 
     data: bytes
     packets: int
@@ -64,12 +68,13 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleReading:
-    """Counters of one rule in one of its modes.
+    """Values of one rule's counters, read once, in the enforcing or in the permissive mode.
 
     ``refused`` counts all packets that the rule refused, or would have refused if it is permissive.
     ``refused_before`` is the same counter before the elements were read, so the elements' sum lies
     between both. ``overflow`` counts packets without a slot in any set. ``logged`` counts packets
-    that the kernel had logged by then, also if no source read the record.
+    that the kernel had logged by then, also if no source read the record. ``elements`` has the set
+    elements by kind.
     """
 
     refused_before: Count
@@ -81,10 +86,10 @@ class RuleReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Counters of a fence, read from ``began_ns`` to ``ended_ns`` (since the epoch, UTC).
+    """Values of all counters of a fence, read from ``began_ns`` to ``ended_ns`` (epoch, UTC).
 
     The keys of both mappings are names from :func:`account_name`. ``epochs`` identifies the
-    counters: a new value means that they began again at zero.
+    counters of a rule: a new value means that they began again at zero.
     """
 
     epochs: Mapping[str, str]
@@ -95,7 +100,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """Sender and destination of the packets that an element counts.
+    """Sender and destination that packets have in common; the decoded key of a counter.
 
     ``destination`` is None if the key has none. ``port`` is None if the protocol has no ports, or
     if the packet is a fragment. Only keys of ``others`` have an ``ethertype``.
@@ -109,23 +114,24 @@ class Flow:
 
 
 def account_name(rule: str, *, is_permissive: bool) -> str:
-    """Return the name of a rule's account; a permissive rule has a separate one, as its log prefix.
+    """Return the name under which the packets of a rule are accounted.
 
-    No other name has a colon.
+    A permissive rule has another account than an enforcing one, and so a name with a colon. No
+    other name has a colon.
     """
     return f"{rule}:{PERMISSIVE}" if is_permissive else rule
 
 
 def counter_suffix(rule: str, *, is_permissive: bool) -> str:
-    """Return the suffix in the names of the counters and sets of a rule in one mode.
+    """Return the suffix in the nftables names of a rule's counters and sets.
 
-    Each mode has its own counters, so no count ever mixes both modes.
+    Each mode has its own counters, so no count ever mixes enforced and permissive packets.
     """
     return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 
 
 def flow(key: Key) -> Flow:
-    """Decode a key; raises ``struct.error`` if it has the wrong length."""
+    """Decode the key of a counter to its flow; raises ``struct.error`` if its length is wrong."""
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)
         return Flow(
@@ -144,7 +150,10 @@ def flow(key: Key) -> Flow:
 
 
 def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading:
-    """Return a reading in which ``map_uid`` has replaced each user id."""
+    """Return a counter reading in which ``map_uid`` has replaced each user id.
+
+    It converts ids of another user namespace. Users with the same new id share one element.
+    """
     return replace(
         reading,
         elements={
@@ -174,7 +183,7 @@ def _map_element_uids(
 
 
 def keys(record: Record) -> tuple[Key, ...]:
-    """Return the keys under which the kernel may have counted a record's packet.
+    """Return the counter keys under which the kernel may have counted a log record's packet.
 
     The most likely key is first.
     """
@@ -199,7 +208,7 @@ def keys(record: Record) -> tuple[Key, ...]:
 
 
 def lacks_port(record: Record) -> bool:
-    """Return whether the kernel may have counted a packet by a port that its record lacks.
+    """Return whether a log record lacks a port by which the kernel may have counted its packet.
 
     The kernel counts by a port if the packet has four bytes there. It logs a port only if the
     transport header is complete.
@@ -212,17 +221,20 @@ def lacks_port(record: Record) -> bool:
 
 
 def without_port(key: Key) -> Key:
-    """Return the key that all ports of a destination have in common."""
+    """Return the key with port 0, which all flows to one destination have in common."""
     return key if key.kind == "others" else Key(key.kind, key.data[:-4] + bytes(4))
 
 
 def user_of(key: Key) -> int | None:
-    """Return the user id in a key; None if no socket sent the packet."""
+    """Return the user id in a counter's key; None if no socket sent the packet."""
     return _uid_or_none(*_UID.unpack_from(key.data))
 
 
 def fallback_keys(key: Key) -> tuple[Key, ...]:
-    """Return the keys, in order, under which a rule counts if ``key`` finds no free slot."""
+    """Return the other keys under which the kernel counts if ``key`` finds no free slot.
+
+    The kernel tries them in this order. Each is less exact than the one before.
+    """
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)
         return (Key("others", _OTHER.pack(uid, ethertype, 0)),) if protocol else ()

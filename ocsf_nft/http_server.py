@@ -1,4 +1,4 @@
-"""HTTP server of a run: metrics, liveness and readiness.
+"""HTTP server of a run of the service: metrics, liveness and readiness.
 
 ``/metrics`` is for Prometheus. ``/healthz`` is 200 unless a restart could repair a fault.
 ``/readyz`` is 200 while every fence is active and every record is read and stored. Both return one
@@ -40,7 +40,10 @@ _BACKLOG: Final = 128
 
 @contextlib.asynccontextmanager
 async def serve(service: Service, at: ListenAddress) -> AsyncIterator[None]:
-    """Serve at an address while the context is active; raises UsageError if it is in use."""
+    """Serve metrics and health at ``at`` while the context is active.
+
+    Raises UsageError if nothing can listen at that address.
+    """
     application = web.Application(client_max_size=1, middlewares=[_without_timeout])
     application.add_routes(
         [
@@ -81,7 +84,7 @@ async def _listen(runner: web.AppRunner, at: ListenAddress) -> asyncio.Server:
 
 
 class _Connections:
-    """Open connections; if there are too many, the one with the slowest client is closed."""
+    """Open HTTP connections; if there are too many, the one with the slowest client is closed."""
 
     def __init__(self, runner: web.AppRunner) -> None:
         self._runner = runner
@@ -89,10 +92,10 @@ class _Connections:
         self.waiting_for_client: dict[_Connection, None] = {}
 
     def handler(self) -> asyncio.Protocol | None:
-        """Return aiohttp's handler for a new connection; None if there is no room.
+        """Return aiohttp's handler for a new connection; None to refuse the connection.
 
         If all connections are in use, this closes the one that has waited longest for its client.
-        There is no room if none of them waits for its client.
+        The new connection is refused if no connection waits for its client.
         """
         server = self._runner.server
         if server is None:
@@ -107,7 +110,7 @@ class _Connections:
 
 
 class _Connection(asyncio.Protocol):
-    """Connection that is passed to aiohttp if there is room, with a timeout for its client.
+    """HTTP connection with a timeout for its client, passed to aiohttp if there is room.
 
     aiohttp limits neither the number of connections, nor the time that a client takes to send and
     to read.
@@ -120,7 +123,7 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Pass the connection to aiohttp, or close it."""
+        """Pass a new connection to aiohttp, or close it if there are too many."""
         handler = self._connections.handler()
         if handler is None:
             transport.set_protocol(asyncio.Protocol())  # ignores all that follows
@@ -133,7 +136,7 @@ class _Connection(asyncio.Protocol):
 
     @contextlib.contextmanager
     def without_timeout(self) -> Iterator[None]:
-        """Stop the timeout while the client waits for a response."""
+        """Suspend the client's timeout in the ``with`` body, while its response is made."""
         self._stop_timeout()
         try:
             yield
@@ -141,7 +144,7 @@ class _Connection(asyncio.Protocol):
             self._start_timeout()
 
     def end(self) -> None:
-        """Close the connection at once."""
+        """Close the HTTP connection at once, without waiting for its client."""
         self._stop_timeout()
         # Not close(), which would wait until the client has read all data.
         self._transport.abort()

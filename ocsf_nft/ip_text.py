@@ -10,9 +10,9 @@ import socket
 
 
 def packed(text: str | None) -> bytes | None:
-    """Return an address in network bytes; None if ``text`` is no address.
+    """Return an IP address as network bytes (4 or 16); None if ``text`` is no address.
 
-    A scoped address is none either: it does not exist on the wire.
+    An address with a scope (``fe80::1%eth0``) is none either: it does not exist on the wire.
     """
     if text is None:
         return None
@@ -23,7 +23,7 @@ def packed(text: str | None) -> bytes | None:
 
 
 def text_of(packed: bytes) -> str:
-    """Return an address of 4 or 16 bytes as text, dotted or by RFC 5952; raises ValueError."""
+    """Return an IP address of 4 or 16 bytes as text, dotted or by RFC 5952; raises ValueError."""
     text = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
     # The C library writes the last 32 bits of some IPv6 addresses in the form of IPv4.
     is_mixed = "." in text and ":" in text

@@ -112,17 +112,17 @@ class Lab:
 
     @property
     def sandbox_namespace(self) -> netns.Namespace:
-        """Return the namespace of the sandbox."""
+        """Return the network namespace of the sandbox."""
         return netns.named(self.sandbox)
 
     @property
     def gateway_namespace(self) -> netns.Namespace:
-        """Return the namespace of the gateway, at the other end of the veth pair."""
+        """Return the network namespace of the gateway, at the other end of the veth pair."""
         return netns.named(self.gateway)
 
 
 def ip(*arguments: str) -> None:
-    """Run iproute2's ``ip``; raises UnsupportedError with its error message if it fails."""
+    """Run iproute2's ``ip`` with these arguments; raises UnsupportedError if it fails."""
     binary = shutil.which("ip", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if binary is None:
         raise UnsupportedError("the ip command is missing: install iproute2")
@@ -139,7 +139,7 @@ def ip(*arguments: str) -> None:
 
 @contextlib.contextmanager
 def new_namespace(name: str) -> Iterator[netns.Namespace]:
-    """Make a network namespace that has the sysctls of a new kernel; remove it at the end.
+    """Create a network namespace with default sysctls; remove it at the end of the context.
 
     Raises UnsupportedError if the system does not permit it.
     """
@@ -153,11 +153,12 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 
 
 def set_sysctls() -> None:
-    """Reset the sysctls that the calling thread's namespace inherited from the initial one.
+    """Set the sysctls of the calling thread's network namespace to the kernel's defaults.
 
     A new namespace inherits net.ipv4.conf, the TCP buffers and the congestion control, with the
     changes of an administrator or Docker. It also inherits net.ipv6.conf if
-    net.core.devconf_inherit_init_net is set so. All other sysctls have the kernel's defaults.
+    net.core.devconf_inherit_init_net is set so. All other sysctls have the kernel's defaults
+    already.
     """
     # These two come first, because they change others.
     _set("ipv4/ip_forward", "0")
@@ -178,7 +179,7 @@ def _set(key: str, value: str) -> None:
 
 @contextlib.contextmanager
 def throwaway() -> Iterator[Lab]:
-    """Create the two namespaces, and remove them at the end.
+    """Create a temporary sandbox and its gateway; remove both at the end of the context.
 
     Raises UnsupportedError if the system does not permit it.
     """
@@ -219,7 +220,10 @@ def _wait_for_address(address: str) -> None:
 
 
 def configure(name: str, device: str, *addresses: str) -> None:
-    """Enable a device of a named namespace, and its loopback."""
+    """Enable a network device and the loopback in the namespace ``name``.
+
+    Each of the ``addresses`` (with its prefix length) is added to the device.
+    """
     ip("-n", name, "link", "set", "lo", "up")
     for address in addresses:
         ip("-n", name, "address", "add", address, "dev", device)

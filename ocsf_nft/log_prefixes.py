@@ -1,4 +1,4 @@
-"""Meaning of the log prefixes of other firewalls: sandbox, rule and verdict.
+"""Decoding of the log prefixes of other firewalls to sandbox, rule and verdict.
 
 An administrator can choose any prefix. So this module has a table of the prefixes of common
 firewalls, and a configuration can add rows. Unknown prefixes are not guessed.
@@ -30,7 +30,10 @@ _CACHED: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """Meaning of a prefix. ``sandbox`` is None if the prefix names none."""
+    """Sandbox, rule and verdict that a log prefix of another firewall stands for.
+
+    ``sandbox`` is None if the prefix names none.
+    """
 
     sandbox: str | None
     rule: str
@@ -39,9 +42,9 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configured:
-    """Configured row: meaning of each prefix that begins with the literal text ``begins``.
+    """Row of the configuration: the meaning of log prefixes that begin with the text ``begins``.
 
-    Without a ``rule``, the text of the prefix is the name of the rule.
+    ``begins`` is literal text. Without a ``rule``, the text of the prefix is the name of the rule.
     """
 
     begins: str
@@ -83,7 +86,7 @@ _WORD: Final = re.compile(r"[^\W_]+")
 
 
 class Prefixes:
-    """Table of prefixes: configured rows first, then the built-in ones.
+    """Table that decodes log prefixes of other firewalls: configured rows, then built-in ones.
 
     Of several matching configured rows, the one with the longest ``begins`` applies. Raises
     UsageError if two rows have the same ``begins``.
@@ -99,13 +102,13 @@ class Prefixes:
         self._cached_find = lru_cache(maxsize=_CACHED)(self._find)
 
     def of(self, prefix: str) -> Meaning | None:
-        """Return the meaning of a prefix; None if it is unknown or begins like our prefixes."""
+        """Decode a log prefix; return None if it is unknown or begins like a prefix of ocsf-nft."""
         return self._cached_find(prefix) if len(prefix) <= PREFIX_CHARACTERS else None
 
     def named(self, record: Record) -> Record:
-        """Return the record with the meaning of its prefix.
+        """Return a log record with the sandbox, rule and verdict that its log prefix stands for.
 
-        A record with one of our prefixes is returned unchanged. For an unknown prefix the verdict
+        A record with a prefix of ocsf-nft is returned unchanged. For an unknown prefix the verdict
         is ``log``: only the fact that the packet was logged is known.
         """
         if record.sandbox is not None:
@@ -125,7 +128,7 @@ class Prefixes:
 
 
 def begins(text: str) -> str:
-    """Return ``text`` if a foreign prefix can begin with it; raises UsageError otherwise."""
+    """Return ``text`` if a log prefix of another firewall can begin so; else raise UsageError."""
     if not text or len(text.encode()) > PREFIX_BYTES:
         raise UsageError(f"{quoted(text)} is no log prefix: it must have 1 to {PREFIX_BYTES} bytes")
     if "\0" in text:
@@ -151,7 +154,7 @@ def _built_in(text: str) -> Meaning | None:
 
 
 def _verdict_in(text: str) -> ForeignVerdict | None:
-    """Return the verdict in the words of a text; None if there is none."""
+    """Return the verdict that the words of a log prefix state; None if they state none."""
     words = {word.lower() for word in _WORD.findall(text) if word.isascii()}
     if words & _REFUSED:
         if words & _ACCEPTED:

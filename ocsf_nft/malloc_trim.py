@@ -16,22 +16,26 @@ _MMAP_BYTES: Final = 128 << 10
 
 
 def fix_mmap_threshold() -> None:
-    """Allocate large blocks outside the heap, permanently.
+    """Make glibc allocate large blocks outside the heap, so that freed ones return to the system.
 
-    By default, glibc raises the threshold when such a block is freed, and then takes large blocks
-    from the heap (mallopt(3)). There, blocks that no code writes to are written to as well.
+    By default, glibc raises the size limit for such blocks when one is freed (mallopt(3)). Then it
+    takes large blocks from the heap. There, blocks that no code writes to are written to as well.
+    The setting lasts until the process ends.
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
 
 
 def use_one_heap() -> None:
-    """Let all threads that start from now on allocate from one heap, permanently."""
+    """Make all threads that start from now on allocate from one heap, to save memory.
+
+    The setting lasts until the process ends.
+    """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def trim() -> None:
-    """Return free memory to the system."""
+    """Return free memory of the heap to the system."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -85,7 +85,10 @@ def exposition(found: Sequence[Status]) -> bytes:
 
 
 async def exposition_of(service: Service) -> bytes:
-    """Return the metrics of a run, and of its sandboxes; raises DeliveryError."""
+    """Return the metrics of a running service and its sandboxes in Prometheus' text format.
+
+    Raises DeliveryError if the state of a sandbox can't be read.
+    """
     found = await service.statuses()
     return _text(
         (*_of_sandboxes(found), *_of_run(service), *_of_sinks(service.delivery.forwarders))
@@ -105,7 +108,7 @@ class _Collector:
         self._metrics = metrics
 
     def collect(self) -> Sequence[Metric]:
-        """Return the metric families with their samples."""
+        """Return the metric families with their samples, as prometheus_client requires."""
         return self._metrics
 
 

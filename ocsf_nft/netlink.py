@@ -33,18 +33,21 @@ _RECEIVE_BYTES: Final = 1 << 17
 
 
 def attribute(kind: int, value: bytes) -> bytes:
-    """Return one attribute, padded."""
+    """Encode one netlink attribute of type ``kind``, padded to 4 bytes."""
     length = _ATTRIBUTE.size + len(value)
     return _ATTRIBUTE.pack(length, kind) + value + bytes(-length % 4)
 
 
 def message(kind: int, flags: int, payload: bytes, sequence: int = 0) -> bytes:
-    """Return one message; the kernel fills in the port id."""
+    """Encode one netlink message of type ``kind``; the kernel fills in the port id."""
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
 
 
 def attributes(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the attributes of a payload (type without flags, value); stops at a malformed one."""
+    """Yield type and value of each netlink attribute in a payload; stop at a malformed one.
+
+    The types are without flags.
+    """
     offset, end = 0, len(payload)
     while offset + _ATTRIBUTE.size <= end:
         length, kind = _ATTRIBUTE.unpack_from(payload, offset)
@@ -55,7 +58,7 @@ def attributes(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the messages in a datagram (type, payload); stops at a malformed one."""
+    """Yield type and payload of each netlink message in a datagram; stop at a malformed one."""
     offset, end = 0, len(datagram)
     while offset + _HEADER.size <= end:
         length, kind, _flags, _sequence, _port = _HEADER.unpack_from(datagram, offset)
@@ -66,10 +69,10 @@ def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 class Message(NamedTuple):
-    """Message with the relevant fields of its header.
+    """Netlink message: its payload, and the relevant fields of its header.
 
-    ``sequence`` is that of the request that it answers. ``port`` is the netlink port of the socket
-    that caused it.
+    ``kind`` is its type. ``sequence`` is that of the request that it answers. ``port`` is the
+    netlink port of the socket that caused it.
     """
 
     kind: int
@@ -80,7 +83,10 @@ class Message(NamedTuple):
 
 
 def messages_with_headers(datagram: memoryview) -> Iterator[Message]:
-    """Yield the messages in a datagram as :func:`messages` does, with their header fields."""
+    """Yield the netlink messages in a datagram, with their header fields.
+
+    Stop at a malformed one.
+    """
     offset, end = 0, len(datagram)
     while offset + _HEADER.size <= end:
         length, kind, flags, sequence, port = _HEADER.unpack_from(datagram, offset)
@@ -93,17 +99,18 @@ def messages_with_headers(datagram: memoryview) -> Iterator[Message]:
 
 
 def raise_for_error(payload: memoryview) -> None:
-    """Raise the ``OSError`` of an NLMSG_ERROR payload; return if it is an ACK."""
+    """Raise the ``OSError`` in the payload of an NLMSG_ERROR message; return if it is an ACK."""
     (code,) = struct.unpack_from("=i", payload)
     if code:
         raise OSError(-code, os.strerror(-code))
 
 
 def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> list[bytes]:
-    """Send one request in the calling thread's network namespace.
+    """Send one netlink request to the kernel; return the payloads of the replies.
 
-    Blocks until the kernel has answered. Returns the payloads of the replies. Raises ``OSError``
-    with the kernel's errno.
+    ``protocol`` is, for instance, NETLINK_ROUTE. ``kind`` is the type of the message. With ``dump``
+    the request is for a list. The kernel answers for the calling thread's network namespace. This
+    blocks for up to 5 s for each reply. Raises ``OSError`` with the kernel's errno.
     """
     flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
     replies: list[bytes] = []

@@ -37,11 +37,11 @@ class Namespace:
     path: Path | None = None
 
     def __str__(self) -> str:
-        """Return the name of the namespace for people."""
+        """Return the path of the network namespace, or a text for the process's own."""
         return "this network namespace" if self.path is None else str(self.path)
 
     def identity(self) -> str:
-        """Return device and inode of the namespace as text; they differ after it was created again.
+        """Return a text that changes if the namespace is created again: device and inode.
 
         Raises AbsentError if it does not exist, UnsupportedError if it can't be inspected.
         """
@@ -52,7 +52,7 @@ class Namespace:
         return f"{status.st_dev}:{status.st_ino}"
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` inside the namespace and return its result; blocks until it has finished.
+        """Run ``work`` inside the network namespace; return its result when it has finished.
 
         Raises AbsentError if there is no such namespace, UnsupportedError if entering it is not
         permitted, and any exception of ``work``.
@@ -65,14 +65,15 @@ class Namespace:
 
 
 def named(name: str) -> Namespace:
-    """Return the namespace of an ``ip netns`` name; a name with a slash is a path."""
+    """Return the network namespace with an ``ip netns`` name; a name with a slash is a path."""
     return Namespace(Path(name) if "/" in name else NAMED / name)
 
 
 def in_scratch(work: Callable[[], T]) -> T:
-    """Run ``work`` inside a new, empty network namespace that ends with it.
+    """Run ``work`` inside a new, empty network namespace; return its result.
 
-    Needs CAP_SYS_ADMIN; raises UnsupportedError without it, and any exception of ``work``.
+    The namespace ends with ``work``. Needs CAP_SYS_ADMIN; raises UnsupportedError without it, and
+    any exception of ``work``.
     """
     _require_linux()
     return _in_thread(_unshare, work)

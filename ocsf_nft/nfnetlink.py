@@ -1,4 +1,4 @@
-"""Connection to nf_tables over a socket that stays open: queries, changes, notices of changes.
+"""Connection to nf_tables over an open socket: queries, transactions, notifications of changes.
 
 Messages are those of ``include/uapi/linux/netfilter/nfnetlink.h``: netlink messages whose payload
 begins with a family, a version and a resource id. All functions need CAP_NET_ADMIN over the
@@ -55,11 +55,11 @@ _TIMEOUT_SECONDS: Final = 5.0
 
 
 class InterruptedDumpError(Exception):
-    """The kernel reported that a list changed during the dump."""
+    """Report of the kernel that a list of nf_tables objects changed while it was read."""
 
 
 class Statement(NamedTuple):
-    """One message of a transaction: its type in the subsystem, flags, header and attributes."""
+    """One message of an nf_tables transaction: message type, flags, header and attributes."""
 
     kind: int
     flags: int
@@ -67,7 +67,7 @@ class Statement(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Properties of a table.
+    """Properties of an nftables table.
 
     ``is_exclusive``: a socket owns the table, and only that socket can change it.
     ``is_persistent``: the table can be owned this way, and remains after that socket is closed
@@ -80,13 +80,13 @@ class Table(NamedTuple):
 
 
 class Nftables:
-    """Socket to nf_tables in the network namespace of the thread that creates it.
+    """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 
     For one thread at a time. After a list that was not read to its end, the rest of the answer may
     still arrive. The same is true after an exception other than an error answer of the kernel. Then
-    close the socket and create another one. All methods raise OSError. It is TimeoutError if an
-    answer takes 5 s, or if ``deadline`` (``time.monotonic()``) has passed, so that an endless list
-    ends.
+    close the socket and create another one. All methods raise OSError. They raise TimeoutError, a
+    subclass, if an answer takes 5 s. They also do once ``deadline`` (``time.monotonic()``) has
+    passed, so that an endless list ends.
     """
 
     def __init__(self) -> None:
@@ -113,7 +113,7 @@ class Nftables:
             raise
 
     def __enter__(self) -> Self:
-        """Return the open socket."""
+        """Return the open connection."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,9 +125,10 @@ class Nftables:
         self._socket.close()
 
     def query(self, kind: int, family: int, attributes: bytes) -> dict[int, bytes]:
-        """Return the attributes of the requested object.
+        """Request one nf_tables object; return its netlink attributes by type.
 
-        Raises FileNotFoundError if it does not exist.
+        ``kind`` is the type of the request, and ``attributes`` identify the object. Raises
+        FileNotFoundError if it does not exist.
         """
         self._send(kind, netlink.NLM_F_REQUEST, family, attributes)
         while True:
@@ -140,10 +141,10 @@ class Nftables:
                 }
 
     def dump(self, kind: int, family: int, attributes: bytes) -> Iterator[memoryview]:
-        """Yield the attributes of each message of a list, valid until the next one is read.
+        """Request a list of nf_tables objects; yield the netlink attributes of each message.
 
-        Raises InterruptedDumpError after the last message if the kernel reports that elements may
-        be missing or repeated.
+        A yielded value is valid until the next one is read. Raises InterruptedDumpError after the
+        last message if the kernel reports that elements may be missing or repeated.
         """
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
         self._send(kind, flags, family, attributes)
@@ -159,11 +160,11 @@ class Nftables:
                 yield answer.payload[_HEADER.size :]
 
     def generation(self) -> int:
-        """Return the number of the current ruleset; each transaction increments it."""
+        """Return the number of the current ruleset (generation); each transaction increments it."""
         return int.from_bytes(self.query(_NFT_MSG_GETGEN, 0, b"")[_NFTA_GEN_ID], "big")
 
     def table(self, family: str, name: str) -> Table | None:
-        """Return a table; None if there is no table with that name."""
+        """Return the properties of an nftables table; None if there is no table with that name."""
         named = netlink.attribute(_NFTA_TABLE_NAME, name.encode() + b"\0")
         try:
             found = self.query(_NFT_MSG_GETTABLE, FAMILIES[family], named)
@@ -177,11 +178,11 @@ class Nftables:
         )
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """Execute all statements in one transaction, or none of them.
+        """Execute all statements in one transaction of nf_tables, or none of them.
 
-        Raises OSError with the kernel's error for the first rejected statement. The error is
-        ERESTART if the current ruleset is not that of ``generation``. So after a success with
-        ``generation``, the resulting ruleset has the next number.
+        Raises OSError with the kernel's error for the first rejected statement. With
+        ``generation``, the error is ERESTART if the current ruleset has another number. So after a
+        success with ``generation``, the resulting ruleset has the next number.
         """
         first = self._sequence + 1
         head = _BATCH
@@ -214,7 +215,7 @@ class Nftables:
                     return
 
     def _read_cookie(self) -> int:
-        """Return the kernel's number of the namespace, unique until the next boot."""
+        """Return the kernel's number of the network namespace, unique until the next boot."""
         raw = self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
         (cookie,) = _COOKIE.unpack(raw)
         return int(cookie)
@@ -235,10 +236,10 @@ class Nftables:
 
 
 def subscribe() -> socket.socket:
-    """Return a non-blocking socket that receives notices of changes to the namespace's tables.
+    """Return a non-blocking socket that receives a notification for each change of nftables.
 
-    The namespace is that of the calling thread. A process with CAP_NET_ADMIN over it can send to
-    the socket too; the kernel's port is 0. Raises OSError.
+    It is for the tables in the calling thread's network namespace. A process with CAP_NET_ADMIN
+    over it can send to the socket too; the kernel's port is 0. Raises OSError.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     try:

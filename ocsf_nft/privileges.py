@@ -1,4 +1,4 @@
-"""Permanent drop of all capabilities except the needed ones; process priority.
+"""Drop of the capabilities that the process does not need; process priority.
 
 Numbers: ``include/uapi/linux/capability.h`` and ``prctl.h``. Each thread has its own capabilities.
 So call this before the first thread starts; threads and children inherit the rest.
@@ -28,7 +28,7 @@ _LAST: Final = Path("/proc/sys/kernel/cap_last_cap")
 
 
 class Capability(enum.IntEnum):
-    """Capabilities that ocsf-nft can use."""
+    """Linux capabilities that ocsf-nft can use, with the kernel's numbers."""
 
     NET_ADMIN = 12
     SYS_PTRACE = 19
@@ -47,9 +47,10 @@ class _Sets(ctypes.Structure):
 
 
 def raise_priority() -> None:
-    """Raise the priority of this process if permitted (CAP_SYS_NICE); call it before the drop.
+    """Raise the priority of this process if that is permitted (CAP_SYS_NICE).
 
-    Programs that are refused in a loop on every core would delay the restore of a fence.
+    Programs that are refused in a loop on every core would delay the restore of a fence. Call this
+    before :func:`keep_only`.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
@@ -58,7 +59,7 @@ def raise_priority() -> None:
 
 
 def keep_only(needed: AbstractSet[Capability]) -> None:
-    """Drop all other capabilities of the calling thread, and of its future threads and children.
+    """Drop all but the ``needed`` capabilities, permanently, also for future threads and children.
 
     A capability that the thread does not hold is not gained. Raises UnsupportedError if the kernel
     refuses.

@@ -1,4 +1,4 @@
-"""Facts about a process or a thread from /proc, as the kernel writes them.
+"""Reader of the files of a process or a thread in /proc, as the kernel writes them.
 
 A process may exit and its number may be given to another one. It may start another program while it
 is read. It chooses its name and its arguments. So all reads use one descriptor of its directory,
@@ -43,12 +43,13 @@ _NUMBERS: Final = re.compile(rb"^NStgid:((?:\t\d+)+)$", re.MULTILINE)
 
 
 class Stat(NamedTuple):
-    """``stat`` of a process or a thread (``do_task_stat`` in ``fs/proc/array.c``).
+    """Content of /proc/PID/stat of a process or thread (``do_task_stat`` in ``fs/proc/array.c``).
 
     ``name`` has the bytes that the process chose. ``is_dead`` is about the thread: other threads
-    may still run. ``flags`` are the kernel's. ``had_children`` is true if the process has waited
-    for a child. ``start`` is in ticks since boot. ``layout`` has the addresses of program, stack
-    and arguments in memory, which differ after each start of a program; None if we may not see it.
+    may still run. ``parent`` is the parent's pid. ``flags`` are the kernel's. ``had_children`` is
+    true if the process has waited for a child. ``start`` is in ticks since boot. ``layout`` has the
+    addresses of program, stack and arguments in memory. They differ after each start of a program;
+    None if we may not see them.
     """
 
     name: bytes
@@ -67,13 +68,16 @@ class Stat(NamedTuple):
 
     @property
     def created_ns(self) -> int:
-        """Return the start time in ns since the epoch, UTC; the same at each call."""
+        """Return the start time in ns since the epoch, UTC, rounded down to a clock tick.
+
+        The result is the same at each call.
+        """
         booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         return booted_ns // TICK_NS * TICK_NS + self.started_ns
 
 
 class Status(NamedTuple):
-    """``status`` of a process or a thread.
+    """Content of /proc/PID/status of a process or a thread.
 
     ``numbers`` are its pids: first in our pid namespace, last in its own. ``group`` is the pid of
     the thread's process. User and group id are the effective ones, in our user namespace.
@@ -86,7 +90,7 @@ class Status(NamedTuple):
 
 
 def is_initial() -> bool:
-    """Return whether this process is in the initial pid namespace, and /proc shows that one."""
+    """Return whether this process is in the initial pid namespace, and /proc shows all its pids."""
     try:
         namespace = str((_PROC / "self/ns/pid").readlink())
         return namespace == INITIAL and str((_PROC / "self").readlink()) == str(os.getpid())
@@ -95,13 +99,19 @@ def is_initial() -> bool:
 
 
 def directory(path: str, where: int | None = None) -> int:
-    """Open a directory, such as /proc/PID; the caller must close the returned descriptor."""
+    """Open a directory such as /proc/PID; return its descriptor, which the caller must close.
+
+    ``where`` is the descriptor of the directory in which a relative ``path`` begins.
+    """
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
 
 
 @contextlib.contextmanager
 def opened(path: str, where: int | None = None) -> Iterator[int]:
-    """Open a directory as :func:`directory` does, and close it at the end of the context."""
+    """Open a directory such as /proc/PID, and close it at the end of the context.
+
+    ``where`` is the descriptor of the directory in which a relative ``path`` begins.
+    """
     descriptor = directory(path, where)
     try:
         yield descriptor
@@ -110,7 +120,10 @@ def opened(path: str, where: int | None = None) -> Iterator[int]:
 
 
 def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
-    """Return the start of a file in a directory: ``most`` bytes (at least a page), or all of it."""
+    """Return the first ``most`` bytes of a file in a /proc directory, or all if it is shorter.
+
+    ``where`` is the directory's descriptor. At least one page is read, also if ``most`` is less.
+    """
     descriptor = os.open(path, os.O_RDONLY, dir_fd=where)
     try:
         content = part = os.read(descriptor, PAGE)
@@ -123,9 +136,10 @@ def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
 
 
 def link(path: str, where: int) -> str | None:
-    """Return the target of a link in a directory; None if there is none, or if we may not see it.
+    """Return the target of a symbolic link in a directory; None if it can't be read.
 
-    The target itself is not opened, because its file system might block.
+    ``where`` is the directory's descriptor. The target itself is not opened, because its file
+    system might block.
     """
     with contextlib.suppress(OSError):  # of a zombie, a kernel thread, or another user's process
         return text(os.readlink(path.encode(), dir_fd=where))
@@ -138,12 +152,12 @@ def text(content: bytes) -> str:
 
 
 def stat(where: int, path: str = "stat") -> Stat:
-    """Read and parse the ``stat`` in a directory."""
+    """Read and parse the file ``stat`` in a process's /proc directory (descriptor ``where``)."""
     return parsed_stat(read(path, where))
 
 
 def parsed_stat(content: bytes) -> Stat:
-    """Parse a ``stat``; raises ValueError."""
+    """Parse the content of a /proc/PID/stat; raises ValueError if it is invalid."""
     # The name may contain any text, also one like the fields after it; those have no parenthesis.
     name, _, rest = content.partition(b"(")[2].rpartition(b")")
     fields = rest.split()
@@ -169,8 +183,8 @@ def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
     """Return whether a process started no other program between two reads of its ``stat``.
 
     ``has_program`` is true if its program was visible in between. A process that changes its name
-    still runs the same program. A process with a program and without a layout is about to start
-    it, under the name of the previous program (``begin_new_exec``). If it has neither, only the
+    still runs the same program. A process with a program and without a layout is about to start it.
+    It still has the name of the previous program (``begin_new_exec``). If it has neither, only the
     name can be compared.
     """
     if before.layout != after.layout:
@@ -179,12 +193,12 @@ def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
 
 
 def status(where: int) -> Status:
-    """Read and parse the ``status`` in a directory."""
+    """Read and parse the file ``status`` in a process's /proc directory (descriptor ``where``)."""
     return parsed_status(read("status", where))
 
 
 def parsed_status(content: bytes) -> Status:
-    """Parse a ``status``; raises ValueError."""
+    """Parse the content of a /proc/PID/status; raises ValueError if it is invalid."""
     numbers = _NUMBERS.search(content)
     return Status(
         group=_number(_GROUP, content),
@@ -202,9 +216,10 @@ def _number(pattern: re.Pattern[bytes], content: bytes) -> int:
 
 
 def arguments(where: int) -> str | None:
-    """Return the arguments of a process, which it can change; None if it has none.
+    """Return the command line of a process, which it can change; None if it has none.
 
-    The read may block: the process can hold the lock of its memory.
+    ``where`` is the descriptor of its /proc directory. The read may block: the process can hold the
+    lock of its memory.
     """
     content = read("cmdline", where, most=_MOST_ARGUMENTS)
     return text(content.rstrip(b"\0").replace(b"\0", b" ")) or None

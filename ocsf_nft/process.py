@@ -1,4 +1,4 @@
-"""Attribution of packets to processes: the process, its origin, and the method that found it.
+"""Attribution of packets to processes: the process, and the method and confidence of the result.
 
 Texts are not escaped. A process chooses its name, its arguments and its paths, so they may contain
 any bytes.
@@ -21,7 +21,7 @@ ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 class Container:
     """Container that is a sandbox or has a process in it, with the names from its runtime.
 
-    ``pod_uid`` is the uid of its Kubernetes pod.
+    ``uid`` is its id in the runtime, and ``pod_uid`` the uid of its Kubernetes pod.
     """
 
     uid: str | None = None
@@ -34,7 +34,7 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """Process. Ids are those of this host; unknown values are None.
+    """Process on this host; the ids are those of the host, and unknown values are None.
 
     ``tid`` is the thread that sent. ``name`` is the name that the process chose. ``path`` is its
     program (``memfd:NAME`` if that never was a file on a disk). ``is_deleted`` is true if that file
@@ -67,7 +67,8 @@ class Process:
 class Seen:
     """One of several processes that sent a packet, or may have sent it.
 
-    ``calls`` is a lower bound for its observed attempts; None if none was observed.
+    ``calls`` is the number of attempts that the kernel saw it make; None if unknown. The number is
+    a lower bound, because the capture does not report each call.
     """
 
     process: Process
@@ -79,9 +80,9 @@ class Attribution:
     """Attribution of an attempt to a process, with its method and its confidence.
 
     ``process`` is None if it is unknown, or if it is one of several. ``seen`` has these several
-    processes, up to the number that is reported. ``unnamed`` is a lower bound for the number of the
-    others. ``reason`` is a sentence that explains the result. ``confidence`` is None if it is not
-    rated. ``user_name`` and ``group_name`` are the names of the record's user and group.
+    processes, up to the number that is reported. ``unnamed`` is a lower bound for the number of
+    further processes. ``reason`` is a sentence that explains the result. ``confidence`` is None if
+    it is not rated. ``user_name`` and ``group_name`` are the names of the record's user and group.
     ``sent_ns`` is the time at which the kernel saw the process send the packet (ns since the epoch,
     UTC). It is None if only calls or sockets are known.
     """
@@ -98,5 +99,5 @@ class Attribution:
 
     @property
     def names_no_process(self) -> bool:
-        """Return whether no process is known, so that one such value serves many attempts."""
+        """Return whether no process is known; then all such attempts can share one attribution."""
         return self.process is None and not self.seen and not self.unnamed

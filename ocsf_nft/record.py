@@ -1,4 +1,4 @@
-"""Records of the kernel, and reports of a source about them.
+"""Kernel log records of refused packets, and the other results of reading a source of them.
 
 Every transport yields these types, and every later stage reads them. They are immutable and import
 nothing of the rest of the package.
@@ -39,13 +39,14 @@ VM_RULES = frozenset({"vm-forward", "vm-input", "vm-ingress", "vm-link"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Origin of a record, with its unique identity.
+    """Source from which a log record was read, with the unique identity of the record.
 
     ``identity`` is unique for each record, and the same if the record is read again. It is a kernel
     log sequence number with its boot id, a journal cursor, or a position in a file. Event uids are
-    derived from it. ``raw`` is the text of the record from the source. ``log_format`` is its
-    format; the text alone is not sufficient, because a log prefix may begin like another format.
-    ``original_time`` is the timestamp as the source wrote it. ``sequence`` is the source's number.
+    derived from it. ``log_source`` is the name of the log. ``raw`` is the text of the record from
+    the source. ``log_format`` is its format; the text alone is not sufficient, because a log prefix
+    may begin like another format. ``original_time`` is the timestamp as the source wrote it.
+    ``sequence`` is the source's number of the record.
     """
 
     transport: Transport
@@ -61,15 +62,16 @@ class Origin:
 class Record:
     """Refused packet, as the kernel logged it; equal on every transport.
 
-    Addresses are in canonical text form (RFC 5952 for IPv6, lower-case colons for MACs). Numbers
-    are as in the headers. Absent values are None and never guessed. ``length`` is the total length
-    of the IP packet in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168 (FIN=1,
-    SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256). ``verdict`` of a foreign rule is
-    the one in its prefix. It is ``permit`` for a permissive rule of ours, and None for an enforcing
-    rule of ours, whose answers are known. Times are nanoseconds since the epoch, UTC. Times and
-    origin are not compared, because two transports see the same packet at slightly different times.
-    ``captured_sum`` is the Adler-32 (RFC 1950) of the captured bytes of the packet; None if no
-    bytes were captured.
+    ``prefix`` is the text of the rule's log statement. ``sandbox`` and ``rule`` are the names in
+    it. Addresses are in canonical text form (RFC 5952 for IPv6, lower-case colons for MACs).
+    Numbers are as in the headers. Absent values are None and never guessed. ``length`` is the total
+    length of the IP packet in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168
+    (FIN=1, SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256). ``verdict`` is that of
+    another firewall, from its prefix. It is ``permit`` for a permissive rule of ours. It is None
+    for an enforcing rule of ours, whose answers are known. Times are nanoseconds since the epoch,
+    UTC. Times and origin are not compared, because two transports see the same packet at slightly
+    different times. ``captured_sum`` is the Adler-32 (RFC 1950) of the captured bytes of the
+    packet; None if no bytes were captured.
     """
 
     prefix: str
@@ -99,7 +101,7 @@ class Record:
 
     @property
     def is_timed_when_read(self) -> bool:
-        """Return whether ``time_ns`` is the time of the read; the packet may be older.
+        """Return whether ``time_ns`` is only the time of the read; the packet may be older.
 
         NFLOG has no time for outgoing packets.
         """
@@ -108,7 +110,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Records that a source could not read, between two timestamps (ns since the epoch, UTC).
+    """Missing log records: a source could not read them, between two timestamps (ns, epoch, UTC).
 
     ``dropped`` is the exact number if the transport numbers its records. It is ``None`` if the
     transport only reports that records are missing.
@@ -123,7 +125,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """Line with the form of a netfilter record, or with our prefix, that is not accepted as one.
+    """Log line that is not accepted as a record, although it has its form or our log prefix.
 
     ``forged``: a user process wrote it (the facility is not the kernel's). ``malformed``: it can't
     be parsed. ``ambiguous``: it can be parsed in more than one way, so it is not used.
@@ -136,11 +138,12 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Result of one read of a source, in the kernel's order.
+    """Result of one read of a source of log records, in the kernel's order.
 
-    ``cursor`` is the position after this batch, in a format that only the source understands. A
-    source that is opened with it resumes with the next record. It is None if the transport has no
-    position. No record was logged before ``since_ns`` (CLOCK_BOOTTIME); 0 if that is unknown.
+    ``rejected`` are lines that are no valid records. ``cursor`` is the position after this batch,
+    in a format that only the source understands. A source that is opened with it resumes with the
+    next record. It is None if the transport has no position. No record was logged before
+    ``since_ns`` (CLOCK_BOOTTIME); 0 if that is unknown.
     """
 
     records: tuple[Record, ...] = ()
@@ -151,7 +154,10 @@ class Batch:
 
 
 class Prefix(NamedTuple):
-    """Parts of a log prefix; a foreign prefix is the name of a rule without a sandbox."""
+    """Parts of a log prefix; for a prefix of another firewall, ``sandbox`` is None.
+
+    Then ``rule`` is the whole text of the prefix.
+    """
 
     sandbox: str | None
     rule: str
@@ -159,7 +165,10 @@ class Prefix(NamedTuple):
 
 
 def split_prefix(prefix: str) -> Prefix:
-    """Return sandbox, rule and verdict of a log prefix; a foreign prefix has no sandbox."""
+    """Split a log prefix into sandbox, rule and verdict.
+
+    A prefix of another firewall has no sandbox; its whole text is the rule.
+    """
     if prefix.startswith(PREFIX_ROOT) and prefix.endswith(":"):
         match prefix[len(PREFIX_ROOT) : -1].split(":"):
             case [str(sandbox), str(rule)] if sandbox and rule:
@@ -170,5 +179,5 @@ def split_prefix(prefix: str) -> Prefix:
 
 
 def own_prefix(sandbox: str, rule: str, *, is_permissive: bool = False) -> str:
-    """Return the log prefix of one of our rules."""
+    """Return the log prefix of a rule of ocsf-nft's fence around a sandbox."""
     return f"{PREFIX_ROOT}{sandbox}:{rule}:{f'{PERMISSIVE}:' if is_permissive else ''}"

@@ -31,9 +31,10 @@ ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 
 
 class Link(NamedTuple):
-    """Network interface. Its owner chooses the name; undecodable bytes are escaped.
+    """Network interface (link) of a namespace.
 
-    ``is_port``: another interface receives its incoming packets (a bridge, a bond, a VRF).
+    Its owner chooses the name; undecodable bytes are escaped. ``is_port``: another interface
+    receives its incoming packets (a bridge, a bond, a VRF).
     """
 
     ifindex: int
@@ -43,7 +44,7 @@ class Link(NamedTuple):
 
 
 def link(body: memoryview) -> Link | None:
-    """Return the link of an RTM_NEWLINK payload; None if it has no name or is truncated."""
+    """Decode the payload of an RTM_NEWLINK message; None if it has no name or is truncated."""
     if len(body) < _IFINFOMSG.size:
         return None
     _family, _type, index, flags, _change = _IFINFOMSG.unpack_from(body)
@@ -55,7 +56,10 @@ def link(body: memoryview) -> Link | None:
 
 
 def links() -> Iterator[Link]:
-    """Yield all links of the calling thread's namespace; blocks shortly, raises OSError."""
+    """Yield all interfaces of the calling thread's network namespace; raises OSError.
+
+    This blocks for a short time.
+    """
     for reply in netlink.request(netlink.NETLINK_ROUTE, RTM_GETLINK, ALL_LINKS, dump=True):
         found = link(memoryview(reply))
         if found is not None:
@@ -63,9 +67,10 @@ def links() -> Iterator[Link]:
 
 
 def subscribe(*, routes: bool = False) -> socket.socket:
-    """Return a non-blocking socket that receives notices of link changes in the thread's namespace.
+    """Return a non-blocking socket that receives a notification for each change of an interface.
 
-    With ``routes`` it also receives notices of route changes. Raises SourceError.
+    It is for the calling thread's network namespace. With ``routes`` the socket also receives
+    notifications of route changes. Raises SourceError.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)

@@ -21,9 +21,10 @@ _WATCHDOG_PID: Final = "WATCHDOG_PID"
 
 
 def notify(**state: str) -> None:
-    """Send state to the service manager, if there is one: READY="1", STATUS="…"; does not wait.
+    """Send the state of the service to the service manager, for instance READY="1".
 
-    A failure is logged, because a unit that waits for the notification would time out.
+    Does nothing without a service manager, and never waits. A failure is logged, because a unit
+    that waits for the notification would time out.
     """
     path = os.environ.get(_SOCKET)
     if not path:
@@ -40,12 +41,15 @@ def notify(**state: str) -> None:
 
 
 def notify_reloading() -> None:
-    """Report the start of a reload; READY="1" ends it (systemd.service(5), Type=notify-reload)."""
+    """Notify the service manager that a reload starts; ``notify(READY="1")`` ends it.
+
+    See systemd.service(5), Type=notify-reload.
+    """
     notify(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
 
 
 async def keep_alive(is_well: Callable[[], bool]) -> None:
-    """Notify the manager's watchdog regularly while ``is_well`` returns True.
+    """Notify the service manager's watchdog regularly while ``is_well`` returns True.
 
     Returns at once if the manager has no watchdog for this process.
     """

@@ -1,8 +1,8 @@
-"""Mapping of user ids of another user namespace to those of ours.
+"""Conversion of user ids of another user namespace to those of ours.
 
-For the owner of a socket, nftables reports the user id in the user namespace that owns the network
-namespace (nft_meta.c). NFLOG reports the id in the user namespace of its reader (nfnetlink_log.c).
-If these namespaces differ, the ids must be converted.
+For a socket's owner, nftables reports the id in the user namespace that owns the network namespace
+(nft_meta.c). NFLOG reports the id in the user namespace of its reader (nfnetlink_log.c). If these
+namespaces differ, the ids must be converted.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ _UNMAPPED: Final = 65534  # kernel.overflowuid
 
 
 class UserIdMap(NamedTuple):
-    """Ranges of user ids: the first one there, the first one here, their number."""
+    """Map from the user ids of another user namespace to those of this process.
+
+    Each range has its first id there, its first id here, and the number of ids.
+    """
 
     ranges: tuple[tuple[int, int, int], ...]
 
     def to_local(self, uid: int) -> int:
-        """Return our id of a user of the other namespace; 65534 if the user has no id here."""
+        """Convert a user id of the other namespace to ours; 65534 if the user has no id here."""
         for there, here, count in self.ranges:
             if there <= uid < there + count:
                 return here + uid - there
@@ -33,11 +36,12 @@ class UserIdMap(NamedTuple):
 
 
 def user_id_map() -> UserIdMap | None:
-    """Return the user id map of the user namespace that owns the thread's network namespace.
+    """Return the map from the user ids in the thread's network namespace to those of this process.
 
-    Returns None if that is the process's own user namespace, or an ancestor that it can't inspect.
-    If no process of that namespace can be inspected (which needs CAP_SYS_PTRACE), the map is empty.
-    Then no user there has an id here, which is better than the id of another user.
+    It is the map of the user namespace that owns the network namespace. Returns None if that is the
+    process's own user namespace, or an ancestor that it can't inspect. If no process of that
+    namespace can be inspected (which needs CAP_SYS_PTRACE), the map is empty. Then no user there
+    has an id here, which is better than the id of another user.
     """
     try:
         owner = _owner()
@@ -69,7 +73,7 @@ def _owner() -> int:
 
 
 def _read_map(process: Path, namespace: os.stat_result) -> str | None:
-    """Return the user id map of a process in a namespace; None if it has left or exited."""
+    """Return the user id map of a process in a user namespace; None if it has left or exited."""
     try:
         # All three reads use one descriptor, because the pid may be given to another process.
         directory = os.open(process, os.O_RDONLY | os.O_DIRECTORY)

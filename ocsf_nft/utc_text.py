@@ -1,4 +1,4 @@
-"""Time of an event as text."""
+"""Conversion of an event's time to text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _EPOCH: Final = dt.datetime.fromtimestamp(0, dt.UTC)
 
 
 def utc_text(milliseconds: object) -> str | None:
-    """Return a time in ms since the epoch in the form of RFC 3339: ``2026-11-24T23:47:46.123Z``.
+    """Return a time in ms since the epoch as RFC 3339 text: ``2026-11-24T23:47:46.123Z``.
 
     Return None if the value is no integer, or not in the years 1 to 9999.
     """

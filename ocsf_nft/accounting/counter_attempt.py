@@ -1,4 +1,4 @@
-"""Attempts made from unreported packets of a counter, with a record made from the counter."""
+"""Creation of attempts from the kernel's packet counters, for packets that no event reports yet."""
 
 from __future__ import annotations
 
@@ -35,12 +35,16 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
     attribution: Attribution | None = None,
     aggregation: Aggregation | None = None,
 ) -> Attempt:
-    """Return an attempt with unreported packets of a counter, and mark them as reported.
+    """Build the attempt that reports a counter's unreported packets, and mark them as reported.
 
-    ``packets`` is the number of packets. ``number`` counts the rule's packets reported before; it
-    differs for each attempt, so it makes the identity unique. ``read_ns`` is the time of the
-    reading. ``sample_record`` is the counter's latest record, and ``attribution`` that of one of
-    the packets.
+    ``counter_id`` identifies the firewall rule, and ``counter`` is one of the rule's counters.
+    ``key`` is the counter's key in the nftables set, and ``flow`` the decoded key. ``key`` is None
+    if the counter sums up several flows. ``packets`` is the number of packets to report. ``number``
+    is the number of the rule's packets reported before. It differs for each attempt, so it makes
+    the attempt's identity unique. ``read_ns`` is the time at which the counters were read (since
+    the epoch, UTC). ``sample_record`` is the flow's latest kernel log record. ``attribution`` names
+    the process that sent one of the packets. ``aggregation`` describes the flows, if the attempt
+    has several.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)
@@ -88,7 +92,7 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
 
 
 def _window(counter: FlowCounter) -> tuple[int, int]:
-    """Return the first and last possible time of the unreported packets.
+    """Return the first and last possible time of the unreported packets (since the epoch, UTC).
 
     The first is not before the packets that were already reported.
     """
@@ -101,7 +105,7 @@ def _window(counter: FlowCounter) -> tuple[int, int]:
 
 
 def _common_details(sample_record: Record) -> dict[str, Detail]:
-    """Return the details that decide the packet's kind and its treatment; the key lacks them."""
+    """Return the header fields that all packets of a flow share, and that the flow's key lacks."""
     return {name: sample_record.details[name] for name in _KINDS if name in sample_record.details}
 
 
@@ -114,6 +118,6 @@ def _version(key: Key | None, flow: Flow) -> Literal[4, 6] | None:
 
 
 def _key_text(flow: Flow) -> str:
-    """Format a key as nft would print it, without absent fields."""
+    """Format a flow as nft prints a set element's key, without absent fields."""
     parts = (flow.uid, flow.ethertype, flow.protocol, flow.destination, flow.port)
     return " . ".join(str(part) for part in parts if part is not None)

@@ -1,4 +1,4 @@
-"""Identity of the counters of a rule."""
+"""Identity of the packet counters of one firewall rule."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterId:
-    """Identity of one rule's counters in one sandbox.
+    """Identity of the packet counters of one firewall rule in one sandbox.
 
-    ``epoch`` distinguishes the counters from those that the rule had before. With ``is_permissive``
-    they count allowed packets.
+    ``epoch`` differs each time the counters begin again at zero. With ``is_permissive`` the
+    counters count packets that the fence allowed and only reports.
     """
 
     sandbox: str
@@ -27,21 +27,21 @@ class CounterId:
 
     @staticmethod
     def named(sandbox: str, name: str, epoch: str) -> CounterId:
-        """Create the identity from the name of an account (:func:`ocsf_nft.flow.account_name`)."""
+        """Create the identity from an account name (:func:`ocsf_nft.flow.account_name`)."""
         rule, colon, _ = name.partition(":")
         return CounterId(sandbox=sandbox, rule=rule, epoch=epoch, is_permissive=bool(colon))
 
     @property
     def name(self) -> str:
-        """Return the name of the account."""
+        """Return the account name: the rule's name, with a suffix for permissive counters."""
         return account_name(self.rule, is_permissive=self.is_permissive)
 
     @property
     def mode(self) -> Mode:
-        """Return the mode of the fence while the counters count."""
+        """Return the mode of the fence in which these counters count packets."""
         return "permissive" if self.is_permissive else "enforcing"
 
     @property
     def verdict(self) -> Verdict | None:
-        """Return the verdict as it is in a record of the rule."""
+        """Return the verdict in the rule's log records: ``permit``, or None if it refuses."""
         return "permit" if self.is_permissive else None

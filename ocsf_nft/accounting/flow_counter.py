@@ -1,4 +1,4 @@
-"""Counter of the kernel for one flow: its last value, and its unreported packets."""
+"""State of one kernel packet counter: its last value, and packets that no event reports yet."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ MAX_COUNT: Final = 1 << 62
 
 
 class FlowCounter:
-    """Counter that only grows, or begins again at zero: its last value and its unreported packets.
+    """Last value of the kernel's packet counter of a flow, and packets that no event reports yet.
 
-    ``unreported_packets`` and ``unreported_bytes`` are counted and not reported yet. They are
-    negative while a record was reported whose packet no reading has shown yet. A record may give a
+    The kernel's counter only grows, until it begins again at zero. ``unreported_packets`` and
+    ``unreported_bytes`` are counted, and no event reports them yet. They are negative if an event
+    was made from a log record, and the counter was not read since then. A log record may give a
     wrong length of its packet; the excess bytes are subtracted from the next report.
 
     ``last_ns`` is the latest possible time of the last packet (since the epoch, UTC). ``since_ns``
@@ -59,14 +60,15 @@ class FlowCounter:
 
     @property
     def is_unread(self) -> bool:
-        """Return whether only records have shown the flow, and no reading."""
+        """Return whether only log records have shown the flow, and no reading of the counters."""
         return self.seen_packets == 0
 
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
-        """Process an element of a reading that ended at ``read_ns``; return its new packets.
+        """Store the values of an nftables set element; return the number of new packets.
 
-        ``before_ns`` is the start of the previous reading. If that reading had the element, its new
-        packets are not older.
+        ``element`` is from a reading of the counters that ended at ``read_ns``. ``before_ns`` is
+        the start of the previous reading. If that reading also had the element, the new packets are
+        not older than ``before_ns``.
         """
         _, packets, octets, idle_ms = element
         idle_ms = min(idle_ms, ELEMENT_TIMEOUT_MS)
@@ -94,15 +96,18 @@ class FlowCounter:
         return fresh
 
     def limit_times(self, now_ns: int) -> None:
-        """Limit times in the future to ``now_ns``, after the wall clock was set back."""
+        """Correct stored times that are in the future, because the wall clock was set back.
+
+        ``now_ns`` is the time of the clock now (since the epoch, UTC).
+        """
         self.expires_ns = min(self.expires_ns, now_ns + ELEMENT_TIMEOUT_MS * 1_000_000)
         if self.is_unread:
             self.last_ns = min(self.last_ns, now_ns)
 
     def grow(self, packets: int, octets: int) -> int:
-        """Set the counter's value, and return its new packets.
+        """Store the kernel's totals of packets and bytes; return the number of new packets.
 
-        A smaller value than before shows that the counter restarted at zero.
+        A total below the stored one shows that the kernel's counter began again at zero.
         """
         packets, octets = min(packets, MAX_COUNT), min(octets, MAX_COUNT)
         if packets < self.seen_packets:
@@ -113,12 +118,16 @@ class FlowCounter:
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
-        """Add unreported packets that this counter did not count itself."""
+        """Add the unreported packets of another counter to those of this one.
+
+        ``more`` has these packets and bytes; it is negative if an event reports them already.
+        ``last_ns`` is the time of the last packet in ``more``.
+        """
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)
 
     def mark_reported(self, packets: int, octets: int) -> None:
-        """Subtract packets and bytes that have been reported."""
+        """Subtract packets and bytes from the unreported ones, because an event reports them."""
         self.unreported_packets -= packets
         self.unreported_bytes -= octets
 

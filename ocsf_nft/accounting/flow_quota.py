@@ -11,16 +11,17 @@ _MAX_USERS: Final = 256
 
 
 class Quota:
-    """Quota of each user: 1,000 flows at once, and ten a second after that."""
+    """Limit of separately reported flows of each user: 1,000 at once, and then ten a second."""
 
     def __init__(self) -> None:
         # For each user, the time at which all granted flows will have been earned.
         self._earned_ns: dict[int | None, int] = {}
 
     def grants(self, uid: int | None, now_ns: int) -> bool:
-        """Return whether one more flow of a user is reported separately.
+        """Take one flow from a user's quota; return False if the quota is used up.
 
-        ``now_ns`` never decreases.
+        A flow beyond the quota is reported together with others. ``uid`` is None for packets that
+        no socket sent. ``now_ns`` is from a clock that never goes back.
         """
         if uid not in self._earned_ns and len(self._earned_ns) >= _MAX_USERS:
             self._evict_unused(now_ns)

@@ -1,4 +1,4 @@
-"""Reports of flows: separate ones, and aggregated ones."""
+"""Report state of flows: when the next event of a flow is due, and which flows share an event."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ _IP: Final = frozenset({0x0800, 0x86DD})
 
 
 class AttributedRecord(NamedTuple):
-    """A record, and its attribution if there is one."""
+    """Kernel log record, and the attribution of its packet to a process (None if unattributed)."""
 
     record: Record
     attribution: Attribution | None
 
 
 class FlowReport:
-    """Report state of a flow, or of an aggregate.
+    """Report state of one flow, or of several flows that are reported together (an aggregate).
 
-    It has the due time of the next report, and the latest record. Its times come from a monotonic
-    clock, so a change of the wall clock can't delay or stop reports.
+    It stores when the next report is due, and the latest kernel log record. Its times come from a
+    monotonic clock, so a change of the wall clock can't delay or stop reports.
     """
 
     __slots__ = (
@@ -88,13 +88,15 @@ class FlowReport:
 
     @property
     def is_unlogged(self) -> bool:
-        """Return whether the flow has neither a record nor a report."""
+        """Return whether the flow has no kernel log record yet, and no event reports it."""
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return whether an already reported record may still belong to the flow.
+        """Return whether to delay the flow's first report: a log record may still belong to it.
 
-        The elapsed time alone does not show this: on a busy machine readings are far apart.
+        A log record sometimes shows another flow than the one that the kernel counted. After three
+        readings of the counters this is known. ``reading`` is the number of the latest reading. The
+        elapsed time alone is not enough: on a busy machine readings are far apart.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -102,9 +104,9 @@ class FlowReport:
         return reading - first < _YOUNG_READINGS and now_ns - begun_ns < _YOUNG_NS
 
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
-        """Set the record of a later packet.
+        """Store the kernel log record of a further packet of this flow.
 
-        ``last_ns`` is the time of the last packet that a reading showed.
+        ``last_ns`` is the time of the last packet that a reading of the counters has shown.
         """
         self._store_shown(last_ns)
         self.record = record
@@ -113,15 +115,16 @@ class FlowReport:
         self.set_growing()
 
     def add_packets(self, last_ns: int) -> None:
-        """Process a reading with more packets, the last one at ``last_ns``."""
+        """Note that a reading of the counters shows more packets, the last one at ``last_ns``."""
         self.set_growing()
         self._store_shown(last_ns)
 
     def new_record(self, since_ns: int, last_ns: int) -> AttributedRecord | None:
-        """Return the record without an attempt, if its packet is within the given times.
+        """Return a log record that no attempt includes yet, if its packet is an unreported one.
 
-        An earlier record is late: an attempt has counted its packet. A later record's packet is not
-        in the reading that showed the unreported packets: it waits for the next attempt.
+        Unreported packets lie between ``since_ns`` and ``last_ns``. A record from before that time
+        is not returned: its packet is already reported. A later record waits for the next attempt,
+        because the counters have not shown its packet yet. Return None if no record fits.
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
@@ -136,29 +139,35 @@ class FlowReport:
         return next(fitting, None)
 
     def add_uncertain_record(self, record: Record) -> None:
-        """Use a record that may belong to another packet, if there is none yet.
+        """Store a log record that may belong to another flow, unless this flow has one already.
 
         Its attribution is not used, because another process may have sent the packet.
         """
         self.record = self.record or record
 
     def set_growing(self) -> None:
-        """Note that the flow has grown."""
+        """Note that the flow has new packets; the next ``is_due`` or ``is_over`` sets the time."""
         self._is_growing = True
 
     def is_due(self, now_ns: int) -> bool:
-        """Return whether to report the unreported packets now."""
+        """Return whether to report the flow's unreported packets at ``now_ns``."""
         return self.schedule is None or self.schedule.is_due(now_ns, self._last_ns(now_ns))
 
     def is_over(self, now_ns: int) -> bool:
-        """Return whether the last packet is so old that the next one begins a new attempt."""
+        """Return whether the flow has ended, so that its next packet begins a new incident.
+
+        It ends 10 seconds after its last packet or its last report, whichever is later.
+        """
         last_ns = self._last_ns(now_ns)
         if self.schedule is None:
             return now_ns - last_ns >= OVER_NS
         return self.schedule.is_over(now_ns, last_ns)
 
     def mark_reported(self, now_ns: int, last_ns: int) -> None:
-        """Note that an attempt was emitted, whose last packet was at ``last_ns``."""
+        """Schedule the flow's next report, after an attempt was emitted at ``now_ns``.
+
+        ``last_ns`` is the time of the attempt's last packet.
+        """
         self.is_new = self.is_new and self.record is not None and _is_later(self.record, last_ns)
         self._shown = None
         if self.schedule is None:
@@ -169,7 +178,11 @@ class FlowReport:
             self.schedule.mark_reported(now_ns)
 
     def _store_shown(self, last_ns: int) -> None:
-        """Store the record separately from later ones, if a reading has shown its packet."""
+        """Store the log record so that a later one does not replace it, if its packet is counted.
+
+        It is counted if the kernel logged it before ``last_ns``, the time of the last counted
+        packet.
+        """
         if self.is_new and self.record is not None and not _is_later(self.record, last_ns):
             self._shown = AttributedRecord(self.record, self.attribution)
 
@@ -180,15 +193,22 @@ class FlowReport:
 
 
 def _is_later(record: Record, last_ns: int) -> bool:
-    """Return whether the kernel logged a record's packet after a time, as far as is known."""
+    """Return whether a log record's packet was certainly refused after ``last_ns``.
+
+    This is unknown, and so False, if the record has only the time at which it was read.
+    """
     return not record.is_timed_when_read and record.time_ns > last_ns + _MAX_CLOCK_DIFFERENCE_NS
 
 
 class FlowReports(dict["Key", FlowReport]):
-    """Separate reports by flow, and the limits for new ones; each has the flow's latest record."""
+    """Report states of a rule's separately reported flows, by flow key; limits their number."""
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
-        """Create an empty mapping; ``priority`` selects destinations and findings."""
+        """Create an empty mapping for the firewall rule of ``counter_id``.
+
+        ``opened`` gets each change of an incident, to store it. ``priority`` has the destinations
+        with reserved slots, and the test for findings.
+        """
         super().__init__()
         self._counter_id = counter_id
         self._opened = opened
@@ -200,18 +220,20 @@ class FlowReports(dict["Key", FlowReport]):
         self._by_destination: dict[Key, Key] = {}
 
     def find(self, key: Key, record: Record) -> FlowReport | None:
-        """Return the report that a record belongs to; None if its flow has no separate report.
+        """Return the report state of the flow that a kernel log record belongs to.
 
-        A record without a port may belong to another flow to the same destination: the kernel may
-        have counted its packet there, and it may be reported already.
+        ``key`` is the record's flow. Return None if that flow is not reported separately. A record
+        without a port may belong to another flow to the same destination. The kernel may have
+        counted its packet there, and it may be reported already.
         """
         there = self._by_destination.get(key) if lacks_port(record) else None
         return self.get(key) or (None if there is None else self[there])
 
     def admits(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Return whether one more flow of a user gets a separate report.
+        """Return whether to report one more flow of a user separately, and take a slot for it.
 
-        If it does not, it is aggregated.
+        A flow that gets no slot is reported together with others. ``key`` is the flow, and ``uid``
+        the user's id. Destinations with priority have some additional slots.
         """
         if len(self) - len(self._priority_users) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
             return True
@@ -229,7 +251,7 @@ class FlowReports(dict["Key", FlowReport]):
         return True
 
     def __delitem__(self, key: Key) -> None:
-        """Remove the report of a flow."""
+        """Remove the report state of the flow ``key``."""
         super().__delitem__(key)
         self._priority_users.pop(key, None)
         if self._by_destination.get(without_port(key)) == key:
@@ -242,19 +264,25 @@ class FlowReports(dict["Key", FlowReport]):
         record: Record | None = None,
         attribution: Attribution | None = None,
     ) -> FlowReport:
-        """Create the separate report of a flow."""
+        """Create the report state of a new flow that is reported separately.
+
+        ``record`` is the flow's first kernel log record, if there is one.
+        """
         report = self[key] = FlowReport(key, now_ns, record, attribution)
         self._by_destination[without_port(key)] = key
         return report
 
     def begin_unlogged(self, key: Key, now_ns: int, reading: int) -> FlowReport:
-        """Create the separate report of a flow that a reading was the first to show."""
+        """Create the report state of a flow that the counters have shown before any log record.
+
+        ``reading`` is the number of the reading of the counters that showed it.
+        """
         report = self.begin(key, now_ns)
         report.first_reading = reading
         return report
 
     def resume(self, opened: OpenIncident) -> None:
-        """Continue an incident that was reported before a restart.
+        """Continue an incident that was open when the service stopped.
 
         The next packets are reported at once.
         """
@@ -266,9 +294,10 @@ class FlowReports(dict["Key", FlowReport]):
     def mark_reported(
         self, report: FlowReport, attempt: Attempt, now_ns: int, last_ns: int
     ) -> Attempt:
-        """Note that an attempt is emitted.
+        """Add an emitted attempt to its flow's incident; return the attempt with that incident.
 
-        Return the attempt with the incident that it belongs to.
+        ``report`` is the flow's report state. An attempt of aggregated flows has no incident, and
+        is returned unchanged. ``last_ns`` is the time of the attempt's last packet.
         """
         report.mark_reported(now_ns, last_ns)
         key = report.key
@@ -283,9 +312,10 @@ class FlowReports(dict["Key", FlowReport]):
     def pop_ended(
         self, unreported: AbstractSet[Key], now_ns: int, *, closing: bool
     ) -> Iterator[IncidentEnd]:
-        """Yield the incidents that are over, or all incidents if ``closing``.
+        """Yield the incidents that have ended at ``now_ns``, or all incidents if ``closing``.
 
-        A flow that is over is removed: its next packet begins a new incident.
+        ``unreported`` has the keys of flows with unreported packets: these have not ended. An ended
+        flow is removed: its next packet begins a new incident.
         """
         for key, report in list(self.items()):
             is_over = key not in unreported and report.is_over(now_ns)
@@ -299,7 +329,7 @@ class FlowReports(dict["Key", FlowReport]):
 
 
 class FlowAggregate:
-    """Aggregated flows: their unreported packets, their number, and a sample."""
+    """Flows that are reported together: unreported packets, number of flows, and some of them."""
 
     __slots__ = ("counter", "flows", "report", "sample")
 
@@ -310,13 +340,16 @@ class FlowAggregate:
         self.report = FlowReport()
 
     def add(self, flow: Flow) -> None:
-        """Add one flow."""
+        """Count one more flow, and store it as a sample if there are fewer than ten."""
         self.flows += 1
         if len(self.sample) < _MAX_SAMPLE:
             self.sample.append(flow)
 
     def take(self, reason: AggregationReason) -> Aggregation:
-        """Return the description of the flows so far, and reset it for the next report."""
+        """Return a description of the flows so far, and start again with no flow.
+
+        ``reason`` is the reason why they are reported together.
+        """
         aggregation = Aggregation(
             reason=reason, flows=self.flows or None, sample=tuple(self.sample)
         )
@@ -326,5 +359,5 @@ class FlowAggregate:
 
 
 def has_no_slot(key: Key) -> bool:
-    """Return whether an element holds the packets of flows that found no slot of their own."""
+    """Return whether ``key`` counts IP flows that found no free slot in an nftables set."""
     return key.kind == "others" and flow(key).ethertype in _IP

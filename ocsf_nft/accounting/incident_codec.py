@@ -1,7 +1,7 @@
-"""Conversion of open incidents and fan-outs to JSON text for the state database, and back.
+"""Conversion of open incidents and scans (fan-outs) to JSON text for the state database, and back.
 
-The JSON keys are the names of the fields. A field that a later version adds is None in text of an
-earlier version. Numbers outside the range that their users rely on are damage.
+The JSON keys are the names of the fields. A field that an earlier version did not store is read as
+None. A number outside its valid range counts as damage of the database.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 def encode(opened: OpenEntry) -> str:
-    """Return the text of an incident or a fan-out."""
+    """Return an open incident or scan as JSON text for the state database."""
     if isinstance(opened, OpenFanOut):
         state: dict[str, Any] = {"fan_out": opened.end}
     else:
@@ -43,9 +43,10 @@ def encode(opened: OpenEntry) -> str:
 
 
 def decode(counter_id: CounterId, text: str) -> OpenEntry:
-    """Return the stored incident or fan-out.
+    """Return the open incident or scan from a text of :func:`encode`.
 
-    Raises the errors of damaged text (see ``state_db``).
+    ``counter_id`` identifies the counters of its firewall rule. A damaged text raises one of the
+    errors in ``state_db._DAMAGE``, for instance ValueError.
     """
     state = json.loads(text)
     if "fan_out" in state:
@@ -112,7 +113,7 @@ def _flag(value: Any) -> bool:
 
 
 def _details(found: Any) -> dict[str, Any]:
-    """Check the details of a record: numbers, texts, flags and nested details."""
+    """Return a copy of a record's header details; raises TypeError if one has an invalid type."""
     for value in found.values():
         if isinstance(value, dict):
             _details(value)

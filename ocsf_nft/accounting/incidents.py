@@ -1,4 +1,4 @@
-"""Incidents: totals of successive attempts of one flow."""
+"""Incidents: successive attempts of one flow, and their totals."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ LATEST: Final = 10
 def extend_incident(
     before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
 ) -> IncidentEnd:
-    """Return the incident with one more attempt, in the form of its end.
+    """Add an attempt to an incident; return the end to report if no further attempt follows.
 
-    ``before`` is None for a new incident.
-
-    A finding remains a finding, whatever its later records contain.
+    ``before`` is the same for the incident so far, or None to begin a new one. ``key`` is the
+    attempt's flow. ``is_finding`` decides from the latest record and the number of packets. Once an
+    incident is a finding, it remains one.
     """
     identity = attempt.record.origin.identity
     incident = (

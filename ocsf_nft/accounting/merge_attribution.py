@@ -1,4 +1,4 @@
-"""Attribution of several attempts together, from the attribution of each.
+"""Attribution of several attempts together, from the attribution of each attempt.
 
 The result must not name a single process that made only some of the attempts.
 """
@@ -25,7 +25,10 @@ _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 
 
 def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
-    """Return the attribution of all attempts together; None if none of them was attributed."""
+    """Return the attribution that is valid for all earlier attempts and the latest one together.
+
+    ``before`` is the attribution of the earlier attempts. Return None if no attempt was attributed.
+    """
     first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
     if first.names_no_process and last.names_no_process:
         return latest or before
@@ -49,9 +52,10 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 
 
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
-    """Return the most recently started processes of both, and the number of further ones.
+    """Return the 16 most recently started processes of two attributions, and the number of others.
 
-    Processes that are no longer named are older than the named ones. So a younger process is new.
+    Processes that an attribution does not name are older than those that it names. So only a
+    process that is younger than the named ones is certainly a new one.
     """
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
     for one in latest:
@@ -84,7 +88,7 @@ def _is_same(one: Process, other: Process) -> bool:
 
 
 def _named(by: Attribution) -> tuple[Seen, ...]:
-    """Return all processes that an attribution names.
+    """Return all processes that an attribution names, each with its number of attempts.
 
     A single known process made at least one attempt.
     """

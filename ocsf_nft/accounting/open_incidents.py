@@ -1,4 +1,4 @@
-"""Incidents and fan-outs with an emitted Create event and no Close event yet."""
+"""Incidents and scans (fan-outs) with an emitted Create event and no Close event yet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 class OpenIncident(NamedTuple):
-    """An open incident: its counters, its key there, and its end if nothing more follows."""
+    """Incident with an emitted Create event and no Close event yet.
+
+    ``key`` is the key of its flow, and ``counter_id`` identifies the counters of its firewall rule.
+    ``end`` is the end to report if no attempt follows.
+    """
 
     counter_id: CounterId
     key: Key
@@ -26,7 +30,11 @@ class OpenIncident(NamedTuple):
 
 
 class OpenFanOut(NamedTuple):
-    """An open fan-out: its counters, and its end if nothing more follows."""
+    """Scan (fan-out) with an emitted Create event and no Close event yet.
+
+    ``counter_id`` identifies the counters of its firewall rule. ``end`` is the end to report if no
+    flow follows.
+    """
 
     counter_id: CounterId
     end: FanOut
@@ -41,7 +49,7 @@ OpenEntry: TypeAlias = OpenIncident | OpenFanOut
 
 
 class OpenIncidents:
-    """Open incidents and fan-outs of a sandbox, as far as the state database needs them."""
+    """Open incidents and scans of a sandbox: the changes that the state database must store."""
 
     def __init__(self) -> None:
         #: Changes since the last commit, by identity; None marks an end.
@@ -50,24 +58,27 @@ class OpenIncidents:
         self._orphaned: list[OpenEntry] = []
 
     def update(self, opened: OpenEntry) -> None:
-        """Note the beginning or the growth of an entry."""
+        """Note for the next commit that an incident or a scan has begun or has grown."""
         self.changed[opened.identity] = opened
 
     def close(self, identity: str) -> None:
-        """Note that the end of an entry is reported."""
+        """Note for the next commit that the end of an incident or a scan is reported."""
         self.changed[identity] = None
 
     def orphan(self, opened: OpenEntry) -> None:
-        """Note that an entry can't continue, because its counters no longer exist."""
+        """Note that an incident or a scan can't continue, because its counters no longer exist.
+
+        The next call of :meth:`due` yields its end.
+        """
         self._orphaned.append(opened)
 
     def clear(self) -> None:
-        """Remove all entries."""
+        """Discard all noted changes, and all ends that are due."""
         self.changed.clear()
         self._orphaned.clear()
 
     def due(self) -> Iterator[IncidentEnd | FanOut]:
-        """Yield the ends of the entries that can't continue."""
+        """Yield the end of each incident or scan whose counters no longer exist, once."""
         while self._orphaned:
             opened = self._orphaned.pop()
             self.close(opened.identity)

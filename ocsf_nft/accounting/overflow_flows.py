@@ -1,4 +1,4 @@
-"""Aggregated flows of users with too many flows."""
+"""Flows that share one event for each user, because the user has too many flows."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ _MAX_AGGREGATES: Final = 256
 
 
 class OverflowFlows:
-    """Flows that are aggregated, with their users; ``aggregates`` has their unreported packets."""
+    """Flows that share one event for each user, because the user has too many flows.
+
+    ``aggregates`` has the unreported packets of these flows, by user id.
+    """
 
     def __init__(self, aggregates: dict[int | None, FlowAggregate]) -> None:
         self._aggregates = aggregates
         self._users: dict[Key, int | None] = {}
 
     def __contains__(self, key: Key) -> bool:
-        """Return whether a flow is aggregated."""
+        """Return whether the flow ``key`` is reported together with others."""
         return key in self._users
 
     def add(self, key: Key, counter: FlowCounter) -> None:
-        """Move a flow's unreported packets to the aggregate of its user."""
+        """Move the unreported packets of a flow to the aggregate of the flow's user.
+
+        ``counter`` is the flow's own counter. It has no unreported packets after this call.
+        """
         decoded = None if key in self._users else flow(key)
         uid = self._users[key] if decoded is None else decoded.uid
         uid = uid if uid in self._aggregates or len(self._aggregates) < _MAX_AGGREGATES else None
@@ -46,5 +52,5 @@ class OverflowFlows:
             aggregate.add(decoded)
 
     def remove(self, key: Key) -> None:
-        """Remove a flow that no longer exists."""
+        """Remove the flow ``key``, because its counter no longer exists."""
         self._users.pop(key, None)

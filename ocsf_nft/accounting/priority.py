@@ -1,4 +1,4 @@
-"""Priority of destinations, and the test for findings; both are set by the caller."""
+"""Priority of some destinations in reports, and the test for findings; the caller sets both."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """``destinations`` have some slots of their own among the separate reports, for each user.
+    """Destinations that are reported separately even if a user has many flows; test for findings.
 
-    ``is_finding`` returns whether attempts with a given record and number of packets are a finding.
+    Each user has some report slots that only flows to ``destinations`` use. ``is_finding`` takes a
+    record and the number of packets so far. It returns whether these attempts are a finding.
     """
 
     destinations: frozenset[str] = frozenset()

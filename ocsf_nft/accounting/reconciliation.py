@@ -1,4 +1,4 @@
-"""Reconciliation of one rule: each packet that the kernel counted is reported or pending."""
+"""Comparison of kernel counters and events: each packet of a rule must be reported or pending."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Mode: TypeAlias = Literal["enforcing", "permissive"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """Packets of one rule of a sandbox in one mode, since its counters began.
+    """Counted and reported packets of one rule of a sandbox in one mode, since its counters began.
 
-    ``refused`` is the kernel's total of refused packets, and ``allowed`` its total of packets that
-    a permissive fence would have refused. One of them is 0, depending on ``mode``. ``reported`` is
+    ``refused`` is the kernel's total of refused packets. ``allowed`` is its total of packets that a
+    permissive fence would have refused. One of them is 0, depending on ``mode``. ``reported`` is
     the sum of ``count`` over all events; ``aggregated`` of these packets were reported without
     their flow. ``dropped`` counts log records that no source read; their packets are counted
     nevertheless. ``pending`` packets are counted by the kernel and not reported yet.
@@ -32,8 +32,8 @@ class Balance:
 
     @property
     def counter_mismatch(self) -> int:
-        """Return the packets that are missing (positive) or reported too often (negative).
+        """Return the number of packets missing in events, negative if reported too often.
 
-        0 if balanced.
+        It is 0 if each counted packet is either reported or pending.
         """
         return self.refused + self.allowed - self.reported - self.pending

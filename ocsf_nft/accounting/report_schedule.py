@@ -1,4 +1,4 @@
-"""Schedule of reports: at once, then at growing intervals, and at the end."""
+"""Schedule of a flow's reports: at once, then at growing intervals, and at the flow's end."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ OVER_NS: Final = 10 * _SECOND
 
 
 class Schedule:
-    """Due time of the next report, after a report at ``now_ns``.
+    """Due time of a flow's next report; the interval doubles with each report, up to 60 seconds.
 
-    ``times`` is the number of reports up to then.
+    The latest report was at ``now_ns``. ``times`` is the number of reports up to then.
     """
 
     __slots__ = ("_step_ns", "due_ns", "reported_ns")
@@ -27,18 +27,22 @@ class Schedule:
         self.due_ns = now_ns + self._step_ns
 
     def mark_reported(self, now_ns: int) -> None:
-        """Note one more report, and wait longer for the next one."""
+        """Note a report at ``now_ns``, and double the interval to the next one (at most 60 s)."""
         self._step_ns = min(2 * self._step_ns, _LONGEST_STEP_NS)
         self.reported_ns = now_ns
         self.due_ns = now_ns + self._step_ns
 
     def is_due(self, now_ns: int, last_ns: int) -> bool:
-        """Return whether to report now; ``last_ns`` is the time of the last unreported packet."""
+        """Return whether to report now, because the interval is over or the flow has ended.
+
+        ``last_ns`` is the time of the last unreported packet. A flow ends 10 seconds after that.
+        """
         return now_ns >= self.due_ns or now_ns - last_ns >= OVER_NS
 
     def is_over(self, now_ns: int, last_ns: int) -> bool:
-        """Return whether the flow can be evicted.
+        """Return whether the last packet and the last report of a flow are at least 10 seconds old.
 
-        It can be if all its packets are reported and the last packet was long ago.
+        Then the caller can evict the flow, if all its packets are reported. ``last_ns`` is the time
+        of the last packet.
         """
         return now_ns - max(last_ns, self.reported_ns) >= OVER_NS

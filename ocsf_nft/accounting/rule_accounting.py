@@ -1,4 +1,4 @@
-"""Account of one rule: the packets that the kernel refused by it, and the reported ones."""
+"""Account of one firewall rule: packets counted by the kernel, and packets reported in events."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ _OUTBOUND: Final = frozenset(
 
 
 class RuleAccount:
-    """Account of one rule: takes records and readings, and returns attempts.
+    """Account of one firewall rule: makes attempts from its log records and counter readings.
 
     Each packet is in exactly one attempt. All calls must come from one thread. ``now_ns`` is the
-    time of a report by a monotonic clock, and is not part of an event. The times of records and
-    readings are since the epoch, UTC.
+    time of a report by a monotonic clock, and is not part of an event. Other times are since the
+    epoch, UTC.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class RuleAccount:
         priority: Priority,
         add_attribution: AddAttribution,
     ) -> None:
-        """Create an account without packets before ``begun_ns``."""
+        """Create an empty account; all packets of its counters came after ``begun_ns``."""
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
         #: The kernel's total at the last reading, and the part of it that was in elements.
@@ -107,7 +107,7 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a record and its attribution; return the attempt if it begins one."""
+        """Process a kernel log record; return its attempt if it is reported at once, else None."""
         self.received += 1
         key = keys(record)[0]
         report = self._reports.find(key, record)
@@ -144,7 +144,7 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Take over flows reported by records, whose packets no counter of ``before`` has shown."""
+        """Move flows from the account of the rule's old counters, if only log records show them."""
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
             self.entries[key.kind][key.data] = counter
@@ -154,7 +154,7 @@ class RuleAccount:
             before._drop(key)
 
     def restore(self, key: Key, counter: FlowCounter) -> None:
-        """Restore a counter from the state database."""
+        """Restore the counter of the flow ``key`` from the state database."""
         self.entries[key.kind][key.data] = counter
         if counter.unreported_packets > 0:
             self._unreported.add(key)
@@ -162,14 +162,14 @@ class RuleAccount:
             self._unread.add(key)
 
     def resume(self, opened: OpenEntry) -> None:
-        """Continue an incident or a fan-out that was open before a restart."""
+        """Continue an incident or a scan that was open when the service stopped."""
         if isinstance(opened, OpenIncident):
             self._reports.resume(opened)
         else:
             self._fan_outs.resume(opened)
 
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
-        """Process a reading; yields now and then, so that other tasks get a turn."""
+        """Process a reading of the rule's counters; yields at times so that other tasks can run."""
         if began_ns < self.read_ns:
             self._limit_times(began_ns)
         for kind in KINDS:
@@ -194,9 +194,9 @@ class RuleAccount:
         self._move_records(closing=False)
 
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
-        """Aggregate flows beyond the limits; yields now and then, as :meth:`observe` does.
+        """Aggregate the flows beyond the limits for separate reports; yields for other tasks.
 
-        :meth:`due` does the rest. With tens of thousands of flows this takes long.
+        :meth:`due` then takes less time. With tens of thousands of flows this work takes long.
         """
         unreported = iter(list(self._unreported))
         while some := tuple(islice(unreported, _SLICE)):
@@ -207,7 +207,7 @@ class RuleAccount:
             yield
 
     def due(self, now_ns: int, *, closing: bool) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield the reports that are due; if ``closing``, all unreported packets."""
+        """Yield the reports that are due; if ``closing``, also all unreported packets and ends."""
         self._find_evicted(closing=closing)
         self._move_records(closing=closing)
         yield from self._due_of_waiting(now_ns)
@@ -232,9 +232,9 @@ class RuleAccount:
         yield from self._fan_outs.due(now_ns, closing=closing)
 
     def pending_packets(self) -> int:
-        """Return the packets that the kernel has counted and no event has reported.
+        """Return the number of packets that the kernel has counted and no event reports.
 
-        They include the packets that came during the last reading.
+        It includes the packets that came during the last reading of the counters.
         """
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [aggregate.counter for aggregate, _, _ in self._aggregates()]
@@ -247,7 +247,7 @@ class RuleAccount:
         )
 
     def _aggregates(self) -> tuple[tuple[FlowAggregate, int | None, AggregationReason], ...]:
-        """Return the aggregates, each with its user and its reason."""
+        """Return each aggregate of flows, with its user id and the reason for the aggregation."""
         return (
             (self.overflow, None, "unplaced"),
             (self.evicted, None, "evicted"),
@@ -278,13 +278,13 @@ class RuleAccount:
                 self._fan_outs.count(user_of(key), fresh)
 
     def _limit_times(self, began_ns: int) -> None:
-        """Limit times in the future to ``began_ns``, after the wall clock was set back."""
+        """Correct stored times later than ``began_ns``, because the wall clock was set back."""
         for kind in KINDS:
             for counter in self.entries[kind].values():
                 counter.limit_times(began_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
-        """Note that a reading lacks an element."""
+        """Note that the reading that began at ``began_ns`` lacks the set element ``key``."""
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
         if counter.is_unread:
@@ -301,7 +301,7 @@ class RuleAccount:
                 self._drop(key)
 
     def _move_records(self, *, closing: bool) -> None:
-        """Subtract packets reported by records from the counters that counted them instead."""
+        """Correct each counter that counts a packet reported by a record of another flow."""
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
             counter = self._entry(key)
@@ -320,7 +320,7 @@ class RuleAccount:
                 self._drop(key)
 
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
-        """Return the counters, with their keys, that may have counted a packet without element."""
+        """Return other counters, with their keys, that may have counted packets of the flow."""
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
 
@@ -337,14 +337,14 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Process the overflow counter, and the packets that are in no counter that was read."""
+        """Update the overflow counter and the number of packets that appear in no counter."""
         if self.overflow.counter.grow(*reading.overflow):
             self.overflow.counter.last_ns = began_ns
             self.overflow.report.set_growing()
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
-        """Add packets whose elements the kernel evicted before a reading."""
+        """Count packets of set elements that the kernel evicted before they were read."""
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS
         )
@@ -355,7 +355,7 @@ class RuleAccount:
             self.evicted.report.set_growing()
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Report the flows of waiting records whose packets are not reported yet."""
+        """Yield an attempt for each waiting log record whose packet a counter now shows."""
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
             record = None if report is None else report.record
@@ -394,7 +394,7 @@ class RuleAccount:
                 yield self._report_counter(counter, key, flow(key), report, now_ns, aggregation)
 
     def _report_of(self, key: Key, counter: FlowCounter, now_ns: int) -> FlowReport | None:
-        """Return the separate report of a flow; None if the flow is aggregated from now on."""
+        """Return the report state of a flow; None if the flow is aggregated from now on."""
         report = self._reports.get(key)
         if report is None and key not in self._overflow_flows:
             decoded = flow(key)
@@ -462,5 +462,5 @@ class RuleAccount:
         return self._reports.mark_reported(report, self._add_attribution(attempt), now_ns, last_ns)
 
     def _held_back(self, reason: AggregationReason) -> int:
-        """Return the packets that may be reported already, and so are not aggregated yet."""
+        """Return the number of packets not to aggregate yet: log records may have reported them."""
         return 0 if reason == "many" else len(self._unread)

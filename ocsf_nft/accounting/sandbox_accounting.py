@@ -1,4 +1,4 @@
-"""Account of a sandbox: the accounts of its rules, and the changes to store."""
+"""Account of a sandbox: the accounts of its firewall rules, and the changes to store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SandboxAccount:
-    """Account of a sandbox: takes records and readings of counters, and returns attempts."""
+    """Account of a sandbox: makes attempts from its log records and counter readings."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class SandboxAccount:
         priority: Priority | None = None,
         add_attribution: AddAttribution = lambda attempt: attempt,
     ) -> None:
-        """Create an account without packets before ``begun_ns``.
+        """Create an empty account; all packets of its counters came after ``begun_ns``.
 
-        No destination has priority by default.
-
-        ``add_attribution`` is called once for each attempt, before it is reported.
+        Without ``priority`` all destinations are treated equally. ``add_attribution`` is called
+        once for each attempt, before it is reported. It returns the attempt with all that is known
+        about its process.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -52,7 +52,12 @@ class SandboxAccount:
         self._ended: list[RuleAccount] = []
 
     def new_rule_account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
-        """Return an empty account of one rule, for an account name."""
+        """Return an empty account for one firewall rule of the sandbox.
+
+        ``name`` is the rule's account name (:func:`ocsf_nft.flow.account_name`). ``epoch``
+        identifies the rule's current counters. All packets of these counters came after
+        ``begun_ns``.
+        """
         counter_id = CounterId.named(self.sandbox, name, epoch)
         return RuleAccount(
             counter_id,
@@ -65,7 +70,7 @@ class SandboxAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a record and its attribution; return the attempt if it begins one.
+        """Process a kernel log record; return its attempt if it is reported at once, else None.
 
         Return None for a record of a rule without counters.
         """
@@ -73,7 +78,7 @@ class SandboxAccount:
         return None if account is None else account.record(record, now_ns, attribution)
 
     def observe(self, reading: Reading) -> Iterator[None]:
-        """Process a reading; yields now and then so that other tasks get a turn."""
+        """Process a reading of the fence's counters; yields at times so that other tasks run."""
         # Counters that the last reading lacked were created after it.
         since_ns = self.read_ns or self._begun_ns
         for rule, epoch in reading.epochs.items():
@@ -88,13 +93,16 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def lacks(self, record: Record) -> bool:
-        """Return whether no reading has had a record's counters: the fence's mode has changed."""
+        """Return whether counter readings had a record's rule only in the other mode of the fence.
+
+        The mode (enforcing or permissive) has changed since the last reading.
+        """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
         )
 
     def renewed_rules(self, reading: Reading) -> tuple[str, ...]:
-        """Return the rules whose counters differ from those of the last reading."""
+        """Return the names of rules whose counters were replaced since the last reading."""
         return tuple(
             rule
             for rule, epoch in reading.epochs.items()
@@ -102,14 +110,14 @@ class SandboxAccount:
         )
 
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
-        """Do the long part of :meth:`due` in advance; yields now and then."""
+        """Aggregate flows beyond the limits before :meth:`due`; yields at times for other tasks."""
         for account in list(self.rules.values()):
             yield from account.aggregate_overflow(now_ns)
 
     def due(
         self, now_ns: int, *, closing: bool = False
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield the reports that are due; if ``closing``, all unreported packets and all ends."""
+        """Yield the reports that are due; if ``closing``, also all unreported packets and ends."""
         yield from self.opened.due()
         while self._ended:
             yield from self._ended.pop().due(now_ns, closing=True)
@@ -117,7 +125,7 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return the packets between the last reading and this one, by mode."""
+        """Return the number of packets between the last processed reading and this one, by mode."""
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():
             counter_id = CounterId.named(self.sandbox, name, reading.epochs[name])
@@ -130,11 +138,11 @@ class SandboxAccount:
 
     @property
     def read_ns(self) -> int | None:
-        """Return the start time of the last reading; None if there was none."""
+        """Return the start time of the last counter reading; None if there was none."""
         return min((account.read_ns for account in self.rules.values()), default=None)
 
     def balances(self) -> tuple[Balance, ...]:
-        """Return the balance of each rule at the last reading."""
+        """Return the counted and reported packets of each rule, as of the last counter reading."""
         return tuple(
             Balance(
                 sandbox=self.sandbox,

@@ -1,4 +1,7 @@
-"""Detection of scans: one user tries many destinations or ports, reported as one finding."""
+"""Detection of scans (fan-outs): one user tries many destinations or ports.
+
+A scan is reported as one finding.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ _MAX_USERS: Final = 1024
 
 
 class _UserActivity:
-    """Flows of one user since ``since_ns``."""
+    """Distinct flows of one user since ``since_ns``, counted to detect a scan."""
 
     __slots__ = (
         "before", "begun_ns", "destinations", "flows", "grew_ns", "identity", "is_reported",
@@ -57,7 +60,7 @@ class _UserActivity:
 
 
 class FanOuts:
-    """Fan-outs of one rule, by user."""
+    """Scans (fan-outs) that one firewall rule refuses, by user."""
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents) -> None:
         self._counter_id = counter_id
@@ -65,7 +68,7 @@ class FanOuts:
         self._activities: dict[int | None, _UserActivity] = {}
 
     def add_flow(self, key: Key, time_ns: int) -> None:
-        """Add a new flow; ``time_ns`` is since the epoch, UTC."""
+        """Count the new flow ``key`` for its user; ``time_ns`` is since the epoch, UTC."""
         decoded = flow(key)
         found = self._activities.get(decoded.uid)
         if found is None:
@@ -88,7 +91,7 @@ class FanOuts:
             found.sample.append(decoded)
 
     def resume(self, opened: OpenFanOut) -> None:
-        """Continue a fan-out that was reported before a restart."""
+        """Continue a scan that was open when the service stopped."""
         before = opened.end
         found = self._activities[before.uid] = _UserActivity(before.identity, before.start_ns)
         found.last_ns = before.end_ns
@@ -97,12 +100,12 @@ class FanOuts:
         found.before = before
 
     def count(self, uid: int | None, packets: int) -> None:
-        """Add packets to a user's flows."""
+        """Add a number of refused packets to the total of a user's flows."""
         if found := self._activities.get(uid):
             found.packets = min(found.packets + packets, MAX_COUNT)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
-        """Yield the reports that are due; if ``closing``, all that have begun, and their ends.
+        """Yield the reports of scans that are due; if ``closing``, also the ends of all scans.
 
         ``now_ns`` is from a monotonic clock.
         """
@@ -128,9 +131,9 @@ class FanOuts:
                 yield self._of(uid, found, "ended")
 
     def _evict_one(self) -> bool:
-        """Evict the user with the oldest state that is no fan-out.
+        """Remove the user with the oldest state and too few flows for a scan.
 
-        Return False if there is none.
+        Return False if there is no such user.
         """
         for uid, found in self._activities.items():
             if found.flows < FLOWS:
@@ -158,7 +161,10 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """Return the stage to report now, apart from the end; None if no report is due."""
+    """Return the stage of a scan to report now: ``begun`` or ``goes on``.
+
+    None if no report is due; the caller reports the end itself.
+    """
     if found.schedule is None:
         if found.before is None and found.flows < FLOWS:
             return None

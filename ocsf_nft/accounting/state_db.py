@@ -2,8 +2,8 @@
 
 One transaction stores both the reported counts and the events that report them. If the service is
 killed before it delivers the events, the next run delivers the same events again. So no event is
-missing, and a repeated event has the same uid. The kernel's counters don't outlive the machine, so
-a transaction need not either: it is written, and not synced to the disk.
+missing, and a repeated event has the same uid. A transaction is written, but not synced to the
+disk. It need not survive a reboot, because the kernel's counters don't survive one either.
 
 All functions block. Call them from one thread at a time.
 """
@@ -63,7 +63,10 @@ _Row = tuple[str, str, bytes, int, int, int, int, int, int]
 
 
 class DroppedRecords(NamedTuple):
-    """Gaps of a source, and a lower bound for the records that it could not read in them."""
+    """Number of gaps in a source of log records, and of records that the source could not read.
+
+    ``records`` is a lower bound, because some sources don't know how many they have missed.
+    """
 
     source: str
     gaps: int
@@ -71,7 +74,7 @@ class DroppedRecords(NamedTuple):
 
 
 class Changes:
-    """Changes of an account: rules, counters, open incidents, and rows to delete."""
+    """Changes of a sandbox's account since the last commit, as rows of the state database."""
 
     def __init__(self) -> None:
         self.rules: list[tuple[str, str, str]] = []
@@ -82,7 +85,7 @@ class Changes:
         self.closed: list[tuple[str]] = []
 
     def collect(self, account: SandboxAccount) -> Iterator[None]:
-        """Collect the changes since the last call; yields now and then.
+        """Collect an account's changes since the last call; yields at times for other tasks.
 
         The account must not be used until the iteration ends.
         """
@@ -122,7 +125,10 @@ class Changes:
 
 
 class StateDatabase:
-    """State database of one sandbox."""
+    """SQLite file with a sandbox's counts, open incidents, source position and latest events.
+
+    After a restart, the service continues from this file.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,26 +136,26 @@ class StateDatabase:
         self._is_read_only = False
 
     def open(self, *, read_only: bool = False) -> Self:
-        """Open the file; raises as :meth:`Database.open` does."""
+        """Open the SQLite file; raises the same errors as :meth:`Database.open`."""
         self._is_read_only = read_only
         self._file.open(read_only=read_only)
         return self
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database file."""
         self._file.close()
 
     def remove(self) -> None:
-        """Close the file and remove it."""
+        """Close the database file and delete it."""
         self._file.remove()
 
     def fault(self) -> str | None:
-        """Return the fault of the file since the last call; None if there was none."""
+        """Return the report about a quarantined file since the last call; None if there is none."""
         fault, self._file.fault = self._file.fault, None
         return fault
 
     def load(self, account: SandboxAccount) -> None:
-        """Restore an account.
+        """Restore a sandbox's account from the file.
 
         A damaged or invalid file is quarantined, and the account starts empty. Raises
         DeliveryError, or SourceError if the file is opened read-only.
@@ -177,9 +183,9 @@ class StateDatabase:
                     _reopen(account, *columns)
 
     def position(self, source: str) -> str | None:
-        """Return the position after which to read a source.
+        """Return the position in a source of log records after which to resume reading.
 
-        Return None if the last source was another one, or none.
+        Return None if the file has no position, or one of another source.
         """
         with self._file.transaction() as connection:
             row = connection.execute(
@@ -190,9 +196,11 @@ class StateDatabase:
     def commit(
         self, changed: Changes, events: Sequence[bytes], position: tuple[str, str] | None = None
     ) -> None:
-        """Store changes, and the events that report them; the previous events were delivered.
+        """Store an account's changes and the events that report them, in one transaction.
 
-        ``position`` is the name of a source, and its position after all processed records.
+        The events of the previous commit are deleted, because the caller has delivered them.
+        ``position`` is the name of a source of log records, and its position after all processed
+        records.
         """
         with self._file.transaction() as connection:
             connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
@@ -216,12 +224,12 @@ class StateDatabase:
                 connection.execute("INSERT INTO cursor VALUES (?, ?)", position)
 
     def undelivered(self) -> tuple[bytes, ...]:
-        """Return the events of the last commit, which may not have been delivered."""
+        """Return the events of the last commit: the service may have stopped before delivery."""
         with self._file.transaction() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
     def add_dropped(self, source: str, records: int) -> None:
-        """Count a gap of a source, and the records that were dropped in it."""
+        """Count one gap in a source of log records, and the number of records missing there."""
         with self._file.transaction() as connection:
             connection.execute(
                 "INSERT INTO dropped VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
@@ -230,7 +238,7 @@ class StateDatabase:
             )
 
     def dropped_records(self) -> tuple[DroppedRecords, ...]:
-        """Return the gaps and dropped records of each source since the account's creation."""
+        """Return the gaps and dropped log records of each source since the file's creation."""
         with self._file.transaction() as connection:
             rows = connection.execute("SELECT * FROM dropped")
             return tuple(DroppedRecords(*row) for row in rows)
@@ -248,7 +256,7 @@ def _columns(counter: FlowCounter) -> tuple[int, int, int, int, int, int]:
 
 
 def _whole(numbers: Sequence[object]) -> tuple[int, ...]:
-    """Return stored numbers; raises TypeError if one is no integer."""
+    """Return stored numbers unchanged; raises TypeError if one of them is no integer."""
     if not all(type(number) is int for number in numbers):
         raise TypeError("not a whole number")
     return cast("tuple[int, ...]", tuple(numbers))
@@ -306,7 +314,7 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Continue an open incident, if its counters are still those of its rule."""
+    """Restore an open incident or scan; it ends if its rule's counters were replaced."""
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)
     if found.identity != identity:

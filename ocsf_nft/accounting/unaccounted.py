@@ -1,4 +1,7 @@
-"""Packets in no counter that was read: the kernel evicted their elements before a reading."""
+"""Refused packets that no counter of a flow shows.
+
+The kernel evicted the set elements of their flows before the counters were read.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,20 @@ LAST_READINGS: Final = 2
 
 
 class UnaccountedPackets:
-    """Packets that each of the last readings lacked."""
+    """Packets in no counter of a flow, for each of the last readings of a rule's counters."""
 
     def __init__(self) -> None:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def add(self, refused: Count, *found: Count) -> None:
-        """Add a reading: the packets refused by then, and those that were found in counters."""
+        """Add a reading: all packets refused by then, and those found in each group of counters."""
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return the packets that all of the last ``readings`` lacked.
+        """Return the packets that were missing in each of the last ``readings`` readings.
 
-        Packets in ``known`` are not included.
+        Packets that the counter ``known`` already includes are subtracted.
         """
         if len(self._lacked) < readings:
             return Count()

@@ -1,4 +1,4 @@
-"""Counters without a record and a report; a record of another flow may belong to one of them.
+"""Counters of flows without a log record and an event; another flow's record may belong to one.
 
 This happens if a header is cut short, or if the sender of a frame states a wrong protocol. There
 may be thousands of such records and counters. So each counter is checked once, and not for each
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class UnloggedFlows:
-    """Unreported counters, indexed by user and by everything but the port."""
+    """Unreported counters of flows, indexed by user, and by flow without its port."""
 
     def __init__(self, counters: Iterable[tuple[Key, FlowCounter]]) -> None:
         self._of_user: dict[int | None, list[tuple[Key, FlowCounter]]] = {}
@@ -29,10 +29,10 @@ class UnloggedFlows:
             self._alike.setdefault(without_port(key), []).append((key, counter))
 
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
-        """Return a counter with that many unreported packets or more, or an empty list.
+        """Return one counter with at least ``packets`` unreported packets, or an empty list.
 
-        A counter with the protocol and destination of ``key`` comes first, then any of its user.
-        Another record's counter stays available for that record.
+        A counter with the user, protocol and destination of ``key`` comes first, then any of its
+        user. So counters of other destinations remain available for their own records.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)

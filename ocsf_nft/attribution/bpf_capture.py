@@ -1,9 +1,9 @@
-"""Capture by BPF programs, which report each process that sends in a sandbox as it sends.
+"""Capture by BPF programs in the kernel: they report each process that sends in a sandbox.
 
 Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, and libbpf. A kernel
 that describes its types (CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later) reports each refused packet,
-and details of the processes. For a fence that refuses nothing, and on other kernels (Linux 5.15 or
-later), the programs report calls instead; that needs cgroup v2.
+and details of the processes. Other kernels (Linux 5.15 or later) report system calls that send. For
+a fence that refuses nothing, each kernel reports such calls. Reports of calls need cgroup v2.
 """
 
 from __future__ import annotations
@@ -41,14 +41,17 @@ _MOST: Final = 256
 
 
 class Dropped(NamedTuple):
-    """Numbers of events that there was no room for since the capture began."""
+    """Numbers of capture events dropped for lack of room since the capture began, by kind."""
 
     calls: int
     processes: int
 
 
 class Capture:
-    """The loaded programs, attached to some network namespaces; close it after use."""
+    """BPF programs in the kernel that report the senders in some network namespaces.
+
+    Close it after use.
+    """
 
     def __init__(
         self,
@@ -57,11 +60,12 @@ class Capture:
         permissive: Collection[int] = (),
         knows_types: bool | None = None,
     ) -> None:
-        """Start the capture in the namespaces with these cookies (:func:`cookie`).
+        """Start the capture in the network namespaces with these cookies (:func:`cookie`).
 
         It reports refused packets. In the ``permissive`` namespaces, or without kernel types, it
-        reports calls. ``knows_types`` is detected if it is None. Raises UnsupportedError with the
-        reason if this host does not allow the capture.
+        reports system calls that send. ``knows_types``: the kernel describes its types (BTF); None
+        to detect it. Raises UnsupportedError with the reason if this host does not allow the
+        capture.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))
@@ -86,15 +90,15 @@ class Capture:
             raise
 
     def __enter__(self) -> Self:
-        """Return the running capture."""
+        """Return the capture; it already runs."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the capture."""
+        """Stop the capture and unload its BPF programs."""
         self.close()
 
     def close(self) -> None:
-        """Stop the capture and unload the programs."""
+        """Stop the capture and unload its BPF programs."""
         while self._rings:
             self._rings.pop().close()
         self._loaded.close()
@@ -109,20 +113,21 @@ class Capture:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Descriptors that become readable when a ring holds much unread data."""
+        """Return file descriptors to poll: readable when a ring buffer holds much unread data."""
         return tuple(ring.descriptor for ring in self._rings)
 
     def read(self) -> tuple[list[CaptureEvent], bool]:
-        """Return new events, processes first, and True if there may be more.
+        """Return new capture events, those about processes first, and True if there may be more.
 
-        A full ring is read in parts. Raises ValueError or struct.error if an event is invalid.
+        A full ring buffer is read in parts. Raises ValueError or struct.error if an event is
+        invalid.
         """
         read = [ring.read(_MOST) for ring in self._rings]
         events = [bpf_layout.decode(sample) for samples in read for sample in samples]
         return events, any(len(samples) >= _MOST for samples in read)
 
     def check(self) -> None:
-        """Raise UnsupportedError if a program was detached, so that the capture has stopped."""
+        """Raise UnsupportedError if the capture has stopped: another process detached a program."""
         if (name := self._loaded.detached()) is not None:
             raise UnsupportedError(f"another process has detached the BPF program {name}")
 
@@ -132,7 +137,7 @@ class Capture:
 
 
 def cookie(namespace: Namespace) -> int:
-    """Return the kernel's number of a network namespace; the kernel never uses it again.
+    """Return the kernel's unique number of a network namespace, which is never used again.
 
     Raises UnsupportedError if the kernel has no such numbers (before Linux 5.14).
     """

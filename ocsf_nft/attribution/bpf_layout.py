@@ -1,4 +1,4 @@
-"""Binary layout of the events of the BPF programs: the structures of ``bpf/*.h``, native order."""
+"""Decoding of the binary events of the BPF programs: structures of ``bpf/*.h``, native order."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _PROCESS_FORM: Final = struct.Struct("=BB2xIIIQQIIQQIIQ16sHHHH")
 
 
 class ProcessImage(NamedTuple):
-    """A program that a process runs: after an exec, the same process is another image.
+    """Program that a process runs; after an exec, the same process is another image.
 
-    ``started_ns`` is of CLOCK_BOOTTIME. It and ``execs`` are 0 if the kernel does not report them.
+    ``started_ns`` is the start of the process (CLOCK_BOOTTIME), and ``execs`` its number of execs.
+    Both are 0 if the kernel does not report them.
     """
 
     pid: int
@@ -35,17 +36,17 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 
 
 class Call(NamedTuple):
-    """Call by which a process sends or connects, or packet refused just before ``time_ns``.
+    """System call by which a process sends or connects, or a refused packet; a capture event.
 
-    The mode of the namespace in :class:`Capture` decides between the two. Times are of
-    CLOCK_BOOTTIME. Addresses are packed: 4 bytes for IPv4, empty if unknown. Unknown ports are 0.
-    ``uid`` and ``gid`` are the process's real ids. ``owner`` is the user of the socket, which a
-    record has too; for a call it is the user that a new socket of the caller would have. ``tid`` is
-    0 if several threads are possible.
+    Which of the two it is depends on the namespace (:class:`Capture`). A packet was refused just
+    before ``time_ns``. Times are of CLOCK_BOOTTIME. Addresses are packed: 4 bytes for IPv4, empty
+    if unknown. Unknown ports are 0. ``uid`` and ``gid`` are the process's real ids. ``owner`` is
+    the user of the socket, as in the packet's log record. For a call it is the user that a new
+    socket of the caller would have. ``tid`` is 0 if several threads are possible.
 
     For a call, ``socket`` is the kernel's number of the socket. For a packet, ``image`` is
     :data:`UNKNOWN_IMAGE` if its sender is unknown. ``sum`` is the checksum of the packet's first
-    bytes, as in :attr:`Record.captured_sum`; it is 0 if they could not be read.
+    bytes, as in :attr:`Record.captured_sum`. It is 0 if they could not be read.
 
     ``is_frame``: a packet socket sends it. ``is_connect``: it connects a socket, and sends nothing.
     ``is_syn``: it begins a TCP connection. ``is_any``: its protocol and addresses were not
@@ -75,18 +76,22 @@ class Call(NamedTuple):
 
 
 class ClosedSocket(NamedTuple):
-    """Closing of a socket, by the last process that had it, after a call was made through it."""
+    """Capture event: the last process that had a socket closed it.
+
+    Only sockets with a reported call have this event. ``socket`` is the kernel's number of the
+    socket.
+    """
 
     time_ns: int
     socket: int
 
 
 class ProcessSnapshot(NamedTuple):
-    """Details of a process; texts as the kernel has them.
+    """Capture event: details of a process at its fork or exec; texts as the kernel has them.
 
-    ``path``, ``directory`` and ``cgroup`` are lists of names, innermost first. If such a list leads
-    up to a root, its last name is ``/``, or for a cgroup an empty name. Each of the ``arguments``
-    ends with a NUL byte.
+    ``path``, ``directory`` and ``cgroup`` are lists of names, innermost first. The last name is
+    ``/`` (in ``cgroup``: empty) if the list leads up to a root. Each of the ``arguments`` ends with
+    a NUL byte.
     """
 
     image: ProcessImage
@@ -107,7 +112,7 @@ CaptureEvent: TypeAlias = Call | ClosedSocket | ProcessSnapshot
 
 
 def decode(sample: bytes) -> CaptureEvent:
-    """Decode one event of a ring; raise ValueError or struct.error if it is invalid."""
+    """Decode one capture event from a ring buffer; raise ValueError or struct.error if invalid."""
     match sample[0] if sample else 0:
         case 1:
             return _call(sample)

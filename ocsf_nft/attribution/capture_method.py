@@ -1,4 +1,4 @@
-"""Attribution method ``capture``: events of the capture by sandbox, and their match to records."""
+"""Attribution method ``capture``: matches log records to the senders that BPF programs report."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SENT_SOME: Final = (
 
 
 class CaptureResult(NamedTuple):
-    """Attribution of one packet; ``image`` is the sender's image, or that of the first of several.
+    """Attribution of one packet; ``image`` is the program that the (first) sender ran.
 
     Both are None if the capture saw no sender.
     """
@@ -49,7 +49,7 @@ class CaptureResult(NamedTuple):
 
 
 class _Sandbox:
-    """Events of one network namespace: refused packets, or else calls."""
+    """Capture events of one network namespace: refused packets if ``is_refused``, else calls."""
 
     def __init__(self, *, is_refused: bool) -> None:
         self.events: RefusedPackets | SendCalls = RefusedPackets() if is_refused else SendCalls()
@@ -58,7 +58,7 @@ class _Sandbox:
 
 
 class CaptureMethod:
-    """Store of the events of a capture, and the attribution of records to their senders.
+    """Attribution of log records to the processes that sent them, from the events of a capture.
 
     ``sandboxes`` maps names to the kernel's cookies of their network namespaces. The fences of the
     ``permissive`` namespaces refuse nothing: there the capture reports calls, not each packet.
@@ -84,7 +84,7 @@ class CaptureMethod:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Descriptors as those of a :class:`Capture`."""
+        """Return file descriptors to poll: readable when the capture has much unread data."""
         return self._capture.descriptors
 
     def check(self) -> None:
@@ -92,11 +92,11 @@ class CaptureMethod:
         self._capture.check()
 
     def close(self) -> None:
-        """Stop the capture."""
+        """Stop the capture and unload its BPF programs."""
         self._capture.close()
 
     def read_events(self) -> bool:
-        """Read some of the new events; return True if there may be more.
+        """Read some of the new capture events; return True if there may be more.
 
         Takes some milliseconds at most. Raises UnsupportedError if the events can't be read.
         """
@@ -112,7 +112,7 @@ class CaptureMethod:
         return has_more
 
     def note_dropped(self) -> None:
-        """Note that some calls before now were dropped."""
+        """Note that capture events before now were dropped, so later matches are uncertain."""
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for each in self._by_netns.values():
             each.events.note_dropped(now_ns)
@@ -132,17 +132,18 @@ class CaptureMethod:
                     sandbox.events.mark_closed(event)
 
     def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
-        """Return True if the event for the packet of one of the records is still to come."""
+        """Return True if the capture event of one of the records' packets is still to come."""
         events = self._by_name[sandbox].events
         return isinstance(events, RefusedPackets) and events.is_event_pending(_logged(records, 0))
 
     def matches(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> Iterator[Match | None]:
-        """Yield the calls that may have sent the packet of each record, in the kernel's order.
+        """Yield, for each log record, the calls that may have sent its packet; None if none may.
 
-        Ask for each record only once. None of them was logged before ``since_ns`` (boottime). Read
-        all new events before.
+        The records are in the kernel's order. Pass each record only once, because each packet
+        belongs to only one record. None was logged before ``since_ns`` (CLOCK_BOOTTIME). Read all
+        new events before.
         """
         began_ns = self._began_ns + _booted_ns()
         is_refused = self._by_name[sandbox].is_refused
@@ -157,7 +158,7 @@ class CaptureMethod:
             yield None if is_before or is_accepted else match
 
     def result(self, sandbox: str, match: Match | None) -> CaptureResult:
-        """Return the attribution of a packet by its match."""
+        """Return the attribution of a packet to the process or the processes in its match."""
         if match is None:
             return CaptureResult(None)
         is_refused = self._by_name[sandbox].is_refused
@@ -165,17 +166,18 @@ class CaptureMethod:
         return CaptureResult(attribution, match.calls[0].image)
 
     def is_latest(self, image: ProcessImage) -> bool:
-        """Return True if a process is known to have run no other program until now."""
+        """Return True if the process certainly has run no other program since this image."""
         return self._snapshots.is_latest(image)
 
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes seen to send the packets of a flow since the previous call.
+        """Return the processes that sent a flow's packets since the previous call for that flow.
 
-        The counters counted ``packets`` packets. Their reading began at ``began_ns`` (epoch) and
-        ended when the record was made. One process is named if each of the packets was seen as a
-        packet of it: then no other process sent one. Return None if no process was seen.
+        ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets. The
+        counters were read from ``began_ns`` (since the epoch) until the record was made. One
+        process is named only if the capture saw it send all of them: then no other process sent
+        one. Return None if the capture saw no process.
         """
         target = flow_target(record)
         if target is None:
@@ -206,9 +208,9 @@ class CaptureMethod:
         )
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Exclude a packet with an event of its own from later flow attributions.
+        """Exclude a packet from later results of :meth:`since_last`: it has an event of its own.
 
-        ``process`` is its reported sender, None if the sender is unknown.
+        ``record`` is the packet's log record. ``process`` is its reported sender; None if unknown.
         """
         target = flow_target(record)
         if target is not None:

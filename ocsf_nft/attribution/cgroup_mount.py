@@ -1,4 +1,4 @@
-"""Mount point of the cgroup v2 hierarchy; with cgroup v1 systemd mounts it at another path."""
+"""Search for the mount point of cgroup v2; with cgroup v1 systemd mounts it at another path."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
 def hierarchy(mounts: str | None = None) -> Path:
-    """Return the mount point that shows the most of the hierarchy.
+    """Return the mount point of cgroup v2 that shows the largest part of the hierarchy.
 
-    ``mounts`` has the format of /proc/self/mountinfo, which is the default. Raises UnsupportedError
-    if cgroup v2 is not mounted.
+    ``mounts`` has the format of /proc/self/mountinfo, which is read by default. Raises
+    UnsupportedError if cgroup v2 is not mounted.
     """
     found: list[tuple[str, Path]] = []
     if mounts is None:
@@ -34,7 +34,7 @@ def hierarchy(mounts: str | None = None) -> Path:
 
 
 def _plain(text: str) -> str:
-    """Return a path without the kernel's escapes of blanks and backslashes (``seq_path``)."""
+    """Return a mountinfo path with the kernel's escapes of blanks and backslashes decoded."""
     for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(escape, character)
     return text

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class Placement(NamedTuple):
-    """Container and unit of a process; each is None if there is none or it is unknown.
+    """Container and systemd unit of a process; each is None if there is none or it is unknown.
 
-    ``unit`` is a name as in ``systemctl``. The unit of a user's own manager has that manager's
-    name before it: ``user@1000.service/NAME``. It is never a scope that a runtime made for the
+    ``unit`` is a name as in ``systemctl``. The unit of a user's own manager has that manager's name
+    before it: ``user@1000.service/NAME``. It is never a scope that a runtime made for the
     container.
     """
 
@@ -73,14 +73,14 @@ _ESCAPED: Final = re.compile(r"\\x([0-9a-f]{2})")
 
 
 class _Found(NamedTuple):
-    """A container, and the number of names above it in its path."""
+    """Container that was found in a cgroup path, and the number of names above it in the path."""
 
     container: Container
     above: int
 
 
 def parse_cgroups(cgroup_text: str) -> Placement:
-    """Return container and unit by the content of ``/proc/PID/cgroup`` (cgroup v1, v2, or both)."""
+    """Return the container and unit of a process from its /proc/PID/cgroup (cgroup v1 or v2)."""
     paths = dict(_paths(cgroup_text))
     found = {controllers: _container(names) for controllers, names in paths.items()}
     # Runtimes skip some hierarchies, and never put a process into two containers.
@@ -163,7 +163,7 @@ def _pod(name: str, above: Sequence[str]) -> str | None:
 
 
 def _unit(names: Sequence[str]) -> str | None:
-    """Return the first unit that is no slice, as systemd finds it (cg_path_get_unit)."""
+    """Return the first systemd unit in a cgroup path that is no slice (cg_path_get_unit)."""
     unit, below = _first_unit(names)
     if unit is None or not _USER_MANAGER.fullmatch(unit):
         return unit
@@ -172,7 +172,10 @@ def _unit(names: Sequence[str]) -> str | None:
 
 
 def _first_unit(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """Return the first name that is no slice, if it is a unit, and the names below it."""
+    """Return the first name in a cgroup path that is no slice, and the names below it.
+
+    The first value is None if that name is not a unit.
+    """
     for at, name in enumerate(names):
         if not name.endswith(".slice"):
             return _unit_of(name), names[at + 1 :]

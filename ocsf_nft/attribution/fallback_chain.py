@@ -1,4 +1,4 @@
-"""Fallback chain of the attribution methods, with a limit on the time that a record waits.
+"""Fallback chain of the attribution methods, with a limit on the time that a log record waits.
 
 The chain tries ``capture`` first. If ``capture`` is not available, or saw nothing, it tries
 ``socket``. The last methods are ``user`` (the user in the kernel's record) and ``none``. Each
@@ -61,10 +61,12 @@ _NO_PROCESS: Final = Attribution(
 
 
 class FallbackChain:
-    """Attribution of records to processes, active while its context is entered.
+    """Attribution of log records to processes by the best method that this host allows.
 
-    ``sandboxes`` maps each sandbox to the namespace that has its processes. The fences of the
-    ``permissive`` sandboxes refuse nothing. No record waits longer than ``wait_seconds``.
+    It is active while its context is entered. ``sandboxes`` maps each sandbox to the network
+    namespace of its processes. The fences of the ``permissive`` sandboxes refuse nothing. ``top``
+    is the best method to try. No record waits longer than ``wait_seconds``. A program larger than
+    ``hashed_bytes`` gets no hash; 0 disables hashes.
     """
 
     def __init__(
@@ -76,7 +78,6 @@ class FallbackChain:
         wait_seconds: float = 0.05,
         hashed_bytes: int = 0,
     ) -> None:
-        """Compute hashes of programs with at most ``hashed_bytes`` bytes; 0 disables hashes."""
         self._sandboxes = sandboxes
         self._permissive = permissive
         self._top = top
@@ -97,18 +98,18 @@ class FallbackChain:
 
     @property
     def method(self) -> TopMethod:
-        """The best method in use."""
+        """Return the best attribution method in use now."""
         if self._capture is not None:
             return "capture"
         return "socket" if self._lookups else "user"
 
     @property
     def dropped(self) -> int:
-        """Number of calls and processes that the capture had no room to report."""
+        """Return the number of capture events (calls and processes) dropped for lack of room."""
         return self._dropped if self._capture is None else sum(self._capture.dropped)
 
     async def __aenter__(self) -> Self:
-        """Start the best method that this host allows; never fail if that is only ``user``."""
+        """Start the best method that this host allows; never fail: ``user`` always works."""
         if self._sandboxes and self._top != "user":
             opening = asyncio.ensure_future(asyncio.to_thread(self._open))
             try:
@@ -132,12 +133,12 @@ class FallbackChain:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the capture and the socket lookups. A lookup in progress ends without a result."""
+        """Stop the capture and the socket lookups; a running lookup ends without a result."""
         self._close_capture()
         self._stack.close()
 
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
-        """Check the capture until it fails, then call ``on_fallback`` with the reason.
+        """Wait until the capture fails, then call ``on_fallback`` with the reason.
 
         Return at once if the capture is not in use.
         """
@@ -159,7 +160,7 @@ class FallbackChain:
     async def attributions(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]:
-        """Return the attribution of each record; the records are in the kernel's order.
+        """Return the attribution of each log record to a process; records in the kernel's order.
 
         None of them was logged before ``since_ns`` (CLOCK_BOOTTIME).
         """
@@ -196,10 +197,11 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes seen to send the packets of a flow since the previous call.
+        """Return the processes that sent the packets of a flow since the previous call for it.
 
-        The record is of ``packets`` packets. The reading of their counters began at ``began_ns``
-        (epoch). Return None if no process was seen, or if the capture is not in use.
+        ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets, in a
+        reading that began at ``began_ns`` (since the epoch). Return None if no process was seen, or
+        if the capture is not in use.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
@@ -207,15 +209,15 @@ class FallbackChain:
         return None if found is None else self._with_names(record, found)
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Exclude a packet with an event of its own from later flow attributions.
+        """Exclude a packet from later results of :meth:`since_last`: it has an event of its own.
 
-        ``process`` is its reported sender, None if the sender is unknown.
+        ``process`` is its reported sender; None if the sender is unknown.
         """
         if self._capture is not None and sandbox in self._sandboxes:
             self._capture.mark_reported(sandbox, record, process)
 
     def user_attribution(self, record: Record) -> Attribution:
-        """Return the attribution of many packets if no process was seen to send them."""
+        """Return the attribution to the record's user, for a flow without any known sender."""
         return self._with_names(record, _user_attribution(record, _NOT_SEEN))
 
     def _with_names(self, record: Record, found: Attribution) -> Attribution:
@@ -249,7 +251,7 @@ class FallbackChain:
             return Capture(cookies, permissive=permissive, knows_types=False)
 
     def _read(self) -> None:
-        """Read from a ring that holds much data."""
+        """Read capture events when a ring buffer holds much data; fall back if that fails."""
         try:
             if self._capture is not None:
                 self._capture.read_events()
@@ -257,7 +259,7 @@ class FallbackChain:
             self._fall_back(error)
 
     def _fall_back(self, error: UnsupportedError) -> None:
-        """Stop the capture after an error and continue with the next method."""
+        """Stop the capture after an error, and continue with the next attribution method."""
         self._close_capture()
         self.reason = str(error)
         _log.error("processes are not captured any more", reason=self.reason)
@@ -271,7 +273,7 @@ class FallbackChain:
             captured.close()
 
     async def read_events(self) -> None:
-        """Read all new events. If they never end, count the unread events as dropped."""
+        """Read all new capture events; if too many follow, count the unread ones as dropped."""
         for _ in range(_MOST_READS):
             try:
                 if self._capture is None or not self._capture.read_events():
@@ -319,7 +321,7 @@ class FallbackChain:
     async def _with_hashes(
         self, captured: CaptureMethod, found: Sequence[CaptureResult], deadline: float
     ) -> list[Attribution | None]:
-        """Add the hashes of the programs that can still be read."""
+        """Return the attributions with hashes of those programs that can still be read."""
         results = [each.attribution for each in found]
         hashes = self._hashes
         if hashes is None:
@@ -366,7 +368,7 @@ class FallbackChain:
     async def _socket_attributions(
         self, sandbox: str, records: Sequence[Record], deadline: float
     ) -> list[Attribution | str]:
-        """Return the attribution by socket, or the reason why there is none, for each record.
+        """Return for each record the attribution by socket, or the reason why there is none.
 
         Stop at the deadline, or if the time budget is spent.
         """
@@ -400,7 +402,11 @@ async def _is_event_pending(
 
 
 def limit_to_one_packet(known: Attribution) -> Attribution:
-    """Return the attribution of many packets if the sender of only one of them is known."""
+    """Return the attribution of many packets, of which only one has a known sender.
+
+    ``known`` is the attribution of that packet. Its process becomes a possible sender, with low
+    confidence.
+    """
     if known.process is None:
         return known
     return replace(

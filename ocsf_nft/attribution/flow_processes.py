@@ -1,4 +1,4 @@
-"""Processes seen to send the packets of a flow, for events about many packets."""
+"""Processes that sent the packets of each flow, for events that report many packets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RECENT: Final = 64
 
 
 class FlowTarget(NamedTuple):
-    """Destination of a flow, and the user that sends it."""
+    """Destination of a flow (packed address and port), and the user that sends to it."""
 
     uid: int
     protocol: int
@@ -35,10 +35,11 @@ class _Latest(NamedTuple):
 
 
 class FlowCallers(NamedTuple):
-    """The latest call of each process, and the number of its calls.
+    """Processes that sent a flow's packets: the latest call of each, and its number of calls.
 
-    ``unnamed`` is the least number of further processes. ``is_mixed``: some calls may belong to
-    packets with events of their own, or to packets counted before or after.
+    ``unnamed`` is a lower bound for the number of further processes, which were evicted.
+    ``is_mixed``: some calls may belong to packets with events of their own, or to packets counted
+    before or after.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
@@ -47,7 +48,7 @@ class FlowCallers(NamedTuple):
 
 
 class _Flow:
-    """The processes that send one flow, in the order of their latest calls."""
+    """Processes that send one flow, in the order of their latest calls."""
 
     __slots__ = ("is_mixed", "latest", "recent", "unnamed", "youngest_ns")
 
@@ -84,7 +85,11 @@ class _Flow:
             self.recent.remove(removed)
 
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
-        """Move the calls made after a reading of the counters began to a new flow."""
+        """Move the calls after ``began_ns`` to a new flow and return it.
+
+        The kernel's counters were read from ``began_ns`` to ``ended_ns``. Calls in between may have
+        been counted or not: then the new flow is marked as mixed.
+        """
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]
         if len(later) == _RECENT:  # there were more than these
@@ -98,13 +103,13 @@ class _Flow:
 
 
 class FlowProcesses:
-    """Processes of the latest flows."""
+    """Processes that sent the packets of the latest flows of one sandbox."""
 
     def __init__(self) -> None:
         self._flows: OrderedDict[FlowTarget, _Flow] = OrderedDict()
 
     def add(self, call: Call) -> None:
-        """Add a call to its flow; ignore calls without a flow or a known process."""
+        """Add a call to its flow; ignore a call without a flow or a known process."""
         if call.is_connect or call.is_any or call.is_frame or call.image == UNKNOWN_IMAGE:
             return
         target = FlowTarget(call.owner, call.protocol, call.destination, call.destination_port)
@@ -121,9 +126,10 @@ class FlowProcesses:
         return found
 
     def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
-        """Remove and return the callers of a flow since the previous call, up to the counters.
+        """Remove and return the callers of a flow, up to a reading of the kernel's counters.
 
-        The counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME).
+        The counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME). Later calls stay
+        for the next call of this method.
         """
         flow = self._flows.pop(target, None)
         if flow is None:
@@ -135,7 +141,11 @@ class FlowProcesses:
         return FlowCallers(calls, flow.unnamed, flow.is_mixed)
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
-        """Remove a packet with an event of its own; ``pid`` is None for an unknown sender."""
+        """Remove one packet of process ``pid`` from a flow, because it has an event of its own.
+
+        ``pid`` is None if the packet's sender is unknown: then the flow's processes become
+        uncertain.
+        """
         flow = self._flow(target)
         image = next((each for each in flow.latest if each.pid == pid), None)
         if image is None:
@@ -148,9 +158,10 @@ class FlowProcesses:
 
 
 def flow_target(record: Record) -> FlowTarget | None:
-    """Return the target of a record; None if no user's process sent it, and for frames.
+    """Return the flow target of a log record: its user and destination.
 
-    The counters classify a frame by its header, but the capture reports it without one.
+    Return None if no user's process sent the packet, and for frames. The counters classify a frame
+    by its header, but the capture reports it without one.
     """
     if record.uid is None or record.rule in FRAME_RULES:
         return None

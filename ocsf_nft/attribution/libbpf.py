@@ -1,4 +1,4 @@
-"""Bindings (ctypes) for the used part of libbpf, the kernel's library for loading BPF programs.
+"""Bindings (ctypes) for libbpf, the library that loads BPF programs into the kernel.
 
 Its functions return a negative errno or NULL and set errno (``libbpf.h``, version 1). This module
 does not depend on the purpose of the programs.
@@ -47,7 +47,7 @@ _PROTOTYPES: Final = {
 
 
 def load_library() -> ctypes.CDLL:
-    """Load the library; raise UnsupportedError if it is missing or lacks a function."""
+    """Load libbpf; raise UnsupportedError if it is missing or lacks a function."""
     try:
         found = ctypes.CDLL(_LIBRARY, use_errno=True)
         for name, (result, arguments) in _PROTOTYPES.items():
@@ -63,7 +63,7 @@ def load_library() -> ctypes.CDLL:
 
 
 class _CgroupLink(ctypes.Structure):
-    """The beginning of ``struct bpf_link_info`` of a cgroup link (include/uapi/linux/bpf.h)."""
+    """First fields of ``struct bpf_link_info`` for a cgroup link (include/uapi/linux/bpf.h)."""
 
     _fields_ = (
         ("type", c_uint32), ("id", c_uint32), ("program", c_uint32), ("padding", c_uint32),
@@ -72,13 +72,16 @@ class _CgroupLink(ctypes.Structure):
 
 
 class LoadedPrograms:
-    """The programs of an object file, loaded into the kernel; each runs only once attached.
+    """BPF programs of one object file, loaded into the kernel; a program runs once it is attached.
 
-    The kernel removes them when they are closed, and when this process ends.
+    The kernel removes the programs when this object is closed, and when this process ends.
     """
 
     def __init__(self, content: bytes) -> None:
-        """Load the programs; raise UnsupportedError with the reason if the kernel refuses."""
+        """Load the BPF programs in ``content``, the bytes of an object file.
+
+        Raises UnsupportedError with the reason if the kernel refuses them.
+        """
         self._library = load_library()
         self._object: int | None = None
         self._links: list[int] = []
@@ -98,15 +101,15 @@ class LoadedPrograms:
             raise error
 
     def __enter__(self) -> Self:
-        """Return the loaded programs."""
+        """Return the loaded BPF programs."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Detach and unload the programs."""
+        """Detach and unload the BPF programs."""
         self.close()
 
     def close(self) -> None:
-        """Detach and unload the programs."""
+        """Detach and unload the BPF programs."""
         while self._links:
             self._library.bpf_link__destroy(self._links.pop())
         if self._object:
@@ -114,11 +117,15 @@ class LoadedPrograms:
         self._object = None
 
     def attach(self, name: str) -> None:
-        """Attach a program by its section; raise UnsupportedError on failure."""
+        """Attach a BPF program as its section states; raise UnsupportedError on failure."""
         self._add_link(self._library.bpf_program__attach(self._program(name)), name)
 
     def attach_to_cgroup(self, name: str, cgroup: int) -> None:
-        """Attach a program to a cgroup and all below it; raise UnsupportedError on failure."""
+        """Attach a BPF program to a cgroup and to all cgroups below it.
+
+        ``cgroup`` is a file descriptor of the cgroup's directory. Raises UnsupportedError on
+        failure.
+        """
         link = self._library.bpf_program__attach_cgroup(self._program(name), cgroup)
         self._add_link(link, name)
         self._cgroup_links[name] = self._library.bpf_link__fd(link)
@@ -135,15 +142,16 @@ class LoadedPrograms:
         return None
 
     def update_map(self, name: str, key: bytes, value: bytes) -> None:
-        """Write a value into a map; raise UnsupportedError on failure."""
+        """Write a value into the BPF map ``name``; raise UnsupportedError on failure."""
         found = self._map(name)
         if self._library.bpf_map__update_elem(found, key, len(key), value, len(value), 0) < 0:
             raise self._failure(f"the BPF map {name} can't be written")
 
     def counter_sums(self, name: str, keys: int) -> tuple[int, ...]:
-        """Return the sums over all CPUs of an array of ``keys`` 64-bit counters.
+        """Return the counters in the BPF map ``name``, each summed over all CPUs.
 
-        Raises UnsupportedError if the map can't be read.
+        The map is an array of ``keys`` 64-bit counters. Raises UnsupportedError if it can't be
+        read.
         """
         values = (c_uint64 * self._cpus)()
         found, sums = self._map(name), []
@@ -156,7 +164,7 @@ class LoadedPrograms:
         return tuple(sums)
 
     def ring(self, name: str) -> RingBuffer:
-        """Return the reader of a ring buffer; raise UnsupportedError if it can't be opened."""
+        """Open the BPF ring buffer ``name`` for reading; raise UnsupportedError if that fails."""
         ring = RingBuffer(self._library, self._library.bpf_map__fd(self._map(name)))
         if not ring.is_open:
             raise self._failure(f"the BPF ring {name} can't be read")
@@ -182,7 +190,7 @@ class LoadedPrograms:
 
 
 class RingBuffer:
-    """Reader of a BPF ring buffer."""
+    """Reader of a BPF ring buffer, in which BPF programs put samples (binary events)."""
 
     def __init__(self, library: ctypes.CDLL, descriptor: int) -> None:
         self._library = library
@@ -194,24 +202,24 @@ class RingBuffer:
 
     @property
     def is_open(self) -> bool:
-        """Return True if the ring can be read."""
+        """Return True if the ring buffer is open."""
         return bool(self._ring)
 
     @property
     def descriptor(self) -> int:
-        """Descriptor that becomes readable when a program requests a wake-up."""
+        """Return a file descriptor to poll: readable when a BPF program requests a wake-up."""
         found: int = self._library.ring_buffer__epoll_fd(self._ring)
         return found
 
     def read(self, most: int) -> list[bytes]:
-        """Return samples, oldest first: about ``most``; the rest stays for the next call."""
+        """Return about ``most`` samples, oldest first; the others stay for the next call."""
         self._most = most
         self._library.ring_buffer__consume(self._ring)
         samples, self._samples = self._samples, []
         return samples
 
     def close(self) -> None:
-        """Close the ring."""
+        """Close the ring buffer."""
         if self._ring:
             self._library.ring_buffer__free(self._ring)
         self._ring = None

@@ -1,4 +1,7 @@
-"""Common key of a call and of the record of its packet, and the calls that a packet may be of."""
+"""Match of system calls and kernel log records: which calls may have sent a record's packet.
+
+A call and the record of its packet have a common key.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ FRAME_RULES: Final = frozenset({"link"})
 
 
 class PacketKey(NamedTuple):
-    """Protocol, ports and destination of a packet. A port is 0 if there is none."""
+    """Protocol, ports and destination, which a call and its packet share; an absent port is 0."""
 
     protocol: int | None
     source_port: int = 0
@@ -32,7 +35,7 @@ FRAME_KEY: Final = PacketKey(None)
 
 
 class LoggedRecord(NamedTuple):
-    """A record, and the time when it was logged (CLOCK_BOOTTIME).
+    """Kernel log record, with the time range in which the kernel logged it (CLOCK_BOOTTIME).
 
     The time is between ``since_ns`` and ``until_ns``; ``stamp_ns`` is its estimate by the source.
     """
@@ -44,9 +47,10 @@ class LoggedRecord(NamedTuple):
 
 
 class Match(NamedTuple):
-    """The calls that a packet may be of: the latest of each process.
+    """Calls that may have sent the packet of a log record: the latest call of each process.
 
-    ``is_sender``: one of them sent the packet. Otherwise another process may have sent it.
+    ``is_sender``: one of these processes sent the packet. Otherwise another process may have sent
+    it.
     """
 
     calls: tuple[Call, ...]
@@ -54,16 +58,20 @@ class Match(NamedTuple):
 
 
 def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
-    """Return a match with the latest call of each process.
+    """Return a match with the latest call of each process that may have sent a packet.
 
-    Return None without calls, or with more than :data:`MOST` processes.
+    ``is_sender``: one of these processes sent it. Return None without calls, or with more than
+    :data:`MOST` processes.
     """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
 
 
 def key_of_record(record: Record) -> PacketKey | None:
-    """Return the key of a record's packet; None if no process sent it, or its socket is unknown."""
+    """Return the key of a log record's packet, to compare it with the keys of calls.
+
+    Return None if no process sent the packet, or if its socket is unknown.
+    """
     if record.uid is None:
         return None
     if record.rule in FRAME_RULES:
@@ -79,7 +87,10 @@ def key_of_record(record: Record) -> PacketKey | None:
 
 
 def key_of_call(call: Call) -> PacketKey:
-    """Return the key of a call. A connect has source port 0: the socket gets its port later."""
+    """Return the key of a call, to compare it with the keys of log records.
+
+    A connect has source port 0, because the socket gets its port later.
+    """
     if call.is_frame:
         return FRAME_KEY
     return PacketKey(

@@ -1,4 +1,4 @@
-"""Sockets of a network namespace, from the tables in /proc/net.
+"""Reader of the socket tables of a network namespace in /proc/net.
 
 Raw, ping and packet sockets are read only here. Netlink does not list ping sockets. For raw sockets
 it needs the module ``raw_diag``, which many kernels lack and which adds no information.
@@ -35,11 +35,11 @@ INET: Final = {
 
 
 class TooManySocketsError(OcsfNftError):
-    """Error of a lookup with more sockets than it can check in time."""
+    """Error of a socket lookup: there are more sockets than it can check in time."""
 
 
 class Socket(NamedTuple):
-    """Entry of a socket in a table of the kernel.
+    """One socket, as in a socket table of the kernel.
 
     An IPv4 address is given as such, also for an IPv6 socket. ``local_port`` is the protocol of a
     raw socket, and the id of a ping socket. A packet socket has neither address nor port. ``inode``
@@ -59,7 +59,7 @@ class Socket(NamedTuple):
 
 
 class ProcNetFiles:
-    """Socket tables of one namespace in /proc/net; for one thread at a time.
+    """Reader of one network namespace's socket tables in /proc/net; for one thread at a time.
 
     An open file stays a file of this namespace. ``deadline_ns`` is a time of time.monotonic_ns. All
     methods raise TooManySocketsError and OSError.
@@ -70,7 +70,7 @@ class ProcNetFiles:
         self._open: dict[str, int | None] = {}
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the open table files."""
         for descriptor in self._open.values():
             if descriptor is not None:
                 os.close(descriptor)
@@ -79,7 +79,10 @@ class ProcNetFiles:
     def by_port(
         self, protocol: int, version: IpVersion, port: int, deadline_ns: int
     ) -> tuple[Socket, ...]:
-        """Return the sockets that may have sent by this protocol, IP version and port."""
+        """Return the TCP, UDP or UDP-Lite sockets that can have sent a packet from this local port.
+
+        ``version`` is the packet's IP version; an IPv6 socket can also send IPv4 packets.
+        """
         found: list[Socket] = []
         for family, suffix in ((socket.AF_INET, ""), (socket.AF_INET6, "6")):
             if version == 6 and family == socket.AF_INET:
@@ -93,11 +96,11 @@ class ProcNetFiles:
         return tuple(found)
 
     def raw(self, version: IpVersion, deadline_ns: int) -> tuple[Socket, ...]:
-        """Return all raw sockets of a family; each can send any protocol (``IP_HDRINCL``)."""
+        """Return all raw sockets for an IP version; each can send any protocol (``IP_HDRINCL``)."""
         return self._listed("raw", version, socket.IPPROTO_RAW, deadline_ns)
 
     def ping(self, version: IpVersion, identity: int, deadline_ns: int) -> tuple[Socket, ...]:
-        """Return the ping sockets (``net/ipv4/ping.c``) with this id."""
+        """Return the ping sockets (``net/ipv4/ping.c``) that send with the ICMP id ``identity``."""
         protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
         listed = self._listed("icmp", version, protocol, deadline_ns)
         return tuple(found for found in listed if found.local_port == identity)
@@ -114,7 +117,10 @@ class ProcNetFiles:
         return tuple(_text_socket(line, family, protocol) for line in lines)
 
     def _lines(self, name: str, deadline_ns: int) -> list[bytes]:
-        """Return the lines of a table without its head; none if the kernel has no such table."""
+        """Return the lines of a table in /proc/net without its head line.
+
+        Return no lines if the kernel has no such table.
+        """
         if name not in self._open:
             self._open[name] = self._namespace.call(lambda: _open_table(name))
         descriptor = self._open[name]
@@ -129,7 +135,7 @@ class ProcNetFiles:
 
 
 def address(family: int, raw: bytes) -> str:
-    """Return an address of a table as text; an IPv4-mapped IPv6 address as IPv4."""
+    """Return a packed address from a socket table as text; an IPv4-mapped IPv6 address as IPv4."""
     if family == socket.AF_INET:
         return text_of(raw[:4])
     return text_of(raw[12:] if raw.startswith(_MAPPED) else raw)
@@ -183,7 +189,10 @@ def _packet_socket(line: bytes) -> Socket:
 
 
 def _open_table(name: str) -> int | None:
-    """Open a table of the thread's namespace; it stays open when the thread has ended."""
+    """Open a table of the thread's network namespace; return None if the kernel lacks the table.
+
+    The file stays open when the thread has ended.
+    """
     try:
         return os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY)
     except FileNotFoundError:
@@ -191,5 +200,5 @@ def _open_table(name: str) -> int | None:
 
 
 def too_many() -> TooManySocketsError:
-    """Return the error for more sockets than the lookup can check in time."""
+    """Create the error for more sockets than a lookup can check in time."""
     return TooManySocketsError("the sandbox has more sockets than the lookup can check in time")

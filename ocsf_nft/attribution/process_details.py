@@ -65,15 +65,15 @@ def read(
     """Return the details of a process, or of a thread's process; None if it can't be found.
 
     ``pid`` is the number of a process or thread in this /proc. ``started_by_ns`` (CLOCK_BOOTTIME)
-    is a time when it existed: a process that started later only has the same number.
-    ``started_ns`` is its exact start. For a thread, both are times of the thread. Their precision
-    is a clock tick (10 ms). ``hashes`` computes the program's hash.
+    is a time when it existed: a process that started later only has the same number. ``started_ns``
+    is its exact start. For a thread, both are times of the thread. Their precision is a clock tick
+    (10 ms). ``hashes`` computes the hash of the process's program.
 
     For a thread, ``uid``, ``gid`` and ``working_directory`` are its own. The path of a removed
     working directory ends with " (deleted)", as in the kernel. If a program's path ends so and
-    ``is_deleted`` is None, the file has that name, or one of its several names was removed. A file
-    that never had a name counts as deleted. ``ancestors`` end with the init of the outermost pid
-    namespace that has the process and not this one.
+    ``is_deleted`` is None, there are two cases. The file has that name, or one of its several names
+    was removed. A file that never had a name counts as deleted. ``ancestors`` end with the init of
+    the outermost pid namespace that has the process and not this one.
 
     Call this in a thread that may block, without a time limit. A process can delay a read of its
     arguments: it holds the lock of its memory, or serves its pages itself (userfaultfd). The file
@@ -142,7 +142,7 @@ def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
 
 
 def _is_top(seen: _Observation) -> bool:
-    """Return True for the first process of the sandbox, also if the namespaces are unknown.
+    """Return True for the first process of the sandbox, also if its pid namespaces are unknown.
 
     The init of a pid namespace inside the sandbox has a third number. So a sandboxed program can't
     hide the processes that started it behind such an init.
@@ -154,7 +154,11 @@ def _is_top(seen: _Observation) -> bool:
 def _parent(
     child: int, born: proc.Stat, opened: contextlib.ExitStack
 ) -> tuple[int, _Observation] | None:
-    """Return the directory and details of a parent; None if it may be another process."""
+    """Return /proc directory and details of a process's parent; None if they may be another's.
+
+    ``child`` is the process's /proc directory. ``born`` are its details, which name the parent.
+    ``opened`` closes the returned directory.
+    """
     with contextlib.suppress(OSError, ValueError):  # exited, or this process may not read it
         directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))
         seen = _observe(directory, proc.stat(directory), is_ancestor=True)
@@ -180,11 +184,11 @@ def _observe(
 
 
 def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
-    """Replace the details of a thread that belong to its process.
+    """Replace the details of a thread that belong to its process by those of ``leader``.
 
-    Raises OSError if the thread has ended. While the thread exists, its process keeps its number,
-    so a directory opened by that number is the right one. An exec would have ended the thread, so
-    there was none.
+    ``thread`` and ``leader`` are /proc directories. Raises OSError if the thread has ended. While
+    the thread exists, its process keeps its number, so a directory opened by that number is the
+    right one. An exec would have ended the thread, so there was none.
     """
     stat = proc.stat(leader)
     proc.stat(thread)
@@ -203,9 +207,10 @@ def _read_consistent(
 def _read_once(
     directory: int, before: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
 ) -> tuple[_Observation, bool]:
-    """Read the details; return them and True if all are of one program.
+    """Read the details of a process; return them and True if all are of one program.
 
-    Omit details that may be of two programs.
+    ``before`` is the process's state before the read. Details that may be of two programs are
+    omitted.
     """
     status = proc.status(directory)
     with _open_program(directory) as executed:
@@ -238,7 +243,7 @@ def _read_once(
 
 @contextlib.contextmanager
 def _open_program(directory: int) -> Iterator[int | None]:
-    """Open the executed file itself (O_PATH); yield None if there is none, or access is denied."""
+    """Open the file that a process executes (O_PATH); yield None if there is none, or no access."""
     try:
         descriptor = os.open("exe", os.O_PATH, dir_fd=directory)
     except OSError:
@@ -272,7 +277,7 @@ def _program(executed: int) -> _Program:
 
 @functools.cache
 def _memfd_device() -> int | None:
-    """Return the device of memfds, which never had a path; a path on a disk may be the same."""
+    """Return the device number of memfds: a file on a disk may have the same path as one."""
     for flags in (_MFD_CLOEXEC_NOEXEC, os.MFD_CLOEXEC):  # the first since Linux 6.3
         with contextlib.suppress(OSError):
             descriptor = os.memfd_create("", flags)

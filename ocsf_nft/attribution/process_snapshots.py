@@ -1,4 +1,4 @@
-"""Details of the processes that the capture reports, by image, and their ancestors.
+"""Store of the process details that the BPF capture reports, and of their ancestors.
 
 A process that has exited stays known if it was reported, as long as there is room for it. The
 kernel read all details while the process ran, so they can't be another process's. Details that were
@@ -37,7 +37,7 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class _Caller(NamedTuple):
-    """Key of a process in the table of results."""
+    """Key of a process in the cache of results."""
 
     image: ProcessImage
     tid: int
@@ -47,7 +47,7 @@ class _Caller(NamedTuple):
 
 
 class ProcessSnapshots:
-    """Snapshots of processes, and the processes made from them."""
+    """Store of the process details that the BPF capture reports; it makes a Process from them."""
 
     def __init__(self, names: CachedNames) -> None:
         self._names = names
@@ -60,22 +60,22 @@ class ProcessSnapshots:
         self._latest: OrderedDict[int, ProcessImage] = OrderedDict()
 
     def add(self, snapshot: ProcessSnapshot) -> None:
-        """Add the snapshot of a process."""
+        """Store the details of a process that the capture reports at a fork or an exec."""
         image = snapshot.image
         _store(self._known, image, snapshot)
         _store(self._latest, image.pid, image)
         self._made.clear()
 
     def note_dropped(self) -> None:
-        """Note that snapshots were dropped, so that no process's latest image is known."""
+        """Note that snapshots were dropped, so the latest program of a process is uncertain."""
         self._latest.clear()
 
     def is_latest(self, image: ProcessImage) -> bool:
-        """Return True if a process is known to have run no other program since."""
+        """Return True if a process certainly has run no other program since this image."""
         return self._latest.get(image.pid) == image
 
     def process(self, call: Call) -> Process:
-        """Return the process that made a call, with all known details."""
+        """Return the process that made a call, with all known details and ancestors."""
         by = _Caller(call.image, call.tid, call.uid, call.gid, call.comm)
         found = self._made.get(by)
         if found is None:
@@ -105,7 +105,7 @@ class ProcessSnapshots:
         return found
 
     def _ancestors(self, snapshot: ProcessSnapshot) -> tuple[Process, ...]:
-        """Return the processes that forked it, up to the init of its sandbox."""
+        """Return the ancestors of a process, its parent first, up to the init of its sandbox."""
         found: list[Process] = []
         while len(found) < _MOST_ANCESTORS and snapshot.namespace_pid != 1:
             image = snapshot.parent
@@ -119,7 +119,10 @@ class ProcessSnapshots:
         return tuple(found)
 
     def _arguments(self, snapshot: ProcessSnapshot) -> bytes:
-        """Return the arguments of its exec, from before the process could overwrite them."""
+        """Return the command line of a process as its exec set it.
+
+        The process itself can't have overwritten it, because the kernel reported it at the exec.
+        """
         for _ in range(_MOST_ANCESTORS):
             parent = snapshot.parent
             # A child has as many execs as its parent, until its own first exec.

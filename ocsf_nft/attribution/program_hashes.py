@@ -26,7 +26,7 @@ _SETTLED_NS: Final = 3_000_000_000
 
 
 class _Key(NamedTuple):
-    """Identity of a file, and its attributes that change with its content."""
+    """Identity of a file, and those of its attributes that change with its content."""
 
     device: int
     inode: int
@@ -36,10 +36,10 @@ class _Key(NamedTuple):
 
 
 class ProgramHashes:
-    """Cache of hashes for ``most_entries`` files; a file is read again only if it has changed.
+    """Cache of the SHA-256 of executed files; a file is read again only if it has changed.
 
-    Files larger than ``most_bytes`` are not read. The reads of a minute are limited to
-    ``most_bytes_a_minute`` in all: many large programs in a row must not keep the host busy.
+    It has at most ``most_entries`` files. Files larger than ``most_bytes`` are not read. At most
+    ``most_bytes_a_minute`` are read in a minute, so that many large programs can't slow the host.
     Threads may share an instance.
     """
 
@@ -119,7 +119,7 @@ def _key(status: os.stat_result) -> _Key:
 
 
 def _digest(descriptor: int, size: int) -> str | None:
-    """Return the hash of a file; None if its length is not ``size``."""
+    """Return the SHA-256 of an open file; None if its length is not ``size``."""
     digest, left = hashlib.sha256(), size
     buffer = memoryview(bytearray(min(_CHUNK, size + 1)))
     while (count := os.readv(descriptor, [buffer])) > 0:
@@ -131,9 +131,10 @@ def _digest(descriptor: int, size: int) -> str | None:
 
 
 def _may_change_unnoticed(descriptor: int, status: os.stat_result) -> bool:
-    """Return True if the content may change without its times: a memfd with a writable mapping.
+    """Return True if the content of a file may change while its times do not.
 
-    The kernel forbids writes to an executed file, except to a file that never had a path.
+    This is so for a memfd with a writable mapping. The kernel forbids writes to an executed file,
+    except to a file that never had a path.
     """
     if status.st_nlink > 0:
         return False
@@ -146,7 +147,7 @@ def _may_change_unnoticed(descriptor: int, status: os.stat_result) -> bool:
 
 
 def _file_system(descriptor: int) -> int:
-    """Return the magic number of the file system."""
+    """Return the magic number of a file's file system, from ``fstatfs``."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(512)  # struct statfs: 120 bytes, its type first
     if libc.fstatfs(descriptor, buffer) != 0:

@@ -1,4 +1,4 @@
-"""Senders of refused packets, where the kernel reports each refused packet with its sender.
+"""Match of log records to refused packets that the kernel reports with their senders.
 
 The kernel reports a packet just after it has logged it. It does not log most packets of a flood. So
 a reported packet explains one record: one logged before it, with the same bytes if the record has
@@ -37,7 +37,7 @@ _ACK: Final = 0x10
 
 
 class _Key(NamedTuple):
-    """Common key of a packet and its record."""
+    """Common key of a reported packet and its log record; ``owner`` is the socket's user."""
 
     owner: int
     packet: PacketKey
@@ -49,7 +49,11 @@ _ANY: Final = PacketKey(-1)
 
 
 class _Query(NamedTuple):
-    """Properties of a record's packet: logged at ``since_ns`` or later, at about ``stamp_ns``."""
+    """Search for the reported packet of a log record.
+
+    The record was logged at ``since_ns`` or later, at about ``stamp_ns``. ``sum`` is the checksum
+    of its bytes.
+    """
 
     key: _Key
     sum: int | None
@@ -58,23 +62,23 @@ class _Query(NamedTuple):
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
-        """Keys to search for the packet, the more exact one last."""
+        """Return the keys to search for the packet, the more exact one last."""
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
-        """Return True if it may be this packet."""
+        """Return True if the reported packet may be that of the record."""
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
 
     def is_likely(self, packet: Call) -> bool:
-        """Return True if it may be this packet by its bytes or, without bytes, by its time."""
+        """Return True if the packet's bytes match the record or, without bytes, its time."""
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
         return self.may_match(packet) and (has_bytes or is_soon)
 
 
 class _SimilarPackets:
-    """Similar packets of one process that may belong to records to come."""
+    """Reported packets of one process, alike in key, that no log record was matched to yet."""
 
     __slots__ = ("calls", "incomplete_ns")
 
@@ -91,15 +95,15 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + _SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the packet may be one that is not stored here."""
+        """Return True if the record's packet may be one that is not stored here."""
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
-        """Return the packets that may match; all packets, if packets may be missing."""
+        """Return the packets that may be the record's; return all if some may be missing."""
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
-        """Remove one matching packet, because it belongs to a record and so to no other record."""
+        """Remove one packet that matches the record, so that no other record gets it."""
         if self.is_incomplete(query):
             return
         found = self.candidates(query)
@@ -110,7 +114,10 @@ class _SimilarPackets:
 
 
 class RefusedPackets:
-    """The latest refused packets of one network namespace; times are of CLOCK_BOOTTIME."""
+    """Latest refused packets of one network namespace, to find the senders of log records.
+
+    Times are of CLOCK_BOOTTIME.
+    """
 
     def __init__(self) -> None:
         self._by_key: OrderedDict[_Key, dict[ProcessImage, _SimilarPackets]] = OrderedDict()
@@ -119,7 +126,7 @@ class RefusedPackets:
         self._evicted_ns = -1
 
     def add(self, packet: Call) -> None:
-        """Add a refused packet."""
+        """Store a refused packet that the kernel reports."""
         key = _key_of_call(packet)
         by_image = self._by_key.setdefault(key, {})
         self._by_key.move_to_end(key)
@@ -135,11 +142,11 @@ class RefusedPackets:
                 self._evict(each)
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that reports of some packets before now were dropped."""
+        """Note that the kernel dropped reports of some packets before ``now_ns``."""
         self._evicted_ns = now_ns
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
-        """Return True if the kernel has yet to report the packet of one of the records."""
+        """Return True if the kernel has yet to report the packet of one of the log records."""
         numbers: Counter[tuple[_Key, int | None]] = Counter()
         for each in logged:
             query = _query(each)
@@ -150,9 +157,9 @@ class RefusedPackets:
         return False
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield the match of each record, in the kernel's order; None without a reported packet.
+        """Yield the match of each log record, in the kernel's order; None without a packet.
 
-        A packet belongs to only one record, so ask for each record only once.
+        A packet belongs to only one record, so pass each record only once.
         """
         for each in logged:
             query = _query(each)
@@ -177,7 +184,7 @@ class RefusedPackets:
         return make_match(found.values(), is_sender=is_sender)
 
     def _number_of_likely(self, query: _Query) -> int:
-        """Return the number of packets that are likely matches."""
+        """Return the number of reported packets that are likely to be the record's."""
         return sum(
             query.is_likely(each)
             for key in query.keys
@@ -203,7 +210,7 @@ class RefusedPackets:
 
 
 def _latest(calls: Sequence[Call]) -> Call:
-    """Return the latest call; without a thread, if the calls are of several threads."""
+    """Return the latest call; set its thread to 0 if the calls are of several threads."""
     latest = calls[-1]
     return latest if all(each.tid == latest.tid for each in calls) else latest._replace(tid=0)
 

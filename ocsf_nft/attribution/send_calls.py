@@ -1,10 +1,10 @@
-"""Senders of refused packets, where the kernel reports calls and not the refused packets.
+"""Match of log records to system calls, where the kernel does not report the refused packets.
 
-Calls and records are joined by the socket that they name. Two processes may have the same port one
-after the other. The record of an outbound packet has no time of its own. So the range of a packet's
-time is derived: records come in the order of their packets. No packet is older than its call, or
-newer than the close of its socket. A call is a candidate if its packet can be of that
-time; if calls of several processes can, all are candidates.
+A call and a record are joined by the socket that both name. Two processes may have the same port
+one after the other. The record of an outbound packet has no time of its own. So the range of a
+packet's time is derived: records come in the order of their packets. No packet is older than its
+call, or newer than the close of its socket. A call is a candidate if its packet can be of that
+time. Calls of several processes can all be candidates.
 
 The kernel reports the first packet of each TCP connection before it sends it, with its port. The
 sender of another protocol's packet stays uncertain. No BPF program sees a packet of a connected
@@ -48,7 +48,7 @@ _REROUTING: Final = frozenset({"extension_headers", "ip_options"})
 
 
 class _TimeRange(NamedTuple):
-    """Time range in which a packet was sent."""
+    """Time range in which a packet was sent (CLOCK_BOOTTIME)."""
 
     since_ns: int
     until_ns: int
@@ -64,16 +64,19 @@ class _StoredCall:
         self.until_ns = _FOREVER
 
     def mark_closed(self, time_ns: int) -> None:
-        """Note that the socket was closed."""
+        """Note that the call's socket was closed at ``time_ns``."""
         self.until_ns = min(self.until_ns, time_ns)
 
     def may_send_in(self, time_range: _TimeRange) -> bool:
-        """Return True if a packet from this time range may belong to this call."""
+        """Return True if a packet from this time range may have been sent by this call."""
         return self.call.time_ns <= time_range.until_ns and self.until_ns >= time_range.since_ns
 
 
 class SendCalls:
-    """The latest calls in one network namespace; times are of CLOCK_BOOTTIME."""
+    """Latest sending calls in one network namespace, to find the senders of log records.
+
+    Times are of CLOCK_BOOTTIME.
+    """
 
     def __init__(self) -> None:
         self._order: deque[_StoredCall] = deque()
@@ -85,12 +88,12 @@ class SendCalls:
         self._evicted_ns = 0
 
     def mark_closed(self, closed: ClosedSocket) -> None:
-        """Note that a socket was closed."""
+        """Note that a socket was closed, so that its calls send no later packet."""
         for stored in self._by_socket.get(closed.socket, ()):
             stored.mark_closed(closed.time_ns)
 
     def add(self, call: Call) -> None:
-        """Add a call."""
+        """Store a sending call."""
         if call.is_any:
             self.note_dropped(call.time_ns)
         stored = _StoredCall(call)
@@ -105,11 +108,11 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that calls before now are missing; their packets may be sent and read later."""
+        """Note that calls before ``now_ns`` are missing; their packets may be read later."""
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield the match of each record; None if no call for its packet is known.
+        """Yield the match of each log record; None if no call for its packet is known.
 
         The records are in the kernel's order, and follow those of the previous call. All calls
         until now must be stored here before.
@@ -119,7 +122,7 @@ class SendCalls:
             yield self._match(each.record, time_range)
 
     def _time_ranges(self, logged: Sequence[LoggedRecord]) -> list[_TimeRange]:
-        """Return the time range in which each packet was sent."""
+        """Return the time range in which the packet of each log record was sent."""
         since = []
         #: The calls of which one is known to have sent the packet; empty if that is not known.
         found: list[Sequence[_StoredCall]] = []
@@ -154,7 +157,10 @@ class SendCalls:
         return [each for each in alike if each.may_send_in(time_range)]
 
     def _is_complete(self, record: Record, since_ns: int) -> bool:
-        """Return True if every call that may have made a packet, sent since a time, is known."""
+        """Return True if each call that may have sent the record's packet is stored here.
+
+        The packet was sent at ``since_ns`` or later.
+        """
         key = key_of_record(record)
         # With too many similar calls, the packet may be of one that is not checked.
         if key is None or len(self._by_key.get(key, ())) >= _MOST_ALIKE:
@@ -172,7 +178,7 @@ class SendCalls:
 
 
 def _without_port(key: PacketKey) -> PacketKey:
-    """Return the key of a call that connects: its socket gets a port afterwards."""
+    """Return the key of a call that connects, which has no source port yet."""
     return key._replace(source_port=0)
 
 
@@ -185,8 +191,9 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 
 
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
-    """Return the latest possible time of each packet.
+    """Return the latest possible sending time of each record's packet.
 
+    ``found`` has the calls that may have sent it, and ``read`` the time when the record was read.
     No packet was sent after its record was read, or later than the packets of later records.
     """
     latest, times = _FOREVER, []

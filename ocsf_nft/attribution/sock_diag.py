@@ -1,9 +1,9 @@
-"""Sockets of a network namespace, from the kernel's tables.
+"""Query of the kernel's socket tables of a network namespace, by netlink (``sock_diag``).
 
-Netlink lists TCP, UDP and UDP-Lite sockets: ``include/uapi/linux/sock_diag.h`` and
-``inet_diag.h``, ``net/ipv4/inet_diag.c``, ``tcp_diag.c``, ``udp_diag.c``. The kernel filters by
-port, so the many other sockets of a hostile sandbox are never transferred. Text files
-(:mod:`proc_net_sockets`) cover what netlink does not list, and kernels without it.
+Netlink lists TCP, UDP and UDP-Lite sockets: ``include/uapi/linux/sock_diag.h`` and ``inet_diag.h``,
+``net/ipv4/inet_diag.c``, ``tcp_diag.c``, ``udp_diag.c``. The kernel filters by port, so the many
+other sockets of a hostile sandbox are never transferred. Text files (:mod:`proc_net_sockets`) cover
+what netlink does not list, and kernels without it.
 
 A socket without a port is in no table. After a reset (``tcp_done``) a socket has a port only if its
 process chose the port itself.
@@ -53,7 +53,7 @@ _IFREQ: Final = struct.Struct("=16si20x")  # struct ifreq
 
 
 class SocketTables:
-    """Socket tables of one namespace; for one thread at a time.
+    """Query of the kernel's socket tables of one network namespace; for one thread at a time.
 
     Open descriptors belong to the namespace in which they were opened, and stay in it.
     """
@@ -71,7 +71,7 @@ class SocketTables:
         self.link = ""
 
     def __enter__(self) -> Self:
-        """Open the namespace and hold a reference to it.
+        """Open the network namespace and hold a reference to it.
 
         Raises AbsentError if there is no such namespace, UnsupportedError if it can't be entered.
         """
@@ -83,7 +83,7 @@ class SocketTables:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Release the namespace and close all descriptors."""
+        """Release the network namespace and close all descriptors."""
         self._close_socket()
         self.files.close()
         os.close(self._pinned)
@@ -91,7 +91,7 @@ class SocketTables:
 
     @property
     def namespace(self) -> Namespace:
-        """The namespace itself, even if its path was replaced."""
+        """Return the network namespace of the tables, unchanged if its path is replaced."""
         return self._namespace
 
     def tcp(
@@ -103,11 +103,12 @@ class SocketTables:
         device: str | None,
         deadline_ns: int,
     ) -> tuple[Socket, ...]:
-        """Return the sockets that have, or had, this connection.
+        """Return the TCP sockets that have, or had, the connection from ``local`` to ``remote``.
 
-        A refused connection has a socket only if its process chose the port itself. Its remote port
-        may already be 0 (``tcp_disconnect``). ``device`` is the packet's outbound device: only a
-        query with it finds a socket bound to it. Raises TooManySocketsError, OSError.
+        Both are pairs of address and port. A refused connection has a socket only if its process
+        chose the port itself. Its remote port may already be 0 (``tcp_disconnect``). ``device`` is
+        the packet's outbound device: only a query with it finds a socket bound to it.
+        ``deadline_ns`` is of time.monotonic_ns. Raises TooManySocketsError, OSError.
         """
         expected = (local[1], remote[0], remote[1])
         try:
@@ -129,8 +130,9 @@ class SocketTables:
     ) -> tuple[Socket, ...]:
         """Return all UDP or UDP-Lite sockets that may have sent from this IP version and port.
 
-        Addresses exclude no socket: for each packet it can use other addresses than those that it
-        is bound and connected to (``sendto``, ``IP_PKTINFO``). Raises TooManySocketsError, OSError.
+        Addresses exclude no socket. For each packet, a socket can use other addresses than those
+        that it is bound and connected to (``sendto``, ``IP_PKTINFO``). Raises TooManySocketsError,
+        OSError.
         """
         try:
             sockets = tuple(self._dump(protocol, version, port, _ALL_STATES, deadline_ns))
@@ -146,7 +148,10 @@ class SocketTables:
         remote: tuple[str, int],
         device: str | None,
     ) -> Socket | None:
-        """Return the socket that would get a packet from ``remote`` to ``local``; no dump."""
+        """Return the TCP socket that would get a packet from ``remote`` to ``local``.
+
+        This asks for one socket and needs no dump of the table. Return None if there is none.
+        """
         sock = self._diag(socket.IPPROTO_TCP)
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         identity = _IDENTITY.pack(
@@ -193,7 +198,7 @@ class SocketTables:
                     raise too_many()
 
     def _raise_for_end(self, payload: memoryview, protocol: int) -> None:
-        """Raise the error at the end of a dump; FileNotFoundError for an unsupported protocol."""
+        """Raise the error that ends a dump; FileNotFoundError for an unsupported protocol."""
         # DONE and ERROR both begin with 0 or a negative errno (netlink_dump_done).
         code = int.from_bytes(payload[:4], sys.byteorder, signed=True)
         if code:
@@ -202,7 +207,7 @@ class SocketTables:
             raise OSError(-code, os.strerror(-code))
 
     def _diag(self, protocol: int) -> socket.socket:
-        """Return the netlink socket; raise FileNotFoundError if the protocol is unsupported."""
+        """Return the netlink socket; raise FileNotFoundError for an unsupported protocol."""
         if protocol in self._unsupported:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if self._socket is None:
@@ -225,7 +230,7 @@ class SocketTables:
         sock.send(netlink.message(SOCK_DIAG_BY_FAMILY, flags, payload, self._sequence))
 
     def _answers(self, sock: socket.socket) -> Iterator[netlink.Message]:
-        """Yield the messages of the next datagram that answers the last request."""
+        """Yield the netlink messages of the next datagram that answers the last request."""
         while True:
             try:
                 datagram, sender = sock.recvfrom(_RECEIVE_BYTES)
@@ -260,7 +265,7 @@ def _request(family: int, protocol: int, states: int, identity: bytes, ifindex: 
 
 
 def _index(sock: socket.socket, device: str) -> int:
-    """Return the index of a device in the socket's namespace; 0 if it was removed."""
+    """Return the index of a network device in the socket's namespace; 0 if it was removed."""
     name = device.encode("utf-8", "surrogateescape")
     try:
         answer = fcntl.ioctl(sock, _SIOCGIFINDEX, _IFREQ.pack(name, 0))
@@ -274,7 +279,7 @@ def _connection(found: Socket) -> tuple[int, str, int]:
 
 
 def _inet_socket(payload: memoryview, protocol: int) -> Socket:
-    """Decode a struct inet_diag_msg and its attributes."""
+    """Decode a socket from a struct inet_diag_msg and its netlink attributes."""
     family, state = payload[0], payload[1]
     local_port, remote_port, local, remote = _IDENTITY.unpack_from(payload, 4)
     uid, inode = _OWNER.unpack_from(payload, 64)

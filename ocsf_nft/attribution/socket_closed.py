@@ -1,4 +1,4 @@
-"""Watch for closed sockets: it shows if a port still has the socket that sent a packet.
+"""Listener for closed sockets: it shows if a port still has the socket that sent a packet.
 
 The kernel notifies listeners of each TCP and UDP socket of a namespace that is freed, with its
 port: ``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``, called by ``__sk_free``. If no
@@ -46,7 +46,10 @@ WATCHED_PROTOCOLS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 
 
 class ClosedSockets:
-    """Listener in a thread of its own, until it is closed. Times are of CLOCK_BOOTTIME."""
+    """Listener for the kernel's notifications of closed sockets in a network namespace.
+
+    It runs in a thread of its own while its context is entered. Times are of CLOCK_BOOTTIME.
+    """
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
@@ -58,7 +61,7 @@ class ClosedSockets:
         self._since_ns = 0
 
     def __enter__(self) -> Self:
-        """Start to listen.
+        """Start to listen for closed sockets.
 
         Raises AbsentError and UnsupportedError if the namespace can't be entered, OSError if the
         kernel does not support it.
@@ -79,7 +82,7 @@ class ClosedSockets:
             self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
-        """Return why a socket that had the port at that time may be closed; None if none was.
+        """Return why a socket that had this port at ``since_ns`` may be closed; None if none was.
 
         ``protocol`` is one of :data:`WATCHED_PROTOCOLS`. ``since_ns`` may be up to ``slack_ns`` too
         late.
@@ -107,7 +110,7 @@ class ClosedSockets:
             select.select([self._stop], [], [], _PACE_SECONDS)
 
     def _drain(self) -> bool:
-        """Read notifications; return False if there are more than are read at once."""
+        """Read notifications of closed sockets; return False if some may be left unread."""
         closed: list[tuple[int, int]] = []
         is_dropped = is_all = False
         for _ in range(_MOST):

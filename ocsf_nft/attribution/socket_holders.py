@@ -49,10 +49,11 @@ _PERMITTED: Final = re.compile(rb"^CapPrm:\t([0-9a-f]+)$", re.MULTILINE)
 
 
 class Holder(NamedTuple):
-    """A process that has one or more of the sockets.
+    """Process that has one or more of the searched sockets open.
 
-    ``started_ns`` is of CLOCK_BOOTTIME, rounded down to a clock tick. ``doubt`` is the reason why
-    another process may have used them; None if there is none.
+    ``started_ns`` is its start (CLOCK_BOOTTIME), rounded down to a clock tick. ``inodes`` are the
+    sockets that it has. ``doubt`` is the reason why another process may have used them; None if
+    there is none.
     """
 
     pid: int
@@ -62,7 +63,7 @@ class Holder(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Holders of the sockets that a search has found.
+    """Result of a search for the processes that have some sockets open.
 
     ``missed`` is the reason why there may be more holders. If it is None, only a process that
     received the socket (SCM_RIGHTS) can be missing. ``unseen`` is the reason why there may be such
@@ -75,7 +76,7 @@ class Scan(NamedTuple):
 
 
 def find_holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> Scan:
-    """Find all processes that have one of the sockets.
+    """Find all processes that have one of the sockets with these inode numbers open.
 
     ``namespace`` is the name of the sockets' network namespace in /proc (``net:[…]``). Processes in
     it are checked first, then all others, because a socket may have been passed out of it. Returns
@@ -109,7 +110,7 @@ class _Search:
         self._missed = None if _shows_all(root) else "not every process is visible"
 
     def search_all(self, namespace: str) -> None:
-        """Search all processes, those in the namespace first, until the deadline."""
+        """Search all processes, those in the network namespace first, until the deadline."""
         with os.scandir(self._root) as entries:
             pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
         others: list[int] = []
@@ -139,7 +140,7 @@ class _Search:
             return False
 
     def _is_alive(self, pid: int) -> bool:
-        """Return True if a process has living threads; note its parent if a thread has ended.
+        """Return True if a process has living threads; note its parent if the first has ended.
 
         A process that was removed is detected by its parent's details.
         """
@@ -154,7 +155,7 @@ class _Search:
         return stat.threads > 1 or not is_ending
 
     def _search_process(self, pid: int, *, is_inside: bool) -> None:
-        """Search the descriptors of a process, in the tables of all its threads."""
+        """Search the descriptor tables of a process, and of all its threads, for the sockets."""
         self._check_time()
         found = _Found(is_inside, [], set())
         try:
@@ -178,7 +179,7 @@ class _Search:
             self._found[pid] = found
 
     def result(self) -> Scan:
-        """Return the holders, with their details after the search."""
+        """Return the processes that were found, with their details after the search."""
         holders = []
         for pid, found in self._found.items():
             try:
@@ -199,9 +200,10 @@ class _Search:
             raise TimeoutError
 
     def _tables(self, directory: int, pid: int) -> Iterator[str]:
-        """Yield the directories of descriptor tables: each thread may have a table of its own.
+        """Yield the directories of a process's descriptor tables, below /proc/PID.
 
-        The leader may be dead and have none while other threads are alive.
+        Each thread may have a table of its own. The leader may be dead and have none while other
+        threads are alive.
         """
         yield "."
         if os.stat("task", dir_fd=directory).st_nlink <= 3:  # itself, its parent, one thread
@@ -217,7 +219,7 @@ class _Search:
             os.close(tasks)
 
     def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
-        """Search one table; return False if it was empty, or changed during the search."""
+        """Search one descriptor table; return False if it was empty or changed meanwhile."""
         seen = closed = 0
         try:
             table = proc.directory(f"{owner}/fdinfo", directory)
@@ -273,7 +275,7 @@ class _Search:
         return None
 
     def _has_unix_socket(self, directory: int, pid: int) -> bool:
-        """Return True if a process has a Unix socket, or if that is unknown."""
+        """Return True if a process has a Unix socket open, or if that is unknown."""
         for owner in self._tables(directory, pid):
             try:
                 table = proc.directory(f"{owner}/fdinfo", directory)
@@ -295,7 +297,7 @@ class _Search:
             return False
 
     def _descends(self, pid: int, ancestor: int) -> bool:
-        """Return True if a process descends from another one, or has ended meanwhile."""
+        """Return True if process ``pid`` descends from ``ancestor``, or has ended meanwhile."""
         try:
             while pid > 1:
                 pid = proc.stat(self._root, f"{pid}/stat").parent
@@ -307,10 +309,11 @@ class _Search:
 
 
 class _Descriptor(NamedTuple):
-    """Details of a descriptor in /proc/PID/fdinfo (``seq_show`` in ``fs/proc/fd.c``, Linux 5.14).
+    """Details of an open descriptor, from /proc/PID/fdinfo (``seq_show`` in ``fs/proc/fd.c``).
 
-    To read them for another user's process takes CAP_SYS_PTRACE. Unlike ``fd``, it takes no right
-    to the process's files. Only Unix sockets have ``scm_fds`` (``net/unix/af_unix.c``).
+    Linux 5.14 or later shows the inode. To read them for another user's process takes
+    CAP_SYS_PTRACE. Unlike ``fd``, it takes no right to the process's files. Only Unix sockets have
+    ``scm_fds`` (``net/unix/af_unix.c``).
     """
 
     flags: int
@@ -320,7 +323,7 @@ class _Descriptor(NamedTuple):
 
     @classmethod
     def of(cls, path: str, directory: int) -> _Descriptor:
-        """Read the details of a descriptor; raise OSError."""
+        """Read the details of a descriptor from its fdinfo file; raise OSError."""
         text = proc.read(path, directory, most=proc.PAGE)
         found = _FDINFO.match(text)
         if found is None:  # the lines are missing, or in another order
@@ -330,13 +333,13 @@ class _Descriptor(NamedTuple):
 
 
 def _mount_of_sockets(root: int) -> int:
-    """Return the id of the kernel's own mount of all sockets, the same for every process."""
+    """Return the id of the kernel's internal mount of all sockets, the same for every process."""
     with socket.socket(socket.AF_UNIX) as one:
         return _Descriptor.of(f"self/fdinfo/{one.fileno()}", root).mount
 
 
 def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
-    """Return True if a descriptor is close-on-exec; False also if it is closed."""
+    """Return True if a process's descriptor is close-on-exec; False also if it is closed by now."""
     try:
         details = _Descriptor.of(f"{owner}/fdinfo/{descriptor}", directory)
     except FileNotFoundError:
@@ -345,13 +348,16 @@ def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
 
 
 def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:
-    """Return a bit mask of a status; all bits if the text was cut before it."""
+    """Return a bit mask from /proc/PID/status; all bits if the text was cut before it."""
     found = pattern.search(status)
     return -1 if found is None else int(found[1], 16)
 
 
 def _share_files(pid: int, tid: int) -> bool:
-    """Return True if a thread has the same table as its leader; False also if that is unknown."""
+    """Return True if a thread shares the descriptor table of its process's first thread.
+
+    False also if that is unknown.
+    """
     if _KCMP is None:
         return False
     return bool(_LIBC.syscall(_KCMP, pid, tid, _KCMP_FILES, 0, 0) == 0)
@@ -360,7 +366,8 @@ def _share_files(pid: int, tid: int) -> bool:
 def _shows_all(root: int) -> bool:
     """Return True if /proc is of our pid namespace, and shows all its processes.
 
-    With hidepid, /proc may hide each process that is not readable, and so also the first one.
+    ``root`` is a descriptor of /proc. With hidepid, /proc may hide each process that is not
+    readable, and so also the first one.
     """
     try:
         os.stat("1", dir_fd=root)
@@ -370,7 +377,7 @@ def _shows_all(root: int) -> bool:
 
 
 def _is_in_initial_namespace(root: int) -> bool:
-    """Return True in the initial pid namespace, which has all processes of the host.
+    """Return True if /proc is of the initial pid namespace, which has all processes of the host.
 
     In another one, the children of a visible process are visible too, but not all other processes.
     """

@@ -54,22 +54,23 @@ _PINGS: Final = frozenset({(4, socket.IPPROTO_ICMP), (6, socket.IPPROTO_ICMPV6)}
 
 
 class _PortWatch(NamedTuple):
-    """Watch for closed sockets with one port."""
+    """Check if a socket with one port was closed since a packet was sent."""
 
     closed: ClosedSockets
     protocol: int
     port: int
 
     def doubt(self, sent_ns: int) -> str | None:
-        """Return why the sender's socket may not be one that has the port; None if it must be."""
+        """Return why the packet's socket may have given up the port; None if it has not."""
         return self.closed.doubt(self.protocol, self.port, sent_ns, slack_ns=_LATE_NS)
 
 
 class _Candidates(NamedTuple):
-    """The sockets that may have sent a packet.
+    """Sockets that may have sent a packet.
 
-    ``description`` describes them. ``watch`` is None if the kernel does not notify of closed
-    sockets of their kind. ``has_others``: a socket of another user may be the sender too.
+    ``description`` is a noun phrase for them in messages. ``watch`` is None if the kernel does not
+    notify of closed sockets of their kind. ``has_others``: a socket of another user may be the
+    sender too.
     """
 
     sockets: tuple[Socket, ...]
@@ -79,9 +80,9 @@ class _Candidates(NamedTuple):
 
 
 class SocketLookup:
-    """Lookup of senders in one sandbox's namespace.
+    """Lookup of the processes that sent refused packets, by their sockets, in one sandbox.
 
-    Open it before the source of its records: it can't find senders of packets from before.
+    Open it before the source of the log records: it can't find senders of packets from before.
     """
 
     def __init__(self, namespace: Namespace, hashes: ProgramHashes | None = None) -> None:
@@ -94,7 +95,7 @@ class SocketLookup:
         self._is_open = False
 
     def __enter__(self) -> Self:
-        """Start to watch sockets. Takes a millisecond or two.
+        """Start to watch the sandbox's sockets, which takes a millisecond or two.
 
         Raises AbsentError, UnsupportedError if the namespace is not available.
         """
@@ -109,7 +110,7 @@ class SocketLookup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the sockets of the namespace. A lookup in another thread ends without a result.
+        """Stop watching the sandbox's sockets; a lookup in another thread ends without a result.
 
         Blocks for a tenth of a second at most, while such a lookup reads the namespace's sockets.
         """
@@ -118,10 +119,10 @@ class SocketLookup:
             self._opened.close()
 
     def attribution(self, record: Record) -> Attribution | str:
-        """Return the attribution of a packet, or a sentence why no process can be named.
+        """Return the attribution of a record's packet, or a sentence why no process can be named.
 
-        Blocks for up to a tenth of a second, and longer if a process delays the read of its details
-        (:func:`process_details.read`). Several threads may call it.
+        Blocks for up to a tenth of a second. It takes longer if a process delays the read of its
+        details (:func:`process_details.read`). Several threads may call it.
         """
         reason = _reason_against_lookup(record)
         if reason is not None:
@@ -233,7 +234,7 @@ class SocketLookup:
         )
 
     def _is_sender(self, found: _Candidates, scan: Scan, holder: Holder) -> bool:
-        """Return True if the only process that has the socket is the one that used it."""
+        """Return True if ``holder``, the only process that has the socket, certainly used it."""
         return (
             found.watch is not None
             and not found.has_others
@@ -247,7 +248,7 @@ class SocketLookup:
 
 
 def _reason_against_lookup(record: Record) -> str | None:
-    """Return why no socket of the sandbox can have sent a packet; None if one can."""
+    """Return why no socket of the sandbox can have sent the packet; None if one can."""
     if record.rule not in {"egress", "link"}:
         return "packets that a sandbox forwards or receives are not from its sockets"
     if record.uid is None:

@@ -1,6 +1,6 @@
-"""Names of users and groups on this host.
+"""Names of users and groups on this host, by their ids.
 
-The name service may wait for a directory on the network, so call these functions in a thread that
+The name service may wait for a directory on the network. So call these functions in a thread that
 may block. Answers are cached for some minutes.
 """
 
@@ -28,11 +28,12 @@ _CACHE_SECONDS: Final = 300.0
 
 
 class UserNames:
-    """Names for the ids that /proc shows, which are ids of this process's user namespace.
+    """Cached lookup of user and group names, for the ids that /proc shows.
 
-    In the initial user namespace these are the host's ids, also for processes in other namespaces.
-    In another user namespace the host's names belong to other ids, so no name is returned. ``most``
-    is the size of the cache. Threads may share an instance.
+    These are ids of this process's user namespace. In the initial user namespace they are the
+    host's ids, also for processes in other namespaces. In another user namespace the host's names
+    belong to other ids, so no name is returned. ``most`` is the size of the cache. Threads may
+    share an instance.
     """
 
     def __init__(self, *, most: int = 1024) -> None:
@@ -42,15 +43,15 @@ class UserNames:
         self._is_initial: bool | None = None
 
     def user(self, uid: int | None) -> str | None:
-        """Return the name of a user, None if there is none."""
+        """Return the name of a user by its id, None if it has none; the name service may block."""
         return self._name("user", uid, lambda number: pwd.getpwuid(number).pw_name)
 
     def group(self, gid: int | None) -> str | None:
-        """Return the name of a group, None if there is none."""
+        """Return the name of a group by its id, None if it has none; the name service may block."""
         return self._name("group", gid, lambda number: grp.getgrgid(number).gr_name)
 
     def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
-        """Return whether a name is cached, and the name; never ask the name service."""
+        """Return whether the name of an id is cached, and the name; never ask the name service."""
         if not self._is_in_initial_namespace():
             return True, None
         with self._lock:
@@ -58,7 +59,10 @@ class UserNames:
         return time.monotonic() < until, name
 
     def mapped_id(self, number: int) -> int | None:
-        """Return the id itself, or None if /proc may show it for any id without a number here."""
+        """Return a user or group id from /proc, or None if it may be the number for unmapped ids.
+
+        In a user namespace, /proc shows 65534 for each id that has no number there.
+        """
         return number if number != _UNMAPPED or self._is_in_initial_namespace() else None
 
     def _name(self, kind: Kind, number: int | None, ask: Callable[[int], str]) -> str | None:
@@ -88,18 +92,21 @@ class UserNames:
 
 
 class CachedNames:
-    """Names from the cache of ``names``; ``missing`` are the ids that are not in it."""
+    """User and group names that are cached in ``names``; it never waits for the name service.
+
+    ``missing`` has the requested ids without a cached name; :meth:`resolve` asks for their names.
+    """
 
     def __init__(self, names: UserNames) -> None:
         self._names = names
         self.missing: set[tuple[Kind, int]] = set()
 
     def user(self, uid: int) -> str | None:
-        """Return the name of a user if it is cached, else None."""
+        """Return the cached name of a user; None if no name is cached."""
         return self._name("user", uid)
 
     def group(self, gid: int) -> str | None:
-        """Return the name of a group if it is cached, else None."""
+        """Return the cached name of a group; None if no name is cached."""
         return self._name("group", gid)
 
     def resolve(self) -> None:

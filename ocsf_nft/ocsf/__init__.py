@@ -1,1 +1,1 @@
-"""Records become OCSF events."""
+"""Mapping of attempts, and of facts about ocsf-nft itself, to OCSF events."""

@@ -1,4 +1,4 @@
-"""Mapping of an attempt, and of values derived from it, to a Network Activity event (4001)."""
+"""Mapping of an attempt to a Network Activity event (class 4001)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
 
 class Derived(NamedTuple):
-    """Values of an event that are computed from an attempt instead of copied.
+    """Values of a Network Activity event that are computed from the attempt, not copied.
 
     ``source`` and ``destination`` are the kinds of the record's addresses. ``severity`` is the
     configured severity, None if no configured rule matches. ``raw_bytes`` is the size of the raw
@@ -68,7 +68,7 @@ class Derived(NamedTuple):
 
 
 def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
-    """Return the derived values of an attempt; ``severities`` are the configured rules."""
+    """Compute the derived values of an attempt's event; ``severities`` are the configured rules."""
     record = attempt.record
     source, destination = packed(record.source), packed(record.destination)
     return Derived(
@@ -94,7 +94,7 @@ def _correlation_uid(attempt: Attempt) -> str:
 
 
 class Activities:
-    """Builder of Network Activity events in one context."""
+    """Builder of Network Activity events for one sandbox, with the facts in ``context``."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -106,9 +106,10 @@ class Activities:
             self._proxies.setdefault(proxy.address.version, (proxy, endpoint))
 
     def event(self, attempt: Attempt, derived: Derived, *, processed_ns: int) -> NetworkActivity:
-        """Return the event of one attempt; ``processed_ns`` is now, in ns since the epoch, UTC.
+        """Return the Network Activity event of an attempt, with its values from :func:`derive`.
 
-        Kinds of addresses, uids and sizes are taken from ``derived`` only.
+        ``processed_ns`` is now, in ns since the epoch, UTC. Kinds of addresses, uids and sizes are
+        taken from ``derived`` only.
         """
         record, aggregation = attempt.record, attempt.aggregation
         direction = packet_outcome.direction(record, self._context.uplinks)
@@ -193,9 +194,10 @@ class Activities:
     def proxy(
         self, attempt: Attempt, direction: Direction
     ) -> tuple[Proxy, NetworkProxy] | tuple[None, None]:
-        """Return the proxy that the sender should have used, or two None if no proxy applies.
+        """Return the proxy that the sender should have used, also as an OCSF object.
 
-        No proxy applies to foreign rules, inbound packets and frames without IP.
+        Return two None if no proxy applies: for rules of other firewalls, inbound packets and
+        frames without IP.
         """
         version = attempt.record.ip_version
         is_frame = version is None and attempt.aggregation is None
@@ -239,7 +241,10 @@ def _traffic(packets: int, length: int | None) -> NetworkTraffic:
 
 
 def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
-    """Return the reason and the flows of an aggregation: the schema has no attribute for them."""
+    """Return the reason and the flows of an aggregation for the attribute ``unmapped``.
+
+    The schema has no attribute for them.
+    """
     facts: dict[str, Any] = {"reason": aggregation.reason}
     if aggregation.flows is not None:
         facts["flows"] = aggregation.flows

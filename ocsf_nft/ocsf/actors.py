@@ -1,4 +1,4 @@
-"""OCSF actors: the user in the kernel's record and, if attributed, the process."""
+"""Creation of OCSF actors: the user in the kernel's log record and, if known, the process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 def actor_of(
     record: Record, attribution: Attribution | None, unmapped: dict[str, Any]
 ) -> Actor | None:
-    """Return the sender as an actor, or None if unknown.
+    """Return the sender of a record's packet as an OCSF actor; None if it is unknown.
 
     A group without a user has no attribute: it is added to ``unmapped``.
     """
@@ -63,12 +63,12 @@ def actor_of(
 
 
 def actor_of_process(process: Process) -> Actor:
-    """Return an actor that is a process only: there is no record with a user."""
+    """Return an OCSF actor for a process, without a user of a log record."""
     return Actor(process=_process(process))
 
 
 def unmapped_of(process: Process | None) -> dict[str, str]:
-    """Return the facts about a process that its OCSF objects can't contain."""
+    """Return the facts about a process for which its OCSF objects have no attribute."""
     if process is None:
         return {}
     inside = container_of(process.container)
@@ -133,7 +133,7 @@ def _ancestor(ancestor: Process) -> ProcessEntity:
 
 
 def name_of(process: Process) -> str | None:
-    """Return the program's name or, if unknown, the process's own name.
+    """Return the name of a process's program or, if unknown, the name that the process chose.
 
     A process can set its own name, so it is less reliable.
     """
@@ -166,7 +166,7 @@ def _hashes(sha256: str | None) -> tuple[Fingerprint, ...] | None:
 
 @lru_cache(maxsize=CACHED)
 def container_of(container: Container | None) -> objects.Container | None:
-    """Return a container as an OCSF object; None if it has neither a uid nor a name."""
+    """Convert a container to its OCSF object; return None if it has neither uid nor name."""
     if container is None or container.uid is container.name is None:
         return None
     image = None
@@ -187,7 +187,7 @@ def _shown(text: str | None) -> str | None:
 
 
 def observables_of(actor: Actor | None) -> tuple[Observable, ...]:
-    """Return the observables of an actor."""
+    """Return the OCSF observables of an actor: values of its process and user to search for."""
     if actor is None:
         return ()
     user = () if actor.user is None else _uid_observables(actor.user.uid)

@@ -1,7 +1,7 @@
 """Classification of IP addresses: scope, loopback, link-local, multicast, broadcast, metadata.
 
-A table divides the addresses of each family into ranges of one kind, so that one binary search
-finds the kind. The table is built once from the networks below.
+A table divides the addresses of each family into ranges of one kind. So one binary search finds the
+kind. The table is built once from the networks below.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Version: TypeAlias = Literal[4, 6]
 
 
 class _Network(NamedTuple):
-    """Range of addresses of a network, first and last, as numbers."""
+    """Range of IP addresses from first to last, as numbers."""
 
     version: _Version
     first: int
@@ -56,7 +56,7 @@ _IPV4_BITS: Final = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AddressKind:
-    """Kind of an address: its family, scope and special purposes.
+    """Kind of an IP address: its family, scope and special purposes.
 
     Addresses of the same kind share one object.
     """
@@ -71,19 +71,22 @@ class AddressKind:
 
 
 def packed_address_kind(address: bytes) -> AddressKind:
-    """Return the kind of an address in network bytes."""
+    """Return the kind of an IP address in network bytes (4 or 16)."""
     starts, kinds = _TABLES[len(address)]
     return kinds[bisect_right(starts, address) - 1]
 
 
 def address_kind(text: str | None) -> AddressKind | None:
-    """Return the kind of an address in text form, or None if it is no IP address."""
+    """Return the kind of an IP address in text form; None if it is no IP address."""
     address = packed(text)
     return None if address is None else packed_address_kind(address)
 
 
 def _table(version: _Version, size: int) -> tuple[list[bytes], list[AddressKind]]:
-    """Return the first address of each range of a family, in network bytes, and its kind."""
+    """Return the ranges of an address family: the first address of each, and the kind of each.
+
+    The addresses are network bytes of ``size`` bytes.
+    """
     networks = (
         *_INTERNAL,
         *_UNASSIGNED,
@@ -114,7 +117,7 @@ def _changes(networks: tuple[_Network, ...], version: _Version) -> set[int]:
 
 
 def _traits(version: _Version, address: int) -> tuple[NetworkScope | None, tuple[bool, ...]]:
-    """Return the scope of an address, and the flags of :class:`AddressKind`."""
+    """Return the scope of an IP address, and the flags of its :class:`AddressKind`."""
     if _is_in(_CARRY_IPV4, version, address):
         return _traits(4, address % (1 << _IPV4_BITS))
     kinds = (_LOOPBACK, _LINK_LOCAL, _MULTICAST, _BROADCAST, _METADATA)

@@ -1,9 +1,9 @@
-"""MITRE ATT&CK techniques of attempts to bypass the proxy.
+"""Choice of the MITRE ATT&CK technique that an attempt to bypass the proxy resembles.
 
 Names and ids are those of one version of the matrix, which only this module states. A refused
-packet is at most Command and Control, or Credential Access in a cloud machine. Packets to very
-many destinations are Discovery. Techniques that *use* a proxy or a tunnel, or that disable a
-firewall, do not apply.
+packet is at most Command and Control, or Credential Access in a cloud machine. Packets to very many
+destinations are Discovery. Techniques that *use* a proxy or a tunnel, or that disable a firewall,
+do not apply.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _BY_KIND: Final = {
 
 
 def attacks(record: Record, *, is_cloud_metadata: bool) -> tuple[Attack, ...]:
-    """Return the technique of a packet, as if it had reached its destination."""
+    """Return the ATT&CK technique of a refused packet, as if it had reached its destination."""
     if is_cloud_metadata:
         return _METADATA_API
     if record.protocol not in {protocols.TCP, protocols.UDP} or record.destination_port is None:

@@ -1,4 +1,4 @@
-"""Method and confidence of an attribution, as an OCSF enrichment and as text."""
+"""OCSF enrichment that states how a packet was attributed to a process: method and confidence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNKNOWN: Final = "unknown"
 
 
 def enrichments_of(attribution: Attribution | None) -> tuple[Enrichment, ...] | None:
-    """Return the enrichments for an event; None if the packet was not attributed."""
+    """Return an attribution as the ``enrichments`` of an event; None if there is no attribution."""
     if attribution is None:
         return None
     if attribution.names_no_process:
@@ -66,7 +66,7 @@ def _process_json(seen: Seen) -> dict[str, Any]:
 
 
 def count_others(attribution: Attribution) -> int:
-    """Return the number of possible processes, without the one that the event names."""
+    """Return how many processes may have sent the packets, without the one that the event names."""
     one = attribution.process
     named = sum(one is None or each.process.pid != one.pid for each in attribution.seen)
     return named + attribution.unnamed
@@ -75,7 +75,7 @@ def count_others(attribution: Attribution) -> int:
 def count_text(number: int, *, was_each: bool) -> str:
     """Return a number of processes as text.
 
-    Unless each process was seen to try (``was_each``), the text is "one or more of" them.
+    Unless the kernel saw each process try (``was_each``), the text is "one or more of" them.
     """
     processes = f"{number} processes"
     return processes if was_each else f"one or more of {processes}"

@@ -39,7 +39,11 @@ def community_id(
     *,
     one_way: bool = False,
 ) -> str:
-    """Return the Community ID of a flow between two addresses in network bytes."""
+    """Return the Community ID of a flow between two addresses in network bytes.
+
+    ``ports`` are those of source and destination, or stand for an ICMP type and code. Without
+    ``one_way`` both directions of the flow have the same id.
+    """
     if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source
         ports = None if ports is None else (ports[1], ports[0])
@@ -57,9 +61,9 @@ def _is_backwards(source: bytes, destination: bytes, ports: tuple[int, int] | No
 
 
 def of_record(record: Record, source: bytes | None, destination: bytes | None) -> str | None:
-    """Return the Community ID of a record; None if the record lacks a part of it.
+    """Return the Community ID of a log record's flow; None if the record lacks a part of it.
 
-    ``source`` and ``destination`` are its addresses in network bytes.
+    ``source`` and ``destination`` are the record's addresses in network bytes.
     """
     protocol = record.protocol
     if protocol is None or source is None or destination is None:

@@ -1,4 +1,4 @@
-"""Facts for events that records don't contain: host, product, proxies and rules of the sandbox."""
+"""Facts for events that log records lack: host, product, proxies and rules of the sandbox."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Address: TypeAlias = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Machine on which the kernel enforces the fence; ``boot_time_ns`` since the epoch, UTC."""
+    """Machine whose kernel enforces the fence; ``boot_time_ns`` is since the epoch, UTC."""
 
     hostname: str
     kernel_release: str | None = None
@@ -41,7 +41,7 @@ class Host:
     is_virtual: bool = False
 
     def device(self) -> Device:
-        """Return the host as an OCSF device."""
+        """Convert the host to an OCSF device."""
         return Device(
             hostname=visible(self.hostname),
             type_id=DeviceType.VIRTUAL if self.is_virtual else DeviceType.UNKNOWN,
@@ -60,7 +60,7 @@ class Proxy:
 
     @property
     def end(self) -> str:
-        """Return the address and the port, as in a URL."""
+        """Return address and port of the proxy, as in a URL."""
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
 
@@ -72,7 +72,7 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleFacts:
-    """Rule in the kernel, for the rule name of a record."""
+    """Rule of a fence as the kernel has it; ``condition`` is its text as nft lists it."""
 
     family: str
     table: str
@@ -82,13 +82,13 @@ class RuleFacts:
 
     @property
     def uid(self) -> str:
-        """Return the full name of the rule in the kernel."""
+        """Return the full name of the rule in the kernel: family/table/chain/handle."""
         return f"{self.family}/{self.table}/{self.chain}/{self.handle}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Facts that a mapper has in addition to the record.
+    """Facts for the events of one sandbox that its log records lack.
 
     ``host`` is None if the records come from another machine. ``proxies`` are the sandbox's, in
     order of preference. ``uplinks`` are the interfaces that lead out of the sandbox, empty if
@@ -107,7 +107,10 @@ class Context:
 
 
 def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
-    """Return the host as the event's attribute ``device``, if known, and its observables."""
+    """Return the host as the OCSF ``device`` of an event, and its observables.
+
+    The device is None if the host is not known.
+    """
     if context.host is None:
         return None, ()
     device = context.host.device()
@@ -119,12 +122,12 @@ def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
 
 @lru_cache(maxsize=1)
 def product() -> Product:
-    """Return this program as an OCSF product."""
+    """Return ocsf-nft, in the installed version, as an OCSF product."""
     return Product(name=_NAME, vendor_name=_NAME, version=version(_NAME))
 
 
 def own_metadata(uid: str, now_ns: int) -> Metadata:
-    """Return the metadata of an event without a record, and so without a log.
+    """Return the OCSF metadata of an event that is not made from a log record.
 
     ``now_ns`` is in ns since the epoch, UTC.
     """
@@ -134,7 +137,7 @@ def own_metadata(uid: str, now_ns: int) -> Metadata:
 
 
 def this_host() -> Host:
-    """Return this machine; facts that the system does not provide are None."""
+    """Return the facts about this machine; those that the system does not provide are None."""
     return Host(
         hostname=platform.node() or "localhost",
         kernel_release=os.uname().release if hasattr(os, "uname") else None,

@@ -1,4 +1,4 @@
-"""Source and destination of a packet as OCSF endpoints, with their observables."""
+"""Creation of OCSF endpoints: source and destination of a packet, with their observables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
     container: Container | None,
     unmapped: dict[str, Any],
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
-    """Return both endpoints; facts that fit neither are added to ``unmapped``.
+    """Return source and destination of a record's packet as OCSF endpoints.
+
+    ``source`` and ``destination`` are the kinds of its addresses. ``container`` is the sandbox, if
+    that is a container. Facts that fit no endpoint are added to ``unmapped``.
 
     An interface belongs to the endpoint on its side. A forwarded packet arrived from the source and
     would have left to the destination. If a forwarded packet is known from a counter only, both
@@ -87,7 +90,7 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
     svc_name: str | None = None,
     container: Container | None = None,
 ) -> NetworkEndpoint | None:
-    """Return an endpoint with the known facts; None if no fact identifies it.
+    """Return an OCSF endpoint with the known facts; None if no fact identifies it.
 
     ``kind`` is the kind of ``address``, None if the address is unknown or invalid.
     """
@@ -116,7 +119,10 @@ def _mac(text: str | None, key: str, unmapped: dict[str, Any]) -> str | None:
 
 
 def boundary(source: AddressKind | None, destination: AddressKind | None) -> Boundary | None:
-    """Return the boundary that the packet would have crossed; None if an address has no scope."""
+    """Return the OCSF boundary that a packet between two kinds of addresses would have crossed.
+
+    Return None if an address has no scope.
+    """
     if source is None or destination is None:
         return None
     if source.is_loopback and destination.is_loopback:
@@ -128,12 +134,15 @@ def boundary(source: AddressKind | None, destination: AddressKind | None) -> Bou
 
 
 def observable(name: str, kind: ObservableType, value: str) -> Observable:
-    """Return the observable for the attribute at the path ``name`` of an event."""
+    """Return an OCSF observable: ``value`` of the event's attribute at the path ``name``."""
     return Observable(name=name, type_id=kind, value=value).cache_json()
 
 
 def observables_of(end: str, one: NetworkEndpoint | None) -> tuple[Observable, ...]:
-    """Return the observables of the endpoint that is the event's attribute ``end``."""
+    """Return the OCSF observables of an endpoint: values to search for in other sources.
+
+    ``end`` is the event's attribute with the endpoint, such as ``dst_endpoint``.
+    """
     if one is None:
         return ()
     # The source port identifies nothing: each connection has a new one.

@@ -14,12 +14,12 @@ OTHER: Final = 99
 
 
 class Captioned(IntEnum):
-    """Enumeration whose members are ids with captions."""
+    """Base of the OCSF enumerations: each member is an id (integer) with a caption."""
 
     caption: str
 
     def __new__(cls, value: int, caption: str) -> Self:
-        """Make a member from ``(id, caption)``."""
+        """Create a member from its id and caption, as ``(id, caption)``."""
         member = int.__new__(cls, value)
         member._value_ = value
         member.caption = caption
@@ -28,7 +28,7 @@ class Captioned(IntEnum):
 
 @unique
 class NetworkActivityId(Captioned):
-    """``activity_id`` of Network Activity (4001)."""
+    """Values of the OCSF attribute ``activity_id`` of Network Activity (class 4001)."""
 
     OPEN = 1, "Open"
     REFUSE = 5, "Refuse"
@@ -37,7 +37,7 @@ class NetworkActivityId(Captioned):
 
 @unique
 class FindingActivityId(Captioned):
-    """``activity_id`` of Detection Finding (2004)."""
+    """Values of the OCSF attribute ``activity_id`` of Detection Finding (class 2004)."""
 
     CREATE = 1, "Create"
     UPDATE = 2, "Update"
@@ -46,14 +46,14 @@ class FindingActivityId(Captioned):
 
 @unique
 class ConfigActivityId(Captioned):
-    """``activity_id`` of Device Config State Change (5019)."""
+    """Values of the OCSF attribute ``activity_id`` of Device Config State Change (class 5019)."""
 
     LOG = 1, "Log"
 
 
 @unique
 class LifecycleActivityId(Captioned):
-    """``activity_id`` of Application Lifecycle (6002)."""
+    """Values of the OCSF attribute ``activity_id`` of Application Lifecycle (class 6002)."""
 
     START = 3, "Start"
     STOP = 4, "Stop"
@@ -62,7 +62,7 @@ class LifecycleActivityId(Captioned):
 
 @unique
 class Severity(Captioned):
-    """``severity_id``, every class."""
+    """Values of the OCSF attribute ``severity_id``, in every class."""
 
     INFORMATIONAL = 1, "Informational"
     LOW = 2, "Low"
@@ -73,7 +73,7 @@ class Severity(Captioned):
 
 @unique
 class Status(Captioned):
-    """``status_id`` of every class but the findings."""
+    """Values of the OCSF attribute ``status_id``, in every class but the findings."""
 
     UNKNOWN = 0, "Unknown"
     SUCCESS = 1, "Success"
@@ -82,7 +82,7 @@ class Status(Captioned):
 
 @unique
 class FindingStatus(Captioned):
-    """``status_id`` of a finding."""
+    """Values of the OCSF attribute ``status_id`` of a finding."""
 
     NEW = 1, "New"
     IN_PROGRESS = 2, "In Progress"
@@ -91,7 +91,7 @@ class FindingStatus(Captioned):
 
 @unique
 class Action(Captioned):
-    """``action_id`` of the profile security_control."""
+    """Values of the OCSF attribute ``action_id`` of the profile security_control."""
 
     UNKNOWN = 0, "Unknown"
     ALLOWED = 1, "Allowed"
@@ -101,7 +101,7 @@ class Action(Captioned):
 
 @unique
 class Disposition(Captioned):
-    """``disposition_id`` of the profile security_control."""
+    """Values of the OCSF attribute ``disposition_id`` of the profile security_control."""
 
     ALLOWED = 1, "Allowed"
     BLOCKED = 2, "Blocked"
@@ -111,21 +111,21 @@ class Disposition(Captioned):
 
 @unique
 class Confidence(Captioned):
-    """``confidence_id`` of the profile security_control, and of a finding."""
+    """Values of ``confidence_id`` of the OCSF profile security_control, and of a finding."""
 
     HIGH = 3, "High"
 
 
 @unique
 class AnalyticType(Captioned):
-    """``analytic.type_id``."""
+    """Values of the OCSF attribute ``analytic.type_id``."""
 
     RULE = 1, "Rule"
 
 
 @unique
 class ConfigState(Captioned):
-    """``state_id`` of Device Config State Change."""
+    """Values of the OCSF attribute ``state_id`` of Device Config State Change."""
 
     DISABLED = 1, "Disabled"
     ENABLED = 2, "Enabled"
@@ -134,7 +134,7 @@ class ConfigState(Captioned):
 
 @unique
 class SecurityLevel(Captioned):
-    """``security_level_id`` of Device Config State Change."""
+    """Values of the OCSF attribute ``security_level_id`` of Device Config State Change."""
 
     SECURE = 1, "Secure"
     AT_RISK = 2, "At Risk"
@@ -142,7 +142,7 @@ class SecurityLevel(Captioned):
 
 @unique
 class Direction(Captioned):
-    """``connection_info.direction_id``."""
+    """Values of the OCSF attribute ``connection_info.direction_id``."""
 
     UNKNOWN = 0, "Unknown"
     INBOUND = 1, "Inbound"
@@ -151,7 +151,7 @@ class Direction(Captioned):
 
 @unique
 class Boundary(Captioned):
-    """``connection_info.boundary_id``."""
+    """Values of the OCSF attribute ``connection_info.boundary_id``."""
 
     LOCALHOST = 1, "Localhost"
     INTERNAL = 2, "Internal"
@@ -160,7 +160,7 @@ class Boundary(Captioned):
 
 @unique
 class ProtocolVersion(Captioned):
-    """``connection_info.protocol_ver_id``."""
+    """Values of the OCSF attribute ``connection_info.protocol_ver_id``."""
 
     IPV4 = 4, "Internet Protocol version 4 (IPv4)"
     IPV6 = 6, "Internet Protocol version 6 (IPv6)"
@@ -168,7 +168,7 @@ class ProtocolVersion(Captioned):
 
 @unique
 class NetworkScope(Captioned):
-    """``network_scope_id`` of an endpoint."""
+    """Values of the OCSF attribute ``network_scope_id`` of an endpoint."""
 
     INTERNAL = 1, "Internal"
     EXTERNAL = 2, "External"
@@ -176,7 +176,7 @@ class NetworkScope(Captioned):
 
 @unique
 class ObservationPoint(Captioned):
-    """``observation_point_id`` of Network Activity."""
+    """Values of the OCSF attribute ``observation_point_id`` of Network Activity."""
 
     SOURCE = 1, "Source"
     DESTINATION = 2, "Destination"
@@ -184,7 +184,7 @@ class ObservationPoint(Captioned):
 
 @unique
 class DeviceType(Captioned):
-    """``device.type_id``."""
+    """Values of the OCSF attribute ``device.type_id``."""
 
     UNKNOWN = 0, "Unknown"
     VIRTUAL = 6, "Virtual"
@@ -192,28 +192,28 @@ class DeviceType(Captioned):
 
 @unique
 class OsType(Captioned):
-    """``os.type_id``."""
+    """Values of the OCSF attribute ``os.type_id``."""
 
     LINUX = 200, "Linux"
 
 
 @unique
 class FileType(Captioned):
-    """``file.type_id``."""
+    """Values of the OCSF attribute ``file.type_id``."""
 
     REGULAR_FILE = 1, "Regular File"
 
 
 @unique
 class FingerprintAlgorithm(Captioned):
-    """``algorithm_id`` of a fingerprint."""
+    """Values of the OCSF attribute ``algorithm_id`` of a fingerprint."""
 
     SHA_256 = 3, "SHA-256"
 
 
 @unique
 class ObservableType(Captioned):
-    """``observables[].type_id``."""
+    """Values of the OCSF attribute ``type_id`` of an observable."""
 
     HOSTNAME = 1, "Hostname"
     IP_ADDRESS = 2, "IP Address"

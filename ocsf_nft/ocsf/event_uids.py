@@ -26,15 +26,16 @@ NETWORK_ACTIVITY: Final = 4001
 
 
 def stable_uid(*parts: str | int | None) -> str:
-    """Return the UUID of ``parts``; another number or other types of parts give another UUID.
+    """Return the UUID that is a hash of ``parts``, so that equal parts always give the same UUID.
 
-    Any text is valid, also with lone surrogates.
+    Parts in another number or of other types give another UUID. Any text is valid, also with lone
+    surrogates.
     """
     return _uuid5(_json(parts))
 
 
 def _json(parts: tuple[str | int | None, ...]) -> bytes:
-    """Return the JSON of :mod:`json` without spaces: only printable ASCII is not escaped."""
+    """Encode ``parts`` as JSON without spaces, in which all but printable ASCII is escaped."""
     try:
         encoded = orjson.dumps(parts)
     except TypeError:  # a lone surrogate, or a number past 64 bits
@@ -47,17 +48,23 @@ def _escaped(parts: tuple[str | int | None, ...]) -> bytes:
 
 
 def event_uid(class_uid: int, identity: str) -> str:
-    """Return the uid of a record's event of a class."""
+    """Return the uid of the event of class ``class_uid`` that is made from one log record.
+
+    ``identity`` is the identity of the record.
+    """
     return _uuid5(f"{class_uid}:{identity}".encode("utf-8", "surrogatepass"))
 
 
 def incident_uid(identity: str) -> str:
-    """Return the uid that the attempts of an incident share with their finding."""
+    """Return the uid that all attempts of an incident have in common with their finding.
+
+    ``identity`` is the identity of the incident.
+    """
     return stable_uid("incident", identity)
 
 
 def flow_uid(record: Record) -> str:
-    """Return the uid that attempts of one flow share if incidents are not tracked.
+    """Return the uid that all attempts of one flow have in common, if incidents are not tracked.
 
     A flow is identified by sandbox, rule, user, protocol, destination and port.
     """
@@ -76,7 +83,7 @@ def flow_uid(record: Record) -> str:
 def aggregation_uid(
     sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
 ) -> str:
-    """Return the uid that all aggregated attempts of one user and one reason share."""
+    """Return the uid that all aggregated attempts of one user have in common, for each reason."""
     return stable_uid("aggregation", sandbox, rule, uid, reason)
 
 

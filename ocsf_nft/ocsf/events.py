@@ -89,7 +89,7 @@ TypeName: TypeAlias = Annotated[str, AfterValidator(_is_type_name)]
 
 
 class Event(Model):
-    """Base of the event classes: derivation of the profiles, and serialization."""
+    """Base of the OCSF event classes: derives their profiles, and encodes them as JSON."""
 
     @model_validator(mode="before")
     @classmethod
@@ -101,7 +101,7 @@ class Event(Model):
         return data
 
     def to_json(self) -> bytes:
-        """Return one line of printable JSON without line end; keys in order, no nulls."""
+        """Return the event as one line of printable JSON without line end, without null values."""
         return printable(
             orjson.dumps(
                 {name: value for name, value in self.__dict__.items() if value is not None},
@@ -111,7 +111,7 @@ class Event(Model):
 
 
 class NetworkActivity(Event):
-    """Class 4001: packets of one attempt. No other event counts them."""
+    """OCSF class 4001: packets of one attempt. No other event of this class counts them."""
 
     profile_attributes: ClassVar = {
         "host": ("device", "actor"),
@@ -207,7 +207,7 @@ class NetworkActivity(Event):
 
 
 class DetectionFinding(Event):
-    """Class 2004: an incident. Its ``count`` is a running total of its attempts' packets."""
+    """OCSF class 2004: an incident. Its ``count`` is a running total of its attempts' packets."""
 
     # The class itself has device, is_alert and confidence: they need no profile.
     profile_attributes: ClassVar = {
@@ -274,7 +274,7 @@ class DetectionFinding(Event):
 
 
 class DeviceConfigStateChange(Event):
-    """Class 5019: a change of a fence's state."""
+    """OCSF class 5019: a change of a fence's state."""
 
     # The class itself has actor and device: they need no profile.
     profile_attributes: ClassVar = {"security_control": SECURITY_CONTROL}
@@ -325,7 +325,7 @@ class DeviceConfigStateChange(Event):
 
 
 class ApplicationLifecycle(Event):
-    """Class 6002: ocsf-nft started or stopped, or records, events or readings are missing."""
+    """OCSF class 6002: ocsf-nft started or stopped, or records, events or readings are missing."""
 
     profile_attributes: ClassVar = {"host": ("device",), "security_control": SECURITY_CONTROL}
 

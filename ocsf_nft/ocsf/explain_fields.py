@@ -1,4 +1,4 @@
-"""Explanation of an event: its fields, their values and the source of each value."""
+"""Explanation of an OCSF event: its fields, their values and the source of each value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOT_OURS: Final = "not known to ocsf-nft"
 
 
 class Field(NamedTuple):
-    """One value of an event: its path, the value as text, and its source."""
+    """One value of an OCSF event: its path, the value as text, and where the value comes from."""
 
     path: str
     value: str
@@ -30,10 +30,10 @@ class Field(NamedTuple):
 
 
 def fields(event: Mapping[str, Any]) -> Iterator[Field]:
-    """Yield the fields of an event (decoded JSON), in its order; never raises.
+    """Yield each value of an OCSF event (decoded JSON) with an explanation; never raises.
 
-    The event may come from another program. A field that ocsf-nft never fills has the source
-    "not known to ocsf-nft".
+    The event may come from another program. A field that ocsf-nft never fills has the source "not
+    known to ocsf-nft".
     """
     uid = event.get("class_uid")
     model = CLASSES.get(uid) if isinstance(uid, int) else None

@@ -1,6 +1,6 @@
-"""Field guide: a page with every attribute of our events and the source of its value.
+"""Generator of the field guide: each attribute of our OCSF events, and the source of its value.
 
-It is generated from the models. As a program, the module updates the guide between two markers of
+The guide is made from the models. As a program, the module updates the guide between two markers of
 a page: ``python -m ocsf_nft.ocsf.field_guide docs/reference/events.md``.
 """
 
@@ -59,7 +59,7 @@ REWORDED: Final = (
 
 
 def guide() -> str:
-    """Return the field guide, in Markdown."""
+    """Generate the field guide in Markdown, from the models of events and objects."""
     parts = ["## Field guide", _INTRODUCTION]
     for uid, event in CLASSES.items():
         parts += [f"### {_title(event)} ({uid})", _summary(event), _table(event)]
@@ -81,7 +81,7 @@ does not have are omitted at any depth, also from `observables` and `metadata.pr
 
 
 def _title(model: type[Model]) -> str:
-    """Return the name of an event class in the schema, or the name of an object in words."""
+    """Return the guide's name for a model: the event class, or the object's name in words."""
     if issubclass(model, Event):
         return str(get_args(model.model_fields["class_name"].annotation)[0])
     return re.sub(r"(?<=[a-z])[A-Z]", lambda found: f" {found[0].lower()}", model.__name__)
@@ -96,7 +96,7 @@ def _code(text: str) -> str:
 
 
 def _objects() -> list[type[Model]]:
-    """Return the models of all objects in events, sorted by title."""
+    """Return the models of all objects that events can contain, sorted by title."""
     found: set[type[Model]] = set()
     waiting: list[type[Model]] = list(CLASSES.values())
     while waiting:
@@ -107,7 +107,7 @@ def _objects() -> list[type[Model]]:
 
 
 def _uses(model: type[Model]) -> str:
-    """Return the sentence with the attributes that contain such an object."""
+    """Return a sentence that lists the attributes with such an object as value."""
     uses: dict[str, list[str]] = {}
     for holder in (*CLASSES.values(), *_objects()):
         for name, kind in children(holder).items():
@@ -141,7 +141,7 @@ def _rows(model: type[Model]) -> Iterator[str]:
 
 
 def _id_of(name: str) -> str:
-    """Return the attribute whose caption would be called ``name``."""
+    """Return the attribute of which ``name`` would be the caption."""
     return f"{name.removesuffix('_name')}_id"
 
 
@@ -166,7 +166,7 @@ def _in_words(annotation: Any) -> str:
 
 
 def _source(field: FieldInfo) -> str:
-    """Return the source of an attribute's value, and its possible ids."""
+    """Return the guide's text on an attribute: the source of its value, and its possible ids."""
     if get_origin(field.annotation) is Literal:
         return f"`{get_args(field.annotation)[0]}`"
     description = _code(field.description or "")
@@ -198,7 +198,7 @@ def _profiles() -> str:
 
 
 def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """Yield each profile, each model and the model's attributes from that profile."""
+    """Yield each OCSF profile with each model that has attributes of it, and these attributes."""
     for model in (*CLASSES.values(), *_objects()):
         for profile, names in model.profile_attributes.items():
             if ours := [name for name in names if name in model.model_fields]:
@@ -236,7 +236,7 @@ def _named(names: Iterable[str]) -> str:
 
 
 def with_current_guide(page: str) -> str:
-    """Return ``page`` with the current guide; raises UsageError if a marker is missing."""
+    """Return ``page`` with its field guide generated again; raises UsageError without a marker."""
     head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
@@ -245,7 +245,7 @@ def with_current_guide(page: str) -> str:
 
 
 def main() -> None:
-    """Update the guide in a page."""
+    """Update the field guide in the page that the command line names."""
     parser = argparse.ArgumentParser(description="Update the field guide in a page.")
     parser.add_argument("page", type=Path, help="the page, which has the guide's two markers")
     page: Path = parser.parse_args().page

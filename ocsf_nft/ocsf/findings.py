@@ -1,4 +1,4 @@
-"""Mapping of significant attempts, and of incidents' ends, to Detection Findings (class 2004)."""
+"""Mapping of incidents' attempts and ends to Detection Findings (class 2004)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """Stage of a finding: its activity and status in the schema, and its description."""
+    """Stage of a finding (begun, goes on, ended): OCSF activity, OCSF status, and a sentence."""
 
     activity: FindingActivityId
     status: FindingStatus
@@ -102,14 +102,14 @@ _OF_VM: Final = {
 
 
 class FenceAction(NamedTuple):
-    """Action of the fence, as the end of a finding's title and description."""
+    """Words for what the fence did, at the end of a finding's title and description."""
 
     title: str
     desc: str
 
 
 def fence_action(*, is_permitted: bool) -> FenceAction:
-    """Return the action of a permissive fence, or of another fence."""
+    """Return the words for what the fence did; ``is_permitted``: it allowed the packets."""
     return _ALLOWED if is_permitted else _REFUSED
 
 
@@ -130,11 +130,12 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     proxy: Proxy | None,
     processed_ns: int,
 ) -> DetectionFinding:
-    """Return the finding of an attempt or of an incident's end.
+    """Return the Detection Finding of an attempt, or of the end of an incident (``found``).
 
     ``event`` is the Network Activity event of all attempts of ``incident`` together. All numbers
-    are running totals of ``incident``. The same attempt gives the same event, apart from
-    ``metadata.processed_time``; ``processed_ns`` is now, in ns since the epoch, UTC.
+    are running totals of ``incident``. ``destination`` is the kind of the destination address. The
+    same attempt gives the same event, apart from ``metadata.processed_time``; ``processed_ns`` is
+    now, in ns since the epoch, UTC.
     """
     record = found.record
     direction = event.connection_info.direction_id
@@ -207,7 +208,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
 def _title_and_desc(
     rule: str, direction: Direction, destination: AddressKind | None
 ) -> tuple[str, str]:
-    """Return the title and the description, without the action of the fence."""
+    """Return title and description of a finding, without the words for the fence's action."""
     if (
         direction is Direction.OUTBOUND
         and destination is not None
@@ -228,7 +229,10 @@ def _remedy(
 
 
 def _as_evidence(observables: tuple[Observable, ...]) -> Iterator[Observable]:
-    """Yield the observables with endpoints' paths moved into the finding's only evidence."""
+    """Yield an event's observables for its finding, where the endpoints are in the evidence.
+
+    So the paths of endpoints get the prefix ``evidences[0]``.
+    """
     for each in observables:
         is_below = each.name.startswith(("src_endpoint.", "dst_endpoint."))
         name = f"evidences[0].{each.name}" if is_below else each.name

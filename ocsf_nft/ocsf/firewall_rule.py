@@ -1,4 +1,4 @@
-"""OCSF ``firewall_rule`` objects: the rule that logged a packet."""
+"""Creation of OCSF ``firewall_rule`` objects: the rule that logged a packet."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _DESCRIPTIONS: Final = {
 
 
 def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:
-    """Return the rule of that name; a foreign rule has only its name. None without a name."""
+    """Return the OCSF object of the rule that logged a packet; None if the rule has no name.
+
+    ``is_ours``: it is a rule of a fence. The rule of another firewall has only its name.
+    """
     if not rule:
         return None
     if not is_ours:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class Mapper:
-    """Mapper of attempts to events in one context; safe to share between threads.
+    """Mapper of attempts to OCSF events for one sandbox; threads may share it.
 
-    The same attempt gives the same event, apart from ``metadata.processed_time``. Any record is
-    accepted: missing facts are left out of the event.
+    The ``context`` has the facts that records lack. The same attempt gives the same event, apart
+    from ``metadata.processed_time``. Any record is accepted: missing facts are left out of the
+    event.
     """
 
     def __init__(self, context: Context) -> None:
@@ -31,11 +32,12 @@ class Mapper:
         self._templates = Templates(self._activities)
 
     def network_activity(self, attempt: Attempt, *, processed_ns: int) -> NetworkActivity:
-        """Return the event of one attempt; ``processed_ns`` is now, in ns since the epoch, UTC.
+        """Return the Network Activity event of one attempt.
 
-        ``time`` is the packet's timestamp or, for a window of several packets, the window's end:
-        only then is the count complete. Facts of a single packet (source port, TCP flags, Community
-        ID, raw data) are those of the packet in the attempt's record.
+        ``processed_ns`` is now, in ns since the epoch, UTC. ``time`` is the packet's timestamp or,
+        for a window of several packets, the window's end: only then is the count complete. Facts of
+        a single packet are those of the packet in the attempt's record. These are source port, TCP
+        flags, Community ID and raw data.
 
         The numbers of the record must be in the ranges that Record documents; its texts may be
         arbitrary.
@@ -44,9 +46,9 @@ class Mapper:
         return self._activities.event(attempt, derived, processed_ns=processed_ns)
 
     def line(self, attempt: Attempt, *, processed_ns: int, version: str = LATEST) -> bytes:
-        """Return the event of :meth:`network_activity` as JSON without line end.
+        """Return the Network Activity event of an attempt as one line of JSON, without line end.
 
-        ``version`` is the version of OCSF, one of ``versions.VERSIONS``.
+        ``version`` is the version of OCSF, one of ``versions.VERSIONS``. ``processed_ns`` is now.
         """
         derived = derive(attempt, self._context.severities)
         line = self._templates.line(attempt, derived, processed_ns=processed_ns, version=version)
@@ -56,16 +58,16 @@ class Mapper:
         return line
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return true if attempts with that record and number of packets are a finding."""
+        """Return true if attempts with this latest record and number of packets are a finding."""
         return self._context.threshold.is_reached(self._severity(record), packets)
 
     def finding(
         self, found: Attempt | IncidentEnd, *, processed_ns: int
     ) -> DetectionFinding | None:
-        """Return the finding that an attempt begins or continues, or that an incident ends.
+        """Return the Detection Finding of an attempt, or of the end of an incident.
 
-        Most attempts belong to no finding: then it is None. ``processed_ns`` is now, in ns since
-        the epoch, UTC.
+        Most attempts belong to no finding: then the result is None. ``processed_ns`` is now, in ns
+        since the epoch, UTC.
         """
         record, incident = found.record, found.incident
         if incident is None or incident.found_at is None:

@@ -81,7 +81,10 @@ _NAME_CHARACTERS: Final = 64
 
 
 def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> str:
-    """Return one sentence: the outcome, the packets, their sender and their destination."""
+    """Return the event's sentence for people: outcome, packets, sender and destination.
+
+    ``answer`` is the fence's answer to the sender.
+    """
     foreign = packet_outcome.foreign_verdict(attempt.record)
     outcome, end = OUTCOMES[answer] if foreign is None else _FOREIGN_OUTCOMES[foreign]
     if attempt.aggregation is None:
@@ -94,9 +97,10 @@ def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> st
 def sender_text(
     sandbox: str, uid: int | None, by: Attribution | None = None, *, rule: str = ""
 ) -> str:
-    """Return the known facts about a sender in a sandbox, as text.
+    """Return a text that names the sender of packets in a sandbox, as far as it is known.
 
-    ``rule`` is the rule that refused the packet. A rule of a VM makes the VM the sender.
+    ``by`` is the attribution to a process. ``rule`` is the rule that refused the packet. A rule of
+    a VM makes the VM the sender.
     """
     name = f"sandbox {visible(sandbox)}"
     if rule in VM_RULES:
@@ -128,18 +132,18 @@ def _process_name(process: Process) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun: "3 packets". ``plural`` is needed if it is not regular."""
+    """Return a number with its noun: "3 packets"; ``plural`` is needed if it is not regular."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def elapsed(since_ns: int, until_ns: int) -> str:
-    """Return the time between two timestamps (ns) as text; zero if the clock was set back."""
+    """Return the time between two timestamps as text: "3 ms"; zero if the clock was set back."""
     milliseconds = max(0, until_ns - since_ns) // 1_000_000
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
 def _single_text(attempt: Attempt, direction: Direction) -> str:
-    """Return the packets of one flow, their sender and their destination."""
+    """Return a phrase for the packets of one flow, with their sender and destination."""
     record, number = attempt.record, attempt.packets
     noun, destination = _noun(record), _destination(record)
     if number > 1:
@@ -160,7 +164,7 @@ def _single_text(attempt: Attempt, direction: Direction) -> str:
 
 
 def _link_sources(record: Record) -> str:
-    """Return the source addresses of a VM's frame: the rule may refuse it because of them."""
+    """Return the source addresses of a VM's frame, as text: they may be why it was refused."""
     sources = {"source": record.source, "MAC": record.mac_source}
     known = [f"{name} {visible(value)}" for name, value in sources.items() if value is not None]
     return f" ({', '.join(known)})" if known else ""
@@ -184,7 +188,7 @@ def _aggregate_text(attempt: Attempt, direction: Direction, aggregation: Aggrega
 
 
 def _kind(record: Record) -> str | None:
-    """Return the kind of aggregated packets, as far as all have the same."""
+    """Return the protocol or kind that all aggregated packets share; None if they share none."""
     if record.protocol is not None:
         return _protocol(record.protocol)
     if record.ip_version is not None:
@@ -203,7 +207,11 @@ def detail(
     proxy: Proxy | None,
     destination: AddressKind | None,
 ) -> str | None:
-    """Return an explanation for the sender and an alternative; None for a foreign rule."""
+    """Return the event's text for the sending program: explanation and advice.
+
+    ``destination`` is the kind of the destination address. Return None for a rule of another
+    firewall.
+    """
     if attempt.aggregation is not None:
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)
     record = attempt.record
@@ -237,7 +245,7 @@ def _noun(record: Record) -> str:
 
 
 def _destination(record: Record) -> str:
-    """Return " to" with the destination and its service; empty for a frame without IP."""
+    """Return " to", the packet's destination and its service; empty for a frame without IP."""
     if record.destination is None:
         return ""
     known = service(record.protocol, record.destination_port)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Model(BaseModel):
-    """OCSF object; its fields have the names, the order and the types of the JSON."""
+    """Base of the OCSF objects and events; fields have the names, order and types of the JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -24,9 +24,10 @@ class Model(BaseModel):
 
     @classmethod
     def profiles_of(cls, values: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the profiles of the attributes of such an object, and of its inner objects.
+        """Yield the OCSF profiles of an object's attributes, also those of its inner objects.
 
-        ``values`` are its attributes. Inner objects are models or decoded JSON.
+        ``values`` are the object's attributes. Inner objects are models or decoded JSON. A profile
+        may come more than once.
         """
         for profile, names in cls.profile_attributes.items():
             if any(values.get(name) is not None for name in names):
@@ -46,18 +47,18 @@ class Model(BaseModel):
         return orjson.Fragment(self.__pydantic_serializer__.to_json(self, exclude_none=True))
 
     def cache_json(self) -> Self:
-        """Cache the object's JSON in it, for an object of many events; return the object."""
+        """Store the object's JSON in it, because many events contain it; return the object."""
         _ = self._cached_json
         return self
 
     def fragment(self) -> orjson.Fragment:
-        """Return the object as JSON, without nulls."""
+        """Return the object as encoded JSON without null values, to insert in an event."""
         return self.__dict__.get("_cached_json") or self._as_json()
 
 
 @cache
 def children(model: type[Model]) -> Mapping[str, type[Model]]:
-    """Return the fields of a model that contain objects, with the objects' models."""
+    """Return the fields of a model that contain other OCSF objects, with the models of these."""
     return {
         name: kind
         for name, field in model.model_fields.items()
@@ -74,7 +75,7 @@ def _kinds(annotation: Any) -> Iterator[type[Model]]:
 
 @cache
 def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
-    """Return the fields whose objects can have, at any depth, an attribute of a profile."""
+    """Return the fields whose objects can have an attribute of an OCSF profile, at any depth."""
     return tuple(
         (name, kind)
         for name, kind in children(model).items()
@@ -83,7 +84,10 @@ def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
-    """Return the caption; raise ValueError if it differs from the id's, except for 99, Other."""
+    """Return a caption; raise ValueError if it is not the caption of the field's enum id.
+
+    Id 99 (Other) allows any caption.
+    """
     member = info.data.get(f"{str(info.field_name).removesuffix('_name')}_id")
     if isinstance(member, Captioned) and member != OTHER and value != member.caption:
         raise ValueError(f"the caption of id {int(member)} is {member.caption!r}")
@@ -99,7 +103,7 @@ Port: TypeAlias = Annotated[int, Field(ge=0, le=0xFFFF)]
 
 
 def caption_of(id_field: str) -> Any:
-    """Return a field whose default is the caption of ``id_field``, which is declared before it."""
+    """Define a field for the caption of ``id_field``, which must be declared before it."""
 
     def caption(data: dict[str, Any]) -> str | None:
         member: Captioned | None = data[id_field]
@@ -109,10 +113,10 @@ def caption_of(id_field: str) -> Any:
 
 
 def optional_field(description: str) -> Any:
-    """Return an optional field; the description states the source of its value."""
+    """Define an optional field of a model; ``description`` states the source of its value."""
     return Field(default=None, description=description)
 
 
 def derived_field(compute: Callable[[dict[str, Any]], Any], description: str) -> Any:
-    """Return a field whose default is computed from the fields declared before it."""
+    """Define a field whose default ``compute`` derives from the fields declared before it."""
     return Field(default_factory=compute, description=description)

@@ -25,7 +25,7 @@ from ocsf_nft.ocsf.model import Caption, Long, Model, Port, caption_of, optional
 
 
 class Product(Model):
-    """``product``: the program that made the event."""
+    """OCSF object ``product``: the program that made the event."""
 
     name: str = Field(description="ocsf-nft")
     vendor_name: str = Field(description="ocsf-nft")
@@ -33,7 +33,7 @@ class Product(Model):
 
 
 class Metadata(Model):
-    """``metadata``: facts about the event itself."""
+    """OCSF object ``metadata``: facts about the event itself."""
 
     version: str = Field(description="the OCSF version of the event")
     uid: str = Field(
@@ -61,7 +61,7 @@ class Metadata(Model):
 
 
 class FirewallRule(Model):
-    """``firewall_rule``: the rule that logged the packet."""
+    """OCSF object ``firewall_rule``: the firewall's rule that logged the packet."""
 
     name: str = Field(
         description="the rule in the log prefix: egress, forward, ingress, link, guard; for a VM "
@@ -74,21 +74,21 @@ class FirewallRule(Model):
 
 
 class Tactic(Model):
-    """``tactic``: a tactic of ATT&CK."""
+    """OCSF object ``tactic``: a tactic of MITRE ATT&CK."""
 
     uid: str = Field(description="the tactic's id")
     name: str = Field(description="the tactic's name")
 
 
 class Technique(Model):
-    """``technique`` or ``sub_technique``: a technique of ATT&CK."""
+    """OCSF object ``technique`` or ``sub_technique``: a technique of MITRE ATT&CK."""
 
     uid: str = Field(description="the technique's id")
     name: str = Field(description="the technique's name")
 
 
 class Attack(Model):
-    """``attack``: one technique under one tactic."""
+    """OCSF object ``attack``: a technique of MITRE ATT&CK, with the tactic that it serves."""
 
     version: str = Field(description="the version of ATT&CK")
     tactic: Tactic = Field(description="the tactic that the technique serves")
@@ -99,7 +99,7 @@ class Attack(Model):
 
 
 class Analytic(Model):
-    """``analytic``: the detection that made a finding."""
+    """OCSF object ``analytic``: the detection that made a finding."""
 
     uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
     name: str = Field(description="Attempt or Fan-out")
@@ -108,7 +108,7 @@ class Analytic(Model):
 
 
 class RelatedEvent(Model):
-    """``related_event``: an event of a finding's incident."""
+    """OCSF object ``related_event``: reference from a finding to an event of its incident."""
 
     uid: str = Field(description="metadata.uid of that event")
     type_uid: Long = Field(description="type_uid of that event")
@@ -116,7 +116,7 @@ class RelatedEvent(Model):
 
 
 class FindingInfo(Model):
-    """``finding_info``: description of a finding. All events of the finding have its ``uid``."""
+    """OCSF object ``finding_info``: title, description and ``uid`` that a finding's events have."""
 
     uid: str = Field(description="identifier of the incident, from Create to Close")
     title: str = Field(description="short description")
@@ -136,27 +136,27 @@ class FindingInfo(Model):
 
 
 class Remediation(Model):
-    """``remediation``: advice for the operator of the sandbox."""
+    """OCSF object ``remediation``: advice for the operator of the sandbox."""
 
     desc: str = Field(description="what to check and to do")
 
 
 class ResourceDetails(Model):
-    """``resource_details``: the sandbox of a finding."""
+    """OCSF object ``resource_details``: the sandbox that a finding is about."""
 
     name: str = Field(description="name of the sandbox")
     type: str = Field(description="sandbox")
 
 
 class Image(Model):
-    """``image``: the image of a container."""
+    """OCSF object ``image``: the image of a container."""
 
     uid: str = Field(description="the image's id, from the configuration")
     name: str | None = optional_field("the image's name, from the configuration")
 
 
 class Container(Model):
-    """``container``: the container that is the sandbox, or that a process runs in."""
+    """OCSF object ``container``: the container that is the sandbox, or that a process runs in."""
 
     uid: str | None = optional_field("the container's id")
     name: str | None = optional_field("the container's name")
@@ -172,7 +172,7 @@ class Container(Model):
 
 
 class NetworkEndpoint(Model):
-    """``network_endpoint``: a source or destination of packets."""
+    """OCSF object ``network_endpoint``: the source or the destination of packets."""
 
     profile_attributes: ClassVar = {"container": ("container",)}
 
@@ -195,7 +195,7 @@ class NetworkEndpoint(Model):
 
 
 class NetworkProxy(Model):
-    """``network_proxy``: the proxy that the sender should use."""
+    """OCSF object ``network_proxy``: the proxy that the sender should use."""
 
     ip: str = Field(
         description="address of the proxy, of the packet's family if the sandbox has such a proxy"
@@ -204,7 +204,7 @@ class NetworkProxy(Model):
 
 
 class NetworkConnectionInfo(Model):
-    """``network_connection_info``: direction, protocol and flags."""
+    """OCSF object ``network_connection_info``: direction, protocol and flags of packets."""
 
     direction_id: Direction = Field(description="direction from the sandbox's view, by the rule")
     direction: Caption = caption_of("direction_id")
@@ -221,21 +221,21 @@ class NetworkConnectionInfo(Model):
 
 
 class NetworkTraffic(Model):
-    """``network_traffic``: the packets that this event counts, and no other event."""
+    """OCSF object ``network_traffic``: the packets that this event counts, and no other event."""
 
     packets: Long = Field(description="the same as count")
     bytes: Long | None = optional_field("bytes by the kernel's counter, or length of the packet")
 
 
 class Group(Model):
-    """``group``: a group of users."""
+    """OCSF object ``group``: a group of users on the host."""
 
     uid: str | None = optional_field("the group's id")
     name: str | None = optional_field("the group's name")
 
 
 class User(Model):
-    """``user``: the user of a socket or process."""
+    """OCSF object ``user``: the user of a socket or process."""
 
     name: str | None = optional_field("the user's name")
     uid: str = Field(description="the user's id in the host's user namespace")
@@ -245,7 +245,7 @@ class User(Model):
 
 
 class Fingerprint(Model):
-    """``fingerprint``: a hash of a file's content."""
+    """OCSF object ``fingerprint``: a hash of a file's content."""
 
     algorithm_id: FingerprintAlgorithm = Field(description="3")
     algorithm: Caption = caption_of("algorithm_id")
@@ -253,7 +253,7 @@ class Fingerprint(Model):
 
 
 class File(Model):
-    """``file``: the program of a process."""
+    """OCSF object ``file``: the program file of a process."""
 
     name: str = Field(description="last part of the path")
     path: str = Field(description="path of the program; memfd:NAME if it exists only in memory")
@@ -264,7 +264,7 @@ class File(Model):
 
 
 class ProcessEntity(Model):
-    """``process_entity``: an ancestor of a process."""
+    """OCSF object ``process_entity``: an ancestor of a process."""
 
     name: str | None = optional_field("the ancestor's name")
     pid: int = Field(description="the ancestor's id in the host's PID namespace")
@@ -272,7 +272,7 @@ class ProcessEntity(Model):
 
 
 class ParentProcess(Model):
-    """``process``: the parent of a process."""
+    """OCSF object ``process``: the parent of a process."""
 
     name: str | None = optional_field("the parent's name")
     pid: int = Field(description="the parent's id in the host's PID namespace")
@@ -281,7 +281,7 @@ class ParentProcess(Model):
 
 
 class Process(Model):
-    """``process``: the sender, or the process that altered the fence."""
+    """OCSF object ``process``: the sender of packets, or the process that altered the fence."""
 
     profile_attributes: ClassVar = {"container": ("container", "namespace_pid")}
 
@@ -305,7 +305,7 @@ class Process(Model):
 
 
 class Actor(Model):
-    """``actor``: the process and the user of the sender, as far as they are known."""
+    """OCSF object ``actor``: the process and the user of the sender, as far as they are known."""
 
     process: Process | None = optional_field(
         "the process, if it is known for certain enough; never a guess"
@@ -320,7 +320,7 @@ class Actor(Model):
 
 
 class Enrichment(Model):
-    """``enrichment``: method, confidence and reason of the attribution."""
+    """OCSF object ``enrichment``: how the sending process was found, with confidence and reason."""
 
     name: str = Field(description="actor.process")
     value: str = Field(
@@ -338,7 +338,7 @@ class Enrichment(Model):
 
 
 class Evidences(Model):
-    """``evidences``: one sender and its packets."""
+    """OCSF object ``evidences``: one sender and its packets, as evidence of a finding."""
 
     actor: Actor | None = optional_field("process and user of the sender")
     process: Process | None = optional_field("the process, as in actor")
@@ -348,7 +348,7 @@ class Evidences(Model):
 
 
 class Os(Model):
-    """``os``: the operating system."""
+    """OCSF object ``os``: the operating system of the host."""
 
     name: str = Field(description="Linux")
     type_id: OsType = Field(description="200")
@@ -357,7 +357,7 @@ class Os(Model):
 
 
 class Device(Model):
-    """``device``: the machine whose kernel enforces the fence."""
+    """OCSF object ``device``: the machine whose kernel enforces the fence."""
 
     name: str | None = optional_field(
         "unknown, if the class requires a device and the host is not known"
@@ -377,7 +377,7 @@ class Device(Model):
 
 
 class Observable(Model):
-    """``observable``: path and value of an attribute, to search for."""
+    """OCSF object ``observable``: path and value of an event's attribute, to search for."""
 
     name: str = Field(description="path of the attribute in the event")
     type_id: ObservableType = Field(description="type of the attribute")

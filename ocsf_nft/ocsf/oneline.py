@@ -36,7 +36,7 @@ Style: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Part of the line: printable, without a line end, and not empty."""
+    """Part of an event's line, with its style: printable text without a line end, not empty."""
 
     style: Style
     text: str
@@ -72,7 +72,7 @@ _ARP: Final = 0x0806
 
 
 def shorthand(event: Mapping[str, Any]) -> tuple[Segment, ...]:
-    """Return the line of one event; never raises for decoded JSON."""
+    """Return the line of an OCSF event as segments; never raises for decoded JSON."""
     label, style = _severity(event)
     parts = _FORMS.get(_number(event.get("class_uid")), _other)(event)
     return (
@@ -83,7 +83,7 @@ def shorthand(event: Mapping[str, Any]) -> tuple[Segment, ...]:
 
 
 def plain(segments: tuple[Segment, ...]) -> str:
-    """Return the line without styles."""
+    """Join the segments of an event's line to text without styles."""
     return GAP.join(segment.text for segment in segments)
 
 
@@ -134,7 +134,7 @@ def _severity(event: Mapping[str, Any]) -> tuple[str, Style]:
 
 
 def sandbox_or_host(event: Mapping[str, Any]) -> str:
-    """Return the sandbox of an event or, if unknown, the machine."""
+    """Return the name of an event's sandbox or, if it is unknown, of the machine."""
     way = _at(event, "connection_info", "direction_id")
     end = "dst_endpoint" if way == Direction.INBOUND else "src_endpoint"
     for found in (
@@ -167,7 +167,10 @@ def _sender(event: Mapping[str, Any]) -> str:
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
-    """Return the number of other processes, and whether each was seen to try."""
+    """Return the number of further possible senders, and whether each was seen to try.
+
+    ``pid`` is the process that the line names already.
+    """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():
         if (
@@ -202,7 +205,7 @@ def _process(process: Any) -> str:
 
 
 def _traffic(event: Any) -> str:
-    """Return protocol, endpoints and service of an event or an evidence."""
+    """Return protocol, endpoints and service of an event or of an evidence, as text."""
     protocol = _number(_at(event, "connection_info", "protocol_num"))
     source, destination = _end(_at(event, "src_endpoint")), _end(_at(event, "dst_endpoint"))
     known = service(protocol, _number(_at(event, "dst_endpoint", "port")))
@@ -230,7 +233,10 @@ def _protocol(event: Any, number: int | None) -> str:
 
 
 def _end(endpoint: Any) -> str:
-    """Return an endpoint by its best identifier; its name is the sandbox, shown elsewhere."""
+    """Return an endpoint of an event as text: its best identifier, and its port.
+
+    The name is not used, because it is the sandbox, which the line shows elsewhere.
+    """
     for key in ("ip", "hostname", "domain", "mac", "uid", "interface_name"):
         if host := _word(_at(endpoint, key)):
             break
@@ -281,7 +287,7 @@ def _rule(event: Mapping[str, Any]) -> str:
 
 
 def _kind(event: Mapping[str, Any]) -> str:
-    """Return the type of an event without a message, by the schema's names."""
+    """Return the type of an event without a message, by the names of the schema."""
     for key in ("type_name", "class_name"):
         if kind := _sentence(event.get(key)):
             return kind
@@ -290,7 +296,7 @@ def _kind(event: Mapping[str, Any]) -> str:
 
 
 def _at(value: Any, *path: str | int) -> Any:
-    """Return the value at a path of keys and indices; None if there is none."""
+    """Return the value in decoded JSON at a path of keys and indices; None if there is none."""
     for step in path:
         if isinstance(step, str):
             value = value.get(step) if isinstance(value, Mapping) else None
@@ -300,7 +306,7 @@ def _at(value: Any, *path: str | int) -> Any:
 
 
 def _number(value: Any) -> int | None:
-    """Return a value if it is an integer of 64 bits, as in OCSF; else None."""
+    """Return a value of an event if it is an integer of 64 bits, as in OCSF; else None."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return value if is_number and -_INT64 <= value < _INT64 else None
 
@@ -310,7 +316,10 @@ def _text(value: Any) -> str:
 
 
 def _word(value: Any) -> str:
-    """Return a name or a number so that it can't be mistaken for another part of the line."""
+    """Return a name or a number so that it can't be mistaken for another part of the line.
+
+    A name with a space or a bracket is quoted.
+    """
     if (number := _number(value)) is not None:
         return str(number)
     name = _cut(_text(value), _NAME)
@@ -325,6 +334,6 @@ def _sentence(value: Any) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """Return ``text`` in printable form, with at most ``width`` characters."""
+    """Return ``text`` in printable form, cut to at most ``width`` characters."""
     shown = visible(text[: width + 1])  # cut first: the rest may be long
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"

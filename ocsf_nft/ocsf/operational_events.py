@@ -1,4 +1,4 @@
-"""Operational events: state of a fence (class 5019), and of ocsf-nft itself (class 6002)."""
+"""Events about fences (class 5019) and about ocsf-nft itself (class 6002), not about packets."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 
 class FenceState(Enum):
-    """State of a fence.
+    """State of a sandbox's fence, by what the fence blocks and what it logs.
 
-    ``ABSENT``: removed. ``ACTIVE``: it blocks packets, and logs what it blocks. ``PERMISSIVE``:
-    as requested, it blocks nothing and logs what it would block. ``DEGRADED``: it blocks packets
+    ``ABSENT``: removed. ``ACTIVE``: it blocks packets, and logs what it blocks. ``PERMISSIVE``: as
+    requested, it blocks nothing and logs what it would block. ``DEGRADED``: it blocks packets
     without logging all of them. ``PERMISSIVE_DEGRADED``: it blocks nothing, and does not log all
     that it would block. ``ALTERED``: its effect is unknown, because it differs from the installed
     fence, or can't be read.
@@ -51,7 +51,7 @@ class FenceState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tampering:
-    """Change of a fence by another process.
+    """Change of a fence by another process, and the restore of the fence.
 
     ``changes`` is a description, and ``process`` the process that made the change, if known.
     ``since_ns`` is the time of the detection (ns since the epoch, UTC). ``lasted_ns`` is the time
@@ -116,7 +116,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
-    """Return the event of a change of a fence's state.
+    """Return the event that a fence's state has changed from ``before`` to ``after``.
 
     ``time_ns`` is its time, in ns since the epoch, UTC. ``tables`` have the form ``family name``.
     ``transport`` is the log transport of the fence. ``reason`` is the cause of a fault, or a
@@ -170,7 +170,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 def lifecycle(
     context: Context, *, activity: Literal["start", "stop"], time_ns: int, reason: str | None = None
 ) -> ApplicationLifecycle:
-    """Return the event of a start or stop at ``time_ns`` (ns since the epoch, UTC)."""
+    """Return the event that ocsf-nft started or stopped at ``time_ns`` (since the epoch, UTC)."""
     started = activity == "start"
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -190,7 +190,7 @@ def lifecycle(
 def attribution_degraded(
     context: Context, *, method: Method, reason: str, time_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event of a fallback to a weaker attribution method.
+    """Return the event that a weaker attribution method is in use, because the capture stopped.
 
     ``method`` is used from ``time_ns`` on (ns since the epoch, UTC).
     """
@@ -218,7 +218,10 @@ _FALLBACKS: Final[dict[Method, str]] = {
 
 
 def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> ApplicationLifecycle:
-    """Return the event of dropped records; ``processed_ns`` is now, in ns since the epoch, UTC."""
+    """Return the event that kernel log records were dropped, in the gap of a source.
+
+    ``processed_ns`` is now, in ns since the epoch, UTC.
+    """
     if gap.transport == "counters":
         loss = "Counts of an unknown number of packets may be missing"
     else:
@@ -253,7 +256,7 @@ def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> Applica
 def events_dropped(
     context: Context, *, reason: str, number: int | None, since_ns: int, until_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event of stored events that will not be delivered.
+    """Return the event that stored events were dropped and will not be delivered.
 
     ``number`` is None if unknown. The events were dropped between ``since_ns`` and ``until_ns``, in
     ns since the epoch, UTC; ``until_ns`` is now.
@@ -298,14 +301,13 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
     reason: str,
     processed_ns: int,
 ) -> ApplicationLifecycle:
-    """Return the event of a time without reads of a fence's counters and log.
+    """Return the event that a fence's counters and log were not read for some time.
 
     The service was stopped or late. ``packets`` is the number of packets in that time. A permissive
     fence allowed ``allowed`` of them; the others were blocked. The next events count all of these
-    packets, so this event's ``count`` must not be added to theirs. Times are in ns
-    since the epoch, UTC; ``processed_ns`` is now. ``since_ns`` and ``until_ns`` may be of two runs.
-    If the clock was set back between them, the event has no duration. The same arguments
-    give the same event uid.
+    packets, so this event's ``count`` must not be added to theirs. Times are in ns since the epoch,
+    UTC; ``processed_ns`` is now. ``since_ns`` and ``until_ns`` may be of two runs. If the clock was
+    set back between them, the event has no duration. The same arguments give the same event uid.
     """
     duration = messages.elapsed(since_ns, until_ns)
     outcomes = {"blocked": packets - allowed, "allowed (the fence is permissive)": allowed}
@@ -342,7 +344,7 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
 
 
 def _duration(since_ns: int, until_ns: int) -> int | None:
-    """Return the duration in ms; None if it is zero, or if the clock was set back."""
+    """Return a duration in ms; None if it is zero, or if the clock was set back."""
     milliseconds = until_ns // 1_000_000 - since_ns // 1_000_000
     return milliseconds if milliseconds > 0 else None
 
@@ -352,7 +354,10 @@ def _were(number: int) -> str:
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
-    """Return start and end of a change of a fence (ms since the epoch), each None if unknown."""
+    """Return when a change of a fence was detected and restored (ms since the epoch).
+
+    Each is None if unknown.
+    """
     if tampering is None or tampering.since_ns is None:
         return None, None
     start = tampering.since_ns // 1_000_000
@@ -372,7 +377,10 @@ def _status(state: FenceState, reason: str | None, tampering: Tampering | None) 
 
 
 def _severity(state: FenceState, reason: str | None, tampering: Tampering | None) -> Severity:
-    """Return the severity; an absent fence is critical if it was not removed as requested."""
+    """Return the severity of a fence's new state.
+
+    A removed fence is critical if it was not removed as requested.
+    """
     is_removed = state is FenceState.ABSENT and reason is not None
     if is_removed or (tampering is not None and tampering.given_up):
         return Severity.CRITICAL

@@ -1,4 +1,4 @@
-"""Interpretation of records and rules: direction, the fence's answer, outcome and severity."""
+"""Interpretation of log records and rules: direction, the fence's answer, outcome and severity."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ _ECHO_REQUESTS: Final = frozenset({(protocols.ICMP, 8), (protocols.ICMPV6, 128)}
 
 
 class Answer(Enum):
-    """Answer to the sender of a packet; the value is the event's ``status_code``."""
+    """Answer of the fence to the sender of a packet; the value is the event's ``status_code``."""
 
     RESET = "tcp-reset"
     PROHIBITED = "icmpx-admin-prohibited"
@@ -87,7 +87,7 @@ class Answer(Enum):
 
 
 class Outcome(NamedTuple):
-    """Outcome of a packet, in terms of the schema."""
+    """Outcome of a packet (refused, dropped, allowed), as the OCSF ids of an event."""
 
     activity: NetworkActivityId
     status: Status
@@ -112,12 +112,12 @@ _OUTCOMES: Final[dict[ForeignVerdict, Outcome]] = {
 
 
 def is_ours(record: Record) -> bool:
-    """Return true if a rule of a fence logged the record."""
+    """Return true if a rule of an ocsf-nft fence logged the record, not another firewall."""
     return record.sandbox is not None and record.verdict in {None, "permit"}
 
 
 def foreign_verdict(record: Record) -> ForeignVerdict | None:
-    """Return the verdict of a foreign rule; None for a rule of a fence."""
+    """Return the verdict of the other firewall that logged the record; None for a fence's rule."""
     if record.verdict == "permit":
         return None
     return None if is_ours(record) else record.verdict or "log"
@@ -129,22 +129,23 @@ def is_attempt(record: Record) -> bool:
 
 
 def outcome(record: Record, answer: Answer | None) -> Outcome:
-    """Return the outcome of a packet; ``answer`` is the fence's answer."""
+    """Return the outcome of a record's packet; ``answer`` is the fence's answer to the sender."""
     verdict = foreign_verdict(record)
     return outcome_of(answer) if verdict is None else _OUTCOMES[verdict]
 
 
 def outcome_of(answer: Answer | None) -> Outcome:
-    """Return the outcome of packets with this answer of a fence."""
+    """Return the outcome of packets that the fence answered in this way."""
     if answer is Answer.PERMITTED:
         return _ALLOWED
     return _DROPPED if answer is Answer.NOTHING else _BLOCKED
 
 
 def direction(record: Record, uplinks: frozenset[str]) -> Direction:
-    """Return the packet's direction, seen from the sandbox; for a foreign rule, from the host.
+    """Return the direction of a record's packet, seen from the sandbox.
 
-    ``uplinks`` are the interfaces that lead out of the sandbox, empty if unknown.
+    If another firewall logged it, the direction is seen from the host. ``uplinks`` are the
+    interfaces that lead out of the sandbox, empty if unknown.
     """
     if is_ours(record):
         if record.rule == FORWARD:
@@ -162,12 +163,12 @@ def direction(record: Record, uplinks: frozenset[str]) -> Direction:
 
 
 def direction_of_rule(rule: str) -> Direction:
-    """Return the direction of all packets of a fence's rule, seen from the sandbox."""
+    """Return the direction that all packets of a fence's rule have, seen from the sandbox."""
     return _DIRECTIONS.get(rule, Direction.UNKNOWN)
 
 
 def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> Answer | None:
-    """Return the kernel's answer to all packets that a rule of a fence refused or allowed.
+    """Return the answer to each packet that a rule of a fence refused or allowed.
 
     ``verdict`` is as in the rule's records. The result is None if the answer depends on the packet.
     """
@@ -178,11 +179,11 @@ def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> A
 
 
 def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
-    """Return the kernel's answer to a packet; None for a foreign rule, whose answer is unknown.
+    """Return the kernel's answer to the sender of a packet; None if it is unknown.
 
-    A reject rule does not answer some packets: TCP resets, ICMP errors, multicast, broadcast,
-    fragments other than the first, and incomplete headers. The source is nf_reject_ipv4.c,
-    nf_reject_ipv6.c and both icmp.c of the kernel.
+    It is unknown for the rule of another firewall. A reject rule does not answer some packets: TCP
+    resets, ICMP errors, multicast, broadcast, fragments other than the first, and incomplete
+    headers. The source is nf_reject_ipv4.c, nf_reject_ipv6.c and both icmp.c of the kernel.
     """
     if not is_ours(record):
         return None
@@ -203,7 +204,10 @@ def answer(record: Record, direction: Direction, destination: AddressKind | None
 
 
 def is_name_resolution(record: Record, direction: Direction) -> bool:
-    """Return true for a query of name resolution, or for an inbound or forwarded response."""
+    """Return true if the packet belongs to name resolution (such as DNS), by its port.
+
+    That is a query, or an inbound or forwarded response.
+    """
     if record.protocol not in {protocols.TCP, protocols.UDP}:
         return False
     is_answer = direction is not Direction.OUTBOUND and record.source_port in NAME_PORTS
@@ -214,8 +218,8 @@ def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
     """Return true if a kernel sends such packets by itself: to its link, or as an answer.
 
     An answer is an ARP reply for the sandbox's address, or the fence's own refusal to a forged
-    source address. Neither has a socket. A VM's ARP replies are not housekeeping, because
-    its fence refuses only false ones.
+    source address. Neither has a socket. A VM's ARP replies are not housekeeping, because its fence
+    refuses only false ones.
     """
     if record.uid is not None:
         return False
@@ -238,7 +242,10 @@ def _is_answer(record: Record) -> bool:
 
 
 def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
-    """Return the default severity; a permissive fence's packets count as refused."""
+    """Return the default severity of a packet; a permissive fence's packets count as refused.
+
+    ``destination`` is the kind of its destination address.
+    """
     if not is_attempt(record):
         return Severity.INFORMATIONAL
     if (
@@ -262,5 +269,5 @@ def is_initiator_known(record: Record) -> bool:
 
 
 def is_echo_request(record: Record) -> bool:
-    """Return true for an ICMP echo request, as ping sends."""
+    """Return true if the packet is an ICMP echo request, as ping sends."""
     return (record.protocol, record.details.get("icmp_type")) in _ECHO_REQUESTS

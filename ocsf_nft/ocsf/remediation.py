@@ -100,7 +100,11 @@ _HTTP: Final = 80
 def advice(
     record: Record, direction: Direction, proxy: Proxy | None, destination: AddressKind | None
 ) -> str:
-    """Return the alternative to sending a packet that a fence refused."""
+    """Return the advice for the sender of a refused packet: what to do instead.
+
+    ``destination`` is the kind of the packet's destination address. ``proxy`` is the sandbox's
+    proxy.
+    """
     if direction is Direction.INBOUND:
         return general_advice(record.rule, direction, proxy)
     if destination is not None and destination.is_cloud_metadata:
@@ -123,7 +127,7 @@ def advice(
 
 
 def general_advice(rule: str, direction: Direction, proxy: Proxy | None) -> str:
-    """Return the advice that applies to all packets of a fence's rule."""
+    """Return the advice that applies to all packets that a rule of a fence refuses."""
     if rule in _OF_VM:
         return _OF_VM[rule]
     if direction is Direction.INBOUND:
@@ -151,7 +155,7 @@ def _with_a_proxy(record: Record, proxy: Proxy) -> str:
 
 
 def _end(record: Record) -> str:
-    """Return the destination in the form of ``--allow``."""
+    """Return the packet's destination in the form of the option ``--allow``."""
     name = protocols.NAMES.get(record.protocol or 0, "")
     address = visible(record.destination or "")
     host = f"[{address}]" if ":" in address else address

@@ -1,4 +1,4 @@
-"""Escapes for hostile text, so that it is safe in JSON, on a terminal and for readers."""
+"""Escapes for hostile text, so that it is safe in JSON, on a terminal and for other programs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _escape(character: str) -> str:
 def visible(text: str) -> str:
     r"""Return ``text`` with all invisible characters escaped.
 
-    Control bytes, bytes that were not valid UTF-8, lone surrogates, direction marks and other
-    invisible characters become ``\x1b``, ``\u202e`` and so on, as in the kernel's log.
+    These are control bytes, bytes that were not valid UTF-8, lone surrogates, direction marks and
+    others. They become ``\x1b``, ``\u202e`` and so on, as in the kernel's log.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else _escape(c) for c in text)
@@ -43,7 +43,7 @@ def visible(text: str) -> str:
 
 
 def printable(json: bytes) -> bytes:
-    r"""Return equivalent JSON in which unprintable characters are JSON escapes.
+    r"""Return the same JSON with all unprintable characters written as JSON escapes.
 
     So the text can't control a terminal, and readers that split lines at U+2028 or U+0085 read one
     line.
@@ -69,7 +69,10 @@ def encodable(text: str) -> str:
 
 
 def byte_size(text: str) -> int:
-    """Return the number of bytes of ``text`` as read; bytes that were not UTF-8 count once."""
+    """Return the size of ``text`` in bytes before it was decoded as UTF-8.
+
+    A byte that was not valid UTF-8, now a lone surrogate, counts as one.
+    """
     if text.isascii():
         return len(text)
     undecoded = sum("\udc80" <= c <= "\udcff" for c in text)
@@ -78,10 +81,10 @@ def byte_size(text: str) -> int:
 
 
 def plain(details: Mapping[str, Detail], depth: int = _DEPTH) -> dict[str, Any]:
-    """Return ``details`` in a form that JSON can encode.
+    """Return the header details of a record in a form that JSON can encode.
 
-    Invisible characters are escaped. Numbers beyond 64 bits and objects nested too deep become
-    text.
+    Invisible characters are escaped. Numbers beyond 64 bits and objects nested deeper than
+    ``depth`` become text.
     """
     return {
         key if key.isprintable() else visible(key): _plain(value, depth)

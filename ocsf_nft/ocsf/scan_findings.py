@@ -1,4 +1,4 @@
-"""Mapping of a fan-out to a Detection Finding: one user tries many destinations or ports."""
+"""Mapping of a scan to a Detection Finding: one user tries many destinations or ports."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 
 
 def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
-    """Return the finding of a fan-out: one user tries many destinations or ports.
+    """Return the Detection Finding of a scan (fan-out) at its current stage.
 
     ``processed_ns`` is now, in ns since the epoch, UTC. All findings of one fan-out have the same
     ``finding_info.uid``. The numbers are running totals; Network Activity events count the same
@@ -158,7 +158,7 @@ def _remedy(context: Context, found: FanOut, direction: Direction) -> str:
 
 
 def _evidences(found: FanOut, direction: Direction, actor: Actor | None) -> tuple[Evidences, ...]:
-    """Return one evidence per flow of the sample; without a sample, one for all flows."""
+    """Return one OCSF evidence for each flow of the scan's sample; without a sample, only one."""
     source = None if direction is Direction.INBOUND else endpoint(found.sandbox)
     flows: Iterable[Flow | None] = found.sample or (None,)
     return tuple(

@@ -14,7 +14,7 @@ from ocsf_nft.ocsf import protocols
 
 @unique
 class Kind(Enum):
-    """Kind of a service, by its purpose."""
+    """Kind of a network service, by its purpose."""
 
     WEB = "web"
     QUIC = "quic"
@@ -34,7 +34,7 @@ class Kind(Enum):
 
 
 class Service(NamedTuple):
-    """Service that is known by its port."""
+    """Network service that is known by its port."""
 
     name: str
     kind: Kind
@@ -88,7 +88,7 @@ PORTS: Final = frozenset(port for _, port in _SERVICES)
 
 
 def service(protocol: int | None, port: int | None) -> Service | None:
-    """Return the service of a port; None if no service is known."""
+    """Return the network service of a protocol's port; None if no service is known."""
     if protocol is None or port is None:
         return None
     return _SERVICES.get((protocol, port))

@@ -24,7 +24,7 @@ _OF_KERNELS: Final = frozenset({protocols.ICMP, protocols.IGMP, protocols.ICMPV6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeverityRule:
-    """Configured severity of matching records; None matches any value."""
+    """Configured severity of packets that match all conditions; None matches any value."""
 
     severity: Severity
     sandbox: str | None = None
@@ -35,7 +35,7 @@ class SeverityRule:
     uid: int | None = None
 
     def matches(self, record: Record) -> bool:
-        """Return true if all conditions of the rule match a record."""
+        """Return true if all conditions of the severity rule match a log record."""
         return (
             (self.sandbox is None or self.sandbox == record.sandbox)
             and (self.rule is None or self.rule == record.rule)
@@ -56,7 +56,7 @@ def _is_in(address: str | None, network: IPv4Network | IPv6Network) -> bool:
 
 
 def configured(record: Record, rules: Iterable[SeverityRule]) -> Severity | None:
-    """Return the severity of the first matching rule; None if no rule matches."""
+    """Return the severity of the first configured rule that matches; None if no rule matches."""
     for rule in rules:
         if rule.matches(record):
             return rule.severity
@@ -69,8 +69,9 @@ def of_flow(
     destination: AddressKind | None,
     rules: Iterable[SeverityRule],
 ) -> Severity:
-    """Return the severity of an attempt for a finding.
+    """Return the severity of a flow's attempts, to decide whether they are a finding.
 
+    ``destination`` is the kind of the destination address; ``rules`` are the configured ones.
     Packets that kernels send by themselves are Informational: their repetition is normal.
     """
     level = configured(record, rules)
@@ -84,9 +85,9 @@ def of_flow(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """Condition for an attempt to be a finding.
+    """Condition for attempts to be a finding: a high severity, or many packets.
 
-    The severity is ``min_severity`` or more, or it is Medium or more and the attempt has at least
+    The severity is ``min_severity`` or more, or it is Medium or more and the attempts have at least
     ``packets`` packets.
     """
 
@@ -94,7 +95,7 @@ class Threshold:
     packets: int = 10
 
     def is_reached(self, severity: Severity, packets: int) -> bool:
-        """Return true if an attempt of that severity and number of packets is a finding."""
+        """Return true if attempts of this severity and number of packets are a finding."""
         if severity >= self.min_severity:
             return True
         return severity >= Severity.MEDIUM and packets >= self.packets

@@ -69,7 +69,7 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 
 
 class Shape(NamedTuple):
-    """Inputs of an event's line, without the values that it only copies.
+    """Inputs of a Network Activity event's line, without the values that the line only copies.
 
     A port is ``_COPIED`` if the event only copies it. So are ``uid`` and ``gid``, unless the
     process is known. ``packets`` is 2 if there is more than one packet. The process is a part of
@@ -108,14 +108,14 @@ class Shape(NamedTuple):
 
 
 class _Template(NamedTuple):
-    """Format string of a line, and the function that selects its values."""
+    """Format string of an event's line, and the function that selects the values to insert."""
 
     form: bytes
     pick: Callable[[_Values], tuple[Any, ...]]
 
 
 class Templates:
-    """Templates of one context, up to a maximum number and size."""
+    """Templates for the lines of Network Activity events, up to a maximum number and size."""
 
     def __init__(self, activities: Activities) -> None:
         self._activities = activities
@@ -127,7 +127,7 @@ class Templates:
     def line(
         self, attempt: Attempt, derived: Derived, *, processed_ns: int, version: str
     ) -> bytes | None:
-        """Return the line of an attempt's event; None if there is no template (yet)."""
+        """Return an attempt's event as a line of JSON; None if it has no template (yet)."""
         shape = _shape(attempt, derived, version)
         if shape is None:
             return None
@@ -157,7 +157,7 @@ class Templates:
 
 
 def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
-    """Return the shape of an attempt; None if it is so rare that it needs no template."""
+    """Return the inputs that decide an attempt's template; None if they are too rare for one."""
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.aggregation is not None:
         return None
@@ -208,7 +208,7 @@ def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
 
 
 def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | None:
-    """Return the decisive details; None if one is no number, or has the name of another fact."""
+    """Return the header details that affect the event; None if one can't be in a template."""
     if not _SPECIAL.isdisjoint(details):
         return None
     found = [(name, details[name]) for name in _DECISIVE if name in details]
@@ -217,7 +217,7 @@ def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | No
 
 
 def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
-    """Return the values that the line of an attempt copies, as encoded there; ports first."""
+    """Return the values that an attempt's line copies, as encoded there; ports first."""
     record, origin = attempt.record, attempt.record.origin
     start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
     original = origin.original_time
@@ -250,7 +250,7 @@ def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
 
 
 def _members(details: Mapping[str, Detail]) -> bytes:
-    """Return the JSON members of ``plain(details)``, with a comma after each."""
+    """Encode header details as :func:`plain` does: JSON members, with a comma after each."""
     try:
         encoded = orjson.dumps(details, option=orjson.OPT_STRICT_INTEGER)
     except TypeError:  # a long number, a lone surrogate, a mapping that is no dict
@@ -279,9 +279,9 @@ def _template(activities: Activities, shape: Shape) -> _Template:
 
 
 def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
-    """Return an attempt of a shape with placeholders, its derived values, and ``processed_ns``.
+    """Create the attempt from which the template of a shape is made, with derived values.
 
-    All copied values except ports are placeholders.
+    All copied values except ports are placeholders. Also return a placeholder ``processed_ns``.
     """
     start = _number()
     record = Record(
@@ -337,7 +337,7 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
 
 
 def _number() -> int:
-    """Return a placeholder: a number of 18 or 19 digits, whose double fits into 64 bits."""
+    """Return a random number as a placeholder: 18 or 19 digits, whose double fits into 64 bits."""
     return (1 << 59) + secrets.randbits(59)
 
 
@@ -346,7 +346,7 @@ def _text() -> str:
 
 
 def _address(kind: AddressKind) -> str:
-    """Return a placeholder for an address; it has a colon for IPv6, which puts it in brackets."""
+    """Return a placeholder for an address; for IPv6 it has a colon, which puts it in brackets."""
     return f"{_text()}:" if kind.version == 6 else _text()
 
 
@@ -366,7 +366,7 @@ def _with_ports(attempt: Attempt, which: int) -> Attempt:
 
 
 class _Slot(NamedTuple):
-    """Slot in a line, with the number of its value in ``_Values``."""
+    """Position in an event's line where a value is inserted; ``number`` is that of the value."""
 
     start: int
     end: int

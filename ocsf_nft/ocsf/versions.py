@@ -92,7 +92,7 @@ _UNKNOWN: Final = "unknown"
 
 
 def full_version(text: str) -> str:
-    """Return the full version for a version that may be short (1.1); raises UsageError."""
+    """Return the full OCSF version (1.1.0) for one that may be short (1.1); raises UsageError."""
     for version in (text, f"{text}.0"):
         if version in VERSIONS:
             return version
@@ -100,21 +100,22 @@ def full_version(text: str) -> str:
 
 
 def is_before(version: str, other: str) -> bool:
-    """Return true if a version is older than another; both are in ``VERSIONS``."""
+    """Return true if an OCSF version is older than another; both are in ``VERSIONS``."""
     return VERSIONS.index(version) < VERSIONS.index(other)
 
 
 def line_at(line: bytes, version: str) -> bytes:
-    """Return an event's line of JSON, converted from the newest version to ``version``."""
+    """Convert an event's line of JSON from the newest OCSF version to ``version``."""
     if version == LATEST:
         return line
     return printable(orjson.dumps(at_version(orjson.loads(line), version)))
 
 
 def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
-    """Return an event of the newest version, converted to ``version`` of ``VERSIONS``.
+    """Convert an event from the newest OCSF version to ``version``, one of ``VERSIONS``.
 
-    ``event`` is decoded JSON of ours; it is changed, not copied.
+    ``event`` is decoded JSON of an ocsf-nft event. It is changed in itself, not copied, and
+    returned.
     """
     if version == LATEST:
         return event
@@ -133,7 +134,10 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 
 
 class _Cuts(NamedTuple):
-    """Attributes to remove from an object and from its inner objects."""
+    """Attributes to remove from an event or object, because an older OCSF version lacks them.
+
+    ``below`` has those of its inner objects, by attribute.
+    """
 
     names: tuple[str, ...]
     below: Mapping[str, _Cuts]
@@ -157,7 +161,7 @@ def _cut(values: dict[str, Any], cuts: _Cuts) -> None:
 
 
 def _each(value: Any) -> Iterable[Any]:
-    """Return the objects of an attribute: a list, one object or none."""
+    """Return the objects in an attribute's value: a list, one object or none."""
     if value is None:
         return ()
     return value if isinstance(value, list) else (value,)
@@ -194,7 +198,10 @@ def _name_the_destination(event: dict[str, Any]) -> None:
 
 
 def _replace_observed(event: dict[str, Any]) -> None:
-    """Replace action Observed: Allowed by a permissive fence, Unknown if only logged."""
+    """Replace the event's action Observed, which versions before 1.4 lack.
+
+    It becomes Allowed for a permissive fence, and Unknown for a packet that was only logged.
+    """
     if event.get("action_id") == Action.OBSERVED:
         is_activity = event["class_uid"] == _NETWORK_ACTIVITY
         is_known = not is_activity or event["activity_id"] == NetworkActivityId.OPEN
@@ -203,7 +210,7 @@ def _replace_observed(event: dict[str, Any]) -> None:
 
 
 def _list_the_lineage(event: dict[str, Any]) -> None:
-    """Convert a process's ancestors to paths, the oldest first."""
+    """Add to each process in an event its ``lineage``: the ancestors' paths, the oldest first."""
     for process in _processes(event):
         paths = [each["path"] for each in process.get("ancestry", ()) if "path" in each]
         if paths:
@@ -211,7 +218,7 @@ def _list_the_lineage(event: dict[str, Any]) -> None:
 
 
 def _name_the_thread(event: dict[str, Any]) -> None:
-    """Copy a thread's id to ``tid``, which 1.6 deprecates."""
+    """Copy the thread id of each process in an event to ``tid``, which 1.6 deprecates."""
     for process in _processes(event):
         if "ptid" in process:
             process["tid"] = process["ptid"]
