@@ -12,7 +12,7 @@ _MAX_REQUESTED_SECONDS: Final = 3600.0
 
 
 class Backoff:
-    """Waits that double from failure to failure, up to a limit, with random jitter.
+    """Wait times between retries, which double after each failure up to a limit; with jitter.
 
     Without jitter, all senders that a receiver has disconnected would return to it at once.
     """
@@ -22,9 +22,10 @@ class Backoff:
         self._seconds = min(_FIRST_SECONDS, max_seconds)
 
     def wait_seconds(self, requested: float | None) -> float:
-        """Return the next wait, or the wait that the receiver ``requested`` if that is longer.
+        """Return the next wait time in seconds, or the ``requested`` one if that is longer.
 
-        At most one hour of a request is granted.
+        ``requested`` is the wait time that the receiver requested, or None. At most one hour of it
+        is granted.
         """
         seconds = self._seconds * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
         self._seconds = min(2 * self._seconds, self._max_seconds)

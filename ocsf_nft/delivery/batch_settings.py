@@ -1,4 +1,4 @@
-"""Settings for the batches that a sink gets."""
+"""Settings for the batches of events that a sink gets."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSettings:
-    """Sizes and times of the batches that a sink gets.
+    """Limits of the size and time of the batches that a sink gets.
 
-    A batch has at most ``events`` events and ``bytes`` bytes, but at least one event. It waits up
-    to ``seconds`` until it is that large. One delivery attempt takes at most ``timeout_seconds``
-    (None: no limit). The wait between two attempts is at most ``retry_seconds``.
+    A batch has at most ``events`` events and ``bytes`` bytes, but at least one event. A smaller
+    batch waits for more events, at most ``seconds``. One delivery attempt takes at most
+    ``timeout_seconds`` (None: no limit). The wait between two attempts is at most
+    ``retry_seconds``.
     """
 
     events: int = 500

@@ -68,8 +68,9 @@ class Bucket:
     """Client that stores objects below ``prefix`` in the bucket ``name``.
 
     ``endpoint`` is the URL of a server other than Amazon's. Without ``access_key`` and its
-    ``secret``, the library finds credentials as Amazon's own tools do: in the environment, or of
-    the container or the machine. ``ca`` is a file of certificates to trust beside the system's.
+    ``secret``, the library finds credentials as Amazon's own tools do. It reads the environment, or
+    requests those of the container or the machine. ``ca`` is a file of certificates to trust beside
+    the system's.
     """
 
     def __init__(  # noqa: PLR0913 - settings of one bucket
@@ -95,7 +96,8 @@ class Bucket:
     async def open(self, prefix: str) -> None:
         """Check that the bucket exists, by a request below ``prefix``; raises DeliveryError.
 
-        Read the secret and the certificates. The check does not show whether objects may be put.
+        The call reads the secret and the certificates. It does not check whether objects may be
+        put.
         """
         try:
             self._store = await asyncio.to_thread(self._create_store)
@@ -109,11 +111,11 @@ class Bucket:
                 raise self._failure(error) from error
 
     async def close(self) -> None:
-        """Drop the library's store, which closes its connections."""
+        """Discard the library's client of the bucket; this closes its connections."""
         self._store = None
 
     async def put(self, key: str, content: bytes) -> None:
-        """Store an object, and replace one with the same key.
+        """Store an object under ``key``, and replace one with the same key.
 
         Raises DeliveryError, and RefusedError if the object is too large.
         """
@@ -143,7 +145,10 @@ class Bucket:
         )
 
     def _credentials(self) -> Callable[[], S3Credential] | None:
-        """Return a provider of the configured credentials; None: the library finds others."""
+        """Return a function that returns the configured credentials.
+
+        None means that none are configured, and the library finds others.
+        """
         if self._access_key is None or self._secret is None:
             return None
         credential: S3Credential = {

@@ -1,4 +1,4 @@
-"""SQLite database of a store's events, checkpoints and dead letters.
+"""SQLite database of a store: events, checkpoints of sinks, dead letters, positions of sources.
 
 All functions block, and raise DeliveryError if the disk can't be written: call them from one thread
 at a time.
@@ -48,7 +48,7 @@ _UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
 
 
 class StoredEvent(NamedTuple):
-    """Stored event and its number, which is higher than that of each earlier event."""
+    """Event in the store; its ``number`` is higher than that of each event stored before."""
 
     number: int
     uid: str
@@ -56,10 +56,10 @@ class StoredEvent(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """Event, as stored, that a sink has refused, and the reason.
+    """Dead letter: an event that a sink has refused, as it was stored, and the reason.
 
-    ``since_ms`` is the time of the refusal (ms since the epoch, UTC). ``is_again`` requests a
-    retry.
+    ``since_ms`` is the time of the refusal (ms since the epoch, UTC). ``is_again`` is true if a
+    retry was requested.
     """
 
     id: int
@@ -72,7 +72,7 @@ class DeadLetter(NamedTuple):
 
 
 class RefusedEvent(NamedTuple):
-    """Event that a sink has refused just now."""
+    """Event that a sink has refused, before it is stored as a dead letter."""
 
     uid: str
     line: bytes
@@ -80,10 +80,11 @@ class RefusedEvent(NamedTuple):
 
 
 class EventDatabase:
-    """Database of events in one file.
+    """SQLite database file with the events of one store.
 
-    It uses at most ``max_bytes`` on the disk, and stores events for at most ``max_seconds``.
-    :mod:`ocsf_nft.delivery.retention` describes how it makes room, and ``drops``.
+    It uses at most ``max_bytes`` on the disk, and stores events for at most ``max_seconds``. If
+    there is no room and sinks need all events, the oldest are removed if ``drops`` is set.
+    Otherwise no new events are accepted. See :mod:`ocsf_nft.delivery.retention`.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
@@ -109,12 +110,15 @@ class EventDatabase:
         return self._retention.max_bytes
 
     def fault(self) -> str | None:
-        """Return the report about a quarantined file once; None if there is no new one."""
+        """Return the report that a damaged database file was quarantined; None if there is none.
+
+        Each report is returned only once.
+        """
         fault, self._database.fault = self._database.fault, None
         return fault
 
     def open(self) -> None:
-        """Open the file, and create it if it is missing; raises DeliveryError."""
+        """Open the database file, and create it if it is missing; raises DeliveryError."""
         self._database.open()
         with self._database.transaction() as connection:
             self._retention.measure(connection)
@@ -127,11 +131,15 @@ class EventDatabase:
             self._opened_ms = max(self._opened_ms, newest_ms)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database file."""
         self._database.close()
 
     def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
-        """Set the sinks; return the undelivered events of each sink that was removed."""
+        """Set the names of the sinks; delete the checkpoint of each sink with another name.
+
+        Returns how many undelivered events each deleted sink had. A new sink gets only events that
+        are stored from now on.
+        """
         undelivered: list[DroppedEvents] = []
         with self._database.transaction() as connection:
             for name, acknowledged in connection.execute(
@@ -149,9 +157,10 @@ class EventDatabase:
         return tuple(undelivered)
 
     def put(self, lines: Sequence[bytes], positions: Sequence[tuple[str, str]]) -> None:
-        """Store events, and the positions of sources by name, in one transaction.
+        """Store events, and the positions of their sources, in one transaction.
 
-        Raises DeliveryError; it is FullError if there is no room.
+        ``lines`` are events as JSON. ``positions`` are pairs of a source's name and position.
+        Raises DeliveryError, or its subclass FullError if there is no room.
         """
         self._retention.make_room()
         # A power cut may undo a position without events: its records are then read again.
@@ -171,18 +180,18 @@ class EventDatabase:
         return self._opened_ms + (time.monotonic_ns() - self._opened_ns) // 1_000_000
 
     def sweep(self) -> bool:
-        """Remove some events that are too old; return whether there may be more."""
+        """Remove some of the events that are too old; return whether there may be more."""
         return self._retention.sweep(self._now_ms())
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return the unreported events that were removed before their sinks had them.
+        """Return how many events were removed before their sink had them, for each sink.
 
-        Events count as unreported until :meth:`confirm_reported`.
+        Numbers that were passed to :meth:`confirm_reported` are subtracted.
         """
         return self._retention.dropped_events()
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Subtract events that have been reported from the unreported ones."""
+        """Mark these numbers of dropped events as reported, so that they are not returned again."""
         self._retention.confirm_reported(dropped)
 
     def read(self, beyond: int, until: int, events: int, size: int) -> list[StoredEvent]:
@@ -207,7 +216,8 @@ class EventDatabase:
     def checkpoint(self, sink: str) -> tuple[int, int | None]:
         """Return the numbers of a sink's last acknowledged event and of its batch's last event.
 
-        The second number is None if no batch is pending.
+        The batch is one that was sent and is not acknowledged yet. The second number is None if
+        there is no such batch.
         """
         with self._database.transaction() as connection:
             acknowledged, sending = connection.execute(
@@ -216,16 +226,22 @@ class EventDatabase:
         return acknowledged, sending
 
     def begin_batch(self, sink: str, until: int) -> None:
-        """Store the last event number of a batch, before it is sent."""
+        """Store the last event number (``until``) of a batch, before the batch is sent.
+
+        After a crash, the forwarder can send a batch with exactly the same events again.
+        """
         self._execute_unsynced("UPDATE sink SET sending = ? WHERE name = ?", (until, sink))
 
     def _execute_unsynced(self, statement: str, values: tuple[object, ...]) -> None:
-        """Execute a statement that a power cut may undo: then some work is repeated."""
+        """Execute a statement without syncing the disk: a power cut may undo it.
+
+        Then some work is repeated.
+        """
         with self._database.unsynced_transaction() as connection:
             connection.execute(statement, values)
 
     def acknowledge(self, sink: str, until: int, refused: Sequence[RefusedEvent]) -> None:
-        """Store that a sink has all events up to ``until``, except the ``refused`` ones.
+        """Store that a sink has all events up to number ``until``, except the ``refused`` ones.
 
         The refused events become dead letters.
         """
@@ -242,7 +258,7 @@ class EventDatabase:
             )
 
     def dead_letters_to_retry(self, sink: str, events: int) -> list[DeadLetter]:
-        """Return the first dead letters of a sink with a requested retry, at most ``events``."""
+        """Return the oldest dead letters of a sink with a requested retry, at most ``events``."""
         with self._database.transaction() as connection:
             rows = connection.execute(
                 "SELECT * FROM dead WHERE sink = ? AND is_again ORDER BY id LIMIT ?",
@@ -261,7 +277,7 @@ class EventDatabase:
     def finish_retries(
         self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
     ) -> None:
-        """Delete the delivered dead letters, and store the new reasons of the refused ones.
+        """Delete the dead letters that were delivered, and store why the others were refused again.
 
         Retention may have removed some of them meanwhile.
         """
@@ -276,7 +292,7 @@ class EventDatabase:
             )
 
     def position(self, source: str) -> str | None:
-        """Return the stored position of a source; None if there is none."""
+        """Return the stored position at which to resume a source; None if there is none."""
         with self._database.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
@@ -287,7 +303,10 @@ class EventDatabase:
         return str(position)
 
     def remove(self) -> bool:
-        """Delete the file if no sink needs any of its events; return whether it was deleted."""
+        """Delete the database file if no sink needs an event in it and it has no dead letter.
+
+        Returns whether the file was deleted.
+        """
         if self._retention.is_needed():
             return False
         self._database.remove()
@@ -295,9 +314,10 @@ class EventDatabase:
 
 
 def _uid(line: bytes) -> str:
-    """Return the ``metadata.uid`` of an event.
+    """Return the ``metadata.uid`` of an event's JSON.
 
-    It is cut out of the line: a string of JSON contains no quotation mark without a backslash.
+    It is cut out without parsing. That is safe, because a string of JSON contains no quotation mark
+    without a backslash.
     """
     found = _UID.match(line, line.rfind(_METADATA))
     if found is None:  # the line is not one of our own templates

@@ -2,7 +2,7 @@
 
 Each sink has its own forwarder, so a sink that is down delays no other. A batch that fails is
 retried until it is delivered, with exponential backoff and jitter. A batch that the receiver
-refuses is halved until the event at fault is alone: that event becomes a dead letter, and the
+refuses is halved until the event at fault is alone. That event becomes a dead letter, and the
 others are delivered.
 """
 
@@ -60,22 +60,22 @@ class Progress:
 
 
 class _SlowError(DeliveryError):
-    """Timeout of the delivery of a batch."""
+    """Signal that the delivery of a batch took longer than its timeout."""
 
 
 class _StoppedError(Exception):
-    """Stop of the forwarder, requested while its sink was down."""
+    """Signal that a stop of the forwarder was requested while its sink was down."""
 
 
 @dataclass(slots=True)
 class _Part:
-    """Part of a batch: the undelivered rest, and the individually refused messages."""
+    """Part of a batch: the messages still to deliver, and the refused messages with reasons."""
 
     rest: Sequence[Message]
     refused: list[Refusal] = field(default_factory=list)
 
     def halves(self) -> tuple[_Part, _Part]:
-        """Return the rest in two parts, the second half first."""
+        """Split the messages still to deliver into two parts; return the second half first."""
         half = len(self.rest) // 2
         return _Part(self.rest[half:]), _Part(self.rest[:half])
 
@@ -84,7 +84,7 @@ class Forwarder:
     """Delivery of events from a store to one sink, from the sink's checkpoint on.
 
     ``convert`` returns an event's line in the sink's OCSF version, or None if the sink does not
-    select the event. The ``retrier`` runs each operation of the store.
+    select the event. The ``retrier`` runs each operation of the store, with retries.
     """
 
     def __init__(  # noqa: PLR0913 - parts of one forwarder
@@ -98,7 +98,7 @@ class Forwarder:
         retrier: StorageRetrier,
         progress: Progress | None = None,
     ) -> None:
-        """Use the ``progress`` of a predecessor, if given, and continue its counts."""
+        """Create a forwarder; it continues the counts in ``progress``, if given."""
         self.name = name
         self.progress = progress or Progress()
         #: Number of the last event that needs no delivery any more.
@@ -116,7 +116,7 @@ class Forwarder:
         self._checked_at = 0.0
 
     async def open(self) -> None:
-        """Open the sink before the first batch; raises DeliveryError."""
+        """Open the sink; raises DeliveryError if that fails."""
         await self._sink.open()
         self._is_open = True
         self._is_handshake_sent = False
@@ -133,19 +133,19 @@ class Forwarder:
             _log.warning("a sink could not be closed", sink=self.name, reason=_cause(error))
 
     async def load_checkpoint(self) -> None:
-        """Read the sink's checkpoint before :meth:`run` does; raises DeliveryError."""
+        """Read the sink's checkpoint from the store into :attr:`done`; raises DeliveryError."""
         self.done, _ = await self._retrier(lambda: self._store.checkpoint(self.name))
 
     def set_handshake(self, line: bytes) -> None:
-        """Set the line that the sink gets first each time it is opened."""
+        """Set a line that is sent to the sink first, each time the sink is opened."""
         self._handshake = Message("", line)
 
     def request_stop(self) -> None:
-        """Request that :meth:`run` ends after the pending batch."""
+        """Request that :meth:`run` ends after the pending batch, or now if the sink is down."""
         self._stop_requested.set()
 
     async def run(self) -> None:
-        """Deliver until cancelled, or until a stop is requested.
+        """Deliver events to the sink until cancelled, or until a stop is requested.
 
         Raises ClosedError if the sink is closed for good, DeliveryError if the store can't be used.
         """
@@ -169,11 +169,11 @@ class Forwarder:
 
     @property
     def pending(self) -> int:
-        """Number of events in the store after :attr:`done`."""
+        """Return the number of stored events whose delivery to the sink is not finished yet."""
         return max(0, self._store.end - self.done)
 
     async def drain(self) -> None:
-        """Wait until the sink has all events of the store; do not wait for fuller batches."""
+        """Wait until all stored events are delivered, without waiting for full batches."""
         self._hurry.set()
         while self.done < self._store.end:
             self._advanced.clear()
@@ -187,9 +187,9 @@ class Forwarder:
         self.progress.dead = await self._retrier(lambda: self._store.count_dead_letters(self.name))
 
     async def _wait(self) -> bool:
-        """Wait for a batch; return whether there is one.
+        """Wait until there are events to deliver; return False if there are none.
 
-        If there are dead letters, return after the interval of the checks for requested retries.
+        If the sink has dead letters, wait at most until the next check for requested retries.
         """
         if self._store.end <= self.done:
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
@@ -205,7 +205,7 @@ class Forwarder:
         return True
 
     async def _read(self, until: int | None = None) -> list[StoredEvent]:
-        """Return the next batch, or all events up to ``until``: the rest of an earlier batch."""
+        """Read the next batch from the store, or an interrupted batch that ends at ``until``."""
         if until is not None:
             return await self._retrier(lambda: self._store.read_until(self.done, until))
         settings = self._batch_settings
@@ -214,9 +214,9 @@ class Forwarder:
         )
 
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
-        """Deliver a batch.
+        """Deliver a batch of stored events, and store the sink's new checkpoint.
 
-        An empty batch means that retention removed all events up to ``end`` before the delivery.
+        If ``rows`` is empty, retention removed all events up to ``end`` before the delivery.
         """
         if not rows:
             self._advance(end)
@@ -249,7 +249,7 @@ class Forwarder:
     async def _converted(
         self, rows: Sequence[StoredEvent | DeadLetter]
     ) -> tuple[list[Message], list[RefusedEvent]]:
-        """Return the messages for the sink, and the events that can't be converted for it."""
+        """Convert events for the sink; return messages, and events that can't be converted."""
         messages: list[Message] = []
         refused: list[RefusedEvent] = []
         for number, row in enumerate(rows, 1):
@@ -276,7 +276,7 @@ class Forwarder:
         )
 
     async def _retry_dead_letters(self) -> None:
-        """Send dead letters with a requested retry; check at most once per interval."""
+        """Send the dead letters with a requested retry; check at most once per interval."""
         if not self.progress.dead or time.monotonic() < self._checked_at + _RETRY_CHECK_SECONDS:
             return
         self._checked_at = time.monotonic()
@@ -315,10 +315,10 @@ class Forwarder:
         return refused
 
     async def _deliver_part(self, part: _Part) -> None:
-        """Retry a part until all of it is delivered or refused.
+        """Deliver a part of a batch, with retries, until each message is delivered or refused.
 
-        Raises RefusedError if the receiver refuses the rest as a whole, and ClosedError. Raises
-        _SlowError if the rest times out again and again, and a smaller part may succeed.
+        Raises RefusedError if the receiver refuses the rest as a whole, ClosedError if the sink has
+        ended. Raises _SlowError after repeated timeouts, if a smaller part may succeed.
         """
         slow = 0
         backoff = Backoff(max_seconds=self._batch_settings.retry_seconds)
@@ -400,7 +400,7 @@ def _cause(error: Exception) -> str:
 async def _wait_for_first(
     waits: Iterable[Coroutine[Any, Any, object]], seconds: float | None
 ) -> None:
-    """Wait until one of several waits ends, at most ``seconds``; cancel the others."""
+    """Run coroutines until one of them ends, or ``seconds`` pass; then cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in waits]
     try:
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

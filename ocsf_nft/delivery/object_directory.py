@@ -1,4 +1,4 @@
-"""Directory that stores whole files, by keys as in a bucket.
+"""Directory that stores whole files by key, as an S3 bucket does.
 
 A file gets its name only after all of it is on the disk, safe from a power cut. Until then its name
 begins with a dot and has another suffix. Readers of a data lake ignore such a file: Hive and Athena
@@ -30,26 +30,32 @@ _PROBE: Final = ".ocsf-nft.part"
 
 
 class Directory:
-    """Client that stores files below ``path``; creates ``path`` if its parent exists."""
+    """Storage of whole files below the directory ``path``.
+
+    Opening it creates the directory if the parent directory exists.
+    """
 
     def __init__(self, *, path: Path) -> None:
         self._path = path
         self._writer = WriterThread("directory", path)
 
     async def open(self, prefix: str) -> None:
-        """Check that files can be written below ``path``; raises DeliveryError.
+        """Check that files can be written below the directory; raises DeliveryError.
 
-        ``prefix`` is not used. Wait first for a write that :meth:`close` did not wait for.
+        ``prefix`` is not used. If the last :meth:`close` left a write running, wait for that first.
         """
         del prefix
         await self._writer.start(self._try)
 
     async def close(self) -> None:
-        """Close the directory; a write in progress goes on, and is not waited for."""
+        """Close the storage; a write in progress continues, but this call does not wait for it."""
         await self._writer.stop(_nothing, is_waited_for=False)
 
     async def put(self, key: str, content: bytes) -> None:
-        """Store a file, and replace one with the same key; raises DeliveryError."""
+        """Store a file under ``key``, a relative path; replace a file with the same key.
+
+        Raises DeliveryError.
+        """
         await self._writer.run(lambda: self._put(PurePath(key), content))
 
     def _try(self) -> None:
@@ -86,7 +92,7 @@ def _nothing() -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file to the disk; raises OSError."""
+    """Write a file, and sync its content to the disk; raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     with open(os.open(path, flags, _MODE), "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
         rest = memoryview(content)
@@ -96,7 +102,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _make_directory(folder: Path) -> None:
-    """Create a directory and its parents, safe from a power cut; raises OSError."""
+    """Create a directory and its missing parents, safe from a power cut; raises OSError."""
     if folder.is_dir():
         return
     _make_directory(folder.parent)
@@ -105,7 +111,7 @@ def _make_directory(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Write the entries of a directory to the disk; raises OSError."""
+    """Sync the names in a directory to the disk; raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

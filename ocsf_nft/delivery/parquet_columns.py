@@ -1,4 +1,4 @@
-"""Columns of a table, and the row of an event: the columns are the same for each event.
+"""Conversion of an event to a row of a Parquet table, whose columns are the same for each event.
 
 A row has all values of its event. A value without a column, or with another type than its column,
 goes into the column ``unmapped`` under its path. An object without fixed attributes is a text of
@@ -20,7 +20,7 @@ UNMAPPED: Final = "unmapped"
 
 
 class Scalar(Enum):
-    """Type of a column without parts."""
+    """Type of a Parquet column that has one value: text, boolean, integer or JSON text."""
 
     TEXT = "text"
     FLAG = "flag"
@@ -31,14 +31,14 @@ class Scalar(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """Column that consists of one or more columns; a whole event is one."""
+    """Parquet column that consists of named columns; one also describes a whole event."""
 
     columns: Mapping[str, Column]
 
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """Column of any number of values of one type."""
+    """Parquet column with a list of values of one type."""
 
     item: Column
 
@@ -55,9 +55,9 @@ _TYPES: Final = {Scalar.TEXT: str, Scalar.FLAG: bool}
 
 
 def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
-    """Return the row of a parsed event, without the columns that the event has no value for.
+    """Convert a parsed event to a row; a column without a value in the event is left out.
 
-    ``columns`` must include ``unmapped``, of type JSON.
+    ``columns`` must include ``unmapped``, of type JSON. It gets the values that have no column.
     """
     unmapped: dict[str, Any] = {}
     row: dict[str, Any] = _struct(event, columns, "", unmapped)
@@ -67,7 +67,10 @@ def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
 
 
 def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the event's own ``unmapped``, plus values by path; a path in use gets a suffix."""
+    """Return the event's own ``unmapped``, plus the values without a column by their paths.
+
+    A path that is a key there already gets the suffix ``_``.
+    """
     merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
     for path, value in unmapped.items():
         key = path
@@ -92,7 +95,7 @@ def _struct(
 
 
 def _value(value: Any, column: Column, path: str, name: str, unmapped: dict[str, Any]) -> Any:
-    """Return a value for its column; if the type differs, add it to ``unmapped``, return null."""
+    """Convert a value for its column; if the type differs, add it to ``unmapped``, return null."""
     if value is None:
         return _NULL
     if isinstance(column, Scalar):

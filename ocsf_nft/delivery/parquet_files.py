@@ -1,12 +1,12 @@
 """Events as Apache Parquet files, each with events of one class and one day, in order of time.
 
 Amazon Security Lake requires this of a custom source ("Collecting data from custom sources", Amazon
-Security Lake User Guide): Parquet 1.x or 2.x and zstandard compression. Data pages have at most
-1 MB before compression, row groups at most 256 MB after it. A file has one OCSF class, and its
+Security Lake User Guide): Parquet 1.x or 2.x and zstandard compression. Data pages have at most 1
+MB before compression, row groups at most 256 MB after it. A file has one OCSF class, and its
 records are in order of time. Each file here is one row group: a batch is smaller than that limit.
 
-The same batch always produces the same files, byte for byte, and a file's name derives from the
-uids of its events. So a repeated delivery overwrites the files of the earlier one.
+The same batch always produces the same files, byte for byte. A file's name derives from the uids of
+its events. So a repeated delivery overwrites the files of the earlier one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _TYPES: Final[Mapping[Scalar, pa.DataType]] = {
 
 
 class File(NamedTuple):
-    """Parquet file: the class of its events, their ``day`` (YYYYMMDD in UTC), and its content."""
+    """Parquet file with the events of one class and one day; ``day`` is YYYYMMDD in UTC."""
 
     class_uid: int
     day: str
@@ -56,16 +56,17 @@ class File(NamedTuple):
 
 
 class MadeFiles(NamedTuple):
-    """Files of a batch, and the messages that were refused."""
+    """Parquet files of a batch, and the messages that could not be converted."""
 
     files: tuple[File, ...]
     refused: tuple[Refusal, ...]
 
 
 class Maker:
-    """Converter of messages to files, with the ``columns`` of each class, by ``class_uid``.
+    """Converter of messages to Parquet files.
 
-    The columns must include ``time``, in ms since the epoch, and ``unmapped``.
+    ``columns`` has the columns of each event class, by ``class_uid``. They must include ``time``,
+    in ms since the epoch, and ``unmapped``.
     """
 
     def __init__(self, columns: Mapping[int, Struct]) -> None:
@@ -73,7 +74,7 @@ class Maker:
         self._schemas = {uid: pa.schema(_fields(struct)) for uid, struct in columns.items()}
 
     def make(self, messages: Sequence[Message]) -> MadeFiles:
-        """Return the files of the messages, and refuse messages that are no event of a class."""
+        """Convert messages to Parquet files; refuse those without a known class or valid time."""
         parts: dict[tuple[int, str], _Part] = {}
         refused: list[Refusal] = []
         for message in messages:
@@ -92,7 +93,10 @@ class Maker:
         return MadeFiles(files, tuple(refused))
 
     def _read(self, message: Message) -> tuple[Mapping[str, Any], int, str]:
-        """Return the event, its class and its time in UTC; raise ValueError if one is not valid."""
+        """Parse a message; return its event, its ``class_uid``, and its time as text in UTC.
+
+        Raises ValueError if one of them is not valid.
+        """
         try:
             event = message.event()
         except orjson.JSONDecodeError as error:
@@ -110,7 +114,10 @@ class Maker:
 
 @dataclass(slots=True)
 class _Part:
-    """Rows of a future file; at most ``_SLICE`` of them as Python objects."""
+    """Rows of a Parquet file that is not complete yet.
+
+    At most ``_SLICE`` rows are Python objects (``rows``). The others are in pyarrow's ``batches``.
+    """
 
     schema: pa.Schema
     uids: list[str] = field(default_factory=list)

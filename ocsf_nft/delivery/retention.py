@@ -34,21 +34,22 @@ _RESERVE_BYTES: Final = 32 << 20
 
 
 class DroppedEvents(NamedTuple):
-    """Number of events that were removed before a sink had them."""
+    """Number of events that were removed from the store before a sink had them."""
 
     sink: str
     events: int
 
 
 class FullError(DeliveryError):
-    """Full store, or nearly full disk, while no stored event may be removed."""
+    """Refusal of new events: store or disk is full, and no stored event may be removed."""
 
 
 class Retention:
-    """Retention of a database: ``max_bytes`` on the disk, and ``max_ms`` of age.
+    """Removal of events from a store's database, by limits of size and age.
 
-    If there is no room and sinks still need all events, the oldest are removed if ``drops`` is set.
-    Otherwise no new events are accepted.
+    The database uses at most ``max_bytes`` on the disk. Its events are at most ``max_ms``
+    milliseconds old. If there is no room and sinks still need all events, the oldest are removed if
+    ``drops`` is set. Otherwise no new events are accepted.
     """
 
     def __init__(self, database: Database, *, max_bytes: int, max_ms: int, drops: bool) -> None:
@@ -62,7 +63,7 @@ class Retention:
         self._drops = drops
 
     def measure(self, connection: sqlite3.Connection) -> None:
-        """Read the used and the free size of the database."""
+        """Update ``used_bytes``, and the free space inside the database file."""
         (pages,), (free,), (size,) = (
             connection.execute(f"PRAGMA {name}").fetchone()
             for name in ("page_count", "freelist_count", "page_size")
@@ -72,7 +73,7 @@ class Retention:
     def make_room(self) -> None:
         """Remove events until there is room for new ones.
 
-        Raises DeliveryError; it is FullError if no more events may be removed.
+        Raises DeliveryError, or its subclass FullError if no more events may be removed.
         """
         while shortage := self._shortage():
             if self._is_disk_short():
@@ -81,7 +82,7 @@ class Retention:
                 raise FullError(shortage)
 
     def _shortage(self) -> str:
-        """Return the reason why there is no room; empty if there is room."""
+        """Return the reason why there is no room for new events; empty if there is room."""
         path = self._database.path
         if self.used_bytes >= self.max_bytes:
             return (
@@ -96,9 +97,10 @@ class Retention:
         return ""
 
     def _is_disk_short(self) -> bool:
-        """Return whether less is free than must be left to others and to SQLite's own log.
+        """Return whether the disk has less free space than is reserved.
 
-        On a completely full disk, not even a sink's acknowledgement could be stored.
+        The reserve is for other programs and SQLite's own log. On a completely full disk, not even
+        a sink's acknowledgement could be stored.
         """
         try:
             free_bytes, reserve_bytes = self._disk()
@@ -107,7 +109,10 @@ class Retention:
         return free_bytes < reserve_bytes
 
     def _remove_some(self) -> int:
-        """Remove the first events, or dead letters, that may be removed; return their number."""
+        """Remove some of the oldest events, or dead letters, that may be removed.
+
+        Returns how many were removed.
+        """
         with self._database.unsynced_transaction() as connection:
             until = _last_of_first(connection)
             removed = _remove(connection, min(until, _needed_beyond(connection)))
@@ -120,20 +125,20 @@ class Retention:
         return removed
 
     def _would_help(self) -> bool:
-        """Return whether removing all events would leave enough free space to others."""
+        """Return whether the removal of all events would free enough disk space."""
         free_bytes, reserve_bytes = self._disk()
         return free_bytes + self.used_bytes >= reserve_bytes
 
     def _disk(self) -> tuple[int, int]:
-        """Return the bytes free for more events, and the bytes of them to leave to others."""
+        """Return the bytes free for more events, and the number of them that must stay free."""
         disk = os.statvfs(self._database.path.parent)
         free_bytes = disk.f_bavail * disk.f_frsize + self._free_bytes
         return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
 
     def sweep(self, now_ms: int) -> bool:
-        """Remove some events that are too old; return whether there may be more.
+        """Remove some of the events that are too old; return whether there may be more.
 
-        Raises DeliveryError.
+        ``now_ms`` is the current time in ms since the epoch. Raises DeliveryError.
         """
         oldest_ms = now_ms - self._max_ms
         with self._database.unsynced_transaction() as connection:
@@ -147,16 +152,16 @@ class Retention:
         return removed > 0
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return the unreported events that were removed before their sinks had them.
+        """Return how many events were removed before their sink had them, for each sink.
 
-        Events count as unreported until :meth:`confirm_reported`.
+        Numbers that were passed to :meth:`confirm_reported` are subtracted.
         """
         with self._database.transaction() as connection:
             rows = connection.execute("SELECT sink, events FROM dropped WHERE events > 0")
             return tuple(DroppedEvents(*row) for row in rows)
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Subtract events that have been reported from the unreported ones."""
+        """Mark these numbers of dropped events as reported, so that they are not returned again."""
         with self._database.transaction() as connection:
             connection.executemany(
                 "UPDATE dropped SET events = events - ? WHERE sink = ?",
@@ -164,7 +169,7 @@ class Retention:
             )
 
     def is_needed(self) -> bool:
-        """Return whether a sink needs an event, or there is a dead letter."""
+        """Return whether a sink still needs an event of the database, or there is a dead letter."""
         with self._database.transaction() as connection:
             (dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
             (events,) = connection.execute(
@@ -174,7 +179,7 @@ class Retention:
 
 
 def _needed_beyond(connection: sqlite3.Connection) -> int:
-    """Return the number up to which no sink needs an event; ``LAST`` if there is no sink."""
+    """Return the number of the last event that all sinks have; ``LAST`` if there is no sink."""
     (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
     return LAST if least is None else int(least)
 
@@ -194,7 +199,10 @@ def _remove(connection: sqlite3.Connection, until: int) -> int:
 
 
 def _drop_dead_letters(connection: sqlite3.Connection, until_ms: int) -> int:
-    """Remove some of the dead letters up to a time, oldest first; return their number."""
+    """Remove some of the dead letters of the time ``until_ms`` or earlier, oldest first.
+
+    Counts them as dropped events. Returns how many were removed.
+    """
     removed = connection.execute(
         "DELETE FROM dead WHERE id IN "
         "(SELECT id FROM dead WHERE since_ms <= ? ORDER BY id LIMIT ?) RETURNING sink",
@@ -214,7 +222,10 @@ def _add_dropped(connection: sqlite3.Connection, sink: str, events: int) -> None
 
 
 def _last_of_first(connection: sqlite3.Connection) -> int:
-    """Return the last number of a slice of the first events; 0 if there are no events."""
+    """Return the number up to which one transaction may remove the oldest events.
+
+    It is 0 if there are no events.
+    """
     first, last = connection.execute(
         "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
     ).fetchone()
@@ -224,7 +235,7 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 
 
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """Return the last number of a slice of first events that are all too old.
+    """Return the number up to which one transaction may remove events older than ``oldest_ms``.
 
     It is 0 if there are no events. If the first event is not too old, it is the number before that.
     """

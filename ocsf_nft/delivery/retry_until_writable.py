@@ -26,8 +26,8 @@ _SHUTDOWN_GRACE_SECONDS: Final = 3.0
 class StorageRetrier:
     """Retry of storage operations until the disk accepts them.
 
-    A caller that waits here reads no new records, so no record is dropped without a count: the
-    kernel counts the records that it has no room for. After ``stop`` is set, retries go on for
+    A caller that waits here reads no new records. The kernel counts the records that it has no room
+    for. So no record is dropped without a count. After ``stop`` is set, retries go on for
     ``_SHUTDOWN_GRACE_SECONDS``; then the operation's DeliveryError is raised.
     """
 
@@ -41,8 +41,8 @@ class StorageRetrier:
     async def __call__(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run ``operation`` until it succeeds, and return its result.
 
-        Raises DeliveryError if it still fails at the end of the grace period, and ClosedError at
-        once.
+        Raises DeliveryError if the operation still fails at the end of the grace period. Its
+        ClosedError is raised at once, without a retry.
         """
         is_waiting = False
         try:

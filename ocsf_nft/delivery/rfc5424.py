@@ -38,7 +38,7 @@ _ESCAPED: Final = re.compile(r"[^\x20-\x7e]")
 
 
 def frame(event: Mapping[str, Any], json: bytes) -> bytes:
-    """Return the message of one event: one line of printable ASCII, without the line end.
+    """Build the syslog message of one event: one line of printable ASCII, without the line end.
 
     ``json`` is the event as JSON, ``event`` is the same after parsing. A header field is RFC 5424's
     nil if the event's value for it is missing or not valid.
@@ -67,7 +67,7 @@ def _hostname(device: object) -> str:
 
 
 def _message_id(type_uid: object) -> str:
-    """Return the event's class and activity as a number, such as 400105."""
+    """Return the header field MSGID: the event's class and activity as a number, such as 400105."""
     is_valid = _is_whole(type_uid) and 0 <= type_uid < _MSGID_END
     return str(type_uid) if is_valid else _NIL
 
@@ -77,7 +77,7 @@ def _is_whole(value: object) -> TypeGuard[int]:
 
 
 def _ascii(json: bytes) -> bytes:
-    """Return the same JSON on one line, in printable ASCII."""
+    """Convert JSON to one line of printable ASCII, with the same meaning."""
     line = _LINE_ENDS.sub(b" ", json)
     return _ESCAPED.sub(_escape, line.decode()).encode("ascii")
 

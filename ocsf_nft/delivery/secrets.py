@@ -14,10 +14,10 @@ _MAX_BYTES: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Location of a secret.
+    """Location of a secret, such as a password or a token; the secret itself is not stored here.
 
-    ``location`` is the path of a ``file``, the name of an ``environment`` variable, or the name of
-    a ``credential`` that systemd passes (systemd.exec(5), LoadCredential=).
+    ``location`` is the path of a ``file``, or the name of an ``environment`` variable. For a
+    ``credential`` it is the name with which systemd passes it (systemd.exec(5), LoadCredential=).
     """
 
     kind: Literal["file", "environment", "credential"]

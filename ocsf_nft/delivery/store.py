@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Store:
-    """Asynchronous access to one :class:`EventDatabase`, for a run and its forwarders."""
+    """Asynchronous access to one :class:`EventDatabase`, for a service and its forwarders."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Store:
         self._loop: asyncio.AbstractEventLoop
 
     async def __aenter__(self) -> Self:
-        """Open the file; quarantine a damaged one."""
+        """Open the database file; quarantine a damaged one."""
         self._loop = asyncio.get_running_loop()
         try:
             await self._work(self._database.open)
@@ -65,7 +65,7 @@ class Store:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the file."""
+        """Close the database file."""
         await self._shut()
 
     async def _shut(self) -> None:
@@ -76,12 +76,12 @@ class Store:
 
     @property
     def path(self) -> Path:
-        """Path of the file."""
+        """Path of the database file."""
         return self._database.path
 
     @property
     def end(self) -> int:
-        """Number of the last event; 0 if there never was one."""
+        """Number of the last stored event; 0 if there never was one."""
         return self._database.end
 
     @property
@@ -95,20 +95,25 @@ class Store:
         return self._database.max_bytes
 
     def fault(self) -> str | None:
-        """Return the report about a quarantined file once; None if there is no new one."""
+        """Return the report that a damaged database file was quarantined; None if there is none.
+
+        Each report is returned only once.
+        """
         return self._database.fault()
 
     async def register(self, names: Iterable[str]) -> tuple[DroppedEvents, ...]:
-        """Set the sinks; return the undelivered events of each sink that was removed.
+        """Set the names of the sinks; delete the checkpoint of each sink with another name.
 
-        A new sink gets the events that are stored from now on.
+        Returns how many undelivered events each deleted sink had. A new sink gets only events that
+        are stored from now on.
         """
         return await self._work(lambda: self._database.register(frozenset(names)))
 
     async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
-        """Store events, given as one JSON line each, and the ``position`` of their ``source``.
+        """Store events (one JSON line each), and the ``position`` to resume their ``source`` from.
 
-        All calls that wait are stored in one transaction. If the call raises, nothing is stored.
+        When this returns, they are on the disk. Calls that wait at the same time share one
+        transaction. If the call raises, nothing is stored.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)
@@ -120,12 +125,12 @@ class Store:
                 self._waiting.remove(put)
 
     async def wait_for_event(self, beyond: int) -> None:
-        """Wait until there is an event with a higher number than ``beyond``."""
+        """Wait until the store has an event with a higher number than ``beyond``."""
         while self.end <= beyond:
             await self._stored.wait()
 
     async def read(self, beyond: int, *, events: int, size: int) -> list[StoredEvent]:
-        """Return the next events after a number.
+        """Return the next events with numbers above ``beyond``, in order.
 
         At most ``events`` events and ``size`` bytes, but at least one event if there is one.
         """
@@ -138,25 +143,29 @@ class Store:
     async def checkpoint(self, sink: str) -> tuple[int, int | None]:
         """Return the numbers of a sink's last acknowledged event and of its batch's last event.
 
-        The second number is None if no batch is pending.
+        The batch is one that was sent and is not acknowledged yet. The second number is None if
+        there is no such batch.
         """
         return await self._work(lambda: self._database.checkpoint(sink))
 
     async def begin_batch(self, sink: str, until: int) -> None:
-        """Store the last event number of a batch, before it is sent."""
+        """Store the last event number (``until``) of a batch, before the batch is sent.
+
+        After a crash, the forwarder can send a batch with exactly the same events again.
+        """
         await self._work(lambda: self._database.begin_batch(sink, until))
 
     async def acknowledge(
         self, sink: str, until: int, refused: Sequence[RefusedEvent] = ()
     ) -> None:
-        """Store that a sink has all events up to ``until``, except the ``refused`` ones.
+        """Store that a sink has all events up to number ``until``, except the ``refused`` ones.
 
         The refused events become dead letters.
         """
         await self._work(lambda: self._database.acknowledge(sink, until, refused))
 
     async def dead_letters_to_retry(self, sink: str, *, events: int) -> list[DeadLetter]:
-        """Return the first dead letters of a sink with a requested retry, at most ``events``."""
+        """Return the oldest dead letters of a sink with a requested retry, at most ``events``."""
         return await self._work(lambda: self._database.dead_letters_to_retry(sink, events))
 
     async def count_dead_letters(self, sink: str) -> int:
@@ -166,7 +175,7 @@ class Store:
     async def finish_retries(
         self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
     ) -> None:
-        """Delete the delivered dead letters, and store the new reasons of the refused ones.
+        """Delete the dead letters that were delivered, and store why the others were refused again.
 
         Retention may have removed some of them meanwhile.
         """
@@ -178,22 +187,25 @@ class Store:
             pass
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return the unreported events that were removed before their sinks had them.
+        """Return how many events were removed before their sink had them, for each sink.
 
-        Events count as unreported until :meth:`confirm_reported`.
+        Numbers that were passed to :meth:`confirm_reported` are subtracted.
         """
         return await self._work(self._database.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Subtract events that have been reported from the unreported ones."""
+        """Mark these numbers of dropped events as reported, so that they are not returned again."""
         await self._work(lambda: self._database.confirm_reported(dropped))
 
     async def position(self, source: str) -> str | None:
-        """Return the stored position of a source that belongs to no sandbox; None without one."""
+        """Return the position at which to resume a source that belongs to no sandbox.
+
+        None if no position is stored.
+        """
         return await self._work(lambda: self._database.position(source))
 
     async def remove(self) -> bool:
-        """Delete the file if no sink needs any of its events; return whether it was deleted.
+        """Delete the database file if no sink needs an event in it; return whether it was deleted.
 
         If it was, close the store afterwards.
         """
@@ -223,7 +235,7 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class _Put:
-    """Events that wait to be stored, and the name and position of their source."""
+    """Waiting call of :meth:`Store.put`: its events, and the name and position of their source."""
 
     lines: Sequence[bytes]
     position: tuple[str, str] | None

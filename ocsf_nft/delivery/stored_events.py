@@ -1,6 +1,6 @@
-"""Access to a store from outside its run: its events, dead letters, and the backlog of each sink.
+"""Access to a store from another process: its events, dead letters, and backlog of each sink.
 
-The run goes on meanwhile. All functions block.
+The service that writes to the store continues meanwhile. All functions block.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROWS: Final = 500
 
 
 class ArchivedEvent(NamedTuple):
-    """Event in a store, its number, and the time of storage (ms since the epoch, UTC)."""
+    """Event in a store, its number, and when it was stored (ms since the epoch, UTC)."""
 
     number: int
     stored_ms: int
@@ -39,7 +39,7 @@ class SinkBacklog(NamedTuple):
 
 
 def stores(folder: Path) -> list[Path]:
-    """Return the paths of the stores below a state directory.
+    """Return the paths of the stores' database files below a state directory.
 
     Raises AbsentError if there are none.
     """
@@ -52,28 +52,28 @@ def stores(folder: Path) -> list[Path]:
 
 
 class Archive:
-    """Store that is open for reading."""
+    """Reader of a store's database file, to which a service may write at the same time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._database = Database(path, "")
 
     def __enter__(self) -> Self:
-        """Open the file; raises SourceError."""
+        """Open the database file; raises SourceError."""
         self._database.open(read_only=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Close the file."""
+        """Close the database file."""
         self._database.close()
 
     def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
-        """Open the file that has the store's path now, if it is another one.
+        """Open the store's database file again if another file now has its path.
 
-        ``last`` is the event that was read last. Return the event to continue after; None means
-        the beginning. If another process deletes a store, its run restores it as another file with
-        the same numbers. In a newly created store the numbers belong to other events. Raises
-        SourceError.
+        ``last`` is the event that was read last. Returns the event to continue after; None means
+        the beginning. If another process deletes a store, the service that uses it restores it as
+        another file with the same numbers. In a newly created store the numbers belong to other
+        events. Raises SourceError.
         """
         if not self._database.is_replaced():
             return last
@@ -92,19 +92,25 @@ class Archive:
         return last if last and self._rows("number = ?", last.number) == [last] else None
 
     def newest(self, until: int = LAST) -> Iterator[ArchivedEvent]:
-        """Yield the events up to a number, the last one first; raises SourceError."""
+        """Yield the events with numbers up to ``until``, the newest first; raises SourceError."""
         while rows := self._rows("number <= ? ORDER BY number DESC", until):
             yield from rows
             until = rows[-1].number - 1
 
     def beyond(self, number: int, until: int = LAST) -> Iterator[ArchivedEvent]:
-        """Yield the events after ``number``, up to ``until``, in order; raises SourceError."""
+        """Yield the events with numbers above ``number``, up to ``until``, in order.
+
+        Raises SourceError.
+        """
         while rows := self._rows("number > ? AND number <= ? ORDER BY number", number, until):
             yield from rows
             number = rows[-1].number
 
     def dead_letters(self, sink: str | None = None) -> Iterator[DeadLetter]:
-        """Yield the dead letters of one sink, or of all, in order; raises SourceError."""
+        """Yield the dead letters of one sink, or of all sinks (None), oldest first.
+
+        Raises SourceError.
+        """
         last = 0
         query = "SELECT * FROM dead WHERE id > ? AND sink = IFNULL(?, sink) ORDER BY id LIMIT ?"
         while rows := self._query(query, last, sink, _ROWS):
@@ -112,7 +118,10 @@ class Archive:
             last = rows[-1][0]
 
     def sink_backlogs(self) -> list[SinkBacklog]:
-        """Return the backlog of each sink; raises SourceError."""
+        """Return the numbers of undelivered events and dead letters of each sink.
+
+        Raises SourceError.
+        """
         rows = self._query(
             "SELECT name, (SELECT COUNT(*) FROM event WHERE number > acknowledged), "
             "(SELECT COUNT(*) FROM dead WHERE sink = name) FROM sink ORDER BY name"
@@ -124,7 +133,10 @@ class Archive:
         return [ArchivedEvent(*row) for row in self._query(query, *numbers, _ROWS)]
 
     def _query(self, query: str, *parameters: object) -> list[Any]:
-        """Return the rows of a query; no rows if a run has only created the file so far."""
+        """Return the rows of an SQL query; no rows if the database has no tables yet.
+
+        A service creates the tables shortly after the file.
+        """
         with self._database.transaction() as connection:
             return (
                 connection.execute(query, parameters).fetchall() if _is_created(connection) else []
@@ -137,9 +149,10 @@ def _is_created(connection: sqlite3.Connection) -> bool:
 
 
 def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
-    """Request a retry of dead letters, of all or of one ``sink`` or ``uid``; return their number.
+    """Request a retry of dead letters in the store at ``path``; return how many.
 
-    The run that uses the store sends them within seconds, or the next run does. Raises
+    ``sink`` selects the dead letters of one sink, ``uid`` those of one event; None selects all. The
+    service that uses the store sends them within seconds, or at its next start. Raises
     DeliveryError.
     """
     # Not by Database, which quarantines a damaged file.

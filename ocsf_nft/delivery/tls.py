@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """Trusted authorities, and our own certificate.
+    """TLS settings for a receiver: the authorities to trust, and our own certificate.
 
     ``ca`` is a file of the certificates to trust in place of the system's. ``certificate`` and
     ``key`` are our own, for a receiver that requests them (mTLS). Verification can't be switched
@@ -26,7 +26,7 @@ class Tls:
     key: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Read the files and return the context for a connection; raises DeliveryError."""
+        """Read the files and return the TLS context for a connection; raises DeliveryError."""
         try:
             context = ssl.create_default_context(cafile=self.ca)
             context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -1,1 +1,1 @@
-"""Sources of kernel records: NFLOG, the kernel log, the journal and files."""
+"""Sources of packet log records: NFLOG, the kernel log, the systemd journal and log files."""

@@ -1,4 +1,4 @@
-"""Interface of all sources."""
+"""Interface of all sources of packet log records."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Stream of batches of kernel records, inside one asynchronous context.
+    """Interface of a source of packet log records, used as an asynchronous context.
 
-    Entering the context opens the source; it raises SourceError, UnsupportedError or AbsentError.
-    From then on the source misses no record silently. The iteration gives back-pressure: a source
-    reads nothing while its consumer is busy, and reports records that the kernel then drops as a
-    Gap. A replay ends with its files. A live source ends when its context is left or its task is
-    cancelled.
+    Entering the context opens the source, or raises SourceError, UnsupportedError or AbsentError.
+    From then on, the source reads each record, or reports dropped records as a Gap. It reads
+    nothing while its consumer handles a batch. If the kernel drops records in that time, they are
+    also in a Gap. A source of log files ends after its last file. A live source ends when its
+    context exits or its task is cancelled.
     """
 
     async def __aenter__(self) -> Self:
@@ -33,8 +33,9 @@ class Source(Protocol):
         """Close the source."""
 
     def batches(self) -> AsyncIterator[Batch]:
-        """Yield the records that are read, in the kernel's order; no batch is empty.
+        """Yield batches of records, in the order in which the kernel logged them.
 
-        A source whose transport also carries other messages yields batches with only a new cursor,
-        at most once a second. So its position advances although matching records are rare.
+        A batch has at least one record, gap, rejected line or new cursor. Some transports also
+        carry other messages. While only such messages arrive, the source yields at most one batch
+        per second, with only a new cursor. So the cursor advances although records are rare.
         """

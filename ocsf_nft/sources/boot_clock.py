@@ -2,12 +2,12 @@
 
 printk stamps a record with ``local_clock()`` (kernel/printk/printk.c, vprintk_store): nanoseconds
 since boot without suspended time, counted by the uncorrected processor clock. CLOCK_MONOTONIC is
-the same count, corrected by NTP. Both start together and drift apart: 0.6 ms were measured after
-20 minutes, and a bad oscillator (50 ppm) causes 4 s a day.
+the same count, corrected by NTP. Both start together and drift apart. After 20 minutes, 0.6 ms were
+measured. A bad oscillator (50 ppm) causes 4 s a day.
 
 User space can't read the difference, but each record bounds it. A record can't come from the
 future. A record that arrives while its reader waits is only as old as its delivery takes. A stopped
-reader or journald delays the delivery, which is not drift: drift grows no faster than the
+reader or journald delays the delivery. Such a delay is not drift: drift grows no faster than the
 oscillator's error allows.
 """
 
@@ -31,18 +31,20 @@ _DRIFT_DIVISOR: Final = 10_000
 
 
 class KernelClock:
-    """Converter of printk stamps to CLOCK_MONOTONIC; learns the drift from the records.
+    """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC, in nanoseconds.
 
-    All times are nanoseconds. At first the two clocks count as equal. Each record bounds their
-    difference:
+    ``slack_ns`` is the maximum age of a record that a waiting reader reads. ``lag_ns`` is the
+    maximum by which a reported read time may be too early. At first the two clocks count as equal.
+    Each record then bounds the difference of the clocks:
 
-    - The record was made at most ``lag_ns`` after its reported time of reading.
-    - If the reader waited for it, it was made at most ``slack_ns`` before. This bound holds only
-      within a drift of 100 ppm since the smallest observed age: an older record waited in a queue.
+    - The kernel made the record at most ``lag_ns`` after its reported read time.
+    - If the reader waited for the record, the kernel made it at most ``slack_ns`` before the read.
+      This bound is used only within a drift of 100 ppm since the smallest observed age. A record
+      that is older than that waited in a queue.
 
-    The difference changes only when a bound requires it. So a result is wrong by at most the width
-    of the bounds, and usually by much less. With ``lag_ns`` 0 it is never later than ``read_ns``.
-    Results never go backwards.
+    The converter changes the difference only if a bound requires it. So a result is wrong by at
+    most the distance between the bounds, and usually by much less. If ``lag_ns`` is 0, no result is
+    later than ``read_ns``. Results never go backwards.
     """
 
     __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")
@@ -57,10 +59,11 @@ class KernelClock:
         self._last_ns = 0
 
     def monotonic_ns(self, stamp_ns: int, read_ns: int, *, waited: bool) -> int:
-        """Return the CLOCK_MONOTONIC time at which the kernel made the stamp ``stamp_ns``.
+        """Convert ``stamp_ns``, a kernel log timestamp, to CLOCK_MONOTONIC.
 
-        ``read_ns`` is CLOCK_MONOTONIC when the record was read; it must not go backwards.
-        ``waited`` is true if the reader was waiting when the record arrived.
+        ``read_ns`` is the CLOCK_MONOTONIC time at which the record was read. It must not be earlier
+        than in the previous call. ``waited`` is true if the reader was waiting when the record
+        arrived.
         """
         age_ns = read_ns - stamp_ns
         limit_ns = self._limit_ns + (read_ns - self._limited_ns) // _DRIFT_DIVISOR
@@ -75,14 +78,14 @@ class KernelClock:
 
 
 def boottime_ns() -> int:
-    """Return CLOCK_BOOTTIME in nanoseconds; no process can set this clock."""
+    """Return the current CLOCK_BOOTTIME in nanoseconds; no process can set this clock."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def wall_ns(monotonic_ns: int) -> int:
-    """Return the nanoseconds since the epoch, UTC, of a CLOCK_MONOTONIC reading.
+    """Convert a CLOCK_MONOTONIC time to nanoseconds since the epoch, UTC.
 
-    The current difference of the two clocks is valid for times after the wall clock was last
-    set and the machine last suspended.
+    The conversion uses the current difference of the two clocks. So it is wrong for a time before
+    the last change of the wall clock or the last suspend.
     """
     return monotonic_ns + clocks.epoch_of(time.CLOCK_MONOTONIC)

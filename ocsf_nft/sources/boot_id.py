@@ -11,7 +11,7 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:
-    """Return the kernel's random id of this boot as 32 hexadecimal digits (the journal's form).
+    """Return the kernel's random id of this boot: 32 hexadecimal digits, as in the journal.
 
     Raises UnsupportedError if /proc can't be read.
     """

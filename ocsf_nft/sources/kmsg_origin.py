@@ -1,4 +1,4 @@
-"""Author of a message in the kernel log: user-space programs can write to it too."""
+"""Detection of kernel log messages that a user-space program wrote, not the kernel."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ from ocsf_nft.record import Reject
 
 
 def author_of_facility(facility: int | str, *, kernel: int | str) -> str | None:
-    """Return a description of the author by syslog facility (RFC 5424, 6.2.1); None for the kernel.
+    """Return a description of the program that wrote a log message; None for the kernel.
 
-    ``kernel`` is the kernel's facility in the log's notation, for example the number 0.
+    ``facility`` is the message's syslog facility (RFC 5424, 6.2.1). ``kernel`` is the kernel's
+    facility in the notation of that log, for example the number 0 or the name ``kern``.
     """
     return None if facility == kernel else f"a program of facility {facility}"
 
 
 def reject_forged(author: str, line: str) -> Reject:
-    """Return the Reject for a line that has the form of a record but another author."""
+    """Return the Reject for a log line in the form of a packet record that a program wrote.
+
+    ``author`` describes the program. ``line`` is the log line.
+    """
     return Reject(kind="forged", reason=f"{author} wrote it, not the kernel", line=line)

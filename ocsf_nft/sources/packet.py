@@ -1,10 +1,12 @@
-"""Decoder of packet bytes to the facts that the kernel's text logger prints.
+"""Decoder of packet bytes to the header values (facts) that the kernel prints in its text log.
 
-The decoder goes through the headers, and stops early, like ``dump_ipv4_packet``,
-``dump_ipv6_packet`` and ``dump_arp_packet`` in net/netfilter/nf_log_syslog.c with all log flags
-set. So the same packet has the same facts, from its bytes and from the kernel's line. A packet that
-the kernel prints as cut short (``INCOMPLETE``, ``TRUNCATED``) has the fact ``incomplete_bytes`` or
-``incomplete``. A packet that only the *capture* cut short has the fact ``truncated``.
+A fact is a value with a name, see ``packet_fields``. The decoder reads the headers in the same
+order as the kernel's text logger with all log flags set. It stops at the same points. The logger's
+code is ``dump_ipv4_packet``, ``dump_ipv6_packet`` and ``dump_arp_packet`` in
+net/netfilter/nf_log_syslog.c. So a packet has the same facts from its bytes and from the kernel's
+line. If the kernel prints a packet as cut short (``INCOMPLETE``, ``TRUNCATED``), it has the fact
+``incomplete_bytes`` or ``incomplete``. If only the *capture* cut the packet short, it has the fact
+``truncated``.
 """
 
 from __future__ import annotations
@@ -57,15 +59,15 @@ _ETHERNET_ARP: Final = struct.Struct("!6s4s6s4s")
 
 
 class _CaptureCut(Exception):  # noqa: N818 - it ends the decoding, it is no error
-    """Header inside the packet, but after the captured bytes."""
+    """Signal that the next header is in the packet, but after the captured bytes."""
 
 
 class _EndOfPrint(Exception):  # noqa: N818 - it ends the decoding, it is no error
-    """Point after which the kernel prints no more of the packet."""
+    """Signal that the kernel's text log has no more values of this packet."""
 
 
 class _Packet:
-    """Captured bytes of a packet that is ``length`` bytes long."""
+    """Captured first bytes (``data``) of a packet whose full size is ``length`` bytes."""
 
     __slots__ = ("data", "length")
 
@@ -74,7 +76,10 @@ class _Packet:
         self.length = length
 
     def holds(self, at: int, size: int) -> bool:
-        """Return whether the packet has these bytes; raises _CaptureCut if not captured."""
+        """Return whether the packet has ``size`` bytes at offset ``at``.
+
+        Raises _CaptureCut if the packet has them, but the captured bytes end before.
+        """
         if at + size <= len(self.data):
             return True
         if at + size <= self.length:
@@ -82,15 +87,19 @@ class _Packet:
         return False
 
     def set_incomplete(self, facts: Facts, at: int) -> None:
-        """Set the number of bytes left, as the kernel counts it: in 32 bits, unsigned."""
+        """Set the fact ``incomplete_bytes``: the number of packet bytes from offset ``at`` on.
+
+        It is a 32-bit unsigned number, as in the kernel. So it wraps around if ``at`` is after the
+        end.
+        """
         facts["incomplete_bytes"] = (self.length - at) & 0xFFFFFFFF
 
 
 def ip_facts(data: bytes, version: int) -> Facts:
-    """Return the facts of the IP packet at the start of ``data``; never raises.
+    """Decode the headers of the IP packet at the start of ``data`` to values by name; never raises.
 
-    ``version`` is the IP version that the frame gives (the kernel ignores the version field too).
-    The capture may have cut ``data`` short: the headers have the real length.
+    ``version`` is the IP version that the frame states. As in the kernel, the version field of the
+    packet is not used. The capture may have cut ``data`` short: the headers have the real length.
     """
     facts: Facts = {}
     packet = _Packet(data, max(len(data), _total_length(data, version)))
@@ -105,7 +114,7 @@ def ip_facts(data: bytes, version: int) -> Facts:
 
 
 def arp_facts(data: bytes) -> Facts:
-    """Return the facts of an ARP packet; addresses only for IPv4 over Ethernet (RFC 826)."""
+    """Decode an ARP packet to values by name; addresses only for IPv4 over Ethernet (RFC 826)."""
     if len(data) < _ARP.size:
         return {"incomplete": True}
     hardware, protocol, hardware_bytes, protocol_bytes, operation = _ARP.unpack_from(data)
@@ -186,11 +195,12 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
 
 
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
-    """Decode the extension headers.
+    """Decode the IPv6 extension headers from offset ``at`` on into ``facts``.
 
-    Returns the offset and number of the next header, and whether the packet is a later fragment
-    (not the first one). Of two fragment or authentication headers the first one counts. Raises
-    _EndOfPrint where the kernel stops.
+    ``following`` is the type of the first header. Returns the offset and the type of the header
+    after them. The third result is true if the packet is a later fragment (not the first). If the
+    packet has two fragment or authentication headers, the facts are of the first one. Raises
+    _EndOfPrint where the kernel's text log stops.
     """
     later_fragment = False
     while following in _EXTENSIONS:

@@ -1,8 +1,8 @@
-"""Facts of a packet by name, and the Record that they make.
+"""Conversion of a packet's header values by name (facts) to a Record.
 
-The reader of kernel text and the reader of packet bytes both use this module. A fact has the same
-name and the same form in both, so that equal packets make equal Records. A fact goes into the
-field of :class:`Record` with its name; without such a field it goes into ``details``.
+The parser of the kernel's log text and the decoder of packet bytes both use this module. A fact has
+the same name and the same form in both. So equal packets make equal Records. A fact becomes the
+field of :class:`Record` with its name. A fact without such a field becomes an item of ``details``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,13 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
     origin: Origin,
     captured_sum: int | None = None,
 ) -> Record:
-    """Return the Record of a packet's facts; ``facts`` becomes its details and is not copied."""
+    """Build the Record of a packet from its log prefix and its header values by name (``facts``).
+
+    ``facts`` is not copied: it becomes the record's details, after the values with their own field
+    are removed. Records of VM rules get no ``uid`` and ``gid``: the local socket of such a packet
+    is not its sender's. ``time_ns`` (of the log) and ``received_ns`` (of the read) are nanoseconds
+    since the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
+    """
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     parts = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
     if parts.rule in VM_RULES:
@@ -69,7 +75,10 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
 
 
 def canonical_address(text: str) -> str | None:
-    """Return an IP address in canonical form; ``None`` if invalid or with a zone index."""
+    """Return an IP address in canonical text form (RFC 5952 for IPv6).
+
+    Returns ``None`` if the text is not an IP address, or has a zone index (such as ``%eth0``).
+    """
     return _canonical(text) if len(text) <= _ADDRESS_CHARACTERS else None
 
 
@@ -89,10 +98,10 @@ def mac_text(packed: bytes) -> str:
 
 
 def link_facts(header: bytes) -> Facts:
-    """Return the facts of a link-layer header.
+    """Decode a link-layer header to facts (values by name).
 
-    A header of 14 bytes is Ethernet's. A header of another length (a SIT tunnel's, FireWire's)
-    stays undecoded.
+    A header of 14 bytes is an Ethernet header. A header of another length (of a SIT tunnel, or of
+    FireWire) becomes the fact ``link_header`` in hexadecimal.
     """
     if len(header) == ETHERNET_BYTES:
         return {
@@ -104,7 +113,11 @@ def link_facts(header: bytes) -> Facts:
 
 
 def vlan_facts(protocol: int, tag: int) -> Facts:
-    """Return the facts of a VLAN tag control field (IEEE 802.1Q); the kernel prints ``VID``."""
+    """Decode a VLAN tag (IEEE 802.1Q) to facts (values by name).
+
+    ``protocol`` is the ethertype of the tag. ``tag`` is its 16-bit control field, in the kernel's
+    log line ``VID``.
+    """
     facts: Facts = {"vlan_protocol": protocol, "vlan_id": tag & 0xFFF, "vlan_priority": tag >> 13}
     if tag & 0x1000:
         facts["vlan_drop_eligible"] = True

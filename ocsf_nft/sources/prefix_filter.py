@@ -1,4 +1,4 @@
-"""Selection of the lines of a shared log that a source reads."""
+"""Filter for a log that also has other messages: it selects the records that a source reads."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class PrefixFilter:
-    """Filter for the records of the given sandboxes (None: of all sandboxes).
+    """Filter of kernel log messages by their log prefix, which names the sandbox and the rule.
 
-    With ``foreign`` it also selects records of other firewalls whose prefix is listed there.
+    It selects messages of the named sandboxes (None: of all sandboxes). With ``foreign`` it also
+    selects records of other firewalls whose prefix is listed there.
     """
 
     def __init__(
@@ -27,16 +28,19 @@ class PrefixFilter:
         self._foreign = foreign
 
     def matches(self, message: str) -> bool:
-        """Return whether a message has a selected prefix; its author is not checked."""
+        """Return whether a log message has a selected prefix.
+
+        The author of the message is not checked here, so a program may have forged the message.
+        """
         return message.startswith(self._prefix_starts) or (
             self._foreign is not None and any(map(self._is_known, text.possible_prefixes(message)))
         )
 
     def select(self, found: Record | Reject | None) -> Record | Reject | None:
-        """Return ``found``, the result of reading a matching message, if it is selected.
+        """Return ``found``, the parsed form of a matching message, or None if not selected.
 
-        Returns None for a foreign record whose prefix is unknown: a message may contain text in the
-        form of a known prefix, and be a record with another prefix.
+        A record of another firewall with an unknown prefix is not selected. Its message can match,
+        because it may contain text in the form of a known prefix.
         """
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None

@@ -1,4 +1,4 @@
-"""Waiting for a readable file descriptor, which the event loop watches only meanwhile."""
+"""Wait for a readable file descriptor, without a permanent watch in the event loop."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 
 
 async def until_readable(descriptor: int, timeout_s: float | None = None) -> bool:
-    """Wait until ``descriptor`` is readable; return False after ``timeout_s`` seconds.
+    """Wait until ``descriptor`` is readable; return False if ``timeout_s`` seconds pass before.
 
-    A regular file is always readable; the call still lets other tasks run. The event loop watches
-    the descriptor only during the call. So a busy consumer is not woken, and a cancelled wait
-    leaves nothing registered.
+    None as timeout means no limit. A regular file is always readable; the call then only lets other
+    tasks run. The event loop watches the descriptor only during the call. So new data does not wake
+    a busy consumer, and a cancelled wait leaves no watch behind.
     """
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[bool] = loop.create_future()

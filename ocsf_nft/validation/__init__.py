@@ -1,4 +1,4 @@
-"""Validation of events against the published OCSF schema, in each of its versions.
+"""Validation of OCSF events against the published schema, in each of its versions.
 
 The package needs the extra ``validate``, which contains the schema. It does not depend on how our
 own events are made, so it can validate events from any source.

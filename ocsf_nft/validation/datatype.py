@@ -1,4 +1,4 @@
-"""Data types of the schema, and the values that each type accepts."""
+"""Data types of the OCSF schema, and the values that each type accepts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NOUNS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataType:
-    """Data type such as ``port_t``: its primitive type and its limits."""
+    """Data type of the OCSF schema, such as ``port_t``: its primitive type and its limits."""
 
     name: str
     primitive: Primitive
@@ -42,7 +42,7 @@ class DataType:
     observable: int | None = None
 
     def fault(self, value: Any) -> str | None:
-        """Return the fault of a value that is not null; None if the type accepts it."""
+        """Check a value (not null) against this type; return the fault as text, or None."""
         if self.primitive == "string_t" and isinstance(value, str):
             return self._text_fault(value)
         if self.primitive == "json_t":
@@ -89,7 +89,7 @@ class DataType:
 
 
 def from_schema(name: str, published: Mapping[str, Any]) -> DataType:
-    """Return the type with this name in the schema's table of types."""
+    """Build the data type ``name`` from ``published``, the schema's table of data types."""
     own = published[name]
     base = published.get(own.get("type"), own)
     minimum, maximum = own.get("range") or base.get("range") or (None, None)
@@ -107,7 +107,10 @@ def from_schema(name: str, published: Mapping[str, Any]) -> DataType:
 
 
 def json_fault(value: Any) -> str | None:
-    """Return why JSON can't hold a scalar or readers can't read it; None if they can."""
+    """Check that JSON can contain a scalar, and that JSON readers accept it.
+
+    Returns the fault as text; None if there is none.
+    """
     if isinstance(value, str):
         return None if is_utf8(value) else NOT_UTF8
     if isinstance(value, float):

@@ -1,6 +1,6 @@
 """Reader of event files: one JSON object on each line, or JSON documents over several lines.
 
-A file is read as documents in two cases: its first line begins a document that continues on the
+A file is read as documents in two cases. Its first line begins a document that continues on the
 next line, or its only line is an array. The events are then the documents, or the items of arrays.
 """
 
@@ -27,23 +27,27 @@ _TOO_LONG: Final = Fault(
 
 @dataclass(frozen=True, slots=True)
 class ValidatedEvent:
-    """Result for one event or unreadable text: its faults, and the line where it begins."""
+    """Validation result of one event, or of text that can't be read as an event.
+
+    ``line`` is the line of the file where the event or text begins, counted from 1.
+    """
 
     line: int
     faults: list[Fault]
 
 
 class _Line(NamedTuple):
-    """Line that is not blank; ``text`` is None if the line is too long."""
+    """Line of an event file that is not blank; ``text`` is None if the line is too long."""
 
     number: int
     text: str | None
 
 
 def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
-    """Validate each event of a file while reading it; skips blank lines. Raises OSError.
+    """Validate each event of a file while reading it; blank lines are skipped.
 
-    Text that is not JSON gives one error, at the path ``line``.
+    Text that is not JSON gives a result with one error, at the path ``line``. Raises OSError if the
+    file can't be read.
     """
     lines = _lines(file)
     first = next(lines, None)
@@ -89,7 +93,10 @@ def _line_by_line(lines: Iterable[_Line], validator: EventValidator) -> Iterator
 
 
 def _document_by_document(text: str, validator: EventValidator) -> Iterator[ValidatedEvent]:
-    """Validate documents up to the first that is not JSON, as its end is unknown."""
+    """Validate the events in JSON documents, up to the first text that is not JSON.
+
+    The end of such text is unknown, so the events after it can't be found.
+    """
     decoder = Decoder()
     events = documents(text, decoder)
     line, position = 1, 0
@@ -107,7 +114,10 @@ def _document_by_document(text: str, validator: EventValidator) -> Iterator[Vali
 
 
 def _may_be_documents(text: str) -> bool:
-    """Return whether a first line is an array, or may continue on the next lines."""
+    """Return whether a file with this first line may consist of JSON documents.
+
+    It may if the line is an array, or is JSON that may continue on the next line.
+    """
     text = text.strip()
     try:
         Decoder().decode_at(text, 0)
@@ -121,7 +131,10 @@ def _is_bracket(text: str) -> bool:
 
 
 def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
-    """Return lines that may form documents, and whether these are all lines of the file."""
+    """Read the lines of a file that may form JSON documents, up to a limit of size.
+
+    Returns the lines, and whether they are all lines of the file.
+    """
     collected, size = [first], len(first.text or "")
     for line in lines:
         collected.append(line)
@@ -152,7 +165,7 @@ def _has_valid_document(text: str, decoder: Decoder) -> bool:
 
 
 def _join(collected: list[_Line]) -> str:
-    """Return the text of a file with its blank lines, so that lines can be counted in it."""
+    """Return the text of the lines with the file's blank lines, so that lines can be counted."""
     before = [0, *(line.number for line in collected)]
     return "".join(
         "\n" * (line.number - last - 1) + (line.text or "")

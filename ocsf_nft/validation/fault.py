@@ -28,23 +28,23 @@ _INT64_BITS: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault: severity, path (such as ``observables[0].name``) and message."""
+    """Fault of an event: severity, path of the attribute (``observables[0].name``) and message."""
 
     severity: Severity
     path: str
     message: str
 
     def __str__(self) -> str:
-        """Return one line, without the position of the event in its file."""
+        """Return the fault as one line of text, without the event's position in its file."""
         return f"{self.severity}: {self.path}: {self.message}"
 
 
 class TooManyError(Exception):
-    """Excess of faults: one event has more than ``LIMIT``."""
+    """Signal that one event has more than ``LIMIT`` faults."""
 
 
 class FaultList:
-    """Faults of one event, in the order of their detection."""
+    """Faults of one event, in the order of their detection; at most ``LIMIT``."""
 
     __slots__ = ("faults",)
 
@@ -53,11 +53,17 @@ class FaultList:
         self.faults: list[Fault] = []
 
     def error(self, path: str, message: str) -> None:
-        """Add an error; raises TooManyError above the limit."""
+        """Add a fault of severity ``error`` at an attribute's path.
+
+        Raises TooManyError if the list already has ``LIMIT`` faults.
+        """
         self._add(Fault("error", path, message))
 
     def warning(self, path: str, message: str) -> None:
-        """Add a warning; raises TooManyError above the limit."""
+        """Add a fault of severity ``warning`` at an attribute's path.
+
+        Raises TooManyError if the list already has ``LIMIT`` faults.
+        """
         self._add(Fault("warning", path, message))
 
     def _add(self, fault: Fault) -> None:
@@ -67,9 +73,9 @@ class FaultList:
 
 
 def describe(value: Any) -> str:
-    """Return a value for people: a scalar as JSON, cut if it is long; others by their type.
+    """Return a short text for people that describes a JSON value; never raises.
 
-    Never raises.
+    A scalar is shown as JSON, cut if it is long. Another value is shown as its type: ``an object``.
     """
     if isinstance(value, str):
         return (
@@ -89,6 +95,9 @@ def describe(value: Any) -> str:
 
 
 def child_path(path: str, key: Any) -> str:
-    """Return the path of ``key`` in the object at ``path``; quotes names that are not plain."""
+    """Return the path of the attribute ``key`` in the object at ``path``.
+
+    A key that has unusual characters, is long or is not text, is quoted.
+    """
     name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else describe(key)
     return f"{path}.{name}" if path else name

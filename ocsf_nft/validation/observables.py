@@ -1,4 +1,4 @@
-"""Check of observables: each name must refer to an attribute with that value and type."""
+"""Check of an event's observables: each must name an attribute with the same value and type."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ _BUDGET: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Target of an observable's name: the attribute, and its values in the event, as text."""
+    """Attribute that an observable's name refers to, and its values in the event.
+
+    ``texts`` has the values as text. ``is_object`` is true if one of them is an object or array.
+    """
 
     attribute: Attribute
     texts: frozenset[str]
@@ -31,14 +34,17 @@ class _Target:
 
 
 class Observables:
-    """Check of the observables of one event."""
+    """Check of the observables of one event against the attributes that they name."""
 
     __slots__ = ("_budget", "_event", "_fault_list", "_schema", "_table", "_targets")
 
     def __init__(
         self, schema: Schema, table: Table, event: Mapping[str, Any], fault_list: FaultList
     ) -> None:
-        """Create the check; ``table`` is the event's class."""
+        """Create the check; ``table`` is the event's class in the schema.
+
+        Faults are added to ``fault_list``.
+        """
         self._schema = schema
         self._table = table
         self._event = event
@@ -47,7 +53,11 @@ class Observables:
         self._budget = _BUDGET
 
     def check(self) -> None:
-        """Check all observables, except their attributes (see ``Walk``); raises TooManyError."""
+        """Check name, value and type of all observables; raises TooManyError.
+
+        ``Walk`` checks each attribute of an observable by itself. An observable that refers to
+        another event is skipped.
+        """
         observables = self._event.get("observables")
         for number, one in enumerate(observables if isinstance(observables, list) else ()):
             if isinstance(one, dict) and not self._is_of_another_event(one):
@@ -91,7 +101,7 @@ class Observables:
             )
 
     def _resolve(self, name: str) -> _Target | str:
-        """Return the target of a name, or the reason why it has none."""
+        """Return the attribute that an observable's name refers to, or a text why there is none."""
         values: list[Any] = [self._event]
         table: Table | None = self._table
         attribute = None

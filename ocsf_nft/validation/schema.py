@@ -1,8 +1,8 @@
-"""Tables of the published schema of one version, for the validation of events.
+"""Published OCSF schema of one version, as tables of classes and objects for validation.
 
 The export of a version is read once. Each class and object becomes a table at its first use.
-Exports up to 1.7.0 have another structure than later ones: one profile per attribute, the types at
-the top level, no list of profiles.
+Exports up to 1.7.0 have another structure than later ones. They have one profile per attribute, the
+types at the top level, and no list of profiles.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OLDEST: Final = (1, 1, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribute:
-    """Attribute of a class or object."""
+    """Attribute of an OCSF class or object, as the schema defines it."""
 
     name: str
     #: None if its value is an object.
@@ -51,7 +51,7 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Class or object of the schema: its attributes and constraints."""
+    """Class or object of the OCSF schema: its attributes and constraints."""
 
     name: str
     attributes: Mapping[str, Attribute]
@@ -66,10 +66,10 @@ class Table:
 
 
 class Schema:
-    """Published schema of one version."""
+    """Published OCSF schema of one version."""
 
     def __init__(self, version: str, published: Mapping[str, Any]) -> None:
-        """Read ``published``, the export of the schema server."""
+        """Create the schema from ``published``, the JSON export of the OCSF schema server."""
         self.version = version
         self._published = published
         self._class_names = {one["uid"]: name for name, one in published["classes"].items()}
@@ -79,12 +79,12 @@ class Schema:
         self.profiles = frozenset(_all_profiles(published))
 
     def class_of(self, uid: int) -> Table | None:
-        """Return the class with a ``class_uid``; None if there is none."""
+        """Return the class with this ``class_uid``; None if the schema has no such class."""
         name = self._class_names.get(uid)
         return None if name is None else self._table("classes", name)
 
     def object_of(self, name: str) -> Table:
-        """Return the object with the name that an attribute has."""
+        """Return the object with this name (``Attribute.object_name``)."""
         return self._table("objects", name)
 
     def _table(self, kind: str, name: str) -> Table:
@@ -153,7 +153,7 @@ class Schema:
 
 
 def versions() -> tuple[str, ...]:
-    """Return all supported versions, oldest first.
+    """Return all OCSF versions that events can be validated against, oldest first.
 
     Raises UnsupportedError without the extra ``validate``.
     """
@@ -166,7 +166,10 @@ def versions() -> tuple[str, ...]:
 
 
 def full_version(version: str) -> str:
-    """Return the full form of a version such as ``1.1`` or ``1.1.0``; raises UsageError."""
+    """Return the full form of an OCSF version: ``1.1.0`` for ``1.1`` or ``1.1.0``.
+
+    Raises UsageError for an unknown version.
+    """
     known = versions()
     for full in (version, f"{version}.0"):
         if full in known:
@@ -178,7 +181,7 @@ def full_version(version: str) -> str:
 
 @cache
 def load(version: str) -> Schema:
-    """Return the schema of one of ``versions()``."""
+    """Return the OCSF schema of one of ``versions()``; the results are cached."""
     return Schema(version, _package().get_ocsf_schema(version))
 
 

@@ -1,4 +1,4 @@
-"""Walk through an event along the schema's tables: check of each attribute by itself.
+"""Check of each attribute of an event by itself, against the tables of the OCSF schema.
 
 The modules ``validate_event`` and ``observables`` check the relations of several attributes (the
 class, the times, the observables).
@@ -26,14 +26,17 @@ TOO_DEEP: Final = f"is nested more than {DEPTH} levels deep"
 
 
 class Walk:
-    """Walk through one event; afterwards ``used`` has the profiles with an attribute in it."""
+    """Walk through one event that checks each attribute by itself.
+
+    Afterwards ``used`` has the event's profiles that define at least one attribute in it.
+    """
 
     __slots__ = ("_fault_list", "_listed", "_recommended", "_schema", "used")
 
     def __init__(
         self, schema: Schema, listed: frozenset[str], fault_list: FaultList, *, recommended: bool
     ) -> None:
-        """Create a walk; ``listed`` are the event's profiles.
+        """Create a walk; ``listed`` are the profiles that the event lists in its metadata.
 
         With ``recommended``, missing recommended attributes give warnings.
         """
@@ -44,7 +47,11 @@ class Walk:
         self.used: set[str] = set()
 
     def visit(self, table: Table, value: Mapping[str, Any], path: str, depth: int = 1) -> None:
-        """Check the object at ``path``; raises TooManyError."""
+        """Check the object ``value`` at ``path``, and all objects in it; raises TooManyError.
+
+        ``table`` is its class or object in the schema. ``depth`` is its level of nesting, 1 for the
+        event.
+        """
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)
             return
@@ -64,7 +71,10 @@ class Walk:
         self._check_captions(table, value, path)
 
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
-        """Check that an attribute may be present; return whether it is not null."""
+        """Check that an attribute is allowed by the event's profiles, not deprecated and not null.
+
+        Returns whether it is not null, so that its value can be checked.
+        """
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)
             if self._listed.isdisjoint(attribute.profiles):
@@ -187,7 +197,7 @@ class Walk:
             )
 
     def _check_undefined(self, value: Any, path: str, depth: int) -> None:
-        """Check values that the schema doesn't define: only that JSON can contain them."""
+        """Check a value that the schema doesn't define: only that JSON can contain it."""
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)
             return
@@ -203,7 +213,10 @@ class Walk:
 
 
 def _has_value(value: Any, name: str) -> bool:
-    """Return whether a value is present; some classes' constraints name it by its path."""
+    """Return whether an object has a value; ``name`` is an attribute, or a path with dots.
+
+    The constraints of some classes use such paths.
+    """
     for step in name.split("."):
         value = value.get(step) if isinstance(value, dict) else None
     return value is not None

@@ -1,7 +1,8 @@
 """JSON decoder for validation, which preserves faults that most JSON readers hide.
 
-It uses the standard library: orjson refuses lone surrogates, NaN and integers past 64 bits, and
-does not report a name that is in one object twice. The validator must report each of these faults.
+It uses the standard library, not orjson. orjson refuses lone surrogates, NaN and integers past 64
+bits. It also does not report a name that is in one object twice. The validator must report each of
+these faults.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ _DIGITS: Final = 40
 
 
 class NotJsonError(Exception):
-    """Text that can't be read as JSON; ``at`` is the offset of the fault."""
+    """Text that can't be read as JSON; ``at`` is the offset of the fault in the text."""
 
     def __init__(self, text: str, at: int, reason: str) -> None:
-        """Create the message from a reason and the column, counted from 1."""
+        """Create the error: its message has the reason and the column of ``at``, counted from 1."""
         super().__init__(f"{reason} (column {at - text.rfind(chr(10), 0, at)})")
         self.at = at
 
 
 class Decoder:
-    """Decoder of JSON texts; ``faults`` returns the faults of the value decoded last."""
+    """JSON decoder that also finds names that are in one object twice.
+
+    :meth:`faults` returns these of the last decoded value.
+    """
 
     def __init__(self) -> None:
         """Create a decoder without faults."""
@@ -38,7 +42,7 @@ class Decoder:
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_integer)
 
     def decode(self, text: str) -> Any:
-        """Return the only value of a text; raises NotJsonError."""
+        """Decode a text that consists of one JSON value; raises NotJsonError."""
         value, end = self.decode_at(text, skip_space(text, 0))
         end = skip_space(text, end)
         if end != len(text):
@@ -46,7 +50,10 @@ class Decoder:
         return value
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:
-        """Return the value that begins at an offset, and its end; raises NotJsonError."""
+        """Decode the JSON value that begins at offset ``start`` of a text.
+
+        Returns the value and the offset of its end. Raises NotJsonError.
+        """
         self._repeated.clear()
         try:
             return self._json.raw_decode(text, start)
@@ -56,7 +63,10 @@ class Decoder:
             raise NotJsonError(text, start, "is nested too deep to be read") from None
 
     def faults(self) -> list[Fault]:
-        """Return faults in the text of the last value that its decoded form doesn't show."""
+        """Return a fault for each name that is in an object twice, in the last decoded text.
+
+        The decoded value doesn't show these faults, because it has each name once.
+        """
         return [
             Fault("error", LINE, f"the name {describe(name)} is in one object twice")
             for name in self._repeated
@@ -74,9 +84,9 @@ class Decoder:
 
 
 def documents(text: str, decoder: Decoder) -> Iterator[tuple[int, Any]]:
-    """Yield the events of a text with their offsets; raises NotJsonError.
+    """Yield each event in a text of JSON documents, with its offset; raises NotJsonError.
 
-    The events are the items of its arrays, and its other values.
+    If a document is an array, its items are the events. Otherwise the document is the event.
     """
     at = skip_space(text, 0)
     while at < len(text):
@@ -90,7 +100,10 @@ def documents(text: str, decoder: Decoder) -> Iterator[tuple[int, Any]]:
 
 
 def _items(text: str, start: int, decoder: Decoder) -> Generator[tuple[int, Any], None, int]:
-    """Yield the items of the array whose first one may begin at ``start``; return its end."""
+    """Yield the items of a JSON array with their offsets; return the offset of its end.
+
+    ``start`` is the offset after the opening bracket.
+    """
     at = skip_space(text, start)
     if text.startswith("]", at):
         return at + 1

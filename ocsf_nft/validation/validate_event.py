@@ -1,4 +1,4 @@
-"""Validator of an event.
+"""Validator of an OCSF event.
 
 Errors are the faults that the OCSF schema server's own validator calls errors or that its JSON
 Schema refuses. Values that JSON readers refuse and contradictions are errors too. The server's
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class EventValidator:
-    """Validator of events, at one version or at the version that each event declares."""
+    """Validator of events against one OCSF version, or the version that each event declares."""
 
     def __init__(self, version: str | None = None, *, recommended: bool = False) -> None:
         """Create a validator for a version.
@@ -36,7 +36,7 @@ class EventValidator:
         self._recommended = recommended
 
     def faults(self, event: Any) -> list[Fault]:
-        """Return the faults of an event, a value decoded from JSON; empty if it conforms.
+        """Validate an event, a value decoded from JSON; return its faults, none if it conforms.
 
         Never raises. If there are more than ``LIMIT`` faults, the last one reports that.
         """
@@ -122,7 +122,10 @@ def _check_profiles(
 
 
 def _check_relations(event: Mapping[str, Any], fault_list: FaultList) -> None:
-    """Check relations of attributes; a missing or wrong one has been reported before."""
+    """Check that the class and the type, and the times of an event match each other.
+
+    A missing or wrong attribute is skipped here, because ``Walk`` has reported it.
+    """
     class_uid, activity, type_uid = map(event.get, ("class_uid", "activity_id", "type_uid"))
     if _is_integer(class_uid) and _is_integer(activity) and _is_integer(type_uid):
         expected = class_uid * 100 + activity

@@ -1,1 +1,1 @@
-"""Sinks, one module each, and the code that they share."""
+"""Sinks (destinations of events), one module each, and the code that they share."""

@@ -1,4 +1,4 @@
-"""Interface of all sinks."""
+"""Interface of all sinks (destinations of events)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A message that the receiver will never accept, and its reason."""
+    """Message that the receiver will never accept, and the reason."""
 
     message: Message
     reason: str
@@ -21,11 +21,11 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """Result of a delivery: all messages are delivered but those in ``refused`` and ``again``.
+    """Result of the delivery of a batch: all messages arrived but ``refused`` and ``again``.
 
     ``again`` has the messages that the receiver could not accept now, in the batch's order.
-    ``reason`` explains them. ``after_seconds`` is the pause before the next try, if the receiver
-    asked for one.
+    ``reason`` is why it could not. ``after_seconds`` is the pause before the next try, if the
+    receiver requested one.
     """
 
     refused: tuple[Refusal, ...] = ()
@@ -38,20 +38,23 @@ DELIVERED: Final = BatchResult()
 
 
 class Sink(Protocol):
-    """Destination of events: it is opened, gets one call per batch, and is closed.
+    """Interface of a destination of events: it is opened, gets one call per batch, and is closed.
 
-    One task uses it. The task closes it after a failure and opens it again. Each opening reads
-    secrets and certificates again. A cancelled call may end at any point.
+    Only one task uses a sink. After a failure, that task closes the sink and opens it again. Each
+    opening reads secrets and certificates again. A cancelled call may end at any point.
     """
 
     #: True if an interrupted batch must be delivered again with exactly the same messages.
     repeats_batches: bool = False
 
     async def open(self) -> None:
-        """Open the sink; raises DeliveryError if that fails, and leaves nothing open then."""
+        """Open the sink.
+
+        Raises DeliveryError if that fails, and closes what it has opened.
+        """
 
     async def close(self) -> None:
-        """Close the sink; raises DeliveryError for an error that appears only now."""
+        """Close the sink; raises DeliveryError for a delivery error that appears only now."""
 
     async def __aenter__(self) -> Self:
         """Open the sink; raises DeliveryError."""
@@ -67,7 +70,8 @@ class Sink(Protocol):
 
         If the transport has no acknowledgement, return when the batch is handed over.
 
-        Raises DeliveryError if it is unknown which messages have arrived; the whole batch is then
-        delivered again. Raises RefusedError if the receiver refuses the batch without naming the
-        wrong message; the batch is then delivered in parts. No incomplete message is left behind.
+        Raises DeliveryError if it is unknown which messages have arrived; the forwarder then
+        delivers the whole batch again. Raises RefusedError if the receiver refuses the batch
+        without naming the wrong message; the forwarder then delivers the batch in parts. No
+        incomplete message is left behind.
         """

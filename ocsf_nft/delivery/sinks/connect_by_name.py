@@ -1,4 +1,4 @@
-"""Connection to a host by its name."""
+"""Connection to a host by its name, which may have several addresses."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ _CONNECT_SECONDS: Final = 5.0
 
 
 async def connect(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """Return a non-blocking socket that is connected to the first address that answers.
+    """Connect to a host; return a non-blocking socket to its first address that answers.
 
-    Raises OSError: the failure of the last address, or of the lookup of the name.
+    ``kind`` is the type of socket: stream or datagram. Raises OSError: the failure of the last
+    address, or of the lookup of the name.
     """
     loop = asyncio.get_running_loop()
     failure = OSError("it has no address")

@@ -21,7 +21,7 @@ _WHITE_SPACE: Final = re.compile(r"\s+")
 def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """Return the cause of an error as one line for a person.
 
-    ``secrets`` are masked, since a receiver may repeat them.
+    ``secrets`` are texts to mask in the line, because a receiver may repeat them.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
@@ -44,7 +44,7 @@ def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
 def printable(text: object, secrets: Iterable[str] = ()) -> str:
     """Return untrusted text as one printable line of at most 200 characters.
 
-    ``secrets`` are masked, whatever the case of their letters.
+    ``secrets`` are texts to mask in the line; upper and lower case count as equal.
     """
     line = str(text)
     for secret in secrets:

@@ -28,7 +28,7 @@ _TAIL_BYTES: Final = 1 << 16
 
 
 class File(Sink):
-    """Sink that appends events to a file; this process is the file's only writer.
+    """Sink that appends events to a file; no other process may append to it.
 
     With ``sync`` a batch is on the disk when it counts as delivered. With a ``rotation`` a full
     file is renamed to an old file. A batch is never split between two files.
@@ -55,7 +55,7 @@ class File(Sink):
         await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=True)
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        """Close the file; after a failure do not wait for a write, which may never end."""
+        """Close the file; after a failure do not wait for a running write, which may never end."""
         if kind is None:
             await self.close()
         else:
@@ -65,13 +65,13 @@ class File(Sink):
         await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=False)
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Append events, one line each; raises DeliveryError."""
+        """Append events to the file, one line each; raises DeliveryError."""
         lines = lines_of(messages)
         await self._writer.run(self._with_delivery_error(lambda: self._write(lines)))
         return DELIVERED
 
     def _with_delivery_error(self, job: Callable[[], None]) -> Callable[[], None]:
-        """Return a job that raises DeliveryError in place of OSError."""
+        """Return a function that runs ``job``, and raises DeliveryError in place of OSError."""
 
         def run() -> None:
             try:
@@ -115,7 +115,10 @@ class File(Sink):
         write_lines(self._descriptor, lines, sync=self._sync)
 
     def _replace_file(self, added_bytes: int) -> None:
-        """Open a new file if the current one is full, or was renamed or removed."""
+        """Open a new file if the current one was renamed or removed, or has no room.
+
+        ``added_bytes`` is the size of the lines to write next.
+        """
         if self._is_at_path():
             if self._rotation is None or self._old_files is None:
                 return
@@ -138,7 +141,7 @@ def _is_file(descriptor: int) -> bool:
 
 
 def _truncate_torn_line(descriptor: int) -> None:
-    """Truncate a file after its last whole line; raises OSError."""
+    """Remove an incomplete last line from a file; raises OSError."""
     size = end = os.fstat(descriptor).st_size
     while end > 0:
         start = max(0, end - _TAIL_BYTES)

@@ -36,11 +36,11 @@ class Http(Sink):
         self._form = form
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError."""
+        """Connect to the receiver; raises DeliveryError if that fails."""
         await self._session.open()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the receiver."""
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:

@@ -59,7 +59,7 @@ _REDIRECT_REMEDY: Final = "redirects are not followed, so give the URL that it p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAnswer:
-    """HttpAnswer of a receiver.
+    """Answer of a receiver to an HTTP request.
 
     ``body`` is cut at the limit of the request; ``text`` is the body as text for a person.
     ``after_seconds`` is the pause that the receiver asked for, or None.
@@ -97,7 +97,7 @@ class HttpSession:
         self._secrets: tuple[str, ...] = ()
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError."""
+        """Read secrets and certificates, and test the connection; raises DeliveryError."""
         headers, self._secrets, context = await asyncio.to_thread(self._prepare)
         await self._test_connection(None if self._receiver.proxy else context)
         self._session = aiohttp.ClientSession(
@@ -111,7 +111,7 @@ class HttpSession:
         )
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the session and its connections."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -155,7 +155,10 @@ class HttpSession:
             raise self._failure(error) from None
 
     def error(self, answer: HttpAnswer) -> DeliveryError:
-        """Return the error for an answer that is no success: RefusedError or DeliveryError."""
+        """Create the error for an answer without success: RefusedError or DeliveryError.
+
+        It is RefusedError if the status refuses the content of the request.
+        """
         sentence = self.describe(answer)
         if answer.status in _REFUSING:
             return RefusedError(sentence)
@@ -172,7 +175,7 @@ class HttpSession:
         )
 
     def printable(self, text: object) -> str:
-        """Return a receiver's text for an error: one short printable line without our secrets."""
+        """Return a receiver's text as one short printable line, with our secrets masked."""
         line = str(text)
         for secret in self._secrets:
             line = line.replace(secret, "***")
@@ -180,7 +183,10 @@ class HttpSession:
         return "".join(c if c.isprintable() else "?" for c in line[:_TEXT_LENGTH])
 
     def _prepare(self) -> tuple[dict[str, str], tuple[str, ...], ssl.SSLContext | None]:
-        """Return headers, the secrets in them, and the TLS context; raises DeliveryError."""
+        """Return the headers of requests, the secrets in them, and the TLS context.
+
+        Raises DeliveryError.
+        """
         receiver = self._receiver
         headers = {"User-Agent": "ocsf-nft", "Accept-Encoding": "identity"}
         secrets = []
@@ -199,7 +205,7 @@ class HttpSession:
         return headers, tuple(secrets), context
 
     async def _test_connection(self, context: ssl.SSLContext | None) -> None:
-        """Connect to the next hop and disconnect; raises DeliveryError."""
+        """Connect to the receiver, or to its proxy, and disconnect; raises DeliveryError."""
         host, port = self._receiver.next_hop
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -236,7 +242,7 @@ def _gzip(body: bytes) -> bytes:
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    """Return at most ``max_bytes`` of a body; JSON that is cut there is no valid JSON."""
+    """Read at most ``max_bytes`` of an answer's body; JSON that is cut there is no valid JSON."""
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         body += chunk
@@ -247,7 +253,7 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
 
 
 def _reason_phrase(status: int) -> str:
-    """Return the standard phrase of a status, not the receiver's own one."""
+    """Return the standard phrase of an HTTP status, not the phrase that the receiver sent."""
     try:
         return f" {HTTPStatus(status).phrase}"
     except ValueError:
@@ -255,7 +261,7 @@ def _reason_phrase(status: int) -> str:
 
 
 def _retry_after_seconds(value: str | None) -> float | None:
-    """Return Retry-After in seconds from now; it is a number or a date (RFC 9110, 10.2.3)."""
+    """Convert the header Retry-After (a number or date, RFC 9110, 10.2.3) to seconds from now."""
     if value is None:
         return None
     if value.isascii() and value.isdigit():
@@ -269,7 +275,7 @@ def _retry_after_seconds(value: str | None) -> float | None:
 
 
 def _cause(error: Exception) -> str:
-    """Return the cause of a missing answer in our words; aiohttp's may repeat the receiver's."""
+    """Return why there is no answer, in our own words: aiohttp's may contain a receiver's text."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         error = error.certificate_error
     elif isinstance(error, aiohttp.ClientConnectorError):

@@ -1,4 +1,4 @@
-"""Receiver of an HTTP sink: its URL, its credentials and the way to it."""
+"""Receiver of an HTTP sink: its URL, credentials, TLS settings and proxy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Parts of the header ``Authorization`` (RFC 9110, 11.6.2).
+    """Credentials for an HTTP receiver: the parts of the header ``Authorization``.
 
-    ``secret`` is a token, or for the scheme Basic the password of ``user`` (RFC 7617, 2).
+    RFC 9110, 11.6.2 defines the header. ``secret`` is a token, or for the scheme Basic the password
+    of ``user`` (RFC 7617, 2).
     """
 
     scheme: Literal["Basic", "Bearer", "ApiKey", "Splunk"]
@@ -26,7 +27,7 @@ class Credentials:
     user: str = ""
 
     def header(self, secret: str) -> str:
-        """Return the header's value for the current text of the secret."""
+        """Return the header's value; ``secret`` is the current text of the secret."""
         if self.scheme == "Basic":
             secret = base64.b64encode(f"{self.user}:{secret}".encode()).decode()
         return f"{self.scheme} {secret}"
@@ -36,9 +37,9 @@ class Credentials:
 class Receiver:
     """HTTP server that receives events.
 
-    All paths begin with ``url``. ``headers`` are sent with every request. ``tls`` is for an https
-    URL; None means the system's authorities. Only ``proxy`` selects a proxy; environment variables
-    are ignored. ``is_compressed`` allows gzip.
+    ``url`` is the start of the URL of each request. ``headers`` are sent with every request.
+    ``tls`` is for an https URL; None means the system's authorities. Only ``proxy`` selects a
+    proxy; environment variables are ignored. ``is_compressed`` allows gzip.
     """
 
     url: str
@@ -50,7 +51,7 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """URL for a person, without the query, which may hold a token."""
+        """URL to show to a person, without the query, which may hold a token."""
         return urlsplit(self.url)._replace(query="").geturl()
 
     @property
@@ -60,6 +61,6 @@ class Receiver:
 
     @property
     def next_hop(self) -> tuple[str, int]:
-        """Host and port to connect to: those of the proxy, or of the receiver if there is none."""
+        """Host and port to connect to: the proxy's if there is a proxy, else the receiver's."""
         parts = urlsplit(self.proxy or self.url)
         return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

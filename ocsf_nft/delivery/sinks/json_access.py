@@ -10,24 +10,24 @@ from typing import Any
 
 
 def milliseconds(event: Any, *path: str) -> int:
-    """Return a time of an event in ms since the epoch, or 0 if it has none."""
+    """Return an event's time at ``path`` in ms since the epoch; 0 if there is none."""
     return max(integer(event, *path) or 0, 0)
 
 
 def text(document: Any, *path: str) -> str:
-    """Return the text at ``path``, or an empty one if there is none."""
+    """Return the text at ``path`` (object keys) in decoded JSON, or an empty one."""
     value = value_at(document, *path)
     return value if isinstance(value, str) else ""
 
 
 def integer(document: Any, *path: str) -> int | None:
-    """Return the integer at ``path``, or None if there is none."""
+    """Return the integer at ``path`` (object keys) in decoded JSON, or None."""
     value = value_at(document, *path)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def value_at(document: Any, *path: str) -> Any:
-    """Return the value at ``path``, or None if the path does not exist."""
+    """Return the value at ``path`` (object keys) in decoded JSON, or None."""
     for name in path:
         if not isinstance(document, Mapping):
             return None

@@ -52,7 +52,7 @@ _PROTOCOLS: Final = {
 
 
 class Kafka(Sink):
-    """Sink that sends events and waits until all in-sync replicas have them.
+    """Sink that sends events to a topic, and waits until all in-sync replicas have them.
 
     ``servers`` are the ``host:port`` of some brokers. An event of more than ``max_bytes`` is
     refused. ``mechanism`` is the one of SASL, with ``user`` and ``password``; None means no SASL.
@@ -88,7 +88,10 @@ class Kafka(Sink):
         self._must_reconnect = False
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError if no broker is reachable or the topic does not exist."""
+        """Connect to Kafka.
+
+        Raises DeliveryError if no broker is reachable or the topic does not exist.
+        """
         self._thread.start()
         try:
             await self._thread.run(self._open())
@@ -97,7 +100,7 @@ class Kafka(Sink):
             raise
 
     async def close(self) -> None:
-        """Abort the connections; acknowledged events are stored already."""
+        """Abort the connections to the brokers; events that they acknowledged are stored there."""
         try:
             if self._thread.is_running:
                 await self._thread.run(self._drop_producer())
@@ -179,7 +182,10 @@ class Kafka(Sink):
         )
 
     async def _send(self, message: Message) -> asyncio.Future[Any]:
-        """Send a message and return its future acknowledgement; wait if too many are pending."""
+        """Send a message and return the future of its acknowledgement.
+
+        If too many acknowledgements are pending, wait first.
+        """
         sent: asyncio.Future[Any] = await self._producer.send(
             self._topic,
             message.line,
@@ -189,10 +195,10 @@ class Kafka(Sink):
         return sent
 
     def _check(self, faults: Sequence[BaseException]) -> None:
-        """Raise an error for the faults: RefusedError if all refuse the batch, else DeliveryError.
+        """Raise an error if messages of a batch failed: RefusedError or DeliveryError.
 
-        A producer can't be used again after a partition refused a batch, since its sequence numbers
-        have a gap then.
+        It is RefusedError if brokers refuse the content in all ``faults``. A producer can't be used
+        again after a partition refused a batch, since its sequence numbers have a gap then.
         """
         if not faults:
             return
@@ -226,7 +232,7 @@ class Kafka(Sink):
 
 
 def _record_key(event: Any) -> bytes | None:
-    """Return the sandbox of an event, or its host if it has no sandbox."""
+    """Return the key of an event's Kafka record: its sandbox, or its host without a sandbox."""
     for path in (("unmapped", "sandbox"), ("device", "hostname")):
         value = event
         for name in path:

@@ -17,9 +17,10 @@ _log.addHandler(logging.NullHandler())
 
 
 class LogCapture(logging.Handler):
-    """Log handler that stores the ``last`` cause that the thread of :meth:`start` logged.
+    """Log handler that stores the cause of aiokafka's last failure, as text in ``last``.
 
-    The texts in ``secrets`` are masked, since a broker may repeat them.
+    It captures only records of the thread that called :meth:`start`. The texts in ``secrets`` are
+    masked, since a broker may repeat them.
     """
 
     def __init__(self) -> None:
@@ -29,18 +30,18 @@ class LogCapture(logging.Handler):
         self._thread: int | None = None
 
     def start(self, secrets: tuple[str, ...]) -> None:
-        """Start to capture records of the current thread."""
+        """Start to capture the log records of the current thread, with ``secrets`` masked."""
         self.last = ""
         self.secrets = secrets
         self._thread = threading.get_ident()
         _log.addHandler(self)
 
     def stop(self) -> None:
-        """Stop the capture."""
+        """Stop the capture; ``last`` stays."""
         _log.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Store a record, unless one is stored already and this one has no exception."""
+        """Store a log record as ``last``, unless it has no exception and ``last`` is set."""
         if record.thread != self._thread:
             return
         arguments = record.args if isinstance(record.args, tuple) else ()

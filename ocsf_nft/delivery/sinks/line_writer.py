@@ -23,25 +23,31 @@ _ENDS: Final[dict[str, Future[None]]] = {}
 
 
 class WriterThread:
-    """Thread that uses a sink's descriptor from its opening to its closing.
+    """Thread that does all work on one sink's file descriptor, from its opening to its closing.
 
     So no other job writes between the parts of a batch, or closes the descriptor during a write. No
-    slow job of another sink delays a write. A write can't be stopped, and a write to a pipe
-    without a reader never returns. So a cancelled caller does not wait for it. The write still runs
-    to its end. The waiting job of a cancelled caller is not started.
+    slow job of another sink delays a write. A running write can't be stopped. A write to a pipe
+    without a reader never returns. So a caller that is cancelled during its write does not wait for
+    it, and the write continues. If a caller is cancelled before its job has begun, the job is not
+    run.
     """
 
     def __init__(self, name: str, destination: object) -> None:
-        """Create a writer; ``name`` is the thread's, and a ``destination`` has one at a time."""
+        """Create a writer; ``name`` is the name of its thread.
+
+        Two writers with the same name and ``destination`` (such as a path) never run at the same
+        time.
+        """
         self._name = name
         self._destination = f"{name} {destination}"
         self._thread: ThreadPoolExecutor | None = None
         self._ended: Future[None]
 
     async def start(self, job: Callable[[], None]) -> None:
-        """Run the first job in a new thread, after the end of another writer of the destination.
+        """Start the thread and run the first job in it; raises the error of the job.
 
-        The caller must call :meth:`stop`, also if this fails.
+        Wait first until the previous writer of the same destination has ended. The caller must call
+        :meth:`stop`, also if this fails.
         """
         while (before := _ENDS.get(self._destination)) is not None and not before.done():
             await asyncio.wait([asyncio.wrap_future(before)])
@@ -50,12 +56,15 @@ class WriterThread:
         await self.run(job)
 
     async def run(self, job: Callable[[], None]) -> None:
-        """Run a job after all earlier ones; raises its error."""
+        """Run a job in the thread after all earlier jobs; raises the error of the job."""
         # Not shielded: a running job can't be stopped, and a waiting one must not start.
         await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
     async def stop(self, close: Callable[[], None], *, is_waited_for: bool) -> None:
-        """Run the last job; if it is waited for, raise its error."""
+        """Run ``close`` as the last job, and end the thread.
+
+        If ``is_waited_for`` is true, wait for that job and raise its error.
+        """
         if self._thread is None:
             return
         ended = self._thread.submit(close)
@@ -67,15 +76,16 @@ class WriterThread:
 
 
 def lines_of(messages: Sequence[Message]) -> bytes:
-    """Return messages as JSON Lines."""
+    """Return messages as JSON Lines: the JSON of each message, followed by a line end."""
     return b"".join(part for message in messages for part in (message.line, b"\n"))
 
 
 def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
-    """Write lines; a regular file gets them at its end. Raises OSError.
+    """Write lines to a descriptor, at the end of a regular file. Raises OSError.
 
-    If a full disk cuts them short, they are removed again. So a reader of the file gets no half
-    event. With ``sync`` the lines of a file survive a power cut when this returns.
+    If a full disk cuts the lines short, the part that was written is removed again. So a reader of
+    the file gets no half event. With ``sync`` the lines of a regular file survive a power cut when
+    this returns.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         _write_all(descriptor, lines)
@@ -110,7 +120,10 @@ def _set_ended(ended: Future[None], _: Future[None]) -> None:
 
 
 async def _wait(job: Future[None]) -> None:
-    """Wait for a job, which continues if the waiting is cancelled; raises its error."""
+    """Wait for a job of another thread; raises the error of the job.
+
+    If the waiting is cancelled, the job continues.
+    """
     waiting = asyncio.wrap_future(job)
     await asyncio.wait((waiting,))
     waiting.result()

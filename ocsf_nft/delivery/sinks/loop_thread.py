@@ -2,7 +2,7 @@
 
 A library may start tasks that no other code can end, or ignore a cancellation. It may compress in
 the event loop, or wait during its close for a silent receiver. In a separate thread it blocks no
-other code: a cancelled caller returns at once, and unfinished tasks end with the loop.
+other code. A cancelled caller returns at once, and unfinished tasks end with the loop.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class LoopThread:
 
     @property
     def is_running(self) -> bool:
-        """True between start and stop."""
+        """True after :meth:`start` and before :meth:`stop`."""
         return self._loop is not None
 
     def start(self) -> None:
-        """Start the thread."""
+        """Start the thread and its event loop."""
         self._loop = _Loop()
         self._ended = Future()
         threading.Thread(
@@ -46,7 +46,7 @@ class LoopThread:
         ).start()
 
     async def run(self, job: Coroutine[Any, Any, T]) -> T:
-        """Run a job in the thread and return its result.
+        """Run a coroutine in the thread and return its result.
 
         If the caller is cancelled, the job is cancelled too, but the caller does not wait for that.
         Raises the error of the job, and DeliveryError if there is no thread.
@@ -57,7 +57,10 @@ class LoopThread:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(job, self._loop))
 
     async def stop(self) -> None:
-        """Abort all connections and cancel all tasks; nothing is sent after this returns."""
+        """Abort all connections, cancel all tasks and end the thread.
+
+        Nothing is sent after this returns.
+        """
         loop, self._loop = self._loop, None
         if loop is not None:
             loop.call_soon_threadsafe(loop.stop)
@@ -65,7 +68,7 @@ class LoopThread:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """Event loop that knows its connections, since the libraries can't abort theirs."""
+    """Event loop that can abort all of its connections; the client libraries can't do that."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,7 +82,7 @@ class _Loop(asyncio.SelectorEventLoop):
         return transport, protocol
 
     async def abort(self) -> None:
-        """Abort all connections, then cancel all tasks."""
+        """Abort all connections of the event loop, then cancel all tasks."""
         for transport in tuple(self._open_transports):
             transport.abort()
         await asyncio.sleep(0)  # lets the transports notify their protocols

@@ -45,14 +45,14 @@ _NOT_IN_TOKEN: Final = re.compile(r"[^a-z0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class _Rejection:
-    """Refusal of a message by a stream, with its reason; ``is_final`` if it always will."""
+    """Refusal of a message by a stream; ``is_final`` if the stream will never accept it."""
 
     reason: str
     is_final: bool
 
 
 class Nats(Sink):
-    """Sink that publishes events and waits until the stream has stored all of them.
+    """Sink that publishes events to a subject, and waits until the stream has stored all of them.
 
     ``servers`` are URLs. They are tried in random order, and the first reachable one is used. With
     ``has_class`` the event's class is the last token of the subject: ``ocsf.network_activity``.
@@ -83,7 +83,7 @@ class Nats(Sink):
         self._connection: NatsConnection | None = None
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError if no server is reachable."""
+        """Connect to one of the servers; raises DeliveryError if none is reachable."""
         self._thread.start()
         try:
             self._connection = await self._thread.run(self._connect())
@@ -92,7 +92,7 @@ class Nats(Sink):
             raise
 
     async def close(self) -> None:
-        """Abort the connection; acknowledged events are in the stream already."""
+        """Abort the connection; events that the stream acknowledged are stored there."""
         self._connection = None
         await self._thread.stop()
 
@@ -141,7 +141,10 @@ class Nats(Sink):
     async def _publish_all(
         self, connection: NatsConnection, messages: Sequence[Message]
     ) -> list[_Rejection | None]:
-        """Publish messages and return each one's rejection, or None; raises DeliveryError."""
+        """Publish messages; return the rejection of each one, None if the stream stored it.
+
+        Raises DeliveryError if the connection breaks or an answer is not from a stream.
+        """
         try:
             answers = [await self._publish(connection, message) for message in messages]
             await connection.wait_for([answer for answer in answers if answer is not None])
@@ -164,7 +167,7 @@ class Nats(Sink):
     async def _publish(
         self, connection: NatsConnection, message: Message
     ) -> asyncio.Future[Msg] | None:
-        """Publish a message and return its future answer, or None if it is too large.
+        """Publish a message and return the future of its answer, or None if it is too large.
 
         The server would close the connection for a message that is too large.
         """
@@ -179,7 +182,10 @@ class Nats(Sink):
         return await connection.publish(subject, headers, message.line)
 
     def _rejection(self, answer: Msg, connection: NatsConnection) -> _Rejection | None:
-        """Return the rejection in an answer, or None; raises DeliveryError if no stream sent it."""
+        """Return the rejection in an answer to a message; None if the stream stored the message.
+
+        Raises DeliveryError if the answer is not from a stream.
+        """
         if answer.headers and answer.headers.get(_STATUS) == _NO_RESPONDERS:
             subjects = f"{self._subject}.*" if self._has_class else self._subject
             raise DeliveryError(
@@ -211,11 +217,11 @@ def _decode(data: bytes) -> dict[str, Any]:
 
 
 def _class_token(event: Any) -> str:
-    """Return an event's class as a token of a subject: one or more of a to z, 0 to 9 and _."""
+    """Return an event's class as a token of a NATS subject: characters a to z, 0 to 9 and _."""
     name = event.get("class_name") if isinstance(event, dict) else None
     return _NOT_IN_TOKEN.sub("_", str(name).lower()) or "none"
 
 
 def _name(server: str) -> str:
-    """Return the host and port of a server's URL for a person."""
+    """Return text for a person with the host and port of a server's URL."""
     return f"NATS server {urlsplit(server).netloc}"

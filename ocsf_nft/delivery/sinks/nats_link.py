@@ -36,7 +36,7 @@ logging.getLogger("nats").addHandler(logging.NullHandler())
 
 
 class NatsConnection:
-    """Connection to a server at a URL; it is never reconnected."""
+    """Connection to the NATS server at a URL; after a failure it is not connected again."""
 
     def __init__(self, server: str) -> None:
         self.server = server
@@ -49,7 +49,11 @@ class NatsConnection:
         self._error: Exception | None = None
 
     async def open(self, login: LoginValues, *, tls: Tls | None, is_tls_first: bool) -> None:
-        """Connect; raises DeliveryError with the cause only, without the server's name."""
+        """Connect and log in to the server.
+
+        ``is_tls_first`` begins with the TLS handshake, before NATS data. Raises DeliveryError,
+        whose text is only the cause, without the server's name.
+        """
         requires_tls = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"
         context = (tls or Tls()).context() if requires_tls else None
         self.secrets = login.secrets
@@ -79,19 +83,22 @@ class NatsConnection:
 
     @property
     def max_payload(self) -> int:
-        """Maximum size of a message in bytes, with its headers."""
+        """Maximum size in bytes of a message, with its headers, that the server accepts."""
         return self._client.max_payload
 
     @staticmethod
     def size(headers: Mapping[str, str], payload: bytes) -> int:
-        """Return the size of a message in bytes, as the server counts it."""
+        """Return the size of a message with its headers in bytes, as the server counts it."""
         lines = (_HEADERS_LINE, *(f"{name}: {value}" for name, value in headers.items()), "")
         return sum(len(line.encode()) + len("\r\n") for line in lines) + len(payload)
 
     async def publish(
         self, subject: str, headers: dict[str, str], payload: bytes
     ) -> asyncio.Future[Msg]:
-        """Send a message and return its future answer; raises OSError or an error of NATS."""
+        """Publish a message; return the future of the answer to it.
+
+        Raises OSError or an error of NATS.
+        """
         number = str(next(self._numbers))
         answer = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
@@ -102,7 +109,10 @@ class NatsConnection:
         return answer
 
     async def wait_for(self, answers: Collection[asyncio.Future[Msg]]) -> None:
-        """Wait for answers; raises an error of NATS if one occurs before they are complete."""
+        """Wait for the answers to published messages.
+
+        Raises an error of NATS if the connection fails before all have arrived.
+        """
         waiting: Collection[asyncio.Future[Msg]] = answers
         while waiting:
             # nats-py does not always call back when it closes a connection.
@@ -122,7 +132,10 @@ class NatsConnection:
 
 
 def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[str, Any]:
-    """Return the options of nats-py for a login."""
+    """Return the options of nats-py's ``connect`` for a login.
+
+    ``context`` is the TLS context if TLS is required. Then no secret is sent before the handshake.
+    """
 
     def guarded(secret: str) -> Callable[[], str]:
         def release() -> str:
@@ -145,7 +158,8 @@ def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[s
 def _require_tls(context: ssl.SSLContext | None) -> None:
     """Raise SecureConnWantedError if TLS is required and no handshake has succeeded.
 
-    The server announces TLS. If it does not, nats-py continues without encryption.
+    ``context`` is the TLS context; None means that TLS is not required. The server announces TLS.
+    If it does not, nats-py continues without encryption.
     """
     if context is not None and context.session_stats()["connect_good"] == 0:
         raise errors.SecureConnWantedError

@@ -1,4 +1,4 @@
-"""Login to a NATS server."""
+"""Credentials for the login to a NATS server."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ _CREDENTIALS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LoginValues:
-    """Values for one login: none, one of three, or ``user`` and ``password``.
+    """Credentials for one login to a NATS server, as read from their files or variables.
 
-    ``seed`` signs the server's challenge and is not sent itself. ``credentials`` is the text of a
-    credentials file; its seed is not sent either. ``secrets`` are the secret texts of all values.
+    Either ``user`` and ``password`` are set, or one of ``token``, ``seed`` and ``credentials``, or
+    none. ``seed`` signs the server's challenge and is not sent itself. ``credentials`` is the text
+    of a credentials file; its seed is not sent either. ``secrets`` are the secret texts of all
+    values.
     """
 
     token: str | None = None
@@ -44,7 +46,10 @@ class LoginValues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Sources of a login's values: ``nkey`` is a user's seed, ``credentials`` a file of nsc."""
+    """Locations from which the credentials for a NATS server are read.
+
+    ``nkey`` has a user's seed. ``credentials`` is a file as nsc writes it.
+    """
 
     token: Secret | None = None
     user: str | None = None
@@ -53,7 +58,7 @@ class Login:
     credentials: Path | None = None
 
     def read(self) -> LoginValues:
-        """Read the current values; raises DeliveryError if that fails or a value is invalid."""
+        """Read the current credentials; raises DeliveryError if one is missing or invalid."""
         if self.token is not None:
             token = self.token.read()
             return LoginValues(token=token, secrets=(token,))

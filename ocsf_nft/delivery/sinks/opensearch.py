@@ -51,7 +51,7 @@ _DOCUMENT_FAULTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Result of one document in a bulk answer."""
+    """Result of one document in the answer to a bulk request."""
 
     status: int
     kind: str
@@ -85,11 +85,11 @@ class OpenSearch(Sink):
         self._is_data_stream = is_data_stream
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError."""
+        """Connect to the receiver; raises DeliveryError if that fails."""
         await self._session.open()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the receiver."""
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
@@ -130,7 +130,10 @@ class OpenSearch(Sink):
         return f"a document was not indexed ({item.status}): {error}"
 
     def _body(self, messages: Sequence[Message]) -> bytes:
-        """Return two lines for each event; the API requires a line end after the last one too."""
+        """Build the body of a bulk request: two lines for each event.
+
+        The API requires a line end after the last line too.
+        """
         return b"".join(self._document(message) for message in messages)
 
     def _document(self, message: Message) -> bytes:
@@ -144,7 +147,7 @@ class OpenSearch(Sink):
 
 
 def _items(reply: Any) -> list[_Item] | None:
-    """Return the result of each document, or None if the reply is invalid."""
+    """Return the result of each document in a bulk answer, or None if the answer is invalid."""
     results = value_at(reply, "items")
     if not isinstance(results, list):
         return None

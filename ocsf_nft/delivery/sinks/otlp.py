@@ -33,26 +33,27 @@ _SEVERITIES: Final = {1: 9, 2: 10, 3: 13, 4: 17, 5: 18, 6: 21}
 
 
 class Otlp(Sink):
-    """Sink that sends each batch as one request.
+    """Sink that sends each batch as one request, with one log record for each event.
 
     A record's body is the event as nested values, not its JSON as text. So a collector's rules
     reach each attribute without parsing: ``body["dst_endpoint"]["ip"]`` in its transformation
-    language. The JSON of its exporters is an OCSF event again. The attributes serve for
-    routing; ``log.record.uid`` identifies a repeated record.
+    language. The JSON of its exporters is an OCSF event again. The attributes serve for routing;
+    ``log.record.uid`` identifies a repeated record.
 
     A receiver reports the number of rejected records, but does not name them. The specification
-    allows the client to drop them. This sink finds them, and sends accepted records again for that.
+    allows the client to drop them. Here the forwarder sends the batch again in parts, until the
+    rejected records are known. So it sends accepted records again too.
     """
 
     def __init__(self, *, receiver: Receiver) -> None:
         self._session = HttpSession(receiver)
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError."""
+        """Connect to the receiver; raises DeliveryError if that fails."""
         await self._session.open()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the receiver."""
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
@@ -75,7 +76,10 @@ class Otlp(Sink):
 
 
 def _rejected_records(reply: Any) -> int:
-    """Return the number of rejected records; protobuf's JSON writes 64 bits as text."""
+    """Return the number of log records that a receiver's answer reports as rejected.
+
+    The JSON of protobuf writes a 64-bit number as text.
+    """
     found = value_at(reply, "partialSuccess", "rejectedLogRecords")
     if isinstance(found, str) and found.isascii() and found.isdigit():
         return int(found[:20])
@@ -83,7 +87,10 @@ def _rejected_records(reply: Any) -> int:
 
 
 def _request(messages: Sequence[Message]) -> bytes:
-    """Return a request with the records by host and product version, usually one of each."""
+    """Build a request: the events as log records, grouped by host and product version.
+
+    There is usually one group.
+    """
     records: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
     for message in messages:
         event = message.event()
@@ -125,14 +132,17 @@ def _record(event: Any, uid: str) -> Any:
 
 
 def _pairs(values: dict[str, Any]) -> list[Any]:
-    """Return a map without its null values, since receivers fail on an empty value."""
+    """Convert a map to OTLP's key-value pairs, without null values.
+
+    Receivers fail on an empty value.
+    """
     return [
         {"key": key, "value": _value(value)} for key, value in values.items() if value is not None
     ]
 
 
 def _value(value: Any) -> Any:
-    """Convert a value to an AnyValue of OTLP."""
+    """Convert a JSON value to an AnyValue of OTLP."""
     if isinstance(value, str):
         return {"stringValue": value}
     if isinstance(value, bool):
@@ -149,7 +159,7 @@ def _value(value: Any) -> Any:
 
 
 def _number(value: int) -> Any:
-    """Convert an integer, to text if it does not fit in a signed 64-bit integer."""
+    """Convert an integer to an AnyValue of OTLP: a text if it does not fit in signed 64 bits."""
     if abs(value) <= _INT64_MAX:
         return {"intValue": str(value)}
     return {"stringValue": str(value)}

@@ -25,20 +25,23 @@ if TYPE_CHECKING:
 
 
 class Storage(Protocol):
-    """Storage of whole files by keys: a directory or a bucket."""
+    """Storage of whole Parquet files by key: a directory or a bucket."""
 
     async def open(self, prefix: str) -> None:
-        """Check that files can be put below ``prefix``; raises DeliveryError."""
+        """Check that files can be stored under keys below ``prefix``; raises DeliveryError."""
 
     async def close(self) -> None:
         """Close the storage."""
 
     async def put(self, key: str, content: bytes) -> None:
-        """Put a file; replace an existing one with the same key. Raises DeliveryError."""
+        """Store a file under ``key``; replace an existing one with the same key.
+
+        Raises DeliveryError.
+        """
 
 
 class Parquet(Sink):
-    """Sink that puts each batch into a storage, one file for each class and day of its events.
+    """Sink that stores each batch as Parquet files, one for each class and day of its events.
 
     ``columns`` has the columns of each class by ``class_uid``. An empty ``source_version`` adds
     nothing to the path.
@@ -68,7 +71,7 @@ class Parquet(Sink):
         self._thread: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
-        """Open the storage; raises DeliveryError if no file can be put there."""
+        """Open the storage; raises DeliveryError if no file can be stored there."""
         try:
             await self._storage.open(self._location(self._classes[0]))
         except BaseException:
@@ -83,7 +86,7 @@ class Parquet(Sink):
         await self._storage.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Put the files of a batch; refuse messages that are no events of a class with columns.
+        """Store the files of a batch; refuse messages that are no event of a class with columns.
 
         Raises DeliveryError, and RefusedError if a file is larger than the storage allows.
         """

@@ -1,10 +1,10 @@
-"""Rotation of a file: the names, the compression and the removal of old files.
+"""Rotation of an event file: the names, the compression and the removal of old files.
 
-A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl``; the time is UTC. It
-is replaced by ``….jsonl.gz`` when all of that is on the disk. At any time, also after a kill or a
-power cut, each event is in a complete file. The next opening finishes or removes
-incomplete work. A new name is later than all existing ones, even if a clock was set back. So names
-sort by time.
+A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl``; the time is UTC.
+That file is replaced by ``….jsonl.gz`` when the compressed file is completely on the disk. At any
+time, also after a kill or a power cut, each event is in a complete file. The next opening finishes
+or removes incomplete work. A new name is later than all existing ones, even if a clock was set
+back. So names sort by time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CHUNK_BYTES: Final = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotation:
-    """Limits of a file, and treatment of old files.
+    """Settings of a rotation: when a file is full, and which old files remain.
 
     A file is full at ``full_bytes``, or when the next period of ``full_seconds`` in UTC begins:
     with 86400 at midnight. The newest ``keep_files`` old files remain, as far as their total size
@@ -56,7 +56,10 @@ class Rotation:
     compress: bool = False
 
     def is_full(self, status: os.stat_result, added_bytes: int) -> bool:
-        """Return true if a file can't take ``added_bytes`` more; an empty file is never full."""
+        """Return whether a file must be rotated before ``added_bytes`` more bytes are written.
+
+        ``status`` is the file's. An empty file is never full.
+        """
         if status.st_size == 0:
             return False
         if self.full_bytes is not None and status.st_size + added_bytes > self.full_bytes:
@@ -67,14 +70,14 @@ class Rotation:
         )
 
     def is_above_limits(self, files: int, size: int) -> bool:
-        """Return true if a number of old files, or their ``size`` in bytes, is above a limit."""
+        """Return whether the number of old files, or their ``size`` in bytes, is above a limit."""
         return (self.keep_files is not None and files > self.keep_files) or (
             self.keep_bytes is not None and size > self.keep_bytes
         )
 
 
 class _OldFile(NamedTuple):
-    """An old file: the time of its rotation, and the suffix after its usual name."""
+    """Old (rotated) file: the time of its rotation, and the suffix after its usual name."""
 
     stamp: str
     suffix: str
@@ -83,13 +86,14 @@ class _OldFile(NamedTuple):
 
 
 class _StoppedError(Exception):
-    """Request to stop during a compression."""
+    """Signal that a stop was requested during a compression."""
 
 
 class OldFiles:
-    """Old files of ``path``, which a separate thread compresses and removes.
+    """Old (rotated) files of the event file ``path``, and the thread that maintains them.
 
-    Only regular files of our own user count as old files.
+    The thread compresses and removes old files. Only regular files of our own user count as old
+    files.
     """
 
     def __init__(self, path: Path, rotation: Rotation) -> None:
@@ -115,7 +119,7 @@ class OldFiles:
         self._thread.submit(self._maintain_and_log)
 
     def stop(self) -> None:
-        """Stop the thread and return when it has ended; unfinished old files stay as they are."""
+        """Stop the thread and wait for its end; the next start does the rest of its work."""
         self._stop_requested.set()
         self._thread.shutdown(cancel_futures=True)
 
@@ -126,7 +130,10 @@ class OldFiles:
 
     @contextlib.contextmanager
     def _logged_errors(self) -> Iterator[None]:
-        """Log an OSError and continue; all old files are tried again when the next one comes."""
+        """Log an OSError of the ``with`` block and continue.
+
+        The next rotation tries all old files again.
+        """
         try:
             yield
         except OSError as error:
@@ -170,7 +177,10 @@ class OldFiles:
         old.path.unlink()
 
     def _compress(self, source: Path, target: Path) -> None:
-        """Write a compressed file to the disk; raises OSError or _StoppedError."""
+        """Write a compressed copy of ``source``, and sync it to the disk.
+
+        Raises OSError or _StoppedError.
+        """
         reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
         with open(reading, "rb", buffering=0) as plain:  # noqa: PTH123 - a descriptor
             writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)

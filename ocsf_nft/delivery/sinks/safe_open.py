@@ -1,10 +1,9 @@
 """Safe opening of a file for appending, in a directory where other users may write too.
 
-A symbolic link is followed if root or our own user owns it. A link of another user is refused:
-that user could redirect writes, and the removal of a torn line, to a file that only we may change.
-In a world-writable directory (/tmp), a file of another user or with a second hard link is refused
-too. A user who may write to a directory above can still replace the file. Only the permissions of
-that directory can prevent this.
+A symbolic link is followed if root or our own user owns it. A link of another user is refused. That
+user could redirect writes to a file that only we may change. In a world-writable directory (/tmp),
+a file of another user or with a second hard link is refused too. A user who may write to a
+directory above can still replace the file. Only the permissions of that directory can prevent this.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ _APPEND: Final = os.O_APPEND | os.O_NOCTTY
 
 
 class OpenedFile(NamedTuple):
-    """Open descriptor, and the path of the file after all symbolic links."""
+    """Open file descriptor, and the file's path without symbolic links."""
 
     descriptor: int
     path: Path
 
 
 def open_to_append(path: Path) -> OpenedFile:
-    """Open a path for appending, or create a file.
+    """Open the file at ``path`` for appending; create it if it is missing.
 
     The descriptor of a regular file is readable too. Raises OSError, and DeliveryError if the path
     is unsafe.
@@ -65,7 +64,10 @@ def open_to_append(path: Path) -> OpenedFile:
 
 
 def sync_directory(folder: Path) -> None:
-    """Make the names in a directory survive a power cut; raises OSError."""
+    """Sync the names in a directory to the disk, so that they survive a power cut.
+
+    Raises OSError.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -95,7 +97,11 @@ def _create(path: Path) -> int:
 
 
 def _reopen(handle: int, mode: int) -> int:
-    """Open the checked file itself, even if its name refers to another file now."""
+    """Open the file of ``handle`` (O_PATH) for appending, and return the new descriptor.
+
+    So it is the checked file, even if its name refers to another file now. ``mode`` has the file's
+    type.
+    """
     name = f"/proc/self/fd/{handle}"
     if stat.S_ISREG(mode):
         return os.open(name, os.O_RDWR | _APPEND)

@@ -48,14 +48,14 @@ _MAX_POLL_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _InvalidEvent:
-    """Position in a batch of an event that the collector refuses, and the reason."""
+    """Event that the collector refuses: its position in the batch, and the reason."""
 
     position: int
     reason: str
 
 
 class SplunkHec(Sink):
-    """Sink that sends each batch as one request with one envelope for each event.
+    """Sink that sends each batch as one HTTP request, with one HEC envelope for each event.
 
     Without ``ack_seconds`` a batch counts as delivered when the collector has it in memory. With
     ``ack_seconds`` it counts as delivered when an indexer has it on disk. The sink polls for that
@@ -94,11 +94,14 @@ class SplunkHec(Sink):
             self._channel = {"X-Splunk-Request-Channel": str(uuid.uuid4())}
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the collector."""
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch; raises DeliveryError, or RefusedError if the wrong event is unknown."""
+        """Send a batch of events to the collector.
+
+        Raises DeliveryError, or RefusedError if an event is invalid and it is unknown which one.
+        """
         refused: list[Refusal] = []
         rest = list(messages)
         while rest and (invalid := await self._send(rest)) is not None:
@@ -149,7 +152,10 @@ class SplunkHec(Sink):
         raise RefusedError(sentence)
 
     async def _wait_until_indexed(self, ack_id: int | None) -> None:
-        """Wait until an indexer has the events; raises DeliveryError after ``ack_seconds``."""
+        """Wait until an indexer has the events; do nothing without ``ack_seconds``.
+
+        Raises DeliveryError after ``ack_seconds``.
+        """
         if self._ack_seconds is None:
             return
         if ack_id is None:
@@ -175,7 +181,10 @@ class SplunkHec(Sink):
         return value_at(answer.json(), "acks", str(ack_id)) is True
 
     def _body(self, messages: Sequence[Message]) -> bytes:
-        """Return the envelopes one after another, in no array ("Batch data" of "Format events")."""
+        """Build a request's body: the envelopes of the events one after another, in no array.
+
+        "Batch data" of "Format events" describes this form.
+        """
         return b"\n".join(self._envelope(message) for message in messages)
 
     def _envelope(self, message: Message) -> bytes:

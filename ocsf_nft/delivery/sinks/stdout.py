@@ -26,7 +26,7 @@ class Stdout(Sink):
         self._writer = WriterThread("stdout", "")
 
     async def open(self) -> None:
-        """Wait for a write that was still running at the last close."""
+        """Start the writer; wait first for a write that the last :meth:`close` left running."""
         try:
             await self._writer.start(_do_nothing)
         except BaseException:
@@ -34,7 +34,7 @@ class Stdout(Sink):
             raise
 
     async def close(self) -> None:
-        """Leave standard output open, since other code may use it."""
+        """Stop the writer; standard output stays open, since other code may use it."""
         await self._writer.stop(_do_nothing, is_waited_for=False)
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:

@@ -32,7 +32,7 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 class Stream:
     """Connected non-blocking socket, with or without TLS; :meth:`close` closes it.
 
-    If the peer closes its side, the connection counts as closed. Data of the peer are discarded.
+    If the peer closes its side, the connection counts as closed. Data from the peer is discarded.
     """
 
     def __init__(self, connected: socket.socket) -> None:
@@ -45,7 +45,7 @@ class Stream:
             await self._when_ready(self._socket.do_handshake)
 
     async def send(self, data: bytes) -> None:
-        """Pass all data to the kernel; raises OSError, also if the peer has closed before."""
+        """Pass all data to the kernel; raises OSError, also if the peer has closed its side."""
         self._check_open()
         self._is_incomplete = True
         rest = memoryview(data)
@@ -54,7 +54,10 @@ class Stream:
             rest = rest[sent:]
 
     async def wait_until_acknowledged(self) -> None:
-        """Wait until no sent byte is outstanding; raises OSError."""
+        """Wait until the peer has all sent bytes; raises OSError.
+
+        For TCP, the peer's kernel has acknowledged them. For a Unix socket, the peer has read them.
+        """
         seconds = _SHORTEST_WAIT_SECONDS
         while self._outstanding_bytes():
             self._check_open()
@@ -65,7 +68,7 @@ class Stream:
         self._is_incomplete = False
 
     async def wait_while_open(self, seconds: float) -> None:
-        """Wait for a time; raises OSError as soon as the peer closes the connection."""
+        """Wait for ``seconds``; raises OSError as soon as the peer closes the connection."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while True:
@@ -73,7 +76,10 @@ class Stream:
                     self._check_open()
 
     def close(self) -> None:
-        """Close the connection; discard the outstanding bytes of an incomplete delivery."""
+        """Close the connection.
+
+        If the last delivery is incomplete, discard the sent bytes that the peer does not have yet.
+        """
         try:
             if self._is_incomplete:
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

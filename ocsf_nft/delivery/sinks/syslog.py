@@ -2,9 +2,10 @@
 
 Syslog has no acknowledgement. Over UDP (RFC 5426) an event is one datagram; a datagram that the
 network or the receiver drops is not noticed. Over TCP (RFC 6587, 3.4.1: octet counting) and TLS
-(RFC 5425) an event counts as delivered when the receiver's kernel has it. If the receiver dies, the
-events that it had not read are usually sent again after its restart. Events that it had read but
-not stored are dropped. After a broken connection the whole batch is sent again.
+(RFC 5425), the receiver's kernel acknowledges data. An event counts as delivered when that kernel
+has it. If the receiver dies, the events that it had not read are usually sent again after its
+restart. Events that it had read but not stored are dropped. After a broken connection the whole
+batch is sent again.
 
 Most receivers truncate messages above their limit, and a truncated event is no JSON. So the sink
 refuses a message that is longer than ``max_bytes``.
@@ -56,11 +57,11 @@ class Syslog(Sink):
         )
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError. Over UDP this does not reach the receiver."""
+        """Connect to the receiver; raises DeliveryError. Over UDP no datagram is sent yet."""
         await self._transport.open()
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the receiver."""
         self._transport.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:

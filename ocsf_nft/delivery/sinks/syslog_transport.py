@@ -1,4 +1,4 @@
-"""Transports of syslog messages: datagrams, or a connection."""
+"""Transports of syslog messages: UDP datagrams, or a TCP or TLS connection."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PAUSE_SECONDS: Final = 0.002
 
 
 class Connection:
-    """TCP connection to a receiver; with ``tls``, a TLS connection."""
+    """TCP connection to a syslog receiver; with ``tls``, a TLS connection."""
 
     def __init__(self, host: str, port: int, tls: Tls | None) -> None:
         self._host = host
@@ -44,7 +44,7 @@ class Connection:
         self._is_new = True
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError."""
+        """Connect to the receiver; raises DeliveryError if that fails."""
         try:
             self._stream = Stream(await self._connect())
             self._is_new = True
@@ -64,7 +64,10 @@ class Connection:
             stream.close()
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send messages; return when the receiver's kernel has them. Raises DeliveryError."""
+        """Send syslog messages (``frames``); return when the receiver's kernel has them.
+
+        Raises DeliveryError.
+        """
         if self._stream is None:
             raise DeliveryError(f"{self._name} is not connected")
         try:
@@ -97,7 +100,7 @@ class Connection:
 
 
 class Datagrams:
-    """UDP datagrams to a receiver."""
+    """UDP socket for datagrams to a syslog receiver."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -106,7 +109,7 @@ class Datagrams:
         self._is_new = True
 
     async def open(self) -> None:
-        """Look up the receiver's address; raises DeliveryError."""
+        """Look up the receiver's address and open the socket; raises DeliveryError."""
         try:
             self._socket = await connect(self._host, self._port, socket.SOCK_DGRAM)
             self._is_new = True
@@ -120,7 +123,7 @@ class Datagrams:
             sock.close()
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send messages, each as one datagram.
+        """Send syslog messages (``frames``), each as one datagram.
 
         Raises DeliveryError if the receiver's kernel answers that the port is closed. Raises
         RefusedError if a message is longer than a datagram can be.

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 
 class Unix(Sink):
-    """Sink for a program that listens at ``path``; ``until_read`` waits until it has read all."""
+    """Sink for a program that listens on the Unix socket ``path``.
+
+    With ``until_read`` a delivery waits until the program has read all events.
+    """
 
     def __init__(self, *, path: Path, until_read: bool = True) -> None:
         self._path = path
@@ -35,7 +38,7 @@ class Unix(Sink):
         self._stream: Stream | None = None
 
     async def open(self) -> None:
-        """Connect; raises DeliveryError if no program listens."""
+        """Connect to the program's socket; raises DeliveryError if no program listens there."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             # Not the event loop's connect: it waits if the listener's backlog is full.
@@ -49,13 +52,13 @@ class Unix(Sink):
         self._stream = Stream(sock)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection to the program."""
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send events, one line each; raises DeliveryError."""
+        """Send events to the program, one line each; raises DeliveryError."""
         if self._stream is None:
             raise DeliveryError(f"{self._path} is not connected")
         try:

@@ -33,7 +33,7 @@ _STDERR_BYTES: Final = 300
 
 
 class CommandReader:
-    """Journal reader with ``journalctl --follow``."""
+    """Reader of the systemd journal that runs ``journalctl --follow`` and parses its output."""
 
     def __init__(self, directory: Path | None, prefix_filter: PrefixFilter) -> None:
         self._directory = directory
@@ -43,9 +43,10 @@ class CommandReader:
         self._resume: str | None = None
 
     async def open(self, cursor: str | None) -> str | None:
-        """Start journalctl and return the position.
+        """Start journalctl to read the entries after the one with this cursor (None: the newest).
 
-        Raises UnsupportedError without journalctl, SourceError if journalctl fails.
+        Returns the cursor of that entry; None if there is no entry yet. Raises UnsupportedError
+        without journalctl, SourceError if journalctl fails.
         """
         self._resume = await self._last_cursor() if cursor is None else cursor
         position = () if self._resume is None else (f"--cursor={self._resume}",)
@@ -63,7 +64,10 @@ class CommandReader:
             self._errors = None
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Wait for entries; raises SourceError if journalctl exits."""
+        """Wait for new entries, at most ``timeout_s`` seconds (None: without limit).
+
+        Returns no entries if the time is over. Raises SourceError if journalctl exits.
+        """
         process = self._process
         if process is None or process.stdout is None:
             raise SourceError("journalctl is not running: enter the source's context first")
@@ -187,9 +191,9 @@ def _entry(line: bytes) -> KernelEntry:
 
 
 def _bytes(value: object) -> bytes | None:
-    """Return a field's value, which journalctl writes as text, or as numbers if not UTF-8.
+    """Return the value of a field as bytes; None if the field is repeated or missing.
 
-    Returns None for a repeated field.
+    journalctl writes a value as text, or as a list of byte values if it is not UTF-8.
     """
     if isinstance(value, str):
         return value.encode()
@@ -199,9 +203,9 @@ def _bytes(value: object) -> bytes | None:
 
 
 def _same_entry(one: str, other: str) -> bool:
-    """Return whether two cursors are of the same entry, as sd_journal_test_cursor does.
+    """Return whether two journal cursors refer to the same entry, as sd_journal_test_cursor does.
 
-    The file that stores the entry doesn't matter.
+    The journal file that stores the entry doesn't matter.
     """
     parts = [dict(part.partition("=")[::2] for part in text.split(";")) for text in (one, other)]
     return all(parts[0].get(key) == parts[1].get(key) for key in ("s", "i", "b", "m", "t", "x"))

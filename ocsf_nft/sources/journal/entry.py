@@ -1,9 +1,9 @@
 """Parser of exported journal entries: ``journalctl -o json`` and ``-o export``.
 
 Both formats are described in systemd's "Journal Export Formats". In JSON, a value that is not UTF-8
-is an array of byte values, a repeated value is an array, and a value that is too large is ``null``.
-In the export format, a value that is not text follows its name as a 64-bit little-endian length and
-that many bytes.
+is an array of byte values. A repeated value is an array too, and a value that is too large is
+``null``. In the export format, a 64-bit little-endian length and that many bytes follow the name of
+a value that is not text.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ _MICROSECONDS_LIMIT: Final = 1 << 53
 class Entry:
     """Message of a journal entry, with its author, cursor and times.
 
-    ``author`` describes the program that wrote it; ``None`` is the kernel. ``time_ns`` is when the
-    kernel logged it, or else when journald received it. ``stamp`` is journald's stamp, unchanged.
+    ``author`` describes the program that wrote the message; ``None`` is the kernel. ``time_ns`` is
+    when the kernel logged the message, or else when journald received it, in nanoseconds since the
+    epoch. ``stamp`` is the text of journald's timestamp, unchanged.
     """
 
     message: str
@@ -61,7 +62,7 @@ class Entry:
 
 
 def from_json(line: bytes) -> Entry | None:
-    """Return the entry of a line of JSON; ``None`` if the line is not an entry."""
+    """Parse a line of ``journalctl -o json``; return ``None`` if it is no entry with a message."""
     try:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -74,7 +75,10 @@ def from_json(line: bytes) -> Entry | None:
 
 
 def from_export(fields: Mapping[str, bytes]) -> Entry | None:
-    """Return the entry with the fields of an export; ``None`` if it has no message."""
+    """Parse an entry of ``journalctl -o export``; return ``None`` if it has no message.
+
+    ``fields`` has the values of the entry by field name.
+    """
     return _entry(fields) if _MESSAGE in fields else None
 
 
@@ -104,9 +108,9 @@ def _entry(fields: Mapping[str, bytes]) -> Entry | None:
 
 
 def _author(fields: Mapping[str, bytes]) -> str | None:
-    """Return the author; None for the kernel.
+    """Return the name of the program that wrote the entry; None for the kernel.
 
-    Messages that user space writes to /dev/kmsg also have the kernel's transport. Only their
+    A message that a program writes to /dev/kmsg also has the transport ``kernel``. Only its
     facility differs.
     """
     transport = readable(fields.get(_TRANSPORT, b"an unknown transport"))
@@ -116,10 +120,11 @@ def _author(fields: Mapping[str, bytes]) -> str | None:
 
 
 def _time_ns(fields: Mapping[str, bytes]) -> int | None:
-    """Return the wall-clock time of the entry, at the kernel's stamp if there is one.
+    """Return when the kernel logged the entry's message, in nanoseconds since the epoch.
 
-    The kernel's stamp is monotonic. It precedes journald's wall-clock stamp by the difference of
-    the two monotonic stamps.
+    The kernel's timestamp is monotonic. It precedes journald's wall-clock timestamp by the
+    difference of the two monotonic timestamps. Without a kernel timestamp, journald's wall-clock
+    time is returned; None without that.
     """
     realtime = _microseconds(fields.get(_REALTIME))
     if realtime is None:

@@ -1,8 +1,8 @@
 """Check of a journal's files before libsystemd opens them.
 
-libsystemd silently skips files that it can't open: files without permission, and files that need a
-feature which this build lacks (zstd compression). So a journal may seem empty although it is not.
-The header format is described in systemd's docs/JOURNAL_FILE_FORMAT.md.
+libsystemd silently skips files that it can't open. These are files without permission, and files
+that need a feature which this build lacks (zstd compression). So a journal may seem empty although
+it is not. The header format is described in systemd's docs/JOURNAL_FILE_FORMAT.md.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _HEADER: Final = struct.Struct("<8sII")  # signature, compatible flags, incompat
 
 
 def samples(directory: Path | None) -> list[Path]:
-    """Return one journal file for each set of incompatible features in use.
+    """Return one journal file for each set of file format features (incompatible flags) in use.
 
-    ``directory`` is the journal's folder; None stands for the default folders. Raises AbsentError
-    if the folder or the machine's journal does not exist, UnsupportedError if reading the files is
-    not permitted.
+    If libsystemd can open these files, it supports all features of the journal. ``directory`` is
+    the journal's folder; None stands for the default folders. Raises AbsentError if the folder or
+    the machine's journal does not exist, UnsupportedError if reading the files is not permitted.
     """
     if directory is not None and not directory.is_dir():
         raise AbsentError(f"there is no journal folder at {directory}")

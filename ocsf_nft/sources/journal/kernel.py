@@ -27,10 +27,12 @@ _STAMP: Final = re.compile(rb"[0-9]{1,16}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelEntry:
-    """Fields of a journal entry; times are those at which journald received the entry.
+    """Fields of a journal entry: a kernel message, or journald's notice of missed kernel messages.
 
-    ``source_us`` is printk's stamp. journald sets the fields that begin with an underscore; in a
-    kernel entry the kernel sets SYSLOG_FACILITY.
+    ``realtime_us`` and ``monotonic_us`` are the times at which journald received it. ``source_us``
+    is the kernel's own (printk) timestamp. Only journald sets ``transport`` and ``source_us``
+    (their field names begin with an underscore). ``facility`` is SYSLOG_FACILITY: in a kernel entry
+    the kernel sets it.
     """
 
     cursor: str
@@ -44,17 +46,18 @@ class KernelEntry:
 
 
 def message_filter(prefix_filter: PrefixFilter) -> Callable[[bytes], bool]:
-    """Return a function that decides by MESSAGE whether to read the whole entry."""
+    """Return a function that decides by an entry's MESSAGE whether to read its other fields."""
     return lambda message: (
         message.startswith(_MISSED_START) or prefix_filter.matches(readable(message))
     )
 
 
 class KernelEntryParser:
-    """Parser of journal entries, called for each entry in the journal's order.
+    """Parser of journal entries to records, called for each entry in the journal's order.
 
-    The kernel's time of a record is journald's wall-clock time of the entry, minus the time that
-    the record took to reach journald. That is known from printk's stamp (see ``boot_clock``).
+    A record's time is journald's wall-clock time of the entry, minus a delay. The delay is the time
+    from the kernel's log call until journald received the message. It is computed from the kernel's
+    (printk) timestamp (see ``boot_clock``).
     """
 
     def __init__(self, prefix_filter: PrefixFilter) -> None:
@@ -64,9 +67,10 @@ class KernelEntryParser:
         self._previous_ns: int | None = None
 
     def parse(self, entry: KernelEntry, received_ns: int) -> Record | Reject | Gap | None:
-        """Return the content of an entry; None if it is not selected.
+        """Convert a journal entry to a Record or a Reject; return None if it is not selected.
 
-        ``received_ns`` is the time of reading, in nanoseconds since the epoch.
+        journald's notice that it missed kernel messages becomes a Gap. ``received_ns`` is the time
+        of reading, in nanoseconds since the epoch.
         """
         realtime_ns = entry.realtime_us * 1000
         since_ns = realtime_ns if self._previous_ns is None else min(self._previous_ns, realtime_ns)

@@ -47,7 +47,7 @@ def available(directory: Path | None) -> bool:
 
 
 class LibraryReader:
-    """Journal reader with systemd-python's Reader."""
+    """Reader of the systemd journal that uses libsystemd (the Reader of systemd-python)."""
 
     def __init__(self, directory: Path | None, prefix_filter: PrefixFilter) -> None:
         self._directory = directory
@@ -57,9 +57,11 @@ class LibraryReader:
         self._files_due = 0.0
 
     async def open(self, cursor: str | None) -> str | None:
-        """Open the journal and seek, in a thread, because this may take long in a big journal.
+        """Open the journal to read the entries after the one with this cursor (None: the newest).
 
-        Raises SourceError. If cancelled, the thread's Reader closes with its last reference.
+        Returns the cursor of that entry; None if there is no entry yet. A thread does the work,
+        because it may take long in a big journal. If this call is cancelled, the thread continues;
+        Python then closes the opened journal, because no code refers to it. Raises SourceError.
         """
         try:
             self._reader = await asyncio.to_thread(_open_reader, self._directory, cursor)
@@ -79,7 +81,11 @@ class LibraryReader:
             self._reader = None
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Wait for entries; raises SourceError if the journal can no longer be read."""
+        """Wait for new entries, at most ``timeout_s`` seconds (None: without limit).
+
+        Returns no entries if the time is over. Raises SourceError if the journal can no longer be
+        read.
+        """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             now = time.monotonic()

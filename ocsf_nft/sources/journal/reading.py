@@ -1,4 +1,4 @@
-"""Interface of the two journal readers."""
+"""Interface of the two journal readers (libsystemd and journalctl)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Relevant entries of one read, and the position after all entries that were read.
+    """Result of one read of the journal: the selected entries, and the position after the read.
 
-    ``cursor`` is None if there was no entry. ``cursor_is_missing`` is true if the journal no longer
-    has the entry to resume after; then later entries may be missing too.
+    ``cursor`` is that of the last entry that was read, selected or not. It is None if there was no
+    entry. ``cursor_is_missing`` is true if the journal no longer has the entry to resume after.
+    Then later entries may be missing too.
     """
 
     entries: tuple[KernelEntry, ...] = ()
@@ -23,13 +24,19 @@ class Chunk:
 
 
 class JournalReader(Protocol):
-    """Reader of one open journal."""
+    """Interface of a reader of the systemd journal."""
 
     async def open(self, cursor: str | None) -> str | None:
-        """Seek to the entry after ``cursor`` (None: to the end); return the position, if any."""
+        """Open the journal to read the entries after the one with this cursor (None: the newest).
+
+        Returns the cursor of that entry; None if there is no entry yet.
+        """
 
     async def close(self) -> None:
-        """Release all resources."""
+        """Close the journal, and release all resources."""
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Wait for entries, at most ``timeout_s`` seconds; return a bounded number of them."""
+        """Wait for new entries, at most ``timeout_s`` seconds (None: without limit).
+
+        Returns a limited number of entries; none if the time is over.
+        """

@@ -1,8 +1,8 @@
 """Journal source: the kernel's records as journald stores them.
 
-For machines where only journald reads the kernel log and this program has no CAP_SYSLOG: membership
-in the group systemd-journal is enough. The source resumes across restarts and boots with the
-journal's own cursor.
+It serves machines where this program has no CAP_SYSLOG, and only journald reads the kernel log.
+Membership in the group systemd-journal is enough. The source resumes across restarts and boots with
+the journal's own cursor.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STAMP_NS: Final = 1_000_000_000
 
 
 class Journal:
-    """Source of the records of the named sandboxes (None: of all) from the journal.
+    """Source of packet log records in the systemd journal, of the named sandboxes (None: of all).
 
     With ``foreign`` it also reads records of other firewalls whose prefix is listed there.
     ``directory`` is a folder of journal files, None for the machine's own journal. With a cursor
@@ -87,7 +87,7 @@ class Journal:
             self._reader = None
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Yield records in the journal's order; raises SourceError if reading fails."""
+        """Yield batches of records, in the journal's order; raises SourceError if reading fails."""
         reader = self._reader
         if reader is None:
             raise SourceError("the journal source is not open: enter its context first")

@@ -3,7 +3,7 @@ r"""Parser of a record of /dev/kmsg.
 The format is described in Documentation/ABI/testing/dev-kmsg. A record begins with
 ``priority,sequence,microseconds,flags;`` and may have more comma-separated values before the
 semicolon. The message follows; further lines are a dictionary (`` KEY=value``). The kernel writes
-unprintable bytes and the backslash as ``\xNN`` (kernel/printk/printk.c, append_char), so a line
+unprintable bytes and the backslash as ``\xNN`` (kernel/printk/printk.c, append_char). So a line
 break is never part of the message.
 """
 
@@ -21,10 +21,11 @@ _FACILITY_SHIFT: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class KmsgLine:
-    """Fields of a record.
+    """Fields of one record of /dev/kmsg, the kernel log.
 
-    ``facility`` 0 is the kernel; messages from user space get another one, whatever they request.
-    ``stamp_us`` is printk's clock in microseconds; ``message`` the bytes that were logged.
+    ``facility`` 0 is the kernel. The kernel gives a message of a program another facility, whatever
+    the program requests. ``stamp_us`` is the kernel's (printk) timestamp in microseconds since
+    boot. ``message`` has the bytes that were logged.
     """
 
     facility: int
@@ -34,16 +35,17 @@ class KmsgLine:
 
 
 def identity(line: KmsgLine) -> str:
-    """Return the unique identity of a record, the same when read live or from a file.
+    """Return the unique identity of a /dev/kmsg record, the same when read live or from a file.
 
-    Sequence numbers restart with each boot; together with stamp and text they are unique.
+    Sequence numbers restart with each boot. Together with the timestamp and the text they are
+    unique.
     """
     digest = hashlib.blake2b(line.message, digest_size=12).hexdigest()
     return f"kmsg:{line.sequence}:{line.stamp_us}:{digest}"
 
 
 def parse(raw: bytes) -> KmsgLine | None:
-    """Return the record in ``raw``; None if it does not have this format."""
+    """Parse one record of /dev/kmsg; return None if ``raw`` does not have its format."""
     header = _HEADER.match(raw)
     if header is None:
         return None

@@ -51,13 +51,13 @@ _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
 
 
 class Kmsg:
-    """Source of the records of the named sandboxes (None: of all) from the kernel log.
+    """Source of packet log records in the kernel log, of the named sandboxes (None: of all).
 
-    With ``foreign`` it also reads records of other firewalls whose prefix is listed there.
-    Without a cursor the source begins with records that are logged after the context was entered.
-    With a cursor it begins after the cursor's record; with a cursor of an earlier boot it reads all
-    that this boot has logged. The first batch comes at once, so that there is a cursor from the
-    start.
+    With ``foreign`` it also reads records of other firewalls whose prefix is listed there. Without
+    a cursor the source begins with records that are logged after the context was entered. With a
+    cursor it begins after the cursor's record. With a cursor of an earlier boot it begins with the
+    oldest record of this boot in the log. The first batch comes at once, so that there is a cursor
+    from the start.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Kmsg:
         self._yielded_next = 0
 
     async def __aenter__(self) -> Self:
-        """Open the device and find the position.
+        """Open /dev/kmsg and find the record to begin with.
 
         Raises UnsupportedError if the device or the privilege is missing, SourceError for an
         invalid cursor.
@@ -106,7 +106,7 @@ class Kmsg:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Close the device."""
+        """Close /dev/kmsg."""
         self._close()
 
     def _close(self) -> None:
@@ -115,7 +115,10 @@ class Kmsg:
             self._descriptor = None
 
     def _position(self, cursor: str) -> int:
-        """Return the sequence number to resume with; raises SourceError for an invalid cursor."""
+        """Return the sequence number of the first record to read; 0 after an earlier boot.
+
+        Raises SourceError for an invalid cursor.
+        """
         found = _CURSOR.fullmatch(cursor)
         if found is None:
             raise SourceError(
@@ -124,7 +127,7 @@ class Kmsg:
         return int(found[2]) + 1 if found[1] == self._boot else 0
 
     async def _scan(self, descriptor: int) -> int:
-        """Read to the end of the ring; return the number that the next record will have.
+        """Read to the end of the kernel log; return the sequence number of the next record.
 
         The source needs this number to detect missing records from the start.
         """
@@ -141,7 +144,7 @@ class Kmsg:
         return self._next
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Yield what the kernel logged, in its order; raises SourceError if reading fails."""
+        """Yield batches of the logged packets, in the kernel's order; raises SourceError."""
         descriptor = self._descriptor
         if descriptor is None:
             raise SourceError("the kernel log source is not open: enter its context first")
@@ -162,7 +165,10 @@ class Kmsg:
             await asyncio.sleep(0)
 
     def _drain(self, descriptor: int, *, waited: bool) -> tuple[Batch, bool]:
-        """Return a batch of available records, and whether no record was left."""
+        """Read the available records; return a batch of them, and whether all of them were read.
+
+        ``waited`` is true if this source was waiting when the first one arrived.
+        """
         records: list[Record] = []
         gaps: list[Gap] = []
         rejected: list[Reject] = []
@@ -253,9 +259,9 @@ def _open_device() -> int:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """Return the next record, None if there is none yet; raises SourceError.
+    """Return the next record of /dev/kmsg, None if there is none yet; raises SourceError.
 
-    Two errors don't end the reading, and leave a gap in the numbers. EPIPE: the ring was
+    Two errors don't end the reading, and leave a gap in the sequence numbers. EPIPE: the ring was
     overwritten, and the position is now its oldest record. EINVAL: the record was longer than the
     buffer.
     """

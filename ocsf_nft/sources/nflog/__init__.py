@@ -1,4 +1,4 @@
-"""NFLOG source: records by netlink, from one group of one network namespace."""
+"""NFLOG source: packets that the kernel logs to one NFLOG group, read by netlink."""
 
 from ocsf_nft.sources.nflog.source import Nflog
 

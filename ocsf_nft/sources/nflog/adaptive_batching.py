@@ -1,4 +1,4 @@
-"""Choice of the batching: low latency at a low rate of records, throughput in a flood."""
+"""Choice of the NFLOG batching: low latency at a low rate of records, throughput in a flood."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ _FALL_NS: Final = 1_000_000_000
 
 
 class AdaptiveBatching:
-    """Choice of the batching by the record rate.
+    """Choice between the NFLOG settings CALM and FLOOD, by the rate of the records.
 
-    The thresholds for the start and the end of a flood differ, so that the batching doesn't flap.
+    ``batching`` is the current choice. The thresholds for the start and the end of a flood differ,
+    so that the choice doesn't flap.
     """
 
     __slots__ = ("_count", "_since_ns", "batching")
@@ -27,7 +28,10 @@ class AdaptiveBatching:
         self._count = 0
 
     def observe(self, records: int, now_ns: int) -> bool:
-        """Count ``records`` that arrived until ``now_ns``; return whether ``batching`` changed."""
+        """Count ``records`` that arrived since the last call, and choose ``batching`` again.
+
+        ``now_ns`` is the current time of a monotonic clock. Returns whether ``batching`` changed.
+        """
         elapsed = now_ns - self._since_ns
         if self.batching is FLOOD:
             self._count += records

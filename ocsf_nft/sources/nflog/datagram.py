@@ -1,4 +1,4 @@
-"""Decoded NFLOG message, read from netlink or from one of our NFLOG lines.
+"""Decoded NFLOG message, read from netlink or from one of our NFLOG lines (its text form).
 
 :class:`Datagram` is the message with decoded numbers and the names of its interfaces.
 :func:`record` converts it to a Record. The module ``message`` decodes netlink bytes; the module
@@ -35,19 +35,21 @@ ETH_P_IPV6: Final = 0x86DD
 
 
 class Interface(NamedTuple):
-    """Index of a network interface, and its name; ``None`` if the interface was deleted."""
+    """Network interface: its index, and its name (``None`` if unknown, as after its deletion)."""
 
     ifindex: int
     name: str | None
 
 
 class Datagram(NamedTuple):
-    """Attributes of one NFULNL_MSG_PACKET; absent ones are ``None``.
+    """One packet that the kernel logged by NFLOG (NFULNL_MSG_PACKET).
 
-    Each packet makes one. It is a tuple, because a tuple takes a third of the time of a frozen
-    dataclass.
+    Absent attributes are ``None``.
 
-    ``hardware_protocol`` is the frame's ethertype. ``time_us`` is the kernel's stamp in
+    It is a tuple, because there is one for each packet. A tuple takes a third of the time of a
+    frozen dataclass.
+
+    ``hardware_protocol`` is the frame's ethertype. ``time_us`` is the kernel's timestamp in
     microseconds since the epoch (absent on the output hook). ``vlan`` has the protocol and the tag
     control field. ``captured`` has the first bytes of the packet as the hook received it.
     """
@@ -77,9 +79,9 @@ class Datagram(NamedTuple):
 
 
 def record(datagram: Datagram, origin: Origin) -> Record:
-    """Return the Record of a datagram, equal to that of the kernel's text for the same packet.
+    """Convert an NFLOG message to a Record; the kernel's log text of the packet gives the same.
 
-    Its time is the kernel's stamp if there is one, else the time of receipt.
+    The record's time is the kernel's timestamp, or the time of receipt if there is none.
     """
     facts = _interface_facts(datagram)
     if (datagram.family, datagram.hook) == (NFPROTO_NETDEV, NF_NETDEV_EGRESS):
@@ -126,7 +128,8 @@ def _network_facts(ethertype: int, data: bytes) -> Facts:
 def _ethertype(datagram: Datagram) -> int:
     """Return the ethertype by which the kernel parses the packet.
 
-    The family decides it, or the frame's ethertype in families that handle frames.
+    In the families IPv4, IPv6 and ARP it is the family's. In families that handle frames (bridge,
+    netdev) it is the frame's. RARP is parsed as ARP.
     """
     if datagram.family == NFPROTO_IPV4:
         return ETH_P_IP
@@ -138,12 +141,12 @@ def _ethertype(datagram: Datagram) -> int:
 
 
 def _egress_frame(datagram: Datagram) -> tuple[int, bytes, bytes]:
-    """Return ethertype, Ethernet header and the bytes after the link header, on netdev egress.
+    """Split a packet of the netdev egress hook: ethertype, Ethernet header, network packet.
 
-    Here the capture begins with the frame. The kernel's protocol of the frame comes from the sender
-    (an AF_PACKET socket names a protocol), so this function reads the ethertype from the frame. A
-    frame that bypassed the qdisc (PACKET_QDISC_BYPASS) has no link header attribute, because the
-    kernel has not searched for one. Only Ethernet is supported.
+    On this hook the captured bytes begin with the frame. The ethertype comes from the frame's
+    header: the kernel's protocol of the frame is not reliable. Its sender sets it (an AF_PACKET
+    socket names a protocol). A frame that bypassed the qdisc (PACKET_QDISC_BYPASS) has no link
+    header attribute, because the kernel has not searched for one. Only Ethernet is supported.
     """
     captured = datagram.captured
     header = captured[: fact.ETHERNET_BYTES]

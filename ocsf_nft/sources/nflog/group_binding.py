@@ -1,4 +1,4 @@
-"""Binding of an NFLOG group: the configuration part of nfnetlink_log.
+"""Binding of a socket to an NFLOG group, by the configuration messages of nfnetlink_log.
 
 Messages and attributes are defined in include/uapi/linux/netfilter/nfnetlink_log.h, the behaviour
 in net/netfilter/nfnetlink_log.c. One configuration message can bind the group and set all options.
@@ -43,8 +43,9 @@ _GROUPS_TABLE: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
 class Batching:
     """Settings for how the kernel collects records into datagrams.
 
-    The kernel sends a datagram when it holds ``threshold`` records, when ``buffer_bytes`` are full,
-    or ``timeout_cs`` hundredths of a second after its first record.
+    The kernel sends a datagram when it has ``threshold`` records, or when ``buffer_bytes`` are
+    full. It sends the datagram at the latest ``timeout_cs`` hundredths of a second after its first
+    record.
     """
 
     threshold: int
@@ -60,7 +61,11 @@ FLOOD: Final = Batching(threshold=256, buffer_bytes=16064, timeout_cs=1)
 
 
 def batching_message(group: int, batching: Batching, *, flags: int = 0, more: bytes = b"") -> bytes:
-    """Return the message that sets the batching of ``group``, after the attributes ``more``."""
+    """Build the netlink message that sets the batching of an NFLOG group.
+
+    ``flags`` are more flags for the message's header. ``more`` has encoded attributes that precede
+    the batching's own.
+    """
     return netlink.message(
         _CONFIG,
         netlink.NLM_F_REQUEST | flags,
@@ -74,17 +79,21 @@ def batching_message(group: int, batching: Batching, *, flags: int = 0, more: by
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Non-blocking socket of a bound group, and the datagrams that arrived while binding."""
+    """Non-blocking netlink socket that is bound to an NFLOG group.
+
+    ``early`` has the datagrams that arrived before the kernel acknowledged the binding.
+    """
 
     socket: socket.socket
     early: tuple[bytes, ...]
 
 
 def bind(group: int, batching: Batching) -> Binding:
-    """Bind the group in the calling thread's namespace; its first record has sequence number 0.
+    """Bind a new socket to an NFLOG group in the calling thread's network namespace.
 
-    Raises UnsupportedError if the kernel has no NFLOG or the privilege (CAP_NET_ADMIN) is missing,
-    SourceError if another program holds the group.
+    The first record of the binding has sequence number 0. Raises UnsupportedError if the kernel has
+    no NFLOG or the privilege (CAP_NET_ADMIN) is missing, SourceError if another program holds the
+    group.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
@@ -152,10 +161,10 @@ def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
 
 
 def _held_groups() -> frozenset[int]:
-    """Return the groups that are bound in the calling thread's namespace.
+    """Return the NFLOG groups that are bound in the calling thread's network namespace.
 
-    They are the first column of the kernel's table. The result is empty if the table can't be read;
-    in that case the privilege to bind a group is missing too.
+    They are the first column of the kernel's table in /proc. The result is empty if the table can't
+    be read; in that case the privilege to bind a group is missing too.
     """
     try:
         lines = Path(_GROUPS_TABLE).read_text(encoding="ascii").splitlines()

@@ -1,7 +1,7 @@
 """Names of a namespace's network interfaces, updated by the kernel's notifications.
 
 NFLOG identifies interfaces by index. A request for the name of each record would be slow under
-load, and a cache of the answers would be wrong after a rename. So this module subscribes to link
+load. A cache of the answers would be wrong after a rename. So this module subscribes to link
 notifications (RTNLGRP_LINK, include/uapi/linux/rtnetlink.h) and reads new ones before each use.
 """
 
@@ -28,10 +28,10 @@ _DUMP_INTERVAL_NS: Final = 1_000_000_000
 
 
 class InterfaceNames:
-    """Interface names by index, valid between ``open`` and ``close``.
+    """Table of a network namespace's interface names by index, current from ``open`` to ``close``.
 
-    The name of a deleted interface stays stored: records of it may still arrive, and the kernel
-    doesn't reuse an index by itself. Only the newest 4096 names are stored.
+    The name of a deleted interface stays in the table, because records of its packets may still
+    arrive. The kernel doesn't reuse an index by itself. The table has only the newest 4096 names.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -42,18 +42,18 @@ class InterfaceNames:
         self._dumped_ns = -_DUMP_INTERVAL_NS
 
     def open(self) -> None:
-        """Subscribe, and read the existing interfaces; raises SourceError."""
+        """Subscribe to changes of interfaces, and request all existing ones; raises SourceError."""
         self._socket = self._namespace.call(rtnetlink.subscribe)
         self.refresh()
 
     def close(self) -> None:
-        """Unsubscribe."""
+        """Close the socket, and so end the subscription."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def name(self, index: int) -> str | None:
-        """Return the name of the interface, None if no interface with this index is known."""
+        """Return the name of the interface with this index, or None if it is unknown."""
         found = self._names.get(index)
         if found is None:
             self.refresh()
@@ -61,7 +61,10 @@ class InterfaceNames:
         return found
 
     def refresh(self) -> None:
-        """Read new notifications; never blocks."""
+        """Read the kernel's new notifications of interface changes; never blocks.
+
+        Raises SourceError if they can't be read.
+        """
         sock = self._socket
         if sock is None:
             return
@@ -103,7 +106,10 @@ class InterfaceNames:
 
 
 def _request_dump(sock: socket.socket) -> bool:
-    """Request a dump, whose answer arrives like notifications; return False if that fails."""
+    """Request a list of all interfaces from the kernel; return False if sending fails.
+
+    The kernel sends the list to the same socket as its notifications.
+    """
     request = netlink.message(
         rtnetlink.RTM_GETLINK, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, rtnetlink.ALL_LINKS
     )

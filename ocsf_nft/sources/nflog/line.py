@@ -74,18 +74,21 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 class _InvalidStringError(Exception):
-    """Invalid string: not text, or longer than the kernel's limit."""
+    """Quoted string of an NFLOG line that is too long, not text, or not an identity of NFLOG."""
 
 
 class Line(NamedTuple):
-    """Content of a line; ``identity`` is ``None`` if the line has none."""
+    """Content of an NFLOG line: the logged packet, and the unique identity of its record.
+
+    ``identity`` is ``None`` if the line has no field ``id``.
+    """
 
     datagram: Datagram
     identity: str | None
 
 
 def render(datagram: Datagram, identity: str) -> str:
-    """Return the line of a datagram whose record has this identity."""
+    """Return a logged packet as one line of text, with the unique ``identity`` of its record."""
     d = datagram
     fields = (
         ("NFLOG group", str(d.group)),
@@ -130,14 +133,17 @@ def _quoted(device: Interface | None) -> str | None:
 
 
 def stamp(datagram: Datagram) -> str | None:
-    """Return the kernel's stamp as seconds and microseconds; ``None`` if there is none."""
+    """Return the kernel's timestamp of a packet as text: seconds since the epoch with six decimals.
+
+    Returns ``None`` if the packet has no timestamp.
+    """
     if datagram.time_us is None:
         return None
     return f"{datagram.time_us // 1_000_000}.{datagram.time_us % 1_000_000:06d}"
 
 
 def parse(line: str) -> Line | None:
-    """Return the content of a line; ``None`` if it doesn't have exactly this format."""
+    """Parse a line that :func:`render` wrote; return ``None`` if the line has any other format."""
     match = _LINE.fullmatch(line)
     if match is None:
         return None
@@ -152,7 +158,10 @@ def parse(line: str) -> Line | None:
 
 
 def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Datagram:
-    """Return the datagram of a match; raises _InvalidStringError."""
+    """Build the NFLOG message of a matched line; raises _InvalidStringError.
+
+    ``found`` has the matched texts by field, ``numbers`` the decimal ones as integers.
+    """
     vlan, seconds = found["vlan"], numbers["seconds"]
     return Datagram(
         group=int(found["group"]),
@@ -181,9 +190,9 @@ def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Da
 
 
 def _string(quoted: str, limit: int) -> str:
-    """Decode a JSON string; raises _InvalidStringError.
+    """Decode a JSON string of at most ``limit`` characters; raises _InvalidStringError.
 
-    JSON allows half a surrogate pair, which is not valid text.
+    Half a surrogate pair is invalid here: JSON allows it, but it is not valid text.
     """
     text: str = json.loads(quoted)
     if len(text) > limit or _SURROGATE.search(text):
@@ -192,7 +201,10 @@ def _string(quoted: str, limit: int) -> str:
 
 
 def _identity(quoted: str | None) -> str | None:
-    """Return the identity; raises _InvalidStringError for one of another transport."""
+    """Decode the field ``id`` of an NFLOG line; return None if the line has none.
+
+    Raises _InvalidStringError for an identity of another transport.
+    """
     if quoted is None:
         return None
     text = _string(quoted, _IDENTITY_CHARACTERS)

@@ -1,8 +1,9 @@
 """Decoder of an NFLOG message (NFULNL_MSG_PACKET) to a Record.
 
 The payload of the message is a ``nfgenmsg`` (family, version, group in network order) and
-attributes, as in include/uapi/linux/netfilter/nfnetlink_log.h. net/netfilter/nfnetlink_log.c
-decides which attributes the kernel sends. All their numbers are in network order.
+attributes. The header include/uapi/linux/netfilter/nfnetlink_log.h defines them.
+net/netfilter/nfnetlink_log.c decides which attributes the kernel sends. All their numbers are in
+network order.
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ _SECONDS_LIMIT: Final = 253_402_300_800
 
 
 class _MalformedError(Exception):
-    """Payload that can't be decoded; the message has the reason."""
+    """NFLOG message that can't be decoded; the exception's text is the reason."""
 
 
 def sequence(payload: memoryview) -> int | None:
-    """Return NFULA_SEQ, the message's number in its group; ``None`` without sequence numbers."""
+    """Return the sequence number (NFULA_SEQ) of an NFLOG message in its group.
+
+    ``payload`` is the message without its netlink header. Returns ``None`` if it has no number.
+    """
     for kind, value in netlink.attributes(payload[_NFGENMSG_BYTES:]):
         if kind == NFULA_SEQ and len(value) == 4:
             return int.from_bytes(value, "big")
@@ -70,11 +74,12 @@ def read(  # noqa: PLR0913 - a message and the state of its socket
     received_ns: int,
     log_source: str,
 ) -> Record | Reject:
-    """Return the Record of one message's payload (the bytes after the netlink header).
+    """Decode one NFLOG message to a Record; return a Reject if it can't be decoded.
 
-    ``interface_name`` returns an interface's name by its index, or ``None`` if it is unknown.
-    ``identity`` returns the record's identity by its sequence number. Times are nanoseconds since
-    the epoch. A payload that can't be decoded gives a Reject. Only the two callbacks can raise.
+    ``payload`` is the message after the netlink header. ``interface_name`` returns an interface's
+    name by its index, or ``None`` if it is unknown. ``identity`` returns the unique identity of the
+    record by its sequence number (``None`` without one). ``received_ns`` is nanoseconds since the
+    epoch. ``log_source`` is the source's name in the record. Only the two callbacks can raise.
     """
     try:
         datagram = _datagram(payload, group, interface_name, received_ns)
@@ -174,7 +179,10 @@ def _time_us(value: memoryview | None) -> int | None:
 
 
 def _hardware_address(value: memoryview | None) -> bytes | None:
-    """Decode ``nfulnl_msg_packet_hw``: length, two bytes of padding, eight of address."""
+    """Decode the attribute NFULA_HWADDR (``nfulnl_msg_packet_hw``) to a hardware address.
+
+    It consists of the length, two bytes of padding and eight bytes with the address.
+    """
     if value is None:
         return None
     if len(value) != 12:

@@ -1,4 +1,4 @@
-"""Count of records that the kernel dropped, from their sequence numbers."""
+"""Count of NFLOG records that the kernel dropped, by gaps in their sequence numbers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _MODULUS: Final = 1 << 32
 
 
 class Sequence32:
-    """State of a 32-bit counter that the kernel increases by one per record, from 0.
+    """Tracker of the 32-bit number that the kernel increases by one for each record, from 0.
 
-    The number of dropped records is known modulo 2**32: a gap of 2**32 records counts as none.
+    A gap of exactly 2**32 records is not detected, because the number is the same again.
     """
 
     __slots__ = ("_next",)
@@ -19,11 +19,17 @@ class Sequence32:
         self._next = 0
 
     def extended(self, number: int) -> int:
-        """Return the full number of the next record, whose low 32 bits are ``number``."""
+        """Return the full number of a new record, whose low 32 bits are ``number``.
+
+        The full number counts on where the 32-bit number starts again from 0.
+        """
         return self._next + (number - self._next) % _MODULUS
 
     def dropped_before(self, number: int) -> int:
-        """Return how many records were dropped before record ``number``; advance past it."""
+        """Return how many records were dropped between the previous record and record ``number``.
+
+        The next call counts from record ``number`` on.
+        """
         dropped = (number - self._next) % _MODULUS
         self._next += dropped + 1
         return dropped

@@ -1,8 +1,9 @@
 """NFLOG source: records directly from the kernel by netlink.
 
-NFLOG is the fastest transport, has no ring that it shares with other messages, and is the only one
-that needs no privilege outside the sandbox's user namespace. Each record has a sequence number
-(NFULA_SEQ). So the exact number of dropped records is known as soon as a later record arrives.
+NFLOG is the fastest transport, and has no ring that it shares with other messages. It is the only
+transport that needs no privilege outside the sandbox's user namespace. Each record has a sequence
+number (NFULA_SEQ). So the exact number of dropped records is known as soon as a later record
+arrives.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Nflog:
         self._unnumbered = 0
 
     async def __aenter__(self) -> Self:
-        """Bind the group.
+        """Bind a socket to the NFLOG group.
 
         Raises AbsentError if the namespace does not exist, UnsupportedError if the kernel has no
         NFLOG or the privilege is missing, SourceError if another program holds the group. Blocks
@@ -105,7 +106,10 @@ class Nflog:
             self._socket = None
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Yield what the kernel logged, in its order; raises SourceError if reading fails."""
+        """Yield batches of the logged packets, in the kernel's order.
+
+        Raises SourceError if the socket can't be read.
+        """
         sock = self._socket
         if sock is None:
             raise SourceError("the NFLOG source is not open: enter its context first")
@@ -207,7 +211,7 @@ class Nflog:
         )
 
     def _report_overrun(self) -> Batch:
-        """Return a gap without a number if the last records were dropped.
+        """Return a gap without a number of records if the newest records were dropped, else no gap.
 
         Their number is unknown until a later record arrives.
         """

@@ -1,14 +1,14 @@
 """Parser of the header before a kernel message in a log file: stamp, host, program name.
 
-It recognises ``dmesg`` in each of its time formats and with ``--decode`` or ``--raw``, syslog in
-the formats of RFC 3164 (with busybox's and the ISO 8601 variants) and RFC 5424, and
-``journalctl``'s short formats, which resemble syslog. A line of another format counts as a message
-without header.
+It recognises ``dmesg`` in each of its time formats, and with ``--decode`` or ``--raw``. It
+recognises syslog in the formats of RFC 3164 (with busybox's and the ISO 8601 variants) and RFC
+5424. The short formats of ``journalctl`` resemble syslog. A line of another format counts as a
+message without header.
 
 Only the kernel's own lines are accepted. A priority's facility (the number shifted right by 3) must
 be 0, and in syslog the program must be ``kernel``. A plain file has no other evidence of the
-author: each program that may send syslog messages under that name is believed. The live sources
-read from transports with better evidence.
+author. So a program that may send syslog messages under that name is accepted as the kernel. The
+live sources read from transports with better evidence.
 """
 
 from __future__ import annotations
@@ -87,18 +87,18 @@ _UNKNOWN_AUTHOR: Final = "an unknown program"
 
 
 class StampError(Exception):
-    """Stamp that is not a valid time; the message has the reason."""
+    """Timestamp of a log line that is not a valid time; the exception's text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class StampReference:
-    """Data that completes a stamp without date, year or time zone.
+    """Reference times that complete a log timestamp without date, year or time zone.
 
     ``boot_ns`` is the time at which the kernel's clock was 0, in nanoseconds since the epoch.
-    ``is_assumed_boot`` is true if this is the boot of this machine, and only assumed to be the boot
-    of the log. ``now_ns`` serves stamps without a year: they get the latest year with which they
-    are at most one day in the future. ``zone`` is the time zone of local times; ``None`` is the
-    machine's.
+    ``is_assumed_boot`` is true if the log's boot is unknown, and ``boot_ns`` is this machine's
+    boot. ``now_ns`` returns the current time. A timestamp without a year gets the latest year with
+    which it is at most one day in the future. ``zone`` is the time zone of local times; ``None`` is
+    the machine's.
     """
 
     boot_ns: int
@@ -107,9 +107,10 @@ class StampReference:
     is_assumed_boot: bool
 
     def since_boot(self, microseconds: int) -> int:
-        """Return the time of a stamp of the kernel's clock, in nanoseconds since the epoch.
+        """Convert a timestamp of the kernel's clock to nanoseconds since the epoch.
 
-        Raises StampError if this boot is assumed and the stamp is later than now.
+        ``microseconds`` is the time since boot. Raises StampError if the boot is only assumed, and
+        the result is more than a minute in the future.
         """
         time_ns = self.boot_ns + microseconds * 1000
         if self.is_assumed_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
@@ -122,10 +123,11 @@ class StampReference:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """Parts of a line.
+    """Message of a line in a log file, and the content of the line's header.
 
-    ``author`` describes the program that wrote it; ``None`` is the kernel. ``time_ns`` is ``None``
-    if the line has no stamp; ``stamp`` is the stamp, unchanged.
+    ``log_source`` is ``dmesg`` or ``syslog``. ``author`` describes the program that wrote the
+    message; ``None`` is the kernel. ``time_ns`` (since the epoch) is ``None`` if the line has no
+    timestamp. ``stamp`` is the text of the timestamp, unchanged.
     """
 
     message: str
@@ -136,7 +138,10 @@ class LogLine:
 
 
 def parse(line: str, reference: StampReference) -> LogLine:
-    """Split a line into its parts; raises StampError if its stamp is not a valid time."""
+    """Split a line of a log file into the parts of its header and its message.
+
+    Raises StampError if its timestamp is not a valid time.
+    """
     priority = _PRIORITY.match(line)
     author = None
     if priority is not None:
@@ -244,10 +249,11 @@ def _local_ns(match: re.Match[str], year: int, reference: StampReference) -> int
 
 
 def _yearless_ns(match: re.Match[str], reference: StampReference) -> int:
-    """Return the time in the latest year in which the date exists and is not in the future.
+    """Complete a timestamp without a year; return it in nanoseconds since the epoch.
 
-    At least one of 8 successive years has a 29 February. A time up to a day ahead doesn't count as
-    future; otherwise it would get last year's date, wrong by a year.
+    The year is the latest in which the date exists and is not in the future. At least one of 8
+    successive years has a 29 February. A time up to a day ahead doesn't count as future; otherwise
+    it would get last year's date, wrong by a year.
     """
     latest_ns = reference.now_ns() + _AHEAD_NS
     year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, reference.zone).year

@@ -1,14 +1,14 @@
 """Source that reads records from files: kernel log text in all usual formats, and NFLOG lines.
 
-The format of each line is recognised separately, so a file may mix formats: records of /dev/kmsg,
-``dmesg``, syslog, ``journalctl`` in its short, json and export formats, and our own NFLOG lines
-(see ``kmsg.line``, ``log_header``, ``journal.entry``, ``nflog.line``).
+The format of each line is recognised separately, so a file may mix formats. The formats are
+/dev/kmsg, ``dmesg``, syslog, ``journalctl`` (short, json and export), and our own NFLOG lines. See
+``kmsg.line``, ``log_header``, ``journal.entry`` and ``nflog.line``.
 
 **Time.** A stamp with a date is used as it is. A kernel stamp counts from boot, and ``boot_ns``
 converts it. Without ``boot_ns``, this machine's boot is assumed; so for a log of another machine or
 an earlier boot it must be given. A stamp that is later than now by this machine's boot is rejected.
-A line without a stamp gets the last modification of a regular file (also if that is standard
-input), or the time of reading from a stream.
+A line without a stamp gets the time of a regular file's last modification (also if that is standard
+input). In a stream it gets the time of reading.
 
 **Identity.** The identity of a kmsg record is its sequence number, stamp and text; that of a
 journal entry is its cursor. An NFLOG line contains its identity. The identity of another line is
@@ -64,7 +64,7 @@ _NFLOG: Final = nflog_line.START.encode()
 
 @dataclass(slots=True)
 class LineTally:
-    """Numbers of lines by result: a line is a record, rejected or skipped.
+    """Numbers of the lines that a replay has read, by result: record, rejected or skipped.
 
     ``rejected`` has the numbers by kind of Reject. A journal export entry counts as one line.
     """
@@ -77,7 +77,7 @@ class LineTally:
 
 @dataclass(frozen=True, slots=True)
 class _LoggedLine:
-    """Kernel message, and the data about it in its line."""
+    """Kernel message in a line of a log file, and the other data of that line."""
 
     message: str
     raw: str
@@ -90,10 +90,10 @@ class _LoggedLine:
 
 
 class Reader:
-    """Reader of one file's bytes; it has no side effects except calls of ``now_ns``.
+    """Converter of one log file's bytes to batches of records; it does not read the file itself.
 
-    ``boot_ns`` and ``unstamped_ns`` (the time of lines without stamp) are nanoseconds since the
-    epoch. ``zone`` is the time zone of local stamps, by default the machine's.
+    ``boot_ns`` and ``unstamped_ns`` (the time of lines without timestamp) are nanoseconds since the
+    epoch. ``zone`` is the time zone of local timestamps, by default the machine's.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class Reader:
     ) -> Self:
         """Return a reader for an open file.
 
-        A line without stamp gets the last modification of a regular file. Other files have no time
-        of writing, so such a line gets the time of reading.
+        A line without timestamp gets the time of the last modification of a regular file. Another
+        file has no such time: the line gets the time of reading.
         """
         status = os.fstat(descriptor)
         unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
@@ -140,11 +140,11 @@ class Reader:
         yield from self.finish()
 
     def feed(self, chunk: bytes) -> Iterator[Batch]:
-        """Yield at most one batch with the lines that end in this chunk."""
+        """Read a chunk of the file; yield at most one batch, of the lines that end in the chunk."""
         return self._batch(self._splitter.feed(chunk))
 
     def finish(self) -> Iterator[Batch]:
-        """Yield at most one batch with the line that the end of the file ends."""
+        """Yield at most one batch, of a last line that has no line break."""
         return self._batch(self._splitter.finish())
 
     def _batch(self, pieces: Iterable[Piece]) -> Iterator[Batch]:
@@ -208,7 +208,7 @@ class Reader:
         return self._to_record(logged, received_ns)
 
     def _indented(self, line: bytes) -> Reject | None:
-        """Return a Reject for an indented line in the form of a record.
+        """Return a Reject for an indented line in the form of a packet record, else None.
 
         dmesg and journalctl print the second and later lines of a message indented. A program can
         write such a message. The kernel's records are one line each, and no format prints them
@@ -220,7 +220,7 @@ class Reader:
         return _malformed("it is indented: it belongs to the message above it", raw)
 
     def _kmsg(self, record: KmsgLine, raw: str) -> _LoggedLine:
-        """Return the message of a kmsg record; raises StampError."""
+        """Convert a record of /dev/kmsg to a message and its data; raises StampError."""
         return _LoggedLine(
             message=readable(record.message),
             raw=raw,
@@ -233,7 +233,7 @@ class Reader:
         )
 
     def _with_header(self, raw: str) -> _LoggedLine:
-        """Return the message of a line with a log header; raises StampError."""
+        """Convert a line with a log header to a message and its data; raises StampError."""
         log_line = log_header.parse(raw, self._stamp_reference)
         return _LoggedLine(
             message=log_line.message,
@@ -292,7 +292,7 @@ class Reader:
 
 
 class Replay:
-    """Source that reads files, and ends with the last one.
+    """Source of the packet log records in files; it ends after the last file.
 
     It reads the files ``paths`` one after the other and independently; ``-`` is standard input.
     ``tally`` counts the lines of all files. Entering raises AbsentError if a file does not exist.
@@ -312,7 +312,7 @@ class Replay:
         self._now_ns = now_ns
 
     async def __aenter__(self) -> Self:
-        """Check that every file exists."""
+        """Check that every file exists; raises AbsentError."""
         for path in self._paths:
             if str(path) != _STDIN and not path.exists():
                 raise AbsentError(f"there is no file {path} to read records from")
@@ -327,7 +327,7 @@ class Replay:
         """Do nothing: each file is closed at its end."""
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Yield the records, file by file."""
+        """Yield batches of the records, file by file."""
         for path in self._paths:
             descriptor = _open(path)
             try:
@@ -345,7 +345,7 @@ class Replay:
 
 
 def _open(path: Path) -> int:
-    """Open a file; raises SourceError. A pipe without a writer does not block here."""
+    """Open a log file for reading; raises SourceError. A pipe without a writer does not block."""
     if str(path) == _STDIN:
         return sys.stdin.fileno()
     try:
@@ -374,7 +374,7 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
 
 
 def _this_boot_ns() -> int:
-    """Return the time of this boot, rounded to 10 ms.
+    """Return when this machine booted: nanoseconds since the epoch, rounded to 10 ms.
 
     The two clocks are read one after the other, so the last digits are random.
     """

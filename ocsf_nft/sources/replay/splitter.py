@@ -27,21 +27,24 @@ _LENGTH_BYTES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class ExportEntry:
-    """Selected fields of one journal export entry, except those longer than LINE_LIMIT."""
+    """Selected fields of one journal export entry, without those longer than LINE_LIMIT."""
 
     fields: dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class OverlongLine:
-    """Beginning of a line longer than LINE_LIMIT."""
+    """Beginning of a line that is longer than LINE_LIMIT; the rest of the line is discarded."""
 
     start: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class BrokenField:
-    """Field of an export entry whose stated length is wrong; ``reason`` is a sentence."""
+    """Unreadable field of a journal export entry: its stated length is wrong.
+
+    ``reason`` is a sentence for people.
+    """
 
     reason: str
 
@@ -50,13 +53,14 @@ Piece: TypeAlias = "bytes | ExportEntry | OverlongLine | BrokenField"
 
 
 class _LengthError(Exception):
-    """Impossible length of a field."""
+    """Stated length of a journal field that is above journald's maximum."""
 
 
 class Splitter:
-    """Splitter of chunks into complete pieces; an incomplete piece waits for the next chunk.
+    """Splitter of a file's bytes into pieces: lines and journal export entries.
 
-    Only the fields ``selected`` of an export entry are stored.
+    The bytes arrive in chunks. An incomplete piece waits for the next chunk. Of an export entry,
+    only the fields ``selected`` are stored.
     """
 
     def __init__(self, selected: AbstractSet[str]) -> None:
@@ -67,7 +71,7 @@ class Splitter:
         self._fields: dict[str, bytes] | None = None
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:
-        """Yield the pieces that end in this chunk."""
+        """Yield the pieces (lines, export entries) that end in this chunk of the file."""
         data = self._rest + chunk
         at = 0
         if self._skip:
@@ -103,7 +107,7 @@ class Splitter:
         self._limit_rest()
 
     def finish(self) -> Iterator[Piece]:
-        """Yield the last line or entry of the stream if it has no line break."""
+        """Yield the last piece (line or export entry) of the file, if the file ends inside it."""
         rest, self._rest = self._rest, b""
         if self._overlong is not None:
             yield OverlongLine(self._overlong)
@@ -141,9 +145,10 @@ class Splitter:
         yield BrokenField(f"a field of a journal export entry {problem}: its content can't be read")
 
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
-        """Store a field with a stated length; return the offset after its line break.
+        """Store a binary field of an export entry; return the offset after the field's line break.
 
-        Returns ``None`` if more data is needed. Raises _LengthError if no field can be that long.
+        The field's length and value are in ``data`` from offset ``at`` on. Returns ``None`` if more
+        data is needed. Raises _LengthError if no field can be that long.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:

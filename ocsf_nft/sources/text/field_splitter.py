@@ -1,7 +1,7 @@
 r"""Splitter of a kernel log line into words, which the parser takes one after the other.
 
-Words that the kernel never prints become ``unparsed`` at once. So does a last word without a space
-after it, unless it can't be the beginning of a longer word.
+A word that the kernel never prints becomes ``unparsed`` at once. A last word without a space after
+it may be cut. It becomes ``unparsed`` too, unless it can't be the beginning of a longer word.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ _OPEN: Final = "OPT ("
 
 
 class MalformedError(Exception):
-    """Malformed line; the message has the reason."""
+    """Kernel log line that can't be parsed; the exception's text is the reason."""
 
 
 class Words:
-    """Words of a line, and the position of the next one.
+    """Words of a kernel log line, and the position of the next word for the parser.
 
-    ``unparsed`` has the words that can't be used. ``truncated`` is true if the line was cut.
+    ``unparsed`` has the words that can't be used: unknown ones, and ones that may be cut.
+    ``truncated`` is true if the line was cut.
     """
 
     def __init__(self, line: str) -> None:
@@ -64,20 +65,23 @@ class Words:
         return known
 
     def peek(self) -> str:
-        """Return the next word; an empty one at the end."""
+        """Return the next word without taking it; an empty text at the end of the line."""
         return self._words[self._next] if self._next < len(self._words) else ""
 
     def ended(self) -> bool:
-        """Return whether every word is taken."""
+        """Return whether every word of the line has been taken."""
         return self._next >= len(self._words)
 
     def expect_more(self) -> None:
-        """Set ``truncated`` if no word follows at a position where one is required."""
+        """Set ``truncated`` if no word is left here, where the kernel always prints one."""
         if self.ended():
             self.truncated = True
 
     def finish(self) -> None:
-        """Raise MalformedError if a word is left: its position is wrong."""
+        """Raise MalformedError if a word is left: it is at a wrong position, or occurs twice.
+
+        A last word that may be cut is not an error: it becomes ``unparsed``.
+        """
         last = self._next == len(self._words) - 1
         if last and self._last_may_be_cut:
             self._take_word(certain=False)
@@ -87,7 +91,10 @@ class Words:
             raise MalformedError(f"{name} {problem}")
 
     def _take_word(self, *, certain: bool) -> bool:
-        """Take the next word; return whether it may be cut, so that it must not be used."""
+        """Take the next word; return True if it may be cut and must not be used.
+
+        Such a word becomes ``unparsed``. ``certain`` means that the word is known to be complete.
+        """
         word = self._words[self._next]
         self._next += 1
         if certain or not self._last_may_be_cut or not self.ended():
@@ -97,13 +104,17 @@ class Words:
         return True
 
     def flag(self, name: str, *, certain: bool = False) -> bool:
-        """Take the word ``name``, which has no value; return whether it is present and whole."""
+        """Take the next word if it is ``name``; return whether it was taken and is complete.
+
+        ``certain`` means that it is complete even without a space after it.
+        """
         return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
-        """Take a field's value as text; return ``None`` if the field isn't next, or may be cut.
+        """Take the next word if it is the field ``key``; return the field's value as text.
 
-        ``certain`` is a value that is complete even without a space after it.
+        Returns ``None`` if another word is next, or if the value may be cut. ``certain`` is a value
+        that is complete even without a space after it.
         """
         start = key + separator
         if not self.peek().startswith(start):
@@ -115,7 +126,11 @@ class Words:
     def number(
         self, key: str, limit: int, separator: str = "=", *, certain: int | None = None
     ) -> int | None:
-        """Take a decimal field; raises MalformedError if it is no number or above ``limit``."""
+        """Take the next word if it is the decimal field ``key``; return the field's number.
+
+        Returns ``None`` as :meth:`value` does. Raises MalformedError if the value is not a number,
+        or above ``limit``. ``certain`` is a number that is complete even without a space after it.
+        """
         # No number of several digits begins with 0.
         zero = self.peek() == f"{key}{separator}0"
         value = self.value(key, separator, certain="0" if zero else str(certain))
@@ -128,9 +143,11 @@ class Words:
         return int(value)
 
     def hexadecimal(self, key: str, form: str, separator: str = "=") -> int | None:
-        """Take a hexadecimal field; the group of the regular expression ``form`` has the digits.
+        """Take the next word if it is the hexadecimal field ``key``; return the field's number.
 
-        All forms except UNPADDED have a fixed width: a value of that width is not cut.
+        Returns ``None`` as :meth:`value` does. ``form`` is the regular expression of a valid value;
+        its group has the digits. All forms except UNPADDED have a fixed width: a value of that
+        width is not cut. Raises MalformedError for a value of another form.
         """
         whole = self.peek().removeprefix(key + separator)
         is_whole = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
@@ -143,7 +160,7 @@ class Words:
         return int(match.group(1), 16)
 
     def incomplete(self) -> int | None:
-        """Take ``INCOMPLETE [n bytes]``; return n."""
+        """Take the next word if it is ``INCOMPLETE [n bytes]``; return n, otherwise None."""
         match = _INCOMPLETE.fullmatch(self.peek())
         if match is None:
             return None
@@ -153,13 +170,18 @@ class Words:
         return int(match.group(1))
 
     def bracket(self, character: str) -> bool:
-        """Take a bracket or the beginning of options; a cut inside them is not possible."""
+        """Take the next word if it is this bracket, or ``OPT (``; return whether it was taken.
+
+        Brackets are short, so a cut inside one is not possible.
+        """
         return self.peek() == character and not self._take_word(certain=True)
 
     def options(self) -> tuple[str | None, bool]:
-        """Take ``OPT (…)``; return the octets in lower-case hexadecimal, and whether TRUNCATED.
+        """Take IP or TCP options, ``OPT (…)``; return their bytes, and whether the kernel cut them.
 
-        Options that are not closed before the line ends become ``unparsed``.
+        The bytes are lower-case hexadecimal; None if there are no complete options. The kernel
+        prints cut options as TRUNCATED. Options that are not closed before the line ends become
+        ``unparsed``. Raises MalformedError for options of another form.
         """
         if not self.bracket(_OPEN):
             return None, False

@@ -48,7 +48,10 @@ _IP_ETHERTYPES: Final = frozenset({0x0800, 0x86DD, 0x0806, 0x8035})
 
 
 def read(line: str) -> Facts:
-    """Return the facts of a line that begins with ``IN=``; raises MalformedError."""
+    """Parse a packet's log line from ``IN=`` on; return its values by name (facts).
+
+    Raises MalformedError.
+    """
     head = _HEAD.match(line)
     if head is None:
         raise MalformedError("the devices after IN= and OUT= can't be read, or the line ends there")
@@ -105,7 +108,7 @@ def _link(words: Words, facts: Facts) -> None:
 
 
 def _tunnel(words: Words, facts: Facts) -> None:
-    """Take a SIT tunnel's outer addresses."""
+    """Parse the outer addresses of a SIT tunnel into ``facts``, if the line has them."""
     tunnel = words.value("TUNNEL")
     if tunnel is None:
         return
@@ -131,7 +134,10 @@ def _canonical(key: str, text: str) -> str:
 
 
 def _address(words: Words, key: str) -> str:
-    """Take a required address; raises MalformedError if it is missing."""
+    """Parse the address field ``key`` and return the address in canonical form.
+
+    Raises MalformedError if the field is missing or invalid.
+    """
     value = words.value(key)
     if value is None:
         if words.ended():
@@ -141,9 +147,9 @@ def _address(words: Words, key: str) -> str:
 
 
 def _arp(words: Words, facts: Facts) -> None:
-    """Take the fields of an ARP packet.
+    """Parse the fields of an ARP packet into ``facts``.
 
-    No field follows an ARP record, so a cut in its last value can't be detected.
+    The line has no field after those of ARP. So a cut in the last value can't be detected.
     """
     arp: Facts = {}
     facts["arp"] = arp
@@ -217,7 +223,7 @@ def _numbers(words: Words, facts: Facts, fields: tuple[tuple[str, str, int], ...
 
 
 def _ipv4(words: Words, facts: Facts) -> bool:
-    """Take IPv4's own fields; return whether a protocol follows."""
+    """Parse the IPv4 header fields into ``facts``; return whether a transport protocol follows."""
     _numbers(words, facts, (("LEN", "length", _LENGTH_LIMIT),))
     tos = words.hexadecimal("TOS", "0x([01][02468ACE])")
     precedence = words.hexadecimal("PREC", "0x([02468ACE]0)")
@@ -240,7 +246,10 @@ def _ipv4(words: Words, facts: Facts) -> bool:
 
 
 def _ipv6(words: Words, facts: Facts) -> _Chain:
-    """Take IPv6's own fields and its extension headers."""
+    """Parse the IPv6 header fields and extension headers into ``facts``.
+
+    Returns the state of the parsing after the last extension header.
+    """
     _numbers(
         words,
         facts,
@@ -271,10 +280,11 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
 
 @dataclass(slots=True)
 class _Chain:
-    """State of the parsing of IPv6's extension headers.
+    """State of the parsing of one packet's IPv6 extension headers.
 
-    ``later_fragment``: one of them is a fragment header with an offset. ``ended``: the kernel
-    prints no protocol after them.
+    ``headers`` is the number of parsed headers, or 0 if it is unknown. ``later_fragment`` is true
+    after a fragment header with an offset. ``ended`` is true if the kernel prints no protocol after
+    the headers.
     """
 
     headers: int = 0
@@ -283,7 +293,7 @@ class _Chain:
 
 
 def _extension(words: Words, facts: Facts, chain: _Chain) -> None:
-    """Take an extension header: the words between ``OPT (`` and ``)``."""
+    """Parse one IPv6 extension header: the words between ``OPT (`` and ``)``."""
     later_fragment = chain.later_fragment
     if words.peek().startswith("FRAG:"):
         _fragment(words, facts, chain)
@@ -315,7 +325,7 @@ def _security(words: Words, facts: Facts, chain: _Chain) -> None:
 
 
 def _fragment(words: Words, facts: Facts, chain: _Chain) -> None:
-    """Take IPv6's fragment header; of two the first one counts."""
+    """Parse an IPv6 fragment header into ``facts``; the second one of a packet is not used."""
     if words.peek() == "FRAG:TRUNCATED":
         words.value("FRAG", ":", certain="TRUNCATED")
         facts["incomplete"] = True
@@ -355,7 +365,7 @@ def _protocol(words: Words, facts: Facts, *, later_fragment: bool, quoted: bool)
 
 
 def _quote(words: Words, facts: Facts) -> None:
-    """Take the packet that an ICMP error quotes."""
+    """Parse the packet that an ICMP error quotes into ``facts["quoted"]``."""
     if not words.bracket("["):
         words.expect_more()
         return

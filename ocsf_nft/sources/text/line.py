@@ -1,9 +1,10 @@
 """Parser of one line of the kernel's log to a Record.
 
-net/netfilter/nf_log_syslog.c defines the format: the rule's prefix, then ``IN=<device>
-OUT=<device>`` and the packet's fields in a fixed order, each followed by a space. The parser goes
-by position, for two reasons. A prefix or a device's name may contain text in the form of a field.
-The packet quoted inside an ICMP error has fields of the same names. An ambiguous line is rejected.
+net/netfilter/nf_log_syslog.c defines the format. A line has the rule's prefix, then ``IN=<device>
+OUT=<device>``. The packet's fields follow in a fixed order, each with a space after it. The parser
+goes by position, for two reasons. A prefix or a device's name may contain text in the form of a
+field. The packet quoted inside an ICMP error has fields of the same names. An ambiguous line is
+rejected.
 
 One regular expression parses the usual line (TCP or UDP with all of its fields); ``grammar`` parses
 every other line, and each line that is cut or unusual. Both give the same Record.
@@ -59,24 +60,27 @@ _COMMON: Final = re.compile(
 
 
 class _AmbiguousError(Exception):
-    """Ambiguous line; the message has the reason."""
+    """Log line that can be split into prefix and packet in no way, or in several ways."""
 
 
 def is_candidate(message: str) -> bool:
-    """Return whether a message has the form of a netfilter record, or begins like our prefix."""
+    """Return whether a message has the form of a logged packet, or begins like our log prefix."""
     return message.startswith(PREFIX_ROOT) or _DEVICES_ANYWHERE.search(message) is not None
 
 
 def possible_prefixes(message: str) -> list[str]:
-    """Return all possible prefixes of a message: the texts before each possible record start."""
+    """Return each text that may be the log prefix of a message.
+
+    These are the texts before each position where a packet (``IN=… OUT=…``) may begin.
+    """
     return [message[:start] for start in _starts(message)]
 
 
 def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Record | Reject | None:
-    """Return the Record of one kernel message: prefix and packet, without stamp and level.
+    """Parse one kernel log message (prefix and packet, without timestamp and level) to a Record.
 
-    Returns ``None`` for a message that is not a candidate (``is_candidate``), and a Reject for a
-    candidate that can't be parsed. Never raises. Times are nanoseconds since the epoch.
+    Returns ``None`` for a message that is not a candidate (``is_candidate``). Returns a Reject for
+    a candidate that can't be parsed. Never raises. Times are nanoseconds since the epoch.
     """
     if not is_candidate(message):
         return None
@@ -102,7 +106,11 @@ def _parse_ours(message: str) -> tuple[str, Facts]:
 
 
 def _parse_foreign(message: str) -> tuple[str, Facts]:
-    """Split a message with any prefix at the only position where a whole record begins."""
+    """Split a message of another firewall into its log prefix and its packet's values by name.
+
+    The split is at the only position where a whole packet begins. Raises _AmbiguousError if there
+    is no such position, or more than one.
+    """
     starts = _starts(message)
     if len(starts) == 1:
         return message[: starts[0]], _packet(message, starts[0])
@@ -125,7 +133,10 @@ def _parse_foreign(message: str) -> tuple[str, Facts]:
 
 
 def _starts(message: str) -> list[int]:
-    """Return the possible starts of a record, also overlapping: a device may be named ``IN=``."""
+    """Return the offsets in a message at which a logged packet may begin.
+
+    The possible packets may overlap, because a network device may be named ``IN=``.
+    """
     starts = []
     start = message.find("IN=")
     while 0 <= start <= _PREFIX_LIMIT:
@@ -152,7 +163,10 @@ def _flags(words: str) -> int:
 def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is the hot path
     match: re.Match[str],
 ) -> Facts | None:
-    """Return the facts of a match; ``None`` if a value is out of range (``grammar`` reports it)."""
+    """Convert a matched usual line to the packet's values by name (facts).
+
+    Returns ``None`` if a value is out of range: ``grammar`` then parses the line and reports it.
+    """
     (
         input_device, output_device, mac_source, mac_destination, ethertype,
         source_text, destination_text, length_text, tos, precedence, ttl_text, id_text, df,

@@ -51,10 +51,11 @@ def take_transport(
     *,
     quote: Callable[[Words, Facts], None] | None,
 ) -> None:
-    """Take the fields of the transport header of a named protocol; raises MalformedError.
+    """Parse the transport header of a log line into ``facts``; raises MalformedError.
 
-    ``quote`` takes the packet that an ICMP error quotes. It is ``None`` inside such a quote,
-    because the kernel prints no second level.
+    ``protocol`` is the IP protocol number, one of those that the kernel prints by name. ``quote``
+    parses the packet that an ICMP error quotes. It is ``None`` inside such a quote, because the
+    kernel prints no second level.
     """
     if protocol == TCP:
         _tcp(words, facts)
@@ -73,7 +74,10 @@ def take_transport(
 
 
 def _incomplete(words: Words, facts: Facts) -> bool:
-    """Return whether the kernel found the header incomplete."""
+    """Parse ``INCOMPLETE [n bytes]`` into ``facts``; return whether the line has it here.
+
+    The kernel prints it in place of a header that the packet does not have completely.
+    """
     lacking = words.incomplete()
     if lacking is not None:
         facts["incomplete_bytes"] = lacking
@@ -81,7 +85,10 @@ def _incomplete(words: Words, facts: Facts) -> bool:
 
 
 def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
-    """Take a number that the kernel always prints here; return whether it is present."""
+    """Parse a number that the kernel always prints here into ``facts``; return False without it.
+
+    ``key`` is its name in the line, ``name`` its name in ``facts``, and ``limit`` its maximum.
+    """
     number = words.number(key, limit)
     if number is None:
         words.expect_more()
@@ -128,7 +135,10 @@ def _udp(words: Words, facts: Facts) -> None:
 
 
 def _payload(facts: Facts) -> int | None:
-    """Return the bytes after a plain IP header; a UDP length of this number was not cut."""
+    """Return the number of bytes after an IP header without extensions; None if unknown.
+
+    A UDP length of this number is complete, even if the line may be cut after it.
+    """
     length, options = facts.get("length"), facts.get("ip_options", "")
     if not isinstance(length, int) or not isinstance(options, str):
         return None
