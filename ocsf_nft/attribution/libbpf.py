@@ -171,14 +171,24 @@ class LoadedPrograms:
         return ring
 
     def _program(self, name: str) -> int:
-        found: int = self._library.bpf_object__find_program_by_name(self._object, name.encode())
-        return found
+        found = self._library.bpf_object__find_program_by_name(self._object, name.encode())
+        return self._found("program", name, found)
 
     def _map(self, name: str) -> int:
         if name not in self._maps:
             found = self._library.bpf_object__find_map_by_name(self._object, name.encode())
-            self._maps[name] = found
+            self._maps[name] = self._found("map", name, found)
         return self._maps[name]
+
+    @staticmethod
+    def _found(kind: str, name: str, address: int | None) -> int:
+        # libbpf does not check the null pointer: the process would crash.
+        if not address:
+            raise UnsupportedError(
+                f"the BPF object file is of another version of ocsf-nft: it has no {kind} {name} "
+                "(install ocsf-nft again)"
+            )
+        return address
 
     def _add_link(self, link: int | None, name: str) -> None:
         if not link:

@@ -66,3 +66,10 @@ def test_libbpf_that_is_absent_or_too_old_is_unsupported(
     monkeypatch.setattr(libbpf, "_LIBRARY", name)
     with pytest.raises(UnsupportedError, match="libbpf is missing"):
         libbpf.load_library()
+
+
+def test_object_file_of_another_version_raises_with_a_remedy() -> None:
+    with LoadedPrograms(bpf_capture._object("plain")) as loaded:
+        for use in (lambda: loaded.counter_sums("older", 1), lambda: loaded.attach("older")):
+            with pytest.raises(UnsupportedError, match=r"has no (map|program) older \(install"):
+                use()
