@@ -16,6 +16,7 @@ from ocsf_nft.check.bounded_command import CommandError, command_output
 from ocsf_nft.check.chain_walk import Stop, TooLargeError, Walker
 from ocsf_nft.check.finding import Finding, RuleLocation
 from ocsf_nft.fence import nft
+from ocsf_nft.fence.ruleset import device_table
 from ocsf_nft.ocsf.safe_text import visible
 
 if TYPE_CHECKING:
@@ -23,13 +24,17 @@ if TYPE_CHECKING:
 
     from ocsf_nft.check.accepted_flows import AcceptedFlow
     from ocsf_nft.check.hook_path import FlowStop
-    from ocsf_nft.check.ruleset import Rule, Ruleset
+    from ocsf_nft.check.ruleset import ChainKey, Rule, Ruleset
     from ocsf_nft.fence.values import Endpoint, Subnet
     from ocsf_nft.netns import Namespace
 
 #: Rules beyond this number are counted, and not reported one by one.
 _MAX_REPORTED: Final = 32
 _RULE_CHARACTERS: Final = 300
+_FENCE_REMEDY: Final = (
+    "another fence blocks this traffic: install that fence again so that it allows the traffic, or "
+    "remove it"
+)
 #: Name of the finding about a fence of ocsf-nft that refuses the traffic in question.
 ACTIVE_FENCE: Final = "active-fence"
 
@@ -89,7 +94,7 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
             meaning="the ruleset is too large or too complex to be checked rule by rule",
             remedy="install the fence, then test whether its accepted traffic gets through",
         )
-    ours, others = _by_owner(by_rule.values())
+    ours, others = _by_owner(by_rule.values(), scope)
     if ours:
         yield _active_fence(ours)
     for flow_stops in others[:_MAX_REPORTED]:
@@ -113,17 +118,30 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 
 
 def _by_owner(
-    by_rule: Iterable[list[FlowStop]],
+    by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Return all stops by fences of ocsf-nft, and the stops of each rule of other programs."""
+    """Return all stops by the fence in question, and the stops of each other rule."""
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
     for flow_stops in by_rule:
-        if chain_owner.is_ours(flow_stops[0].stop.chain.key):
+        if _is_fence_in_question(flow_stops[0].stop.chain.key, scope):
             ours += flow_stops
         else:
             others.append(flow_stops)
     return ours, others
+
+
+def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
+    """Return true if a chain belongs to the fence whose traffic is checked.
+
+    For one VM, this is the fence of its device. A fence around the whole namespace blocks that VM
+    by mistake. Without a certain VM, each fence is meant to block what it blocks.
+    """
+    if not chain_owner.is_ours(key):
+        return False
+    if scope.device is None or scope.device.endswith("*"):
+        return True
+    return key.table == device_table(scope.device)
 
 
 def _active_fence(flow_stops: list[FlowStop]) -> Finding:
@@ -181,12 +199,14 @@ def _finding(flow_stops: list[FlowStop], ruleset: Ruleset, scope: CheckScope) ->
         proxies=tuple({flow_stop.flow.endpoint: None for flow_stop in flow_stops
                        if flow_stop.flow.endpoint is not None}),
     )  # fmt: skip
-    commands = allow_commands.commands(owner, base, ruleset, request)
+    # No command may open another fence.
+    is_fence = owner == chain_owner.OURS
+    commands = () if is_fence else allow_commands.commands(owner, base, ruleset, request)
     return Finding(
         name="drops" if is_certain else "may-drop",
         severity="blocked",
         meaning=_meaning(flow_stops, owner, text, scope.namespace),
-        remedy=_remedy(owner, has_commands=bool(commands)),
+        remedy=_FENCE_REMEDY if is_fence else _remedy(owner, has_commands=bool(commands)),
         commands=commands,
         location=_location(stop, owner, text),
     )

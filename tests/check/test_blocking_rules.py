@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from ocsf_nft.check import chain_owner
 from ocsf_nft.check.blocking_rules import CheckScope, _remedy, _rule_text, judge
@@ -76,10 +79,11 @@ def _refusing(table: str) -> list[dict[str, Any]]:
 _VM = CheckScope(
     namespace=Namespace(), device="vmtap-1", subnets=(subnet("172.16.0.1/30"),), port=3128
 )
+_ANY_VM = replace(_VM, device="vmtap-*")
 
 
 def test_active_fence_is_no_fault_and_no_command_opens_it() -> None:
-    found = list(judge(from_json({"nftables": _refusing("ocsf_nft")}), _VM))
+    found = list(judge(from_json({"nftables": _refusing("ocsf_nft")}), _ANY_VM))
     assert [(each.name, each.severity) for each in found] == [
         ("active-fence", "info"),
         ("accepted", "ok"),
@@ -93,13 +97,30 @@ def test_active_fence_is_no_fault_and_no_command_opens_it() -> None:
 
 
 def test_rule_of_another_program_is_a_fault_also_beside_an_active_fence() -> None:
-    found = list(judge(from_json({"nftables": _refusing("ocsf_nft") + _refusing("site")}), _VM))
+    tables = _refusing("ocsf_nft") + _refusing("site")
+    found = list(judge(from_json({"nftables": tables}), _ANY_VM))
     assert [(each.name, each.severity) for each in found] == [
         ("active-fence", "info"),
         ("drops", "blocked"),
     ]
     assert not any("ocsf_nft" in command for command in found[1].commands)
     assert found[1].commands
+
+
+def test_fence_of_the_vm_itself_is_no_fault() -> None:
+    tables = _refusing("ocsf_nft_vmtap-1")
+    assert [each.name for each in judge(from_json({"nftables": tables}), _VM)] == [
+        "active-fence",
+        "accepted",
+    ]
+
+
+@pytest.mark.parametrize("table", ["ocsf_nft", "ocsf_nft_vmtap-2"])
+def test_another_fence_that_blocks_the_vm_is_a_fault_without_commands(table: str) -> None:
+    (finding,) = judge(from_json({"nftables": _refusing(table)}), _VM)
+    assert (finding.name, finding.severity) == ("drops", "blocked")
+    assert finding.commands == ()
+    assert (finding.remedy or "").startswith("another fence blocks this traffic")
 
 
 def test_scope_has_ipv6_flows_of_a_vm_if_a_subnet_or_an_uplink_has_ipv6() -> None:
