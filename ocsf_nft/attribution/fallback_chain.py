@@ -238,7 +238,13 @@ class FallbackChain:
                 names = {name: cookie(each) for name, each in self._sandboxes.items()}
                 permissive = {names[each] for each in self._permissive if each in names}
                 capture = self._start_capture(names.values(), permissive)
-                self._capture = CaptureMethod(capture, names, self._names, permissive=permissive)
+                try:
+                    self._capture = CaptureMethod(
+                        capture, names, self._names, permissive=permissive
+                    )
+                except BaseException:
+                    capture.close()
+                    raise
             except OcsfNftError as error:
                 self.reason = str(error)
 

@@ -89,7 +89,8 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
         plan = installer.plan(requested.spec(), requested.namespace or Namespace(), log_transport)
         output.write(plan.encode())
         return
-    fence = fences.activate(requested, StateDirectory(options.state_directory(state_dir, config)))
+    directory = options.state_directory(state_dir, config)
+    fence = fences.activate(requested, StateDirectory(directory))
     if as_json:
         _print(fences.first_event(fence, this_host()))
     _show_blocking_rules(fence.installed)
@@ -100,7 +101,9 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     if as_json:
         output.show(install_summary.sentence(fence.installed))
         return
-    named = [] if state_dir is None else ["--state-dir", str(state_dir)]
+    # The next commands may run without this file and this environment.
+    is_default = directory == options.DEFAULT_STATE_DIR
+    named = [] if is_default else ["--state-dir", str(directory)]
     output.show("\n".join(install_summary.summary(fence.installed, named)))
 
 

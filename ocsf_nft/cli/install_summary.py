@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 def sentence(installed: InstalledFence) -> str:
     """Return what the fence does, in one sentence."""
     sandbox, transport = installed.spec.sandbox, installed.transport
+    record = "counted, and not logged" if transport == "none" else f"logged to {transport}"
     if installed.spec.is_permissive:
         return (
-            f"sandbox {sandbox} has a permissive fence: it refuses nothing, and logs the packets "
-            f"that it would refuse to {transport}"
+            f"sandbox {sandbox} has a permissive fence: it refuses nothing; the packets that it "
+            f"would refuse are {record}"
         )
-    return f"sandbox {sandbox} is fenced; refused packets are logged to {transport}"
+    return f"sandbox {sandbox} is fenced; refused packets are {record}"
 
 
 def summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
@@ -43,5 +44,6 @@ def summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
         exceptions = (f"{each.protocol}:{each}" for each in spec.exceptions)
         yield f"  also allowed: {', '.join(exceptions)}"
     named = shlex.join(["--sandbox", spec.sandbox, *options])
-    yield f"  next: ocsf-nft run {named}     reports each refused packet"
+    packet = "packet that it would refuse" if spec.is_permissive else "refused packet"
+    yield f"  next: ocsf-nft run {named}     reports each {packet}"
     yield f"        ocsf-nft remove {named}  removes the fence"

@@ -25,7 +25,7 @@ _HEAD: Final = ("ts", "level", "event")
 _INT64_MAX: Final = (1 << 63) - 1
 _WORDS: Final = {True: "true", False: "false", None: "null"}
 #: Values without quotes in the text form.
-_PLAIN: Final = re.compile(r'[^ "=]+')
+_PLAIN: Final = re.compile(r'[^ "=\\]+')
 
 
 def as_json(record: Mapping[str, Any]) -> bytes:
@@ -110,7 +110,7 @@ def _words(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    words = visible(_words(value))
+    words = _words(value)
     if _PLAIN.fullmatch(words):
-        return words
-    return '"' + words.replace('"', r"\"") + '"'
+        return visible(words)
+    return '"' + visible(words.replace("\\", r"\\").replace('"', r"\"")) + '"'

@@ -73,8 +73,8 @@ def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
     """Write log records as :func:`to_stderr` does, but do not wait for a reader.
 
     A sandbox can cause records. If no process reads them, the service must not block on them. Such
-    a record is dropped. The next written record has the number of dropped ones as ``dropped``. Log
-    messages of libraries and of asyncio are written in the same way.
+    a record is dropped. The next written record has the number of dropped ones as ``log_dropped``.
+    Log messages of libraries and of asyncio are written in the same way.
     """
     _configure(_AtOnce(_line_writer(settings)), settings)
     # Python's last resort would wait for a reader. Replace it, and add no handler at the root: a
@@ -106,7 +106,7 @@ class _AtOnce:
     def msg(self, record: Mapping[str, Any]) -> None:
         """Write a record, or count it as dropped."""
         if self._dropped:
-            record = {**record, "dropped": self._dropped}
+            record = {**record, "log_dropped": self._dropped}
         if output.write_stderr_at_once(self._line(record)):
             self._dropped = 0
         else:

@@ -58,7 +58,7 @@ DESCRIPTIONS: Final[Mapping[str, Mapping[str, str]]] = {
         "image_name": "Name of the image; needs image_uid.",
     },
     "StoreConfig": {
-        "path": "File of the store; by default events-1.sqlite3 in state_dir.",
+        "path": "File of the store; by default events-2.sqlite3 in state_dir.",
         "max_bytes": "Maximum size on the disk: a number of bytes, or text such as 512MiB.",
         "max_age": "Maximum age of an event: a number of seconds, or text such as 30d.",
         "when_full": "Read no more records, or remove the oldest events.",

@@ -75,8 +75,8 @@ _DESCS: Final = {
     Direction.OUTBOUND: (
         "A program in the sandbox tried to reach a destination without the sandbox's proxy."
     ),
-    Direction.INBOUND: "The sandbox received packets that are not replies of its proxy.",
-    Direction.UNKNOWN: "The sandbox received packets that it should forward.",
+    Direction.INBOUND: "Packets that are not replies of its proxy were sent to the sandbox.",
+    Direction.UNKNOWN: "Packets were sent to the sandbox so that it forwards them.",
 }
 
 
@@ -96,7 +96,7 @@ _OF_VM: Final = {
     ),
     packet_outcome.VM_INGRESS: (
         "Attempt to connect to the VM",
-        "The VM received packets that are not replies on its own connections.",
+        "Packets that are not replies on its own connections were sent to the VM.",
     ),
 }
 

@@ -40,23 +40,14 @@ _FOREIGN_OUTCOMES: Final[dict[ForeignVerdict, tuple[str, str]]] = {
 }
 #: Introduction of the advice if the packet was allowed.
 _ADVICE_IF_PERMISSIVE: Final = "With a fence that blocks:"
-_DETAILS: Final = {
-    Answer.RESET: "The sandbox's fence blocked this connection; the network did not fail.",
-    Answer.PROHIBITED: "The sandbox's fence blocked this packet; the network did not fail.",
-    Answer.NOTHING: "The sandbox's fence dropped this packet; the network did not fail.",
-    Answer.PERMITTED: (
-        "The sandbox's fence is permissive and allowed this packet, which it would block "
-        f"otherwise. {_ADVICE_IF_PERMISSIVE}"
-    ),
-}
-_BLOCKED: Final = "The sandbox's fence blocked them; the network did not fail."
-_AGGREGATE_DETAILS: Final = {
+_BLOCKED: Final = "The sandbox's fence blocked this traffic; the network did not fail."
+_DETAILS: Final[dict[Answer | None, str]] = {
     Answer.RESET: _BLOCKED,
     Answer.PROHIBITED: _BLOCKED,
-    Answer.NOTHING: "The sandbox's fence dropped them; the network did not fail.",
+    Answer.NOTHING: "The sandbox's fence dropped this traffic; the network did not fail.",
     Answer.PERMITTED: (
-        "The sandbox's fence is permissive and allowed them, which it would block otherwise. "
-        f"{_ADVICE_IF_PERMISSIVE}"
+        "The sandbox's fence is permissive and allowed this traffic, which it would block "
+        f"otherwise. {_ADVICE_IF_PERMISSIVE}"
     ),
     None: _BLOCKED,
 }
@@ -64,7 +55,6 @@ _WHERE: Final = {
     packet_outcome.VM_FORWARD: " through its host",
     packet_outcome.VM_INPUT: " on its host",
 }
-_CONNECTION: Final = "TCP connection"
 _ARP: Final = 0x0806
 _REASONS: Final[dict[AggregationReason, str]] = {
     "many": "{user} has more flows than are reported one by one",
@@ -145,9 +135,9 @@ def elapsed(since_ns: int, until_ns: int) -> str:
 def _single_text(attempt: Attempt, direction: Direction) -> str:
     """Return a phrase for the packets of one flow, with their sender and destination."""
     record, number = attempt.record, attempt.packets
-    noun, destination = _noun(record), _destination(record)
+    noun, destination = _noun(record, number), _destination(record)
     if number > 1:
-        noun = f"{noun} ({number} packets)" if noun == _CONNECTION else counted(number, noun)
+        noun = counted(number, noun)
     if record.sandbox is None or not packet_outcome.is_attempt(record):
         rule = f'rule "{visible(record.rule)}"' if record.rule else "a rule without a name"
         return f"{noun} from {_source(record)}{destination} by {rule}"
@@ -231,16 +221,18 @@ def _detail_of_many(
     user = "an unknown user" if record.uid is None else f"uid {record.uid}"
     reason = _REASONS[aggregation.reason].format(user=user)
     return (
-        f"These packets are aggregated, because {reason}. {_AGGREGATE_DETAILS[answer]} "
+        f"These packets are aggregated, because {reason}. {_DETAILS[answer]} "
         f"{general_advice(record.rule, direction, proxy)}"
     )
 
 
-def _noun(record: Record) -> str:
+def _noun(record: Record, number: int) -> str:
+    """Return the noun for ``number`` packets; only a single one is known to be a SYN."""
     if record.destination is None:
         return "frame" if record.ethertype is None else f"{_ethertype(record.ethertype)} frame"
-    if record.protocol == protocols.TCP and packet_outcome.is_initiator_known(record):
-        return _CONNECTION
+    is_tcp = record.protocol == protocols.TCP
+    if is_tcp and number == 1 and packet_outcome.is_initiator_known(record):
+        return "TCP connection"
     return f"{_protocol(record.protocol)} packet"
 
 

@@ -102,6 +102,18 @@ _SENTENCES: Final = {
     ),
 }
 
+#: Sentences about fences without a log transport, if that was requested.
+_UNLOGGED: Final = {
+    FenceState.ACTIVE: (
+        "The fence of sandbox {sandbox} is active. As requested, it counts what it blocks and logs "
+        "none of it"
+    ),
+    FenceState.PERMISSIVE: (
+        "The fence of sandbox {sandbox} is active and permissive. As requested, it counts what it "
+        "would block and logs none of it"
+    ),
+}
+
 
 def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the call
     context: Context,
@@ -124,7 +136,8 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     if the fence was removed as requested. The same arguments give the same event uid.
     """
     state = _CONFIG_STATES[after]
-    sentence = _SENTENCES[after].format(sandbox=visible(sandbox))
+    sentences = _SENTENCES | _UNLOGGED if transport == "none" else _SENTENCES
+    sentence = sentences[after].format(sandbox=visible(sandbox))
     unmapped: dict[str, Any] = {
         "sandbox": visible(sandbox),
         "previous_state": before.value,
@@ -287,7 +300,7 @@ def events_dropped(
     )
 
 
-_NO_PACKETS: Final = "no packet was blocked or allowed"
+_NO_PACKETS: Final = "no packet was blocked"
 
 
 def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at the call
@@ -316,7 +329,8 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
         for outcome, number in outcomes.items()
         if number
     ]
-    meanwhile = f"{' and '.join(counts)}; later events count them" if packets else _NO_PACKETS
+    them = "it" if packets == 1 else "them"
+    meanwhile = f"{' and '.join(counts)}; later events count {them}" if packets else _NO_PACKETS
     device, observables = device_of(context)
     return ApplicationLifecycle(
         activity_id=LifecycleActivityId.OTHER,

@@ -49,6 +49,16 @@ _ANALYTIC: Final = Analytic(
 ).cache_json()
 #: Maximum number of addresses among the observables. The evidences have the whole sample.
 _OBSERVED: Final = 10
+_DESCS: Final = {
+    Direction.OUTBOUND: (
+        "One user tried many destinations or ports within a short time, without the sandbox's "
+        "proxy."
+    ),
+    Direction.INBOUND: "Many ports or addresses of the sandbox were tried within a short time.",
+    Direction.UNKNOWN: (
+        "Many destinations or ports were tried through the sandbox within a short time."
+    ),
+}
 _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 
 
@@ -92,8 +102,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
             uid=stable_uid("fan-out", found.identity),
             title=f"Fan-out to many destinations or ports {action.title}",
             desc=(
-                "One user tried many destinations or ports within a short time, without the "
-                f"sandbox's proxy. This is typical of a scan. {action.desc} "
+                f"{_DESCS[direction]} This is typical of a scan. {action.desc} "
                 "The numbers of flows, destinations and ports are lower bounds."
             ),
             types=("Fan-out",),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import orjson
+import structlog
 
 from ocsf_nft.accounting import state_db
 from ocsf_nft.delivery.batch_settings import BatchSettings
@@ -50,6 +53,17 @@ _ITERATED: Final = "iterated"
 RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "handshake", "severity", "finding"})
 
 
+def _log_to_stderr() -> None:
+    """Send log records to standard error from level info on.
+
+    structlog's own default is standard output, where a program may write events.
+    """
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
+    )
+
+
 class Service:
     """Service that fences and monitors the configured sandboxes while its context is entered.
 
@@ -80,6 +94,8 @@ class Service:
         configuration names. When ``stop`` is set, the service begins to stop before its context is
         exited.
         """
+        if not structlog.is_configured():
+            _log_to_stderr()
         self.config = config
         self.counts = Counts()
         self.retrier: StorageRetrier

@@ -15,6 +15,7 @@ from ocsf_nft.attribution import fallback_chain
 from ocsf_nft.attribution.bpf_capture import Dropped
 from ocsf_nft.attribution.bpf_layout import UNKNOWN_IMAGE
 from ocsf_nft.attribution.fallback_chain import FallbackChain, limit_to_one_packet
+from ocsf_nft.errors import UnsupportedError
 from ocsf_nft.process import Process, Seen
 from tests.attribution.calling import SYN, TCP
 from tests.attribution.fallback_host import Host, Reasons, Sockets, by_socket
@@ -52,6 +53,18 @@ async def test_chain_that_is_cancelled_while_it_opens_releases_its_resources(
         await entering
     assert host.programs.is_closed
     assert not host.sockets.is_open
+
+
+async def test_capture_that_fails_at_its_first_read_is_closed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Dropped:
+        raise UnsupportedError("the BPF object file has no map dropped")
+
+    monkeypatch.setattr(host.programs, "dropped", fail)
+    async with host.chain() as chain:
+        assert (chain.method, chain.reason) == ("socket", "the BPF object file has no map dropped")
+        assert host.programs.is_closed
 
 
 async def test_chain_without_types_captures_calls_and_gives_the_reason(host: Host) -> None:

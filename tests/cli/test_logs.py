@@ -89,7 +89,7 @@ def test_slow_reader_blocks_nothing_and_gets_the_number_of_dropped_entries() -> 
     assert 100 < len(read) < 1000
     assert all(f" number={n} ".encode() in line for n, line in enumerate(read))
     assert all(line.endswith(b"x\n") for line in read)
-    assert counted.endswith(f" reason=y dropped={1000 - len(read)}\n".encode())
+    assert counted.endswith(f" reason=y log_dropped={1000 - len(read)}\n".encode())
     assert whole.endswith(b" reason=z\n")
 
 
@@ -107,9 +107,9 @@ def test_entry_that_can_not_be_written_is_counted_as_dropped() -> None:
     with standard_error() as reader:
         with Path(os.devnull).open("rb") as unwritable, standard_error_to(unwritable.fileno()):
             _log.warning("not written")
-        _log.warning("written")
+        _log.warning("written", dropped=7)
         (line,) = lines(reader)
-    assert line.endswith(b" written dropped=1\n")
+    assert line.endswith(b" written dropped=7 log_dropped=1\n")
 
 
 def log_as_library(

@@ -38,6 +38,17 @@ ocsf-nft install --sandbox agent --netns agent --proxy 10.0.0.1:3128
 apt-get purge --yes ocsf-nft
 ip netns exec agent nft list tables
 """
+#: A unit that removes its fence when it stops; systemd itself does not run here.
+_REMOVAL_WITH_A_RUNNING_UNIT = """
+for name in agent other; do
+    ip netns add $name
+    ocsf-nft install --sandbox $name --netns $name --proxy 10.0.0.1:3128
+done
+mkdir -p /run/systemd/system '/var/lib/ocsf-nft/bad name'
+touch '/var/lib/ocsf-nft/bad name/fence.json'
+printf '%s\\n' '#!/bin/sh' 'exec ocsf-nft remove --sandbox agent' >/usr/bin/deb-systemd-invoke
+OCSF_NFT_LOG_FORMAT=wrong apt-get remove --yes ocsf-nft 2>&1
+"""
 #: The candidates that bash-completion gets for a started word.
 _COMPLETE = """
 . /usr/share/bash-completion/completions/ocsf-nft
@@ -213,6 +224,16 @@ def _newer(package: Path, folder: Path) -> Path:
     shutil.rmtree(tree / "usr/lib/python3/dist-packages/ocsf_nft/demo")
     subprocess.run(["dpkg-deb", "--build", tree, newer], check=True, capture_output=True)
     return newer
+
+
+def test_removal_names_a_sandbox_whose_fence_the_units_remove(
+    installed: DebianRoot, tmp_path: Path
+) -> None:
+    system = debian_root.copied(tmp_path, installed)
+    output = system.run("sh", "-euc", _REMOVAL_WITH_A_RUNNING_UNIT).stdout
+    assert "has removed the fence of sandbox agent: nothing restricts this sandbox" in output
+    assert "the fence of sandbox other stays active" in output
+    assert "bad" not in output  # a directory whose name is no sandbox's
 
 
 def test_purge_names_an_active_fence_and_leaves_no_file(

@@ -1,6 +1,10 @@
-"""Error that ends a service, if several tasks fail together."""
+"""Errors that end a service, and the log of a program that embeds one."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Final
 
 import pytest
 
@@ -18,3 +22,20 @@ def test_errors_with_a_bug_among_them_are_all_shown() -> None:
     with pytest.raises(ExceptionGroup) as ended, _first_error():
         raise ExceptionGroup("tasks", [FenceError("first"), ValueError("a bug")])
     assert [str(each) for each in ended.value.exceptions] == ["first", "a bug"]
+
+
+_EMBEDDING: Final = """
+import ocsf_nft, structlog
+ocsf_nft.Service(ocsf_nft.parse({"sandbox": [{"name": "a"}]}, where="a test"))
+structlog.get_logger().debug("too detailed")
+structlog.get_logger().info("started")
+"""
+
+
+def test_log_of_a_program_that_embeds_a_service_is_not_on_standard_output() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _EMBEDDING], check=True, capture_output=True, text=True
+    )
+    assert done.stdout == ""
+    assert "started" in done.stderr
+    assert "too detailed" not in done.stderr
