@@ -163,7 +163,7 @@ def direction(record: Record, uplinks: frozenset[str]) -> Direction:
 
 
 def direction_of_rule(rule: str) -> Direction:
-    """Return the direction, seen from the sandbox, of all packets that a fence's rule logs."""
+    """Return the direction that all packets of a fence's rule have, seen from the sandbox."""
     return _DIRECTIONS.get(rule, Direction.UNKNOWN)
 
 
