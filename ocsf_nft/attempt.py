@@ -18,9 +18,9 @@ AggregationReason: TypeAlias = Literal["many", "unplaced", "evicted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregation:
-    """Description of several flows that are reported as one attempt, for a ``reason``.
+    """Description of several flows that are reported as one attempt, and the ``reason`` for this.
 
-    ``flows`` is the number of these flows (None: unknown), and ``sample`` has some of them.
+    ``flows`` is the number of these flows (None: unknown), and ``sample`` has some of these flows.
     """
 
     reason: AggregationReason
@@ -30,7 +30,7 @@ class Aggregation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """Successive attempts of one flow without a pause; they become one finding if significant.
+    """Successive attempts of one flow without a pause; a significant incident becomes a finding.
 
     This is the state up to the latest attempt. ``identity`` is the same for all attempts. The
     incident has ``windows`` attempts with ``packets`` packets since ``start_ns`` (since the epoch,
@@ -75,7 +75,7 @@ class Attempt:
 
     @property
     def process(self) -> Process | None:
-        """Return the process that made the attempt; None if unknown, or if it is one of several."""
+        """Return the process that made the attempt; None if it is unknown or one of several."""
         return None if self.attribution is None else self.attribution.process
 
     @staticmethod
@@ -95,8 +95,8 @@ class Attempt:
 class IncidentEnd:
     """End of an incident: the flow had no packet for a while, or the service has stopped.
 
-    ``record`` is that of the last attempt, and ``end_ns`` the end of that attempt (since the epoch,
-    UTC).
+    ``record`` is the record of the last attempt. ``end_ns`` is the end of the last attempt (since
+    the epoch, UTC).
     """
 
     record: Record
@@ -111,8 +111,8 @@ class FanOut:
     ``verdict`` is as in the records of the rule: ``permit`` if a permissive fence allowed the
     packets. ``identity`` is the same for all reports, from stage ``begun`` to ``ended``. All
     numbers are totals up to now: ``flows`` distinct flows to ``destinations`` addresses and
-    ``ports`` ports, with ``packets`` packets. They are lower bounds, because only a limited number
-    of addresses and ports is stored. ``sample`` has some of the flows. Times are as in
+    ``ports`` ports, with ``packets`` packets. The numbers are lower bounds, because only a limited
+    number of addresses and ports is stored. ``sample`` has some of the flows. Times are as in
     :class:`Attempt`.
     """
 

@@ -18,7 +18,7 @@ def epoch_of(clock: int) -> int:
     since then.
 
     The scheduler may stop the thread between two readings. So the wall clock is read between two
-    readings of ``clock``, several times. The try with the shortest duration gives the result.
+    readings of ``clock``, several times. The result is from the attempt with the shortest duration.
     """
     width_ns, epoch_ns = _read(clock)
     for _ in range(_TRIES):
@@ -29,7 +29,10 @@ def epoch_of(clock: int) -> int:
 
 
 def _read(clock: int) -> tuple[int, int]:
-    """Read both clocks once; return the duration of the read, and the wall-clock time of its 0."""
+    """Read ``clock`` and the wall clock once.
+
+    Return the duration of the read, and the wall-clock time at which ``clock`` was 0.
+    """
     before_ns = time.clock_gettime_ns(clock)
     wall_ns = time.time_ns()
     width_ns = time.clock_gettime_ns(clock) - before_ns

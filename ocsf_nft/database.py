@@ -39,9 +39,9 @@ _LOG_BYTES: Final = 16 << 20
 class Database:
     """SQLite database in one file, in WAL mode; a deleted file is restored, a damaged one replaced.
 
-    ``synchronous`` is SQLite's setting. A transaction committed under NORMAL survives a crash of
-    the process. One committed under FULL survives a power cut as well. An ``is_exclusive`` database
-    holds a lock while it is open, so no other process can open it as exclusive.
+    ``synchronous`` is SQLite's setting. With NORMAL, a committed transaction survives a crash of
+    the process. With FULL, it survives a power cut as well. An ``is_exclusive`` database holds a
+    lock while it is open, so no other process can open it as exclusive.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Database:
             self._connection = None
 
     def remove(self) -> None:
-        """Close and delete the database file, and delete its folder if that is empty then."""
+        """Close and delete the database file; delete its folder too if no other file is in it."""
         self._disconnect()
         self._unlink("", *_COMPANIONS)
         if self._lock is not None:
@@ -107,7 +107,7 @@ class Database:
     def is_replaced(self) -> bool:
         """Return whether another file is now at the path of the open database file.
 
-        Return False if no file is there: then no other file has replaced the open one.
+        Return False if the file was deleted and there is no other file.
         """
         try:
             return self._file_identity() != self._identity
@@ -143,8 +143,8 @@ class Database:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
         Raises DeliveryError for errors of SQLite and of the system, or SourceError if the file is
-        open for reading only. Raises ClosedError if the file is damaged: the next open quarantines
-        it.
+        open for reading only. Raises ClosedError if the file is damaged: the next :meth:`open`
+        quarantines the file.
         """
         try:
             with self.raw_transaction() as connection:
@@ -163,7 +163,8 @@ class Database:
     def unsynced_transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as a transaction without sync to disk: a power cut may undo it.
 
-        It is faster than one under FULL. Raises the same errors as :meth:`transaction`.
+        Such a transaction is faster than a synced one (FULL). Raises the same errors as
+        :meth:`transaction`.
         """
         if self._connection is not None:
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -188,8 +189,8 @@ class Database:
     def quarantine(self, fault: str) -> None:
         """Rename a damaged database file and create a new one; raises DeliveryError if that fails.
 
-        ``fault`` is a description of the damage. The attribute :attr:`fault` has the full report
-        then.
+        ``fault`` is a description of the damage. After the call, the attribute :attr:`fault` has
+        the full report.
         """
         self._disconnect()
         quarantined = self._free_name()
@@ -208,7 +209,8 @@ class Database:
     def _free_name(self) -> Path:
         """Return an unused name for a damaged file, or the last name if all are in use.
 
-        So the first damaged files remain: they may be the only ones that show the cause.
+        So the first damaged files are never overwritten: only they may show the cause of the
+        damage.
         """
         names = (f".damaged{number}" for number in ("", *range(2, _MAX_DAMAGED)))
         for path in map(self.path.with_suffix, names):
@@ -267,7 +269,8 @@ class Database:
     def _restore_if_removed(self) -> None:
         """Write the open database to its path again, if its file was deleted or replaced.
 
-        Raises OSError, sqlite3.Error, and ClosedError if another run has the lock by now.
+        Raises OSError or sqlite3.Error if that fails. Raises ClosedError if another run has taken
+        the lock meanwhile.
         """
         if self._lock is not None:
             self._lock.acquire()

@@ -25,7 +25,7 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock, also if it is held but its lock file was deleted or replaced.
+        """Take the lock, or take it again if the lock file was deleted or replaced.
 
         Raises ClosedError if another run has the lock, OSError if the lock file can't be opened.
         """
@@ -43,7 +43,7 @@ class FileLock:
                 ) from error
 
     def _is_valid(self) -> bool:
-        """Return whether the held lock is on the lock file that other processes find now."""
+        """Return whether the lock is held, and its lock file was not deleted or replaced."""
         if self._descriptor is None:
             return False
         try:
@@ -54,7 +54,7 @@ class FileLock:
         return (current.st_dev, current.st_ino) == (locked.st_dev, locked.st_ino)
 
     def release(self) -> None:
-        """Release the lock; does nothing if it is not held."""
+        """Release the lock; do nothing if the lock is not held."""
         if self._descriptor is not None:
             # A starting child may have a copy of the descriptor: closing ours would not unlock.
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)

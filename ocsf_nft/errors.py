@@ -45,8 +45,8 @@ class SourceError(OcsfNftError):
 class DeliveryError(OcsfNftError):
     """Failure to write or send events now, for instance to a full disk; a retry may succeed.
 
-    ``after_seconds`` is the delay before a retry that the receiver requested; None if it requested
-    none.
+    ``after_seconds`` is the delay before a retry that the receiver requested. It is None if the
+    receiver requested no delay.
     """
 
     def __init__(self, sentence: str, *, after_seconds: float | None = None) -> None:

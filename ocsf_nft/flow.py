@@ -47,7 +47,7 @@ class Key(NamedTuple):
 
 
 class Count(NamedTuple):
-    """Number of packets, and of their bytes as the kernel counts them (IP packet or frame)."""
+    """Number of packets, and of their bytes: the kernel counts the whole IP packet or frame."""
 
     packets: int = 0
     bytes: int = 0
@@ -57,7 +57,7 @@ class Element(NamedTuple):
     """Element of an nftables set: a key, with the counts of its packets.
 
     ``data`` is the key. The counts are since the element's creation. ``idle_ms`` is the time since
-    its last packet.
+    the last packet with this key.
     """
 
     data: bytes
@@ -70,11 +70,12 @@ class Element(NamedTuple):
 class RuleReading:
     """Values of one rule's counters, read once, in the enforcing or in the permissive mode.
 
-    ``refused`` counts all packets that the rule refused, or would have refused if it is permissive.
-    ``refused_before`` is the same counter before the elements were read, so the elements' sum lies
-    between both. ``overflow`` counts packets without a slot in any set. ``logged`` counts packets
-    that the kernel had logged by then, also if no source read the record. ``elements`` has the set
-    elements by kind.
+    ``refused`` counts all packets that the rule refused. In the permissive mode, it counts the
+    packets that the rule would have refused. ``refused_before`` is the same counter, read before
+    the elements. So the sum of the elements lies between ``refused_before`` and ``refused``.
+    ``overflow`` counts packets without a slot in any set. ``logged`` counts packets that the kernel
+    had logged by then, also if no source read the record. ``elements`` has the set elements by
+    kind.
     """
 
     refused_before: Count
@@ -88,8 +89,8 @@ class RuleReading:
 class Reading:
     """Values of all counters of a fence, read from ``began_ns`` to ``ended_ns`` (epoch, UTC).
 
-    The keys of both mappings are names from :func:`account_name`. ``epochs`` identifies the
-    counters of a rule: a new value means that they began again at zero.
+    The keys of ``epochs`` and ``rules`` are names from :func:`account_name`. ``epochs`` has a text
+    for each rule: a new text means that the rule's counters began again at zero.
     """
 
     epochs: Mapping[str, str]
@@ -102,8 +103,9 @@ class Reading:
 class Flow:
     """Sender and destination that packets have in common; the decoded key of a counter.
 
-    ``destination`` is None if the key has none. ``port`` is None if the protocol has no ports, or
-    if the packet is a fragment. Only keys of ``others`` have an ``ethertype``.
+    ``destination`` is None if the counter's key has no destination. ``port`` is None if the
+    protocol has no ports, or if the packet is a fragment. Only keys of ``others`` have an
+    ``ethertype``.
     """
 
     uid: int | None
@@ -116,8 +118,8 @@ class Flow:
 def account_name(rule: str, *, is_permissive: bool) -> str:
     """Return the name under which the packets of a rule are accounted.
 
-    A permissive rule has another account than an enforcing one, and so a name with a colon. No
-    other name has a colon.
+    A permissive rule has another account than an enforcing rule. So the name of its account has a
+    suffix after a colon, and no other account name has a colon.
     """
     return f"{rule}:{PERMISSIVE}" if is_permissive else rule
 
@@ -152,7 +154,8 @@ def flow(key: Key) -> Flow:
 def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading:
     """Return a counter reading in which ``map_uid`` has replaced each user id.
 
-    It converts ids of another user namespace. Users with the same new id share one element.
+    The function ``map_uid`` converts ids of another user namespace. Users with the same new id
+    share one element.
     """
     return replace(
         reading,
@@ -210,8 +213,8 @@ def keys(record: Record) -> tuple[Key, ...]:
 def lacks_port(record: Record) -> bool:
     """Return whether a log record lacks a port by which the kernel may have counted its packet.
 
-    The kernel counts by a port if the packet has four bytes there. It logs a port only if the
-    transport header is complete.
+    The kernel counts by port if the packet has the four bytes of the ports. But the kernel logs a
+    port only if the transport header is complete.
     """
     return (
         record.protocol in _WITH_PORTS
@@ -221,7 +224,7 @@ def lacks_port(record: Record) -> bool:
 
 
 def without_port(key: Key) -> Key:
-    """Return the key with port 0, which all flows to one destination have in common."""
+    """Return the key with port 0, which is the same for all ports of one destination."""
     return key if key.kind == "others" else Key(key.kind, key.data[:-4] + bytes(4))
 
 
@@ -233,7 +236,7 @@ def user_of(key: Key) -> int | None:
 def fallback_keys(key: Key) -> tuple[Key, ...]:
     """Return the other keys under which the kernel counts if ``key`` finds no free slot.
 
-    The kernel tries them in this order. Each is less exact than the one before.
+    The kernel tries these keys in this order. Each key is less exact than the one before.
     """
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)

@@ -94,8 +94,8 @@ class _Connections:
     def handler(self) -> asyncio.Protocol | None:
         """Return aiohttp's handler for a new connection; None to refuse the connection.
 
-        If all connections are in use, this closes the one that has waited longest for its client.
-        The new connection is refused if no connection waits for its client.
+        If all connections are in use, this closes the connection that has waited longest for its
+        client. The new connection is refused if no other connection waits for its client.
         """
         server = self._runner.server
         if server is None:

@@ -12,7 +12,7 @@ import socket
 def packed(text: str | None) -> bytes | None:
     """Return an IP address as network bytes (4 or 16); None if ``text`` is no address.
 
-    An address with a scope (``fe80::1%eth0``) is none either: it does not exist on the wire.
+    Also return None for an address with a scope (``fe80::1%eth0``): a packet never has a scope.
     """
     if text is None:
         return None

@@ -155,8 +155,8 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 def set_sysctls() -> None:
     """Set the sysctls of the calling thread's network namespace to the kernel's defaults.
 
-    A new namespace inherits net.ipv4.conf, the TCP buffers and the congestion control, with the
-    changes of an administrator or Docker. It also inherits net.ipv6.conf if
+    A new namespace inherits net.ipv4.conf, the TCP buffers and the congestion control. So it has
+    the changes that an administrator or Docker made on the host. It also inherits net.ipv6.conf if
     net.core.devconf_inherit_init_net is set so. All other sysctls have the kernel's defaults
     already.
     """
@@ -202,7 +202,7 @@ def throwaway() -> Iterator[Lab]:
 def _wait_for_address(address: str) -> None:
     """Wait until a socket can use a new IPv6 address of the calling thread's namespace.
 
-    A worker of the kernel ends the tentative state, also without duplicate address detection.
+    An address is tentative until a kernel worker has run, also without duplicate address detection.
     """
     deadline = time.monotonic() + _ADDRESS_SECONDS
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:

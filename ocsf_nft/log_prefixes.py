@@ -102,7 +102,7 @@ class Prefixes:
         self._cached_find = lru_cache(maxsize=_CACHED)(self._find)
 
     def of(self, prefix: str) -> Meaning | None:
-        """Decode a log prefix; return None if it is unknown or begins like a prefix of ocsf-nft."""
+        """Decode a log prefix; return None if it is unknown, or is a prefix of ocsf-nft."""
         return self._cached_find(prefix) if len(prefix) <= PREFIX_CHARACTERS else None
 
     def named(self, record: Record) -> Record:
@@ -128,7 +128,10 @@ class Prefixes:
 
 
 def begins(text: str) -> str:
-    """Return ``text`` if a log prefix of another firewall can begin so; else raise UsageError."""
+    """Return ``text`` if a log prefix of another firewall can begin with it.
+
+    Raises UsageError otherwise.
+    """
     if not text or len(text.encode()) > PREFIX_BYTES:
         raise UsageError(f"{quoted(text)} is no log prefix: it must have 1 to {PREFIX_BYTES} bytes")
     if "\0" in text:
@@ -154,7 +157,7 @@ def _built_in(text: str) -> Meaning | None:
 
 
 def _verdict_in(text: str) -> ForeignVerdict | None:
-    """Return the verdict that the words of a log prefix state; None if they state none."""
+    """Return the verdict that the words of a log prefix state; None without such a word."""
     words = {word.lower() for word in _WORD.findall(text) if word.isascii()}
     if words & _REFUSED:
         if words & _ACCEPTED:

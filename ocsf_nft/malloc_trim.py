@@ -1,6 +1,6 @@
 """Settings of glibc's malloc that return unused memory to the system.
 
-Numbers: ``malloc.h``. Other C libraries lack these functions; then nothing happens.
+Numbers: ``malloc.h``. Other C libraries lack these functions; then each function here does nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ _MMAP_BYTES: Final = 128 << 10
 
 
 def fix_mmap_threshold() -> None:
-    """Make glibc allocate large blocks outside the heap, so that freed ones return to the system.
+    """Make glibc allocate large blocks outside the heap, so that freed blocks leave the process.
 
-    By default, glibc raises the size limit for such blocks when one is freed (mallopt(3)). Then it
-    takes large blocks from the heap. There, blocks that no code writes to are written to as well.
-    The setting lasts until the process ends.
+    By default, glibc stops doing so after it has freed such a block: it raises the size limit
+    (mallopt(3)). Then large blocks come from the heap, and use memory even if no code writes to
+    them. The setting lasts until the process ends.
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)

@@ -44,7 +44,7 @@ def message(kind: int, flags: int, payload: bytes, sequence: int = 0) -> bytes:
 
 
 def attributes(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield type and value of each netlink attribute in a payload; stop at a malformed one.
+    """Yield type and value of each netlink attribute; stop at a malformed attribute.
 
     The types are without flags.
     """
@@ -58,7 +58,7 @@ def attributes(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield type and payload of each netlink message in a datagram; stop at a malformed one."""
+    """Yield type and payload of each netlink message in a datagram; stop at a malformed message."""
     offset, end = 0, len(datagram)
     while offset + _HEADER.size <= end:
         length, kind, _flags, _sequence, _port = _HEADER.unpack_from(datagram, offset)
@@ -71,8 +71,8 @@ def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
 class Message(NamedTuple):
     """Netlink message: its payload, and the relevant fields of its header.
 
-    ``kind`` is its type. ``sequence`` is that of the request that it answers. ``port`` is the
-    netlink port of the socket that caused it.
+    ``kind`` is the message type. ``sequence`` is the number of the request that the message
+    answers. ``port`` is the netlink port of the socket that caused the message.
     """
 
     kind: int
@@ -85,7 +85,7 @@ class Message(NamedTuple):
 def messages_with_headers(datagram: memoryview) -> Iterator[Message]:
     """Yield the netlink messages in a datagram, with their header fields.
 
-    Stop at a malformed one.
+    Stop at a malformed message.
     """
     offset, end = 0, len(datagram)
     while offset + _HEADER.size <= end:

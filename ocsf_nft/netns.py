@@ -32,18 +32,19 @@ _OWN: Final = Path("/proc/thread-self/ns/net")
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """Network namespace, by the path of its file; ``path`` is None for the process's own."""
+    """Network namespace, by the ``path`` of its file; None for the namespace of this process."""
 
     path: Path | None = None
 
     def __str__(self) -> str:
-        """Return the path of the network namespace, or a text for the process's own."""
+        """Return the path of the network namespace, or a text for the namespace of this process."""
         return "this network namespace" if self.path is None else str(self.path)
 
     def identity(self) -> str:
         """Return a text that changes if the namespace is created again: device and inode.
 
-        Raises AbsentError if it does not exist, UnsupportedError if it can't be inspected.
+        Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be
+        inspected.
         """
         try:
             status = (self.path or _OWN).stat()

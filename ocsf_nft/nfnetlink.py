@@ -70,7 +70,7 @@ class Table(NamedTuple):
     """Properties of an nftables table.
 
     ``is_exclusive``: a socket owns the table, and only that socket can change it.
-    ``is_persistent``: the table can be owned this way, and remains after that socket is closed
+    ``is_persistent``: if a socket owns the table, the table remains after that socket is closed
     (Linux 6.9).
     """
 
@@ -82,11 +82,11 @@ class Table(NamedTuple):
 class Nftables:
     """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 
-    For one thread at a time. After a list that was not read to its end, the rest of the answer may
-    still arrive. The same is true after an exception other than an error answer of the kernel. Then
-    close the socket and create another one. All methods raise OSError. They raise TimeoutError, a
-    subclass, if an answer takes 5 s. They also do once ``deadline`` (``time.monotonic()``) has
-    passed, so that an endless list ends.
+    For one thread at a time. If a list is not read to its end, the rest of the answer may still
+    arrive. The same is true after an exception other than an error answer of the kernel. Then close
+    the socket and create another one. All methods raise OSError. They raise TimeoutError, a
+    subclass, if an answer takes 5 s. They also raise TimeoutError once ``deadline``
+    (``time.monotonic()``) has passed, so that an endless list ends.
     """
 
     def __init__(self) -> None:
@@ -238,8 +238,9 @@ class Nftables:
 def subscribe() -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of nftables.
 
-    It is for the tables in the calling thread's network namespace. A process with CAP_NET_ADMIN
-    over it can send to the socket too; the kernel's port is 0. Raises OSError.
+    The changes are those in the calling thread's network namespace. Check the sender of a
+    notification: the kernel's port is 0. Any process with CAP_NET_ADMIN over the namespace can also
+    send to this socket. Raises OSError.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     try:

@@ -1,7 +1,7 @@
 """Drop of the capabilities that the process does not need; process priority.
 
 Numbers: ``include/uapi/linux/capability.h`` and ``prctl.h``. Each thread has its own capabilities.
-So call this before the first thread starts; threads and children inherit the rest.
+So call these functions before the first thread starts; threads and children inherit the result.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class _Sets(ctypes.Structure):
 def raise_priority() -> None:
     """Raise the priority of this process if that is permitted (CAP_SYS_NICE).
 
-    Programs that are refused in a loop on every core would delay the restore of a fence. Call this
-    before :func:`keep_only`.
+    Otherwise, programs that try refused connections in a loop on every core delay the restore of a
+    fence. Call this before :func:`keep_only`.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)

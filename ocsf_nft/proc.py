@@ -182,10 +182,10 @@ def parsed_stat(content: bytes) -> Stat:
 def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
     """Return whether a process started no other program between two reads of its ``stat``.
 
-    ``has_program`` is true if its program was visible in between. A process that changes its name
-    still runs the same program. A process with a program and without a layout is about to start it.
-    It still has the name of the previous program (``begin_new_exec``). If it has neither, only the
-    name can be compared.
+    ``has_program`` is true if the process's program was visible in between. A process that changes
+    its name still runs the same program. A process with a program but without a layout is just
+    starting this program. It still has the name of the previous program (``begin_new_exec``).
+    Without both, only the name can be compared.
     """
     if before.layout != after.layout:
         return False
@@ -218,8 +218,8 @@ def _number(pattern: re.Pattern[bytes], content: bytes) -> int:
 def arguments(where: int) -> str | None:
     """Return the command line of a process, which it can change; None if it has none.
 
-    ``where`` is the descriptor of its /proc directory. The read may block: the process can hold the
-    lock of its memory.
+    ``where`` is the descriptor of the process's /proc directory. The read may block: the process
+    can hold the lock of its own memory.
     """
     content = read("cmdline", where, most=_MOST_ARGUMENTS)
     return text(content.rstrip(b"\0").replace(b"\0", b" ")) or None

@@ -21,7 +21,7 @@ ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 class Container:
     """Container that is a sandbox or has a process in it, with the names from its runtime.
 
-    ``uid`` is its id in the runtime, and ``pod_uid`` the uid of its Kubernetes pod.
+    ``uid`` is the container's id in the runtime, and ``pod_uid`` the uid of its Kubernetes pod.
     """
 
     uid: str | None = None
@@ -36,12 +36,12 @@ class Container:
 class Process:
     """Process on this host; the ids are those of the host, and unknown values are None.
 
-    ``tid`` is the thread that sent. ``name`` is the name that the process chose. ``path`` is its
-    program (``memfd:NAME`` if that never was a file on a disk). ``is_deleted`` is true if that file
-    was deleted. ``sha256`` is the hash of its content, in hexadecimal. ``created_ns`` is since the
-    epoch, UTC. ``namespace_pid`` is its pid inside the sandbox. ``unit`` is its systemd unit.
-    ``ancestors`` are the processes that started it, its parent first; their own ``ancestors`` are
-    empty.
+    ``tid`` is the thread that sent. ``name`` is the name that the process chose. ``path`` is the
+    path of its program file (``memfd:NAME`` if that never was a file on a disk). ``is_deleted`` is
+    true if the program file was deleted. ``sha256`` is the hash of the file's content, in
+    hexadecimal. ``created_ns`` is since the epoch, UTC. ``namespace_pid`` is the process's pid
+    inside the sandbox. ``unit`` is its systemd unit. ``ancestors`` are the processes that started
+    it, its parent first; their own ``ancestors`` are empty.
     """
 
     pid: int
@@ -67,8 +67,8 @@ class Process:
 class Seen:
     """One of several processes that sent a packet, or may have sent it.
 
-    ``calls`` is the number of attempts that the kernel saw it make; None if unknown. The number is
-    a lower bound, because the capture does not report each call.
+    ``calls`` is the number of attempts that the kernel saw this process make; None if unknown. The
+    number is a lower bound, because the capture does not report each call.
     """
 
     process: Process
@@ -79,7 +79,7 @@ class Seen:
 class Attribution:
     """Attribution of an attempt to a process, with its method and its confidence.
 
-    ``process`` is None if it is unknown, or if it is one of several. ``seen`` has these several
+    ``process`` is None if the process is unknown, or is one of several. ``seen`` has these several
     processes, up to the number that is reported. ``unnamed`` is a lower bound for the number of
     further processes. ``reason`` is a sentence that explains the result. ``confidence`` is None if
     it is not rated. ``user_name`` and ``group_name`` are the names of the record's user and group.
@@ -99,5 +99,5 @@ class Attribution:
 
     @property
     def names_no_process(self) -> bool:
-        """Return whether no process is known; then all such attempts can share one attribution."""
+        """Return whether no process is known; several attempts can then share this attribution."""
         return self.process is None and not self.seen and not self.unnamed

@@ -6,7 +6,8 @@ from __future__ import annotations
 def quoted(text: str) -> str:
     r"""Return a text in double quotes, with its unprintable characters escaped, as in ``"a\nb"``.
 
-    So a value that is empty, or that has a space or a line end, stays one value of one line.
+    So the reader sees where a value begins and ends, even if it is empty or has spaces or line
+    ends.
     """
     return '"' + "".join(c if c.isprintable() else _escape(c) for c in text) + '"'
 

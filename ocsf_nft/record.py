@@ -66,12 +66,12 @@ class Record:
     it. Addresses are in canonical text form (RFC 5952 for IPv6, lower-case colons for MACs).
     Numbers are as in the headers. Absent values are None and never guessed. ``length`` is the total
     length of the IP packet in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168
-    (FIN=1, SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256). ``verdict`` is that of
-    another firewall, from its prefix. It is ``permit`` for a permissive rule of ours. It is None
-    for an enforcing rule of ours, whose answers are known. Times are nanoseconds since the epoch,
-    UTC. Times and origin are not compared, because two transports see the same packet at slightly
-    different times. ``captured_sum`` is the Adler-32 (RFC 1950) of the captured bytes of the
-    packet; None if no bytes were captured.
+    (FIN=1, SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256). For a rule of another
+    firewall, ``verdict`` is the verdict in its log prefix. For a permissive rule of ours, it is
+    ``permit``. For an enforcing rule of ours it is None, because the rule itself shows the answer.
+    Times are nanoseconds since the epoch, UTC. Times and origin are not compared, because two
+    transports see the same packet at slightly different times. ``captured_sum`` is the Adler-32
+    (RFC 1950) of the captured bytes of the packet; None if no bytes were captured.
     """
 
     prefix: str
@@ -112,8 +112,8 @@ class Record:
 class Gap:
     """Missing log records: a source could not read them, between two timestamps (ns, epoch, UTC).
 
-    ``dropped`` is the exact number if the transport numbers its records. It is ``None`` if the
-    transport only reports that records are missing.
+    ``dropped`` is the exact number of missing records, if the transport numbers its records. It is
+    ``None`` if the transport only reports that records are missing.
     """
 
     transport: Transport
@@ -125,10 +125,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """Log line that is not accepted as a record, although it has its form or our log prefix.
+    """Log line that has the form or the log prefix of a record, but is not accepted as a record.
 
-    ``forged``: a user process wrote it (the facility is not the kernel's). ``malformed``: it can't
-    be parsed. ``ambiguous``: it can be parsed in more than one way, so it is not used.
+    ``forged``: a user process wrote the line (the facility is not the kernel's). ``malformed``: the
+    line can't be parsed. ``ambiguous``: it can be parsed in more than one way.
     """
 
     kind: Literal["forged", "malformed", "ambiguous"]
@@ -141,8 +141,8 @@ class Batch:
     """Result of one read of a source of log records, in the kernel's order.
 
     ``rejected`` are lines that are no valid records. ``cursor`` is the position after this batch,
-    in a format that only the source understands. A source that is opened with it resumes with the
-    next record. It is None if the transport has no position. No record was logged before
+    in a format that only the source understands. It is None if the transport has no position. A
+    source that is opened with this cursor resumes with the next record. No record was logged before
     ``since_ns`` (CLOCK_BOOTTIME); 0 if that is unknown.
     """
 
@@ -154,9 +154,10 @@ class Batch:
 
 
 class Prefix(NamedTuple):
-    """Parts of a log prefix; for a prefix of another firewall, ``sandbox`` is None.
+    """Parts of a log prefix.
 
-    Then ``rule`` is the whole text of the prefix.
+    For a prefix of another firewall, ``sandbox`` is None and ``rule`` is the whole text of the
+    prefix.
     """
 
     sandbox: str | None
@@ -167,7 +168,7 @@ class Prefix(NamedTuple):
 def split_prefix(prefix: str) -> Prefix:
     """Split a log prefix into sandbox, rule and verdict.
 
-    A prefix of another firewall has no sandbox; its whole text is the rule.
+    For a prefix of another firewall, the sandbox is None and the rule is the whole text.
     """
     if prefix.startswith(PREFIX_ROOT) and prefix.endswith(":"):
         match prefix[len(PREFIX_ROOT) : -1].split(":"):

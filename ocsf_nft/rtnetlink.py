@@ -33,8 +33,8 @@ ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 class Link(NamedTuple):
     """Network interface (link) of a namespace.
 
-    Its owner chooses the name; undecodable bytes are escaped. ``is_port``: another interface
-    receives its incoming packets (a bridge, a bond, a VRF).
+    The owner of the namespace chooses the name; undecodable bytes are escaped. ``is_port`` is true
+    if another interface (a bridge, a bond, a VRF) receives this interface's incoming packets.
     """
 
     ifindex: int
@@ -69,8 +69,8 @@ def links() -> Iterator[Link]:
 def subscribe(*, routes: bool = False) -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of an interface.
 
-    It is for the calling thread's network namespace. With ``routes`` the socket also receives
-    notifications of route changes. Raises SourceError.
+    The interfaces are those of the calling thread's network namespace. With ``routes`` the socket
+    also receives notifications of route changes. Raises SourceError.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)

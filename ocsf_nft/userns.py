@@ -22,13 +22,14 @@ _UNMAPPED: Final = 65534  # kernel.overflowuid
 class UserIdMap(NamedTuple):
     """Map from the user ids of another user namespace to those of this process.
 
-    Each range has its first id there, its first id here, and the number of ids.
+    Each of the ``ranges`` has three numbers: the first id there, the first id in this process's
+    namespace, and the number of ids.
     """
 
     ranges: tuple[tuple[int, int, int], ...]
 
     def to_local(self, uid: int) -> int:
-        """Convert a user id of the other namespace to ours; 65534 if the user has no id here."""
+        """Convert a user id of the other namespace to ours; 65534 if it has no equivalent here."""
         for there, here, count in self.ranges:
             if there <= uid < there + count:
                 return here + uid - there
@@ -38,10 +39,10 @@ class UserIdMap(NamedTuple):
 def user_id_map() -> UserIdMap | None:
     """Return the map from the user ids in the thread's network namespace to those of this process.
 
-    It is the map of the user namespace that owns the network namespace. Returns None if that is the
-    process's own user namespace, or an ancestor that it can't inspect. If no process of that
-    namespace can be inspected (which needs CAP_SYS_PTRACE), the map is empty. Then no user there
-    has an id here, which is better than the id of another user.
+    The map is that of the user namespace that owns the network namespace. Return None if the owner
+    is the process's own user namespace, or an ancestor that this process can't inspect. The map is
+    empty if no process in the owner can be inspected (which needs CAP_SYS_PTRACE). Then no user
+    there has an id here: that is better than a wrong id.
     """
     try:
         owner = _owner()
@@ -73,7 +74,10 @@ def _owner() -> int:
 
 
 def _read_map(process: Path, namespace: os.stat_result) -> str | None:
-    """Return the user id map of a process in a user namespace; None if it has left or exited."""
+    """Return the user id map of a process in a user namespace.
+
+    Return None if the process is not in that namespace, or has exited.
+    """
     try:
         # All three reads use one descriptor, because the pid may be given to another process.
         directory = os.open(process, os.O_RDONLY | os.O_DIRECTORY)

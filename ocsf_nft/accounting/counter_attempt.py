@@ -39,12 +39,11 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
 
     ``counter_id`` identifies the firewall rule, and ``counter`` is one of the rule's counters.
     ``key`` is the counter's key in the nftables set, and ``flow`` the decoded key. ``key`` is None
-    if the counter sums up several flows. ``packets`` is the number of packets to report. ``number``
-    is the number of the rule's packets reported before. It differs for each attempt, so it makes
-    the attempt's identity unique. ``read_ns`` is the time at which the counters were read (since
-    the epoch, UTC). ``sample_record`` is the flow's latest kernel log record. ``attribution`` names
-    the process that sent one of the packets. ``aggregation`` describes the flows, if the attempt
-    has several.
+    if the counter sums up several flows. ``packets`` is the number of packets in this attempt.
+    ``number`` makes the attempt's identity unique: it counts the rule's packets in all earlier
+    attempts. ``read_ns`` is the time at which the counters were read (since the epoch, UTC).
+    ``sample_record`` is the flow's latest kernel log record. ``attribution`` names the process that
+    sent one of the packets. ``aggregation`` describes the flows, if the attempt has several.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)
@@ -94,7 +93,8 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
 def _window(counter: FlowCounter) -> tuple[int, int]:
     """Return the first and last possible time of the unreported packets (since the epoch, UTC).
 
-    The first is not before the packets that were already reported.
+    Neither time is earlier than the packets that were already reported, unless the clock was set
+    back.
     """
     since_ns, last_ns = counter.since_ns, counter.last_ns
     if last_ns >= since_ns:
@@ -105,7 +105,7 @@ def _window(counter: FlowCounter) -> tuple[int, int]:
 
 
 def _common_details(sample_record: Record) -> dict[str, Detail]:
-    """Return the header fields that all packets of a flow share, and that the flow's key lacks."""
+    """Return the header fields that all packets of a flow share and that its counter key lacks."""
     return {name: sample_record.details[name] for name in _KINDS if name in sample_record.details}
 
 

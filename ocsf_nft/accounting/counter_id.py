@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class CounterId:
     """Identity of the packet counters of one firewall rule in one sandbox.
 
-    ``epoch`` differs each time the counters begin again at zero. With ``is_permissive`` the
-    counters count packets that the fence allowed and only reports.
+    ``epoch`` is a text that changes each time the counters begin again at zero. If
+    ``is_permissive`` is set, the fence allows the counted packets and only reports them.
     """
 
     sandbox: str
@@ -43,5 +43,5 @@ class CounterId:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Return the verdict in the rule's log records: ``permit``, or None if it refuses."""
+        """Return the verdict in the rule's log records: ``permit`` if permissive, else None."""
         return "permit" if self.is_permissive else None

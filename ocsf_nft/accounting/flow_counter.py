@@ -21,9 +21,9 @@ class FlowCounter:
     """Last value of the kernel's packet counter of a flow, and packets that no event reports yet.
 
     The kernel's counter only grows, until it begins again at zero. ``unreported_packets`` and
-    ``unreported_bytes`` are counted, and no event reports them yet. They are negative if an event
-    was made from a log record, and the counter was not read since then. A log record may give a
-    wrong length of its packet; the excess bytes are subtracted from the next report.
+    ``unreported_bytes`` are counted, but not in an event yet. They are negative if an event was
+    made from a log record, and no counter reading has shown the record's packet yet. A log record
+    may give a wrong length of its packet; the next report corrects the sum of bytes.
 
     ``last_ns`` is the latest possible time of the last packet (since the epoch, UTC). ``since_ns``
     is the earliest possible time of the first unreported packet.
@@ -60,15 +60,15 @@ class FlowCounter:
 
     @property
     def is_unread(self) -> bool:
-        """Return whether only log records have shown the flow, and no reading of the counters."""
+        """Return True if no counter reading has shown the flow yet, so only log records have."""
         return self.seen_packets == 0
 
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
         """Store the values of an nftables set element; return the number of new packets.
 
         ``element`` is from a reading of the counters that ended at ``read_ns``. ``before_ns`` is
-        the start of the previous reading. If that reading also had the element, the new packets are
-        not older than ``before_ns``.
+        the start of the previous reading. If the previous reading also had this element, the new
+        packets are not older than ``before_ns``.
         """
         _, packets, octets, idle_ms = element
         idle_ms = min(idle_ms, ELEMENT_TIMEOUT_MS)
@@ -118,16 +118,17 @@ class FlowCounter:
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
-        """Add the unreported packets of another counter to those of this one.
+        """Add packets of another counter to the unreported packets of this one.
 
-        ``more`` has these packets and bytes; it is negative if an event reports them already.
-        ``last_ns`` is the time of the last packet in ``more``.
+        ``more`` has the numbers of packets and bytes to add. Its numbers are negative if an event
+        already reports packets that no reading has counted. ``last_ns`` is the time of the last
+        packet in ``more``.
         """
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)
 
     def mark_reported(self, packets: int, octets: int) -> None:
-        """Subtract packets and bytes from the unreported ones, because an event reports them."""
+        """Subtract packets and bytes from the unreported totals, because an event reports them."""
         self.unreported_packets -= packets
         self.unreported_bytes -= octets
 

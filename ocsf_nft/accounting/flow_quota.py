@@ -11,7 +11,7 @@ _MAX_USERS: Final = 256
 
 
 class Quota:
-    """Limit of separately reported flows of each user: 1,000 at once, and then ten a second."""
+    """Limit of separately reported flows of each user: 1,000 in a burst, then ten a second."""
 
     def __init__(self) -> None:
         # For each user, the time at which all granted flows will have been earned.

@@ -52,8 +52,8 @@ class AttributedRecord(NamedTuple):
 class FlowReport:
     """Report state of one flow, or of several flows that are reported together (an aggregate).
 
-    It stores when the next report is due, and the latest kernel log record. Its times come from a
-    monotonic clock, so a change of the wall clock can't delay or stop reports.
+    The state has the due time of the next report, and the latest kernel log record. Report times
+    are of a monotonic clock, so a change of the wall clock can't delay or stop reports.
     """
 
     __slots__ = (
@@ -88,15 +88,16 @@ class FlowReport:
 
     @property
     def is_unlogged(self) -> bool:
-        """Return whether the flow has no kernel log record yet, and no event reports it."""
+        """Return True if the flow has neither a kernel log record nor a report yet."""
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return whether to delay the flow's first report: a log record may still belong to it.
+        """Return True if the flow's first report must wait, because it may repeat another report.
 
-        A log record sometimes shows another flow than the one that the kernel counted. After three
-        readings of the counters this is known. ``reading`` is the number of the latest reading. The
-        elapsed time alone is not enough: on a busy machine readings are far apart.
+        The kernel may log a packet with another flow than the one in which it counts the packet.
+        Then the log record was already reported for the other flow. Three readings of the counters
+        show if this is the case. ``reading`` is the number of the latest reading. The elapsed time
+        alone is not enough: on a busy machine readings are far apart.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -120,11 +121,11 @@ class FlowReport:
         self._store_shown(last_ns)
 
     def new_record(self, since_ns: int, last_ns: int) -> AttributedRecord | None:
-        """Return a log record that no attempt includes yet, if its packet is an unreported one.
+        """Return a kernel log record for the flow's next attempt; None if no record fits.
 
-        Unreported packets lie between ``since_ns`` and ``last_ns``. A record from before that time
-        is not returned: its packet is already reported. A later record waits for the next attempt,
-        because the counters have not shown its packet yet. Return None if no record fits.
+        The packet of the record must be unreported, so between ``since_ns`` and ``last_ns``. The
+        packet of an older record is already reported. A later record waits for the next attempt,
+        because the counters have not shown its packet yet.
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
@@ -139,9 +140,9 @@ class FlowReport:
         return next(fitting, None)
 
     def add_uncertain_record(self, record: Record) -> None:
-        """Store a log record that may belong to another flow, unless this flow has one already.
+        """Store a log record that may belong to another flow, unless this flow has a record.
 
-        Its attribution is not used, because another process may have sent the packet.
+        The record's attribution is not used, because another process may have sent the packet.
         """
         self.record = self.record or record
 
@@ -156,7 +157,7 @@ class FlowReport:
     def is_over(self, now_ns: int) -> bool:
         """Return whether the flow has ended, so that its next packet begins a new incident.
 
-        It ends 10 seconds after its last packet or its last report, whichever is later.
+        A flow ends 10 seconds after its last packet or its last report, whichever is later.
         """
         last_ns = self._last_ns(now_ns)
         if self.schedule is None:
@@ -178,10 +179,10 @@ class FlowReport:
             self.schedule.mark_reported(now_ns)
 
     def _store_shown(self, last_ns: int) -> None:
-        """Store the log record so that a later one does not replace it, if its packet is counted.
+        """Protect the log record of a counted packet, so that a later record does not replace it.
 
-        It is counted if the kernel logged it before ``last_ns``, the time of the last counted
-        packet.
+        The packet is counted if the kernel logged it before ``last_ns``, the time of the last
+        counted packet. Otherwise do nothing.
         """
         if self.is_new and self.record is not None and not _is_later(self.record, last_ns):
             self._shown = AttributedRecord(self.record, self.attribution)
@@ -195,19 +196,20 @@ class FlowReport:
 def _is_later(record: Record, last_ns: int) -> bool:
     """Return whether a log record's packet was certainly refused after ``last_ns``.
 
-    This is unknown, and so False, if the record has only the time at which it was read.
+    Some records have only the time at which they were read. For these return False, because the
+    time of the packet is unknown.
     """
     return not record.is_timed_when_read and record.time_ns > last_ns + _MAX_CLOCK_DIFFERENCE_NS
 
 
 class FlowReports(dict["Key", FlowReport]):
-    """Report states of a rule's separately reported flows, by flow key; limits their number."""
+    """Flow keys and report states of a rule's separately reported flows, up to a maximum number."""
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
         """Create an empty mapping for the firewall rule of ``counter_id``.
 
-        ``opened`` gets each change of an incident, to store it. ``priority`` has the destinations
-        with reserved slots, and the test for findings.
+        Each change of an incident is passed to ``opened``, which stores it. ``priority`` has the
+        destinations with reserved slots, and the test for findings.
         """
         super().__init__()
         self._counter_id = counter_id
@@ -222,18 +224,19 @@ class FlowReports(dict["Key", FlowReport]):
     def find(self, key: Key, record: Record) -> FlowReport | None:
         """Return the report state of the flow that a kernel log record belongs to.
 
-        ``key`` is the record's flow. Return None if that flow is not reported separately. A record
-        without a port may belong to another flow to the same destination. The kernel may have
-        counted its packet there, and it may be reported already.
+        ``key`` is the flow in the record. Return None if that flow is not reported separately. But
+        if the record lacks a port, return another reported flow to the same destination instead of
+        None. The kernel may have counted the packet in that flow, and the packet may be reported
+        already.
         """
         there = self._by_destination.get(key) if lacks_port(record) else None
         return self.get(key) or (None if there is None else self[there])
 
     def admits(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Return whether to report one more flow of a user separately, and take a slot for it.
+        """Take a slot for one more separately reported flow; return False if the user gets none.
 
-        A flow that gets no slot is reported together with others. ``key`` is the flow, and ``uid``
-        the user's id. Destinations with priority have some additional slots.
+        A flow without a slot is reported together with others. ``key`` is the flow, and ``uid`` the
+        user's id. Destinations with priority have some additional slots.
         """
         if len(self) - len(self._priority_users) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
             return True
@@ -273,18 +276,18 @@ class FlowReports(dict["Key", FlowReport]):
         return report
 
     def begin_unlogged(self, key: Key, now_ns: int, reading: int) -> FlowReport:
-        """Create the report state of a flow that the counters have shown before any log record.
+        """Create the report state of a flow that was counted before any log record of it was read.
 
-        ``reading`` is the number of the reading of the counters that showed it.
+        ``reading`` is the number of the first reading of the counters with this flow.
         """
         report = self.begin(key, now_ns)
         report.first_reading = reading
         return report
 
     def resume(self, opened: OpenIncident) -> None:
-        """Continue an incident that was open when the service stopped.
+        """Continue the reports of an incident that had not ended when the service stopped.
 
-        The next packets are reported at once.
+        The next packets of its flow are reported at once.
         """
         report = self[opened.key] = FlowReport(opened.key, record=opened.end.record)
         self._by_destination[without_port(opened.key)] = opened.key
@@ -314,8 +317,8 @@ class FlowReports(dict["Key", FlowReport]):
     ) -> Iterator[IncidentEnd]:
         """Yield the incidents that have ended at ``now_ns``, or all incidents if ``closing``.
 
-        ``unreported`` has the keys of flows with unreported packets: these have not ended. An ended
-        flow is removed: its next packet begins a new incident.
+        ``unreported`` has the keys of flows with unreported packets: these flows have not ended. An
+        ended flow is removed: its next packet begins a new incident.
         """
         for key, report in list(self.items()):
             is_over = key not in unreported and report.is_over(now_ns)
@@ -329,7 +332,7 @@ class FlowReports(dict["Key", FlowReport]):
 
 
 class FlowAggregate:
-    """Flows that are reported together: unreported packets, number of flows, and some of them."""
+    """Flows that are reported together: their common counter, their number and a sample of them."""
 
     __slots__ = ("counter", "flows", "report", "sample")
 
@@ -348,7 +351,7 @@ class FlowAggregate:
     def take(self, reason: AggregationReason) -> Aggregation:
         """Return a description of the flows so far, and start again with no flow.
 
-        ``reason`` is the reason why they are reported together.
+        ``reason`` is the reason why the flows are reported together.
         """
         aggregation = Aggregation(
             reason=reason, flows=self.flows or None, sample=tuple(self.sample)
@@ -359,5 +362,5 @@ class FlowAggregate:
 
 
 def has_no_slot(key: Key) -> bool:
-    """Return whether ``key`` counts IP flows that found no free slot in an nftables set."""
+    """Return True if ``key`` is of a counter for IP flows without a free slot in their own set."""
     return key.kind == "others" and flow(key).ethertype in _IP

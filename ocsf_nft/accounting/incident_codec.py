@@ -45,8 +45,8 @@ def encode(opened: OpenEntry) -> str:
 def decode(counter_id: CounterId, text: str) -> OpenEntry:
     """Return the open incident or scan from a text of :func:`encode`.
 
-    ``counter_id`` identifies the counters of its firewall rule. A damaged text raises one of the
-    errors in ``state_db._DAMAGE``, for instance ValueError.
+    ``counter_id`` identifies the counters of the firewall rule that refused the packets. A damaged
+    text raises one of the errors in ``state_db._DAMAGE``, for instance ValueError.
     """
     state = json.loads(text)
     if "fan_out" in state:
@@ -113,7 +113,7 @@ def _flag(value: Any) -> bool:
 
 
 def _details(found: Any) -> dict[str, Any]:
-    """Return a copy of a record's header details; raises TypeError if one has an invalid type."""
+    """Return a copy of a record's header details; raises TypeError if a value has a wrong type."""
     for value in found.values():
         if isinstance(value, dict):
             _details(value)

@@ -20,11 +20,12 @@ LATEST: Final = 10
 def extend_incident(
     before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
 ) -> IncidentEnd:
-    """Add an attempt to an incident; return the end to report if no further attempt follows.
+    """Return a flow's incident with one more attempt, as an IncidentEnd.
 
-    ``before`` is the same for the incident so far, or None to begin a new one. ``key`` is the
-    attempt's flow. ``is_finding`` decides from the latest record and the number of packets. Once an
-    incident is a finding, it remains one.
+    This is the end to report if no further attempt follows. ``before`` is the result for the
+    previous attempt of the incident; None begins a new incident. ``key`` is the flow.
+    ``is_finding`` takes the latest record and the number of packets. It decides if the incident is
+    a finding; a finding remains one.
     """
     identity = attempt.record.origin.identity
     incident = (

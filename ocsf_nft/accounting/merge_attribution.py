@@ -54,8 +54,8 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
     """Return the 16 most recently started processes of two attributions, and the number of others.
 
-    Processes that an attribution does not name are older than those that it names. So only a
-    process that is younger than the named ones is certainly a new one.
+    An attribution names its youngest processes and only counts the older ones. So a process may be
+    one of the unnamed processes, unless it is younger than all named processes.
     """
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
     for one in latest:
@@ -90,7 +90,7 @@ def _is_same(one: Process, other: Process) -> bool:
 def _named(by: Attribution) -> tuple[Seen, ...]:
     """Return all processes that an attribution names, each with its number of attempts.
 
-    A single known process made at least one attempt.
+    If the attribution has only one process and no number, the number is 1.
     """
     if by.process is None or any(_is_same(each.process, by.process) for each in by.seen):
         return by.seen

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class OpenIncident(NamedTuple):
     """Incident with an emitted Create event and no Close event yet.
 
-    ``key`` is the key of its flow, and ``counter_id`` identifies the counters of its firewall rule.
-    ``end`` is the end to report if no attempt follows.
+    ``key`` is the key of the incident's flow. ``counter_id`` identifies the counters of the
+    firewall rule that refused the packets. ``end`` is the end to report if no attempt follows.
     """
 
     counter_id: CounterId
@@ -32,8 +32,8 @@ class OpenIncident(NamedTuple):
 class OpenFanOut(NamedTuple):
     """Scan (fan-out) with an emitted Create event and no Close event yet.
 
-    ``counter_id`` identifies the counters of its firewall rule. ``end`` is the end to report if no
-    flow follows.
+    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``end`` is
+    the end to report if no flow follows.
     """
 
     counter_id: CounterId
@@ -49,7 +49,7 @@ OpenEntry: TypeAlias = OpenIncident | OpenFanOut
 
 
 class OpenIncidents:
-    """Open incidents and scans of a sandbox: the changes that the state database must store."""
+    """Changes of a sandbox's open incidents and scans that the state database must store."""
 
     def __init__(self) -> None:
         #: Changes since the last commit, by identity; None marks an end.
@@ -68,7 +68,7 @@ class OpenIncidents:
     def orphan(self, opened: OpenEntry) -> None:
         """Note that an incident or a scan can't continue, because its counters no longer exist.
 
-        The next call of :meth:`due` yields its end.
+        The next call of :meth:`due` yields the end of this incident or scan.
         """
         self._orphaned.append(opened)
 
@@ -78,7 +78,7 @@ class OpenIncidents:
         self._orphaned.clear()
 
     def due(self) -> Iterator[IncidentEnd | FanOut]:
-        """Yield the end of each incident or scan whose counters no longer exist, once."""
+        """Yield, only once, the end of each incident or scan whose counters no longer exist."""
         while self._orphaned:
             opened = self._orphaned.pop()
             self.close(opened.identity)

@@ -19,10 +19,11 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """Destinations that are reported separately even if a user has many flows; test for findings.
+    """Destinations with reserved report slots, and the test if attempts are a finding.
 
-    Each user has some report slots that only flows to ``destinations`` use. ``is_finding`` takes a
-    record and the number of packets so far. It returns whether these attempts are a finding.
+    Only flows to ``destinations`` use the reserved slots, so they are reported separately even if a
+    user has many flows. ``is_finding`` takes a record and the number of packets so far. It returns
+    whether these attempts are a finding.
     """
 
     destinations: frozenset[str] = frozenset()

@@ -14,10 +14,11 @@ class Balance:
     """Counted and reported packets of one rule of a sandbox in one mode, since its counters began.
 
     ``refused`` is the kernel's total of refused packets. ``allowed`` is its total of packets that a
-    permissive fence would have refused. One of them is 0, depending on ``mode``. ``reported`` is
-    the sum of ``count`` over all events; ``aggregated`` of these packets were reported without
-    their flow. ``dropped`` counts log records that no source read; their packets are counted
-    nevertheless. ``pending`` packets are counted by the kernel and not reported yet.
+    permissive fence would have refused. One of these totals is 0, depending on ``mode``.
+    ``reported`` is the sum of ``count`` over all events. ``aggregated`` is the part of ``reported``
+    whose events do not name a flow. ``dropped`` counts log records that no source read; the packets
+    of these records are counted nevertheless. ``pending`` packets are counted by the kernel and not
+    reported yet.
     """
 
     sandbox: str

@@ -16,7 +16,8 @@ OVER_NS: Final = 10 * _SECOND
 class Schedule:
     """Due time of a flow's next report; the interval doubles with each report, up to 60 seconds.
 
-    The latest report was at ``now_ns``. ``times`` is the number of reports up to then.
+    The latest report was at ``now_ns``. ``times`` is the number of all reports, including the
+    latest.
     """
 
     __slots__ = ("_step_ns", "due_ns", "reported_ns")
@@ -33,7 +34,7 @@ class Schedule:
         self.due_ns = now_ns + self._step_ns
 
     def is_due(self, now_ns: int, last_ns: int) -> bool:
-        """Return whether to report now, because the interval is over or the flow has ended.
+        """Return True if a report is due, because the interval is over or the flow has ended.
 
         ``last_ns`` is the time of the last unreported packet. A flow ends 10 seconds after that.
         """
@@ -42,7 +43,7 @@ class Schedule:
     def is_over(self, now_ns: int, last_ns: int) -> bool:
         """Return whether the last packet and the last report of a flow are at least 10 seconds old.
 
-        Then the caller can evict the flow, if all its packets are reported. ``last_ns`` is the time
-        of the last packet.
+        Such a flow can be evicted, if all its packets are reported. ``last_ns`` is the time of the
+        last packet.
         """
         return now_ns - max(last_ns, self.reported_ns) >= OVER_NS

@@ -65,7 +65,7 @@ class RuleAccount:
         priority: Priority,
         add_attribution: AddAttribution,
     ) -> None:
-        """Create an empty account; all packets of its counters came after ``begun_ns``."""
+        """Create an empty account; no packet of its counters is older than ``begun_ns``."""
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
         #: The kernel's total at the last reading, and the part of it that was in elements.
@@ -107,7 +107,7 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a kernel log record; return its attempt if it is reported at once, else None."""
+        """Process a kernel log record; return its attempt, or None if no report is due at once."""
         self.received += 1
         key = keys(record)[0]
         report = self._reports.find(key, record)
@@ -144,7 +144,7 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Move flows from the account of the rule's old counters, if only log records show them."""
+        """Move the flows that no counter reading has shown yet from the rule's old account."""
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
             self.entries[key.kind][key.data] = counter
@@ -162,14 +162,14 @@ class RuleAccount:
             self._unread.add(key)
 
     def resume(self, opened: OpenEntry) -> None:
-        """Continue an incident or a scan that was open when the service stopped."""
+        """Continue the reports of an incident or scan that was open when the service stopped."""
         if isinstance(opened, OpenIncident):
             self._reports.resume(opened)
         else:
             self._fan_outs.resume(opened)
 
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
-        """Process a reading of the rule's counters; yields at times so that other tasks can run."""
+        """Process a reading of the rule's counters in steps; yield after each, for other tasks."""
         if began_ns < self.read_ns:
             self._limit_times(began_ns)
         for kind in KINDS:
@@ -194,9 +194,10 @@ class RuleAccount:
         self._move_records(closing=False)
 
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
-        """Aggregate the flows beyond the limits for separate reports; yields for other tasks.
+        """Aggregate the flows beyond the limits for separate reports; yield after each step.
 
-        :meth:`due` then takes less time. With tens of thousands of flows this work takes long.
+        So other tasks can run: tens of thousands of flows take long. Later :meth:`due` takes less
+        time.
         """
         unreported = iter(list(self._unreported))
         while some := tuple(islice(unreported, _SLICE)):
@@ -207,7 +208,7 @@ class RuleAccount:
             yield
 
     def due(self, now_ns: int, *, closing: bool) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield the reports that are due; if ``closing``, also all unreported packets and ends."""
+        """Yield all due reports; if ``closing``, report all packets and end incidents and scans."""
         self._find_evicted(closing=closing)
         self._move_records(closing=closing)
         yield from self._due_of_waiting(now_ns)
@@ -232,9 +233,9 @@ class RuleAccount:
         yield from self._fan_outs.due(now_ns, closing=closing)
 
     def pending_packets(self) -> int:
-        """Return the number of packets that the kernel has counted and no event reports.
+        """Return the number of packets that the kernel has counted but no event reports yet.
 
-        It includes the packets that came during the last reading of the counters.
+        The number includes the packets that came during the last reading of the counters.
         """
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [aggregate.counter for aggregate, _, _ in self._aggregates()]
@@ -301,7 +302,7 @@ class RuleAccount:
                 self._drop(key)
 
     def _move_records(self, *, closing: bool) -> None:
-        """Correct each counter that counts a packet reported by a record of another flow."""
+        """Correct the counters if a packet was logged as one flow but counted as another flow."""
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
             counter = self._entry(key)
@@ -320,7 +321,7 @@ class RuleAccount:
                 self._drop(key)
 
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
-        """Return other counters, with their keys, that may have counted packets of the flow."""
+        """Return the other counters, with keys, that may have counted packets of a flow."""
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
 
@@ -337,7 +338,7 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Update the overflow counter and the number of packets that appear in no counter."""
+        """Update the overflow counter and the number of packets that are in no flow's counter."""
         if self.overflow.counter.grow(*reading.overflow):
             self.overflow.counter.last_ns = began_ns
             self.overflow.report.set_growing()
@@ -462,5 +463,5 @@ class RuleAccount:
         return self._reports.mark_reported(report, self._add_attribution(attempt), now_ns, last_ns)
 
     def _held_back(self, reason: AggregationReason) -> int:
-        """Return the number of packets not to aggregate yet: log records may have reported them."""
+        """Return how many packets must not be aggregated yet: a record may have reported them."""
         return 0 if reason == "many" else len(self._unread)

@@ -34,11 +34,11 @@ class SandboxAccount:
         priority: Priority | None = None,
         add_attribution: AddAttribution = lambda attempt: attempt,
     ) -> None:
-        """Create an empty account; all packets of its counters came after ``begun_ns``.
+        """Create an empty account; no packet of its counters is older than ``begun_ns``.
 
         Without ``priority`` all destinations are treated equally. ``add_attribution`` is called
-        once for each attempt, before it is reported. It returns the attempt with all that is known
-        about its process.
+        once for each attempt, before the attempt is reported. It returns the attempt with all that
+        is known about the process that made it.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -70,15 +70,15 @@ class SandboxAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a kernel log record; return its attempt if it is reported at once, else None.
+        """Process a kernel log record; return its attempt, or None if no report is due at once.
 
-        Return None for a record of a rule without counters.
+        Also return None for a record of a rule without counters.
         """
         account = self.rules.get(_name(record))
         return None if account is None else account.record(record, now_ns, attribution)
 
     def observe(self, reading: Reading) -> Iterator[None]:
-        """Process a reading of the fence's counters; yields at times so that other tasks run."""
+        """Process a reading of the fence's counters in steps; yield after each, for other tasks."""
         # Counters that the last reading lacked were created after it.
         since_ns = self.read_ns or self._begun_ns
         for rule, epoch in reading.epochs.items():
@@ -93,9 +93,9 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def lacks(self, record: Record) -> bool:
-        """Return whether counter readings had a record's rule only in the other mode of the fence.
+        """Return True if the rule of a log record has counters only in the fence's other mode.
 
-        The mode (enforcing or permissive) has changed since the last reading.
+        Then the mode (enforcing or permissive) has changed since the last reading of the counters.
         """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
@@ -110,14 +110,14 @@ class SandboxAccount:
         )
 
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
-        """Aggregate flows beyond the limits before :meth:`due`; yields at times for other tasks."""
+        """Aggregate flows beyond the limits, so that :meth:`due` is fast; yield after each step."""
         for account in list(self.rules.values()):
             yield from account.aggregate_overflow(now_ns)
 
     def due(
         self, now_ns: int, *, closing: bool = False
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield the reports that are due; if ``closing``, also all unreported packets and ends."""
+        """Yield all due reports; if ``closing``, report all packets and end incidents and scans."""
         yield from self.opened.due()
         while self._ended:
             yield from self._ended.pop().due(now_ns, closing=True)
@@ -125,7 +125,7 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return the number of packets between the last processed reading and this one, by mode."""
+        """Return the number of packets, by mode, from the last processed reading to ``reading``."""
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():
             counter_id = CounterId.named(self.sandbox, name, reading.epochs[name])

@@ -60,7 +60,7 @@ class _UserActivity:
 
 
 class FanOuts:
-    """Scans (fan-outs) that one firewall rule refuses, by user."""
+    """Detector of scans (fan-outs) in the refused flows of one firewall rule, for each user."""
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents) -> None:
         self._counter_id = counter_id
@@ -91,7 +91,7 @@ class FanOuts:
             found.sample.append(decoded)
 
     def resume(self, opened: OpenFanOut) -> None:
-        """Continue a scan that was open when the service stopped."""
+        """Continue the reports of a user's scan that had not ended when the service stopped."""
         before = opened.end
         found = self._activities[before.uid] = _UserActivity(before.identity, before.start_ns)
         found.last_ns = before.end_ns
@@ -100,12 +100,12 @@ class FanOuts:
         found.before = before
 
     def count(self, uid: int | None, packets: int) -> None:
-        """Add a number of refused packets to the total of a user's flows."""
+        """Add refused packets to the number of packets of a user."""
         if found := self._activities.get(uid):
             found.packets = min(found.packets + packets, MAX_COUNT)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
-        """Yield the reports of scans that are due; if ``closing``, also the ends of all scans.
+        """Yield the reports of scans that are due; if ``closing``, also yield the end of each scan.
 
         ``now_ns`` is from a monotonic clock.
         """
@@ -131,7 +131,7 @@ class FanOuts:
                 yield self._of(uid, found, "ended")
 
     def _evict_one(self) -> bool:
-        """Remove the user with the oldest state and too few flows for a scan.
+        """Remove the user with the oldest state, among those with too few flows for a scan.
 
         Return False if there is no such user.
         """
@@ -161,9 +161,9 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """Return the stage of a scan to report now: ``begun`` or ``goes on``.
+    """Return the stage of a scan to report now, ``begun`` or ``goes on``; None if no report is due.
 
-    None if no report is due; the caller reports the end itself.
+    The stage ``ended`` is never returned, because the caller reports it.
     """
     if found.schedule is None:
         if found.before is None and found.flows < FLOWS:

@@ -3,7 +3,8 @@
 One transaction stores both the reported counts and the events that report them. If the service is
 killed before it delivers the events, the next run delivers the same events again. So no event is
 missing, and a repeated event has the same uid. A transaction is written, but not synced to the
-disk. It need not survive a reboot, because the kernel's counters don't survive one either.
+disk. The file need not survive a reboot, because the kernel's counters don't survive a reboot
+either.
 
 All functions block. Call them from one thread at a time.
 """
@@ -63,9 +64,9 @@ _Row = tuple[str, str, bytes, int, int, int, int, int, int]
 
 
 class DroppedRecords(NamedTuple):
-    """Number of gaps in a source of log records, and of records that the source could not read.
+    """Number of gaps in a source of log records, and number of records that were not read.
 
-    ``records`` is a lower bound, because some sources don't know how many they have missed.
+    ``records`` is a lower bound, because some sources don't know how many records they have missed.
     """
 
     source: str
@@ -85,9 +86,9 @@ class Changes:
         self.closed: list[tuple[str]] = []
 
     def collect(self, account: SandboxAccount) -> Iterator[None]:
-        """Collect an account's changes since the last call; yields at times for other tasks.
+        """Collect an account's changes since the last commit in steps; yield after each step.
 
-        The account must not be used until the iteration ends.
+        Other tasks may run meanwhile, but must not use the account until the iteration ends.
         """
         for name, rule_account in account.rules.items():
             if rule_account.stored is None:
@@ -150,7 +151,7 @@ class StateDatabase:
         self._file.remove()
 
     def fault(self) -> str | None:
-        """Return the report about a quarantined file since the last call; None if there is none."""
+        """Return and clear the report about a damaged (quarantined) file; None if there is none."""
         fault, self._file.fault = self._file.fault, None
         return fault
 
@@ -183,9 +184,9 @@ class StateDatabase:
                     _reopen(account, *columns)
 
     def position(self, source: str) -> str | None:
-        """Return the position in a source of log records after which to resume reading.
+        """Return the stored position at which to resume reading a source of log records.
 
-        Return None if the file has no position, or one of another source.
+        Return None if the file has no position for this source.
         """
         with self._file.transaction() as connection:
             row = connection.execute(
@@ -199,8 +200,8 @@ class StateDatabase:
         """Store an account's changes and the events that report them, in one transaction.
 
         The events of the previous commit are deleted, because the caller has delivered them.
-        ``position`` is the name of a source of log records, and its position after all processed
-        records.
+        ``position`` is a pair: the name of a source of log records, and the source's position after
+        all processed records.
         """
         with self._file.transaction() as connection:
             connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
@@ -224,12 +225,12 @@ class StateDatabase:
                 connection.execute("INSERT INTO cursor VALUES (?, ?)", position)
 
     def undelivered(self) -> tuple[bytes, ...]:
-        """Return the events of the last commit: the service may have stopped before delivery."""
+        """Return the last commit's events: the service may have stopped before their delivery."""
         with self._file.transaction() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
     def add_dropped(self, source: str, records: int) -> None:
-        """Count one gap in a source of log records, and the number of records missing there."""
+        """Count one gap in a source of log records, and the number of ``records`` missing there."""
         with self._file.transaction() as connection:
             connection.execute(
                 "INSERT INTO dropped VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
@@ -314,7 +315,7 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Restore an open incident or scan; it ends if its rule's counters were replaced."""
+    """Restore an open incident or scan; end it if the counters of its rule were replaced."""
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)
     if found.identity != identity:

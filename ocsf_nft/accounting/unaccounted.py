@@ -1,6 +1,6 @@
-"""Refused packets that no counter of a flow shows.
+"""Refused packets that are in no flow's counter.
 
-The kernel evicted the set elements of their flows before the counters were read.
+The kernel evicted the set elements of these flows before the counters were read.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ LAST_READINGS: Final = 2
 
 
 class UnaccountedPackets:
-    """Packets in no counter of a flow, for each of the last readings of a rule's counters."""
+    """Numbers of refused packets in no flow's counter, for a rule's last counter readings."""
 
     def __init__(self) -> None:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def add(self, refused: Count, *found: Count) -> None:
-        """Add a reading: all packets refused by then, and those found in each group of counters."""
+        """Add a reading: all refused packets, and the packets that groups of counters include."""
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
         """Return the packets that were missing in each of the last ``readings`` readings.
 
-        Packets that the counter ``known`` already includes are subtracted.
+        The packets that the counter ``known`` already includes are subtracted.
         """
         if len(self._lacked) < readings:
             return Count()

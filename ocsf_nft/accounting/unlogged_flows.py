@@ -1,8 +1,8 @@
-"""Counters of flows without a log record and an event; another flow's record may belong to one.
+"""Counters of flows without a log record and a report, to find the packets of other records.
 
-This happens if a header is cut short, or if the sender of a frame states a wrong protocol. There
-may be thousands of such records and counters. So each counter is checked once, and not for each
-record.
+The kernel logs a packet with another flow than it counts if a header is cut short. It also does so
+if the sender of a frame states a wrong protocol. There may be thousands of such records and
+counters. So each counter is checked once, and not once for each record.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class UnloggedFlows:
-    """Unreported counters of flows, indexed by user, and by flow without its port."""
+    """Index of the counters of unlogged flows: by user, and by flow without its port."""
 
     def __init__(self, counters: Iterable[tuple[Key, FlowCounter]]) -> None:
         self._of_user: dict[int | None, list[tuple[Key, FlowCounter]]] = {}
@@ -31,8 +31,9 @@ class UnloggedFlows:
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
         """Return one counter with at least ``packets`` unreported packets, or an empty list.
 
-        A counter with the user, protocol and destination of ``key`` comes first, then any of its
-        user. So counters of other destinations remain available for their own records.
+        Prefer a counter with the user, protocol and destination of ``key`` to others of the same
+        user. So the counters of other destinations remain for the log records of those
+        destinations.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)

@@ -50,7 +50,7 @@ class Dropped(NamedTuple):
 class Capture:
     """BPF programs in the kernel that report the senders in some network namespaces.
 
-    Close it after use.
+    Close the capture after use.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class Capture:
     ) -> None:
         """Start the capture in the network namespaces with these cookies (:func:`cookie`).
 
-        It reports refused packets. In the ``permissive`` namespaces, or without kernel types, it
-        reports system calls that send. ``knows_types``: the kernel describes its types (BTF); None
-        to detect it. Raises UnsupportedError with the reason if this host does not allow the
-        capture.
+        It reports refused packets. In the ``permissive`` namespaces, or on a kernel that does not
+        describe its types (BTF), it reports system calls that send. ``knows_types`` states if the
+        kernel describes its types; None to detect this. Raises UnsupportedError with the reason if
+        this host does not allow the capture.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))

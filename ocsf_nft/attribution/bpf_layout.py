@@ -20,10 +20,10 @@ _PROCESS_FORM: Final = struct.Struct("=BB2xIIIQQIIQQIIQ16sHHHH")
 
 
 class ProcessImage(NamedTuple):
-    """Program that a process runs; after an exec, the same process is another image.
+    """Program that a process runs; after an exec, the process has another image.
 
-    ``started_ns`` is the start of the process (CLOCK_BOOTTIME), and ``execs`` its number of execs.
-    Both are 0 if the kernel does not report them.
+    ``started_ns`` is the start of the process (CLOCK_BOOTTIME). ``execs`` is the number of its
+    execs. Both are 0 if the kernel does not report them.
     """
 
     pid: int
@@ -36,20 +36,20 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 
 
 class Call(NamedTuple):
-    """System call by which a process sends or connects, or a refused packet; a capture event.
+    """Capture event: a system call by which a process sends or connects, or a refused packet.
 
-    Which of the two it is depends on the namespace (:class:`Capture`). A packet was refused just
-    before ``time_ns``. Times are of CLOCK_BOOTTIME. Addresses are packed: 4 bytes for IPv4, empty
-    if unknown. Unknown ports are 0. ``uid`` and ``gid`` are the process's real ids. ``owner`` is
-    the user of the socket, as in the packet's log record. For a call it is the user that a new
-    socket of the caller would have. ``tid`` is 0 if several threads are possible.
+    The capture reports either calls or packets of a namespace (:class:`Capture`). A packet was
+    refused just before ``time_ns``. Times are of CLOCK_BOOTTIME. Addresses are packed: 4 bytes for
+    IPv4, empty if unknown. Unknown ports are 0. ``uid`` and ``gid`` are the process's real ids.
+    ``owner`` is the user of the socket, as in the packet's log record. For a call it is the user
+    that a new socket of the caller would have. ``tid`` is 0 if several threads are possible.
 
     For a call, ``socket`` is the kernel's number of the socket. For a packet, ``image`` is
-    :data:`UNKNOWN_IMAGE` if its sender is unknown. ``sum`` is the checksum of the packet's first
-    bytes, as in :attr:`Record.captured_sum`. It is 0 if they could not be read.
+    :data:`UNKNOWN_IMAGE` if the packet's sender is unknown. ``sum`` is the checksum of the packet's
+    first bytes, as in :attr:`Record.captured_sum`. It is 0 if these bytes could not be read.
 
-    ``is_frame``: a packet socket sends it. ``is_connect``: it connects a socket, and sends nothing.
-    ``is_syn``: it begins a TCP connection. ``is_any``: its protocol and addresses were not
+    ``is_frame``: a packet socket sends it. ``is_connect``: the call connects a socket, and sends
+    nothing. ``is_syn``: it begins a TCP connection. ``is_any``: its protocol and addresses were not
     reported. ``has_more``: more calls of the same kind may follow without a report.
     """
 
@@ -76,7 +76,7 @@ class Call(NamedTuple):
 
 
 class ClosedSocket(NamedTuple):
-    """Capture event: the last process that had a socket closed it.
+    """Capture event: a socket was closed by the last process that had it.
 
     Only sockets with a reported call have this event. ``socket`` is the kernel's number of the
     socket.

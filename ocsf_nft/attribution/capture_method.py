@@ -39,9 +39,9 @@ _SENT_SOME: Final = (
 
 
 class CaptureResult(NamedTuple):
-    """Attribution of one packet; ``image`` is the program that the (first) sender ran.
+    """Attribution of one packet, and the program (``image``) that its first possible sender ran.
 
-    Both are None if the capture saw no sender.
+    Both values are None if the capture saw no process that may have sent the packet.
     """
 
     attribution: Attribution | None
@@ -60,8 +60,9 @@ class _Sandbox:
 class CaptureMethod:
     """Attribution of log records to the processes that sent them, from the events of a capture.
 
-    ``sandboxes`` maps names to the kernel's cookies of their network namespaces. The fences of the
-    ``permissive`` namespaces refuse nothing: there the capture reports calls, not each packet.
+    ``sandboxes`` maps each sandbox's name to the kernel's cookie of its network namespace. The
+    fences of the ``permissive`` namespaces refuse nothing: there the capture reports calls, not
+    each packet.
     """
 
     def __init__(
@@ -132,18 +133,18 @@ class CaptureMethod:
                     sandbox.events.mark_closed(event)
 
     def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
-        """Return True if the capture event of one of the records' packets is still to come."""
+        """Return True if a capture event for the packet of one of the records is still to come."""
         events = self._by_name[sandbox].events
         return isinstance(events, RefusedPackets) and events.is_event_pending(_logged(records, 0))
 
     def matches(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> Iterator[Match | None]:
-        """Yield, for each log record, the calls that may have sent its packet; None if none may.
+        """Yield for each log record the calls that may have sent its packet, or None without calls.
 
         The records are in the kernel's order. Pass each record only once, because each packet
-        belongs to only one record. None was logged before ``since_ns`` (CLOCK_BOOTTIME). Read all
-        new events before.
+        belongs to only one record. No record was logged before ``since_ns`` (CLOCK_BOOTTIME). Call
+        :meth:`read_events` before, until no new event is left.
         """
         began_ns = self._began_ns + _booted_ns()
         is_refused = self._by_name[sandbox].is_refused
@@ -166,7 +167,7 @@ class CaptureMethod:
         return CaptureResult(attribution, match.calls[0].image)
 
     def is_latest(self, image: ProcessImage) -> bool:
-        """Return True if the process certainly has run no other program since this image."""
+        """Return True if a process has certainly run no other program since ``image``."""
         return self._snapshots.is_latest(image)
 
     def since_last(
@@ -174,10 +175,10 @@ class CaptureMethod:
     ) -> Attribution | None:
         """Return the processes that sent a flow's packets since the previous call for that flow.
 
-        ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets. The
-        counters were read from ``began_ns`` (since the epoch) until the record was made. One
-        process is named only if the capture saw it send all of them: then no other process sent
-        one. Return None if the capture saw no process.
+        ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets of the
+        flow. The reading of the counters began at ``began_ns`` (since the epoch), and ended when
+        ``record`` was received. The result names a single process only if the capture saw this
+        process send all new packets. Return None if the capture saw no process.
         """
         target = flow_target(record)
         if target is None:
@@ -208,9 +209,10 @@ class CaptureMethod:
         )
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Exclude a packet from later results of :meth:`since_last`: it has an event of its own.
+        """Exclude a packet from later results of :meth:`since_last`, because an event reports it.
 
-        ``record`` is the packet's log record. ``process`` is its reported sender; None if unknown.
+        ``record`` is the packet's log record. ``process`` is the packet's reported sender; None if
+        unknown.
         """
         target = flow_target(record)
         if target is not None:

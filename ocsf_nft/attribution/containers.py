@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Placement(NamedTuple):
-    """Container and systemd unit of a process; each is None if there is none or it is unknown.
+    """Container and systemd unit of a process; None for a value that is absent or unknown.
 
     ``unit`` is a name as in ``systemctl``. The unit of a user's own manager has that manager's name
     before it: ``user@1000.service/NAME``. It is never a scope that a runtime made for the
@@ -163,7 +163,10 @@ def _pod(name: str, above: Sequence[str]) -> str | None:
 
 
 def _unit(names: Sequence[str]) -> str | None:
-    """Return the first systemd unit in a cgroup path that is no slice (cg_path_get_unit)."""
+    """Return the first name in a cgroup path that is no slice, if it is a systemd unit.
+
+    The unit of a user's own manager has that manager's name before it (cg_path_get_unit).
+    """
     unit, below = _first_unit(names)
     if unit is None or not _USER_MANAGER.fullmatch(unit):
         return unit
@@ -172,9 +175,9 @@ def _unit(names: Sequence[str]) -> str | None:
 
 
 def _first_unit(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """Return the first name in a cgroup path that is no slice, and the names below it.
+    """Return the unit in a cgroup path, and the names below it.
 
-    The first value is None if that name is not a unit.
+    The unit is the first name that is no slice; None if that name is not a unit.
     """
     for at, name in enumerate(names):
         if not name.endswith(".slice"):

@@ -109,7 +109,7 @@ class FallbackChain:
         return self._dropped if self._capture is None else sum(self._capture.dropped)
 
     async def __aenter__(self) -> Self:
-        """Start the best method that this host allows; never fail: ``user`` always works."""
+        """Start the best method that this host allows. This can't fail: ``user`` always works."""
         if self._sandboxes and self._top != "user":
             opening = asyncio.ensure_future(asyncio.to_thread(self._open))
             try:
@@ -162,7 +162,7 @@ class FallbackChain:
     ) -> list[Attribution]:
         """Return the attribution of each log record to a process; records in the kernel's order.
 
-        None of them was logged before ``since_ns`` (CLOCK_BOOTTIME).
+        No record was logged before ``since_ns`` (CLOCK_BOOTTIME).
         """
         if not records or sandbox not in self._sandboxes:
             return [_user_attribution(each, _LOOKUP_INACTIVE) for each in records]
@@ -197,7 +197,7 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes that sent the packets of a flow since the previous call for it.
+        """Return the processes that sent a flow's packets since the previous call for that flow.
 
         ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets, in a
         reading that began at ``began_ns`` (since the epoch). Return None if no process was seen, or
@@ -209,9 +209,9 @@ class FallbackChain:
         return None if found is None else self._with_names(record, found)
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Exclude a packet from later results of :meth:`since_last`: it has an event of its own.
+        """Exclude a packet from later results of :meth:`since_last`, because an event reports it.
 
-        ``process`` is its reported sender; None if the sender is unknown.
+        ``record`` is the packet's log record. ``process`` is the reported sender; None if unknown.
         """
         if self._capture is not None and sandbox in self._sandboxes:
             self._capture.mark_reported(sandbox, record, process)
@@ -249,7 +249,7 @@ class FallbackChain:
                 self.reason = str(error)
 
     def _start_capture(self, cookies: Collection[int], permissive: Collection[int]) -> Capture:
-        """Start a capture with process details (BTF), or else one that reports only their ids."""
+        """Start a capture that reports process details (BTF), or else one that reports only ids."""
         try:
             return Capture(cookies, permissive=permissive)
         except UnsupportedError as error:
@@ -279,7 +279,7 @@ class FallbackChain:
             captured.close()
 
     async def read_events(self) -> None:
-        """Read all new capture events; if too many follow, count the unread ones as dropped."""
+        """Read all new capture events; if too many arrive, stop and note that some were dropped."""
         for _ in range(_MOST_READS):
             try:
                 if self._capture is None or not self._capture.read_events():
@@ -327,7 +327,7 @@ class FallbackChain:
     async def _with_hashes(
         self, captured: CaptureMethod, found: Sequence[CaptureResult], deadline: float
     ) -> list[Attribution | None]:
-        """Return the attributions with hashes of those programs that can still be read."""
+        """Return the attributions, with the hash of each program whose file can still be read."""
         results = [each.attribution for each in found]
         hashes = self._hashes
         if hashes is None:
@@ -410,8 +410,8 @@ async def _is_event_pending(
 def limit_to_one_packet(known: Attribution) -> Attribution:
     """Return the attribution of many packets, of which only one has a known sender.
 
-    ``known`` is the attribution of that packet. Its process becomes a possible sender, with low
-    confidence.
+    ``known`` is the attribution of that packet. The process in ``known`` becomes a possible sender,
+    with low confidence.
     """
     if known.process is None:
         return known

@@ -38,8 +38,8 @@ class FlowCallers(NamedTuple):
     """Processes that sent a flow's packets: the latest call of each, and its number of calls.
 
     ``unnamed`` is a lower bound for the number of further processes, which were evicted.
-    ``is_mixed``: some calls may belong to packets with events of their own, or to packets counted
-    before or after.
+    ``is_mixed`` is true if the number of calls is uncertain. Then the packets of some calls have
+    events of their own, or were counted in another reading.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
@@ -48,7 +48,7 @@ class FlowCallers(NamedTuple):
 
 
 class _Flow:
-    """Processes that send one flow, in the order of their latest calls."""
+    """Processes that sent packets of one flow, in the order of their latest calls."""
 
     __slots__ = ("is_mixed", "latest", "recent", "unnamed", "youngest_ns")
 
@@ -85,10 +85,10 @@ class _Flow:
             self.recent.remove(removed)
 
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
-        """Move the calls after ``began_ns`` to a new flow and return it.
+        """Move the calls after ``began_ns`` to a new flow and return the new flow.
 
-        The kernel's counters were read from ``began_ns`` to ``ended_ns``. Calls in between may have
-        been counted or not: then the new flow is marked as mixed.
+        The kernel's counters were read from ``began_ns`` to ``ended_ns``. The packets of calls in
+        between may have been counted or not: then the new flow is marked as mixed.
         """
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]
@@ -128,8 +128,8 @@ class FlowProcesses:
     def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
         """Remove and return the callers of a flow, up to a reading of the kernel's counters.
 
-        The counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME). Later calls stay
-        for the next call of this method.
+        The counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME). Later system
+        calls are stored until this method is called again.
         """
         flow = self._flows.pop(target, None)
         if flow is None:
@@ -141,7 +141,7 @@ class FlowProcesses:
         return FlowCallers(calls, flow.unnamed, flow.is_mixed)
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
-        """Remove one packet of process ``pid`` from a flow, because it has an event of its own.
+        """Remove one packet of process ``pid`` from a flow, because an event reports that packet.
 
         ``pid`` is None if the packet's sender is unknown: then the flow's processes become
         uncertain.
@@ -160,8 +160,8 @@ class FlowProcesses:
 def flow_target(record: Record) -> FlowTarget | None:
     """Return the flow target of a log record: its user and destination.
 
-    Return None if no user's process sent the packet, and for frames. The counters classify a frame
-    by its header, but the capture reports it without one.
+    Return None if no user's process sent the packet. Also return None for a frame: the counters
+    classify it by its link-layer header, which the capture does not report.
     """
     if record.uid is None or record.rule in FRAME_RULES:
         return None

@@ -117,7 +117,7 @@ class LoadedPrograms:
         self._object = None
 
     def attach(self, name: str) -> None:
-        """Attach a BPF program as its section states; raise UnsupportedError on failure."""
+        """Attach a program as its section name states; raise UnsupportedError on failure."""
         self._add_link(self._library.bpf_program__attach(self._program(name)), name)
 
     def attach_to_cgroup(self, name: str, cgroup: int) -> None:
@@ -222,7 +222,7 @@ class RingBuffer:
         return found
 
     def read(self, most: int) -> list[bytes]:
-        """Return about ``most`` samples, oldest first; the others stay for the next call."""
+        """Return about ``most`` samples, oldest first; the next call returns further samples."""
         self._most = most
         self._library.ring_buffer__consume(self._ring)
         samples, self._samples = self._samples, []

@@ -37,7 +37,8 @@ FRAME_KEY: Final = PacketKey(None)
 class LoggedRecord(NamedTuple):
     """Kernel log record, with the time range in which the kernel logged it (CLOCK_BOOTTIME).
 
-    The time is between ``since_ns`` and ``until_ns``; ``stamp_ns`` is its estimate by the source.
+    The kernel logged the record between ``since_ns`` and ``until_ns``. ``stamp_ns`` is the
+    timestamp that the source gave the record; it may be inexact.
     """
 
     record: Record
@@ -49,8 +50,8 @@ class LoggedRecord(NamedTuple):
 class Match(NamedTuple):
     """Calls that may have sent the packet of a log record: the latest call of each process.
 
-    ``is_sender``: one of these processes sent the packet. Otherwise another process may have sent
-    it.
+    ``is_sender`` is true if one of these processes certainly sent the packet. Otherwise the sender
+    may be another process.
     """
 
     calls: tuple[Call, ...]
@@ -60,8 +61,8 @@ class Match(NamedTuple):
 def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
     """Return a match with the latest call of each process that may have sent a packet.
 
-    ``is_sender``: one of these processes sent it. Return None without calls, or with more than
-    :data:`MOST` processes.
+    ``is_sender`` is true if one of these processes certainly sent the packet. Return None without
+    calls, or if the calls are of more than :data:`MOST` processes.
     """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
@@ -70,7 +71,7 @@ def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
 def key_of_record(record: Record) -> PacketKey | None:
     """Return the key of a log record's packet, to compare it with the keys of calls.
 
-    Return None if no process sent the packet, or if its socket is unknown.
+    Return None if no process sent the packet, or if the packet's socket is unknown.
     """
     if record.uid is None:
         return None
@@ -89,7 +90,7 @@ def key_of_record(record: Record) -> PacketKey | None:
 def key_of_call(call: Call) -> PacketKey:
     """Return the key of a call, to compare it with the keys of log records.
 
-    A connect has source port 0, because the socket gets its port later.
+    The key of a connect call has source port 0, because the socket gets its port later.
     """
     if call.is_frame:
         return FRAME_KEY

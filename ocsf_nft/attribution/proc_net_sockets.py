@@ -35,15 +35,16 @@ INET: Final = {
 
 
 class TooManySocketsError(OcsfNftError):
-    """Error of a socket lookup: there are more sockets than it can check in time."""
+    """Error of a socket lookup: the table has more sockets than the lookup can check in time."""
 
 
 class Socket(NamedTuple):
     """One socket, as in a socket table of the kernel.
 
-    An IPv4 address is given as such, also for an IPv6 socket. ``local_port`` is the protocol of a
-    raw socket, and the id of a ping socket. A packet socket has neither address nor port. ``inode``
-    is 0 if no process has the socket. ``is_only_ipv6`` is None if the table does not state it.
+    An IPv4 address has the IPv4 form, also if the socket is an IPv6 socket. ``local_port`` is the
+    protocol of a raw socket, and the id of a ping socket. A packet socket has neither address nor
+    port. ``inode`` is 0 if no process has the socket. ``is_only_ipv6`` is None if the table does
+    not state it.
     """
 
     family: int
@@ -61,8 +62,8 @@ class Socket(NamedTuple):
 class ProcNetFiles:
     """Reader of one network namespace's socket tables in /proc/net; for one thread at a time.
 
-    An open file stays a file of this namespace. ``deadline_ns`` is a time of time.monotonic_ns. All
-    methods raise TooManySocketsError and OSError.
+    A table file, once open, always shows the namespace in which it was opened. ``deadline_ns`` is a
+    time of time.monotonic_ns. All methods raise TooManySocketsError and OSError.
     """
 
     def __init__(self, namespace: Namespace) -> None:

@@ -65,9 +65,9 @@ def read(
     """Return the details of a process, or of a thread's process; None if it can't be found.
 
     ``pid`` is the number of a process or thread in this /proc. ``started_by_ns`` (CLOCK_BOOTTIME)
-    is a time when it existed: a process that started later only has the same number. ``started_ns``
-    is its exact start. For a thread, both are times of the thread. Their precision is a clock tick
-    (10 ms). ``hashes`` computes the hash of the process's program.
+    is a time when it existed. A process that started later is another one with the same number.
+    ``started_ns`` is its exact start. For a thread, both are times of the thread. Their precision
+    is a clock tick (10 ms). ``hashes`` computes the hash of the process's program.
 
     For a thread, ``uid``, ``gid`` and ``working_directory`` are its own. The path of a removed
     working directory ends with " (deleted)", as in the kernel. If a program's path ends so and
@@ -76,8 +76,8 @@ def read(
     the outermost pid namespace that has the process and not this one.
 
     Call this in a thread that may block, without a time limit. A process can delay a read of its
-    arguments: it holds the lock of its memory, or serves its pages itself (userfaultfd). The file
-    system can delay a read of its program, and the name service a name.
+    arguments. It holds the lock of its memory, or serves its pages itself (userfaultfd). The file
+    system can delay the read of a program, and the name service the name of a user.
     """
     try:
         with proc.opened(f"/proc/{pid}") as directory:
@@ -142,10 +142,10 @@ def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
 
 
 def _is_top(seen: _Observation) -> bool:
-    """Return True for the first process of the sandbox, also if its pid namespaces are unknown.
+    """Return True for the first process of the sandbox's pid namespace, or if that is unknown.
 
-    The init of a pid namespace inside the sandbox has a third number. So a sandboxed program can't
-    hide the processes that started it behind such an init.
+    The init of a pid namespace inside the sandbox is not the first process: it has three pids. So a
+    sandboxed program can't hide its ancestors behind such an init.
     """
     numbers = seen.status.numbers
     return not numbers or (len(numbers) == 2 and numbers[-1] == 1)
@@ -154,10 +154,11 @@ def _is_top(seen: _Observation) -> bool:
 def _parent(
     child: int, born: proc.Stat, opened: contextlib.ExitStack
 ) -> tuple[int, _Observation] | None:
-    """Return /proc directory and details of a process's parent; None if they may be another's.
+    """Return the /proc directory and the details of a process's parent.
 
-    ``child`` is the process's /proc directory. ``born`` are its details, which name the parent.
-    ``opened`` closes the returned directory.
+    Return None if the directory may be that of another process with the parent's pid. ``child`` is
+    the process's /proc directory. ``born`` are its details, which name the parent. ``opened``
+    closes the returned directory.
     """
     with contextlib.suppress(OSError, ValueError):  # exited, or this process may not read it
         directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))
@@ -187,8 +188,8 @@ def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
     """Replace the details of a thread that belong to its process by those of ``leader``.
 
     ``thread`` and ``leader`` are /proc directories. Raises OSError if the thread has ended. While
-    the thread exists, its process keeps its number, so a directory opened by that number is the
-    right one. An exec would have ended the thread, so there was none.
+    the thread exists, its process keeps its pid, so ``leader`` is the directory of that process. An
+    exec would have ended the thread, so there was none.
     """
     stat = proc.stat(leader)
     proc.stat(thread)
@@ -207,7 +208,7 @@ def _read_consistent(
 def _read_once(
     directory: int, before: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
 ) -> tuple[_Observation, bool]:
-    """Read the details of a process; return them and True if all are of one program.
+    """Read the details of a process; return the details and True if all are of one program.
 
     ``before`` is the process's state before the read. Details that may be of two programs are
     omitted.
@@ -243,7 +244,7 @@ def _read_once(
 
 @contextlib.contextmanager
 def _open_program(directory: int) -> Iterator[int | None]:
-    """Open the file that a process executes (O_PATH); yield None if there is none, or no access."""
+    """Open the file that a process executes (O_PATH); yield None without a file or access."""
     try:
         descriptor = os.open("exe", os.O_PATH, dir_fd=directory)
     except OSError:
@@ -277,7 +278,7 @@ def _program(executed: int) -> _Program:
 
 @functools.cache
 def _memfd_device() -> int | None:
-    """Return the device number of memfds: a file on a disk may have the same path as one."""
+    """Return the device number of memfds, to distinguish a memfd from a file with the same path."""
     for flags in (_MFD_CLOEXEC_NOEXEC, os.MFD_CLOEXEC):  # the first since Linux 6.3
         with contextlib.suppress(OSError):
             descriptor = os.memfd_create("", flags)

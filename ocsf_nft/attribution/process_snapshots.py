@@ -47,7 +47,7 @@ class _Caller(NamedTuple):
 
 
 class ProcessSnapshots:
-    """Store of the process details that the BPF capture reports; it makes a Process from them."""
+    """Store of the process details that the BPF capture reports, to find the process of a call."""
 
     def __init__(self, names: CachedNames) -> None:
         self._names = names
@@ -71,7 +71,7 @@ class ProcessSnapshots:
         self._latest.clear()
 
     def is_latest(self, image: ProcessImage) -> bool:
-        """Return True if a process certainly has run no other program since this image."""
+        """Return True if a process has certainly run no other program since ``image``."""
         return self._latest.get(image.pid) == image
 
     def process(self, call: Call) -> Process:
@@ -121,7 +121,7 @@ class ProcessSnapshots:
     def _arguments(self, snapshot: ProcessSnapshot) -> bytes:
         """Return the command line of a process as its exec set it.
 
-        The process itself can't have overwritten it, because the kernel reported it at the exec.
+        The process can't have overwritten this text, because the kernel reported it at the exec.
         """
         for _ in range(_MOST_ANCESTORS):
             parent = snapshot.parent
@@ -173,7 +173,7 @@ def _placement(cgroup: tuple[bytes, ...]) -> Placement:
 
 
 def _path(names: Sequence[bytes]) -> str | None:
-    """Return the path with these names, innermost first; None if they don't lead up to a root."""
+    """Return the path with these names, innermost first; None if the names don't reach a root."""
     if names and names[-1] == _ROOT:
         return _text(_ROOT + _ROOT.join(reversed(names[:-1])))
     if len(names) == 1 and names[0].startswith(_IN_MEMORY):

@@ -26,7 +26,7 @@ _SETTLED_NS: Final = 3_000_000_000
 
 
 class _Key(NamedTuple):
-    """Identity of a file, and those of its attributes that change with its content."""
+    """Identity of a file, with the attributes that show whether the file's content has changed."""
 
     device: int
     inode: int
@@ -59,10 +59,12 @@ class ProgramHashes:
         self._bytes_read = 0
 
     def sha256(self, program: int) -> str | None:
-        """Return the hash of a file by its descriptor (also O_PATH), in hexadecimal.
+        """Return the hash of an executed file as hexadecimal text.
 
-        Return None if the file is not regular, is too large, can't be read, or changes during the
-        read. Also return None for FUSE: its server may show another content than to the kernel.
+        ``program`` is a descriptor of the file (also O_PATH). Return None if the file is not
+        regular, is too large, can't be read, or changes during the read. Also return None for a
+        file on FUSE. A FUSE server may show the kernel another content than it shows to this
+        process.
         """
         status = os.fstat(program)
         key = _key(status)
@@ -131,7 +133,7 @@ def _digest(descriptor: int, size: int) -> str | None:
 
 
 def _may_change_unnoticed(descriptor: int, status: os.stat_result) -> bool:
-    """Return True if the content of a file may change while its times do not.
+    """Return True if the content of a file may change without a change of its timestamps.
 
     This is so for a memfd with a writable mapping. The kernel forbids writes to an executed file,
     except to a file that never had a path.

@@ -52,7 +52,7 @@ class _Query(NamedTuple):
     """Search for the reported packet of a log record.
 
     The record was logged at ``since_ns`` or later, at about ``stamp_ns``. ``sum`` is the checksum
-    of its bytes.
+    of the packet's bytes in the record; None if the record has no bytes.
     """
 
     key: _Key
@@ -71,14 +71,14 @@ class _Query(NamedTuple):
         return is_alike and packet.time_ns >= self.since_ns
 
     def is_likely(self, packet: Call) -> bool:
-        """Return True if the packet's bytes match the record or, without bytes, its time."""
+        """Return True if the packet's bytes match the record, or its time if bytes are unknown."""
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
         return self.may_match(packet) and (has_bytes or is_soon)
 
 
 class _SimilarPackets:
-    """Reported packets of one process, alike in key, that no log record was matched to yet."""
+    """Reported packets of one process with the same key, without a matching log record so far."""
 
     __slots__ = ("calls", "incomplete_ns")
 
@@ -95,15 +95,15 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + _SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the record's packet may be one that is not stored here."""
+        """Return True if the packet of the record may be missing in this store."""
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
-        """Return the packets that may be the record's; return all if some may be missing."""
+        """Return the packets that may be the record's, or all packets if some may be missing."""
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
-        """Remove one packet that matches the record, so that no other record gets it."""
+        """Remove one packet that matches the record, so that no other record matches it."""
         if self.is_incomplete(query):
             return
         found = self.candidates(query)
@@ -146,7 +146,7 @@ class RefusedPackets:
         self._evicted_ns = now_ns
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
-        """Return True if the kernel has yet to report the packet of one of the log records."""
+        """Return True if the kernel has not yet reported the packet of one of the log records."""
         numbers: Counter[tuple[_Key, int | None]] = Counter()
         for each in logged:
             query = _query(each)
@@ -157,9 +157,10 @@ class RefusedPackets:
         return False
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield the match of each log record, in the kernel's order; None without a packet.
+        """Yield the match of each log record; None if no reported packet matches.
 
-        A packet belongs to only one record, so pass each record only once.
+        The records are in the kernel's order. A packet belongs to only one record, so pass each
+        record only once.
         """
         for each in logged:
             query = _query(each)

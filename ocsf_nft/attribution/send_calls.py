@@ -108,14 +108,14 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that calls before ``now_ns`` are missing; their packets may be read later."""
+        """Note that calls before ``now_ns`` are missing; their packets' records may still come."""
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
         """Yield the match of each log record; None if no call for its packet is known.
 
-        The records are in the kernel's order, and follow those of the previous call. All calls
-        until now must be stored here before.
+        The records are in the kernel's order, and follow the records of the previous ``matches``.
+        All system calls until now must have been added before.
         """
         time_ranges = self._time_ranges(logged)
         for each, time_range in zip(logged, time_ranges, strict=True):
@@ -157,7 +157,7 @@ class SendCalls:
         return [each for each in alike if each.may_send_in(time_range)]
 
     def _is_complete(self, record: Record, since_ns: int) -> bool:
-        """Return True if each call that may have sent the record's packet is stored here.
+        """Return True if all calls that may have sent the record's packet are stored here.
 
         The packet was sent at ``since_ns`` or later.
         """
@@ -178,7 +178,7 @@ class SendCalls:
 
 
 def _without_port(key: PacketKey) -> PacketKey:
-    """Return the key of a call that connects, which has no source port yet."""
+    """Return the key of the call that connected the socket, when it had no source port yet."""
     return key._replace(source_port=0)
 
 
@@ -193,8 +193,9 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each record's packet.
 
-    ``found`` has the calls that may have sent it, and ``read`` the time when the record was read.
-    No packet was sent after its record was read, or later than the packets of later records.
+    For each record, ``found`` has the calls that may have sent the packet. ``read`` has the time at
+    which the record was read. No packet was sent after its record was read, or later than the
+    packets of later records.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

@@ -55,7 +55,7 @@ _IFREQ: Final = struct.Struct("=16si20x")  # struct ifreq
 class SocketTables:
     """Query of the kernel's socket tables of one network namespace; for one thread at a time.
 
-    Open descriptors belong to the namespace in which they were opened, and stay in it.
+    All descriptors are opened in this namespace, and show it also after its path was replaced.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -91,7 +91,7 @@ class SocketTables:
 
     @property
     def namespace(self) -> Namespace:
-        """Return the network namespace of the tables, unchanged if its path is replaced."""
+        """Return the network namespace of the tables, also if its path was replaced meanwhile."""
         return self._namespace
 
     def tcp(
@@ -105,10 +105,11 @@ class SocketTables:
     ) -> tuple[Socket, ...]:
         """Return the TCP sockets that have, or had, the connection from ``local`` to ``remote``.
 
-        Both are pairs of address and port. A refused connection has a socket only if its process
-        chose the port itself. Its remote port may already be 0 (``tcp_disconnect``). ``device`` is
-        the packet's outbound device: only a query with it finds a socket bound to it.
-        ``deadline_ns`` is of time.monotonic_ns. Raises TooManySocketsError, OSError.
+        ``local`` and ``remote`` are pairs of address and port. A refused connection has a socket
+        only if its process chose the port itself. The socket's remote port may already be 0
+        (``tcp_disconnect``). ``device`` is the packet's outbound device: a socket bound to a device
+        is only found with it. ``deadline_ns`` is of time.monotonic_ns. Raises TooManySocketsError,
+        OSError.
         """
         expected = (local[1], remote[0], remote[1])
         try:
@@ -130,9 +131,9 @@ class SocketTables:
     ) -> tuple[Socket, ...]:
         """Return all UDP or UDP-Lite sockets that may have sent from this IP version and port.
 
-        Addresses exclude no socket. For each packet, a socket can use other addresses than those
-        that it is bound and connected to (``sendto``, ``IP_PKTINFO``). Raises TooManySocketsError,
-        OSError.
+        The result does not depend on addresses. A socket can send each packet with other addresses
+        than those that it is bound and connected to (``sendto``, ``IP_PKTINFO``). Raises
+        TooManySocketsError, OSError.
         """
         try:
             sockets = tuple(self._dump(protocol, version, port, _ALL_STATES, deadline_ns))
@@ -150,7 +151,8 @@ class SocketTables:
     ) -> Socket | None:
         """Return the TCP socket that would get a packet from ``remote`` to ``local``.
 
-        This asks for one socket and needs no dump of the table. Return None if there is none.
+        The query asks for one socket and needs no dump of the table. Return None if there is no
+        such socket.
         """
         sock = self._diag(socket.IPPROTO_TCP)
         family = socket.AF_INET if version == 4 else socket.AF_INET6

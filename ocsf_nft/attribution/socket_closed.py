@@ -48,7 +48,7 @@ WATCHED_PROTOCOLS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 class ClosedSockets:
     """Listener for the kernel's notifications of closed sockets in a network namespace.
 
-    It runs in a thread of its own while its context is entered. Times are of CLOCK_BOOTTIME.
+    A thread listens while the context is entered. Times are of CLOCK_BOOTTIME.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -63,8 +63,8 @@ class ClosedSockets:
     def __enter__(self) -> Self:
         """Start to listen for closed sockets.
 
-        Raises AbsentError and UnsupportedError if the namespace can't be entered, OSError if the
-        kernel does not support it.
+        Raises AbsentError and UnsupportedError if the namespace can't be entered. Raises OSError if
+        the kernel does not support such listeners.
         """
         self._socket = self._namespace.call(_subscribe)
         self._since_ns = _now_ns()
@@ -82,10 +82,10 @@ class ClosedSockets:
             self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
-        """Return why a socket that had this port at ``since_ns`` may be closed; None if none was.
+        """Return why a socket that had this port at ``since_ns`` may be closed; None if it is open.
 
-        ``protocol`` is one of :data:`WATCHED_PROTOCOLS`. ``since_ns`` may be up to ``slack_ns`` too
-        late.
+        ``protocol`` is one of :data:`WATCHED_PROTOCOLS`. The true time may be up to ``slack_ns``
+        before ``since_ns``.
         """
         with self._lock:
             is_all = self._drain()
@@ -110,7 +110,7 @@ class ClosedSockets:
             select.select([self._stop], [], [], _PACE_SECONDS)
 
     def _drain(self) -> bool:
-        """Read notifications of closed sockets; return False if some may be left unread."""
+        """Read notifications of closed sockets; return False if some may still be unread."""
         closed: list[tuple[int, int]] = []
         is_dropped = is_all = False
         for _ in range(_MOST):

@@ -51,9 +51,9 @@ _PERMITTED: Final = re.compile(rb"^CapPrm:\t([0-9a-f]+)$", re.MULTILINE)
 class Holder(NamedTuple):
     """Process that has one or more of the searched sockets open.
 
-    ``started_ns`` is its start (CLOCK_BOOTTIME), rounded down to a clock tick. ``inodes`` are the
-    sockets that it has. ``doubt`` is the reason why another process may have used them; None if
-    there is none.
+    ``started_ns`` is the process's start (CLOCK_BOOTTIME), rounded down to a clock tick. ``inodes``
+    are the searched sockets that it has. ``doubt`` is the reason why another process may have used
+    these sockets; None if there is no such reason.
     """
 
     pid: int
@@ -63,11 +63,11 @@ class Holder(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Result of a search for the processes that have some sockets open.
+    """Result of a search for the processes (holders) that have some sockets open.
 
-    ``missed`` is the reason why there may be more holders. If it is None, only a process that
-    received the socket (SCM_RIGHTS) can be missing. ``unseen`` is the reason why there may be such
-    a process; None if there is none either.
+    ``missed`` is the reason why the search may have missed holders; None if there is no reason.
+    ``unseen`` is the reason why a process may have the socket by SCM_RIGHTS without being found. It
+    is None if this reader can see every process of the host.
     """
 
     holders: tuple[Holder, ...]
@@ -79,8 +79,9 @@ def find_holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> 
     """Find all processes that have one of the sockets with these inode numbers open.
 
     ``namespace`` is the name of the sockets' network namespace in /proc (``net:[…]``). Processes in
-    it are checked first, then all others, because a socket may have been passed out of it. Returns
-    at ``deadline_ns`` (time.monotonic_ns) at the latest, even if a process delays the search.
+    this namespace are checked first. Then all others are checked, because they may have received a
+    socket from it. Returns at ``deadline_ns`` (time.monotonic_ns) at the latest, even if a process
+    delays the search.
     """
     root = proc.directory("/proc")
     try:
@@ -129,7 +130,11 @@ class _Search:
         self._missed = self._missed or reason
 
     def _is_inside(self, pid: int, namespace: str) -> bool:
-        """Return True if a process is in the namespace; note the parent of a dead process."""
+        """Return True if a process is in the network namespace, or if only its threads are alive.
+
+        The namespace is unknown once the process's first thread is dead. The process's parent is
+        noted.
+        """
         self._check_time()
         try:
             return os.readlink(f"{pid}/ns/net", dir_fd=self._root) == namespace
@@ -142,7 +147,7 @@ class _Search:
     def _is_alive(self, pid: int) -> bool:
         """Return True if a process has living threads; note its parent if the first has ended.
 
-        A process that was removed is detected by its parent's details.
+        If the process was already removed, its parent shows that it had children.
         """
         try:
             stat = proc.stat(self._root, f"{pid}/stat")
@@ -179,7 +184,7 @@ class _Search:
             self._found[pid] = found
 
     def result(self) -> Scan:
-        """Return the processes that were found, with their details after the search."""
+        """Return the processes that have the sockets; their details are read now."""
         holders = []
         for pid, found in self._found.items():
             try:
@@ -202,8 +207,8 @@ class _Search:
     def _tables(self, directory: int, pid: int) -> Iterator[str]:
         """Yield the directories of a process's descriptor tables, below /proc/PID.
 
-        Each thread may have a table of its own. The leader may be dead and have none while other
-        threads are alive.
+        Each thread may have a table of its own. A dead first thread has no table, but other threads
+        may be alive.
         """
         yield "."
         if os.stat("task", dir_fd=directory).st_nlink <= 3:  # itself, its parent, one thread
@@ -219,7 +224,7 @@ class _Search:
             os.close(tasks)
 
     def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
-        """Search one descriptor table; return False if it was empty or changed meanwhile."""
+        """Search one descriptor table; return False if the table was empty or changed meanwhile."""
         seen = closed = 0
         try:
             table = proc.directory(f"{owner}/fdinfo", directory)
@@ -275,7 +280,7 @@ class _Search:
         return None
 
     def _has_unix_socket(self, directory: int, pid: int) -> bool:
-        """Return True if a process has a Unix socket open, or if that is unknown."""
+        """Return True if a process has a Unix socket open, or if its sockets are unknown."""
         for owner in self._tables(directory, pid):
             try:
                 table = proc.directory(f"{owner}/fdinfo", directory)
@@ -297,7 +302,7 @@ class _Search:
             return False
 
     def _descends(self, pid: int, ancestor: int) -> bool:
-        """Return True if process ``pid`` descends from ``ancestor``, or has ended meanwhile."""
+        """Return True if process ``pid`` descends from ``ancestor``, or if a process has ended."""
         try:
             while pid > 1:
                 pid = proc.stat(self._root, f"{pid}/stat").parent
@@ -311,9 +316,9 @@ class _Search:
 class _Descriptor(NamedTuple):
     """Details of an open descriptor, from /proc/PID/fdinfo (``seq_show`` in ``fs/proc/fd.c``).
 
-    Linux 5.14 or later shows the inode. To read them for another user's process takes
-    CAP_SYS_PTRACE. Unlike ``fd``, it takes no right to the process's files. Only Unix sockets have
-    ``scm_fds`` (``net/unix/af_unix.c``).
+    Linux 5.14 or later shows the inode. To read fdinfo of another user's process takes
+    CAP_SYS_PTRACE. Unlike ``fd``, fdinfo takes no right to the process's files. Only Unix sockets
+    have ``scm_fds`` (``net/unix/af_unix.c``).
     """
 
     flags: int
@@ -339,7 +344,7 @@ def _mount_of_sockets(root: int) -> int:
 
 
 def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
-    """Return True if a process's descriptor is close-on-exec; False also if it is closed by now."""
+    """Return True if a process's descriptor is close-on-exec; False also if it was just closed."""
     try:
         details = _Descriptor.of(f"{owner}/fdinfo/{descriptor}", directory)
     except FileNotFoundError:
@@ -348,7 +353,7 @@ def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
 
 
 def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:
-    """Return a bit mask from /proc/PID/status; all bits if the text was cut before it."""
+    """Return a bit mask from /proc/PID/status; all bits are set if the text lacks the mask."""
     found = pattern.search(status)
     return -1 if found is None else int(found[1], 16)
 
@@ -356,7 +361,7 @@ def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:
 def _share_files(pid: int, tid: int) -> bool:
     """Return True if a thread shares the descriptor table of its process's first thread.
 
-    False also if that is unknown.
+    Return False if this is unknown.
     """
     if _KCMP is None:
         return False
@@ -364,10 +369,10 @@ def _share_files(pid: int, tid: int) -> bool:
 
 
 def _shows_all(root: int) -> bool:
-    """Return True if /proc is of our pid namespace, and shows all its processes.
+    """Return True if /proc belongs to our pid namespace and shows all processes in it.
 
-    ``root`` is a descriptor of /proc. With hidepid, /proc may hide each process that is not
-    readable, and so also the first one.
+    ``root`` is a descriptor of /proc. The test is process 1: with the mount option hidepid, /proc
+    hides processes that are not readable.
     """
     try:
         os.stat("1", dir_fd=root)
@@ -379,6 +384,6 @@ def _shows_all(root: int) -> bool:
 def _is_in_initial_namespace(root: int) -> bool:
     """Return True if /proc is of the initial pid namespace, which has all processes of the host.
 
-    In another one, the children of a visible process are visible too, but not all other processes.
+    Another pid namespace has only some processes: those in it, and all their children.
     """
     return os.readlink("self/ns/pid", dir_fd=root) == proc.INITIAL

@@ -61,16 +61,16 @@ class _PortWatch(NamedTuple):
     port: int
 
     def doubt(self, sent_ns: int) -> str | None:
-        """Return why the packet's socket may have given up the port; None if it has not."""
+        """Return why the packet's socket may no longer have the port; None if it certainly has."""
         return self.closed.doubt(self.protocol, self.port, sent_ns, slack_ns=_LATE_NS)
 
 
 class _Candidates(NamedTuple):
     """Sockets that may have sent a packet.
 
-    ``description`` is a noun phrase for them in messages. ``watch`` is None if the kernel does not
-    notify of closed sockets of their kind. ``has_others``: a socket of another user may be the
-    sender too.
+    ``description`` is a noun phrase for the sockets, used in messages. ``watch`` is None if the
+    kernel does not notify when such a socket is closed. ``has_others`` is true if a socket of
+    another user may be the sender too.
     """
 
     sockets: tuple[Socket, ...]
@@ -82,7 +82,8 @@ class _Candidates(NamedTuple):
 class SocketLookup:
     """Lookup of the processes that sent refused packets, by their sockets, in one sandbox.
 
-    Open it before the source of the log records: it can't find senders of packets from before.
+    Open the lookup before the source of the log records. It can't find the sender of a packet that
+    was sent before the lookup was opened.
     """
 
     def __init__(self, namespace: Namespace, hashes: ProgramHashes | None = None) -> None:
@@ -112,7 +113,7 @@ class SocketLookup:
     def __exit__(self, *_: object) -> None:
         """Stop watching the sandbox's sockets; a lookup in another thread ends without a result.
 
-        Blocks for a tenth of a second at most, while such a lookup reads the namespace's sockets.
+        Blocks for at most a tenth of a second, if a lookup reads the namespace's sockets meanwhile.
         """
         with self._lock:
             self._is_open = False
@@ -121,8 +122,8 @@ class SocketLookup:
     def attribution(self, record: Record) -> Attribution | str:
         """Return the attribution of a record's packet, or a sentence why no process can be named.
 
-        Blocks for up to a tenth of a second. It takes longer if a process delays the read of its
-        details (:func:`process_details.read`). Several threads may call it.
+        Blocks for up to a tenth of a second, or longer if a process delays the read of its details
+        (:func:`process_details.read`). Several threads may call this method.
         """
         reason = _reason_against_lookup(record)
         if reason is not None:
@@ -234,7 +235,7 @@ class SocketLookup:
         )
 
     def _is_sender(self, found: _Candidates, scan: Scan, holder: Holder) -> bool:
-        """Return True if ``holder``, the only process that has the socket, certainly used it."""
+        """Return True if ``holder``, the only process with the socket, certainly used it."""
         return (
             found.watch is not None
             and not found.has_others
@@ -248,7 +249,7 @@ class SocketLookup:
 
 
 def _reason_against_lookup(record: Record) -> str | None:
-    """Return why no socket of the sandbox can have sent the packet; None if one can."""
+    """Return why no socket of the sandbox can have sent the packet; None if a socket can."""
     if record.rule not in {"egress", "link"}:
         return "packets that a sandbox forwards or receives are not from its sockets"
     if record.uid is None:

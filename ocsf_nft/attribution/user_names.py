@@ -30,7 +30,7 @@ _CACHE_SECONDS: Final = 300.0
 class UserNames:
     """Cached lookup of user and group names, for the ids that /proc shows.
 
-    These are ids of this process's user namespace. In the initial user namespace they are the
+    /proc shows ids of this process's user namespace. In the initial user namespace they are the
     host's ids, also for processes in other namespaces. In another user namespace the host's names
     belong to other ids, so no name is returned. ``most`` is the size of the cache. Threads may
     share an instance.
@@ -43,15 +43,18 @@ class UserNames:
         self._is_initial: bool | None = None
 
     def user(self, uid: int | None) -> str | None:
-        """Return the name of a user by its id, None if it has none; the name service may block."""
+        """Return a user's name, or None if the id has no name; the name service may block."""
         return self._name("user", uid, lambda number: pwd.getpwuid(number).pw_name)
 
     def group(self, gid: int | None) -> str | None:
-        """Return the name of a group by its id, None if it has none; the name service may block."""
+        """Return a group's name, or None if the id has no name; the name service may block."""
         return self._name("group", gid, lambda number: grp.getgrgid(number).gr_name)
 
     def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
-        """Return whether the name of an id is cached, and the name; never ask the name service."""
+        """Return (True, name) if the answer for an id is cached, else False and an outdated name.
+
+        A cached name is None if the id has no name. This never asks the name service.
+        """
         if not self._is_in_initial_namespace():
             return True, None
         with self._lock:
@@ -59,9 +62,9 @@ class UserNames:
         return time.monotonic() < until, name
 
     def mapped_id(self, number: int) -> int | None:
-        """Return a user or group id from /proc, or None if it may be the number for unmapped ids.
+        """Return a user or group id from /proc; None for 65534 in a user namespace.
 
-        In a user namespace, /proc shows 65534 for each id that has no number there.
+        There, /proc shows 65534 for each id that has no number in the namespace.
         """
         return number if number != _UNMAPPED or self._is_in_initial_namespace() else None
 
@@ -92,7 +95,7 @@ class UserNames:
 
 
 class CachedNames:
-    """User and group names that are cached in ``names``; it never waits for the name service.
+    """Reader of the user and group names cached in ``names``, without a wait for the name service.
 
     ``missing`` has the requested ids without a cached name; :meth:`resolve` asks for their names.
     """

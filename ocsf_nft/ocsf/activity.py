@@ -54,8 +54,8 @@ class Derived(NamedTuple):
     """Values of a Network Activity event that are computed from the attempt, not copied.
 
     ``source`` and ``destination`` are the kinds of the record's addresses. ``severity`` is the
-    configured severity, None if no configured rule matches. ``raw_bytes`` is the size of the raw
-    record.
+    configured severity; None if no configured rule matches. ``raw_bytes`` is the size of the
+    record's text.
     """
 
     source: AddressKind | None

@@ -39,9 +39,9 @@ _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 def actor_of(
     record: Record, attribution: Attribution | None, unmapped: dict[str, Any]
 ) -> Actor | None:
-    """Return the sender of a record's packet as an OCSF actor; None if it is unknown.
+    """Return the sender of a record's packet as an OCSF actor; None if the sender is unknown.
 
-    A group without a user has no attribute: it is added to ``unmapped``.
+    OCSF has no attribute for a group without a user: such a group is added to ``unmapped``.
     """
     if record.uid is None and record.gid is not None:
         unmapped["gid"] = record.gid
@@ -63,12 +63,12 @@ def actor_of(
 
 
 def actor_of_process(process: Process) -> Actor:
-    """Return an OCSF actor for a process, without a user of a log record."""
+    """Return an OCSF actor that has only a process, and no user from a log record."""
     return Actor(process=_process(process))
 
 
 def unmapped_of(process: Process | None) -> dict[str, str]:
-    """Return the facts about a process for which its OCSF objects have no attribute."""
+    """Return the facts about a process that have no attribute in the OCSF schema."""
     if process is None:
         return {}
     inside = container_of(process.container)
@@ -133,9 +133,9 @@ def _ancestor(ancestor: Process) -> ProcessEntity:
 
 
 def name_of(process: Process) -> str | None:
-    """Return the name of a process's program or, if unknown, the name that the process chose.
+    """Return the name of a process's program or, if that is unknown, the process's own name.
 
-    A process can set its own name, so it is less reliable.
+    The own name is less reliable, because a process can set its own name.
     """
     return _shown(_program(process) or process.name)
 
@@ -166,7 +166,7 @@ def _hashes(sha256: str | None) -> tuple[Fingerprint, ...] | None:
 
 @lru_cache(maxsize=CACHED)
 def container_of(container: Container | None) -> objects.Container | None:
-    """Convert a container to its OCSF object; return None if it has neither uid nor name."""
+    """Convert a container to its OCSF object; None if the container has neither uid nor name."""
     if container is None or container.uid is container.name is None:
         return None
     image = None

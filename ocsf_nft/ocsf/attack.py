@@ -68,7 +68,7 @@ _BY_KIND: Final = {
 
 
 def attacks(record: Record, *, is_cloud_metadata: bool) -> tuple[Attack, ...]:
-    """Return the ATT&CK technique of a refused packet, as if it had reached its destination."""
+    """Return the ATT&CK technique of a refused packet, as if the packet had arrived."""
     if is_cloud_metadata:
         return _METADATA_API
     if record.protocol not in {protocols.TCP, protocols.UDP} or record.destination_port is None:

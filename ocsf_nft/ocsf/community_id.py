@@ -41,8 +41,8 @@ def community_id(
 ) -> str:
     """Return the Community ID of a flow between two addresses in network bytes.
 
-    ``ports`` are those of source and destination, or stand for an ICMP type and code. Without
-    ``one_way`` both directions of the flow have the same id.
+    ``ports`` are the ports of source and destination. For ICMP, they are two numbers that stand for
+    type and code. Both directions of a flow have the same id, unless ``one_way`` is set.
     """
     if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source
@@ -61,7 +61,7 @@ def _is_backwards(source: bytes, destination: bytes, ports: tuple[int, int] | No
 
 
 def of_record(record: Record, source: bytes | None, destination: bytes | None) -> str | None:
-    """Return the Community ID of a log record's flow; None if the record lacks a part of it.
+    """Return the Community ID of a log record's flow; None if the record lacks a required field.
 
     ``source`` and ``destination`` are the record's addresses in network bytes.
     """

@@ -90,11 +90,12 @@ class RuleFacts:
 class Context:
     """Facts for the events of one sandbox that its log records lack.
 
-    ``host`` is None if the records come from another machine. ``proxies`` are the sandbox's, in
-    order of preference. ``uplinks`` are the interfaces that lead out of the sandbox, empty if
-    unknown. ``rules`` maps a record's rule name to the rule in the kernel, if known. ``container``
-    is the container that the sandbox is. The first matching rule of ``severities`` gives the
-    severity of an attempt. ``threshold`` is the condition for a finding.
+    ``host`` is None if the records come from another machine. ``proxies`` are the sandbox's
+    proxies, in order of preference. ``uplinks`` are the interfaces that lead out of the sandbox,
+    empty if unknown. ``rules`` maps a record's rule name to the rule in the kernel, if known.
+    ``container`` is the sandbox's container; None if the sandbox is not a container. The first
+    matching rule of ``severities`` gives the severity of an attempt. ``threshold`` is the condition
+    for a finding.
     """
 
     host: Host | None = None

@@ -31,8 +31,8 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
     """Return source and destination of a record's packet as OCSF endpoints.
 
-    ``source`` and ``destination`` are the kinds of its addresses. ``container`` is the sandbox, if
-    that is a container. Facts that fit no endpoint are added to ``unmapped``.
+    ``source`` and ``destination`` are the kinds of the record's addresses. ``container`` is the
+    sandbox's container, if there is one. Facts that fit no endpoint are added to ``unmapped``.
 
     An interface belongs to the endpoint on its side. A forwarded packet arrived from the source and
     would have left to the destination. If a forwarded packet is known from a counter only, both

@@ -28,8 +28,8 @@ NETWORK_ACTIVITY: Final = 4001
 def stable_uid(*parts: str | int | None) -> str:
     """Return the UUID that is a hash of ``parts``, so that equal parts always give the same UUID.
 
-    Parts in another number or of other types give another UUID. Any text is valid, also with lone
-    surrogates.
+    More or fewer parts, or parts of other types, give another UUID. Any text is valid, also with
+    lone surrogates.
     """
     return _uuid5(_json(parts))
 
@@ -83,7 +83,7 @@ def flow_uid(record: Record) -> str:
 def aggregation_uid(
     sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
 ) -> str:
-    """Return the uid that all aggregated attempts of one user have in common, for each reason."""
+    """Return the uid of all attempts of one user that were aggregated for the same ``reason``."""
     return stable_uid("aggregation", sandbox, rule, uid, reason)
 
 

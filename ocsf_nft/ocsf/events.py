@@ -111,7 +111,7 @@ class Event(Model):
 
 
 class NetworkActivity(Event):
-    """OCSF class 4001: packets of one attempt. No other event of this class counts them."""
+    """OCSF class 4001: packets of one attempt. No other event of this class counts the packets."""
 
     profile_attributes: ClassVar = {
         "host": ("device", "actor"),
@@ -207,7 +207,7 @@ class NetworkActivity(Event):
 
 
 class DetectionFinding(Event):
-    """OCSF class 2004: an incident. Its ``count`` is a running total of its attempts' packets."""
+    """OCSF class 2004: an incident or a scan. ``count`` is the number of its packets so far."""
 
     # The class itself has device, is_alert and confidence: they need no profile.
     profile_attributes: ClassVar = {

@@ -107,7 +107,7 @@ def _objects() -> list[type[Model]]:
 
 
 def _uses(model: type[Model]) -> str:
-    """Return a sentence that lists the attributes with such an object as value."""
+    """Return a sentence that lists the attributes whose value is an object of this model."""
     uses: dict[str, list[str]] = {}
     for holder in (*CLASSES.values(), *_objects()):
         for name, kind in children(holder).items():
@@ -141,7 +141,7 @@ def _rows(model: type[Model]) -> Iterator[str]:
 
 
 def _id_of(name: str) -> str:
-    """Return the attribute of which ``name`` would be the caption."""
+    """Return the name of the id attribute, if ``name`` is the name of its caption attribute."""
     return f"{name.removesuffix('_name')}_id"
 
 
@@ -166,7 +166,7 @@ def _in_words(annotation: Any) -> str:
 
 
 def _source(field: FieldInfo) -> str:
-    """Return the guide's text on an attribute: the source of its value, and its possible ids."""
+    """Return the guide's text on an attribute: the source of the value, and the possible ids."""
     if get_origin(field.annotation) is Literal:
         return f"`{get_args(field.annotation)[0]}`"
     description = _code(field.description or "")
@@ -198,7 +198,7 @@ def _profiles() -> str:
 
 
 def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """Yield each OCSF profile with each model that has attributes of it, and these attributes."""
+    """Yield each OCSF profile, each model with attributes of this profile, and these attributes."""
     for model in (*CLASSES.values(), *_objects()):
         for profile, names in model.profile_attributes.items():
             if ours := [name for name in names if name in model.model_fields]:
@@ -236,7 +236,7 @@ def _named(names: Iterable[str]) -> str:
 
 
 def with_current_guide(page: str) -> str:
-    """Return ``page`` with its field guide generated again; raises UsageError without a marker."""
+    """Return ``page`` with a newly generated field guide; raises UsageError without a marker."""
     head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """Stage of a finding (begun, goes on, ended): OCSF activity, OCSF status, and a sentence."""
+    """Stage of a finding (begun, goes on, ended): OCSF activity, OCSF status and a sentence."""
 
     activity: FindingActivityId
     status: FindingStatus
@@ -109,7 +109,7 @@ class FenceAction(NamedTuple):
 
 
 def fence_action(*, is_permitted: bool) -> FenceAction:
-    """Return the words for what the fence did; ``is_permitted``: it allowed the packets."""
+    """Return the words for what the fence did with the packets: it blocked or allowed them."""
     return _ALLOWED if is_permitted else _REFUSED
 
 
@@ -208,7 +208,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
 def _title_and_desc(
     rule: str, direction: Direction, destination: AddressKind | None
 ) -> tuple[str, str]:
-    """Return title and description of a finding, without the words for the fence's action."""
+    """Return title and description of a finding, to which the caller adds the fence's action."""
     if (
         direction is Direction.OUTBOUND
         and destination is not None
@@ -229,9 +229,9 @@ def _remedy(
 
 
 def _as_evidence(observables: tuple[Observable, ...]) -> Iterator[Observable]:
-    """Yield an event's observables for its finding, where the endpoints are in the evidence.
+    """Yield the observables of a Network Activity event, with their paths in its finding.
 
-    So the paths of endpoints get the prefix ``evidences[0]``.
+    A finding has the endpoints in its evidence, so their paths get the prefix ``evidences[0]``.
     """
     for each in observables:
         is_below = each.name.startswith(("src_endpoint.", "dst_endpoint."))

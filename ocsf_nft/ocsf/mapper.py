@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Mapper:
     """Mapper of attempts to OCSF events for one sandbox; threads may share it.
 
-    The ``context`` has the facts that records lack. The same attempt gives the same event, apart
-    from ``metadata.processed_time``. Any record is accepted: missing facts are left out of the
-    event.
+    The ``context`` has the facts that records lack. The same attempt always gives the same event,
+    apart from ``metadata.processed_time``. Any record is accepted: missing facts are left out of
+    the event.
     """
 
     def __init__(self, context: Context) -> None:
@@ -34,10 +34,10 @@ class Mapper:
     def network_activity(self, attempt: Attempt, *, processed_ns: int) -> NetworkActivity:
         """Return the Network Activity event of one attempt.
 
-        ``processed_ns`` is now, in ns since the epoch, UTC. ``time`` is the packet's timestamp or,
-        for a window of several packets, the window's end: only then is the count complete. Facts of
-        a single packet are those of the packet in the attempt's record. These are source port, TCP
-        flags, Community ID and raw data.
+        ``processed_ns`` is now, in ns since the epoch, UTC. The event's ``time`` is the packet's
+        timestamp. For several packets it is the end of their time window: only then is the count
+        complete. Source port, TCP flags, Community ID and raw data are those of the single packet
+        in the attempt's record.
 
         The numbers of the record must be in the ranges that Record documents; its texts may be
         arbitrary.

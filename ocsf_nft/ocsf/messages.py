@@ -89,8 +89,8 @@ def sender_text(
 ) -> str:
     """Return a text that names the sender of packets in a sandbox, as far as it is known.
 
-    ``by`` is the attribution to a process. ``rule`` is the rule that refused the packet. A rule of
-    a VM makes the VM the sender.
+    ``by`` is the attribution to a process. ``rule`` is the rule that refused the packet. For a rule
+    about a VM, the text names the VM as the sender.
     """
     name = f"sandbox {visible(sandbox)}"
     if rule in VM_RULES:
@@ -122,7 +122,7 @@ def _process_name(process: Process) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun: "3 packets"; ``plural`` is needed if it is not regular."""
+    """Return a number with its noun: "3 packets"; ``plural`` is needed if it is irregular."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -154,7 +154,7 @@ def _single_text(attempt: Attempt, direction: Direction) -> str:
 
 
 def _link_sources(record: Record) -> str:
-    """Return the source addresses of a VM's frame, as text: they may be why it was refused."""
+    """Return the source addresses of a VM's frame as text: they may be why the fence refused it."""
     sources = {"source": record.source, "MAC": record.mac_source}
     known = [f"{name} {visible(value)}" for name, value in sources.items() if value is not None]
     return f" ({', '.join(known)})" if known else ""
@@ -178,7 +178,7 @@ def _aggregate_text(attempt: Attempt, direction: Direction, aggregation: Aggrega
 
 
 def _kind(record: Record) -> str | None:
-    """Return the protocol or kind that all aggregated packets share; None if they share none."""
+    """Return the protocol, IP version or ethertype of aggregated packets; None if they differ."""
     if record.protocol is not None:
         return _protocol(record.protocol)
     if record.ip_version is not None:
@@ -237,7 +237,7 @@ def _noun(record: Record, number: int) -> str:
 
 
 def _destination(record: Record) -> str:
-    """Return " to", the packet's destination and its service; empty for a frame without IP."""
+    """Return "to" with the packet's destination and service; empty for a frame without IP."""
     if record.destination is None:
         return ""
     known = service(record.protocol, record.destination_port)

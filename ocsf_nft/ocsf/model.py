@@ -24,10 +24,10 @@ class Model(BaseModel):
 
     @classmethod
     def profiles_of(cls, values: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the OCSF profiles of an object's attributes, also those of its inner objects.
+        """Yield the OCSF profiles of an object's attributes, and those of its inner objects.
 
         ``values`` are the object's attributes. Inner objects are models or decoded JSON. A profile
-        may come more than once.
+        may be repeated.
         """
         for profile, names in cls.profile_attributes.items():
             if any(values.get(name) is not None for name in names):
@@ -47,7 +47,7 @@ class Model(BaseModel):
         return orjson.Fragment(self.__pydantic_serializer__.to_json(self, exclude_none=True))
 
     def cache_json(self) -> Self:
-        """Store the object's JSON in it, because many events contain it; return the object."""
+        """Cache the JSON of an object that many events contain; return the object."""
         _ = self._cached_json
         return self
 
@@ -58,7 +58,7 @@ class Model(BaseModel):
 
 @cache
 def children(model: type[Model]) -> Mapping[str, type[Model]]:
-    """Return the fields of a model that contain other OCSF objects, with the models of these."""
+    """Return the fields of a model that contain other OCSF objects, with the objects' models."""
     return {
         name: kind
         for name, field in model.model_fields.items()
@@ -75,7 +75,7 @@ def _kinds(annotation: Any) -> Iterator[type[Model]]:
 
 @cache
 def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
-    """Return the fields whose objects can have an attribute of an OCSF profile, at any depth."""
+    """Return the fields that contain objects with attributes of OCSF profiles, at any depth."""
     return tuple(
         (name, kind)
         for name, kind in children(model).items()
@@ -84,7 +84,7 @@ def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
-    """Return a caption; raise ValueError if it is not the caption of the field's enum id.
+    """Return a caption unchanged; raise ValueError if the field's enum id has another caption.
 
     Id 99 (Other) allows any caption.
     """
@@ -118,5 +118,5 @@ def optional_field(description: str) -> Any:
 
 
 def derived_field(compute: Callable[[dict[str, Any]], Any], description: str) -> Any:
-    """Define a field whose default ``compute`` derives from the fields declared before it."""
+    """Define a field whose default value ``compute`` derives from the fields declared before."""
     return Field(default_factory=compute, description=description)

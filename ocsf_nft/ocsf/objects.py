@@ -108,7 +108,7 @@ class Analytic(Model):
 
 
 class RelatedEvent(Model):
-    """OCSF object ``related_event``: reference from a finding to an event of its incident."""
+    """OCSF object ``related_event``: a reference in a finding to an event of the same incident."""
 
     uid: str = Field(description="metadata.uid of that event")
     type_uid: Long = Field(description="type_uid of that event")
@@ -221,7 +221,7 @@ class NetworkConnectionInfo(Model):
 
 
 class NetworkTraffic(Model):
-    """OCSF object ``network_traffic``: the packets that this event counts, and no other event."""
+    """OCSF object ``network_traffic``: the numbers of packets and bytes of the event."""
 
     packets: Long = Field(description="the same as count")
     bytes: Long | None = optional_field("bytes by the kernel's counter, or length of the packet")

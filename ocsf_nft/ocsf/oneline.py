@@ -167,9 +167,9 @@ def _sender(event: Mapping[str, Any]) -> str:
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
-    """Return the number of further possible senders, and whether each was seen to try.
+    """Return the number of further possible senders, and True if the kernel saw each of them try.
 
-    ``pid`` is the process that the line names already.
+    ``pid`` is the process that the line already names.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():
@@ -205,7 +205,7 @@ def _process(process: Any) -> str:
 
 
 def _traffic(event: Any) -> str:
-    """Return protocol, endpoints and service of an event or of an evidence, as text."""
+    """Return protocol, endpoints and service of an event, or of a finding's evidence, as text."""
     protocol = _number(_at(event, "connection_info", "protocol_num"))
     source, destination = _end(_at(event, "src_endpoint")), _end(_at(event, "dst_endpoint"))
     known = service(protocol, _number(_at(event, "dst_endpoint", "port")))
@@ -235,7 +235,7 @@ def _protocol(event: Any, number: int | None) -> str:
 def _end(endpoint: Any) -> str:
     """Return an endpoint of an event as text: its best identifier, and its port.
 
-    The name is not used, because it is the sandbox, which the line shows elsewhere.
+    The endpoint's name is not used: it is the sandbox, which the line shows elsewhere.
     """
     for key in ("ip", "hostname", "domain", "mac", "uid", "interface_name"):
         if host := _word(_at(endpoint, key)):
@@ -287,7 +287,7 @@ def _rule(event: Mapping[str, Any]) -> str:
 
 
 def _kind(event: Mapping[str, Any]) -> str:
-    """Return the type of an event without a message, by the names of the schema."""
+    """Return a text for an event without a message: its type, in the schema's names."""
     for key in ("type_name", "class_name"):
         if kind := _sentence(event.get(key)):
             return kind
@@ -316,7 +316,7 @@ def _text(value: Any) -> str:
 
 
 def _word(value: Any) -> str:
-    """Return a name or a number so that it can't be mistaken for another part of the line.
+    """Return a name or a number as one word that can't be mistaken for another part of the line.
 
     A name with a space or a bracket is quoted.
     """

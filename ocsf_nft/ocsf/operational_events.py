@@ -53,10 +53,10 @@ class FenceState(Enum):
 class Tampering:
     """Change of a fence by another process, and the restore of the fence.
 
-    ``changes`` is a description, and ``process`` the process that made the change, if known.
-    ``since_ns`` is the time of the detection (ns since the epoch, UTC). ``lasted_ns`` is the time
-    until the fence was restored; None if unknown, or if the fence was not restored. ``given_up`` is
-    true if the fence will not be restored for a while.
+    ``changes`` is a description of the change. ``process`` is the process that made the change, if
+    known. ``since_ns`` is the time of the detection (ns since the epoch, UTC). ``lasted_ns`` is the
+    time until the fence was restored; None if unknown, or if the fence was not restored.
+    ``given_up`` is true if the fence will not be restored for a while.
     """
 
     changes: str
@@ -130,10 +130,11 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 ) -> DeviceConfigStateChange:
     """Return the event that a fence's state has changed from ``before`` to ``after``.
 
-    ``time_ns`` is its time, in ns since the epoch, UTC. ``tables`` have the form ``family name``.
-    ``transport`` is the log transport of the fence. ``reason`` is the cause of a fault, or a
-    description of the change. ``tampering`` is a change by another process. ``is_regular`` is true
-    if the fence was removed as requested. The same arguments give the same event uid.
+    ``time_ns`` is the time of the change, in ns since the epoch, UTC. ``tables`` have the form
+    ``family name``. ``transport`` is the log transport of the fence. ``reason`` is the cause of a
+    fault, or a description of the change. ``tampering`` is a change by another process.
+    ``is_regular`` is true if the fence was removed as requested. The same arguments give the same
+    event uid.
     """
     state = _CONFIG_STATES[after]
     sentences = _SENTENCES | _UNLOGGED if transport == "none" else _SENTENCES
@@ -231,7 +232,7 @@ _FALLBACKS: Final[dict[Method, str]] = {
 
 
 def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> ApplicationLifecycle:
-    """Return the event that kernel log records were dropped, in the gap of a source.
+    """Return the event that a source could not read some kernel log records (``gap``).
 
     ``processed_ns`` is now, in ns since the epoch, UTC.
     """
@@ -316,11 +317,12 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
 ) -> ApplicationLifecycle:
     """Return the event that a fence's counters and log were not read for some time.
 
-    The service was stopped or late. ``packets`` is the number of packets in that time. A permissive
-    fence allowed ``allowed`` of them; the others were blocked. The next events count all of these
-    packets, so this event's ``count`` must not be added to theirs. Times are in ns since the epoch,
-    UTC; ``processed_ns`` is now. ``since_ns`` and ``until_ns`` may be of two runs. If the clock was
-    set back between them, the event has no duration. The same arguments give the same event uid.
+    The reason is that the service was stopped or late. ``packets`` is the number of packets in that
+    time. A permissive fence allowed ``allowed`` of these packets; the others were blocked. The next
+    Network Activity events count the same packets, so this event's ``count`` must not be added to
+    theirs. Times are in ns since the epoch, UTC; ``processed_ns`` is now. ``since_ns`` and
+    ``until_ns`` may be of two runs. If the clock was set back between them, the event has no
+    duration. The same arguments give the same event uid.
     """
     duration = messages.elapsed(since_ns, until_ns)
     outcomes = {"blocked": packets - allowed, "allowed (the fence is permissive)": allowed}
@@ -368,9 +370,9 @@ def _were(number: int) -> str:
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
-    """Return when a change of a fence was detected and restored (ms since the epoch).
+    """Return when a change of a fence was detected, and when it was undone (ms since the epoch).
 
-    Each is None if unknown.
+    Each time is None if it is unknown.
     """
     if tampering is None or tampering.since_ns is None:
         return None, None

@@ -124,7 +124,7 @@ def foreign_verdict(record: Record) -> ForeignVerdict | None:
 
 
 def is_attempt(record: Record) -> bool:
-    """Return true if the packet was refused, or would be if its fence were not permissive."""
+    """Return true if the packet was refused, or allowed only because the fence is permissive."""
     return foreign_verdict(record) not in {"accept", "log"}
 
 
@@ -135,7 +135,7 @@ def outcome(record: Record, answer: Answer | None) -> Outcome:
 
 
 def outcome_of(answer: Answer | None) -> Outcome:
-    """Return the outcome of packets that the fence answered in this way."""
+    """Return the outcome of packets to whose senders the fence gave this answer."""
     if answer is Answer.PERMITTED:
         return _ALLOWED
     return _DROPPED if answer is Answer.NOTHING else _BLOCKED
@@ -144,7 +144,7 @@ def outcome_of(answer: Answer | None) -> Outcome:
 def direction(record: Record, uplinks: frozenset[str]) -> Direction:
     """Return the direction of a record's packet, seen from the sandbox.
 
-    If another firewall logged it, the direction is seen from the host. ``uplinks`` are the
+    If another firewall logged the packet, the direction is seen from the host. ``uplinks`` are the
     interfaces that lead out of the sandbox, empty if unknown.
     """
     if is_ours(record):
@@ -179,11 +179,11 @@ def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> A
 
 
 def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
-    """Return the kernel's answer to the sender of a packet; None if it is unknown.
+    """Return the kernel's answer to the sender of a packet; None if the answer is unknown.
 
-    It is unknown for the rule of another firewall. A reject rule does not answer some packets: TCP
-    resets, ICMP errors, multicast, broadcast, fragments other than the first, and incomplete
-    headers. The source is nf_reject_ipv4.c, nf_reject_ipv6.c and both icmp.c of the kernel.
+    The answer of another firewall's rule is unknown. A reject rule does not answer TCP resets, ICMP
+    errors, multicast, broadcast, fragments after the first, or incomplete headers. The source is
+    nf_reject_ipv4.c, nf_reject_ipv6.c and both icmp.c of the kernel.
     """
     if not is_ours(record):
         return None
@@ -206,7 +206,7 @@ def answer(record: Record, direction: Direction, destination: AddressKind | None
 def is_name_resolution(record: Record, direction: Direction) -> bool:
     """Return true if the packet belongs to name resolution (such as DNS), by its port.
 
-    That is a query, or an inbound or forwarded response.
+    The packet is a query, or an inbound or forwarded response.
     """
     if record.protocol not in {protocols.TCP, protocols.UDP}:
         return False
@@ -215,11 +215,11 @@ def is_name_resolution(record: Record, direction: Direction) -> bool:
 
 
 def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
-    """Return true if a kernel sends such packets by itself: to its link, or as an answer.
+    """Return true if a kernel sends such packets by itself, to its link or as an answer.
 
     An answer is an ARP reply for the sandbox's address, or the fence's own refusal to a forged
-    source address. Neither has a socket. A VM's ARP replies are not housekeeping, because its fence
-    refuses only false ones.
+    source address. The kernel sends both without a socket. A VM's ARP replies are not housekeeping,
+    because its fence refuses only false ARP replies.
     """
     if record.uid is not None:
         return False
@@ -244,7 +244,7 @@ def _is_answer(record: Record) -> bool:
 def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
     """Return the default severity of a packet; a permissive fence's packets count as refused.
 
-    ``destination`` is the kind of its destination address.
+    ``destination`` is the kind of the packet's destination address.
     """
     if not is_attempt(record):
         return Severity.INFORMATIONAL
@@ -262,7 +262,7 @@ def severity(record: Record, direction: Direction, destination: AddressKind | No
 
 
 def is_initiator_known(record: Record) -> bool:
-    """Return true if the packet itself proves that its sender began the conversation."""
+    """Return true if the packet itself proves that its sender began the connection (or ping)."""
     if record.protocol == protocols.TCP and record.tcp_flags is not None:
         return record.tcp_flags & (_SYN | _ACK | _RST) == _SYN
     return is_echo_request(record)

@@ -34,8 +34,8 @@ def _escape(character: str) -> str:
 def visible(text: str) -> str:
     r"""Return ``text`` with all invisible characters escaped.
 
-    These are control bytes, bytes that were not valid UTF-8, lone surrogates, direction marks and
-    others. They become ``\x1b``, ``\u202e`` and so on, as in the kernel's log.
+    Invisible are control bytes, bytes that were not valid UTF-8, lone surrogates, direction marks
+    and others. They become ``\x1b``, ``\u202e`` and so on, as in the kernel's log.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else _escape(c) for c in text)
@@ -43,9 +43,9 @@ def visible(text: str) -> str:
 
 
 def printable(json: bytes) -> bytes:
-    r"""Return the same JSON with all unprintable characters written as JSON escapes.
+    r"""Return ``json`` with all unprintable characters written as JSON escapes.
 
-    So the text can't control a terminal, and readers that split lines at U+2028 or U+0085 read one
+    So the text can't control a terminal. Programs that split lines at U+2028 or U+0085 read one
     line.
     """
     if json.isascii() and _DELETE not in json:
@@ -62,16 +62,16 @@ def _json_escape(character: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return ``text`` with lone surrogates escaped: UTF-8, and so JSON, can't encode them."""
+    """Return ``text`` with lone surrogates escaped, because UTF-8 (and JSON) can't encode these."""
     if text.isascii():
         return text
     return _SURROGATE.sub(lambda match: _escape(match[0]), text)
 
 
 def byte_size(text: str) -> int:
-    """Return the size of ``text`` in bytes before it was decoded as UTF-8.
+    """Return the size in bytes that ``text`` had before it was decoded as UTF-8.
 
-    A byte that was not valid UTF-8, now a lone surrogate, counts as one.
+    Decoding made a lone surrogate of each byte that was not valid UTF-8: it counts as one byte.
     """
     if text.isascii():
         return len(text)

@@ -67,8 +67,8 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
 
     ``processed_ns`` is now, in ns since the epoch, UTC. All findings of one fan-out have the same
     ``finding_info.uid``. The numbers are running totals; Network Activity events count the same
-    packets. The same FanOut gives the same event, apart from ``metadata.processed_time``. The
-    events of its aggregated flows have the same ``correlation_uid``.
+    packets. The same FanOut always gives the same event, apart from ``metadata.processed_time``.
+    Events that aggregate flows of the scan have the same ``correlation_uid``.
     """
     stage = STAGES[found.stage]
     direction = packet_outcome.direction_of_rule(found.rule)
@@ -167,7 +167,7 @@ def _remedy(context: Context, found: FanOut, direction: Direction) -> str:
 
 
 def _evidences(found: FanOut, direction: Direction, actor: Actor | None) -> tuple[Evidences, ...]:
-    """Return one OCSF evidence for each flow of the scan's sample; without a sample, only one."""
+    """Return one OCSF evidence for each flow in the scan's sample; at least one evidence."""
     source = None if direction is Direction.INBOUND else endpoint(found.sandbox)
     flows: Iterable[Flow | None] = found.sample or (None,)
     return tuple(

@@ -1,7 +1,8 @@
 """Well-known ports: name and kind of the service.
 
-Names are from IANA's registry of service names and port numbers or, for unregistered services, the
-product's. A port shows which service was meant; the packet may contain something else.
+Names are from IANA's registry of service names and port numbers. A service that is not registered
+has the name of its product. A port shows which service was meant; the packet may contain something
+else.
 """
 
 from __future__ import annotations

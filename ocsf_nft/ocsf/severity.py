@@ -69,10 +69,11 @@ def of_flow(
     destination: AddressKind | None,
     rules: Iterable[SeverityRule],
 ) -> Severity:
-    """Return the severity of a flow's attempts, to decide whether they are a finding.
+    """Return the severity of a flow's attempts, to decide if these attempts are a finding.
 
     ``destination`` is the kind of the destination address; ``rules`` are the configured ones.
-    Packets that kernels send by themselves are Informational: their repetition is normal.
+    Packets that kernels send by themselves are Informational, because it is normal that these
+    repeat.
     """
     level = configured(record, rules)
     if level is not None:
@@ -87,8 +88,8 @@ def of_flow(
 class Threshold:
     """Condition for attempts to be a finding: a high severity, or many packets.
 
-    The severity is ``min_severity`` or more, or it is Medium or more and the attempts have at least
-    ``packets`` packets.
+    A severity of ``min_severity`` or more is enough. A severity of Medium or more is enough if
+    there are at least ``packets`` packets.
     """
 
     min_severity: Severity = Severity.HIGH

@@ -71,9 +71,10 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 class Shape(NamedTuple):
     """Inputs of a Network Activity event's line, without the values that the line only copies.
 
-    A port is ``_COPIED`` if the event only copies it. So are ``uid`` and ``gid``, unless the
-    process is known. ``packets`` is 2 if there is more than one packet. The process is a part of
-    the shape, because successive attempts often have the same process.
+    A field has the value ``_COPIED`` if the event only copies it. This can be so for a port and, if
+    the process is unknown, for ``uid`` and ``gid``. ``packets`` is 2 if there is more than one
+    packet. The process is a part of the shape, because successive attempts often have the same
+    process.
     """
 
     version: str
@@ -127,7 +128,7 @@ class Templates:
     def line(
         self, attempt: Attempt, derived: Derived, *, processed_ns: int, version: str
     ) -> bytes | None:
-        """Return an attempt's event as a line of JSON; None if it has no template (yet)."""
+        """Return the JSON line of an attempt's event; None if there is no template for it (yet)."""
         shape = _shape(attempt, derived, version)
         if shape is None:
             return None
@@ -157,7 +158,7 @@ class Templates:
 
 
 def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
-    """Return the inputs that decide an attempt's template; None if they are too rare for one."""
+    """Return the inputs that select an attempt's template; None if they are too rare for one."""
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.aggregation is not None:
         return None
@@ -208,7 +209,7 @@ def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
 
 
 def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | None:
-    """Return the header details that affect the event; None if one can't be in a template."""
+    """Return the header details that affect the event; None if a template can't have them."""
     if not _SPECIAL.isdisjoint(details):
         return None
     found = [(name, details[name]) for name in _DECISIVE if name in details]
@@ -217,7 +218,7 @@ def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | No
 
 
 def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
-    """Return the values that an attempt's line copies, as encoded there; ports first."""
+    """Return the values that an attempt's line copies, encoded as in the line; ports first."""
     record, origin = attempt.record, attempt.record.origin
     start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
     original = origin.original_time
@@ -346,7 +347,7 @@ def _text() -> str:
 
 
 def _address(kind: AddressKind) -> str:
-    """Return a placeholder for an address; for IPv6 it has a colon, which puts it in brackets."""
+    """Return a placeholder for an address; for IPv6 with a colon, which puts it in brackets."""
     return f"{_text()}:" if kind.version == 6 else _text()
 
 
@@ -366,7 +367,7 @@ def _with_ports(attempt: Attempt, which: int) -> Attempt:
 
 
 class _Slot(NamedTuple):
-    """Position in an event's line where a value is inserted; ``number`` is that of the value."""
+    """Position in an event's line where a value is inserted; ``number`` is the value's index."""
 
     start: int
     end: int

@@ -92,7 +92,10 @@ _UNKNOWN: Final = "unknown"
 
 
 def full_version(text: str) -> str:
-    """Return the full OCSF version (1.1.0) for one that may be short (1.1); raises UsageError."""
+    """Return the full OCSF version, such as 1.1.0, for a ``text`` that may be short, such as 1.1.
+
+    Raises UsageError if the version is unknown.
+    """
     for version in (text, f"{text}.0"):
         if version in VERSIONS:
             return version
@@ -114,8 +117,7 @@ def line_at(line: bytes, version: str) -> bytes:
 def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
     """Convert an event from the newest OCSF version to ``version``, one of ``VERSIONS``.
 
-    ``event`` is decoded JSON of an ocsf-nft event. It is changed in itself, not copied, and
-    returned.
+    ``event`` is decoded JSON of an ocsf-nft event. The function changes this object and returns it.
     """
     if version == LATEST:
         return event
@@ -136,7 +138,7 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 class _Cuts(NamedTuple):
     """Attributes to remove from an event or object, because an older OCSF version lacks them.
 
-    ``below`` has those of its inner objects, by attribute.
+    ``below`` maps an attribute to what must be removed from the objects in it.
     """
 
     names: tuple[str, ...]
@@ -161,7 +163,7 @@ def _cut(values: dict[str, Any], cuts: _Cuts) -> None:
 
 
 def _each(value: Any) -> Iterable[Any]:
-    """Return the objects in an attribute's value: a list, one object or none."""
+    """Return the objects in an attribute's value, which is a list, a single object or None."""
     if value is None:
         return ()
     return value if isinstance(value, list) else (value,)
