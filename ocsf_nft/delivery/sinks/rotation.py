@@ -119,7 +119,7 @@ class OldFiles:
         self._thread.submit(self._maintain_and_log)
 
     def stop(self) -> None:
-        """Stop the thread and wait for its end; the next start does the rest of its work."""
+        """Stop the thread and wait for its end; the next opening finishes its work."""
         self._stop_requested.set()
         self._thread.shutdown(cancel_futures=True)
 
