@@ -198,9 +198,9 @@ def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple
     """Decode the IPv6 extension headers from offset ``at`` on into ``facts``.
 
     ``following`` is the type of the first header. Returns the offset and the type of the header
-    after them. The third result is true if the packet is a later fragment (not the first). If the
-    packet has two fragment or authentication headers, the facts are of the first one. Raises
-    _EndOfPrint where the kernel's text log stops.
+    that follows the extension headers. The third result is true if the packet is a later fragment
+    (not the first). If the packet has two fragment or authentication headers, the facts are of the
+    first one. Raises _EndOfPrint where the kernel's text log stops.
     """
     later_fragment = False
     while following in _EXTENSIONS:
