@@ -33,7 +33,7 @@ class NotJsonError(Exception):
 class Decoder:
     """JSON decoder that also finds names that are in one object twice.
 
-    :meth:`faults` returns these of the last decoded value.
+    :meth:`faults` returns a fault for each such name in the last decoded text.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Decoder:
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:
         """Decode the JSON value that begins at offset ``start`` of a text.
 
-        Returns the value and the offset of its end. Raises NotJsonError.
+        Returns the value, and the offset after the value. Raises NotJsonError.
         """
         self._repeated.clear()
         try:
