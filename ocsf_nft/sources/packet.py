@@ -78,7 +78,7 @@ class _Packet:
     def holds(self, at: int, size: int) -> bool:
         """Return whether the packet has ``size`` bytes at offset ``at``.
 
-        Raises _CaptureCut if the packet has them, but the captured bytes end before.
+        Raises _CaptureCut if the packet has these bytes, but the captured bytes end before.
         """
         if at + size <= len(self.data):
             return True

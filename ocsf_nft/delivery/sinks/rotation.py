@@ -77,7 +77,11 @@ class Rotation:
 
 
 class _OldFile(NamedTuple):
-    """Old (rotated) file: the time of its rotation, and the suffix after its usual name."""
+    """Old (rotated) file: the time of its rotation, its path and its size in bytes.
+
+    ``suffix`` is empty for an uncompressed file. Otherwise it marks a compressed file or an
+    unfinished compression.
+    """
 
     stamp: str
     suffix: str
