@@ -133,9 +133,10 @@ def main() -> None:
 
 
 def _leave_threads(ended: BaseException) -> None:
-    """Exit at once if another thread is still blocked; Python would wait for it for ever.
+    """Exit at once if another thread is still blocked; Python would wait for the thread for ever.
 
-    A thread may wait for a reader of standard output that does not read, or for a name server.
+    ``ended`` is the exception that ended the command. A thread may wait for a reader of standard
+    output that does not read, or for a name server.
     """
     until = time.monotonic() + _THREAD_SECONDS
     others = [each for each in threading.enumerate() if each is not threading.current_thread()]

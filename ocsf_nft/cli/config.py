@@ -1,4 +1,4 @@
-"""``config``."""
+"""Command ``config``: check a configuration file."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 

@@ -1,4 +1,4 @@
-"""``convert``."""
+"""Command ``convert``: convert kernel log text to events."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
@@ -115,7 +115,7 @@ def _open(path: Path) -> BufferedReader:
 
 
 def _boot_ns(text: str) -> int:
-    """Return a time as nanoseconds since the epoch, UTC; raises UsageError."""
+    """Convert the text of ``--boot`` to nanoseconds since the epoch, UTC; raises UsageError."""
     import datetime as dt
 
     try:

@@ -1,4 +1,4 @@
-"""``demo``."""
+"""Command ``demo``: fence a throw-away sandbox and show the events."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 

@@ -1,4 +1,4 @@
-"""``events``."""
+"""Command ``events``: list stored events, dead letters or backlogs."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
@@ -188,7 +188,10 @@ def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> 
 
 
 class _Selection:
-    """Selected events of several stores."""
+    """Selected events of several stores, and the position up to which each store was read.
+
+    ``is_selected`` decides for an event's JSON line. ``write`` shows lines.
+    """
 
     def __init__(
         self,
@@ -203,7 +206,7 @@ class _Selection:
         self._last = [next(each.newest(), None) for each in archives]
 
     def last(self, number: int | None) -> None:
-        """Show the last ``number`` events in order, or all if None.
+        """Show the last ``number`` selected events in order, or all of them if None.
 
         Events that are stored meanwhile are not shown; :meth:`follow` shows them.
         """
@@ -220,7 +223,7 @@ class _Selection:
         self._write(reversed(found))
 
     def follow(self) -> None:
-        """Show events as they are stored; never returns."""
+        """Show selected events as they are stored; never returns."""
         while True:
             for index, archive in enumerate(self._archives):
                 last = self._last[index]
@@ -308,7 +311,10 @@ def _severity(name: str) -> int:
 
 
 def _time_ms(option: str, text: str) -> int:
-    """Return the time of an option in ms since the epoch, UTC; raises UsageError."""
+    """Convert the time in ``text``, the value of ``option``, to ms since the epoch, UTC.
+
+    Raises UsageError.
+    """
     ago = _AGO.fullmatch(text)
     if ago is not None:
         return int((time.time() - int(ago[1]) * _SECONDS[ago[2]]) * 1000)

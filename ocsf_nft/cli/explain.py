@@ -1,4 +1,4 @@
-"""``explain``."""
+"""Command ``explain``: show a log line or an event field by field."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
@@ -59,7 +59,7 @@ def explain(
 
 
 def _event(text: str) -> dict[str, Any] | None:
-    """Return the event in a text; None if the text is no event."""
+    """Parse a text as an event; return None if the text is no event."""
     import orjson
 
     try:

@@ -1,4 +1,4 @@
-"""``install``, ``verify`` and ``remove``."""
+"""Commands ``install``, ``verify`` and ``remove``: manage the fence of a sandbox."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 

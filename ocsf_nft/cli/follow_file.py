@@ -33,7 +33,7 @@ class _Cutter:
     def cut(self, data: bytes) -> tuple[list[bytes], int]:
         """Return the complete lines at the start of ``data``, and their size in bytes.
 
-        The caller passes the bytes after them again, together with more data.
+        The caller passes the bytes after these lines again, together with more data.
         """
         end = data.rfind(b"\n") + 1
         if not end and len(data) >= LINE_BYTES:
@@ -46,7 +46,10 @@ class _Cutter:
         return lines, end
 
     def last(self, rest: bytes) -> list[bytes]:
-        """Return the last line of the input, without a line end, from the remaining bytes."""
+        """Return the last line of the input, which has no line end; an empty list if there is none.
+
+        ``rest`` has the bytes after the last line end.
+        """
         if self._in_long_line:
             return [TOO_LONG]
         return [rest] if rest else []
@@ -91,8 +94,9 @@ def _read(descriptor: int) -> bytes:
 class GrowingFile:
     """Regular file that another process appends lines to, read from its last lines on.
 
-    The object closes ``descriptor``. ``path`` is the name of the file. With None, the reader does
-    not change to a new file that replaces it under this name.
+    The object closes ``descriptor``. ``path`` is the name of the file. If a new file replaces the
+    file under this name, the reader continues with the new file. If ``path`` is None, the reader
+    does not check for a new file.
     """
 
     def __init__(self, descriptor: int, path: Path | None) -> None:
@@ -174,7 +178,7 @@ class GrowingFile:
         return os.pread(self._descriptor, size, self._at - size) != self._context
 
     def _successor(self) -> int | None:
-        """Return a descriptor of a new file that has the path now; None if there is none."""
+        """Return a descriptor of a new file that has the path now; None if no other file has it."""
         if self._path is None:
             return None
         try:

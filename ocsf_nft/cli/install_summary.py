@@ -26,9 +26,9 @@ def sentence(installed: InstalledFence) -> str:
 
 
 def summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
-    """Yield lines: what the fence does, where it is, whom it lets through, what to do next.
+    """Yield lines of text: what the fence does, where it is, what it allows, what to do next.
 
-    ``options`` are those that name the state directory, for the commands to run next.
+    ``options`` are the options that name the state directory, for the commands to run next.
     """
     yield sentence(installed)
     spec = installed.spec

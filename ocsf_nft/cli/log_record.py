@@ -69,7 +69,10 @@ def limited(
 
 
 def simple(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Convert the values of a record to those that both forms can encode; a structlog processor."""
+    """Convert the values of a record to simple ones, which JSON and text can show.
+
+    The function is a processor of structlog.
+    """
     given = values.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given
     if isinstance(error, BaseException):

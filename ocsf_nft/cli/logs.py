@@ -29,7 +29,7 @@ _MAX_MESSAGE: Final = 300
 class LogSettings:
     """Form of the log records, and the lowest level (of :mod:`logging`) that is written.
 
-    Without a form it is text if standard error is a terminal, else JSON.
+    If ``form`` is None, the form is text if standard error is a terminal, else JSON.
     """
 
     form: LogForm | None = None
@@ -37,12 +37,12 @@ class LogSettings:
 
     @property
     def is_json(self) -> bool:
-        """Return whether a record is JSON."""
+        """Return True if log records are written as JSON."""
         return self.form == "json" or (self.form is None and not sys.stderr.isatty())
 
     @property
     def is_quiet(self) -> bool:
-        """Return whether records of level info are not written."""
+        """Return True if records of level info are not written."""
         return self.level > logging.INFO
 
 
@@ -62,19 +62,20 @@ def log_settings(
 
 
 def to_stderr(settings: LogSettings = _DEFAULT) -> None:
-    """Write log records to standard error, one write of at most PIPE_BUF bytes each.
+    """Configure the log: records go to standard error, one write of at most PIPE_BUF bytes each.
 
-    So records of several writers of one pipe never mix. Waits for the reader of standard error.
+    So records of several writers of one pipe never mix. A write waits for the reader of standard
+    error.
     """
     _configure(_Waiting(_line_writer(settings)), settings)
 
 
 def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
-    """Write log records as :func:`to_stderr` does, but do not wait for a reader.
+    """Configure the log as :func:`to_stderr` does, but never wait for a reader of standard error.
 
-    A sandbox can cause records. If no process reads them, the service must not block on them. Such
-    a record is dropped. The next written record has the number of dropped ones as ``log_dropped``.
-    Log messages of libraries and of asyncio are written in the same way.
+    A sandbox can cause records. If no process reads them, the service must not block on them. A
+    record that can't be written is dropped. The next written record has the number of dropped ones
+    as ``log_dropped``. Log messages of libraries and of asyncio are written in the same way.
     """
     _configure(_AtOnce(_line_writer(settings)), settings)
     # Python's last resort would wait for a reader. Replace it, and add no handler at the root: a
@@ -119,7 +120,7 @@ class _FromOthers(logging.Handler):
     """Converter of log messages of libraries to records: one line each, without a traceback.
 
     A remote peer that sends invalid data can cause such messages, and must not flood the log. So
-    the messages of one line of code are written at the first, second, fourth, eighth … time.
+    only the first, second, fourth, eighth … message from the same line of code is written.
     """
 
     def __init__(self) -> None:
@@ -127,7 +128,7 @@ class _FromOthers(logging.Handler):
         self._numbers: Counter[tuple[object, ...]] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the message if its number is a power of two."""
+        """Write the message if the count for its line of code is a power of two."""
         error = record.exc_info[1] if record.exc_info else None
         origin = record.pathname, record.lineno, type(error)
         self._numbers[origin] += 1

@@ -153,7 +153,7 @@ MappingConfig = Annotated[
 
 
 def ocsf_version(text: str) -> str:
-    """Return the full OCSF version for a full or short one, such as 1.1; raises UsageError."""
+    """Return the full form of an OCSF version, such as 1.1.0 for 1.1; raises UsageError."""
     from ocsf_nft.ocsf.versions import full_version  # noqa: PLC0415 - the same
 
     return full_version(text)
@@ -162,7 +162,7 @@ def ocsf_version(text: str) -> str:
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
     """Return the foreign prefixes and the mapper's context from a configuration file.
 
-    Without a file they have the defaults. Raises AbsentError or UsageError.
+    Without a file both are the defaults. Raises AbsentError or UsageError.
     """
     from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
     from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above
@@ -176,9 +176,10 @@ def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
 
 
 def state_directory(option: Path | None, config: Path | None = None) -> Path:
-    """Return the state directory: of the option, the file, the environment, or the default.
+    """Return the state directory: the ``option``, or else the value in the file ``config``.
 
-    Raises AbsentError or UsageError if the file can't be used.
+    If neither names one, the environment variable or the default is used. Raises AbsentError or
+    UsageError if the file can't be used.
     """
     if option is not None:
         return option
@@ -190,9 +191,10 @@ def state_directory(option: Path | None, config: Path | None = None) -> Path:
 
 
 def store(config: Path) -> Path | None:
-    """Return the store that a file names; None if it is below the state directory.
+    """Return the path of the store that a configuration file names.
 
-    Raises AbsentError or UsageError if the file can't be used.
+    Returns None if the file names none: the store is then below the state directory. Raises
+    AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.config import read  # noqa: PLC0415 - slow to import
 
@@ -200,7 +202,7 @@ def store(config: Path) -> Path | None:
 
 
 def configuration(path: Path) -> Config:
-    """Return the configuration of a run from a file; raises AbsentError or UsageError."""
+    """Read the configuration of a run from a file; raises AbsentError or UsageError."""
     from ocsf_nft.config import load  # noqa: PLC0415 - slow to import
 
     return _with_state_directory(load(path))
@@ -217,12 +219,16 @@ def _default_state_directory() -> Path:
 
 
 def one_sandbox(**values: Any) -> SandboxConfig:
-    """Return a sandbox from options, checked like one of a file; raises UsageError."""
+    """Build a sandbox's configuration from options, checked as in a file; raises UsageError."""
     return one(values).sandbox[0]
 
 
 def one(sandbox: dict[str, Any], **others: Any) -> Config:
-    """Return a configuration with one sandbox, from options; raises UsageError."""
+    """Build a configuration with one sandbox from options; raises UsageError.
+
+    ``sandbox`` has the sandbox's keys, ``others`` the keys beside it. Options that are None count
+    as not given.
+    """
     from ocsf_nft import config  # noqa: PLC0415 - pydantic is slow to import, and --help needs none
 
     given = {key: value for key, value in sandbox.items() if value is not None}

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 
 def rejected(numbers: Mapping[str, int]) -> str:
-    """Return text about the unparsed lines for the end of a summary line; empty without any.
+    """Return text about the unparsed lines, for the end of a summary line; empty if there are none.
 
-    ``numbers`` has their number by kind.
+    ``numbers`` has the number of lines by kind of Reject.
     """
     return "".join(f", {number} {kind}" for kind, number in sorted(numbers.items()))

@@ -1,4 +1,4 @@
-"""``run``."""
+"""Command ``run``: watch fenced sandboxes and emit events."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
@@ -336,7 +336,10 @@ async def _until_signal(
 
 
 class _NonWaitingExecutor(ThreadPoolExecutor):
-    """Threads that the loop does not wait for at its end: a name server may never answer one."""
+    """Thread pool of an event loop that does not wait for the threads when the loop ends.
+
+    A thread may wait for a name server that never answers.
+    """
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         """Accept no more work; ignores ``wait``, which the loop sets."""

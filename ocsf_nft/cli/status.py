@@ -1,4 +1,4 @@
-"""``status``."""
+"""Command ``status``: compare the kernel's counts with the reported packets."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
@@ -143,7 +143,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _explain(status: Status) -> None:
-    """Print what is wrong, and the remedy."""
+    """Print what is wrong in a status, and the remedy."""
     name = status.sandbox
     if status.absent:
         output.show(

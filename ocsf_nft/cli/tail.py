@@ -147,9 +147,10 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
 
 
 def _reader() -> select.poll:
-    """Return a poll object for standard output: ready when its reader has closed the pipe.
+    """Return a poll object that is ready when the reader of standard output has closed the pipe.
 
-    A write would report that only much later.
+    Without it, ``tail`` would detect that only at its next write. If standard output is no pipe,
+    the object is never ready.
     """
     reader = select.poll()
     if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):

@@ -12,9 +12,10 @@ _MAX_REQUESTED_SECONDS: Final = 3600.0
 
 
 class Backoff:
-    """Wait times between retries, which double after each failure up to a limit; with jitter.
+    """Calculator of the wait times between retries: they double up to a limit, with jitter.
 
-    Without jitter, all senders that a receiver has disconnected would return to it at once.
+    Jitter shortens each wait by a random part. Without jitter, all senders that a receiver has
+    disconnected would connect again at the same time.
     """
 
     def __init__(self, *, max_seconds: float) -> None:
@@ -22,10 +23,10 @@ class Backoff:
         self._seconds = min(_FIRST_SECONDS, max_seconds)
 
     def wait_seconds(self, requested: float | None) -> float:
-        """Return the next wait time in seconds, or the ``requested`` one if that is longer.
+        """Return the next wait time in seconds, or ``requested`` if that is longer.
 
-        ``requested`` is the wait time that the receiver requested, or None. At most one hour of it
-        is granted.
+        ``requested`` is the wait time that the receiver requested, or None. A request for more than
+        one hour counts as one hour.
         """
         seconds = self._seconds * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
         self._seconds = min(2 * self._seconds, self._max_seconds)

@@ -1,7 +1,7 @@
 """Bucket of S3, or of a server with the same API, that stores whole objects.
 
-One request stores an object, so the bucket has all of it or nothing. The library's retries are
-switched off: the forwarder retries, and knows for how long.
+One request stores an object, so the bucket has all of it or nothing. The retries of the library
+(obstore) are switched off, because the forwarder retries.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ _CERTIFICATES: Final = {
 class Bucket:
     """Client that stores objects below ``prefix`` in the bucket ``name``.
 
-    ``endpoint`` is the URL of a server other than Amazon's. Without ``access_key`` and its
-    ``secret``, the library finds credentials as Amazon's own tools do. It reads the environment, or
-    requests those of the container or the machine. ``ca`` is a file of certificates to trust beside
-    the system's.
+    ``endpoint`` is the URL of a server other than Amazon's. Without ``access_key`` and ``secret``,
+    the library (obstore) finds credentials as Amazon's own tools do. It reads environment
+    variables, or requests the credentials of the container or the machine. ``ca`` is a file of
+    certificates to trust in addition to the system's.
     """
 
     def __init__(  # noqa: PLR0913 - settings of one bucket
@@ -96,8 +96,8 @@ class Bucket:
     async def open(self, prefix: str) -> None:
         """Check that the bucket exists, by a request below ``prefix``; raises DeliveryError.
 
-        The call reads the secret and the certificates. It does not check whether objects may be
-        put.
+        The call reads the secret and the certificates. It does not check the permission to store
+        objects.
         """
         try:
             self._store = await asyncio.to_thread(self._create_store)
@@ -115,9 +115,9 @@ class Bucket:
         self._store = None
 
     async def put(self, key: str, content: bytes) -> None:
-        """Store an object under ``key``, and replace one with the same key.
+        """Store ``content`` as the object ``key``; replace an object with the same key.
 
-        Raises DeliveryError, and RefusedError if the object is too large.
+        Raises DeliveryError, or its subclass RefusedError if the object is too large.
         """
         if self._store is None:
             raise DeliveryError(f"{self._url} is not open")
@@ -147,7 +147,7 @@ class Bucket:
     def _credentials(self) -> Callable[[], S3Credential] | None:
         """Return a function that returns the configured credentials.
 
-        None means that none are configured, and the library finds others.
+        Returns None if no credentials are configured. The library then finds credentials itself.
         """
         if self._access_key is None or self._secret is None:
             return None

@@ -1,4 +1,4 @@
-"""Event in the form in which one sink gets it."""
+"""Event in the form in which a forwarder passes it to a sink."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Message:
     """Event in the OCSF version of one sink.
 
     ``uid`` is the event's ``metadata.uid``: it is the same in every version and at each repeated
-    delivery. ``line`` is its JSON in UTF-8, without a line end.
+    delivery. ``line`` is the event's JSON in UTF-8, without a line end.
     """
 
     uid: str

@@ -82,9 +82,10 @@ class RefusedEvent(NamedTuple):
 class EventDatabase:
     """SQLite database file with the events of one store.
 
-    It uses at most ``max_bytes`` on the disk, and stores events for at most ``max_seconds``. If
-    there is no room and sinks need all events, the oldest are removed if ``drops`` is set.
-    Otherwise no new events are accepted. See :mod:`ocsf_nft.delivery.retention`.
+    The file uses at most ``max_bytes`` on the disk. It has events for at most ``max_seconds``. If
+    there is no room, the events that all sinks have received are removed. If that is not enough,
+    ``drops`` decides. If ``drops`` is true, the oldest other events are removed. Otherwise new
+    events are refused. See :mod:`ocsf_nft.delivery.retention`.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
@@ -110,9 +111,9 @@ class EventDatabase:
         return self._retention.max_bytes
 
     def fault(self) -> str | None:
-        """Return the report that a damaged database file was quarantined; None if there is none.
+        """Return a message if a damaged database file was quarantined, else None.
 
-        Each report is returned only once.
+        Each message is returned only once.
         """
         fault, self._database.fault = self._database.fault, None
         return fault
@@ -135,10 +136,10 @@ class EventDatabase:
         self._database.close()
 
     def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
-        """Set the names of the sinks; delete the checkpoint of each sink with another name.
+        """Set the names of all sinks; delete the checkpoints of sinks with other names.
 
-        Returns how many undelivered events each deleted sink had. A new sink gets only events that
-        are stored from now on.
+        Returns the number of undelivered events of each deleted sink. A new sink gets only events
+        that are stored from now on.
         """
         undelivered: list[DroppedEvents] = []
         with self._database.transaction() as connection:
@@ -180,24 +181,25 @@ class EventDatabase:
         return self._opened_ms + (time.monotonic_ns() - self._opened_ns) // 1_000_000
 
     def sweep(self) -> bool:
-        """Remove some of the events that are too old; return whether there may be more."""
+        """Remove some of the events that are too old; return True if more may remain."""
         return self._retention.sweep(self._now_ms())
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return how many events were removed before their sink had them, for each sink.
+        """Return for each sink how many events were removed before that sink had received them.
 
-        Numbers that were passed to :meth:`confirm_reported` are subtracted.
+        Events that :meth:`confirm_reported` has marked as reported are not counted.
         """
         return self._retention.dropped_events()
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark these numbers of dropped events as reported, so that they are not returned again."""
+        """Mark these numbers of dropped events as reported, so that they are not counted again."""
         self._retention.confirm_reported(dropped)
 
     def read(self, beyond: int, until: int, events: int, size: int) -> list[StoredEvent]:
-        """Return events with numbers above ``beyond`` and up to ``until``, in order.
+        """Return stored events with numbers above ``beyond`` and up to ``until``, in order.
 
-        At most ``events`` events and ``size`` bytes, but at least one event if there is one.
+        Returns at most ``events`` events, and at most ``size`` bytes of their JSON. The first event
+        is returned even if it is larger.
         """
         found: list[StoredEvent] = []
         with self._database.transaction() as connection:
@@ -214,10 +216,10 @@ class EventDatabase:
         return found
 
     def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """Return the numbers of a sink's last acknowledged event and of its batch's last event.
+        """Return a sink's checkpoint: the number of the last event that it has acknowledged.
 
-        The batch is one that was sent and is not acknowledged yet. The second number is None if
-        there is no such batch.
+        The second number is that of the pending batch's last event, as :meth:`begin_batch` stored
+        it. It is None if no such batch is pending.
         """
         with self._database.transaction() as connection:
             acknowledged, sending = connection.execute(
@@ -235,7 +237,7 @@ class EventDatabase:
     def _execute_unsynced(self, statement: str, values: tuple[object, ...]) -> None:
         """Execute a statement without syncing the disk: a power cut may undo it.
 
-        Then some work is repeated.
+        After a power cut, the forwarder delivers some events again.
         """
         with self._database.unsynced_transaction() as connection:
             connection.execute(statement, values)
@@ -258,7 +260,10 @@ class EventDatabase:
             )
 
     def dead_letters_to_retry(self, sink: str, events: int) -> list[DeadLetter]:
-        """Return the oldest dead letters of a sink with a requested retry, at most ``events``."""
+        """Return a sink's dead letters for which a retry was requested, oldest first.
+
+        Returns at most ``events`` of them.
+        """
         with self._database.transaction() as connection:
             rows = connection.execute(
                 "SELECT * FROM dead WHERE sink = ? AND is_again ORDER BY id LIMIT ?",
@@ -277,9 +282,10 @@ class EventDatabase:
     def finish_retries(
         self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
     ) -> None:
-        """Delete the dead letters that were delivered, and store why the others were refused again.
+        """Delete dead letters that were delivered; update those that were refused again.
 
-        Retention may have removed some of them meanwhile.
+        ``refused`` has the new reason of each dead letter. Dead letters that retention has removed
+        meanwhile are ignored.
         """
         with self._database.transaction() as connection:
             connection.executemany(
@@ -292,7 +298,10 @@ class EventDatabase:
             )
 
     def position(self, source: str) -> str | None:
-        """Return the stored position at which to resume a source; None if there is none."""
+        """Return the stored position at which to resume reading a source of log records.
+
+        Returns None if the database has no position for this source.
+        """
         with self._database.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
@@ -303,7 +312,7 @@ class EventDatabase:
         return str(position)
 
     def remove(self) -> bool:
-        """Delete the database file if no sink needs an event in it and it has no dead letter.
+        """Delete the database file, unless a sink needs an event in it or it has a dead letter.
 
         Returns whether the file was deleted.
         """
@@ -316,8 +325,8 @@ class EventDatabase:
 def _uid(line: bytes) -> str:
     """Return the ``metadata.uid`` of an event's JSON.
 
-    It is cut out without parsing. That is safe, because a string of JSON contains no quotation mark
-    without a backslash.
+    The uid is cut out without parsing the JSON. That is safe, because a JSON string contains no
+    quotation mark without a backslash before it.
     """
     found = _UID.match(line, line.rfind(_METADATA))
     if found is None:  # the line is not one of our own templates

@@ -48,7 +48,7 @@ class Progress:
     """Delivery state of a sink: numbers of delivered and refused events, and of failed attempts.
 
     ``fault`` is the reason why the last attempt failed, None if it succeeded. ``since`` is the
-    start of the outage, by :func:`time.monotonic`. ``dead`` is the present number of dead letters.
+    start of the outage, by :func:`time.monotonic`. ``dead`` is the current number of dead letters.
     """
 
     delivered: int = 0
@@ -75,13 +75,13 @@ class _Part:
     refused: list[Refusal] = field(default_factory=list)
 
     def halves(self) -> tuple[_Part, _Part]:
-        """Split the messages still to deliver into two parts; return the second half first."""
+        """Split ``rest`` in two; return the second half first (for ``extendleft``)."""
         half = len(self.rest) // 2
         return _Part(self.rest[half:]), _Part(self.rest[:half])
 
 
 class Forwarder:
-    """Delivery of events from a store to one sink, from the sink's checkpoint on.
+    """Task that delivers events from a store to one sink, from the sink's checkpoint on.
 
     ``convert`` returns an event's line in the sink's OCSF version, or None if the sink does not
     select the event. The ``retrier`` runs each operation of the store, with retries.
@@ -98,7 +98,7 @@ class Forwarder:
         retrier: StorageRetrier,
         progress: Progress | None = None,
     ) -> None:
-        """Create a forwarder; it continues the counts in ``progress``, if given."""
+        """Create a forwarder; it adds to the counts in ``progress``, if given."""
         self.name = name
         self.progress = progress or Progress()
         #: Number of the last event that needs no delivery any more.
@@ -173,7 +173,7 @@ class Forwarder:
         return max(0, self._store.end - self.done)
 
     async def drain(self) -> None:
-        """Wait until all stored events are delivered, without waiting for full batches."""
+        """Wait until :meth:`run` has delivered all stored events, also in incomplete batches."""
         self._hurry.set()
         while self.done < self._store.end:
             self._advanced.clear()
@@ -187,9 +187,9 @@ class Forwarder:
         self.progress.dead = await self._retrier(lambda: self._store.count_dead_letters(self.name))
 
     async def _wait(self) -> bool:
-        """Wait until there are events to deliver; return False if there are none.
+        """Wait until there are events to deliver, then return True.
 
-        If the sink has dead letters, wait at most until the next check for requested retries.
+        Returns False on a requested stop, and when retries of dead letters have to be checked.
         """
         if self._store.end <= self.done:
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
@@ -205,7 +205,7 @@ class Forwarder:
         return True
 
     async def _read(self, until: int | None = None) -> list[StoredEvent]:
-        """Read the next batch from the store, or an interrupted batch that ends at ``until``."""
+        """Read the next batch; ``until`` is the last event's number of a batch to repeat."""
         if until is not None:
             return await self._retrier(lambda: self._store.read_until(self.done, until))
         settings = self._batch_settings
@@ -276,7 +276,7 @@ class Forwarder:
         )
 
     async def _retry_dead_letters(self) -> None:
-        """Send the dead letters with a requested retry; check at most once per interval."""
+        """Send dead letters whose retry was requested; check for requests once per interval."""
         if not self.progress.dead or time.monotonic() < self._checked_at + _RETRY_CHECK_SECONDS:
             return
         self._checked_at = time.monotonic()
@@ -297,7 +297,7 @@ class Forwarder:
         self.progress.delivered += len(messages) - len(refusals)
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
-        """Deliver a batch, in parts if it is refused as a whole; return the refused messages."""
+        """Deliver a batch; split it if it is refused as a whole. Return the refused messages."""
         refused: list[Refusal] = []
         parts = deque([_Part(messages)])
         while parts:
@@ -317,8 +317,8 @@ class Forwarder:
     async def _deliver_part(self, part: _Part) -> None:
         """Deliver a part of a batch, with retries, until each message is delivered or refused.
 
-        Raises RefusedError if the receiver refuses the rest as a whole, ClosedError if the sink has
-        ended. Raises _SlowError after repeated timeouts, if a smaller part may succeed.
+        Raises RefusedError if all messages are refused together, ClosedError if the sink is closed
+        for good. Raises _SlowError after repeated timeouts, if a smaller part may succeed.
         """
         slow = 0
         backoff = Backoff(max_seconds=self._batch_settings.retry_seconds)

@@ -2,11 +2,11 @@
 
 A file gets its name only after all of it is on the disk, safe from a power cut. Until then its name
 begins with a dot and has another suffix. Readers of a data lake ignore such a file: Hive and Athena
-skip hidden files, others read ``*.parquet``. The rest of a crashed write is overwritten when the
-same file is written again.
+skip hidden files, others read ``*.parquet``. A partial file that a crash left is overwritten when
+the same file is written again.
 
-The library that puts objects into a bucket could do this too. But it acknowledges files that are
-not on the disk yet, and leaves one more file after each crash.
+The library that puts objects into a bucket (obstore) could do this too. But it acknowledges files
+that are not on the disk yet, and leaves one more file after each crash.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Directory:
     async def open(self, prefix: str) -> None:
         """Check that files can be written below the directory; raises DeliveryError.
 
-        ``prefix`` is not used. If the last :meth:`close` left a write running, wait for that first.
+        ``prefix`` is not used. If the last :meth:`close` left a write running, the call waits for
+        that write first.
         """
         del prefix
         await self._writer.start(self._try)
@@ -52,7 +53,7 @@ class Directory:
         await self._writer.stop(_nothing, is_waited_for=False)
 
     async def put(self, key: str, content: bytes) -> None:
-        """Store a file under ``key``, a relative path; replace a file with the same key.
+        """Store ``content`` as a file under ``key``, a relative path; replace an existing file.
 
         Raises DeliveryError.
         """

@@ -1,8 +1,8 @@
 """Conversion of an event to a row of a Parquet table, whose columns are the same for each event.
 
 A row has all values of its event. A value without a column, or with another type than its column,
-goes into the column ``unmapped`` under its path. An object without fixed attributes is a text of
-JSON.
+goes into the column ``unmapped`` under its path. An object without fixed attributes in the schema
+is stored as JSON text.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Scalar(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """Parquet column that consists of named columns; one also describes a whole event."""
+    """Parquet column that consists of named columns; a Struct also describes a whole row."""
 
     columns: Mapping[str, Column]
 
@@ -57,7 +57,8 @@ _TYPES: Final = {Scalar.TEXT: str, Scalar.FLAG: bool}
 def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
     """Convert a parsed event to a row; a column without a value in the event is left out.
 
-    ``columns`` must include ``unmapped``, of type JSON. It gets the values that have no column.
+    ``columns`` must include ``unmapped``, of type JSON. That column gets the values that have no
+    column.
     """
     unmapped: dict[str, Any] = {}
     row: dict[str, Any] = _struct(event, columns, "", unmapped)
@@ -67,9 +68,10 @@ def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
 
 
 def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the event's own ``unmapped``, plus the values without a column by their paths.
+    """Merge ``own``, the event's attribute ``unmapped``, with the values that have no column.
 
-    A path that is a key there already gets the suffix ``_``.
+    ``unmapped`` has these values by path. A path that is already a key in ``own`` gets the suffix
+    ``_``.
     """
     merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
     for path, value in unmapped.items():
@@ -95,7 +97,11 @@ def _struct(
 
 
 def _value(value: Any, column: Column, path: str, name: str, unmapped: dict[str, Any]) -> Any:
-    """Convert a value for its column; if the type differs, add it to ``unmapped``, return null."""
+    """Convert a value of an event for its column.
+
+    If the column can't have a value of this type, the result is None. The value is then added to
+    ``unmapped`` under ``path`` and ``name``.
+    """
     if value is None:
         return _NULL
     if isinstance(column, Scalar):

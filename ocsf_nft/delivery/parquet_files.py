@@ -65,8 +65,8 @@ class MadeFiles(NamedTuple):
 class Maker:
     """Converter of messages to Parquet files.
 
-    ``columns`` has the columns of each event class, by ``class_uid``. They must include ``time``,
-    in ms since the epoch, and ``unmapped``.
+    ``columns`` maps the ``class_uid`` of each event class to the columns of that class. Each class
+    must have the columns ``time`` (in ms since the epoch) and ``unmapped``.
     """
 
     def __init__(self, columns: Mapping[int, Struct]) -> None:
@@ -95,7 +95,7 @@ class Maker:
     def _read(self, message: Message) -> tuple[Mapping[str, Any], int, str]:
         """Parse a message; return its event, its ``class_uid``, and its time as text in UTC.
 
-        Raises ValueError if one of them is not valid.
+        Raises ValueError if the event is not valid JSON, has an unknown class or an invalid time.
         """
         try:
             event = message.event()
@@ -116,7 +116,8 @@ class Maker:
 class _Part:
     """Rows of a Parquet file that is not complete yet.
 
-    At most ``_SLICE`` rows are Python objects (``rows``). The others are in pyarrow's ``batches``.
+    At most ``_SLICE`` rows are Python objects (``rows``). All earlier rows are converted to
+    pyarrow's form (``batches``).
     """
 
     schema: pa.Schema

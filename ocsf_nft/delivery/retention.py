@@ -2,11 +2,11 @@
 
 Events that every sink has are removed first. The oldest dead letters are next: a sink that refuses
 everything must not stop the others. Last are the oldest events that sinks still need, if the store
-is configured to drop events. If an event is removed before its sink had it, the same transaction
-counts it.
+is configured to drop events. If an event is removed before a sink had it, the same transaction
+counts it as dropped for that sink.
 
 Each transaction removes only some events. SQLite's log of a transaction needs room on the disk as
-well, and a nearly full disk has little. Small transactions also let no other operation wait long.
+well, and a nearly full disk has little. Other operations also wait only for a small transaction.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ class Retention:
     """Removal of events from a store's database, by limits of size and age.
 
     The database uses at most ``max_bytes`` on the disk. Its events are at most ``max_ms``
-    milliseconds old. If there is no room and sinks still need all events, the oldest are removed if
-    ``drops`` is set. Otherwise no new events are accepted.
+    milliseconds old. If there is no room, the events that all sinks have received are removed. If
+    that is not enough, ``drops`` decides. If ``drops`` is true, the oldest other events are
+    removed. Otherwise new events are refused.
     """
 
     def __init__(self, database: Database, *, max_bytes: int, max_ms: int, drops: bool) -> None:
@@ -109,9 +110,9 @@ class Retention:
         return free_bytes < reserve_bytes
 
     def _remove_some(self) -> int:
-        """Remove some of the oldest events, or dead letters, that may be removed.
+        """Remove some of the oldest events or dead letters among those that may be removed.
 
-        Returns how many were removed.
+        Returns the number of removed events or dead letters.
         """
         with self._database.unsynced_transaction() as connection:
             until = _last_of_first(connection)
@@ -130,13 +131,16 @@ class Retention:
         return free_bytes + self.used_bytes >= reserve_bytes
 
     def _disk(self) -> tuple[int, int]:
-        """Return the bytes free for more events, and the number of them that must stay free."""
+        """Return the free bytes, and the number of bytes that must stay free.
+
+        The free bytes are those of the disk plus those inside the database file.
+        """
         disk = os.statvfs(self._database.path.parent)
         free_bytes = disk.f_bavail * disk.f_frsize + self._free_bytes
         return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
 
     def sweep(self, now_ms: int) -> bool:
-        """Remove some of the events that are too old; return whether there may be more.
+        """Remove some of the events that are too old; return True if more may remain.
 
         ``now_ms`` is the current time in ms since the epoch. Raises DeliveryError.
         """
@@ -152,16 +156,16 @@ class Retention:
         return removed > 0
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return how many events were removed before their sink had them, for each sink.
+        """Return for each sink how many events were removed before that sink had received them.
 
-        Numbers that were passed to :meth:`confirm_reported` are subtracted.
+        Events that :meth:`confirm_reported` has marked as reported are not counted.
         """
         with self._database.transaction() as connection:
             rows = connection.execute("SELECT sink, events FROM dropped WHERE events > 0")
             return tuple(DroppedEvents(*row) for row in rows)
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark these numbers of dropped events as reported, so that they are not returned again."""
+        """Mark these numbers of dropped events as reported, so that they are not counted again."""
         with self._database.transaction() as connection:
             connection.executemany(
                 "UPDATE dropped SET events = events - ? WHERE sink = ?",
@@ -169,7 +173,7 @@ class Retention:
             )
 
     def is_needed(self) -> bool:
-        """Return whether a sink still needs an event of the database, or there is a dead letter."""
+        """Return True if a sink still needs a stored event, or the database has a dead letter."""
         with self._database.transaction() as connection:
             (dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
             (events,) = connection.execute(
@@ -199,9 +203,10 @@ def _remove(connection: sqlite3.Connection, until: int) -> int:
 
 
 def _drop_dead_letters(connection: sqlite3.Connection, until_ms: int) -> int:
-    """Remove some of the dead letters of the time ``until_ms`` or earlier, oldest first.
+    """Remove some of the dead letters that were refused at ``until_ms`` or earlier, oldest first.
 
-    Counts them as dropped events. Returns how many were removed.
+    ``until_ms`` is in ms since the epoch. The removed dead letters count as dropped events. Returns
+    how many were removed.
     """
     removed = connection.execute(
         "DELETE FROM dead WHERE id IN "
@@ -222,9 +227,9 @@ def _add_dropped(connection: sqlite3.Connection, sink: str, events: int) -> None
 
 
 def _last_of_first(connection: sqlite3.Connection) -> int:
-    """Return the number up to which one transaction may remove the oldest events.
+    """Return the event number up to which one transaction may remove the oldest events.
 
-    It is 0 if there are no events.
+    Returns 0 if there are no events.
     """
     first, last = connection.execute(
         "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
@@ -235,9 +240,11 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 
 
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """Return the number up to which one transaction may remove events older than ``oldest_ms``.
+    """Return the event number up to which one transaction may remove too old events.
 
-    It is 0 if there are no events. If the first event is not too old, it is the number before that.
+    An event is too old if it was stored before ``oldest_ms`` (ms since the epoch). If the first
+    event is not too old, the result is the number before that event's. Returns 0 if there are no
+    events.
     """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "

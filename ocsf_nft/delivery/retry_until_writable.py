@@ -26,9 +26,9 @@ _SHUTDOWN_GRACE_SECONDS: Final = 3.0
 class StorageRetrier:
     """Retry of storage operations until the disk accepts them.
 
-    A caller that waits here reads no new records. The kernel counts the records that it has no room
-    for. So no record is dropped without a count. After ``stop`` is set, retries go on for
-    ``_SHUTDOWN_GRACE_SECONDS``; then the operation's DeliveryError is raised.
+    A caller that waits here reads no new records. The kernel then counts the records that do not
+    fit into its buffer. So no record is dropped without a count. After ``stop`` is set, retries
+    continue for ``_SHUTDOWN_GRACE_SECONDS``. Then the operation's DeliveryError is raised.
     """
 
     def __init__(self, stop: asyncio.Event) -> None:
@@ -41,8 +41,8 @@ class StorageRetrier:
     async def __call__(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run ``operation`` until it succeeds, and return its result.
 
-        Raises DeliveryError if the operation still fails at the end of the grace period. Its
-        ClosedError is raised at once, without a retry.
+        Raises DeliveryError if the operation still fails when the grace period after ``stop`` is
+        over. A ClosedError of the operation is raised at once, without a retry.
         """
         is_waiting = False
         try:

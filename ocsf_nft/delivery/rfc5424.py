@@ -1,12 +1,13 @@
 """Event as a syslog message of RFC 5424, with its JSON as the message's text.
 
-The text is ASCII: all other characters are written as JSON escapes, so it is the same JSON.
-RFC 5424 requires a byte order mark before UTF-8, but RFC 8259 forbids one before JSON. Receivers
-pass the mark on as a part of the text, and no JSON parser accepts that. ASCII needs no mark, and a
-receiver reads it the same as UTF-8, Latin-1 or another encoding.
+The text is ASCII: all other characters are written as JSON escapes, which does not change the
+JSON's meaning. RFC 5424 requires a byte order mark before UTF-8, but RFC 8259 forbids one before
+JSON. Receivers pass the mark on as a part of the text, and no JSON parser accepts that. ASCII needs
+no mark, and a receiver reads it the same as UTF-8, Latin-1 or another encoding.
 
-There are no structured data, because the JSON has all of them. A message may be longer than the
-2,048 bytes that every receiver should accept. JSON can't be cut: configure receivers for more.
+The message has no structured data (RFC 5424, 6.3), because the JSON has all values. A message may
+be longer than the 2,048 bytes that every receiver should accept. JSON can't be cut: configure
+receivers for more.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ _ESCAPED: Final = re.compile(r"[^\x20-\x7e]")
 def frame(event: Mapping[str, Any], json: bytes) -> bytes:
     """Build the syslog message of one event: one line of printable ASCII, without the line end.
 
-    ``json`` is the event as JSON, ``event`` is the same after parsing. A header field is RFC 5424's
-    nil if the event's value for it is missing or not valid.
+    ``event`` is the parsed form of ``json``. If the event has no valid value for a header field,
+    the field is RFC 5424's nil value (``-``).
     """
     head = (
         f"<{_FACILITY * 8 + _severity(event.get('severity_id'))}>{_VERSION}",

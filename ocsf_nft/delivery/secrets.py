@@ -17,7 +17,8 @@ class Secret:
     """Location of a secret, such as a password or a token; the secret itself is not stored here.
 
     ``location`` is the path of a ``file``, or the name of an ``environment`` variable. For a
-    ``credential`` it is the name with which systemd passes it (systemd.exec(5), LoadCredential=).
+    ``credential`` it is the name under which systemd passes the secret (systemd.exec(5),
+    LoadCredential=).
     """
 
     kind: Literal["file", "environment", "credential"]

@@ -1,8 +1,8 @@
-"""Store of events: each event once, until every sink has it, and for some time after that.
+"""Store of events: it has each event until every sink has acknowledged it, and some time longer.
 
 When :meth:`Store.put` returns, its events are on the disk, safe from a power cut. An event with the
 ``metadata.uid`` of a stored one is not stored again. Each sink has a checkpoint: the number of the
-last event that it has acknowledged, or that is not for it. Events that a sink refuses are stored
+last event that the sink has acknowledged or does not select. Events that a sink refuses are stored
 apart, with the reason (dead letters).
 
 One thread does all work, in order. All methods may raise DeliveryError.
@@ -95,24 +95,24 @@ class Store:
         return self._database.max_bytes
 
     def fault(self) -> str | None:
-        """Return the report that a damaged database file was quarantined; None if there is none.
+        """Return a message if a damaged database file was quarantined, else None.
 
-        Each report is returned only once.
+        Each message is returned only once.
         """
         return self._database.fault()
 
     async def register(self, names: Iterable[str]) -> tuple[DroppedEvents, ...]:
-        """Set the names of the sinks; delete the checkpoint of each sink with another name.
+        """Set the names of all sinks; delete the checkpoints of sinks with other names.
 
-        Returns how many undelivered events each deleted sink had. A new sink gets only events that
-        are stored from now on.
+        Returns the number of undelivered events of each deleted sink. A new sink gets only events
+        that are stored from now on.
         """
         return await self._work(lambda: self._database.register(frozenset(names)))
 
     async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
         """Store events (one JSON line each), and the ``position`` to resume their ``source`` from.
 
-        When this returns, they are on the disk. Calls that wait at the same time share one
+        When this returns, the events are on the disk. Calls that wait at the same time share one
         transaction. If the call raises, nothing is stored.
         """
         put = _Put(lines, (source, position) if source else None)
@@ -130,9 +130,10 @@ class Store:
             await self._stored.wait()
 
     async def read(self, beyond: int, *, events: int, size: int) -> list[StoredEvent]:
-        """Return the next events with numbers above ``beyond``, in order.
+        """Return the next stored events with numbers above ``beyond``, in order.
 
-        At most ``events`` events and ``size`` bytes, but at least one event if there is one.
+        Returns at most ``events`` events, and at most ``size`` bytes of their JSON. The first event
+        is returned even if it is larger.
         """
         return await self._work(lambda: self._database.read(beyond, LAST, events, size))
 
@@ -141,10 +142,10 @@ class Store:
         return await self._work(lambda: self._database.read(beyond, until, LAST, LAST))
 
     async def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """Return the numbers of a sink's last acknowledged event and of its batch's last event.
+        """Return a sink's checkpoint: the number of the last event that it has acknowledged.
 
-        The batch is one that was sent and is not acknowledged yet. The second number is None if
-        there is no such batch.
+        The second number is that of the pending batch's last event, as :meth:`begin_batch` stored
+        it. It is None if no such batch is pending.
         """
         return await self._work(lambda: self._database.checkpoint(sink))
 
@@ -165,7 +166,7 @@ class Store:
         await self._work(lambda: self._database.acknowledge(sink, until, refused))
 
     async def dead_letters_to_retry(self, sink: str, *, events: int) -> list[DeadLetter]:
-        """Return the oldest dead letters of a sink with a requested retry, at most ``events``."""
+        """Return at most ``events`` dead letters whose retry was requested, oldest first."""
         return await self._work(lambda: self._database.dead_letters_to_retry(sink, events))
 
     async def count_dead_letters(self, sink: str) -> int:
@@ -175,39 +176,40 @@ class Store:
     async def finish_retries(
         self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
     ) -> None:
-        """Delete the dead letters that were delivered, and store why the others were refused again.
+        """Delete dead letters that were delivered; update those that were refused again.
 
-        Retention may have removed some of them meanwhile.
+        ``refused`` has the new reason of each dead letter. Dead letters that retention has removed
+        meanwhile are ignored.
         """
         await self._work(lambda: self._database.finish_retries(delivered, refused))
 
     async def sweep(self) -> None:
-        """Remove the events that are too old, in parts; other operations run between them."""
+        """Remove the events that are too old, in parts; other operations run between the parts."""
         while await self._work(self._database.sweep):
             pass
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return how many events were removed before their sink had them, for each sink.
+        """Return for each sink how many events were removed before that sink had received them.
 
-        Numbers that were passed to :meth:`confirm_reported` are subtracted.
+        Events that :meth:`confirm_reported` has marked as reported are not counted.
         """
         return await self._work(self._database.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark these numbers of dropped events as reported, so that they are not returned again."""
+        """Mark these numbers of dropped events as reported, so that they are not counted again."""
         await self._work(lambda: self._database.confirm_reported(dropped))
 
     async def position(self, source: str) -> str | None:
-        """Return the position at which to resume a source that belongs to no sandbox.
+        """Return the stored position at which to resume reading a source that has no sandbox.
 
-        None if no position is stored.
+        Returns None if the store has no position for this source.
         """
         return await self._work(lambda: self._database.position(source))
 
     async def remove(self) -> bool:
         """Delete the database file if no sink needs an event in it; return whether it was deleted.
 
-        If it was, close the store afterwards.
+        After a deletion, the caller must close the store.
         """
         return await self._work(self._database.remove)
 

@@ -1,4 +1,4 @@
-"""Access to a store from another process: its events, dead letters, and backlog of each sink.
+"""Access to a store from another process: events, dead letters, and the backlog of each sink.
 
 The service that writes to the store continues meanwhile. All functions block.
 """
@@ -70,10 +70,11 @@ class Archive:
     def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
         """Open the store's database file again if another file now has its path.
 
-        ``last`` is the event that was read last. Returns the event to continue after; None means
-        the beginning. If another process deletes a store, the service that uses it restores it as
-        another file with the same numbers. In a newly created store the numbers belong to other
-        events. Raises SourceError.
+        ``last`` is the event that was read last. Returns the event after which to continue; None
+        means to start at the beginning. If another process deletes the file, the service restores
+        its events in a new file with the same numbers. Then reading continues after ``last``. If
+        the new file is of a newly created store, the numbers belong to other events. Raises
+        SourceError.
         """
         if not self._database.is_replaced():
             return last
@@ -149,7 +150,7 @@ def _is_created(connection: sqlite3.Connection) -> bool:
 
 
 def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
-    """Request a retry of dead letters in the store at ``path``; return how many.
+    """Request a retry of dead letters in the store at ``path``; return the number of dead letters.
 
     ``sink`` selects the dead letters of one sink, ``uid`` those of one event; None selects all. The
     service that uses the store sends them within seconds, or at its next start. Raises

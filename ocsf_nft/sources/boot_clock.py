@@ -5,10 +5,10 @@ since boot without suspended time, counted by the uncorrected processor clock. C
 the same count, corrected by NTP. Both start together and drift apart. After 20 minutes, 0.6 ms were
 measured. A bad oscillator (50 ppm) causes 4 s a day.
 
-User space can't read the difference, but each record bounds it. A record can't come from the
-future. A record that arrives while its reader waits is only as old as its delivery takes. A stopped
-reader or journald delays the delivery. Such a delay is not drift: drift grows no faster than the
-oscillator's error allows.
+User space can't read the difference of these clocks, but each record gives bounds for it. A record
+can't come from the future. A record that arrives while its reader waits is only as old as its
+delivery takes. A stopped reader or journald delays the delivery. Such a delay is not drift: drift
+grows no faster than the oscillator's error allows.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ class KernelClock:
     maximum by which a reported read time may be too early. At first the two clocks count as equal.
     Each record then bounds the difference of the clocks:
 
-    - The kernel made the record at most ``lag_ns`` after its reported read time.
+    - The kernel made the record at most ``lag_ns`` after its reported read time. So the record's
+      apparent age (read time minus timestamp) plus ``lag_ns`` is an upper bound of the difference.
+      With time this bound grows by the largest possible drift (100 ppm).
     - If the reader waited for the record, the kernel made it at most ``slack_ns`` before the read.
-      This bound is used only within a drift of 100 ppm since the smallest observed age. A record
-      that is older than that waited in a queue.
+      The upper bound has precedence: a record with a higher apparent age waited in a queue.
 
     The converter changes the difference only if a bound requires it. So a result is wrong by at
     most the distance between the bounds, and usually by much less. If ``lag_ns`` is 0, no result is

@@ -15,7 +15,7 @@ def author_of_facility(facility: int | str, *, kernel: int | str) -> str | None:
 
 
 def reject_forged(author: str, line: str) -> Reject:
-    """Return the Reject for a log line in the form of a packet record that a program wrote.
+    """Return the Reject for a log line in which a program forged a packet record.
 
     ``author`` describes the program. ``line`` is the log line.
     """

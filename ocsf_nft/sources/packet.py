@@ -78,7 +78,7 @@ class _Packet:
     def holds(self, at: int, size: int) -> bool:
         """Return whether the packet has ``size`` bytes at offset ``at``.
 
-        Raises _CaptureCut if the packet has them, but the captured bytes end before.
+        Raises _CaptureCut if the packet has these bytes, but the captured bytes end before.
         """
         if at + size <= len(self.data):
             return True
@@ -198,9 +198,9 @@ def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple
     """Decode the IPv6 extension headers from offset ``at`` on into ``facts``.
 
     ``following`` is the type of the first header. Returns the offset and the type of the header
-    after them. The third result is true if the packet is a later fragment (not the first). If the
-    packet has two fragment or authentication headers, the facts are of the first one. Raises
-    _EndOfPrint where the kernel's text log stops.
+    that follows the extension headers. The third result is true if the packet is a later fragment
+    (not the first). If the packet has two fragment or authentication headers, the facts are of the
+    first one. Raises _EndOfPrint where the kernel's text log stops.
     """
     later_fragment = False
     while following in _EXTENSIONS:

@@ -52,9 +52,9 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
     """Build the Record of a packet from its log prefix and its header values by name (``facts``).
 
     ``facts`` is not copied: it becomes the record's details, after the values with their own field
-    are removed. Records of VM rules get no ``uid`` and ``gid``: the local socket of such a packet
-    is not its sender's. ``time_ns`` (of the log) and ``received_ns`` (of the read) are nanoseconds
-    since the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
+    are removed. Records of VM rules get no ``uid`` and ``gid``, because these would be of a process
+    of the host. The sender is in the VM. ``time_ns`` (of the log) and ``received_ns`` (of the read)
+    are nanoseconds since the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
     """
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     parts = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
@@ -115,8 +115,8 @@ def link_facts(header: bytes) -> Facts:
 def vlan_facts(protocol: int, tag: int) -> Facts:
     """Decode a VLAN tag (IEEE 802.1Q) to facts (values by name).
 
-    ``protocol`` is the ethertype of the tag. ``tag`` is its 16-bit control field, in the kernel's
-    log line ``VID``.
+    ``protocol`` is the ethertype of the tag. ``tag`` is its 16-bit control field (``VID`` in the
+    kernel's log line).
     """
     facts: Facts = {"vlan_protocol": protocol, "vlan_id": tag & 0xFFF, "vlan_priority": tag >> 13}
     if tag & 0x1000:

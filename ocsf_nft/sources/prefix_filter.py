@@ -18,7 +18,7 @@ class PrefixFilter:
     """Filter of kernel log messages by their log prefix, which names the sandbox and the rule.
 
     It selects messages of the named sandboxes (None: of all sandboxes). With ``foreign`` it also
-    selects records of other firewalls whose prefix is listed there.
+    selects records of other firewalls, if ``foreign`` lists their prefix.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class PrefixFilter:
         )
 
     def select(self, found: Record | Reject | None) -> Record | Reject | None:
-        """Return ``found``, the parsed form of a matching message, or None if not selected.
+        """Return ``found``, the parsed form of a matching message, or None if it is not selected.
 
         A record of another firewall with an unknown prefix is not selected. Its message can match,
-        because it may contain text in the form of a known prefix.
+        because the message may contain text in the form of a known prefix.
         """
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None

@@ -116,7 +116,7 @@ def _document_by_document(text: str, validator: EventValidator) -> Iterator[Vali
 def _may_be_documents(text: str) -> bool:
     """Return whether a file with this first line may consist of JSON documents.
 
-    It may if the line is an array, or is JSON that may continue on the next line.
+    It may if the line is a complete array, or the beginning of a document over several lines.
     """
     text = text.strip()
     try:

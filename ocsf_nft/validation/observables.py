@@ -101,7 +101,7 @@ class Observables:
             )
 
     def _resolve(self, name: str) -> _Target | str:
-        """Return the attribute that an observable's name refers to, or a text why there is none."""
+        """Return the attribute that an observable's name refers to, or why there is none (text)."""
         values: list[Any] = [self._event]
         table: Table | None = self._table
         attribute = None

@@ -28,7 +28,7 @@ TOO_DEEP: Final = f"is nested more than {DEPTH} levels deep"
 class Walk:
     """Walk through one event that checks each attribute by itself.
 
-    Afterwards ``used`` has the event's profiles that define at least one attribute in it.
+    Afterwards ``used`` has the event's profiles that define at least one of its attributes.
     """
 
     __slots__ = ("_fault_list", "_listed", "_recommended", "_schema", "used")
@@ -49,8 +49,8 @@ class Walk:
     def visit(self, table: Table, value: Mapping[str, Any], path: str, depth: int = 1) -> None:
         """Check the object ``value`` at ``path``, and all objects in it; raises TooManyError.
 
-        ``table`` is its class or object in the schema. ``depth`` is its level of nesting, 1 for the
-        event.
+        ``table`` is the schema's class or object for ``value``. ``depth`` is the level of nesting,
+        1 for the event.
         """
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)
@@ -73,7 +73,7 @@ class Walk:
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
         """Check that an attribute is allowed by the event's profiles, not deprecated and not null.
 
-        Returns whether it is not null, so that its value can be checked.
+        Returns True if the value is not null, so that the caller can check it.
         """
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)

@@ -1,8 +1,8 @@
 """JSON decoder for validation, which preserves faults that most JSON readers hide.
 
-It uses the standard library, not orjson. orjson refuses lone surrogates, NaN and integers past 64
-bits. It also does not report a name that is in one object twice. The validator must report each of
-these faults.
+The decoder uses the standard library, not orjson. orjson refuses lone surrogates, NaN and integers
+past 64 bits. orjson also does not report a name that is in one object twice. The validator must
+report each of these faults.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class NotJsonError(Exception):
 class Decoder:
     """JSON decoder that also finds names that are in one object twice.
 
-    :meth:`faults` returns these of the last decoded value.
+    :meth:`faults` returns a fault for each such name in the last decoded text.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Decoder:
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:
         """Decode the JSON value that begins at offset ``start`` of a text.
 
-        Returns the value and the offset of its end. Raises NotJsonError.
+        Returns the value, and the offset after the value. Raises NotJsonError.
         """
         self._repeated.clear()
         try:

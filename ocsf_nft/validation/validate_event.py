@@ -2,8 +2,8 @@
 
 Errors are the faults that the OCSF schema server's own validator calls errors or that its JSON
 Schema refuses. Values that JSON readers refuse and contradictions are errors too. The server's
-validator and schema accept a missing caption. So that is a warning, unless the id is 99, which
-requires a caption.
+validator and schema accept a missing caption. So a missing caption is a warning, unless the id is
+99, which requires a caption.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class EventValidator:
     def faults(self, event: Any) -> list[Fault]:
         """Validate an event, a value decoded from JSON; return its faults, none if it conforms.
 
-        Never raises. If there are more than ``LIMIT`` faults, the last one reports that.
+        Never raises. If there are more than ``LIMIT`` faults, the last returned fault reports that.
         """
         fault_list = FaultList()
         try:
@@ -122,7 +122,7 @@ def _check_profiles(
 
 
 def _check_relations(event: Mapping[str, Any], fault_list: FaultList) -> None:
-    """Check that the class and the type, and the times of an event match each other.
+    """Check that an event's type fits its class and activity, and that its times are consistent.
 
     A missing or wrong attribute is skipped here, because ``Walk`` has reported it.
     """

@@ -21,11 +21,12 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """Result of the delivery of a batch: all messages arrived but ``refused`` and ``again``.
+    """Result of the delivery of a batch.
 
-    ``again`` has the messages that the receiver could not accept now, in the batch's order.
-    ``reason`` is why it could not. ``after_seconds`` is the pause before the next try, if the
-    receiver requested one.
+    All messages have arrived, except those in ``refused`` and ``again``. The receiver will never
+    accept ``refused``. It could not accept ``again`` now, for the ``reason``; these messages are in
+    the batch's order. ``after_seconds`` is the pause before the next try, if the receiver requested
+    one.
     """
 
     refused: tuple[Refusal, ...] = ()
@@ -41,7 +42,7 @@ class Sink(Protocol):
     """Interface of a destination of events: it is opened, gets one call per batch, and is closed.
 
     Only one task uses a sink. After a failure, that task closes the sink and opens it again. Each
-    opening reads secrets and certificates again. A cancelled call may end at any point.
+    opening reads secrets and certificates again. A call may be cancelled at any point of its work.
     """
 
     #: True if an interrupted batch must be delivered again with exactly the same messages.
@@ -68,10 +69,13 @@ class Sink(Protocol):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Deliver one or more messages in order; return when the receiver has acknowledged them.
 
-        If the transport has no acknowledgement, return when the batch is handed over.
+        If the transport has no acknowledgement, return when the kernel has the whole batch.
 
         Raises DeliveryError if it is unknown which messages have arrived; the forwarder then
         delivers the whole batch again. Raises RefusedError if the receiver refuses the batch
-        without naming the wrong message; the forwarder then delivers the batch in parts. No
-        incomplete message is left behind.
+        without naming the wrong message; the forwarder then delivers the batch in parts.
+
+        Messages arrive whole, with two exceptions. A stream of bytes (Unix socket, TCP or pipe) may
+        break inside a message. Then the last message that the receiver has read may be incomplete.
+        A regular file may have an incomplete last line after a crash.
         """

@@ -1,4 +1,4 @@
-"""Causes of delivery failures as text for people. Text of a receiver is untrusted."""
+"""Causes of delivery failures as text for people. Text that a receiver sends is untrusted."""
 
 from __future__ import annotations
 

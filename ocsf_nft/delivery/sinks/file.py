@@ -1,9 +1,10 @@
 """Sink that writes JSON Lines to a file.
 
-The sink appends whole lines only. If a full disk or a crash cuts a line short, the sink removes
-that line. So a forwarder that follows the file never reads half an event. If another program
-renames or removes the file (logrotate), the sink creates a new file with the name. If another
-program truncates the file (copytruncate), the sink continues to write to it.
+The sink appends whole lines. If a write fails, the sink removes the part that was written. If this
+process crashes during a write, the file may end with an incomplete line. The next opening removes
+that line. If another program renames or removes the file (logrotate), the sink creates a new file
+with the name. If another program truncates the file (copytruncate), the sink continues to write to
+it.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ class Http(Sink):
     """Sink that sends each batch as one HTTP request.
 
     Status 2xx means that the receiver has the whole batch. Status 400, 413 and 422 mean that it
-    refuses the batch as it is. Any other status counts as temporary, or as a fault that a person
-    will fix.
+    refuses the batch as it is. With any other status, the batch is sent again later: the fault is
+    temporary, or a person will fix it.
     """
 
     def __init__(

@@ -61,8 +61,8 @@ _REDIRECT_REMEDY: Final = "redirects are not followed, so give the URL that it p
 class HttpAnswer:
     """Answer of a receiver to an HTTP request.
 
-    ``body`` is cut at the limit of the request; ``text`` is the body as text for a person.
-    ``after_seconds`` is the pause that the receiver asked for, or None.
+    ``body`` is cut at the limit of the request (``answer_bytes``). ``text`` is the body as text for
+    a person. ``after_seconds`` is the pause that the receiver asked for, or None.
     """
 
     status: int
@@ -128,8 +128,8 @@ class HttpSession:
     ) -> HttpAnswer:
         """Send a request and return its answer, whatever the status; read ``answer_bytes`` at most.
 
-        ``path`` is appended to the receiver's URL. Raises DeliveryError if there is no answer, or
-        if its end does not arrive.
+        ``path`` is appended to the receiver's URL. Raises DeliveryError if the answer is missing or
+        incomplete.
         """
         if self._session is None:
             raise DeliveryError(f"{self._receiver.name} is not connected")
@@ -155,9 +155,10 @@ class HttpSession:
             raise self._failure(error) from None
 
     def error(self, answer: HttpAnswer) -> DeliveryError:
-        """Create the error for an answer without success: RefusedError or DeliveryError.
+        """Create the exception for an answer whose status is not a success.
 
-        It is RefusedError if the status refuses the content of the request.
+        The exception is a RefusedError if the status means that the receiver refuses the content.
+        Otherwise it is a DeliveryError.
         """
         sentence = self.describe(answer)
         if answer.status in _REFUSING:
@@ -165,7 +166,7 @@ class HttpSession:
         return DeliveryError(sentence, after_seconds=answer.after_seconds)
 
     def describe(self, answer: HttpAnswer, remedy: str = "") -> str:
-        """Describe an answer to a person; without ``remedy``, add the usual one for its status."""
+        """Describe an answer to a person, with the ``remedy`` or the usual one for the status."""
         phrase = _reason_phrase(answer.status)
         if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
             remedy = remedy or _REDIRECT_REMEDY
@@ -242,7 +243,7 @@ def _gzip(body: bytes) -> bytes:
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    """Read at most ``max_bytes`` of an answer's body; JSON that is cut there is no valid JSON."""
+    """Read an answer's body up to ``max_bytes``; a JSON object that is cut is invalid JSON."""
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         body += chunk
@@ -275,7 +276,10 @@ def _retry_after_seconds(value: str | None) -> float | None:
 
 
 def _cause(error: Exception) -> str:
-    """Return why there is no answer, in our own words: aiohttp's may contain a receiver's text."""
+    """Return why a request got no answer, in our own words.
+
+    The texts of aiohttp's errors may contain untrusted text of the receiver.
+    """
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         error = error.certificate_error
     elif isinstance(error, aiohttp.ClientConnectorError):

@@ -27,7 +27,7 @@ class Credentials:
     user: str = ""
 
     def header(self, secret: str) -> str:
-        """Return the header's value; ``secret`` is the current text of the secret."""
+        """Return the value of the header ``Authorization``; ``secret`` is the current secret."""
         if self.scheme == "Basic":
             secret = base64.b64encode(f"{self.user}:{secret}".encode()).decode()
         return f"{self.scheme} {secret}"
@@ -38,8 +38,9 @@ class Receiver:
     """HTTP server that receives events.
 
     ``url`` is the start of the URL of each request. ``headers`` are sent with every request.
-    ``tls`` is for an https URL; None means the system's authorities. Only ``proxy`` selects a
-    proxy; environment variables are ignored. ``is_compressed`` allows gzip.
+    ``tls`` has the TLS settings for an https URL; None means to trust the system's authorities.
+    Only ``proxy`` selects a proxy; environment variables are ignored. ``is_compressed`` allows
+    gzip.
     """
 
     url: str

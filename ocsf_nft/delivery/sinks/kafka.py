@@ -1,8 +1,8 @@
 """Sink for a topic of Kafka.
 
-A record's key is the sandbox, so one sandbox's events stay in one partition, in order. Its header
-``uid`` is the event's identifier, so a consumer can recognize duplicates. The topic must not be
-compacted: compaction would leave one event for each sandbox.
+A record's key is the name of the event's sandbox. So one sandbox's events stay in one partition, in
+order. The record's header ``uid`` is the event's identifier, so a consumer can recognize
+duplicates. The topic must not be compacted: compaction would leave one event for each sandbox.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Kafka(Sink):
     """Sink that sends events to a topic, and waits until all in-sync replicas have them.
 
     ``servers`` are the ``host:port`` of some brokers. An event of more than ``max_bytes`` is
-    refused. ``mechanism`` is the one of SASL, with ``user`` and ``password``; None means no SASL.
+    refused. ``mechanism`` is the SASL mechanism for ``user`` and ``password``; None means no SASL.
     ``timeout_seconds`` is the maximum duration of a delivery. While a partition has no leader or a
     broker is unreachable, the producer retries until that time is nearly over.
     """
@@ -100,7 +100,7 @@ class Kafka(Sink):
             raise
 
     async def close(self) -> None:
-        """Abort the connections to the brokers; events that they acknowledged are stored there."""
+        """Abort the connections to the brokers; acknowledged events stay stored there."""
         try:
             if self._thread.is_running:
                 await self._thread.run(self._drop_producer())
@@ -184,7 +184,7 @@ class Kafka(Sink):
     async def _send(self, message: Message) -> asyncio.Future[Any]:
         """Send a message and return the future of its acknowledgement.
 
-        If too many acknowledgements are pending, wait first.
+        If too many messages wait for their acknowledgements, the call waits first.
         """
         sent: asyncio.Future[Any] = await self._producer.send(
             self._topic,
@@ -195,10 +195,11 @@ class Kafka(Sink):
         return sent
 
     def _check(self, faults: Sequence[BaseException]) -> None:
-        """Raise an error if messages of a batch failed: RefusedError or DeliveryError.
+        """Raise an error if ``faults``, the failures of a batch's messages, is not empty.
 
-        It is RefusedError if brokers refuse the content in all ``faults``. A producer can't be used
-        again after a partition refused a batch, since its sequence numbers have a gap then.
+        The error is RefusedError if brokers refuse the content in all ``faults``, else
+        DeliveryError. In both cases the sink connects again. After a partition has refused a batch,
+        the sequence numbers of the old producer have a gap.
         """
         if not faults:
             return
@@ -232,7 +233,7 @@ class Kafka(Sink):
 
 
 def _record_key(event: Any) -> bytes | None:
-    """Return the key of an event's Kafka record: its sandbox, or its host without a sandbox."""
+    """Return the key of an event's Kafka record: its sandbox, or its host if it has no sandbox."""
     for path in (("unmapped", "sandbox"), ("device", "hostname")):
         value = event
         for name in path:

@@ -37,11 +37,14 @@ class LogCapture(logging.Handler):
         _log.addHandler(self)
 
     def stop(self) -> None:
-        """Stop the capture; ``last`` stays."""
+        """Stop the capture; the text in ``last`` remains."""
         _log.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Store a log record as ``last``, unless it has no exception and ``last`` is set."""
+        """Store the text of a log record as ``last``.
+
+        A record without an exception does not replace an earlier text.
+        """
         if record.thread != self._thread:
             return
         arguments = record.args if isinstance(record.args, tuple) else ()

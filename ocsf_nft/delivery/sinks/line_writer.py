@@ -1,4 +1,4 @@
-"""Writer of JSON Lines to a descriptor: it has its own thread and writes whole lines only."""
+"""Writer of JSON Lines to a file descriptor, in a separate thread."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class WriterThread:
     """Thread that does all work on one sink's file descriptor, from its opening to its closing.
 
     So no other job writes between the parts of a batch, or closes the descriptor during a write. No
-    slow job of another sink delays a write. A running write can't be stopped. A write to a pipe
-    without a reader never returns. So a caller that is cancelled during its write does not wait for
-    it, and the write continues. If a caller is cancelled before its job has begun, the job is not
-    run.
+    slow job of another sink delays a write. A running write can't be stopped. A write to a full
+    pipe that no process reads never returns. So a caller that is cancelled during its write does
+    not wait for the write, which continues. If a caller is cancelled before its job has begun, the
+    job is not run.
     """
 
     def __init__(self, name: str, destination: object) -> None:
@@ -63,7 +63,7 @@ class WriterThread:
     async def stop(self, close: Callable[[], None], *, is_waited_for: bool) -> None:
         """Run ``close`` as the last job, and end the thread.
 
-        If ``is_waited_for`` is true, wait for that job and raise its error.
+        If ``is_waited_for`` is true, wait for ``close`` and raise its error.
         """
         if self._thread is None:
             return
@@ -81,11 +81,11 @@ def lines_of(messages: Sequence[Message]) -> bytes:
 
 
 def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
-    """Write lines to a descriptor, at the end of a regular file. Raises OSError.
+    """Write lines to a file descriptor; append them if it is a regular file. Raises OSError.
 
-    If a full disk cuts the lines short, the part that was written is removed again. So a reader of
-    the file gets no half event. With ``sync`` the lines of a regular file survive a power cut when
-    this returns.
+    If a write to a regular file fails (full disk), the part that was written is removed again. A
+    pipe or a socket does not allow that. With ``sync`` the lines of a regular file survive a power
+    cut when this returns.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         _write_all(descriptor, lines)

@@ -25,7 +25,7 @@ _CANCEL_SECONDS: Final = 1.0
 
 
 class LoopThread:
-    """Thread that runs an event loop from :meth:`start` to :meth:`stop`, also repeatedly."""
+    """Thread that runs an event loop from :meth:`start` to :meth:`stop`; can be started again."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -48,8 +48,8 @@ class LoopThread:
     async def run(self, job: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the thread and return its result.
 
-        If the caller is cancelled, the job is cancelled too, but the caller does not wait for that.
-        Raises the error of the job, and DeliveryError if there is no thread.
+        If the caller is cancelled, the job is cancelled too, but the caller does not wait for the
+        job's end. Raises the error of the job, and DeliveryError if the thread is not running.
         """
         if self._loop is None:
             job.close()

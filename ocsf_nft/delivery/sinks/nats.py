@@ -55,10 +55,10 @@ class Nats(Sink):
     """Sink that publishes events to a subject, and waits until the stream has stored all of them.
 
     ``servers`` are URLs. They are tried in random order, and the first reachable one is used. With
-    ``has_class`` the event's class is the last token of the subject: ``ocsf.network_activity``.
-    ``stream`` is the stream that must have the subject; None allows any stream. A ``tls://`` URL or
-    ``tls`` requires TLS; otherwise the server decides. ``is_tls_first`` is for a server with
-    ``handshake_first``.
+    ``has_class`` the event's class is added to the subject as its last token:
+    ``ocsf.network_activity``. ``stream`` is the stream that must have the subject; None allows any
+    stream. A ``tls://`` URL or ``tls`` requires TLS; otherwise the server decides. ``is_tls_first``
+    is for a server with the setting ``handshake_first``.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a connection and a subject
@@ -92,7 +92,7 @@ class Nats(Sink):
             raise
 
     async def close(self) -> None:
-        """Abort the connection; events that the stream acknowledged are stored there."""
+        """Abort the connection; acknowledged events stay stored in the stream."""
         self._connection = None
         await self._thread.stop()
 
@@ -141,7 +141,7 @@ class Nats(Sink):
     async def _publish_all(
         self, connection: NatsConnection, messages: Sequence[Message]
     ) -> list[_Rejection | None]:
-        """Publish messages; return the rejection of each one, None if the stream stored it.
+        """Publish messages; return for each its rejection, or None if the stream stored it.
 
         Raises DeliveryError if the connection breaks or an answer is not from a stream.
         """

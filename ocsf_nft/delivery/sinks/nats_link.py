@@ -36,7 +36,7 @@ logging.getLogger("nats").addHandler(logging.NullHandler())
 
 
 class NatsConnection:
-    """Connection to the NATS server at a URL; after a failure it is not connected again."""
+    """Connection to the NATS server at a URL; it does not reconnect after a failure."""
 
     def __init__(self, server: str) -> None:
         self.server = server
@@ -51,8 +51,8 @@ class NatsConnection:
     async def open(self, login: LoginValues, *, tls: Tls | None, is_tls_first: bool) -> None:
         """Connect and log in to the server.
 
-        ``is_tls_first`` begins with the TLS handshake, before NATS data. Raises DeliveryError,
-        whose text is only the cause, without the server's name.
+        With ``is_tls_first``, the TLS handshake precedes any NATS data. Raises DeliveryError. Its
+        text is only the cause, without the server's name.
         """
         requires_tls = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"
         context = (tls or Tls()).context() if requires_tls else None
@@ -111,7 +111,7 @@ class NatsConnection:
     async def wait_for(self, answers: Collection[asyncio.Future[Msg]]) -> None:
         """Wait for the answers to published messages.
 
-        Raises an error of NATS if the connection fails before all have arrived.
+        Raises an error of NATS if the connection fails before all answers have arrived.
         """
         waiting: Collection[asyncio.Future[Msg]] = answers
         while waiting:
@@ -134,7 +134,8 @@ class NatsConnection:
 def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[str, Any]:
     """Return the options of nats-py's ``connect`` for a login.
 
-    ``context`` is the TLS context if TLS is required. Then no secret is sent before the handshake.
+    ``context`` is the TLS context if TLS is required, else None. With it, a token, user or password
+    is sent only after a TLS handshake.
     """
 
     def guarded(secret: str) -> Callable[[], str]:
@@ -158,8 +159,8 @@ def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[s
 def _require_tls(context: ssl.SSLContext | None) -> None:
     """Raise SecureConnWantedError if TLS is required and no handshake has succeeded.
 
-    ``context`` is the TLS context; None means that TLS is not required. The server announces TLS.
-    If it does not, nats-py continues without encryption.
+    ``context`` is the TLS context; None means that TLS is not required. This check is necessary
+    because nats-py continues without encryption if the server does not announce TLS.
     """
     if context is not None and context.session_stats()["connect_good"] == 0:
         raise errors.SecureConnWantedError

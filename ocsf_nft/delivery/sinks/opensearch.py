@@ -73,8 +73,8 @@ class OpenSearch(Sink):
     of the ``index``, ``{date}`` is the day of the event in UTC, as 2026.11.25. So a repeated event
     goes to the same index.
 
-    With ``is_data_stream`` each document also has ``@timestamp``, which data streams require. There
-    a repeated event is recognized only until the stream's next rollover.
+    With ``is_data_stream`` each document also has ``@timestamp``, which data streams require. A
+    data stream recognizes a repeated event only until its next rollover.
     """
 
     def __init__(

@@ -37,8 +37,8 @@ class Otlp(Sink):
 
     A record's body is the event as nested values, not its JSON as text. So a collector's rules
     reach each attribute without parsing: ``body["dst_endpoint"]["ip"]`` in its transformation
-    language. The JSON of its exporters is an OCSF event again. The attributes serve for routing;
-    ``log.record.uid`` identifies a repeated record.
+    language. A collector that exports the body as JSON gives the OCSF event again. The record's
+    attributes serve for routing; ``log.record.uid`` identifies a repeated record.
 
     A receiver reports the number of rejected records, but does not name them. The specification
     allows the client to drop them. Here the forwarder sends the batch again in parts, until the
@@ -78,7 +78,7 @@ class Otlp(Sink):
 def _rejected_records(reply: Any) -> int:
     """Return the number of log records that a receiver's answer reports as rejected.
 
-    The JSON of protobuf writes a 64-bit number as text.
+    The number may be a text in the answer: protobuf's JSON form writes 64-bit numbers as text.
     """
     found = value_at(reply, "partialSuccess", "rejectedLogRecords")
     if isinstance(found, str) and found.isascii() and found.isdigit():
@@ -132,9 +132,9 @@ def _record(event: Any, uid: str) -> Any:
 
 
 def _pairs(values: dict[str, Any]) -> list[Any]:
-    """Convert a map to OTLP's key-value pairs, without null values.
+    """Convert a map to OTLP's key-value pairs.
 
-    Receivers fail on an empty value.
+    Null values are left out, because receivers fail on them.
     """
     return [
         {"key": key, "value": _value(value)} for key, value in values.items() if value is not None

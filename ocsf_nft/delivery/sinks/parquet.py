@@ -86,7 +86,7 @@ class Parquet(Sink):
         await self._storage.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Store the files of a batch; refuse messages that are no event of a class with columns.
+        """Store the files of a batch; refuse messages without a known class or a valid time.
 
         Raises DeliveryError, and RefusedError if a file is larger than the storage allows.
         """

@@ -77,7 +77,11 @@ class Rotation:
 
 
 class _OldFile(NamedTuple):
-    """Old (rotated) file: the time of its rotation, and the suffix after its usual name."""
+    """Old (rotated) file: the time of its rotation, its path and its size in bytes.
+
+    ``suffix`` is empty for an uncompressed file. Otherwise it marks a compressed file or an
+    unfinished compression.
+    """
 
     stamp: str
     suffix: str
@@ -119,7 +123,7 @@ class OldFiles:
         self._thread.submit(self._maintain_and_log)
 
     def stop(self) -> None:
-        """Stop the thread and wait for its end; the next start does the rest of its work."""
+        """Stop the thread and wait for its end; the next opening finishes its work."""
         self._stop_requested.set()
         self._thread.shutdown(cancel_futures=True)
 

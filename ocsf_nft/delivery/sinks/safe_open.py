@@ -1,9 +1,10 @@
 """Safe opening of a file for appending, in a directory where other users may write too.
 
-A symbolic link is followed if root or our own user owns it. A link of another user is refused. That
-user could redirect writes to a file that only we may change. In a world-writable directory (/tmp),
-a file of another user or with a second hard link is refused too. A user who may write to a
-directory above can still replace the file. Only the permissions of that directory can prevent this.
+A symbolic link is followed if root or our own user owns it. A link of another user is refused,
+because that user could redirect writes to a file that only we may change. In a world-writable
+directory (/tmp), a file of another user or with a second hard link is refused too. A user who may
+write to a directory above can still replace the file. Only the permissions of that directory can
+prevent this.
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def _create(path: Path) -> int:
 def _reopen(handle: int, mode: int) -> int:
     """Open the file of ``handle`` (O_PATH) for appending, and return the new descriptor.
 
-    So it is the checked file, even if its name refers to another file now. ``mode`` has the file's
-    type.
+    The new descriptor refers to the file that was checked, even if another file now has its path.
+    ``mode`` is the file's ``st_mode``.
     """
     name = f"/proc/self/fd/{handle}"
     if stat.S_ISREG(mode):

@@ -152,9 +152,10 @@ class SplunkHec(Sink):
         raise RefusedError(sentence)
 
     async def _wait_until_indexed(self, ack_id: int | None) -> None:
-        """Wait until an indexer has the events; do nothing without ``ack_seconds``.
+        """Wait until an indexer has the events of the request with this ``ack_id``.
 
-        Raises DeliveryError after ``ack_seconds``.
+        Does nothing if the sink has no ``ack_seconds``. Raises DeliveryError after ``ack_seconds``,
+        or without an ``ack_id``.
         """
         if self._ack_seconds is None:
             return

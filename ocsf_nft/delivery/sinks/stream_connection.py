@@ -1,8 +1,8 @@
 """Stream connection to a peer that sends no acknowledgements.
 
-The number of outstanding bytes is known. For TCP, ``SIOCOUTQ`` counts the bytes that the peer's
-kernel has not acknowledged (tcp(7)). For a Unix socket it counts the bytes that the peer has not
-read (unix(7)).
+The kernel reports how many sent bytes are outstanding. For TCP, ``SIOCOUTQ`` counts the bytes that
+the peer's kernel has not acknowledged (tcp(7)). For a Unix socket it counts the bytes that the peer
+has not read (unix(7)).
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Stream:
     def close(self) -> None:
         """Close the connection.
 
-        If the last delivery is incomplete, discard the sent bytes that the peer does not have yet.
+        If the last delivery is incomplete, reset a TCP connection: the bytes that are not sent yet
+        are discarded.
         """
         try:
             if self._is_incomplete:

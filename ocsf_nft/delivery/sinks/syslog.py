@@ -4,8 +4,9 @@ Syslog has no acknowledgement. Over UDP (RFC 5426) an event is one datagram; a d
 network or the receiver drops is not noticed. Over TCP (RFC 6587, 3.4.1: octet counting) and TLS
 (RFC 5425), the receiver's kernel acknowledges data. An event counts as delivered when that kernel
 has it. If the receiver dies, the events that it had not read are usually sent again after its
-restart. Events that it had read but not stored are dropped. After a broken connection the whole
-batch is sent again.
+restart. Events that it had read but not stored are dropped. If the connection breaks, the whole
+batch is sent again on a new connection. The last message on the broken connection may be
+incomplete; octet counting shows that to the receiver.
 
 Most receivers truncate messages above their limit, and a truncated event is no JSON. So the sink
 refuses a message that is longer than ``max_bytes``.
@@ -37,7 +38,8 @@ _EVENTS_PER_SLICE: Final = 32
 class Syslog(Sink):
     """Sink for the syslog receiver at ``host`` and ``port``.
 
-    For the transport ``tls``, ``tls`` has the trusted authorities; None means the system's.
+    The argument ``tls`` has the trusted authorities for the transport "tls"; None means the
+    system's.
     """
 
     def __init__(

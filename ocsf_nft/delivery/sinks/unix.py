@@ -3,8 +3,9 @@
 The program (Vector, Fluent Bit, a supervisor) sends no acknowledgement. With ``until_read`` an
 event counts as delivered when the program has read it. If the program dies, the events that it had
 not read are sent again after its restart. Events that it had read but not processed are not sent
-again. After a broken connection the whole batch is sent again. The program may have read a part of
-it. The last event that it has read may be incomplete, without a line end.
+again. If the connection breaks, the whole batch is sent again on a new connection. The program may
+have read a part of the batch on the broken connection. The last event of that part may be
+incomplete, without a line end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Journal reader that runs journalctl, for hosts where Python can't use libsystemd.
 
-It returns entries later (journalctl waits for inotify, 0.2 s on average). Otherwise it does the
-same as the reader with libsystemd.
+This reader returns entries later (journalctl waits for inotify, 0.2 s on average). Otherwise it
+does the same as the reader with libsystemd.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class CommandReader:
         self._resume: str | None = None
 
     async def open(self, cursor: str | None) -> str | None:
-        """Start journalctl to read the entries after the one with this cursor (None: the newest).
+        """Start journalctl to read the entries after the entry ``cursor`` (None: the newest entry).
 
-        Returns the cursor of that entry; None if there is no entry yet. Raises UnsupportedError
-        without journalctl, SourceError if journalctl fails.
+        Returns the cursor of the entry after which reading begins; None if there is no entry yet.
+        Raises UnsupportedError without journalctl, SourceError if journalctl fails.
         """
         self._resume = await self._last_cursor() if cursor is None else cursor
         position = () if self._resume is None else (f"--cursor={self._resume}",)
@@ -66,7 +66,7 @@ class CommandReader:
     async def read(self, timeout_s: float | None) -> Chunk:
         """Wait for new entries, at most ``timeout_s`` seconds (None: without limit).
 
-        Returns no entries if the time is over. Raises SourceError if journalctl exits.
+        Returns no entries if none arrives in that time. Raises SourceError if journalctl exits.
         """
         process = self._process
         if process is None or process.stdout is None:

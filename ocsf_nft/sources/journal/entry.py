@@ -122,9 +122,9 @@ def _author(fields: Mapping[str, bytes]) -> str | None:
 def _time_ns(fields: Mapping[str, bytes]) -> int | None:
     """Return when the kernel logged the entry's message, in nanoseconds since the epoch.
 
-    The kernel's timestamp is monotonic. It precedes journald's wall-clock timestamp by the
-    difference of the two monotonic timestamps. Without a kernel timestamp, journald's wall-clock
-    time is returned; None without that.
+    The kernel's timestamp is monotonic. It is converted by journald's two timestamps of the
+    message, a monotonic one and a wall-clock one. Without a kernel timestamp, journald's wall-clock
+    time is returned; without that, None.
     """
     realtime = _microseconds(fields.get(_REALTIME))
     if realtime is None:

@@ -29,10 +29,10 @@ _STAMP: Final = re.compile(rb"[0-9]{1,16}")
 class KernelEntry:
     """Fields of a journal entry: a kernel message, or journald's notice of missed kernel messages.
 
-    ``realtime_us`` and ``monotonic_us`` are the times at which journald received it. ``source_us``
-    is the kernel's own (printk) timestamp. Only journald sets ``transport`` and ``source_us``
-    (their field names begin with an underscore). ``facility`` is SYSLOG_FACILITY: in a kernel entry
-    the kernel sets it.
+    ``realtime_us`` and ``monotonic_us`` are the times at which journald received the message.
+    ``source_us`` is the kernel's own (printk) timestamp. Only journald sets ``transport`` and
+    ``source_us`` (their field names begin with an underscore). ``facility`` is SYSLOG_FACILITY: in
+    a kernel entry the kernel sets it.
     """
 
     cursor: str

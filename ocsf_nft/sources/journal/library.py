@@ -1,8 +1,9 @@
 """Journal reader that uses libsystemd.
 
-journald appends through a memory map, and inotify reports that only every 250 ms. A request for
-the next entry finds it much sooner, and costs 0.1 us if there is none. So this module requests the
-next entry every 10 ms. Four times a second libsystemd reads its inotify for new and deleted files.
+journald appends through a memory map, and inotify reports such an entry only every 250 ms. A
+request for the next entry finds the entry much sooner, and costs 0.1 us if there is none. So this
+module requests the next entry every 10 ms. Four times a second libsystemd reads its inotify for new
+and deleted files.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _CHUNK_NS: Final = 10_000_000
 def available(directory: Path | None) -> bool:
     """Return whether systemd-python is installed and its libsystemd opens the journal's files.
 
-    Blocks for some milliseconds. Raises the errors of ``journal_files.samples``.
+    Blocks for some milliseconds. Raises AbsentError and UnsupportedError, as ``samples`` in the
+    module ``files`` does.
     """
     samples = journal_files.samples(directory)
     try:
@@ -57,11 +59,12 @@ class LibraryReader:
         self._files_due = 0.0
 
     async def open(self, cursor: str | None) -> str | None:
-        """Open the journal to read the entries after the one with this cursor (None: the newest).
+        """Open the journal to read the entries after the entry ``cursor`` (None: the newest entry).
 
-        Returns the cursor of that entry; None if there is no entry yet. A thread does the work,
-        because it may take long in a big journal. If this call is cancelled, the thread continues;
-        Python then closes the opened journal, because no code refers to it. Raises SourceError.
+        Returns the cursor of the entry after which reading begins; None if there is no entry yet. A
+        thread does the work, because it may take long in a big journal. If this call is cancelled,
+        the thread continues. Python then closes the opened journal, because no code refers to the
+        journal. Raises SourceError.
         """
         try:
             self._reader = await asyncio.to_thread(_open_reader, self._directory, cursor)
@@ -83,8 +86,8 @@ class LibraryReader:
     async def read(self, timeout_s: float | None) -> Chunk:
         """Wait for new entries, at most ``timeout_s`` seconds (None: without limit).
 
-        Returns no entries if the time is over. Raises SourceError if the journal can no longer be
-        read.
+        Returns no entries if none arrives in that time. Raises SourceError if the journal can no
+        longer be read.
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class Chunk:
     """Result of one read of the journal: the selected entries, and the position after the read.
 
-    ``cursor`` is that of the last entry that was read, selected or not. It is None if there was no
-    entry. ``cursor_is_missing`` is true if the journal no longer has the entry to resume after.
-    Then later entries may be missing too.
+    ``cursor`` is the cursor of the last entry that was read, selected or not. It is None if there
+    was no entry. ``cursor_is_missing`` is true if the journal no longer has the entry to resume
+    after. Then later entries may be missing too.
     """
 
     entries: tuple[KernelEntry, ...] = ()
@@ -27,9 +27,9 @@ class JournalReader(Protocol):
     """Interface of a reader of the systemd journal."""
 
     async def open(self, cursor: str | None) -> str | None:
-        """Open the journal to read the entries after the one with this cursor (None: the newest).
+        """Open the journal to read the entries after the entry ``cursor`` (None: the newest entry).
 
-        Returns the cursor of that entry; None if there is no entry yet.
+        Returns the cursor of the entry after which reading begins; None if there is no entry yet.
         """
 
     async def close(self) -> None:
@@ -38,5 +38,5 @@ class JournalReader(Protocol):
     async def read(self, timeout_s: float | None) -> Chunk:
         """Wait for new entries, at most ``timeout_s`` seconds (None: without limit).
 
-        Returns a limited number of entries; none if the time is over.
+        Returns a limited number of entries; none if none arrives in that time.
         """

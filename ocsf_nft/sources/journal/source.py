@@ -37,9 +37,9 @@ _STAMP_NS: Final = 1_000_000_000
 class Journal:
     """Source of packet log records in the systemd journal, of the named sandboxes (None: of all).
 
-    With ``foreign`` it also reads records of other firewalls whose prefix is listed there.
+    With ``foreign`` it also reads records of other firewalls, if ``foreign`` lists their prefix.
     ``directory`` is a folder of journal files, None for the machine's own journal. With a cursor
-    the source begins after the cursor's entry. Without one it begins with the records that are
+    the source begins after the cursor's entry. Without a cursor it begins with the records that are
     logged after the context was entered. The first batch comes at once, so that there is a cursor
     from the start.
     """

@@ -53,11 +53,11 @@ _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
 class Kmsg:
     """Source of packet log records in the kernel log, of the named sandboxes (None: of all).
 
-    With ``foreign`` it also reads records of other firewalls whose prefix is listed there. Without
-    a cursor the source begins with records that are logged after the context was entered. With a
-    cursor it begins after the cursor's record. With a cursor of an earlier boot it begins with the
-    oldest record of this boot in the log. The first batch comes at once, so that there is a cursor
-    from the start.
+    With ``foreign`` it also reads records of other firewalls, if ``foreign`` lists their prefix.
+    Without a cursor the source begins with records that are logged after the context was entered.
+    With a cursor it begins after the cursor's record. With a cursor of an earlier boot it begins
+    with the oldest record of this boot in the log. The first batch comes at once, so that there is
+    a cursor from the start.
     """
 
     def __init__(
@@ -115,9 +115,9 @@ class Kmsg:
             self._descriptor = None
 
     def _position(self, cursor: str) -> int:
-        """Return the sequence number of the first record to read; 0 after an earlier boot.
+        """Return the sequence number of the first record to read after a cursor's record.
 
-        Raises SourceError for an invalid cursor.
+        Returns 0 if the cursor is of an earlier boot. Raises SourceError for an invalid cursor.
         """
         found = _CURSOR.fullmatch(cursor)
         if found is None:
@@ -167,7 +167,7 @@ class Kmsg:
     def _drain(self, descriptor: int, *, waited: bool) -> tuple[Batch, bool]:
         """Read the available records; return a batch of them, and whether all of them were read.
 
-        ``waited`` is true if this source was waiting when the first one arrived.
+        ``waited`` is true if this source was waiting when the first record arrived.
         """
         records: list[Record] = []
         gaps: list[Gap] = []
@@ -261,9 +261,9 @@ def _open_device() -> int:
 def _read(descriptor: int) -> bytes | None:
     """Return the next record of /dev/kmsg, None if there is none yet; raises SourceError.
 
-    Two errors don't end the reading, and leave a gap in the sequence numbers. EPIPE: the ring was
-    overwritten, and the position is now its oldest record. EINVAL: the record was longer than the
-    buffer.
+    Two errors of the system call don't end the reading, and leave a gap in the sequence numbers.
+    EPIPE: the ring was overwritten, and the position is now the ring's oldest record. EINVAL: the
+    record was longer than the buffer.
     """
     while True:
         try:

@@ -46,8 +46,8 @@ class Datagram(NamedTuple):
 
     Absent attributes are ``None``.
 
-    It is a tuple, because there is one for each packet. A tuple takes a third of the time of a
-    frozen dataclass.
+    The class is a tuple, because the source creates one object for each packet. Creating a tuple
+    takes a third of the time of a frozen dataclass.
 
     ``hardware_protocol`` is the frame's ethertype. ``time_us`` is the kernel's timestamp in
     microseconds since the epoch (absent on the output hook). ``vlan`` has the protocol and the tag
@@ -79,7 +79,7 @@ class Datagram(NamedTuple):
 
 
 def record(datagram: Datagram, origin: Origin) -> Record:
-    """Convert an NFLOG message to a Record; the kernel's log text of the packet gives the same.
+    """Convert an NFLOG message to a Record, equal to that of the kernel's log text of the packet.
 
     The record's time is the kernel's timestamp, or the time of receipt if there is none.
     """
@@ -128,8 +128,8 @@ def _network_facts(ethertype: int, data: bytes) -> Facts:
 def _ethertype(datagram: Datagram) -> int:
     """Return the ethertype by which the kernel parses the packet.
 
-    In the families IPv4, IPv6 and ARP it is the family's. In families that handle frames (bridge,
-    netdev) it is the frame's. RARP is parsed as ARP.
+    In the families IPv4, IPv6 and ARP the family decides. In families that handle frames (bridge,
+    netdev) the frame's ethertype is used. RARP is parsed as ARP.
     """
     if datagram.family == NFPROTO_IPV4:
         return ETH_P_IP
@@ -144,9 +144,10 @@ def _egress_frame(datagram: Datagram) -> tuple[int, bytes, bytes]:
     """Split a packet of the netdev egress hook: ethertype, Ethernet header, network packet.
 
     On this hook the captured bytes begin with the frame. The ethertype comes from the frame's
-    header: the kernel's protocol of the frame is not reliable. Its sender sets it (an AF_PACKET
-    socket names a protocol). A frame that bypassed the qdisc (PACKET_QDISC_BYPASS) has no link
-    header attribute, because the kernel has not searched for one. Only Ethernet is supported.
+    header, because the kernel's protocol of the frame is not reliable. The frame's sender sets that
+    protocol (an AF_PACKET socket names it). A frame that bypassed the qdisc (PACKET_QDISC_BYPASS)
+    has no link header attribute: the kernel has not searched for a link header. Only Ethernet is
+    supported.
     """
     captured = datagram.captured
     header = captured[: fact.ETHERNET_BYTES]

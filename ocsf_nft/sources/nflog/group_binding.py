@@ -64,7 +64,7 @@ def batching_message(group: int, batching: Batching, *, flags: int = 0, more: by
     """Build the netlink message that sets the batching of an NFLOG group.
 
     ``flags`` are more flags for the message's header. ``more`` has encoded attributes that precede
-    the batching's own.
+    the attributes of ``batching``.
     """
     return netlink.message(
         _CONFIG,

@@ -8,7 +8,7 @@ r"""Conversion of an NFLOG message to one line of text, and back.
 (in one line). Names and prefixes are JSON strings in ASCII, so that none of their bytes can be
 mistaken for a field. The packet and the headers are hexadecimal. The order of the fields is fixed;
 absent fields are left out. Parsing a line gives the datagram that was written and the identity of
-its record, so that its event has the same uid.
+its record. So the event of a parsed line has the same uid as the event of the live record.
 """
 
 from __future__ import annotations

@@ -21,14 +21,15 @@ class Sequence32:
     def extended(self, number: int) -> int:
         """Return the full number of a new record, whose low 32 bits are ``number``.
 
-        The full number counts on where the 32-bit number starts again from 0.
+        The kernel's 32-bit number starts again from 0 after 2**32 records. The full number does
+        not.
         """
         return self._next + (number - self._next) % _MODULUS
 
     def dropped_before(self, number: int) -> int:
         """Return how many records were dropped between the previous record and record ``number``.
 
-        The next call counts from record ``number`` on.
+        Record ``number`` then counts as the previous record of the next call.
         """
         dropped = (number - self._next) % _MODULUS
         self._next += dropped + 1

@@ -48,8 +48,8 @@ _QUIET_S: Final = 0.15
 class Nflog:
     """Source of the records of one NFLOG group of one network namespace.
 
-    A record's time is the kernel's if the hook gives one (input, forward, ingress). On the output
-    hook it is the time of reading, about 0.1 ms later at a low rate.
+    A record's time is the kernel's timestamp, which the hooks input, forward and ingress give. On
+    the output hook it is the time of reading, about 0.1 ms later at a low rate.
     """
 
     def __init__(self, namespace: Namespace, group: int) -> None:
@@ -211,9 +211,10 @@ class Nflog:
         )
 
     def _report_overrun(self) -> Batch:
-        """Return a gap without a number of records if the newest records were dropped, else no gap.
+        """Return a batch with a gap if the socket's buffer was full, else an empty batch.
 
-        Their number is unknown until a later record arrives.
+        The gap has no number of dropped records, because the number is unknown until a later record
+        arrives.
         """
         if not self._overrun:
             return Batch()

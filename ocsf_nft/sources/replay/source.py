@@ -126,8 +126,8 @@ class Reader:
     ) -> Self:
         """Return a reader for an open file.
 
-        A line without timestamp gets the time of the last modification of a regular file. Another
-        file has no such time: the line gets the time of reading.
+        A line without timestamp gets the last modification time of a regular file. A pipe or socket
+        has no such time: there the line gets the time of reading.
         """
         status = os.fstat(descriptor)
         unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
@@ -355,7 +355,7 @@ def _open(path: Path) -> int:
 
 
 async def _read_chunks(path: Path, descriptor: int) -> AsyncIterator[bytes]:
-    """Yield a file's bytes; waits for a pipe without blocking the event loop."""
+    """Yield a file's bytes; wait for a pipe without blocking the event loop."""
     while True:
         await until_readable(descriptor)
         try:
@@ -376,7 +376,7 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
 def _this_boot_ns() -> int:
     """Return when this machine booted: nanoseconds since the epoch, rounded to 10 ms.
 
-    The two clocks are read one after the other, so the last digits are random.
+    It is computed from two clocks, read one after the other, so the last digits are random.
     """
     return round(boot_clock.wall_ns(0), -7)
 

@@ -1,8 +1,8 @@
 """Splitter of a byte stream into lines and journal export entries, in constant memory.
 
 An export entry consists of fields on separate lines; it begins with ``__CURSOR=`` and ends with an
-empty line. A line in it that is not a field ends it too. Data that can't be distinguished from a
-field's value is not read, and reported as unreadable.
+empty line. A line inside the entry that is not a field ends the entry too. Data that can't be
+distinguished from a field's value is not read, and reported as unreadable.
 """
 
 from __future__ import annotations

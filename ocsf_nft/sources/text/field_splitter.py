@@ -104,7 +104,7 @@ class Words:
         return True
 
     def flag(self, name: str, *, certain: bool = False) -> bool:
-        """Take the next word if it is ``name``; return whether it was taken and is complete.
+        """Take the next word if it is ``name``; return True if it was taken and can't be cut.
 
         ``certain`` means that it is complete even without a space after it.
         """

@@ -1,4 +1,4 @@
-r"""Parser of the kernel's log line by position, for all forms that nf_log_syslog.c ever printed.
+"""Parser of the kernel's log line by position, for all forms that nf_log_syslog.c ever printed.
 
 The line (from ``IN=`` on) is split into words. The parser takes the words in the order in which the
 kernel prints them. A word at another position, or a second time, makes the line malformed. A field
@@ -7,8 +7,8 @@ may be missing (rules log with fewer flags). Words that the kernel never prints 
 
 A line may be cut anywhere in transit. The kernel prints a space after each value, so a last value
 without a space may lack digits. Such a value is stored in ``unparsed`` too, and
-``details["truncated"]`` is set; it is also set if a required field is missing at the end. (A value
-that can't continue, such as ``0``, is accepted: many tools strip the last space.)
+``details["truncated"]`` is set. ``truncated`` is also set if a required field is missing at the
+end. (A value that can't continue, such as ``0``, is accepted: many tools strip the last space.)
 """
 
 from __future__ import annotations

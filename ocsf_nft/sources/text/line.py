@@ -60,7 +60,7 @@ _COMMON: Final = re.compile(
 
 
 class _AmbiguousError(Exception):
-    """Log line that can be split into prefix and packet in no way, or in several ways."""
+    """Log line that has no split into prefix and packet, or several ones."""
 
 
 def is_candidate(message: str) -> bool:
@@ -163,7 +163,7 @@ def _flags(words: str) -> int:
 def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is the hot path
     match: re.Match[str],
 ) -> Facts | None:
-    """Convert a matched usual line to the packet's values by name (facts).
+    """Convert the regular expression's match of a usual line to facts (values by name).
 
     Returns ``None`` if a value is out of range: ``grammar`` then parses the line and reports it.
     """

@@ -74,7 +74,7 @@ def take_transport(
 
 
 def _incomplete(words: Words, facts: Facts) -> bool:
-    """Parse ``INCOMPLETE [n bytes]`` into ``facts``; return whether the line has it here.
+    """Parse ``INCOMPLETE [n bytes]`` into ``facts``; return True if it is the next word.
 
     The kernel prints it in place of a header that the packet does not have completely.
     """
@@ -85,9 +85,10 @@ def _incomplete(words: Words, facts: Facts) -> bool:
 
 
 def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
-    """Parse a number that the kernel always prints here into ``facts``; return False without it.
+    """Parse a field with a number into ``facts``; return False if it is missing or may be cut.
 
-    ``key`` is its name in the line, ``name`` its name in ``facts``, and ``limit`` its maximum.
+    ``key`` is the field's name in the line, ``name`` its name in ``facts``, and ``limit`` its
+    maximum. The kernel always prints the field here: if the line ends before, the line was cut.
     """
     number = words.number(key, limit)
     if number is None:
@@ -135,9 +136,10 @@ def _udp(words: Words, facts: Facts) -> None:
 
 
 def _payload(facts: Facts) -> int | None:
-    """Return the number of bytes after an IP header without extensions; None if unknown.
+    """Return the size of an IP packet's payload in bytes; None if it is unknown.
 
-    A UDP length of this number is complete, even if the line may be cut after it.
+    Extension headers count as payload. A UDP length of this size is complete, even if the line may
+    be cut after it.
     """
     length, options = facts.get("length"), facts.get("ip_options", "")
     if not isinstance(length, int) or not isinstance(options, str):
