@@ -1,8 +1,8 @@
 """Shell commands that make another firewall accept the traffic that a fence accepts.
 
-Findings show them as the remedy for a rule that drops this traffic. An administrator runs such a
-command as root. So it holds only plain names, and every word is quoted for a shell. If a name isn't
-plain, no command is shown.
+Findings show such a command as the remedy for a rule that drops this traffic. An administrator runs
+the command as root. So the command contains only plain names, and every word is quoted for a shell.
+If a name isn't plain, no command is shown.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ def _iptables(
 def _iptables_program(version: int, backend: str) -> str:
     """Return the name of the iptables program that changes rules of a backend: nft or legacy.
 
-    Which one the plain name ``iptables`` is depends on the host. It is used only if it is the right
-    one.
+    The plain name ``iptables`` is a different one of them on each host. It is returned only if it
+    is the program for this backend.
     """
     name = "iptables" if version == 4 else "ip6tables"
     found = nft.find_program(name)
