@@ -75,10 +75,10 @@ class Service:
     ) -> None:
         """Create a service that does nothing until its context is entered.
 
-        ``found`` are sinks to use in place of the configuration's. ``iterates`` allows to iterate
-        over the events (``async for event in service``). The events also go to the sinks that the
-        configuration names. When ``stop`` is set, the service begins to stop before its context is
-        exited.
+        ``found`` are sinks to use in place of the configuration's. With ``iterates``, the caller
+        can iterate over the events (``async for event in service``). The events also go to the
+        sinks that the configuration names. When ``stop`` is set, the service begins to stop before
+        its context is exited.
         """
         self.config = config
         self.counts = Counts()
