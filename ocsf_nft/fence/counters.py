@@ -91,8 +91,8 @@ _DATA: Final = operator.attrgetter("data")
 class _NamespaceTables:
     """Tables of a fence in one network namespace, and the netlink socket to read their counters.
 
-    ``identity`` is that of the fenced namespace; None if any namespace is accepted. ``users`` maps
-    the user ids of that namespace to those of our own; None if they are equal.
+    ``identity`` identifies the fenced namespace; None if any namespace is accepted. ``users`` maps
+    that namespace's user ids to our own namespace's; None if both are equal.
     """
 
     namespace: Namespace
@@ -285,7 +285,7 @@ class _Rule:
         self._rule = rule
 
     def read(self) -> tuple[str, RuleReading] | None:
-        """Return the values of the rule's counters, after an identifier of these counters.
+        """Return an identifier of the rule's counters, and the values of these counters.
 
         The identifier is unique until the next boot. Returns None if the counters don't exist.
         Raises OSError, _ReplacedError, and FenceError if a set has more elements than a fence's set

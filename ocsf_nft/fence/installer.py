@@ -41,7 +41,7 @@ Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
 class Verification:
     """Result of comparing a fence in the kernel with its record in the state directory.
 
-    ``difference`` is a short text for people. ``installed`` is the record, None if there is none.
+    ``difference`` is a short text for people. ``installed`` is the record, None if it is missing.
     """
 
     verdict: Verdict

@@ -43,8 +43,8 @@ def load(
     """Load a fence with the first transport that the kernel supports, and return its record.
 
     ``intended`` is the record without the results of loading. ``transports`` are tried in their
-    order. Raises UnsupportedError if the last one is not supported, FenceError if the fence can't
-    be loaded.
+    order. Raises UnsupportedError if none of them is supported, FenceError if the fence can't be
+    loaded.
     """
     failures: list[str] = []
     for transport in transports:

@@ -114,7 +114,7 @@ def find() -> Path:
 
 
 def find_program(name: str) -> Path | None:
-    """Return the path of a program that only root can have written; None if there is none.
+    """Return the path of a program that only root can have written; None if it isn't found.
 
     Only the directories of :data:`TRUSTED` are searched.
     """

@@ -41,8 +41,8 @@ class NftMonitor:
     All methods except the constructor raise OSError. One thread reads the notices; other threads
     may change the fence too. A generation is the number that the kernel gives to each state of the
     ruleset. All changes up to ``restored_generation`` have been reverted or accepted. All changes
-    up to ``regular_generation`` have been accepted, because a regular installation made them. It is
-    None if no change has been accepted yet.
+    up to ``regular_generation`` have been accepted, because a regular installation made them. This
+    number is None if no change has been accepted yet.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:

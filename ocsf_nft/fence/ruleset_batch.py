@@ -145,8 +145,8 @@ def attach_statements(
 ) -> tuple[Statement, ...]:
     """Return netlink statements that attach further interfaces to a fence's netdev chains.
 
-    ``statements`` are those that create the fence, ``devices`` the names of the interfaces. Without
-    devices, nothing is returned.
+    ``statements`` create the fence. ``devices`` are the names of the interfaces. Without devices,
+    the result is empty.
     """
     names = b"".join(
         netlink.attribute(_NFTA_DEVICE_NAME, name.encode("utf-8", "surrogateescape") + b"\0")

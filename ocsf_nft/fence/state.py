@@ -31,11 +31,11 @@ _FILE: Final = "fence.json"
 class InstalledFence:
     """Record of a fence as it was loaded, which the state directory stores.
 
-    ``identity`` is that of the namespace (:meth:`Namespace.identity`), because a path can later
+    ``identity`` identifies the namespace (:meth:`Namespace.identity`), because a path can later
     refer to another namespace. ``policy`` is a digest of the loaded rulesets; another version of
     this program may have other rulesets. ``listings`` are nft's listings of each table, by ``family
-    name``. ``degraded`` is the reason why no better transport could be used; None if no better one
-    was requested.
+    name``. ``degraded`` is the reason why a better transport could not be used. It is None if no
+    better transport was requested.
     """
 
     spec: FenceSpec

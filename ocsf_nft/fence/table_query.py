@@ -1,7 +1,7 @@
 """Netlink queries, without the program nft: a table's comment and flags, and its sets' elements.
 
-A check of a fence reads them every few seconds, so it starts no process. A process with
-CAP_NET_ADMIN over the namespace may have added a million elements where ours has one. So no more
+These queries run every few seconds, for each check of a fence, so they start no process. A process
+with CAP_NET_ADMIN over the namespace may have added a million elements to a small set. So no more
 elements are read than requested. Numbers: ``include/uapi/linux/netfilter/nf_tables.h``.
 """
 
