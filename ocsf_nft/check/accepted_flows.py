@@ -66,7 +66,7 @@ class Step:
 class AcceptedFlow:
     """Representative packet of traffic that a fence accepts, and the hooks that it traverses.
 
-    ``endpoint`` is the proxy, if the traffic is to or from one.
+    ``endpoint`` is the proxy that sends or receives the packet; None for a VM's traffic.
     """
 
     direction: FlowDirection

@@ -38,10 +38,11 @@ _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowRequest:
-    """Traffic that commands shall allow, and the namespace whose rules they change.
+    """Request for commands: the traffic to allow, and the namespace whose rules must change.
 
     ``directions`` are the kinds of traffic, ``versions`` the IP versions. ``device`` is the VM's
-    interface or a pattern; it is None for a sandbox with ``proxies``. ``port`` is the gateway's.
+    interface or a pattern; it is None for a sandbox with ``proxies``. ``port`` is the gateway's
+    port.
     """
 
     namespace: Namespace
@@ -145,8 +146,8 @@ def _iptables(
 def _iptables_program(version: int, backend: str) -> str:
     """Return the name of the iptables program that changes rules of a backend: nft or legacy.
 
-    The plain name ``iptables`` is a different one of them on each host. It is returned only if it
-    is the program for this backend.
+    On some hosts the plain name ``iptables`` is the nft program, on others the legacy program. It
+    is returned only if it is the required program.
     """
     name = "iptables" if version == 4 else "ip6tables"
     found = nft.find_program(name)

@@ -45,8 +45,8 @@ class WalkResult:
     """Result of the walk of a modelled packet through one chain.
 
     ``reaches_end``: the packet reaches the end of the chain. ``may_be_accepted``: a rule may accept
-    the packet. ``stops`` are the rules that may stop it. ``undecided`` are the rules of which it is
-    unknown whether they match; so the result depends on them. ``packet`` is the model of the packet
+    the packet. ``stops`` are the rules that may stop it. ``undecided`` are the rules on which the
+    result depends, because it is unknown whether they match. ``packet`` is the model of the packet
     after the chain.
     """
 

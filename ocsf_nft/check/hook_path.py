@@ -28,8 +28,8 @@ _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 class FlowStop:
     """Rule or policy that stops, or may stop (``is_certain`` is False), an accepted flow.
 
-    ``base`` is the base chain that leads to the rule. ``undecided`` are rules of which it is
-    unknown whether they match the packet. They decide whether the flow is stopped.
+    ``base`` is the base chain that leads to the rule. ``undecided`` are the rules on which the
+    result depends, because it is unknown whether they match the packet.
     """
 
     flow: AcceptedFlow

@@ -61,7 +61,7 @@ class BaseSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chain:
-    """Chain with its rules in order; ``base`` is None unless it is a base chain."""
+    """Chain with its rules in order; ``base`` is None for a chain that is no base chain."""
 
     key: ChainKey
     base: BaseSpec | None

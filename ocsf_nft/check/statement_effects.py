@@ -119,8 +119,8 @@ def untracked(packet: Packet) -> Packet:
 def maybe_untracked(packet: Packet) -> Packet:
     """Return a copy of the packet that connection tracking may or may not ignore later.
 
-    Use it after an iptables target such as ``CT``. Its arguments decide whether the packet is
-    ignored, but nft doesn't list them.
+    Use it after an iptables target such as ``CT``. The target's arguments decide whether the packet
+    is ignored, but nft doesn't list these arguments.
     """
     return packet.joined(untracked(packet))
 

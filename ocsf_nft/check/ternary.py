@@ -154,7 +154,7 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Return the model of a packet of which exactly one flag is set, any one of ``alternatives``.
+    """Return flags of which exactly one is set; it may be any one of ``alternatives``.
 
     An empty name in ``alternatives`` means that possibly no flag is set.
     """
