@@ -391,8 +391,8 @@ class AccountLoop:
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
     """Return the record with its packet's send time, if only the attribution has that time.
 
-    Without it, the record has the time when it was read. Then a record that was read late would
-    match a later packet, which another process may have sent.
+    Otherwise the record has the time when it was read. Then a record that was read late would match
+    a later packet, which another process may have sent.
     """
     if attribution.sent_ns is None or not record.is_timed_when_read:
         return record

@@ -314,9 +314,9 @@ async def _open(forwarder: Forwarder) -> None:
 
 
 async def _await_end(task: asyncio.Task[None]) -> None:
-    """Wait some seconds until a forwarder's task ends that was asked to stop, then cancel it.
+    """Wait some seconds until a forwarder's task ends; cancel the task if it does not.
 
-    If the task fails, its task group raises the error.
+    The task was asked to stop before. If the task fails, its task group raises the error.
     """
     _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
     if stuck:
