@@ -115,7 +115,7 @@ async def _watched(
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
     """Run ``work`` until it ends or a signal arrives; return the signal's number, or None.
 
-    Call this with the signals blocked (:func:`_blocked_signals`). It unblocks them while ``work``
+    Block the signals before (:func:`_blocked_signals`). This function unblocks them while ``work``
     runs.
     """
     loop = asyncio.get_running_loop()

@@ -57,7 +57,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Result of an attempt as the program that made it observed it (``saw``), and its duration.
+    """Result and duration of an attempt; ``saw`` is what its program observed.
 
     ``is_timed_outside``: the duration includes the program's start, because the program itself does
     not measure the time.
