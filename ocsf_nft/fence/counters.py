@@ -124,9 +124,9 @@ class Counters:
     """Reader of an installed fence's packet counters; all methods block.
 
     Only one thread may use a reader at a time. An open reader has a socket in each namespace of the
-    fence, so no later reading has to enter a namespace. The sockets also preserve these namespaces
-    until the reader is closed. Opening needs CAP_NET_ADMIN over the namespaces, and CAP_SYS_ADMIN
-    to enter one that is not the process's own.
+    fence. So no later reading has to enter a namespace. The sockets also preserve these namespaces
+    until the reader is closed. Needs CAP_NET_ADMIN over the namespaces, and CAP_SYS_ADMIN to enter
+    one that is not the process's own.
     """
 
     def __init__(self, installed: InstalledFence) -> None:

@@ -162,9 +162,9 @@ def verify(
 ) -> Verification:
     """Compare the fence in the kernel, and the sandbox's present interfaces, with their record.
 
-    ``namespace`` None means the recorded one. For a VM's fence without a record, pass its TAP
-    device as ``device``. Raises UnsupportedError if reading is not permitted, FenceError if the
-    record is damaged.
+    ``namespace`` None means the recorded one. To find a VM's fence without a record, ``device``
+    must be the VM's TAP device. Raises UnsupportedError if reading is not permitted, FenceError if
+    the record is damaged.
     """
     installed = state.read(sandbox)
     if installed is None:
@@ -212,9 +212,9 @@ def remove(
 ) -> None:
     """Remove a sandbox's fence, its guard on the host and its record.
 
-    ``namespace`` None means the recorded one. For a VM's fence without a record, pass its TAP
-    device as ``device``. Raises AbsentError if there is no fence. Raises FenceError if the fence
-    belongs to another sandbox, UnsupportedError if removal is not permitted.
+    ``namespace`` None means the recorded one. To find a VM's fence without a record, ``device``
+    must be the VM's TAP device. Raises AbsentError if there is no fence. Raises FenceError if the
+    fence belongs to another sandbox, UnsupportedError if removal is not permitted.
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
@@ -436,8 +436,8 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    If a record is damaged, nothing is restored: its fence may need all these sysctls. Ignored are
-    the fence of the sandbox ``besides``, and fences that exist only in their record.
+    If a record is damaged, nothing is restored: its fence may need all these sysctls. The fence of
+    the sandbox ``besides`` is ignored. So are fences that are recorded, but not active.
     """
     if state.forwarding_before(identity) is None:
         return

@@ -34,7 +34,7 @@ class NamespaceBatch:
     full: tuple[Statement, ...]
 
     def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
-        """Return the alternatives in the order to try them, until the kernel accepts one.
+        """Return the message batches to send one after another, until the kernel accepts one.
 
         ``recreated`` are the tables that another process created again. The counters in these
         tables are not ours, so they are not preserved.

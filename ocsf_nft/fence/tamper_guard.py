@@ -169,7 +169,7 @@ class TamperGuard:
         Without a batch (None), a restore runs nft, which takes longer. ``version`` is that of the
         record for which the batch was prepared (:meth:`StateDirectory.version`). ``generations`` is
         an earlier result of :meth:`generations`, or None. Pass it only if a later check found the
-        fence as installed. Then no change before that result is reverted.
+        fence as installed: changes before that result then need no repair, and are not reverted.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
