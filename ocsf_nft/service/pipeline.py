@@ -83,9 +83,9 @@ class Pipeline:
     ) -> None:
         """Read the records of a source, and hand them to the accounts, until the source ends.
 
-        A source with a position either has records of one sandbox, whose account stores the
-        position. Or the records are those of other firewalls. Then ``name`` is the key under which
-        the position is stored.
+        A source with a position has records of only one sandbox, or only of other firewalls. In the
+        first case, the sandbox's account stores the position. In the second case, the position is
+        stored under the key ``name``.
 
         ``sandboxes`` are those that the source can have records of. A process that may load rules
         there can write any sandbox's name into a log prefix. So a record of another sandbox is
