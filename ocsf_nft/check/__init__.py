@@ -1,8 +1,8 @@
 """Checks of a host: its features, rules that block a fence's accepted traffic, and remedies.
 
 A check changes nothing. It models the accepted traffic as packets, and walks them through the
-host's rules. The model knows a packet only in part, so a rule matches it, does not, or may. In the
-last case the finding reports "may drop".
+host's rules. Only some fields of a modelled packet are known. So it can be unknown whether a rule
+matches the packet. Then the finding reports "may drop".
 """
 
 from __future__ import annotations
@@ -114,9 +114,9 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
 def blocking(scope: CheckScope) -> tuple[Finding, ...]:
     """Return only the findings about rules that block traffic that a fence accepts.
 
-    The rules may be those of another fence, such as one around the whole namespace.
-    ``install`` calls it. It needs CAP_NET_ADMIN over the namespace. If the rules can't be read,
-    that is the only finding.
+    The rules may be those of another fence, such as one around the whole namespace. The command
+    ``install`` uses this function. Reading the rules needs CAP_NET_ADMIN over the namespace. If
+    they can't be read, the only finding reports this.
     """
     try:
         ruleset = read_ruleset.read(scope.namespace)
@@ -132,8 +132,8 @@ def blocking(scope: CheckScope) -> tuple[Finding, ...]:
 def remove_leftovers(scope: CheckScope) -> Iterator[tuple[leftovers.Leftover, str | None]]:
     """Remove leftovers of an older iptables set-up for VMs, and yield each one with its result.
 
-    The result is None, or the reason why the leftover was not removed. Raises UnsupportedError if
-    the rules can't be read.
+    The result is None after success, else the reason why the leftover was not removed. Raises
+    UnsupportedError if the rules can't be read.
     """
     ruleset = read_ruleset.read(scope.namespace)
     found = leftovers.find_leftovers(ruleset, _list_devices(scope), scope)

@@ -39,7 +39,7 @@ _PORTS: Final = ((TCP, 443), (TCP, _UNUSUAL_PORT), (UDP, 53), (UDP, _UNUSUAL_POR
 
 
 class FlowDirection(enum.Enum):
-    """Kind of traffic that a fence accepts, by its two ends; the value describes it in messages."""
+    """Kind of traffic that a fence accepts, by sender and receiver; the value is for messages."""
 
     OUT = "traffic from the VM to the internet"
     REPLY = "replies from the internet to the VM"
@@ -53,8 +53,8 @@ class FlowDirection(enum.Enum):
 class Step:
     """netfilter hook that a modelled packet traverses, and what changes in the packet there.
 
-    ``changes`` are the packet's fields that have new values at this hook. ``device`` is the
-    interface of a hook that belongs to one interface (ingress, egress).
+    ``changes`` are the new values of the packet's fields at this hook, by field. ``device`` is the
+    interface of an ingress or egress hook, which belongs to one interface; else None.
     """
 
     hook: str
@@ -66,7 +66,7 @@ class Step:
 class AcceptedFlow:
     """Representative packet of traffic that a fence accepts, and the hooks that it traverses.
 
-    ``endpoint`` is the proxy, if the traffic is to or from one.
+    ``endpoint`` is the proxy that sends or receives the packet; None for a VM's traffic.
     """
 
     direction: FlowDirection
@@ -76,7 +76,7 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return true if this is a later packet of the flow whose first packet came just before."""
+        """Return true if this is a later packet of the flow that the previous packet began."""
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
@@ -94,10 +94,10 @@ class AcceptedFlow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
-    """Virtual machine whose accepted traffic is modelled.
+    """Virtual machine (VM) whose accepted traffic is modelled.
 
-    ``device`` is the name of its TAP device, or a pattern. Without ``subnets`` the VM may have any
-    address. ``port`` is the gateway's port that the VM may reach. ``uplinks`` are the known
+    ``device`` is the name of the VM's TAP device, or a pattern. Without ``subnets`` the VM may have
+    any address. ``port`` is the gateway's port that the VM may reach. ``uplinks`` are the known
     interfaces that lead to the internet, by IP version.
     """
 
@@ -113,7 +113,7 @@ class Vm:
     def uplink(self, version: int) -> InterfaceName:
         """Return the name of the interface to the internet for an IP version.
 
-        If it isn't known, it is any interface except the VM's device and the loopback.
+        If the name isn't known, the result can be any name except the VM's device and the loopback.
         """
         found = self.uplinks.get(version)
         if found is not None:
@@ -124,7 +124,7 @@ class Vm:
 def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
     """Yield representative packets of the traffic that a VM's fence accepts.
 
-    It is traffic to the internet, the replies, traffic to the gateway's port, and the answers.
+    This is traffic to the internet, the replies, traffic to the gateway's port, and the answers.
     """
     if vm.subnets:
         for subnet in vm.subnets:
@@ -210,8 +210,8 @@ def _subnet_flows(vm: Vm, version: int, gateway: Span, hosts: Span) -> Iterator[
 def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
     """Yield representative packets of the traffic that a sandbox's fence accepts.
 
-    It is traffic to ``proxy`` through the interface ``link``, and the proxy's answers. If ``link``
-    is None, it is any interface except the loopback.
+    This is traffic to ``proxy`` through the interface ``link``, and the proxy's answers. If
+    ``link`` is None, the traffic may use any interface except the loopback.
     """
     version = proxy.address.version
     own_address = ADDRESSES[version]
@@ -275,5 +275,5 @@ def _reply(
 
 
 def _later(first: Packet) -> Packet:
-    """Return a later packet of the same flow and direction, after the first reply."""
+    """Return a packet that ``first``'s sender sends in the same flow, after the first reply."""
     return replace(first, is_first=False)

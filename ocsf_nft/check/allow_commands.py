@@ -1,8 +1,8 @@
 """Shell commands that make another firewall accept the traffic that a fence accepts.
 
-Findings show them as the remedy for a rule that drops this traffic. An administrator runs such a
-command as root. So it holds only plain names, and every word is quoted for a shell. If a name isn't
-plain, no command is shown.
+Findings show such a command as the remedy for a rule that drops this traffic. An administrator runs
+the command as root. So the command contains only plain names, and every word is quoted for a shell.
+If a name isn't plain, no command is shown.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowRequest:
-    """Traffic that commands shall allow, and the namespace whose rules they change.
+    """Request for commands: the traffic to allow, and the namespace whose rules must change.
 
     ``directions`` are the kinds of traffic, ``versions`` the IP versions. ``device`` is the VM's
-    interface or a pattern; it is None for a sandbox with ``proxies``. ``port`` is the gateway's.
+    interface or a pattern; it is None for a sandbox with ``proxies``. ``port`` is the gateway's
+    port.
     """
 
     namespace: Namespace
@@ -145,8 +146,8 @@ def _iptables(
 def _iptables_program(version: int, backend: str) -> str:
     """Return the name of the iptables program that changes rules of a backend: nft or legacy.
 
-    Which one the plain name ``iptables`` is depends on the host. It is used only if it is the right
-    one.
+    On some hosts the plain name ``iptables`` is the nft program, on others the legacy program. It
+    is returned only if it is the required program.
     """
     name = "iptables" if version == 4 else "ip6tables"
     found = nft.find_program(name)

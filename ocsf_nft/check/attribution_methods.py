@@ -1,4 +1,4 @@
-"""Check of the methods to find the process behind a packet that this host supports."""
+"""Check of this host: which methods work here to find the process behind a packet."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _CAPTURE: Final = (
 
 
 def findings(namespace: Namespace) -> Iterator[Finding]:
-    """Yield one finding: the best method to find a packet's process that works in the namespace.
+    """Yield a finding that names the best attribution method that works in the namespace.
 
-    The remedy has what a better method needs.
+    An attribution method finds the process that sent a packet. The remedy in the finding lists what
+    a better method needs.
     """
     try:
         with Capture([cookie(namespace)]) as capture:

@@ -44,8 +44,8 @@ class CheckScope:
     """Subject of a check: a namespace, and the VM or sandbox in it whose traffic is judged.
 
     ``device`` is the VM's interface or a pattern such as ``vmtap-*``; it is None if there is no VM.
-    ``subnets`` are the VM's, ``port`` is the gateway's. ``uplinks`` are the interfaces that lead to
-    the internet, by IP version. ``links`` are the interfaces that lead to the proxies.
+    ``subnets`` are the VM's subnets, ``port`` is the gateway's port. ``uplinks`` are the interfaces
+    that lead to the internet, by IP version. ``links`` are the interfaces that lead to the proxies.
     """
 
     namespace: Namespace
@@ -120,7 +120,10 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Return all stops by the fence in question, and the stops of each other rule."""
+    """Return the stops by the fence in question in one list, and other stops in one list per rule.
+
+    A stop is a rule or policy that stops a modelled packet. ``by_rule`` has the stops of each rule.
+    """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
     for flow_stops in by_rule:
@@ -145,7 +148,10 @@ def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
 
 
 def _active_fence(flow_stops: list[FlowStop]) -> Finding:
-    """Return the finding about an active fence: it has no command, which would open the fence."""
+    """Return the finding about an active fence of ocsf-nft that refuses the judged traffic.
+
+    Unlike other findings, it suggests no command: the command would open the fence.
+    """
     keys = {flow_stop.stop.chain.key[:3]: None for flow_stop in flow_stops}
     _, family, table = next(iter(keys))
     tables = ", ".join(f"{family} {table}" for _, family, table in keys)
@@ -164,7 +170,7 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
 def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
     """Yield the rules that stop, or may stop, traffic that a fence in this scope accepts.
 
-    Rules of ocsf-nft itself are included only if they certainly stop it.
+    A rule of ocsf-nft itself is included only if it certainly stops the traffic.
     """
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()
@@ -226,7 +232,7 @@ def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
 
 
 def _is_published_port(flow_stop: FlowStop) -> bool:
-    """Return true if a rule redirects the gateway's port, as for a container's published port.
+    """Return true if a rule redirects packets for the gateway's port, for example to a container.
 
     This is no fault: a VM's fence accepts the redirected traffic.
     """
@@ -308,7 +314,7 @@ def _remedy(owner: str, *, has_commands: bool) -> str:
 def _rule_text(rule: Rule, namespace: Namespace) -> str:
     """Return a rule's text for messages, in the syntax of nft or iptables.
 
-    If that isn't available, it is nft's JSON. Long texts are shortened.
+    If that text isn't available, return the rule in nft's JSON. Long texts are shortened.
     """
     text = rule.text or _nft_text(rule, namespace)
     if text is None:

@@ -1,7 +1,7 @@
 """Execution of programs that list rules, with limits on their output, memory and time.
 
-Other programs wrote the listed rules. So these programs decide the length of the listing, and the
-time that it takes.
+The limits are necessary because any other program may have created the rules. So other programs
+decide how long the listing is, and how long it takes.
 """
 
 from __future__ import annotations

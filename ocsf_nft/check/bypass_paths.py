@@ -25,8 +25,8 @@ def findings(
 ) -> Iterator[Finding]:
     """Yield findings about rules and interfaces through which packets may bypass a fence.
 
-    The rules are those of other programs. The interfaces are those of the VM or sandbox in
-    ``scope``; ``devices`` are all interfaces of the namespace by name.
+    Rules of ocsf-nft itself are skipped. Only interfaces of the VM or sandbox in ``scope`` are
+    checked. ``devices`` are all interfaces of the namespace by name.
     """
     yield from _flowtables(ruleset)
     yield from _rules(ruleset)
@@ -149,7 +149,7 @@ def _interface_programs(devices: Mapping[str, NetDevice], scope: CheckScope) -> 
 
 
 def _selected(devices: Mapping[str, NetDevice], scope: CheckScope) -> list[NetDevice]:
-    """Return the interfaces of the VM, or those that lead to a proxy; at most 8."""
+    """Return the interfaces of the VM, and those that lead to a proxy; at most 8."""
     found = []
     for device in devices.values():
         pattern = scope.device

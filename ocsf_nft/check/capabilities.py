@@ -1,4 +1,4 @@
-"""Check of this process's Linux capabilities, and of the commands that need them."""
+"""Check of the Linux capabilities that this process lacks, and of the commands that need them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _OPTIONAL: Final = {Capability.BPF, Capability.PERFMON, Capability.SYSLOG}
 
 
 def findings() -> Iterator[Finding]:
-    """Yield one finding: the capabilities that this process lacks, and the commands that fail."""
+    """Yield a finding that lists the missing capabilities and the commands that need them.
+
+    If no capability is missing, the finding reports that.
+    """
     effective = _effective()
     missing = [need for need in _NEEDS if not effective >> need[0] & 1]
     if not missing:

@@ -1,7 +1,7 @@
 """Recognition of the program that made a chain, by the names that firewalls use.
 
-Any program can use these names, so they prove nothing. They only decide which firewall's commands a
-remedy shows.
+Any program can use these names, so they prove nothing. They only decide for which firewall the
+commands in a remedy are.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ REINSERTING: Final = frozenset({"kube-proxy", "Calico", "Cilium", "flannel", "We
 
 
 def is_ours(key: ChainKey) -> bool:
-    """Return true if the chain is in a table with a name of ocsf-nft."""
+    """Return true if a chain is in a table whose name is one that ocsf-nft uses."""
     is_own_name = key.table == TABLE or key.table.startswith(f"{TABLE}_")
     return key.backend == "nft" and is_own_name
 
@@ -73,7 +73,8 @@ def is_ours(key: ChainKey) -> bool:
 def owner(chain: Chain, ruleset: Ruleset) -> str:
     """Return the name of the program that made a chain, such as firewalld or Docker.
 
-    If no program is recognised, return the mechanism: nftables, iptables or legacy iptables.
+    If no program is recognised, return what the chain belongs to: nftables, iptables or legacy
+    iptables.
     """
     key = chain.key
     if is_ours(key):

@@ -1,7 +1,7 @@
 """Walk of a modelled packet through the rules of a chain, to find the rules that stop it.
 
-The walk follows the kernel. If the model doesn't decide whether a rule matches, the walk follows
-both outcomes. So a result is either certain or "maybe".
+The walk evaluates rules as the kernel does. If it is unknown whether a rule matches the packet, the
+walk follows both outcomes. So a result is either certain or "maybe".
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _UNKNOWN: Final = "may drop"
 class Stop:
     """Rule that stops, or may stop, a modelled packet; or the policy of a chain (``rule`` is None).
 
-    ``verb`` describes its effect on the packet for messages, for example "drops".
+    ``verb`` describes in messages what the rule does to the packet, for example "drops".
     """
 
     chain: Chain
@@ -45,8 +45,9 @@ class WalkResult:
     """Result of the walk of a modelled packet through one chain.
 
     ``reaches_end``: the packet reaches the end of the chain. ``may_be_accepted``: a rule may accept
-    it. ``stops`` are the rules that may stop it. ``undecided`` are the rules that may or may not
-    match, and so decide the result. ``packet`` is the model of the packet after the chain.
+    the packet. ``stops`` are the rules that may stop it. ``undecided`` are the rules on which the
+    result depends, because it is unknown whether they match. ``packet`` is the model of the packet
+    after the chain.
     """
 
     reaches_end: Truth
@@ -63,8 +64,8 @@ class TooLargeError(Exception):
 class Walker:
     """Walker of modelled packets through the chains of one ruleset.
 
-    It stores results for later walks. ``budget`` limits the work of all walks together, in rules
-    and set elements.
+    It stores each result, and reuses it for an equal packet. ``budget`` limits the work of all
+    walks together. Its unit is one rule or one set element.
     """
 
     def __init__(self, ruleset: Ruleset, budget: int = _BUDGET) -> None:
@@ -88,8 +89,8 @@ class Walker:
     def enter(self, key: ChainKey, packet: Packet, depth: int) -> WalkResult | None:
         """Return the result of a packet's walk through the chain ``key``, the target of a jump.
 
-        Return None if the chain doesn't exist, or if the jumps are nested too deep. Raises
-        TooLargeError.
+        ``depth`` is the number of nested jumps that may follow. Return None if the chain doesn't
+        exist, or if no more jumps may follow. Raises TooLargeError if the budget is exhausted.
         """
         chain = self._ruleset.chains.get(key)
         if chain is None or depth <= 0:
@@ -168,9 +169,10 @@ class _Walk:
                 return
 
     def _apply(self, rule: Rule, kind: str, body: Any, matches: Truth) -> bool:
-        """Apply a statement to the walk; return true if the statement ends its rule.
+        """Apply a statement to the walk; return true if later statements of the rule are skipped.
 
-        ``matches``: the matches before the statement hold for the packet, or may hold.
+        ``matches`` is YES if the packet certainly reaches the statement. It is MAYBE if a match
+        before the statement depends on unknown fields of the packet.
         """
         if kind in statement_effects.STOPS:
             self._stop(rule, statement_effects.STOPS[kind], matches)
@@ -208,7 +210,7 @@ class _Walk:
     def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
         """Apply a match or target of iptables of which nft lists only the name, not the arguments.
 
-        Return true if it ends its rule.
+        Return true if later statements of the rule are skipped.
         """
         name = str(body.get("name")) if isinstance(body, dict) else ""
         if name in statement_effects.XT_STOPS:
@@ -231,7 +233,10 @@ class _Walk:
         self._packet = altered if matches is Truth.YES else self._packet.joined(altered)
 
     def _leave(self, matches: Truth) -> None:
-        """Note that the packet leaves the chain at this rule; if ``matches`` is MAYBE, it may."""
+        """Record that the packet leaves the chain at this rule.
+
+        If ``matches`` is MAYBE, the packet may leave the chain, or may reach the next rule.
+        """
         self._reach = Truth.NO if matches is Truth.YES else Truth.MAYBE
 
     def _note_undecided(self, rule: Rule, matches: Truth) -> None:
@@ -279,7 +284,7 @@ class _Walk:
             self._alter(lambda _: result.packet, matches)
 
     def _vmap(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Apply a verdict map to the walk; return true if it certainly ends its rule."""
+        """Apply a verdict map to the walk; return true if the map certainly ends its rule."""
         pairs, key = self._pairs(body), body.get("key") if isinstance(body, dict) else None
         if pairs is None:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
@@ -316,7 +321,7 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return true if a statement may end its rule for some packets, depending on earlier packets.
+    """Return true if a statement may end its rule, and earlier packets decide whether it does.
 
     This holds for the match of an iptables extension, and for a set statement with a limit.
     """

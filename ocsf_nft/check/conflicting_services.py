@@ -1,6 +1,6 @@
 """Checks for services of the host that may remove a fence when they load, flush or reload rules.
 
-Only files are read; no service manager is asked.
+The checks only read files. They don't send requests to a service manager.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONFIGURATIONS: Final = ("etc/nftables.conf", "etc/sysconfig/nftables.conf")
 
 
 class _Service(NamedTuple):
-    """systemd unit of another firewall, with a text about its effect on a host's rules."""
+    """systemd unit of another firewall, with a text about the unit's effect on a host's rules."""
 
     unit: str
     name: str
@@ -72,7 +72,7 @@ _SERVICES: Final = (
 def findings(root: Path = Path("/")) -> Iterator[Finding]:
     """Yield a finding for each enabled service that may remove a fence, or rules that a VM needs.
 
-    ``root`` is the root directory of the files to read.
+    Files are read below the directory ``root``.
     """
     enabled = _enabled(root)
     yield from _nftables(root, is_enabled="nftables.service" in enabled)

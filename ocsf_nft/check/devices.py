@@ -1,7 +1,7 @@
 """Network interfaces of a namespace, with the details that decide whether packets bypass a fence.
 
-These are an interface's master, the interface below it, and its XDP and queue programs. Layouts and
-numbers: ``include/uapi/linux/if_link.h``, ``rtnetlink.h`` and ``pkt_sched.h``.
+The details are an interface's master, the interface below it, and its XDP and queue programs.
+Layouts and numbers: ``include/uapi/linux/if_link.h``, ``rtnetlink.h`` and ``pkt_sched.h``.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ _FILTERING: Final = frozenset({"clsact", "ingress"})
 class NetDevice:
     """Network interface as rtnetlink describes it.
 
-    ``kind`` is its link kind, such as ``tun``. ``master`` is the index of the bridge or bond that
-    it is a port of. ``lower`` is the index of the interface below it, for example a VLAN's parent.
-    That one may be in another namespace: ``is_lower_elsewhere``. ``has_xdp``: an XDP program is
-    attached. ``has_filters``: it has a queue for traffic-control programs.
+    ``kind`` is the link kind, such as ``tun``. ``master`` is the index of the bridge or bond of
+    which the interface is a port. ``lower`` is the index of the interface below it, for example a
+    VLAN's parent. ``is_lower_elsewhere``: the interface below is in another namespace. ``has_xdp``:
+    an XDP program is attached. ``has_filters``: the interface has a queue for traffic-control
+    programs.
     """
 
     ifindex: int

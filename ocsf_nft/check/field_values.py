@@ -1,9 +1,10 @@
 """Values of a modelled packet's fields, and tests of them against the values that a rule names.
 
 A match of a rule has an expression on its left side, such as ``tcp dport``. It has values on its
-right side. The expression becomes an operand: a function that tests one of the values. A packet may
-not have the field, for example the IPv4 source of an IPv6 packet. Then the rule doesn't match,
-whatever its operator: nft inserts a test for the field before the match.
+right side. This module converts the expression to an operand: a function that tests one of these
+values. The packet may not have the field, for example an IPv6 packet has no IPv4 source. Then the
+rule doesn't match, not even with the operator ``!=``: nft inserts a test for the field before the
+match.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag",
 def value(left: Any, packet: Packet) -> Value | Absent:
     """Return the value that an expression in nft's JSON has for a packet; None if it is unknown.
 
-    ``left`` is the left side of a match. Returns an :class:`Absent` if the packet lacks the field.
+    ``left`` is the expression, the left side of a match. Returns an :class:`Absent` if the packet
+    doesn't have the field.
     """
     if not isinstance(left, dict) or len(left) != 1:
         return None
@@ -59,9 +61,10 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 
 
 def operand(left: Any, packet: Packet) -> Operand | Absent:
-    """Return a function that tests a value against the expression ``left`` for a packet.
+    """Return a function that compares a given value with the value of an expression for a packet.
 
-    Returns an :class:`Absent` if the packet lacks the field.
+    ``left`` is the expression, the left side of a match. Returns an :class:`Absent` if the packet
+    doesn't have the field.
     """
     found = value(left, packet)
     if isinstance(found, Span):
@@ -275,9 +278,9 @@ def _number_matches(number: Span, item: Any) -> Truth:
 
 
 def span(item: Any) -> Span | None:
-    """Return the lowest and highest number of a value in nft's JSON; None if it can't be parsed.
+    """Return the lowest and highest number that a value in nft's JSON includes.
 
-    The value is a number, an address, a prefix or a range.
+    The value is a number, an address, a prefix or a range. Returns None for any other value.
     """
     if is_number(item):
         return exactly(item)

@@ -18,9 +18,9 @@ Severity: TypeAlias = Literal["ok", "info", "degraded", "blocked", "fatal"]
 class RuleLocation:
     """Location of a rule, chain or table in a ruleset.
 
-    ``chain`` and the following fields are None for a whole table; ``handle`` and ``rule`` are None
-    for the policy of a chain. ``backend`` is ``legacy`` for the kernel's old iptables (ip_tables),
-    which nft doesn't list.
+    For a whole table, all fields after ``table`` except ``owner`` are None. For the policy of a
+    chain, ``handle`` and ``rule`` are None. ``backend`` is ``legacy`` for the kernel's old iptables
+    (ip_tables), which nft doesn't list.
     """
 
     backend: str
@@ -55,8 +55,8 @@ def exit_code(found: Sequence[Finding]) -> int:
     """Return the exit code of the command `check` for its findings.
 
     0: a fence can be active here, its records can be read, and its accepted traffic gets through.
-    1: only part of this is true, or a rule drops, or may drop, accepted traffic. 3: no fence can be
-    active. One way to log and read records is enough: other missing ways don't count.
+    1: not all of this is true, or a rule may drop accepted traffic. 3: no fence can be active. One
+    working way to log and read records is enough for 0.
     """
     bad = {finding.name for finding in found if finding.severity not in {"ok", "info"}}
     if any(finding.severity == "fatal" for finding in found):

@@ -28,8 +28,8 @@ _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 class FlowStop:
     """Rule or policy that stops, or may stop (``is_certain`` is False), an accepted flow.
 
-    ``base`` is the base chain that leads to the rule. ``undecided`` are rules that may or may not
-    match the packet, and so decide its fate.
+    ``base`` is the base chain that leads to the rule. ``undecided`` are the rules on which the
+    result depends, because it is unknown whether they match the packet.
     """
 
     flow: AcceptedFlow
@@ -138,7 +138,10 @@ def _walk_base_chain(
 
 
 def _traverses(chain: Chain, step: Step, packet: Packet) -> Truth:
-    """Return YES, NO or MAYBE: whether a packet at a hook traverses the base chain."""
+    """Return YES if a packet at a hook traverses the base chain, NO if not.
+
+    Return MAYBE if this depends on an interface's name, and only a pattern of the name is known.
+    """
     base, family = chain.base, chain.key.family
     device = step.device
     if base is not None and device is not None:
@@ -156,9 +159,10 @@ def _matches_device(device: InterfaceName, name: str) -> Truth:
 
 
 def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """Return the packet with the connection tracking state that it has at a base chain.
+    """Return a copy of the packet with its connection tracking state at a base chain.
 
-    The state depends on the chain's priority: it is known only after connection tracking.
+    The state is known only after connection tracking. The chain's priority shows whether the chain
+    comes before or after that.
     """
     if step.hook not in _TRACKING_HOOKS or chain.base is None:
         return packet

@@ -94,7 +94,7 @@ def findings() -> Iterator[Finding]:
 def vm_findings(*, is_required: bool) -> Iterator[Finding]:
     """Yield a finding for each further feature that only the fence of a VM needs.
 
-    A missing feature is fatal if ``is_required``, which means that the check is for one VM.
+    ``is_required``: the check is for one VM, so a missing feature is fatal.
     """
     severity: Severity = "fatal" if is_required else "degraded"
     yield _probe(

@@ -1,8 +1,9 @@
 """Detection, and removal on request, of iptables rules that an older set-up for VMs left behind.
 
-A leftover is a rule or chain for a VM's interface, or NAT for its subnet. The interface no longer
-exists, or it is the one in the scope of the check. Rules that our remedies add have a comment: they
-are no leftovers while their interface exists. Rules that ufw or Docker manage belong to them.
+A leftover is a rule or chain for a VM's interface, or NAT for the VM's subnet. The interface no
+longer exists, or it is the one in the scope of the check. Rules that our remedies add have a
+comment: they are no leftovers while their interface exists. Rules that ufw or Docker manage are no
+leftovers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _NAT: Final = frozenset({"masquerade", "snat"})
 class Leftover:
     """Rule, or whole chain (``rule`` is None), that an older iptables set-up for VMs left behind.
 
-    ``reason`` is a text: why it is a leftover.
+    ``reason`` is a text that explains why the rule or chain is a leftover.
     """
 
     chain: Chain
@@ -65,7 +66,7 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Return the rules and chains that an older iptables set-up for VMs left behind.
 
-    ``present`` are the existing interfaces by name.
+    ``present`` are the interfaces that exist now, by name.
     """
     test = _LeftoverTest(present, scope)
     leftover_chains = {
@@ -109,10 +110,11 @@ def findings(found: list[Leftover]) -> Iterator[Finding]:
 
 
 def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftover, str | None]]:
-    """Remove leftover rules and chains, and yield each one with its result.
+    """Remove leftover rules and chains, and yield each leftover with its result.
 
-    The result is None, or the reason why it was not removed. A leftover that has changed since it
-    was found is not removed. After a failure, the others are still removed.
+    The result is None after success, else the reason why the leftover was not removed. A leftover
+    that has changed since it was found is not removed. After a failure, the others are still
+    removed.
     """
     for leftover in found:
         try:
@@ -132,7 +134,10 @@ def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftov
 
 
 class _LeftoverTest:
-    """Test of chains and rules: each method returns the reason why one is a leftover, or None."""
+    """Test whether a chain or a rule is a leftover of an older iptables set-up for VMs.
+
+    Each method returns the reason why the argument is a leftover, or None if it is not.
+    """
 
     def __init__(self, present: Mapping[str, NetDevice], scope: CheckScope) -> None:
         self._present = present
@@ -212,7 +217,7 @@ def _matches(rule: Rule, operator: str = "==") -> Iterator[tuple[Any, Any]]:
 def _excluded_devices(rule: Rule) -> list[str]:
     """Return the interfaces that a rule excludes with ``!=``.
 
-    A NAT rule excludes the interface whose subnet it translates.
+    For NAT, this is usually the interface whose subnet the rule translates.
     """
     return _devices(rule, "!=")
 
@@ -268,7 +273,10 @@ def _is_unchanged(leftover: Leftover, now: Ruleset) -> bool:
 
 
 def _without_counters(rule: Rule) -> tuple[Any, ...]:
-    """Return a rule's handle, text and statements without its counters, to compare it later."""
+    """Return a rule's handle, text and statements without counters.
+
+    Two readings of an unchanged rule have equal results, even if packets were counted between them.
+    """
     statements = [(kind, body) for kind, body in rule.statements if kind != "counter"]
     return rule.handle, rule.text, statements
 

@@ -33,7 +33,7 @@ class Packet:
 
     ``is_destination_local`` and ``is_source_local``: the address belongs to the host.
     ``has_reverse_route``: a route to the source leads through the input interface. ``is_first``:
-    the packet begins a flow; later packets are ``ESTABLISHED``.
+    the packet begins a flow. Any later packet of the flow has the state ``ESTABLISHED``.
     """
 
     version: Literal[4, 6]
@@ -53,9 +53,9 @@ class Packet:
     has_reverse_route: Truth = Truth.YES
 
     def joined(self, other: Packet) -> Packet:
-        """Return a packet whose fields span the values of this packet and of another one.
+        """Return a packet whose fields include the values of this packet and of ``other``.
 
-        Both are variants of one packet: a rule may have changed it or not.
+        Both are variants of the same packet: without and with the change that a rule may have made.
         """
         if self == other:
             return self

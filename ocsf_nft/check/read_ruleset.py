@@ -1,9 +1,9 @@
 """Reading of the whole ruleset of a namespace, including rules that nft doesn't list or decode.
 
-iptables-nft stores its extensions as binary data, of which nft lists only the name:
-iptables-nft-save decodes them. Tables of legacy iptables (ip_tables) are no nftables tables: /proc
-lists their names, and iptables-legacy-save reads them. If such a program isn't installed, the rules
-are reported as unread.
+iptables-nft stores its extensions as binary data. nft lists only their names; the program
+iptables-nft-save decodes them. Tables of legacy iptables (ip_tables) are no nftables tables. /proc
+lists their names, and the program iptables-legacy-save reads them. If such a program isn't
+installed, the rules are reported as unread.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def read(namespace: Namespace) -> Ruleset:
 
 
 def generation(namespace: Namespace) -> bytes | None:
-    """Return the generation ID of a namespace's nftables, which each change of the ruleset changes.
+    """Return the generation ID of a namespace's nftables, which differs after each change.
 
-    Returns None if the kernel doesn't report it, for example without the privilege.
+    Returns None if the kernel doesn't report the ID, for example without the privilege.
     """
 
     def request() -> bytes | None:
@@ -96,7 +96,7 @@ def _json(namespace: Namespace, command: list[str]) -> Any:
 def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
     """Return the ruleset with iptables' extensions decoded by iptables-nft-save, if possible.
 
-    The second result has texts about the extensions that stay unread.
+    The second result is a list of messages about extensions that could not be decoded.
     """
     chains, unread = dict(found.chains), []
     for family, prefix in _PREFIXES.items():
@@ -134,9 +134,10 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 
 
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
-    """Return the chain with its rules as iptables-nft-save decoded them (``saved``).
+    """Return a chain in which the rules that nft can't decode are decoded by iptables-nft-save.
 
-    If the two lists have different lengths, return the chain unchanged.
+    ``saved`` is the parsed output of that program. If the output has another number of rules for
+    the chain, return the chain unchanged.
     """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):

@@ -1,4 +1,7 @@
-"""Matching of a rule's statements against a modelled packet, with the answers yes, no and maybe."""
+"""Matching of a rule's statements against a modelled packet.
+
+The answer is YES, NO or MAYBE, because only some fields of the packet are known.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 class Matcher:
     """Test of a ruleset's match statements, and of other statements, against modelled packets.
 
-    ``family`` and ``table`` of the methods are those of the rule: a named set is searched there.
-    ``spend`` is called with the number of set elements that are read.
+    The arguments ``family`` and ``table`` of the methods name the rule's table, in which named sets
+    are searched. ``spend`` is called with the number of set elements that are read.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
@@ -40,7 +43,11 @@ class Matcher:
         self._sorted: dict[int, list[Span] | None] = {}
 
     def match(self, family: str, table: str, body: Any, packet: Packet) -> Truth:
-        """Return YES, NO or MAYBE: whether a match statement of nft's JSON holds for a packet."""
+        """Return YES if a match statement holds for a packet, and NO if it doesn't.
+
+        Return MAYBE if that depends on an unknown part of the packet or the ruleset. ``body`` is
+        the statement in nft's JSON.
+        """
         if not isinstance(body, dict):
             return Truth.MAYBE
         left, operator, right = body.get("left"), str(body.get("op")), body.get("right")
@@ -61,11 +68,12 @@ class Matcher:
         return answer.inverted() if operator in {"!=", "!"} else answer
 
     def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
-        """Return YES, NO or MAYBE: whether a statement has the input that it needs.
+        """Return YES if the kernel executes a statement for a packet, and NO if it ends the rule.
 
-        Without its input, the kernel ends the rule there. Input is missing in three cases: a map
-        has no element for the packet, the packet doesn't have a field, or a set is full. The
-        kernel's sources are nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c and nft_dynset.c.
+        The kernel ends the rule if the statement lacks an input: a map has no element for the
+        packet, the packet doesn't have a field, or a set is full. Return MAYBE if that is unknown.
+        The kernel's sources are nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c and
+        nft_dynset.c.
         """
         if not isinstance(body, dict):
             return Truth.YES
@@ -86,9 +94,10 @@ class Matcher:
         return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
 
     def _has_values(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
-        """Return YES, NO or MAYBE: whether all fields and maps in an expression have a value.
+        """Return YES if all fields and maps in an expression have a value, NO if one has none.
 
-        ``read`` is the expression in nft's JSON.
+        Return MAYBE if it is unknown whether a map has an element for the packet. ``read`` is the
+        expression in nft's JSON.
         """
         if isinstance(read, list):
             return min((self._has_values(family, table, part, packet) for part in read),
@@ -124,9 +133,11 @@ class Matcher:
         return Truth.MAYBE if is_short else Truth.YES
 
     def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
-        """Return YES, NO or MAYBE: whether an expression has one of the values of ``right``.
+        """Return YES if an expression has one of the values ``right``, and NO if it has none.
 
-        ``left`` is the expression in nft's JSON. Returns None if the packet doesn't have the field.
+        Return MAYBE if the expression's value for the packet, or the content of a set, is not
+        exactly known. Return None if the packet doesn't have the field. ``left`` is the expression
+        in nft's JSON.
         """
         test = _test(left, packet)
         if test is None:
@@ -143,7 +154,7 @@ class Matcher:
         return any_of(test(plain_value(item)) for item in items)
 
     def _spans(self, items: Sequence[Any]) -> list[Span] | None:
-        """Return a large set's elements as sorted spans; None if one can't be parsed."""
+        """Return a large set's elements as sorted spans; None if an element can't be parsed."""
         if id(items) not in self._sorted:  # ids stay valid: the lists live as long as the ruleset
             self._spend(_COST_OF_PARSING * len(items))
             spans = [span(plain_value(item)) for item in items]
@@ -152,7 +163,7 @@ class Matcher:
         return self._sorted[id(items)]
 
     def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
-        """Return the values on a match's right side, or the elements of the set that it names.
+        """Return the values on the right side of a match, or the elements of the set named there.
 
         Returns None if the set's elements weren't read.
         """
@@ -166,7 +177,11 @@ class Matcher:
 
 
 def _in_spans(number: Span, spans: list[Span]) -> Truth:
-    """Return YES, NO or MAYBE: whether a number is in one of the spans, which don't overlap."""
+    """Return YES if the number is in one of the spans, and NO if it is in none.
+
+    Return MAYBE if the number is only known as a range, and a part of the range is in a span.
+    ``spans`` are sorted and don't overlap.
+    """
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):
         found = max(found, number.within(each))
@@ -206,7 +221,10 @@ def _part_answers(parts: list[Operand], values: list[Any]) -> Iterator[Truth]:
 
 
 def _intersects(found: Any, right: Any) -> Truth:
-    """Return YES, NO or MAYBE: whether a value has at least one bit of the right side set."""
+    """Return YES if ``found`` and ``right`` have at least one set bit in common, and NO if not.
+
+    Return MAYBE if the bits of one of them are unknown.
+    """
     if isinstance(found, Bits):
         return found.intersects(flags_of(right))
     if isinstance(found, Span) and found.single is not None and is_number(right):

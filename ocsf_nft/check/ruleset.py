@@ -32,10 +32,10 @@ class ChainKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rule:
-    """Rule of nftables or iptables, with its statements in order as (kind, body) of nft's JSON.
+    """Rule of nftables or iptables, with its statements as pairs (kind, body) of nft's JSON.
 
-    ``chain`` is the chain that has it. ``text`` is the rule's line in iptables-save, if there is
-    one.
+    ``chain`` is the chain that contains the rule. ``text`` is the rule's line in iptables-save, if
+    there is one.
     """
 
     chain: ChainKey
@@ -61,7 +61,7 @@ class BaseSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chain:
-    """Chain with its rules in order; ``base`` is None unless it is a base chain."""
+    """Chain with its rules in order; ``base`` is None for a chain that is no base chain."""
 
     key: ChainKey
     base: BaseSpec | None
@@ -70,10 +70,10 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Set:
-    """nftables set or map; ``size`` is the largest number of elements, None if it has no limit.
+    """nftables set or map; ``size`` is the largest number of elements, None if there is no limit.
 
-    ``elements`` is None if they were not read. If rules add or delete elements, one of them is
-    ``UNKNOWN``.
+    ``elements`` is None if the elements were not read. If rules add or delete elements, the list
+    includes the placeholder ``UNKNOWN``.
     """
 
     elements: Sequence[Any] | None
@@ -82,7 +82,7 @@ class Set:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Flowtable:
-    """nftables flowtable; flows in it skip the forward hook, and so the rules of a fence."""
+    """nftables flowtable; packets of its flows skip the forward hook, with the rules of a fence."""
 
     family: str
     table: str
@@ -131,7 +131,7 @@ def from_json(listed: Any) -> Ruleset:
 
 
 class _RulesetBuilder:
-    """Collector of the objects of nft's listing, in any order: a rule may come before its chain."""
+    """Collector of the objects in nft's listing, which may list a rule before the rule's chain."""
 
     def __init__(self) -> None:
         self._bases: dict[ChainKey, BaseSpec | None] = {}

@@ -48,9 +48,10 @@ XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
 
 
 def mangled(body: Any, packet: Packet) -> Packet:
-    """Return the packet after a ``mangle`` statement, which sets a field such as the mark.
+    """Return a copy of the packet as it is after a ``mangle`` statement.
 
-    ``body`` is the statement in nft's JSON. The new value is known only if it is constant.
+    ``body`` is the statement in nft's JSON; it sets a field, such as the mark. The new value of the
+    field is known only if the statement sets a constant.
     """
     key = body.get("key") if isinstance(body, dict) else None
     if key == {"meta": {"key": "mark"}}:
@@ -72,7 +73,10 @@ def _mark(assigned: Any, packet: Packet) -> Span:
 
 
 def with_any_addresses(packet: Packet) -> Packet:
-    """Return the packet with unknown addresses and ports."""
+    """Return a copy of the packet whose addresses and ports may have any value.
+
+    Use it after a rule that sets these fields to unknown values.
+    """
     everything = ADDRESSES[packet.version]
     ports = Span(0, 0xFFFF)
     return replace(
@@ -85,19 +89,25 @@ def with_any_addresses(packet: Packet) -> Packet:
 
 
 def with_any_source(packet: Packet) -> Packet:
-    """Return the packet with an unknown source address and port, as after source NAT."""
+    """Return a copy of the packet whose source address and port may have any value.
+
+    Use it after a rule with source NAT.
+    """
     return replace(packet, source=ADDRESSES[packet.version], source_port=Span(0, 0xFFFF))
 
 
 def with_any_mark(packet: Packet) -> Packet:
-    """Return the packet with an unknown mark."""
+    """Return a copy of the packet whose mark may have any value.
+
+    Use it after a rule that sets the mark to an unknown value.
+    """
     return replace(packet, mark=MARKS)
 
 
 def untracked(packet: Packet) -> Packet:
-    """Return the packet after the statement ``notrack``.
+    """Return a copy of the packet as it is after the statement ``notrack``.
 
-    Connection tracking then ignores the packet, unless it has already seen it.
+    Connection tracking then ignores the packet, unless it has already processed the packet.
     """
     alternatives: set[frozenset[str]] = set()
     for alternative in packet.state.alternatives:
@@ -107,17 +117,18 @@ def untracked(packet: Packet) -> Packet:
 
 
 def maybe_untracked(packet: Packet) -> Packet:
-    """Return the packet after an iptables target that may or may not exclude it from tracking.
+    """Return a copy of the packet that connection tracking may or may not ignore later.
 
-    The target's arguments decide this, and nft doesn't list them. So both states are possible.
+    Use it after an iptables target such as ``CT``. The target's arguments decide whether the packet
+    is ignored, but nft doesn't list these arguments.
     """
     return packet.joined(untracked(packet))
 
 
 def tracked(packet: Packet) -> Packet:
-    """Return the packet after connection tracking has set its state: new or established.
+    """Return a copy of the packet after connection tracking has set the state: new or established.
 
-    A packet that is excluded by ``notrack`` stays untracked.
+    A packet that ``notrack`` has excluded stays untracked.
     """
     state = NEW if packet.is_first else ESTABLISHED
     alternatives: set[frozenset[str]] = set()

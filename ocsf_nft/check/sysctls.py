@@ -1,4 +1,4 @@
-"""Checks of kernel settings (sysctls) that affect a fence, or that installing a fence changes."""
+"""Checks of kernel settings (sysctls) that affect a fence, or that change with its installation."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _forwarding(scope: CheckScope) -> Iterator[Finding]:
 def _router_advertisements(scope: CheckScope) -> Iterator[Finding]:
     """Yield a finding if the host would ignore router advertisements once it forwards IPv6.
 
-    With forwarding on, an accept_ra of 1 has this meaning (ip-sysctl); it must be 2.
+    A host that forwards IPv6 ignores them if the sysctl accept_ra is 1; the value must be 2.
     """
     uplink = scope.uplinks.get(6)
     if uplink is None or not _exists(uplink):

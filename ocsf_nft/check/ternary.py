@@ -1,7 +1,8 @@
-"""Three-valued logic, and models of values that a packet's field may have.
+"""Three-valued logic, and models of the values that a packet's field may have.
 
-A packet is known only in part. For example, its destination port is known, but its source port is
-only known to be an ephemeral one. So the answer to "does a rule match it" is yes, no, or maybe.
+A modelled packet is known only in part. For example, its destination port is known, but its source
+port is only known to be an ephemeral one. So the answer to "does a rule match this packet" is yes,
+no or maybe.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ if TYPE_CHECKING:
 
 
 class Truth(enum.IntEnum):
-    """Truth value of three-valued logic: no, maybe or yes; ``min`` is *and*, ``max`` is *or*."""
+    """Truth value of three-valued logic: no, maybe or yes.
+
+    The values are ordered, so ``min`` is the logical *and*, and ``max`` is the logical *or*.
+    """
 
     NO = 0
     MAYBE = 1
     YES = 2
 
     def inverted(self) -> Truth:
-        """Return the logical negation; that of MAYBE is MAYBE."""
+        """Return the logical negation; the negation of MAYBE is MAYBE."""
         return Truth(2 - self)
 
 
@@ -36,25 +40,28 @@ def any_of(answers: Iterable[Truth]) -> Truth:
 
 
 class Span(NamedTuple):
-    """Number that is known only to lie between two bounds, both included."""
+    """Number that may not be known exactly: it is between two bounds, both included."""
 
     low: int
     high: int
 
     def within(self, other: Span) -> Truth:
-        """Return YES, NO or MAYBE: whether the number also lies in another span."""
+        """Return YES if the number is certainly in another span, and NO if it certainly is not.
+
+        Return MAYBE if only a part of this span is in the other one.
+        """
         if self.high < other.low or other.high < self.low:
             return Truth.NO
         return Truth.YES if other.low <= self.low and self.high <= other.high else Truth.MAYBE
 
     @property
     def single(self) -> int | None:
-        """Return the number, if only one is possible; otherwise None."""
+        """Return the number if it is known exactly, otherwise None."""
         return self.low if self.low == self.high else None
 
 
 def exactly(number: int) -> Span:
-    """Return the span that contains only one known number."""
+    """Return the span of a number that is known exactly."""
     return Span(number, number)
 
 
@@ -65,9 +72,9 @@ MARKS: Final = Span(0, 0xFFFFFFFF)
 class InterfaceName(NamedTuple):
     """Name of an interface, known completely or in part.
 
-    ``text`` is the whole name, or its first characters if ``is_prefix``. The name then starts with
-    none of ``excluded_prefixes``. The empty name means that the packet has no such interface, as in
-    the kernel.
+    ``text`` is the whole name. If ``is_prefix``, it is only the first characters of the name, and
+    the name starts with none of ``excluded_prefixes``. The empty name means that the packet has no
+    such interface, as in the kernel.
     """
 
     text: str
@@ -75,7 +82,10 @@ class InterfaceName(NamedTuple):
     excluded_prefixes: tuple[str, ...] = ()
 
     def equals(self, other: str) -> Truth:
-        """Return YES, NO or MAYBE: whether the interface's name is ``other``."""
+        """Return YES if the interface's name is ``other``, and NO if it is not.
+
+        Return MAYBE if only the start of the interface's name is known, and ``other`` fits.
+        """
         if not self.is_prefix:
             return Truth.YES if self.text == other else Truth.NO
         if not other.startswith(self.text) or any(map(other.startswith, self.excluded_prefixes)):
@@ -83,7 +93,10 @@ class InterfaceName(NamedTuple):
         return Truth.MAYBE
 
     def starts_with(self, start: str) -> Truth:
-        """Return YES, NO or MAYBE: whether the interface's name starts with these characters."""
+        """Return YES if the interface's name starts with the text ``start``, and NO if it doesn't.
+
+        Return MAYBE if fewer characters of the name are known, and these fit.
+        """
         if self.text.startswith(start):
             return Truth.YES
         if not self.is_prefix or not start.startswith(self.text):
@@ -95,7 +108,10 @@ NO_INTERFACE: Final = InterfaceName("")
 
 
 def interface(pattern: str) -> InterfaceName:
-    """Return the model of an interface's name; ``pattern`` is the name, or its start and ``*``."""
+    """Return the model of an interface's name from a pattern.
+
+    ``pattern`` is the whole name, or the first characters of the name followed by ``*``.
+    """
     return (
         InterfaceName(pattern[:-1], is_prefix=True)
         if pattern.endswith("*")
@@ -104,16 +120,25 @@ def interface(pattern: str) -> InterfaceName:
 
 
 class Bits(NamedTuple):
-    """Flags of a packet, such as its TCP flags, as all combinations that are possible."""
+    """Flags of a packet, such as its TCP flags, which may not be known exactly.
+
+    ``alternatives`` are all sets of flags that are possible.
+    """
 
     alternatives: frozenset[frozenset[str]]
 
     def equals(self, flags: frozenset[str]) -> Truth:
-        """Return YES, NO or MAYBE: whether exactly the given flags are set."""
+        """Return YES if exactly the given flags are set, and NO if other flags are set.
+
+        Return MAYBE if that holds only for some of the possible combinations of flags.
+        """
         return self._all(alternative == flags for alternative in self.alternatives)
 
     def intersects(self, flags: frozenset[str]) -> Truth:
-        """Return YES, NO or MAYBE: whether at least one of the given flags is set."""
+        """Return YES if at least one of the given flags is set, and NO if none is set.
+
+        Return MAYBE if that holds only for some of the possible combinations of flags.
+        """
         return self._all(bool(alternative & flags) for alternative in self.alternatives)
 
     def masked(self, flags: frozenset[str]) -> Bits:
@@ -129,8 +154,8 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Return flags of which exactly one is set, but it may be any of ``alternatives``.
+    """Return flags of which exactly one is set; it may be any one of ``alternatives``.
 
-    An empty name means that none is set.
+    An empty name in ``alternatives`` means that possibly no flag is set.
     """
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))

@@ -1,7 +1,7 @@
 """Translation of the output of iptables-save into rules in the form of nft's JSON.
 
-The output is iptables' own decoding of the kernel's rules. An unknown option becomes a match whose
-result can't be predicted.
+That output is what iptables itself decodes from the kernel's rules. An unknown option becomes a
+match whose result can't be predicted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MASK: Final = 0xFFFFFFFF
 class SavedRule(NamedTuple):
     """Rule in the output of iptables-save; ``arguments`` are those after ``-A CHAIN``.
 
-    ``text`` is the whole line.
+    ``text`` is the rule's whole line.
     """
 
     table: str
@@ -44,7 +44,8 @@ class SavedRule(NamedTuple):
 class SavedRuleset(NamedTuple):
     """Parsed output of iptables-save: its chains and rules.
 
-    Each chain is (table, name, policy); the policy is None if it is no built-in chain.
+    Each chain is a tuple (table, name, policy). The policy is None for a chain that is not built
+    in.
     """
 
     chains: tuple[tuple[str, str, str | None], ...]
@@ -113,10 +114,10 @@ def chains(saved: SavedRuleset, family: str, backend: Backend) -> dict[ChainKey,
 def rule(
     line: SavedRule, key: ChainKey, names: set[tuple[str, str]], handle: int | None = None
 ) -> Rule:
-    """Return one line of iptables-save as a rule in the form of nft's JSON.
+    """Return a line of iptables-save as a rule in the form of nft's JSON.
 
-    ``key`` is the chain that has it. ``names`` are the existing chains, as (table, name), which the
-    rule may jump to. ``handle`` is nft's number of the rule, if it is known.
+    ``key`` is the chain that contains the rule. ``names`` are the existing chains, as (table,
+    name), to which the rule may jump. ``handle`` is nft's number of the rule, if that is known.
     """
     statements, comment = _RuleParser(line, key.family, names).parse()
     return Rule(chain=key, statements=statements, handle=handle, text=line.text, comment=comment)

@@ -1,4 +1,4 @@
-"""Configuration of a run, from a TOML file or from options; checked completely before it starts."""
+"""Configuration of a run, from a TOML file or from options; checked completely before the run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,10 @@ class Config(Table):
 
     @property
     def sinks(self) -> tuple[SinkTable, ...]:
-        """Return the sinks; standard output if none is configured."""
+        """Return the configured sinks; if there are none, the one that ``output`` selects.
+
+        That is a file, or by default standard output.
+        """
         if self.sink:
             return self.sink
         given = {} if self.ocsf_version is None else {"ocsf_version": self.ocsf_version}
@@ -77,22 +80,29 @@ class Config(Table):
 
     @property
     def prefixes(self) -> Prefixes:
-        """Return the table of foreign log prefixes; raises UsageError."""
+        """Return the meaning of other firewalls' log prefixes; raises UsageError."""
         return Prefixes([Configured(**row.model_dump()) for row in self.prefix])
 
 
 def sink(output: str, ocsf_version: str) -> SinkTable:
-    """Return the sink for events that belong to no sandbox of this host; raises UsageError."""
+    """Return the sink for events that belong to no sandbox of this host.
+
+    ``output`` is the path of a file, or ``-`` for standard output. Raises UsageError.
+    """
     return _parsed({"output": output, "ocsf_version": ocsf_version}, where="options").sinks[0]
 
 
 def load(path: Path) -> Config:
-    """Read a configuration file; raises AbsentError or UsageError with one sentence."""
+    """Read a configuration file, and check its content.
+
+    Raises AbsentError if the file can't be read. Raises UsageError if its content is wrong, or has
+    neither a sandbox nor a ``host_log``.
+    """
     return _require_watched(read(path), where=str(path))
 
 
 def read(path: Path) -> Config:
-    """Read a configuration file that may have nothing to watch; raises as :func:`load` does."""
+    """Read a configuration file as :func:`load` does, but allow it to have nothing to monitor."""
     try:
         with path.open("rb") as file:
             found = tomllib.load(file)
@@ -104,7 +114,11 @@ def read(path: Path) -> Config:
 
 
 def parse(found: dict[str, Any], *, where: str) -> Config:
-    """Check a configuration; raises UsageError that names ``where``, the key and the fault."""
+    """Check a configuration, and return it.
+
+    ``found`` is the content of a TOML file. ``where`` is the file's name for messages. Raises
+    UsageError that names ``where``, the key and the fault.
+    """
     return _require_watched(_parsed(found, where=where), where=where)
 
 
@@ -148,7 +162,7 @@ def _require_unique(values: Sequence[str], where: str, sentence: str) -> None:
 
 
 def _sentence(error: ValidationError) -> str:
-    """Return a sentence for people about the first fault."""
+    """Return a sentence for people about the most important fault."""
     # An unknown key first: it is often the misspelt name of a missing key.
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     *table, key = fault["loc"] or ("",)
@@ -172,7 +186,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    """Return the model of the table at a path of keys and of indices in lists."""
+    """Return the model of the table that a path in a configuration leads to.
+
+    ``path`` consists of keys of tables and indices in lists. ``model`` is the model at its start.
+    """
     for step in path:
         if isinstance(step, str) and step in model.model_fields:
             model = next(_models(model.model_fields[step].annotation), model)

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
 
 class Table(BaseModel):
-    """Table of the file; an unknown key is an error."""
+    """Base of all tables in a configuration file; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def checked(check: Callable[[str], Any]) -> BeforeValidator:
-    """Return a validator for a text; a UsageError of ``check`` becomes pydantic's ValueError."""
+    """Return a pydantic validator that passes a text through the function ``check``.
+
+    A UsageError of ``check`` becomes a ValueError, which pydantic reports.
+    """
 
     def validate(value: object) -> object:
         if not isinstance(value, str):
@@ -34,7 +37,10 @@ def checked(check: Callable[[str], Any]) -> BeforeValidator:
 
 
 def _kind(value: object) -> str:
-    """Return a number as it is in TOML, else the type: a list or a table may have a secret."""
+    """Return a text for a value in an error message: a number itself, else the value's type.
+
+    A list or a table may contain a secret, so it is never shown.
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):

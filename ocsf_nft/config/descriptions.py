@@ -1,8 +1,8 @@
 """Descriptions of the keys of a configuration, for editors.
 
-They are by table and key. A table also has the descriptions of its base classes. They are apart
-from the tables, since only :mod:`ocsf_nft.config.schema` needs them; tests/config/test_schema.py
-fails for a key without one.
+They are stored by table and key. A table also has the descriptions of its base classes. They are in
+a separate module, since only :mod:`ocsf_nft.config.schema` needs them. The test
+tests/config/test_schema.py fails for a key without a description.
 """
 
 from __future__ import annotations

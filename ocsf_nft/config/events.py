@@ -64,7 +64,7 @@ class SeverityConfig(Table):
     uid: Annotated[int, Field(ge=0, le=0xFFFF_FFFE, strict=True)] | None = None
 
     def as_rule(self) -> SeverityRule:
-        """Return the rule for a mapper."""
+        """Return the severity rule in the form that an OCSF mapper uses."""
         return SeverityRule(
             severity=Severity[self.severity.upper()],
             sandbox=self.sandbox,
@@ -83,7 +83,7 @@ class FindingConfig(Table):
     threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets
 
     def as_threshold(self) -> Threshold:
-        """Return the condition for a mapper."""
+        """Return the condition for a finding in the form that an OCSF mapper uses."""
         return Threshold(min_severity=Severity[self.min_severity.upper()], packets=self.threshold)
 
 

@@ -65,7 +65,8 @@ def _summary(table: type[BaseModel]) -> str:
 def _table(table: type[BaseModel], common: set[str]) -> str:
     """Return the keys of a configuration table as a Markdown table.
 
-    ``common`` are the keys that all sinks have. They are omitted if they have their usual default.
+    ``common`` are the keys that all sinks have. Such a key is omitted if ``table`` does not change
+    its default.
     """
     rows = [
         f"| `{name}` | {_type(field.annotation)} | {_default(field, is_common=name in common)} |"

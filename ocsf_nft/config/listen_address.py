@@ -12,7 +12,7 @@ from ocsf_nft.quoted import quoted
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Address of this host, or the one that means all of them, and a port."""
+    """Address and port at which a run listens; the address 0.0.0.0 or :: means all of this host."""
 
     address: Address
     port: int

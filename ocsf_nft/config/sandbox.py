@@ -96,12 +96,15 @@ class SandboxConfig(Table):
 
     @property
     def log_transport(self) -> LogTransport | None:
-        """Return the configured transport for log records; None for the best one."""
+        """Return the configured transport for log records; None to use the best available one."""
         return None if self.transport == "auto" else self.transport
 
     @property
     def is_container(self) -> Container | None:
-        """Return the container that is the sandbox; None if none is configured."""
+        """Return the container that the configuration declares to be the sandbox.
+
+        Return None if no container is configured.
+        """
         return None if self.container is None else Container(**self.container.model_dump())
 
     def spec(self) -> FenceSpec:

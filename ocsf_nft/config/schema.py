@@ -1,7 +1,8 @@
 """JSON Schema of a configuration file, for editors.
 
-It is derived from the tables that check a configuration. It accepts each valid file. It does not
-know what depends on several keys, or on the form of an address: ``ocsf-nft config FILE`` does.
+The schema is derived from the tables that check a configuration. It accepts each valid file. It
+also accepts some wrong files, because it does not check combinations of keys or the form of an
+address. ``ocsf-nft config FILE`` checks these too.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def _model(name: str) -> type[BaseModel]:
 
 
 def description(model: type[BaseModel], key: str) -> str:
-    """Return the description of a key; raises LookupError if it has none."""
+    """Return the description of a key in a table; raises LookupError if the key has none."""
     for base in model.__mro__:
         if key in (found := DESCRIPTIONS.get(base.__name__, {})):
             return found[key]
@@ -62,7 +63,7 @@ def _table(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _simple(schema: Any) -> Any:
-    """Return a schema without what TOML can't have: a key without a value is left out."""
+    """Return a schema without null, which TOML does not have: a key is left out instead."""
     if isinstance(schema, list):
         return [_simple(each) for each in schema]
     if not isinstance(schema, dict):

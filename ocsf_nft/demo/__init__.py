@@ -1,4 +1,4 @@
-"""Demo: makes a temporary sandbox with a fence, tries to get out, and shows the events.
+"""Demo: makes a temporary sandbox with a fence, tries to bypass the fence, and shows the events.
 
 The namespaces, the programs, the fence and its state are removed at the end, also after an error.
 """
@@ -42,9 +42,9 @@ class DemoError(OcsfNftError):
 def demonstrate() -> None:
     """Run the demo; blocks for some seconds. Call it from the main thread, as root.
 
-    Raises UnsupportedError if the system does not permit it. Raises DemoError if an attempt got out
-    or was not reported, and the errors of the service. SIGINT, SIGTERM and SIGHUP end the demo
-    early: SystemExit with 128 plus the signal's number.
+    Raises UnsupportedError if the system does not permit the demo. Raises DemoError if an attempt
+    got out or was not reported, and the errors of the service. SIGINT, SIGTERM and SIGHUP end the
+    demo early by SystemExit, with 128 plus the signal's number as exit code.
     """
     if os.geteuid() != 0:
         raise UnsupportedError(
@@ -90,7 +90,10 @@ async def _demonstrate(
 async def _watched(
     made: lab.Lab, state: StateDirectory, collector: Collector
 ) -> AsyncIterator[None]:
-    """Fence the demo's sandbox, and run the service, as `ocsf-nft run --install` does."""
+    """Fence the demo's sandbox, and run the service until the context ends.
+
+    The service runs as with `ocsf-nft run --install`. It delivers the events to ``collector``.
+    """
     sandbox = {
         "name": _SANDBOX,
         "netns": made.sandbox,
@@ -112,7 +115,8 @@ async def _watched(
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
     """Run ``work`` until it ends or a signal arrives; return the signal's number, or None.
 
-    The signals that :func:`_blocked_signals` blocks are unblocked meanwhile.
+    Block the signals before (:func:`_blocked_signals`). This function unblocks them while ``work``
+    runs.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
@@ -141,9 +145,9 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGHUP here, and in all programs that are started meanwhile.
+    """Block SIGINT, SIGTERM and SIGHUP in this process, and in the programs that it starts.
 
-    Ctrl-C is for the demo, and must not interrupt a program such as ``ip``.
+    Only the demo handles Ctrl-C. A program that it runs, such as ``ip``, must not be interrupted.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
     try:
@@ -157,7 +161,7 @@ def _signals() -> tuple[signal.Signals, ...]:
 
 
 def _remove_fences(state: StateDirectory) -> None:
-    """Remove a fence that the service could not remove.
+    """Remove the demo's fence if the service could not remove it.
 
     This also restores the host's sysctl for the kernel log.
     """

@@ -1,4 +1,4 @@
-"""Attempts of the demo to leave the sandbox: the program of each, and its expected event."""
+"""Attempts of the demo to bypass the fence: the program that makes each attempt, and its event."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _TRUSTED: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """Values in an event that show to which attempt of the demo it belongs."""
+    """Values by which the demo finds the event about one of its attempts."""
 
     protocol: int | None = None
     destination: str | None = None
@@ -57,10 +57,10 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Result of an attempt as its program observed it (``saw``), and its duration.
+    """Result and duration of an attempt; ``saw`` is what its program observed.
 
-    ``is_timed_outside``: the time is counted from the program's start, because the program does not
-    measure it.
+    ``is_timed_outside``: the duration includes the program's start, because the program itself does
+    not measure the time.
     """
 
     got_through: bool
@@ -73,9 +73,9 @@ class Outcome:
 class Attempt:
     """Attempt of the demo to reach an address from the sandbox, by one program.
 
-    ``trace`` identifies its event; it is None for an allowed attempt, which has no event. ``watch``
-    reads the output of the program until it has the outcome. Its second argument is the start time
-    of the program (:func:`time.perf_counter`).
+    ``trace`` identifies the event about the attempt. It is None for an allowed attempt, which has
+    no event. ``watch`` is a function that reads the program's output until the outcome is known.
+    Its second argument is the start time of the program (:func:`time.perf_counter`).
     """
 
     title: str
@@ -86,7 +86,7 @@ class Attempt:
     async def make(self, sandbox: Namespace) -> Outcome:
         """Run the program inside the sandbox's namespace, and return the outcome of the attempt.
 
-        The program has exited when this returns or is cancelled.
+        The program has exited when this method returns or is cancelled.
         """
         start = time.perf_counter()
         process = sandbox.call(self._start)
@@ -124,8 +124,7 @@ class Attempt:
 def all_attempts(device: str, tools: str = _TRUSTED) -> tuple[Attempt, ...]:
     """Return all attempts of the demo, in their order; ``device`` is the sandbox's link.
 
-    curl and ping are searched in ``tools`` (a search path). If one is missing, a Python program
-    replaces it.
+    The search path ``tools`` must lead to curl and ping. A Python program replaces a missing one.
     """
     curl, ping = (shutil.which(tool, path=tools) for tool in ("curl", "ping"))
     return (
@@ -234,9 +233,10 @@ def _watch_curl(process: subprocess.Popen[str], start: float) -> Outcome:
 
 
 def _watch_ping(process: subprocess.Popen[str], start: float) -> Outcome:
-    """Return the outcome of a ping from its first error message, without a wait for its exit.
+    """Return the outcome of a ping after its first error message, before the program ping exits.
 
-    ping writes the message at once if the kernel refuses to send. Then ping may wait for an answer.
+    ping writes this message at once if the kernel refuses to send. Then ping may still wait for an
+    answer.
     """
     complaint = "" if process.stderr is None else process.stderr.readline()
     if not complaint:

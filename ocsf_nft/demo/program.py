@@ -1,7 +1,8 @@
-"""Program that makes one attempt inside the sandbox, and measures its time.
+"""Program that makes one attempt inside the sandbox, and measures the duration of the attempt.
 
-Prints the result and the time in milliseconds as one line of JSON. Exit 0: the attempt got through.
-1: it was refused. Imports nothing of the package, because that takes longer than the attempt.
+Prints the result and the duration in milliseconds as one line of JSON. Exit 0: the attempt got
+through. 1: the attempt was refused. Imports nothing of the package, because that takes longer than
+the attempt.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def raw(protocol: str, address: str) -> Callable[[], str]:
 
 
 def ping(address: str) -> Callable[[], str]:
-    """Prepare to send one ICMP echo request, for hosts without the program ``ping``."""
+    """Prepare to send one ICMP echo request, for hosts that lack the program ``ping``."""
     if _family(address) == socket.AF_INET6:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         # The kernel adds the checksum (RFC 3542).

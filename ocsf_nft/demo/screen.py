@@ -54,8 +54,8 @@ class Row:
 class Screen:
     """Table of attempts that grows during the demo, and is complete when the context ends.
 
-    ``rows`` are its rows. On a terminal it is drawn again with each row; elsewhere it is printed
-    once.
+    ``rows`` are the table's rows. A terminal shows the table again after each row. Any other output
+    gets only the complete table.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class Screen:
 
     @property
     def is_watched(self) -> bool:
-        """Return true if the output is a terminal, on which the table grows."""
+        """Return true if the output is a terminal, which shows how the table grows."""
         return self._console.is_terminal
 
     def add(self, row: Row) -> None:
@@ -169,10 +169,10 @@ class Screen:
 
 
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
-    """Return JSON for people, with as many members on a line of ``width`` columns as fit.
+    """Return a value as JSON for people, with as many members on a line as fit.
 
-    ``indent`` is the indentation of the value. ``taken`` is the number of columns that the key and
-    its indentation use already.
+    ``width`` is the number of columns of a line. ``indent`` is the indentation of the value.
+    ``taken`` is the number of columns that the value's key and the indentation before it use.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:
@@ -234,9 +234,9 @@ def _slowest(refused: Sequence[Row]) -> str:
 
 
 def _others(events: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sentence about refused packets that the sandbox's kernel sent, and no program.
+    """Return a sentence about refused packets that no program sent, but the sandbox's kernel.
 
-    The kernel sends them for housekeeping, and the mapper gives them a low severity.
+    The kernel sends such packets to manage its IPv6 link, and their events have a low severity.
     """
     others = sum(
         event["activity_name"] == "Refuse" and event["severity"] == "Informational"

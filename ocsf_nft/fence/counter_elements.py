@@ -59,11 +59,11 @@ class _Offsets(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Common layout of all elements of a set, taken from the first one, to decode all at once.
+    """Byte layout that all elements of a set share, so that all can be decoded at once.
 
-    ``form`` is the struct of one element: constant bytes and values in turn, each of them a column.
-    ``same`` has the constant bytes with their column numbers. ``key``, ``packets``, ``bytes`` and
-    ``expiration`` are the column numbers of the values.
+    ``form`` splits the bytes of one element into columns: constant bytes and values alternate.
+    ``same`` has the number and the content of each column of constant bytes. ``key``, ``packets``,
+    ``bytes`` and ``expiration`` are the column numbers of these values.
     """
 
     form: struct.Struct
@@ -90,10 +90,10 @@ class ElementParser:
         self._layout: _Layout | None = None
 
     def parse(self, payload: memoryview) -> list[Element]:
-        """Return a set's elements with their counts from an attribute of a netlink dump.
+        """Return the set elements, with their counts, that one part of a netlink dump contains.
 
-        The attribute is NFTA_SET_ELEM_LIST_ELEMENTS. If an element is malformed, return only those
-        before it.
+        ``payload`` is the value of an attribute NFTA_SET_ELEM_LIST_ELEMENTS. If an element is
+        malformed, only the elements before it are returned.
         """
         if self._layout is None:
             self._layout = self._find_layout(payload)
@@ -106,7 +106,10 @@ class ElementParser:
         return self.parse_one_by_one(payload)
 
     def parse_one_by_one(self, payload: memoryview) -> list[Element]:
-        """Return the same as :meth:`parse`, by decoding each element: slower, for any layout."""
+        """Return the same elements as :meth:`parse`, but decode each one separately.
+
+        This is slower, but each element may have a layout of its own.
+        """
         found = []
         for kind, element in _spans(payload, _Span(0, len(payload))):
             if kind != _NFTA_LIST_ELEM:
@@ -128,7 +131,7 @@ class ElementParser:
     def _locate(self, payload: memoryview, element: _Span) -> _Offsets | None:
         """Return the offsets of an element's key, counts and expiration in the payload.
 
-        Return None if it has no counter, or a key of another length.
+        Return None if the element has no counter, or if its key is not as long as the set's keys.
         """
         parts = dict(_spans(payload, element))
         key = _nested(payload, parts.get(_NFTA_SET_ELEM_KEY), _NFTA_DATA_VALUE)
@@ -151,7 +154,8 @@ class ElementParser:
     def _find_layout(self, payload: memoryview) -> _Layout | None:
         """Return the byte layout of the first set element in the payload.
 
-        Return None if the element lacks a value or is truncated.
+        Return None if that element lacks a fitting key, a counter or an expiration, or is
+        truncated.
         """
         kind, element = next(_spans(payload, _Span(0, len(payload))), (None, _Span(0, 0)))
         offsets = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
@@ -178,7 +182,10 @@ class ElementParser:
 
 
 def _parse_uniform(payload: memoryview, layout: _Layout) -> list[Element] | None:
-    """Decode all elements of a payload by one layout; return None if an element differs from it."""
+    """Decode all elements of a payload by one layout.
+
+    Return None if an element has another layout.
+    """
     number, rest = divmod(len(payload), layout.form.size)
     if rest or not number:
         return None
@@ -192,9 +199,9 @@ def _parse_uniform(payload: memoryview, layout: _Layout) -> list[Element] | None
 
 
 def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
-    """Yield type and value span of the netlink attributes in the part ``within`` of a payload.
+    """Yield the type, and the span of the value, of each netlink attribute in a payload.
 
-    Stops at a malformed attribute.
+    Only the part ``within`` of the payload is read. A malformed attribute ends the iteration.
     """
     start, end = within
     while start + _ATTRIBUTE.size <= end:
@@ -208,13 +215,16 @@ def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
 def _nested(payload: memoryview, nest: _Span | None, kind: int) -> _Span | None:
     """Return the value span of the attribute of type ``kind`` inside the attribute ``nest``.
 
-    Return None if there is none, the last one if there are several.
+    Return None if there is no such attribute, and the last one if there are several.
     """
     return None if nest is None else dict(_spans(payload, nest)).get(kind)
 
 
 def _offset64(value: _Span | None) -> int | None:
-    """Return the start of a value if it is a 64-bit number; None if it is missing or is not."""
+    """Return the start of an attribute's value if the value is a 64-bit number.
+
+    Return None if the attribute is missing, or if the value has another size.
+    """
     return None if value is None or value.end - value.start != _NUMBER.size else value.start
 
 

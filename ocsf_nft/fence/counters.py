@@ -1,14 +1,15 @@
 """Reader of a fence's packet counters over netlink: cheap enough to read them often.
 
-The kernel sends the elements of a set in parts of some hundreds while packets arrive. It continues
-by position (nf_tables_api.c). Elements that are added meanwhile shift others, which are then sent
-twice, thousands of them in a new flood. Elements that expire meanwhile shift others, which are then
-not sent at all. The kernel reports neither case, nor a new generation of the ruleset. So of an
-element that was sent twice, the last value is used. Packets of elements that were not sent are in
-the total ``refused``, and the next reading has their elements.
+The kernel sends the elements of a set in parts of some hundreds, while packets arrive. Between two
+parts it stores only its position in the set (nf_tables_api.c). An element that is added meanwhile
+can shift others, which are then sent twice: thousands in a new flood. An element that expires
+meanwhile can shift others, which are then not sent at all. The kernel reports neither case, and the
+generation of the ruleset stays the same. So if an element was sent twice, its last value is used.
+The total ``refused`` includes the packets of elements that were not sent. The next reading has
+these elements.
 
 A process with CAP_NET_ADMIN in the sandbox's namespace can replace the fence with any other tables.
-So elements of another form are ignored, and time and memory are bounded.
+So elements of another form are ignored, and a reading has limits of time and memory.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ _DATA: Final = operator.attrgetter("data")
 class _NamespaceTables:
     """Tables of a fence in one network namespace, and the netlink socket to read their counters.
 
-    ``identity`` is that of the fenced namespace; None if any namespace is accepted. ``users`` maps
-    the user ids of that namespace to those of our own; None if they are equal.
+    ``identity`` identifies the fenced namespace; None if any namespace is accepted. ``users`` maps
+    that namespace's user ids to our own namespace's; None if both are equal.
     """
 
     namespace: Namespace
@@ -122,10 +123,10 @@ class _ReplacedError(Exception):
 class Counters:
     """Reader of an installed fence's packet counters; all methods block.
 
-    Only one thread may use it at a time. While open, it has a socket in each namespace of the
-    fence. So no later reading has to enter a namespace, and these namespaces exist at least until
-    it is closed. Needs CAP_NET_ADMIN over them, and CAP_SYS_ADMIN to enter a namespace that is not
-    the process's own.
+    Only one thread may use a reader at a time. An open reader has a socket in each namespace of the
+    fence. So no later reading has to enter a namespace. The sockets also preserve these namespaces
+    until the reader is closed. Needs CAP_NET_ADMIN over the namespaces, and CAP_SYS_ADMIN to enter
+    one that is not the process's own.
     """
 
     def __init__(self, installed: InstalledFence) -> None:
@@ -198,8 +199,8 @@ class Counters:
         The reading has the rules of both modes (enforcing, permissive), because another process may
         change the mode at any time. A rule is omitted if its table, or one of its counters or sets,
         is missing. Raises FenceError if the counters can't be read, or if a set has more elements
-        than ours can have. After an error, the next reading opens the sockets again, and can raise
-        the errors of :meth:`open`.
+        than a fence's set can have. After an error, the next reading opens the sockets again, and
+        can raise the errors of :meth:`open`.
         """
         began_ns = time.time_ns()
         deadline = time.monotonic() + _READ_SECONDS
@@ -221,8 +222,8 @@ class Counters:
         """Read the counters of one rule in a table, and return their epoch and their values.
 
         The epoch is an identifier that changes when the counters are created again. ``rule`` is the
-        suffix of their names. ``deadline`` is a time of :func:`time.monotonic`. Returns None if
-        they don't exist.
+        suffix of the counters' names. ``deadline`` is a time of :func:`time.monotonic`. Returns
+        None if the counters don't exist.
         """
         for _ in range(_TRIES):
             try:
@@ -246,7 +247,7 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Add the boot id to an epoch, and convert a reading's user ids to our namespace's."""
+        """Add the boot id to an epoch, and convert a reading's user ids to our namespace's ids."""
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
         return f"{self._boot}:{epoch}", reading
@@ -261,9 +262,9 @@ class Counters:
         return entry.nftables
 
     def _open_here(self, entry: _NamespaceTables) -> Nftables:
-        """Return a socket in the calling thread's namespace.
+        """Open a netlink socket in the calling thread's namespace.
 
-        Raises AbsentError if that is not the fenced namespace.
+        Raises AbsentError if ``entry`` is for another namespace.
         """
         if entry.identity not in {None, Namespace().identity()}:
             raise AbsentError(
@@ -284,10 +285,11 @@ class _Rule:
         self._rule = rule
 
     def read(self) -> tuple[str, RuleReading] | None:
-        """Return an identifier of these counters, unique until the next boot, and their values.
+        """Return an identifier of the rule's counters, and the values of these counters.
 
-        Returns None if they don't exist. Raises OSError, _ReplacedError, and FenceError if a set
-        has more elements than a fence's set can have.
+        The identifier is unique until the next boot. Returns None if the counters don't exist.
+        Raises OSError, _ReplacedError, and FenceError if a set has more elements than a fence's set
+        can have.
         """
         before = self._snapshot()
         if before is None:

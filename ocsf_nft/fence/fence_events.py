@@ -25,7 +25,7 @@ _MAX_PENDING: Final = 64
 
 
 class FenceEvents:
-    """Stream of other processes' changes to an installed fence, for the service that checks it.
+    """Stream of the changes that other processes make to an installed fence, for the service.
 
     It starts the tamper guard, a thread that detects the changes. ``self_heal`` lets that thread
     restore the fence too. ``installed`` is the record of the fence, ``state`` the directory of the
@@ -73,12 +73,13 @@ class FenceEvents:
         await asyncio.to_thread(self.tamper_guard.stop)
 
     async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
-        """Yield the new changes by other processes, whenever the caller should check the fence.
+        """Yield the new changes by other processes, each time that a check of the fence is due.
 
         The first check is due immediately. Further checks are due every five seconds. After a burst
         of changes to the fence, to links or to routes, a check is due too. The tuple is empty if
-        only the time or a link made the check due. While the caller is busy, changes wait; beyond
-        64, the oldest ones are dropped. Raises the error that ended the tamper guard's thread.
+        only the time or a link made the check due. While the caller is busy, up to 64 changes are
+        stored; the oldest ones are dropped first. Raises the error that ended the tamper guard's
+        thread.
         """
         while True:
             yield self.take_pending()

@@ -41,7 +41,7 @@ Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
 class Verification:
     """Result of comparing a fence in the kernel with its record in the state directory.
 
-    ``difference`` is a short text for people. ``installed`` is the record, None if there is none.
+    ``difference`` is a short text for people. ``installed`` is the record, None if it is missing.
     """
 
     verdict: Verdict
@@ -76,10 +76,10 @@ def install(
 
 
 def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """Restore a fence as recorded, and return its record; return None if the fence was removed.
+    """Make a sandbox's fence equal to its record again, and return the record.
 
-    A fence without a record was removed. A fence that is as recorded, with the same links, does not
-    change. Raises the errors of :func:`install`.
+    Nothing changes if the fence and its links are as recorded. Returns None if there is no record,
+    because the fence was removed. Raises the errors of :func:`install`.
     """
     with state.locked():
         return renew_locked(sandbox, state, nft.load)
@@ -160,11 +160,11 @@ def verify(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> Verification:
-    """Compare a sandbox's fence in the kernel, and its present interfaces, with the fence's record.
+    """Compare the fence in the kernel, and the sandbox's present interfaces, with their record.
 
-    ``namespace`` None means the recorded one. ``device`` is a VM's TAP device, for a fence without
-    a record. Raises UnsupportedError if reading is not permitted, FenceError if the record is
-    damaged.
+    ``namespace`` None means the recorded one. To find a VM's fence without a record, ``device``
+    must be the VM's TAP device. Raises UnsupportedError if reading is not permitted, FenceError if
+    the record is damaged.
     """
     installed = state.read(sandbox)
     if installed is None:
@@ -212,9 +212,9 @@ def remove(
 ) -> None:
     """Remove a sandbox's fence, its guard on the host and its record.
 
-    ``namespace`` None means the recorded one. ``device`` is a VM's TAP device, for a fence without
-    a record. Raises AbsentError if there is no fence. Raises FenceError if the fence belongs to
-    another sandbox, UnsupportedError if removal is not permitted.
+    ``namespace`` None means the recorded one. To find a VM's fence without a record, ``device``
+    must be the VM's TAP device. Raises AbsentError if there is no fence. Raises FenceError if the
+    fence belongs to another sandbox, UnsupportedError if removal is not permitted.
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
@@ -260,7 +260,7 @@ def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
     """Return messages about interfaces that the fence does not cover; empty if there are none.
 
-    For a VM, it is a message about a TAP device that was deleted or created again.
+    For a VM, the message is about a TAP device that was deleted or created again.
     """
     tap = installed.spec.tap
     if tap is None:
@@ -278,8 +278,8 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
     """Return ``spec``, with ``has_changed`` set if counters of the other mode may exist.
 
-    The mode is enforcing or permissive. ``before`` is the record of the previous fence,
-    ``identity`` the namespace of the new one.
+    The mode is enforcing or permissive. ``before`` is the record of the previous fence.
+    ``identity`` identifies the namespace of the new fence.
     """
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -317,7 +317,7 @@ def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
     """Return true if a recorded fence is active in a namespace, or if that can't be determined.
 
-    It can't be determined if ``namespace`` now refers to another one than the recorded one.
+    It can't be determined if ``namespace`` now names another namespace than when it was recorded.
     """
     return not _is_there(installed, namespace) or any(
         table_query.comment(namespace, *table_id) is not None
@@ -379,7 +379,7 @@ def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
 
 
 def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateDirectory) -> None:
-    """Store the previous record again after a failed installation, and restore unneeded sysctls."""
+    """Store the record ``before`` again after a failed installation; restore unneeded sysctls."""
     sandbox = intended.spec.sandbox
     if before is None:
         _release_kernel_log(sandbox, state)
@@ -391,7 +391,7 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
 
 
 def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
-    """Restore the sysctls that this fence and all others don't need; return the fence's record."""
+    """Restore the sysctls that no fence needs any more; return ``installed`` unchanged."""
     sandbox = installed.spec.sandbox
     try:
         if installed.transport != "kmsg":
@@ -403,7 +403,7 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 
 def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
-    """Return the tables of a fence that has no record: a VM's for a device, else a namespace's."""
+    """Return the tables of a fence without a record: a VM's with ``device``, else a namespace's."""
     tables = ruleset.tables_of("sandbox" if device is None else "tap", device)
     return tuple(TableId(table.family, table.name) for table in tables)
 
@@ -417,7 +417,7 @@ def _remove_guard(spec: FenceSpec) -> None:
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
     """Restore ``nf_log_all_netns``, unless the fence of another sandbox uses the kernel log.
 
-    A damaged record counts as such a fence.
+    If the record of another sandbox is damaged, the kernel log counts as used.
     """
     before = state.all_netns_before()
     if before is None:
@@ -436,8 +436,8 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    A damaged record counts as a need for all. The fence of the sandbox ``besides`` is ignored. So
-    are fences that exist only in their record, maybe from before the last boot.
+    If a record is damaged, nothing is restored: its fence may need all these sysctls. The fence of
+    the sandbox ``besides`` is ignored. So are fences that are recorded, but not active.
     """
     if state.forwarding_before(identity) is None:
         return

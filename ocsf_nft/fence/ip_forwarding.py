@@ -55,7 +55,7 @@ _ACCEPT_RA_ALWAYS: Final = "2"
 def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
     """Return the names of the sysctls that are off and must be on to forward a VM's packets.
 
-    Returns nothing for a fence that is not a VM's.
+    The result is empty for a fence that is not a VM's.
     """
     if spec.tap is None:
         return ()
@@ -65,8 +65,8 @@ def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
 def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
     """Store the previous values of the forwarding sysctls that :func:`switch_on` will change.
 
-    Does nothing if all are on already. Raises UnsupportedError if they can't be changed, because
-    ``/proc/sys`` is read-only; then nothing has changed.
+    Does nothing if forwarding is on already. Raises UnsupportedError if a sysctl can't be written,
+    for example in a read-only ``/proc/sys``. Then nothing was stored or changed.
     """
     if spec.tap is None:
         return
@@ -94,8 +94,9 @@ def release(
 ) -> None:
     """Restore the forwarding sysctls of a namespace, except those that other VMs' fences need.
 
-    ``identity`` is that of the namespace where forwarding was enabled. If it no longer exists,
-    nothing has to be restored. ``others`` are the remaining fences in it. Raises UnsupportedError.
+    ``identity`` identifies the namespace in which forwarding was enabled. Nothing is restored if
+    that namespace no longer exists at ``namespace``. ``others`` are the remaining fences in the
+    namespace. Raises UnsupportedError.
     """
     needed = {version for spec in others for version in _versions(spec)}
     try:
@@ -140,8 +141,9 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
 
 
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
-    """Return the ``stored`` sysctl values, and the current values of those that will change now.
+    """Return the values that the forwarding sysctls had before they were enabled, by sysctl.
 
+    These are the ``stored`` values, and the current values of the sysctls that will change now.
     Raises UnsupportedError if a sysctl can't be written.
     """
     found = dict(stored)
@@ -182,7 +184,10 @@ def _switch_on(spec: FenceSpec, stored: Mapping[str, str]) -> None:
 
 
 def _restore(before: Mapping[str, str]) -> None:
-    """Write the sysctl values of ``before``: those that change others first, ``accept_ra`` last."""
+    """Write the previous values ``before`` to the sysctls.
+
+    Sysctls that change others are written first, and ``accept_ra`` last.
+    """
 
     def order(key: str) -> tuple[bool, bool]:
         return key.endswith("/accept_ra"), not key.endswith("/all/forwarding")
@@ -233,10 +238,11 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 
 
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
-    """Return the stored sysctl values of a namespace, by sysctl.
+    """Return the stored previous values of a namespace's sysctls, by sysctl.
 
-    Return an empty dict if none are stored, or if they are of an earlier namespace. That one has
-    the same ``identity`` but another ``origin``. Raises FenceError if they are damaged.
+    A later namespace may have the same ``identity``, but not the same ``origin``. Return an empty
+    dict if nothing is stored, or if the values are of such an earlier namespace. Raises FenceError
+    if the stored values are damaged.
     """
     content = state.forwarding_before(identity)
     if content is None:

@@ -43,8 +43,8 @@ def load(
     """Load a fence with the first transport that the kernel supports, and return its record.
 
     ``intended`` is the record without the results of loading. ``transports`` are tried in their
-    order. Raises UnsupportedError if the last one is not supported, FenceError if the fence can't
-    be loaded.
+    order. Raises UnsupportedError if none of them is supported, FenceError if the fence can't be
+    loaded.
     """
     failures: list[str] = []
     for transport in transports:
@@ -183,11 +183,11 @@ def remove(
 def _expected(
     spec: FenceSpec, around: Surroundings, transport: LogTransport
 ) -> dict[str, str] | None:
-    """Return nft's listings of a fence that was just loaded into an empty, temporary namespace.
+    """Load a fence into an empty, temporary namespace, and return nft's listings of its tables.
 
     No other process can change these tables, so they show what the installed fence must equal.
-    Returns None if no such namespace can be made, without CAP_SYS_ADMIN. Returns None too if the
-    kernel accepts no chain for a missing device (before Linux 6.16).
+    Returns None if no such namespace can be made, for lack of CAP_SYS_ADMIN. Returns None too if
+    the kernel accepts no chain for a missing device (before Linux 6.16).
     """
 
     def load_and_list() -> dict[str, str]:
@@ -203,20 +203,20 @@ def _expected(
 
 
 def fence_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
-    """Return the tables of a fence in the fenced namespace, not the guard's on the host."""
+    """Return the names of a fence's tables in the fenced namespace, without the guard's table."""
     return tuple(TableId(table.family, table.name) for table in ruleset.tables(spec))
 
 
 def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
-    """Return the guard's table on the host's side; empty if the fence has no guard."""
+    """Return the name of the guard's table on the host's side; empty if the fence has no guard."""
     return tuple(TableId(table.family, table.name) for table in ruleset.guard_tables(spec))
 
 
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     """Return the tables of an installed fence as text: nft's listing and the static elements.
 
-    Static elements are those of the sets that the installer fills. The keys are ``family name``. A
-    missing table is omitted.
+    Static elements are those of the sets that the installer fills. The keys of the result have the
+    form ``family name``. A missing table is omitted.
     """
     most = len(spec.allowed) + _ELEMENTS
     tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [

@@ -79,10 +79,9 @@ def show_messages(namespace: Namespace, text: str) -> str:
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
     """Return nft's listing of a table, with rule handles, without counter values and set elements.
 
-    Without these, large sets cost nft neither time nor memory. A table that a socket owns
-    exclusively is listed as it will be after that socket is closed. Returns None if the table is
-    absent. Raises UnsupportedError if nft is missing or lacks the permission, FenceError if it
-    fails.
+    So large sets cost nft neither time nor memory. A table that a socket owns exclusively is listed
+    as it will be after that socket is closed. Returns None if the table is absent. Raises
+    UnsupportedError if nft is missing or lacks the permission, FenceError if nft fails.
     """
     result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
     if result.returncode == 0:
@@ -115,7 +114,7 @@ def find() -> Path:
 
 
 def find_program(name: str) -> Path | None:
-    """Return the path of a program that only root can have written; None if there is none.
+    """Return the path of a program that only root can have written; None if it isn't found.
 
     Only the directories of :data:`TRUSTED` are searched.
     """

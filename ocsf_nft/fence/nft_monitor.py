@@ -1,4 +1,4 @@
-"""Monitor of a fence's tables in one namespace: it receives notices of changes, and can restore."""
+"""Monitor of a fence's tables in one namespace: receives notices of changes, and can restore."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class NftMonitor:
     """Netlink sockets in one namespace, to receive notices about a fence's tables and change them.
 
     All methods except the constructor raise OSError. One thread reads the notices; other threads
-    may change the fence too. A generation is the kernel's number of a ruleset.
-    ``restored_generation``: all changes up to that generation have been reverted.
-    ``regular_generation``: changes up to that one came from a process that stored a record for the
-    fence, as ``install`` does. None if there was none.
+    may change the fence too. A generation is the number that the kernel gives to each state of the
+    ruleset. All changes up to ``restored_generation`` have been reverted or accepted. All changes
+    up to ``regular_generation`` have been accepted, because a regular installation made them. This
+    number is None if no change has been accepted yet.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
@@ -103,7 +103,7 @@ class NftMonitor:
         )
 
     def is_regular(self, transaction: Transaction) -> bool:
-        """Return true if the transaction belongs to a regular installation, or came before one."""
+        """Return true if the transaction is part of a regular installation, or came before one."""
         return (
             transaction.generation is not None
             and self.regular_generation is not None
@@ -120,18 +120,20 @@ class NftMonitor:
                 raise
 
     def accept(self, generation: int) -> None:
-        """Accept all changes up to a ruleset's number as those of a regular installation.
+        """Accept all changes up to the ruleset with the number ``generation``.
 
-        They need no restore, and are no tampering.
+        These changes count as those of a regular installation: they are not reverted, and are no
+        tampering.
         """
         with self._lock:
             if _is_up_to(self.restored_generation, generation):
                 self.restored_generation = self.regular_generation = generation
 
     def restore(self, statements: Sequence[Statement]) -> None:
-        """Send the statements that restore the fence, as one transaction that reverts all others.
+        """Restore the fence by one transaction, which reverts all changes that were made before.
 
-        An attempt fails if another process changes the ruleset at the same time. After eight
+        ``statements`` are the content of the transaction. The kernel refuses the transaction if
+        another process changes the ruleset at the same time; then it is tried again. After eight
         attempts, the transaction is sent without that check.
         """
         with self._lock:
@@ -150,7 +152,7 @@ class NftMonitor:
             self.commit(statements)
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """Send statements as one transaction; after a timeout, replace the socket and raise.
+        """Send statements as one transaction; after a timeout, open a new socket and raise.
 
         Arguments and errors are those of :meth:`Nftables.commit`.
         """

@@ -2,7 +2,7 @@
 
 A policy file (``rules/*.nft``) refuses packets in two ways: by the policy of a base chain, and by
 the statements ``drop`` and ``reject``. The conversion replaces all of them by ``accept``. It adds
-jumps before and after the jumps to the rules' accounting. They lead to the chains of
+jumps before and after each jump to a rule's accounting. The added jumps lead to the chains of
 ``rules/permissive.nft`` (for a VM ``rules/permissive_tap.nft``). The conversion comes before any
 value is inserted into the text. So no name of a sandbox or a link can be mistaken for a statement.
 Pure; runs on any OS.
@@ -28,8 +28,9 @@ _BEGIN: Final = re.compile(r"^# accounting\.nft: ", re.MULTILINE)
 def make_permissive(policy: str, additions: str) -> str:
     """Return the permissive form of a policy file's text, with the chains of ``additions``.
 
-    ``policy`` is the text of a file in ``rules/``, ``additions`` that of its permissive rules or
-    empty. Raises AssertionError if it can't determine whether a line refuses packets.
+    ``policy`` is the text of a file in ``rules/``. ``additions`` is the text of the file with its
+    permissive rules; it may be empty. Raises AssertionError if it is not certain whether a line
+    refuses packets.
     """
     chains = set(_PERMISSIVE_CHAIN.findall(additions))
     lines = "".join(map(_accept, policy.splitlines(keepends=True)))

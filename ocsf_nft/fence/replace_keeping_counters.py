@@ -5,7 +5,7 @@ the counts too. If the table exists already, this module replaces the deletion b
 empty the table in the same transaction. They delete all rules, and all objects that the new
 definition lacks. The counters, the sets with counters and the log limits stay. A base chain stays
 registered too, so that no count depends on when the kernel removes an old hook. Deleted links are
-removed from it by name.
+removed from that chain by name.
 
 A process with CAP_NET_ADMIN over the namespace may have created the existing tables, so their
 listing is untrusted. So a name is accepted only if it is an identifier. A table that is not clearly
@@ -13,7 +13,7 @@ ours is not preserved. The new definition is effective whatever the listing hide
 deletes all rules, and the sets of allowed senders are always created again.
 
 The set of flows with which a sidecar's proxy closes its connections is preserved too. Packets fill
-that set, so elements that such a process adds can't be detected, now or at any other time.
+that set, so elements that another process adds can't be detected, now or at any other time.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ class TableId(NamedTuple):
 class _Table:
     """Content of an nftables table, parsed from a ruleset or from nft's listing.
 
-    ``parts`` are its sets, counters, chains and so on, by kind and name; each has its lines without
-    tabs. ``persists``: a socket may own the table exclusively.
+    ``parts`` are the table's sets, counters, chains and so on, by kind and name. The value of a
+    part is its lines without tabs. ``persists``: the table is persistent, as exclusive ownership by
+    a socket requires.
     """
 
     comment: list[str] = field(default_factory=list)
@@ -68,9 +69,9 @@ class _Table:
 def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | None:
     """Return the ruleset ``definition``, changed so that counters of existing tables are preserved.
 
-    ``existing`` has their listings as :func:`ocsf_nft.fence.nft.list_table` returns them. Other
-    tables of the definition are created. Returns None if the existing tables can't be preserved, or
-    if their listing is not understood.
+    ``existing`` has nft's listing of each existing table (:func:`ocsf_nft.fence.nft.list_table`).
+    Other tables of the definition are created. Returns None if the counters can't be preserved, or
+    if a listing has an unexpected form.
     """
     for table_id, listing in existing.items():
         deletion = f"\ndelete table {table_id.family} {table_id.name}\n"
@@ -130,12 +131,15 @@ def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
 
 
 def _has_timeout(lines: list[str]) -> bool:
-    """Return true if packets add elements to a set and these expire, as in a set of flows."""
+    """Return true if packets add elements to a set, and these elements expire.
+
+    A set of flows is such a set. ``lines`` are the lines of the set's definition.
+    """
     return any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
 
 
 def _properties(lines: list[str]) -> list[str]:
-    """Return the properties of a set or a counter in a comparable form: nft has its own order."""
+    """Return the properties of a set or a counter, sorted: nft lists them in another order."""
     return sorted(line.replace(", ", ",") for line in lines)
 
 

@@ -1,4 +1,4 @@
-"""Netlink messages that restore a fence, prepared while it is active, to be sent quickly."""
+"""Netlink messages that restore a fence, prepared in advance so that they can be sent at once."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 class NamespaceBatch:
     """Prepared netlink messages that restore the tables of a fence in one namespace.
 
-    ``keeping_counters`` preserves existing counters, whether or not parts of the tables are
-    missing. It is None if that is impossible. ``full`` deletes the tables first, with their
-    counters.
+    The messages ``keeping_counters`` preserve existing counters, even if parts of the tables are
+    missing. They are None if that is impossible. The messages ``full`` first delete the tables with
+    their counters.
     """
 
     tables: tuple[TableId, ...]
@@ -34,10 +34,10 @@ class NamespaceBatch:
     full: tuple[Statement, ...]
 
     def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
-        """Return the message batches to try, in order, until the kernel accepts one.
+        """Return the message batches to send one after another, until the kernel accepts one.
 
-        ``recreated`` are the tables that another process created again. Their counters are not
-        ours, and are not preserved.
+        ``recreated`` are the tables that another process created again. The counters in these
+        tables are not ours, so they are not preserved.
         """
         if self.keeping_counters is None or set(recreated) & set(self.tables):
             return (self.full,)
@@ -48,8 +48,8 @@ class NamespaceBatch:
 class RestoreBatch:
     """Prepared netlink messages that restore a fence as recorded, in all its namespaces.
 
-    ``batches`` has those for the fenced namespace first, then those for the guard on the host's
-    side.
+    ``batches`` has the messages for the fenced namespace first, then those for the guard on the
+    host's side. ``installed`` is the record.
     """
 
     installed: InstalledFence
@@ -61,10 +61,10 @@ class RestoreBatch:
         return frozenset(self.installed.around.links)
 
     def is_valid_for(self, installed: InstalledFence) -> bool:
-        """Return true if these messages also restore the fence of another record.
+        """Return true if these messages also restore the fence that ``installed`` records.
 
-        They do if specification, transport, namespace and TAP device are equal. Links and routes
-        may differ.
+        Specification, transport, namespace and TAP device must be equal in both records. Links and
+        routes may differ.
         """
         own, other = (
             (each.spec, each.transport, each.identity, each.around.ifindex)
@@ -76,7 +76,7 @@ class RestoreBatch:
 def prepare(installed: InstalledFence) -> RestoreBatch:
     """Prepare the messages that restore a fence; runs nft several times, and changes nothing.
 
-    Blocks meanwhile. Raises UnsupportedError or FenceError if nft fails.
+    Blocks until nft has ended. Raises UnsupportedError or FenceError if nft fails.
     """
     spec, around, transport = installed.spec, installed.around, installed.transport
     tables = load_ruleset.fence_table_ids(spec)
@@ -115,9 +115,9 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Insert statements that set the comment of a table if it is missing and created again.
+    """Return a ruleset text, changed so that a missing table is created with its comment.
 
-    ``replacement`` is the ruleset text. An existing table keeps its comment.
+    ``replacement`` is the text before. A table that exists keeps its comment.
     """
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"

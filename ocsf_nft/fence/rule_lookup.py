@@ -20,7 +20,8 @@ _RULE: Final = re.compile(
 class LoggingRule:
     """nftables rule of a fence that logs refused packets: its name, position, handle and text.
 
-    ``name`` is the one in its log prefix, such as ``egress``. ``text`` is the rule as nft lists it.
+    ``name`` is the rule's name in log prefixes, such as ``egress``. ``text`` is the rule as nft
+    lists it.
     """
 
     name: str

@@ -158,10 +158,10 @@ def device_table(device: str) -> str:
 
 
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
-    """Return the line that creates a table if it is missing, so that it can be deleted.
+    """Return the ruleset line that creates a table if it is missing.
 
-    ``persists`` must be true if the existing table is persistent: the kernel accepts no table with
-    the same name and other flags.
+    After this line, a statement that deletes the table can't fail. ``persists`` must be true if the
+    existing table is persistent: the kernel accepts no table with the same name and other flags.
     """
     return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 
@@ -222,7 +222,7 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    """Return the text of ``accounting.nft`` with the counters' names of the given mode."""
+    """Return the text of ``accounting.nft`` with the counter names of the given mode."""
     name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 
@@ -274,7 +274,10 @@ def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[st
 
 
 def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:
-    """Return ``add element`` statements for the sets of a ruleset that ``contents`` names."""
+    """Return ``add element`` statements for the sets of a ruleset.
+
+    ``text`` is the ruleset. ``contents`` has the elements to add, by the name of the set.
+    """
     lines = []
     where = ""
     for line in text.splitlines():

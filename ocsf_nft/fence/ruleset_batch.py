@@ -1,8 +1,8 @@
 """Compilation of a ruleset to netlink messages, which can be sent again without nft.
 
-nft takes some milliseconds to start. It first reads all tables in the namespace, which may be very
-many, or unreadable for it. The restoration of a fence can't wait for that. So nft shows once which
-messages it would send; sending them again is one system call.
+nft takes some milliseconds to start. It first reads all tables in the namespace. There may be very
+many tables, or tables that nft can't read. The restoration of a fence can't wait for that. So nft
+shows in advance which messages it would send. Sending these messages is one system call.
 """
 
 from __future__ import annotations
@@ -129,7 +129,10 @@ def parse_messages(output: str) -> Iterator[Statement]:
 
 
 def ownership_statement(family: str, table: str) -> Statement:
-    """Return the netlink statement that makes the sending socket own a persistent table."""
+    """Return the netlink statement by which a socket becomes the exclusive owner of a table.
+
+    The socket must send the statement itself. The table must be persistent.
+    """
     flags = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
     payload = struct.pack("!BBH", FAMILIES[family], 0, 0)
     payload += netlink.attribute(_NFTA_TABLE_NAME, table.encode() + b"\0")
@@ -142,8 +145,8 @@ def attach_statements(
 ) -> tuple[Statement, ...]:
     """Return netlink statements that attach further interfaces to a fence's netdev chains.
 
-    ``statements`` are those that create the fence, ``devices`` the names of the interfaces. Without
-    devices, nothing is returned.
+    ``statements`` create the fence. ``devices`` are the names of the interfaces. Without devices,
+    the result is empty.
     """
     names = b"".join(
         netlink.attribute(_NFTA_DEVICE_NAME, name.encode("utf-8", "surrogateescape") + b"\0")

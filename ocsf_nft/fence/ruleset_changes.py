@@ -59,10 +59,10 @@ class Transaction:
     """nftables transaction that changed a fence's tables, and the process that the kernel names.
 
     ``generation`` is the number of the resulting ruleset. ``port`` is the netlink port of the
-    socket. ``pid`` is the thread id in the initial pid namespace, ``comm`` the name that the thread
-    gave itself. If the transaction's last message is missing, ``generation``, ``pid`` and ``comm``
-    are None. ``changes`` is a text for people. ``created`` are the tables that were created or
-    changed as a whole.
+    socket that sent it. ``pid`` is the thread id in the initial pid namespace, ``comm`` the name
+    that the thread gave itself. If the transaction's last message is missing, ``generation``,
+    ``pid`` and ``comm`` are None. ``changes`` is a text for people. ``created`` are the tables that
+    were created or changed as a whole.
     """
 
     generation: int | None = None
@@ -102,7 +102,11 @@ class ChangeReader:
         self._generation = 0
 
     def read(self, datagram: memoryview) -> Iterator[Transaction]:
-        """Yield the transactions that concern the tables and that end with this datagram."""
+        """Yield the transactions on the tables whose last message is in this datagram.
+
+        If a transaction begins before the previous one has ended, a message was dropped. Then the
+        received part of the previous transaction is yielded.
+        """
         for message in netlink.messages_with_headers(datagram):
             kind = message.kind - nfnetlink.SUBSYSTEM
             if len(message.payload) < _HEADER.size:

@@ -31,11 +31,11 @@ _FILE: Final = "fence.json"
 class InstalledFence:
     """Record of a fence as it was loaded, which the state directory stores.
 
-    ``identity`` is that of the namespace (:meth:`Namespace.identity`), because a path can later
+    ``identity`` identifies the namespace (:meth:`Namespace.identity`), because a path can later
     refer to another namespace. ``policy`` is a digest of the loaded rulesets; another version of
     this program may have other rulesets. ``listings`` are nft's listings of each table, by ``family
-    name``. ``degraded`` is the reason why no better transport could be used; None if no better one
-    was requested.
+    name``. ``degraded`` is the reason why a better transport could not be used. It is None if no
+    better transport was requested.
     """
 
     spec: FenceSpec
@@ -116,9 +116,10 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def run_lock(self, sandbox: str) -> Iterator[None]:
-        """Hold the lock that only one run may have for a sandbox that it monitors.
+        """Hold the lock by which only one run (an ``ocsf-nft run`` process) monitors a sandbox.
 
-        Raises SourceError if another run holds it, DeliveryError if the lock file can't be created.
+        Raises SourceError if another run holds the lock. Raises DeliveryError if the lock file
+        can't be created.
         """
         descriptor = self._lock_file(f"run-{values.sandbox_name(sandbox)}")
         try:
@@ -206,10 +207,10 @@ class StateDirectory:
             directory.rmdir()
 
     def all_netns_before(self) -> str | None:
-        """Return the value of ``net.netfilter.nf_log_all_netns`` before a fence enabled it.
+        """Return the value that ``net.netfilter.nf_log_all_netns`` had before a fence enabled it.
 
-        Returns None if no fence did. The value has its own file, so that a damaged record doesn't
-        destroy it.
+        Returns None if no fence has enabled this sysctl. The value has its own file, so that a
+        damaged record doesn't destroy it.
         """
         try:
             value = self._all_netns.read_text("ascii")
@@ -222,9 +223,9 @@ class StateDirectory:
         return value.strip()
 
     def store_all_netns_before(self, value: str) -> None:
-        """Store the value of ``net.netfilter.nf_log_all_netns`` before a fence enables it.
+        """Store the value that ``net.netfilter.nf_log_all_netns`` has before a fence enables it.
 
-        The file is synced to disk. Raises DeliveryError if it can't be written.
+        The file is synced to disk. Raises DeliveryError if the file can't be written.
         """
         self._write(self._all_netns, value.encode("ascii"))
 
@@ -233,10 +234,10 @@ class StateDirectory:
         self._all_netns.unlink(missing_ok=True)
 
     def forwarding_before(self, identity: str) -> bytes | None:
-        """Return the IP forwarding settings of a namespace before a fence enabled forwarding.
+        """Return the IP forwarding settings that a namespace had before a fence enabled forwarding.
 
-        ``identity`` is that of the namespace. Returns None if no fence did. Raises FenceError if
-        they can't be read.
+        ``identity`` identifies the namespace. Returns None if no fence has enabled forwarding
+        there. Raises FenceError if the stored settings can't be read.
         """
         path = self._forwarding(identity)
         try:
@@ -247,9 +248,10 @@ class StateDirectory:
             raise FenceError(f"{path} can't be read: {error.strerror}") from error
 
     def store_forwarding_before(self, identity: str, content: bytes) -> None:
-        """Store the IP forwarding settings of a namespace before a fence enables forwarding.
+        """Store the IP forwarding settings that a namespace has before a fence enables forwarding.
 
-        The file is synced to disk. Raises DeliveryError if it can't be written.
+        ``identity`` identifies the namespace. The file is synced to disk. Raises DeliveryError if
+        the file can't be written.
         """
         self._write(self._forwarding(identity), content)
 

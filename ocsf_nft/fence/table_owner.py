@@ -1,4 +1,4 @@
-"""Checks of the sandbox, or of the process, that an existing table of a fence belongs to."""
+"""Checks of an existing table: which sandbox it belongs to, and whether a process owns it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
 
 
 def owning_sandbox(namespace: Namespace, table_id: TableId) -> str | None:
-    """Return the sandbox that a table's comment names; None without such a comment or table.
+    """Return the sandbox that a table's comment names; None if the table or the comment is missing.
 
     Another process can have written the comment, so it is untrusted. Raises the errors of
     :func:`table_query.comment`.
@@ -67,10 +67,11 @@ def replaced_sandbox(
 ) -> str | None:
     """Return the sandbox whose record becomes obsolete when the fence ``spec`` is installed.
 
-    This concerns tables of VMs that a killed run left behind: TAP device names are soon reused.
-    Such a table is replaced if no record of it exists. It is replaced too if the recorded device
-    has another index than the present one, and so no longer exists. Returns None if no record
-    becomes obsolete. Raises FenceError if the table may still be in use by another sandbox.
+    A killed run leaves the tables of its VMs behind, and TAP device names are soon reused. A new
+    VM's fence replaces such tables if no record describes them. It also replaces them if the
+    recorded TAP device has another index: then the recorded device was deleted, and the record is
+    obsolete. Returns None if no record becomes obsolete. Raises FenceError if another sandbox may
+    still use the tables.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
@@ -98,7 +99,7 @@ def replaced_sandbox(
 def _refuse_guard(
     sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
 ) -> None:
-    """Raise FenceError if the table is the guard that another sandbox has on record."""
+    """Raise FenceError if the table is another sandbox's guard, by that sandbox's record."""
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():
         return

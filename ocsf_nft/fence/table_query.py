@@ -1,7 +1,7 @@
 """Netlink queries, without the program nft: a table's comment and flags, and its sets' elements.
 
-A check of a fence reads them every few seconds, so it starts no process. A process with
-CAP_NET_ADMIN over the namespace may have added a million elements where ours has one. So no more
+These queries run every few seconds, for each check of a fence, so they start no process. A process
+with CAP_NET_ADMIN over the namespace may have added a million elements to a small set. So no more
 elements are read than requested. Numbers: ``include/uapi/linux/netfilter/nf_tables.h``.
 """
 
@@ -45,10 +45,10 @@ _TRIES: Final = 3
 
 
 def comment(namespace: Namespace, family: str, name: str) -> str | None:
-    """Return the comment of an nftables table, empty if it has none; None without such a table.
+    """Return the comment of an nftables table; None if there is no such table.
 
-    Raises UnsupportedError if reading is not permitted, FenceError if the kernel fails, and the
-    errors of :meth:`Namespace.call`.
+    The comment is empty if the table has none. Raises UnsupportedError if reading is not permitted,
+    FenceError if the kernel fails, and the errors of :meth:`Namespace.call`.
     """
     found = table(namespace, family, name)
     return None if found is None else _comment(found.userdata)
@@ -70,10 +70,10 @@ def table(namespace: Namespace, family: str, name: str) -> Table | None:
 def elements(
     namespace: Namespace, family: str, table: str, sets: Iterable[str], most: int
 ) -> tuple[str, ...]:
-    """Return a text line for each element of the named sets, set by set; none for a missing set.
+    """Return a line of text for each element of the named sets, set by set.
 
-    If a set has more than ``most`` elements, one line reports this in place of its elements. Raises
-    the errors of :func:`comment`.
+    A missing set has no lines. If a set has more than ``most`` elements, it has one line that
+    reports this. Raises the errors of :func:`comment`.
     """
     return _call(
         namespace,

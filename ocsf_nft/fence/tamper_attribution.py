@@ -1,4 +1,4 @@
-"""Attribution of a change of nftables to the process that made it, if that is certain.
+"""Attribution of a change of nftables to a process, if it is certain which process made it.
 
 The kernel reports the thread's id in the initial pid namespace and the name that the thread gave
 itself (``nf_tables_fill_gen_info``). When the notice is read, the process may have exited. In

@@ -55,12 +55,12 @@ _Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
 class FenceChange:
     """Change to a fence by another process, and how the tamper guard reacted to it.
 
-    ``changes`` is a text for people. ``process`` made the change; None if it is unknown. ``comm``
-    is the name that it gave itself. ``arrived_ns`` is the time when the change was noticed (ns
-    since the epoch, UTC). ``restored_after_ns`` is the duration from then until the fence was
-    restored. It is 0 if a periodic check had already restored the fence. It is None if the guard
-    did not restore the fence: restoring is off, an installation made the change (``is_regular``),
-    or it failed. ``given_up``: restoring is paused, because the fence was restored too often.
+    ``changes`` is a text for people. ``process`` made the change; None if the process is unknown.
+    ``comm`` is the name that the process gave itself. ``arrived_ns`` is the time when the change
+    was noticed (ns since the epoch, UTC). ``restored_after_ns`` is the duration from then until the
+    fence was restored. It is 0 if a periodic check had already restored the fence. It is None if
+    the guard did not: restoring is off, an installation made the change (``is_regular``), or the
+    restore failed. ``given_up``: restoring is paused, because the fence was restored too often.
     """
 
     changes: str
@@ -86,9 +86,9 @@ class _Arrival(NamedTuple):
 class TamperGuard:
     """Thread that monitors an installed fence, and restores it if another process changes it.
 
-    It runs from :meth:`start` to :meth:`stop`. It calls ``notify`` with each change. It calls
-    ``notify`` with None if a check is due, for instance after changes to links or routes. It calls
-    ``notify`` with the error that ended the thread. Without ``self_heal`` it restores nothing.
+    The thread runs from :meth:`start` to :meth:`stop`. It calls ``notify`` with each change, and
+    with the error that ended the thread. It calls ``notify`` with None if the caller should check
+    the fence, as after changes to links or routes. Without ``self_heal`` it restores nothing.
     """
 
     def __init__(
@@ -133,9 +133,9 @@ class TamperGuard:
 
     @property
     def has_attached_interfaces(self) -> bool:
-        """Return true if the guard fenced new interfaces since :meth:`use_restore_batch`.
+        """Return true if the guard fenced new interfaces since the last :meth:`use_restore_batch`.
 
-        It attached the fence's netdev chains to them. They may have been removed again.
+        It attached the fence's netdev chains to them. The interfaces may have been removed again.
         """
         return bool(self._attached)
 
@@ -167,9 +167,9 @@ class TamperGuard:
         """Set the prepared messages that restore the fence from now on.
 
         Without a batch (None), a restore runs nft, which takes longer. ``version`` is that of the
-        record for which the batch was prepared (:meth:`StateDirectory.version`). Pass an earlier
-        result of :meth:`generations` if the fence was as installed at some time after it. Changes
-        before that result then need no repair: the installer made them, or they had no effect.
+        record for which the batch was prepared (:meth:`StateDirectory.version`). ``generations`` is
+        an earlier result of :meth:`generations`, or None. Pass it only if a later check found the
+        fence as installed: changes before that result then need no repair, and are not reverted.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
@@ -195,7 +195,7 @@ class TamperGuard:
     def renew(self) -> InstalledFence | None:
         """Do the same as :func:`installer.renew`, but change tables through the guard's sockets.
 
-        The sockets are needed if they own the tables exclusively. Blocks.
+        If these sockets own the tables exclusively, no other socket can change the tables. Blocks.
         """
         try:
             with self._state.locked():
@@ -370,7 +370,7 @@ class TamperGuard:
         )
 
     def _reports_overrun(self) -> bool:
-        """Return true if dropped notices are to be reported now: once a minute at most."""
+        """Return true if dropped notices should be reported now: at most once a minute."""
         now = time.monotonic()
         if now < self._overruns_from:
             return False
@@ -391,7 +391,7 @@ class TamperGuard:
         self._notify(None)
 
     def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
-        """Restore the fence after the changes ``foreign``, unless its record has changed too.
+        """Restore the fence after the changes ``foreign``, unless the fence's record changed too.
 
         A changed record shows that a regular installation or removal made the changes.
         """
@@ -464,8 +464,8 @@ class TamperGuard:
     def _attach(self, names: set[str]) -> None:
         """Attach the fence's netdev chains to the new links ``names``; a later check does the rest.
 
-        Needs no lock: it never allows more packets. After the removal of a fence there is no such
-        chain.
+        Needs no lock, because an attached chain never allows more packets. A removed fence has no
+        such chain, so nothing is attached then.
         """
         batch = self._restore_batch
         if batch is None or not (names := names - batch.links):

@@ -55,8 +55,9 @@ def without_families(text: str, tap: Tap) -> str:
 def without_owners(accounting: str) -> str:
     """Return the text of ``accounting.nft`` without its chain for packets with an owner (uid).
 
-    VMs' rules need it, because the owner does not identify a process inside the VM. A packet from a
-    TAP device has the hypervisor's socket. A packet to a socket of the host has that socket.
+    A VM's rules use this text, because the owner of a packet is no process inside the VM. For a
+    packet from a TAP device, the owner is the hypervisor. For a packet to a socket of the host, the
+    owner is the process of that socket.
     """
     remaining, count = _OWNER_CHAIN.subn("", accounting)
     if count != 2:

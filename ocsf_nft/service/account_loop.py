@@ -1,4 +1,4 @@
-"""Accounting of one sandbox in a running service: reading, storage and reports of its counts."""
+"""Accounting of one sandbox in a running service: reads, stores and reports its packet counts."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ _BATCH: Final = 256
 class AccountLoop:
     """Task that counts the refused packets of one sandbox, and reports them as attempts.
 
-    It takes the kernel's log records of these packets, and reads the fence's counters. Events are
-    stored in one transaction with the counts that they report, before their delivery. If the
-    service is killed in between, the next run delivers the same events again.
+    It takes the kernel's log records of these packets, and reads the fence's counters. One
+    transaction stores events together with the counts that they report. The events are delivered
+    after that. If the service is killed in between, the next run delivers the same events again.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of an account
@@ -84,8 +84,8 @@ class AccountLoop:
         """Create the loop; nothing is opened yet.
 
         ``path`` is the file of the state database. Packets before ``begun_ns`` (ns since the epoch)
-        are not of this account. ``fallback_chain`` finds the processes of packets. ``source`` is
-        the name of the kernel log that the records come from; empty if that has no position.
+        are not counted. ``fallback_chain`` finds the processes of packets. ``source`` is the name
+        of the kernel log that the records come from; empty if its position can't be stored.
         """
         self.sandbox = sandbox
         self._retrier = retrier
@@ -118,7 +118,7 @@ class AccountLoop:
     async def __aenter__(self) -> Self:
         """Open the state database and the counters.
 
-        Raises an OcsfNftError if the counters can't be read, or the file can't be written.
+        Raises an OcsfNftError if the counters can't be read, or the database can't be written.
         """
         try:
             await self._work(self._counters.open)
@@ -145,15 +145,15 @@ class AccountLoop:
 
     @property
     def position(self) -> str | None:
-        """Return the position in the source after the last processed record.
+        """Return the position in the kernel log after the last processed record.
 
-        It is None if the source was never read.
+        Reading resumes there after a restart. It is None if the log was never read.
         """
         return self._position
 
     @property
     def idle_seconds(self) -> float:
-        """Return the seconds since the counters were last read, or since the last failure."""
+        """Return the seconds since the last attempt to read the counters, successful or not."""
         return time.monotonic() - self._read_at
 
     @property
@@ -162,17 +162,17 @@ class AccountLoop:
         return self._fault
 
     def balances(self) -> tuple[Balance, ...]:
-        """Return the packet counts of each rule at the last reading of the counters."""
+        """Return the packet counts of each rule as of the last reading of the counters."""
         return self._account.balances()
 
     async def dropped_records(self) -> tuple[state_db.DroppedRecords, ...]:
-        """Return the number of records that each source dropped; raises DeliveryError."""
+        """Return the number of dropped records of each source; raises DeliveryError."""
         return await self._work(self._database.dropped_records)
 
     async def resume(self) -> None:
-        """Deliver the events of the last commit again, and read the counters.
+        """Deliver the events of the last transaction again, and read the counters.
 
-        A killed run may have stored these events without their delivery. Raises DeliveryError.
+        A killed run may have stored these events without delivering them. Raises DeliveryError.
         """
         if again := await self._work(self._database.undelivered):
             await self._reporter.deliver(again)
@@ -181,7 +181,7 @@ class AccountLoop:
     async def take(self, batch: Batch) -> None:
         """Process log records of the sandbox, and report the attempts that begin with one of them.
 
-        One transaction stores the source's position and the results.
+        One transaction stores the results, and the position in the source after the records.
         """
         records = batch.records
         attributions = await self._fallback_chain.attributions(
@@ -201,17 +201,17 @@ class AccountLoop:
             await self._report(found)
 
     async def count_dropped(self, gap: Gap) -> None:
-        """Add to the stored number of records that a source could not read."""
+        """Add the records that a source could not read to the stored number of dropped records."""
         await self._count_dropped(gap.transport, gap.dropped or 0)
 
     async def run(self) -> None:
-        """Read the counters and report attempts that are due, again and again until cancelled."""
+        """Read the counters and report the attempts that are due, repeatedly until cancelled."""
         while True:
             await asyncio.sleep(self._wait_seconds)
             await run_shielded(self._read_and_report())
 
     async def close(self) -> tuple[Balance, ...]:
-        """Read the counters, report all packets without an event, and return the final balances."""
+        """Read the counters, report all packets without an event, and return the final counts."""
         # Two readings must lack a record's packet to show that another element counted it.
         await self._observe()
         await self._observe()
@@ -228,9 +228,10 @@ class AccountLoop:
         await self._report_due()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
-        """Read the counters if a record is of a rule that the last reading lacks.
+        """Read the counters if a record names a rule that was not in the last reading.
 
-        The fence's mode may have changed then. This happens at most once in ``_CHECK_NS``.
+        Then another process may have changed the fence's mode. This happens at most once in
+        ``_CHECK_NS``.
         """
         now_ns = time.monotonic_ns()
         if now_ns - self._checked_ns < _CHECK_NS or not any(map(self._account.lacks, records)):
@@ -303,7 +304,7 @@ class AccountLoop:
             await self._report_gap(fault)
 
     async def _report_gap(self, reason: str) -> None:
-        """Emit an event: packets that were refused since the last reading may stay unknown."""
+        """Emit an event with this reason: packets since the last reading may be uncounted."""
         now_ns = time.time_ns()
         gap = Gap(
             transport="counters",
@@ -340,8 +341,7 @@ class AccountLoop:
     def _add_attribution(self, attempt: Attempt) -> Attempt:
         """Return the attempt with the process that sent its packets.
 
-        If the attempt has more packets than its record shows, these are the processes seen in its
-        time window.
+        For an attempt that only the counters show, these are the processes seen in its time window.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
@@ -362,9 +362,11 @@ class AccountLoop:
         )
 
     async def _commit(self, lines: Sequence[bytes]) -> None:
-        """Store the changed counts and new events in one transaction, in place of delivered events.
+        """Store the changed counts and new events in one transaction.
 
-        Raises DeliveryError if they can't be stored, or if earlier events are not delivered yet.
+        The new events (``lines``) replace the events of the transaction before, which were
+        delivered. Raises DeliveryError if storing fails, or if the earlier events are not delivered
+        yet.
         """
         if self._has_undelivered:
             # A commit would delete the events from the file; the next run delivers them.
@@ -387,10 +389,10 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Return the record with the time when its packet was sent, if only the attribution has it.
+    """Return the record with its packet's send time, if only the attribution has that time.
 
-    Otherwise the record has the time when it was read. Then a late record would match a later
-    packet, which may be another process's.
+    Otherwise the record has the time when it was read. Then a record that was read late would match
+    a later packet, which another process may have sent.
     """
     if attribution.sent_ns is None or not record.is_timed_when_read:
         return record

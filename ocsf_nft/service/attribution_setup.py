@@ -1,4 +1,4 @@
-"""Set-up of the methods that find the process behind a packet, from the configuration."""
+"""Setup of the methods that find the process behind a packet, as the configuration requests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
     """Return the chain of attribution methods for all sandboxes whose processes run on this kernel.
 
-    It finds the process behind a packet by the best method that works. VMs are left out, because
-    their processes are not visible here.
+    The chain finds the process behind a packet by the best method that works. VMs have no part in
+    it, because their processes are not visible here.
     """
     settings = config.attribution
     namespaces, permissive = {}, set()

@@ -30,8 +30,9 @@ _SLICE: Final = 16
 class StoreEvents(Protocol):
     """Function that stores events (JSON lines) in one transaction.
 
-    ``position`` is the position in the log ``source`` after the records of these events. It is
-    stored with them. Raises DeliveryError; then none of the events is stored.
+    ``source`` is the log that the events come from. ``position`` is the position in that log from
+    which reading resumes later; it is stored with the events. Raises DeliveryError; then none of
+    the events is stored.
     """
 
     async def __call__(
@@ -41,11 +42,11 @@ class StoreEvents(Protocol):
 
 
 class Reporter:
-    """Converter of all sandboxes' attempts to events, which it then stores.
+    """Converter of attempts to events, which stores the events; used for all sandboxes.
 
     It has the context of each sandbox. ``host`` is the machine that the events are about; None if
-    it is unknown, as for a log of another machine. ``severities`` and ``threshold`` are as in
-    :class:`Context`, for all sandboxes.
+    the machine is unknown, as for a log of another machine. ``severities`` and ``threshold`` are as
+    in :class:`Context`, for all sandboxes.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Reporter:
         self._unknown = Mapper(self._host_context)
 
     def set_context(self, sandbox: str, context: Context) -> None:
-        """Use this context (its proxies, rules and so on) for later events of a sandbox."""
+        """Set the facts (proxies, rules and so on) that later events of a sandbox contain."""
         merged_context = replace(
             context,
             severities=self._host_context.severities,
@@ -79,14 +80,14 @@ class Reporter:
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
     ) -> None:
-        """Use other rules for the severity of events, and for findings, from now on."""
+        """Set the rules for the severity of events, and the condition for findings, from now on."""
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
         self._unknown = Mapper(self._host_context)
         for sandbox, context in self._contexts.items():
             self.set_context(sandbox, context)
 
     def context(self, sandbox: str | None = None) -> Context:
-        """Return the context of a sandbox's events; the host's if it is None or unknown."""
+        """Return the context of a sandbox's events; the host's for None or an unknown sandbox."""
         return (
             self._host_context
             if sandbox is None
@@ -96,7 +97,7 @@ class Reporter:
     async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
         """Return the OCSF events of attempts and of ended incidents, as JSON lines.
 
-        Other tasks get a turn meanwhile.
+        Between the conversions, other asyncio tasks can run.
         """
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
@@ -108,7 +109,10 @@ class Reporter:
     async def deliver(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events (JSON lines), with the position of their source; raises DeliveryError."""
+        """Store events (JSON lines), with the position in the log that they come from.
+
+        ``source`` is the name of the log. Raises DeliveryError.
+        """
         await self._store_events(lines, source=source, position=position)
         self.events += len(lines)
 
@@ -117,7 +121,7 @@ class Reporter:
         await self.deliver([event.to_json()])
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return true if attempts with this record and number of packets are a finding."""
+        """Return true if an attempt with this record and number of packets is a finding."""
         return self._mapper(record).is_finding(record, packets)
 
     def _mapper(self, record: Record) -> Mapper:

@@ -46,9 +46,10 @@ _ACTIVE_STATES: Final = frozenset(
 
 
 class FenceMonitor:
-    """Monitor of one sandbox's fence; it stores the fence's last reported state.
+    """Monitor of one sandbox's fence: restores the fence, and emits an event for each change.
 
-    Each event has the state in the event before as its previous state.
+    It stores the last reported state of the fence. The next event has that state as its previous
+    state.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class FenceMonitor:
 
     @property
     def has_given_up(self) -> bool:
-        """Return true if restoring is paused after too many restores, and no fence is active."""
+        """Return true if no fence is active, and restoring is paused after too many restores."""
         return self._given_up and self._reported[0] not in _ACTIVE_STATES
 
     @property
@@ -80,7 +81,7 @@ class FenceMonitor:
 
     @property
     def verdict(self) -> Verdict:
-        """Return the last reported result of comparing the fence with its record."""
+        """Return the result of comparing the fence with its record, as last reported."""
         state, _ = self._reported
         if state in _ACTIVE_STATES:
             return "as installed"
@@ -88,7 +89,7 @@ class FenceMonitor:
 
     @property
     def fault(self) -> str | None:
-        """Return the reason why the fence is not active, by the last report; None if it is."""
+        """Return the last reported reason why the fence is not active; None if it is active."""
         state, reason = self._reported
         return None if state in _ACTIVE_STATES else reason or state.value.lower()
 
@@ -148,10 +149,10 @@ class FenceMonitor:
                 await self._inspect(left)
 
     async def remove(self) -> bool:
-        """Remove the fence if this run installed it, and emit an event about that.
+        """Remove the fence if this run installed it, and emit an event about the removal.
 
-        Return true if this run installed it. A fence that another process has deleted is no error,
-        and is reported. Raises the errors of :func:`installer.remove`.
+        Return true if this run installed the fence. If another process has deleted the fence, this
+        is reported, and is no error. Raises the errors of :func:`installer.remove`.
         """
         if self._fence.is_ours:
             was_there = await asyncio.to_thread(_remove, self._installed, self._state)
@@ -193,9 +194,10 @@ class FenceMonitor:
             await self._prepare()
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
-        """Inspect the fence, restore it with nft if necessary, and own its tables if configured.
+        """Compare the fence with its record, and restore it with nft if it differs.
 
-        Returns the result of :func:`fences.inspect`.
+        If configured, own the fence's tables exclusively. Returns the result of
+        :func:`fences.inspect`.
         """
         inspection = await self._inspect_or_renew(may_heal=may_heal)
         if (
@@ -224,7 +226,7 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return the given changes, and those that the tamper guard has noticed since."""
+        """Return the changes ``alterations``, and those that the tamper guard has noticed since."""
         if self._watch is None:
             return alterations
         if not alterations:
@@ -307,7 +309,10 @@ class FenceMonitor:
     async def _report_fault(
         self, state: FenceState, reason: str, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Emit an event about a fence that is not active as it should be, once for each reason."""
+        """Emit an event about a fence that is not active as it should be, once for each reason.
+
+        ``alterations`` are the changes by other processes that the tamper guard noticed.
+        """
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
             if each.restored_after_ns is not None:
@@ -423,9 +428,9 @@ def _prepare(
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
     """Prepare the messages that restore a fence; return the arguments of ``use_restore_batch``.
 
-    Return None if the record's version is ``known``: then there is nothing new to prepare. ``now``
-    returns the rulesets' generations (:meth:`TamperGuard.generations`). If nft fails, there are no
-    messages, and a restore takes longer.
+    Return None if the record still has the version ``known``: then there is nothing new to prepare.
+    ``now`` returns the rulesets' generations (:meth:`TamperGuard.generations`). If nft fails, the
+    first argument (the messages) is None, and a restore takes longer.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:

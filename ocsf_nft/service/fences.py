@@ -29,8 +29,9 @@ class Fence:
     """State of a sandbox's fence at the start of a run, and later after each comparison.
 
     ``reason`` is a text about a state that is not ``ACTIVE``. ``is_ours``: this run installed the
-    fence where there was none, and removes it at its end. Otherwise ``before`` is the state of the
-    fence that was there. ``tampering`` is a change by another process that is now undone.
+    fence where there was none, and removes it when the run ends. Otherwise ``before`` is the state
+    in which this run found the fence. ``tampering`` is a change by another process that this run
+    has undone.
     """
 
     installed: InstalledFence
@@ -45,9 +46,8 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """Install a sandbox's fence, or find it installed; blocks for milliseconds.
 
     A recorded fence that was changed or deleted is restored, unless the sandbox's configuration
-    switches that off. Raises the errors of :func:`installer.install`. Raises AbsentError if no
-    fence has a record and none is to be installed: a run without a fence would watch and report
-    nothing.
+    switches that off. Raises the errors of :func:`installer.install`. Raises AbsentError if there
+    is no fence and ``sandbox`` requests no installation: such a run would report nothing.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -83,7 +83,8 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
     """Restore a recorded fence that was changed or deleted while no run monitored it.
 
-    Return None if nothing has to be restored, or if the fence's namespace no longer exists.
+    ``found`` is the result of comparing the fence with its record. Return None if nothing has to be
+    restored, or if the fence's namespace no longer exists.
     """
     was = found.installed
     if was is None or found.verdict == "as installed":
@@ -109,10 +110,10 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 
 
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
-    """Return the change by another process that installing the fence again has undone.
+    """Return the change by another process that was undone by installing the fence again.
 
-    ``found`` is the comparison with the record before that. Return None if there was no change, or
-    if the fence is another one now.
+    ``found`` is the comparison with the record before the installation. Return None if there was no
+    change. Return None too if the new fence has another policy or namespace than the old one.
     """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
@@ -126,8 +127,8 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
 class Inspection:
     """Result of comparing a sandbox's fence with its record.
 
-    ``was_renewed``: the fence differed, and was restored; ``difference`` is a text about how it
-    differed.
+    ``was_renewed``: the fence differed from its record, and was restored. Then ``difference`` is a
+    text about the difference.
     """
 
     fence: Fence
@@ -138,11 +139,11 @@ class Inspection:
 def inspect(
     sandbox: str, state: StateDirectory, renew: Callable[[], InstalledFence | None] | None = None
 ) -> Inspection | None:
-    """Compare a sandbox's fence with its record, and restore it with ``renew`` if it differs.
+    """Compare a sandbox's fence with its record, and restore the fence by ``renew`` if it differs.
 
-    Blocks. Without ``renew``, nothing is restored. Return None if the fence has no record any more,
-    because it was removed. Raises AbsentError if it was deleted and not restored, and the errors of
-    :func:`installer.renew`.
+    Blocks. Without ``renew``, nothing is restored. Return None if the record was deleted, because
+    the fence was removed. Raises AbsentError if the fence was deleted and not restored, and the
+    errors of :func:`installer.renew`.
     """
     found = installer.verify(sandbox, state)
     if found.installed is None:
@@ -178,7 +179,10 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
 
 
 def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
-    """Return the log transport that the configured source needs; None to use the best one."""
+    """Return the log transport that a sandbox's configuration requires.
+
+    Return None if the best available transport may be used.
+    """
     if sandbox.source == "auto" or sandbox.log_transport is not None:
         return sandbox.log_transport
     return "nflog" if sandbox.source == "nflog" else "kmsg"
@@ -189,7 +193,8 @@ def context(
 ) -> Context:
     """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules.
 
-    ``container`` is the sandbox itself, if it is a container.
+    ``installed`` is the record of the fence. ``container`` is the sandbox itself, if the sandbox is
+    a container.
     """
     is_pod = installed.spec.profile == "sidecar"
     return Context(
@@ -225,7 +230,8 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state, with the present time.
 
-    ``before`` is the last reported state. ``is_regular``: a command of ocsf-nft made the change.
+    ``before`` is the last reported state. ``is_regular``: a command of ocsf-nft made the change,
+    for example ``install``.
     """
     return fence_state(
         context(installed, host),
@@ -242,7 +248,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
 
 def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
-    """Return the event about a fence at the start of a run, which installed or found it."""
+    """Return the event about the fence that a run installed or found when it started."""
     reason = fence.reason
     if fence.tampering is not None:
         restored = f"it was altered or removed, and was restored: {fence.tampering.changes}"
@@ -258,7 +264,7 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
 
 
 def state_of(installed: InstalledFence) -> FenceState:
-    """Return the state of a fence that is as recorded, by its mode and its transport."""
+    """Return the state of a fence that is as recorded; it depends on mode and transport."""
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
         return FenceState.PERMISSIVE if is_well else FenceState.PERMISSIVE_DEGRADED
@@ -266,7 +272,7 @@ def state_of(installed: InstalledFence) -> FenceState:
 
 
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
-    """Return the state that a fence's record shows; ACTIVE without a readable record."""
+    """Return the state of a fence according to its record; ACTIVE if no record can be read."""
     try:
         installed = state.read(sandbox)
     except FenceError:  # damaged: the installation that follows writes it again
@@ -275,7 +281,7 @@ def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
 
 
 def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
-    """Return true if interfaces, or routes to the proxies, differ from those of ``seen``.
+    """Return true if the interfaces, or the routes to the proxies, have changed since ``seen``.
 
     ``seen`` is an earlier record of the inspected fence.
     """
@@ -287,8 +293,8 @@ def describe_change(
 ) -> str | None:
     """Return a text about the change of a fence since the record ``seen``; None if there is none.
 
-    The fence is active now. ``has_new_links``: interfaces were added since; they may be removed
-    again already.
+    The fence is active now. ``has_new_links``: new interfaces were fenced since; these interfaces
+    may already be removed again.
     """
     now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:
@@ -304,9 +310,9 @@ def describe_change(
 
 
 def read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """Return the record of a sandbox's fence; None if there is none, or if it can't be read.
+    """Return the record of a sandbox's fence; None if there is no record, or if it can't be read.
 
-    The run reports a damaged record later.
+    The run itself reports a damaged record later.
     """
     try:
         return state.read(sandbox)

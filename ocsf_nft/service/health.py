@@ -15,7 +15,10 @@ _STUCK_SECONDS: Final = 30.0
 
 
 def stuck(service: Service) -> tuple[str, ...]:
-    """Return sentences about counters that were not read for 30 s: a restart may repair that."""
+    """Return a sentence for each sandbox whose counters were not read for 30 s.
+
+    A restart of the service may repair that.
+    """
     return tuple(
         f"the counters of sandbox {account.sandbox} have not been read for {seconds:.0f} s"
         for account in service.accounts
@@ -32,7 +35,7 @@ def faults(service: Service) -> tuple[str, ...]:
 
 
 def down(service: Service) -> tuple[str, ...]:
-    """Return sentences about the sinks that accept no events now, with the causes."""
+    """Return a sentence for each sink that accepts no events now, with the cause."""
     return tuple(
         f"sink {forwarder.name} is down: {forwarder.progress.fault}"
         for forwarder in service.delivery.forwarders

@@ -1,4 +1,4 @@
-"""Periodic work of a service: removal of old events, and events about dropped events."""
+"""Periodic work of a service: removes old events, and reports events that were dropped."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SECONDS: Final = 10.0
 
 
 async def run_housekeeping(delivery: SinkDelivery, reporter: Reporter) -> None:
-    """Remove old events from the store periodically, and report events dropped before delivery.
+    """Remove old events from the store periodically, and report events that the store dropped.
 
-    A full store drops events that a sink has not acknowledged. Both are separate tasks: in a full
-    store there is space for a report only after a removal.
+    A full store drops events that a sink has not acknowledged. Removal and report are separate
+    tasks: in a full store, a report can be stored only after a removal.
     """
     async with asyncio.TaskGroup() as group:
         group.create_task(_sweep(delivery))
@@ -47,7 +47,7 @@ async def _report(delivery: SinkDelivery, reporter: Reporter) -> None:
 async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, since_ns: int) -> int:
     """Emit an event about the events that the store dropped since ``since_ns``.
 
-    Return the time of the report. Both times are ns since the epoch, UTC.
+    Return the time of this report. ``since_ns`` and the result are ns since the epoch, UTC.
     """
     dropped = await delivery.dropped_events()
     losses: list[tuple[str, int | None]] = [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class IteratorSink(Sink):
-    """Sink whose events the same process receives by :meth:`events`.
+    """Sink that delivers events to this process itself, by the iteration of :meth:`events`.
 
     An event is acknowledged when the iteration requests the next one. If the iteration stops at an
     event, that event is delivered again.
@@ -30,10 +30,10 @@ class IteratorSink(Sink):
         """Do nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """Do nothing: another forwarder may continue with this sink."""
+        """Do nothing: after a reload, the next forwarder continues with this sink."""
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Offer a batch of events to the iteration, and return when it has taken all of them."""
+        """Offer a batch of events to the iteration; return when the iteration has taken all."""
         self._pending.extend(messages)
         self._notify()
         try:

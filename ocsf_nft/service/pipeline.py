@@ -1,4 +1,4 @@
-"""Pipeline from a source's batches of records to the accounts of their sandboxes."""
+"""Pipeline that hands batches of records from a source to the accounts of their sandboxes."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Counts:
     """Total numbers of a run: records, events, dropped records and unparsed lines.
 
     A gap is a time in which a source could not read all records. ``gaps`` is the number of gaps.
-    ``dropped`` is the number of their records, without gaps of an unknown size. ``rejected`` counts
-    unparsed lines by their kind. ``given_up`` has the sandboxes whose fence was restored too often,
-    and is not active at the end.
+    ``dropped`` is the number of records dropped in gaps; gaps with an unknown number are not
+    included. ``rejected`` has the number of unparsed lines by kind. ``given_up`` names the
+    sandboxes whose fence was restored too often, and is not active at the end.
     """
 
     records: int = 0
@@ -54,8 +54,8 @@ class Counts:
 class Pipeline:
     """Pipeline that hands each source's records to the accounts of their sandboxes, in order.
 
-    Records of a sandbox without account (in a replay), and those of other firewalls, are reported
-    one by one. ``prefixes`` has the meaning of other firewalls' log prefixes; the default is the
+    A record is reported alone if its sandbox has no account (in a replay), or if another firewall
+    logged it. ``prefixes`` has the meaning of other firewalls' log prefixes; the default is the
     built-in table.
     """
 
@@ -83,15 +83,16 @@ class Pipeline:
     ) -> None:
         """Read the records of a source, and hand them to the accounts, until the source ends.
 
-        A source with a position is read for one sandbox, whose account stores the position. Or it
-        is read for the records of other firewalls. Then ``name`` is the key of the stored position.
+        A source with a position has records of only one sandbox, or only of other firewalls. In the
+        first case, the sandbox's account stores the position. In the second case, the position is
+        stored under the key ``name``.
 
         ``sandboxes`` are those that the source can have records of. A process that may load rules
         there can write any sandbox's name into a log prefix. So a record of another sandbox is
         forged. The entry None stands for the records of other firewalls. If ``sandboxes`` itself is
         None, all are allowed.
 
-        When ``stop`` is set, the waiting records are still processed, until nothing came for
+        When ``stop`` is set, the waiting records are still processed, until no record came for
         ``quiet_seconds``. Records that can't be processed within some seconds are counted, and
         reported as dropped. Raises SourceError or DeliveryError.
         """
@@ -126,7 +127,11 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count the records that can't be processed before the stop, and report them as dropped."""
+        """Count the records that can't be processed before the stop, and report them as dropped.
+
+        ``batches`` are the unread records. ``sandboxes`` are those that the source can have records
+        of.
+        """
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
         # Only the numbers and gaps stay in memory: there may be more records than memory for them.

@@ -1,4 +1,4 @@
-"""Opening of the sources that a service reads records from, and the sandboxes of each source."""
+"""Opening of the sources from which a service reads records, and the sandboxes of each source."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Jo
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Open source of records, with the sandboxes whose records it can have.
+    """Open source of records, with the sandboxes whose records this source can have.
 
     The entry None in ``sandboxes`` stands for records of other firewalls. ``name`` is the key of
-    the source's stored position, if the store has it.
+    the source's position in the store; empty if the store has no position of this source.
     """
 
     source: Source
@@ -62,8 +62,8 @@ class Feed:
 class EarlySources:
     """NFLOG sources that are opened before their fence is active, so that no record is missed.
 
-    An error of opening must not prevent the fence. It is raised only if the active fence needs the
-    source.
+    If a source can't be opened, the fence is installed nevertheless. The error is raised later, and
+    only if the active fence needs that source.
     """
 
     def __init__(self) -> None:
@@ -74,7 +74,7 @@ class EarlySources:
     ) -> None:
         """Open the NFLOG sources that the fence of a sandbox may log to.
 
-        ``stack`` closes them later.
+        ``stack`` closes the sources later.
         """
         if fences.requested_transport(sandbox) not in {None, "nflog"}:
             return
@@ -90,7 +90,7 @@ class EarlySources:
     ) -> Nflog:
         """Return the NFLOG source of an active fence; raise the error if it could not be opened.
 
-        It is opened now if :meth:`open` has not opened it.
+        A source that :meth:`open` has not opened is opened now.
         """
         await self._open(namespace, group, stack)
         source = self._opened[namespace.identity(), group]

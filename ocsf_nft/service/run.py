@@ -1,4 +1,4 @@
-"""The running service: it starts and stops fences, sources, accounts and delivery in order."""
+"""The running service: starts and stops fences, sources, accounts and delivery in order."""
 
 from __future__ import annotations
 
@@ -68,15 +68,15 @@ class Service:
     """Service that fences and monitors the configured sandboxes while its context is entered.
 
     After entering, every fence is active and every record is read. On exit, the records logged by
-    then are still stored and delivered. The fences that the service installed are removed then.
-    Events that a sink does not accept within some seconds wait in the store for the next run.
+    then are stored and delivered. Then the fences that the service installed are removed. Events
+    that a sink does not accept within some seconds wait in the store for the next run.
 
     A fence that another process changes is restored, unless that is switched off.
-    ``counts.given_up`` has the sandboxes whose fence was changed too often and is not active.
+    ``counts.given_up`` names the sandboxes whose fence was changed too often and is not active.
 
     Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or events
-    can't be stored. A later failure cancels the task that has entered, and is raised on exit. The
-    fences stay active then, so that the sandboxes stay fenced.
+    can't be stored. A later failure cancels the task that has entered the context, and is raised on
+    exit. After such a failure the fences stay active, so that the sandboxes stay fenced.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Service:
     ) -> None:
         """Create a service that does nothing until its context is entered.
 
-        ``found`` are sinks to use in place of the configuration's. With ``iterates``, events are
-        iterated over (``async for event in service``). They also go to the sinks that the
-        configuration names. When ``stop`` is set, the service begins to stop before its context is
-        exited.
+        ``found`` are sinks to use in place of the configuration's. With ``iterates``, the caller
+        can iterate over the events (``async for event in service``). The events also go to the
+        sinks that the configuration names. When ``stop`` is set, the service begins to stop before
+        its context is exited.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -154,11 +154,11 @@ class Service:
         self._stop.set()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events as decoded JSON, from where an earlier run stopped.
+        """Yield the events as decoded JSON, from the position where an earlier run stopped.
 
-        An event counts as delivered when the next one is requested: after a kill before that, it
-        comes again. Ends when the service does (:meth:`stop`). Raises UsageError without
-        ``iterates``.
+        An event counts as delivered when the next one is requested. If the process is killed before
+        that, the next run yields the event again. The iteration ends when the service stops
+        (:meth:`stop`). Raises UsageError without ``iterates``.
         """
         if self._iterated is None:
             raise UsageError("this service can't be iterated over: create it with iterates=True")
@@ -298,7 +298,7 @@ class Service:
     def _handshake(self) -> bytes:
         """Return the JSON line that goes before all events to sinks that need a handshake.
 
-        It shows the reader of a pipe or a socket that every fence is active.
+        The line shows the reader of a pipe or a socket that every fence is active.
         """
         return orjson.dumps(
             {
@@ -322,7 +322,7 @@ class Service:
         )
 
     async def _report_capture_end(self, reason: str) -> None:
-        """Emit an event: from now on, the capture of sending processes does not work.
+        """Emit an event: the BPF capture of sending processes has stopped working.
 
         ``reason`` is a text about the cause.
         """
@@ -359,7 +359,7 @@ _ATTRIBUTION_CAPABILITIES: Final = {
 def capabilities(config: Config) -> frozenset[Capability]:
     """Return the Linux capabilities that a :class:`Service` needs while it runs.
 
-    For an already installed fence, its namespace and its transport come from its record.
+    If a fence is already installed, its record shows which namespace and transport it uses.
     """
     state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()
@@ -397,7 +397,7 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
 
 @contextlib.contextmanager
 def _first_error() -> Iterator[None]:
-    """Raise only the first error of this package, if several tasks fail together."""
+    """Raise the first error of this package in place of a group, if only such errors occurred."""
     try:
         yield
     except BaseExceptionGroup as group:

@@ -12,11 +12,11 @@ T = TypeVar("T")
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Wait until ``work`` has ended, also if this task is cancelled meanwhile; return its result.
+    """Run ``work`` to its end, even if this task is cancelled meanwhile; return the work's result.
 
-    If this task was cancelled, raise CancelledError when the work has ended. The work's thread
-    can't be cancelled. It may be installing a fence that a stopping service is about to remove.
-    Events that it has stored must be delivered as well.
+    If this task was cancelled, raise CancelledError when the work has ended. A thread that does the
+    work can't be cancelled: it may be installing a fence that a stopping service must remove
+    afterwards. Events that it has stored must be delivered as well.
     """
     task = asyncio.ensure_future(work)
     try:

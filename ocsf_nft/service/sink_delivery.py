@@ -42,10 +42,11 @@ _OPEN_SECONDS: Final = 10.0
 class Outlet:
     """Sink of a service, with its name, the events that it gets, and its batch settings.
 
-    ``classes`` are the ``class_uid`` of its events, and ``version`` is their version of OCSF. A
-    sink that ``is_local`` must be available at the start, and only this service writes to its
-    ``file``. A sink that ``needs_handshake`` gets a handshake before the first event. The handshake
-    is sent when every fence is active and every record is read.
+    ``classes`` are the OCSF classes (``class_uid``) of events that the sink gets. ``version`` is
+    the OCSF version of these events. A sink that ``is_local`` must be available at the start, and
+    only this service writes to its ``file``. A sink that ``needs_handshake`` gets a handshake
+    before the first event. The handshake is sent when every fence is active and every record is
+    read.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Outlet:
         )
 
     def convert(self, line: bytes) -> bytes | None:
-        """Return an event (a JSON line) in the sink's version of OCSF.
+        """Return an event (a JSON line) converted to the sink's version of OCSF.
 
         Return None if the sink does not get events of this class.
         """
@@ -86,7 +87,7 @@ class Outlet:
     async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
         """Deliver events directly to the open sink, without a store; raises DeliveryError.
 
-        For events that can be made again at any time, as in a replay.
+        Use it only for events that can be generated again at any time, as in a replay.
         """
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
@@ -111,8 +112,8 @@ def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
 class SinkDelivery:
     """Store of events, with a task for each sink that delivers events from the store.
 
-    These tasks (:class:`Forwarder`) run while the context is entered. Their errors end the task
-    that has entered the context: see :meth:`Forwarder.run`.
+    These tasks (:class:`Forwarder`) run while the context is entered. An error of one of them
+    cancels the task that has entered the context: see :meth:`Forwarder.run`.
     """
 
     def __init__(self, found: Sequence[Outlet], store: Store, retrier: StorageRetrier) -> None:
@@ -206,7 +207,7 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each outlet, and open those local sinks that are new."""
+        """Create a forwarder for each outlet; open each local sink that is not open yet."""
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
             Forwarder(
@@ -254,22 +255,22 @@ class SinkDelivery:
     async def store_events(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events as :meth:`Store.put` does, with retries.
+        """Store events as :meth:`Store.put` does; retry after a failure.
 
-        Raises DeliveryError if the retries end without success.
+        Raises DeliveryError if the last attempt fails too.
         """
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
     async def sweep(self) -> None:
-        """Remove old events from the store as :meth:`Store.sweep` does, with retries."""
+        """Remove old events from the store as :meth:`Store.sweep` does; retry after a failure."""
         await self._retrier(self.store.sweep)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return dropped events by sink, as :meth:`Store.dropped_events` does, with retries."""
+        """Return the number of dropped events by sink, as :meth:`Store.dropped_events` does."""
         return await self._retrier(self.store.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Record that an event about these dropped events was emitted, with retries.
+        """Store that an event about these dropped events was emitted; retry after a failure.
 
         See :meth:`Store.confirm_reported`.
         """
@@ -313,9 +314,9 @@ async def _open(forwarder: Forwarder) -> None:
 
 
 async def _await_end(task: asyncio.Task[None]) -> None:
-    """Wait some seconds for a forwarder's task that was asked to stop, then cancel it.
+    """Wait some seconds until a forwarder's task ends; cancel the task if it does not.
 
-    The task group raises the task's error, if any.
+    The task was asked to stop before. If the task fails, its task group raises the error.
     """
     _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
     if stuck:

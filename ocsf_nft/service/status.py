@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 class Status:
     """Status of one sandbox: the state of its fence, its packet counts, and its dropped records.
 
-    ``is_watched``: a run monitors it. ``mode`` is the mode of the installed fence. ``absent`` are
-    the rules without the counters that they should have: the fence is not active. ``verdict`` is
-    that of the whole fence; None if nft is not available.
+    ``is_watched``: a run monitors the sandbox. ``mode`` is the mode of the installed fence.
+    ``absent`` are the rules whose counters are missing, so that the fence is not active.
+    ``verdict`` is the result of comparing the fence with its record; None if nft is not available.
     """
 
     sandbox: str
@@ -42,9 +42,9 @@ def statuses(
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
     """Return the status of one sandbox, or of all with a record, without a running service.
 
-    The second result has the errors of single sandboxes. Blocks for milliseconds for each one.
-    Needs CAP_NET_ADMIN over their namespaces. Raises AbsentError if no fence has a record, and
-    FenceError if the records can't be listed.
+    The second result has the errors of those sandboxes whose status can't be read. Blocks for
+    milliseconds for each sandbox. Needs CAP_NET_ADMIN over the sandboxes' namespaces. Raises
+    AbsentError if no fence has a record, and FenceError if the records can't be listed.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:

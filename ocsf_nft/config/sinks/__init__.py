@@ -26,9 +26,9 @@ _STDOUT: Final = "-"
 
 
 def _with_type(table: Any) -> Any:
-    """Return a sink's table with its ``type``, for a table that has none.
+    """Return a sink's table with the key ``type`` added, if the table has no such key.
 
-    Without a type it is a file, or standard output for the path ``-``.
+    The type is then ``file``, or ``stdout`` if the path is ``-``.
     """
     if not isinstance(table, dict):
         return table

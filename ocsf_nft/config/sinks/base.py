@@ -62,7 +62,7 @@ class SinkTable(Table):
     def file(self) -> Path | None:
         """Return the path of the sink's file, which only this process may write to.
 
-        It is None for a sink without a file.
+        Return None for a sink without a file.
         """
         return None
 
@@ -92,7 +92,7 @@ class SinkTable(Table):
     def target(self) -> str:
         """Return a short text for the destination, which is unique among the sinks.
 
-        It has no secret. It is the sink's name if none is configured.
+        The text contains no secret. It is the sink's name if no name is configured.
         """
 
     @abstractmethod
@@ -122,7 +122,7 @@ class SecretTable(Table):
         return self
 
     def secret(self) -> Secret:
-        """Return the source of the secret, for a sink, which reads it later."""
+        """Return the source from which a sink reads the secret later."""
         if self.file is not None:
             return Secret("file", str(self.file))
         if self.env is not None:
@@ -147,5 +147,5 @@ class TlsTable(Table):
         return self
 
     def tls(self) -> Tls:
-        """Return the paths of the certificates and the key, for a sink."""
+        """Return the paths of the certificates and the key, in the form that a sink uses."""
         return Tls(ca=self.ca, certificate=self.certificate, key=self.key)

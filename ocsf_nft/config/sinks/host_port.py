@@ -14,14 +14,14 @@ _PORT_END: Final = 1 << 16
 
 
 def host_and_port(text: str) -> str:
-    """Return ``text`` if it is a ``host:port``; raises UsageError."""
+    """Return ``text`` unchanged if it has the form ``host:port``; else raises UsageError."""
     if _port(text) is None:
         raise UsageError(f"must have a port, as {text}:9092 has")
     return text
 
 
 def host(text: str) -> str:
-    """Return ``text`` if it is a ``host`` or ``host:port``; raises UsageError."""
+    """Return ``text`` unchanged if it is a ``host`` or ``host:port``; else raises UsageError."""
     _port(text)
     return text
 

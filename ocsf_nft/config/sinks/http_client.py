@@ -45,7 +45,7 @@ _OWN_HEADERS: Final = frozenset(
 
 
 def _url(text: str) -> str:
-    """Return ``text`` if it is a URL of http or https; raises UsageError."""
+    """Return ``text`` unchanged if it is a URL of http or https; raises UsageError otherwise."""
     if _UNFIT.search(text):
         raise UsageError("must be a URL in printable ASCII: write other characters as %XX")
     try:
@@ -65,7 +65,10 @@ def _url(text: str) -> str:
 
 
 def _base_url(text: str) -> str:
-    """Return a URL to which the sink appends a path; raises UsageError."""
+    """Return a URL to which a sink can append a path, without a slash at the end.
+
+    Raises UsageError if ``text`` is no such URL, for example because it has a query.
+    """
     if "?" in _url(text):
         raise UsageError("must not hold a query (?), since a path is appended to it")
     text = text.rstrip("/")
@@ -76,7 +79,10 @@ def _base_url(text: str) -> str:
 
 
 def _proxy_url(text: str) -> str:
-    """Return ``text`` if it is a proxy's URL with only a host and a port; raises UsageError."""
+    """Return ``text`` unchanged if it is the http URL of a proxy: only a host and a port.
+
+    Raises UsageError otherwise.
+    """
     parts = urlsplit(_url(text))
     if parts.scheme != "http" or parts.path not in {"", "/"} or "?" in text:
         raise UsageError("must be a proxy's URL of http, such as http://proxy.example:3128")
@@ -137,7 +143,7 @@ class WebSink(SinkTable):
 
     @property
     def receiver(self) -> Receiver:
-        """Return the settings of the receiver for a sink."""
+        """Return the settings for the connection to the receiver, in the form that a sink uses."""
         return Receiver(
             url=self.url,
             headers={
@@ -178,7 +184,7 @@ class SecuredSink(WebSink):
 
 @contextlib.contextmanager
 def needing_http(kind: str) -> Iterator[None]:
-    """Raise UnsupportedError if an import inside the context fails: the extra is not installed."""
+    """Convert an import error inside the context to UnsupportedError: the extra is missing."""
     try:
         yield
     except ImportError as error:

@@ -59,7 +59,7 @@ class KafkaSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return a URL of the first server and the topic, as the sink's default name."""
+        """Return a URL that names the first server and the topic, as the sink's default name."""
         return f"kafka://{self.servers[0]}/{self.topic}"
 
     def sink(self) -> Sink:

@@ -84,7 +84,7 @@ class NatsSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return a URL of the first server and the subject, as the sink's default name."""
+        """Return a URL that names the first server and the subject, as the sink's default name."""
         subject = f"{self.subject}.*" if self.class_subjects else self.subject
         return f"nats://{urlsplit(self.servers[0]).netloc}/{subject}"
 

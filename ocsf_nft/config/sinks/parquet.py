@@ -109,7 +109,7 @@ class ParquetSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return the directory or the bucket, with the source in it."""
+        """Return the path or URL below which the source's files are, as the sink's default name."""
         root = self.bucket or str(self.directory)
         if self.endpoint is not None:
             root = root.replace("s3:/", self.endpoint, 1)
@@ -120,7 +120,7 @@ class ParquetSink(SinkTable):
         return self.ocsf_version if self.source_version is None else self.source_version
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError if its extra is not installed."""
+        """Create the sink; raises UnsupportedError if the extra for Parquet is not installed."""
         try:
             from ocsf_nft.delivery.sinks.parquet import Parquet  # noqa: PLC0415 - if configured
 
