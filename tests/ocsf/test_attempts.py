@@ -58,7 +58,7 @@ def test_one_packet_of_a_longer_window_has_its_own_time() -> None:
 def test_event_of_two_packets_has_the_time_of_the_windows_end() -> None:
     event = rendered(window(RECORDS["tcp4"], 2, start_ns=TIME_NS - 2_000_000_000))
     assert event["time"] == event["end_time"] == 1767225605000
-    assert " (2 packets) from " in event["message"]
+    assert "Blocked 2 TCP packets from " in event["message"]
 
 
 def test_a_window_without_length_has_no_duration() -> None:
@@ -143,14 +143,14 @@ def test_data_unknown_to_a_counter_is_left_out() -> None:
         (
             "logged, forwarded",
             (
-                "Blocked TCP connection (2 packets) from 10.200.0.2:41254 to "
+                "Blocked 2 TCP packets from 10.200.0.2:41254 to "
                 "203.0.113.7:443 (https) through sandbox sb1; answered with a TCP reset"
             ),
         ),
         (
             "logged, foreign",
             (
-                "Blocked TCP connection (3 packets) from 10.200.0.2:41254 to "
+                "Blocked 3 TCP packets from 10.200.0.2:41254 to "
                 '203.0.113.7:443 (https) by rule "[UFW BLOCK]"'
             ),
         ),

@@ -170,12 +170,12 @@ _BLOCKED = "Blocked TCP connection"
         (
             SEVERAL_IN_ONE_WINDOW,
             28,
-            f"{_BLOCKED} (28 packets) from curl[4242] and 3 other processes (uid 1000) in ",
+            "Blocked 28 TCP packets from curl[4242] and 3 other processes (uid 1000) in ",
         ),
         (
             replace(SEVERAL_IN_ONE_WINDOW, process=None),
             28,
-            f"{_BLOCKED} (28 packets) from 4 processes of uid 1000 in sandbox sb1 to ",
+            "Blocked 28 TCP packets from 4 processes of uid 1000 in sandbox sb1 to ",
         ),
         (
             ATTRIBUTIONS["one that it may have been"],

@@ -182,7 +182,7 @@ def test_events_of_one_finding_share_its_uid_and_have_unique_event_uids() -> Non
 def test_finding_has_process_attempt_and_remediation() -> None:
     finding = rendered(attempt_of("tcp4", incident(3, 40, 2, done_by(PROCESSES["all of it"]))))
     assert finding["message"] == (
-        "Blocked TCP connection (40 packets) from curl[4242] (uid 1000) in sandbox sb1 to "
+        "Blocked 40 TCP packets from curl[4242] (uid 1000) in sandbox sb1 to "
         "203.0.113.7:443 (https); answered with a TCP reset"
     )
     assert finding["remediation"]["desc"] == (

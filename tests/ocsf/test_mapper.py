@@ -34,7 +34,7 @@ def test_refused_connection_has_all_attributes() -> None:
         "status_id": 2,
         "status": "Failure",
         "status_code": "tcp-reset",
-        "status_detail": "The sandbox's fence blocked this connection; the network did not fail. "
+        "status_detail": "The sandbox's fence blocked this traffic; the network did not fail. "
         "Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.",
         "message": (
             "Blocked TCP connection from uid 1000 in sandbox sb1 to 203.0.113.7:443 (https); "

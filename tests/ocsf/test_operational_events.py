@@ -201,8 +201,8 @@ def test_unread_packets_have_duration_and_count() -> None:
 @pytest.mark.parametrize(
     ("packets", "severity", "meanwhile"),
     [
-        (0, "Low", "no packet was blocked or allowed."),
-        (1, "High", "1 packet was blocked; later events count them."),
+        (0, "Low", "no packet was blocked."),
+        (1, "High", "1 packet was blocked; later events count it."),
     ],
 )
 def test_severity_of_unread_time_depends_on_refused_packets(
@@ -387,3 +387,12 @@ def test_events_name_the_host_if_it_is_known() -> None:
         ):
             found = event.observables and [each.name for each in event.observables]
             assert found == names
+
+
+def test_fence_without_a_log_is_not_said_to_log() -> None:
+    for state, mode in ((FenceState.ACTIVE, ""), (FenceState.PERMISSIVE, " and permissive")):
+        event = state_event(FenceState.ABSENT, state, transport="none")
+        assert event.message.startswith(
+            f"The fence of sandbox sb1 is active{mode}. As requested, it counts what it "
+        )
+        assert "logs none of it (before: absent)." in event.message

@@ -67,7 +67,7 @@ def test_texts_of_an_allowed_packet_have_the_outcome_and_the_advice() -> None:
         "because the fence is permissive"
     )
     assert event["status_detail"] == (
-        "The sandbox's fence is permissive and allowed this packet, which it would block "
+        "The sandbox's fence is permissive and allowed this traffic, which it would block "
         "otherwise. With a fence that blocks: Use the proxy: set "
         "HTTPS_PROXY=http://10.200.0.1:3128 and try again."
     )
@@ -101,7 +101,7 @@ def test_aggregate_of_allowed_packets_has_the_reason(why: Any) -> None:
         ALLOWED_ATTEMPTS["counted tcp4, allowed"], aggregation=Aggregation(reason=why)
     )
     detail = event_of(attempt)["status_detail"]
-    assert "The sandbox's fence is permissive and allowed them" in detail
+    assert "The sandbox's fence is permissive and allowed this traffic" in detail
 
 
 @pytest.mark.parametrize("incidents", [GOING_ON, ENDED], ids=["going on", "ended"])
@@ -169,7 +169,7 @@ def test_state_event_of_a_permissive_fence_has_its_mode(
 @pytest.mark.parametrize(
     ("packets", "allowed", "meanwhile"),
     [
-        (1, 1, "1 packet was allowed (the fence is permissive); later events count them."),
+        (1, 1, "1 packet was allowed (the fence is permissive); later events count it."),
         (7, 7, "7 packets were allowed (the fence is permissive); later events count them."),
         (8, 7, "1 packet was blocked and 7 packets were allowed (the fence is permissive); "),
     ],

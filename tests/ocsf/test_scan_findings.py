@@ -206,6 +206,7 @@ def test_evidence_of_an_inbound_fan_out_has_no_source() -> None:
     assert evidence.keys() == {"dst_endpoint", "connection_info"}
     assert (evidence["dst_endpoint"]["name"], evidence["dst_endpoint"]["port"]) == ("sb1", 443)
     assert event["disposition"] == "Dropped"
+    assert event["finding_info"]["desc"].startswith("Many ports or addresses of the sandbox were")
     assert event["remediation"]["desc"] == (
         "Find out which program sends this, and why. The sandbox may receive only replies "
         "of its proxy."
