@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,8 @@ def _commands(target: str) -> str:
     done = subprocess.run(
         ["make", "--dry-run", "--always-make", target],
         cwd=_ROOT,
+        # As outside of `make test`, whose environment makes an inner make print more.
+        env={name: value for name, value in os.environ.items() if not name.startswith("MAKE")},
         capture_output=True,
         text=True,
         check=True,

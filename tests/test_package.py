@@ -165,7 +165,7 @@ def test_makefile_installs_all_build_dependencies_of_the_debian_package() -> Non
     depends = control.partition("\nBuild-Depends:\n")[2].partition("\nStandards-Version:")[0]
     needed = set(re.findall(r"^ ([a-z0-9-]+)", depends, re.MULTILINE))
     makefile = (_ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", " ")
-    lists = re.findall(r"^PACKAG(?:ES|ING) := (.*)$", makefile, re.MULTILINE)
+    lists = re.findall(r"^(?:DEMO_PACKAGES|PACKAGES|PACKAGING) := (.*)$", makefile, re.MULTILINE)
     # Names that other packages provide: debhelper, dh-python. Debian's Python comes with theirs.
     provided = {"debhelper-compat", "dh-sequence-installsysusers", "dh-sequence-python3", "python3"}
     assert needed - provided == needed & set(" ".join(lists).split())

@@ -57,8 +57,8 @@ class FlowReport:
     """
 
     __slots__ = (
-        "_grew_ns", "_is_growing", "_shown", "attribution", "end", "first_reading", "is_new", "key",
-        "record", "schedule",
+        "_grew_ns", "_is_growing", "_is_of_old_clock", "_shown", "attribution", "end",
+        "first_reading", "is_new", "key", "record", "schedule",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,8 @@ class FlowReport:
         self.attribution = attribution
         #: Whether no attempt has counted the record yet.
         self.is_new = record is not None
+        #: Whether the clock was set back after the record's packet, so that its time seems later.
+        self._is_of_old_clock = False
         #: Latest record of a packet that a reading has shown, until an attempt counts it.
         self._shown: AttributedRecord | None = None
         self.schedule: Schedule | None = None
@@ -113,12 +115,21 @@ class FlowReport:
         self.record = record
         self.attribution = attribution
         self.is_new = True
+        self._is_of_old_clock = False
         self.set_growing()
 
     def add_packets(self, last_ns: int) -> None:
         """Note that a reading of the counters shows more packets, the last one at ``last_ns``."""
         self.set_growing()
         self._store_shown(last_ns)
+
+    def limit_times(self, now_ns: int) -> None:
+        """Note that the wall clock was set back to ``now_ns``, before a reading of the counters.
+
+        The packet of the stored log record came before that reading, although its time is later.
+        """
+        if self.record is not None and self.record.time_ns > now_ns:
+            self._is_of_old_clock = True
 
     def new_record(self, since_ns: int, last_ns: int) -> AttributedRecord | None:
         """Return a kernel log record for the flow's next attempt; None if no record fits.
@@ -135,7 +146,7 @@ class FlowReport:
         fitting = (
             each
             for each in reversed(found)
-            if each.record.time_ns >= earliest_ns and not _is_later(each.record, last_ns)
+            if each.record.time_ns >= earliest_ns and not self._is_later(each.record, last_ns)
         )
         return next(fitting, None)
 
@@ -169,7 +180,8 @@ class FlowReport:
 
         ``last_ns`` is the time of the attempt's last packet.
         """
-        self.is_new = self.is_new and self.record is not None and _is_later(self.record, last_ns)
+        record = self.record
+        self.is_new = self.is_new and record is not None and self._is_later(record, last_ns)
         self._shown = None
         if self.schedule is None:
             # The flow may have been reported before a restart.
@@ -184,22 +196,24 @@ class FlowReport:
         The packet is counted if the kernel logged it before ``last_ns``, the time of the last
         counted packet. Otherwise do nothing.
         """
-        if self.is_new and self.record is not None and not _is_later(self.record, last_ns):
+        if self.is_new and self.record is not None and not self._is_later(self.record, last_ns):
             self._shown = AttributedRecord(self.record, self.attribution)
+
+    def _is_later(self, record: Record, last_ns: int) -> bool:
+        """Return whether a log record's packet was certainly refused after ``last_ns``.
+
+        Return False if the time of the packet is unknown: some records have only the time at which
+        they were read, and the time of a record from before a change of the clock can't be
+        compared.
+        """
+        if record.is_timed_when_read or (self._is_of_old_clock and record is self.record):
+            return False
+        return record.time_ns > last_ns + _MAX_CLOCK_DIFFERENCE_NS
 
     def _last_ns(self, now_ns: int) -> int:
         if self._is_growing or self._grew_ns is None:
             self._grew_ns, self._is_growing = now_ns, False
         return self._grew_ns
-
-
-def _is_later(record: Record, last_ns: int) -> bool:
-    """Return whether a log record's packet was certainly refused after ``last_ns``.
-
-    Some records have only the time at which they were read. For these return False, because the
-    time of the packet is unknown.
-    """
-    return not record.is_timed_when_read and record.time_ns > last_ns + _MAX_CLOCK_DIFFERENCE_NS
 
 
 class FlowReports(dict["Key", FlowReport]):

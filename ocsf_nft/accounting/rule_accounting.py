@@ -283,6 +283,8 @@ class RuleAccount:
         for kind in KINDS:
             for counter in self.entries[kind].values():
                 counter.limit_times(began_ns)
+        for report in self._reports.values():
+            report.limit_times(began_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
         """Note that the reading that began at ``began_ns`` lacks the set element ``key``."""

@@ -294,5 +294,20 @@ def test_record_that_is_read_after_its_element_expired_counts_once() -> None:
         machine.teardown()
 
 
+def test_record_from_before_a_change_of_the_clock_belongs_to_its_own_packet() -> None:
+    machine = OverTime()
+    try:
+        machine.begin()
+        machine.send([(0, 2, True)])
+        machine.set_clock(-SECOND_MS)
+        machine.settle()
+        machine.read([(0, 1, False)], SECOND_MS)
+        machine.report()
+        machine.settle()
+        assert machine.flows[0].counted == 3
+    finally:
+        machine.teardown()
+
+
 TestOverTime = OverTime.TestCase
 TestOverTime.settings = settings(stateful_step_count=30, report_multiple_bugs=False)

@@ -158,8 +158,8 @@ def test_an_event_is_shown_as_a_line_to_read(tmp_path: Path) -> None:
     log.write_text(MESSAGE)
     os.utime(log, ns=(0, 1_600_000_000_123_000_000))
     assert convert("--format", "shorthand", str(log)).stdout == (
-        "2020-09-13T12:26:40.123Z  LOW     sb  uid 0  UDP 203.0.113.7:53 domain  refused  "
-        "[egress]  Only the sandbox's proxy may be reached: use it.\n"
+        "2020-09-13T12:26:40.123Z  LOW     sb  uid 0  UDP 203.0.113.7:53 domain  blocked  "
+        "[egress]  The sandbox may connect only to its proxy: use the proxy.\n"
     )
 
 

@@ -83,7 +83,7 @@ def test_line_is_shown_as_its_event_with_the_source_of_each_value() -> None:
         ["field", "value"], ["field", "value", "source"],
     ]  # fmt: skip
     assert shown["dst_endpoint.ip"] == ("203.0.113.7", "the address in the packet")
-    assert shown["actor.user.uid"] == ("1000", "the user's id, as this host numbers users")
+    assert shown["actor.user.uid"] == ("1000", "the user's id in the host's user namespace")
     assert shown["class_uid"] == ("4001", "always so")
     assert shown["unmapped.ttl"][0] == "64"
     assert shown["observables[0].value"][0] == event["observables"][0]["value"]
@@ -94,9 +94,9 @@ def test_event_is_explained_field_by_field_and_not_converted() -> None:
     done = _explained(json.dumps(event))
     assert (done.returncode, done.stdout) == (0, "")
     shown = _fields(done.stderr)
-    assert shown["metadata.version"] == ("1.1.0", "the OCSF version that the event is told in")
+    assert shown["metadata.version"] == ("1.1.0", "the OCSF version of the event")
     assert shown["finding_info.uid"] == (
-        event["finding_info"]["uid"], "the same from Create to Close",
+        event["finding_info"]["uid"], "identifier of the incident, from Create to Close",
     )  # fmt: skip
     assert "Fields of the record" not in done.stderr
 

@@ -207,7 +207,7 @@ def test_hangup_reloads_sinks_and_severities_and_nothing_else(
 
         sinks = [{"path": str(second)}, {"path": str(first), "classes": ["detection_finding"]}]
         severities = [{"severity": "critical", "uid": 1002}]
-        hang_up(settings(lab, state, sink=sinks, severity=severities), "'reloaded'")
+        hang_up(settings(lab, state, sink=sinks, severity=severities), " reloaded ")
         attempts.attempt(lab.sandbox_namespace, 1002, 5, "sweep")
         wait_for(lambda: _of_user(second, 1002) == 5)
         assert _of_user(first, 1002) == 0
