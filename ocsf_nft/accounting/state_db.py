@@ -75,7 +75,7 @@ class DroppedRecords(NamedTuple):
 
 
 class Changes:
-    """Changes of a sandbox's account since the last commit, as rows of the state database."""
+    """Changes of a sandbox's packet counts since the last commit, as rows of the state database."""
 
     def __init__(self) -> None:
         self.rules: list[tuple[str, str, str]] = []
@@ -86,7 +86,7 @@ class Changes:
         self.closed: list[tuple[str]] = []
 
     def collect(self, account: SandboxAccount) -> Iterator[None]:
-        """Collect an account's changes since the last commit in steps; yield after each step.
+        """Collect the changes of a sandbox's counts since the last commit; yield after each step.
 
         Other tasks may run meanwhile, but must not use the account until the iteration ends.
         """

@@ -185,7 +185,7 @@ class RefusedPackets:
         return make_match(found.values(), is_sender=is_sender)
 
     def _number_of_likely(self, query: _Query) -> int:
-        """Return the number of reported packets that are likely to be the record's."""
+        """Return how many captured packets can be the packet that the log record describes."""
         return sum(
             query.is_likely(each)
             for key in query.keys

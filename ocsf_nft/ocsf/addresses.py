@@ -71,13 +71,16 @@ class AddressKind:
 
 
 def packed_address_kind(address: bytes) -> AddressKind:
-    """Return the kind of an IP address in network bytes (4 or 16)."""
+    """Return the properties of an IP address, such as private, multicast or cloud metadata.
+
+    ``address`` has 4 bytes for IPv4 and 16 bytes for IPv6, in network order.
+    """
     starts, kinds = _TABLES[len(address)]
     return kinds[bisect_right(starts, address) - 1]
 
 
 def address_kind(text: str | None) -> AddressKind | None:
-    """Return the kind of an IP address in text form; None if it is no IP address."""
+    """Return the properties of an IP address in text form; None if the text is no IP address."""
     address = packed(text)
     return None if address is None else packed_address_kind(address)
 

@@ -84,9 +84,9 @@ def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
-    """Return a caption unchanged; raise ValueError if the field's enum id has another caption.
+    """Check that a caption (``severity``) is the one that OCSF defines for its id (``severity_id``).
 
-    Id 99 (Other) allows any caption.
+    Return the caption; raise ValueError if it is another one. Id 99 (Other) allows any caption.
     """
     member = info.data.get(f"{str(info.field_name).removesuffix('_name')}_id")
     if isinstance(member, Captioned) and member != OTHER and value != member.caption:

@@ -81,16 +81,16 @@ class Pipeline:
         quiet_seconds: float = QUIET_SECONDS,
         name: str = "",
     ) -> None:
-        """Read the records of a source, and hand them to the accounts, until the source ends.
+        """Read the records of a source until it ends, and pass each to its sandbox's accounting.
 
-        A source with a position has records of only one sandbox, or only of other firewalls. In the
-        first case, the sandbox's account stores the position. In the second case, the position is
-        stored under the key ``name``.
+        ``sandboxes`` has the names of the sandboxes whose records the source may contain. A record
+        with another name is forged: a process that may load nftables rules in the source's
+        namespace can write any name into a log prefix. The entry None allows records of other
+        firewalls. If ``sandboxes`` is None, all records are allowed.
 
-        ``sandboxes`` are those that the source can have records of. A process that may load rules
-        there can write any sandbox's name into a log prefix. So a record of another sandbox is
-        forged. The entry None stands for the records of other firewalls. If ``sandboxes`` itself is
-        None, all are allowed.
+        A source may have a position, from which a later run resumes. If all its records belong to
+        one sandbox, the position is stored with that sandbox's counts. If all its records belong to
+        other firewalls, the position is stored under the key ``name``.
 
         When ``stop`` is set, the waiting records are still processed, until no record came for
         ``quiet_seconds``. Records that can't be processed within some seconds are counted, and

@@ -120,11 +120,11 @@ def _author(fields: Mapping[str, bytes]) -> str | None:
 
 
 def _time_ns(fields: Mapping[str, bytes]) -> int | None:
-    """Return when the kernel logged the entry's message, in nanoseconds since the epoch.
+    """Return the time at which the kernel logged an entry's message, in ns since the epoch, UTC.
 
-    The kernel's timestamp is monotonic. It is converted by journald's two timestamps of the
-    message, a monotonic one and a wall-clock one. Without a kernel timestamp, journald's wall-clock
-    time is returned; without that, None.
+    The kernel's timestamp is monotonic. journald adds a monotonic and a wall-clock timestamp to the
+    message. Their difference converts the kernel's timestamp to wall-clock time. Without a kernel
+    timestamp, return journald's wall-clock time; without that, None.
     """
     realtime = _microseconds(fields.get(_REALTIME))
     if realtime is None:
