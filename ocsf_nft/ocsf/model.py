@@ -84,7 +84,7 @@ def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
-    """Check that a caption (``severity``) is the one that OCSF defines for its id (``severity_id``).
+    """Check that a caption (``severity``) is the one that OCSF has for its id (``severity_id``).
 
     Return the caption; raise ValueError if it is another one. Id 99 (Other) allows any caption.
     """

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only */
 /* Calls, for namespaces whose packets are allowed, or whose refused packets can't be observed. Cgroup
  * programs run at connect(2) and sendto(2); TCP calls a program before its first packet. */
 #pragma once

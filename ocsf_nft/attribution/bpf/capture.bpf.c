@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only */
 /* Reports about processes that send in the watched network namespaces.
  *
  * Two objects are built from this file. The plain one uses only stable interfaces of the kernel: cgroup

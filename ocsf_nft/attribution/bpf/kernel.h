@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only */
 /* The used fields of the kernel's structures, by name only. The loader finds their offsets in the running
  * kernel's own description of its types (BTF). So no kernel headers are needed, and no offset is written
  * here. */

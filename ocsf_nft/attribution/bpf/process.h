@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only */
 /* Details of a process: reported at its exec, at its fork, and at its first call, while they can be
  * read. */
 #pragma once

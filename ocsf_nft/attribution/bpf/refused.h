@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only */
 /* Packets that a fence has refused, one by one: the sender, and the target by the packet's own header, as
  * the fence logs it. */
 #pragma once
