@@ -109,7 +109,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
 
 def verify(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: options.Sandbox,
-    netns: options.Netns = None,
+    netns: options.RecordedNetns = None,
     pid: options.Pid = None,
     device: options.Device = None,
     state_dir: options.StateDir = None,
@@ -137,7 +137,7 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
 
 def remove(  # noqa: PLR0913, PLR0917 - each is an option
     sandbox: options.Sandbox,
-    netns: options.Netns = None,
+    netns: options.RecordedNetns = None,
     pid: options.Pid = None,
     device: options.Device = None,
     state_dir: options.StateDir = None,

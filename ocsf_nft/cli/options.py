@@ -26,13 +26,22 @@ Netns = Annotated[
     str | None,
     typer.Option(
         "--netns",
-        help="Its network namespace: an `ip netns` name or a path. Default: the current one.",
+        help="The network namespace: an `ip netns` name or a path. Default: the current one.",
+        metavar="NAME|PATH",
+    ),
+]
+RecordedNetns = Annotated[
+    str | None,
+    typer.Option(
+        "--netns",
+        help="The network namespace: an `ip netns` name or a path. Default: the one in which the "
+        "fence was installed.",
         metavar="NAME|PATH",
     ),
 ]
 Pid = Annotated[
     int | None,
-    typer.Option("--pid", help="A process in its network namespace.", metavar="PID"),
+    typer.Option("--pid", help="A process in the network namespace.", metavar="PID"),
 ]
 Proxies = Annotated[
     list[str],

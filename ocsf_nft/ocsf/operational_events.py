@@ -166,7 +166,9 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
         severity_id=_severity(after, cause, tampering),
         status_id=_status(after, cause, tampering),
         status_detail=None if reason is None else visible(reason),
-        message=f"{sentence} (before: {before.value.lower()}).",
+        message=f"{sentence}."
+        if before is after
+        else f"{sentence} (before: {before.value.lower()}).",
         actor=actor,
         state_id=state,
         state=after.value if state is ConfigState.OTHER else state.caption,
@@ -301,7 +303,7 @@ def events_dropped(
     )
 
 
-_NO_PACKETS: Final = "no packet was blocked"
+_NO_PACKETS: Final = "there was no packet to block"
 
 
 def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at the call

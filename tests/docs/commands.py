@@ -9,7 +9,7 @@ A block of the language ``sh`` is run. A comment directly above it can change th
 
 A page that needs more than an empty machine names a file of ``tests/docs/given``:
 ``<!-- given: NAME -->``. A block of the language ``toml`` that begins with the path of a file, such
-as ``# /etc/ocsf-nft.toml``, is written to that file.
+as ``# /etc/ocsf-nft/ocsf-nft.toml``, is written to that file.
 """
 
 from __future__ import annotations

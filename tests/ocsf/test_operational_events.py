@@ -201,7 +201,7 @@ def test_unread_packets_have_duration_and_count() -> None:
 @pytest.mark.parametrize(
     ("packets", "severity", "meanwhile"),
     [
-        (0, "Low", "no packet was blocked."),
+        (0, "Low", "there was no packet to block."),
         (1, "High", "1 packet was blocked; later events count it."),
     ],
 )
@@ -271,7 +271,7 @@ def test_tampering_event_has_process_and_duration() -> None:
     assert (event["severity"], event["status"], event["state"]) == ("High", "Success", "Enabled")
     assert event["message"] == (
         "The fence of sandbox sb1 is active, and logs what it blocks; another process "
-        "altered it, and it has been restored (before: active)."
+        "altered it, and it has been restored."
     )
     assert event["actor"]["process"]["cmd_line"] == "nft flush ruleset"
     assert event["unmapped"]["changes"] == "table inet ocsf_nft was deleted"
