@@ -72,7 +72,7 @@ def _write_schema() -> None:
 
 def _show(found: Config, sinks: tuple[Outlet, ...]) -> None:
     for sandbox in found.sandbox:
-        mode = "fenced and watched" if sandbox.install else "watched"
+        mode = "to be fenced and watched" if sandbox.install else "to be watched"
         output.show(f"sandbox {sandbox.name}: {mode}, profile {sandbox.profile}")
     if found.host_log is not None:
         output.show(f"logs of other firewalls: read from {found.host_log}")

@@ -38,8 +38,6 @@ _FOREIGN_OUTCOMES: Final[dict[ForeignVerdict, tuple[str, str]]] = {
     "accept": ("Allowed", ""),
     "log": ("Logged", "; the verdict is unknown"),
 }
-#: Introduction of the advice if the packet was allowed.
-_ADVICE_IF_PERMISSIVE: Final = "With a fence that blocks:"
 _BLOCKED: Final = "The sandbox's fence blocked this traffic; the network did not fail."
 _DETAILS: Final[dict[Answer | None, str]] = {
     Answer.RESET: _BLOCKED,
@@ -47,7 +45,7 @@ _DETAILS: Final[dict[Answer | None, str]] = {
     Answer.NOTHING: "The sandbox's fence dropped this traffic; the network did not fail.",
     Answer.PERMITTED: (
         "The sandbox's fence is permissive and allowed this traffic, which it would block "
-        f"otherwise. {_ADVICE_IF_PERMISSIVE}"
+        "otherwise."
     ),
     None: _BLOCKED,
 }

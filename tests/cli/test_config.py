@@ -55,8 +55,8 @@ def test_config_shows_the_effective_settings(tmp_path: Path) -> None:
     alone = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (alone.stdout, alone.stderr) == (done.stdout, done.stderr)
     assert done.stderr.splitlines() == [
-        "sandbox agent-1: fenced and watched, profile sandbox",
-        "sandbox agent-2: watched, profile sandbox",
+        "sandbox agent-1: to be fenced and watched, profile sandbox",
+        "sandbox agent-2: to be watched, profile sandbox",
         "logs of other firewalls: read from journal",
         f"sink {tmp_path / 'events.jsonl'}: OCSF 1.8.0",
         "sink siem: OCSF 1.3.0",

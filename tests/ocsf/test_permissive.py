@@ -68,12 +68,12 @@ def test_texts_of_an_allowed_packet_have_the_outcome_and_the_advice() -> None:
     )
     assert event["status_detail"] == (
         "The sandbox's fence is permissive and allowed this traffic, which it would block "
-        "otherwise. With a fence that blocks: Use the proxy: set "
+        "otherwise. Use the proxy: set "
         "HTTPS_PROXY=http://10.200.0.1:3128 and try again."
     )
     line = plain(shorthand(event))
     assert "  allowed (permissive)  " in line
-    assert line.endswith("With a fence that blocks: Use the proxy: set "
+    assert line.endswith("Use the proxy: set "
                          "HTTPS_PROXY=http://10.200.0.1:3128 and try again.")  # fmt: skip
 
 
