@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -150,6 +152,12 @@ def _captured(payload: bytes) -> bytes:
     return b""
 
 
+def _quote(of: Record) -> Mapping[str, Any]:
+    """Return the details of the packet that an ICMP error quotes; empty if there is none."""
+    quoted = of.details.get("quoted")
+    return quoted if isinstance(quoted, Mapping) else {}
+
+
 @settings(max_examples=400, deadline=None)
 @given(_packets4())
 def test_ipv4_packet_and_its_kernel_text_make_equal_records(data: bytes) -> None:
@@ -160,7 +168,22 @@ def test_ipv4_packet_and_its_kernel_text_make_equal_records(data: bytes) -> None
         assert from_bytes.protocol is not None
         details = {name: value for name, value in from_text.details.items() if name != "truncated"}
         from_text = replace(from_text, protocol=from_bytes.protocol, details=details)
+    quote, whole = _quote(from_text), _quote(from_bytes)
+    if quote and "protocol" not in quote:
+        # The same for a packet that an ICMP error quotes.
+        details = {**from_text.details, "quoted": {**quote, "protocol": whole["protocol"]}}
+        from_text = replace(from_text, details=details)
     assert from_bytes == from_text
+
+
+def test_ipv4_quote_with_cut_options_has_its_protocol_only_in_the_bytes() -> None:
+    quote = struct.pack("!BBHHHBBH4s4s", 0x46, 0, 0, 0, 0, 0, 17, 0, bytes(4), bytes(4))
+    icmp = b"\x03" + bytes(7) + quote
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(icmp), 77, 0, 0, 1, 0) + bytes(8)
+    from_text = _quote(record(HEAD + kernel_printer.ipv4(header + icmp)))
+    from_bytes = _quote(record_of_facts(packet.ip_facts(header + icmp, 4)))
+    assert from_bytes == {**from_text, "protocol": 17}
+    assert from_bytes["incomplete"]
 
 
 @settings(max_examples=400, deadline=None)
