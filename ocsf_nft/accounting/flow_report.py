@@ -124,9 +124,10 @@ class FlowReport:
         self._store_shown(last_ns)
 
     def limit_times(self, now_ns: int) -> None:
-        """Note that the wall clock was set back to ``now_ns``, before a reading of the counters.
+        """Note that the wall clock was set back before a reading that ended at ``now_ns``.
 
-        The packet of the stored log record came before that reading, although its time is later.
+        If the stored log record has a later time, it is from before the change of the clock. Then
+        the reading has counted its packet.
         """
         if self.record is not None and self.record.time_ns > now_ns:
             self._is_of_old_clock = True

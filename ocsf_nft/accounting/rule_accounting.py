@@ -171,7 +171,7 @@ class RuleAccount:
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
         """Process a reading of the rule's counters in steps; yield after each, for other tasks."""
         if began_ns < self.read_ns:
-            self._limit_times(began_ns)
+            self._limit_times(began_ns, ended_ns)
         for kind in KINDS:
             elements = iter(reading.elements.get(kind, ()))
             shown: set[bytes] = set()
@@ -278,13 +278,16 @@ class RuleAccount:
             if self._is_outbound:
                 self._fan_outs.count(user_of(key), fresh)
 
-    def _limit_times(self, began_ns: int) -> None:
-        """Correct stored times later than ``began_ns``, because the wall clock was set back."""
+    def _limit_times(self, began_ns: int, ended_ns: int) -> None:
+        """Correct stored times, because the wall clock was set back before a reading.
+
+        The reading lasted from ``began_ns`` to ``ended_ns`` (since the epoch, UTC).
+        """
         for kind in KINDS:
             for counter in self.entries[kind].values():
                 counter.limit_times(began_ns)
         for report in self._reports.values():
-            report.limit_times(began_ns)
+            report.limit_times(ended_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
         """Note that the reading that began at ``began_ns`` lacks the set element ``key``."""
