@@ -60,3 +60,8 @@ class RefusedError(DeliveryError):
 
 class ClosedError(DeliveryError):
     """Output that is closed permanently, such as a pipe without a reader; a retry can't succeed."""
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the text of an error, without the number that Python adds to a system error."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any, Final
 
+from ocsf_nft.errors import reason_of
 from ocsf_nft.ocsf.safe_text import encodable, printable, visible
 
 if TYPE_CHECKING:
@@ -84,9 +85,8 @@ def simple(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMappi
 
 
 def _cause(error: BaseException) -> str:
-    if not isinstance(error, OSError) or error.strerror is None:
-        return str(error)
-    return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+    file = error.filename if isinstance(error, OSError) and error.strerror else None
+    return reason_of(error) if file is None else f"{reason_of(error)}: {file}"
 
 
 def _simple(value: object) -> Any:

@@ -20,7 +20,7 @@ from ocsf_nft.delivery.backoff import Backoff
 from ocsf_nft.delivery.envelope import Message
 from ocsf_nft.delivery.event_db import RefusedEvent
 from ocsf_nft.delivery.sinks.base import DELIVERED, Refusal
-from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError
+from ocsf_nft.errors import ClosedError, DeliveryError, RefusedError, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -393,8 +393,7 @@ class Forwarder:
 
 
 def _cause(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) else None
-    return f"{type(error).__name__}: {reason or error}"
+    return f"{type(error).__name__}: {reason_of(error)}"
 
 
 async def _wait_for_first(

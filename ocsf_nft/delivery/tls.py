@@ -6,7 +6,7 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ocsf_nft.errors import DeliveryError
+from ocsf_nft.errors import DeliveryError, reason_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,13 +35,9 @@ class Tls:
                 context.load_cert_chain(self.certificate, self.key, password=_no_password)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             files = ", ".join(str(each) for each in (self.ca, self.certificate, self.key) if each)
-            raise DeliveryError(f"TLS can't use {files}: {_cause(error)}") from error
+            raise DeliveryError(f"TLS can't use {files}: {reason_of(error)}") from error
         return context
 
 
 def _no_password() -> str:
     raise ValueError("the key has a password: give a key without one, readable by its owner alone")
-
-
-def _cause(error: Exception) -> str:
-    return (isinstance(error, OSError) and error.strerror) or str(error)
