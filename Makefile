@@ -4,6 +4,9 @@
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
+# Many images set this variable. Then each start of a program compiles all its modules again, and a
+# third of the tests' time goes there.
+export PYTHONDONTWRITEBYTECODE :=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 BIN := .venv/bin
 

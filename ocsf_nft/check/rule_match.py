@@ -41,6 +41,7 @@ class Matcher:
         self._ruleset = ruleset
         self._spend = spend
         self._sorted: dict[int, list[Span] | None] = {}
+        self._keys: dict[int, list[Any]] = {}
 
     def match(self, family: str, table: str, body: Any, packet: Packet) -> Truth:
         """Return YES if a match statement holds for a packet, and NO if it doesn't.
@@ -117,11 +118,20 @@ class Matcher:
         pairs = self.elements(family, table, body.get("data"))
         if pairs is None:
             return Truth.MAYBE
-        keys = [plain_value(pair[0] if isinstance(pair, list) and pair else pair) for pair in pairs]
+        keys = self._keys_of(pairs)
         result = self.holds(family, table, body.get("key"), {"set": keys}, packet)
         if result is None:  # the packet has no such field, and no default either
             return Truth.NO
         return Truth.YES if "*" in keys else result
+
+    def _keys_of(self, pairs: Sequence[Any]) -> list[Any]:
+        """Return the keys of a map's elements; for a large map the same list each time."""
+        keys = self._keys.get(id(pairs))
+        if keys is None:
+            keys = [_key(pair) for pair in pairs]
+            if len(pairs) >= _MIN_SORTED:  # a list of the ruleset, which lives as long as this
+                self._keys[id(pairs)] = keys
+        return keys
 
     def _has_room(self, family: str, table: str, body: dict[str, Any], kind: str) -> Truth:
         found = self._ruleset.sets.get((family, table, str(body.get(kind)).removeprefix("@")))
@@ -155,7 +165,8 @@ class Matcher:
 
     def _spans(self, items: Sequence[Any]) -> list[Span] | None:
         """Return a large set's elements as sorted spans; None if an element can't be parsed."""
-        if id(items) not in self._sorted:  # ids stay valid: the lists live as long as the ruleset
+        # Ids stay valid: large lists are of the ruleset, or are stored in self._keys.
+        if id(items) not in self._sorted:
             self._spend(_COST_OF_PARSING * len(items))
             spans = [span(plain_value(item)) for item in items]
             known = sorted(found for found in spans if found is not None)
@@ -174,6 +185,10 @@ class Matcher:
             inner = right["set"]
             return inner if isinstance(inner, list) else [inner]
         return [right]
+
+
+def _key(pair: Any) -> Any:
+    return plain_value(pair[0] if isinstance(pair, list) and pair else pair)
 
 
 def _in_spans(number: Span, spans: list[Span]) -> Truth:

@@ -165,7 +165,8 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
 
 def _show(shown: _Selection, lines: int, *, follow: bool) -> None:
     if not follow:
-        shown.last(lines or None)
+        if not shown.last(lines or None):
+            output.show("no stored event matches")
         return
     # Before the first line: the reader may send SIGTERM as soon as it has a line.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -190,14 +191,15 @@ def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> 
 class _Selection:
     """Selected events of several stores, and the position up to which each store was read.
 
-    ``is_selected`` decides for an event's JSON line. ``write`` shows lines.
+    ``is_selected`` decides for an event's JSON line. ``write`` shows lines, and returns whether
+    there were any.
     """
 
     def __init__(
         self,
         archives: Sequence[Archive],
         is_selected: Callable[[bytes], bool],
-        write: Callable[[Iterable[bytes]], None],
+        write: Callable[[Iterable[bytes]], bool],
     ) -> None:
         self._archives = archives
         self._is_selected = is_selected
@@ -205,14 +207,16 @@ class _Selection:
         #: The last event of each store that was read.
         self._last = [next(each.newest(), None) for each in archives]
 
-    def last(self, number: int | None) -> None:
+    def last(self, number: int | None) -> bool:
         """Show the last ``number`` selected events in order, or all of them if None.
 
-        Events that are stored meanwhile are not shown; :meth:`follow` shows them.
+        Events that are stored meanwhile are not shown; :meth:`follow` shows them. Return whether
+        an event was shown.
         """
         if number is None:
-            self._write(event.line for event in self._merged() if self._is_selected(event.line))
-            return
+            return self._write(
+                event.line for event in self._merged() if self._is_selected(event.line)
+            )
         newest = heapq.merge(
             *(each.newest(until) for each, until in self._read_until()),
             key=lambda event: -event.stored_ms,
@@ -220,7 +224,7 @@ class _Selection:
         found = list(
             islice((event.line for event in newest if self._is_selected(event.line)), number)
         )
-        self._write(reversed(found))
+        return self._write(reversed(found))
 
     def follow(self) -> None:
         """Show selected events as they are stored; never returns."""
@@ -248,12 +252,15 @@ class _Selection:
 
 def _write(
     found: Iterable[bytes], version: str, write: Callable[[Iterable[bytes]], Iterator[bytes]]
-) -> None:
+) -> bool:
     from ocsf_nft.ocsf.versions import LATEST, line_at
 
     lines = found if version == LATEST else (line_at(line, version) for line in found)
+    is_any = False
     for part in write(lines):
         output.write(part)
+        is_any = True
+    return is_any
 
 
 def _filter(  # noqa: PLR0913, PLR0917 - each is an option

@@ -37,10 +37,7 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the ruleset and change nothing.")
     ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Write the event of the change to standard output, as JSON."),
-    ] = False,
+    as_json: options.EventAsJson = False,
 ) -> None:
     """Fence a sandbox, or replace its fence, in one transaction.
 
@@ -142,10 +139,9 @@ def remove(  # noqa: PLR0913, PLR0917 - each is an option
     device: options.Device = None,
     state_dir: options.StateDir = None,
     config: options.StateConfig = None,
+    as_json: options.EventAsJson = False,
 ) -> None:
     """Remove a sandbox's fence, and its guard on the host.
-
-    Prints the event of the removal.
 
     Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
 
@@ -161,7 +157,7 @@ def remove(  # noqa: PLR0913, PLR0917 - each is an option
     state = StateDirectory(options.state_directory(state_dir, config))
     installed = state.read(requested.name)
     installer.remove(requested.name, state, requested.namespace, requested.device)
-    if installed is not None:
+    if as_json and installed is not None:
         before, after = fences.state_of(installed), FenceState.ABSENT
         _print(fences.state_event(installed, this_host(), before=before, after=after))
     output.show(f"sandbox {sandbox} is no longer fenced")

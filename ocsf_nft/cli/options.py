@@ -143,6 +143,10 @@ StateConfig = Annotated[
         readable=False,  # reading it raises an error with our own sentence
     ),
 ]
+EventAsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Write the event of the change to standard output, as JSON."),
+]
 OcsfVersion = Annotated[
     str,
     typer.Option("--ocsf-version", help="OCSF version of the events.", metavar="V"),

@@ -62,7 +62,8 @@ class Config(Table):
     def sinks(self) -> tuple[SinkTable, ...]:
         """Return the configured sinks; if there are none, the one that ``output`` selects.
 
-        That is a file, or by default standard output.
+        That is a file, or by default standard output. Raises UsageError if they don't fit
+        together.
         """
         if self.sink:
             return self.sink
@@ -71,7 +72,10 @@ class Config(Table):
             return (StdoutSink(handshake=self.handshake, **given),)
         if self.handshake:
             raise UsageError("a handshake needs a pipe or a socket: leave out handshake, or output")
-        return (FileSink(path=self.output, **given),)
+        try:
+            return (FileSink(path=self.output, **given),)
+        except ValidationError as error:
+            raise UsageError("output: must be a file, or - for standard output") from error
 
     @property
     def severities(self) -> tuple[SeverityRule, ...]:
@@ -134,6 +138,7 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
         for sandbox in config.sandbox:
             sandbox.check()
         _ = config.prefixes  # raises if two rows begin with the same text
+        sinks = config.sinks
     except ValidationError as error:
         raise UsageError(f"{where}: {_sentence(error)}") from error
     except OcsfNftError as error:
@@ -151,7 +156,7 @@ def _parsed(found: dict[str, Any], *, where: str) -> Config:
         [sandbox.name for sandbox in config.sandbox], where, "two sandboxes have the same name"
     )
     _require_unique(
-        [sink.called for sink in config.sinks], where, "two sinks are the same: give each a name"
+        [sink.called for sink in sinks], where, "two sinks are the same: give each a name"
     )
     return config
 

@@ -77,7 +77,7 @@ class SeverityConfig(Table):
 
 
 class FindingConfig(Table):
-    """Condition for an attempt to be a finding, ``[finding]``; see :class:`Threshold`."""
+    """Condition for an attempt to be a finding, ``[finding]``."""
 
     min_severity: SeverityName = "high"
     threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets

@@ -305,3 +305,13 @@ def test_joined_packet_is_known_where_both_packets_agree() -> None:
             assert getattr(joined, field) is (answer if same else _MAYBE), (field, answer)
             others = {"is_destination_local", "is_source_local", "has_reverse_route"} - {field}
             assert all(getattr(joined, other) is getattr(one, other) for other in others)
+
+
+def test_large_maps_of_one_ruleset_are_searched_separately() -> None:
+    matcher = _matcher()
+    with_port = [[port, 1] for port in range(400, 500)]
+    without_port = [[port, 1] for port in range(500, 600)]
+    for _ in range(50):
+        for pairs, expected in ((with_port, _YES), (without_port, _NO)):
+            body = {"value": {"map": {"key": _DPORT, "data": {"set": pairs}}}}
+            assert matcher.can_run("inet", "t", "mangle", body, _PACKET) is expected

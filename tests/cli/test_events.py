@@ -62,7 +62,8 @@ def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def uids(done: subprocess.CompletedProcess[str]) -> list[str]:
-    assert (done.returncode, done.stderr) == (0, "")
+    said = "" if done.stdout else "no stored event matches\n"
+    assert (done.returncode, done.stderr) == (0, said)
     return [orjson.loads(line)["metadata"]["uid"] for line in done.stdout.splitlines()]
 
 

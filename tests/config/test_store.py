@@ -75,7 +75,8 @@ def test_a_run_listens_at_an_address_and_port(text: str, address: str, port: int
             "there is no sink of this type: give one of file, stdout",
         ),
         ({"sink": [{"path": "-"}, {"type": "stdout"}]}, "give each a name"),
-        ({"handshake": True, "output": "/x"}, "a handshake needs a pipe or a socket"),
+        ({"handshake": True, "output": "/x"}, "test: a handshake needs a pipe or a socket"),
+        ({"output": "./-"}, "test: output: must be a file, or - for standard output"),
         ({"handshake": True, "sink": [{"path": "/x"}]}, "replace a single [[sink]]"),
     ],
 )

@@ -59,9 +59,11 @@ def test_install_verify_remove(lab: Lab, state: StateDirectory) -> None:
     assert altered.code == 1
     assert "+\t\taccept" in altered.stderr
     assert altered.stdout == ""
-    removed = command.run("remove", *named)
+    removed = command.run("remove", "--json", *named)
     assert removed.code == 0
     assert [event["state_id"] for event in removed.events] == [1]
+    assert command.run(*_install(lab, state)).stdout == ""
+    assert command.run("remove", *named).stdout == ""
     assert command.run("remove", *named).code == 2
 
 

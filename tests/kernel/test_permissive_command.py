@@ -128,7 +128,7 @@ def test_command_line_calls_a_permissive_fence_permissive(lab: Lab, state: State
     assert numbers["egress", "permissive"] == (0, 5)
     assert {each["fence"] for each in shown.events} == {"enforcing"}
     again = command.run("install", "--json", *_named(lab, state), *_PROXY, "--permissive")
-    (event,) = command.run("remove", "--sandbox", conftest.SANDBOX, *where).events
+    (event,) = command.run("remove", "--json", "--sandbox", conftest.SANDBOX, *where).events
     assert again.code == 0
     assert event["unmapped"]["previous_state"] == "Permissive"
 

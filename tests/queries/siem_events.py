@@ -7,6 +7,7 @@ import itertools
 import json
 import random
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -177,8 +178,9 @@ def _operational_events() -> Iterator[Event]:
         )
 
 
+@cache
 def unique_events() -> list[dict[str, Any]]:
-    """Return the events without duplicates, in the newest version."""
+    """Return the events without duplicates, in the newest version; callers don't change them."""
     events = (*_single_attempts(), *_incidents(), *_fan_outs(), *_operational_events())
     found = [json.loads(event.to_json()) for event in events]
     assert len({event["metadata"]["uid"] for event in found}) == len(found)
