@@ -34,8 +34,8 @@ class Incident:
 
     This is the state up to the latest attempt. ``identity`` is the same for all attempts. The
     incident has ``windows`` attempts with ``packets`` packets since ``start_ns`` (since the epoch,
-    UTC). It became a finding with attempt number ``found_at``, which is None if it is no finding
-    yet. ``latest`` has the identities of the latest attempts' records, the last one at the end.
+    UTC). The incident became a finding with attempt number ``found_at``; None if it is no finding
+    yet. ``latest`` has the identities of the latest attempts' records, oldest first.
     ``attribution`` is valid for all attempts together; None if no attempt was attributed.
     """
 

@@ -1,1 +1,4 @@
-"""Conversion of records and counters to attempts: each refused packet is reported exactly once."""
+"""Conversion of kernel log records and packet counters to attempts (reported packets of a flow).
+
+Each refused packet is reported exactly once.
+"""

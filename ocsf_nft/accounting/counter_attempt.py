@@ -38,12 +38,13 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
     """Build the attempt that reports a counter's unreported packets, and mark them as reported.
 
     ``counter_id`` identifies the firewall rule, and ``counter`` is one of the rule's counters.
-    ``key`` is the counter's key in the nftables set, and ``flow`` the decoded key. ``key`` is None
-    if the counter sums up several flows. ``packets`` is the number of packets in this attempt.
-    ``number`` makes the attempt's identity unique: it counts the rule's packets in all earlier
-    attempts. ``read_ns`` is the time at which the counters were read (since the epoch, UTC).
-    ``sample_record`` is the flow's latest kernel log record. ``attribution`` names the process that
-    sent one of the packets. ``aggregation`` describes the flows, if the attempt has several.
+    ``key`` is the counter's key in the nftables set; None if the counter sums up several flows.
+    ``flow`` is the decoded key, or the fields that these flows share. ``packets`` is the number of
+    packets in this attempt. ``number`` is the number of the rule's packets in all earlier attempts,
+    and makes the attempt's identity unique. ``read_ns`` is the time at which the counters were read
+    (since the epoch, UTC). ``sample_record`` is a kernel log record of the flow: the attempt gets
+    its header fields. ``attribution`` names the process that sent one of the packets.
+    ``aggregation`` describes the flows of an attempt with several flows.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)
@@ -91,10 +92,10 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
 
 
 def _window(counter: FlowCounter) -> tuple[int, int]:
-    """Return the first and last possible time of the unreported packets (since the epoch, UTC).
+    """Return the first and last possible time of a counter's unreported packets.
 
-    Neither time is earlier than the packets that were already reported, unless the clock was set
-    back.
+    Both times are since the epoch, UTC. Neither time is earlier than the reported packets, unless
+    the clock was set back.
     """
     since_ns, last_ns = counter.since_ns, counter.last_ns
     if last_ns >= since_ns:
@@ -105,7 +106,10 @@ def _window(counter: FlowCounter) -> tuple[int, int]:
 
 
 def _common_details(sample_record: Record) -> dict[str, Detail]:
-    """Return the header fields that all packets of a flow share and that its counter key lacks."""
+    """Return the header fields of a log record that show the kind of its flow's packets.
+
+    The keys of counters lack these fields, for example ``icmp_type``.
+    """
     return {name: sample_record.details[name] for name in _KINDS if name in sample_record.details}
 
 

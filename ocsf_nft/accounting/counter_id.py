@@ -27,7 +27,11 @@ class CounterId:
 
     @staticmethod
     def named(sandbox: str, name: str, epoch: str) -> CounterId:
-        """Create the identity from an account name (:func:`ocsf_nft.flow.account_name`)."""
+        """Create the identity from an account name, for example ``egress:permissive``.
+
+        An account name is a rule's name, with a suffix for permissive counters
+        (:func:`ocsf_nft.flow.account_name`).
+        """
         rule, colon, _ = name.partition(":")
         return CounterId(sandbox=sandbox, rule=rule, epoch=epoch, is_permissive=bool(colon))
 

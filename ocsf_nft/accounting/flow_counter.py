@@ -21,9 +21,10 @@ class FlowCounter:
     """Last value of the kernel's packet counter of a flow, and packets that no event reports yet.
 
     The kernel's counter only grows, until it begins again at zero. ``unreported_packets`` and
-    ``unreported_bytes`` are counted, but not in an event yet. They are negative if an event was
-    made from a log record, and no counter reading has shown the record's packet yet. A log record
-    may give a wrong length of its packet; the next report corrects the sum of bytes.
+    ``unreported_bytes`` are counted by the kernel, but not in an event yet. An event from a log
+    record may come before the counter reading that shows its packet. Until that reading, the
+    numbers may be negative. If a log record gives a wrong length of its packet, the next report
+    corrects the sum of bytes.
 
     ``last_ns`` is the latest possible time of the last packet (since the epoch, UTC). ``since_ns``
     is the earliest possible time of the first unreported packet.
@@ -60,7 +61,7 @@ class FlowCounter:
 
     @property
     def is_unread(self) -> bool:
-        """Return True if no counter reading has shown the flow yet, so only log records have."""
+        """Return True if the flow is known from log records, but from no counter reading yet."""
         return self.seen_packets == 0
 
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
@@ -107,7 +108,8 @@ class FlowCounter:
     def grow(self, packets: int, octets: int) -> int:
         """Store the kernel's totals of packets and bytes; return the number of new packets.
 
-        A total below the stored one shows that the kernel's counter began again at zero.
+        A total below the stored total shows that the kernel's counter began again at zero. Then all
+        its packets are new.
         """
         packets, octets = min(packets, MAX_COUNT), min(octets, MAX_COUNT)
         if packets < self.seen_packets:
@@ -118,11 +120,11 @@ class FlowCounter:
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
-        """Add packets of another counter to the unreported packets of this one.
+        """Add the unreported packets of another counter to the unreported packets of this counter.
 
-        ``more`` has the numbers of packets and bytes to add. Its numbers are negative if an event
-        already reports packets that no reading has counted. ``last_ns`` is the time of the last
-        packet in ``more``.
+        ``more`` has the numbers of packets and bytes to add. The numbers are negative if the other
+        counter has reported packets that no counter reading has shown. ``last_ns`` is the time of
+        the last packet in ``more``.
         """
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)

@@ -1,4 +1,7 @@
-"""Limit of flows that are reported separately, for each user, so that no user can hide another."""
+"""Limit of separately reported flows for each user.
+
+So a user with many flows can't use up all separate reports, and hide the flows of other users.
+"""
 
 from __future__ import annotations
 

@@ -94,12 +94,13 @@ class FlowReport:
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return True if the flow's first report must wait, because it may repeat another report.
+        """Return True if the flow's first report must wait: other reports may include its packets.
 
-        The kernel may log a packet with another flow than the one in which it counts the packet.
-        Then the log record was already reported for the other flow. Three readings of the counters
-        show if this is the case. ``reading`` is the number of the latest reading. The elapsed time
-        alone is not enough: on a busy machine readings are far apart.
+        The kernel may log a packet with one flow, and count the packet in another flow. Then the
+        log record was already reported for the first flow. Three counter readings show if this is
+        the case, so a flow without a log record waits for three readings. It waits at most 60
+        seconds. ``reading`` is the number of the latest reading. The elapsed time alone is not
+        enough, because readings are far apart on a busy machine.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -126,8 +127,8 @@ class FlowReport:
     def limit_times(self, now_ns: int) -> None:
         """Note that the wall clock was set back before a reading that ended at ``now_ns``.
 
-        If the stored log record has a later time, it is from before the change of the clock. Then
-        the reading has counted its packet.
+        If the stored log record has a later time, the record is from before the change of the
+        clock. Then the record's packet counts as shown by the reading, in spite of its later time.
         """
         if self.record is not None and self.record.time_ns > now_ns:
             self._is_of_old_clock = True
@@ -135,9 +136,9 @@ class FlowReport:
     def new_record(self, since_ns: int, last_ns: int) -> AttributedRecord | None:
         """Return a kernel log record for the flow's next attempt; None if no record fits.
 
-        The packet of the record must be unreported, so between ``since_ns`` and ``last_ns``. The
-        packet of an older record is already reported. A later record waits for the next attempt,
-        because the counters have not shown its packet yet.
+        The time of the record must be from ``since_ns`` to ``last_ns``, the time of the unreported
+        packets. The packet of an older record is already reported. A later record waits for the
+        next attempt, because the counters have not shown its packet yet.
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
@@ -159,7 +160,10 @@ class FlowReport:
         self.record = self.record or record
 
     def set_growing(self) -> None:
-        """Note that the flow has new packets; the next ``is_due`` or ``is_over`` sets the time."""
+        """Note that the flow has new packets.
+
+        The next call of ``is_due`` or ``is_over`` stores its own time as the time of these packets.
+        """
         self._is_growing = True
 
     def is_due(self, now_ns: int) -> bool:
@@ -203,9 +207,8 @@ class FlowReport:
     def _is_later(self, record: Record, last_ns: int) -> bool:
         """Return whether a log record's packet was certainly refused after ``last_ns``.
 
-        Return False if the time of the packet is unknown: some records have only the time at which
-        they were read, and the time of a record from before a change of the clock can't be
-        compared.
+        Return False if this is uncertain. Some records have only the time at which they were read.
+        The time of a record from before a change of the clock can't be compared.
         """
         if record.is_timed_when_read or (self._is_of_old_clock and record is self.record):
             return False
@@ -239,10 +242,9 @@ class FlowReports(dict["Key", FlowReport]):
     def find(self, key: Key, record: Record) -> FlowReport | None:
         """Return the report state of the flow that a kernel log record belongs to.
 
-        ``key`` is the flow in the record. Return None if that flow is not reported separately. But
-        if the record lacks a port, return another reported flow to the same destination instead of
-        None. The kernel may have counted the packet in that flow, and the packet may be reported
-        already.
+        ``key`` is the flow in the record. Return None if that flow is not reported separately.
+        Exception: if the record lacks a port, return a separately reported flow to the same
+        destination with any port. The kernel may have counted and reported the packet in that flow.
         """
         there = self._by_destination.get(key) if lacks_port(record) else None
         return self.get(key) or (None if there is None else self[there])
@@ -377,5 +379,8 @@ class FlowAggregate:
 
 
 def has_no_slot(key: Key) -> bool:
-    """Return True if ``key`` is of a counter for IP flows without a free slot in their own set."""
+    """Return True if ``key`` is of a counter that sums up IP flows without a slot of their own.
+
+    These flows found no free slot in the nftables set of IPv4 or IPv6 flows.
+    """
     return key.kind == "others" and flow(key).ethertype in _IP

@@ -20,12 +20,12 @@ LATEST: Final = 10
 def extend_incident(
     before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
 ) -> IncidentEnd:
-    """Return a flow's incident with one more attempt, as an IncidentEnd.
+    """Add an attempt to a flow's incident; return the end to report if no further attempt follows.
 
-    This is the end to report if no further attempt follows. ``before`` is the result for the
-    previous attempt of the incident; None begins a new incident. ``key`` is the flow.
-    ``is_finding`` takes the latest record and the number of packets. It decides if the incident is
-    a finding; a finding remains one.
+    ``before`` is the result for the previous attempt of the incident; None begins a new incident.
+    ``key`` is the flow. ``is_finding`` takes the attempt's record and the incident's number of
+    packets, and returns whether the incident is a finding. It is called until it returns True,
+    because a finding always remains a finding.
     """
     identity = attempt.record.origin.identity
     incident = (

@@ -1,6 +1,6 @@
-"""Attribution of several attempts together, from the attribution of each attempt.
+"""Merge of attributions: from the sender of each attempt to the senders of several attempts.
 
-The result must not name a single process that made only some of the attempts.
+If a process made only some of the attempts, the result must not name it as the only sender.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 
 
 def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
-    """Return the attribution that is valid for all earlier attempts and the latest one together.
+    """Merge the attribution of the latest attempt into the attribution of the earlier attempts.
 
     ``before`` is the attribution of the earlier attempts. Return None if no attempt was attributed.
     """
@@ -54,8 +54,9 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
     """Return the 16 most recently started processes of two attributions, and the number of others.
 
-    An attribution names its youngest processes and only counts the older ones. So a process may be
-    one of the unnamed processes, unless it is younger than all named processes.
+    An attribution names its youngest processes, and only counts the older processes. A process that
+    ``first`` does not name may be one of these older processes. It certainly is another process if
+    it is younger than all named processes.
     """
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
     for one in latest:

@@ -16,7 +16,8 @@ class OpenIncident(NamedTuple):
     """Incident with an emitted Create event and no Close event yet.
 
     ``key`` is the key of the incident's flow. ``counter_id`` identifies the counters of the
-    firewall rule that refused the packets. ``end`` is the end to report if no attempt follows.
+    firewall rule that refused the packets. ``end`` is the IncidentEnd to report later if no further
+    attempt follows.
     """
 
     counter_id: CounterId
@@ -33,7 +34,7 @@ class OpenFanOut(NamedTuple):
     """Scan (fan-out) with an emitted Create event and no Close event yet.
 
     ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``end`` is
-    the end to report if no flow follows.
+    the final report to make later if no further flow follows.
     """
 
     counter_id: CounterId

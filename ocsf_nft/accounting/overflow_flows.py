@@ -18,7 +18,8 @@ _MAX_AGGREGATES: Final = 256
 class OverflowFlows:
     """Flows that share one event for each user, because the user has too many flows.
 
-    ``aggregates`` has the unreported packets of these flows, by user id.
+    ``aggregates`` has the unreported packets of these flows, by user id. With more than 256 users,
+    the others share the aggregate under None.
     """
 
     def __init__(self, aggregates: dict[int | None, FlowAggregate]) -> None:

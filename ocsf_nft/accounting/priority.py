@@ -1,4 +1,4 @@
-"""Priority of some destinations in reports, and the test for findings; the caller sets both."""
+"""Settings of the caller: destinations with priority, and the detection of findings."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """Destinations with reserved report slots, and the test if attempts are a finding.
+    """Settings of the caller: destinations with priority, and a function that detects findings.
 
-    Only flows to ``destinations`` use the reserved slots, so they are reported separately even if a
-    user has many flows. ``is_finding`` takes a record and the number of packets so far. It returns
-    whether these attempts are a finding.
+    The number of flows with separate reports is limited. Additional reports are reserved for flows
+    to ``destinations``. So these flows are reported separately even if a user has many flows.
+    ``is_finding`` takes a record and the number of packets so far, and returns whether the attempts
+    are a finding. By default, no destination has priority and nothing is a finding.
     """
 
     destinations: frozenset[str] = frozenset()

@@ -33,8 +33,8 @@ class Balance:
 
     @property
     def counter_mismatch(self) -> int:
-        """Return the number of packets missing in events, negative if reported too often.
+        """Return the number of counted packets that are neither reported nor pending.
 
-        It is 0 if each counted packet is either reported or pending.
+        The number is 0 in the normal case. It is negative if packets were reported too often.
         """
         return self.refused + self.allowed - self.reported - self.pending

@@ -52,8 +52,8 @@ class RuleAccount:
     """Account of one firewall rule: makes attempts from its log records and counter readings.
 
     Each packet is in exactly one attempt. All calls must come from one thread. ``now_ns`` is the
-    time of a report by a monotonic clock, and is not part of an event. Other times are since the
-    epoch, UTC.
+    current time of a monotonic clock. It only decides when a report is due, and is in no event. All
+    other times are since the epoch, UTC.
     """
 
     def __init__(
@@ -65,7 +65,10 @@ class RuleAccount:
         priority: Priority,
         add_attribution: AddAttribution,
     ) -> None:
-        """Create an empty account; no packet of its counters is older than ``begun_ns``."""
+        """Create an empty account; no packet of its counters is older than ``begun_ns``.
+
+        ``opened`` collects the changes of incidents and scans that the state database must store.
+        """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
         #: The kernel's total at the last reading, and the part of it that was in elements.
@@ -144,7 +147,10 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Move the flows that no counter reading has shown yet from the rule's old account."""
+        """Move flows from the account ``before``, whose counters were replaced, to this account.
+
+        These are the flows that a log record has shown, but no counter reading yet.
+        """
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
             self.entries[key.kind][key.data] = counter
@@ -196,8 +202,8 @@ class RuleAccount:
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
         """Aggregate the flows beyond the limits for separate reports; yield after each step.
 
-        So other tasks can run: tens of thousands of flows take long. Later :meth:`due` takes less
-        time.
+        Tens of thousands of flows take long, so other tasks can run after each step. After this
+        iteration, :meth:`due` takes less time.
         """
         unreported = iter(list(self._unreported))
         while some := tuple(islice(unreported, _SLICE)):
@@ -343,7 +349,11 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Update the overflow counter and the number of packets that are in no flow's counter."""
+        """Update the two groups of packets that are in no set element.
+
+        The overflow counter counts packets without a slot in a set. Packets in no counter are those
+        of set elements that the kernel evicted.
+        """
         if self.overflow.counter.grow(*reading.overflow):
             self.overflow.counter.last_ns = began_ns
             self.overflow.report.set_growing()
@@ -361,7 +371,11 @@ class RuleAccount:
             self.evicted.report.set_growing()
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Yield an attempt for each waiting log record whose packet a counter now shows."""
+        """Yield an attempt for each waiting log record whose packet another counter now shows.
+
+        A log record waits if its packet may already be in a report of aggregated flows. The record
+        is discarded if two readings show no packet for it.
+        """
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
             record = None if report is None else report.record
@@ -468,5 +482,9 @@ class RuleAccount:
         return self._reports.mark_reported(report, self._add_attribution(attempt), now_ns, last_ns)
 
     def _held_back(self, reason: AggregationReason) -> int:
-        """Return how many packets must not be aggregated yet: a record may have reported them."""
+        """Return how many packets must stay out of an aggregated report for now.
+
+        This is the number of flows that a log record has reported, but no reading has shown yet.
+        Their packets may be among the packets to aggregate. Return 0 for the reason ``many``.
+        """
         return 0 if reason == "many" else len(self._unread)

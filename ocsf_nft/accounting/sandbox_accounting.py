@@ -37,8 +37,8 @@ class SandboxAccount:
         """Create an empty account; no packet of its counters is older than ``begun_ns``.
 
         Without ``priority`` all destinations are treated equally. ``add_attribution`` is called
-        once for each attempt, before the attempt is reported. It returns the attempt with all that
-        is known about the process that made it.
+        once for each attempt, before the attempt is reported. The function returns the attempt with
+        the best known attribution to a process.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -93,9 +93,10 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def lacks(self, record: Record) -> bool:
-        """Return True if the rule of a log record has counters only in the fence's other mode.
+        """Return True if a log record's rule has counters, but none for the record's mode.
 
-        Then the mode (enforcing or permissive) has changed since the last reading of the counters.
+        Each mode of a fence (enforcing or permissive) has counters of its own. So the mode has
+        changed since the last reading of the counters.
         """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
@@ -125,7 +126,10 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return the number of packets, by mode, from the last processed reading to ``reading``."""
+        """Return the number of packets that are new in ``reading``, for each mode of a fence.
+
+        New packets came after the last reading that :meth:`observe` processed.
+        """
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():
             counter_id = CounterId.named(self.sandbox, name, reading.epochs[name])

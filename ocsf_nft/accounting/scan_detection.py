@@ -131,9 +131,9 @@ class FanOuts:
                 yield self._of(uid, found, "ended")
 
     def _evict_one(self) -> bool:
-        """Remove the user with the oldest state, among those with too few flows for a scan.
+        """Remove the oldest state of a user with too few flows for a scan.
 
-        Return False if there is no such user.
+        Return False if each user has enough flows for a scan.
         """
         for uid, found in self._activities.items():
             if found.flows < FLOWS:

@@ -20,20 +20,24 @@ LAST_READINGS: Final = 2
 
 
 class UnaccountedPackets:
-    """Numbers of refused packets in no flow's counter, for a rule's last counter readings."""
+    """Number of refused packets in no flow's counter, for each of a rule's last eight readings."""
 
     def __init__(self) -> None:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def add(self, refused: Count, *found: Count) -> None:
-        """Add a reading: all refused packets, and the packets that groups of counters include."""
+        """Add a reading: all refused packets, and those that are in a counter.
+
+        Each argument in ``found`` is the sum of a group of counters.
+        """
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return the packets that were missing in each of the last ``readings`` readings.
+        """Return the number of packets that all of the last ``readings`` readings lacked.
 
-        The packets that the counter ``known`` already includes are subtracted.
+        The packets in the counter ``known`` are subtracted. Return zero if there were fewer
+        readings.
         """
         if len(self._lacked) < readings:
             return Count()

@@ -1,8 +1,9 @@
-"""Counters of flows without a log record and a report, to find the packets of other records.
+"""Search for the counter of a packet that was logged as one flow, but counted as another flow.
 
-The kernel logs a packet with another flow than it counts if a header is cut short. It also does so
-if the sender of a frame states a wrong protocol. There may be thousands of such records and
-counters. So each counter is checked once, and not once for each record.
+This difference occurs if a header is cut short, or if the sender of a frame states a wrong
+protocol. The search covers the flows that have neither a log record nor a report. There may be
+thousands of log records and counters. So each counter is checked once, and not once for each
+record.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class UnloggedFlows:
-    """Index of the counters of unlogged flows: by user, and by flow without its port."""
+    """Index of the counters of unlogged flows, which have neither a log record nor a report.
+
+    The index finds a counter by its user, or by its flow without the port.
+    """
 
     def __init__(self, counters: Iterable[tuple[Key, FlowCounter]]) -> None:
         self._of_user: dict[int | None, list[tuple[Key, FlowCounter]]] = {}
@@ -31,9 +35,9 @@ class UnloggedFlows:
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
         """Return one counter with at least ``packets`` unreported packets, or an empty list.
 
-        Prefer a counter with the user, protocol and destination of ``key`` to others of the same
-        user. So the counters of other destinations remain for the log records of those
-        destinations.
+        The first choice is a counter with the user, protocol and destination of ``key``. The second
+        choice is any counter of the user. So the counters of other destinations remain for the log
+        records of those destinations.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)

@@ -1,9 +1,10 @@
-"""Capture by BPF programs in the kernel: they report each process that sends in a sandbox.
+"""Capture: BPF programs in the kernel that report the processes that send in a sandbox.
 
-Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, and libbpf. A kernel
-that describes its types (CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later) reports each refused packet,
-and details of the processes. Other kernels (Linux 5.15 or later) report system calls that send. For
-a fence that refuses nothing, each kernel reports such calls. Reports of calls need cgroup v2.
+Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, and libbpf. The
+programs report refused packets and process details on a kernel that describes its types
+(CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later). On other kernels (Linux 5.15 or later), they report
+system calls that send or connect. A permissive fence refuses nothing, so there the programs report
+system calls on all kernels. Reports of system calls need cgroup v2.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _MOST: Final = 256
 
 
 class Dropped(NamedTuple):
-    """Numbers of capture events dropped for lack of room since the capture began, by kind."""
+    """Numbers of capture events dropped since the capture began, mostly for lack of room."""
 
     calls: int
     processes: int
@@ -62,10 +63,11 @@ class Capture:
     ) -> None:
         """Start the capture in the network namespaces with these cookies (:func:`cookie`).
 
-        It reports refused packets. In the ``permissive`` namespaces, or on a kernel that does not
-        describe its types (BTF), it reports system calls that send. ``knows_types`` states if the
-        kernel describes its types; None to detect this. Raises UnsupportedError with the reason if
-        this host does not allow the capture.
+        A cookie is the kernel's number of a namespace. The capture reports refused packets. In the
+        namespaces of ``permissive``, it reports system calls that send or connect instead. It also
+        does so in all namespaces if the kernel does not describe its types (BTF). ``knows_types``
+        states if the kernel describes its types; None detects this. Raises UnsupportedError with
+        the reason if this host does not allow the capture.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))
@@ -117,10 +119,10 @@ class Capture:
         return tuple(ring.descriptor for ring in self._rings)
 
     def read(self) -> tuple[list[CaptureEvent], bool]:
-        """Return new capture events, those about processes first, and True if there may be more.
+        """Return new capture events, and True if a further call may return more.
 
-        A full ring buffer is read in parts. Raises ValueError or struct.error if an event is
-        invalid.
+        Process snapshots come first. A full ring buffer is read in parts. Raises ValueError or
+        struct.error if an event is invalid.
         """
         read = [ring.read(_MOST) for ring in self._rings]
         events = [bpf_layout.decode(sample) for samples in read for sample in samples]

@@ -41,16 +41,19 @@ class Call(NamedTuple):
     The capture reports either calls or packets of a namespace (:class:`Capture`). A packet was
     refused just before ``time_ns``. Times are of CLOCK_BOOTTIME. Addresses are packed: 4 bytes for
     IPv4, empty if unknown. Unknown ports are 0. ``uid`` and ``gid`` are the process's real ids.
-    ``owner`` is the user of the socket, as in the packet's log record. For a call it is the user
-    that a new socket of the caller would have. ``tid`` is 0 if several threads are possible.
+    ``owner`` of a packet is the user of its socket, as in the packet's log record. ``owner`` of a
+    call is the user that a new socket of the caller would have. ``tid`` is the thread; 0 if it may
+    be one of several threads.
 
-    For a call, ``socket`` is the kernel's number of the socket. For a packet, ``image`` is
-    :data:`UNKNOWN_IMAGE` if the packet's sender is unknown. ``sum`` is the checksum of the packet's
-    first bytes, as in :attr:`Record.captured_sum`. It is 0 if these bytes could not be read.
+    ``socket`` of a call is the kernel's number of the socket. ``image`` of a packet is
+    :data:`UNKNOWN_IMAGE` if the packet's sender is unknown. ``sum`` of a packet is the checksum of
+    its first bytes, as in :attr:`Record.captured_sum`. It is 0 if these bytes could not be read.
 
-    ``is_frame``: a packet socket sends it. ``is_connect``: the call connects a socket, and sends
-    nothing. ``is_syn``: it begins a TCP connection. ``is_any``: its protocol and addresses were not
-    reported. ``has_more``: more calls of the same kind may follow without a report.
+    ``is_frame``: the packet was refused as a link-layer frame. ``is_connect``: the call connects a
+    socket, and sends nothing. ``is_syn``: the packet, or the packet of the call, begins a TCP
+    connection. ``is_any``: the event may be about any packet of ``owner``. Its header could not be
+    read, or further packets follow without a report. ``has_more``: similar calls or packets may
+    follow without a report.
     """
 
     time_ns: int
@@ -76,7 +79,7 @@ class Call(NamedTuple):
 
 
 class ClosedSocket(NamedTuple):
-    """Capture event: a socket was closed by the last process that had it.
+    """Capture event: the last process that had a socket open has closed the socket.
 
     Only sockets with a reported call have this event. ``socket`` is the kernel's number of the
     socket.
@@ -87,11 +90,12 @@ class ClosedSocket(NamedTuple):
 
 
 class ProcessSnapshot(NamedTuple):
-    """Capture event: details of a process at its fork or exec; texts as the kernel has them.
+    """Capture event: details of a process, with texts as the kernel has them.
 
-    ``path``, ``directory`` and ``cgroup`` are lists of names, innermost first. The last name is
-    ``/`` (in ``cgroup``: empty) if the list leads up to a root. Each of the ``arguments`` ends with
-    a NUL byte.
+    The kernel reports a process at its exec, or else at its next fork, call or packet. ``path``,
+    ``directory`` and ``cgroup`` are lists of names, innermost first: ``/usr/bin/curl`` is ``curl``,
+    ``bin``, ``usr``, ``/``. The last name is ``/`` (in ``cgroup``: empty) if the list leads up to a
+    root. Each of the ``arguments`` ends with a NUL byte.
     """
 
     image: ProcessImage

@@ -39,9 +39,10 @@ _SENT_SOME: Final = (
 
 
 class CaptureResult(NamedTuple):
-    """Attribution of one packet, and the program (``image``) that its first possible sender ran.
+    """Attribution of one packet, and the program that its sender ran (``image``).
 
-    Both values are None if the capture saw no process that may have sent the packet.
+    If several processes may have sent the packet, ``image`` is that of the first process. Both
+    values are None if the capture saw no process that may have sent the packet.
     """
 
     attribution: Attribution | None
@@ -58,11 +59,11 @@ class _Sandbox:
 
 
 class CaptureMethod:
-    """Attribution of log records to the processes that sent them, from the events of a capture.
+    """Attribution of log records to the processes that sent the packets, from capture events.
 
     ``sandboxes`` maps each sandbox's name to the kernel's cookie of its network namespace. The
-    fences of the ``permissive`` namespaces refuse nothing: there the capture reports calls, not
-    each packet.
+    fences of the ``permissive`` namespaces refuse nothing, so the capture reports system calls
+    there, and not packets.
     """
 
     def __init__(
@@ -140,11 +141,11 @@ class CaptureMethod:
     def matches(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> Iterator[Match | None]:
-        """Yield for each log record the calls that may have sent its packet, or None without calls.
+        """Yield for each log record the calls that may have sent its packet; None without a call.
 
         The records are in the kernel's order. Pass each record only once, because each packet
         belongs to only one record. No record was logged before ``since_ns`` (CLOCK_BOOTTIME). Call
-        :meth:`read_events` before, until no new event is left.
+        :meth:`read_events` first, until it returns False.
         """
         began_ns = self._began_ns + _booted_ns()
         is_refused = self._by_name[sandbox].is_refused
@@ -173,7 +174,7 @@ class CaptureMethod:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes that sent a flow's packets since the previous call for that flow.
+        """Return the processes that sent a flow's packets since the previous result for that flow.
 
         ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets of the
         flow. The reading of the counters began at ``began_ns`` (since the epoch), and ended when

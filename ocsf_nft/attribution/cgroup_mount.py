@@ -1,4 +1,7 @@
-"""Search for the mount point of cgroup v2; with cgroup v1 systemd mounts it at another path."""
+"""Search for the mount point of cgroup v2.
+
+The path differs: if systemd uses cgroup v1, it mounts cgroup v2 at another path.
+"""
 
 from __future__ import annotations
 

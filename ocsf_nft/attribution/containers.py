@@ -1,16 +1,20 @@
 r"""Container and systemd unit of a process, from the names of its cgroups.
 
-A process that may make a cgroup chooses its name. Root of a container with a subtree of its own can
-make a ``docker-<64 digits>.scope`` in it, and move there. So a path is trusted only from its top
-down to its first container or unit. The outermost container is one that a runtime of the host made:
-for Docker in Docker it is that of the outer Docker. All names below it, also of units and pods, are
-the container's own choice. Below a unit that is not of a runtime, a container counts only where its
-runtime puts it, directly below the unit: systemd's own scopes are only in slices.
+A process that may create a cgroup chooses the name of the cgroup. For example, root in a container
+may own the cgroups below the container's cgroup. Root can create a ``docker-<64 digits>.scope``
+there, and move into it. So a path is trusted only from its top down to the first container or unit.
+A runtime of the host made the first container. For Docker in Docker, this is the container of the
+outer Docker. The container itself may have chosen all names below, also those of units and pods.
 
-A user's own runtime is below ``user@UID.service``. Its container is only as reliable as that user;
-``unit`` shows this. In a cgroup namespace, paths begin at the namespace's root, or above it
-(``/../``). There only root in the reader's namespace can fake a container. The path lacks the
-units above the namespace's root, so none of these is reported.
+A container may also be below a unit. Below the unit of a runtime (for example ``docker.service``),
+it is detected as at the top. Below another unit, it is detected only directly below the unit, where
+Podman and systemd-nspawn put it. Other scopes are fakes there: systemd's own scopes are only in
+slices.
+
+A user's own runtime is below ``user@UID.service``. That user can fake the container, so ``unit``
+begins with ``user@UID.service``. In a cgroup namespace, paths begin at the namespace's root, or
+above it (``/../``). There only root in the reader's namespace can fake a container. The path lacks
+the units above the namespace's root, so none of these units is reported.
 
 No name contains a newline: the kernel does not make such a cgroup.
 """
@@ -29,9 +33,9 @@ if TYPE_CHECKING:
 class Placement(NamedTuple):
     """Container and systemd unit of a process; None for a value that is absent or unknown.
 
-    ``unit`` is a name as in ``systemctl``. The unit of a user's own manager has that manager's name
-    before it: ``user@1000.service/NAME``. It is never a scope that a runtime made for the
-    container.
+    ``unit`` is a name as in ``systemctl``. If a user's own systemd manager runs the unit, the name
+    begins with that manager: ``user@1000.service/NAME``. ``unit`` is never a scope that a runtime
+    made for the container.
     """
 
     container: Container | None = None
@@ -163,9 +167,10 @@ def _pod(name: str, above: Sequence[str]) -> str | None:
 
 
 def _unit(names: Sequence[str]) -> str | None:
-    """Return the first name in a cgroup path that is no slice, if it is a systemd unit.
+    """Return the systemd unit in a cgroup path (cg_path_get_unit); None if there is none.
 
-    The unit of a user's own manager has that manager's name before it (cg_path_get_unit).
+    The unit is the first name that is no slice. If this is a user's own systemd manager, add the
+    manager's unit: ``user@1000.service/NAME``.
     """
     unit, below = _first_unit(names)
     if unit is None or not _USER_MANAGER.fullmatch(unit):

@@ -63,7 +63,7 @@ _NO_PROCESS: Final = Attribution(
 class FallbackChain:
     """Attribution of log records to processes by the best method that this host allows.
 
-    It is active while its context is entered. ``sandboxes`` maps each sandbox to the network
+    The chain is active inside ``async with``. ``sandboxes`` maps each sandbox to the network
     namespace of its processes. The fences of the ``permissive`` sandboxes refuse nothing. ``top``
     is the best method to try. No record waits longer than ``wait_seconds``. A program larger than
     ``hashed_bytes`` gets no hash; 0 disables hashes.
@@ -197,7 +197,7 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes that sent a flow's packets since the previous call for that flow.
+        """Return the processes that sent a flow's packets since the previous result for that flow.
 
         ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets, in a
         reading that began at ``began_ns`` (since the epoch). Return None if no process was seen, or

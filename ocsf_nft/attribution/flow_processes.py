@@ -35,11 +35,12 @@ class _Latest(NamedTuple):
 
 
 class FlowCallers(NamedTuple):
-    """Processes that sent a flow's packets: the latest call of each, and its number of calls.
+    """Processes that sent a flow's packets.
 
-    ``unnamed`` is a lower bound for the number of further processes, which were evicted.
-    ``is_mixed`` is true if the number of calls is uncertain. Then the packets of some calls have
-    events of their own, or were counted in another reading.
+    ``calls`` has the latest call of each process, and the process's number of calls. ``unnamed`` is
+    a lower bound for the number of further processes, whose calls were evicted. ``is_mixed`` is
+    true if the numbers of calls are uncertain. Then the packets of some calls may have events of
+    their own, or may be counted in another reading.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
@@ -87,8 +88,9 @@ class _Flow:
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
         """Move the calls after ``began_ns`` to a new flow and return the new flow.
 
-        The kernel's counters were read from ``began_ns`` to ``ended_ns``. The packets of calls in
-        between may have been counted or not: then the new flow is marked as mixed.
+        The kernel's counters were read from ``began_ns`` to ``ended_ns``. The packet of a call from
+        this time may have been counted or not. So the new flow is marked as mixed if there is such
+        a call. Both flows are marked if not all calls after ``began_ns`` are stored.
         """
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]
@@ -160,8 +162,9 @@ class FlowProcesses:
 def flow_target(record: Record) -> FlowTarget | None:
     """Return the flow target of a log record: its user and destination.
 
-    Return None if no user's process sent the packet. Also return None for a frame: the counters
-    classify it by its link-layer header, which the capture does not report.
+    Return None if the record lacks a user, a protocol or a destination. Also return None for a
+    link-layer frame. The counters classify a frame by its link-layer header, which the capture does
+    not report.
     """
     if record.uid is None or record.rule in FRAME_RULES:
         return None

@@ -117,7 +117,10 @@ class LoadedPrograms:
         self._object = None
 
     def attach(self, name: str) -> None:
-        """Attach a program as its section name states; raise UnsupportedError on failure."""
+        """Attach the BPF program ``name`` to the hook that its section name states.
+
+        For example, ``raw_tp/kfree_skb`` is a tracepoint. Raises UnsupportedError on failure.
+        """
         self._add_link(self._library.bpf_program__attach(self._program(name)), name)
 
     def attach_to_cgroup(self, name: str, cgroup: int) -> None:

@@ -61,8 +61,8 @@ class Match(NamedTuple):
 def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
     """Return a match with the latest call of each process that may have sent a packet.
 
-    ``is_sender`` is true if one of these processes certainly sent the packet. Return None without
-    calls, or if the calls are of more than :data:`MOST` processes.
+    ``is_sender`` is true if one of these processes certainly sent the packet. Return None if there
+    is no call, or if the calls are of more than :data:`MOST` processes.
     """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None

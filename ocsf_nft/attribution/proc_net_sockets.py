@@ -1,7 +1,9 @@
 """Reader of the socket tables of a network namespace in /proc/net.
 
-Raw, ping and packet sockets are read only here. Netlink does not list ping sockets. For raw sockets
-it needs the module ``raw_diag``, which many kernels lack and which adds no information.
+TCP and UDP sockets are read here only if the kernel does not list them by netlink (``sock_diag``).
+Raw, ping and packet sockets are always read here. Netlink does not list ping sockets. For raw
+sockets, netlink needs the kernel module ``raw_diag``, which many kernels lack and which adds no
+information.
 """
 
 from __future__ import annotations
@@ -41,10 +43,10 @@ class TooManySocketsError(OcsfNftError):
 class Socket(NamedTuple):
     """One socket, as in a socket table of the kernel.
 
-    An IPv4 address has the IPv4 form, also if the socket is an IPv6 socket. ``local_port`` is the
-    protocol of a raw socket, and the id of a ping socket. A packet socket has neither address nor
-    port. ``inode`` is 0 if no process has the socket. ``is_only_ipv6`` is None if the table does
-    not state it.
+    An IPv6 socket can have an IPv4 address (``::ffff:192.0.2.1``): the text is then ``192.0.2.1``.
+    ``local_port`` is the protocol of a raw socket, and the id of a ping socket. A packet socket has
+    neither address nor port. ``inode`` is 0 if no process has the socket. ``is_only_ipv6`` is None
+    if the table does not state this property.
     """
 
     family: int
@@ -165,7 +167,10 @@ def _text_socket(line: bytes, family: int, protocol: int) -> Socket:
 
 
 def _words(text: bytes) -> bytes:
-    """Return the bytes of an address written as 32-bit numbers in the machine's byte order."""
+    """Return the bytes of an address from a /proc/net file.
+
+    The file has each four bytes as a hexadecimal number in the machine's byte order.
+    """
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     return b"".join(word.to_bytes(4, sys.byteorder) for word in words)
 

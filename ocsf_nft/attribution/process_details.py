@@ -1,14 +1,14 @@
 """Details of a running process from /proc; a detail that may be wrong is reported as unknown.
 
-A process may die, and another process may get its number. It may run another program during the
-read, and it chooses some of its details itself. So all is read through one descriptor of its
-directory, which never refers to another process. Details that belong together are returned only if
-no exec happened in between.
+A process may exit during the read, and another process may get its pid. So all details are read
+through one descriptor of the process's /proc directory, which never refers to another process. The
+process may also run another program during the read (exec). So the details of a program are
+returned together only if there was no exec in between.
 
 The process, its ancestors, its users and its cgroups can't be wrong. The process itself chooses its
-name and arguments. The path is the kernel's, from the root of the mount namespace of the program's
-file. With CAP_CHECKPOINT_RESTORE, also in its own user namespace, a process can make the kernel
-name another program.
+name and arguments. The kernel states the path of the program, from the root of the mount namespace
+of the program's file. A process with CAP_CHECKPOINT_RESTORE, also in its own user namespace, can
+make the kernel state another program.
 """
 
 from __future__ import annotations
@@ -62,22 +62,24 @@ def read(
     started_ns: int | None = None,
     hashes: ProgramHashes | None = None,
 ) -> Process | None:
-    """Return the details of a process, or of a thread's process; None if it can't be found.
+    """Return the details of a process, or of a thread's process; None if they can't be read.
 
     ``pid`` is the number of a process or thread in this /proc. ``started_by_ns`` (CLOCK_BOOTTIME)
-    is a time when it existed. A process that started later is another one with the same number.
-    ``started_ns`` is its exact start. For a thread, both are times of the thread. Their precision
-    is a clock tick (10 ms). ``hashes`` computes the hash of the process's program.
+    is a time at which that process or thread existed. Return None if it started later: then another
+    process has got the number. ``started_ns`` is the exact start. Return None if the start differs.
+    The precision of both is a clock tick (10 ms). ``hashes`` computes the hash of the program.
 
-    For a thread, ``uid``, ``gid`` and ``working_directory`` are its own. The path of a removed
-    working directory ends with " (deleted)", as in the kernel. If a program's path ends so and
-    ``is_deleted`` is None, there are two cases. The file has that name, or one of its several names
-    was removed. A file that never had a name counts as deleted. ``ancestors`` end with the init of
-    the outermost pid namespace that has the process and not this one.
+    For a thread, ``uid``, ``gid`` and ``working_directory`` are those of the thread. The path of a
+    removed working directory ends with " (deleted)", as in the kernel. ``is_deleted`` is None if
+    the path of the program ends with " (deleted)", but the file still has a name. Then this text is
+    part of the file's name, or one of the file's several names was removed. A file that never had a
+    name counts as deleted. ``ancestors`` end with the init of the outermost pid namespace that has
+    the process and not this one.
 
-    Call this in a thread that may block, without a time limit. A process can delay a read of its
-    arguments. It holds the lock of its memory, or serves its pages itself (userfaultfd). The file
-    system can delay the read of a program, and the name service the name of a user.
+    Call this in a thread that may block, because there is no time limit. A process can delay the
+    read of its arguments. To do so, it holds the lock of its memory, or serves its pages itself
+    (userfaultfd). A file system can delay the read of a program. The name service can delay the
+    name of a user.
     """
     try:
         with proc.opened(f"/proc/{pid}") as directory:
@@ -142,10 +144,11 @@ def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
 
 
 def _is_top(seen: _Observation) -> bool:
-    """Return True for the first process of the sandbox's pid namespace, or if that is unknown.
+    """Return True if the list of ancestors ends with this process.
 
-    The init of a pid namespace inside the sandbox is not the first process: it has three pids. So a
-    sandboxed program can't hide its ancestors behind such an init.
+    This is the init of the sandbox's pid namespace: it has two pids, and the second is 1. Also
+    return True if the pids are unknown. An init of a pid namespace inside the sandbox has three
+    pids. So a sandboxed program can't hide its ancestors behind such an init.
     """
     numbers = seen.status.numbers
     return not numbers or (len(numbers) == 2 and numbers[-1] == 1)
@@ -185,11 +188,12 @@ def _observe(
 
 
 def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
-    """Replace the details of a thread that belong to its process by those of ``leader``.
+    """Replace the name and the ``stat`` of a thread by those of the thread's process.
 
-    ``thread`` and ``leader`` are /proc directories. Raises OSError if the thread has ended. While
-    the thread exists, its process keeps its pid, so ``leader`` is the directory of that process. An
-    exec would have ended the thread, so there was none.
+    ``thread`` and ``leader`` are the /proc directories of the thread and the process. Raises
+    OSError if the thread has ended. While the thread exists, the pid of its process is not used
+    again, so ``leader`` is the right directory. There also was no exec, because an exec would have
+    ended the thread.
     """
     stat = proc.stat(leader)
     proc.stat(thread)

@@ -1,8 +1,8 @@
 """Store of the process details that the BPF capture reports, and of their ancestors.
 
-A process that has exited stays known if it was reported, as long as there is room for it. The
-kernel read all details while the process ran, so they can't be another process's. Details that were
-not reported stay unknown.
+The details of an exited process stay in the store as long as there is room. The kernel read all
+details while the process ran, so no detail can be of another process. Details that were not
+reported stay unknown.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class _Caller(NamedTuple):
-    """Key of a process in the cache of results."""
+    """Key in the cache of results: the values of a call on which the resulting process depends."""
 
     image: ProcessImage
     tid: int
@@ -60,7 +60,7 @@ class ProcessSnapshots:
         self._latest: OrderedDict[int, ProcessImage] = OrderedDict()
 
     def add(self, snapshot: ProcessSnapshot) -> None:
-        """Store the details of a process that the capture reports at a fork or an exec."""
+        """Store the details of a process that the capture reports."""
         image = snapshot.image
         _store(self._known, image, snapshot)
         _store(self._latest, image.pid, image)
@@ -105,7 +105,11 @@ class ProcessSnapshots:
         return found
 
     def _ancestors(self, snapshot: ProcessSnapshot) -> tuple[Process, ...]:
-        """Return the ancestors of a process, its parent first, up to the init of its sandbox."""
+        """Return the ancestors of a process, its parent first, at most 16.
+
+        The list ends with the first init of a pid namespace, or with an ancestor without a stored
+        snapshot.
+        """
         found: list[Process] = []
         while len(found) < _MOST_ANCESTORS and snapshot.namespace_pid != 1:
             image = snapshot.parent
@@ -119,9 +123,11 @@ class ProcessSnapshots:
         return tuple(found)
 
     def _arguments(self, snapshot: ProcessSnapshot) -> bytes:
-        """Return the command line of a process as its exec set it.
+        """Return the command line of a process; after a fork without an exec, that of the parent.
 
-        The process can't have overwritten this text, because the kernel reported it at the exec.
+        The kernel reports this text at the exec, before the process can overwrite the text. If the
+        capture did not see the exec, the kernel reports the text later. Then the process is older
+        than the capture, or joined the sandbox after its exec.
         """
         for _ in range(_MOST_ANCESTORS):
             parent = snapshot.parent

@@ -1,9 +1,10 @@
 """Match of log records to refused packets that the kernel reports with their senders.
 
-The kernel reports a packet just after it has logged it. It does not log most packets of a flood. So
-a reported packet explains one record: one logged before it, with the same bytes if the record has
-them. A process that sends through another process's socket, or from its port, is reported itself. A
-packet with an unknown sender is reported too.
+The kernel reports a packet just after it has logged the packet. The kernel does not log most
+packets of a flood, so a reported packet may have no record. A reported packet matches only one
+record. That record was logged before the report, and has the same bytes if it has any bytes. A
+process may send through the socket of another process, or from the port of another process. Then
+the report names the sending process. A packet with an unknown sender is reported too.
 """
 
 from __future__ import annotations
@@ -62,23 +63,27 @@ class _Query(NamedTuple):
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
-        """Return the keys to search for the packet, the more exact one last."""
+        """Return the keys to search for: first any packet of the user, then the exact packet."""
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
-        """Return True if the reported packet may be that of the record."""
+        """Return True if the log record may be about the reported packet."""
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
 
     def is_likely(self, packet: Call) -> bool:
-        """Return True if the packet's bytes match the record, or its time if bytes are unknown."""
+        """Return True if the log record is probably about the reported packet.
+
+        Both have the same bytes. If bytes are unknown, the packet was reported after the record's
+        timestamp, or shortly before.
+        """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
         return self.may_match(packet) and (has_bytes or is_soon)
 
 
 class _SimilarPackets:
-    """Reported packets of one process with the same key, without a matching log record so far."""
+    """Latest reported packets of one process with the same key that match no log record yet."""
 
     __slots__ = ("calls", "incomplete_ns")
 
@@ -95,11 +100,17 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + _SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the packet of the record may be missing in this store."""
+        """Return True if the packet of the record may be missing here.
+
+        The kernel does not report all similar packets, and only the latest eight are stored.
+        """
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
-        """Return the packets that may be the record's, or all packets if some may be missing."""
+        """Return the stored packets that may be the packet of the log record.
+
+        Return all stored packets if the packet of the record may be missing here.
+        """
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
@@ -185,7 +196,7 @@ class RefusedPackets:
         return make_match(found.values(), is_sender=is_sender)
 
     def _number_of_likely(self, query: _Query) -> int:
-        """Return how many captured packets can be the packet that the log record describes."""
+        """Return the number of reported packets that the log record is probably about."""
         return sum(
             query.is_likely(each)
             for key in query.keys

@@ -1,15 +1,17 @@
 """Match of log records to system calls, where the kernel does not report the refused packets.
 
-A call and a record are joined by the socket that both name. Two processes may have the same port
-one after the other. The record of an outbound packet has no time of its own. So the range of a
-packet's time is derived: records come in the order of their packets. No packet is older than its
-call, or newer than the close of its socket. A call is a candidate if its packet can be of that
-time. Calls of several processes can all be candidates.
+A record matches calls with the same protocol, ports and destination. Two processes may use the same
+port one after the other, so the time must match too. But the record of an outbound packet has no
+time of its own. So the time range of its packet is derived from three facts. Records come in the
+order of their packets. No packet is older than its call. No packet is newer than the close of its
+socket. A call is a candidate if its packet can be of that time range. Calls of several processes
+can all be candidates.
 
-The kernel reports the first packet of each TCP connection before it sends it, with its port. The
-sender of another protocol's packet stays uncertain. No BPF program sees a packet of a connected
-socket, or the rest of a corked datagram. A socket may also give its port up and stay open
-(``connect`` to AF_UNSPEC). Such a record lists each process that may have sent the packet.
+The sender is certain only for the first packet of a TCP connection. The kernel reports this packet
+with its port, before the packet is sent. The sender of any other packet stays uncertain. No BPF
+program sees a packet of a connected socket, or the rest of a corked datagram. A socket may also
+give up its port and stay open (``connect`` to AF_UNSPEC). The match of such a packet has each
+process that may have sent the packet.
 """
 
 from __future__ import annotations
@@ -108,7 +110,11 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that calls before ``now_ns`` are missing; their packets' records may still come."""
+        """Note that some calls before ``now_ns`` were dropped.
+
+        The packet of a dropped call may be sent up to ten seconds later. So matches of packets
+        from before that time are uncertain.
+        """
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
@@ -159,7 +165,8 @@ class SendCalls:
     def _is_complete(self, record: Record, since_ns: int) -> bool:
         """Return True if all calls that may have sent the record's packet are stored here.
 
-        The packet was sent at ``since_ns`` or later.
+        This is certain only for the first packet of a TCP connection. The packet was sent at
+        ``since_ns`` or later.
         """
         key = key_of_record(record)
         # With too many similar calls, the packet may be of one that is not checked.
@@ -178,7 +185,7 @@ class SendCalls:
 
 
 def _without_port(key: PacketKey) -> PacketKey:
-    """Return the key of the call that connected the socket, when it had no source port yet."""
+    """Return the key with source port 0, which a call has if its socket had no port yet."""
     return key._replace(source_port=0)
 
 
@@ -193,9 +200,9 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each record's packet.
 
-    For each record, ``found`` has the calls that may have sent the packet. ``read`` has the time at
-    which the record was read. No packet was sent after its record was read, or later than the
-    packets of later records.
+    For each record, ``found`` has the calls of which one sent the packet; empty if this is not
+    certain. ``read`` has the time at which the record was read. No packet was sent after its record
+    was read, or after the packets of later records.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):
