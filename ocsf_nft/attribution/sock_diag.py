@@ -1,9 +1,11 @@
-"""Query of the kernel's socket tables of a network namespace, by netlink (``sock_diag``).
+"""Lookup of the sockets that may have sent a packet, by netlink (``sock_diag``).
 
-Netlink lists TCP, UDP and UDP-Lite sockets: ``include/uapi/linux/sock_diag.h`` and ``inet_diag.h``,
-``net/ipv4/inet_diag.c``, ``tcp_diag.c``, ``udp_diag.c``. The kernel filters by port, so the many
-other sockets of a hostile sandbox are never transferred. Text files (:mod:`proc_net_sockets`) cover
-what netlink does not list, and kernels without it.
+The lookup reads the kernel's socket tables of one network namespace. Netlink lists TCP, UDP and
+UDP-Lite sockets: ``include/uapi/linux/sock_diag.h`` and ``inet_diag.h``, ``net/ipv4/inet_diag.c``,
+``tcp_diag.c``, ``udp_diag.c``. The kernel returns only sockets with the packet's port. So the many
+other sockets of a hostile sandbox are never transferred. The text files of :mod:`proc_net_sockets`
+list the other kinds of sockets. They also list TCP and UDP sockets if the kernel has no
+``sock_diag``.
 
 A socket without a port is in no table. After a reset (``tcp_done``) a socket has a port only if its
 process chose the port itself.
@@ -53,9 +55,10 @@ _IFREQ: Final = struct.Struct("=16si20x")  # struct ifreq
 
 
 class SocketTables:
-    """Query of the kernel's socket tables of one network namespace; for one thread at a time.
+    """Reader of the kernel's socket tables of one network namespace; for one thread at a time.
 
-    All descriptors are opened in this namespace, and show it also after its path was replaced.
+    The reader opens the namespace once, in :meth:`__enter__`. If another namespace gets its path
+    later, the reader still reads the tables of the opened namespace.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -91,7 +94,7 @@ class SocketTables:
 
     @property
     def namespace(self) -> Namespace:
-        """Return the network namespace of the tables, also if its path was replaced meanwhile."""
+        """Return the opened network namespace, even if its path now leads to another one."""
         return self._namespace
 
     def tcp(
@@ -105,11 +108,13 @@ class SocketTables:
     ) -> tuple[Socket, ...]:
         """Return the TCP sockets that have, or had, the connection from ``local`` to ``remote``.
 
-        ``local`` and ``remote`` are pairs of address and port. A refused connection has a socket
-        only if its process chose the port itself. The socket's remote port may already be 0
-        (``tcp_disconnect``). ``device`` is the packet's outbound device: a socket bound to a device
-        is only found with it. ``deadline_ns`` is of time.monotonic_ns. Raises TooManySocketsError,
-        OSError.
+        ``local`` and ``remote`` are pairs of address and port. The socket of a refused connection
+        is found only if its process chose the local port itself. The socket's remote port may be 0
+        by then (``tcp_disconnect``). ``device`` is the device through which the packet was sent. It
+        is needed to find a socket that is bound to that device.
+
+        Raises TooManySocketsError if too many sockets have the port, or if the lookup is not
+        finished at ``deadline_ns`` (time.monotonic_ns). Raises OSError if the tables can't be read.
         """
         expected = (local[1], remote[0], remote[1])
         try:
@@ -129,11 +134,11 @@ class SocketTables:
     def by_port(
         self, protocol: int, version: IpVersion, port: int, *, deadline_ns: int
     ) -> tuple[Socket, ...]:
-        """Return all UDP or UDP-Lite sockets that may have sent from this IP version and port.
+        """Return all UDP or UDP-Lite sockets with this port that can send with this IP version.
 
-        The result does not depend on addresses. A socket can send each packet with other addresses
-        than those that it is bound and connected to (``sendto``, ``IP_PKTINFO``). Raises
-        TooManySocketsError, OSError.
+        ``protocol`` is the number of UDP or UDP-Lite. Addresses are not compared, because a socket
+        can send each packet with other addresses than its own (``sendto``, ``IP_PKTINFO``). Raises
+        TooManySocketsError and OSError in the same cases as :meth:`tcp`.
         """
         try:
             sockets = tuple(self._dump(protocol, version, port, _ALL_STATES, deadline_ns))
@@ -200,7 +205,10 @@ class SocketTables:
                     raise too_many()
 
     def _raise_for_end(self, payload: memoryview, protocol: int) -> None:
-        """Raise the error that ends a dump; FileNotFoundError for an unsupported protocol."""
+        """Raise OSError if the last message of a dump has an error code.
+
+        The error is FileNotFoundError if the kernel does not support the protocol.
+        """
         # DONE and ERROR both begin with 0 or a negative errno (netlink_dump_done).
         code = int.from_bytes(payload[:4], sys.byteorder, signed=True)
         if code:
@@ -209,7 +217,10 @@ class SocketTables:
             raise OSError(-code, os.strerror(-code))
 
     def _diag(self, protocol: int) -> socket.socket:
-        """Return the netlink socket; raise FileNotFoundError for an unsupported protocol."""
+        """Return the netlink socket for requests, which is opened for the first request.
+
+        Raises FileNotFoundError if the kernel does not support requests for the protocol.
+        """
         if protocol in self._unsupported:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if self._socket is None:
@@ -232,7 +243,7 @@ class SocketTables:
         sock.send(netlink.message(SOCK_DIAG_BY_FAMILY, flags, payload, self._sequence))
 
     def _answers(self, sock: socket.socket) -> Iterator[netlink.Message]:
-        """Yield the netlink messages of the next datagram that answers the last request."""
+        """Wait for the next datagram that answers the last request, and yield its messages."""
         while True:
             try:
                 datagram, sender = sock.recvfrom(_RECEIVE_BYTES)

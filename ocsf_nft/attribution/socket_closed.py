@@ -1,12 +1,13 @@
-"""Listener for closed sockets: it shows if a port still has the socket that sent a packet.
+"""Listener for closed sockets, to check if the socket that sent a packet still has its port.
 
-The kernel notifies listeners of each TCP and UDP socket of a namespace that is freed, with its
-port: ``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``, called by ``__sk_free``. If no
-socket with a packet's port was closed since the packet, its socket still has the port. Listening
-needs no privilege, and costs the sandbox about two microseconds for each socket that it closes.
+The kernel notifies listeners when it frees a TCP or UDP socket of the network namespace. The
+notification has the socket's port: ``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``,
+called by ``__sk_free``. If no socket with a packet's port was closed since the packet, the socket
+that sent the packet still has the port. Listening needs no privilege, and costs the sandbox about
+two microseconds for each socket that it closes.
 
-A work queue sends the notification, usually within microseconds. The kernel does not notify of
-UDP-Lite, raw, ping and packet sockets. It also does not if a socket gives up its port and stays
+A work queue sends the notification, usually within microseconds. The kernel sends none for
+UDP-Lite, raw, ping and packet sockets. It also sends none if a socket gives up its port and stays
 open (``connect`` to AF_UNSPEC).
 """
 
@@ -82,10 +83,11 @@ class ClosedSockets:
             self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
-        """Return why a socket that had this port at ``since_ns`` may be closed; None if it is open.
+        """Return the reason why the socket that had this port at ``since_ns`` may be closed now.
 
-        ``protocol`` is one of :data:`WATCHED_PROTOCOLS`. The true time may be up to ``slack_ns``
-        before ``since_ns``.
+        Return None if no socket with this port was closed since then. ``protocol`` is one of
+        :data:`WATCHED_PROTOCOLS`. If ``since_ns`` is not exact, ``slack_ns`` is how much earlier
+        the true time may be.
         """
         with self._lock:
             is_all = self._drain()

@@ -1,20 +1,24 @@
-"""Processes that have a socket, and reasons why a process may not be the one that used it.
+"""Search for the processes that have a socket open, and for reasons to doubt that they used it.
 
-A process that has a socket now is not always the one that sent a packet with it before. It may have
+A process that has a socket now is not always the one that sent a packet with the socket before. The
+sender may be another process:
 
-- inherited it from a parent that sent and ended. Excluded if the socket is close-on-exec, and the
-  process ran a program since its fork: then that program has opened it;
-- left it to a child that sent and ended. Excluded if no child of it has ended;
-- received it (``SCM_RIGHTS``). Excluded if it has no Unix socket;
-- never sent with it, while another process made the packet by hand with that socket's addresses.
-  Excluded if its user can't: the process has no CAP_NET_RAW.
+- A parent sent the packet and ended, and the process inherited the socket. This is excluded if the
+  socket is close-on-exec, and the process ran a program since its fork. Then that program has
+  opened the socket.
+- A child inherited the socket, sent the packet and ended. This is excluded if the process has no
+  child that ended.
+- The process received the socket from the sender (``SCM_RIGHTS``). This is excluded if it has no
+  Unix socket.
+- Another process wrote the packet by hand, with the addresses of the socket. This is excluded if
+  the user can't do that: the process has no CAP_NET_RAW.
 
 :attr:`Holder.doubt` names the first reason that is not excluded. Two cases are not detected. A
-child sent, closed its copy, and is alive. Or a process takes descriptors out of another process
-(``pidfd_getfd``); such a process can do anything in the other's name anyway.
+child sent the packet, closed its copy of the socket, and is alive. Or a process takes descriptors
+out of another process (``pidfd_getfd``); it can do anything in the other's name anyway.
 
-Some descriptors are in no process's table: files registered with io_uring, and files in transit
-through a Unix socket.
+Some descriptors are in no process's table, so they are not found: files registered with io_uring,
+and files in transit through a Unix socket.
 """
 
 from __future__ import annotations
@@ -66,8 +70,8 @@ class Scan(NamedTuple):
     """Result of a search for the processes (holders) that have some sockets open.
 
     ``missed`` is the reason why the search may have missed holders; None if there is no reason.
-    ``unseen`` is the reason why a process may have the socket by SCM_RIGHTS without being found. It
-    is None if this reader can see every process of the host.
+    ``unseen`` is the reason why the search could not check every process of the host. A process
+    that was not checked may have received a socket (``SCM_RIGHTS``). None if all were checked.
     """
 
     holders: tuple[Holder, ...]
@@ -130,10 +134,10 @@ class _Search:
         self._missed = self._missed or reason
 
     def _is_inside(self, pid: int, namespace: str) -> bool:
-        """Return True if a process is in the network namespace, or if only its threads are alive.
+        """Return True if a process is in the network namespace; False if it is not readable.
 
-        The namespace is unknown once the process's first thread is dead. The process's parent is
-        noted.
+        /proc does not show the namespace if the first thread has ended. Then return the result of
+        :meth:`_is_alive`, because the other threads may be in the namespace.
         """
         self._check_time()
         try:
@@ -145,9 +149,10 @@ class _Search:
             return False
 
     def _is_alive(self, pid: int) -> bool:
-        """Return True if a process has living threads; note its parent if the first has ended.
+        """Return True if a process has living threads.
 
-        If the process was already removed, its parent shows that it had children.
+        If the first thread has ended, note the parent: a child of it has ended. No note is needed
+        for a process that was already removed. Its parent's ``stat`` shows that there was a child.
         """
         try:
             stat = proc.stat(self._root, f"{pid}/stat")
@@ -184,7 +189,7 @@ class _Search:
             self._found[pid] = found
 
     def result(self) -> Scan:
-        """Return the processes that have the sockets; their details are read now."""
+        """Read the details of the processes that the search found, and return its result."""
         holders = []
         for pid, found in self._found.items():
             try:
@@ -224,7 +229,10 @@ class _Search:
             os.close(tasks)
 
     def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
-        """Search one descriptor table; return False if the table was empty or changed meanwhile."""
+        """Add the searched sockets in one descriptor table to ``found``.
+
+        Return False if the table was empty, or if a descriptor was closed meanwhile.
+        """
         seen = closed = 0
         try:
             table = proc.directory(f"{owner}/fdinfo", directory)
@@ -302,7 +310,10 @@ class _Search:
             return False
 
     def _descends(self, pid: int, ancestor: int) -> bool:
-        """Return True if process ``pid`` descends from ``ancestor``, or if a process has ended."""
+        """Return True if process ``pid`` descends from ``ancestor``, or if that can't be checked.
+
+        It can't be checked if ``pid`` or a process between the two has ended.
+        """
         try:
             while pid > 1:
                 pid = proc.stat(self._root, f"{pid}/stat").parent
@@ -316,9 +327,9 @@ class _Search:
 class _Descriptor(NamedTuple):
     """Details of an open descriptor, from /proc/PID/fdinfo (``seq_show`` in ``fs/proc/fd.c``).
 
-    Linux 5.14 or later shows the inode. To read fdinfo of another user's process takes
-    CAP_SYS_PTRACE. Unlike ``fd``, fdinfo takes no right to the process's files. Only Unix sockets
-    have ``scm_fds`` (``net/unix/af_unix.c``).
+    Linux 5.14 or later shows the inode. Reading fdinfo of another user's process needs
+    CAP_SYS_PTRACE. Unlike /proc/PID/fd, fdinfo needs no right to the process's files. Only Unix
+    sockets have the line ``scm_fds`` (``net/unix/af_unix.c``).
     """
 
     flags: int
@@ -338,7 +349,7 @@ class _Descriptor(NamedTuple):
 
 
 def _mount_of_sockets(root: int) -> int:
-    """Return the id of the kernel's internal mount of all sockets, the same for every process."""
+    """Return the id of the kernel's internal mount on which all sockets of all processes are."""
     with socket.socket(socket.AF_UNIX) as one:
         return _Descriptor.of(f"self/fdinfo/{one.fileno()}", root).mount
 
@@ -371,8 +382,8 @@ def _share_files(pid: int, tid: int) -> bool:
 def _shows_all(root: int) -> bool:
     """Return True if /proc belongs to our pid namespace and shows all processes in it.
 
-    ``root`` is a descriptor of /proc. The test is process 1: with the mount option hidepid, /proc
-    hides processes that are not readable.
+    ``root`` is a descriptor of /proc. With the mount option hidepid, /proc hides processes that are
+    not readable. So the function checks that process 1 is visible.
     """
     try:
         os.stat("1", dir_fd=root)

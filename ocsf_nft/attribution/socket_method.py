@@ -1,22 +1,26 @@
-"""Attribution method ``socket``: lookup, after the packet, of the process that has its socket.
+"""Attribution method ``socket``: search, after the packet, for the process that has its socket.
 
-For hosts where the kernel can't report senders. A process is named if all of this holds:
+This method is for hosts where the kernel can't report senders. A process is named as the sender if
+all of this is true:
 
-- no socket that had the packet's port was closed since (:mod:`socket_closed`). So the packet's
-  socket is among those that have the port now, and a later owner is never named;
-- the sockets are those of one process, which opened them itself, and no other process that had
-  them has ended (:mod:`socket_holders`);
-- every process that can have them was checked.
+- No socket with the packet's port was closed since the packet (:mod:`socket_closed`). So the
+  packet's socket is among those that have the port now, and a later owner is never named.
+- Only one process has these sockets, and it opened them itself. No other process that had them has
+  ended (:mod:`socket_holders`).
+- Every process that can have them was checked.
 
-If only the first holds, the processes that have the socket are reported as possible senders. The
-kernel does not notify of a closed raw, ping, packet or UDP-Lite socket. A process of the packet's
-user that has such a socket now may have sent it; no more is known. All other senders are unknown.
-This is so for most TCP packets: a refused connection's socket has no port any more at the lookup.
+If only the first is true, the processes that have the sockets are reported as possible senders.
 
-One case stays possible. A process sends, then gives up the port or its copy of the socket and
-stays alive. Another process of the same user has the port when the record is read. A process does
-so by ``connect`` to AF_UNSPEC, or a child closes an inherited socket. That needs milliseconds, but
-a corked IPv6 datagram keeps its port for any time. So the confidence is at most medium.
+The kernel does not notify of a closed raw, ping, packet or UDP-Lite socket. For these, each process
+that has such a socket of the packet's user now is reported as a possible sender.
+
+In all other cases the sender is unknown. This includes most TCP packets: the socket of a refused
+connection has no port any more at the lookup.
+
+A wrong process can be named in one case. The sender gives up the port and stays alive: by
+``connect`` to AF_UNSPEC, or as a child that closes an inherited socket. Then another process of the
+same user has the port when the record is read. Usually there are only milliseconds for that, but a
+corked IPv6 datagram keeps its port for any time. So the confidence is at most medium.
 """
 
 from __future__ import annotations
@@ -54,14 +58,18 @@ _PINGS: Final = frozenset({(4, socket.IPPROTO_ICMP), (6, socket.IPPROTO_ICMPV6)}
 
 
 class _PortWatch(NamedTuple):
-    """Check if a socket with one port was closed since a packet was sent."""
+    """Port of a packet, with the listener that notices when a socket with this port is closed."""
 
     closed: ClosedSockets
     protocol: int
     port: int
 
     def doubt(self, sent_ns: int) -> str | None:
-        """Return why the packet's socket may no longer have the port; None if it certainly has."""
+        """Return the reason why the packet's socket may no longer have the port.
+
+        Return None if the socket certainly has the port. ``sent_ns`` is the packet's time
+        (CLOCK_BOOTTIME).
+        """
         return self.closed.doubt(self.protocol, self.port, sent_ns, slack_ns=_LATE_NS)
 
 

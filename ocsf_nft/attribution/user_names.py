@@ -51,9 +51,10 @@ class UserNames:
         return self._name("group", gid, lambda number: grp.getgrgid(number).gr_name)
 
     def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
-        """Return (True, name) if the answer for an id is cached, else False and an outdated name.
+        """Return (True, name) if the cache has a valid answer for an id.
 
-        A cached name is None if the id has no name. This never asks the name service.
+        This never asks the name service. ``name`` is None if the id has no name. Otherwise return
+        False and the outdated name, or False and None if the cache has no name for the id.
         """
         if not self._is_in_initial_namespace():
             return True, None
@@ -62,9 +63,10 @@ class UserNames:
         return time.monotonic() < until, name
 
     def mapped_id(self, number: int) -> int | None:
-        """Return a user or group id from /proc; None for 65534 in a user namespace.
+        """Return a user or group id from /proc, or None if it represents an unknown id.
 
-        There, /proc shows 65534 for each id that has no number in the namespace.
+        In a user namespace, /proc shows 65534 for each id that has no number there. So 65534
+        becomes None. In the initial user namespace, 65534 is an id like any other.
         """
         return number if number != _UNMAPPED or self._is_in_initial_namespace() else None
 
@@ -95,9 +97,10 @@ class UserNames:
 
 
 class CachedNames:
-    """Reader of the user and group names cached in ``names``, without a wait for the name service.
+    """Lookup of user and group names only in the cache of ``names``, so that it never waits.
 
-    ``missing`` has the requested ids without a cached name; :meth:`resolve` asks for their names.
+    ``missing`` has the requested ids whose names are not cached, or are outdated. :meth:`resolve`
+    asks the name service for these names.
     """
 
     def __init__(self, names: UserNames) -> None:
@@ -105,11 +108,11 @@ class CachedNames:
         self.missing: set[tuple[Kind, int]] = set()
 
     def user(self, uid: int) -> str | None:
-        """Return the cached name of a user; None if no name is cached."""
+        """Return the cached name of a user, even if it is outdated; None if no name is cached."""
         return self._name("user", uid)
 
     def group(self, gid: int) -> str | None:
-        """Return the cached name of a group; None if no name is cached."""
+        """Return the cached name of a group, even if it is outdated; None if no name is cached."""
         return self._name("group", gid)
 
     def resolve(self) -> None:

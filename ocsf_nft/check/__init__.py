@@ -1,8 +1,12 @@
-"""Checks of a host: its features, rules that block a fence's accepted traffic, and remedies.
+"""Checks of a host on which a fence (the rules around a sandbox or a VM) is to work.
 
-A check changes nothing. It models the accepted traffic as packets, and walks them through the
-host's rules. Only some fields of a modelled packet are known. So it can be unknown whether a rule
-matches the packet. Then the finding reports "may drop".
+The checks examine the features of the system, and the rules that block traffic that the fence
+accepts. Each finding has a remedy if there is one. The checks change nothing; only
+:func:`remove_leftovers` does.
+
+The accepted traffic is modelled as packets that walk through the host's rules. Only some fields of
+a modelled packet are known. So it can be unknown whether a rule matches the packet. Then the
+finding reports "may drop".
 """
 
 from __future__ import annotations
@@ -56,11 +60,12 @@ def check_scope(
     port: int,
     proxies: tuple[Endpoint, ...] = (),
 ) -> CheckScope:
-    """Return the scope of a check, with the interfaces to which the namespace's routes lead.
+    """Return the scope of a check: a namespace, and the VM or sandbox whose traffic is checked.
 
-    ``device`` is the VM's TAP device or a pattern such as ``vmtap-*``; None if there is no VM.
-    ``subnets`` are the VM's subnets, ``port`` is the gateway's port. ``proxies`` are a sandbox's
-    proxies.
+    The interfaces that lead to the internet and to the proxies are read from the namespace's
+    routes. ``device`` is the VM's TAP device or a pattern such as ``vmtap-*``; None if there is no
+    VM. ``subnets`` are the VM's subnets, ``port`` is the gateway's port. ``proxies`` are a
+    sandbox's proxies.
     """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),
@@ -133,7 +138,7 @@ def remove_leftovers(scope: CheckScope) -> Iterator[tuple[leftovers.Leftover, st
     """Remove leftovers of an older iptables set-up for VMs, and yield each one with its result.
 
     The result is None after success, else the reason why the leftover was not removed. Raises
-    UnsupportedError if the rules can't be read.
+    UnsupportedError if the rules can't be read, and OcsfNftError if the interfaces can't be listed.
     """
     ruleset = read_ruleset.read(scope.namespace)
     found = leftovers.find_leftovers(ruleset, _list_devices(scope), scope)

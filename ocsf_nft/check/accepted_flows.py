@@ -53,8 +53,8 @@ class FlowDirection(enum.Enum):
 class Step:
     """netfilter hook that a modelled packet traverses, and what changes in the packet there.
 
-    ``changes`` are the new values of the packet's fields at this hook, by field. ``device`` is the
-    interface of an ingress or egress hook, which belongs to one interface; else None.
+    ``changes`` maps names of the packet's fields to their new values at this hook. An ingress or
+    egress hook belongs to one interface, ``device``; for other hooks it is None.
     """
 
     hook: str
@@ -76,14 +76,17 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return true if this is a later packet of the flow that the previous packet began."""
+        """Return true if this is a later packet from the sender of the flow's first packet.
+
+        Such a packet directly follows the first packet in :func:`vm_flows` and :func:`proxy_flows`.
+        """
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
     def label(self) -> str:
-        """Return protocol and port as text for messages.
+        """Return protocol and port as text for messages, for example ``tcp 443``.
 
-        For a later packet of a flow, ", once open" is added.
+        For a later packet of a flow, the text is ``tcp 443, once open``.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
@@ -124,7 +127,8 @@ class Vm:
 def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
     """Yield representative packets of the traffic that a VM's fence accepts.
 
-    This is traffic to the internet, the replies, traffic to the gateway's port, and the answers.
+    These are packets from the VM to the internet and to the gateway's port, and the replies to
+    both.
     """
     if vm.subnets:
         for subnet in vm.subnets:

@@ -1,8 +1,9 @@
 """Shell commands that make another firewall accept the traffic that a fence accepts.
 
-Findings show such a command as the remedy for a rule that drops this traffic. An administrator runs
-the command as root. So the command contains only plain names, and every word is quoted for a shell.
-If a name isn't plain, no command is shown.
+Findings show such commands as the remedy for a rule that drops this traffic. An administrator runs
+the commands as root. So every word is quoted for a shell, and names of interfaces, tables and
+chains must be plain: letters, digits and a few other characters. If a name isn't plain, no command
+is shown.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -
     """Return shell commands that make the host's rules accept the requested traffic.
 
     ``owner`` is the program that made the chain with the dropping rule. ``base`` is the base chain
-    that leads to that rule. Returns nothing if a command can't be written safely.
+    that leads to that rule. The result is empty if a command can't be written safely, or if only
+    the process that owns the table can change it.
     """
     if request.device is not None and not is_plain_device(request.device):
         return ()
@@ -146,8 +148,8 @@ def _iptables(
 def _iptables_program(version: int, backend: str) -> str:
     """Return the name of the iptables program that changes rules of a backend: nft or legacy.
 
-    On some hosts the plain name ``iptables`` is the nft program, on others the legacy program. It
-    is returned only if it is the required program.
+    The result is the plain name ``iptables`` (or ``ip6tables``) if that is the required program on
+    this host. Otherwise it is the name with the suffix, for example ``iptables-legacy``.
     """
     name = "iptables" if version == 4 else "ip6tables"
     found = nft.find_program(name)

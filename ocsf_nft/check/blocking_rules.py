@@ -71,7 +71,11 @@ class CheckScope:
 
 
 def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
-    """Yield a finding for each rule that drops, or may drop, traffic that the fence accepts."""
+    """Yield a finding for each rule that drops, or may drop, traffic that the fence accepts.
+
+    Further findings report rules that could not be checked, and an active fence of ocsf-nft. If no
+    rule drops the traffic, a finding reports that.
+    """
     for sentence in ruleset.unread:
         yield Finding(
             name="unread-rules",
@@ -120,9 +124,10 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Return the stops by the fence in question in one list, and other stops in one list per rule.
+    """Split the stops of a check into those of the checked fence and all others.
 
-    A stop is a rule or policy that stops a modelled packet. ``by_rule`` has the stops of each rule.
+    A stop is a rule or policy that stops a modelled packet. ``by_rule`` has one list for each rule.
+    Return all stops of the fence in one list, and the other stops in one list for each rule.
     """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
@@ -135,10 +140,10 @@ def _by_owner(
 
 
 def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
-    """Return true if a chain belongs to the fence whose traffic is checked.
+    """Return true if a chain belongs to a fence that blocks the checked traffic on purpose.
 
-    For one VM, this is the fence of its device. A fence around the whole namespace blocks that VM
-    by mistake. Without a certain VM, each fence is meant to block what it blocks.
+    If the check is for one VM, only the fence of the VM's device counts. A fence around the whole
+    namespace blocks the VM by mistake. Otherwise each fence of ocsf-nft counts.
     """
     if not chain_owner.is_ours(key):
         return False
@@ -234,7 +239,7 @@ def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
 def _is_published_port(flow_stop: FlowStop) -> bool:
     """Return true if a rule redirects packets for the gateway's port, for example to a container.
 
-    This is no fault: a VM's fence accepts the redirected traffic.
+    Such a rule needs no remedy: a VM's fence accepts the redirected traffic.
     """
     return flow_stop.stop.verb == "redirects" and flow_stop.flow.direction is FlowDirection.GATEWAY
 

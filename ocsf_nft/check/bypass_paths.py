@@ -1,4 +1,7 @@
-"""Checks for rules and interfaces through which packets can bypass a fence."""
+"""Checks for rules and interfaces through which packets can bypass a fence.
+
+Examples are flowtables, ports of a bridge, and interfaces with an XDP program.
+"""
 
 from __future__ import annotations
 

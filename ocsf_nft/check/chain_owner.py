@@ -1,7 +1,8 @@
 """Recognition of the program that made a chain, by the names that firewalls use.
 
-Any program can use these names, so they prove nothing. They only decide for which firewall the
-commands in a remedy are.
+Any program can use these names, so they prove nothing. They decide which owner a finding names, and
+for which firewall the commands in its remedy are. Rules in a table with a name of ocsf-nft are
+treated as rules of ocsf-nft.
 """
 
 from __future__ import annotations

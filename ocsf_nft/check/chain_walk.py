@@ -284,7 +284,10 @@ class _Walk:
             self._alter(lambda _: result.packet, matches)
 
     def _vmap(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Apply a verdict map to the walk; return true if the map certainly ends its rule."""
+        """Apply a verdict map, such as ``tcp dport vmap { 22 : drop }``, to the walk.
+
+        Return true if the map certainly ends its rule: later statements are skipped.
+        """
         pairs, key = self._pairs(body), body.get("key") if isinstance(body, dict) else None
         if pairs is None:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
@@ -321,9 +324,10 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return true if a statement may end its rule, and earlier packets decide whether it does.
+    """Return true if it can't be predicted whether a statement ends its rule.
 
-    This holds for the match of an iptables extension, and for a set statement with a limit.
+    One such statement is the match of an iptables extension, which nft doesn't decode. Another is a
+    set statement with a limit: the number of earlier packets decides.
     """
     if kind == "xt":
         return isinstance(body, dict) and body.get("type") == "match"

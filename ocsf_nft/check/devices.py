@@ -66,9 +66,10 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 
 
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
-    """Return the name of the interface that leads to each address, by the key in ``addresses``.
+    """Return the name of the interface that leads to each address, by the route to it.
 
-    Addresses without a route are omitted. The result is empty if the routes can't be read.
+    The result has the keys of ``addresses``. Addresses without a route are omitted. The result is
+    empty if the routes can't be read.
     """
 
     def query() -> dict[int, str]:

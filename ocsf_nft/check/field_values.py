@@ -1,4 +1,4 @@
-"""Values of a modelled packet's fields, and tests of them against the values that a rule names.
+"""Comparison of a modelled packet's fields with the values that a rule names.
 
 A match of a rule has an expression on its left side, such as ``tcp dport``. It has values on its
 right side. This module converts the expression to an operand: a function that tests one of these
@@ -61,10 +61,11 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 
 
 def operand(left: Any, packet: Packet) -> Operand | Absent:
-    """Return a function that compares a given value with the value of an expression for a packet.
+    """Return a function that tests if an expression has a given value for a packet.
 
-    ``left`` is the expression, the left side of a match. Returns an :class:`Absent` if the packet
-    doesn't have the field.
+    The function gets the value in nft's JSON, and returns YES, NO or MAYBE. ``left`` is the
+    expression, the left side of a match. Returns an :class:`Absent` if the packet doesn't have the
+    field.
     """
     found = value(left, packet)
     if isinstance(found, Span):
@@ -225,7 +226,10 @@ def _masked(operator: str, body: Any, packet: Packet) -> Value | Absent:
 
 
 def flags_of(item: Any) -> frozenset[str]:
-    """Return the names of the flags in nft's JSON: one flag, a list, or a ``|`` of flags."""
+    """Return the names of the flags in a value of nft's JSON.
+
+    The value is one flag, a list of flags, or an object such as ``{"|": ["syn", "ack"]}``.
+    """
     if isinstance(item, dict) and len(item) == 1 and "|" in item:
         item = item["|"]
     parts = item if isinstance(item, list) else [item]

@@ -159,10 +159,10 @@ def _matches_device(device: InterfaceName, name: str) -> Truth:
 
 
 def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """Return a copy of the packet with its connection tracking state at a base chain.
+    """Return a copy of the packet with the connection tracking state that a base chain sees.
 
-    The state is known only after connection tracking. The chain's priority shows whether the chain
-    comes before or after that.
+    Connection tracking sets the state at a fixed priority of the hook. A chain with a later
+    priority sees the new state. A chain with the same priority may see either.
     """
     if step.hook not in _TRACKING_HOOKS or chain.base is None:
         return packet

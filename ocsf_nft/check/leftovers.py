@@ -1,9 +1,9 @@
 """Detection, and removal on request, of iptables rules that an older set-up for VMs left behind.
 
-A leftover is a rule or chain for a VM's interface, or NAT for the VM's subnet. The interface no
-longer exists, or it is the one in the scope of the check. Rules that our remedies add have a
-comment: they are no leftovers while their interface exists. Rules that ufw or Docker manage are no
-leftovers.
+A leftover is a rule or chain for a VM's interface, or NAT for the VM's subnet. Either the interface
+no longer exists, or it is the one in the scope of the check, which a fence handles. The rules that
+our remedies add have a comment. Such a rule is a leftover only if its interface no longer exists.
+Rules that other programs manage, such as ufw or Docker, are no leftovers.
 """
 
 from __future__ import annotations
@@ -178,9 +178,10 @@ class _LeftoverTest:
 
 
 def _may_hold_leftovers(chain: Chain, ruleset: Ruleset) -> bool:
-    """Return true if a chain may hold rules of an older iptables set-up.
+    """Return true if an older iptables set-up may have added rules to a chain.
 
-    A chain that belongs to another program, such as Docker, may not.
+    Return false for a chain of another program, such as Docker, and for tables that iptables
+    doesn't use.
     """
     is_iptables = chain.key.backend == "legacy" or is_iptables_table(chain.key)
     if not is_iptables:
@@ -223,7 +224,10 @@ def _excluded_devices(rule: Rule) -> list[str]:
 
 
 def _devices(rule: Rule, operator: str = "==") -> list[str]:
-    """Return the interfaces that a rule matches by their full name; patterns are omitted."""
+    """Return the interfaces that a rule compares with ``operator``, for example ``eth0``.
+
+    Patterns such as ``eth*`` are omitted.
+    """
     found = []
     for left, right in _matches(rule, operator):
         meta = left.get("meta") if isinstance(left, dict) else None

@@ -33,7 +33,8 @@ class Packet:
 
     ``is_destination_local`` and ``is_source_local``: the address belongs to the host.
     ``has_reverse_route``: a route to the source leads through the input interface. ``is_first``:
-    the packet begins a flow. Any later packet of the flow has the state ``ESTABLISHED``.
+    the packet begins a flow. Connection tracking gives any later packet of the flow the state
+    ``ESTABLISHED``.
     """
 
     version: Literal[4, 6]
@@ -55,7 +56,8 @@ class Packet:
     def joined(self, other: Packet) -> Packet:
         """Return a packet whose fields include the values of this packet and of ``other``.
 
-        Both are variants of the same packet: without and with the change that a rule may have made.
+        This models a packet that a rule may or may not have changed. Both packets are variants of
+        it: one without the change, and one with the change.
         """
         if self == other:
             return self

@@ -134,10 +134,11 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 
 
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
-    """Return a chain in which the rules that nft can't decode are decoded by iptables-nft-save.
+    """Return a chain whose opaque rules are decoded from the output of iptables-nft-save.
 
-    ``saved`` is the parsed output of that program. If the output has another number of rules for
-    the chain, return the chain unchanged.
+    A rule is opaque if nft can't decode it. Every rule also gets its line of the output as text.
+    ``saved`` is the parsed output. If it has more or fewer rules for the chain, return the chain
+    unchanged.
     """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):

@@ -69,7 +69,7 @@ class Matcher:
         return answer.inverted() if operator in {"!=", "!"} else answer
 
     def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
-        """Return YES if the kernel executes a statement for a packet, and NO if it ends the rule.
+        """Return YES if the kernel executes a statement for a packet, NO if the rule ends there.
 
         The kernel ends the rule if the statement lacks an input: a map has no element for the
         packet, the packet doesn't have a field, or a set is full. Return MAYBE if that is unknown.

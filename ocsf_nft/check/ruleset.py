@@ -82,7 +82,10 @@ class Set:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Flowtable:
-    """nftables flowtable; packets of its flows skip the forward hook, with the rules of a fence."""
+    """nftables flowtable: packets of its flows skip the forward hook.
+
+    So these packets skip the rules of a fence in that hook.
+    """
 
     family: str
     table: str
@@ -208,10 +211,10 @@ def _rule(key: ChainKey, body: dict[str, Any]) -> Rule:
 
 
 def statements(expressions: Any) -> tuple[tuple[str, Any], ...]:
-    """Return a rule's statements as (kind, body), from a list of nft's JSON.
+    """Return a rule's statements as pairs (kind, body), from a list of nft's JSON.
 
-    Each entry is an object with one member. Any other entry becomes a statement of the kind
-    ``unknown``.
+    An entry of the list is an object with one member, such as ``{"drop": null}``. An entry of any
+    other form becomes a statement of the kind ``unknown``.
     """
     found: list[tuple[str, Any]] = []
     for entry in expressions if isinstance(expressions, list) else ():

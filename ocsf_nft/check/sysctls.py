@@ -1,4 +1,4 @@
-"""Checks of kernel settings (sysctls) that affect a fence, or that change with its installation."""
+"""Checks of kernel settings (sysctls) that affect a fence, or that installing a fence changes."""
 
 from __future__ import annotations
 

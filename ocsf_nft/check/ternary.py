@@ -40,7 +40,7 @@ def any_of(answers: Iterable[Truth]) -> Truth:
 
 
 class Span(NamedTuple):
-    """Number that may not be known exactly: it is between two bounds, both included."""
+    """Number that is known exactly, or only as a range: ``low`` to ``high``, both included."""
 
     low: int
     high: int
@@ -120,9 +120,10 @@ def interface(pattern: str) -> InterfaceName:
 
 
 class Bits(NamedTuple):
-    """Flags of a packet, such as its TCP flags, which may not be known exactly.
+    """Flags of a packet, such as its TCP flags, that are known exactly or only in part.
 
-    ``alternatives`` are all sets of flags that are possible.
+    ``alternatives`` are all sets of flags that are possible. If there is only one, the flags are
+    known exactly.
     """
 
     alternatives: frozenset[frozenset[str]]
@@ -154,8 +155,9 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Return flags of which exactly one is set; it may be any one of ``alternatives``.
+    """Return the model of a field with one flag, which may be any of ``alternatives``.
 
-    An empty name in ``alternatives`` means that possibly no flag is set.
+    An empty name means that no flag is set. For example, ``bits("new", "")`` is the flag ``new``,
+    or no flag.
     """
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))

@@ -1,8 +1,9 @@
-"""Command line: a thin layer, and a contract that scripts depend on.
+"""Command line of ocsf-nft: a thin layer over the package. Scripts depend on its output.
 
-Standard output has the requested data and nothing else: events as JSON Lines, the ruleset of
-``install --dry-run``, or the schema of ``config --schema``. ``tail`` and ``convert --format`` write
-events as short lines or as syslog messages. All other text for people goes to standard error.
+Standard output has the requested data and nothing else. For example, this is events as JSON Lines,
+the ruleset of ``install --dry-run``, or the schema of ``config --schema``. ``events`` and
+``convert`` can also write events as short lines or syslog messages (``--format``). ``tail`` always
+writes short lines. All other text for people goes to standard error.
 """
 
 from __future__ import annotations

@@ -191,8 +191,8 @@ def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> 
 class _Selection:
     """Selected events of several stores, and the position up to which each store was read.
 
-    ``is_selected`` decides for an event's JSON line. ``write`` shows lines, and returns whether
-    there were any.
+    ``is_selected`` gets the JSON line of an event, and returns true if the event is to be shown.
+    ``write`` shows such lines, and returns true if there were any.
     """
 
     def __init__(
@@ -271,7 +271,10 @@ def _filter(  # noqa: PLR0913, PLR0917 - each is an option
     until: str | None,
     uid: str | None,
 ) -> Callable[[bytes], bool]:
-    """Return a function that returns whether an event matches all filters; raises UsageError."""
+    """Return a function that gets an event's JSON line, and returns true if all filters match it.
+
+    A filter without a value matches every event. Raises UsageError if a value is not valid.
+    """
     import orjson
 
     from ocsf_nft.ocsf.oneline import sandbox_or_host

@@ -24,7 +24,7 @@ _CONTEXT_BYTES: Final = 1 << 13
 class _Cutter:
     """Splitter of data into lines; a line that is too long becomes a placeholder.
 
-    Such a line may come in several parts.
+    The data of a line that is too long may arrive in several calls of :meth:`cut`.
     """
 
     def __init__(self) -> None:
@@ -69,9 +69,10 @@ def opened(path: Path) -> int:
 
 
 def lines_of_pipe(descriptor: int) -> Iterator[list[bytes]]:
-    """Yield lines as they arrive, several at once, until no process has the pipe open for writing.
+    """Yield lists of lines as they arrive from a pipe, until its end; raises OSError.
 
-    Raises OSError.
+    The pipe ends when no process has it open for writing. A last line without a line end is
+    included.
     """
     cutter, rest = _Cutter(), b""
     while chunk := _read(descriptor):
@@ -94,9 +95,9 @@ def _read(descriptor: int) -> bytes:
 class GrowingFile:
     """Regular file that another process appends lines to, read from its last lines on.
 
-    The object closes ``descriptor``. ``path`` is the name of the file. If a new file replaces the
-    file under this name, the reader continues with the new file. If ``path`` is None, the reader
-    does not check for a new file.
+    ``path`` is the name of the file. If a new file replaces the file under this name, the reader
+    closes ``descriptor`` and continues with the new file. If ``path`` is None, the reader does not
+    check for a new file.
     """
 
     def __init__(self, descriptor: int, path: Path | None) -> None:
@@ -115,8 +116,9 @@ class GrowingFile:
     def last_lines(self, number: int, *, growing: bool) -> Iterator[list[bytes]]:
         """Yield the last ``number`` lines of the file, several at once; raises OSError.
 
-        They include a last line without a line end, unless the file is ``growing``. Such a line is
-        still incomplete, and :meth:`new_lines` yields it later.
+        ``growing`` is true if the caller continues with :meth:`new_lines`. Then a last line without
+        a line end counts as incomplete, and :meth:`new_lines` yields it later. If ``growing`` is
+        false, such a line is yielded too.
         """
         # No further: a writer that is faster than this reader would keep the loop going.
         end = os.fstat(self._descriptor).st_size
@@ -131,8 +133,9 @@ class GrowingFile:
         """Yield lines that became complete since the last call; raises OSError, AbsentError.
 
         A file that was emptied, or truncated and written again (copytruncate), is read from its
-        beginning. If another file has the name now (logrotate), that file is read next, after the
-        old one has stopped growing: the writer notices the rotation later than this reader.
+        beginning. If another file has the name now (logrotate), the reader first reads the old file
+        until it has stopped growing: the writer may use it for some time after the rotation. Then
+        the reader continues with the new file.
         """
         if self._is_rewritten():
             self._begin(0)

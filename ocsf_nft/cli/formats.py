@@ -19,7 +19,10 @@ Writer: TypeAlias = "Callable[[Iterable[bytes]], Iterator[bytes]]"
 
 
 def writer(name: str) -> Writer:
-    """Return the writer of a format; raises UsageError if the format is unknown."""
+    """Return the function that converts events to a format, such as ``jsonl``.
+
+    Raises UsageError if the format is unknown.
+    """
     if name not in _WRITERS:
         raise UsageError(f"--format {quoted(name)} is not known: give one of {', '.join(_WRITERS)}")
     return _WRITERS[name]

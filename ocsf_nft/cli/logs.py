@@ -62,10 +62,10 @@ def log_settings(
 
 
 def to_stderr(settings: LogSettings = _DEFAULT) -> None:
-    """Configure the log: records go to standard error, one write of at most PIPE_BUF bytes each.
+    """Configure the log: each record is one write of at most PIPE_BUF bytes to standard error.
 
-    So records of several writers of one pipe never mix. A write waits for the reader of standard
-    error.
+    So records of several processes that write to the same pipe never mix. A write waits until the
+    reader of standard error reads.
     """
     _configure(_Waiting(_line_writer(settings)), settings)
 

@@ -173,9 +173,11 @@ def ocsf_version(text: str) -> str:
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
-    """Return the foreign prefixes and the mapper's context from a configuration file.
+    """Return the settings for the conversion of records to events, from a configuration file.
 
-    Without a file both are the defaults. Raises AbsentError or UsageError.
+    The first is the meaning of the log prefixes of other firewalls. The second is the mapper's
+    context, with the configured severities. Without a file both are the defaults. Raises
+    AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
     from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above
@@ -191,8 +193,8 @@ def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
 def state_directory(option: Path | None, config: Path | None = None) -> Path:
     """Return the state directory: the ``option``, or else the value in the file ``config``.
 
-    If neither names one, the environment variable or the default is used. Raises AbsentError or
-    UsageError if the file can't be used.
+    If neither names one, the environment variable ``OCSF_NFT_STATE_DIR`` or else the default is
+    used. Raises AbsentError or UsageError if the file can't be used.
     """
     if option is not None:
         return option
@@ -239,8 +241,8 @@ def one_sandbox(**values: Any) -> SandboxConfig:
 def one(sandbox: dict[str, Any], **others: Any) -> Config:
     """Build a configuration with one sandbox from options; raises UsageError.
 
-    ``sandbox`` has the sandbox's keys, ``others`` the keys beside it. Options that are None count
-    as not given.
+    ``sandbox`` has the keys of the sandbox; a key whose value is None is ignored. ``others`` are
+    the other keys at the top level of the configuration.
     """
     from ocsf_nft import config  # noqa: PLC0415 - pydantic is slow to import, and --help needs none
 

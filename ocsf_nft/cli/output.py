@@ -1,6 +1,6 @@
-"""Standard streams, which may be closed, full or without a reader.
+"""Standard streams that can be used even if they are closed, full or without a reader.
 
-A failure of standard output is reported, because the requested data is dropped there. A failure of
+A failure of standard output is reported, because the requested data is missing then. A failure of
 standard error can't be reported anywhere; the exit code stays correct.
 """
 
@@ -28,7 +28,10 @@ AT_ONCE_BYTES: Final = select.PIPE_BUF
 
 class _Stdout(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write; raises DeliveryError, or SystemExit with code 0 if the reader closed the pipe."""
+        """Write data, at least a part of it, and return the number of written bytes.
+
+        Raises DeliveryError if that fails, or SystemExit with code 0 if the reader closed the pipe.
+        """
         try:
             return self._write_some(data)
         except OSError as error:
@@ -49,7 +52,7 @@ class _Stdout(io.FileIO):
 
 class _Stderr(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write, or drop what can't be written."""
+        """Write data, or drop it if that fails; return the number of written or dropped bytes."""
         size = memoryview(data).nbytes
         try:
             return super().write(data) or size  # None: a non-blocking pipe is full
@@ -95,16 +98,19 @@ def show(text: str) -> None:
 
 
 def write_stderr(data: bytes) -> None:
-    """Write to standard error in one write, after what was shown; drop what can't be written."""
+    """Write data to standard error in one write, and drop the data if that fails.
+
+    Earlier text from :func:`show` is written first.
+    """
     sys.stderr.flush()
     sys.stderr.buffer.write(data)
     sys.stderr.buffer.flush()
 
 
 def write_stderr_at_once(data: bytes) -> bool:
-    """Write to standard error if that is possible without waiting; return whether it was written.
+    """Write data to standard error only if that is possible without waiting.
 
-    More than ``AT_ONCE_BYTES`` may block.
+    Return true if the data was written. Data of more than ``AT_ONCE_BYTES`` may still block.
     """
     if not select.select((), (_STDERR,), (), 0)[1]:
         return False

@@ -342,7 +342,7 @@ class _NonWaitingExecutor(ThreadPoolExecutor):
     """
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Accept no more work; ignores ``wait``, which the loop sets."""
+        """Accept no more work, and don't wait for the threads: ``wait`` is ignored."""
         super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 
@@ -361,7 +361,7 @@ def _end_at_once() -> NoReturn:
 def _require_only(context: typer.Context, allowed: set[str], sentence: str) -> None:
     """Raise UsageError if options outside ``allowed`` are given: they would have no effect.
 
-    ``sentence`` is the message, with a field for the names of these options.
+    ``sentence`` is the error's text. The names of these options replace the ``{}`` in it.
     """
     given = [
         f"--{name.replace('_', '-')}"
