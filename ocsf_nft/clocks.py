@@ -13,12 +13,12 @@ _TRIES: Final = 10
 def epoch_of(clock: int) -> int:
     """Return the wall-clock time at which a kernel clock was 0 (ns since the epoch, UTC).
 
-    ``clock`` is ``time.CLOCK_BOOTTIME`` or ``time.CLOCK_MONOTONIC``. The result is valid for times
-    after the wall clock was last set. For CLOCK_MONOTONIC, the machine must not have been suspended
-    since then.
+    ``clock`` is ``time.CLOCK_BOOTTIME`` or ``time.CLOCK_MONOTONIC``. Add the result to a time of
+    ``clock`` to get the wall-clock time. That sum is wrong for a time before the wall clock was
+    last set. For CLOCK_MONOTONIC, it is also wrong for a time before the last suspend.
 
-    The scheduler may stop the thread between two readings. So the wall clock is read between two
-    readings of ``clock``, several times. The result is from the attempt with the shortest duration.
+    Each attempt reads ``clock``, the wall clock, and ``clock`` again. The scheduler may stop the
+    thread between two readings. So there are several attempts, and the shortest one counts.
     """
     width_ns, epoch_ns = _read(clock)
     for _ in range(_TRIES):

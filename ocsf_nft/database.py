@@ -118,8 +118,8 @@ class Database:
     def raw_transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
-        Errors of SQLite pass through unchanged, also those of BEGIN and COMMIT. Use
-        :meth:`transaction`, except to distinguish damage from a full disk.
+        Raises errors of SQLite unchanged, also those of BEGIN and COMMIT. Call this method only to
+        handle damage of the file in a special way. Otherwise call :meth:`transaction`.
         """
         if self._connection is None and self._identity != (0, 0):
             self._connect()  # an earlier try could not open the restored file
@@ -207,10 +207,10 @@ class Database:
         )
 
     def _free_name(self) -> Path:
-        """Return an unused name for a damaged file, or the last name if all are in use.
+        """Return the first unused name for a damaged file, such as ``events-2.damaged3``.
 
-        So the first damaged files are never overwritten: only they may show the cause of the
-        damage.
+        If all names are in use, return the last name: the caller overwrites that file. The files
+        with the other names stay, because the oldest ones may show the cause of the damage.
         """
         names = (f".damaged{number}" for number in ("", *range(2, _MAX_DAMAGED)))
         for path in map(self.path.with_suffix, names):
@@ -219,9 +219,9 @@ class Database:
         return self.path.with_suffix(f".damaged{_MAX_DAMAGED}")
 
     def failure(self, error: Exception) -> DeliveryError | SourceError:
-        """Convert an error of SQLite or of the system to the error to raise.
+        """Convert an error of SQLite or of the system to an error of this package, and return it.
 
-        It is SourceError if the file is open for reading only, else DeliveryError.
+        The result is a SourceError if the file is open for reading only, else a DeliveryError.
         """
         cause = error.strerror if isinstance(error, OSError) else error
         if self._is_read_only:

@@ -1,7 +1,8 @@
-"""Lock by which only one run uses a SQLite file: flock(2) on another file beside it.
+"""Lock on a SQLite file, so that only one run at a time uses the file.
 
-The lock is not on the SQLite file itself: a process that closes any descriptor of that file drops
-the locks that SQLite has on it.
+The lock is flock(2) on a separate lock file in the same folder. A lock on the SQLite file itself
+would be unsafe. A process that closes any descriptor of that file drops the locks that SQLite has
+on the file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class FileLock:
-    """Lock by which only one run uses the database file ``path``."""
+    """Lock on the database file ``path``; only one run at a time can have the lock.
+
+    The lock file for ``events.sqlite3`` is ``.events.sqlite3.lock`` in the same folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self._protected = path

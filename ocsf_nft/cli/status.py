@@ -143,7 +143,10 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _explain(status: Status) -> None:
-    """Print what is wrong in a status, and the remedy."""
+    """Print each fault in the status of a sandbox, with its remedy.
+
+    The faults are missing counters, a changed fence and counter mismatches.
+    """
     name = status.sandbox
     if status.absent:
         output.show(

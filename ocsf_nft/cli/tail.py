@@ -66,14 +66,17 @@ def tail(
 
 
 class _Screen:
-    """Writer of events to standard output for people; it counts the lines that are no events."""
+    """Writer of events to standard output as text for people.
+
+    A line that is no event is not written, but counted.
+    """
 
     def __init__(self, paint: Callable[[Mapping[str, Any]], bytes]) -> None:
         self._paint = paint
         self._others = 0
 
     def show(self, lines: Iterable[bytes]) -> None:
-        """Write the events among the lines of JSON, formatted for people, in one write."""
+        """Write a text for each line that is an event, all in one write; count the other lines."""
         self.write(self.read(line) for line in lines)
 
     def read(self, line: bytes) -> bytes | None:
@@ -88,7 +91,10 @@ class _Screen:
         return self._paint(event) if is_event else None
 
     def write(self, read: Iterable[bytes | None]) -> None:
-        """Write texts that :meth:`read` returned; count those that are None."""
+        """Write the texts that :meth:`read` returned, in one write.
+
+        A None in ``read`` is counted as a line that is no event.
+        """
         found = list(read)
         shown = [line for line in found if line is not None]
         self._others += len(found) - len(shown)
@@ -109,7 +115,7 @@ def _descriptor_of(path: str) -> int:
 
 
 def _is_pipe(descriptor: int) -> bool:
-    """Return true if the input can be read only once, as a pipe, a terminal or a socket."""
+    """Return true if the input can be read only once: it is a pipe, a terminal or a socket."""
     return not stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
@@ -149,8 +155,8 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
 def _reader() -> select.poll:
     """Return a poll object that is ready when the reader of standard output has closed the pipe.
 
-    Without it, ``tail`` would detect that only at its next write. If standard output is no pipe,
-    the object is never ready.
+    Without this object, ``tail`` would detect a closed pipe only when it writes the next event. If
+    standard output is no pipe, the object is never ready.
     """
     reader = select.poll()
     if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):

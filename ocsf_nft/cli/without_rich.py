@@ -1,8 +1,9 @@
 """Import of structlog and typer without rich; import this module first.
 
-structlog imports rich if it is installed, for coloured tracebacks, which ocsf-nft never shows. So
-does typer before 0.16, which then also writes a backslash before each default of ``--help``. That
-would cost 4 MB of a run's memory, and a third of the time of ``--help``.
+If rich is installed, it is imported by structlog, and by typer before 0.16. The import would cost
+4 MB of a run's memory, and a third of the time of ``--help``. structlog uses rich for coloured
+tracebacks, which ocsf-nft never shows. With rich, typer before 0.16 writes a backslash before each
+default of ``--help``.
 """
 
 from __future__ import annotations

@@ -37,11 +37,12 @@ STDOUT: Final = "-"
 class Config(Table):
     """Complete configuration.
 
-    ``output`` (the path of a file, or ``-`` for standard output) and ``ocsf_version`` replace a
-    single ``[[sink]]``. ``handshake`` is part of that if the output is standard output.
-    ``host_log`` is the source of the log records of this host's other firewalls; None if they are
-    not read. ``listen`` is the address and port for metrics and health of a run; None if it does
-    not listen. The first ``[[severity]]`` that matches an attempt sets its severity.
+    Without a ``[[sink]]`` table, the keys ``output``, ``ocsf_version`` and ``handshake`` configure
+    the only sink. ``output`` is the path of a file, or ``-`` for standard output. Only standard
+    output may have a ``handshake``. ``host_log`` is the source of the log records of this host's
+    other firewalls; None: these records are not read. ``listen`` is the address and port at which a
+    run serves its metrics and its health; None: the run does not serve them. The first
+    ``[[severity]]`` table that matches an attempt sets the severity of the attempt.
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()
@@ -60,10 +61,10 @@ class Config(Table):
 
     @property
     def sinks(self) -> tuple[SinkTable, ...]:
-        """Return the configured sinks; if there are none, the one that ``output`` selects.
+        """Return the sinks of the ``[[sink]]`` tables.
 
-        That is a file, or by default standard output. Raises UsageError if they don't fit
-        together.
+        Without such a table, return one sink for ``output``: a file or, by default, standard
+        output. Raises UsageError if ``output`` is no file, or a handshake is configured for a file.
         """
         if self.sink:
             return self.sink
@@ -84,14 +85,18 @@ class Config(Table):
 
     @property
     def prefixes(self) -> Prefixes:
-        """Return the meaning of other firewalls' log prefixes; raises UsageError."""
+        """Return the table that decodes other firewalls' log prefixes, with the configured rows.
+
+        Raises UsageError if two rows begin with the same text.
+        """
         return Prefixes([Configured(**row.model_dump()) for row in self.prefix])
 
 
 def sink(output: str, ocsf_version: str) -> SinkTable:
-    """Return the sink for events that belong to no sandbox of this host.
+    """Return the sink that command-line options select, without a configuration file.
 
-    ``output`` is the path of a file, or ``-`` for standard output. Raises UsageError.
+    A replay uses this sink, because its events belong to no sandbox of this host. ``output`` is the
+    path of a file, or ``-`` for standard output. Raises UsageError if an option is invalid.
     """
     return _parsed({"output": output, "ocsf_version": ocsf_version}, where="options").sinks[0]
 
@@ -106,7 +111,10 @@ def load(path: Path) -> Config:
 
 
 def read(path: Path) -> Config:
-    """Read a configuration file as :func:`load` does, but allow it to have nothing to monitor."""
+    """Read a configuration file as :func:`load` does, but accept a file with nothing to monitor.
+
+    Such a file has neither a sandbox nor a ``host_log``.
+    """
     try:
         with path.open("rb") as file:
             found = tomllib.load(file)
@@ -167,7 +175,10 @@ def _require_unique(values: Sequence[str], where: str, sentence: str) -> None:
 
 
 def _sentence(error: ValidationError) -> str:
-    """Return a sentence for people about the most important fault."""
+    """Return an error sentence for people about the most important fault in a configuration.
+
+    That is the first unknown key or, if all keys are known, the first fault.
+    """
     # An unknown key first: it is often the misspelt name of a missing key.
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     *table, key = fault["loc"] or ("",)
@@ -191,9 +202,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    """Return the model of the table that a path in a configuration leads to.
+    """Return the class of the configuration table that ``path`` leads to.
 
-    ``path`` consists of keys of tables and indices in lists. ``model`` is the model at its start.
+    ``path`` consists of keys, indices in lists and types of sinks: ``("sink", 0, "file")``. Its
+    first key is a key of the table ``model``.
     """
     for step in path:
         if isinstance(step, str) and step in model.model_fields:

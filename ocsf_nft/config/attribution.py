@@ -13,10 +13,13 @@ from ocsf_nft.config.store import Size
 class AttributionConfig(Table):
     """Attribution of packets to processes, ``[attribution]``.
 
-    ``method`` is the best method that is used: ``capture`` (BPF programs see the process when it
-    sends), ``socket`` (the process that has the socket afterwards) or ``user`` (only the user). No
-    record waits longer than ``wait_ms`` for its process. An event has the SHA-256 of the program if
-    the file has at most ``hash_max_bytes`` and can be read in that time; 0, the default: never.
+    ``method`` is the best method that is tried. With ``capture``, BPF programs record the process
+    when it sends. With ``socket``, the process is the one that has the socket afterwards. With
+    ``user``, only the user is known. No log record waits longer than ``wait_ms`` for its process.
+
+    An event has the SHA-256 of the process's program file if the file has at most
+    ``hash_max_bytes``. The hash is missing if the file can't be read within ``wait_ms``. With 0,
+    the default, no event has a hash.
     """
 
     method: Literal["capture", "socket", "user"] = "capture"

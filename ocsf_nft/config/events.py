@@ -77,7 +77,11 @@ class SeverityConfig(Table):
 
 
 class FindingConfig(Table):
-    """Condition for an attempt to be a finding, ``[finding]``."""
+    """Condition for an attempt to be a finding, ``[finding]``.
+
+    An attempt of ``min_severity`` or a higher severity is a finding. An attempt of severity Medium
+    or higher is a finding if it has at least ``threshold`` packets.
+    """
 
     min_severity: SeverityName = "high"
     threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets
@@ -90,8 +94,9 @@ class FindingConfig(Table):
 class PrefixConfig(Table):
     """Meaning of a foreign log prefix, ``[[prefix]]`` in the file.
 
-    It applies to each prefix that begins with ``begins``. Without a ``rule``, the text of the
-    prefix is the name of the rule.
+    A foreign log prefix is the prefix that another firewall puts before its log records. The table
+    applies to each foreign prefix that starts with the text ``begins``. Without a ``rule``, the
+    complete prefix is the name of the rule.
     """
 
     begins: Annotated[str, checked(begins)]

@@ -12,7 +12,10 @@ from ocsf_nft.quoted import quoted
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Address and port at which a run listens; the address 0.0.0.0 or :: means all of this host."""
+    """Address and port at which a run listens.
+
+    The address ``0.0.0.0`` or ``::`` stands for all addresses of this host.
+    """
 
     address: Address
     port: int

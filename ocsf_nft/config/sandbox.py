@@ -36,7 +36,11 @@ _Text = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class ContainerConfig(Table):
-    """Container that is the sandbox, ``[sandbox.container]``, with the names from its runtime."""
+    """Container that is the sandbox, ``[sandbox.container]``, with the names from its runtime.
+
+    Events about the sandbox have these names. ``uid`` is the container's id in the runtime. A
+    ``uid`` or a ``name`` is required.
+    """
 
     uid: _Text | None = None
     name: _Text | None = None
@@ -56,14 +60,20 @@ class ContainerConfig(Table):
 class SandboxConfig(Table):
     """Sandbox to watch, ``[[sandbox]]`` in the file.
 
-    ``netns`` is an ``ip netns`` name or a path, ``pid`` a process in the namespace. With neither,
-    the namespace is that of this process. For a VM it is the host's namespace. ``transport`` is the
-    log transport of the fence, ``source`` the source of its records; ``auto`` selects the best one
-    available. ``proxy_uid`` are the proxy's users if it is in the same namespace. ``device``,
-    ``subnet`` (the gateway's address in it), ``gateway_port`` and ``mac`` are for a VM. Without
-    ``self_heal``, a fence that another process changes is reported, and not restored. With
-    ``exclusive``, no other process can change the tables of an installed fence while a run watches
-    it.
+    ``netns`` (an ``ip netns`` name or a path) or ``pid`` (a process) selects the network namespace.
+    Without these keys, a fence that the run installs (``install``) is in the namespace of this
+    process. Any other fence is in the namespace of its record. For a VM, the namespace is the one
+    of the host.
+
+    ``transport`` is the log transport of the fence, and ``source`` the source of its log records.
+    For both keys, ``auto`` selects the best available one. ``proxy_uid`` is for the profile
+    ``sidecar``: the users of a proxy that is in the same namespace. ``device``, ``subnet``,
+    ``gateway_port`` and ``mac`` are for a VM (profile ``tap``). ``subnet`` is the gateway's address
+    with the prefix length.
+
+    With ``self_heal``, a fence that another process changes is reported and restored. Without it,
+    the change is only reported. With ``exclusive``, no other process can change the tables of an
+    installed fence while a run watches the fence.
     """
 
     name: Annotated[str, checked(values.sandbox_name)]
@@ -89,7 +99,7 @@ class SandboxConfig(Table):
 
     @property
     def namespace(self) -> Namespace | None:
-        """Return the network namespace that is configured; None if it is the process's own."""
+        """Return the configured network namespace; None if neither netns nor pid is given."""
         if self.netns is not None:
             return named(self.netns)
         return None if self.pid is None else of_process(self.pid)

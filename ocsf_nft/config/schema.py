@@ -63,7 +63,10 @@ def _table(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _simple(schema: Any) -> Any:
-    """Return a schema without null, which TOML does not have: a key is left out instead."""
+    """Return a part of a JSON schema without null and without the keywords in ``_OMITTED``.
+
+    TOML has no null: a file leaves out the key instead.
+    """
     if isinstance(schema, list):
         return [_simple(each) for each in schema]
     if not isinstance(schema, dict):

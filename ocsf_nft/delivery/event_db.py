@@ -48,7 +48,7 @@ _UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
 
 
 class StoredEvent(NamedTuple):
-    """Event in the store; its ``number`` is higher than that of each event stored before."""
+    """Event in the store, with a ``number`` that increases in the order of storage."""
 
     number: int
     uid: str
@@ -58,8 +58,8 @@ class StoredEvent(NamedTuple):
 class DeadLetter(NamedTuple):
     """Dead letter: an event that a sink has refused, as it was stored, and the reason.
 
-    ``since_ms`` is the time of the refusal (ms since the epoch, UTC). ``is_again`` is true if a
-    retry was requested.
+    ``since_ms`` is the time of the refusal (ms since the epoch, UTC). If a retry is refused, the
+    time does not change. ``is_again`` is true if a retry was requested.
     """
 
     id: int
@@ -82,10 +82,11 @@ class RefusedEvent(NamedTuple):
 class EventDatabase:
     """SQLite database file with the events of one store.
 
-    The file uses at most ``max_bytes`` on the disk. It has events for at most ``max_seconds``. If
-    there is no room, the events that all sinks have received are removed. If that is not enough,
-    ``drops`` decides. If ``drops`` is true, the oldest other events are removed. Otherwise new
-    events are refused. See :mod:`ocsf_nft.delivery.retention`.
+    The file uses at most ``max_bytes`` on the disk. :meth:`sweep` removes events that are older
+    than ``max_seconds``. If there is no room, events that all sinks have received are removed
+    first, then the oldest dead letters. If there is still no room, ``drops`` decides. If ``drops``
+    is true, the oldest other events are removed. Otherwise new events are refused. See
+    :mod:`ocsf_nft.delivery.retention`.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
@@ -138,8 +139,8 @@ class EventDatabase:
     def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
         """Set the names of all sinks; delete the checkpoints of sinks with other names.
 
-        Returns the number of undelivered events of each deleted sink. A new sink gets only events
-        that are stored from now on.
+        Returns the number of undelivered events of each deleted sink that has some. A new sink gets
+        only events that are stored from now on.
         """
         undelivered: list[DroppedEvents] = []
         with self._database.transaction() as connection:
@@ -181,7 +182,10 @@ class EventDatabase:
         return self._opened_ms + (time.monotonic_ns() - self._opened_ns) // 1_000_000
 
     def sweep(self) -> bool:
-        """Remove some of the events that are too old; return True if more may remain."""
+        """Remove some of the events and dead letters that are older than ``max_seconds``.
+
+        Return True if more of them may remain: call this method again.
+        """
         return self._retention.sweep(self._now_ms())
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
@@ -192,7 +196,10 @@ class EventDatabase:
         return self._retention.dropped_events()
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark these numbers of dropped events as reported, so that they are not counted again."""
+        """Subtract numbers that were reported from the numbers that :meth:`dropped_events` returns.
+
+        ``dropped`` is an earlier result of that method.
+        """
         self._retention.confirm_reported(dropped)
 
     def read(self, beyond: int, until: int, events: int, size: int) -> list[StoredEvent]:
@@ -216,10 +223,10 @@ class EventDatabase:
         return found
 
     def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """Return a sink's checkpoint: the number of the last event that it has acknowledged.
+        """Return the sink's checkpoint, and the end of its pending batch.
 
-        The second number is that of the pending batch's last event, as :meth:`begin_batch` stored
-        it. It is None if no such batch is pending.
+        The checkpoint is the number of the last event that the sink has acknowledged. The end is
+        the number that :meth:`begin_batch` has stored, or None if no batch is pending.
         """
         with self._database.transaction() as connection:
             acknowledged, sending = connection.execute(
@@ -312,9 +319,9 @@ class EventDatabase:
         return str(position)
 
     def remove(self) -> bool:
-        """Delete the database file, unless a sink needs an event in it or it has a dead letter.
+        """Delete the database file if no sink needs an event in it and it has no dead letter.
 
-        Returns whether the file was deleted.
+        Return True if the file was deleted. Otherwise the file stays, and the result is False.
         """
         if self._retention.is_needed():
             return False

@@ -1,9 +1,9 @@
-"""Forwarder: delivers the events of the store to one sink, in order, until the sink has them.
+"""Forwarder: a task that delivers the events of the store to one sink, in order.
 
-Each sink has its own forwarder, so a sink that is down delays no other. A batch that fails is
-retried until it is delivered, with exponential backoff and jitter. A batch that the receiver
-refuses is halved until the event at fault is alone. That event becomes a dead letter, and the
-others are delivered.
+Each sink has its own forwarder, so a sink that is down delays no other sink. A failed delivery of a
+batch is retried until it succeeds, with exponential backoff and jitter. A batch that the receiver
+refuses is halved until each refused event is alone. A refused event becomes a dead letter; all
+other events of the batch are delivered.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class Forwarder:
     async def _wait(self) -> bool:
         """Wait until there are events to deliver, then return True.
 
-        Returns False on a requested stop, and when retries of dead letters have to be checked.
+        Returns False if a stop is requested, or if it is time to check for dead letters to retry.
         """
         if self._store.end <= self.done:
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
@@ -205,7 +205,7 @@ class Forwarder:
         return True
 
     async def _read(self, until: int | None = None) -> list[StoredEvent]:
-        """Read the next batch; ``until`` is the last event's number of a batch to repeat."""
+        """Read the next batch; with ``until``, read all events up to that number instead."""
         if until is not None:
             return await self._retrier(lambda: self._store.read_until(self.done, until))
         settings = self._batch_settings
@@ -214,9 +214,9 @@ class Forwarder:
         )
 
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
-        """Deliver a batch of stored events, and store the sink's new checkpoint.
+        """Deliver the stored events ``rows`` as one batch, and store the sink's new checkpoint.
 
-        If ``rows`` is empty, retention removed all events up to ``end`` before the delivery.
+        If ``rows`` is empty, retention has removed all events up to number ``end``: skip them.
         """
         if not rows:
             self._advance(end)
@@ -276,7 +276,7 @@ class Forwarder:
         )
 
     async def _retry_dead_letters(self) -> None:
-        """Send dead letters whose retry was requested; check for requests once per interval."""
+        """Send dead letters whose retry was requested, at most once per _RETRY_CHECK_SECONDS."""
         if not self.progress.dead or time.monotonic() < self._checked_at + _RETRY_CHECK_SECONDS:
             return
         self._checked_at = time.monotonic()
@@ -297,7 +297,7 @@ class Forwarder:
         self.progress.delivered += len(messages) - len(refusals)
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
-        """Deliver a batch; split it if it is refused as a whole. Return the refused messages."""
+        """Deliver a batch, in halves if it is refused or too slow; return the refused messages."""
         refused: list[Refusal] = []
         parts = deque([_Part(messages)])
         while parts:
@@ -317,8 +317,9 @@ class Forwarder:
     async def _deliver_part(self, part: _Part) -> None:
         """Deliver a part of a batch, with retries, until each message is delivered or refused.
 
-        Raises RefusedError if all messages are refused together, ClosedError if the sink is closed
-        for good. Raises _SlowError after repeated timeouts, if a smaller part may succeed.
+        Raises RefusedError if the receiver refuses the whole part, _SlowError after repeated
+        timeouts if the part can be split. Raises ClosedError if the sink is closed for good,
+        _StoppedError if a stop is requested while the sink is down.
         """
         slow = 0
         backoff = Backoff(max_seconds=self._batch_settings.retry_seconds)

@@ -1,12 +1,12 @@
 """Directory that stores whole files by key, as an S3 bucket does.
 
 A file gets its name only after all of it is on the disk, safe from a power cut. Until then its name
-begins with a dot and has another suffix. Readers of a data lake ignore such a file: Hive and Athena
-skip hidden files, others read ``*.parquet``. A partial file that a crash left is overwritten when
-the same file is written again.
+begins with a dot and ends with ``.part``. Readers of a data lake ignore such a file: Hive and
+Athena skip hidden files, other readers only read ``*.parquet``. After a crash, a partial file may
+remain. It is overwritten when the same file is written again.
 
-The library that puts objects into a bucket (obstore) could do this too. But it acknowledges files
-that are not on the disk yet, and leaves one more file after each crash.
+The library for buckets (obstore) could also write files to a directory. But it acknowledges files
+that are not on the disk yet, and each crash leaves one more partial file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PROBE: Final = ".ocsf-nft.part"
 class Directory:
     """Storage of whole files below the directory ``path``.
 
-    Opening it creates the directory if the parent directory exists.
+    :meth:`open` creates the directory if it is missing, but not the parent directory.
     """
 
     def __init__(self, *, path: Path) -> None:
@@ -55,7 +55,7 @@ class Directory:
     async def put(self, key: str, content: bytes) -> None:
         """Store ``content`` as a file under ``key``, a relative path; replace an existing file.
 
-        Raises DeliveryError.
+        Raises DeliveryError if the file can't be written.
         """
         await self._writer.run(lambda: self._put(PurePath(key), content))
 
@@ -89,7 +89,7 @@ class Directory:
 
 
 def _nothing() -> None:
-    """Do nothing: no file is open between two writes."""
+    """Do nothing when the writer thread ends: no file is open between two writes."""
 
 
 def _write(path: Path, content: bytes) -> None:

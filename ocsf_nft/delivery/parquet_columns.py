@@ -31,7 +31,10 @@ class Scalar(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """Parquet column that consists of named columns; a Struct also describes a whole row."""
+    """Parquet column of type struct, which has a column for each attribute of an object.
+
+    A Struct also describes a whole row, since an event is an object.
+    """
 
     columns: Mapping[str, Column]
 
@@ -68,10 +71,10 @@ def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
 
 
 def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge ``own``, the event's attribute ``unmapped``, with the values that have no column.
+    """Merge the values without a column into the event's own attribute ``unmapped``.
 
-    ``unmapped`` has these values by path. A path that is already a key in ``own`` gets the suffix
-    ``_``.
+    ``own`` is that attribute, or None. ``unmapped`` maps the path of each value without a column to
+    the value. A path that is already a key in ``own`` gets the suffix ``_``.
     """
     merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
     for path, value in unmapped.items():
@@ -97,10 +100,10 @@ def _struct(
 
 
 def _value(value: Any, column: Column, path: str, name: str, unmapped: dict[str, Any]) -> Any:
-    """Convert a value of an event for its column.
+    """Convert a value of an event to the type of its column, and return it.
 
-    If the column can't have a value of this type, the result is None. The value is then added to
-    ``unmapped`` under ``path`` and ``name``.
+    If the value does not fit the type, return None, and add the value to ``unmapped``. Its key
+    there is ``path`` followed by ``name``, such as ``src_endpoint.port``.
     """
     if value is None:
         return _NULL

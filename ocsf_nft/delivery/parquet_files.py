@@ -1,12 +1,13 @@
-"""Events as Apache Parquet files, each with events of one class and one day, in order of time.
+"""Conversion of events to Apache Parquet files.
 
-Amazon Security Lake requires this of a custom source ("Collecting data from custom sources", Amazon
-Security Lake User Guide): Parquet 1.x or 2.x and zstandard compression. Data pages have at most 1
-MB before compression, row groups at most 256 MB after it. A file has one OCSF class, and its
-records are in order of time. Each file here is one row group: a batch is smaller than that limit.
+The files fit a custom source of Amazon Security Lake ("Collecting data from custom sources", Amazon
+Security Lake User Guide). Security Lake requires Parquet 1.x or 2.x with zstandard compression. A
+data page has at most 1 MB before compression, a row group at most 256 MB after it. A file has
+events of one OCSF class and one day, in order of time. Each file here has only one row group,
+because a batch is smaller than 256 MB.
 
 The same batch always produces the same files, byte for byte. A file's name derives from the uids of
-its events. So a repeated delivery overwrites the files of the earlier one.
+its events. So a repeated delivery of a batch overwrites the files of its first delivery.
 """
 
 from __future__ import annotations
@@ -114,10 +115,10 @@ class Maker:
 
 @dataclass(slots=True)
 class _Part:
-    """Rows of a Parquet file that is not complete yet.
+    """Rows of one Parquet file while rows are still added.
 
-    At most ``_SLICE`` rows are Python objects (``rows``). All earlier rows are converted to
-    pyarrow's form (``batches``).
+    The last rows, fewer than ``_SLICE``, are Python objects (``rows``). All earlier rows are in the
+    form of pyarrow (``batches``).
     """
 
     schema: pa.Schema

@@ -5,8 +5,8 @@ everything must not stop the others. Last are the oldest events that sinks still
 is configured to drop events. If an event is removed before a sink had it, the same transaction
 counts it as dropped for that sink.
 
-Each transaction removes only some events. SQLite's log of a transaction needs room on the disk as
-well, and a nearly full disk has little. Other operations also wait only for a small transaction.
+Each transaction removes only some events. SQLite's log of a transaction needs room on the disk too,
+and a nearly full disk has little room. Other operations wait only until a small transaction ends.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ _RESERVE_BYTES: Final = 32 << 20
 
 
 class DroppedEvents(NamedTuple):
-    """Number of events that were removed from the store before a sink had them."""
+    """Number of events that were removed from the store before the ``sink`` had received them.
+
+    Removed dead letters of the sink are included.
+    """
 
     sink: str
     events: int
@@ -48,9 +51,9 @@ class Retention:
     """Removal of events from a store's database, by limits of size and age.
 
     The database uses at most ``max_bytes`` on the disk. Its events are at most ``max_ms``
-    milliseconds old. If there is no room, the events that all sinks have received are removed. If
-    that is not enough, ``drops`` decides. If ``drops`` is true, the oldest other events are
-    removed. Otherwise new events are refused.
+    milliseconds old. If there is no room, events that all sinks have received are removed first,
+    then the oldest dead letters. If there is still no room, ``drops`` decides. If ``drops`` is
+    true, the oldest other events are removed. Otherwise new events are refused.
     """
 
     def __init__(self, database: Database, *, max_bytes: int, max_ms: int, drops: bool) -> None:
@@ -126,7 +129,10 @@ class Retention:
         return removed
 
     def _would_help(self) -> bool:
-        """Return whether the removal of all events would free enough disk space."""
+        """Return whether the disk would have its reserve if all events were removed.
+
+        If not, other files fill the disk, and no event that a sink needs is removed.
+        """
         free_bytes, reserve_bytes = self._disk()
         return free_bytes + self.used_bytes >= reserve_bytes
 
@@ -140,9 +146,10 @@ class Retention:
         return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
 
     def sweep(self, now_ms: int) -> bool:
-        """Remove some of the events that are too old; return True if more may remain.
+        """Remove some of the events and dead letters that are older than the limit ``max_ms``.
 
-        ``now_ms`` is the current time in ms since the epoch. Raises DeliveryError.
+        Return True if more such events may remain: call this method again. ``now_ms`` is the
+        current time in ms since the epoch. Raises DeliveryError.
         """
         oldest_ms = now_ms - self._max_ms
         with self._database.unsynced_transaction() as connection:
@@ -165,7 +172,10 @@ class Retention:
             return tuple(DroppedEvents(*row) for row in rows)
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark these numbers of dropped events as reported, so that they are not counted again."""
+        """Subtract numbers that were reported from the numbers that :meth:`dropped_events` returns.
+
+        ``dropped`` is an earlier result of that method.
+        """
         with self._database.transaction() as connection:
             connection.executemany(
                 "UPDATE dropped SET events = events - ? WHERE sink = ?",
@@ -183,7 +193,7 @@ class Retention:
 
 
 def _needed_beyond(connection: sqlite3.Connection) -> int:
-    """Return the number of the last event that all sinks have; ``LAST`` if there is no sink."""
+    """Return the number up to which all sinks have all events; ``LAST`` if there is no sink."""
     (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
     return LAST if least is None else int(least)
 
@@ -227,9 +237,10 @@ def _add_dropped(connection: sqlite3.Connection, sink: str, events: int) -> None
 
 
 def _last_of_first(connection: sqlite3.Connection) -> int:
-    """Return the event number up to which one transaction may remove the oldest events.
+    """Return the number of the last event that one transaction may remove to make room.
 
-    Returns 0 if there are no events.
+    A transaction removes the oldest events: at most one of ``_PART`` events, and at most ``_SLICE``
+    in total, but at least one. Returns 0 if there are no events.
     """
     first, last = connection.execute(
         "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
@@ -240,11 +251,11 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 
 
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """Return the event number up to which one transaction may remove too old events.
+    """Return the number of the last event that one transaction may remove because of its age.
 
-    An event is too old if it was stored before ``oldest_ms`` (ms since the epoch). If the first
-    event is not too old, the result is the number before that event's. Returns 0 if there are no
-    events.
+    An event is too old if it was stored before ``oldest_ms`` (ms since the epoch). A transaction
+    removes at most ``_SLICE`` events. If no event is too old, the result is less than the number of
+    every event. Returns 0 if there are no events.
     """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "

@@ -26,9 +26,10 @@ _SHUTDOWN_GRACE_SECONDS: Final = 3.0
 class StorageRetrier:
     """Retry of storage operations until the disk accepts them.
 
-    A caller that waits here reads no new records. The kernel then counts the records that do not
-    fit into its buffer. So no record is dropped without a count. After ``stop`` is set, retries
-    continue for ``_SHUTDOWN_GRACE_SECONDS``. Then the operation's DeliveryError is raised.
+    While a caller waits for a retry, the caller reads no new log records. The kernel buffers these
+    records, and counts the records for which its buffer has no room. So no record is dropped
+    without a count. After the event ``stop`` is set, retries continue for
+    ``_SHUTDOWN_GRACE_SECONDS``. Then the DeliveryError of the operation is raised.
     """
 
     def __init__(self, stop: asyncio.Event) -> None:

@@ -1,13 +1,13 @@
 """Event as a syslog message of RFC 5424, with its JSON as the message's text.
 
 The text is ASCII: all other characters are written as JSON escapes, which does not change the
-JSON's meaning. RFC 5424 requires a byte order mark before UTF-8, but RFC 8259 forbids one before
-JSON. Receivers pass the mark on as a part of the text, and no JSON parser accepts that. ASCII needs
-no mark, and a receiver reads it the same as UTF-8, Latin-1 or another encoding.
+JSON's meaning. UTF-8 would need a byte order mark by RFC 5424, but RFC 8259 forbids a mark before
+JSON. A receiver passes the mark on as a part of the text, and a JSON parser then fails. ASCII needs
+no mark, and a receiver reads the same text as UTF-8, Latin-1 or another encoding.
 
-The message has no structured data (RFC 5424, 6.3), because the JSON has all values. A message may
-be longer than the 2,048 bytes that every receiver should accept. JSON can't be cut: configure
-receivers for more.
+The message has no structured data (RFC 5424, 6.3), because the JSON has all values. By RFC 5424, a
+receiver should accept 2,048 bytes. A message may be longer, because JSON can't be cut. Configure
+each receiver to accept longer messages.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Secrets: named in the configuration, read from where they are stored, never shown."""
+"""Secrets, such as passwords and tokens.
+
+The configuration has only the location of a secret. A sink reads the secret from that location. The
+secret itself is never shown.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +31,9 @@ class Secret:
     def read(self) -> str:
         """Read and return the secret, without white space at its end.
 
-        Each call reads it again, so that a renewed secret is found. Raises DeliveryError; no error
-        text contains the secret.
+        Each call reads the secret again, so that a renewed secret is found. Raises DeliveryError if
+        the secret is missing, unreadable, empty, or more than one line. The error's text does not
+        contain the secret.
         """
         if self.kind == "environment":
             found = os.environ.get(self.location)

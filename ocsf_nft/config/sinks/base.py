@@ -90,9 +90,10 @@ class SinkTable(Table):
     @property
     @abstractmethod
     def target(self) -> str:
-        """Return a short text for the destination, which is unique among the sinks.
+        """Return the destination as a short text without secrets, such as ``unix:/run/siem.sock``.
 
-        The text contains no secret. It is the sink's name if no name is configured.
+        The text is the name of the sink if no name is configured. Two sinks of a configuration may
+        not have the same name.
         """
 
     @abstractmethod

@@ -107,10 +107,10 @@ User = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f:]*$")]
 class WebSink(SinkTable):
     """Sink that sends HTTP requests to the ``url``.
 
-    Every request has the ``headers``; the value of a header may be a secret. ``tls`` is for a URL
-    of https. The receiver's certificate is always verified, by default with the system's
-    authorities. Only the ``proxy`` given here is used, not the one of the environment. ``compress``
-    sends gzip.
+    Every request has the ``headers``; the value of a header may be a secret. ``tls`` is allowed
+    only for an https URL. The receiver's certificate is always verified, by default with the
+    system's authorities. Requests go through ``proxy``, if given. Proxies in the environment
+    (``HTTPS_PROXY``) are ignored. With ``compress``, the bodies of requests are compressed (gzip).
     """
 
     url: BaseUrl
@@ -184,7 +184,10 @@ class SecuredSink(WebSink):
 
 @contextlib.contextmanager
 def needing_http(kind: str) -> Iterator[None]:
-    """Convert an import error inside the context to UnsupportedError: the extra is missing."""
+    """Convert an ImportError in the ``with`` body to UnsupportedError: the extra is missing.
+
+    ``kind`` is the type of the sink, for the error's text.
+    """
     try:
         yield
     except ImportError as error:

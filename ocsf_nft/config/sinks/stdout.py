@@ -35,7 +35,7 @@ class StdoutSink(SinkTable):
 
     @property
     def file(self) -> Path:
-        """Return the path of standard output, which only this process may write to."""
+        """Return the path of standard output; no other sink may write to the same file."""
         return Path("/dev/stdout")
 
     @property

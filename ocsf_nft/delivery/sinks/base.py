@@ -23,10 +23,10 @@ class Refusal:
 class BatchResult:
     """Result of the delivery of a batch.
 
-    All messages have arrived, except those in ``refused`` and ``again``. The receiver will never
-    accept ``refused``. It could not accept ``again`` now, for the ``reason``; these messages are in
-    the batch's order. ``after_seconds`` is the pause before the next try, if the receiver requested
-    one.
+    All messages have arrived, except those in ``refused`` and ``again``. ``refused`` has the
+    messages that the receiver will never accept. ``again`` has the messages to send again later, in
+    the order of the batch. ``reason`` is the reason why the receiver did not accept them now.
+    ``after_seconds`` is the pause before the next try that the receiver requested, or None.
     """
 
     refused: tuple[Refusal, ...] = ()

@@ -3,8 +3,8 @@
 The sink appends whole lines. If a write fails, the sink removes the part that was written. If this
 process crashes during a write, the file may end with an incomplete line. The next opening removes
 that line. If another program renames or removes the file (logrotate), the sink creates a new file
-with the name. If another program truncates the file (copytruncate), the sink continues to write to
-it.
+at the same path. If another program truncates the file (copytruncate), the sink continues to write
+to the same file.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _TAIL_BYTES: Final = 1 << 16
 class File(Sink):
     """Sink that appends events to a file; no other process may append to it.
 
-    With ``sync`` a batch is on the disk when it counts as delivered. With a ``rotation`` a full
-    file is renamed to an old file. A batch is never split between two files.
+    With ``sync``, a batch counts as delivered when it is on the disk. With a ``rotation``, the sink
+    renames a full file, and continues in a new one. A batch is never split between two files.
     """
 
     def __init__(self, *, path: Path, sync: bool = True, rotation: Rotation | None = None) -> None:
@@ -56,7 +56,10 @@ class File(Sink):
         await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=True)
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        """Close the file; after a failure do not wait for a running write, which may never end."""
+        """Close the file.
+
+        After a failure, do not wait for a running write, because the write may never end.
+        """
         if kind is None:
             await self.close()
         else:

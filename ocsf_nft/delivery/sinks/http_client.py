@@ -1,7 +1,7 @@
-"""HTTP client of sinks: one session, bounded answers, and an error for any failure.
+"""HTTP client that the sinks share: one session with a receiver, and errors for people.
 
 Redirects are not followed, so only the configured receiver gets the events and the credentials. The
-text of a receiver is untrusted: it is read up to a limit, shortened, and made printable.
+text of an answer is untrusted. So it is read up to a limit, shortened, and made printable.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class HttpAnswer:
 class HttpSession:
     """HTTP session with a receiver.
 
-    Opening it reads secrets and certificates, and connects once as a test of the receiver. The test
+    :meth:`open` reads secrets and certificates, and connects once to test the connection. The test
     sends no request, since no request is known to be harmless to every receiver.
     """
 
@@ -126,10 +126,10 @@ class HttpSession:
         headers: Mapping[str, str] | None = None,
         answer_bytes: int = _ANSWER_BYTES,
     ) -> HttpAnswer:
-        """Send a request and return its answer, whatever the status; read ``answer_bytes`` at most.
+        """Send a request and return its answer; an answer with any status is returned.
 
-        ``path`` is appended to the receiver's URL. Raises DeliveryError if the answer is missing or
-        incomplete.
+        ``path`` is appended to the receiver's URL. At most ``answer_bytes`` of the answer's body
+        are read. Raises DeliveryError if the answer is missing or incomplete.
         """
         if self._session is None:
             raise DeliveryError(f"{self._receiver.name} is not connected")
@@ -166,7 +166,10 @@ class HttpSession:
         return DeliveryError(sentence, after_seconds=answer.after_seconds)
 
     def describe(self, answer: HttpAnswer, remedy: str = "") -> str:
-        """Describe an answer to a person, with the ``remedy`` or the usual one for the status."""
+        """Return a sentence for people about an answer, with a remedy if there is one.
+
+        An empty ``remedy`` means the default remedy for the answer's status.
+        """
         phrase = _reason_phrase(answer.status)
         if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
             remedy = remedy or _REDIRECT_REMEDY
@@ -243,7 +246,10 @@ def _gzip(body: bytes) -> bytes:
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    """Read an answer's body up to ``max_bytes``; a JSON object that is cut is invalid JSON."""
+    """Read at most ``max_bytes`` of an answer's body, and discard the rest.
+
+    A JSON object that is cut is invalid JSON, so a caller can't mistake it for a complete one.
+    """
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         body += chunk
@@ -303,7 +309,10 @@ def _cause(error: Exception) -> str:
 
 
 def _os_error_text(error: OSError) -> str:
-    """Return the text of an OSError, which may come from the system or from a library."""
+    """Return the cause of an OSError as text for people; the system or a library raised the error.
+
+    A text with a URL is replaced, because the URL may have a token in it.
+    """
     if isinstance(error, TimeoutError) and error.errno is None:
         return f"no connection after {_CONNECT_SECONDS:g} s"
     text = error.strerror or str(error)
