@@ -1,9 +1,11 @@
-"""Store of events: it has each event until every sink has acknowledged it, and some time longer.
+"""Store of events on disk, from which each sink gets its events.
 
-When :meth:`Store.put` returns, its events are on the disk, safe from a power cut. An event with the
-``metadata.uid`` of a stored one is not stored again. Each sink has a checkpoint: the number of the
-last event that the sink has acknowledged or does not select. Events that a sink refuses are stored
-apart, with the reason (dead letters).
+An event stays stored until every sink has acknowledged it, and some time longer, within the limits
+of :mod:`ocsf_nft.delivery.retention`. When :meth:`Store.put` returns, its events are on the disk,
+safe from a power cut. An event is not stored again if a stored event has the same ``metadata.uid``.
+
+Each sink has a checkpoint: the number of the last event that the sink has acknowledged or does not
+select. An event that a sink refuses is also stored as a dead letter, with the reason.
 
 One thread does all work, in order. All methods may raise DeliveryError.
 """
@@ -104,16 +106,18 @@ class Store:
     async def register(self, names: Iterable[str]) -> tuple[DroppedEvents, ...]:
         """Set the names of all sinks; delete the checkpoints of sinks with other names.
 
-        Returns the number of undelivered events of each deleted sink. A new sink gets only events
-        that are stored from now on.
+        Returns the number of undelivered events of each deleted sink that had such events. A new
+        sink gets only events that are stored from now on.
         """
         return await self._work(lambda: self._database.register(frozenset(names)))
 
     async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
-        """Store events (one JSON line each), and the ``position`` to resume their ``source`` from.
+        """Store events (one JSON line each), and the position in their source.
 
-        When this returns, the events are on the disk. Calls that wait at the same time share one
-        transaction. If the call raises, nothing is stored.
+        ``position`` is the position from which reading of ``source`` resumes after a restart. If
+        ``source`` is empty, no position is stored. When this method returns, the events are on the
+        disk. Calls that wait at the same time share one transaction. If the call raises an error,
+        nothing is stored.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)
@@ -142,10 +146,11 @@ class Store:
         return await self._work(lambda: self._database.read(beyond, until, LAST, LAST))
 
     async def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """Return a sink's checkpoint: the number of the last event that it has acknowledged.
+        """Return a sink's checkpoint, and the number of the last event in its pending batch.
 
-        The second number is that of the pending batch's last event, as :meth:`begin_batch` stored
-        it. It is None if no such batch is pending.
+        The checkpoint is the number of the last event that the sink has acknowledged. A batch is
+        pending from :meth:`begin_batch` until :meth:`acknowledge`. If no batch is pending, the
+        second value is None.
         """
         return await self._work(lambda: self._database.checkpoint(sink))
 
@@ -178,13 +183,16 @@ class Store:
     ) -> None:
         """Delete dead letters that were delivered; update those that were refused again.
 
-        ``refused`` has the new reason of each dead letter. Dead letters that retention has removed
-        meanwhile are ignored.
+        ``refused`` has pairs of a dead letter and its new reason. A dead letter that retention has
+        removed meanwhile is ignored.
         """
         await self._work(lambda: self._database.finish_retries(delivered, refused))
 
     async def sweep(self) -> None:
-        """Remove the events that are too old, in parts; other operations run between the parts."""
+        """Remove the events and dead letters that are too old, in parts.
+
+        Other operations run between the parts.
+        """
         while await self._work(self._database.sweep):
             pass
 
@@ -196,20 +204,24 @@ class Store:
         return await self._work(self._database.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark these numbers of dropped events as reported, so that they are not counted again."""
+        """Mark dropped events as reported, so that :meth:`dropped_events` no longer counts them.
+
+        ``dropped`` has the number of reported events for each sink.
+        """
         await self._work(lambda: self._database.confirm_reported(dropped))
 
     async def position(self, source: str) -> str | None:
-        """Return the stored position at which to resume reading a source that has no sandbox.
+        """Return the stored position at which to resume reading a source of log records.
 
+        Only a source without a sandbox, such as the host's log, has its position in the store.
         Returns None if the store has no position for this source.
         """
         return await self._work(lambda: self._database.position(source))
 
     async def remove(self) -> bool:
-        """Delete the database file if no sink needs an event in it; return whether it was deleted.
+        """Delete the database file, unless a sink needs an event in it or it has a dead letter.
 
-        After a deletion, the caller must close the store.
+        Returns whether the file was deleted. After a deletion, the caller must close the store.
         """
         return await self._work(self._database.remove)
 

@@ -31,7 +31,7 @@ class ArchivedEvent(NamedTuple):
 
 
 class SinkBacklog(NamedTuple):
-    """Numbers of a sink's undelivered events and of its dead letters."""
+    """Backlog of a sink: how many undelivered events and how many dead letters it has."""
 
     sink: str
     waiting: int
@@ -68,13 +68,15 @@ class Archive:
         self._database.close()
 
     def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
-        """Open the store's database file again if another file now has its path.
+        """Open the store's database file again if another file has replaced it.
 
-        ``last`` is the event that was read last. Returns the event after which to continue; None
-        means to start at the beginning. If another process deletes the file, the service restores
-        its events in a new file with the same numbers. Then reading continues after ``last``. If
-        the new file is of a newly created store, the numbers belong to other events. Raises
-        SourceError.
+        ``last`` is the event that was read last. Returns the event after which reading continues;
+        None means to start at the beginning.
+
+        If another process deletes the file, the service writes a new file. The new file has the
+        same events with the same numbers, so reading continues after ``last``. If the new file does
+        not have ``last``, None is returned: for example, the file is of a newly created store.
+        Raises SourceError.
         """
         if not self._database.is_replaced():
             return last
@@ -119,7 +121,7 @@ class Archive:
             last = rows[-1][0]
 
     def sink_backlogs(self) -> list[SinkBacklog]:
-        """Return the numbers of undelivered events and dead letters of each sink.
+        """Return the backlog of each sink: the counts of undelivered events and of dead letters.
 
         Raises SourceError.
         """

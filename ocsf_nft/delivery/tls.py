@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class Tls:
     """TLS settings for a receiver: the authorities to trust, and our own certificate.
 
-    ``ca`` is a file of the certificates to trust in place of the system's. ``certificate`` and
-    ``key`` are our own, for a receiver that requests them (mTLS). Verification can't be switched
-    off: for a receiver with a self-signed certificate, ``ca`` names that certificate.
+    ``ca`` is a file of the certificates to trust instead of the system's. ``certificate`` and
+    ``key`` are the files of our own certificate and its key. They are for a receiver that requests
+    a client certificate (mTLS). Verification can't be switched off: for a receiver with a
+    self-signed certificate, ``ca`` names that certificate.
     """
 
     ca: Path | None = None

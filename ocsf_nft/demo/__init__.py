@@ -34,7 +34,7 @@ _PACE_SECONDS: Final = 0.2
 
 
 class DemoError(OcsfNftError):
-    """Error: an attempt of the demo got out of the sandbox, or was not reported."""
+    """Error: an attempt of the demo had an unexpected result, or was not reported."""
 
     exit_code: ClassVar[int] = 1
 
@@ -43,8 +43,9 @@ def demonstrate() -> None:
     """Run the demo; blocks for some seconds. Call it from the main thread, as root.
 
     Raises UnsupportedError if the system does not permit the demo. Raises DemoError if an attempt
-    got out or was not reported, and the errors of the service. SIGINT, SIGTERM and SIGHUP end the
-    demo early by SystemExit, with 128 plus the signal's number as exit code.
+    to bypass the fence succeeded or was not reported, or if an allowed attempt failed. Also raises
+    the errors of the service. SIGINT, SIGTERM and SIGHUP end the demo early by SystemExit, with 128
+    plus the signal's number as exit code.
     """
     if os.geteuid() != 0:
         raise UnsupportedError(
@@ -113,10 +114,10 @@ async def _watched(
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
-    """Run ``work`` until it ends or a signal arrives; return the signal's number, or None.
+    """Run ``work`` until it ends or a signal cancels it; return the signal's number, or None.
 
-    Block the signals before (:func:`_blocked_signals`). This function unblocks them while ``work``
-    runs.
+    The caller must have blocked the signals with :func:`_blocked_signals`. This function unblocks
+    the signals only while ``work`` runs.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
@@ -145,9 +146,10 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGHUP in this process, and in the programs that it starts.
+    """Block SIGINT, SIGTERM and SIGHUP in this process until the context ends.
 
-    Only the demo handles Ctrl-C. A program that it runs, such as ``ip``, must not be interrupted.
+    A program that the demo starts meanwhile, such as ``ip``, inherits the block. So Ctrl-C does not
+    interrupt that program.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
     try:

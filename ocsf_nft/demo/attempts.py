@@ -57,10 +57,11 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Result and duration of an attempt; ``saw`` is what its program observed.
+    """Result and duration of an attempt.
 
-    ``is_timed_outside``: the duration includes the program's start, because the program itself does
-    not measure the time.
+    ``saw`` is a short text about what the program observed, such as an answer or an error.
+    ``is_timed_outside`` is true if the program does not measure the time itself. Then the duration
+    includes the program's start.
     """
 
     got_through: bool
@@ -124,7 +125,8 @@ class Attempt:
 def all_attempts(device: str, tools: str = _TRUSTED) -> tuple[Attempt, ...]:
     """Return all attempts of the demo, in their order; ``device`` is the sandbox's link.
 
-    The search path ``tools`` must lead to curl and ping. A Python program replaces a missing one.
+    ``tools`` is the search path for the programs curl and ping. If curl or ping is missing, a
+    Python program makes the same attempts.
     """
     curl, ping = (shutil.which(tool, path=tools) for tool in ("curl", "ping"))
     return (

@@ -43,7 +43,7 @@ class Collector(Sink):
     ) -> dict[str, Any] | None:
         """Wait for the first event for which ``is_selected`` returns true, and return it.
 
-        Returns None if no such event arrived within ``seconds``.
+        Returns None if no such event arrived within ``seconds``, or before the sink was closed.
         """
 
         def found() -> dict[str, Any] | None:

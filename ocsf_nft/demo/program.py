@@ -1,8 +1,11 @@
 """Program that makes one attempt inside the sandbox, and measures the duration of the attempt.
 
-Prints the result and the duration in milliseconds as one line of JSON. Exit 0: the attempt got
-through. 1: the attempt was refused. Imports nothing of the package, because that takes longer than
-the attempt.
+The program prints one line of JSON with the result and the duration in milliseconds. The exit code
+is 0 if the attempt got through, and 1 if the attempt was refused or failed. The program imports no
+module of the package, because such an import takes longer than the attempt.
+
+The public functions prepare an attempt. Each returns a function that makes the attempt, so that
+only the attempt is timed.
 """
 
 from __future__ import annotations
@@ -28,8 +31,7 @@ _ICMPV6_ECHO_REQUEST: Final = 128
 def http(url: str, proxy: str = "") -> Callable[[], str]:
     """Prepare to fetch a page through ``proxy``, or directly if ``proxy`` is empty.
 
-    Proxies of the environment are ignored. Like all functions here, this returns a function that
-    makes the attempt, so that only the attempt is timed.
+    Proxy settings in environment variables are ignored.
     """
     import urllib.request  # noqa: PLC0415 - takes longer than the other attempts together
 
@@ -52,7 +54,7 @@ def dns(server: str) -> Callable[[], str]:
 
 
 def raw(protocol: str, address: str) -> Callable[[], str]:
-    """Prepare to send a packet of an IP protocol, given by its number, from a raw socket."""
+    """Prepare to send a packet with the IP protocol number ``protocol`` from a raw socket."""
     sock = socket.socket(_family(address), socket.SOCK_RAW, int(protocol))
     return lambda: _sent(sock.sendto(bytes(20), (address, 0)))
 
@@ -71,9 +73,10 @@ def ping(address: str) -> Callable[[], str]:
 
 
 def frame(device: str, destination: str) -> Callable[[], str]:
-    """Prepare to send a frame that is not IP to a link, without the IP stack.
+    """Prepare to send an Ethernet frame without an IP packet, from the interface ``device``.
 
-    ``destination`` is the link address of the receiver.
+    ``destination`` is the MAC address of the receiver. A packet socket sends the frame, so the
+    frame bypasses the IP stack.
     """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.bind((device, 0))

@@ -169,10 +169,11 @@ class Screen:
 
 
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
-    """Return a value as JSON for people, with as many members on a line as fit.
+    """Return a value as JSON for people, with line breaks where a line would be too long.
 
-    ``width`` is the number of columns of a line. ``indent`` is the indentation of the value.
-    ``taken`` is the number of columns that the value's key and the indentation before it use.
+    ``width`` is the maximum number of columns of a line. Each line has as many simple members as
+    fit. ``indent`` is the indentation of the value. ``taken`` is the number of columns before the
+    value in its first line: the indentation and the key.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:
@@ -234,9 +235,10 @@ def _slowest(refused: Sequence[Row]) -> str:
 
 
 def _others(events: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sentence about refused packets that no program sent, but the sandbox's kernel.
+    """Return a sentence about refused packets of the sandbox's kernel; empty if there are none.
 
-    The kernel sends such packets to manage its IPv6 link, and their events have a low severity.
+    No program sent these packets: the kernel sends them to manage its IPv6 link. Their events have
+    the severity Informational.
     """
     others = sum(
         event["activity_name"] == "Refuse" and event["severity"] == "Informational"

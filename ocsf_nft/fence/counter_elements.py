@@ -1,10 +1,13 @@
 """Decoding of the elements of an nftables set with counters, as nf_tables sends them.
 
 Each element has a flow as its key, and counts the packets and bytes of that flow. Layouts and
-numbers: ``include/uapi/linux/netfilter/nf_tables.h``. There may be tens of thousands of elements,
-so decoding must be fast. Nearly always all elements of a set have their attributes at the same
-offsets. So one element is decoded in full to find these offsets. All are decoded at once if they
-differ only in the bytes of key, counts and expiration.
+numbers: ``include/uapi/linux/netfilter/nf_tables.h``.
+
+There may be tens of thousands of elements, so decoding must be fast. Nearly always all elements of
+a set have their attributes at the same offsets. So the first element is decoded attribute by
+attribute, to find these offsets. Then all elements are decoded at once by these offsets. This
+requires that elements differ only in the bytes of key, counts and expiration. If they differ in
+other bytes, each element is decoded separately.
 """
 
 from __future__ import annotations
@@ -62,8 +65,9 @@ class _Layout:
     """Byte layout that all elements of a set share, so that all can be decoded at once.
 
     ``form`` splits the bytes of one element into columns: constant bytes and values alternate.
-    ``same`` has the number and the content of each column of constant bytes. ``key``, ``packets``,
-    ``bytes`` and ``expiration`` are the column numbers of these values.
+    ``same`` has a pair for each column of constant bytes: the column's number and content. ``key``,
+    ``packets``, ``bytes`` and ``expiration`` are the column numbers of these values. ``timeout_ms``
+    is the timeout of each element.
     """
 
     form: struct.Struct
@@ -154,8 +158,8 @@ class ElementParser:
     def _find_layout(self, payload: memoryview) -> _Layout | None:
         """Return the byte layout of the first set element in the payload.
 
-        Return None if that element lacks a fitting key, a counter or an expiration, or is
-        truncated.
+        Return None if that element is truncated, or has no counter or no expiration. Return None
+        too if the element's key is not as long as the set's keys.
         """
         kind, element = next(_spans(payload, _Span(0, len(payload))), (None, _Span(0, 0)))
         offsets = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
@@ -215,7 +219,7 @@ def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
 def _nested(payload: memoryview, nest: _Span | None, kind: int) -> _Span | None:
     """Return the value span of the attribute of type ``kind`` inside the attribute ``nest``.
 
-    Return None if there is no such attribute, and the last one if there are several.
+    If there are several such attributes, return the last one. If there is none, return None.
     """
     return None if nest is None else dict(_spans(payload, nest)).get(kind)
 
@@ -236,8 +240,8 @@ def _number(payload: memoryview, start: int) -> int:
 def _counter(payload: memoryview, parts: dict[int, _Span]) -> _Span | None:
     """Return the data attribute of an element's counter expression; None if it has no counter.
 
-    ``parts`` are the attributes of the element, by type. Of several counters, the first one is
-    used.
+    ``parts`` are the attributes of the element, by type. If the element has several counters, the
+    first one is used.
     """
     expression_list = parts.get(_NFTA_SET_ELEM_EXPRESSIONS)
     expressions = (

@@ -1,12 +1,14 @@
 """Reader of a fence's packet counters over netlink: cheap enough to read them often.
 
-The kernel sends the elements of a set in parts of some hundreds, while packets arrive. Between two
-parts it stores only its position in the set (nf_tables_api.c). An element that is added meanwhile
-can shift others, which are then sent twice: thousands in a new flood. An element that expires
-meanwhile can shift others, which are then not sent at all. The kernel reports neither case, and the
-generation of the ruleset stays the same. So if an element was sent twice, its last value is used.
-The total ``refused`` includes the packets of elements that were not sent. The next reading has
-these elements.
+The kernel sends the elements of a set in parts of some hundred elements, while packets arrive.
+Between two parts it stores only its position in the set (nf_tables_api.c). If an element is added
+meanwhile, the positions of other elements can change, and the kernel sends these elements twice. In
+a new flood, this can affect thousands of elements. If an element expires meanwhile, the kernel can
+omit other elements in the same way. The kernel reports neither case, and the generation of the
+ruleset stays the same.
+
+So if an element was sent twice, its last value is used. The total ``refused`` includes the packets
+of elements that the kernel has omitted. The next reading has these elements.
 
 A process with CAP_NET_ADMIN in the sandbox's namespace can replace the fence with any other tables.
 So elements of another form are ignored, and a reading has limits of time and memory.
@@ -91,8 +93,9 @@ _DATA: Final = operator.attrgetter("data")
 class _NamespaceTables:
     """Tables of a fence in one network namespace, and the netlink socket to read their counters.
 
-    ``identity`` identifies the fenced namespace; None if any namespace is accepted. ``users`` maps
-    that namespace's user ids to our own namespace's; None if both are equal.
+    ``identity`` identifies the fenced namespace; None if any namespace is accepted. ``users``
+    converts the user ids of that namespace to those of our own namespace. It is None if both have
+    the same user ids.
     """
 
     namespace: Namespace
@@ -162,8 +165,9 @@ class Counters:
         """Open a netlink socket in each namespace of the fence.
 
         Raises AbsentError if the sandbox's namespace is missing or is not the fenced one. Raises
-        UnsupportedError if the kernel or a missing privilege prevents it, or if the boot id can't
-        be read. Raises FenceError if there are too few sockets or too little memory.
+        UnsupportedError if the kernel lacks a feature, if a privilege is missing, or if the boot id
+        can't be read. Raises FenceError for other errors, for example if there is too little
+        memory.
         """
         try:
             self._boot = _BOOT_ID.read_text("ascii").strip()
@@ -182,9 +186,10 @@ class Counters:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """Return the names that the fence's rules have in a :class:`Reading`, in the fence's mode.
+        """Return the names of the fence's rules, as the keys of a :class:`Reading` have them.
 
-        A name is, for instance, ``egress``, or ``egress:permissive`` for a permissive fence.
+        A name depends on the fence's mode. It is, for instance, ``egress`` for an enforcing fence,
+        and ``egress:permissive`` for a permissive fence.
         """
         return tuple(
             account_name(rule, is_permissive=self._is_permissive)
@@ -339,9 +344,9 @@ class _Rule:
     def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
         """Return the counted flows in the rule's set ``kind``, each once.
 
-        If the ruleset changes during the dump, the dump is repeated, three times at most. The
-        elements of all dumps are returned: another process may interrupt every dump by further
-        changes.
+        A change of the ruleset interrupts the dump of the set. Then the dump starts again; there
+        are three dumps at most. The elements of all dumps are returned, because another process can
+        interrupt every dump.
         """
         elements = ElementParser(_KEY_BYTES[kind], timeout_ms)
         found: dict[bytes, Element] = {}

@@ -73,13 +73,13 @@ class FenceEvents:
         await asyncio.to_thread(self.tamper_guard.stop)
 
     async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
-        """Yield the new changes by other processes, each time that a check of the fence is due.
+        """Yield the changes by other processes since the last check, when a new check is due.
 
-        The first check is due immediately. Further checks are due every five seconds. After a burst
-        of changes to the fence, to links or to routes, a check is due too. The tuple is empty if
-        only the time or a link made the check due. While the caller is busy, up to 64 changes are
-        stored; the oldest ones are dropped first. Raises the error that ended the tamper guard's
-        thread.
+        The caller checks the fence each time. The first check is due immediately, and further
+        checks every five seconds. A check is also due after a burst of changes to the fence, to
+        links or to routes. The tuple is empty if no other process has changed the fence since the
+        last check. While the caller is busy, up to 64 changes are stored; the oldest ones are
+        dropped first. Raises the error that ended the tamper guard's thread.
         """
         while True:
             yield self.take_pending()

@@ -1,9 +1,11 @@
 """Installation, verification and removal of a fence: atomic and idempotent.
 
-All functions block for some milliseconds (nft, procfs): call them from a thread. They need
-CAP_NET_ADMIN over the sandbox's namespace, CAP_SYS_ADMIN to enter a namespace that is not the
-process's own, CAP_NET_ADMIN over the process's own namespace for a guard, and root on the host to
-enable the kernel-log transport.
+All functions block for some milliseconds (nft, procfs): call them from a thread. They need:
+
+- CAP_NET_ADMIN over the sandbox's namespace;
+- CAP_SYS_ADMIN to enter a namespace that is not the process's own;
+- CAP_NET_ADMIN over the process's own namespace for a guard;
+- root on the host to enable the kernel-log transport.
 """
 
 from __future__ import annotations
@@ -62,10 +64,11 @@ def install(
 ) -> InstalledFence:
     """Install or replace the fence of a namespace, and store its record in the state directory.
 
-    ``transport`` None selects the first transport that works: NFLOG, else the kernel log, else no
-    log rules at all. In the last case ``degraded`` of the result has the reason. A transport that
-    is requested by name is used, or the installation fails. If the fence is already installed,
-    nothing changes.
+    ``transport`` is the way in which the kernel's log records reach this program. None selects the
+    first transport that works: NFLOG, else the kernel log, else no log rules at all. In the last
+    case ``degraded`` of the result has the reason. If ``transport`` names a transport that does not
+    work, the installation fails. A fence that is already installed in the same form is not loaded
+    again.
 
     Raises AbsentError, UnsupportedError, FenceError or DeliveryError. After an error the previous
     fence is still active, unless the message states otherwise.
@@ -78,8 +81,10 @@ def install(
 def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     """Make a sandbox's fence equal to its record again, and return the record.
 
-    Nothing changes if the fence and its links are as recorded. Returns None if there is no record,
-    because the fence was removed. Raises the errors of :func:`install`.
+    The fence is not loaded again if the fence and its links are as recorded, and the record is from
+    this version of ocsf-nft. It is always loaded again if its transport is only a fallback, since a
+    better one may work now. Returns None if there is no record, because the fence was removed.
+    Raises the errors of :func:`install`.
     """
     with state.locked():
         return renew_locked(sandbox, state, nft.load)
@@ -276,10 +281,11 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return ``spec``, with ``has_changed`` set if counters of the other mode may exist.
+    """Return ``spec``, with ``has_changed`` true if the fence had the other mode before.
 
-    The mode is enforcing or permissive. ``before`` is the record of the previous fence.
-    ``identity`` identifies the namespace of the new fence.
+    The modes are enforcing and permissive. The fence's tables may still have counters of the other
+    mode. ``before`` is the record of the previous fence. ``identity`` identifies the namespace of
+    the new fence; in another namespace, no counters remain.
     """
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -315,9 +321,10 @@ def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 
 
 def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
-    """Return true if a recorded fence is active in a namespace, or if that can't be determined.
+    """Return true if a recorded fence is active in a namespace, or if this is unknown.
 
-    It can't be determined if ``namespace`` now names another namespace than when it was recorded.
+    The answer is unknown if ``namespace`` no longer leads to the namespace in which the fence was
+    recorded.
     """
     return not _is_there(installed, namespace) or any(
         table_query.comment(namespace, *table_id) is not None
@@ -379,7 +386,11 @@ def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
 
 
 def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateDirectory) -> None:
-    """Store the record ``before`` again after a failed installation; restore unneeded sysctls."""
+    """Undo the changes to the records and the sysctls after a failed installation.
+
+    Stores the record ``before`` again; if it is None, deletes the sandbox's record. Restores the
+    sysctls that no fence needs.
+    """
     sandbox = intended.spec.sandbox
     if before is None:
         _release_kernel_log(sandbox, state)
@@ -391,7 +402,11 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
 
 
 def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
-    """Restore the sysctls that no fence needs any more; return ``installed`` unchanged."""
+    """Restore the sysctls that no fence needs any more; return ``installed`` unchanged.
+
+    These are ``nf_log_all_netns`` and the sysctls of IP forwarding. Raises FenceError if one of
+    them can't be restored.
+    """
     sandbox = installed.spec.sandbox
     try:
         if installed.transport != "kmsg":
@@ -403,7 +418,10 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 
 def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
-    """Return the tables of a fence without a record: a VM's with ``device``, else a namespace's."""
+    """Return the names of the tables of a fence that has no record.
+
+    With ``device`` (a TAP device) it is the fence of a VM, otherwise that of a namespace.
+    """
     tables = ruleset.tables_of("sandbox" if device is None else "tap", device)
     return tuple(TableId(table.family, table.name) for table in tables)
 
@@ -436,8 +454,9 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    If a record is damaged, nothing is restored: its fence may need all these sysctls. The fence of
-    the sandbox ``besides`` is ignored. So are fences that are recorded, but not active.
+    A fence that is recorded but not active is ignored, and so is the fence of the sandbox
+    ``besides``. If a record is damaged, nothing is restored: the fence of that record may need all
+    these sysctls.
     """
     if state.forwarding_before(identity) is None:
         return

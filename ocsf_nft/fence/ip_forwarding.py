@@ -2,15 +2,22 @@
 
 ``net.ipv4.ip_forward`` and ``net.ipv6.conf.all.forwarding`` belong to a namespace, and are shared
 by all VMs in it. A write to one of them changes other sysctls too (``inet_forward_change()`` in
-net/ipv4/devinet.c, ``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c). These are
-``forwarding`` of every existing and future device, and in IPv4 ``conf.all.accept_redirects``, which
-gets the opposite value. With forwarding, a device accepts router advertisements only if
-``accept_ra`` is 2 (``ipv6_accept_ra()``). The default routes that it had from them are deleted at
-once (``rt6_purge_dflt_routers()``). The previous values of all these sysctls are stored in the
-state directory before any of them is written. So they can be restored after any crash.
+net/ipv4/devinet.c, ``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c):
 
-Devices that are created meanwhile have the kernel's defaults. The kernel permanently disables large
-receive offload, which a forwarding host must not have (``dev_disable_lro()``).
+- ``forwarding`` of every existing and future device;
+- in IPv4 also ``conf.all.accept_redirects``, which gets the opposite value.
+
+A device that forwards IPv6 accepts router advertisements only if its ``accept_ra`` is 2
+(``ipv6_accept_ra()``). Otherwise the kernel at once deletes the default routes that the device got
+from router advertisements (``rt6_purge_dflt_routers()``). So an ``accept_ra`` of 1 is changed to 2
+before forwarding is enabled, except on the TAP device.
+
+The previous values of all these sysctls are stored in the state directory before any of them is
+written. So they can be restored after any crash. A device that is created while forwarding is
+enabled has the kernel's defaults.
+
+The kernel permanently disables large receive offload, which a forwarding host must not have
+(``dev_disable_lro()``).
 """
 
 from __future__ import annotations
@@ -95,7 +102,7 @@ def release(
     """Restore the forwarding sysctls of a namespace, except those that other VMs' fences need.
 
     ``identity`` identifies the namespace in which forwarding was enabled. Nothing is restored if
-    that namespace no longer exists at ``namespace``. ``others`` are the remaining fences in the
+    ``namespace`` no longer leads to that namespace. ``others`` are the remaining fences in the
     namespace. Raises UnsupportedError.
     """
     needed = {version for spec in others for version in _versions(spec)}
@@ -128,10 +135,10 @@ def _version(key: str) -> _Version:
 
 
 def _missing(spec: FenceSpec) -> Iterator[str]:
-    """Yield the paths of the sysctls that a VM's fence needs and that are off.
+    """Yield the sysctls that a VM's fence needs and that are off, as paths below /proc/sys/net.
 
-    They are paths below /proc/sys/net. In IPv4 each device has its own switch
-    (``IN_DEV_FORWARD()``), in IPv6 there is one for all.
+    Each IP version has a sysctl for all devices. In IPv4 the TAP device also has its own sysctl
+    (``IN_DEV_FORWARD()``).
     """
     for version in _versions(spec):
         keys = [f"ipv{version}/conf/all/forwarding"]
@@ -157,7 +164,10 @@ def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]
 
 
 def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
-    """Yield all sysctls whose values change when the sysctl ``key`` is switched on."""
+    """Yield the paths of all sysctls that change when the sysctl ``key`` is switched on.
+
+    The kernel changes most of them, and :func:`_switch_on` changes ``accept_ra``.
+    """
     if "/all/" not in key:
         yield key
         return
@@ -186,7 +196,8 @@ def _switch_on(spec: FenceSpec, stored: Mapping[str, str]) -> None:
 def _restore(before: Mapping[str, str]) -> None:
     """Write the previous values ``before`` to the sysctls.
 
-    Sysctls that change others are written first, and ``accept_ra`` last.
+    The sysctls for all devices are first, because a write to them changes other sysctls.
+    ``accept_ra`` is last.
     """
 
     def order(key: str) -> tuple[bool, bool]:
@@ -240,9 +251,9 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
     """Return the stored previous values of a namespace's sysctls, by sysctl.
 
-    A later namespace may have the same ``identity``, but not the same ``origin``. Return an empty
-    dict if nothing is stored, or if the values are of such an earlier namespace. Raises FenceError
-    if the stored values are damaged.
+    ``identity`` and ``origin`` (see :func:`_origin`) identify the namespace. A later namespace may
+    have the same ``identity``, but another ``origin``. The result is empty if nothing is stored for
+    this namespace. Raises FenceError if the stored values are damaged.
     """
     content = state.forwarding_before(identity)
     if content is None:
@@ -266,7 +277,8 @@ def _origin() -> str:
     """Return a text that identifies the calling thread's namespace: boot id and netns cookie.
 
     No other namespace ever has the same text. An inode number would not suffice, because another
-    namespace soon reuses it. Without the cookie (Linux before 5.14), only the boot id is returned.
+    namespace soon reuses it. Linux before 5.14 has no cookie: then the text is only the boot id,
+    the same for all namespaces.
     """
     boot = _BOOT.read_text("ascii").strip()
     with socket.socket(socket.AF_UNIX) as sock:

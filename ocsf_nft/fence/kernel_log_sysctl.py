@@ -1,6 +1,6 @@
 """Switch for ``net.netfilter.nf_log_all_netns``: log records of all namespaces in the kernel log.
 
-Without this sysctl, packets in other network namespaces than the initial one are not logged there.
+Without this sysctl, the kernel log has only records of packets in the initial network namespace.
 The sysctl exists only in the initial namespace, and affects every namespace of the host
 (net/netfilter/nf_log.c). So it is enabled only while a fence uses the kernel log as its transport.
 Afterwards its previous value is restored.
@@ -23,10 +23,10 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
 def blocking_value(namespace: Namespace) -> str | None:
-    """Return the value of ``nf_log_all_netns`` if it blocks a namespace's kernel log records.
+    """Return the value of ``nf_log_all_netns`` if it stops the log records of a namespace.
 
-    Return None if the namespace's records reach the kernel log; those of the initial namespace
-    always do. Raises UnsupportedError if the value can't be read.
+    Return None if the namespace's log records reach the kernel log. Records of the initial
+    namespace always do. Raises UnsupportedError if the value can't be read.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None
@@ -43,9 +43,9 @@ def enable() -> None:
 
 
 def probe() -> None:
-    """Check that ``nf_log_all_netns`` can be written, without a change.
+    """Check that ``nf_log_all_netns`` can be written; its value stays the same.
 
-    Raises UnsupportedError if not.
+    Raises UnsupportedError if the sysctl can't be written.
     """
     _in_initial(lambda: _SYSCTL.open("r+").close())
 

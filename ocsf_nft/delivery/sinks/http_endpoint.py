@@ -27,7 +27,10 @@ class Credentials:
     user: str = ""
 
     def header(self, secret: str) -> str:
-        """Return the value of the header ``Authorization``; ``secret`` is the current secret."""
+        """Return the value of the header ``Authorization``.
+
+        The argument ``secret`` is the text that the caller has read from the attribute ``secret``.
+        """
         if self.scheme == "Basic":
             secret = base64.b64encode(f"{self.user}:{secret}".encode()).decode()
         return f"{self.scheme} {secret}"
@@ -37,10 +40,10 @@ class Credentials:
 class Receiver:
     """HTTP server that receives events.
 
-    ``url`` is the start of the URL of each request. ``headers`` are sent with every request.
-    ``tls`` has the TLS settings for an https URL; None means to trust the system's authorities.
-    Only ``proxy`` selects a proxy; environment variables are ignored. ``is_compressed`` allows
-    gzip.
+    ``url`` is the start of the URL of each request: a sink appends the path of its API. ``headers``
+    are sent with every request. ``tls`` has the TLS settings for an https URL; None means to trust
+    the system's authorities. Only ``proxy`` selects a proxy; environment variables are ignored. If
+    ``is_compressed`` is true, request bodies are compressed with gzip, except small ones.
     """
 
     url: str

@@ -1,6 +1,7 @@
 """Access to values in decoded JSON of any shape: stored events and answers of receivers.
 
-``path`` is the sequence of object keys that leads to a value.
+``path`` is the sequence of object keys that leads to a value. For example, the keys ``device`` and
+``hostname`` lead to ``document["device"]["hostname"]``.
 """
 
 from __future__ import annotations
@@ -10,24 +11,27 @@ from typing import Any
 
 
 def milliseconds(event: Any, *path: str) -> int:
-    """Return an event's time at ``path`` in ms since the epoch; 0 if there is none."""
+    """Return the integer at ``path`` in an event: a time in ms since the epoch.
+
+    Returns 0 if ``path`` leads to no integer or to a negative one.
+    """
     return max(integer(event, *path) or 0, 0)
 
 
 def text(document: Any, *path: str) -> str:
-    """Return the text at ``path`` (object keys) in decoded JSON, or an empty one."""
+    """Return the text at ``path`` in decoded JSON; an empty text if ``path`` leads to no text."""
     value = value_at(document, *path)
     return value if isinstance(value, str) else ""
 
 
 def integer(document: Any, *path: str) -> int | None:
-    """Return the integer at ``path`` (object keys) in decoded JSON, or None."""
+    """Return the integer at ``path`` in decoded JSON; None if ``path`` leads to no integer."""
     value = value_at(document, *path)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def value_at(document: Any, *path: str) -> Any:
-    """Return the value at ``path`` (object keys) in decoded JSON, or None."""
+    """Return the value at ``path`` in decoded JSON; None if ``path`` leads to no value."""
     for name in path:
         if not isinstance(document, Mapping):
             return None

@@ -54,10 +54,11 @@ _PROTOCOLS: Final = {
 class Kafka(Sink):
     """Sink that sends events to a topic, and waits until all in-sync replicas have them.
 
-    ``servers`` are the ``host:port`` of some brokers. An event of more than ``max_bytes`` is
-    refused. ``mechanism`` is the SASL mechanism for ``user`` and ``password``; None means no SASL.
-    ``timeout_seconds`` is the maximum duration of a delivery. While a partition has no leader or a
-    broker is unreachable, the producer retries until that time is nearly over.
+    ``servers`` are the ``host:port`` of some brokers. An event is refused if it has more than
+    ``max_bytes`` with its key and header. ``mechanism`` is the SASL mechanism for ``user`` and
+    ``password``; None means no SASL. ``timeout_seconds`` is the maximum duration of a delivery. If
+    a broker is unreachable or a partition has no leader, the producer retries until shortly before
+    that timeout.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a producer
@@ -195,11 +196,12 @@ class Kafka(Sink):
         return sent
 
     def _check(self, faults: Sequence[BaseException]) -> None:
-        """Raise an error if ``faults``, the failures of a batch's messages, is not empty.
+        """Raise an error if messages of a batch have failed; ``faults`` are their errors.
 
-        The error is RefusedError if brokers refuse the content in all ``faults``, else
-        DeliveryError. In both cases the sink connects again. After a partition has refused a batch,
-        the sequence numbers of the old producer have a gap.
+        Raises RefusedError if brokers refuse the content of all failed messages, else
+        DeliveryError. After such an error, the next delivery starts with a new connection and a new
+        producer. The old producer can't continue: its sequence numbers have a gap after a refused
+        batch.
         """
         if not faults:
             return

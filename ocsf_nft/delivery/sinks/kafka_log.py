@@ -1,4 +1,7 @@
-"""Capture of aiokafka's log, the only source of the cause if a broker can't be reached."""
+"""Capture of aiokafka's log records.
+
+If no broker can be reached, the cause is only in the log, and not in aiokafka's exception.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ _log.addHandler(logging.NullHandler())
 class LogCapture(logging.Handler):
     """Log handler that stores the cause of aiokafka's last failure, as text in ``last``.
 
-    It captures only records of the thread that called :meth:`start`. The texts in ``secrets`` are
-    masked, since a broker may repeat them.
+    The handler captures only records of the thread that called :meth:`start`. The texts in
+    ``secrets`` are masked, since a broker may repeat them.
     """
 
     def __init__(self) -> None:

@@ -25,11 +25,12 @@ _ENDS: Final[dict[str, Future[None]]] = {}
 class WriterThread:
     """Thread that does all work on one sink's file descriptor, from its opening to its closing.
 
-    So no other job writes between the parts of a batch, or closes the descriptor during a write. No
-    slow job of another sink delays a write. A running write can't be stopped. A write to a full
-    pipe that no process reads never returns. So a caller that is cancelled during its write does
-    not wait for the write, which continues. If a caller is cancelled before its job has begun, the
-    job is not run.
+    The thread runs one job after another. So no other job writes between the parts of a batch, or
+    closes the descriptor during a write. No slow job of another sink delays a write.
+
+    A running write can't be stopped, and a write to a full pipe that no process reads never
+    returns. So a caller that is cancelled during its write does not wait for the end of the write,
+    and the write continues. If a caller is cancelled before its job has begun, the job is not run.
     """
 
     def __init__(self, name: str, destination: object) -> None:
@@ -46,8 +47,8 @@ class WriterThread:
     async def start(self, job: Callable[[], None]) -> None:
         """Start the thread and run the first job in it; raises the error of the job.
 
-        Wait first until the previous writer of the same destination has ended. The caller must call
-        :meth:`stop`, also if this fails.
+        Waits first until the previous writer of the same destination has ended. The caller must
+        call :meth:`stop` later, even if this method raises an error.
         """
         while (before := _ENDS.get(self._destination)) is not None and not before.done():
             await asyncio.wait([asyncio.wrap_future(before)])
@@ -83,9 +84,9 @@ def lines_of(messages: Sequence[Message]) -> bytes:
 def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
     """Write lines to a file descriptor; append them if it is a regular file. Raises OSError.
 
-    If a write to a regular file fails (full disk), the part that was written is removed again. A
-    pipe or a socket does not allow that. With ``sync`` the lines of a regular file survive a power
-    cut when this returns.
+    If a write to a regular file fails (full disk), the bytes that were already written are removed.
+    Bytes that were written to a pipe or a socket can't be removed. If ``sync`` is true, the lines
+    of a regular file are safe from a power cut when this function returns.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         _write_all(descriptor, lines)

@@ -1,8 +1,9 @@
-"""Event loop of a client library in a separate thread.
+"""Event loop in a separate thread, in which a sink runs its client library.
 
-A library may start tasks that no other code can end, or ignore a cancellation. It may compress in
-the event loop, or wait during its close for a silent receiver. In a separate thread it blocks no
-other code. A cancelled caller returns at once, and unfinished tasks end with the loop.
+Some client libraries ignore a cancellation, or start tasks that their caller can't end. Some
+compress in the event loop, or wait for a silent receiver when they close. In a separate thread,
+such a library blocks no other code. A cancelled caller returns at once. Unfinished tasks end
+together with the event loop.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class LoopThread:
     async def stop(self) -> None:
         """Abort all connections, cancel all tasks and end the thread.
 
-        Nothing is sent after this returns.
+        Nothing is sent after this method has returned.
         """
         loop, self._loop = self._loop, None
         if loop is not None:

@@ -45,7 +45,7 @@ _NOT_IN_TOKEN: Final = re.compile(r"[^a-z0-9]+")
 
 @dataclass(frozen=True, slots=True)
 class _Rejection:
-    """Refusal of a message by a stream; ``is_final`` if the stream will never accept it."""
+    """Refusal of a message; ``is_final`` is true if a retry of this message can't succeed."""
 
     reason: str
     is_final: bool
@@ -54,11 +54,12 @@ class _Rejection:
 class Nats(Sink):
     """Sink that publishes events to a subject, and waits until the stream has stored all of them.
 
-    ``servers`` are URLs. They are tried in random order, and the first reachable one is used. With
-    ``has_class`` the event's class is added to the subject as its last token:
-    ``ocsf.network_activity``. ``stream`` is the stream that must have the subject; None allows any
-    stream. A ``tls://`` URL or ``tls`` requires TLS; otherwise the server decides. ``is_tls_first``
-    is for a server with the setting ``handshake_first``.
+    ``servers`` are URLs. The sink tries them in random order, and uses the first reachable server.
+    If ``has_class`` is true, the event's class is appended to the subject. For example, the subject
+    ``ocsf`` becomes ``ocsf.network_activity``. ``stream`` is the name of the stream that must have
+    the subject; None allows any stream. TLS is required with ``tls``, with ``is_tls_first`` or with
+    a ``tls://`` URL; otherwise the server decides. ``is_tls_first`` is for a server with the
+    setting ``handshake_first``.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a connection and a subject
@@ -97,9 +98,10 @@ class Nats(Sink):
         await self._thread.stop()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Publish a batch in windows of some hundreds, and wait for each window's acknowledgements.
+        """Publish a batch in parts of some hundred messages; wait for the answers to each part.
 
-        Raises DeliveryError if the connection breaks or no stream has the subject.
+        Raises DeliveryError if the connection breaks, if no stream has the subject, or if an answer
+        is not from a stream.
         """
         if self._connection is None:
             raise DeliveryError("no NATS server is connected")
@@ -141,9 +143,10 @@ class Nats(Sink):
     async def _publish_all(
         self, connection: NatsConnection, messages: Sequence[Message]
     ) -> list[_Rejection | None]:
-        """Publish messages; return for each its rejection, or None if the stream stored it.
+        """Publish messages; return one result for each message, in the same order.
 
-        Raises DeliveryError if the connection breaks or an answer is not from a stream.
+        A result is None if the stream stored the message, else it is the rejection. Raises
+        DeliveryError if the connection breaks or an answer is not from a stream.
         """
         try:
             answers = [await self._publish(connection, message) for message in messages]
@@ -167,9 +170,10 @@ class Nats(Sink):
     async def _publish(
         self, connection: NatsConnection, message: Message
     ) -> asyncio.Future[Msg] | None:
-        """Publish a message and return the future of its answer, or None if it is too large.
+        """Publish a message, and return the future of its answer.
 
-        The server would close the connection for a message that is too large.
+        A message that is too large for the server is not published, and None is returned. The
+        server would close the connection for such a message.
         """
         headers = {_MESSAGE_ID: message.uid}
         if self._stream is not None:

@@ -51,8 +51,8 @@ class NatsConnection:
     async def open(self, login: LoginValues, *, tls: Tls | None, is_tls_first: bool) -> None:
         """Connect and log in to the server.
 
-        With ``is_tls_first``, the TLS handshake precedes any NATS data. Raises DeliveryError. Its
-        text is only the cause, without the server's name.
+        If ``is_tls_first`` is true, the TLS handshake precedes any NATS data. Raises DeliveryError,
+        whose text is only the cause, without the server's name.
         """
         requires_tls = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"
         context = (tls or Tls()).context() if requires_tls else None
@@ -134,8 +134,8 @@ class NatsConnection:
 def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[str, Any]:
     """Return the options of nats-py's ``connect`` for a login.
 
-    ``context`` is the TLS context if TLS is required, else None. With it, a token, user or password
-    is sent only after a TLS handshake.
+    ``context`` is the TLS context if TLS is required, else None. If TLS is required, a token, user
+    or password is sent only after a TLS handshake.
     """
 
     def guarded(secret: str) -> Callable[[], str]:

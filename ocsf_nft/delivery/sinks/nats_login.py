@@ -31,9 +31,9 @@ class LoginValues:
     """Credentials for one login to a NATS server, as read from their files or variables.
 
     Either ``user`` and ``password`` are set, or one of ``token``, ``seed`` and ``credentials``, or
-    none. ``seed`` signs the server's challenge and is not sent itself. ``credentials`` is the text
-    of a credentials file; its seed is not sent either. ``secrets`` are the secret texts of all
-    values.
+    none. ``seed`` signs the server's challenge, and is not sent itself. ``credentials`` is the text
+    of a credentials file; the seed in this text is not sent either. ``secrets`` has all secret
+    texts, so that they can be masked in errors.
     """
 
     token: str | None = None
@@ -46,9 +46,10 @@ class LoginValues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Locations from which the credentials for a NATS server are read.
+    """Locations from which the credentials for a NATS server are read, such as files.
 
-    ``nkey`` has a user's seed. ``credentials`` is a file as nsc writes it.
+    ``user`` is not a location, but the name itself. ``nkey`` is the location of a user's seed.
+    ``credentials`` is the path of a credentials file, as the tool ``nsc`` writes it.
     """
 
     token: Secret | None = None

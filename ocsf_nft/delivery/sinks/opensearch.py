@@ -70,11 +70,11 @@ class OpenSearch(Sink):
     """Sink that sends each batch as one bulk request, which creates one document for each event.
 
     A document's identifier is the event's uid, so a repeated event is not stored twice. In the name
-    of the ``index``, ``{date}`` is the day of the event in UTC, as 2026.11.25. So a repeated event
-    goes to the same index.
+    ``index``, the sink replaces ``{date}`` by the day of the event in UTC, for example 2026.11.25.
+    This is not the day of the delivery, so a repeated event goes to the same index.
 
-    With ``is_data_stream`` each document also has ``@timestamp``, which data streams require. A
-    data stream recognizes a repeated event only until its next rollover.
+    If ``is_data_stream`` is true, each document also has ``@timestamp``, which data streams
+    require. A data stream recognizes a repeated event only until its next rollover.
     """
 
     def __init__(

@@ -36,13 +36,14 @@ class Otlp(Sink):
     """Sink that sends each batch as one request, with one log record for each event.
 
     A record's body is the event as nested values, not its JSON as text. So a collector's rules
-    reach each attribute without parsing: ``body["dst_endpoint"]["ip"]`` in its transformation
-    language. A collector that exports the body as JSON gives the OCSF event again. The record's
-    attributes serve for routing; ``log.record.uid`` identifies a repeated record.
+    reach each attribute without parsing: ``body["dst_endpoint"]["ip"]`` in the collector's
+    transformation language. A collector that exports the body as JSON gives the OCSF event again.
+    The record's attributes serve for routing; ``log.record.uid`` identifies a repeated record.
 
-    A receiver reports the number of rejected records, but does not name them. The specification
-    allows the client to drop them. Here the forwarder sends the batch again in parts, until the
-    rejected records are known. So it sends accepted records again too.
+    A receiver reports how many records it has rejected, but not which ones. The specification
+    allows a client to drop rejected records. Here the forwarder sends the batch again in smaller
+    parts, until it has found the rejected records. So accepted records of that batch are sent again
+    too.
     """
 
     def __init__(self, *, receiver: Receiver) -> None:
@@ -57,7 +58,11 @@ class Otlp(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch; raises DeliveryError, or RefusedError if some records are rejected."""
+        """Send a batch; refuse all its messages if the receiver rejects all log records.
+
+        Raises RefusedError if the receiver refuses the request, or rejects only some log records.
+        Raises DeliveryError for any other failure.
+        """
         body = await asyncio.to_thread(_request, messages)
         answer = await self._session.request("POST", _LOGS, body=body)
         if not answer.is_success:

@@ -1,10 +1,13 @@
 """Sink for Parquet files at the paths that Amazon Security Lake reads for custom sources.
 
-The folder of a file is ``ext/<source>-<class>/<source version>/region=<region>/
-accountId=<account>/eventDay=<YYYYMMDD>/``. Security Lake requires that each class has its own
-source. The path is that of a custom source with a version. See "Collecting data from custom
-sources" in the Amazon Security Lake User Guide. A directory has the same paths, so tools that
-support Hive partitions can read it.
+The folder of a file is
+``ext/<source>-<class>/<version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/``. This is
+the path of a custom source that has a version. Security Lake requires a separate source for each
+class, so the source's name ends with the class. See "Collecting data from custom sources" in the
+Amazon Security Lake User Guide.
+
+Files in a local directory have the same paths, so tools that support Hive partitions can read the
+directory.
 """
 
 from __future__ import annotations
@@ -43,8 +46,8 @@ class Storage(Protocol):
 class Parquet(Sink):
     """Sink that stores each batch as Parquet files, one for each class and day of its events.
 
-    ``columns`` has the columns of each class by ``class_uid``. An empty ``source_version`` adds
-    nothing to the path.
+    ``columns`` maps the ``class_uid`` of each class to the columns of that class. An empty
+    ``source_version`` adds nothing to the path.
 
     A repeated batch makes the same files with the same names. So its events are stored once,
     however often a delivery was interrupted.

@@ -1,10 +1,12 @@
 """Rotation of an event file: the names, the compression and the removal of old files.
 
 A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl``; the time is UTC.
-That file is replaced by ``….jsonl.gz`` when the compressed file is completely on the disk. At any
-time, also after a kill or a power cut, each event is in a complete file. The next opening finishes
-or removes incomplete work. A new name is later than all existing ones, even if a clock was set
-back. So names sort by time.
+With compression, a file ``….jsonl.gz`` replaces the renamed file. This happens only when the
+compressed file is completely on the disk. At any time, also after a kill or a power cut, each event
+is in a complete file. The next opening finishes or removes incomplete work.
+
+The time in a new name is later than the times in all existing names, even if a clock was set back.
+So names sort by time.
 """
 
 from __future__ import annotations
@@ -44,9 +46,10 @@ _CHUNK_BYTES: Final = 1 << 18
 class Rotation:
     """Settings of a rotation: when a file is full, and which old files remain.
 
-    A file is full at ``full_bytes``, or when the next period of ``full_seconds`` in UTC begins:
-    with 86400 at midnight. The newest ``keep_files`` old files remain, as far as their total size
-    is within ``keep_bytes``. ``compress`` compresses them. None means no limit.
+    A file is full if the next write would exceed ``full_bytes``. A file is also full when a new
+    period of ``full_seconds`` begins. Periods are counted in UTC: 86400 means each midnight. The
+    newest ``keep_files`` old files remain, as far as their total size is within ``keep_bytes``.
+    ``compress`` is true if old files are compressed. None means no limit.
     """
 
     full_bytes: int | None = None
@@ -56,9 +59,9 @@ class Rotation:
     compress: bool = False
 
     def is_full(self, status: os.stat_result, added_bytes: int) -> bool:
-        """Return whether a file must be rotated before ``added_bytes`` more bytes are written.
+        """Return true if a file must be rotated before ``added_bytes`` more bytes are written.
 
-        ``status`` is the file's. An empty file is never full.
+        ``status`` is the result of :func:`os.stat` for the file. An empty file is never full.
         """
         if status.st_size == 0:
             return False
@@ -123,7 +126,10 @@ class OldFiles:
         self._thread.submit(self._maintain_and_log)
 
     def stop(self) -> None:
-        """Stop the thread and wait for its end; the next opening finishes its work."""
+        """Stop the thread and wait for its end.
+
+        The next opening of the event file finishes the remaining work.
+        """
         self._stop_requested.set()
         self._thread.shutdown(cancel_futures=True)
 
@@ -148,7 +154,7 @@ class OldFiles:
             )
 
     def _maintain(self) -> None:
-        """Finish the work of a crashed run, compress old files, remove those above the limits."""
+        """Finish a crashed run's work, compress old files, and remove files above the limits."""
         found = self._list()
         compressed = {old.stamp for old in found if old.suffix == _COMPRESSED}
         plain = [old for old in found if not old.suffix and old.stamp not in compressed]

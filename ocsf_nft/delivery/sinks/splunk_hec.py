@@ -57,13 +57,15 @@ class _InvalidEvent:
 class SplunkHec(Sink):
     """Sink that sends each batch as one HTTP request, with one HEC envelope for each event.
 
-    Without ``ack_seconds`` a batch counts as delivered when the collector has it in memory. With
-    ``ack_seconds`` it counts as delivered when an indexer has it on disk. The sink polls for that
-    acknowledgement for ``ack_seconds`` at most; the token must have indexer acknowledgement.
+    Without ``ack_seconds``, a batch counts as delivered when the collector has it in memory. With
+    ``ack_seconds``, a batch counts as delivered when an indexer has it on disk. The sink polls for
+    at most ``ack_seconds`` for that acknowledgement. Then the token must have indexer
+    acknowledgement.
 
-    A collector that finds invalid events names the first one. The sink sends that event again alone
-    as a check, and then refuses it. Splunk's documentation does not specify whether the events
-    before it were indexed. So all other events are sent again, and some may be indexed twice.
+    If a batch has invalid events, the collector names the first one. The sink sends that event
+    again alone as a check, and then refuses it. Splunk's documentation does not specify whether the
+    events before the invalid event were indexed. So all other events are sent again, and some may
+    be indexed twice.
     """
 
     def __init__(
@@ -98,9 +100,11 @@ class SplunkHec(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch of events to the collector.
+        """Send a batch of events; refuse each event that the collector finds invalid.
 
-        Raises DeliveryError, or RefusedError if an event is invalid and it is unknown which one.
+        Raises RefusedError if the collector refuses the request itself. Also raises RefusedError if
+        an event is invalid, but the collector names no event or a wrong one. Raises DeliveryError
+        for any other failure.
         """
         refused: list[Refusal] = []
         rest = list(messages)
@@ -117,9 +121,10 @@ class SplunkHec(Sink):
             raise DeliveryError(self._session.describe(answer), after_seconds=answer.after_seconds)
 
     async def _send(self, messages: Sequence[Message]) -> _InvalidEvent | None:
-        """Send events; return the first invalid one, or None if the collector has all of them.
+        """Send events; return the first invalid event, or None if the collector has all events.
 
-        Raises DeliveryError, or RefusedError if the collector does not name the invalid event.
+        Raises RefusedError if the collector refuses the request itself, or does not name the
+        invalid event. Raises DeliveryError for any other failure.
         """
         body = await asyncio.to_thread(self._body, messages)
         answer = await self._session.request("POST", _EVENT, body=body, headers=self._channel)
@@ -152,10 +157,11 @@ class SplunkHec(Sink):
         raise RefusedError(sentence)
 
     async def _wait_until_indexed(self, ack_id: int | None) -> None:
-        """Wait until an indexer has the events of the request with this ``ack_id``.
+        """Wait until an indexer has the events of a request.
 
-        Does nothing if the sink has no ``ack_seconds``. Raises DeliveryError after ``ack_seconds``,
-        or without an ``ack_id``.
+        ``ack_id`` identifies the request; the collector's answer to the request has it. Does
+        nothing if the sink has no ``ack_seconds``. Raises DeliveryError if no indexer has the
+        events within ``ack_seconds``, or if ``ack_id`` is None.
         """
         if self._ack_seconds is None:
             return
@@ -182,9 +188,10 @@ class SplunkHec(Sink):
         return value_at(answer.json(), "acks", str(ack_id)) is True
 
     def _body(self, messages: Sequence[Message]) -> bytes:
-        """Build a request's body: the envelopes of the events one after another, in no array.
+        """Build a request's body: one envelope for each event, on separate lines.
 
-        "Batch data" of "Format events" describes this form.
+        The body is no JSON array. Splunk describes this form in "Format events for HTTP Event
+        Collector", section "Batch data".
         """
         return b"\n".join(self._envelope(message) for message in messages)
 

@@ -1,12 +1,14 @@
 """Sink for syslog messages of RFC 5424 over UDP, TCP or TLS.
 
-Syslog has no acknowledgement. Over UDP (RFC 5426) an event is one datagram; a datagram that the
-network or the receiver drops is not noticed. Over TCP (RFC 6587, 3.4.1: octet counting) and TLS
-(RFC 5425), the receiver's kernel acknowledges data. An event counts as delivered when that kernel
-has it. If the receiver dies, the events that it had not read are usually sent again after its
-restart. Events that it had read but not stored are dropped. If the connection breaks, the whole
-batch is sent again on a new connection. The last message on the broken connection may be
-incomplete; octet counting shows that to the receiver.
+Syslog has no acknowledgement. Over UDP (RFC 5426) an event is one datagram. The sink does not
+notice if the network or the receiver drops a datagram. Over TCP (RFC 6587, 3.4.1: octet counting)
+and TLS (RFC 5425), the receiver's kernel acknowledges data. An event counts as delivered when that
+kernel has it.
+
+If the receiver dies, the events that it had not read are usually sent again after its restart.
+Events that it had read but not stored are dropped. If the connection breaks, the whole batch is
+sent again on a new connection. The last message on the broken connection may be incomplete. The
+receiver can recognize that, because the message's length precedes it (octet counting).
 
 Most receivers truncate messages above their limit, and a truncated event is no JSON. So the sink
 refuses a message that is longer than ``max_bytes``.
@@ -38,8 +40,8 @@ _EVENTS_PER_SLICE: Final = 32
 class Syslog(Sink):
     """Sink for the syslog receiver at ``host`` and ``port``.
 
-    The argument ``tls`` has the trusted authorities for the transport "tls"; None means the
-    system's.
+    ``tls`` has the TLS settings for the transport "tls", and has no effect on other transports.
+    None means to trust the system's authorities.
     """
 
     def __init__(
@@ -67,7 +69,11 @@ class Syslog(Sink):
         self._transport.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send events and refuse those that are too long; raises DeliveryError or RefusedError."""
+        """Send events; refuse each event whose syslog message is longer than ``max_bytes``.
+
+        Raises DeliveryError if the sending fails. Raises RefusedError if a message is longer than a
+        UDP datagram can be.
+        """
         frames: list[bytes] = []
         refused: list[Refusal] = []
         for number, message in enumerate(messages, 1):

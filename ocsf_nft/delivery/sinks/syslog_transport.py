@@ -87,7 +87,7 @@ class Connection:
         context = None if self._tls is None else await asyncio.to_thread(self._tls.context)
         sock = await connect(self._host, self._port, socket.SOCK_STREAM)
         try:
-            # Without it, the end of a batch would wait until the rest is acknowledged .
+            # Without it, the end of a batch would wait until the rest is acknowledged.
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if context is None:
                 return sock

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 class Unix(Sink):
     """Sink for a program that listens on the Unix socket ``path``.
 
-    With ``until_read`` a delivery waits until the program has read all events.
+    With ``until_read`` a delivery waits until the program has read all events. Without it, a
+    delivery waits only until the kernel has all events.
     """
 
     def __init__(self, *, path: Path, until_read: bool = True) -> None:
