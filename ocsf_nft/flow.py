@@ -1,11 +1,13 @@
 """Packet counters of the kernel for refused packets, and the keys by which it counts.
 
-A rule of a fence has three sets of counters (``rules/accounting.nft``). A set's keys are the bytes
-that nftables has. Each field is padded to four bytes. User and group ids are in the machine's byte
-order, all other fields as in the packet.
+A rule of a fence has three nftables sets of counters (``rules/accounting.nft``): for IPv4 flows,
+for IPv6 flows, and for other packets. The key of a counter states which packets it counts: their
+user, protocol, destination and port. In the set for other packets, the key has the user, ethertype
+and protocol.
 
-Keys stay bytes here, because there may be tens of thousands of them a second. :func:`flow` decodes
-one.
+A key is stored as the bytes that nftables has, because tens of thousands of keys may arrive in a
+second. Each field is padded to four bytes. The user id is in the machine's byte order, all other
+fields are as in the packet. :func:`flow` decodes a key.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Key(NamedTuple):
 
 
 class Count(NamedTuple):
-    """Number of packets, and of their bytes: the kernel counts the whole IP packet or frame."""
+    """Number of packets, and the sum of their sizes in bytes (whole IP packets or frames)."""
 
     packets: int = 0
     bytes: int = 0
@@ -56,8 +58,8 @@ class Count(NamedTuple):
 class Element(NamedTuple):
     """Element of an nftables set: a key, with the counts of its packets.
 
-    ``data`` is the key. The counts are since the element's creation. ``idle_ms`` is the time since
-    the last packet with this key.
+    ``data`` is the key. ``packets`` and ``bytes`` are the counts since the element was created.
+    ``idle_ms`` is the time since the last packet with this key.
     """
 
     data: bytes
@@ -68,14 +70,14 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleReading:
-    """Values of one rule's counters, read once, in the enforcing or in the permissive mode.
+    """Values of one rule's counters from one reading, for one mode (enforcing or permissive).
 
-    ``refused`` counts all packets that the rule refused. In the permissive mode, it counts the
-    packets that the rule would have refused. ``refused_before`` is the same counter, read before
-    the elements. So the sum of the elements lies between ``refused_before`` and ``refused``.
-    ``overflow`` counts packets without a slot in any set. ``logged`` counts packets that the kernel
-    had logged by then, also if no source read the record. ``elements`` has the set elements by
-    kind.
+    A reading takes some time, and packets continue to arrive. So the counter of all refused packets
+    is read twice: ``refused_before`` before the elements, ``refused`` after the elements. In the
+    permissive mode, it counts the packets that the rule would have refused. ``elements`` has the
+    elements of the three sets, by the kind of the set. ``overflow``, read after the elements,
+    counts packets that found no free slot in any set. ``logged``, read before the elements, counts
+    packets that the kernel logged, even if no source read the record.
     """
 
     refused_before: Count
@@ -89,8 +91,9 @@ class RuleReading:
 class Reading:
     """Values of all counters of a fence, read from ``began_ns`` to ``ended_ns`` (epoch, UTC).
 
-    The keys of ``epochs`` and ``rules`` are names from :func:`account_name`. ``epochs`` has a text
-    for each rule: a new text means that the rule's counters began again at zero.
+    The keys of ``epochs`` and ``rules`` are names from :func:`account_name`. ``epochs`` has an
+    identifier of each rule's counters. If the identifier differs from that of an earlier reading,
+    the rule has new counters, which began at zero.
     """
 
     epochs: Mapping[str, str]
@@ -101,11 +104,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """Sender and destination that packets have in common; the decoded key of a counter.
+    """Sender and destination of packets that one counter counts; the decoded key of the counter.
 
-    ``destination`` is None if the counter's key has no destination. ``port`` is None if the
-    protocol has no ports, or if the packet is a fragment. Only keys of ``others`` have an
-    ``ethertype``.
+    ``uid`` is None if no socket sent the packets. In the sets ``flows4`` and ``flows6``,
+    ``ethertype`` is None. ``port`` is the destination's port. It is None if the protocol has no
+    ports, and 0 if the packets were counted without their ports, for example fragments. In the set
+    ``others``, ``destination`` and ``port`` are None, and ``protocol`` is None if it is unknown.
     """
 
     uid: int | None
@@ -116,10 +120,10 @@ class Flow:
 
 
 def account_name(rule: str, *, is_permissive: bool) -> str:
-    """Return the name under which the packets of a rule are accounted.
+    """Return the name of the account that counts the packets of a rule.
 
-    A permissive rule has another account than an enforcing rule. So the name of its account has a
-    suffix after a colon, and no other account name has a colon.
+    An enforcing rule has an account with the rule's name, for example ``egress``. A permissive rule
+    has another account: ``egress:permissive``. No other account's name has a colon.
     """
     return f"{rule}:{PERMISSIVE}" if is_permissive else rule
 
@@ -127,13 +131,15 @@ def account_name(rule: str, *, is_permissive: bool) -> str:
 def counter_suffix(rule: str, *, is_permissive: bool) -> str:
     """Return the suffix in the nftables names of a rule's counters and sets.
 
-    Each mode has its own counters, so no count ever mixes enforced and permissive packets.
+    The suffix is the rule's name, for example ``egress``; in the permissive mode it is
+    ``egress_permissive``. So each mode has its own counters: no count mixes refused packets with
+    packets that a permissive fence allowed.
     """
     return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 
 
 def flow(key: Key) -> Flow:
-    """Decode the key of a counter to its flow; raises ``struct.error`` if its length is wrong."""
+    """Decode a counter's key to a flow; raises ``struct.error`` if the key has a wrong length."""
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)
         return Flow(
@@ -154,8 +160,8 @@ def flow(key: Key) -> Flow:
 def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading:
     """Return a counter reading in which ``map_uid`` has replaced each user id.
 
-    The function ``map_uid`` converts ids of another user namespace. Users with the same new id
-    share one element.
+    ``map_uid`` converts a user id of another user namespace to an id of this one. If several users
+    have the same new id, their counts are added up in one element.
     """
     return replace(
         reading,
@@ -211,10 +217,10 @@ def keys(record: Record) -> tuple[Key, ...]:
 
 
 def lacks_port(record: Record) -> bool:
-    """Return whether a log record lacks a port by which the kernel may have counted its packet.
+    """Return true if the kernel may have counted a packet by a port that its log record lacks.
 
-    The kernel counts by port if the packet has the four bytes of the ports. But the kernel logs a
-    port only if the transport header is complete.
+    The kernel counts by port if the packet has the four bytes of the ports. But the log record has
+    a port only if the packet's transport header is complete.
     """
     return (
         record.protocol in _WITH_PORTS
@@ -224,7 +230,10 @@ def lacks_port(record: Record) -> bool:
 
 
 def without_port(key: Key) -> Key:
-    """Return the key with port 0, which is the same for all ports of one destination."""
+    """Return the key with port 0, so that flows to different ports of a host have one key.
+
+    A key of the set ``others`` has no port, and is returned unchanged.
+    """
     return key if key.kind == "others" else Key(key.kind, key.data[:-4] + bytes(4))
 
 
@@ -234,9 +243,10 @@ def user_of(key: Key) -> int | None:
 
 
 def fallback_keys(key: Key) -> tuple[Key, ...]:
-    """Return the other keys under which the kernel counts if ``key`` finds no free slot.
+    """Return the keys that the kernel tries in turn if the set has no free slot for ``key``.
 
-    The kernel tries these keys in this order. Each key is less exact than the one before.
+    Each key is less exact than the previous one: without the port, then without the destination,
+    then without the protocol.
     """
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)

@@ -1,11 +1,13 @@
 """HTTP server of a run of the service: metrics, liveness and readiness.
 
-``/metrics`` is for Prometheus. ``/healthz`` is 200 unless a restart could repair a fault.
-``/readyz`` is 200 while every fence is active and every record is read and stored. Both return one
-line for each fault. A client can change nothing, and gets no content of events.
+``/metrics`` is for Prometheus. ``/healthz`` returns the status 503 if there is a fault that a
+restart could repair. ``/readyz`` returns 503 while a fence is not active, or while counters can't
+be read or events can't be stored. Otherwise both return 200. The text has one line for each fault;
+``/readyz`` also has one for each sink that is down. A client can change nothing, and gets no
+content of events.
 
-A watched sandbox may be able to reach the address. It must not take resources from the run. So the
-number of connections is small, and each client has only a short time.
+A process in a sandbox may be able to connect to this server. Such a process must not take resources
+from the service. So the number of connections is small, and each client has only a short time.
 """
 
 from __future__ import annotations
@@ -84,7 +86,10 @@ async def _listen(runner: web.AppRunner, at: ListenAddress) -> asyncio.Server:
 
 
 class _Connections:
-    """Open HTTP connections; if there are too many, the one with the slowest client is closed."""
+    """Open HTTP connections, which are limited in number.
+
+    When the limit is reached, a new connection replaces the one that waits longest for its client.
+    """
 
     def __init__(self, runner: web.AppRunner) -> None:
         self._runner = runner
@@ -92,10 +97,10 @@ class _Connections:
         self.waiting_for_client: dict[_Connection, None] = {}
 
     def handler(self) -> asyncio.Protocol | None:
-        """Return aiohttp's handler for a new connection; None to refuse the connection.
+        """Return aiohttp's handler for a new connection; None if the connection must be refused.
 
-        If all connections are in use, this closes the connection that has waited longest for its
-        client. The new connection is refused if no other connection waits for its client.
+        At the limit, this closes the connection that has waited longest for its client. If no
+        connection waits for a client, the new connection must be refused.
         """
         server = self._runner.server
         if server is None:
@@ -110,10 +115,10 @@ class _Connections:
 
 
 class _Connection(asyncio.Protocol):
-    """HTTP connection with a timeout for its client, passed to aiohttp if there is room.
+    """HTTP connection with a timeout for its client, which aiohttp handles.
 
-    aiohttp limits neither the number of connections, nor the time that a client takes to send and
-    to read.
+    aiohttp itself limits neither the number of connections, nor the time that a client takes to
+    send and to read.
     """
 
     def __init__(self, connections: _Connections) -> None:
@@ -136,7 +141,7 @@ class _Connection(asyncio.Protocol):
 
     @contextlib.contextmanager
     def without_timeout(self) -> Iterator[None]:
-        """Suspend the client's timeout in the ``with`` body, while its response is made."""
+        """Suspend the client's timeout in the ``with`` body, which makes the response."""
         self._stop_timeout()
         try:
             yield

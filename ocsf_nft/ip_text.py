@@ -23,7 +23,10 @@ def packed(text: str | None) -> bytes | None:
 
 
 def text_of(packed: bytes) -> str:
-    """Return an IP address of 4 or 16 bytes as text, dotted or by RFC 5952; raises ValueError."""
+    """Return an IP address of 4 or 16 bytes as text: dotted, or for IPv6 as RFC 5952 says.
+
+    Raises ValueError for another number of bytes.
+    """
     text = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
     # The C library writes the last 32 bits of some IPv6 addresses in the form of IPv4.
     is_mixed = "." in text and ":" in text

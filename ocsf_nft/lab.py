@@ -155,10 +155,10 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 def set_sysctls() -> None:
     """Set the sysctls of the calling thread's network namespace to the kernel's defaults.
 
-    A new namespace inherits net.ipv4.conf, the TCP buffers and the congestion control. So it has
-    the changes that an administrator or Docker made on the host. It also inherits net.ipv6.conf if
-    net.core.devconf_inherit_init_net is set so. All other sysctls have the kernel's defaults
-    already.
+    A new namespace inherits net.ipv4.conf, the TCP buffers and the congestion control from the
+    host. So the namespace has the changes that an administrator or Docker made on the host. With
+    some values of net.core.devconf_inherit_init_net, it inherits net.ipv6.conf too. These are the
+    sysctls that this function sets. All others have the kernel's defaults already.
     """
     # These two come first, because they change others.
     _set("ipv4/ip_forward", "0")
@@ -202,7 +202,8 @@ def throwaway() -> Iterator[Lab]:
 def _wait_for_address(address: str) -> None:
     """Wait until a socket can use a new IPv6 address of the calling thread's namespace.
 
-    An address is tentative until a kernel worker has run, also without duplicate address detection.
+    A new address is tentative (not usable) until a kernel worker has run, even if duplicate address
+    detection is off. Raises UnsupportedError after 10 s.
     """
     deadline = time.monotonic() + _ADDRESS_SECONDS
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:

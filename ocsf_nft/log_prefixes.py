@@ -1,7 +1,8 @@
 """Decoding of the log prefixes of other firewalls to sandbox, rule and verdict.
 
-An administrator can choose any prefix. So this module has a table of the prefixes of common
-firewalls, and a configuration can add rows. Unknown prefixes are not guessed.
+A log prefix is the text at the start of each log record of a firewall rule, such as
+``[UFW BLOCK]``. An administrator can choose any prefix. So this module has a table of the prefixes
+of common firewalls, and a configuration can add rows. An unknown prefix has no meaning here.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _CACHED: Final = 1024
 class Meaning:
     """Sandbox, rule and verdict that a log prefix of another firewall stands for.
 
-    ``sandbox`` is None if the prefix names none.
+    ``sandbox`` is None if the prefix names no sandbox.
     """
 
     sandbox: str | None
@@ -44,7 +45,8 @@ class Meaning:
 class Configured:
     """Row of the configuration: the meaning of log prefixes that begin with the text ``begins``.
 
-    ``begins`` is literal text. Without a ``rule``, the text of the prefix is the name of the rule.
+    ``begins`` is literal text, not a pattern. If ``rule`` is None, the whole prefix is the name of
+    the rule.
     """
 
     begins: str
@@ -102,7 +104,7 @@ class Prefixes:
         self._cached_find = lru_cache(maxsize=_CACHED)(self._find)
 
     def of(self, prefix: str) -> Meaning | None:
-        """Decode a log prefix; return None if it is unknown, or is a prefix of ocsf-nft."""
+        """Return the meaning of a log prefix; None for an unknown prefix or one of ocsf-nft."""
         return self._cached_find(prefix) if len(prefix) <= PREFIX_CHARACTERS else None
 
     def named(self, record: Record) -> Record:
@@ -128,9 +130,10 @@ class Prefixes:
 
 
 def begins(text: str) -> str:
-    """Return ``text`` if a log prefix of another firewall can begin with it.
+    """Return ``text`` unchanged, after a check that a configured prefix may begin with it.
 
-    Raises UsageError otherwise.
+    Raises UsageError if ``text`` is empty, is too long for a log prefix, has a NUL character, or
+    begins as the prefixes of ocsf-nft do.
     """
     if not text or len(text.encode()) > PREFIX_BYTES:
         raise UsageError(f"{quoted(text)} is no log prefix: it must have 1 to {PREFIX_BYTES} bytes")
@@ -157,7 +160,10 @@ def _built_in(text: str) -> Meaning | None:
 
 
 def _verdict_in(text: str) -> ForeignVerdict | None:
-    """Return the verdict that the words of a log prefix state; None without such a word."""
+    """Return the verdict that the words of a log prefix state, such as "drop" or "accepted".
+
+    Return None if no word states a verdict, ``log`` if the words contradict each other.
+    """
     words = {word.lower() for word in _WORD.findall(text) if word.isascii()}
     if words & _REFUSED:
         if words & _ACCEPTED:

@@ -16,11 +16,12 @@ _MMAP_BYTES: Final = 128 << 10
 
 
 def fix_mmap_threshold() -> None:
-    """Make glibc allocate large blocks outside the heap, so that freed blocks leave the process.
+    """Make glibc always allocate large blocks (128 KiB or more) outside the heap.
 
-    By default, glibc stops doing so after it has freed such a block: it raises the size limit
-    (mallopt(3)). Then large blocks come from the heap, and use memory even if no code writes to
-    them. The setting lasts until the process ends.
+    When such a block is freed, its memory returns to the system. By default, glibc raises the limit
+    of 128 KiB when a large block is freed (mallopt(3)). After that, blocks up to the new limit come
+    from the heap, and use memory even if no code writes to them. The setting lasts until the
+    process ends.
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)

@@ -80,7 +80,7 @@ _SINK_GAUGES: Final[Mapping[str, tuple[str, Callable[[Forwarder], float]]]] = {
 
 
 def exposition(found: Sequence[Status]) -> bytes:
-    """Return the metrics of some sandboxes in Prometheus' text format."""
+    """Return the metrics of the given sandboxes in Prometheus' text format."""
     return _text(_of_sandboxes(found))
 
 

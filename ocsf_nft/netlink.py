@@ -1,8 +1,9 @@
 """Netlink framing: messages and attributes, and a blocking request.
 
-Layouts are those of ``include/uapi/linux/netlink.h``: a 16-byte header (length, type, flags,
-sequence, port id; native byte order), then a payload of a family's fixed part and attributes
-(length, type, value), everything padded to 4 bytes.
+A message has a header and a payload (``include/uapi/linux/netlink.h``). The header has 16 bytes in
+native byte order: length, type, flags, sequence, port id. The payload begins with a fixed part,
+which depends on the netlink family. Attributes follow: length, type, value. Each message and each
+attribute is padded to 4 bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def message(kind: int, flags: int, payload: bytes, sequence: int = 0) -> bytes:
 def attributes(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield type and value of each netlink attribute; stop at a malformed attribute.
 
-    The types are without flags.
+    The flags that netlink stores in the type (nested, byte order) are removed.
     """
     offset, end = 0, len(payload)
     while offset + _ATTRIBUTE.size <= end:
@@ -108,9 +109,10 @@ def raise_for_error(payload: memoryview) -> None:
 def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> list[bytes]:
     """Send one netlink request to the kernel; return the payloads of the replies.
 
-    ``protocol`` is, for instance, NETLINK_ROUTE. ``kind`` is the type of the message. With ``dump``
-    the request is for a list. The kernel answers for the calling thread's network namespace. This
-    blocks for up to 5 s for each reply. Raises ``OSError`` with the kernel's errno.
+    ``protocol`` is a netlink protocol, for example NETLINK_ROUTE. ``kind`` is the type of the
+    message. With ``dump``, the kernel returns a list of objects. The kernel answers for the calling
+    thread's network namespace. This function waits up to 5 s for each reply. Raises ``OSError``
+    with the kernel's errno, or TimeoutError without an errno.
     """
     flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
     replies: list[bytes] = []

@@ -1,9 +1,11 @@
 """Network namespaces: find one by name, and run code inside it.
 
-``setns(2)`` moves the calling *thread*. So work inside a namespace runs in a separate thread that
-ends with the work; the rest of the process stays in its namespace. A socket opened there and a
-child process started there stay in that namespace. The move needs CAP_SYS_ADMIN (over the process's
-own user namespace and the one that owns the target); work in the current namespace needs nothing.
+``setns(2)`` moves only the calling *thread* to another namespace. So each piece of work runs in a
+new thread, which enters the namespace and ends with the work. All other threads stay in their
+namespace. A socket that the work opens stays in the entered namespace, and so does a child process.
+
+To enter a namespace, the process needs CAP_SYS_ADMIN in two user namespaces: its own, and the one
+that owns the network namespace. Work in the current namespace needs no privilege.
 """
 
 from __future__ import annotations
@@ -32,16 +34,21 @@ _OWN: Final = Path("/proc/thread-self/ns/net")
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """Network namespace, by the ``path`` of its file; None for the namespace of this process."""
+    """Network namespace with the file ``path``, such as ``/run/netns/NAME``.
+
+    If ``path`` is None, this is the current namespace of the thread that uses this object.
+    """
 
     path: Path | None = None
 
     def __str__(self) -> str:
-        """Return the path of the network namespace, or a text for the namespace of this process."""
+        """Return the namespace for messages: its path, or "this network namespace"."""
         return "this network namespace" if self.path is None else str(self.path)
 
     def identity(self) -> str:
-        """Return a text that changes if the namespace is created again: device and inode.
+        """Return the device and inode of the namespace's file, as a text such as ``4:4026531840``.
+
+        If another namespace has been created with the same path, the text is different.
 
         Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be
         inspected.
@@ -53,7 +60,7 @@ class Namespace:
         return f"{status.st_dev}:{status.st_ino}"
 
     def call(self, work: Callable[[], T]) -> T:
-        """Run ``work`` inside the network namespace; return its result when it has finished.
+        """Run ``work`` inside the network namespace; wait for its end and return its result.
 
         Raises AbsentError if there is no such namespace, UnsupportedError if entering it is not
         permitted, and any exception of ``work``.
@@ -73,8 +80,8 @@ def named(name: str) -> Namespace:
 def in_scratch(work: Callable[[], T]) -> T:
     """Run ``work`` inside a new, empty network namespace; return its result.
 
-    The namespace ends with ``work``. Needs CAP_SYS_ADMIN; raises UnsupportedError without it, and
-    any exception of ``work``.
+    The kernel deletes the namespace after ``work`` has ended. Raises UnsupportedError without
+    CAP_SYS_ADMIN, and any exception of ``work``.
     """
     _require_linux()
     return _in_thread(_unshare, work)

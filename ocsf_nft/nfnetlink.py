@@ -1,8 +1,8 @@
 """Connection to nf_tables over an open socket: queries, transactions, notifications of changes.
 
 Messages are those of ``include/uapi/linux/netfilter/nfnetlink.h``: netlink messages whose payload
-begins with a family, a version and a resource id. All functions need CAP_NET_ADMIN over the
-socket's namespace, in which it was opened.
+begins with a family, a version and a resource id. A socket belongs to the network namespace in
+which it was opened. All functions need CAP_NET_ADMIN over that namespace.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _TIMEOUT_SECONDS: Final = 5.0
 
 
 class InterruptedDumpError(Exception):
-    """Report of the kernel that a list of nf_tables objects changed while it was read."""
+    """Error: a list of nf_tables objects changed while the kernel sent the list."""
 
 
 class Statement(NamedTuple):
@@ -82,11 +82,16 @@ class Table(NamedTuple):
 class Nftables:
     """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 
-    For one thread at a time. If a list is not read to its end, the rest of the answer may still
-    arrive. The same is true after an exception other than an error answer of the kernel. Then close
-    the socket and create another one. All methods raise OSError. They raise TimeoutError, a
-    subclass, if an answer takes 5 s. They also raise TimeoutError once ``deadline``
-    (``time.monotonic()``) has passed, so that an endless list ends.
+    Only one thread at a time may use it. All methods raise OSError with the kernel's error. After
+    such an error, the socket can be used again.
+
+    The socket must be closed, and another one created, in two cases: a list was not read to its
+    end, or a method raised any other exception, such as TimeoutError. Otherwise the rest of the old
+    answer could arrive after the next request.
+
+    All methods raise TimeoutError (a subclass of OSError) if an answer takes 5 s. Queries and lists
+    also raise it once ``deadline`` (a time of ``time.monotonic()``) has passed, so that an endless
+    list ends.
     """
 
     def __init__(self) -> None:
@@ -128,7 +133,7 @@ class Nftables:
         """Request one nf_tables object; return its netlink attributes by type.
 
         ``kind`` is the type of the request, and ``attributes`` identify the object. Raises
-        FileNotFoundError if it does not exist.
+        FileNotFoundError if the object does not exist.
         """
         self._send(kind, netlink.NLM_F_REQUEST, family, attributes)
         while True:
@@ -178,11 +183,13 @@ class Nftables:
         )
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """Execute all statements in one transaction of nf_tables, or none of them.
+        """Execute all statements in one transaction of nf_tables.
 
-        Raises OSError with the kernel's error for the first rejected statement. With
-        ``generation``, the error is ERESTART if the current ruleset has another number. So after a
-        success with ``generation``, the resulting ruleset has the next number.
+        If the kernel rejects a statement, none of the statements is executed. Then this method
+        raises OSError with the kernel's error for the first rejected statement.
+
+        If ``generation`` is given, the current ruleset must have that number. If it has another
+        number, the error is ERESTART. After a success, the new ruleset has the next number.
         """
         first = self._sequence + 1
         head = _BATCH

@@ -38,9 +38,9 @@ _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.E
 class Route(NamedTuple):
     """Route to an address: the next hop (``neighbour``) and the index of the outgoing interface.
 
-    ``ifindex`` is None if the namespace has no route to the address. Then the address itself is the
-    neighbour. This is correct for the usual sandbox, whose proxy is on the link. Both values are
-    None if the address is the namespace's own, because its packets have no next hop.
+    If there is no route, ``ifindex`` is None and ``neighbour`` is the address itself. That is
+    correct for the usual sandbox, whose proxy is on the same link. Both values are None if packets
+    to the address have no next hop: the address is the namespace's own, or is not unicast.
     """
 
     neighbour: Address | None
@@ -48,10 +48,10 @@ class Route(NamedTuple):
 
 
 def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surroundings:
-    """Return the interfaces of a namespace and the next hops towards ``destinations``.
+    """Return the interfaces of a namespace and its neighbours on the way to ``destinations``.
 
-    Raises AbsentError or UnsupportedError if the namespace can't be entered, FenceError if netlink
-    fails.
+    The neighbours are the next hops and the destinations themselves. Raises AbsentError or
+    UnsupportedError if the namespace can't be entered, FenceError if netlink fails.
     """
     requested = tuple(destinations)
     with _report_errors():
@@ -59,10 +59,11 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
 
 
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
-    """Return the name and index of one interface of a namespace, the TAP device of a VM.
+    """Return the name and index of a VM's TAP device, in the namespace of the VM's host.
 
-    Raises AbsentError if there is no such device, UsageError if it is loopback. Raises FenceError
-    if it is the port of a bridge, a bond or a VRF. Raises the errors of :func:`survey` too.
+    Raises AbsentError if the device does not exist, UsageError if the device is loopback. Raises
+    FenceError if the device is the port of a bridge, a bond or a VRF. Raises the errors of
+    :func:`survey` too.
     """
     with _report_errors():
         found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])

@@ -1,4 +1,7 @@
-"""Loading of a fence into the kernel, with the best transport for its log records."""
+"""Loading of a fence into the kernel, with the first log transport that the kernel supports.
+
+A log transport is the way of a log record to a reader: NFLOG, the kernel log, or none at all.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,13 @@ def load(
     state: StateDirectory,
     load_text: LoadText,
 ) -> InstalledFence:
-    """Load a fence with the first transport that the kernel supports, and return its record.
+    """Load a fence with the first log transport that the kernel supports; return its record.
 
-    ``intended`` is the record without the results of loading. ``transports`` are tried in their
-    order. Raises UnsupportedError if none of them is supported, FenceError if the fence can't be
-    loaded.
+    ``transports`` are tried in the given order. ``intended`` describes the fence. The result is
+    ``intended`` with the transport, the digest and the listings of the loaded fence. The kernel log
+    may need a sysctl, whose previous value is stored in ``state``. ``load_text`` loads a ruleset
+    into a namespace. Raises UnsupportedError if the kernel supports no transport, FenceError if the
+    fence can't be loaded.
     """
     failures: list[str] = []
     for transport in transports:
@@ -105,9 +110,10 @@ def _load_with_transport(
 def _load_all(
     intended: InstalledFence, transport: LogTransport, load_text: LoadText, *, preserve: bool
 ) -> bool:
-    """Load the tables of fence and guard; return true if existing counters were preserved.
+    """Load the tables of a fence and its guard; return true if existing counters were preserved.
 
-    ``preserve`` requests that existing counters stay, where that is possible.
+    With ``preserve``, each existing counter is preserved if possible. Without ``preserve``, all
+    counters begin at zero. If the guard can't be loaded, a new fence is removed again.
     """
     spec, around, namespace = intended.spec, intended.around, intended.namespace
     existing = table_query.comment(namespace, *fence_table_ids(spec)[0]) is not None
@@ -183,11 +189,12 @@ def remove(
 def _expected(
     spec: FenceSpec, around: Surroundings, transport: LogTransport
 ) -> dict[str, str] | None:
-    """Load a fence into an empty, temporary namespace, and return nft's listings of its tables.
+    """Return the listings that the tables of a correctly installed fence have.
 
-    No other process can change these tables, so they show what the installed fence must equal.
-    Returns None if no such namespace can be made, for lack of CAP_SYS_ADMIN. Returns None too if
-    the kernel accepts no chain for a missing device (before Linux 6.16).
+    They come from the same ruleset, loaded into an empty, temporary namespace. No other process can
+    change the tables there. Returns None if that fails, for example without CAP_SYS_ADMIN. It
+    also fails before Linux 6.16, because the kernel rejects chains for interfaces that the
+    temporary namespace lacks.
     """
 
     def load_and_list() -> dict[str, str]:
@@ -213,10 +220,10 @@ def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
 
 
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    """Return the tables of an installed fence as text: nft's listing and the static elements.
+    """Return each table of an installed fence as text, by its name such as ``inet ocsf_nft``.
 
-    Static elements are those of the sets that the installer fills. The keys of the result have the
-    form ``family name``. A missing table is omitted.
+    The text is nft's listing, followed by the elements of the sets that the installer fills. A
+    missing table is omitted.
     """
     most = len(spec.allowed) + _ELEMENTS
     tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [

@@ -59,8 +59,8 @@ def load(namespace: Namespace, text: str) -> None:
 
     Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError if nft or the privilege is
     missing, or if the kernel lacks a feature. Raises FenceError if the kernel refuses the ruleset
-    for any other reason. After an error, nothing has changed. Only if nft did not end within 30 s,
-    the state is unknown.
+    for any other reason. After an error, nothing has changed, with one exception: if nft does not
+    end within 30 s, FenceError is raised and the state of the ruleset is unknown.
     """
     result = _run_on(namespace, text)
     if result.returncode != 0:
@@ -79,8 +79,9 @@ def show_messages(namespace: Namespace, text: str) -> str:
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
     """Return nft's listing of a table, with rule handles, without counter values and set elements.
 
-    So large sets cost nft neither time nor memory. A table that a socket owns exclusively is listed
-    as it will be after that socket is closed. Returns None if the table is absent. Raises
+    So large sets cost nft neither time nor memory. If a socket owns the table exclusively, the
+    owner and its flag are removed from the listing. So the listing does not depend on whether the
+    table has an owner at the moment. Returns None if the table is absent. Raises
     UnsupportedError if nft is missing or lacks the permission, FenceError if nft fails.
     """
     result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
@@ -175,7 +176,7 @@ def _run(
 
 @contextlib.contextmanager
 def _report_shortage() -> Iterator[None]:
-    """Convert an OSError of starting nft (too few files, processes or memory) to FenceError."""
+    """Raise FenceError for an OSError in the ``with`` body: too few files, processes or memory."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Monitor of a fence's tables in one namespace: receives notices of changes, and can restore."""
+"""Monitor of a fence's tables in one namespace: it reads notices of changes and sends repairs."""
 
 from __future__ import annotations
 
@@ -36,13 +36,16 @@ OVERRUN: Final = Transaction(
 
 
 class NftMonitor:
-    """Netlink sockets in one namespace, to receive notices about a fence's tables and change them.
+    """Two netlink sockets in one namespace: one receives notices of changes to a fence's tables.
 
-    All methods except the constructor raise OSError. One thread reads the notices; other threads
-    may change the fence too. A generation is the number that the kernel gives to each state of the
-    ruleset. All changes up to ``restored_generation`` have been reverted or accepted. All changes
-    up to ``regular_generation`` have been accepted, because a regular installation made them. This
-    number is None if no change has been accepted yet.
+    The other one sends transactions that change these tables. One thread reads the notices; other
+    threads may send transactions too. A method that uses a socket raises OSError; the constructor
+    raises SourceError instead.
+
+    A generation is the kernel's number of a state of the ruleset; each transaction increments it.
+    Up to ``restored_generation``, every change was reverted or accepted, and needs no repair. Up to
+    ``regular_generation``, every change counts as part of a regular installation.
+    ``regular_generation`` is None before the first such installation.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
@@ -103,7 +106,10 @@ class NftMonitor:
         )
 
     def is_regular(self, transaction: Transaction) -> bool:
-        """Return true if the transaction is part of a regular installation, or came before one."""
+        """Return true if the transaction counts as part of a regular installation (not tampering).
+
+        Each transaction before a regular installation counts as part of the installation too.
+        """
         return (
             transaction.generation is not None
             and self.regular_generation is not None
@@ -120,21 +126,20 @@ class NftMonitor:
                 raise
 
     def accept(self, generation: int) -> None:
-        """Accept all changes up to the ruleset with the number ``generation``.
+        """Accept all changes that led to the ruleset with the number ``generation``.
 
-        These changes count as those of a regular installation: they are not reverted, and are no
-        tampering.
+        Accepted changes are not reverted. They count as a regular installation, not as tampering.
         """
         with self._lock:
             if _is_up_to(self.restored_generation, generation):
                 self.restored_generation = self.regular_generation = generation
 
     def restore(self, statements: Sequence[Statement]) -> None:
-        """Restore the fence by one transaction, which reverts all changes that were made before.
+        """Restore the fence: send ``statements`` in one transaction, which reverts earlier changes.
 
-        ``statements`` are the content of the transaction. The kernel refuses the transaction if
-        another process changes the ruleset at the same time; then it is tried again. After eight
-        attempts, the transaction is sent without that check.
+        The kernel refuses the transaction if another process changes the ruleset meanwhile. Then
+        the transaction is sent again. After eight refusals, the transaction is sent once more, and
+        the kernel is not asked to check for other changes.
         """
         with self._lock:
             for _ in range(_TRIES):
@@ -152,9 +157,10 @@ class NftMonitor:
             self.commit(statements)
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """Send statements as one transaction; after a timeout, open a new socket and raise.
+        """Execute all statements in one transaction, as :meth:`Nftables.commit` does.
 
-        Arguments and errors are those of :meth:`Nftables.commit`.
+        Arguments and errors are the same. Before TimeoutError is raised, a new socket replaces the
+        old one, because the late answer may still arrive there.
         """
         with self._lock:
             try:
@@ -164,9 +170,10 @@ class NftMonitor:
                 raise
 
     def take_ownership(self) -> None:
-        """Make our socket the exclusive owner of the fence's tables, if all of them exist.
+        """Make our socket the exclusive owner of the fence's tables; set ``is_owner`` accordingly.
 
-        Then no other socket can change them. Raises PermissionError if another socket owns them.
+        Then no other socket can change the tables. Nothing happens if a table is missing. Raises
+        PermissionError if another socket owns one of the tables.
         """
         with self._lock:
             self.is_owner = False

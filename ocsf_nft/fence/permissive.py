@@ -1,11 +1,15 @@
 """Conversion of a policy file to its permissive form, which logs packets but refuses none.
 
 A policy file (``rules/*.nft``) refuses packets in two ways: by the policy of a base chain, and by
-the statements ``drop`` and ``reject``. The conversion replaces all of them by ``accept``. It adds
-jumps before and after each jump to a rule's accounting. The added jumps lead to the chains of
-``rules/permissive.nft`` (for a VM ``rules/permissive_tap.nft``). The conversion comes before any
-value is inserted into the text. So no name of a sandbox or a link can be mistaken for a statement.
-Pure; runs on any OS.
+the statements ``drop`` and ``reject``. The conversion replaces each of these by ``accept``.
+
+The text ``jump account_egress`` counts a packet for the rule ``egress``. The conversion adds
+``jump skip_egress`` before this text and ``jump mark_egress`` after it, and so for every rule. The
+chains ``skip_…`` and ``mark_…`` are in ``rules/permissive.nft`` (for a VM
+``rules/permissive_tap.nft``). A jump to a missing chain is not added.
+
+Names of sandboxes and links are inserted into the text after the conversion. So no such name can
+be mistaken for a statement. Pure; runs on any OS.
 """
 
 from __future__ import annotations
@@ -28,9 +32,9 @@ _BEGIN: Final = re.compile(r"^# accounting\.nft: ", re.MULTILINE)
 def make_permissive(policy: str, additions: str) -> str:
     """Return the permissive form of a policy file's text, with the chains of ``additions``.
 
-    ``policy`` is the text of a file in ``rules/``. ``additions`` is the text of the file with its
-    permissive rules; it may be empty. Raises AssertionError if it is not certain whether a line
-    refuses packets.
+    ``policy`` is the text of a policy file in ``rules/``. ``additions`` is the text of the file
+    with the permissive chains, such as ``permissive.nft``, or is empty. Raises AssertionError if
+    the policy file has a form that can't be converted safely.
     """
     chains = set(_PERMISSIVE_CHAIN.findall(additions))
     lines = "".join(map(_accept, policy.splitlines(keepends=True)))
@@ -49,7 +53,10 @@ def refusals(policy: str) -> tuple[str, ...]:
 
 
 def _unquoted(line: str) -> str:
-    """Return a line of a policy file with its quoted texts emptied; nothing for a comment line."""
+    """Replace each quoted text in a line by ``""``; return an empty string for a comment line.
+
+    Raises AssertionError for a comment after other text.
+    """
     if _COMMENT.match(line):
         return ""
     unquoted = _QUOTED.sub('""', line)

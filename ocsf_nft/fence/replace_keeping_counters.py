@@ -1,19 +1,21 @@
 """Text of a ruleset that replaces a fence and preserves its packet counters. Runs on any OS.
 
-A ruleset of ours (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines it. That deletes
-the counts too. If the table exists already, this module replaces the deletion by statements that
-empty the table in the same transaction. They delete all rules, and all objects that the new
-definition lacks. The counters, the sets with counters and the log limits stay. A base chain stays
-registered too, so that no count depends on when the kernel removes an old hook. Deleted links are
-removed from that chain by name.
+A ruleset of ours (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines the table. That
+deletes the counts too. For an existing table, this module replaces the deletion by other
+statements, which empty the table in the same transaction. These statements delete all rules, and
+all objects that the new definition lacks. The counters and the sets that packets fill (flows and
+log limits) stay. A base chain stays registered too, so that no count depends on when the kernel
+removes an old hook. Deleted links are removed from that chain by name.
 
-A process with CAP_NET_ADMIN over the namespace may have created the existing tables, so their
-listing is untrusted. So a name is accepted only if it is an identifier. A table that is not clearly
-ours is not preserved. The new definition is effective whatever the listing hides: ``flush table``
-deletes all rules, and the sets of allowed senders are always created again.
+Another process with CAP_NET_ADMIN over the namespace may have created the existing tables. So their
+listing is untrusted: a name in it is accepted only if it is an identifier. If a listing is not
+clearly that of our table, the table is deleted with its counters. A forged listing can't weaken the
+new fence: ``flush table`` deletes all rules, and the sets that the installer fills are always
+created again.
 
-The set of flows with which a sidecar's proxy closes its connections is preserved too. Packets fill
-that set, so elements that another process adds can't be detected, now or at any other time.
+A sidecar's fence has a set of the proxy's flows. By this set, the fence allows the last packets of
+a connection that the proxy has closed. Packets fill this set, so it is preserved too. Elements that
+another process adds to the set can't be detected, now or at any other time.
 """
 
 from __future__ import annotations
@@ -56,9 +58,9 @@ class TableId(NamedTuple):
 class _Table:
     """Content of an nftables table, parsed from a ruleset or from nft's listing.
 
-    ``parts`` are the table's sets, counters, chains and so on, by kind and name. The value of a
-    part is its lines without tabs. ``persists``: the table is persistent, as exclusive ownership by
-    a socket requires.
+    ``parts`` are the table's sets, counters, chains and so on. The key of a part is its kind and
+    name, for example ``("set", "allowed4")``. The value of a part is its lines without tabs.
+    ``persists`` is true for a persistent table, which a socket can own exclusively.
     """
 
     comment: list[str] = field(default_factory=list)
@@ -69,9 +71,9 @@ class _Table:
 def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | None:
     """Return the ruleset ``definition``, changed so that counters of existing tables are preserved.
 
-    ``existing`` has nft's listing of each existing table (:func:`ocsf_nft.fence.nft.list_table`).
-    Other tables of the definition are created. Returns None if the counters can't be preserved, or
-    if a listing has an unexpected form.
+    ``existing`` has nft's listing of each table that exists already (:func:`nft.list_table`). The
+    result still creates the tables that do not exist. Returns None if the counters can't be
+    preserved, for example because a listing has an unexpected form.
     """
     for table_id, listing in existing.items():
         deletion = f"\ndelete table {table_id.family} {table_id.name}\n"
@@ -93,10 +95,11 @@ def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | 
 def _empty_table(
     table_id: TableId, defined: _Table, listed: _Table | None, links: str
 ) -> str | None:
-    """Return statements that delete everything from a table except counters and sets with counters.
+    """Return statements that empty a table, except for its counters and the sets that packets fill.
 
-    ``defined`` is the table in the new definition, ``listed`` the existing one. ``links`` are the
-    interfaces of the new definition. Returns None if the counters can't be preserved.
+    ``defined`` is the table in the new definition. ``listed`` is the existing table, None if its
+    listing is unexpected. ``links`` names the interfaces of the new definition, for example
+    ``"eth0", "eth1"``. Returns None if the counters can't be preserved.
     """
     if listed is None or (listed.comment, listed.persists) != (defined.comment, defined.persists):
         return None
@@ -131,15 +134,18 @@ def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
 
 
 def _has_timeout(lines: list[str]) -> bool:
-    """Return true if packets add elements to a set, and these elements expire.
+    """Return true if packets fill a set, and its elements expire; for example a set of flows.
 
-    A set of flows is such a set. ``lines`` are the lines of the set's definition.
+    ``lines`` are the lines of the set's definition.
     """
     return any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
 
 
 def _properties(lines: list[str]) -> list[str]:
-    """Return the properties of a set or a counter, sorted: nft lists them in another order."""
+    """Return the lines of a set or a counter, sorted, to compare a definition with a listing.
+
+    nft lists the properties in another order than the definition has them.
+    """
     return sorted(line.replace(", ", ",") for line in lines)
 
 
@@ -148,12 +154,12 @@ def _order(part: tuple[str, str]) -> tuple[int, str]:
 
 
 def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[str] | None:
-    """Return the hooks to delete from an existing chain so that the chain itself can stay.
+    """Return the hooks to delete from an existing chain, one for each interface that is gone.
 
-    ``defined`` and ``listed`` are the lines of the new and the existing chain, ``links`` the new
-    interfaces. A regular chain has no hooks and can always stay. Rules and policy don't matter: the
-    rules have been deleted, and the definition sets the policy. Returns None if the chain can't
-    stay.
+    ``defined`` and ``listed`` are the lines of the new and the existing chain. ``links`` names the
+    new interfaces. Returns None if the chain must be deleted, for example because its hook or
+    priority differs. Rules and policy are not compared: the caller deletes the rules, and the new
+    definition sets the policy. A chain without a hook can always stay: the result is empty.
     """
     heads = [
         [line for line in lines if line.startswith(("type ", "comment "))]

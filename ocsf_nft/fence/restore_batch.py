@@ -24,9 +24,9 @@ _TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 class NamespaceBatch:
     """Prepared netlink messages that restore the tables of a fence in one namespace.
 
-    The messages ``keeping_counters`` preserve existing counters, even if parts of the tables are
-    missing. They are None if that is impossible. The messages ``full`` first delete the tables with
-    their counters.
+    ``keeping_counters`` are messages that preserve existing counters, even if parts of the tables
+    are missing. ``keeping_counters`` is None if the counters can't be preserved. ``full`` are
+    messages that first delete the tables with their counters.
     """
 
     tables: tuple[TableId, ...]
@@ -46,10 +46,10 @@ class NamespaceBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreBatch:
-    """Prepared netlink messages that restore a fence as recorded, in all its namespaces.
+    """Prepared netlink messages that restore a fence, in all its namespaces.
 
-    ``batches`` has the messages for the fenced namespace first, then those for the guard on the
-    host's side. ``installed`` is the record.
+    ``installed`` is the record of the fence that the messages restore. ``batches`` has the messages
+    for the fenced namespace first, then those for the guard on the host's side.
     """
 
     installed: InstalledFence
@@ -115,9 +115,10 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Return a ruleset text, changed so that a missing table is created with its comment.
+    """Change a ruleset text so that it creates each missing table with its comment.
 
-    ``replacement`` is the text before. A table that exists keeps its comment.
+    Return the changed text. ``replacement`` is the text before the change. A table that exists
+    keeps its comment.
     """
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"

@@ -1,8 +1,9 @@
 """Generation of a fence's ruleset text from the policy files in ``rules/``. Runs on any OS.
 
-This module fills in a policy file: values for its ``define`` lines, accounting for its rules, the
-chosen form for its log statements, elements for its sets. All text that nft reads comes from these
-files or from values that :mod:`ocsf_nft.fence.values` has checked.
+This module fills in a policy file. It inserts the values of ``define`` lines, and the chains that
+count the packets of each rule (``accounting.nft``). It changes the log statements to the chosen
+transport, and adds the elements of the sets. All text that nft reads comes from the policy files or
+from values that :mod:`ocsf_nft.fence.values` has checked.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info
 
 
 class Table(NamedTuple):
-    """nftables table of a fence: its family, name, and the names of the rules that count in it."""
+    """nftables table of a fence: its family, its name, and the rules whose packets it counts."""
 
     family: str
     name: str
@@ -145,9 +146,10 @@ def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTranspo
 
 
 def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the SHA-256 (hex) of the ruleset text that this version generates.
+    """Return the SHA-256 (hex) of the ruleset text of a fence and its guard.
 
-    If a record has another digest, another version of ocsf-nft has installed that fence.
+    The digest is stored in the record of an installed fence. If the result differs from the stored
+    digest, another version of ocsf-nft has installed the fence.
     """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
 
@@ -222,7 +224,7 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    """Return the text of ``accounting.nft`` with the counter names of the given mode."""
+    """Return ``accounting.nft`` text with the counter names of a permissive or enforcing fence."""
     name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 

@@ -1,9 +1,10 @@
 """Decoding of nf_tables' notices about changes to a fence's tables.
 
-A transaction produces one message for each object that it created, changed or deleted. A last
-message has the number of the new ruleset and the process. A process with CAP_NET_ADMIN over the
-namespace chooses the names and the number of messages. So the stored data have a limit for any
-input. Numbers: ``include/uapi/linux/netfilter/nf_tables.h``. Pure; runs on any OS.
+For each transaction, the kernel sends one message for each object that was created, changed or
+deleted. The last message has the number of the new ruleset, and the process that made the
+transaction. A process with CAP_NET_ADMIN over the namespace chooses the names and the number of
+messages. So this module stores a limited number of changes and of characters, whatever arrives.
+Numbers: ``include/uapi/linux/netfilter/nf_tables.h``. Pure; runs on any OS.
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ class Transaction:
     """nftables transaction that changed a fence's tables, and the process that the kernel names.
 
     ``generation`` is the number of the resulting ruleset. ``port`` is the netlink port of the
-    socket that sent it. ``pid`` is the thread id in the initial pid namespace, ``comm`` the name
-    that the thread gave itself. If the transaction's last message is missing, ``generation``,
-    ``pid`` and ``comm`` are None. ``changes`` is a text for people. ``created`` are the tables that
-    were created or changed as a whole.
+    socket that sent the transaction. ``pid`` is the id of the sending thread in the initial pid
+    namespace. ``comm`` is the name that the thread gave itself. If the transaction's last message
+    is missing, ``generation``, ``pid`` and ``comm`` are None. ``changes`` describes the changes for
+    people. ``created`` are the tables that the transaction created or whose flags it changed.
     """
 
     generation: int | None = None
@@ -102,10 +103,10 @@ class ChangeReader:
         self._generation = 0
 
     def read(self, datagram: memoryview) -> Iterator[Transaction]:
-        """Yield the transactions on the tables whose last message is in this datagram.
+        """Yield each transaction on the tables whose last message is in this datagram.
 
-        If a transaction begins before the previous one has ended, a message was dropped. Then the
-        received part of the previous transaction is yielded.
+        The last message of a transaction may have been dropped. Then the received part of that
+        transaction is yielded when the next transaction begins.
         """
         for message in netlink.messages_with_headers(datagram):
             kind = message.kind - nfnetlink.SUBSYSTEM
@@ -125,7 +126,11 @@ class ChangeReader:
                 self._add(kind, family, dict(attributes))
 
     def take_unfinished(self) -> Iterator[Transaction]:
-        """Yield the received part of a transaction whose last message will not arrive, if any."""
+        """Yield the received part of an unfinished transaction on the tables, if there is one.
+
+        Call this when the last message of the transaction will not arrive. The part is
+        yielded only once.
+        """
         found, self._unfinished = self._unfinished, _Unfinished()
         if found.concerns_fence:
             yield Transaction(

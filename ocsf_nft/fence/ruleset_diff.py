@@ -20,9 +20,9 @@ _LINE_CHARACTERS: Final = 200
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     """Return the unified diff between nft's listings of the installed tables and the current ones.
 
-    Both mappings have the tables' names as keys. Handles and the order of the parts are ignored.
-    When a fence is replaced, preserved parts keep their position in nft's listing; the order of
-    chains and sets there has no effect.
+    ``expected`` has the listings of the installed tables, ``found`` the current ones, both by the
+    table's name. Handles and the order of chains, sets and counters are ignored: that order has no
+    effect. It changes when a fence is replaced and some parts are preserved.
     """
     lines: list[str] = []
     for name in sorted({*expected, *found}):
@@ -34,7 +34,10 @@ def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[st
 
 
 def shortened(lines: list[str]) -> list[str]:
-    """Return at most 20 lines, each cut to 200 characters, and the number of omitted lines."""
+    """Return the first 20 lines, each cut to 200 characters.
+
+    If lines were omitted, one more line states their number: "… and 3 more lines".
+    """
     shown = [
         line if len(line) <= _LINE_CHARACTERS else f"{line[: _LINE_CHARACTERS - 1]}…"
         for line in lines[:_DIFFERENCE_LINES]

@@ -49,12 +49,15 @@ class Tap:
 class FenceSpec:
     """Fence that the operator requests: the sandbox, the allowed endpoints and the mode.
 
-    Construction checks each value and raises UsageError. With ``proxy_uids`` it is the fence of a
-    pod with a sidecar proxy, with ``tap`` that of a virtual machine. ``group`` is the NFLOG group.
-    ``guard_device`` is the host's end of the sandbox's link, which gets a second table (the guard).
-    ``is_permissive``: packets that would be refused are logged and allowed. ``has_changed``: the
-    previous fence had the other mode, and its counters are preserved; the installer sets this flag.
-    ``is_owned``: while a run monitors the fence, no other process can change its tables.
+    Construction checks each value and raises UsageError. ``proxy_uids`` are the users of the
+    sidecar proxy, if the sandbox is a pod with one. ``tap`` is the TAP device, if the sandbox is a
+    virtual machine. ``group`` is the NFLOG group. ``guard_device`` is the host's end of the
+    sandbox's link; a second table, the guard, filters this link too.
+
+    With ``is_permissive``, packets that would be refused are logged and allowed. With ``is_owned``,
+    no other process can change the tables while a run monitors the fence. ``has_changed`` is set by
+    the installer only: an earlier fence had the other mode (enforcing or permissive), and the
+    counters of that mode are preserved.
     """
 
     sandbox: str
@@ -102,9 +105,9 @@ class Surroundings:
 
     ``links`` are the names of all interfaces except loopback. ``uplinks`` are the interfaces that
     lead to the allowed endpoints; all interfaces if there is no route. ``neighbours`` are the next
-    hops towards these endpoints. For a VM, ``links`` is its TAP device, and ``ifindex`` the index
-    of that device: a device that was deleted and created again under the same name has another
-    index.
+    hops towards these endpoints, and the endpoints' own addresses. For a VM, ``links`` has only its
+    TAP device, and ``ifindex`` is the index of that device. If a device is deleted and created
+    again, its index changes but its name may stay.
     """
 
     links: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
 """State directory: a record of each installed fence, in one file per sandbox.
 
-With the sandbox's name alone, ``verify`` can compare, ``remove`` can find the tables and ``run``
-can resume. A new file is written next to the old one and renamed over it. So a reader finds the old
-one or the new one, never a part, also after a crash.
+A command needs only the name of a sandbox to find the record of its fence. ``verify`` compares the
+fence with the record, ``remove`` deletes the recorded tables, and ``run`` resumes the recorded
+fence. To change a record, a new file is written and then renamed over the old file. So a reader
+finds the old record or the new record, never a part of one, also after a crash.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ _FILE: Final = "fence.json"
 class InstalledFence:
     """Record of a fence as it was loaded, which the state directory stores.
 
-    ``identity`` identifies the namespace (:meth:`Namespace.identity`), because a path can later
-    refer to another namespace. ``policy`` is a digest of the loaded rulesets; another version of
-    this program may have other rulesets. ``listings`` are nft's listings of each table, by ``family
-    name``. ``degraded`` is the reason why a better transport could not be used. It is None if no
-    better transport was requested.
+    ``spec`` and ``around`` are the inputs of the ruleset. ``identity`` identifies the namespace
+    (:meth:`Namespace.identity`), because a path can later refer to another namespace. ``policy`` is
+    a digest of the loaded rulesets (:func:`ruleset.digest`). ``listings`` has nft's listing of each
+    table, by a name such as ``inet ocsf_nft``. ``degraded`` is None in the normal case. If the
+    fence logs nothing because no log transport works, ``degraded`` is the reason.
     """
 
     spec: FenceSpec
@@ -52,9 +53,9 @@ _INSTALLED_FENCE: Final = pydantic.TypeAdapter(InstalledFence)
 
 
 class StateDirectory:
-    """Directory of the fences' records, their locks, and the sysctl values to restore later.
+    """Directory of the fences' records, the locks, and the sysctl values to restore later.
 
-    The first write creates it, with mode 0700.
+    The first write or lock creates the directory, with mode 0700.
     """
 
     def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
@@ -62,9 +63,9 @@ class StateDirectory:
         self._all_netns = path / "nf_log_all_netns.before"
 
     def read(self, sandbox: str) -> InstalledFence | None:
-        """Return the record of a sandbox's fence; None if it has none.
+        """Return the record of a sandbox's fence; None if the sandbox has no record.
 
-        Raises FenceError if the file is damaged or can't be read.
+        Raises FenceError if the record's file is damaged or can't be read.
         """
         file = self.path / values.sandbox_name(sandbox) / _FILE
         try:
@@ -93,7 +94,10 @@ class StateDirectory:
             return None
 
     def version(self, sandbox: str) -> tuple[int, ...] | None:
-        """Return a value that changes with each write of a sandbox's record; None without one."""
+        """Return a value that changes with each write of a sandbox's record.
+
+        Compare two values only for equality. Returns None if there is no record.
+        """
         try:
             found = (self.directory(sandbox) / _FILE).stat()
         except OSError:
@@ -209,8 +213,8 @@ class StateDirectory:
     def all_netns_before(self) -> str | None:
         """Return the value that ``net.netfilter.nf_log_all_netns`` had before a fence enabled it.
 
-        Returns None if no fence has enabled this sysctl. The value has its own file, so that a
-        damaged record doesn't destroy it.
+        Returns None if no fence has enabled this sysctl. The value is stored in a file of its own,
+        so it survives a damaged record. Raises FenceError if that file can't be read.
         """
         try:
             value = self._all_netns.read_text("ascii")

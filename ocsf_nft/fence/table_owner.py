@@ -31,7 +31,7 @@ def owning_sandbox(namespace: Namespace, table_id: TableId) -> str | None:
 
 
 def refuse_other_sandbox(sandbox: str, namespace: Namespace, table_id: TableId) -> None:
-    """Raise FenceError if the comment of a table names another sandbox than ``sandbox``."""
+    """Raise FenceError if a table's comment names another sandbox; a missing table is no error."""
     found = owning_sandbox(namespace, table_id)
     if found is not None and found != sandbox:
         raise _other_sandbox_error(found, namespace, table_id)
@@ -67,11 +67,14 @@ def replaced_sandbox(
 ) -> str | None:
     """Return the sandbox whose record becomes obsolete when the fence ``spec`` is installed.
 
-    A killed run leaves the tables of its VMs behind, and TAP device names are soon reused. A new
-    VM's fence replaces such tables if no record describes them. It also replaces them if the
-    recorded TAP device has another index: then the recorded device was deleted, and the record is
-    obsolete. Returns None if no record becomes obsolete. Raises FenceError if another sandbox may
-    still use the tables.
+    In the normal case, the tables do not exist or are those of the same sandbox. Then the result is
+    None. Otherwise the tables are another sandbox's, and FenceError is raised.
+
+    A VM is an exception, because a killed run leaves the tables of its VMs behind, and another VM
+    may soon get the same TAP device name. If no record describes such tables, they are replaced and
+    the result is None. If the other sandbox's record has another index of the TAP device, that
+    device was deleted. Then the tables are replaced and the result is the other sandbox. If the
+    index is the same, FenceError is raised.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
@@ -99,7 +102,10 @@ def replaced_sandbox(
 def _refuse_guard(
     sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
 ) -> None:
-    """Raise FenceError if the table is another sandbox's guard, by that sandbox's record."""
+    """Raise FenceError if a table is the guard of another sandbox.
+
+    Both the table's comment and the other sandbox's record must show that.
+    """
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():
         return

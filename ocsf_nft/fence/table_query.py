@@ -55,7 +55,7 @@ def comment(namespace: Namespace, family: str, name: str) -> str | None:
 
 
 def table(namespace: Namespace, family: str, name: str) -> Table | None:
-    """Return an nftables table's handle, flags and user data; None if there is no such table.
+    """Return an nftables table's flags and user data; None if there is no such table.
 
     Raises the errors of :func:`comment`.
     """

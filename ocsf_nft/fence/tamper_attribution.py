@@ -1,8 +1,9 @@
-"""Attribution of a change of nftables to a process, if it is certain which process made it.
+"""Attribution of a change of nftables to the process that made the change.
 
-The kernel reports the thread's id in the initial pid namespace and the name that the thread gave
-itself (``nf_tables_fill_gen_info``). When the notice is read, the process may have exited. In
-another pid namespace, the id belongs to another process.
+With each change, the kernel reports the id and the name of the thread that made the change
+(``nf_tables_fill_gen_info``). A thread can choose its own name. The id is that of the initial pid
+namespace, so it is of no use if this program runs in another one. When the notice is read, the
+process may have exited, and another process may have its id.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ _DELETED: Final = " (deleted)"
 
 
 def attribute_change(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
-    """Return the process of the thread that changed nftables; None if it can't be determined.
+    """Return the process of the thread that changed nftables, as far as it is known.
 
-    ``pid`` and ``comm`` are the thread's id and name in the kernel's notice. ``arrived_ns``
-    (CLOCK_BOOTTIME) is the time when the notice was read. A process that started later is another
-    one that received the same id. If the process has exited, only ``pid`` and ``comm`` are known.
+    ``pid`` and ``comm`` are the thread's id and name in the kernel's notice. ``arrived_ns`` is the
+    time when the notice was read (CLOCK_BOOTTIME). If the process has exited or can't be inspected,
+    the result has only ``pid`` and ``comm``. The result is the same if the process with that id
+    started after ``arrived_ns``, because it is another process.
+
+    Returns None if ``pid`` is unknown or this program is not in the initial pid namespace.
     """
     if pid is None or pid <= 0 or not proc.is_initial():
         return None

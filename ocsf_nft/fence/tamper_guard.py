@@ -55,12 +55,14 @@ _Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
 class FenceChange:
     """Change to a fence by another process, and how the tamper guard reacted to it.
 
-    ``changes`` is a text for people. ``process`` made the change; None if the process is unknown.
-    ``comm`` is the name that the process gave itself. ``arrived_ns`` is the time when the change
-    was noticed (ns since the epoch, UTC). ``restored_after_ns`` is the duration from then until the
-    fence was restored. It is 0 if a periodic check had already restored the fence. It is None if
-    the guard did not: restoring is off, an installation made the change (``is_regular``), or the
-    restore failed. ``given_up``: restoring is paused, because the fence was restored too often.
+    ``changes`` describes the change for people. ``process`` made the change; None if the process is
+    unknown. ``comm`` is the name that the process gave itself. ``arrived_ns`` is the time when the
+    change was noticed (ns since the epoch, UTC).
+
+    ``restored_after_ns`` is the time from ``arrived_ns`` until the fence was restored. It is 0 if a
+    check had already restored the fence. It is None if the guard did not restore the fence. There
+    are four reasons: ``self_heal`` is off, the restore failed, a regular installation or removal
+    made the change (``is_regular``), or the guard pauses after too many restores (``given_up``).
     """
 
     changes: str
@@ -86,9 +88,10 @@ class _Arrival(NamedTuple):
 class TamperGuard:
     """Thread that monitors an installed fence, and restores it if another process changes it.
 
-    The thread runs from :meth:`start` to :meth:`stop`. It calls ``notify`` with each change, and
-    with the error that ended the thread. It calls ``notify`` with None if the caller should check
-    the fence, as after changes to links or routes. Without ``self_heal`` it restores nothing.
+    The thread runs from :meth:`start` to :meth:`stop`. It calls ``notify`` with each change. If an
+    error ends the thread, it calls ``notify`` with the error. It calls ``notify`` with None if the
+    caller should check the fence, for example after a change of links or routes. Without
+    ``self_heal``, the thread reports changes but restores nothing.
     """
 
     def __init__(
@@ -135,7 +138,8 @@ class TamperGuard:
     def has_attached_interfaces(self) -> bool:
         """Return true if the guard fenced new interfaces since the last :meth:`use_restore_batch`.
 
-        It attached the fence's netdev chains to them. The interfaces may have been removed again.
+        To fence an interface, the guard attaches the fence's netdev chains to it. The interface may
+        have been removed again.
         """
         return bool(self._attached)
 
@@ -166,10 +170,13 @@ class TamperGuard:
     ) -> None:
         """Set the prepared messages that restore the fence from now on.
 
-        Without a batch (None), a restore runs nft, which takes longer. ``version`` is that of the
-        record for which the batch was prepared (:meth:`StateDirectory.version`). ``generations`` is
-        an earlier result of :meth:`generations`, or None. Pass it only if a later check found the
-        fence as installed: changes before that result then need no repair, and are not reverted.
+        If ``batch`` is None, a restore runs nft, which takes longer. The batch was prepared from
+        the record of the fence, and ``version`` is the version of that record
+        (:meth:`StateDirectory.version`).
+
+        ``generations`` is None in the normal case. If the caller has found the fence as installed,
+        ``generations`` is the result of :meth:`generations` from before that check. Then the guard
+        accepts all earlier changes, and does not revert them.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
@@ -180,7 +187,8 @@ class TamperGuard:
     def take_ownership(self) -> None:
         """Make the guard's sockets the exclusive owners of the fence's tables, if not done yet.
 
-        Until the guard stops, no other process can change them. Blocks. Raises FenceError.
+        Until the guard stops, no other process can change the tables. Blocks until the kernel has
+        answered. Raises FenceError if the kernel refuses, for example because of another owner.
         """
         try:
             for monitor in self._monitors:
@@ -193,9 +201,10 @@ class TamperGuard:
             ) from error
 
     def renew(self) -> InstalledFence | None:
-        """Do the same as :func:`installer.renew`, but change tables through the guard's sockets.
+        """Make the fence equal to its record again; return the record, None if there is none.
 
-        If these sockets own the tables exclusively, no other socket can change the tables. Blocks.
+        This is :func:`installer.renew` through the guard's sockets: if the guard owns the tables
+        exclusively, no other socket can change them. Blocks. Raises the errors of that function.
         """
         try:
             with self._state.locked():
@@ -275,7 +284,7 @@ class TamperGuard:
             self._notify(error)
 
     def _turn(self) -> None:
-        """Wait for a notice, the end of a pause or the request to stop, and handle notices."""
+        """Wait until a notice arrives, a pause ends or a stop is requested; handle the notices."""
         now = time.monotonic()
         if self._paused_until is not None and now >= self._paused_until:
             self._end_pause()
@@ -306,9 +315,9 @@ class TamperGuard:
             found = self._react(monitor, foreign)
 
     def _react(self, monitor: NftMonitor, foreign: list[Transaction]) -> list[Transaction]:
-        """Restore the fence after changes by other processes (``foreign``), and report them.
+        """Restore the fence after the changes ``foreign`` by other processes; report these changes.
 
-        Returns the changes that arrived meanwhile and are not handled yet.
+        Returns the changes that arrived meanwhile. The caller must handle them.
         """
         started, arrival = time.monotonic_ns(), _Arrival.now()
         # A process that changes very much at once, as some do to their own tables, is no conflict.
@@ -370,7 +379,7 @@ class TamperGuard:
         )
 
     def _reports_overrun(self) -> bool:
-        """Return true if dropped notices should be reported now: at most once a minute."""
+        """Return true, at most once a minute, if dropped notices should be reported now."""
         now = time.monotonic()
         if now < self._overruns_from:
             return False
@@ -391,9 +400,10 @@ class TamperGuard:
         self._notify(None)
 
     def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
-        """Restore the fence after the changes ``foreign``, unless the fence's record changed too.
+        """Restore the fence after the changes ``foreign``; return the outcome.
 
-        A changed record shows that a regular installation or removal made the changes.
+        If the fence's record has changed too, a regular installation or removal made the changes.
+        Then nothing is restored, and the outcome is ``none``.
         """
         recreated = [table_id for each in foreign for table_id in each.created]
         try:
@@ -462,10 +472,10 @@ class TamperGuard:
                 names.add(link.name)
 
     def _attach(self, names: set[str]) -> None:
-        """Attach the fence's netdev chains to the new links ``names``; a later check does the rest.
+        """Attach the fence's netdev chains to the new links ``names``, so that they are fenced now.
 
-        Needs no lock, because an attached chain never allows more packets. A removed fence has no
-        such chain, so nothing is attached then.
+        A later check records the new links. This needs no lock, because an attached chain never
+        allows more packets. After the removal of the fence, there is no chain to attach.
         """
         batch = self._restore_batch
         if batch is None or not (names := names - batch.links):

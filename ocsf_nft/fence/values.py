@@ -1,6 +1,7 @@
 """Checks and parsers for each value that is inserted into a ruleset.
 
-They prevent that a value adds statements to the ruleset. All of them raise UsageError.
+Without these checks, a value such as a name could add statements to the ruleset. Each function
+raises UsageError if the value is invalid.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def sandbox_name(text: str) -> str:
 
 
 def device_name(text: str) -> str:
-    """Return the given interface name unchanged; raise UsageError if nft can't express it."""
+    """Return the given interface name unchanged; raise UsageError if no ruleset can contain it."""
     if not _DEVICE.fullmatch(text) or text in {".", ".."}:
         raise UsageError(
             f"the interface name {quoted(text)} can't be written in a ruleset: rename it"
@@ -93,8 +94,9 @@ def mac(text: str) -> str:
 def subnet(text: str) -> Subnet:
     """Parse ``ADDR/LENGTH`` of a VM's link; return the gateway's address with the prefix length.
 
-    ADDR is the gateway's address. If ADDR is the address of the subnet itself, the gateway has the
-    first host address. Raises UsageError if the subnet can't be that of a VM.
+    ADDR is the gateway's address, for example ``172.16.0.1/30``. If ADDR is the address of the
+    subnet itself (``172.16.0.0/30``), the gateway has the first host address. Raises UsageError if
+    a VM can't use the subnet: for example a single address, loopback or multicast.
     """
     try:
         found = ipaddress.ip_interface(text)

@@ -68,9 +68,10 @@ def without_owners(accounting: str) -> str:
 def _vm_ranges(subnet: Subnet) -> Iterator[str]:
     """Yield the address ranges of a subnet that the VM may use, as text.
 
-    Excluded are the gateway's address, the first address, and the last address in IPv4. The first
-    address is the network's, in IPv6 the subnet-router anycast address (RFC 4291). The last one is
-    IPv4's broadcast address. If there are only two addresses, both are hosts (RFC 3021, RFC 6164).
+    The VM may use neither the gateway's address nor the first address. The first address is that of
+    the network (IPv4) or of all routers (IPv6: subnet-router anycast, RFC 4291). In IPv4, the VM
+    may not use the last address either, because it is the broadcast address. In a subnet of two
+    addresses, both are hosts (RFC 3021, RFC 6164), and only the gateway's address is excluded.
     """
     first, last = int(subnet.network[0]), int(subnet.network[-1])
     taken = {int(subnet.ip)}

@@ -51,11 +51,11 @@ if TYPE_CHECKING:
 
 
 class Derived(NamedTuple):
-    """Values of a Network Activity event that are computed from the attempt, not copied.
+    """Values that :func:`derive` computes from an attempt, for its Network Activity event.
 
-    ``source`` and ``destination`` are the kinds of the record's addresses. ``severity`` is the
-    configured severity; None if no configured rule matches. ``raw_bytes`` is the size of the
-    record's text.
+    ``source`` and ``destination`` are the kinds of the record's addresses; None for an unknown
+    address. ``severity`` is the configured severity; None if no configured rule matches.
+    ``raw_bytes`` is the size of the record's text.
     """
 
     source: AddressKind | None
@@ -106,10 +106,10 @@ class Activities:
             self._proxies.setdefault(proxy.address.version, (proxy, endpoint))
 
     def event(self, attempt: Attempt, derived: Derived, *, processed_ns: int) -> NetworkActivity:
-        """Return the Network Activity event of an attempt, with its values from :func:`derive`.
+        """Return the Network Activity event of an attempt.
 
-        ``processed_ns`` is now, in ns since the epoch, UTC. Kinds of addresses, uids and sizes are
-        taken from ``derived`` only.
+        ``derived`` is the result of :func:`derive` for the same attempt. Its values are not
+        computed again. ``processed_ns`` is the current time (ns since the epoch, UTC).
         """
         record, aggregation = attempt.record, attempt.aggregation
         direction = packet_outcome.direction(record, self._context.uplinks)
@@ -194,10 +194,10 @@ class Activities:
     def proxy(
         self, attempt: Attempt, direction: Direction
     ) -> tuple[Proxy, NetworkProxy] | tuple[None, None]:
-        """Return the proxy that the sender should have used, also as an OCSF object.
+        """Return the proxy that the sender should have used, and the OCSF object of that proxy.
 
-        Return two None if no proxy applies: for rules of other firewalls, inbound packets and
-        frames without IP.
+        Both are None if the sandbox has no known proxy, or if no proxy applies: for inbound
+        packets, frames without IP, and rules of other firewalls.
         """
         version = attempt.record.ip_version
         is_frame = version is None and attempt.aggregation is None
@@ -241,9 +241,10 @@ def _traffic(packets: int, length: int | None) -> NetworkTraffic:
 
 
 def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
-    """Return the reason and the flows of an aggregation for the attribute ``unmapped``.
+    """Return the facts about the flows of an attempt that has several, for ``unmapped``.
 
-    The schema has no attribute for them.
+    They are the reason, the number of flows and some of the flows. The schema has no attribute for
+    these facts.
     """
     facts: dict[str, Any] = {"reason": aggregation.reason}
     if aggregation.flows is not None:

@@ -68,7 +68,10 @@ def actor_of_process(process: Process) -> Actor:
 
 
 def unmapped_of(process: Process | None) -> dict[str, str]:
-    """Return the facts about a process that have no attribute in the OCSF schema."""
+    """Return the facts about a process that the OCSF schema has no attribute for.
+
+    An example is the systemd unit of the process. The result is empty if ``process`` is None.
+    """
     if process is None:
         return {}
     inside = container_of(process.container)
@@ -187,7 +190,10 @@ def _shown(text: str | None) -> str | None:
 
 
 def observables_of(actor: Actor | None) -> tuple[Observable, ...]:
-    """Return the OCSF observables of an actor: values of its process and user to search for."""
+    """Return the OCSF observables of an actor: values that an analyst may search for.
+
+    They are the name, pid, command line, path and hash of the process, and the uid of the user.
+    """
     if actor is None:
         return ()
     user = () if actor.user is None else _uid_observables(actor.user.uid)

@@ -1,9 +1,9 @@
 """Choice of the MITRE ATT&CK technique that an attempt to bypass the proxy resembles.
 
-Names and ids are those of one version of the matrix, which only this module states. A refused
-packet is at most Command and Control, or Credential Access in a cloud machine. Packets to very many
-destinations are Discovery. Techniques that *use* a proxy or a tunnel, or that disable a firewall,
-do not apply.
+A packet to the cloud's metadata service has the tactic Credential Access. Any other refused packet
+has the tactic Command and Control. Packets of one user to very many destinations have the tactic
+Discovery (:data:`SCAN`). Techniques that *use* a proxy or a tunnel, or that disable a firewall, do
+not apply. Names and ids are those of one version of the matrix, which only this module states.
 """
 
 from __future__ import annotations
@@ -68,7 +68,11 @@ _BY_KIND: Final = {
 
 
 def attacks(record: Record, *, is_cloud_metadata: bool) -> tuple[Attack, ...]:
-    """Return the ATT&CK technique of a refused packet, as if the packet had arrived."""
+    """Return the one ATT&CK technique that fits a refused packet's protocol and destination.
+
+    The technique describes the purpose of the packet, although the packet did not arrive. For
+    example, a packet to port 443 of TCP has the technique Web Protocols.
+    """
     if is_cloud_metadata:
         return _METADATA_API
     if record.protocol not in {protocols.TCP, protocols.UDP} or record.destination_port is None:

@@ -66,16 +66,17 @@ def _process_json(seen: Seen) -> dict[str, Any]:
 
 
 def count_others(attribution: Attribution) -> int:
-    """Return the number of possible senders, without the process that the event names."""
+    """Return the number of possible senders, not counting the process that the event names."""
     one = attribution.process
     named = sum(one is None or each.process.pid != one.pid for each in attribution.seen)
     return named + attribution.unnamed
 
 
 def count_text(number: int, *, was_each: bool) -> str:
-    """Return a number of processes as text, such as "3 processes".
+    """Return a number of possible senders as text.
 
-    If the kernel did not see each process try (not ``was_each``): "one or more of 3 processes".
+    With ``was_each``, the kernel saw each process try to send: "3 processes". Otherwise: "one or
+    more of 3 processes".
     """
     processes = f"{number} processes"
     return processes if was_each else f"one or more of {processes}"

@@ -1,4 +1,4 @@
-"""Facts for events that log records lack: host, product, proxies and rules of the sandbox."""
+"""Facts that events need and log records lack: host, product, proxies and rules of the sandbox."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Proxy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleFacts:
-    """Rule of a fence as the kernel has it; ``condition`` is its text as nft lists it."""
+    """Rule of a fence in the kernel; ``condition`` is the text of the rule in nft's listing."""
 
     family: str
     table: str
@@ -88,7 +88,7 @@ class RuleFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Facts for the events of one sandbox that its log records lack.
+    """Facts about one sandbox that its events need and its log records lack.
 
     ``host`` is None if the records come from another machine. ``proxies`` are the sandbox's
     proxies, in order of preference. ``uplinks`` are the interfaces that lead out of the sandbox,
@@ -138,7 +138,7 @@ def own_metadata(uid: str, now_ns: int) -> Metadata:
 
 
 def this_host() -> Host:
-    """Return the facts about this machine; those that the system does not provide are None."""
+    """Return the facts about this machine; a fact that the system does not provide is None."""
     return Host(
         hostname=platform.node() or "localhost",
         kernel_release=os.uname().release if hasattr(os, "uname") else None,

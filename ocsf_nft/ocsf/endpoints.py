@@ -34,9 +34,12 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
     ``source`` and ``destination`` are the kinds of the record's addresses. ``container`` is the
     sandbox's container, if there is one. Facts that fit no endpoint are added to ``unmapped``.
 
-    An interface belongs to the endpoint on its side. A forwarded packet arrived from the source and
-    would have left to the destination. If a forwarded packet is known from a counter only, both
-    endpoints may be unknown. Then the sandbox is the source, because the packet was in it.
+    If a record has two interfaces, the packet was forwarded: the incoming interface belongs to the
+    source, the outgoing interface to the destination. If a record has one interface, it belongs to
+    the destination of an inbound packet, and to the source of an outbound packet.
+
+    If both endpoints are unknown, the sandbox is the source, because the packet was in the sandbox.
+    This can happen for a forwarded packet that is known only from a counter.
     """
     source_interface, destination_interface = record.in_interface, record.out_interface
     if source_interface is None:
