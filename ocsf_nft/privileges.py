@@ -1,4 +1,4 @@
-"""Drop of the capabilities that the process does not need; process priority.
+"""Drop of the capabilities that the process does not need, and raise of the process priority.
 
 Numbers: ``include/uapi/linux/capability.h`` and ``prctl.h``. Each thread has its own capabilities.
 So call these functions before the first thread starts; threads and children inherit the result.
@@ -49,8 +49,8 @@ class _Sets(ctypes.Structure):
 def raise_priority() -> None:
     """Raise the priority of this process if that is permitted (CAP_SYS_NICE).
 
-    Otherwise, programs that try refused connections in a loop on every core delay the restore of a
-    fence. Call this before :func:`keep_only`.
+    With normal priority, the restore of a fence can be late: programs that try refused connections
+    in a loop on every core delay it. Call this before :func:`keep_only`.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)

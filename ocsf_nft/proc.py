@@ -1,9 +1,9 @@
 """Reader of the files of a process or a thread in /proc, as the kernel writes them.
 
-A process may exit and its number may be given to another one. It may start another program while it
-is read. It chooses its name and its arguments. So all reads use one descriptor of its directory,
-which never refers to another process. Texts that a process chose are never parsed as anything else,
-and no file is read further than needed.
+The process is not trusted. It chooses its name and its arguments. It may start another program
+during a read. It may exit, and the kernel may then give its pid to another process. So all reads of
+a process use one descriptor of its /proc directory, which never refers to another process. Texts
+that a process chose are never parsed as anything else. No file is read further than needed.
 
 Reads raise OSError if the process has exited or may not be inspected. They raise ValueError if the
 content is not what the kernel writes.
@@ -45,11 +45,12 @@ _NUMBERS: Final = re.compile(rb"^NStgid:((?:\t\d+)+)$", re.MULTILINE)
 class Stat(NamedTuple):
     """Content of /proc/PID/stat of a process or thread (``do_task_stat`` in ``fs/proc/array.c``).
 
-    ``name`` has the bytes that the process chose. ``is_dead`` is about the thread: other threads
-    may still run. ``parent`` is the parent's pid. ``flags`` are the kernel's. ``had_children`` is
-    true if the process has waited for a child. ``start`` is in ticks since boot. ``layout`` has the
-    addresses of program, stack and arguments in memory. They differ after each start of a program;
-    None if we may not see them.
+    ``name`` has the bytes that the process chose. ``is_dead`` is true for a dead thread or a
+    zombie; other threads of the process may still run. ``parent`` is the parent's pid. ``flags``
+    are the kernel's. ``had_children`` is true if the process has waited for a child. ``start`` is
+    in ticks since boot. ``layout`` has the memory addresses of program, stack and arguments. These
+    addresses change at each start of a program. ``layout`` is None if we may not see the addresses,
+    or if the process has no arguments (yet).
     """
 
     name: bytes
@@ -79,8 +80,9 @@ class Stat(NamedTuple):
 class Status(NamedTuple):
     """Content of /proc/PID/status of a process or a thread.
 
-    ``numbers`` are its pids: first in our pid namespace, last in its own. ``group`` is the pid of
-    the thread's process. User and group id are the effective ones, in our user namespace.
+    ``group`` is the pid of the process, also for a thread. ``numbers`` are the pids of the process:
+    first the pid in our pid namespace, last the pid in its own namespace. ``uid`` and ``gid`` are
+    the effective ones, in our user namespace.
     """
 
     group: int
@@ -90,7 +92,10 @@ class Status(NamedTuple):
 
 
 def is_initial() -> bool:
-    """Return whether this process is in the initial pid namespace, and /proc shows all its pids."""
+    """Return whether this process and /proc are both of the initial pid namespace.
+
+    Return False if that can't be read.
+    """
     try:
         namespace = str((_PROC / "self/ns/pid").readlink())
         return namespace == INITIAL and str((_PROC / "self").readlink()) == str(os.getpid())
@@ -120,9 +125,10 @@ def opened(path: str, where: int | None = None) -> Iterator[int]:
 
 
 def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
-    """Return the first ``most`` bytes of a file in a /proc directory, or all if it is shorter.
+    """Return the first ``most`` bytes of a file in a /proc directory, or all of a shorter file.
 
-    ``where`` is the directory's descriptor. At least one page is read, also if ``most`` is less.
+    ``where`` is the directory's descriptor. If ``most`` is less than a page, the result may still
+    be a page.
     """
     descriptor = os.open(path, os.O_RDONLY, dir_fd=where)
     try:
@@ -182,10 +188,11 @@ def parsed_stat(content: bytes) -> Stat:
 def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
     """Return whether a process started no other program between two reads of its ``stat``.
 
-    ``has_program`` is true if the process's program was visible in between. A process that changes
-    its name still runs the same program. A process with a program but without a layout is just
-    starting this program. It still has the name of the previous program (``begin_new_exec``).
-    Without both, only the name can be compared.
+    ``has_program`` is true if the process's program file was visible between the reads. With a
+    program file, the result is true if both layouts are known and equal. The name may differ,
+    because a process may change its name. A process with a program file but without a layout is
+    just starting this program, and still has the name of the previous one (``begin_new_exec``).
+    Without a program file, both layouts and both names must be equal.
     """
     if before.layout != after.layout:
         return False
@@ -216,10 +223,10 @@ def _number(pattern: re.Pattern[bytes], content: bytes) -> int:
 
 
 def arguments(where: int) -> str | None:
-    """Return the command line of a process, which it can change; None if it has none.
+    """Return a process's command line, with spaces between the arguments; None if it is empty.
 
-    ``where`` is the descriptor of the process's /proc directory. The read may block: the process
-    can hold the lock of its own memory.
+    ``where`` is the descriptor of the process's /proc directory. The process can change its command
+    line. The read may block: the process can hold the lock of its own memory.
     """
     content = read("cmdline", where, most=_MOST_ARGUMENTS)
     return text(content.rstrip(b"\0").replace(b"\0", b" ")) or None

@@ -65,10 +65,10 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One of several processes that sent a packet, or may have sent it.
+    """Process that sent a packet, or may have sent it, where several processes are possible.
 
     ``calls`` is the number of attempts that the kernel saw this process make; None if unknown. The
-    number is a lower bound, because the capture does not report each call.
+    number is a lower bound: the capture, which sees processes send, does not report each call.
     """
 
     process: Process
@@ -79,12 +79,13 @@ class Seen:
 class Attribution:
     """Attribution of an attempt to a process, with its method and its confidence.
 
-    ``process`` is None if the process is unknown, or is one of several. ``seen`` has these several
-    processes, up to the number that is reported. ``unnamed`` is a lower bound for the number of
-    further processes. ``reason`` is a sentence that explains the result. ``confidence`` is None if
-    it is not rated. ``user_name`` and ``group_name`` are the names of the record's user and group.
-    ``sent_ns`` is the time at which the kernel saw the process send the packet (ns since the epoch,
-    UTC). It is None if only calls or sockets are known.
+    ``process`` is the sender. It is None if the sender is unknown, or if there are several possible
+    senders. ``seen`` has these possible senders, up to a maximum number. ``unnamed`` is a lower
+    bound for the number of possible senders beyond that. ``reason`` is a sentence that explains the
+    result. ``confidence`` is None if it is not rated. ``user_name`` and ``group_name`` are the
+    names of the record's user and group. ``sent_ns`` is the time at which the kernel saw the
+    process send the packet (ns since the epoch, UTC). It is None if only calls or sockets are
+    known.
     """
 
     method: Method
@@ -99,5 +100,8 @@ class Attribution:
 
     @property
     def names_no_process(self) -> bool:
-        """Return whether no process is known; several attempts can then share this attribution."""
+        """Return whether the attribution has neither a sender nor possible senders.
+
+        Several attempts can share such an attribution.
+        """
         return self.process is None and not self.seen and not self.unnamed

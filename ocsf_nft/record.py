@@ -1,4 +1,4 @@
-"""Kernel log records of refused packets, and the other results of reading a source of them.
+"""Results of reading a source of kernel log records: records, gaps, and lines that are no record.
 
 Every transport yields these types, and every later stage reads them. They are immutable and import
 nothing of the rest of the package.
@@ -44,9 +44,9 @@ class Origin:
     ``identity`` is unique for each record, and the same if the record is read again. It is a kernel
     log sequence number with its boot id, a journal cursor, or a position in a file. Event uids are
     derived from it. ``log_source`` is the name of the log. ``raw`` is the text of the record from
-    the source. ``log_format`` is its format; the text alone is not sufficient, because a log prefix
-    may begin like another format. ``original_time`` is the timestamp as the source wrote it.
-    ``sequence`` is the source's number of the record.
+    the source. ``log_format`` is the format of that text. The text alone does not show its format,
+    because a log prefix may begin like another format. ``original_time`` is the timestamp as the
+    source wrote it. ``sequence`` is the source's number of the record.
     """
 
     transport: Transport
@@ -60,18 +60,19 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """Refused packet, as the kernel logged it; equal on every transport.
+    """Packet that a firewall rule logged, in most cases because the rule refused the packet.
 
-    ``prefix`` is the text of the rule's log statement. ``sandbox`` and ``rule`` are the names in
-    it. Addresses are in canonical text form (RFC 5952 for IPv6, lower-case colons for MACs).
-    Numbers are as in the headers. Absent values are None and never guessed. ``length`` is the total
-    length of the IP packet in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168
-    (FIN=1, SYN=2, RST=4, PSH=8, ACK=16, URG=32, ECE=64, CWR=128, AE=256). For a rule of another
-    firewall, ``verdict`` is the verdict in its log prefix. For a permissive rule of ours, it is
-    ``permit``. For an enforcing rule of ours it is None, because the rule itself shows the answer.
-    Times are nanoseconds since the epoch, UTC. Times and origin are not compared, because two
-    transports see the same packet at slightly different times. ``captured_sum`` is the Adler-32
-    (RFC 1950) of the captured bytes of the packet; None if no bytes were captured.
+    All transports give an equal record for the same packet. ``prefix`` is the text of the rule's
+    log statement. ``sandbox`` and ``rule`` are the names in ``prefix``. Addresses are in canonical
+    text form (RFC 5952 for IPv6, lower-case with colons for MACs). Numbers are as in the headers.
+    Absent values are None and never guessed. ``length`` is the total length of the IP packet in
+    bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168 (FIN=1, SYN=2, RST=4, PSH=8,
+    ACK=16, URG=32, ECE=64, CWR=128, AE=256). For a rule of another firewall, ``verdict`` is the
+    verdict in its log prefix. For a permissive rule of ours, it is ``permit``. For an enforcing
+    rule of ours it is None, because the rule itself shows the answer. Times are nanoseconds since
+    the epoch, UTC. Times and origin are not compared, because two transports see the same packet at
+    slightly different times. ``captured_sum`` is the Adler-32 (RFC 1950) of the captured bytes of
+    the packet; None if no bytes were captured.
     """
 
     prefix: str
@@ -141,9 +142,9 @@ class Batch:
     """Result of one read of a source of log records, in the kernel's order.
 
     ``rejected`` are lines that are no valid records. ``cursor`` is the position after this batch,
-    in a format that only the source understands. It is None if the transport has no position. A
-    source that is opened with this cursor resumes with the next record. No record was logged before
-    ``since_ns`` (CLOCK_BOOTTIME); 0 if that is unknown.
+    in a format that only the source understands. A source that is opened with this cursor resumes
+    with the next record. ``cursor`` is None if the transport has no position. ``since_ns`` is the
+    earliest time at which the kernel can have logged the records (CLOCK_BOOTTIME); 0 if unknown.
     """
 
     records: tuple[Record, ...] = ()
@@ -156,8 +157,8 @@ class Batch:
 class Prefix(NamedTuple):
     """Parts of a log prefix.
 
-    For a prefix of another firewall, ``sandbox`` is None and ``rule`` is the whole text of the
-    prefix.
+    ``verdict`` is ``permit`` for a permissive fence, else None. For a prefix of another firewall,
+    ``sandbox`` is None and ``rule`` is the whole text of the prefix.
     """
 
     sandbox: str | None
@@ -180,5 +181,5 @@ def split_prefix(prefix: str) -> Prefix:
 
 
 def own_prefix(sandbox: str, rule: str, *, is_permissive: bool = False) -> str:
-    """Return the log prefix of a rule of ocsf-nft's fence around a sandbox."""
+    """Return the log prefix of a rule of a sandbox's fence, such as ``ocsf-nft:agent:egress:``."""
     return f"{PREFIX_ROOT}{sandbox}:{rule}:{f'{PERMISSIVE}:' if is_permissive else ''}"

@@ -33,8 +33,9 @@ ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 class Link(NamedTuple):
     """Network interface (link) of a namespace.
 
-    The owner of the namespace chooses the name; undecodable bytes are escaped. ``is_port`` is true
-    if another interface (a bridge, a bond, a VRF) receives this interface's incoming packets.
+    The owner of the namespace chooses the name. Bytes of the name that are not UTF-8 become lone
+    surrogates. ``is_port`` is true if another interface (a bridge, a bond, a VRF) receives this
+    interface's incoming packets.
     """
 
     ifindex: int

@@ -23,8 +23,8 @@ _WATCHDOG_PID: Final = "WATCHDOG_PID"
 def notify(**state: str) -> None:
     """Send the state of the service to the service manager, for instance READY="1".
 
-    Does nothing without a service manager, and never waits. A failure is logged, because a unit
-    that waits for the notification would time out.
+    Does nothing without a service manager, and never waits. A failure raises no error but is
+    logged: a unit that waits for the notification then times out.
     """
     path = os.environ.get(_SOCKET)
     if not path:

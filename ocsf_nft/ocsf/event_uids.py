@@ -1,6 +1,7 @@
-"""Identifiers of events, incidents and flows that are the same in every run.
+"""Identifiers of events, incidents and flows: equal input gives the same identifier in every run.
 
-They are UUIDs of version 5 (RFC 9562): hashes of the identifying values in our own namespace.
+The identifiers are UUIDs of version 5 (RFC 9562): hashes of the identifying values, in a namespace
+that belongs to ocsf-nft.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def event_uid(class_uid: int, identity: str) -> str:
 
 
 def incident_uid(identity: str) -> str:
-    """Return the uid that all attempts of an incident have in common with their finding.
+    """Return the uid that connects an incident's attempts with the finding about the incident.
 
     ``identity`` is the identity of the incident.
     """
@@ -64,9 +65,10 @@ def incident_uid(identity: str) -> str:
 
 
 def flow_uid(record: Record) -> str:
-    """Return the uid that all attempts of one flow have in common, if incidents are not tracked.
+    """Return the uid that all attempts of one flow share if the attempts belong to no incident.
 
-    A flow is identified by sandbox, rule, user, protocol, destination and port.
+    ``record`` is a log record of the flow. A flow is identified by sandbox, rule, user, protocol,
+    destination and port.
     """
     return stable_uid(
         "attempt",
@@ -83,7 +85,11 @@ def flow_uid(record: Record) -> str:
 def aggregation_uid(
     sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
 ) -> str:
-    """Return the uid of all attempts of one user that were aggregated for the same ``reason``."""
+    """Return the uid that all aggregated attempts with the same arguments share.
+
+    An aggregated attempt counts the packets of several flows of the user ``uid``. ``reason`` is why
+    these flows are not reported one by one.
+    """
     return stable_uid("aggregation", sandbox, rule, uid, reason)
 
 

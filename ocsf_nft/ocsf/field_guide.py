@@ -81,7 +81,7 @@ does not have are omitted at any depth, also from `observables` and `metadata.pr
 
 
 def _title(model: type[Model]) -> str:
-    """Return the guide's name for a model: the event class, or the object's name in words."""
+    """Return a model's title, for example ``Detection Finding`` or ``Network proxy``."""
     if issubclass(model, Event):
         return str(get_args(model.model_fields["class_name"].annotation)[0])
     return re.sub(r"(?<=[a-z])[A-Z]", lambda found: f" {found[0].lower()}", model.__name__)
@@ -141,7 +141,10 @@ def _rows(model: type[Model]) -> Iterator[str]:
 
 
 def _id_of(name: str) -> str:
-    """Return the name of the id attribute, if ``name`` is the name of its caption attribute."""
+    """Return the name of a caption attribute's id attribute, for example ``type_id`` for ``type``.
+
+    If ``name`` is not a caption attribute, the model has no attribute with the returned name.
+    """
     return f"{name.removesuffix('_name')}_id"
 
 
@@ -198,7 +201,7 @@ def _profiles() -> str:
 
 
 def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """Yield each OCSF profile, each model with attributes of this profile, and these attributes."""
+    """Yield profile, model and attributes, for each model with attributes of an OCSF profile."""
     for model in (*CLASSES.values(), *_objects()):
         for profile, names in model.profile_attributes.items():
             if ours := [name for name in names if name in model.model_fields]:
@@ -236,7 +239,10 @@ def _named(names: Iterable[str]) -> str:
 
 
 def with_current_guide(page: str) -> str:
-    """Return ``page`` with a newly generated field guide; raises UsageError without a marker."""
+    """Return ``page`` with a newly generated field guide between the two markers of the guide.
+
+    Raises UsageError if the page lacks a marker.
+    """
     head, begin, rest = page.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

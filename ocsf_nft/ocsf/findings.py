@@ -1,4 +1,4 @@
-"""Mapping of incidents' attempts and ends to Detection Findings (class 2004)."""
+"""Mapping of incidents to Detection Findings (class 2004): at an attempt, and at the end."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """Stage of a finding (begun, goes on, ended): OCSF activity, OCSF status and a sentence."""
+    """Stage of a finding: the finding is new, continues or has ended.
+
+    A stage has an OCSF activity, an OCSF status and a sentence about the stage (``text``).
+    """
 
     activity: FindingActivityId
     status: FindingStatus
@@ -130,12 +133,12 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     proxy: Proxy | None,
     processed_ns: int,
 ) -> DetectionFinding:
-    """Return the Detection Finding of an attempt, or of the end of an incident (``found``).
+    """Return the Detection Finding for an attempt of an incident, or for the incident's end.
 
-    ``event`` is the Network Activity event of all attempts of ``incident`` together. All numbers
-    are running totals of ``incident``. ``destination`` is the kind of the destination address. The
-    same attempt gives the same event, apart from ``metadata.processed_time``; ``processed_ns`` is
-    now, in ns since the epoch, UTC.
+    ``found`` is that attempt or end. ``event`` is a Network Activity event with the running totals
+    of ``incident``: all its attempts so far. The finding has the same totals. ``destination`` is
+    the kind of the destination address. ``processed_ns`` is now, in ns since the epoch, UTC. The
+    same attempt gives the same event, apart from ``metadata.processed_time``.
     """
     record = found.record
     direction = event.connection_info.direction_id
@@ -208,7 +211,7 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
 def _title_and_desc(
     rule: str, direction: Direction, destination: AddressKind | None
 ) -> tuple[str, str]:
-    """Return title and description of a finding, to which the caller adds the fence's action."""
+    """Return a finding's title and description, without the text about the fence's action."""
     if (
         direction is Direction.OUTBOUND
         and destination is not None

@@ -35,11 +35,11 @@ class Mapper:
         """Return the Network Activity event of one attempt.
 
         ``processed_ns`` is now, in ns since the epoch, UTC. The event's ``time`` is the packet's
-        timestamp. For several packets it is the end of their time window: only then is the count
-        complete. Source port, TCP flags, Community ID and raw data are those of the single packet
-        in the attempt's record.
+        timestamp. If the attempt has several packets, ``time`` is the end of their time window,
+        because only then is the count complete. Source port, TCP flags, Community ID and raw data
+        are those of the packet in the attempt's record.
 
-        The numbers of the record must be in the ranges that Record documents; its texts may be
+        The numbers of the record must be in the ranges that Record documents. Its texts may be
         arbitrary.
         """
         derived = derive(attempt, self._context.severities)
@@ -58,7 +58,11 @@ class Mapper:
         return line
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return true if attempts with this latest record and number of packets are a finding."""
+        """Return true if a flow's attempts are a finding, by their severity and number of packets.
+
+        ``record`` is the latest record of the flow. ``packets`` is the number of packets in all
+        attempts.
+        """
         return self._context.threshold.is_reached(self._severity(record), packets)
 
     def finding(

@@ -120,7 +120,7 @@ def _process_name(process: Process) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun: "3 packets"; ``plural`` is needed if it is irregular."""
+    """Return a number with its noun, for example "3 packets"; ``plural`` is an irregular plural."""
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -152,7 +152,10 @@ def _single_text(attempt: Attempt, direction: Direction) -> str:
 
 
 def _link_sources(record: Record) -> str:
-    """Return the source addresses of a VM's frame as text: they may be why the fence refused it."""
+    """Return the source addresses of a VM's frame in brackets; empty if they are unknown.
+
+    The fence may have refused the frame because of these addresses.
+    """
     sources = {"source": record.source, "MAC": record.mac_source}
     known = [f"{name} {visible(value)}" for name, value in sources.items() if value is not None]
     return f" ({', '.join(known)})" if known else ""
@@ -197,8 +200,9 @@ def detail(
 ) -> str | None:
     """Return the event's text for the sending program: explanation and advice.
 
-    ``destination`` is the kind of the destination address. Return None for a rule of another
-    firewall.
+    ``answer`` is the fence's answer to the sender. ``destination`` is the kind of the destination
+    address. Return None for packets of one flow if ``answer`` is None (unknown), as for a rule of
+    another firewall.
     """
     if attempt.aggregation is not None:
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)
@@ -225,7 +229,10 @@ def _detail_of_many(
 
 
 def _noun(record: Record, number: int) -> str:
-    """Return the noun for ``number`` packets; only a single one is known to be a SYN."""
+    """Return the noun for ``number`` packets, in the singular, for example "UDP packet".
+
+    A single TCP packet that opens a connection is a "TCP connection".
+    """
     if record.destination is None:
         return "frame" if record.ethertype is None else f"{_ethertype(record.ethertype)} frame"
     is_tcp = record.protocol == protocols.TCP
@@ -235,7 +242,10 @@ def _noun(record: Record, number: int) -> str:
 
 
 def _destination(record: Record) -> str:
-    """Return "to" with the packet's destination and service; empty for a frame without IP."""
+    """Return the packet's destination as text, for example " to 192.0.2.1:443 (https)".
+
+    For a frame without IP the text is empty.
+    """
     if record.destination is None:
         return ""
     known = service(record.protocol, record.destination_port)

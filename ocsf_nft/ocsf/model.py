@@ -47,7 +47,10 @@ class Model(BaseModel):
         return orjson.Fragment(self.__pydantic_serializer__.to_json(self, exclude_none=True))
 
     def cache_json(self) -> Self:
-        """Cache the JSON of an object that many events contain; return the object."""
+        """Store the object's JSON for later calls of :meth:`fragment`; return the object.
+
+        This saves time for an object that many events contain.
+        """
         _ = self._cached_json
         return self
 
@@ -75,7 +78,10 @@ def _kinds(annotation: Any) -> Iterator[type[Model]]:
 
 @cache
 def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
-    """Return the fields that contain objects with attributes of OCSF profiles, at any depth."""
+    """Return the fields of a model whose objects can have OCSF profiles, with the objects' models.
+
+    An object has the profiles of its own attributes, and those of the objects inside it.
+    """
     return tuple(
         (name, kind)
         for name, kind in children(model).items()
@@ -84,9 +90,9 @@ def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
-    """Check that a caption (``severity``) is the one that OCSF has for its id (``severity_id``).
+    """Return a caption (``severity``), if it is OCSF's caption for its id (``severity_id``).
 
-    Return the caption; raise ValueError if it is another one. Id 99 (Other) allows any caption.
+    Raise ValueError if OCSF has another caption for the id. Id 99 (Other) allows any caption.
     """
     member = info.data.get(f"{str(info.field_name).removesuffix('_name')}_id")
     if isinstance(member, Captioned) and member != OTHER and value != member.caption:

@@ -1,12 +1,12 @@
 """Short form of an OCSF event: one line for the person on call.
 
-It has time, severity, sandbox, sender, packet, outcome, number, rule and advice:
+The line has time, severity, sandbox, sender, packet, outcome, number, rule and advice:
 
     2026-11-24T23:47:46.123Z  MEDIUM  agent  uid 1000 curl[4242]  TCP 203.0.113.7:443 https
     blocked  [egress]  Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.
 
-All versions and classes of OCSF are accepted, and any event that was read as JSON. Missing or
-invalid values are left out.
+Any event that was decoded from JSON is accepted, of each version and class of OCSF. The line omits
+missing and invalid values.
 """
 
 from __future__ import annotations
@@ -167,9 +167,10 @@ def _sender(event: Mapping[str, Any]) -> str:
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
-    """Return the number of further possible senders, and True if the kernel saw each of them try.
+    """Return the number of possible senders other than ``pid``, and a flag.
 
-    ``pid`` is the process that the line already names.
+    The flag is true if the kernel saw an attempt of each sender. ``pid`` is the process that the
+    line already names; None if the line names no process.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():
@@ -287,7 +288,7 @@ def _rule(event: Mapping[str, Any]) -> str:
 
 
 def _kind(event: Mapping[str, Any]) -> str:
-    """Return a text for an event without a message: its type, in the schema's names."""
+    """Return the name of the event's type or class, for an event without a message."""
     for key in ("type_name", "class_name"):
         if kind := _sentence(event.get(key)):
             return kind

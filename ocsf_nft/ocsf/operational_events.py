@@ -128,7 +128,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
-    """Return the event that a fence's state has changed from ``before`` to ``after``.
+    """Return the event about a change of a fence's state, from ``before`` to ``after``.
 
     ``time_ns`` is the time of the change, in ns since the epoch, UTC. ``tables`` have the form
     ``family name``. ``transport`` is the log transport of the fence. ``reason`` is the cause of a
@@ -186,7 +186,7 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 def lifecycle(
     context: Context, *, activity: Literal["start", "stop"], time_ns: int, reason: str | None = None
 ) -> ApplicationLifecycle:
-    """Return the event that ocsf-nft started or stopped at ``time_ns`` (since the epoch, UTC)."""
+    """Return the event about a start or stop of ocsf-nft at ``time_ns`` (since the epoch, UTC)."""
     started = activity == "start"
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -206,9 +206,10 @@ def lifecycle(
 def attribution_degraded(
     context: Context, *, method: Method, reason: str, time_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event that a weaker attribution method is in use, because the capture stopped.
+    """Return the event about the use of a weaker attribution method, because the capture stopped.
 
-    ``method`` is used from ``time_ns`` on (ns since the epoch, UTC).
+    The capture is the best method: BPF programs that see the process while it sends. ``method`` is
+    the method from ``time_ns`` on (ns since the epoch, UTC). ``reason`` is why the capture stopped.
     """
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -234,7 +235,7 @@ _FALLBACKS: Final[dict[Method, str]] = {
 
 
 def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> ApplicationLifecycle:
-    """Return the event that a source could not read some kernel log records (``gap``).
+    """Return the event about kernel log records that a source could not read (``gap``).
 
     ``processed_ns`` is now, in ns since the epoch, UTC.
     """
@@ -272,10 +273,10 @@ def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> Applica
 def events_dropped(
     context: Context, *, reason: str, number: int | None, since_ns: int, until_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event that stored events were dropped and will not be delivered.
+    """Return the event about stored events that were dropped, and so will not be delivered.
 
-    ``number`` is None if unknown. The events were dropped between ``since_ns`` and ``until_ns``, in
-    ns since the epoch, UTC; ``until_ns`` is now.
+    ``number`` is the number of dropped events; None if unknown. The events were dropped between
+    ``since_ns`` and ``until_ns``, in ns since the epoch, UTC. ``until_ns`` is now.
     """
     loss = "An unknown number of events may have been dropped"
     if number is not None:
@@ -317,13 +318,13 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
     reason: str,
     processed_ns: int,
 ) -> ApplicationLifecycle:
-    """Return the event that a fence's counters and log were not read for some time.
+    """Return the event about a time in which a fence's counters and log were not read.
 
-    The reason is that the service was stopped or late. ``packets`` is the number of packets in that
-    time. A permissive fence allowed ``allowed`` of these packets; the others were blocked. The next
-    Network Activity events count the same packets, so this event's ``count`` must not be added to
-    theirs. Times are in ns since the epoch, UTC; ``processed_ns`` is now. ``since_ns`` and
-    ``until_ns`` may be of two runs. If the clock was set back between them, the event has no
+    The service was stopped or late then. ``packets`` is the number of packets in that time. A
+    permissive fence allowed ``allowed`` of these packets; the others were blocked. The next Network
+    Activity events count the same packets, so never add this event's ``count`` to their counts.
+    Times are in ns since the epoch, UTC; ``processed_ns`` is now. The gap may begin in one run of
+    the service and end in the next run. If the clock was set back in between, the event has no
     duration. The same arguments give the same event uid.
     """
     duration = messages.elapsed(since_ns, until_ns)

@@ -117,7 +117,10 @@ def is_ours(record: Record) -> bool:
 
 
 def foreign_verdict(record: Record) -> ForeignVerdict | None:
-    """Return the verdict of the other firewall that logged the record; None for a fence's rule."""
+    """Return another firewall's verdict on the packet; None if a fence of ocsf-nft logged it.
+
+    The verdict is ``log`` if the record does not have one.
+    """
     if record.verdict == "permit":
         return None
     return None if is_ours(record) else record.verdict or "log"
@@ -135,7 +138,7 @@ def outcome(record: Record, answer: Answer | None) -> Outcome:
 
 
 def outcome_of(answer: Answer | None) -> Outcome:
-    """Return the outcome of packets to whose senders the fence gave this answer."""
+    """Return the outcome of packets to which a fence gave this ``answer``."""
     if answer is Answer.PERMITTED:
         return _ALLOWED
     return _DROPPED if answer is Answer.NOTHING else _BLOCKED
@@ -168,9 +171,9 @@ def direction_of_rule(rule: str) -> Direction:
 
 
 def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> Answer | None:
-    """Return the answer to each packet that a rule of a fence refused or allowed.
+    """Return the answer that a fence's rule gives to each packet; None if it depends on the packet.
 
-    ``verdict`` is as in the rule's records. The result is None if the answer depends on the packet.
+    ``verdict`` is that of the rule's records: ``permit`` if the fence is permissive, else None.
     """
     if verdict == "permit":
         return Answer.PERMITTED
@@ -181,8 +184,9 @@ def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> A
 def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
     """Return the kernel's answer to the sender of a packet; None if the answer is unknown.
 
-    The answer of another firewall's rule is unknown. A reject rule does not answer TCP resets, ICMP
-    errors, multicast, broadcast, fragments after the first, or incomplete headers. The source is
+    The answer of another firewall's rule is unknown. Also unknown is the answer to a forwarded
+    packet without a known direction. A reject rule does not answer TCP resets, ICMP errors,
+    multicast, broadcast, fragments after the first, or incomplete headers. The source is
     nf_reject_ipv4.c, nf_reject_ipv6.c and both icmp.c of the kernel.
     """
     if not is_ours(record):
@@ -215,11 +219,13 @@ def is_name_resolution(record: Record, direction: Direction) -> bool:
 
 
 def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
-    """Return true if a kernel sends such packets by itself, to its link or as an answer.
+    """Return true if the kernel sends such a packet by itself, without a socket of a program.
 
-    An answer is an ARP reply for the sandbox's address, or the fence's own refusal to a forged
-    source address. The kernel sends both without a socket. A VM's ARP replies are not housekeeping,
-    because its fence refuses only false ARP replies.
+    The packet is a message to the link (such as IGMP or a router solicitation) or an answer. An
+    answer is an ARP reply for the sandbox's address, or the ICMP error with which a fence refuses a
+    packet. The fence refuses its own ICMP error if the refused packet had a forged source address.
+    A VM's ARP replies are not housekeeping, because its fence refuses only false ARP replies.
+    ``destination`` is the kind of the packet's destination address.
     """
     if record.uid is not None:
         return False
@@ -242,9 +248,10 @@ def _is_answer(record: Record) -> bool:
 
 
 def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
-    """Return the default severity of a packet; a permissive fence's packets count as refused.
+    """Return the default severity of a packet.
 
-    ``destination`` is the kind of the packet's destination address.
+    A packet that a permissive fence allowed has the severity of a refused packet. ``destination``
+    is the kind of the packet's destination address.
     """
     if not is_attempt(record):
         return Severity.INFORMATIONAL

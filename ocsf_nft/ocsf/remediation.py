@@ -155,7 +155,7 @@ def _with_a_proxy(record: Record, proxy: Proxy) -> str:
 
 
 def _end(record: Record) -> str:
-    """Return the packet's destination as a value for the option ``--allow``."""
+    """Return the packet's destination for the option ``--allow``, as in ``tcp:203.0.113.7:22``."""
     name = protocols.NAMES.get(record.protocol or 0, "")
     address = visible(record.destination or "")
     host = f"[{address}]" if ":" in address else address

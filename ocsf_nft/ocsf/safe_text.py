@@ -32,10 +32,10 @@ def _escape(character: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Return ``text`` with all invisible characters escaped.
+    r"""Return ``text`` with all invisible characters escaped, as in ``\x1b`` or ``\u202e``.
 
-    Invisible are control bytes, bytes that were not valid UTF-8, lone surrogates, direction marks
-    and others. They become ``\x1b``, ``\u202e`` and so on, as in the kernel's log.
+    Examples of invisible characters are control characters, lone surrogates and direction marks.
+    Bytes that were not valid UTF-8 are escaped too, in the form of the kernel's log.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else _escape(c) for c in text)
@@ -43,10 +43,10 @@ def visible(text: str) -> str:
 
 
 def printable(json: bytes) -> bytes:
-    r"""Return ``json`` with all unprintable characters written as JSON escapes.
+    """Return ``json`` with all unprintable characters written as JSON escapes.
 
-    So the text can't control a terminal. Programs that split lines at U+2028 or U+0085 read one
-    line.
+    Then the text can't control a terminal. It also stays one line for programs that end a line at
+    U+2028 or U+0085.
     """
     if json.isascii() and _DELETE not in json:
         return json

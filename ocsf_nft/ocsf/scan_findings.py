@@ -63,12 +63,13 @@ _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 
 
 def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
-    """Return the Detection Finding of a scan (fan-out) at its current stage.
+    """Return the Detection Finding of a scan (``found``) at its current stage.
 
-    ``processed_ns`` is now, in ns since the epoch, UTC. All findings of one fan-out have the same
-    ``finding_info.uid``. The numbers are running totals; Network Activity events count the same
-    packets. The same FanOut always gives the same event, apart from ``metadata.processed_time``.
-    Events that aggregate flows of the scan have the same ``correlation_uid``.
+    ``processed_ns`` is now, in ns since the epoch, UTC. All findings of one scan have the same
+    ``finding_info.uid``. Their numbers are running totals of the scan. Network Activity events
+    count the same packets. An event that aggregates flows of the scan has the finding's
+    ``correlation_uid``. The same FanOut always gives the same event, apart from
+    ``metadata.processed_time``.
     """
     stage = STAGES[found.stage]
     direction = packet_outcome.direction_of_rule(found.rule)
@@ -167,7 +168,10 @@ def _remedy(context: Context, found: FanOut, direction: Direction) -> str:
 
 
 def _evidences(found: FanOut, direction: Direction, actor: Actor | None) -> tuple[Evidences, ...]:
-    """Return one OCSF evidence for each flow in the scan's sample; at least one evidence."""
+    """Return one OCSF evidence for each sampled flow of a scan.
+
+    Without sampled flows, return one evidence that has no flow.
+    """
     source = None if direction is Direction.INBOUND else endpoint(found.sandbox)
     flows: Iterable[Flow | None] = found.sample or (None,)
     return tuple(

@@ -1,4 +1,4 @@
-"""Severity of attempts: the configured severity or, by default, that of ``packet_outcome``."""
+"""Severity of attempts: from a configured rule, else the default severity of their packets."""
 
 from __future__ import annotations
 
@@ -69,11 +69,11 @@ def of_flow(
     destination: AddressKind | None,
     rules: Iterable[SeverityRule],
 ) -> Severity:
-    """Return the severity of a flow's attempts, to decide if these attempts are a finding.
+    """Return the severity that decides if a flow's attempts are a finding.
 
-    ``destination`` is the kind of the destination address; ``rules`` are the configured ones.
-    Packets that kernels send by themselves are Informational, because it is normal that these
-    repeat.
+    A matching configured rule (``rules``) comes first. Otherwise, packets that a kernel sends by
+    itself are Informational, because a kernel normally repeats such packets. All other packets have
+    their default severity. ``destination`` is the kind of the destination address.
     """
     level = configured(record, rules)
     if level is not None:

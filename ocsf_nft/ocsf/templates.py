@@ -1,9 +1,9 @@
-"""Templates of Network Activity events: JSON lines without the cost of building the models.
+"""Templates of Network Activity events: they make JSON lines without the slow pydantic models.
 
 An event copies some values of its attempt. All other inputs of the event are the *shape* of the
-attempt. Attempts of one shape share a template: the JSON with a slot for each copied value. To
-make a template, a real event is made from an attempt of that shape with random placeholders as
-values. Each occurrence of a placeholder in its JSON is a slot. So only
+attempt. Attempts of one shape share a template: the JSON with a slot for each copied value. A
+template is made from a real event. The attempt of that event has this shape, and random
+placeholders as the copied values. Each occurrence of a placeholder in the JSON is a slot. So only
 :mod:`ocsf_nft.ocsf.activity` and the models define the content of an event.
 """
 
@@ -71,10 +71,10 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 class Shape(NamedTuple):
     """Inputs of a Network Activity event's line, without the values that the line only copies.
 
-    A field has the value ``_COPIED`` if the event only copies it. This can be so for a port and, if
-    the process is unknown, for ``uid`` and ``gid``. ``packets`` is 2 if there is more than one
-    packet. The process is a part of the shape, because successive attempts often have the same
-    process.
+    ``_COPIED`` stands for a value that the line only copies. Such values are ports without a
+    well-known service and, if the process is unknown, ``uid`` and ``gid``. ``packets`` is 2 for two
+    or more packets. The process is part of the shape, because successive attempts often have the
+    same process.
     """
 
     version: str
@@ -128,7 +128,7 @@ class Templates:
     def line(
         self, attempt: Attempt, derived: Derived, *, processed_ns: int, version: str
     ) -> bytes | None:
-        """Return the JSON line of an attempt's event; None if there is no template for it (yet)."""
+        """Return the JSON line of an attempt's event; None while its shape has no template."""
         shape = _shape(attempt, derived, version)
         if shape is None:
             return None
@@ -158,7 +158,7 @@ class Templates:
 
 
 def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
-    """Return the inputs that select an attempt's template; None if they are too rare for one."""
+    """Return the shape that selects an attempt's template; None for a rare kind of attempt."""
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.aggregation is not None:
         return None
@@ -209,7 +209,7 @@ def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
 
 
 def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | None:
-    """Return the header details that affect the event; None if a template can't have them."""
+    """Return the header details that affect the event; None if no template can have them."""
     if not _SPECIAL.isdisjoint(details):
         return None
     found = [(name, details[name]) for name in _DECISIVE if name in details]
@@ -218,7 +218,7 @@ def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | No
 
 
 def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
-    """Return the values that an attempt's line copies, encoded as in the line; ports first."""
+    """Return the values that an attempt's line copies, encoded for the line: first the ports."""
     record, origin = attempt.record, attempt.record.origin
     start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
     original = origin.original_time
@@ -347,7 +347,7 @@ def _text() -> str:
 
 
 def _address(kind: AddressKind) -> str:
-    """Return a placeholder for an address; for IPv6 with a colon, which puts it in brackets."""
+    """Return a placeholder for an address; for IPv6 with a colon, so that it gets brackets."""
     return f"{_text()}:" if kind.version == 6 else _text()
 
 

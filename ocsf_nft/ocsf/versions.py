@@ -1,8 +1,9 @@
 """Conversion of events to older versions of OCSF.
 
-An event is made in the newest version. For an older version, the tables here remove the attributes
-that it lacks, or convert them to its form. The facts of the event, also its uid, are unchanged. To
-support a newer version, add a row to ``VERSIONS``, and the attributes that it renames.
+Each event is first made in the newest version. The tables here state which attributes an older
+version lacks. These attributes are removed, or converted to that version's form. The facts of the
+event and its uid do not change. To support a newer version, add a row to ``VERSIONS``, and the
+attributes that it renames.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 class _Cuts(NamedTuple):
     """Attributes to remove from an event or object, because an older OCSF version lacks them.
 
-    ``below`` maps an attribute to what must be removed from the objects in it.
+    ``names`` are these attributes. ``below`` has the cuts for the objects inside other attributes,
+    by attribute.
     """
 
     names: tuple[str, ...]
@@ -202,7 +204,7 @@ def _name_the_destination(event: dict[str, Any]) -> None:
 def _replace_observed(event: dict[str, Any]) -> None:
     """Replace the event's action Observed, which versions before 1.4 lack.
 
-    It becomes Allowed for a permissive fence, and Unknown for a packet that was only logged.
+    The new action is Allowed for a permissive fence, and Unknown for a packet that was only logged.
     """
     if event.get("action_id") == Action.OBSERVED:
         is_activity = event["class_uid"] == _NETWORK_ACTIVITY

@@ -147,7 +147,7 @@ class AccountLoop:
     def position(self) -> str | None:
         """Return the position in the kernel log after the last processed record.
 
-        Reading resumes there after a restart. It is None if the log was never read.
+        Reading resumes there after a restart. None if the log has no positions, or was never read.
         """
         return self._position
 
@@ -179,9 +179,9 @@ class AccountLoop:
         await self._observe()
 
     async def take(self, batch: Batch) -> None:
-        """Process log records of the sandbox, and report the attempts that begin with one of them.
+        """Process a batch of the sandbox's log records, and report the attempts that are due now.
 
-        One transaction stores the results, and the position in the source after the records.
+        One transaction stores the results, and the source's position after the records.
         """
         records = batch.records
         attributions = await self._fallback_chain.attributions(
@@ -201,7 +201,7 @@ class AccountLoop:
             await self._report(found)
 
     async def count_dropped(self, gap: Gap) -> None:
-        """Add the records that a source could not read to the stored number of dropped records."""
+        """Add a gap and its number of dropped records to the stored totals of its source."""
         await self._count_dropped(gap.transport, gap.dropped or 0)
 
     async def run(self) -> None:
@@ -228,10 +228,10 @@ class AccountLoop:
         await self._report_due()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
-        """Read the counters if a record names a rule that was not in the last reading.
+        """Read the counters again if a log record shows that the fence's mode has changed.
 
-        Then another process may have changed the fence's mode. This happens at most once in
-        ``_CHECK_NS``.
+        The rule of such a record had counters only in the other mode. At most one reading in
+        ``_CHECK_NS`` has this cause.
         """
         now_ns = time.monotonic_ns()
         if now_ns - self._checked_ns < _CHECK_NS or not any(map(self._account.lacks, records)):
@@ -304,7 +304,7 @@ class AccountLoop:
             await self._report_gap(fault)
 
     async def _report_gap(self, reason: str) -> None:
-        """Emit an event with this reason: packets since the last reading may be uncounted."""
+        """Emit an event with this ``reason``: counts since the last reading may be incomplete."""
         now_ns = time.time_ns()
         gap = Gap(
             transport="counters",
@@ -339,9 +339,11 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Return the attempt with the process that sent its packets.
+        """Return the attempt with its attribution to the process that sent its packets.
 
-        For an attempt that only the counters show, these are the processes seen in its time window.
+        An attempt that only the counters show is attributed to the processes seen in its time
+        window, else to its user. Attempts with a log record or of several users are returned
+        unchanged.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
@@ -364,9 +366,8 @@ class AccountLoop:
     async def _commit(self, lines: Sequence[bytes]) -> None:
         """Store the changed counts and new events in one transaction.
 
-        The new events (``lines``) replace the events of the transaction before, which were
-        delivered. Raises DeliveryError if storing fails, or if the earlier events are not delivered
-        yet.
+        The new events (``lines``) replace the stored events of the previous transaction. Raises
+        DeliveryError if storing fails, or if the previous events are not delivered yet.
         """
         if self._has_undelivered:
             # A commit would delete the events from the file; the next run delivers them.
@@ -389,10 +390,10 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Return the record with its packet's send time, if only the attribution has that time.
+    """Return the record with the packet's send time in place of the time of the read.
 
-    Otherwise the record has the time when it was read. Then a record that was read late would match
-    a later packet, which another process may have sent.
+    The record is unchanged if it has a time of its own, or if ``attribution`` has no send time. The
+    time of a late read could match a later packet, which another process may have sent.
     """
     if attribution.sent_ns is None or not record.is_timed_when_read:
         return record

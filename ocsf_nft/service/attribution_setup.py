@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
     """Return the chain of attribution methods for all sandboxes whose processes run on this kernel.
 
-    The chain finds the process behind a packet by the best method that works. VMs have no part in
-    it, because their processes are not visible here.
+    The chain finds the process behind a packet by the best method that works. Sandboxes that are
+    VMs are not in the chain, because their processes are not visible here.
     """
     settings = config.attribution
     namespaces, permissive = {}, set()

@@ -42,11 +42,11 @@ class StoreEvents(Protocol):
 
 
 class Reporter:
-    """Converter of attempts to events, which stores the events; used for all sandboxes.
+    """Converter of attempts to OCSF events, for all sandboxes; also stores the events.
 
-    It has the context of each sandbox. ``host`` is the machine that the events are about; None if
-    the machine is unknown, as for a log of another machine. ``severities`` and ``threshold`` are as
-    in :class:`Context`, for all sandboxes.
+    The reporter has the context of each sandbox. ``host`` is the machine that the events are about;
+    None if the machine is unknown, as for a log of another machine. ``severities`` and
+    ``threshold`` are as in :class:`Context`, for all sandboxes.
     """
 
     def __init__(
@@ -87,7 +87,10 @@ class Reporter:
             self.set_context(sandbox, context)
 
     def context(self, sandbox: str | None = None) -> Context:
-        """Return the context of a sandbox's events; the host's for None or an unknown sandbox."""
+        """Return the context (facts for events) of a sandbox.
+
+        Return the host's context if ``sandbox`` is None or unknown.
+        """
         return (
             self._host_context
             if sandbox is None
@@ -95,9 +98,9 @@ class Reporter:
         )
 
     async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
-        """Return the OCSF events of attempts and of ended incidents, as JSON lines.
+        """Return the OCSF events of attempts, scans and ended incidents, as JSON lines.
 
-        Between the conversions, other asyncio tasks can run.
+        During the conversion, other asyncio tasks get a turn.
         """
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
@@ -109,9 +112,9 @@ class Reporter:
     async def deliver(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events (JSON lines), with the position in the log that they come from.
+        """Store events (JSON lines), and the position in the log from which reading resumes later.
 
-        ``source`` is the name of the log. Raises DeliveryError.
+        ``source`` is the name of the log that the events come from. Raises DeliveryError.
         """
         await self._store_events(lines, source=source, position=position)
         self.events += len(lines)
@@ -121,7 +124,11 @@ class Reporter:
         await self.deliver([event.to_json()])
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return true if an attempt with this record and number of packets is a finding."""
+        """Return true if a flow's attempts are a finding, by their severity and number of packets.
+
+        ``record`` is the latest record of the flow. ``packets`` is the number of packets in all
+        attempts.
+        """
         return self._mapper(record).is_finding(record, packets)
 
     def _mapper(self, record: Record) -> Mapper:

@@ -81,7 +81,7 @@ class FenceMonitor:
 
     @property
     def verdict(self) -> Verdict:
-        """Return the result of comparing the fence with its record, as last reported."""
+        """Return the last reported comparison of the fence with its record, such as "differs"."""
         state, _ = self._reported
         if state in _ACTIVE_STATES:
             return "as installed"
@@ -94,9 +94,10 @@ class FenceMonitor:
         return None if state in _ACTIVE_STATES else reason or state.value.lower()
 
     async def announce(self) -> None:
-        """Emit the first event about the fence, unless it was found unchanged and fully active.
+        """Emit the first event about the fence, unless this run found it unchanged and active.
 
-        Also log a warning if the fence does not refuse and log as it should.
+        Also set the facts for the sandbox's later events. Log a message if the fence is degraded,
+        altered, restored, permissive or without log rules.
         """
         fence, name = self._fence, self.name
         self._update_context(fence.installed)
@@ -194,10 +195,10 @@ class FenceMonitor:
             await self._prepare()
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
-        """Compare the fence with its record, and restore it with nft if it differs.
+        """Compare the fence with its record, and restore it if it differs and ``may_heal`` is true.
 
-        If configured, own the fence's tables exclusively. Returns the result of
-        :func:`fences.inspect`.
+        If the fence is configured with exclusive table ownership, the tamper guard then takes the
+        ownership. Returns the result of :func:`fences.inspect`.
         """
         inspection = await self._inspect_or_renew(may_heal=may_heal)
         if (
@@ -226,7 +227,10 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return the changes ``alterations``, and those that the tamper guard has noticed since."""
+        """Return ``alterations``, followed by the changes that the tamper guard has noticed since.
+
+        If ``alterations`` is empty, first wait a short time for such changes.
+        """
         if self._watch is None:
             return alterations
         if not alterations:
@@ -309,9 +313,10 @@ class FenceMonitor:
     async def _report_fault(
         self, state: FenceState, reason: str, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Emit an event about a fence that is not active as it should be, once for each reason.
+        """Emit an event about an absent or altered fence, unless the last event reported the same.
 
-        ``alterations`` are the changes by other processes that the tamper guard noticed.
+        ``reason`` is the text about the fault. ``alterations`` are the changes by other processes
+        that the tamper guard noticed. While restoring is paused, only the pause is reported.
         """
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
@@ -345,7 +350,10 @@ class FenceMonitor:
             self._reported = (FenceState.ABSENT, _REMOVED)
 
     async def _prepare(self) -> None:
-        """Prepare the netlink messages that restore the fence as it is installed now."""
+        """Prepare the messages that restore the fence, and hand them to the tamper guard.
+
+        Does nothing if the fence's record has not changed since the last call.
+        """
         if self._watch is None:
             return
         guard = self._watch.tamper_guard
@@ -426,11 +434,12 @@ _Version: TypeAlias = "tuple[int, ...] | None"
 def _prepare(
     sandbox: str, state: StateDirectory, known: _Version, now: Callable[[], tuple[int, ...]]
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
-    """Prepare the messages that restore a fence; return the arguments of ``use_restore_batch``.
+    """Prepare the netlink messages that restore a fence to the state in its record.
 
-    Return None if the record still has the version ``known``: then there is nothing new to prepare.
-    ``now`` returns the rulesets' generations (:meth:`TamperGuard.generations`). If nft fails, the
-    first argument (the messages) is None, and a restore takes longer.
+    Return the arguments for :meth:`TamperGuard.use_restore_batch`, the messages first. Return None
+    if the record still has the version ``known``: then nothing has to be prepared. ``now`` returns
+    the rulesets' generations (:meth:`TamperGuard.generations`). If nft fails, the messages are
+    None, and a restore takes longer.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:
@@ -457,7 +466,7 @@ def _is_as_installed(sandbox: str, state: StateDirectory) -> bool:
 
 
 def _remove(installed: InstalledFence, state: StateDirectory) -> bool:
-    """Remove a fence; return true if there was one to remove."""
+    """Remove a fence and its record; return false if the fence was already deleted."""
     sandbox, namespace = installed.spec.sandbox, installed.namespace
     try:
         verdict = installer.verify(sandbox, state, namespace).verdict

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 class Fence:
     """State of a sandbox's fence at the start of a run, and later after each comparison.
 
-    ``reason`` is a text about a state that is not ``ACTIVE``. ``is_ours``: this run installed the
-    fence where there was none, and removes it when the run ends. Otherwise ``before`` is the state
-    in which this run found the fence. ``tampering`` is a change by another process that this run
-    has undone.
+    ``installed`` is the fence's record. ``reason`` is a text about a degraded or altered state;
+    None for other states. ``is_ours`` is true if this run installed the fence where there was none,
+    and so removes the fence at its end. Otherwise ``before`` is the previous state for the first
+    event. ``tampering`` is a change by another process that this run has undone.
     """
 
     installed: InstalledFence
@@ -43,11 +43,11 @@ class Fence:
 
 
 def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
-    """Install a sandbox's fence, or find it installed; blocks for milliseconds.
+    """Install a sandbox's fence, or find the installed one; return its state.
 
-    A recorded fence that was changed or deleted is restored, unless the sandbox's configuration
-    switches that off. Raises the errors of :func:`installer.install`. Raises AbsentError if there
-    is no fence and ``sandbox`` requests no installation: such a run would report nothing.
+    Blocks for milliseconds. A recorded fence that was changed or deleted is restored, unless the
+    sandbox's configuration switches that off. Raises the errors of :func:`installer.install`.
+    Raises AbsentError if there is no fence, and ``sandbox`` does not request its installation.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -110,7 +110,7 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 
 
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
-    """Return the change by another process that was undone by installing the fence again.
+    """Return the change by another process that a new installation of the fence has undone.
 
     ``found`` is the comparison with the record before the installation. Return None if there was no
     change. Return None too if the new fence has another policy or namespace than the old one.
@@ -127,8 +127,8 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
 class Inspection:
     """Result of comparing a sandbox's fence with its record.
 
-    ``was_renewed``: the fence differed from its record, and was restored. Then ``difference`` is a
-    text about the difference.
+    ``fence`` is the state of the fence now. ``was_renewed`` is true if the fence differed from its
+    record and was restored. Then ``difference`` is a text about the difference.
     """
 
     fence: Fence
@@ -162,7 +162,7 @@ def inspect(
 
 
 def _as_installed(installed: InstalledFence) -> Fence:
-    """Return the state of a fence whose rules are equal to its record."""
+    """Return the state, as a :class:`Fence`, of a fence whose rules are equal to its record."""
     state = state_of(installed)
     return Fence(
         installed=installed, state=state, is_ours=False, before=state, reason=installed.degraded
@@ -230,8 +230,8 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state, with the present time.
 
-    ``before`` is the last reported state. ``is_regular``: a command of ocsf-nft made the change,
-    for example ``install``.
+    ``before`` is the last reported state. ``is_regular`` is true if the fence was removed as
+    requested, by ``ocsf-nft remove``.
     """
     return fence_state(
         context(installed, host),
@@ -264,7 +264,11 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
 
 
 def state_of(installed: InstalledFence) -> FenceState:
-    """Return the state of a fence that is as recorded; it depends on mode and transport."""
+    """Return the state of a fence whose rules are equal to its record.
+
+    The mode decides between active and permissive. The fence is degraded if its log transport is
+    only a fallback.
+    """
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
         return FenceState.PERMISSIVE if is_well else FenceState.PERMISSIVE_DEGRADED
@@ -291,10 +295,10 @@ def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
 def describe_change(
     seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
 ) -> str | None:
-    """Return a text about the change of a fence since the record ``seen``; None if there is none.
+    """Return a text about how a fence has changed since the record ``seen``; None if unchanged.
 
-    The fence is active now. ``has_new_links``: new interfaces were fenced since; these interfaces
-    may already be removed again.
+    The fence is active now. ``has_new_links`` is true if new interfaces were fenced since then.
+    These interfaces may already be removed again.
     """
     now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:

@@ -17,7 +17,7 @@ _STUCK_SECONDS: Final = 30.0
 def stuck(service: Service) -> tuple[str, ...]:
     """Return a sentence for each sandbox whose counters were not read for 30 s.
 
-    A restart of the service may repair that.
+    A restart of the service may repair that. While events can't be stored, no sentence is returned.
     """
     return tuple(
         f"the counters of sandbox {account.sandbox} have not been read for {seconds:.0f} s"

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 class IteratorSink(Sink):
-    """Sink that delivers events to this process itself, by the iteration of :meth:`events`.
+    """Sink that hands events to code in this process, which iterates over :meth:`events`.
 
-    An event is acknowledged when the iteration requests the next one. If the iteration stops at an
-    event, that event is delivered again.
+    An event is acknowledged when the iteration requests the next event. If the iteration stops at
+    an event, that event is delivered again later.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class IteratorSink(Sink):
         """Do nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """Do nothing: after a reload, the next forwarder continues with this sink."""
+        """Do nothing: after a reload, a new forwarder (delivery task) uses the same sink."""
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Offer a batch of events to the iteration; return when the iteration has taken all."""

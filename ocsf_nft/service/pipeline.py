@@ -38,9 +38,9 @@ class Counts:
     """Total numbers of a run: records, events, dropped records and unparsed lines.
 
     A gap is a time in which a source could not read all records. ``gaps`` is the number of gaps.
-    ``dropped`` is the number of records dropped in gaps; gaps with an unknown number are not
-    included. ``rejected`` has the number of unparsed lines by kind. ``given_up`` names the
-    sandboxes whose fence was restored too often, and is not active at the end.
+    ``dropped`` is the number of records dropped in these gaps, without gaps whose number is
+    unknown. ``rejected`` has the number of unparsed lines by kind. ``given_up`` names each sandbox
+    without an active fence at the end, because the fence was restored too often.
     """
 
     records: int = 0
@@ -54,9 +54,9 @@ class Counts:
 class Pipeline:
     """Pipeline that hands each source's records to the accounts of their sandboxes, in order.
 
-    A record is reported alone if its sandbox has no account (in a replay), or if another firewall
-    logged it. ``prefixes`` has the meaning of other firewalls' log prefixes; the default is the
-    built-in table.
+    A record without an account is reported directly, as one event. Records of other firewalls have
+    no account. In a replay, no sandbox has an account. ``prefixes`` decodes the log prefixes of
+    other firewalls; the default is the built-in table.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class Pipeline:
         namespace can write any name into a log prefix. The entry None allows records of other
         firewalls. If ``sandboxes`` is None, all records are allowed.
 
-        A source may have a position, from which a later run resumes. If all its records belong to
-        one sandbox, the position is stored with that sandbox's counts. If all its records belong to
-        other firewalls, the position is stored under the key ``name``.
+        A source may have a position, from which a later run resumes. If all records of the source
+        belong to one sandbox, the position is stored with that sandbox's counts. If they all belong
+        to other firewalls, the position is stored under the key ``name``.
 
-        When ``stop`` is set, the waiting records are still processed, until no record came for
-        ``quiet_seconds``. Records that can't be processed within some seconds are counted, and
-        reported as dropped. Raises SourceError or DeliveryError.
+        After ``stop`` is set, the waiting records are still processed. The reading then ends when
+        no record has come for ``quiet_seconds``. Records that can't be processed within some
+        seconds are counted, and reported as dropped. Raises SourceError or DeliveryError.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -129,8 +129,8 @@ class Pipeline:
     ) -> None:
         """Count the records that can't be processed before the stop, and report them as dropped.
 
-        ``batches`` are the unread records. ``sandboxes`` are those that the source can have records
-        of.
+        ``batches`` yields these records. ``sandboxes`` are the sandboxes whose records the source
+        can have.
         """
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
