@@ -39,10 +39,13 @@ class UserIdMap(NamedTuple):
 def user_id_map() -> UserIdMap | None:
     """Return the map from the user ids in the thread's network namespace to those of this process.
 
-    The map is that of the user namespace that owns the network namespace. Return None if the owner
-    is the process's own user namespace, or an ancestor that this process can't inspect. The map is
-    empty if no process in the owner can be inspected (which needs CAP_SYS_PTRACE). Then no user
-    there has an id here: that is better than a wrong id.
+    Each network namespace has an owner, which is a user namespace. The map is that of the owner.
+    Returns None if the owner is this process's own user namespace, or an ancestor that this process
+    can't inspect. Returns None too if the kernel is too old to name the owner.
+
+    The map is read from a process in the owner, which needs CAP_SYS_PTRACE. If no such process can
+    be inspected, the map is empty. An empty map converts each id to 65534, which is better than a
+    wrong id.
     """
     try:
         owner = _owner()

@@ -1,4 +1,4 @@
-"""The running service: starts and stops fences, sources, accounts and delivery in order."""
+"""Running service: starts and stops fences, log sources, packet counts and sinks in order."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "handshake", "sev
 
 
 def _log_to_stderr() -> None:
-    """Send log records to standard error from level info on.
+    """Send this program's own log messages of level info and above to standard error.
 
     structlog's own default is standard output, where a program may write events.
     """
@@ -67,12 +67,14 @@ def _log_to_stderr() -> None:
 class Service:
     """Service that fences and monitors the configured sandboxes while its context is entered.
 
-    After entering, every fence is active and every record is read. On exit, the records logged by
-    then are stored and delivered. Then the fences that the service installed are removed. Events
-    that a sink does not accept within some seconds wait in the store for the next run.
+    A fence is the nftables rules of a sandbox. A record is the kernel's log of one blocked packet.
+    After entering, every fence is active and every new record is read. On exit, the service stores
+    and delivers the events of the last records. Then it removes the fences that it installed.
+    Events that a sink does not accept within some seconds wait in the store for the next run.
 
-    A fence that another process changes is restored, unless that is switched off.
-    ``counts.given_up`` names the sandboxes whose fence was changed too often and is not active.
+    A fence that another process changes is restored, unless the configuration switches that off.
+    After the exit, ``counts.given_up`` names the sandboxes without an active fence, because their
+    fence was restored too often.
 
     Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or events
     can't be stored. A later failure cancels the task that has entered the context, and is raised on
@@ -89,10 +91,9 @@ class Service:
     ) -> None:
         """Create a service that does nothing until its context is entered.
 
-        ``found`` are sinks to use in place of the configuration's. With ``iterates``, the caller
-        can iterate over the events (``async for event in service``). The events also go to the
-        sinks that the configuration names. When ``stop`` is set, the service begins to stop before
-        its context is exited.
+        ``found`` are sinks that replace the sinks of the configuration. With ``iterates``, the
+        caller can iterate over the events (``async for event in service``). The sinks that the
+        configuration names get these events too. Setting ``stop`` has the effect of :meth:`stop`.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -113,7 +114,7 @@ class Service:
         self._run: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
-        """Start the service, and return when every fence is active and every record is read."""
+        """Start the service; return when every fence is active and all sources are read."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_first_error())
             group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -150,15 +151,15 @@ class Service:
         return self._reporter.events
 
     def stop(self) -> None:
-        """Begin to stop the service; an iteration over the events ends after the last one."""
+        """Begin to stop the service, without waiting; an iteration ends after the last event."""
         self._stop.set()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the events as decoded JSON, from the position where an earlier run stopped.
 
-        An event counts as delivered when the next one is requested. If the process is killed before
-        that, the next run yields the event again. The iteration ends when the service stops
-        (:meth:`stop`). Raises UsageError without ``iterates``.
+        An event counts as delivered when the caller requests the next event. If the process is
+        killed before that, the next run yields the event again. The iteration ends when the service
+        stops (:meth:`stop`). Raises UsageError if the service was created without ``iterates``.
         """
         if self._iterated is None:
             raise UsageError("this service can't be iterated over: create it with iterates=True")
@@ -166,11 +167,12 @@ class Service:
             yield event
 
     async def reload(self, config: Config) -> None:
-        """Apply the sinks, severities and findings of another configuration.
+        """Apply the changed sinks, severities and finding conditions of another configuration.
 
-        All sinks are opened again, with their secrets and certificates. Raises UsageError if any
-        other key differs. Raises an OcsfNftError if a local sink with a new name can't be opened.
-        In both cases nothing changes. Any other sink that can't be opened is retried.
+        All sinks are opened again, with their secrets and certificates. Raises UsageError if a key
+        that is not in ``RELOADED`` differs. Raises an OcsfNftError if a local sink with a new name
+        can't be opened. After these errors, the old configuration stays in use. Opening any other
+        sink is retried until it succeeds.
         """
         changed = [
             name
@@ -186,7 +188,10 @@ class Service:
         self.config = config
 
     async def statuses(self) -> tuple[Status, ...]:
-        """Return the status of each sandbox: its fence and its counts; raises DeliveryError."""
+        """Return the status of each sandbox: its fence, packet counts and dropped records.
+
+        Raises DeliveryError if the stored numbers of dropped records can't be read.
+        """
         return tuple(
             [
                 Status(
@@ -359,7 +364,9 @@ _ATTRIBUTION_CAPABILITIES: Final = {
 def capabilities(config: Config) -> frozenset[Capability]:
     """Return the Linux capabilities that a :class:`Service` needs while it runs.
 
-    If a fence is already installed, its record shows which namespace and transport it uses.
+    The capabilities depend on each sandbox's network namespace and log transport. For a fence that
+    the service does not install, they are in the state directory (unless the configuration gives
+    the namespace).
     """
     state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()
@@ -382,10 +389,12 @@ def capabilities(config: Config) -> frozenset[Capability]:
 
 
 async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
-    """Read log records from files, and deliver their events directly to a sink.
+    """Read packet log records from files, and deliver their events directly to a sink.
 
     No fence is checked, and nothing is stored. The machine that wrote the files is unknown, so the
-    events have no device. Return the counts at the end. Raises an OcsfNftError.
+    events have no device. Setting ``stop`` ends the reading early. Returns the numbers of events,
+    gaps and rejected lines. Raises an OcsfNftError if a file can't be read, or if the sink does not
+    accept an event.
     """
     async with outlet.sink, Replay(paths) as source:
         reporter = Reporter(outlet.deliver, host=None)
@@ -397,7 +406,7 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
 
 @contextlib.contextmanager
 def _first_error() -> Iterator[None]:
-    """Raise the first error of this package in place of a group, if only such errors occurred."""
+    """Replace an exception group by its first error, if all its errors are OcsfNftErrors."""
     try:
         yield
     except BaseExceptionGroup as group:

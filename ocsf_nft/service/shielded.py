@@ -1,4 +1,4 @@
-"""Shield for work that must be completed although its task is cancelled."""
+"""Protection of work that must be completed even if its task is cancelled."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ T = TypeVar("T")
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` to its end, even if this task is cancelled meanwhile; return the work's result.
+    """Run ``work`` to its end, even if this task is cancelled once; return the work's result.
 
-    If this task was cancelled, raise CancelledError when the work has ended. A thread that does the
-    work can't be cancelled: it may be installing a fence that a stopping service must remove
-    afterwards. Events that it has stored must be delivered as well.
+    If this task was cancelled, raise CancelledError when the work has ended. An error of the work
+    is raised in place of CancelledError. A second cancellation is raised at once, and the work
+    continues without this task.
+
+    The wait is necessary if a thread does the work, because a thread can't be cancelled. A stopping
+    service must remove a fence that the thread installs, and deliver events that the thread stores.
     """
     task = asyncio.ensure_future(work)
     try:

@@ -1,4 +1,4 @@
-"""Delivery of events: into the store, and from there to each sink in its version of OCSF."""
+"""Delivery of events: into the store, then to each sink, in the OCSF version of that sink."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Outlet:
     """Sink of a service, with its name, the events that it gets, and its batch settings.
 
     ``classes`` are the OCSF classes (``class_uid``) of events that the sink gets. ``version`` is
-    the OCSF version of these events. A sink that ``is_local`` must be available at the start, and
-    only this service writes to its ``file``. A sink that ``needs_handshake`` gets a handshake
-    before the first event. The handshake is sent when every fence is active and every record is
-    read.
+    the OCSF version of these events. A sink with ``is_local`` must be available at the start. If
+    such a sink has a ``file``, only this service may write to that file. A sink with
+    ``needs_handshake`` gets a JSON line (the handshake) before the first event. The service sends
+    the handshake when every fence is active and the service reads all records.
     """
 
     name: str
@@ -173,10 +173,10 @@ class SinkDelivery:
                 self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
-        """Stop delivery to the present sinks, and deliver to the outlets ``found`` from now on.
+        """Replace all sinks by the sinks of ``found``; nothing happens if delivery has ended.
 
-        A sink with the same name continues after its last acknowledged event. Raises DeliveryError
-        if a new local sink can't be opened; then nothing changes.
+        A new sink with the name of an old sink continues after the old sink's last acknowledged
+        event. If a new local sink can't be opened, the old sinks stay and DeliveryError is raised.
         """
         async with self._replacing:
             if not self._is_over:
@@ -255,9 +255,10 @@ class SinkDelivery:
     async def store_events(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events as :meth:`Store.put` does; retry after a failure.
+        """Store events, and the ``position`` to resume their ``source`` from (:meth:`Store.put`).
 
-        Raises DeliveryError if the last attempt fails too.
+        After a failure, retries until the disk can be written again. Raises DeliveryError if the
+        disk can't be written when the service stops.
         """
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
@@ -266,13 +267,16 @@ class SinkDelivery:
         await self._retrier(self.store.sweep)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return the number of dropped events by sink, as :meth:`Store.dropped_events` does."""
+        """Return how many events were removed from the store before each sink had received them.
+
+        See :meth:`Store.dropped_events`.
+        """
         return await self._retrier(self.store.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Store that an event about these dropped events was emitted; retry after a failure.
+        """Mark these dropped events as reported in the store; retry after a failure.
 
-        See :meth:`Store.confirm_reported`.
+        :meth:`dropped_events` does not return them again. See :meth:`Store.confirm_reported`.
         """
         await self._retrier(lambda: self.store.confirm_reported(dropped))
 
@@ -314,9 +318,10 @@ async def _open(forwarder: Forwarder) -> None:
 
 
 async def _await_end(task: asyncio.Task[None]) -> None:
-    """Wait some seconds until a forwarder's task ends; cancel the task if it does not.
+    """Wait some seconds for the end of a forwarder's task; then cancel the task if it still runs.
 
-    The task was asked to stop before. If the task fails, its task group raises the error.
+    The caller has requested the forwarder to stop. If the task fails, its task group raises the
+    error.
     """
     _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
     if stuck:

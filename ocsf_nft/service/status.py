@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 class Status:
     """Status of one sandbox: the state of its fence, its packet counts, and its dropped records.
 
-    ``is_watched``: a run monitors the sandbox. ``mode`` is the mode of the installed fence.
-    ``absent`` are the rules whose counters are missing, so that the fence is not active.
-    ``verdict`` is the result of comparing the fence with its record; None if nft is not available.
+    ``is_watched`` is true if a running service monitors the sandbox. ``mode`` is the mode of the
+    installed fence. ``absent`` are the rules whose counters are missing in the kernel. If there are
+    any, the fence is not active. ``verdict`` is the result of comparing the rules in the kernel
+    with the installed rules in the state directory; None if nft is not available.
     """
 
     sandbox: str
@@ -40,11 +41,12 @@ class Status:
 def statuses(
     state: StateDirectory, sandbox: str | None = None
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
-    """Return the status of one sandbox, or of all with a record, without a running service.
+    """Return the status of one sandbox, or of all sandboxes; needs no running service.
 
-    The second result has the errors of those sandboxes whose status can't be read. Blocks for
-    milliseconds for each sandbox. Needs CAP_NET_ADMIN over the sandboxes' namespaces. Raises
-    AbsentError if no fence has a record, and FenceError if the records can't be listed.
+    None stands for all sandboxes that have a record of a fence in the state directory. The second
+    result has one error for each sandbox whose status can't be read. Blocks for milliseconds for
+    each sandbox. Needs CAP_NET_ADMIN over the sandboxes' namespaces. With None, raises AbsentError
+    if there is no record, and FenceError if the records can't be listed.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:

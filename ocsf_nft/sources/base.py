@@ -15,10 +15,10 @@ class Source(Protocol):
     """Interface of a source of packet log records, used as an asynchronous context.
 
     Entering the context opens the source, or raises SourceError, UnsupportedError or AbsentError.
-    From then on, the source reads each record, or reports dropped records as a Gap. It reads
-    nothing while its consumer handles a batch. If the kernel drops records in that time, they are
-    also in a Gap. A source of log files ends after its last file. A live source ends when its
-    context exits or its task is cancelled.
+    From then on, the source yields every record, or a Gap that reports dropped records. While the
+    consumer handles a batch, the source reads nothing. If the kernel drops records in that time, a
+    later batch has a Gap for these records. A source of log files ends after its last file. A live
+    source ends when its context exits or its task is cancelled.
     """
 
     async def __aenter__(self) -> Self:
@@ -35,7 +35,8 @@ class Source(Protocol):
     def batches(self) -> AsyncIterator[Batch]:
         """Yield batches of records, in the order in which the kernel logged them.
 
-        A batch has at least one record, gap, rejected line or new cursor. Some transports also
-        carry other messages. While only such messages arrive, the source yields at most one batch
-        per second, with only a new cursor. So the cursor advances although records are rare.
+        A batch has at least one record, gap, rejected line or new cursor (the position to resume
+        from). Some transports also carry other messages, for example the kernel log. While only
+        these messages arrive, the source yields at most one batch per second. Such a batch has only
+        a new cursor. So the cursor advances although records are rare.
         """

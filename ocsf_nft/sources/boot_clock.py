@@ -1,14 +1,16 @@
 """Conversion of the kernel log's clock to wall-clock time.
 
-printk stamps a record with ``local_clock()`` (kernel/printk/printk.c, vprintk_store): nanoseconds
-since boot without suspended time, counted by the uncorrected processor clock. CLOCK_MONOTONIC is
-the same count, corrected by NTP. Both start together and drift apart. After 20 minutes, 0.6 ms were
-measured. A bad oscillator (50 ppm) causes 4 s a day.
+The kernel log (printk) stamps a record with ``local_clock()`` (kernel/printk/printk.c,
+vprintk_store): nanoseconds since boot without suspended time, counted by the uncorrected processor
+clock. CLOCK_MONOTONIC is the same count, corrected by NTP. Both clocks start together and drift
+apart. The measured difference was 0.6 ms after 20 minutes. A bad oscillator (50 ppm) causes a
+difference of 4 s a day.
 
-User space can't read the difference of these clocks, but each record gives bounds for it. A record
-can't come from the future. A record that arrives while its reader waits is only as old as its
-delivery takes. A stopped reader or journald delays the delivery. Such a delay is not drift: drift
-grows no faster than the oscillator's error allows.
+User space can't read the difference of these clocks. But each record gives two bounds for the
+difference. First, a record can't come from the future. Second, a record that arrives while its
+reader waits is at most as old as its delivery takes. A stopped reader or journald can delay the
+delivery. Such a delay is not drift, because drift grows no faster than the oscillator's error
+allows.
 """
 
 from __future__ import annotations
@@ -33,19 +35,21 @@ _DRIFT_DIVISOR: Final = 10_000
 class KernelClock:
     """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC, in nanoseconds.
 
-    ``slack_ns`` is the maximum age of a record that a waiting reader reads. ``lag_ns`` is the
-    maximum by which a reported read time may be too early. At first the two clocks count as equal.
-    Each record then bounds the difference of the clocks:
+    ``slack_ns`` is the maximum age of a record when a waiting reader reads it. ``lag_ns`` is the
+    maximum by which a reported read time is too early. The converter adds the difference of the
+    clocks to each timestamp. The difference is 0 at first. Each record gives bounds for the
+    difference, from the record's apparent age (read time minus timestamp):
 
-    - The kernel made the record at most ``lag_ns`` after its reported read time. So the record's
-      apparent age (read time minus timestamp) plus ``lag_ns`` is an upper bound of the difference.
-      With time this bound grows by the largest possible drift (100 ppm).
-    - If the reader waited for the record, the kernel made it at most ``slack_ns`` before the read.
-      The upper bound has precedence: a record with a higher apparent age waited in a queue.
+    - The kernel made the record at most ``lag_ns`` after the reported read time. So the apparent
+      age plus ``lag_ns`` is an upper bound. With time this bound grows by the largest possible
+      drift (100 ppm).
+    - If the reader waited, the kernel made the record at most ``slack_ns`` before the read. So the
+      apparent age minus ``slack_ns`` is a lower bound. If the lower bound is above the upper bound,
+      the record waited in a queue, and the upper bound applies.
 
-    The converter changes the difference only if a bound requires it. So a result is wrong by at
-    most the distance between the bounds, and usually by much less. If ``lag_ns`` is 0, no result is
-    later than ``read_ns``. Results never go backwards.
+    The converter changes the difference only if a bound requires a change. So the error of a result
+    is at most the distance between the bounds, and usually much less. If ``lag_ns`` is 0, no result
+    is later than ``read_ns``. No result is earlier than the previous result.
     """
 
     __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")
@@ -86,7 +90,7 @@ def boottime_ns() -> int:
 def wall_ns(monotonic_ns: int) -> int:
     """Convert a CLOCK_MONOTONIC time to nanoseconds since the epoch, UTC.
 
-    The conversion uses the current difference of the two clocks. So it is wrong for a time before
-    the last change of the wall clock or the last suspend.
+    The conversion uses the current difference of CLOCK_MONOTONIC and the wall clock. So the result
+    is wrong for a time before the last change of the wall clock or the last suspend.
     """
     return monotonic_ns + clocks.epoch_of(time.CLOCK_MONOTONIC)

@@ -8,8 +8,8 @@ from ocsf_nft.record import Reject
 def author_of_facility(facility: int | str, *, kernel: int | str) -> str | None:
     """Return a description of the program that wrote a log message; None for the kernel.
 
-    ``facility`` is the message's syslog facility (RFC 5424, 6.2.1). ``kernel`` is the kernel's
-    facility in the notation of that log, for example the number 0 or the name ``kern``.
+    ``facility`` is the message's syslog facility (RFC 5424, 6.2.1). ``kernel`` is the facility of
+    the kernel, as this log writes it: for example the number 0 or the name ``kern``.
     """
     return None if facility == kernel else f"a program of facility {facility}"
 

@@ -1,12 +1,14 @@
 """Decoder of packet bytes to the header values (facts) that the kernel prints in its text log.
 
 A fact is a value with a name, see ``packet_fields``. The decoder reads the headers in the same
-order as the kernel's text logger with all log flags set. It stops at the same points. The logger's
+order as the kernel's text logger with all log flags set. Both stop at the same points. The logger's
 code is ``dump_ipv4_packet``, ``dump_ipv6_packet`` and ``dump_arp_packet`` in
-net/netfilter/nf_log_syslog.c. So a packet has the same facts from its bytes and from the kernel's
-line. If the kernel prints a packet as cut short (``INCOMPLETE``, ``TRUNCATED``), it has the fact
-``incomplete_bytes`` or ``incomplete``. If only the *capture* cut the packet short, it has the fact
-``truncated``.
+net/netfilter/nf_log_syslog.c. So the facts from a packet's bytes equal the facts from the kernel's
+log line of the packet.
+
+If the packet itself is too short, the kernel prints ``INCOMPLETE`` or ``TRUNCATED``. The facts then
+have ``incomplete_bytes`` or ``incomplete``. If the packet is complete, but the captured bytes end
+too early, the facts have ``truncated``.
 """
 
 from __future__ import annotations
@@ -89,8 +91,8 @@ class _Packet:
     def set_incomplete(self, facts: Facts, at: int) -> None:
         """Set the fact ``incomplete_bytes``: the number of packet bytes from offset ``at`` on.
 
-        It is a 32-bit unsigned number, as in the kernel. So it wraps around if ``at`` is after the
-        end.
+        The number is a 32-bit unsigned number, as in the kernel. So the number wraps around if
+        ``at`` is after the end of the packet.
         """
         facts["incomplete_bytes"] = (self.length - at) & 0xFFFFFFFF
 
@@ -99,7 +101,8 @@ def ip_facts(data: bytes, version: int) -> Facts:
     """Decode the headers of the IP packet at the start of ``data`` to values by name; never raises.
 
     ``version`` is the IP version that the frame states. As in the kernel, the version field of the
-    packet is not used. The capture may have cut ``data`` short: the headers have the real length.
+    packet is not used. ``data`` may have only the first bytes of the packet: the decoder takes the
+    packet's length from the IP header.
     """
     facts: Facts = {}
     packet = _Packet(data, max(len(data), _total_length(data, version)))

@@ -1,8 +1,9 @@
 """Conversion of a packet's header values by name (facts) to a Record.
 
-The parser of the kernel's log text and the decoder of packet bytes both use this module. A fact has
-the same name and the same form in both. So equal packets make equal Records. A fact becomes the
-field of :class:`Record` with its name. A fact without such a field becomes an item of ``details``.
+The parser of the kernel's log text and the decoder of packet bytes both use this module. Both give
+a fact the same name and the same form. So equal packets make equal Records. If :class:`Record` has
+a field with the name of a fact, for example ``source_port``, the fact becomes that field. Any other
+fact becomes an item of ``details``.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
 ) -> Record:
     """Build the Record of a packet from its log prefix and its header values by name (``facts``).
 
-    ``facts`` is not copied: it becomes the record's details, after the values with their own field
-    are removed. Records of VM rules get no ``uid`` and ``gid``, because these would be of a process
-    of the host. The sender is in the VM. ``time_ns`` (of the log) and ``received_ns`` (of the read)
-    are nanoseconds since the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
+    The facts that are fields of Record are removed from ``facts``. ``facts`` itself, not a copy,
+    then becomes the record's ``details``. For a rule of a VM's fence, ``uid`` and ``gid`` are left
+    out: they would be the ids of a host process, but the sender is in the VM. ``time_ns`` is when
+    the kernel logged the packet, and ``received_ns`` when the record was read, in nanoseconds since
+    the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
     """
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     parts = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
@@ -113,10 +115,10 @@ def link_facts(header: bytes) -> Facts:
 
 
 def vlan_facts(protocol: int, tag: int) -> Facts:
-    """Decode a VLAN tag (IEEE 802.1Q) to facts (values by name).
+    """Decode a VLAN tag (IEEE 802.1Q) to facts: protocol, VLAN id, priority, drop eligibility.
 
-    ``protocol`` is the ethertype of the tag. ``tag`` is its 16-bit control field (``VID`` in the
-    kernel's log line).
+    ``protocol`` is the ethertype of the tag. ``tag`` is the tag's 16-bit control field (``VID`` in
+    the kernel's log line).
     """
     facts: Facts = {"vlan_protocol": protocol, "vlan_id": tag & 0xFFF, "vlan_priority": tag >> 13}
     if tag & 0x1000:

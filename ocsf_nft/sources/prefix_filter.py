@@ -1,4 +1,4 @@
-"""Filter for a log that also has other messages: it selects the records that a source reads."""
+"""Filter that selects packet log records in a log that also has other messages."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class PrefixFilter:
     """Filter of kernel log messages by their log prefix, which names the sandbox and the rule.
 
-    It selects messages of the named sandboxes (None: of all sandboxes). With ``foreign`` it also
-    selects records of other firewalls, if ``foreign`` lists their prefix.
+    The filter selects the messages of ``sandboxes``; None stands for all sandboxes. The filter also
+    selects a message of another firewall, if ``foreign`` knows the message's log prefix.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class PrefixFilter:
         )
 
     def select(self, found: Record | Reject | None) -> Record | Reject | None:
-        """Return ``found``, the parsed form of a matching message, or None if it is not selected.
+        """Return ``found``, the parsed form of a matching message; None for an unknown log prefix.
 
-        A record of another firewall with an unknown prefix is not selected. Its message can match,
-        because the message may contain text in the form of a known prefix.
+        A message of another firewall with an unknown prefix can match, if the message contains a
+        known prefix in another place. Only the parsed record shows the real prefix.
         """
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None

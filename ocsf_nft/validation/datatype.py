@@ -107,9 +107,10 @@ def from_schema(name: str, published: Mapping[str, Any]) -> DataType:
 
 
 def json_fault(value: Any) -> str | None:
-    """Check that JSON can contain a scalar, and that JSON readers accept it.
+    """Check that a value (no object or array) is valid in JSON, and that JSON readers accept it.
 
-    Returns the fault as text; None if there is none.
+    For example, NaN and integers past 64 bits are faults. Returns the fault as text; None if the
+    value has no fault.
     """
     if isinstance(value, str):
         return None if is_utf8(value) else NOT_UTF8

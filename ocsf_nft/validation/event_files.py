@@ -1,7 +1,8 @@
 """Reader of event files: one JSON object on each line, or JSON documents over several lines.
 
-A file is read as documents in two cases. Its first line begins a document that continues on the
-next line, or its only line is an array. The events are then the documents, or the items of arrays.
+Usually each line of a file is one event. A file is read as JSON documents in two cases: The first
+line begins a document that continues on the next line. Or the only line of the file is an array.
+Then each document is one event. If a document is an array, each item of the array is one event.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ class ValidatedEvent:
 
 
 class _Line(NamedTuple):
-    """Line of an event file that is not blank; ``text`` is None if the line is too long."""
+    """Non-blank line of an event file, with its number; a line that is too long has no ``text``."""
 
     number: int
     text: str | None
 
 
 def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
-    """Validate each event of a file while reading it; blank lines are skipped.
+    """Validate each event of a file while the file is read; blank lines are skipped.
 
-    Text that is not JSON gives a result with one error, at the path ``line``. Raises OSError if the
-    file can't be read.
+    Text that is not JSON gives a result with one error; the path of this error is ``line``. Raises
+    OSError if the file can't be read.
     """
     lines = _lines(file)
     first = next(lines, None)
@@ -131,9 +132,9 @@ def _is_bracket(text: str) -> bool:
 
 
 def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
-    """Read the lines of a file that may form JSON documents, up to a limit of size.
+    """Read the lines of a file that may form JSON documents, up to a size of ``LIMIT_BYTES``.
 
-    Returns the lines, and whether they are all lines of the file.
+    Returns the lines. The second result is true if these are all lines of the file.
     """
     collected, size = [first], len(first.text or "")
     for line in lines:
@@ -165,7 +166,10 @@ def _has_valid_document(text: str, decoder: Decoder) -> bool:
 
 
 def _join(collected: list[_Line]) -> str:
-    """Return the text of the lines with the file's blank lines, so that lines can be counted."""
+    """Join lines to one text, with an empty line for each blank line that was skipped.
+
+    So the number of line breaks before a position gives the line in the file.
+    """
     before = [0, *(line.number for line in collected)]
     return "".join(
         "\n" * (line.number - last - 1) + (line.text or "")

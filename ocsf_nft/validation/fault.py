@@ -97,7 +97,7 @@ def describe(value: Any) -> str:
 def child_path(path: str, key: Any) -> str:
     """Return the path of the attribute ``key`` in the object at ``path``.
 
-    A key that has unusual characters, is long or is not text, is quoted.
+    A key that is long or has unusual characters is shown as JSON text, in quotation marks.
     """
     name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else describe(key)
     return f"{path}.{name}" if path else name

@@ -55,8 +55,9 @@ class Observables:
     def check(self) -> None:
         """Check name, value and type of all observables; raises TooManyError.
 
-        ``Walk`` checks each attribute of an observable by itself. An observable that refers to
-        another event is skipped.
+        This method compares each observable with the attribute that its name refers to. ``Walk``
+        checks each attribute of an observable by itself. An observable that refers to another event
+        is skipped.
         """
         observables = self._event.get("observables")
         for number, one in enumerate(observables if isinstance(observables, list) else ()):
@@ -101,7 +102,11 @@ class Observables:
             )
 
     def _resolve(self, name: str) -> _Target | str:
-        """Return the attribute that an observable's name refers to, or why there is none (text)."""
+        """Return the attribute that an observable's name refers to, with its values in the event.
+
+        Return a text with the reason if the event or its class does not have the attribute. Return
+        a text too if the observables of the event refer to too many values.
+        """
         values: list[Any] = [self._event]
         table: Table | None = self._table
         attribute = None

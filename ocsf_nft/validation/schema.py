@@ -1,8 +1,8 @@
 """Published OCSF schema of one version, as tables of classes and objects for validation.
 
-The export of a version is read once. Each class and object becomes a table at its first use.
-Exports up to 1.7.0 have another structure than later ones. The older ones have one profile per
-attribute, the types at the top level, and no list of profiles.
+The schema server exports each version as JSON. The export of a version is read once. Each class and
+object becomes a table at its first use. Exports up to 1.7.0 have another structure than later
+exports: at most one profile for each attribute, the types at the top level, no list of profiles.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Check of each attribute of an event by itself, against the tables of the OCSF schema.
 
-The modules ``validate_event`` and ``observables`` check the relations of several attributes (the
-class, the times, the observables).
+Attributes that must fit each other are checked elsewhere: the class and the times in the module
+``validate_event``, the observables in the module ``observables``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ TOO_DEEP: Final = f"is nested more than {DEPTH} levels deep"
 class Walk:
     """Walk through one event that checks each attribute by itself.
 
-    Afterwards ``used`` has the event's profiles that define at least one of its attributes.
+    After the walk, ``used`` has each profile that the event lists and that defines at least one of
+    the event's attributes.
     """
 
     __slots__ = ("_fault_list", "_listed", "_recommended", "_schema", "used")
@@ -73,7 +74,7 @@ class Walk:
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
         """Check that an attribute is allowed by the event's profiles, not deprecated and not null.
 
-        Returns True if the value is not null, so that the caller can check it.
+        Returns True if the value is not null: the caller must then check the value.
         """
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)
@@ -197,7 +198,10 @@ class Walk:
             )
 
     def _check_undefined(self, value: Any, path: str, depth: int) -> None:
-        """Check a value that the schema doesn't define: only that JSON can contain it."""
+        """Check an object or array whose content the schema doesn't define.
+
+        The content must be valid JSON, and not nested too deep. A null in it gives a warning.
+        """
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)
             return
@@ -213,9 +217,9 @@ class Walk:
 
 
 def _has_value(value: Any, name: str) -> bool:
-    """Return whether an object has a value; ``name`` is an attribute, or a path with dots.
+    """Return whether the attribute ``name`` of an object is present and not null.
 
-    The constraints of some classes use such paths.
+    ``name`` may be a path with dots to an inner attribute, as in the constraints of some classes.
     """
     for step in name.split("."):
         value = value.get(step) if isinstance(value, dict) else None

@@ -1,8 +1,8 @@
-"""JSON decoder for validation, which preserves faults that most JSON readers hide.
+"""JSON decoder for validation: values with a fault are decoded, so that the fault can be reported.
 
-The decoder uses the standard library, not orjson. orjson refuses lone surrogates, NaN and integers
-past 64 bits. orjson also does not report a name that is in one object twice. The validator must
-report each of these faults.
+The decoder uses the standard library, not orjson. orjson refuses a whole text with a lone surrogate
+or NaN, and converts an integer past 64 bits to a float. orjson also does not report a name that is
+in one object twice. The validator must report each of these faults.
 """
 
 from __future__ import annotations

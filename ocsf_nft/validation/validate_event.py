@@ -1,9 +1,14 @@
 """Validator of an OCSF event.
 
-Errors are the faults that the OCSF schema server's own validator calls errors or that its JSON
-Schema refuses. Values that JSON readers refuse and contradictions are errors too. The server's
-validator and schema accept a missing caption. So a missing caption is a warning, unless the id is
-99, which requires a caption.
+A fault is an error in these cases:
+
+- The validator of the OCSF schema server calls the fault an error.
+- The server's JSON Schema refuses the event.
+- JSON readers refuse the value.
+- Two attributes contradict each other.
+
+The server's validator and schema accept a missing caption. So a missing caption is a warning,
+unless the id is 99, which requires a caption.
 """
 
 from __future__ import annotations
@@ -25,20 +30,22 @@ class EventValidator:
     """Validator of events against one OCSF version, or the version that each event declares."""
 
     def __init__(self, version: str | None = None, *, recommended: bool = False) -> None:
-        """Create a validator for a version.
+        """Create a validator for an OCSF version.
 
-        ``version`` is ``1.8`` or ``1.8.0``; None uses each event's ``metadata.version``. With
-        ``recommended``, a missing attribute that the schema recommends is a warning. Raises
-        UsageError for an unknown version, UnsupportedError without the extra ``validate``.
+        ``version`` is for example ``1.8`` or ``1.8.0``; with None, the validator uses each event's
+        ``metadata.version``. With ``recommended``, a missing attribute that the schema recommends
+        is a warning. Raises UsageError for an unknown version, UnsupportedError without the extra
+        ``validate``.
         """
         self._versions = schema.versions()
         self._version = None if version is None else schema.full_version(version)
         self._recommended = recommended
 
     def faults(self, event: Any) -> list[Fault]:
-        """Validate an event, a value decoded from JSON; return its faults, none if it conforms.
+        """Validate an event, a value decoded from JSON; return its faults (errors and warnings).
 
-        Never raises. If there are more than ``LIMIT`` faults, the last returned fault reports that.
+        The event conforms to the schema if no fault is an error. Never raises. If there are more
+        than ``LIMIT`` faults, the last returned fault reports that.
         """
         fault_list = FaultList()
         try:

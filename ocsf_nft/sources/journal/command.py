@@ -1,7 +1,7 @@
 """Journal reader that runs journalctl, for hosts where Python can't use libsystemd.
 
-This reader returns entries later (journalctl waits for inotify, 0.2 s on average). Otherwise it
-does the same as the reader with libsystemd.
+This reader returns an entry later than the reader with libsystemd does: journalctl waits for
+inotify, 0.2 s on average. Otherwise both readers do the same.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Parser of exported journal entries: ``journalctl -o json`` and ``-o export``.
 
 Both formats are described in systemd's "Journal Export Formats". In JSON, a value that is not UTF-8
-is an array of byte values. A repeated value is an array too, and a value that is too large is
-``null``. In the export format, a 64-bit little-endian length and that many bytes follow the name of
-a value that is not text.
+is an array of byte values. Several values of one field are an array too. A value that is too large
+is ``null``. The export format has a line ``NAME=value`` for a value that is text. Any other value
+has a line with the name only. A 64-bit little-endian length and that many bytes follow the line.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Entry:
 
 
 def from_json(line: bytes) -> Entry | None:
-    """Parse a line of ``journalctl -o json``; return ``None`` if it is no entry with a message."""
+    """Parse a line of ``journalctl -o json`` to an entry.
+
+    Return ``None`` if the line is not a JSON object, or has no field ``MESSAGE`` that can be read.
+    """
     try:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -108,10 +111,11 @@ def _entry(fields: Mapping[str, bytes]) -> Entry | None:
 
 
 def _author(fields: Mapping[str, bytes]) -> str | None:
-    """Return the name of the program that wrote the entry; None for the kernel.
+    """Return a name or description of the program that wrote the entry; None for the kernel.
 
-    A message that a program writes to /dev/kmsg also has the transport ``kernel``. Only its
-    facility differs.
+    If the field ``_TRANSPORT`` is not ``kernel``, a program wrote the entry. A message that a
+    program writes to /dev/kmsg also has the transport ``kernel``. Only the facility distinguishes
+    such a message from a message of the kernel.
     """
     transport = readable(fields.get(_TRANSPORT, b"an unknown transport"))
     if transport != "kernel":
@@ -122,9 +126,10 @@ def _author(fields: Mapping[str, bytes]) -> str | None:
 def _time_ns(fields: Mapping[str, bytes]) -> int | None:
     """Return the time at which the kernel logged an entry's message, in ns since the epoch, UTC.
 
-    The kernel's timestamp is monotonic. journald adds a monotonic and a wall-clock timestamp to the
-    message. Their difference converts the kernel's timestamp to wall-clock time. Without a kernel
-    timestamp, return journald's wall-clock time; without that, None.
+    The kernel's timestamp is monotonic. journald adds its own monotonic and wall-clock timestamps
+    to the message. The difference of journald's timestamps converts the kernel's timestamp to
+    wall-clock time. Without a kernel timestamp, return journald's wall-clock time. Without
+    journald's wall-clock time, return None.
     """
     realtime = _microseconds(fields.get(_REALTIME))
     if realtime is None:

@@ -1,8 +1,9 @@
 """Check of a journal's files before libsystemd opens them.
 
-libsystemd silently skips files that it can't open. These are files without permission, and files
-that need a feature which this build lacks (zstd compression). So a journal may seem empty although
-it is not. The header format is described in systemd's docs/JOURNAL_FILE_FORMAT.md.
+libsystemd silently skips a file that it can't open. The permission to read may be missing. Or the
+file needs a feature that this libsystemd does not have, such as zstd compression. So a journal may
+seem empty although it has entries. The header format is described in systemd's
+docs/JOURNAL_FILE_FORMAT.md.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ _HEADER: Final = struct.Struct("<8sII")  # signature, compatible flags, incompat
 
 
 def samples(directory: Path | None) -> list[Path]:
-    """Return one journal file for each set of file format features (incompatible flags) in use.
+    """Return sample files of a journal: one file for each combination of format features in use.
 
-    If libsystemd can open these files, it supports all features of the journal. ``directory`` is
-    the journal's folder; None stands for the default folders. Raises AbsentError if the folder or
-    the machine's journal does not exist, UnsupportedError if reading the files is not permitted.
+    The features are the incompatible flags in a file's header. If libsystemd can open the samples,
+    it supports all features of the journal. ``directory`` is the journal's folder; None stands for
+    the default folders. A folder without journal files gives an empty list. Raises AbsentError if
+    the folder or the machine's journal does not exist. Raises UnsupportedError if there are files,
+    but reading them is not permitted.
     """
     if directory is not None and not directory.is_dir():
         raise AbsentError(f"there is no journal folder at {directory}")

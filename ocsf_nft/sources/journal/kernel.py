@@ -46,7 +46,11 @@ class KernelEntry:
 
 
 def message_filter(prefix_filter: PrefixFilter) -> Callable[[bytes], bool]:
-    """Return a function that decides by an entry's MESSAGE whether to read its other fields."""
+    """Return a function that returns true for the MESSAGE of an entry to read, false to skip it.
+
+    The entry is read if ``prefix_filter`` selects the log prefix. An entry that may be journald's
+    notice of missed kernel messages is read too.
+    """
     return lambda message: (
         message.startswith(_MISSED_START) or prefix_filter.matches(readable(message))
     )
@@ -56,8 +60,8 @@ class KernelEntryParser:
     """Parser of journal entries to records, called for each entry in the journal's order.
 
     A record's time is journald's wall-clock time of the entry, minus a delay. The delay is the time
-    from the kernel's log call until journald received the message. It is computed from the kernel's
-    (printk) timestamp (see ``boot_clock``).
+    from the kernel's log call until journald received the message. The parser computes the delay
+    from the kernel's (printk) timestamp (see ``boot_clock``).
     """
 
     def __init__(self, prefix_filter: PrefixFilter) -> None:
@@ -67,8 +71,9 @@ class KernelEntryParser:
         self._previous_ns: int | None = None
 
     def parse(self, entry: KernelEntry, received_ns: int) -> Record | Reject | Gap | None:
-        """Convert a journal entry to a Record or a Reject; return None if it is not selected.
+        """Convert a journal entry to a Record, or to a Reject if the entry is not a valid record.
 
+        Return None if the entry is not from the kernel's log, or its log prefix is not selected.
         journald's notice that it missed kernel messages becomes a Gap. ``received_ns`` is the time
         of reading, in nanoseconds since the epoch.
         """

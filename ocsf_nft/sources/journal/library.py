@@ -1,9 +1,9 @@
 """Journal reader that uses libsystemd.
 
-journald appends through a memory map, and inotify reports such an entry only every 250 ms. A
-request for the next entry finds the entry much sooner, and costs 0.1 us if there is none. So this
-module requests the next entry every 10 ms. Four times a second libsystemd reads its inotify for new
-and deleted files.
+journald appends entries through a memory map. inotify reports appended entries only every 250 ms. A
+request for the next entry finds a new entry much sooner. The request costs 0.1 us if there is no
+new entry. So this module requests the next entry every 10 ms. Four times a second, this module lets
+libsystemd process inotify events about new and deleted files.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHUNK_NS: Final = 10_000_000
 
 
 def available(directory: Path | None) -> bool:
-    """Return whether systemd-python is installed and its libsystemd opens the journal's files.
+    """Return whether systemd-python is installed, and its libsystemd can open the journal's files.
 
     Blocks for some milliseconds. Raises AbsentError and UnsupportedError, as ``samples`` in the
     module ``files`` does.

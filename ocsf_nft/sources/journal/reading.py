@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class Chunk:
     """Result of one read of the journal: the selected entries, and the position after the read.
 
-    ``cursor`` is the cursor of the last entry that was read, selected or not. It is None if there
-    was no entry. ``cursor_is_missing`` is true if the journal no longer has the entry to resume
-    after. Then later entries may be missing too.
+    ``cursor`` is the cursor of the last entry that was read, selected or not. It is None if no
+    entry was read. ``cursor_is_missing`` is true if the journal no longer has the entry after which
+    the reading should begin. Then entries after that entry may be missing too.
     """
 
     entries: tuple[KernelEntry, ...] = ()
@@ -38,5 +38,5 @@ class JournalReader(Protocol):
     async def read(self, timeout_s: float | None) -> Chunk:
         """Wait for new entries, at most ``timeout_s`` seconds (None: without limit).
 
-        Returns a limited number of entries; none if none arrives in that time.
+        Returns a limited number of entries. The chunk is empty if no entry arrives in that time.
         """

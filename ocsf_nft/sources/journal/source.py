@@ -1,8 +1,8 @@
 """Journal source: the kernel's records as journald stores them.
 
-It serves machines where this program has no CAP_SYSLOG, and only journald reads the kernel log.
-Membership in the group systemd-journal is enough. The source resumes across restarts and boots with
-the journal's own cursor.
+This source is for machines where only journald may read the kernel log, because this program has no
+CAP_SYSLOG. To read the journal, membership in the group systemd-journal is enough. A journal cursor
+lets the source resume after a restart of this program, and after a reboot.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ _STAMP_NS: Final = 1_000_000_000
 
 
 class Journal:
-    """Source of packet log records in the systemd journal, of the named sandboxes (None: of all).
+    """Source of the packet log records in the systemd journal.
 
-    With ``foreign`` it also reads records of other firewalls, if ``foreign`` lists their prefix.
-    ``directory`` is a folder of journal files, None for the machine's own journal. With a cursor
-    the source begins after the cursor's entry. Without a cursor it begins with the records that are
-    logged after the context was entered. The first batch comes at once, so that there is a cursor
-    from the start.
+    ``sandboxes`` has the names of the sandboxes whose records are read; None stands for all. The
+    source also reads a record of another firewall, if ``foreign`` knows the record's log prefix.
+    ``directory`` is a folder of journal files; None stands for the machine's own journal.
+
+    ``cursor`` is the position to resume from: the source begins after the cursor's entry. Without a
+    cursor, it begins with the first record after the context was entered. If the journal has any
+    entry, the first batch comes at once and has a cursor.
     """
 
     def __init__(

@@ -2,8 +2,8 @@
 
 The source reads the kernel's ring buffer from a position that survives a restart of this program.
 The ring holds about a thousand records, and all other kernel messages share it. So a slow consumer
-misses records; the sequence numbers give their number. A record's time is the kernel's own stamp
-(see ``boot_clock``).
+misses records. A gap in the sequence numbers shows how many records are missing. A record's time is
+the kernel's own timestamp (see ``boot_clock``).
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
 
 
 class Kmsg:
-    """Source of packet log records in the kernel log, of the named sandboxes (None: of all).
+    """Source of the packet log records in the kernel log.
 
-    With ``foreign`` it also reads records of other firewalls, if ``foreign`` lists their prefix.
-    Without a cursor the source begins with records that are logged after the context was entered.
-    With a cursor it begins after the cursor's record. With a cursor of an earlier boot it begins
-    with the oldest record of this boot in the log. The first batch comes at once, so that there is
-    a cursor from the start.
+    ``sandboxes`` has the names of the sandboxes whose records are read; None stands for all. The
+    source also reads a record of another firewall, if ``foreign`` knows the record's log prefix.
+
+    ``cursor`` is the position to resume from: the source begins after the cursor's record. With a
+    cursor of an earlier boot, it begins with the oldest record in the log. Without a cursor, it
+    begins with the first record after the context was entered. The first batch comes at once and
+    has a cursor.
     """
 
     def __init__(
@@ -129,7 +131,8 @@ class Kmsg:
     async def _scan(self, descriptor: int) -> int:
         """Read to the end of the kernel log; return the sequence number of the next record.
 
-        The source needs this number to detect missing records from the start.
+        The source needs this number to detect missing records from the start. If new records arrive
+        all the time, the reading ends after a second.
         """
         until = time.monotonic_ns() + _SCAN_NS
         while time.monotonic_ns() < until:
@@ -165,9 +168,10 @@ class Kmsg:
             await asyncio.sleep(0)
 
     def _drain(self, descriptor: int, *, waited: bool) -> tuple[Batch, bool]:
-        """Read the available records; return a batch of them, and whether all of them were read.
+        """Read the available records, up to a limit; return them as a batch.
 
-        ``waited`` is true if this source was waiting when the first record arrived.
+        The second result is true if no record is left to read. ``waited`` is true if this source
+        was waiting when the first record arrived.
         """
         records: list[Record] = []
         gaps: list[Gap] = []
@@ -261,9 +265,9 @@ def _open_device() -> int:
 def _read(descriptor: int) -> bytes | None:
     """Return the next record of /dev/kmsg, None if there is none yet; raises SourceError.
 
-    Two errors of the system call don't end the reading, and leave a gap in the sequence numbers.
-    EPIPE: the ring was overwritten, and the position is now the ring's oldest record. EINVAL: the
-    record was longer than the buffer.
+    After two errors of read(2), the function reads the next record. The missing records are a gap
+    in the sequence numbers. EPIPE: the ring was overwritten, and the position is now the ring's
+    oldest record. EINVAL: the record was longer than the buffer.
     """
     while True:
         try:

@@ -1,4 +1,4 @@
-"""Choice of the NFLOG batching: low latency at a low rate of records, throughput in a flood."""
+"""Choice of the NFLOG batching: low latency for few records, high throughput in a flood."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _FALL_NS: Final = 1_000_000_000
 
 
 class AdaptiveBatching:
-    """Choice between the NFLOG settings CALM and FLOOD, by the rate of the records.
+    """Choice between the NFLOG settings CALM and FLOOD, by the number of records per second.
 
-    ``batching`` is the current choice. The thresholds for the start and the end of a flood differ,
-    so that the choice doesn't flap.
+    ``batching`` is the current choice. The rate at which a flood begins is higher than the rate at
+    which it ends. So the choice doesn't change too often.
     """
 
     __slots__ = ("_count", "_since_ns", "batching")

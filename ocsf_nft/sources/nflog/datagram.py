@@ -1,8 +1,8 @@
-"""Decoded NFLOG message, read from netlink or from one of our NFLOG lines (its text form).
+"""Decoded NFLOG message: the kernel's log of one packet, with the names of its interfaces.
 
-:class:`Datagram` is the message with decoded numbers and the names of its interfaces.
-:func:`record` converts it to a Record. The module ``message`` decodes netlink bytes; the module
-``line`` writes a Datagram as one line of text, and parses that.
+:class:`Datagram` is the decoded message. :func:`record` converts a Datagram to a Record. The module
+``message`` decodes a Datagram from netlink bytes. The module ``line`` writes a Datagram as one line
+of text (an NFLOG line), and parses such a line.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ class Datagram(NamedTuple):
 
 
 def record(datagram: Datagram, origin: Origin) -> Record:
-    """Convert an NFLOG message to a Record, equal to that of the kernel's log text of the packet.
+    """Convert an NFLOG message to a Record.
 
-    The record's time is the kernel's timestamp, or the time of receipt if there is none.
+    If the kernel logs the same packet as text, the parsed text gives an equal Record. The record's
+    time is the kernel's timestamp, or the time of receipt if the message has no timestamp.
     """
     facts = _interface_facts(datagram)
     if (datagram.family, datagram.hook) == (NFPROTO_NETDEV, NF_NETDEV_EGRESS):
@@ -143,11 +144,13 @@ def _ethertype(datagram: Datagram) -> int:
 def _egress_frame(datagram: Datagram) -> tuple[int, bytes, bytes]:
     """Split a packet of the netdev egress hook: ethertype, Ethernet header, network packet.
 
-    On this hook the captured bytes begin with the frame. The ethertype comes from the frame's
-    header, because the kernel's protocol of the frame is not reliable. The frame's sender sets that
-    protocol (an AF_PACKET socket names it). A frame that bypassed the qdisc (PACKET_QDISC_BYPASS)
-    has no link header attribute: the kernel has not searched for a link header. Only Ethernet is
-    supported.
+    On this hook the captured bytes begin with the Ethernet header; other link layers are not
+    supported. The ethertype comes from this header. ``hardware_protocol`` is not reliable, because
+    a sender with an AF_PACKET socket chooses its value.
+
+    The network packet begins after the attribute ``link_header``. A frame that bypassed the qdisc
+    (PACKET_QDISC_BYPASS) does not have this attribute: the kernel has not searched for a link
+    header. In that case the network packet begins after the 14 bytes of Ethernet.
     """
     captured = datagram.captured
     header = captured[: fact.ETHERNET_BYTES]

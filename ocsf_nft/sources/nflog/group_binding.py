@@ -163,8 +163,8 @@ def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
 def _held_groups() -> frozenset[int]:
     """Return the NFLOG groups that are bound in the calling thread's network namespace.
 
-    They are the first column of the kernel's table in /proc. The result is empty if the table can't
-    be read; in that case the privilege to bind a group is missing too.
+    The group numbers are the first column of the kernel's table in /proc. The result is empty if
+    the table can't be read. In that case the privilege to bind a group is missing too.
     """
     try:
         lines = Path(_GROUPS_TABLE).read_text(encoding="ascii").splitlines()

@@ -1,8 +1,9 @@
 """Names of a namespace's network interfaces, updated by the kernel's notifications.
 
-NFLOG identifies interfaces by index. A request for the name of each record would be slow under
-load. A cache of the answers would be wrong after a rename. So this module subscribes to link
-notifications (RTNLGRP_LINK, include/uapi/linux/rtnetlink.h) and reads new ones before each use.
+An NFLOG record has the index of an interface, not the name. A request to the kernel for every name
+would be slow under load. A cache of requested names would be wrong after a rename. So this module
+subscribes to link notifications (RTNLGRP_LINK, include/uapi/linux/rtnetlink.h). The NFLOG source
+reads new notifications before each batch of records.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class InterfaceNames:
     """Table of a network namespace's interface names by index, current from ``open`` to ``close``.
 
     The name of a deleted interface stays in the table, because records of its packets may still
-    arrive. The kernel doesn't reuse an index by itself. The table has only the newest 4096 names.
+    arrive. This is safe, because the kernel doesn't reuse an index by itself. The table has only
+    the newest 4096 names.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -53,7 +55,10 @@ class InterfaceNames:
             self._socket = None
 
     def name(self, index: int) -> str | None:
-        """Return the name of the interface with this index, or None if it is unknown."""
+        """Return the name of the interface with this index, or None if the index is unknown.
+
+        For an index that is not in the table, reads new notifications first.
+        """
         found = self._names.get(index)
         if found is None:
             self.refresh()
@@ -63,7 +68,7 @@ class InterfaceNames:
     def refresh(self) -> None:
         """Read the kernel's new notifications of interface changes; never blocks.
 
-        Raises SourceError if they can't be read.
+        Raises SourceError if the notifications can't be read.
         """
         sock = self._socket
         if sock is None:

@@ -1,14 +1,14 @@
 r"""Conversion of an NFLOG message to one line of text, and back.
 
-::
+An example, which is one line in reality::
 
     NFLOG group=5 family=2 protocol=0800 hook=3 received=1764000000123456789 seq=7
     id="nflog:…:7" prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
 
-(in one line). Names and prefixes are JSON strings in ASCII, so that none of their bytes can be
-mistaken for a field. The packet and the headers are hexadecimal. The order of the fields is fixed;
-absent fields are left out. Parsing a line gives the datagram that was written and the identity of
-its record. So the event of a parsed line has the same uid as the event of the live record.
+Names and prefixes are JSON strings in ASCII, so that none of their bytes can be mistaken for a
+field. The packet and the headers are hexadecimal. The order of the fields is fixed; absent fields
+are left out. The parser returns the original message, and the identity of the live record. So the
+event of a parsed line has the same uid as the event of the live record.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 class _InvalidStringError(Exception):
-    """Quoted string of an NFLOG line that is too long, not text, or not an identity of NFLOG."""
+    """Error: a quoted string of an NFLOG line is invalid.
+
+    The string is too long or not valid text, or the field ``id`` does not begin with ``nflog:``.
+    """
 
 
 class Line(NamedTuple):
@@ -160,7 +163,7 @@ def parse(line: str) -> Line | None:
 def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Datagram:
     """Build the NFLOG message of a matched line; raises _InvalidStringError.
 
-    ``found`` has the matched texts by field, ``numbers`` the decimal ones as integers.
+    ``found`` has the matched text of each field. ``numbers`` has the decimal fields as integers.
     """
     vlan, seconds = found["vlan"], numbers["seconds"]
     return Datagram(
@@ -201,9 +204,9 @@ def _string(quoted: str, limit: int) -> str:
 
 
 def _identity(quoted: str | None) -> str | None:
-    """Decode the field ``id`` of an NFLOG line; return None if the line has none.
+    """Decode the field ``id`` of an NFLOG line; return None if the line has no such field.
 
-    Raises _InvalidStringError for an identity of another transport.
+    Raises _InvalidStringError for the identity of a record that did not come by NFLOG.
     """
     if quoted is None:
         return None

@@ -1,9 +1,9 @@
 """Decoder of an NFLOG message (NFULNL_MSG_PACKET) to a Record.
 
-The payload of the message is a ``nfgenmsg`` (family, version, group in network order) and
-attributes. The header include/uapi/linux/netfilter/nfnetlink_log.h defines them.
-net/netfilter/nfnetlink_log.c decides which attributes the kernel sends. All their numbers are in
-network order.
+The payload of the message is a ``nfgenmsg`` (family, version, group in network order), followed by
+attributes. The header include/uapi/linux/netfilter/nfnetlink_log.h defines the attributes. The code
+in net/netfilter/nfnetlink_log.c decides which attributes the kernel sends. All numbers in
+attributes are in network order.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ class _MalformedError(Exception):
 def sequence(payload: memoryview) -> int | None:
     """Return the sequence number (NFULA_SEQ) of an NFLOG message in its group.
 
-    ``payload`` is the message without its netlink header. Returns ``None`` if it has no number.
+    ``payload`` is the message without its netlink header. Returns ``None`` if the message has no
+    sequence number.
     """
     for kind, value in netlink.attributes(payload[_NFGENMSG_BYTES:]):
         if kind == NFULA_SEQ and len(value) == 4:
@@ -76,10 +77,12 @@ def read(  # noqa: PLR0913 - a message and the state of its socket
 ) -> Record | Reject:
     """Decode one NFLOG message to a Record; return a Reject if it can't be decoded.
 
-    ``payload`` is the message after the netlink header. ``interface_name`` returns an interface's
-    name by its index, or ``None`` if it is unknown. ``identity`` returns the unique identity of the
-    record by its sequence number (``None`` without one). ``received_ns`` is nanoseconds since the
-    epoch. ``log_source`` is the source's name in the record. Only the two callbacks can raise.
+    ``payload`` is the message after the netlink header. ``interface_name`` returns the name of the
+    interface with a given index, or ``None`` if the index is unknown. ``identity`` returns the
+    unique identity of the record with a given sequence number; the number is ``None`` if the
+    message has none. ``received_ns`` is the time of receipt in nanoseconds since the epoch.
+    ``log_source`` is the name of the log for the record's origin. Only the callbacks
+    ``interface_name`` and ``identity`` can raise.
     """
     try:
         datagram = _datagram(payload, group, interface_name, received_ns)
@@ -181,7 +184,8 @@ def _time_us(value: memoryview | None) -> int | None:
 def _hardware_address(value: memoryview | None) -> bytes | None:
     """Decode the attribute NFULA_HWADDR (``nfulnl_msg_packet_hw``) to a hardware address.
 
-    It consists of the length, two bytes of padding and eight bytes with the address.
+    The attribute consists of the address length (two bytes), two bytes of padding, and eight bytes
+    with the address. Returns None if the message has no such attribute.
     """
     if value is None:
         return None

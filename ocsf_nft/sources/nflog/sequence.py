@@ -1,4 +1,4 @@
-"""Count of NFLOG records that the kernel dropped, by gaps in their sequence numbers."""
+"""Count of the NFLOG records that the kernel dropped, from gaps in the sequence numbers."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Sequence32:
         self._next = 0
 
     def extended(self, number: int) -> int:
-        """Return the full number of a new record, whose low 32 bits are ``number``.
+        """Return the full number of a new record, from its 32-bit sequence number ``number``.
 
-        The kernel's 32-bit number starts again from 0 after 2**32 records. The full number does
-        not.
+        The kernel's 32-bit number starts again from 0 after 2**32 records. The full number
+        continues to grow. Its low 32 bits are ``number``.
         """
         return self._next + (number - self._next) % _MODULUS
 

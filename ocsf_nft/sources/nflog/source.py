@@ -1,9 +1,9 @@
 """NFLOG source: records directly from the kernel by netlink.
 
-NFLOG is the fastest transport, and has no ring that it shares with other messages. It is the only
-transport that needs no privilege outside the sandbox's user namespace. Each record has a sequence
-number (NFULA_SEQ). So the exact number of dropped records is known as soon as a later record
-arrives.
+NFLOG is the fastest transport. Unlike the kernel log, NFLOG does not share a buffer with other
+messages. It is the only transport that needs no privilege outside the sandbox's user namespace.
+Each record has a sequence number (NFULA_SEQ). So the exact number of dropped records is known as
+soon as a later record arrives.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ _QUIET_S: Final = 0.15
 class Nflog:
     """Source of the records of one NFLOG group of one network namespace.
 
-    A record's time is the kernel's timestamp, which the hooks input, forward and ingress give. On
-    the output hook it is the time of reading, about 0.1 ms later at a low rate.
+    A record's time is the kernel's timestamp, if the packet has one: this is the case on the hooks
+    input, forward and ingress. On the output hook, packets have no timestamp. There the record's
+    time is the time of reading. At a low rate, this is about 0.1 ms after the packet.
     """
 
     def __init__(self, namespace: Namespace, group: int) -> None:

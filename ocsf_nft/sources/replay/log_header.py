@@ -1,14 +1,15 @@
-"""Parser of the header before a kernel message in a log file: stamp, host, program name.
+"""Parser of the header before a kernel message in a log file: timestamp, host, program name.
 
-It recognises ``dmesg`` in each of its time formats, and with ``--decode`` or ``--raw``. It
-recognises syslog in the formats of RFC 3164 (with busybox's and the ISO 8601 variants) and RFC
-5424. The short formats of ``journalctl`` resemble syslog. A line of another format counts as a
-message without header.
+The parser recognises the output of ``dmesg`` in each time format, also with ``--decode`` or
+``--raw``. It recognises syslog in the formats of RFC 3164 (also busybox's and the ISO 8601 variant)
+and RFC 5424. The short formats of ``journalctl`` are recognised as syslog. A line of any other
+format counts as a kernel message without a header.
 
-Only the kernel's own lines are accepted. A priority's facility (the number shifted right by 3) must
-be 0, and in syslog the program must be ``kernel``. A plain file has no other evidence of the
-author. So a program that may send syslog messages under that name is accepted as the kernel. The
-live sources read from transports with better evidence.
+The header shows whether the kernel wrote the message. If the line has a facility, the facility must
+be that of the kernel: ``kern``, or 0 (a priority, shifted right by 3). In syslog, the program must
+be ``kernel``. A plain file has no other evidence of the author. So a program that may send syslog
+messages under the name ``kernel`` can forge a message. The live sources read from transports with
+better evidence.
 """
 
 from __future__ import annotations
@@ -96,9 +97,9 @@ class StampReference:
 
     ``boot_ns`` is the time at which the kernel's clock was 0, in nanoseconds since the epoch.
     ``is_assumed_boot`` is true if the log's boot is unknown, and ``boot_ns`` is this machine's
-    boot. ``now_ns`` returns the current time. A timestamp without a year gets the latest year with
-    which it is at most one day in the future. ``zone`` is the time zone of local times; ``None`` is
-    the machine's.
+    boot. ``now_ns`` returns the current time. A timestamp without a year gets the latest year that
+    makes the time at most one day later than now. ``zone`` is the time zone of local times;
+    ``None`` is the machine's.
     """
 
     boot_ns: int
@@ -140,7 +141,7 @@ class LogLine:
 def parse(line: str, reference: StampReference) -> LogLine:
     """Split a line of a log file into the parts of its header and its message.
 
-    Raises StampError if its timestamp is not a valid time.
+    Raises StampError if the line's timestamp is not a valid time.
     """
     priority = _PRIORITY.match(line)
     author = None
@@ -251,9 +252,10 @@ def _local_ns(match: re.Match[str], year: int, reference: StampReference) -> int
 def _yearless_ns(match: re.Match[str], reference: StampReference) -> int:
     """Complete a timestamp without a year; return it in nanoseconds since the epoch.
 
-    The year is the latest in which the date exists and is not in the future. At least one of 8
-    successive years has a 29 February. A time up to a day ahead doesn't count as future; otherwise
-    it would get last year's date, wrong by a year.
+    The result is at most one day in the future: the log's machine may have a clock that is ahead of
+    ours. The function takes the latest year with such a result. A year in which the date doesn't
+    exist (29 February) is skipped; at least one of 8 successive years has this date. Raises
+    StampError if no year gives a valid time.
     """
     latest_ns = reference.now_ns() + _AHEAD_NS
     year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, reference.zone).year

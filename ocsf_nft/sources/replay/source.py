@@ -4,17 +4,17 @@ The format of each line is recognised separately, so a file may mix formats. The
 /dev/kmsg, ``dmesg``, syslog, ``journalctl`` (short, json and export), and our own NFLOG lines. See
 ``kmsg.line``, ``log_header``, ``journal.entry`` and ``nflog.line``.
 
-**Time.** A stamp with a date is used as it is. A kernel stamp counts from boot, and ``boot_ns``
-converts it. Without ``boot_ns``, this machine's boot is assumed; so for a log of another machine or
-an earlier boot it must be given. A stamp that is later than now by this machine's boot is rejected.
-A line without a stamp gets the time of a regular file's last modification (also if that is standard
-input). In a stream it gets the time of reading.
+**Time.** A timestamp with a date is used as it is. A kernel timestamp counts from boot: the time of
+that boot, ``boot_ns``, converts it. Without ``boot_ns``, this machine's boot is assumed. So a log
+of another machine or an earlier boot needs ``boot_ns``. If the assumed boot puts a timestamp more
+than a minute into the future, the line is rejected. A line without a timestamp gets the time of the
+file's last modification, also if the file is standard input. In a pipe it gets the time of reading.
 
-**Identity.** The identity of a kmsg record is its sequence number, stamp and text; that of a
-journal entry is its cursor. An NFLOG line contains its identity. The identity of another line is
-its text and the number of equal lines before it in the same file. So a line has the same identity
-each time the file is read, also from another path. (Equal lines are counted among the last
-:data:`MAX_COUNTED_LINES` different ones.)
+**Identity.** The identity of a kmsg record is its sequence number, timestamp and text. The identity
+of a journal entry is its cursor. An NFLOG line contains its identity. The identity of any other
+line is its text, and the number of equal lines before it in the same file. So a line has the same
+identity each time the file is read, also from another path. (Equal lines are counted among the last
+:data:`MAX_COUNTED_LINES` different lines.)
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ _NFLOG: Final = nflog_line.START.encode()
 
 @dataclass(slots=True)
 class LineTally:
-    """Numbers of the lines that a replay has read, by result: record, rejected or skipped.
+    """Number of lines that a replay has read, in total and by result: record, rejected, skipped.
 
-    ``rejected`` has the numbers by kind of Reject. A journal export entry counts as one line.
+    ``rejected`` has the number of rejected lines for each ``Reject.kind``. A journal export entry
+    counts as one line.
     """
 
     lines: int = 0
@@ -210,9 +211,9 @@ class Reader:
     def _indented(self, line: bytes) -> Reject | None:
         """Return a Reject for an indented line in the form of a packet record, else None.
 
-        dmesg and journalctl print the second and later lines of a message indented. A program can
-        write such a message. The kernel's records are one line each, and no format prints them
-        indented.
+        dmesg and journalctl indent the second and later lines of a message. A program can write a
+        message of several lines. A packet record of the kernel is always one line, and no format
+        indents that line.
         """
         raw = readable(line)
         if not _is_candidate(raw):
@@ -345,7 +346,7 @@ class Replay:
 
 
 def _open(path: Path) -> int:
-    """Open a log file for reading; raises SourceError. A pipe without a writer does not block."""
+    """Open a log file for reading, without waiting for the writer of a pipe; raises SourceError."""
     if str(path) == _STDIN:
         return sys.stdin.fileno()
     try:

@@ -1,8 +1,9 @@
 """Splitter of a byte stream into lines and journal export entries, in constant memory.
 
-An export entry consists of fields on separate lines; it begins with ``__CURSOR=`` and ends with an
-empty line. A line inside the entry that is not a field ends the entry too. Data that can't be
-distinguished from a field's value is not read, and reported as unreadable.
+An export entry consists of fields on separate lines. The entry begins with ``__CURSOR=`` and ends
+with an empty line, or with a line that is not a field. A binary field states its length. All data
+within this length counts as the field's value, even if the stated length is wrong. If no line break
+follows the value, a :class:`BrokenField` reports that the field is unreadable.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ class OverlongLine:
 
 @dataclass(frozen=True, slots=True)
 class BrokenField:
-    """Unreadable field of a journal export entry: its stated length is wrong.
+    """Unreadable field of a journal export entry.
 
-    ``reason`` is a sentence for people.
+    The field's stated length is wrong, or the file ends inside the field. ``reason`` is a sentence
+    for people.
     """
 
     reason: str
@@ -59,8 +61,8 @@ class _LengthError(Exception):
 class Splitter:
     """Splitter of a file's bytes into pieces: lines and journal export entries.
 
-    The bytes arrive in chunks. An incomplete piece waits for the next chunk. Of an export entry,
-    only the fields ``selected`` are stored.
+    The bytes arrive in chunks. An incomplete piece waits for the next chunk. ``selected`` are the
+    names of the export entry fields to return; other fields are left out.
     """
 
     def __init__(self, selected: AbstractSet[str]) -> None:
@@ -147,8 +149,10 @@ class Splitter:
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
         """Store a binary field of an export entry; return the offset after the field's line break.
 
-        The field's length and value are in ``data`` from offset ``at`` on. Returns ``None`` if more
-        data is needed. Raises _LengthError if no field can be that long.
+        ``data`` has the field's length at offset ``at``, then the value. Returns ``None`` if more
+        data is needed. A value that is longer than LINE_LIMIT is not stored. If such a value is
+        incomplete, the rest is skipped in later chunks, and the end of ``data`` is returned. Raises
+        _LengthError if the stated length is above journald's maximum.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:

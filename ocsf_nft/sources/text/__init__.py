@@ -1,4 +1,4 @@
-"""Parser of the kernel's log text (net/netfilter/nf_log_syslog.c), by position."""
+"""Parser of the kernel's log lines about packets (net/netfilter/nf_log_syslog.c)."""
 
 from ocsf_nft.sources.text.line import is_candidate, possible_prefixes, read
 

@@ -1,7 +1,8 @@
 r"""Splitter of a kernel log line into words, which the parser takes one after the other.
 
-A word that the kernel never prints becomes ``unparsed`` at once. A last word without a space after
-it may be cut. It becomes ``unparsed`` too, unless it can't be the beginning of a longer word.
+A word that the kernel never prints is added to ``unparsed`` at once. The last word of the line may
+be cut if no space follows it. Such a word is added to ``unparsed`` too, unless it is certainly
+complete. For example, ``TTL=0`` is complete, because no longer number begins with 0.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class MalformedError(Exception):
 class Words:
     """Words of a kernel log line, and the position of the next word for the parser.
 
-    ``unparsed`` has the words that can't be used: unknown ones, and ones that may be cut.
-    ``truncated`` is true if the line was cut.
+    ``unparsed`` has the words that can't be used: unknown words, and words that may be cut.
+    ``truncated`` is true if the line was cut or may be cut.
     """
 
     def __init__(self, line: str) -> None:
@@ -73,14 +74,14 @@ class Words:
         return self._next >= len(self._words)
 
     def expect_more(self) -> None:
-        """Set ``truncated`` if no word is left here, where the kernel always prints one."""
+        """Set ``truncated`` if no word is left; call it where the kernel always prints a word."""
         if self.ended():
             self.truncated = True
 
     def finish(self) -> None:
-        """Raise MalformedError if a word is left: it is at a wrong position, or occurs twice.
+        """Raise MalformedError if a word is left, which is at a wrong position or occurs twice.
 
-        A last word that may be cut is not an error: it becomes ``unparsed``.
+        If only the last word is left and it may be cut, it is added to ``unparsed`` instead.
         """
         last = self._next == len(self._words) - 1
         if last and self._last_may_be_cut:
@@ -91,9 +92,10 @@ class Words:
             raise MalformedError(f"{name} {problem}")
 
     def _take_word(self, *, certain: bool) -> bool:
-        """Take the next word; return True if it may be cut and must not be used.
+        """Take the next word; return True if the word may be cut, and so must not be used.
 
-        Such a word becomes ``unparsed``. ``certain`` means that the word is known to be complete.
+        A word that may be cut is added to ``unparsed``. ``certain`` is true if the caller knows
+        that the word is complete.
         """
         word = self._words[self._next]
         self._next += 1
@@ -104,17 +106,17 @@ class Words:
         return True
 
     def flag(self, name: str, *, certain: bool = False) -> bool:
-        """Take the next word if it is ``name``; return True if it was taken and can't be cut.
+        """Take the next word if it is ``name``; return True if it was taken and is complete.
 
-        ``certain`` means that it is complete even without a space after it.
+        ``certain`` is true if ``name`` is complete even without a space after it.
         """
         return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
         """Take the next word if it is the field ``key``; return the field's value as text.
 
-        Returns ``None`` if another word is next, or if the value may be cut. ``certain`` is a value
-        that is complete even without a space after it.
+        Returns ``None`` if another word is next, or if the value may be cut. The value ``certain``
+        counts as complete even without a space after it.
         """
         start = key + separator
         if not self.peek().startswith(start):
@@ -129,7 +131,7 @@ class Words:
         """Take the next word if it is the decimal field ``key``; return the field's number.
 
         Returns ``None`` as :meth:`value` does. Raises MalformedError if the value is not a number,
-        or above ``limit``. ``certain`` is a number that is complete even without a space after it.
+        or above ``limit``. The number ``certain`` counts as complete even without a space after it.
         """
         # No number of several digits begins with 0.
         zero = self.peek() == f"{key}{separator}0"
@@ -146,8 +148,9 @@ class Words:
         """Take the next word if it is the hexadecimal field ``key``; return the field's number.
 
         Returns ``None`` as :meth:`value` does. ``form`` is the regular expression of a valid value;
-        its group has the digits. All forms except UNPADDED have a fixed width: a value of that
-        width is not cut. Raises MalformedError for a value of another form.
+        its group has the digits. All forms except UNPADDED have a fixed width. So a value with all
+        of its digits counts as complete, even without a space after it. Raises MalformedError if
+        the value does not match ``form``.
         """
         whole = self.peek().removeprefix(key + separator)
         is_whole = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
@@ -160,7 +163,10 @@ class Words:
         return int(match.group(1), 16)
 
     def incomplete(self) -> int | None:
-        """Take the next word if it is ``INCOMPLETE [n bytes]``; return n, otherwise None."""
+        """Take the next word if it is ``INCOMPLETE [n bytes]``; return n.
+
+        Returns ``None`` if another word is next. Raises MalformedError if n is above 32 bits.
+        """
         match = _INCOMPLETE.fullmatch(self.peek())
         if match is None:
             return None
@@ -170,18 +176,20 @@ class Words:
         return int(match.group(1))
 
     def bracket(self, character: str) -> bool:
-        """Take the next word if it is this bracket, or ``OPT (``; return whether it was taken.
+        """Take the next word if it is ``character``; return whether it was taken.
 
-        Brackets are short, so a cut inside one is not possible.
+        ``character`` is a bracket or ``OPT (``. Such a word ends with the bracket, so the word is
+        complete even at the end of the line.
         """
         return self.peek() == character and not self._take_word(certain=True)
 
     def options(self) -> tuple[str | None, bool]:
-        """Take IP or TCP options, ``OPT (…)``; return their bytes, and whether the kernel cut them.
+        """Take IP or TCP options, ``OPT (…)``; return their bytes as lower-case hexadecimal.
 
-        The bytes are lower-case hexadecimal; None if there are no complete options. The kernel
-        prints cut options as TRUNCATED. Options that are not closed before the line ends become
-        ``unparsed``. Raises MalformedError for options of another form.
+        The bytes are None if there are no complete options. The second result is true for
+        ``OPT (TRUNCATED)``, which the kernel prints if the packet ends inside the options. If the
+        line ends inside the options, they are added to ``unparsed``. Raises MalformedError for
+        options of another form.
         """
         if not self.bracket(_OPEN):
             return None, False

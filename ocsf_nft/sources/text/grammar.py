@@ -8,7 +8,7 @@ may be missing (rules log with fewer flags). Words that the kernel never prints 
 A line may be cut anywhere in transit. The kernel prints a space after each value, so a last value
 without a space may lack digits. Such a value is stored in ``unparsed`` too, and
 ``details["truncated"]`` is set. ``truncated`` is also set if a required field is missing at the
-end. (A value that can't continue, such as ``0``, is accepted: many tools strip the last space.)
+end. Many tools strip the last space, so a value that is certainly complete (``0``) is accepted.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def _address(words: Words, key: str) -> str:
 def _arp(words: Words, facts: Facts) -> None:
     """Parse the fields of an ARP packet into ``facts``.
 
-    The line has no field after those of ARP. So a cut in the last value can't be detected.
+    The kernel prints no space after the last ARP value, which is also the end of the line. So a cut
+    inside this value can't be detected.
     """
     arp: Facts = {}
     facts["arp"] = arp
@@ -325,7 +326,7 @@ def _security(words: Words, facts: Facts, chain: _Chain) -> None:
 
 
 def _fragment(words: Words, facts: Facts, chain: _Chain) -> None:
-    """Parse an IPv6 fragment header into ``facts``; the second one of a packet is not used."""
+    """Parse an IPv6 fragment header into ``facts``; only the first one of a packet is used."""
     if words.peek() == "FRAG:TRUNCATED":
         words.value("FRAG", ":", certain="TRUNCATED")
         facts["incomplete"] = True

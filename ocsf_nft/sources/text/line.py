@@ -2,9 +2,9 @@
 
 net/netfilter/nf_log_syslog.c defines the format. A line has the rule's prefix, then ``IN=<device>
 OUT=<device>``. The packet's fields follow in a fixed order, each with a space after it. The parser
-goes by position, for two reasons. A prefix or a device's name may contain text in the form of a
-field. The packet quoted inside an ICMP error has fields of the same names. An ambiguous line is
-rejected.
+reads each field at its position, and does not search for names of fields. There are two reasons: A
+prefix or a device's name may contain text in the form of a field. And the packet that an ICMP error
+quotes has fields of the same names. An ambiguous line is rejected.
 
 One regular expression parses the usual line (TCP or UDP with all of its fields); ``grammar`` parses
 every other line, and each line that is cut or unusual. Both give the same Record.
@@ -60,11 +60,11 @@ _COMMON: Final = re.compile(
 
 
 class _AmbiguousError(Exception):
-    """Log line that has no split into prefix and packet, or several ones."""
+    """Error: a log line can't be split into prefix and packet, or in more than one way."""
 
 
 def is_candidate(message: str) -> bool:
-    """Return whether a message has the form of a logged packet, or begins like our log prefix."""
+    """Return whether a message contains ``IN=… OUT=``, or begins with ``ocsf-nft:``."""
     return message.startswith(PREFIX_ROOT) or _DEVICES_ANYWHERE.search(message) is not None
 
 
@@ -108,8 +108,9 @@ def _parse_ours(message: str) -> tuple[str, Facts]:
 def _parse_foreign(message: str) -> tuple[str, Facts]:
     """Split a message of another firewall into its log prefix and its packet's values by name.
 
-    The split is at the only position where a whole packet begins. Raises _AmbiguousError if there
-    is no such position, or more than one.
+    If ``IN=… OUT=`` occurs once, the packet begins there. Raises MalformedError if this packet
+    can't be parsed. If ``IN=… OUT=`` occurs several times, the packet begins where the rest of the
+    message is a complete packet. Raises _AmbiguousError if not exactly one position fits.
     """
     starts = _starts(message)
     if len(starts) == 1:
@@ -133,9 +134,10 @@ def _parse_foreign(message: str) -> tuple[str, Facts]:
 
 
 def _starts(message: str) -> list[int]:
-    """Return the offsets in a message at which a logged packet may begin.
+    """Return the offset of each ``IN=… OUT=`` in a message, where a logged packet may begin.
 
-    The possible packets may overlap, because a network device may be named ``IN=``.
+    Offsets above the maximum length of a log prefix are left out. The found texts may overlap,
+    because a network device may be named ``IN=``.
     """
     starts = []
     start = message.find("IN=")

@@ -1,7 +1,6 @@
 """Parser of the transport header in a kernel log line: the fields after ``PROTO=``.
 
-If a field that the kernel always prints is missing at the end of the line, the line was cut (see
-``grammar``).
+If the line ends before a field that the kernel always prints, the line was cut (see ``grammar``).
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ def take_transport(
 ) -> None:
     """Parse the transport header of a log line into ``facts``; raises MalformedError.
 
-    ``protocol`` is the IP protocol number, one of those that the kernel prints by name. ``quote``
-    parses the packet that an ICMP error quotes. It is ``None`` inside such a quote, because the
-    kernel prints no second level.
+    ``protocol`` is the number of an IP protocol that the kernel prints by name, for example TCP.
+    ``quote`` parses the packet that an ICMP error quotes. Inside a quoted packet, ``quote`` is
+    ``None``, because the kernel prints no second level.
     """
     if protocol == TCP:
         _tcp(words, facts)
@@ -74,9 +73,9 @@ def take_transport(
 
 
 def _incomplete(words: Words, facts: Facts) -> bool:
-    """Parse ``INCOMPLETE [n bytes]`` into ``facts``; return True if it is the next word.
+    """Parse ``INCOMPLETE [n bytes]`` into ``facts``; return False if another word is next.
 
-    The kernel prints it in place of a header that the packet does not have completely.
+    The kernel prints this word in place of a header, if the packet ends before the header's end.
     """
     lacking = words.incomplete()
     if lacking is not None:
@@ -138,8 +137,8 @@ def _udp(words: Words, facts: Facts) -> None:
 def _payload(facts: Facts) -> int | None:
     """Return the size of an IP packet's payload in bytes; None if it is unknown.
 
-    Extension headers count as payload. A UDP length of this size is complete, even if the line may
-    be cut after it.
+    Extension headers count as payload. The caller compares this size with the UDP length at the end
+    of a line: an equal UDP length is complete, although no space follows it.
     """
     length, options = facts.get("length"), facts.get("ip_options", "")
     if not isinstance(length, int) or not isinstance(options, str):
