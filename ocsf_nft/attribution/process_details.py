@@ -73,8 +73,8 @@ def read(
     removed working directory ends with " (deleted)", as in the kernel. ``is_deleted`` is None if
     the path of the program ends with " (deleted)", but the file still has a name. Then this text is
     part of the file's name, or one of the file's several names was removed. A file that never had a
-    name counts as deleted. ``ancestors`` end with the init of the outermost pid namespace that has
-    the process and not this one.
+    name counts as deleted. ``ancestors`` are at most 16. Inits of pid namespaces do not end the
+    list, because any sandboxed program can start such an init.
 
     Call this in a thread that may block, because there is no time limit. A process can delay the
     read of its arguments. To do so, it holds the lock of its memory, or serves its pages itself
@@ -133,7 +133,7 @@ def _process(
 def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
     found: list[Process] = []
     with contextlib.ExitStack() as opened:
-        while len(found) < _MOST_ANCESTORS and not _is_top(seen):
+        while len(found) < _MOST_ANCESTORS:
             above = _parent(directory, seen.stat, opened)
             if above is None:  # also for the first process, whose parent is 0
                 break
@@ -141,17 +141,6 @@ def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
             directory, seen = above
             found.append(_process(pid, seen))
     return tuple(found)
-
-
-def _is_top(seen: _Observation) -> bool:
-    """Return True if the list of ancestors ends with this process.
-
-    This is the init of the sandbox's pid namespace: it has two pids, and the second is 1. Also
-    return True if the pids are unknown. An init of a pid namespace inside the sandbox has three
-    pids. So a sandboxed program can't hide its ancestors behind such an init.
-    """
-    numbers = seen.status.numbers
-    return not numbers or (len(numbers) == 2 and numbers[-1] == 1)
 
 
 def _parent(

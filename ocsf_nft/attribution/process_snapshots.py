@@ -107,11 +107,11 @@ class ProcessSnapshots:
     def _ancestors(self, snapshot: ProcessSnapshot) -> tuple[Process, ...]:
         """Return the ancestors of a process, its parent first, at most 16.
 
-        The list ends with the first init of a pid namespace, or with an ancestor without a stored
-        snapshot.
+        The list ends with the host's first process, or with an ancestor without a stored snapshot.
+        An init of a pid namespace does not end it: any sandboxed program can start such an init.
         """
         found: list[Process] = []
-        while len(found) < _MOST_ANCESTORS and snapshot.namespace_pid != 1:
+        while len(found) < _MOST_ANCESTORS:
             image = snapshot.parent
             if image.pid == 0:
                 break

@@ -353,8 +353,11 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
     try:
         ip_forwarding.prepare(intended.spec, intended.namespace, state)
         loaded = load_ruleset.load(intended, transports, state, load_text)
-    except OcsfNftError:
-        _undo(before, intended, state)
+    except OcsfNftError as error:
+        try:
+            _undo(before, intended, state)
+        except OcsfNftError as other:
+            raise FenceError(f"{error}; then {other}") from error
         raise
     if before is not None:
         _remove_replaced(before, loaded)
@@ -393,9 +396,11 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
     """
     sandbox = intended.spec.sandbox
     if before is None:
-        _release_kernel_log(sandbox, state)
-        _release_forwarding(intended.identity, intended.namespace, state, besides=sandbox)
-        state.delete(sandbox)
+        try:
+            _release_kernel_log(sandbox, state)
+            _release_forwarding(intended.identity, intended.namespace, state, besides=sandbox)
+        finally:
+            state.delete(sandbox)
     else:
         state.write(before)
         _restore_sysctls(before, state)

@@ -138,9 +138,14 @@ class StateDirectory:
             _unlock(descriptor)
 
     def is_watched(self, sandbox: str) -> bool:
-        """Return true if a run (an ``ocsf-nft run`` process) monitors the sandbox now."""
+        """Return true if a run (an ``ocsf-nft run`` process) monitors the sandbox now.
+
+        Raises UsageError if ``sandbox`` is no valid name: it may be from the comment of a table,
+        which a sandboxed program can write.
+        """
+        path = self._lock_path(f"run-{values.sandbox_name(sandbox)}")
         try:
-            descriptor = os.open(self._lock_path(f"run-{sandbox}"), os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
         except OSError:  # no run ever monitored it
             return False
         try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.database_lock import FileLock
-from ocsf_nft.errors import DeliveryError, FenceError, SourceError
+from ocsf_nft.errors import DeliveryError, FenceError, SourceError, UsageError
 from ocsf_nft.fence.state import StateDirectory
 from tests.standing import INSTALLED
 
@@ -59,6 +59,11 @@ def test_state_lock_has_one_holder_at_a_time(state: StateDirectory) -> None:
         assert not entered.is_set()
     other.join(10)
     assert entered.is_set()
+
+
+def test_a_name_with_a_path_is_watched_by_no_run(state: StateDirectory) -> None:
+    with pytest.raises(UsageError, match="sandbox"):
+        state.is_watched("../../etc")
 
 
 def test_state_permits_one_run_per_sandbox(state: StateDirectory) -> None:

@@ -260,8 +260,9 @@ async def test_process_in_a_pid_namespace_has_both_its_numbers(
     process, pid = await _sender(lab, lambda: run(program, by=by), _TCP)
     assert (process.namespace_pid, pid) == (pid, 2)
     assert process.pid != pid
-    (init,) = process.ancestors
+    init, above, *_ = process.ancestors
     assert (init.namespace_pid, init.path) == (1, PYTHON)
+    assert above.path == by[0]  # its own init hides no ancestor
 
 
 _ECHO4 = "struct.pack('!BBHHH', 8, 0, 0, 7, 1)"

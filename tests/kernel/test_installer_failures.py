@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ocsf_nft.errors import FenceError, UnsupportedError
-from ocsf_nft.fence import installer, ip_forwarding, links, nft
+from ocsf_nft.fence import installer, ip_forwarding, kernel_log_sysctl, links, nft
 from ocsf_nft.fence.state import StateDirectory
 from ocsf_nft.lab import ip
 from ocsf_nft.netns import Namespace, named
@@ -83,6 +83,23 @@ def test_guard_that_cannot_be_loaded_leaves_the_previous_state(
     found = state.read(spec.sandbox)
     assert found is not None
     assert found.spec.guard_device is None
+
+
+def test_failed_installation_that_cannot_be_undone_reports_both_errors(
+    lab: Lab, spec: FenceSpec, state: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise FenceError("no fence today")
+
+    def restore(*_: object) -> None:
+        raise UnsupportedError("no sysctl today")
+
+    state.store_all_netns_before("0")
+    monkeypatch.setattr(nft, "load", load)
+    monkeypatch.setattr(kernel_log_sysctl, "restore", restore)
+    with pytest.raises(FenceError, match=r"^no fence today; then no sysctl today$"):
+        installer.install(spec, lab.sandbox_namespace, state, "nflog")
+    assert state.read(spec.sandbox) is None
 
 
 def test_table_of_a_vm_that_names_no_sandbox_is_replaced(
