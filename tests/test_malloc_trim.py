@@ -29,9 +29,10 @@ def blocks_apart():
 
 def is_apart(size):
     before = blocks_apart()
-    block = libc.malloc(size)
-    found = blocks_apart() > before
-    libc.free(block)
+    blocks = [libc.malloc(size) for _ in range(100)]  # the first ones may fit into free memory
+    found = blocks_apart() - before > 50
+    for block in blocks:
+        libc.free(block)
     return found
 """
 
