@@ -52,7 +52,7 @@ test: .venv/ready  ## Run all tests but the slow ones, or a part: make test ARGS
 
 test-slow: PACKAGES += $(PACKAGING) $(PACKAGING_TESTS)
 test-slow: system .venv/ready  ## Run the slow tests: virtual machines, 200 kills, a long outage, whole floods.
-	$(PYTEST) -m slow $(or $(ARGS),-n 2)
+	$(PYTEST) -m slow $(or $(ARGS),-n $(WORKERS))
 
 test-loaded: .venv/ready  ## Run the tests that could depend on timing 20 times beside busy processes.
 	$(SUDO) $(BIN)/python -m tests.loaded --runs $(or $(RUNS),20) $(if $(ARGS),-- $(ARGS))
