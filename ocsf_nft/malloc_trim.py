@@ -1,6 +1,7 @@
 """Settings of glibc's malloc that return unused memory to the system.
 
-Numbers: ``malloc.h``. Other C libraries lack these functions; then each function here does nothing.
+The constants are from ``malloc.h``. Other C libraries lack the called functions. With such a
+library, each function here does nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Conversion of user ids of another user namespace to those of ours.
+"""Conversion of user ids of another user namespace to those of this process's user namespace.
 
 For a socket's owner, nftables reports the id in the user namespace that owns the network namespace
 (nft_meta.c). NFLOG reports the id in the user namespace of its reader (nfnetlink_log.c). If these
@@ -20,16 +20,19 @@ _UNMAPPED: Final = 65534  # kernel.overflowuid
 
 
 class UserIdMap(NamedTuple):
-    """Map from the user ids of another user namespace to those of this process.
+    """Map from the user ids of another user namespace to those of this process's namespace.
 
-    Each of the ``ranges`` has three numbers: the first id there, the first id in this process's
-    namespace, and the number of ids.
+    Each of the ``ranges`` has three numbers. They are the first id in the other namespace, the
+    first id in this process's namespace, and the number of ids.
     """
 
     ranges: tuple[tuple[int, int, int], ...]
 
     def to_local(self, uid: int) -> int:
-        """Convert a user id of the other namespace to ours; 65534 if it has no equivalent here."""
+        """Convert a user id of the other namespace to the id in this process's namespace.
+
+        Return 65534 if the user has no id in this process's namespace.
+        """
         for there, here, count in self.ranges:
             if there <= uid < there + count:
                 return here + uid - there
@@ -37,15 +40,16 @@ class UserIdMap(NamedTuple):
 
 
 def user_id_map() -> UserIdMap | None:
-    """Return the map from the user ids in the thread's network namespace to those of this process.
+    """Return the map of the user ids that nftables reports in the thread's network namespace.
 
-    Each network namespace has an owner, which is a user namespace. The map is that of the owner.
-    Returns None if the owner is this process's own user namespace, or an ancestor that this process
-    can't inspect. Returns None too if the kernel is too old to name the owner.
+    Each network namespace has an owner, which is a user namespace. The result maps the owner's user
+    ids to those of this process's user namespace. It is read from a process in the owner, which
+    needs CAP_SYS_PTRACE. If no such process can be inspected, the map is empty. An empty map
+    converts each id to 65534, which is better than a wrong id.
 
-    The map is read from a process in the owner, which needs CAP_SYS_PTRACE. If no such process can
-    be inspected, the map is empty. An empty map converts each id to 65534, which is better than a
-    wrong id.
+    Returns None if the owner is this process's own user namespace: then no conversion is needed.
+    Also returns None if the owner is unknown. This is so on old kernels, and if the owner is an
+    ancestor of this process's user namespace.
     """
     try:
         owner = _owner()
@@ -77,9 +81,9 @@ def _owner() -> int:
 
 
 def _read_map(process: Path, namespace: os.stat_result) -> str | None:
-    """Return the user id map of a process in a user namespace.
+    """Return the user id map of a process, the text of its ``uid_map`` file.
 
-    Return None if the process is not in that namespace, or has exited.
+    Return None if the process is not in the user namespace ``namespace``, or has exited.
     """
     try:
         # All three reads use one descriptor, because the pid may be given to another process.

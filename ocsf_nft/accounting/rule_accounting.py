@@ -49,11 +49,11 @@ _OUTBOUND: Final = frozenset(
 
 
 class RuleAccount:
-    """Account of one firewall rule: makes attempts from its log records and counter readings.
+    """Account of one firewall rule, which makes attempts from log records and counter readings.
 
-    Each packet is in exactly one attempt. All calls must come from one thread. ``now_ns`` is the
-    current time of a monotonic clock. It only decides when a report is due, and is in no event. All
-    other times are since the epoch, UTC.
+    An attempt reports packets of one flow. Each packet is in exactly one attempt. All calls must
+    come from one thread. ``now_ns`` is the current time of a monotonic clock. It decides when a
+    report is due, and never appears in an event. All other times are since the epoch, UTC.
     """
 
     def __init__(
@@ -65,9 +65,11 @@ class RuleAccount:
         priority: Priority,
         add_attribution: AddAttribution,
     ) -> None:
-        """Create an empty account; no packet of its counters is older than ``begun_ns``.
+        """Create an empty account for the kernel counters ``counter_id`` of the rule.
 
-        ``opened`` collects the changes of incidents and scans that the state database must store.
+        No packet in these counters is from before ``begun_ns``. ``opened`` collects the changes of
+        incidents and scans that the state database must store. ``add_attribution`` completes each
+        attempt with its sender before it is reported.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -110,7 +112,11 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a kernel log record; return its attempt, or None if no report is due at once."""
+        """Process a log record of the rule; return its attempt if this must be reported at once.
+
+        Return None if the packet is reported later, for example together with other packets of its
+        flow.
+        """
         self.received += 1
         key = keys(record)[0]
         report = self._reports.find(key, record)
@@ -147,9 +153,11 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Move flows from the account ``before``, whose counters were replaced, to this account.
+        """Move flows from the account ``before`` to this account.
 
-        These are the flows that a log record has shown, but no counter reading yet.
+        The moved flows are known from a log record, but no counter reading has shown them yet. The
+        kernel's counters of ``before`` were replaced, so only the counters of this account can
+        still show the flows.
         """
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
@@ -175,7 +183,10 @@ class RuleAccount:
             self._fan_outs.resume(opened)
 
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
-        """Process a reading of the rule's counters in steps; yield after each, for other tasks."""
+        """Process a reading of the rule's counters, which lasted from ``began_ns`` to ``ended_ns``.
+
+        The work is done in steps. The iterator yields after each step, so that other tasks can run.
+        """
         if began_ns < self.read_ns:
             self._limit_times(began_ns, ended_ns)
         for kind in KINDS:
@@ -200,10 +211,10 @@ class RuleAccount:
         self._move_records(closing=False)
 
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
-        """Aggregate the flows beyond the limits for separate reports; yield after each step.
+        """Aggregate the flows of users who have too many flows for separate reports.
 
-        Tens of thousands of flows take long, so other tasks can run after each step. After this
-        iteration, :meth:`due` takes less time.
+        Tens of thousands of flows take long. So the iterator yields after each step, and other
+        tasks can run. A later call of :meth:`due` takes less time.
         """
         unreported = iter(list(self._unreported))
         while some := tuple(islice(unreported, _SLICE)):
@@ -214,7 +225,11 @@ class RuleAccount:
             yield
 
     def due(self, now_ns: int, *, closing: bool) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield all due reports; if ``closing``, report all packets and end incidents and scans."""
+        """Yield the attempts, scans and ended incidents that must be reported now.
+
+        With ``closing``, report all packets that no event reports yet, and end all incidents and
+        scans.
+        """
         self._find_evicted(closing=closing)
         self._move_records(closing=closing)
         yield from self._due_of_waiting(now_ns)
@@ -241,7 +256,7 @@ class RuleAccount:
     def pending_packets(self) -> int:
         """Return the number of packets that the kernel has counted but no event reports yet.
 
-        The number includes the packets that came during the last reading of the counters.
+        The number includes the packets that arrived while the counters were last read.
         """
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [aggregate.counter for aggregate, _, _ in self._aggregates()]
@@ -254,7 +269,11 @@ class RuleAccount:
         )
 
     def _aggregates(self) -> tuple[tuple[FlowAggregate, int | None, AggregationReason], ...]:
-        """Return each aggregate of flows, with its user id and the reason for the aggregation."""
+        """Return each aggregate of flows (flows that are reported together).
+
+        Each item also has the user id and the reason for the aggregation, such as ``many``. The
+        user id is None if the flows may be of several users, or if no socket sent the packets.
+        """
         return (
             (self.overflow, None, "unplaced"),
             (self.evicted, None, "evicted"),
@@ -285,9 +304,10 @@ class RuleAccount:
                 self._fan_outs.count(user_of(key), fresh)
 
     def _limit_times(self, began_ns: int, ended_ns: int) -> None:
-        """Correct stored times, because the wall clock was set back before a reading.
+        """Correct stored times that are in the future, because the wall clock was set back.
 
-        The reading lasted from ``began_ns`` to ``ended_ns`` (since the epoch, UTC).
+        The clock was set back before the reading from ``began_ns`` to ``ended_ns`` (since the
+        epoch, UTC).
         """
         for kind in KINDS:
             for counter in self.entries[kind].values():
@@ -296,7 +316,11 @@ class RuleAccount:
             report.limit_times(ended_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
-        """Note that the reading that began at ``began_ns`` lacks the set element ``key``."""
+        """Note that the kernel's set had no element for the flow ``key`` in the latest reading.
+
+        The reading began at ``began_ns``. Two such readings show that the element has expired, or
+        that the flow's packet was counted under another key.
+        """
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
         if counter.is_unread:
@@ -313,7 +337,12 @@ class RuleAccount:
                 self._drop(key)
 
     def _move_records(self, *, closing: bool) -> None:
-        """Correct the counters if a packet was logged as one flow but counted as another flow."""
+        """Correct the counters if a packet was logged as one flow, but counted as another flow.
+
+        The packet was already reported for the logged flow. So it is subtracted from the unreported
+        packets of the other flow. With ``closing``, the other flow may have too few unreported
+        packets for that.
+        """
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
             counter = self._entry(key)
@@ -332,7 +361,12 @@ class RuleAccount:
                 self._drop(key)
 
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
-        """Return the other counters, with keys, that may have counted packets of a flow."""
+        """Return the other counters that may have counted a packet of the flow ``key``.
+
+        The kernel counts it in another counter if the flow found no free slot in the set. Each
+        result has a counter and its key. The counters of overflow and of evicted flows have the key
+        None.
+        """
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
 
@@ -349,10 +383,10 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Update the two groups of packets that are in no set element.
+        """Update the counts of packets that no set element counts (each element counts one flow).
 
-        The overflow counter counts packets without a slot in a set. Packets in no counter are those
-        of set elements that the kernel evicted.
+        These packets are of two groups. The overflow counter counts packets whose flow found no
+        free slot in a set. Packets of evicted set elements are in no counter.
         """
         if self.overflow.counter.grow(*reading.overflow):
             self.overflow.counter.last_ns = began_ns
@@ -360,7 +394,11 @@ class RuleAccount:
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
-        """Count packets of set elements that the kernel evicted before they were read."""
+        """Count the packets of set elements that the kernel evicted before a reading showed them.
+
+        Packets count as evicted if eight readings have lacked them. With ``closing``, two readings
+        are enough.
+        """
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS
         )
@@ -371,7 +409,7 @@ class RuleAccount:
             self.evicted.report.set_growing()
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Yield an attempt for each waiting log record whose packet another counter now shows.
+        """Yield attempts for waiting log records whose packets another flow's counter has counted.
 
         A log record waits if its packet may already be in a report of aggregated flows. The record
         is discarded if two readings show no packet for it.
@@ -414,7 +452,11 @@ class RuleAccount:
                 yield self._report_counter(counter, key, flow(key), report, now_ns, aggregation)
 
     def _report_of(self, key: Key, counter: FlowCounter, now_ns: int) -> FlowReport | None:
-        """Return the report state of a flow; None if the flow is aggregated from now on."""
+        """Return the report state of a flow: when to report it, and its latest log record.
+
+        Create the state if the flow is new. Return None if the flow gets no separate reports; then
+        its packets were added to an aggregate.
+        """
         report = self._reports.get(key)
         if report is None and key not in self._overflow_flows:
             decoded = flow(key)
@@ -482,9 +524,10 @@ class RuleAccount:
         return self._reports.mark_reported(report, self._add_attribution(attempt), now_ns, last_ns)
 
     def _held_back(self, reason: AggregationReason) -> int:
-        """Return how many packets must stay out of an aggregated report for now.
+        """Return the number of packets that an aggregated report must leave out for now.
 
-        This is the number of flows that a log record has reported, but no reading has shown yet.
-        Their packets may be among the packets to aggregate. Return 0 for the reason ``many``.
+        Some flows were reported from a log record, but no reading has shown yet which counter has
+        the packet. So one packet of each such flow may be in the aggregate, and must not be
+        reported twice. For the reason ``many``, return 0.
         """
         return 0 if reason == "many" else len(self._unread)

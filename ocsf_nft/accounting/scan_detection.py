@@ -100,14 +100,14 @@ class FanOuts:
         found.before = before
 
     def count(self, uid: int | None, packets: int) -> None:
-        """Add refused packets to the number of packets of a user."""
+        """Add refused packets to the total of a user; do nothing if the user has no flows here."""
         if found := self._activities.get(uid):
             found.packets = min(found.packets + packets, MAX_COUNT)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
-        """Yield the reports of scans that are due; if ``closing``, also yield the end of each scan.
+        """Yield the reports of scans that are due: a scan has begun, goes on or has ended.
 
-        ``now_ns`` is from a monotonic clock.
+        With ``closing``, all scans end now. ``now_ns`` is from a monotonic clock.
         """
         for uid, found in list(self._activities.items()):
             found.begun_ns = now_ns if found.begun_ns is None else found.begun_ns
@@ -131,9 +131,10 @@ class FanOuts:
                 yield self._of(uid, found, "ended")
 
     def _evict_one(self) -> bool:
-        """Remove the oldest state of a user with too few flows for a scan.
+        """Delete the counted flows of one user, to make room for another user.
 
-        Return False if each user has enough flows for a scan.
+        The user is the one who was added first, among users with too few flows for a scan. Return
+        False if each user has enough flows for a scan.
         """
         for uid, found in self._activities.items():
             if found.flows < FLOWS:
@@ -161,9 +162,10 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """Return the stage of a scan to report now, ``begun`` or ``goes on``; None if no report is due.
+    """Return the stage of a scan (``begun`` or ``goes on``) if a report of it is due now.
 
-    The stage ``ended`` is never returned, because the caller reports it.
+    Return None if no report is due, or if there is no scan. The stage ``ended`` is never returned,
+    because the caller reports the end.
     """
     if found.schedule is None:
         if found.before is None and found.flows < FLOWS:

@@ -1,17 +1,19 @@
-"""Match of log records to system calls, where the kernel does not report the refused packets.
+"""Match of log records to system calls, for namespaces whose refused packets are not reported.
 
-A record matches calls with the same protocol, ports and destination. Two processes may use the same
-port one after the other, so the time must match too. But the record of an outbound packet has no
-time of its own. So the time range of its packet is derived from three facts. Records come in the
-order of their packets. No packet is older than its call. No packet is newer than the close of its
-socket. A call is a candidate if its packet can be of that time range. Calls of several processes
-can all be candidates.
+The kernel reports no refused packets if it lacks the support, or if the fence is permissive.
 
-The sender is certain only for the first packet of a TCP connection. The kernel reports this packet
-with its port, before the packet is sent. The sender of any other packet stays uncertain. No BPF
-program sees a packet of a connected socket, or the rest of a corked datagram. A socket may also
-give up its port and stay open (``connect`` to AF_UNSPEC). The match of such a packet has each
-process that may have sent the packet.
+A record matches a call with the same protocol, ports and destination. Two processes may use the
+same port one after the other, so the time must match too. The record of an outbound packet has no
+time of its own. So this module derives a time range for the packet from three facts. Records come
+in the order of their packets. No packet is older than its call. No packet is newer than the close
+of its socket. A call is a candidate if it may have sent a packet in that range. Several processes
+may have candidate calls.
+
+The sender is certain only for the first packet of a TCP connection. Before the kernel sends this
+packet, it reports the packet with its port. For other packets, the match has each process that may
+be the sender. The sender stays uncertain, because no BPF program sees some packets: those of a
+connected socket, and the later parts of a corked datagram. A socket may also give up its port and
+stay open (``connect`` to AF_UNSPEC).
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ class _TimeRange(NamedTuple):
 
 
 class _StoredCall:
-    """Call with the time range of its packets: from the call until its socket was closed."""
+    """Sending system call, with the time range in which it may send packets.
+
+    The range begins at the call, and ends when the call's socket is closed (``until_ns``).
+    """
 
     __slots__ = ("call", "until_ns")
 
@@ -70,12 +75,12 @@ class _StoredCall:
         self.until_ns = min(self.until_ns, time_ns)
 
     def may_send_in(self, time_range: _TimeRange) -> bool:
-        """Return True if a packet from this time range may have been sent by this call."""
+        """Return True if this call may have sent a packet at some time in ``time_range``."""
         return self.call.time_ns <= time_range.until_ns and self.until_ns >= time_range.since_ns
 
 
 class SendCalls:
-    """Latest sending calls in one network namespace, to find the senders of log records.
+    """Store of the latest sending system calls in one network namespace, to find packets' senders.
 
     Times are of CLOCK_BOOTTIME.
     """
@@ -95,7 +100,7 @@ class SendCalls:
             stored.mark_closed(closed.time_ns)
 
     def add(self, call: Call) -> None:
-        """Store a sending call."""
+        """Store a sending call; remove calls that are too old, or too many."""
         if call.is_any:
             self.note_dropped(call.time_ns)
         stored = _StoredCall(call)
@@ -110,18 +115,19 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that some calls before ``now_ns`` were dropped.
+        """Note that the BPF programs may not have reported some calls until ``now_ns``.
 
-        The packet of a dropped call may be sent up to ten seconds later. So matches of packets
-        from before that time are uncertain.
+        The packet of a missing call may be sent up to ten seconds later. So for packets until then,
+        the stored calls may not include the sender.
         """
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield the match of each log record; None if no call for its packet is known.
+        """Yield a match for each log record: the calls that may have sent the record's packet.
 
-        The records are in the kernel's order, and follow the records of the previous ``matches``.
-        All system calls until now must have been added before.
+        Yield None if no stored call fits, or if calls of too many processes fit. The records must
+        be in the order in which the kernel logged them, and newer than all records of earlier
+        batches. All system calls until now must have been added before.
         """
         time_ranges = self._time_ranges(logged)
         for each, time_range in zip(logged, time_ranges, strict=True):
@@ -130,7 +136,7 @@ class SendCalls:
     def _time_ranges(self, logged: Sequence[LoggedRecord]) -> list[_TimeRange]:
         """Return the time range in which the packet of each log record was sent."""
         since = []
-        #: The calls of which one is known to have sent the packet; empty if that is not known.
+        #: For each record: calls, one of which certainly sent the packet; empty if uncertain.
         found: list[Sequence[_StoredCall]] = []
         for record, since_ns, until_ns, _ in logged:
             self._since_ns = max(self._since_ns, since_ns, until_ns - _LATEST_NS)
@@ -163,10 +169,10 @@ class SendCalls:
         return [each for each in alike if each.may_send_in(time_range)]
 
     def _is_complete(self, record: Record, since_ns: int) -> bool:
-        """Return True if all calls that may have sent the record's packet are stored here.
+        """Return True if the packet's call is certainly among the stored calls that fit the record.
 
-        This is certain only for the first packet of a TCP connection. The packet was sent at
-        ``since_ns`` or later.
+        This can be certain only for the first packet of a TCP connection. ``since_ns`` is the
+        earliest possible time of the packet.
         """
         key = key_of_record(record)
         # With too many similar calls, the packet may be of one that is not checked.
@@ -185,7 +191,10 @@ class SendCalls:
 
 
 def _without_port(key: PacketKey) -> PacketKey:
-    """Return the key with source port 0, which a call has if its socket had no port yet."""
+    """Return ``key`` with source port 0.
+
+    A call has such a key if its socket had no port yet at the time of the call.
+    """
     return key._replace(source_port=0)
 
 
@@ -198,11 +207,11 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 
 
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
-    """Return the latest possible sending time of each record's packet.
+    """Return the latest possible sending time of each record's packet, in ns of CLOCK_BOOTTIME.
 
-    For each record, ``found`` has the calls of which one sent the packet; empty if this is not
-    certain. ``read`` has the time at which the record was read. No packet was sent after its record
-    was read, or after the packets of later records.
+    No packet was sent after its record was read, or after the packet of a later record. ``read``
+    has the time at which each record was read. ``found`` has the candidate calls of each record, if
+    one of them certainly sent the packet. Otherwise it has an empty sequence for the record.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

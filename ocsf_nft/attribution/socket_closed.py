@@ -1,8 +1,8 @@
 """Listener for closed sockets, to check if the socket that sent a packet still has its port.
 
 The kernel notifies listeners when it frees a TCP or UDP socket of the network namespace. The
-notification has the socket's port: ``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``,
-called by ``__sk_free``. If no socket with a packet's port was closed since the packet, the socket
+notification has the socket's port. (``__sk_free`` calls ``sock_diag_broadcast_destroy`` in
+``net/core/sock_diag.c``.) If no socket with a packet's port was closed since the packet, the socket
 that sent the packet still has the port. Listening needs no privilege, and costs the sandbox about
 two microseconds for each socket that it closes.
 
@@ -83,11 +83,12 @@ class ClosedSockets:
             self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
-        """Return the reason why the socket that had this port at ``since_ns`` may be closed now.
+        """Return a sentence with the reason why a packet's socket may be closed now.
 
-        Return None if no socket with this port was closed since then. ``protocol`` is one of
-        :data:`WATCHED_PROTOCOLS`. If ``since_ns`` is not exact, ``slack_ns`` is how much earlier
-        the true time may be.
+        ``port`` is the port that the socket had at ``since_ns``, the time of the packet. The true
+        time may be earlier by up to ``slack_ns``. ``protocol`` is one of :data:`WATCHED_PROTOCOLS`.
+        Return None if no socket with this port was closed since then, and no notification was
+        dropped.
         """
         with self._lock:
             is_all = self._drain()

@@ -4,21 +4,21 @@ A process that has a socket now is not always the one that sent a packet with th
 sender may be another process:
 
 - A parent sent the packet and ended, and the process inherited the socket. This is excluded if the
-  socket is close-on-exec, and the process ran a program since its fork. Then that program has
-  opened the socket.
+  socket is close-on-exec, and the process has run a program since its fork. An inherited socket
+  would be closed then, so that program has opened the socket.
 - A child inherited the socket, sent the packet and ended. This is excluded if the process has no
   child that ended.
-- The process received the socket from the sender (``SCM_RIGHTS``). This is excluded if it has no
-  Unix socket.
-- Another process wrote the packet by hand, with the addresses of the socket. This is excluded if
-  the user can't do that: the process has no CAP_NET_RAW.
+- The sender passed the socket to the process (``SCM_RIGHTS``). This is excluded if the process is
+  in the socket's network namespace, and has no Unix socket.
+- Another process of the user built the packet itself, with the addresses of the socket. This is
+  excluded if the process that has the socket lacks CAP_NET_RAW.
 
 :attr:`Holder.doubt` names the first reason that is not excluded. Two cases are not detected. A
-child sent the packet, closed its copy of the socket, and is alive. Or a process takes descriptors
-out of another process (``pidfd_getfd``); it can do anything in the other's name anyway.
+child sent the packet, closed its copy of the socket, and is alive. Or a process that controls this
+process takes its descriptors (``pidfd_getfd``).
 
-Some descriptors are in no process's table, so they are not found: files registered with io_uring,
-and files in transit through a Unix socket.
+Some descriptors are in no process's table, so the search does not find them. These are files
+registered with io_uring, and files in transit through a Unix socket.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ class Holder(NamedTuple):
 class Scan(NamedTuple):
     """Result of a search for the processes (holders) that have some sockets open.
 
-    ``missed`` is the reason why the search may have missed holders; None if there is no reason.
-    ``unseen`` is the reason why the search could not check every process of the host. A process
-    that was not checked may have received a socket (``SCM_RIGHTS``). None if all were checked.
+    ``missed`` is the reason why ``holders`` may be incomplete; None if it is complete. ``unseen``
+    is the reason why not every process of the host was checked; None if all were checked. A process
+    that was not checked may have received a socket (``SCM_RIGHTS``).
     """
 
     holders: tuple[Holder, ...]
@@ -82,10 +82,9 @@ class Scan(NamedTuple):
 def find_holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> Scan:
     """Find all processes that have one of the sockets with these inode numbers open.
 
-    ``namespace`` is the name of the sockets' network namespace in /proc (``net:[…]``). Processes in
-    this namespace are checked first. Then all others are checked, because they may have received a
-    socket from it. Returns at ``deadline_ns`` (time.monotonic_ns) at the latest, even if a process
-    delays the search.
+    ``namespace`` is the name of the sockets' network namespace in /proc (``net:[…]``). Its
+    processes are checked first. Then all others are checked, because a socket may have been passed
+    to them. The search ends at ``deadline_ns`` (time.monotonic_ns), even if it is incomplete.
     """
     root = proc.directory("/proc")
     try:
@@ -134,10 +133,10 @@ class _Search:
         self._missed = self._missed or reason
 
     def _is_inside(self, pid: int, namespace: str) -> bool:
-        """Return True if a process is in the network namespace; False if it is not readable.
+        """Return True if a process is in the network namespace; False if that can't be read.
 
-        /proc does not show the namespace if the first thread has ended. Then return the result of
-        :meth:`_is_alive`, because the other threads may be in the namespace.
+        If its first thread has ended, /proc does not show the namespace. Then return True if
+        another thread is alive, because this thread may be in the namespace.
         """
         self._check_time()
         try:
@@ -149,10 +148,10 @@ class _Search:
             return False
 
     def _is_alive(self, pid: int) -> bool:
-        """Return True if a process has living threads.
+        """Return True if at least one thread of a process is alive.
 
-        If the first thread has ended, note the parent: a child of it has ended. No note is needed
-        for a process that was already removed. Its parent's ``stat`` shows that there was a child.
+        If the first thread has ended, store the parent as a process with a dead child. If /proc no
+        longer shows the process, the parent's ``stat`` shows that it had a child.
         """
         try:
             stat = proc.stat(self._root, f"{pid}/stat")
@@ -189,7 +188,7 @@ class _Search:
             self._found[pid] = found
 
     def result(self) -> Scan:
-        """Read the details of the processes that the search found, and return its result."""
+        """Read the details of the processes that were found; return the result of the search."""
         holders = []
         for pid, found in self._found.items():
             try:
@@ -229,9 +228,9 @@ class _Search:
             os.close(tasks)
 
     def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
-        """Add the searched sockets in one descriptor table to ``found``.
+        """Add the searched sockets in the table ``owner`` (``.`` or ``task/TID``) to ``found``.
 
-        Return False if the table was empty, or if a descriptor was closed meanwhile.
+        Return False if the table was empty, or if a descriptor was closed during the search.
         """
         seen = closed = 0
         try:
@@ -328,8 +327,8 @@ class _Descriptor(NamedTuple):
     """Details of an open descriptor, from /proc/PID/fdinfo (``seq_show`` in ``fs/proc/fd.c``).
 
     Linux 5.14 or later shows the inode. Reading fdinfo of another user's process needs
-    CAP_SYS_PTRACE. Unlike /proc/PID/fd, fdinfo needs no right to the process's files. Only Unix
-    sockets have the line ``scm_fds`` (``net/unix/af_unix.c``).
+    CAP_SYS_PTRACE. Reading /proc/PID/fd would also need permission to access the process's files.
+    Only Unix sockets have the line ``scm_fds`` (``net/unix/af_unix.c``).
     """
 
     flags: int
@@ -339,7 +338,7 @@ class _Descriptor(NamedTuple):
 
     @classmethod
     def of(cls, path: str, directory: int) -> _Descriptor:
-        """Read the details of a descriptor from its fdinfo file; raise OSError."""
+        """Read the details of a descriptor from its fdinfo file; raises OSError."""
         text = proc.read(path, directory, most=proc.PAGE)
         found = _FDINFO.match(text)
         if found is None:  # the lines are missing, or in another order
@@ -349,7 +348,7 @@ class _Descriptor(NamedTuple):
 
 
 def _mount_of_sockets(root: int) -> int:
-    """Return the id of the kernel's internal mount on which all sockets of all processes are."""
+    """Return the id of the kernel's internal mount that has the sockets of all processes."""
     with socket.socket(socket.AF_UNIX) as one:
         return _Descriptor.of(f"self/fdinfo/{one.fileno()}", root).mount
 
@@ -364,7 +363,7 @@ def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
 
 
 def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:
-    """Return a bit mask from /proc/PID/status; all bits are set if the text lacks the mask."""
+    """Return a bit mask from the text of /proc/PID/status; -1 (all bits) if the mask is missing."""
     found = pattern.search(status)
     return -1 if found is None else int(found[1], 16)
 
@@ -393,8 +392,8 @@ def _shows_all(root: int) -> bool:
 
 
 def _is_in_initial_namespace(root: int) -> bool:
-    """Return True if /proc is of the initial pid namespace, which has all processes of the host.
+    """Return True if this process is in the initial pid namespace, which shows all host processes.
 
-    Another pid namespace has only some processes: those in it, and all their children.
+    Another pid namespace shows only some processes: those in it, and all their children.
     """
     return os.readlink("self/ns/pid", dir_fd=root) == proc.INITIAL

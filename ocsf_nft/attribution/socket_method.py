@@ -1,26 +1,28 @@
-"""Attribution method ``socket``: search, after the packet, for the process that has its socket.
+"""Attribution method ``socket``: search for the process that has the socket of a refused packet.
 
-This method is for hosts where the kernel can't report senders. A process is named as the sender if
-all of this is true:
+The search is done after the packet was sent, on hosts where the kernel can't report senders. A
+process is named as the sender if all of this is true:
 
-- No socket with the packet's port was closed since the packet (:mod:`socket_closed`). So the
-  packet's socket is among those that have the port now, and a later owner is never named.
-- Only one process has these sockets, and it opened them itself. No other process that had them has
-  ended (:mod:`socket_holders`).
-- Every process that can have them was checked.
+- No socket with the packet's port was closed since the packet was sent (:mod:`socket_closed`). So
+  the packet's socket is among the sockets that have the port now.
+- Only one process has these sockets, and this process opened them. No other process that had them
+  has ended (:mod:`socket_holders`).
+- Every process that can have these sockets was checked.
 
-If only the first is true, the processes that have the sockets are reported as possible senders.
+If only the first condition is true, all processes that have the sockets are reported as possible
+senders.
 
-The kernel does not notify of a closed raw, ping, packet or UDP-Lite socket. For these, each process
-that has such a socket of the packet's user now is reported as a possible sender.
+The kernel sends no notification when a raw, ping, packet or UDP-Lite socket is closed. For a packet
+of such a socket, the possible senders are the processes that have a similar socket now. Only
+sockets of the packet's user are considered.
 
 In all other cases the sender is unknown. This includes most TCP packets: the socket of a refused
-connection has no port any more at the lookup.
+connection no longer has a port at the search.
 
-A wrong process can be named in one case. The sender gives up the port and stays alive: by
-``connect`` to AF_UNSPEC, or as a child that closes an inherited socket. Then another process of the
-same user has the port when the record is read. Usually there are only milliseconds for that, but a
-corked IPv6 datagram keeps its port for any time. So the confidence is at most medium.
+A wrong process can be named in one case. The sender gives up the port and stays alive. It calls
+``connect`` to AF_UNSPEC, or it is a child that closes an inherited socket. Then another process of
+the same user gets the port before the record is read. Usually there are only milliseconds for that,
+but a corked IPv6 datagram keeps its port for any time. So the confidence is at most medium.
 """
 
 from __future__ import annotations
@@ -58,27 +60,27 @@ _PINGS: Final = frozenset({(4, socket.IPPROTO_ICMP), (6, socket.IPPROTO_ICMPV6)}
 
 
 class _PortWatch(NamedTuple):
-    """Port of a packet, with the listener that notices when a socket with this port is closed."""
+    """Source port of a packet, and the listener that notices when a socket with it is closed."""
 
     closed: ClosedSockets
     protocol: int
     port: int
 
     def doubt(self, sent_ns: int) -> str | None:
-        """Return the reason why the packet's socket may no longer have the port.
+        """Return a sentence with the reason why the packet's socket may no longer have the port.
 
-        Return None if the socket certainly has the port. ``sent_ns`` is the packet's time
-        (CLOCK_BOOTTIME).
+        Return None if no socket with the port was closed since the packet was sent. ``sent_ns`` is
+        the time of the packet (CLOCK_BOOTTIME).
         """
         return self.closed.doubt(self.protocol, self.port, sent_ns, slack_ns=_LATE_NS)
 
 
 class _Candidates(NamedTuple):
-    """Sockets that may have sent a packet.
+    """Sockets of the packet's user that may have sent the packet.
 
-    ``description`` is a noun phrase for the sockets, used in messages. ``watch`` is None if the
-    kernel does not notify when such a socket is closed. ``has_others`` is true if a socket of
-    another user may be the sender too.
+    ``description`` describes such a socket in messages, for example "ping or raw socket of the
+    packet's user". ``watch`` notices when such a socket is closed; None if the kernel does not
+    notify of that. ``has_others`` is true if a socket of another user has the packet's port too.
     """
 
     sockets: tuple[Socket, ...]
@@ -88,10 +90,10 @@ class _Candidates(NamedTuple):
 
 
 class SocketLookup:
-    """Lookup of the processes that sent refused packets, by their sockets, in one sandbox.
+    """Lookup of the processes that sent a sandbox's refused packets, by a search for their sockets.
 
-    Open the lookup before the source of the log records. It can't find the sender of a packet that
-    was sent before the lookup was opened.
+    The lookup must be opened before the source of the log records. It can't find the sender of a
+    packet that was sent before the lookup was opened.
     """
 
     def __init__(self, namespace: Namespace, hashes: ProgramHashes | None = None) -> None:
@@ -119,19 +121,23 @@ class SocketLookup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop watching the sandbox's sockets; a lookup in another thread ends without a result.
+        """Stop watching the sandbox's sockets.
 
-        Blocks for at most a tenth of a second, if a lookup reads the namespace's sockets meanwhile.
+        A lookup that another thread starts later returns a reason in place of an attribution. If
+        another thread is reading the namespace's sockets now, the call waits for it, at most a
+        tenth of a second.
         """
         with self._lock:
             self._is_open = False
             self._opened.close()
 
     def attribution(self, record: Record) -> Attribution | str:
-        """Return the attribution of a record's packet, or a sentence why no process can be named.
+        """Return the attribution of a record's packet to one or more processes.
 
-        Blocks for up to a tenth of a second, or longer if a process delays the read of its details
-        (:func:`process_details.read`). Several threads may call this method.
+        If no process can be named, return a sentence with the reason, such as "the sandbox's
+        sockets are no longer watched". Blocks for up to a tenth of a second, or longer if a process
+        delays the read of its details (:func:`process_details.read`). Several threads may call this
+        method.
         """
         reason = _reason_against_lookup(record)
         if reason is not None:
@@ -243,7 +249,11 @@ class SocketLookup:
         )
 
     def _is_sender(self, found: _Candidates, scan: Scan, holder: Holder) -> bool:
-        """Return True if ``holder``, the only process with the socket, certainly used it."""
+        """Return True if the process ``holder`` certainly sent the packet.
+
+        ``holder`` is the only process that has any of the sockets ``found``. ``scan`` is the result
+        of the search for such processes.
+        """
         return (
             found.watch is not None
             and not found.has_others
@@ -257,7 +267,10 @@ class SocketLookup:
 
 
 def _reason_against_lookup(record: Record) -> str | None:
-    """Return why no socket of the sandbox can have sent the packet; None if a socket can."""
+    """Return the reason why no socket of the sandbox can have sent the record's packet.
+
+    For example, the sandbox only forwarded the packet. Return None if a socket may have sent it.
+    """
     if record.rule not in {"egress", "link"}:
         return "packets that a sandbox forwards or receives are not from its sockets"
     if record.uid is None:

@@ -23,10 +23,10 @@ _CAPTURE: Final = (
 
 
 def findings(namespace: Namespace) -> Iterator[Finding]:
-    """Yield a finding that names the best attribution method that works in the namespace.
+    """Yield one result of the check: the best attribution method that works in the namespace.
 
-    An attribution method finds the process that sent a packet. The remedy in the finding lists what
-    a better method needs.
+    An attribution method finds the process that sent a packet. The result's ``remedy`` lists what a
+    better method needs; it is None if this is the best method.
     """
     try:
         with Capture([cookie(namespace)]) as capture:

@@ -30,9 +30,10 @@ _UNKNOWN: Final = "may drop"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stop:
-    """Rule that stops, or may stop, a modelled packet; or the policy of a chain (``rule`` is None).
+    """Rule or chain policy that stops, or may stop, a modelled packet.
 
-    ``verb`` describes in messages what the rule does to the packet, for example "drops".
+    ``rule`` is None if the policy of the chain stops the packet. ``verb`` describes in messages
+    what the rule does to the packet, for example "drops".
     """
 
     chain: Chain
@@ -44,10 +45,11 @@ class Stop:
 class WalkResult:
     """Result of the walk of a modelled packet through one chain.
 
-    ``reaches_end``: the packet reaches the end of the chain. ``may_be_accepted``: a rule may accept
-    the packet. ``stops`` are the rules that may stop it. ``undecided`` are the rules on which the
-    result depends, because it is unknown whether they match. ``packet`` is the model of the packet
-    after the chain.
+    ``reaches_end`` states if the packet reaches the end of the chain (YES, NO or MAYBE).
+    ``may_be_accepted`` is true if a rule may accept the packet. ``stops`` are the rules that may
+    stop the packet. ``undecided`` are the rules on which the result depends, because it is unknown
+    whether they match. ``packet`` is the packet as it leaves the chain: a rule may have changed its
+    fields.
     """
 
     reaches_end: Truth
@@ -77,8 +79,8 @@ class Walker:
     def walk(self, chain: Chain, packet: Packet, depth: int = _DEPTH) -> WalkResult:
         """Return the result of a packet's walk through a chain and the chains that it jumps to.
 
-        The chain's policy is not applied. ``depth`` is the number of nested jumps that may follow.
-        Raises TooLargeError if the budget is exhausted.
+        The chain's policy is not applied. ``depth`` is the maximum number of nested jumps. Raises
+        TooLargeError if the budget is exhausted.
         """
         result = self._results.get((chain.key, packet))
         if result is None:
@@ -89,8 +91,8 @@ class Walker:
     def enter(self, key: ChainKey, packet: Packet, depth: int) -> WalkResult | None:
         """Return the result of a packet's walk through the chain ``key``, the target of a jump.
 
-        ``depth`` is the number of nested jumps that may follow. Return None if the chain doesn't
-        exist, or if no more jumps may follow. Raises TooLargeError if the budget is exhausted.
+        ``depth`` is the maximum number of nested jumps, including this jump. Return None if the
+        chain doesn't exist, or if ``depth`` is 0. Raises TooLargeError if the budget is exhausted.
         """
         chain = self._ruleset.chains.get(key)
         if chain is None or depth <= 0:
@@ -208,9 +210,10 @@ class _Walk:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
 
     def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Apply a match or target of iptables of which nft lists only the name, not the arguments.
+        """Apply an iptables match or target, which nft lists as ``xt``, to the walk.
 
-        Return true if later statements of the rule are skipped.
+        nft lists only its name, such as ``REJECT``, and not its arguments. Return true if later
+        statements of the rule are skipped.
         """
         name = str(body.get("name")) if isinstance(body, dict) else ""
         if name in statement_effects.XT_STOPS:
@@ -286,7 +289,8 @@ class _Walk:
     def _vmap(self, rule: Rule, body: Any, matches: Truth) -> bool:
         """Apply a verdict map, such as ``tcp dport vmap { 22 : drop }``, to the walk.
 
-        Return true if the map certainly ends its rule: later statements are skipped.
+        Return true if later statements of the rule are skipped. They are skipped if the map
+        certainly has a verdict for the packet, or if the packet lacks the field.
         """
         pairs, key = self._pairs(body), body.get("key") if isinstance(body, dict) else None
         if pairs is None:
@@ -324,10 +328,10 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return true if it can't be predicted whether a statement ends its rule.
+    """Return true if a statement ends its rule for some packets, but it is unknown for which.
 
     One such statement is the match of an iptables extension, which nft doesn't decode. Another is a
-    set statement with a limit: the number of earlier packets decides.
+    set statement with a limit, whose effect depends on the number of earlier packets.
     """
     if kind == "xt":
         return isinstance(body, dict) and body.get("type") == "match"

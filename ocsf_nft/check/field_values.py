@@ -1,10 +1,10 @@
-"""Comparison of a modelled packet's fields with the values that a rule names.
+"""Comparison of a modelled packet's fields with the values in a rule.
 
-A match of a rule has an expression on its left side, such as ``tcp dport``. It has values on its
-right side. This module converts the expression to an operand: a function that tests one of these
-values. The packet may not have the field, for example an IPv6 packet has no IPv4 source. Then the
-rule doesn't match, not even with the operator ``!=``: nft inserts a test for the field before the
-match.
+A match of a rule, such as ``tcp dport 22``, has an expression on its left side (``tcp dport``). It
+has values on its right side (``22``). This module converts the expression to an operand, which is a
+function that tests one value of the right side. If the packet lacks the field, the rule doesn't
+match, not even with the operator ``!=``. For example, an IPv6 packet has no IPv4 source. The reason
+is a test for the field, which nft inserts before the match.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag",
 
 
 def value(left: Any, packet: Packet) -> Value | Absent:
-    """Return the value that an expression in nft's JSON has for a packet; None if it is unknown.
+    """Return the value that the left side of a match, such as ``tcp dport``, has for a packet.
 
-    ``left`` is the expression, the left side of a match. Returns an :class:`Absent` if the packet
-    doesn't have the field.
+    ``left`` is the left side in nft's JSON. Returns None if the value is unknown. Returns an
+    :class:`Absent` if the packet doesn't have the field.
     """
     if not isinstance(left, dict) or len(left) != 1:
         return None
@@ -61,11 +61,11 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 
 
 def operand(left: Any, packet: Packet) -> Operand | Absent:
-    """Return a function that tests if an expression has a given value for a packet.
+    """Return a function that tests if the left side of a match has a given value for a packet.
 
-    The function gets the value in nft's JSON, and returns YES, NO or MAYBE. ``left`` is the
-    expression, the left side of a match. Returns an :class:`Absent` if the packet doesn't have the
-    field.
+    ``left`` is the left side in nft's JSON, such as that of ``tcp dport``. The function gets a
+    value in nft's JSON, and returns YES, NO or MAYBE. If the packet doesn't have the field, the
+    result is an :class:`Absent` in place of a function.
     """
     found = value(left, packet)
     if isinstance(found, Span):
@@ -282,9 +282,11 @@ def _number_matches(number: Span, item: Any) -> Truth:
 
 
 def span(item: Any) -> Span | None:
-    """Return the lowest and highest number that a value in nft's JSON includes.
+    """Return the lowest and the highest number of a value in nft's JSON.
 
-    The value is a number, an address, a prefix or a range. Returns None for any other value.
+    The value is a number, an address, a prefix or a range. An address counts as a number. For
+    example, the result for a range of ports is its first and last port. Returns None for any other
+    value.
     """
     if is_number(item):
         return exactly(item)

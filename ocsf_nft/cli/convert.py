@@ -70,11 +70,11 @@ def convert(  # noqa: PLR0913, PLR0917 - each is an option
     ocsf_version: options.OcsfVersion = options.DEFAULT_OCSF_VERSION,
     config: options.MappingConfig = None,
 ) -> None:
-    """Convert kernel log text to OCSF events, one on a line.
+    """Convert kernel log text to OCSF events, one event a line.
 
-    Reads dmesg, /dev/kmsg, syslog, journalctl (short, -o json, -o export) and our own NFLOG lines.
-    Timestamps relative to boot belong to the current boot unless --boot is given. Lines without a
-    timestamp get the time of their file. Needs no privilege.
+    Reads dmesg, /dev/kmsg, syslog, journalctl (short, -o json, -o export) and the NFLOG lines that
+    ocsf-nft writes. Timestamps relative to boot belong to the current boot unless --boot is given.
+    Lines without a timestamp get the time of the file's last change. Needs no privilege.
 
     Example: dmesg | ocsf-nft convert > events.jsonl
     """

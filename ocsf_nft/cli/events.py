@@ -122,11 +122,12 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = None,
 ) -> None:
-    """List stored events: the last 20, or those that match.
+    """List stored events: the last 20 events that match the filters.
 
-    A run stores each event until every sink has acknowledged it. After that the event stays for 30
-    days, or until the store has 1 GiB; the configuration can change both limits. A run may be
-    active meanwhile. --follow ends with Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store.
+    Without filters, all events match; --lines changes the number. A run stores each event until
+    every sink has acknowledged it. After that the event stays for 30 days, or until the store has 1
+    GiB; the configuration can change both limits. A run may be active meanwhile. --follow ends with
+    Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store.
 
     Events that a sink refused are dead letters: --dead lists them. When the sink is repaired,
     --dead --retry lets the run, or the next run, send them again.
@@ -189,7 +190,7 @@ def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> 
 
 
 class _Selection:
-    """Selected events of several stores, and the position up to which each store was read.
+    """Reader of several event stores that shows the selected events.
 
     ``is_selected`` gets the JSON line of an event, and returns true if the event is to be shown.
     ``write`` shows such lines, and returns true if there were any.
@@ -208,10 +209,10 @@ class _Selection:
         self._last = [next(each.newest(), None) for each in archives]
 
     def last(self, number: int | None) -> bool:
-        """Show the last ``number`` selected events in order, or all of them if None.
+        """Show the last ``number`` selected events in order; all of them if ``number`` is None.
 
-        Events that are stored meanwhile are not shown; :meth:`follow` shows them. Return whether
-        an event was shown.
+        Return true if an event was shown. An event that was stored after the reader was created is
+        not shown; :meth:`follow` shows it.
         """
         if number is None:
             return self._write(
@@ -273,7 +274,8 @@ def _filter(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> Callable[[bytes], bool]:
     """Return a function that gets an event's JSON line, and returns true if all filters match it.
 
-    A filter without a value matches every event. Raises UsageError if a value is not valid.
+    The arguments are the values of the command's options. If all are None or empty, every event
+    matches. Raises UsageError if a value is not valid.
     """
     import orjson
 
@@ -321,9 +323,10 @@ def _severity(name: str) -> int:
 
 
 def _time_ms(option: str, text: str) -> int:
-    """Convert the time in ``text``, the value of ``option``, to ms since the epoch, UTC.
+    """Convert a time (ISO 8601), or an age such as ``12h``, to ms since the epoch, UTC.
 
-    Raises UsageError.
+    ``text`` is the value of the command line option ``option``. Raises UsageError if ``text`` is
+    neither.
     """
     ago = _AGO.fullmatch(text)
     if ago is not None:

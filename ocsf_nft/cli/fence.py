@@ -42,11 +42,11 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     """Fence a sandbox, or replace its fence, in one transaction.
 
     A permissive fence refuses nothing, and reports the packets that it would refuse. With
-    --exclusive, a run that watches the sandbox owns its tables. No other process can change them
-    then, also not `remove` or `nft flush ruleset` (Linux 6.9).
+    --exclusive, an active `ocsf-nft run` owns the fence's tables. Until it ends, no other process
+    can change them, not even `remove` or `nft flush ruleset` (Linux 6.9).
 
     Shows what was installed, and what to do next. Exit 1: the fence is active, but the kernel can't
-    log.
+    log refused packets.
 
     Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
 
@@ -114,7 +114,8 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Compare a sandbox's fence with what was installed.
 
-    Exit 0: as installed. 1: it differs; the difference is shown. 2: there is no fence.
+    Exit 0: the fence is as installed. Exit 1: the fence differs, and the difference is shown. Exit
+    2: there is no fence.
 
     Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
 
@@ -141,7 +142,7 @@ def remove(  # noqa: PLR0913, PLR0917 - each is an option
     config: options.StateConfig = None,
     as_json: options.EventAsJson = False,
 ) -> None:
-    """Remove a sandbox's fence, and its guard on the host.
+    """Remove a sandbox's fence, and its guard on the host (--host-guard).
 
     Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
 

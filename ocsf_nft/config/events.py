@@ -44,7 +44,11 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 class SeverityConfig(Table):
-    """Severity of the attempts that match all given keys, ``[[severity]]``."""
+    """Rule for the severity of attempts, table ``[[severity]]`` in the file.
+
+    The rule applies to an attempt that matches all keys in the table. A key that the table lacks
+    matches every attempt. If several rules match, the first one in the file applies.
+    """
 
     severity: SeverityName
     sandbox: Annotated[str, checked(values.sandbox_name)] | None = None
@@ -64,7 +68,7 @@ class SeverityConfig(Table):
     uid: Annotated[int, Field(ge=0, le=0xFFFF_FFFE, strict=True)] | None = None
 
     def as_rule(self) -> SeverityRule:
-        """Return the severity rule in the form that an OCSF mapper uses."""
+        """Convert this table to a SeverityRule, which decides the severity of an event."""
         return SeverityRule(
             severity=Severity[self.severity.upper()],
             sandbox=self.sandbox,
@@ -77,26 +81,28 @@ class SeverityConfig(Table):
 
 
 class FindingConfig(Table):
-    """Condition for an attempt to be a finding, ``[finding]``.
+    """Condition for an attempt to become a finding, table ``[finding]`` in the file.
 
-    An attempt of ``min_severity`` or a higher severity is a finding. An attempt of severity Medium
-    or higher is a finding if it has at least ``threshold`` packets.
+    An attempt with the severity ``min_severity`` or a higher one always becomes a finding. An
+    attempt with the severity Medium or a higher one also becomes a finding in a second case: the
+    attempts of its flow have at least ``threshold`` packets so far.
     """
 
     min_severity: SeverityName = "high"
     threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets
 
     def as_threshold(self) -> Threshold:
-        """Return the condition for a finding in the form that an OCSF mapper uses."""
+        """Convert this table to a Threshold, which decides if an attempt becomes a finding."""
         return Threshold(min_severity=Severity[self.min_severity.upper()], packets=self.threshold)
 
 
 class PrefixConfig(Table):
-    """Meaning of a foreign log prefix, ``[[prefix]]`` in the file.
+    """Meaning of another firewall's log prefix, table ``[[prefix]]`` in the file.
 
-    A foreign log prefix is the prefix that another firewall puts before its log records. The table
-    applies to each foreign prefix that starts with the text ``begins``. Without a ``rule``, the
-    complete prefix is the name of the rule.
+    A log prefix is the text that a firewall puts before its log records. The table applies to each
+    prefix that starts with the text ``begins``. It states the verdict of these records, and
+    optionally their sandbox and rule. Without the key ``rule``, the complete prefix becomes the
+    rule's name.
     """
 
     begins: Annotated[str, checked(begins)]

@@ -36,10 +36,11 @@ _Text = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class ContainerConfig(Table):
-    """Container that is the sandbox, ``[sandbox.container]``, with the names from its runtime.
+    """Names of the sandbox's container, table ``[sandbox.container]`` in the file.
 
-    Events about the sandbox have these names. ``uid`` is the container's id in the runtime. A
-    ``uid`` or a ``name`` is required.
+    A sandbox that is a container has this table. The container runtime has given the names, and
+    events about the sandbox contain them. ``uid`` is the container's id in the runtime. A ``uid``
+    or a ``name`` is required.
     """
 
     uid: _Text | None = None
@@ -58,12 +59,12 @@ class ContainerConfig(Table):
 
 
 class SandboxConfig(Table):
-    """Sandbox to watch, ``[[sandbox]]`` in the file.
+    """Sandbox to watch, table ``[[sandbox]]`` in the file.
 
     ``netns`` (an ``ip netns`` name or a path) or ``pid`` (a process) selects the network namespace.
-    Without these keys, a fence that the run installs (``install``) is in the namespace of this
-    process. Any other fence is in the namespace of its record. For a VM, the namespace is the one
-    of the host.
+    For a VM, it is the namespace of its host. Without both keys, there are two cases. With
+    ``install``, the fence is installed in the namespace of this process. Without ``install``, the
+    namespace is the one in the record of the installed fence.
 
     ``transport`` is the log transport of the fence, and ``source`` the source of its log records.
     For both keys, ``auto`` selects the best available one. ``proxy_uid`` is for the profile
@@ -73,7 +74,7 @@ class SandboxConfig(Table):
 
     With ``self_heal``, a fence that another process changes is reported and restored. Without it,
     the change is only reported. With ``exclusive``, no other process can change the tables of an
-    installed fence while a run watches the fence.
+    installed fence while ``ocsf-nft run`` watches the fence.
     """
 
     name: Annotated[str, checked(values.sandbox_name)]
@@ -106,15 +107,12 @@ class SandboxConfig(Table):
 
     @property
     def log_transport(self) -> LogTransport | None:
-        """Return the configured transport for log records; None to use the best available one."""
+        """Return the configured log transport, such as ``nflog``; None for the best that works."""
         return None if self.transport == "auto" else self.transport
 
     @property
     def is_container(self) -> Container | None:
-        """Return the container that the configuration declares to be the sandbox.
-
-        Return None if no container is configured.
-        """
+        """Return the names of the container that is this sandbox; None if none is configured."""
         return None if self.container is None else Container(**self.container.model_dump())
 
     def spec(self) -> FenceSpec:

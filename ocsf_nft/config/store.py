@@ -18,7 +18,10 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def _size(value: object) -> object:
-    """Convert a text such as 512MiB to a number of bytes; return any other value unchanged."""
+    """Convert a text such as 512MiB to a number of bytes; return a value of another type as it is.
+
+    Raises ValueError if the text is no size.
+    """
     if not isinstance(value, str):
         return value
     found = _SIZE.fullmatch(value)
@@ -30,7 +33,10 @@ def _size(value: object) -> object:
 
 
 def _age(value: object) -> object:
-    """Convert a text such as 30d to a number of seconds; return any other value unchanged."""
+    """Convert a text such as 30d to a number of seconds; return a value of another type as it is.
+
+    Raises ValueError if the text is no time.
+    """
     if not isinstance(value, str):
         return value
     found = _AGE.fullmatch(value)
@@ -48,12 +54,14 @@ Seconds = Annotated[float, BeforeValidator(_age, json_schema_input_type=float | 
 
 
 class StoreConfig(Table):
-    """Store of the events until each sink has acknowledged them, and for some time after.
+    """Store of the events on the disk, table ``[store]`` in the file.
 
-    It is the table ``[store]``. The store uses at most ``max_bytes`` of the disk, and no event
-    stays longer than ``max_age``. ``when_full`` applies if the disk is full, or if the store is
-    full of events that a sink still needs. With ``wait`` the run reads no more records meanwhile.
-    With ``drop`` it drops the oldest events, and reports how many the sink will never get.
+    An event stays in the store until each sink has acknowledged it, and for some time after. The
+    store uses at most ``max_bytes`` of the disk. No event stays longer than ``max_age``.
+    ``when_full`` decides what happens if the disk is full, or if the store is full of events that a
+    sink still needs. With ``wait``, the run reads no more log records until there is room. With
+    ``drop``, the run drops the oldest events, and reports for each sink how many events it will
+    never get.
     """
 
     path: Annotated[Path, FileName] | None = None

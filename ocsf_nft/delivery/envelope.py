@@ -1,4 +1,4 @@
-"""Event in the form in which a forwarder passes it to a sink."""
+"""Form of an event that is delivered to a sink."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Event in the OCSF version of one sink.
+    """Event to deliver to one sink, in the OCSF version that is configured for this sink.
 
-    ``uid`` is the event's ``metadata.uid``: it is the same in every version and at each repeated
-    delivery. ``line`` is the event's JSON in UTF-8, without a line end.
+    ``uid`` is the event's ``metadata.uid``. It is the same in every OCSF version, and at each
+    repeated delivery. ``line`` is the event's JSON in UTF-8, without a line end.
     """
 
     uid: str

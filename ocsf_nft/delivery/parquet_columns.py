@@ -1,8 +1,9 @@
-"""Conversion of an event to a row of a Parquet table, whose columns are the same for each event.
+"""Conversion of an event to a row of a Parquet table, whose columns are the same for all events.
 
-A row has all values of its event. A value without a column, or with another type than its column,
-goes into the column ``unmapped`` under its path. An object without fixed attributes in the schema
-is stored as JSON text.
+A row has all values of its event. A value may have no column, or may not fit the type of its
+column. Such a value goes into the column ``unmapped``, with its path as the key, for example
+``src_endpoint.port``. If the OCSF schema does not fix the attributes of an object, the object is
+stored as JSON text.
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ _TYPES: Final = {Scalar.TEXT: str, Scalar.FLAG: bool}
 
 
 def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
-    """Convert a parsed event to a row; a column without a value in the event is left out.
+    """Convert a parsed event to a row: the values of the columns, by the columns' names.
 
-    ``columns`` must include ``unmapped``, of type JSON. That column gets the values that have no
-    column.
+    A column is left out if the event has no value for it. ``columns`` must include the column
+    ``unmapped``, of type JSON. That column gets the values that fit no other column.
     """
     unmapped: dict[str, Any] = {}
     row: dict[str, Any] = _struct(event, columns, "", unmapped)

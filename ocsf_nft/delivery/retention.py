@@ -1,9 +1,10 @@
-"""Retention: limits for the size and age of stored events, and the order of removal.
+"""Limits for the size and age of stored events, and the order in which events are removed.
 
-Events that every sink has are removed first. The oldest dead letters are next: a sink that refuses
-everything must not stop the others. Last are the oldest events that sinks still need, if the store
-is configured to drop events. If an event is removed before a sink had it, the same transaction
-counts it as dropped for that sink.
+Events that every sink has acknowledged are removed first. Next are the oldest dead letters, which
+are events that a sink refused. So a sink that refuses everything can't stop the other sinks. Last
+are the oldest events that sinks still need, if the store is configured to drop events. If an event
+is removed before a sink has acknowledged it, the same transaction counts it as dropped for that
+sink.
 
 Each transaction removes only some events. SQLite's log of a transaction needs room on the disk too,
 and a nearly full disk has little room. Other operations wait only until a small transaction ends.
@@ -34,7 +35,7 @@ _RESERVE_BYTES: Final = 32 << 20
 
 
 class DroppedEvents(NamedTuple):
-    """Number of events that were removed from the store before the ``sink`` had received them.
+    """Sink, and the number of events that were removed from the store before the sink got them.
 
     Removed dead letters of the sink are included.
     """
@@ -44,7 +45,7 @@ class DroppedEvents(NamedTuple):
 
 
 class FullError(DeliveryError):
-    """Refusal of new events: store or disk is full, and no stored event may be removed."""
+    """Error: the store or the disk is full, and no stored event may be removed to make room."""
 
 
 class Retention:
@@ -53,7 +54,7 @@ class Retention:
     The database uses at most ``max_bytes`` on the disk. Its events are at most ``max_ms``
     milliseconds old. If there is no room, events that all sinks have received are removed first,
     then the oldest dead letters. If there is still no room, ``drops`` decides. If ``drops`` is
-    true, the oldest other events are removed. Otherwise new events are refused.
+    true, the oldest events that a sink still needs are removed. Otherwise new events are refused.
     """
 
     def __init__(self, database: Database, *, max_bytes: int, max_ms: int, drops: bool) -> None:
@@ -67,7 +68,7 @@ class Retention:
         self._drops = drops
 
     def measure(self, connection: sqlite3.Connection) -> None:
-        """Update ``used_bytes``, and the free space inside the database file."""
+        """Update the number of used bytes, and of free bytes inside the database file."""
         (pages,), (free,), (size,) = (
             connection.execute(f"PRAGMA {name}").fetchone()
             for name in ("page_count", "freelist_count", "page_size")
@@ -129,9 +130,10 @@ class Retention:
         return removed
 
     def _would_help(self) -> bool:
-        """Return whether the disk would have its reserve if all events were removed.
+        """Return whether the disk would have enough free space if all events were removed.
 
-        If not, other files fill the disk, and no event that a sink needs is removed.
+        If not, other files fill the disk. Then no event that a sink needs is removed, because that
+        would not help.
         """
         free_bytes, reserve_bytes = self._disk()
         return free_bytes + self.used_bytes >= reserve_bytes
@@ -148,8 +150,8 @@ class Retention:
     def sweep(self, now_ms: int) -> bool:
         """Remove some of the events and dead letters that are older than the limit ``max_ms``.
 
-        Return True if more such events may remain: call this method again. ``now_ms`` is the
-        current time in ms since the epoch. Raises DeliveryError.
+        Return True if more such events may remain, so that another call is needed. ``now_ms`` is
+        the current time in ms since the epoch. Raises DeliveryError.
         """
         oldest_ms = now_ms - self._max_ms
         with self._database.unsynced_transaction() as connection:
@@ -172,9 +174,10 @@ class Retention:
             return tuple(DroppedEvents(*row) for row in rows)
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Subtract numbers that were reported from the numbers that :meth:`dropped_events` returns.
+        """Note that the numbers in ``dropped`` were reported.
 
-        ``dropped`` is an earlier result of that method.
+        ``dropped`` is an earlier result of :meth:`dropped_events`. Later results do not include
+        these numbers.
         """
         with self._database.transaction() as connection:
             connection.executemany(
@@ -193,7 +196,10 @@ class Retention:
 
 
 def _needed_beyond(connection: sqlite3.Connection) -> int:
-    """Return the number up to which all sinks have all events; ``LAST`` if there is no sink."""
+    """Return the number of the last event that all sinks have acknowledged.
+
+    Events are numbered in the order of storage. Return ``LAST`` if there is no sink.
+    """
     (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
     return LAST if least is None else int(least)
 
@@ -237,10 +243,10 @@ def _add_dropped(connection: sqlite3.Connection, sink: str, events: int) -> None
 
 
 def _last_of_first(connection: sqlite3.Connection) -> int:
-    """Return the number of the last event that one transaction may remove to make room.
+    """Return the event number up to which one transaction may remove events to make room.
 
-    A transaction removes the oldest events: at most one of ``_PART`` events, and at most ``_SLICE``
-    in total, but at least one. Returns 0 if there are no events.
+    The oldest event has the lowest number. A transaction removes at most one in ``_PART`` of all
+    events, and at most ``_SLICE`` events, but at least one. Returns 0 if there are no events.
     """
     first, last = connection.execute(
         "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
@@ -251,11 +257,11 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 
 
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """Return the number of the last event that one transaction may remove because of its age.
+    """Return the event number up to which one transaction may remove events because of their age.
 
-    An event is too old if it was stored before ``oldest_ms`` (ms since the epoch). A transaction
-    removes at most ``_SLICE`` events. If no event is too old, the result is less than the number of
-    every event. Returns 0 if there are no events.
+    The oldest event has the lowest number. An event is too old if it was stored before
+    ``oldest_ms`` (ms since the epoch). A transaction removes at most ``_SLICE`` events. If no event
+    is too old, the result is lower than all event numbers. Returns 0 if there are no events.
     """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "

@@ -26,9 +26,9 @@ _SHUTDOWN_GRACE_SECONDS: Final = 3.0
 class StorageRetrier:
     """Retry of storage operations until the disk accepts them.
 
-    While a caller waits for a retry, the caller reads no new log records. The kernel buffers these
-    records, and counts the records for which its buffer has no room. So no record is dropped
-    without a count. After the event ``stop`` is set, retries continue for
+    A caller that waits for a retry reads no new log records. The kernel buffers these records, and
+    counts the records for which its buffer has no room. So no record is dropped without a count.
+    After ``stop`` is set (the service shuts down), retries continue for
     ``_SHUTDOWN_GRACE_SECONDS``. Then the DeliveryError of the operation is raised.
     """
 
@@ -43,7 +43,8 @@ class StorageRetrier:
         """Run ``operation`` until it succeeds, and return its result.
 
         Raises DeliveryError if the operation still fails when the grace period after ``stop`` is
-        over. A ClosedError of the operation is raised at once, without a retry.
+        over. A ClosedError (an output that is closed permanently) is raised at once, without a
+        retry.
         """
         is_waiting = False
         try:

@@ -1,10 +1,12 @@
 """Installation, verification and removal of a fence: atomic and idempotent.
 
-All functions block for some milliseconds (nft, procfs): call them from a thread. They need:
+All functions block for some milliseconds (nft, procfs), so asyncio code must call them in a thread.
+They need:
 
 - CAP_NET_ADMIN over the sandbox's namespace;
 - CAP_SYS_ADMIN to enter a namespace that is not the process's own;
-- CAP_NET_ADMIN over the process's own namespace for a guard;
+- CAP_NET_ADMIN over the process's own namespace for a guard (a table at the host's end of the
+  sandbox's veth pair);
 - root on the host to enable the kernel-log transport.
 """
 
@@ -43,7 +45,8 @@ Verdict: TypeAlias = Literal["as installed", "differs", "absent"]
 class Verification:
     """Result of comparing a fence in the kernel with its record in the state directory.
 
-    ``difference`` is a short text for people. ``installed`` is the record, None if it is missing.
+    ``difference`` is a short text for people; empty if there is none. ``installed`` is the record;
+    None if the record is missing.
     """
 
     verdict: Verdict
@@ -79,26 +82,27 @@ def install(
 
 
 def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """Make a sandbox's fence equal to its record again, and return the record.
+    """Load a sandbox's fence again if it differs from its record, and return the record.
 
-    The fence is not loaded again if the fence and its links are as recorded, and the record is from
-    this version of ocsf-nft. It is always loaded again if its transport is only a fallback, since a
-    better one may work now. Returns None if there is no record, because the fence was removed.
-    Raises the errors of :func:`install`.
+    The fence is also loaded again if the network interfaces differ from the record, or if the
+    record is from another version of ocsf-nft. If no log transport worked for the recorded fence,
+    it is always loaded again, because one may work now. Returns None if there is no record, because
+    the fence was removed. Raises the errors of :func:`install`.
     """
     with state.locked():
         return renew_locked(sandbox, state, nft.load)
 
 
 def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> InstalledFence | None:
-    """Do the same as :func:`renew` for a caller that holds ``state.locked()``.
+    """Do the same as :func:`renew`, but without taking the lock ``state.locked()``.
 
-    ``load_text`` loads a ruleset into a namespace, as :func:`nft.load` does.
+    The caller must hold the lock. ``load_text`` loads a ruleset into a namespace, as
+    :func:`nft.load` does.
     """
     before = state.read(sandbox)
     if before is None:
         return None
-    # If the recorded transport was a fallback, try all transports again; a better one may work now.
+    # If no log transport worked for the recorded fence, try all transports again.
     transport = before.transport if before.degraded is None else None
     around = _survey(before.spec, before.namespace)
     return _install(before.spec, around, before.namespace, state, transport, load_text)
@@ -167,9 +171,10 @@ def verify(
 ) -> Verification:
     """Compare the fence in the kernel, and the sandbox's present interfaces, with their record.
 
-    ``namespace`` None means the recorded one. To find a VM's fence without a record, ``device``
-    must be the VM's TAP device. Raises UnsupportedError if reading is not permitted, FenceError if
-    the record is damaged.
+    ``namespace`` is where the fence must be; None means the namespace in the record. Without a
+    record, None means the namespace of this process. To find a VM's fence without a record,
+    ``device`` must be the VM's TAP device. Raises UnsupportedError if reading is not permitted,
+    FenceError if the record is damaged.
     """
     installed = state.read(sandbox)
     if installed is None:
@@ -217,9 +222,10 @@ def remove(
 ) -> None:
     """Remove a sandbox's fence, its guard on the host and its record.
 
-    ``namespace`` None means the recorded one. To find a VM's fence without a record, ``device``
-    must be the VM's TAP device. Raises AbsentError if there is no fence. Raises FenceError if the
-    fence belongs to another sandbox, UnsupportedError if removal is not permitted.
+    ``namespace`` is where the fence is; None means the namespace in the record. Without a record,
+    None means the namespace of this process. To find a VM's fence without a record, ``device`` must
+    be the VM's TAP device. Raises AbsentError if there is no fence. Raises FenceError if the fence
+    belongs to another sandbox, UnsupportedError if removal is not permitted.
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
@@ -281,11 +287,11 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return ``spec``, with ``has_changed`` true if the fence had the other mode before.
+    """Return ``spec``, with ``has_changed`` true if the fence has had both modes in this namespace.
 
-    The modes are enforcing and permissive. The fence's tables may still have counters of the other
-    mode. ``before`` is the record of the previous fence. ``identity`` identifies the namespace of
-    the new fence; in another namespace, no counters remain.
+    The modes are enforcing and permissive. The fence's tables may still have counters of the
+    earlier mode. ``before`` is the record of the previous fence. ``identity`` identifies the
+    namespace of the new fence. In a new namespace, there are no earlier counters.
     """
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -321,10 +327,10 @@ def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 
 
 def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
-    """Return true if a recorded fence is active in a namespace, or if this is unknown.
+    """Return true if a recorded fence is active in a namespace, or if this can't be checked.
 
-    The answer is unknown if ``namespace`` no longer leads to the namespace in which the fence was
-    recorded.
+    It can't be checked if ``namespace`` (for example a path) no longer refers to the namespace in
+    which the fence was recorded.
     """
     return not _is_there(installed, namespace) or any(
         table_query.comment(namespace, *table_id) is not None
@@ -370,7 +376,7 @@ def _replace(  # noqa: PLR0913, PLR0917 - the old state, the new state, the mean
 
 
 def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
-    """Remove the tables of the previous fence that the new fence did not replace."""
+    """Remove the tables of the previous fence (``before``) that the new fence does not have."""
     guard = set(load_ruleset.guard_table_ids(before.spec)) - set(
         load_ruleset.guard_table_ids(now.spec)
     )
@@ -391,8 +397,8 @@ def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
 def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateDirectory) -> None:
     """Undo the changes to the records and the sysctls after a failed installation.
 
-    Stores the record ``before`` again; if it is None, deletes the sandbox's record. Restores the
-    sysctls that no fence needs.
+    Stores the record ``before`` again. If ``before`` is None, deletes the sandbox's record. Then
+    restores the sysctls that no installed fence needs.
     """
     sandbox = intended.spec.sandbox
     if before is None:
@@ -409,8 +415,8 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
 def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
     """Restore the sysctls that no fence needs any more; return ``installed`` unchanged.
 
-    These are ``nf_log_all_netns`` and the sysctls of IP forwarding. Raises FenceError if one of
-    them can't be restored.
+    These sysctls are ``nf_log_all_netns`` and those of IP forwarding. ``installed`` is the
+    sandbox's present fence. Raises FenceError if a sysctl can't be restored.
     """
     sandbox = installed.spec.sandbox
     try:
@@ -423,9 +429,10 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 
 def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
-    """Return the names of the tables of a fence that has no record.
+    """Return the families and names of the tables of a fence that has no record.
 
-    With ``device`` (a TAP device) it is the fence of a VM, otherwise that of a namespace.
+    With ``device`` (a TAP device), these are the tables of a VM's fence. Otherwise, they are the
+    tables of a namespace's fence.
     """
     tables = ruleset.tables_of("sandbox" if device is None else "tap", device)
     return tuple(TableId(table.family, table.name) for table in tables)
@@ -459,9 +466,9 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    A fence that is recorded but not active is ignored, and so is the fence of the sandbox
-    ``besides``. If a record is damaged, nothing is restored: the fence of that record may need all
-    these sysctls.
+    Two kinds of fences do not count: the fence of the sandbox ``besides``, and a fence that is
+    recorded but not active. If a record is damaged, nothing is restored, because the fence of that
+    record may need all these sysctls.
     """
     if state.forwarding_before(identity) is None:
         return

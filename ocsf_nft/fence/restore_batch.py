@@ -24,9 +24,9 @@ _TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 class NamespaceBatch:
     """Prepared netlink messages that restore the tables of a fence in one namespace.
 
-    ``keeping_counters`` are messages that preserve existing counters, even if parts of the tables
-    are missing. ``keeping_counters`` is None if the counters can't be preserved. ``full`` are
-    messages that first delete the tables with their counters.
+    The messages ``keeping_counters`` preserve existing counters, even if parts of the tables are
+    missing. ``keeping_counters`` is None if the counters can't be preserved. The messages ``full``
+    delete the tables with their counters first.
     """
 
     tables: tuple[TableId, ...]
@@ -34,10 +34,11 @@ class NamespaceBatch:
     full: tuple[Statement, ...]
 
     def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
-        """Return the message batches to send one after another, until the kernel accepts one.
+        """Return the batches of messages to send one after another, until the kernel accepts one.
 
-        ``recreated`` are the tables that another process created again. The counters in these
-        tables are not ours, so they are not preserved.
+        ``recreated`` are the tables that another process has deleted and created again. If one of
+        them is in ``tables``, its counters are not ours. Then the only batch is ``full``, which
+        preserves no counters.
         """
         if self.keeping_counters is None or set(recreated) & set(self.tables):
             return (self.full,)
@@ -49,7 +50,8 @@ class RestoreBatch:
     """Prepared netlink messages that restore a fence, in all its namespaces.
 
     ``installed`` is the record of the fence that the messages restore. ``batches`` has the messages
-    for the fenced namespace first, then those for the guard on the host's side.
+    for the fenced namespace first. Those for the guard (the table on the host that backs the fence)
+    follow, if the fence has a guard.
     """
 
     installed: InstalledFence
@@ -74,9 +76,10 @@ class RestoreBatch:
 
 
 def prepare(installed: InstalledFence) -> RestoreBatch:
-    """Prepare the messages that restore a fence; runs nft several times, and changes nothing.
+    """Prepare the messages that restore a fence; change nothing.
 
-    Blocks until nft has ended. Raises UnsupportedError or FenceError if nft fails.
+    Runs nft several times, and blocks until nft has ended. Raises UnsupportedError or FenceError if
+    nft fails.
     """
     spec, around, transport = installed.spec, installed.around, installed.transport
     tables = load_ruleset.fence_table_ids(spec)
@@ -115,10 +118,10 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Change a ruleset text so that it creates each missing table with its comment.
+    """Return a ruleset text that creates each missing table of ``tables`` with its comment.
 
-    Return the changed text. ``replacement`` is the text before the change. A table that exists
-    keeps its comment.
+    ``replacement`` is the text before this change. A table that exists keeps its comment.
+    ``is_owned`` is true if the tables have an exclusive owner.
     """
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"

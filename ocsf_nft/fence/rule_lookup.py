@@ -1,4 +1,4 @@
-"""Lookup of a fence's logging rules by name, in the listings of its tables that nft printed."""
+"""Search for the logging rules of a fence in the output of ``nft -a list table``."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _RULE: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggingRule:
-    """nftables rule of a fence that logs refused packets: its name, position, handle and text.
+    """nftables rule of a fence that logs refused packets.
 
-    ``name`` is the rule's name in log prefixes, such as ``egress``. ``text`` is the rule as nft
-    lists it.
+    ``name`` is the rule's name in log prefixes, such as ``egress``. ``handle`` is the number by
+    which nft identifies the rule in its table. ``text`` is the rule as nft lists it.
     """
 
     name: str
@@ -33,7 +33,7 @@ class LoggingRule:
 
 
 def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
-    """Return the fences' rules that log packets, in the order of nft's table listings.
+    """Return all rules that log packets with a prefix of ocsf-nft, in the order of the listings.
 
     ``listings`` are outputs of ``nft -a list table``, which include the rules' handles.
     """

@@ -1,8 +1,8 @@
-"""Netlink queries, without the program nft: a table's comment and flags, and its sets' elements.
+"""Netlink queries about an nftables table: its comment, its flags, and the elements of its sets.
 
-These queries run every few seconds, for each check of a fence, so they start no process. A process
-with CAP_NET_ADMIN over the namespace may have added a million elements to a small set. So no more
-elements are read than requested. Numbers: ``include/uapi/linux/netfilter/nf_tables.h``.
+Each check of a fence makes these queries, every few seconds. So they do not run the program nft. A
+process with CAP_NET_ADMIN over the namespace may have added a million elements to a small set. So a
+query of elements has a limit. The constants are from ``include/uapi/linux/netfilter/nf_tables.h``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def comment(namespace: Namespace, family: str, name: str) -> str | None:
     """Return the comment of an nftables table; None if there is no such table.
 
     The comment is empty if the table has none. Raises UnsupportedError if reading is not permitted,
-    FenceError if the kernel fails, and the errors of :meth:`Namespace.call`.
+    and FenceError if the kernel fails. Also raises the errors of :meth:`Namespace.call`.
     """
     found = table(namespace, family, name)
     return None if found is None else _comment(found.userdata)
@@ -70,10 +70,12 @@ def table(namespace: Namespace, family: str, name: str) -> Table | None:
 def elements(
     namespace: Namespace, family: str, table: str, sets: Iterable[str], most: int
 ) -> tuple[str, ...]:
-    """Return a line of text for each element of the named sets, set by set.
+    """Return one line of text for each element of the named sets, in the order of ``sets``.
 
-    A missing set has no lines. If a set has more than ``most`` elements, it has one line that
-    reports this. Raises the errors of :func:`comment`.
+    A line has the name of the set and the key of the element. A missing set has no lines. A set
+    with more than ``most`` elements has only one line, which reports that. If another process
+    changes a set during every try to read it, one line reports that. Raises the errors of
+    :func:`comment`.
     """
     return _call(
         namespace,
@@ -93,7 +95,10 @@ def _lines(family: str, table: str, name: str, most: int) -> list[str]:
 
 
 def _keys(nftables: Nftables, family: str, table: str, name: str) -> Iterator[bytes]:
-    """Yield the keys of the elements of an nftables set; an empty key for its catch-all element."""
+    """Yield the key of each element of an nftables set; nothing if the set is missing.
+
+    The catch-all element (``*``) has an empty key.
+    """
     attributes = netlink.attribute(_NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
     attributes += netlink.attribute(_NFTA_SET_ELEM_LIST_SET, name.encode() + b"\0")
     with contextlib.suppress(FileNotFoundError):
@@ -108,9 +113,10 @@ def _nested(payload: memoryview, kind: int) -> memoryview:
 
 
 def _key_text(key: bytes) -> str:
-    """Return a set element's key as text: an address, or an address, a protocol and a port.
+    """Return the key of an nftables set element as text.
 
-    Other keys are returned in hex.
+    The text is an address, or an endpoint such as ``192.0.2.1 . tcp . 443``. The text of an empty
+    key is ``*``. Any other key is returned in hex.
     """
     if len(key) in _ADDRESS_BYTES:
         return str(ipaddress.ip_address(key))

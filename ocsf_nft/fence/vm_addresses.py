@@ -1,4 +1,4 @@
-"""Parts of a VM's ruleset that depend on the addresses that the VM may have."""
+"""Parts of a VM's ruleset that depend on the VM's addresses or on its TAP device."""
 
 from __future__ import annotations
 
@@ -35,16 +35,20 @@ def addresses(tap: Tap) -> dict[str, str]:
 
 
 def zone(around: Surroundings) -> str:
-    """Return the conntrack zone for a VM's connections, derived from the index of its TAP device.
+    """Return the number of the conntrack zone for a VM's connections, as text.
 
-    So a new VM, whose device has another index, does not use the connections of the previous one.
-    There are 65535 zones besides the default zone; after that, numbers repeat.
+    The number is derived from the index of the VM's TAP device, in ``around``. The device of a new
+    VM has another index. So a new VM does not use the connections of the previous VM. After 65535
+    indexes the numbers repeat.
     """
     return str((around.ifindex or 0) % _ZONES + 1)
 
 
 def without_families(text: str, tap: Tap) -> str:
-    """Return the ruleset text without lines that name addresses of a family that the VM lacks."""
+    """Return the ruleset text without the lines for an address family that the VM lacks.
+
+    The families are IPv4 and IPv6. The VM lacks a family if ``tap`` has no subnet of it.
+    """
     for version in {4, 6} - {subnet.version for subnet in tap.subnets}:
         named = re.compile(rf"\$(?:vm|subnet){version}\b|^define (?:vm|subnet){version} = ")
         lines = text.splitlines(keepends=True)
@@ -53,11 +57,11 @@ def without_families(text: str, tap: Tap) -> str:
 
 
 def without_owners(accounting: str) -> str:
-    """Return the text of ``accounting.nft`` without its chain for packets with an owner (uid).
+    """Return the text of ``accounting.nft`` without its chain that counts packets by owner (uid).
 
-    A VM's rules use this text, because the owner of a packet is no process inside the VM. For a
-    packet from a TAP device, the owner is the hypervisor. For a packet to a socket of the host, the
-    owner is the process of that socket.
+    A VM's rules use the result, because the owner that nftables sees is a process on the host. For
+    a packet from a TAP device, the owner is the hypervisor. For a packet to a socket of the host,
+    the owner is the process of that socket.
     """
     remaining, count = _OWNER_CHAIN.subn("", accounting)
     if count != 2:

@@ -1,7 +1,8 @@
-"""Classification of IP addresses: scope, loopback, link-local, multicast, broadcast, metadata.
+"""Classification of IP addresses, for example as private, multicast or cloud metadata.
 
-A table divides the addresses of each family into ranges of one kind. So one binary search finds the
-kind. The table is built once from the networks below.
+The addresses of each family are divided into ranges. All addresses of a range are of the same kind.
+A table of the ranges is built once from the networks below. A binary search in the table finds the
+kind of an address.
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ def address_kind(text: str | None) -> AddressKind | None:
 
 
 def _table(version: _Version, size: int) -> tuple[list[bytes], list[AddressKind]]:
-    """Return the ranges of an address family: the first address of each, and the kind of each.
+    """Return the table of an address family: the first address and the kind of each range.
 
-    The addresses are network bytes of ``size`` bytes.
+    An address has ``size`` bytes, in network order. All addresses of a range are of the same kind.
     """
     networks = (
         *_INTERNAL,
@@ -120,7 +121,10 @@ def _changes(networks: tuple[_Network, ...], version: _Version) -> set[int]:
 
 
 def _traits(version: _Version, address: int) -> tuple[NetworkScope | None, tuple[bool, ...]]:
-    """Return the scope of an IP address, and the flags that its :class:`AddressKind` has."""
+    """Return the scope of an IP address, and its flags, such as ``is_multicast``.
+
+    ``address`` is a number. The flags have the order of :class:`AddressKind`.
+    """
     if _is_in(_CARRY_IPV4, version, address):
         return _traits(4, address % (1 << _IPV4_BITS))
     kinds = (_LOOPBACK, _LINK_LOCAL, _MULTICAST, _BROADCAST, _METADATA)

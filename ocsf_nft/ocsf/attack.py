@@ -1,9 +1,9 @@
-"""Choice of the MITRE ATT&CK technique that an attempt to bypass the proxy resembles.
+"""Choice of the MITRE ATT&CK tactic and technique that fit a refused packet.
 
 A packet to the cloud's metadata service has the tactic Credential Access. Any other refused packet
 has the tactic Command and Control. Packets of one user to very many destinations have the tactic
 Discovery (:data:`SCAN`). Techniques that *use* a proxy or a tunnel, or that disable a firewall, do
-not apply. Names and ids are those of one version of the matrix, which only this module states.
+not apply. All names and ids are from one version of the ATT&CK matrix (``_VERSION``).
 """
 
 from __future__ import annotations
@@ -68,10 +68,11 @@ _BY_KIND: Final = {
 
 
 def attacks(record: Record, *, is_cloud_metadata: bool) -> tuple[Attack, ...]:
-    """Return the one ATT&CK technique that fits a refused packet's protocol and destination.
+    """Return the ATT&CK technique that fits a refused packet's protocol and destination.
 
-    The technique describes the purpose of the packet, although the packet did not arrive. For
-    example, a packet to port 443 of TCP has the technique Web Protocols.
+    The result has exactly one item. The technique describes the purpose of the packet, although the
+    packet did not arrive. For example, a packet to TCP port 443 has the technique Web Protocols.
+    ``is_cloud_metadata`` is true for a packet to the cloud's metadata service.
     """
     if is_cloud_metadata:
         return _METADATA_API

@@ -1,4 +1,4 @@
-"""OCSF enrichment that states how a packet was attributed to a process: method and confidence."""
+"""OCSF enrichment of an event: the method and confidence of a packet's attribution to a process."""
 
 from __future__ import annotations
 
@@ -73,10 +73,10 @@ def count_others(attribution: Attribution) -> int:
 
 
 def count_text(number: int, *, was_each: bool) -> str:
-    """Return a number of possible senders as text.
+    """Return the text for a number of possible senders, for example "3 processes".
 
-    With ``was_each``, the kernel saw each process try to send: "3 processes". Otherwise: "one or
-    more of 3 processes".
+    That text states that each of the processes tried to send (``was_each``). If perhaps only some
+    of them tried, the text is "one or more of 3 processes".
     """
     processes = f"{number} processes"
     return processes if was_each else f"one or more of {processes}"

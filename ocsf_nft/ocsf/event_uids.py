@@ -49,23 +49,24 @@ def _escaped(parts: tuple[str | int | None, ...]) -> bytes:
 
 
 def event_uid(class_uid: int, identity: str) -> str:
-    """Return the uid of the event of class ``class_uid`` that is made from one log record.
+    """Return the ``metadata.uid`` of an event that is made from one log record.
 
-    ``identity`` is the identity of the record.
+    ``class_uid`` is the OCSF class of the event, for example 4001. ``identity`` is the unique text
+    in the record's ``origin.identity``.
     """
     return _uuid5(f"{class_uid}:{identity}".encode("utf-8", "surrogatepass"))
 
 
 def incident_uid(identity: str) -> str:
-    """Return the uid that connects an incident's attempts with the finding about the incident.
+    """Return the uid that an incident's attempts and the finding about the incident have in common.
 
-    ``identity`` is the identity of the incident.
+    ``identity`` is :attr:`Incident.identity`, a text that all attempts of the incident share.
     """
     return stable_uid("incident", identity)
 
 
 def flow_uid(record: Record) -> str:
-    """Return the uid that all attempts of one flow share if the attempts belong to no incident.
+    """Return the uid that connects all attempts of one flow that belong to no incident.
 
     ``record`` is a log record of the flow. A flow is identified by sandbox, rule, user, protocol,
     destination and port.
@@ -85,10 +86,11 @@ def flow_uid(record: Record) -> str:
 def aggregation_uid(
     sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
 ) -> str:
-    """Return the uid that all aggregated attempts with the same arguments share.
+    """Return the uid that connects the aggregated attempts of one sandbox, rule, user and reason.
 
-    An aggregated attempt counts the packets of several flows of the user ``uid``. ``reason`` is why
-    these flows are not reported one by one.
+    An aggregated attempt counts the packets of several flows. ``uid`` is the id of the flows' user;
+    None if there are several users, or no user. ``reason`` is why these flows are not reported one
+    by one. For example, ``many`` means that the user has too many flows.
     """
     return stable_uid("aggregation", sandbox, rule, uid, reason)
 

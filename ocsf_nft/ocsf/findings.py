@@ -1,4 +1,8 @@
-"""Mapping of incidents to Detection Findings (class 2004): at an attempt, and at the end."""
+"""Detection Findings (OCSF class 2004) about incidents.
+
+An incident is a series of attempts of one flow. A finding reports an attempt of the incident, or
+the end of the incident.
+"""
 
 from __future__ import annotations
 
@@ -105,14 +109,21 @@ _OF_VM: Final = {
 
 
 class FenceAction(NamedTuple):
-    """Words for what the fence did, at the end of a finding's title and description."""
+    """Words for the fence's action on the packets, such as "was blocked".
+
+    ``title`` is the end of a finding's title, and ``desc`` the end of its description.
+    """
 
     title: str
     desc: str
 
 
 def fence_action(*, is_permitted: bool) -> FenceAction:
-    """Return the words for what the fence did with the packets: it blocked or allowed them."""
+    """Return the words for the fence's action on the packets.
+
+    The words state that the fence allowed them if ``is_permitted`` is true, else that it blocked
+    them.
+    """
     return _ALLOWED if is_permitted else _REFUSED
 
 
@@ -135,10 +146,11 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
 ) -> DetectionFinding:
     """Return the Detection Finding for an attempt of an incident, or for the incident's end.
 
-    ``found`` is that attempt or end. ``event`` is a Network Activity event with the running totals
-    of ``incident``: all its attempts so far. The finding has the same totals. ``destination`` is
-    the kind of the destination address. ``processed_ns`` is now, in ns since the epoch, UTC. The
-    same attempt gives the same event, apart from ``metadata.processed_time``.
+    ``found`` is that attempt or end. ``incident`` has the totals of all its attempts so far. The
+    finding reports these totals, and so does the Network Activity event ``event``. ``destination``
+    is the kind of the destination's address. ``processed_ns`` is the current time, in ns since the
+    epoch, UTC. It appears only in ``metadata.processed_time``: everything else in the finding
+    depends on the other arguments alone.
     """
     record = found.record
     direction = event.connection_info.direction_id
@@ -232,9 +244,10 @@ def _remedy(
 
 
 def _as_evidence(observables: tuple[Observable, ...]) -> Iterator[Observable]:
-    """Yield the observables of a Network Activity event, with their paths in its finding.
+    """Yield the observables of a Network Activity event, with the paths that a finding needs.
 
-    A finding has the endpoints in its evidence, so their paths get the prefix ``evidences[0]``.
+    A finding has the endpoints in its evidence. So the path ``dst_endpoint.ip``, for example,
+    becomes ``evidences[0].dst_endpoint.ip``.
     """
     for each in observables:
         is_below = each.name.startswith(("src_endpoint.", "dst_endpoint."))

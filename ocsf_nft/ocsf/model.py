@@ -1,4 +1,8 @@
-"""Base of the OCSF models: immutable, without unknown attributes, with derived fields."""
+"""Base class of the OCSF models, and functions that define the fields of models.
+
+A model is immutable and forbids unknown attributes. Some fields have a default value that is
+derived from other fields.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class Model(BaseModel):
-    """Base of the OCSF objects and events; fields have the names, order and types of the JSON."""
+    """Base class of the OCSF objects and events.
+
+    The fields of a model have the names, order and types of the attributes in the JSON.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -24,10 +31,12 @@ class Model(BaseModel):
 
     @classmethod
     def profiles_of(cls, values: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the OCSF profiles of an object's attributes, and those of its inner objects.
+        """Yield the names of the OCSF profiles that an object uses, such as ``host``.
 
-        ``values`` are the object's attributes. Inner objects are models or decoded JSON. A profile
-        may be repeated.
+        An object uses a profile if it has a value for an attribute of the profile, such as
+        ``device``. It also uses the profiles of the objects inside it. ``values`` are the object's
+        attributes by name. An object inside is a Model or decoded JSON. A profile may be yielded
+        more than once.
         """
         for profile, names in cls.profile_attributes.items():
             if any(values.get(name) is not None for name in names):
@@ -61,7 +70,10 @@ class Model(BaseModel):
 
 @cache
 def children(model: type[Model]) -> Mapping[str, type[Model]]:
-    """Return the fields of a model that contain other OCSF objects, with the objects' models."""
+    """Return the fields of a model that contain OCSF objects, with the class of these objects.
+
+    The result maps a field's name to the class, for example ``device`` to Device.
+    """
     return {
         name: kind
         for name, field in model.model_fields.items()
@@ -78,9 +90,10 @@ def _kinds(annotation: Any) -> Iterator[type[Model]]:
 
 @cache
 def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
-    """Return the fields of a model whose objects can have OCSF profiles, with the objects' models.
+    """Return the fields of a model whose objects may use OCSF profiles, as pairs of name and class.
 
-    An object has the profiles of its own attributes, and those of the objects inside it.
+    The class is that of the objects. An object may use a profile by its own attributes, or by those
+    of an object inside it.
     """
     return tuple(
         (name, kind)
@@ -90,9 +103,9 @@ def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
-    """Return a caption (``severity``), if it is OCSF's caption for its id (``severity_id``).
+    """Return a caption, such as ``severity``, if it is OCSF's caption for its id (``severity_id``).
 
-    Raise ValueError if OCSF has another caption for the id. Id 99 (Other) allows any caption.
+    Raises ValueError if OCSF has another caption for the id. Id 99 (Other) allows any caption.
     """
     member = info.data.get(f"{str(info.field_name).removesuffix('_name')}_id")
     if isinstance(member, Captioned) and member != OTHER and value != member.caption:
@@ -109,7 +122,11 @@ Port: TypeAlias = Annotated[int, Field(ge=0, le=0xFFFF)]
 
 
 def caption_of(id_field: str) -> Any:
-    """Define a field for the caption of ``id_field``, which must be declared before it."""
+    """Define a text field whose default value is OCSF's caption for the value of ``id_field``.
+
+    For example, ``severity`` is "High" if ``severity_id`` is 4. The field ``id_field`` must be
+    declared before this field. If its value is None, the caption is None.
+    """
 
     def caption(data: dict[str, Any]) -> str | None:
         member: Captioned | None = data[id_field]

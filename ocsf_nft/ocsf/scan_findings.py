@@ -65,11 +65,11 @@ _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
     """Return the Detection Finding of a scan (``found``) at its current stage.
 
-    ``processed_ns`` is now, in ns since the epoch, UTC. All findings of one scan have the same
-    ``finding_info.uid``. Their numbers are running totals of the scan. Network Activity events
-    count the same packets. An event that aggregates flows of the scan has the finding's
-    ``correlation_uid``. The same FanOut always gives the same event, apart from
-    ``metadata.processed_time``.
+    All findings of one scan have the same ``finding_info.uid``. Their numbers are totals of the
+    scan so far. Network Activity events report the same packets too. If such an event aggregates
+    flows of the scan, it has the same ``correlation_uid`` as the finding. ``processed_ns`` is the
+    current time, in ns since the epoch, UTC. It appears only in ``metadata.processed_time``:
+    everything else in the finding depends on the other arguments alone.
     """
     stage = STAGES[found.stage]
     direction = packet_outcome.direction_of_rule(found.rule)
@@ -168,9 +168,9 @@ def _remedy(context: Context, found: FanOut, direction: Direction) -> str:
 
 
 def _evidences(found: FanOut, direction: Direction, actor: Actor | None) -> tuple[Evidences, ...]:
-    """Return one OCSF evidence for each sampled flow of a scan.
+    """Return one OCSF evidence for each flow in ``found.sample`` (some of the scan's flows).
 
-    Without sampled flows, return one evidence that has no flow.
+    If the sample is empty, return one evidence without a flow.
     """
     source = None if direction is Direction.INBOUND else endpoint(found.sandbox)
     flows: Iterable[Flow | None] = found.sample or (None,)

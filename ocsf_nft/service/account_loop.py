@@ -1,4 +1,4 @@
-"""Accounting of one sandbox in a running service: reads, stores and reports its packet counts."""
+"""Accounting of one sandbox in a running service: packet counts are read, stored and reported."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ _BATCH: Final = 256
 class AccountLoop:
     """Task that counts the refused packets of one sandbox, and reports them as attempts.
 
-    It takes the kernel's log records of these packets, and reads the fence's counters. One
-    transaction stores events together with the counts that they report. The events are delivered
-    after that. If the service is killed in between, the next run delivers the same events again.
+    The task gets the kernel's log records of these packets, and reads the fence's counters. One
+    transaction stores new events together with the counts that they report. Then the events are
+    delivered. If the service is killed before that, its next start delivers the same events.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of an account
@@ -84,8 +84,8 @@ class AccountLoop:
         """Create the loop; nothing is opened yet.
 
         ``path`` is the file of the state database. Packets before ``begun_ns`` (ns since the epoch)
-        are not counted. ``fallback_chain`` finds the processes of packets. ``source`` is the name
-        of the kernel log that the records come from; empty if its position can't be stored.
+        are not counted. ``fallback_chain`` finds the senders of packets. ``source`` is the name of
+        the kernel log of the records; empty if reading can't resume at a position in this log.
         """
         self.sandbox = sandbox
         self._retrier = retrier
@@ -162,17 +162,17 @@ class AccountLoop:
         return self._fault
 
     def balances(self) -> tuple[Balance, ...]:
-        """Return the packet counts of each rule as of the last reading of the counters."""
+        """Return the counted, reported and pending packets of each rule, as of the last reading."""
         return self._account.balances()
 
     async def dropped_records(self) -> tuple[state_db.DroppedRecords, ...]:
-        """Return the number of dropped records of each source; raises DeliveryError."""
+        """Return how many log records each source has dropped; raises DeliveryError."""
         return await self._work(self._database.dropped_records)
 
     async def resume(self) -> None:
-        """Deliver the events of the last transaction again, and read the counters.
+        """Deliver the events of the last transaction once more, and read the counters.
 
-        A killed run may have stored these events without delivering them. Raises DeliveryError.
+        The previous process may have been killed before their delivery. Raises DeliveryError.
         """
         if again := await self._work(self._database.undelivered):
             await self._reporter.deliver(again)
@@ -181,7 +181,7 @@ class AccountLoop:
     async def take(self, batch: Batch) -> None:
         """Process a batch of the sandbox's log records, and report the attempts that are due now.
 
-        One transaction stores the results, and the source's position after the records.
+        One transaction stores the results, and the position in the log after these records.
         """
         records = batch.records
         attributions = await self._fallback_chain.attributions(
@@ -201,7 +201,7 @@ class AccountLoop:
             await self._report(found)
 
     async def count_dropped(self, gap: Gap) -> None:
-        """Add a gap and its number of dropped records to the stored totals of its source."""
+        """Add a gap (log records that a source did not read) to the stored totals of its source."""
         await self._count_dropped(gap.transport, gap.dropped or 0)
 
     async def run(self) -> None:
@@ -219,7 +219,7 @@ class AccountLoop:
         return self._account.balances()
 
     async def remove(self) -> None:
-        """Delete the state database, after the fence's removal and the final report."""
+        """Delete the state database of a removed fence, after the final report (:meth:`close`)."""
         await self._work(self._database.remove)
 
     async def _read_and_report(self) -> None:
@@ -228,10 +228,10 @@ class AccountLoop:
         await self._report_due()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
-        """Read the counters again if a log record shows that the fence's mode has changed.
+        """Read the counters if a log record shows that the fence has changed its mode.
 
-        The rule of such a record had counters only in the other mode. At most one reading in
-        ``_CHECK_NS`` has this cause.
+        All known counters of the record's rule are then of the other mode (enforcing or
+        permissive). Such records cause at most one reading in ``_CHECK_NS``.
         """
         now_ns = time.monotonic_ns()
         if now_ns - self._checked_ns < _CHECK_NS or not any(map(self._account.lacks, records)):
@@ -304,7 +304,7 @@ class AccountLoop:
             await self._report_gap(fault)
 
     async def _report_gap(self, reason: str) -> None:
-        """Emit an event with this ``reason``: counts since the last reading may be incomplete."""
+        """Emit an event which states the ``reason`` why the latest counts may be incomplete."""
         now_ns = time.time_ns()
         gap = Gap(
             transport="counters",
@@ -339,11 +339,11 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Return the attempt with its attribution to the process that sent its packets.
+        """Return the attempt with its attribution to the process or user that sent its packets.
 
-        An attempt that only the counters show is attributed to the processes seen in its time
-        window, else to its user. Attempts with a log record or of several users are returned
-        unchanged.
+        An attempt without a log record is attributed to the processes that sent packets of its flow
+        since the last report. If none is known, it is attributed to its user. An attempt is
+        returned unchanged if it has a log record, or several users.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
@@ -390,10 +390,10 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Return the record with the packet's send time in place of the time of the read.
+    """Return the record with the packet's send time, if the record has only the time of its read.
 
-    The record is unchanged if it has a time of its own, or if ``attribution`` has no send time. The
-    time of a late read could match a later packet, which another process may have sent.
+    The time of a late read could fit a later packet of another process. Return the record unchanged
+    if it has its own time, or if ``attribution`` has no send time.
     """
     if attribution.sent_ns is None or not record.is_timed_when_read:
         return record

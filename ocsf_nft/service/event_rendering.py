@@ -28,25 +28,26 @@ _SLICE: Final = 16
 
 
 class StoreEvents(Protocol):
-    """Function that stores events (JSON lines) in one transaction.
+    """Function that stores events (lines of JSON) in one transaction.
 
-    ``source`` is the log that the events come from. ``position`` is the position in that log from
-    which reading resumes later; it is stored with the events. Raises DeliveryError; then none of
-    the events is stored.
+    ``source`` is the name of the log whose records the events report, such as ``journal``. Reading
+    of this log resumes at ``position`` after a restart. The position is stored together with the
+    events. If ``source`` is empty, no position is stored. Raises DeliveryError if nothing was
+    stored.
     """
 
     async def __call__(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store the events; return when they are on disk."""
+        """Store the events ``lines``, and return when they are on the disk."""
 
 
 class Reporter:
-    """Converter of attempts to OCSF events, for all sandboxes; also stores the events.
+    """Converter of attempts to OCSF events, for all sandboxes; it also stores the events.
 
-    The reporter has the context of each sandbox. ``host`` is the machine that the events are about;
-    None if the machine is unknown, as for a log of another machine. ``severities`` and
-    ``threshold`` are as in :class:`Context`, for all sandboxes.
+    An attempt is the packets of one flow in one time window. ``host`` is the machine on which the
+    packets were logged; None if it is unknown, as for a log of another machine. ``severities`` are
+    the rules for the severity of an event. ``threshold`` is the condition for a finding.
     """
 
     def __init__(
@@ -68,7 +69,10 @@ class Reporter:
         self._unknown = Mapper(self._host_context)
 
     def set_context(self, sandbox: str, context: Context) -> None:
-        """Set the facts (proxies, rules and so on) that later events of a sandbox contain."""
+        """Set the context of a sandbox: facts that its later events contain, such as its proxies.
+
+        The severity rules and the threshold of the reporter replace those in ``context``.
+        """
         merged_context = replace(
             context,
             severities=self._host_context.severities,
@@ -80,16 +84,20 @@ class Reporter:
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
     ) -> None:
-        """Set the rules for the severity of events, and the condition for findings, from now on."""
+        """Replace the severity rules and the condition for findings, for all sandboxes.
+
+        Later events use the new rules. Stored events do not change. An attempt that meets the
+        condition ``threshold`` is reported as a finding too.
+        """
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
         self._unknown = Mapper(self._host_context)
         for sandbox, context in self._contexts.items():
             self.set_context(sandbox, context)
 
     def context(self, sandbox: str | None = None) -> Context:
-        """Return the context (facts for events) of a sandbox.
+        """Return the context of a sandbox: the facts that its events need and its log records lack.
 
-        Return the host's context if ``sandbox`` is None or unknown.
+        Return the context of the host if ``sandbox`` is None or unknown.
         """
         return (
             self._host_context
@@ -112,9 +120,11 @@ class Reporter:
     async def deliver(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events (JSON lines), and the position in the log from which reading resumes later.
+        """Store events (lines of JSON), so that the sinks get them.
 
-        ``source`` is the name of the log that the events come from. Raises DeliveryError.
+        ``source`` is the name of the log whose records the events report. Reading of this log
+        resumes at ``position`` after a restart. If ``source`` is empty, no position is stored.
+        Raises DeliveryError.
         """
         await self._store_events(lines, source=source, position=position)
         self.events += len(lines)
@@ -124,10 +134,10 @@ class Reporter:
         await self.deliver([event.to_json()])
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return true if a flow's attempts are a finding, by their severity and number of packets.
+        """Return true if a flow's attempts have the severity or the packet count of a finding.
 
-        ``record`` is the latest record of the flow. ``packets`` is the number of packets in all
-        attempts.
+        ``record`` is the latest log record of the flow. ``packets`` is the number of packets in all
+        attempts of the flow.
         """
         return self._mapper(record).is_finding(record, packets)
 

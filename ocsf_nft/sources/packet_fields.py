@@ -1,9 +1,9 @@
-"""Conversion of a packet's header values by name (facts) to a Record.
+"""Conversion of a packet's header values to a Record.
 
-The parser of the kernel's log text and the decoder of packet bytes both use this module. Both give
-a fact the same name and the same form. So equal packets make equal Records. If :class:`Record` has
-a field with the name of a fact, for example ``source_port``, the fact becomes that field. Any other
-fact becomes an item of ``details``.
+A fact is a header value with a name, such as ``source_port``. The parser of the kernel's log text
+and the decoder of packet bytes both make facts. Both give a fact the same name and the same form.
+So equal packets make equal Records. If :class:`Record` has a field with the name of a fact, the
+fact becomes that field. Any other fact becomes an item of ``details``.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
 ) -> Record:
     """Build the Record of a packet from its log prefix and its header values by name (``facts``).
 
-    The facts that are fields of Record are removed from ``facts``. ``facts`` itself, not a copy,
-    then becomes the record's ``details``. For a rule of a VM's fence, ``uid`` and ``gid`` are left
-    out: they would be the ids of a host process, but the sender is in the VM. ``time_ns`` is when
-    the kernel logged the packet, and ``received_ns`` when the record was read, in nanoseconds since
-    the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
+    The function removes the facts that are fields of Record from ``facts``. Then ``facts`` itself,
+    not a copy, becomes the record's ``details``. ``uid`` and ``gid`` are left out if the rule is of
+    a VM's fence. They would be the ids of a process on the host, but the sender is in the VM.
+    ``time_ns`` is when the kernel logged the packet, and ``received_ns`` when the record was read.
+    Both are in nanoseconds since the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
     """
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     parts = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
@@ -103,7 +103,7 @@ def link_facts(header: bytes) -> Facts:
     """Decode a link-layer header to facts (values by name).
 
     A header of 14 bytes is an Ethernet header. A header of another length (of a SIT tunnel, or of
-    FireWire) becomes the fact ``link_header`` in hexadecimal.
+    FireWire) becomes the fact ``link_header`` in hexadecimal. An empty header has no facts.
     """
     if len(header) == ETHERNET_BYTES:
         return {
@@ -127,5 +127,5 @@ def vlan_facts(protocol: int, tag: int) -> Facts:
 
 
 def readable(raw: bytes) -> str:
-    r"""Decode UTF-8 to text that any encoder accepts; invalid bytes become ``\xNN``."""
+    r"""Decode bytes as UTF-8; each invalid byte becomes four characters, such as ``\xff``."""
     return raw.decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Wait for a readable file descriptor, without a permanent watch in the event loop."""
+"""Waiting for a readable file descriptor; the event loop watches it only during the wait."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import asyncio
 
 
 async def until_readable(descriptor: int, timeout_s: float | None = None) -> bool:
-    """Wait until ``descriptor`` is readable; return False if ``timeout_s`` seconds pass before.
+    """Wait until ``descriptor`` is readable, for at most ``timeout_s`` seconds (None: no limit).
 
-    None as timeout means no limit. A regular file is always readable; the call then only lets other
-    tasks run. The event loop watches the descriptor only during the call. So new data does not wake
-    a busy consumer, and a cancelled wait leaves no watch behind.
+    Return True if it is readable, False if the time is over. A regular file is always readable:
+    then the call returns True after other tasks have had a turn. The event loop watches the
+    descriptor only during the call. So new data does not wake a busy consumer, and a cancelled wait
+    leaves no watch behind.
     """
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[bool] = loop.create_future()

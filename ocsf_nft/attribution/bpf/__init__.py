@@ -1,1 +1,1 @@
-"""BPF programs: their source, and the objects that the build makes of it."""
+"""BPF programs: their source in C, and the object files that the build makes from it."""

@@ -1,7 +1,7 @@
 """Journal reader that runs journalctl, for hosts where Python can't use libsystemd.
 
-This reader returns an entry later than the reader with libsystemd does: journalctl waits for
-inotify, 0.2 s on average. Otherwise both readers do the same.
+journalctl prints a new entry with a delay, 0.2 s on average, because it waits for inotify. So this
+reader is slower than the reader with libsystemd. Otherwise both readers do the same.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ class CommandReader:
         self._resume: str | None = None
 
     async def open(self, cursor: str | None) -> str | None:
-        """Start journalctl to read the entries after the entry ``cursor`` (None: the newest entry).
+        """Start journalctl, to read the entries after the entry with the cursor ``cursor``.
 
-        Returns the cursor of the entry after which reading begins; None if there is no entry yet.
-        Raises UnsupportedError without journalctl, SourceError if journalctl fails.
+        If ``cursor`` is None, reading begins after the newest entry. Returns the cursor of the
+        entry after which reading begins; None if the journal has no entry yet. Raises
+        UnsupportedError if the host has no journalctl, SourceError if journalctl fails.
         """
         self._resume = await self._last_cursor() if cursor is None else cursor
         position = () if self._resume is None else (f"--cursor={self._resume}",)
@@ -64,9 +65,10 @@ class CommandReader:
             self._errors = None
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Wait for new entries, at most ``timeout_s`` seconds (None: without limit).
+        """Wait for new entries, at most ``timeout_s`` seconds; None means without limit.
 
-        Returns no entries if none arrives in that time. Raises SourceError if journalctl exits.
+        Returns a chunk without entries if none arrives in that time. Raises SourceError if
+        journalctl exits.
         """
         process = self._process
         if process is None or process.stdout is None:
@@ -191,9 +193,9 @@ def _entry(line: bytes) -> KernelEntry:
 
 
 def _bytes(value: object) -> bytes | None:
-    """Return the value of a field as bytes; None if the field is repeated or missing.
+    """Return the value of a journal field as bytes; None if the field is repeated or missing.
 
-    journalctl writes a value as text, or as a list of byte values if it is not UTF-8.
+    ``value`` is from journalctl's JSON. It is text, or a list of byte values if it is not UTF-8.
     """
     if isinstance(value, str):
         return value.encode()

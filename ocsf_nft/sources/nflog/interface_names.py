@@ -32,8 +32,8 @@ class InterfaceNames:
     """Table of a network namespace's interface names by index, current from ``open`` to ``close``.
 
     The name of a deleted interface stays in the table, because records of its packets may still
-    arrive. This is safe, because the kernel doesn't reuse an index by itself. The table has only
-    the newest 4096 names.
+    arrive. This is safe, because the kernel normally gives a new interface an unused index. The
+    table has only the newest 4096 names.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -44,7 +44,10 @@ class InterfaceNames:
         self._dumped_ns = -_DUMP_INTERVAL_NS
 
     def open(self) -> None:
-        """Subscribe to changes of interfaces, and request all existing ones; raises SourceError."""
+        """Subscribe to notifications of interface changes, and request a list of all interfaces.
+
+        Raises SourceError if the notifications can't be read.
+        """
         self._socket = self._namespace.call(rtnetlink.subscribe)
         self.refresh()
 
