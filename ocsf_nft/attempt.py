@@ -18,9 +18,10 @@ AggregationReason: TypeAlias = Literal["many", "unplaced", "evicted"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregation:
-    """Description of several flows that are reported as one attempt, and the ``reason`` for this.
+    """Description of several flows that are reported as one attempt.
 
-    ``flows`` is the number of these flows (None: unknown), and ``sample`` has some of these flows.
+    ``reason`` is why they are not reported separately. ``flows`` is the number of these flows; None
+    if unknown. ``sample`` has some of these flows.
     """
 
     reason: AggregationReason
@@ -32,10 +33,12 @@ class Aggregation:
 class Incident:
     """Successive attempts of one flow without a pause; a significant incident becomes a finding.
 
-    This is the state up to the latest attempt. ``identity`` is the same for all attempts. The
-    incident has ``windows`` attempts with ``packets`` packets since ``start_ns`` (since the epoch,
-    UTC). The incident became a finding with attempt number ``found_at``; None if it is no finding
-    yet. ``latest`` has the identities of the latest attempts' records, oldest first.
+    The fields describe the incident up to its latest attempt. ``identity`` is the same in all
+    events of the incident. ``windows`` is the number of attempts, each of one time window.
+    ``packets`` is the number of packets in all attempts. ``start_ns`` is the start of the first
+    attempt (ns since the epoch, UTC). ``found_at`` is the number of the attempt with which the
+    incident became a finding: for example 3 for the third attempt. It is None if the incident is no
+    finding yet. ``latest`` has the identities of the latest attempts' records, oldest first.
     ``attribution`` is valid for all attempts together; None if no attempt was attributed.
     """
 
@@ -49,19 +52,20 @@ class Incident:
 
     @property
     def process(self) -> Process | None:
-        """Return the process that made all attempts; None if unknown, or if there were several."""
+        """Return the process that made all attempts; None if it is unknown or one of several."""
         return None if self.attribution is None else self.attribution.process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """Packets of one flow in one time window; each packet belongs to exactly one attempt.
+    """Packets of one flow (or of aggregated flows) in one time window.
 
-    ``record`` describes the attempt. It is the kernel's log record of the first packet. If the
-    kernel logged none, it is a record made from the counter. ``packets`` and ``bytes`` are exact;
-    ``bytes`` is None if the bytes were not counted. No packet is from before ``start_ns`` or after
-    ``end_ns`` (since the epoch, UTC). ``incident`` is None if incidents are not tracked.
-    ``attribution`` is None if the attempt was not attributed.
+    Each packet belongs to exactly one attempt. ``record`` describes the attempt. It is the kernel's
+    log record of the first packet. If the kernel logged none, it is a record made from the counter.
+    ``packets`` and ``bytes`` are exact; ``bytes`` is None if the bytes were not counted. All
+    packets are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC).
+    ``aggregation`` is None if the attempt has only one flow. ``incident`` is None if the attempt
+    belongs to no incident. ``attribution`` is None if the attempt was not attributed.
     """
 
     record: Record
@@ -75,12 +79,12 @@ class Attempt:
 
     @property
     def process(self) -> Process | None:
-        """Return the process that made the attempt; None if it is unknown or one of several."""
+        """Return the process that made the attempt; None if unknown, or if several are possible."""
         return None if self.attribution is None else self.attribution.process
 
     @staticmethod
     def of(record: Record, attribution: Attribution | None = None) -> Attempt:
-        """Return the attempt that consists of the packet of one log record."""
+        """Return an attempt that has only the packet of one log record."""
         return Attempt(
             record=record,
             packets=1,
@@ -95,8 +99,8 @@ class Attempt:
 class IncidentEnd:
     """End of an incident: the flow had no packet for a while, or the service has stopped.
 
-    ``record`` is the record of the last attempt. ``end_ns`` is the end of the last attempt (since
-    the epoch, UTC).
+    ``record`` is the record of the incident's last attempt. ``end_ns`` is the end of this attempt
+    (ns since the epoch, UTC).
     """
 
     record: Record
@@ -106,14 +110,17 @@ class IncidentEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FanOut:
-    """Scan: many destinations or ports that one user tries within a short time.
+    """Scan: many destinations or ports to which one user sends within a short time.
 
-    ``verdict`` is as in the records of the rule: ``permit`` if a permissive fence allowed the
-    packets. ``identity`` is the same for all reports, from stage ``begun`` to ``ended``. All
-    numbers are totals up to now: ``flows`` distinct flows to ``destinations`` addresses and
-    ``ports`` ports, with ``packets`` packets. The numbers are lower bounds, because only a limited
-    number of addresses and ports is stored. ``sample`` has some of the flows. Times are as in
-    :class:`Attempt`.
+    ``rule`` is the firewall rule that refused the packets. ``verdict`` is ``permit`` if a
+    permissive fence allowed the packets, otherwise None. ``identity`` is the same in all reports of
+    the scan, from stage ``begun`` to ``ended``.
+
+    ``flows`` is the number of distinct flows since the start of the scan. In the same way,
+    ``destinations`` is the number of addresses, ``ports`` that of ports, and ``packets`` that of
+    packets. These numbers are lower bounds, because only a limited number of addresses and ports is
+    stored. ``sample`` has some of the flows. All packets are from the time between ``start_ns`` and
+    ``end_ns`` (ns since the epoch, UTC).
     """
 
     identity: str

@@ -21,13 +21,13 @@ class FlowCounter:
     """Last value of the kernel's packet counter of a flow, and packets that no event reports yet.
 
     The kernel's counter only grows, until it begins again at zero. ``unreported_packets`` and
-    ``unreported_bytes`` are counted by the kernel, but not in an event yet. An event from a log
-    record may come before the counter reading that shows its packet. Until that reading, the
-    numbers may be negative. If a log record gives a wrong length of its packet, the next report
-    corrects the sum of bytes.
+    ``unreported_bytes`` are numbers of packets and bytes that the kernel has counted and no event
+    reports yet. They can be negative for a short time. The cause is an event from a log record that
+    reports a packet before a counter reading shows it. If a log record has a wrong length of its
+    packet, the next report corrects the sum of bytes.
 
-    ``last_ns`` is the latest possible time of the last packet (since the epoch, UTC). ``since_ns``
-    is the earliest possible time of the first unreported packet.
+    ``last_ns`` is the latest possible time of the last packet (ns since the epoch, UTC).
+    ``since_ns`` is the earliest possible time of the first unreported packet.
     """
 
     __slots__ = (
@@ -61,15 +61,15 @@ class FlowCounter:
 
     @property
     def is_unread(self) -> bool:
-        """Return True if the flow is known from log records, but from no counter reading yet."""
+        """Return True if only log records have shown this flow, and no counter reading yet."""
         return self.seen_packets == 0
 
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
         """Store the values of an nftables set element; return the number of new packets.
 
         ``element`` is from a reading of the counters that ended at ``read_ns``. ``before_ns`` is
-        the start of the previous reading. If the previous reading also had this element, the new
-        packets are not older than ``before_ns``.
+        the time at which the previous reading began. If that reading also had this element, all new
+        packets are from ``before_ns`` or later.
         """
         _, packets, octets, idle_ms = element
         idle_ms = min(idle_ms, ELEMENT_TIMEOUT_MS)
@@ -97,9 +97,9 @@ class FlowCounter:
         return fresh
 
     def limit_times(self, now_ns: int) -> None:
-        """Correct stored times that are in the future, because the wall clock was set back.
+        """Correct stored times that are in the future, after the wall clock was set back.
 
-        ``now_ns`` is the time of the clock now (since the epoch, UTC).
+        ``now_ns`` is the present time (ns since the epoch, UTC).
         """
         self.expires_ns = min(self.expires_ns, now_ns + ELEMENT_TIMEOUT_MS * 1_000_000)
         if self.is_unread:
@@ -108,8 +108,8 @@ class FlowCounter:
     def grow(self, packets: int, octets: int) -> int:
         """Store the kernel's totals of packets and bytes; return the number of new packets.
 
-        A total below the stored total shows that the kernel's counter began again at zero. Then all
-        its packets are new.
+        If the total of packets is less than the stored one, the kernel's counter has begun again at
+        zero. Then all packets in the kernel's total are new.
         """
         packets, octets = min(packets, MAX_COUNT), min(octets, MAX_COUNT)
         if packets < self.seen_packets:
@@ -122,15 +122,15 @@ class FlowCounter:
     def grow_by(self, more: Count, last_ns: int) -> None:
         """Add the unreported packets of another counter to the unreported packets of this counter.
 
-        ``more`` has the numbers of packets and bytes to add. The numbers are negative if the other
-        counter has reported packets that no counter reading has shown. ``last_ns`` is the time of
-        the last packet in ``more``.
+        ``more`` has the numbers of packets and bytes of the other counter. They are negative if an
+        event has reported packets of that counter before a counter reading has shown them.
+        ``last_ns`` is the time of the last packet in ``more``.
         """
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)
 
     def mark_reported(self, packets: int, octets: int) -> None:
-        """Subtract packets and bytes from the unreported totals, because an event reports them."""
+        """Subtract packets and bytes from the unreported numbers, because an event reports them."""
         self.unreported_packets -= packets
         self.unreported_bytes -= octets
 

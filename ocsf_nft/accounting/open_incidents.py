@@ -16,8 +16,8 @@ class OpenIncident(NamedTuple):
     """Incident with an emitted Create event and no Close event yet.
 
     ``key`` is the key of the incident's flow. ``counter_id`` identifies the counters of the
-    firewall rule that refused the packets. ``end`` is the IncidentEnd to report later if no further
-    attempt follows.
+    firewall rule that refused the packets. ``end`` describes the incident up to its latest attempt.
+    If no attempt follows, ``end`` is the report of the incident's end.
     """
 
     counter_id: CounterId
@@ -33,8 +33,9 @@ class OpenIncident(NamedTuple):
 class OpenFanOut(NamedTuple):
     """Scan (fan-out) with an emitted Create event and no Close event yet.
 
-    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``end`` is
-    the final report to make later if no further flow follows.
+    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``end``
+    describes the scan up to its latest flow. If no flow follows, ``end`` is the report of the
+    scan's end.
     """
 
     counter_id: CounterId
@@ -50,7 +51,10 @@ OpenEntry: TypeAlias = OpenIncident | OpenFanOut
 
 
 class OpenIncidents:
-    """Changes of a sandbox's open incidents and scans that the state database must store."""
+    """Changes of a sandbox's open incidents and scans, for the next commit to the state database.
+
+    Open means that the Create event is emitted and the Close event is not.
+    """
 
     def __init__(self) -> None:
         #: Changes since the last commit, by identity; None marks an end.
@@ -59,27 +63,39 @@ class OpenIncidents:
         self._orphaned: list[OpenEntry] = []
 
     def update(self, opened: OpenEntry) -> None:
-        """Note for the next commit that an incident or a scan has begun or has grown."""
+        """Add the present state of an open incident or scan to the changes for the next commit.
+
+        Call this method when an incident or a scan has begun, and when it has grown.
+        """
         self.changed[opened.identity] = opened
 
     def close(self, identity: str) -> None:
-        """Note for the next commit that the end of an incident or a scan is reported."""
+        """Add the end of an incident or scan to the changes for the next commit.
+
+        The commit then deletes it from the state database.
+        """
         self.changed[identity] = None
 
     def orphan(self, opened: OpenEntry) -> None:
-        """Note that an incident or a scan can't continue, because its counters no longer exist.
+        """Mark an incident or a scan as ended, because the counters of its rule no longer exist.
 
-        The next call of :meth:`due` yields the end of this incident or scan.
+        The next call of :meth:`due` yields its end.
         """
         self._orphaned.append(opened)
 
     def clear(self) -> None:
-        """Discard all noted changes, and all ends that are due."""
+        """Discard all changes for the next commit.
+
+        Also discard the incidents and scans that :meth:`orphan` has marked.
+        """
         self.changed.clear()
         self._orphaned.clear()
 
     def due(self) -> Iterator[IncidentEnd | FanOut]:
-        """Yield, only once, the end of each incident or scan whose counters no longer exist."""
+        """Yield the end of each incident or scan that :meth:`orphan` has marked.
+
+        Each one is also passed to :meth:`close`, so it is yielded only once.
+        """
         while self._orphaned:
             opened = self._orphaned.pop()
             self.close(opened.identity)

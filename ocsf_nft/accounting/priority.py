@@ -1,4 +1,4 @@
-"""Settings of the caller: destinations with priority, and the detection of findings."""
+"""Settings of the accounting: destinations with priority, and the condition for a finding."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """Settings of the caller: destinations with priority, and a function that detects findings.
+    """Settings that the service passes to the accounting of refused packets.
 
-    The number of flows with separate reports is limited. Additional reports are reserved for flows
-    to ``destinations``. So these flows are reported separately even if a user has many flows.
-    ``is_finding`` takes a record and the number of packets so far, and returns whether the attempts
-    are a finding. By default, no destination has priority and nothing is a finding.
+    Only a limited number of flows gets separate reports. Additional reports are reserved for flows
+    to the addresses in ``destinations``. So these flows get separate reports even if a user has
+    many flows.
+
+    ``is_finding`` takes a flow's latest record, and the number of packets in its incident so far.
+    It returns true if the incident is a finding. By default, no destination has priority and
+    nothing is a finding.
     """
 
     destinations: frozenset[str] = frozenset()

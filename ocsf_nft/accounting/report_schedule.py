@@ -1,4 +1,4 @@
-"""Schedule of a flow's reports: at once, then at growing intervals, and at the flow's end."""
+"""Schedule of a flow's reports: first at once, then at growing intervals, and at the flow's end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ OVER_NS: Final = 10 * _SECOND
 
 
 class Schedule:
-    """Due time of a flow's next report; the interval doubles with each report, up to 60 seconds.
+    """Time of a flow's next report; the interval doubles with each report, up to 60 seconds.
 
-    The latest report was at ``now_ns``. ``times`` is the number of all reports, including the
-    latest.
+    ``now_ns`` is the time of the latest report. ``times`` is the number of reports so far,
+    including the latest one.
     """
 
     __slots__ = ("_step_ns", "due_ns", "reported_ns")
@@ -28,22 +28,26 @@ class Schedule:
         self.due_ns = now_ns + self._step_ns
 
     def mark_reported(self, now_ns: int) -> None:
-        """Note a report at ``now_ns``, and double the interval to the next one (at most 60 s)."""
+        """Note that the flow is reported at ``now_ns``, and double the interval to the next report.
+
+        The interval is at most 60 seconds.
+        """
         self._step_ns = min(2 * self._step_ns, _LONGEST_STEP_NS)
         self.reported_ns = now_ns
         self.due_ns = now_ns + self._step_ns
 
     def is_due(self, now_ns: int, last_ns: int) -> bool:
-        """Return True if a report is due, because the interval is over or the flow has ended.
+        """Return True if a report is due: the interval is over, or the flow has ended.
 
-        ``last_ns`` is the time of the last unreported packet. A flow ends 10 seconds after that.
+        ``now_ns`` is the present time, ``last_ns`` the time of the flow's last packet. A flow ends
+        after 10 seconds without a packet.
         """
         return now_ns >= self.due_ns or now_ns - last_ns >= OVER_NS
 
     def is_over(self, now_ns: int, last_ns: int) -> bool:
-        """Return whether the last packet and the last report of a flow are at least 10 seconds old.
+        """Return True if the flow's last packet and last report are both at least 10 seconds old.
 
-        Such a flow can be evicted, if all its packets are reported. ``last_ns`` is the time of the
-        last packet.
+        ``now_ns`` is the present time, ``last_ns`` the time of the last packet. The caller can
+        evict such a flow if all its packets are reported.
         """
         return now_ns - max(last_ns, self.reported_ns) >= OVER_NS

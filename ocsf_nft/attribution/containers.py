@@ -1,20 +1,22 @@
 r"""Container and systemd unit of a process, from the names of its cgroups.
 
-A process that may create a cgroup chooses the name of the cgroup. For example, root in a container
-may own the cgroups below the container's cgroup. Root can create a ``docker-<64 digits>.scope``
-there, and move into it. So a path is trusted only from its top down to the first container or unit.
-A runtime of the host made the first container. For Docker in Docker, this is the container of the
-outer Docker. The container itself may have chosen all names below, also those of units and pods.
+A process that may create a cgroup chooses the cgroup's name, so a name can be false. For example,
+root in a container can create a ``docker-<64 digits>.scope`` below the container's cgroup, and move
+into it. So a path is trusted only from its top down to the first container or unit. If this is a
+container, a runtime of the host made it. The container itself may have chosen all names below it.
+For Docker in Docker, the result is the container of the outer Docker.
 
-A container may also be below a unit. Below the unit of a runtime (for example ``docker.service``),
-it is detected as at the top. Below another unit, it is detected only directly below the unit, where
-Podman and systemd-nspawn put it. Other scopes are fakes there: systemd's own scopes are only in
-slices.
+If a unit comes first, there may be a container below it. Below the unit of a runtime, such as
+``docker.service``, a container is detected in the same way as at the top. Directly below another
+unit, only the containers of Podman and systemd-nspawn are detected. Deeper below such a unit, no
+container is trusted.
 
-A user's own runtime is below ``user@UID.service``. That user can fake the container, so ``unit``
-begins with ``user@UID.service``. In a cgroup namespace, paths begin at the namespace's root, or
-above it (``/../``). There only root in the reader's namespace can fake a container. The path lacks
-the units above the namespace's root, so none of these units is reported.
+A user's own runtime is below ``user@UID.service``. This user can falsify the container, so ``unit``
+begins with ``user@UID.service``.
+
+In a cgroup namespace, paths begin at the root of the namespace, or above it (``/../``). There, only
+root in the reader's namespace (that of ocsf-nft) can falsify a container. The path lacks the units
+above the root, so none of these units is reported.
 
 No name contains a newline: the kernel does not make such a cgroup.
 """
@@ -33,9 +35,9 @@ if TYPE_CHECKING:
 class Placement(NamedTuple):
     """Container and systemd unit of a process; None for a value that is absent or unknown.
 
-    ``unit`` is a name as in ``systemctl``. If a user's own systemd manager runs the unit, the name
-    begins with that manager: ``user@1000.service/NAME``. ``unit`` is never a scope that a runtime
-    made for the container.
+    ``unit`` is a name as in ``systemctl``, for example ``ssh.service``. If a user's own systemd
+    manager runs the unit, the manager comes first: ``user@1000.service/NAME``. The scope that a
+    runtime made for the container itself (for example ``docker-….scope``) is never the ``unit``.
     """
 
     container: Container | None = None
@@ -77,14 +79,17 @@ _ESCAPED: Final = re.compile(r"\\x([0-9a-f]{2})")
 
 
 class _Found(NamedTuple):
-    """Container that was found in a cgroup path, and the number of names above it in the path."""
+    """Container that was found in a cgroup path, with the number of names above it (``above``)."""
 
     container: Container
     above: int
 
 
 def parse_cgroups(cgroup_text: str) -> Placement:
-    """Return the container and unit of a process from its /proc/PID/cgroup (cgroup v1 or v2)."""
+    """Return the container and systemd unit of a process.
+
+    ``cgroup_text`` is the content of its /proc/PID/cgroup, with cgroup v1 or v2.
+    """
     paths = dict(_paths(cgroup_text))
     found = {controllers: _container(names) for controllers, names in paths.items()}
     # Runtimes skip some hierarchies, and never put a process into two containers.
@@ -167,10 +172,11 @@ def _pod(name: str, above: Sequence[str]) -> str | None:
 
 
 def _unit(names: Sequence[str]) -> str | None:
-    """Return the systemd unit in a cgroup path (cg_path_get_unit); None if there is none.
+    """Return the systemd unit in a cgroup path, as cg_path_get_unit does; None without a unit.
 
-    The unit is the first name that is no slice. If this is a user's own systemd manager, add the
-    manager's unit: ``user@1000.service/NAME``.
+    ``names`` are the parts of the path. The unit is the first part that does not end with
+    ``.slice``. If it is a user's own systemd manager, return ``user@1000.service/NAME``. NAME is
+    the unit that this manager runs.
     """
     unit, below = _first_unit(names)
     if unit is None or not _USER_MANAGER.fullmatch(unit):
@@ -180,9 +186,10 @@ def _unit(names: Sequence[str]) -> str | None:
 
 
 def _first_unit(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """Return the unit in a cgroup path, and the names below it.
+    """Return the systemd unit in a cgroup path, and the parts of the path below it.
 
-    The unit is the first name that is no slice; None if that name is not a unit.
+    Only the first part that does not end with ``.slice`` can be the unit. If it is no unit's name,
+    or if there is no such part, the unit is None.
     """
     for at, name in enumerate(names):
         if not name.endswith(".slice"):

@@ -5,10 +5,10 @@ through one descriptor of the process's /proc directory, which never refers to a
 process may also run another program during the read (exec). So the details of a program are
 returned together only if there was no exec in between.
 
-The process, its ancestors, its users and its cgroups can't be wrong. The process itself chooses its
-name and arguments. The kernel states the path of the program, from the root of the mount namespace
-of the program's file. A process with CAP_CHECKPOINT_RESTORE, also in its own user namespace, can
-make the kernel state another program.
+A process can't falsify its pid, its ancestors, its users or its cgroups. It can choose its own name
+and arguments freely. The path of the program comes from the kernel. It begins at the root of the
+mount namespace that has the program's file. But a process with CAP_CHECKPOINT_RESTORE can make the
+kernel report another program. The capability in a user namespace of its own is enough.
 """
 
 from __future__ import annotations
@@ -62,24 +62,25 @@ def read(
     started_ns: int | None = None,
     hashes: ProgramHashes | None = None,
 ) -> Process | None:
-    """Return the details of a process, or of a thread's process; None if they can't be read.
+    """Return the details of a process, or of the process of a thread; None if they can't be read.
 
-    ``pid`` is the number of a process or thread in this /proc. ``started_by_ns`` (CLOCK_BOOTTIME)
-    is a time at which that process or thread existed. Return None if it started later: then another
-    process has got the number. ``started_ns`` is the exact start. Return None if the start differs.
-    The precision of both is a clock tick (10 ms). ``hashes`` computes the hash of the program.
+    ``pid`` is the id of a process or thread in this /proc. ``started_by_ns`` (CLOCK_BOOTTIME) is a
+    time at which this process or thread existed. If the process or thread that has this id now
+    started later, it is another one, and the result is None. ``started_ns`` is the exact time of
+    its start. If this time differs, the result is None. Both are compared with a precision of one
+    clock tick (10 ms). ``hashes`` computes the hash of the program; None: no hash.
 
-    For a thread, ``uid``, ``gid`` and ``working_directory`` are those of the thread. The path of a
-    removed working directory ends with " (deleted)", as in the kernel. ``is_deleted`` is None if
-    the path of the program ends with " (deleted)", but the file still has a name. Then this text is
-    part of the file's name, or one of the file's several names was removed. A file that never had a
-    name counts as deleted. ``ancestors`` are at most 16. Inits of pid namespaces do not end the
-    list, because any sandboxed program can start such an init.
+    For a thread, ``uid``, ``gid`` and ``working_directory`` are those of the thread. If the working
+    directory was removed, its path ends with " (deleted)", as in the kernel. ``is_deleted`` of the
+    program is true if its file has no name, even if the file never had one. It is None if the path
+    ends with " (deleted)" but the file still has a name. Then this text may be part of the name, or
+    one of several names was removed. ``ancestors`` are at most 16. They continue above the init of
+    a pid namespace, because any sandboxed program can start such an init.
 
-    Call this in a thread that may block, because there is no time limit. A process can delay the
-    read of its arguments. To do so, it holds the lock of its memory, or serves its pages itself
-    (userfaultfd). A file system can delay the read of a program. The name service can delay the
-    name of a user.
+    Call this function in a thread of its own, because it may block without a time limit. A process
+    can delay the read of its arguments: it holds the lock of its memory, or serves its memory pages
+    itself (userfaultfd). A file system can delay the read of the program. The name service can
+    delay the user's name.
     """
     try:
         with proc.opened(f"/proc/{pid}") as directory:
@@ -146,11 +147,11 @@ def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
 def _parent(
     child: int, born: proc.Stat, opened: contextlib.ExitStack
 ) -> tuple[int, _Observation] | None:
-    """Return the /proc directory and the details of a process's parent.
+    """Open the /proc directory of a process's parent; return its descriptor and the details.
 
-    Return None if the directory may be that of another process with the parent's pid. ``child`` is
-    the process's /proc directory. ``born`` are its details, which name the parent. ``opened``
-    closes the returned directory.
+    ``child`` is the descriptor of the process's /proc directory. ``born`` are the process's
+    details, with the parent's pid. ``opened`` closes the new descriptor later. Return None if the
+    parent has exited, may not be read, or may be another process that got the same pid.
     """
     with contextlib.suppress(OSError, ValueError):  # exited, or this process may not read it
         directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))
@@ -177,12 +178,12 @@ def _observe(
 
 
 def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
-    """Replace the name and the ``stat`` of a thread by those of the thread's process.
+    """Replace the name and the ``stat`` in a thread's details by those of the thread's process.
 
-    ``thread`` and ``leader`` are the /proc directories of the thread and the process. Raises
-    OSError if the thread has ended. While the thread exists, the pid of its process is not used
-    again, so ``leader`` is the right directory. There also was no exec, because an exec would have
-    ended the thread.
+    ``seen`` are the thread's details. ``thread`` and ``leader`` are the /proc directories of the
+    thread and of its process. Raises OSError if the thread has ended. While the thread exists, no
+    other process gets the pid of its process. An exec would have ended the thread, so there was
+    none. So both directories are of one process and one program.
     """
     stat = proc.stat(leader)
     proc.stat(thread)
@@ -201,10 +202,11 @@ def _read_consistent(
 def _read_once(
     directory: int, before: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
 ) -> tuple[_Observation, bool]:
-    """Read the details of a process; return the details and True if all are of one program.
+    """Read the details of a process; return the details, and True if there was no exec meanwhile.
 
-    ``before`` is the process's state before the read. Details that may be of two programs are
-    omitted.
+    ``before`` is the process's ``stat`` before the read. After an exec, details may be of the old
+    or the new program. Such details are omitted, for example the arguments. If ``is_ancestor`` is
+    true, arguments, working directory and cgroups are not read.
     """
     status = proc.status(directory)
     with _open_program(directory) as executed:
@@ -237,7 +239,10 @@ def _read_once(
 
 @contextlib.contextmanager
 def _open_program(directory: int) -> Iterator[int | None]:
-    """Open the file that a process executes (O_PATH); yield None without a file or access."""
+    """Open the program file of a process (O_PATH), and close it at the end of the ``with`` block.
+
+    Yield None if the process has no program file, or if access to it is not permitted.
+    """
     try:
         descriptor = os.open("exe", os.O_PATH, dir_fd=directory)
     except OSError:
@@ -271,7 +276,10 @@ def _program(executed: int) -> _Program:
 
 @functools.cache
 def _memfd_device() -> int | None:
-    """Return the device number of memfds, to distinguish a memfd from a file with the same path."""
+    """Return the number of the device on which memfds are; None if no memfd can be created.
+
+    By this number, a program in a memfd is distinguished from a file with the same path.
+    """
     for flags in (_MFD_CLOEXEC_NOEXEC, os.MFD_CLOEXEC):  # the first since Linux 6.3
         with contextlib.suppress(OSError):
             descriptor = os.memfd_create("", flags)

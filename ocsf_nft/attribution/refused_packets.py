@@ -1,10 +1,12 @@
-"""Match of log records to refused packets that the kernel reports with their senders.
+"""Search for the senders of log records, among the packets that a BPF program reports.
 
-The kernel reports a packet just after it has logged the packet. The kernel does not log most
-packets of a flood, so a reported packet may have no record. A reported packet matches only one
-record. That record was logged before the report, and has the same bytes if it has any bytes. A
-process may send through the socket of another process, or from the port of another process. Then
-the report names the sending process. A packet with an unknown sender is reported too.
+The BPF program in the kernel reports refused packets with their senders, just after the kernel has
+logged them. The kernel does not log most packets of a flood, so many reported packets have no log
+record. A reported packet matches only one record. This record was logged before the report. If the
+record has bytes of the packet, these are equal to those of the reported packet.
+
+A process may send through the socket of another process, or from the port of another process. The
+report names the process that sends. Packets whose sender is unknown are reported too.
 """
 
 from __future__ import annotations
@@ -38,7 +40,11 @@ _ACK: Final = 0x10
 
 
 class _Key(NamedTuple):
-    """Common key of a reported packet and its log record; ``owner`` is the socket's user."""
+    """Values that a reported packet and its log record have in common, to find one by the other.
+
+    ``owner`` is the user of the socket. ``packet`` has protocol, ports and destination. ``is_syn``
+    is true for a packet that begins a TCP connection.
+    """
 
     owner: int
     packet: PacketKey
@@ -50,10 +56,11 @@ _ANY: Final = PacketKey(-1)
 
 
 class _Query(NamedTuple):
-    """Search for the reported packet of a log record.
+    """Search for the reported packet that belongs to a log record.
 
-    The record was logged at ``since_ns`` or later, at about ``stamp_ns``. ``sum`` is the checksum
-    of the packet's bytes in the record; None if the record has no bytes.
+    ``since_ns`` is the earliest possible time of the record. ``stamp_ns`` is the record's
+    timestamp, which may be inexact. ``sum`` is the checksum of the packet's bytes in the record;
+    None if the record has no bytes.
     """
 
     key: _Key
@@ -63,19 +70,27 @@ class _Query(NamedTuple):
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
-        """Return the keys to search for: first any packet of the user, then the exact packet."""
+        """Return the two keys under which the packet may be stored.
+
+        The first key is for reports that may be about any packet of the same user. The second key
+        is for packets with the record's protocol, ports and destination.
+        """
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
-        """Return True if the log record may be about the reported packet."""
+        """Return True if a reported packet may be the packet of the log record.
+
+        The packet was reported at ``since_ns`` or later, and has the same bytes as the record.
+        Unknown bytes count as the same.
+        """
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
 
     def is_likely(self, packet: Call) -> bool:
-        """Return True if the log record is probably about the reported packet.
+        """Return True if a reported packet is probably the packet of the log record.
 
-        Both have the same bytes. If bytes are unknown, the packet was reported after the record's
-        timestamp, or shortly before.
+        The packet has the same bytes as the record. If bytes are unknown, the packet was reported
+        after the record's timestamp, or at most half a second before it.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
@@ -83,7 +98,10 @@ class _Query(NamedTuple):
 
 
 class _SimilarPackets:
-    """Latest reported packets of one process with the same key that match no log record yet."""
+    """Reported packets of one process that have the same key, and that match no log record yet.
+
+    Only the latest eight packets are stored.
+    """
 
     __slots__ = ("calls", "incomplete_ns")
 
@@ -100,21 +118,26 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + _SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the packet of the record may be missing here.
+        """Return True if the packet of the log record may be missing among the stored packets.
 
-        The kernel does not report all similar packets, and only the latest eight are stored.
+        The kernel does not report all similar packets, and only the latest eight reports are
+        stored.
         """
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
         """Return the stored packets that may be the packet of the log record.
 
-        Return all stored packets if the packet of the record may be missing here.
+        If the record's packet may be missing here, return all stored packets. Their process may
+        have sent the missing packet too.
         """
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
-        """Remove one packet that matches the record, so that no other record matches it."""
+        """Remove one packet that may be that of the log record, so that it matches no other record.
+
+        Nothing is removed if the record's packet may be missing here.
+        """
         if self.is_incomplete(query):
             return
         found = self.candidates(query)
@@ -127,7 +150,7 @@ class _SimilarPackets:
 class RefusedPackets:
     """Latest refused packets of one network namespace, to find the senders of log records.
 
-    Times are of CLOCK_BOOTTIME.
+    All times are of CLOCK_BOOTTIME.
     """
 
     def __init__(self) -> None:
@@ -137,7 +160,7 @@ class RefusedPackets:
         self._evicted_ns = -1
 
     def add(self, packet: Call) -> None:
-        """Store a refused packet that the kernel reports."""
+        """Store a refused packet that the kernel has reported."""
         key = _key_of_call(packet)
         by_image = self._by_key.setdefault(key, {})
         self._by_key.move_to_end(key)
@@ -153,11 +176,17 @@ class RefusedPackets:
                 self._evict(each)
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that the kernel dropped reports of some packets before ``now_ns``."""
+        """Note that the kernel dropped reports of some packets before ``now_ns``.
+
+        The senders of records from before that time are uncertain from now on.
+        """
         self._evicted_ns = now_ns
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
-        """Return True if the kernel has not yet reported the packet of one of the log records."""
+        """Return True if the kernel may still report the packet of one of the log records.
+
+        This is so if no stored packet is probably the packet of that record.
+        """
         numbers: Counter[tuple[_Key, int | None]] = Counter()
         for each in logged:
             query = _query(each)
@@ -168,9 +197,10 @@ class RefusedPackets:
         return False
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield the match of each log record; None if no reported packet matches.
+        """Yield for each log record the processes that may have sent its packet.
 
-        The records are in the kernel's order. A packet belongs to only one record, so pass each
+        The result is None for a record without such a process. ``logged`` must be in the order in
+        which the kernel logged the records. A packet belongs to only one record, so pass each
         record only once.
         """
         for each in logged:
@@ -196,7 +226,7 @@ class RefusedPackets:
         return make_match(found.values(), is_sender=is_sender)
 
     def _number_of_likely(self, query: _Query) -> int:
-        """Return the number of reported packets that the log record is probably about."""
+        """Return how many stored packets are probably the packet of the log record."""
         return sum(
             query.is_likely(each)
             for key in query.keys
@@ -222,7 +252,11 @@ class RefusedPackets:
 
 
 def _latest(calls: Sequence[Call]) -> Call:
-    """Return the latest call; set its thread to 0 if the calls are of several threads."""
+    """Return the latest of several calls of one process.
+
+    If the calls are of several threads, set its thread (``tid``) to 0, because the sender may be
+    any of them.
+    """
     latest = calls[-1]
     return latest if all(each.tid == latest.tid for each in calls) else latest._replace(tid=0)
 

@@ -39,11 +39,13 @@ _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowRequest:
-    """Request for commands: the traffic to allow, and the namespace whose rules must change.
+    """Request for shell commands: the traffic to allow, and the namespace whose rules must change.
 
-    ``directions`` are the kinds of traffic, ``versions`` the IP versions. ``device`` is the VM's
-    interface or a pattern; it is None for a sandbox with ``proxies``. ``port`` is the gateway's
-    port.
+    ``directions`` are kinds of traffic, for example replies from the internet to the VM.
+    ``versions`` are 4 and 6, for IPv4 and IPv6. ``device`` is the VM's interface, or a pattern such
+    as ``vmtap-*``; it is None for a sandbox that is no VM. ``subnets`` are the VM's subnets.
+    ``port`` is the port at which the VM's gateway has the proxy. ``proxies`` are the proxies of a
+    sandbox that is no VM.
     """
 
     namespace: Namespace
@@ -58,9 +60,9 @@ class AllowRequest:
 def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -> tuple[str, ...]:
     """Return shell commands that make the host's rules accept the requested traffic.
 
-    ``owner`` is the program that made the chain with the dropping rule. ``base`` is the base chain
-    that leads to that rule. The result is empty if a command can't be written safely, or if only
-    the process that owns the table can change it.
+    ``owner`` is the program that manages the rule that drops this traffic, for example Docker.
+    ``base`` is the base chain from which packets reach that rule. The result is empty if a command
+    can't be written safely. It is also empty if a process owns the table exclusively.
     """
     if request.device is not None and not is_plain_device(request.device):
         return ()
@@ -76,7 +78,11 @@ def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -
 
 
 def is_plain_device(name: str) -> bool:
-    """Return true if every firewall's command can express the interface name or pattern."""
+    """Return true if the commands of each firewall can contain this name of an interface.
+
+    The firewalls are nft, iptables, ufw and firewalld. The name may be a pattern such as
+    ``vmtap-*``.
+    """
     return _DEVICE.fullmatch(name) is not None
 
 
@@ -90,7 +96,10 @@ def _nsenter(namespace: Namespace) -> tuple[str, ...]:
 
 
 def _with_plus_wildcard(device: str) -> str:
-    """Return the device pattern for iptables, ufw and firewalld, whose wildcard is ``+``."""
+    """Convert an interface pattern to the form of iptables, for example ``vmtap-*`` to ``vmtap-+``.
+
+    ufw and firewalld use the same form. A name without a wildcard is returned unchanged.
+    """
     return f"{device[:-1]}+" if device.endswith("*") else device
 
 
@@ -146,10 +155,11 @@ def _iptables(
 
 
 def _iptables_program(version: int, backend: str) -> str:
-    """Return the name of the iptables program that changes rules of a backend: nft or legacy.
+    """Return the name of the iptables program that can change the rules of a backend on this host.
 
-    The result is the plain name ``iptables`` (or ``ip6tables``) if that is the required program on
-    this host. Otherwise it is the name with the suffix, for example ``iptables-legacy``.
+    ``backend`` is ``legacy`` or ``nft``. ``version`` is the IP version, 4 or 6. The result is
+    ``iptables`` or ``ip6tables`` if that program has this backend. Otherwise the name has a suffix,
+    for example ``iptables-legacy``.
     """
     name = "iptables" if version == 4 else "ip6tables"
     found = nft.find_program(name)

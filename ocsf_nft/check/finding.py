@@ -1,4 +1,4 @@
-"""Finding of the command `check`, and the exit code that a list of findings leads to."""
+"""Finding of the command `check`, and the exit code that follows from all findings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ Severity: TypeAlias = Literal["ok", "info", "degraded", "blocked", "fatal"]
 class RuleLocation:
     """Location of a rule, chain or table in a ruleset.
 
-    For a whole table, all fields after ``table`` except ``owner`` are None. For the policy of a
-    chain, ``handle`` and ``rule`` are None. ``backend`` is ``legacy`` for the kernel's old iptables
-    (ip_tables), which nft doesn't list.
+    ``backend`` is ``legacy`` for the kernel's old iptables (ip_tables), which nft doesn't list.
+    ``handle`` is the rule's number in the kernel, ``rule`` its text. ``owner`` is the program that
+    manages the rule, for example Docker; None if it is unknown. For the policy of a chain,
+    ``handle`` and ``rule`` are None. For a whole table, ``chain`` is None too.
     """
 
     backend: str
@@ -34,10 +35,11 @@ class RuleLocation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Result of one check of a host: its name, severity, meaning for people, and remedy.
+    """Result of one check of a host: its name, severity, meaning and remedy.
 
-    ``commands`` carry out the remedy; each one is ready to paste into a shell. ``location`` is the
-    rule that the finding is about.
+    ``meaning`` is a sentence for people. ``commands`` carry out the remedy; each one is ready to
+    paste into a shell. ``location`` is the rule that the finding is about; None if it is about no
+    rule.
     """
 
     name: str
@@ -54,9 +56,9 @@ _READERS: Final = frozenset({"kmsg-reader", "journal-reader"})
 def exit_code(found: Sequence[Finding]) -> int:
     """Return the exit code of the command `check` for its findings.
 
-    0: a fence can be active here, its records can be read, and its accepted traffic gets through.
-    1: not all of this is true, or a rule may drop accepted traffic. 3: no fence can be active. One
-    working way to log and read records is enough for 0.
+    3: no fence can be active here (a finding is ``fatal``). 1: a fence can be active, but its
+    records can't be read, or another rule may drop traffic that the fence accepts. 0: there is
+    neither of these faults. To read records, either NFLOG or the kernel log is enough.
     """
     bad = {finding.name for finding in found if finding.severity not in {"ok", "info"}}
     if any(finding.severity == "fatal" for finding in found):

@@ -1,6 +1,7 @@
-"""Checks of the features of the kernel and the system that a fence needs, by a trial of each.
+"""Checks of the features of kernel and system that a fence needs: each feature is tried.
 
-Each trial runs in a scratch namespace, which is removed afterwards. Nothing on the host is changed.
+Each trial runs in a temporary namespace, which is removed afterwards. Nothing on the host is
+changed.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ _IFREQ: Final = struct.Struct("16sH22x")
 
 
 def findings() -> Iterator[Finding]:
-    """Yield a finding for each feature that is needed to load fences and to read their records.
+    """Yield a finding for each feature that is needed to load fences or to read their log records.
 
-    The most important features come first.
+    There is a finding for an available feature too, with severity ``ok``. The most important
+    features come first.
     """
     yield _probe("nft", "fatal", "the nft program is installed", _nft)
     yield _probe(
@@ -92,9 +94,10 @@ def findings() -> Iterator[Finding]:
 
 
 def vm_findings(*, is_required: bool) -> Iterator[Finding]:
-    """Yield a finding for each further feature that only the fence of a VM needs.
+    """Yield a finding for each feature that only a VM's fence needs: NAT, conntrack, TAP devices.
 
-    ``is_required``: the check is for one VM, so a missing feature is fatal.
+    If ``is_required`` is true, the check is about a certain VM, and a missing feature is ``fatal``.
+    Otherwise a missing feature is ``degraded``.
     """
     severity: Severity = "fatal" if is_required else "degraded"
     yield _probe(

@@ -1,9 +1,12 @@
 """Detection, and removal on request, of iptables rules that an older set-up for VMs left behind.
 
-A leftover is a rule or chain for a VM's interface, or NAT for the VM's subnet. Either the interface
-no longer exists, or it is the one in the scope of the check, which a fence handles. The rules that
-our remedies add have a comment. Such a rule is a leftover only if its interface no longer exists.
-Rules that other programs manage, such as ufw or Docker, are no leftovers.
+A leftover is a rule or chain for a VM's interface, or a NAT rule for a VM's subnet. The interface
+no longer exists, or the VM on it is the one that this check is about. In the second case, a fence
+replaces the old rules.
+
+The commands that `check` suggests add rules with a comment. Such a rule is a leftover only if its
+interface no longer exists. Rules that other programs manage, such as ufw or Docker, are no
+leftovers.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class Leftover:
 
     @property
     def text(self) -> str:
-        """Return a description of the rule or chain for messages."""
+        """Return a text about the rule or chain, such as "rule in ip filter FORWARD: …"."""
         key = self.chain.key
         legacy = "legacy " if key.backend == "legacy" else ""
         position = f"{legacy}{key.family} {key.table} {key.name}"
@@ -66,7 +69,8 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Return the rules and chains that an older iptables set-up for VMs left behind.
 
-    ``present`` are the interfaces that exist now, by name.
+    ``present`` are the interfaces that exist now, by name. ``scope`` names the VM that the check is
+    about, if any: old rules for this VM are leftovers although its interface exists.
     """
     test = _LeftoverTest(present, scope)
     leftover_chains = {
@@ -112,9 +116,9 @@ def findings(found: list[Leftover]) -> Iterator[Finding]:
 def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftover, str | None]]:
     """Remove leftover rules and chains, and yield each leftover with its result.
 
-    The result is None after success, else the reason why the leftover was not removed. A leftover
-    that has changed since it was found is not removed. After a failure, the others are still
-    removed.
+    The result is None if the leftover was removed, else the reason why it was not. A leftover that
+    has changed since it was found is not removed. A failure does not prevent the removal of the
+    next leftovers.
     """
     for leftover in found:
         try:
@@ -180,8 +184,8 @@ class _LeftoverTest:
 def _may_hold_leftovers(chain: Chain, ruleset: Ruleset) -> bool:
     """Return true if an older iptables set-up may have added rules to a chain.
 
-    Return false for a chain of another program, such as Docker, and for tables that iptables
-    doesn't use.
+    Return false if another program, such as Docker, manages the chain. Return false too if iptables
+    doesn't use the chain's table.
     """
     is_iptables = chain.key.backend == "legacy" or is_iptables_table(chain.key)
     if not is_iptables:
@@ -216,9 +220,9 @@ def _matches(rule: Rule, operator: str = "==") -> Iterator[tuple[Any, Any]]:
 
 
 def _excluded_devices(rule: Rule) -> list[str]:
-    """Return the interfaces that a rule excludes with ``!=``.
+    """Return the interfaces that a rule excludes with ``!=``, for example ``eth0``.
 
-    For NAT, this is usually the interface whose subnet the rule translates.
+    The usual NAT rule for a subnet excludes the interface of that subnet.
     """
     return _devices(rule, "!=")
 
@@ -277,19 +281,19 @@ def _is_unchanged(leftover: Leftover, now: Ruleset) -> bool:
 
 
 def _without_counters(rule: Rule) -> tuple[Any, ...]:
-    """Return a rule's handle, text and statements without counters.
+    """Return a rule's handle, text and statements, but not its packet counts.
 
-    Two readings of an unchanged rule have equal results, even if packets were counted between them.
+    So an unchanged rule gives an equal result each time, although its counts grow.
     """
     statements = [(kind, body) for kind, body in rule.statements if kind != "counter"]
     return rule.handle, rule.text, statements
 
 
 def _commands(leftover: Leftover) -> Iterator[list[str]]:
-    """Yield the commands that remove a leftover rule or chain, as argument lists.
+    """Yield the commands that remove a leftover rule or chain, each as a list of arguments.
 
-    Neither a shell nor nft can misread an argument. Raises CommandError if the program isn't
-    installed, or if a name can't be passed to it safely.
+    No shell runs the commands. Raises CommandError if iptables-legacy is needed but not installed,
+    or if nft could misread the name of the table or chain.
     """
     key, rule = leftover.chain.key, leftover.rule
     if key.backend == "legacy":

@@ -173,10 +173,10 @@ def ocsf_version(text: str) -> str:
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
-    """Return the settings for the conversion of records to events, from a configuration file.
+    """Return the settings for the conversion of log records to events, from the file ``config``.
 
-    The first is the meaning of the log prefixes of other firewalls. The second is the mapper's
-    context, with the configured severities. Without a file both are the defaults. Raises
+    The first result decodes the log prefixes of other firewalls. The second result has the
+    configured severities of events. If ``config`` is None, both are the defaults. Raises
     AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
@@ -191,10 +191,10 @@ def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
 
 
 def state_directory(option: Path | None, config: Path | None = None) -> Path:
-    """Return the state directory: the ``option``, or else the value in the file ``config``.
+    """Return the state directory: ``option``, or else the one in the file ``config``.
 
-    If neither names one, the environment variable ``OCSF_NFT_STATE_DIR`` or else the default is
-    used. Raises AbsentError or UsageError if the file can't be used.
+    If both name none, return the value of the environment variable ``OCSF_NFT_STATE_DIR``. If that
+    is not set, return the default. Raises AbsentError or UsageError if the file can't be used.
     """
     if option is not None:
         return option
@@ -206,9 +206,9 @@ def state_directory(option: Path | None, config: Path | None = None) -> Path:
 
 
 def store(config: Path) -> Path | None:
-    """Return the path of the store that a configuration file names.
+    """Return the path of the event store that a configuration file names.
 
-    Returns None if the file names none: the store is then below the state directory. Raises
+    Returns None if the file names no store: the store is then below the state directory. Raises
     AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.config import read  # noqa: PLC0415 - slow to import
@@ -217,7 +217,11 @@ def store(config: Path) -> Path | None:
 
 
 def configuration(path: Path) -> Config:
-    """Read the configuration of a run from a file; raises AbsentError or UsageError."""
+    """Read the configuration file of the command `run`; raises AbsentError or UsageError.
+
+    If the file names no state directory, the result has that of the environment variable
+    ``OCSF_NFT_STATE_DIR``, or else the default.
+    """
     from ocsf_nft.config import load  # noqa: PLC0415 - slow to import
 
     return _with_state_directory(load(path))
@@ -234,15 +238,19 @@ def _default_state_directory() -> Path:
 
 
 def one_sandbox(**values: Any) -> SandboxConfig:
-    """Build a sandbox's configuration from options, checked as in a file; raises UsageError."""
+    """Build a sandbox's configuration from command-line options; raises UsageError.
+
+    ``values`` are the keys of a ``[[sandbox]]`` table. They are checked as in a configuration file.
+    A key whose value is None is ignored.
+    """
     return one(values).sandbox[0]
 
 
 def one(sandbox: dict[str, Any], **others: Any) -> Config:
-    """Build a configuration with one sandbox from options; raises UsageError.
+    """Build a configuration with one sandbox from command-line options; raises UsageError.
 
-    ``sandbox`` has the keys of the sandbox; a key whose value is None is ignored. ``others`` are
-    the other keys at the top level of the configuration.
+    ``sandbox`` has the keys of the ``[[sandbox]]`` table; a key whose value is None is ignored.
+    ``others`` are keys outside this table, for example ``output``.
     """
     from ocsf_nft import config  # noqa: PLC0415 - pydantic is slow to import, and --help needs none
 

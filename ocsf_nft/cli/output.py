@@ -1,7 +1,7 @@
 """Standard streams that can be used even if they are closed, full or without a reader.
 
-A failure of standard output is reported, because the requested data is missing then. A failure of
-standard error can't be reported anywhere; the exit code stays correct.
+If standard output fails, an error is reported, because the requested data is missing then. If
+standard error fails, nothing can be reported, but the exit code stays correct.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ class _Stderr(io.FileIO):
 
 
 def prepare() -> None:
-    """Make the three standard streams safe to use; call this before any file is opened.
+    """Make the three standard streams safe to use; call this function before any file is opened.
 
-    A closed descriptor gets the null device. Otherwise the next opened file or socket would get its
-    number, and printed text would go there. Writing to a closed standard output still fails.
+    If a standard stream is closed, its descriptor is opened on the null device. Otherwise the next
+    file or socket would get this descriptor, and printed text would go there. Writing to a standard
+    output that was closed still fails.
     """
     for number in range(3):
         try:
@@ -92,15 +93,15 @@ def write(data: bytes) -> None:
 
 
 def show(text: str) -> None:
-    """Write text for people to standard error; control characters in it are escaped."""
+    """Write text for people to standard error; escape control characters in it."""
     shown = re.sub(r"[^\n\t]+", lambda part: visible(part[0]), text)
     print(shown, file=sys.stderr)  # noqa: T201 - the only print
 
 
 def write_stderr(data: bytes) -> None:
-    """Write data to standard error in one write, and drop the data if that fails.
+    """Write data to standard error in one write; if that fails, drop the data.
 
-    Earlier text from :func:`show` is written first.
+    Text that :func:`show` wrote before comes first.
     """
     sys.stderr.flush()
     sys.stderr.buffer.write(data)
@@ -108,9 +109,10 @@ def write_stderr(data: bytes) -> None:
 
 
 def write_stderr_at_once(data: bytes) -> bool:
-    """Write data to standard error only if that is possible without waiting.
+    """Write data to standard error if it accepts data now; otherwise drop the data.
 
-    Return true if the data was written. Data of more than ``AT_ONCE_BYTES`` may still block.
+    Return true if the data was written. Pass at most ``AT_ONCE_BYTES`` bytes: a write of more bytes
+    may block.
     """
     if not select.select((), (_STDERR,), (), 0)[1]:
         return False

@@ -13,13 +13,14 @@ from ocsf_nft.config.store import Size
 class AttributionConfig(Table):
     """Attribution of packets to processes, ``[attribution]``.
 
-    ``method`` is the best method that is tried. With ``capture``, BPF programs record the process
-    when it sends. With ``socket``, the process is the one that has the socket afterwards. With
-    ``user``, only the user is known. No log record waits longer than ``wait_ms`` for its process.
+    ``method`` is the best method that is tried. If it does not work, a weaker method is used. With
+    ``capture``, BPF programs record the process at the time when it sends. With ``socket``, an
+    event names the process that has the socket when the packet's log record arrives. With ``user``,
+    an event names only the user. No log record waits longer than ``wait_ms`` for its process.
 
     An event has the SHA-256 of the process's program file if the file has at most
-    ``hash_max_bytes``. The hash is missing if the file can't be read within ``wait_ms``. With 0,
-    the default, no event has a hash.
+    ``hash_max_bytes``. The hash is missing if the file can't be read within ``wait_ms``. If
+    ``hash_max_bytes`` is 0 (the default), no event has a hash.
     """
 
     method: Literal["capture", "socket", "user"] = "capture"

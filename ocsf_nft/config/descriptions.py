@@ -1,8 +1,8 @@
-"""Descriptions of the keys of a configuration, for editors.
+"""Descriptions of the configuration's keys, which a text editor shows for a configuration file.
 
-They are stored by table and key. A table also has the descriptions of its base classes. They are in
-a separate module, since only :mod:`ocsf_nft.config.schema` needs them. The test
-tests/config/test_schema.py fails for a key without a description.
+They are stored by class of the table and by key. A class also has the descriptions of its base
+classes. They are in a separate module, since only :mod:`ocsf_nft.config.schema` needs them. The
+test tests/config/test_schema.py fails for a key without a description.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Forwarder: a task that delivers the events of the store to one sink, in order.
 
 Each sink has its own forwarder, so a sink that is down delays no other sink. A failed delivery of a
-batch is retried until it succeeds, with exponential backoff and jitter. A batch that the receiver
-refuses is halved until each refused event is alone. A refused event becomes a dead letter; all
-other events of the batch are delivered.
+batch is retried until it succeeds, with exponential backoff and jitter. If the receiver refuses a
+batch, the batch is sent again in halves, until each refused event is alone. A refused event becomes
+a dead letter, which the store holds with the reason. All other events of the batch are delivered.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ _SLICE: Final = 32
 
 @dataclass(slots=True)
 class Progress:
-    """Delivery state of a sink: numbers of delivered and refused events, and of failed attempts.
+    """Counts and condition of the delivery to one sink.
 
-    ``fault`` is the reason why the last attempt failed, None if it succeeded. ``since`` is the
-    start of the outage, by :func:`time.monotonic`. ``dead`` is the current number of dead letters.
+    ``delivered`` and ``refused`` are numbers of events. ``failures`` is the number of failed
+    delivery attempts. ``dead`` is the current number of dead letters (refused events in the store).
+    ``fault`` is the reason why the sink is down; None while it works. ``since`` is the start of the
+    latest outage, by :func:`time.monotonic`; 0 if there was none.
     """
 
     delivered: int = 0
@@ -69,22 +71,27 @@ class _StoppedError(Exception):
 
 @dataclass(slots=True)
 class _Part:
-    """Part of a batch: the messages still to deliver, and the refused messages with reasons."""
+    """Part of a batch: the messages to deliver (``rest``), and the refused ones with reasons."""
 
     rest: Sequence[Message]
     refused: list[Refusal] = field(default_factory=list)
 
     def halves(self) -> tuple[_Part, _Part]:
-        """Split ``rest`` in two; return the second half first (for ``extendleft``)."""
+        """Split the messages still to deliver in two parts; return the second part first.
+
+        The caller inserts both parts with ``extendleft``, which reverses their order.
+        """
         half = len(self.rest) // 2
         return _Part(self.rest[half:]), _Part(self.rest[:half])
 
 
 class Forwarder:
-    """Task that delivers events from a store to one sink, from the sink's checkpoint on.
+    """Task that delivers the events of a store to one sink, beginning after the sink's checkpoint.
 
-    ``convert`` returns an event's line in the sink's OCSF version, or None if the sink does not
-    select the event. The ``retrier`` runs each operation of the store, with retries.
+    The checkpoint is the number of the last event that the sink has acknowledged. ``convert`` takes
+    an event's JSON line, and returns the line in the sink's OCSF version. It returns None if the
+    sink does not get this event. ``retrier`` runs each operation of the store, and repeats it after
+    a failure.
     """
 
     def __init__(  # noqa: PLR0913 - parts of one forwarder
@@ -98,7 +105,11 @@ class Forwarder:
         retrier: StorageRetrier,
         progress: Progress | None = None,
     ) -> None:
-        """Create a forwarder; it adds to the counts in ``progress``, if given."""
+        """Create a forwarder for the sink with this ``name``.
+
+        The forwarder adds to the counts in ``progress``. Without ``progress``, the counts begin at
+        zero.
+        """
         self.name = name
         self.progress = progress or Progress()
         #: Number of the last event that needs no delivery any more.
@@ -133,21 +144,31 @@ class Forwarder:
             _log.warning("a sink could not be closed", sink=self.name, reason=_cause(error))
 
     async def load_checkpoint(self) -> None:
-        """Read the sink's checkpoint from the store into :attr:`done`; raises DeliveryError."""
+        """Read the sink's checkpoint from the store into :attr:`done`.
+
+        The checkpoint is the number of the last event that the sink has acknowledged. Raises
+        DeliveryError if the store can't be read.
+        """
         self.done, _ = await self._retrier(lambda: self._store.checkpoint(self.name))
 
     def set_handshake(self, line: bytes) -> None:
-        """Set a line that is sent to the sink first, each time the sink is opened."""
+        """Set a line that is sent before all events, each time the sink is opened."""
         self._handshake = Message("", line)
 
     def request_stop(self) -> None:
-        """Request that :meth:`run` ends after the pending batch, or now if the sink is down."""
+        """Request the end of :meth:`run`, and return at once.
+
+        If the sink works, :meth:`run` first delivers the batch that it is sending. If the sink is
+        down, :meth:`run` makes no further delivery attempt, and the events stay in the store.
+        """
         self._stop_requested.set()
 
     async def run(self) -> None:
-        """Deliver events to the sink until cancelled, or until a stop is requested.
+        """Deliver events to the sink, until cancelled or until :meth:`request_stop` is called.
 
-        Raises ClosedError if the sink is closed for good, DeliveryError if the store can't be used.
+        At its end, the method closes the sink. Raises ClosedError if the sink is closed
+        permanently, for example a pipe without a reader. Raises DeliveryError if the store can't be
+        used.
         """
         try:
             self.done, batch_end = await self._retrier(lambda: self._store.checkpoint(self.name))
@@ -169,11 +190,15 @@ class Forwarder:
 
     @property
     def pending(self) -> int:
-        """Return the number of stored events whose delivery to the sink is not finished yet."""
+        """Return the number of stored events that still wait for delivery to the sink."""
         return max(0, self._store.end - self.done)
 
     async def drain(self) -> None:
-        """Wait until :meth:`run` has delivered all stored events, also in incomplete batches."""
+        """Wait until :meth:`run` has delivered all stored events, or stored them as dead letters.
+
+        From this call on, :meth:`run` sends a batch at once, although the batch has room for more
+        events.
+        """
         self._hurry.set()
         while self.done < self._store.end:
             self._advanced.clear()
@@ -187,9 +212,12 @@ class Forwarder:
         self.progress.dead = await self._retrier(lambda: self._store.count_dead_letters(self.name))
 
     async def _wait(self) -> bool:
-        """Wait until there are events to deliver, then return True.
+        """Wait for the events of the next batch; return True if there are events to read.
 
-        Returns False if a stop is requested, or if it is time to check for dead letters to retry.
+        The wait ends when the batch is full, or when its time limit (``batch_settings.seconds``) is
+        over. Return False if a stop is requested before there is an event. Also return False after
+        a second without an event if there are dead letters: the caller then sends those for which a
+        retry was requested.
         """
         if self._store.end <= self.done:
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
@@ -205,7 +233,11 @@ class Forwarder:
         return True
 
     async def _read(self, until: int | None = None) -> list[StoredEvent]:
-        """Read the next batch; with ``until``, read all events up to that number instead."""
+        """Read the events of the next batch from the store.
+
+        With ``until``, read all events up to and including number ``until``, without a limit of
+        size.
+        """
         if until is not None:
             return await self._retrier(lambda: self._store.read_until(self.done, until))
         settings = self._batch_settings
@@ -216,7 +248,8 @@ class Forwarder:
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
         """Deliver the stored events ``rows`` as one batch, and store the sink's new checkpoint.
 
-        If ``rows`` is empty, retention has removed all events up to number ``end``: skip them.
+        Empty ``rows`` mean that the store has removed all events up to number ``end``, for example
+        because they were too old. The forwarder then continues after ``end``.
         """
         if not rows:
             self._advance(end)
@@ -249,7 +282,11 @@ class Forwarder:
     async def _converted(
         self, rows: Sequence[StoredEvent | DeadLetter]
     ) -> tuple[list[Message], list[RefusedEvent]]:
-        """Convert events for the sink; return messages, and events that can't be converted."""
+        """Convert events to the sink's OCSF version.
+
+        Return the messages to send, and the events that can't be converted. Neither list has the
+        events of classes that the sink does not get.
+        """
         messages: list[Message] = []
         refused: list[RefusedEvent] = []
         for number, row in enumerate(rows, 1):
@@ -276,7 +313,11 @@ class Forwarder:
         )
 
     async def _retry_dead_letters(self) -> None:
-        """Send dead letters whose retry was requested, at most once per _RETRY_CHECK_SECONDS."""
+        """Send the dead letters again for which a user has requested a retry.
+
+        The command ``ocsf-nft events --dead --retry`` requests it. Does nothing if the previous
+        check was less than _RETRY_CHECK_SECONDS ago.
+        """
         if not self.progress.dead or time.monotonic() < self._checked_at + _RETRY_CHECK_SECONDS:
             return
         self._checked_at = time.monotonic()
@@ -297,7 +338,10 @@ class Forwarder:
         self.progress.delivered += len(messages) - len(refusals)
 
     async def _deliver(self, messages: Sequence[Message]) -> list[Refusal]:
-        """Deliver a batch, in halves if it is refused or too slow; return the refused messages."""
+        """Deliver a batch, and return the refused messages with the reasons.
+
+        If the receiver refuses the batch, or is too slow for it, the batch is sent in halves.
+        """
         refused: list[Refusal] = []
         parts = deque([_Part(messages)])
         while parts:
@@ -317,9 +361,10 @@ class Forwarder:
     async def _deliver_part(self, part: _Part) -> None:
         """Deliver a part of a batch, with retries, until each message is delivered or refused.
 
-        Raises RefusedError if the receiver refuses the whole part, _SlowError after repeated
-        timeouts if the part can be split. Raises ClosedError if the sink is closed for good,
-        _StoppedError if a stop is requested while the sink is down.
+        Raises RefusedError if the receiver refuses the whole part. Raises _SlowError after repeated
+        timeouts if the part may be split: the caller then sends halves. Raises ClosedError if the
+        sink is closed permanently. Raises _StoppedError if a stop is requested while the sink is
+        down.
         """
         slow = 0
         backoff = Backoff(max_seconds=self._batch_settings.retry_seconds)
@@ -400,7 +445,10 @@ def _cause(error: Exception) -> str:
 async def _wait_for_first(
     waits: Iterable[Coroutine[Any, Any, object]], seconds: float | None
 ) -> None:
-    """Run coroutines until one of them ends, or ``seconds`` pass; then cancel the others."""
+    """Run coroutines until one of them ends or ``seconds`` have passed; then cancel the rest.
+
+    If ``seconds`` is None, there is no time limit.
+    """
     tasks = [asyncio.ensure_future(each) for each in waits]
     try:
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,6 @@
 """Access to a store from another process: events, dead letters, and the backlog of each sink.
 
-The service that writes to the store continues meanwhile. All functions block.
+A service can write to the store at the same time. All functions block.
 """
 
 from __future__ import annotations
@@ -70,13 +70,14 @@ class Archive:
     def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
         """Open the store's database file again if another file has replaced it.
 
-        ``last`` is the event that was read last. Returns the event after which reading continues;
-        None means to start at the beginning.
+        Returns the event after which reading continues; None means that reading starts at the
+        beginning. ``last`` is the event that was read last; None if none was read. If the file was
+        not replaced, the result is ``last``.
 
-        If another process deletes the file, the service writes a new file. The new file has the
-        same events with the same numbers, so reading continues after ``last``. If the new file does
-        not have ``last``, None is returned: for example, the file is of a newly created store.
-        Raises SourceError.
+        If another process deletes the file, the service writes its events to a new file, with the
+        same numbers. Then the result is ``last`` too. If the new file does not have that event, the
+        result is None. For example, the new file is that of another store. Raises SourceError if
+        the file can't be read.
         """
         if not self._database.is_replaced():
             return last
@@ -95,15 +96,18 @@ class Archive:
         return last if last and self._rows("number = ?", last.number) == [last] else None
 
     def newest(self, until: int = LAST) -> Iterator[ArchivedEvent]:
-        """Yield the events with numbers up to ``until``, the newest first; raises SourceError."""
+        """Yield the events with numbers up to and including ``until``, the newest first.
+
+        Raises SourceError if the database file can't be read.
+        """
         while rows := self._rows("number <= ? ORDER BY number DESC", until):
             yield from rows
             until = rows[-1].number - 1
 
     def beyond(self, number: int, until: int = LAST) -> Iterator[ArchivedEvent]:
-        """Yield the events with numbers above ``number``, up to ``until``, in order.
+        """Yield the events with numbers above ``number``, up to and including ``until``, in order.
 
-        Raises SourceError.
+        Raises SourceError if the database file can't be read.
         """
         while rows := self._rows("number > ? AND number <= ? ORDER BY number", number, until):
             yield from rows
@@ -112,7 +116,8 @@ class Archive:
     def dead_letters(self, sink: str | None = None) -> Iterator[DeadLetter]:
         """Yield the dead letters of one sink, or of all sinks (None), oldest first.
 
-        Raises SourceError.
+        A dead letter is an event that a sink has refused. Raises SourceError if the database file
+        can't be read.
         """
         last = 0
         query = "SELECT * FROM dead WHERE id > ? AND sink = IFNULL(?, sink) ORDER BY id LIMIT ?"
@@ -121,9 +126,9 @@ class Archive:
             last = rows[-1][0]
 
     def sink_backlogs(self) -> list[SinkBacklog]:
-        """Return the backlog of each sink: the counts of undelivered events and of dead letters.
+        """Return for each sink the number of undelivered events and the number of dead letters.
 
-        Raises SourceError.
+        Raises SourceError if the database file can't be read.
         """
         rows = self._query(
             "SELECT name, (SELECT COUNT(*) FROM event WHERE number > acknowledged), "
@@ -152,11 +157,12 @@ def _is_created(connection: sqlite3.Connection) -> bool:
 
 
 def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
-    """Request a retry of dead letters in the store at ``path``; return the number of dead letters.
+    """Request a retry of dead letters (refused events) in the store ``path``; return their number.
 
-    ``sink`` selects the dead letters of one sink, ``uid`` those of one event; None selects all. The
-    service that uses the store sends them within seconds, or at its next start. Raises
-    DeliveryError.
+    ``sink`` selects the dead letters of the sink with this name, ``uid`` those of the event with
+    this ``metadata.uid``. None does not limit the selection. The service that uses the store sends
+    them again within seconds, or after its next start. Raises DeliveryError if the store can't be
+    written.
     """
     # Not by Database, which quarantines a damaged file.
     uri = f"{path.absolute().as_uri()}?mode=rw"

@@ -25,12 +25,12 @@ _MAX_PENDING: Final = 64
 
 
 class FenceEvents:
-    """Stream of the changes that other processes make to an installed fence, for the service.
+    """Stream of the changes that other processes make to an installed fence.
 
-    It starts the tamper guard, a thread that detects the changes. ``self_heal`` lets that thread
-    restore the fence too. ``installed`` is the record of the fence, ``state`` the directory of the
-    records. Needs CAP_NET_ADMIN over the namespaces of the fence. To enter a namespace that is not
-    the process's own, it needs CAP_SYS_ADMIN.
+    :meth:`start` starts the tamper guard, a thread that detects the changes. With ``self_heal``,
+    this thread also restores the fence. ``installed`` is the record of the fence, ``state`` the
+    directory of the records. Needs CAP_NET_ADMIN over the namespaces of the fence. Also needs
+    CAP_SYS_ADMIN if the fence is in another namespace than this process.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class FenceEvents:
     async def start(self) -> None:
         """Start the tamper guard's thread.
 
-        Raises SourceError if the fence can't be monitored, and the errors of
-        :meth:`Namespace.call`.
+        Raises SourceError if the fence can't be monitored. Raises the errors of
+        :meth:`Namespace.call` too.
         """
         loop = asyncio.get_running_loop()
 
@@ -69,17 +69,22 @@ class FenceEvents:
         self._tamper_guard.start()
 
     async def stop(self) -> None:
-        """Stop the tamper guard's thread, and wait until it has handled its current change."""
+        """Stop the tamper guard's thread, and wait for its end.
+
+        If the thread is handling a change, it finishes that first.
+        """
         await asyncio.to_thread(self.tamper_guard.stop)
 
     async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
-        """Yield the changes by other processes since the last check, when a new check is due.
+        """Yield the changes by other processes, each time a check of the fence is due.
 
-        The caller checks the fence each time. The first check is due immediately, and further
-        checks every five seconds. A check is also due after a burst of changes to the fence, to
-        links or to routes. The tuple is empty if no other process has changed the fence since the
-        last check. While the caller is busy, up to 64 changes are stored; the oldest ones are
-        dropped first. Raises the error that ended the tamper guard's thread.
+        The caller then checks the fence. The first check is due at once; each later one is due
+        about five seconds after the previous one. A check is due earlier after changes to the
+        fence, to links or to routes. The tuple has the changes to the fence since the previous
+        tuple. It is empty if there were none.
+
+        While the caller is busy, up to 64 changes are stored; the oldest ones are dropped first. If
+        the tamper guard's thread ends with an error, this error is raised.
         """
         while True:
             yield self.take_pending()

@@ -38,9 +38,10 @@ _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.E
 class Route(NamedTuple):
     """Route to an address: the next hop (``neighbour``) and the index of the outgoing interface.
 
-    If there is no route, ``ifindex`` is None and ``neighbour`` is the address itself. That is
-    correct for the usual sandbox, whose proxy is on the same link. Both values are None if packets
-    to the address have no next hop: the address is the namespace's own, or is not unicast.
+    If there is no route, ``ifindex`` is None, and ``neighbour`` is the address itself. This guess
+    is right for the usual sandbox, because its proxy is on the same link. If packets to the address
+    have no next hop, both values are None. Such an address is the namespace's own, or is not
+    unicast.
     """
 
     neighbour: Address | None
@@ -48,10 +49,11 @@ class Route(NamedTuple):
 
 
 def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surroundings:
-    """Return the interfaces of a namespace and its neighbours on the way to ``destinations``.
+    """Return the interfaces of a namespace, and its neighbours on the way to ``destinations``.
 
-    The neighbours are the next hops and the destinations themselves. Raises AbsentError or
-    UnsupportedError if the namespace can't be entered, FenceError if netlink fails.
+    The neighbours are the next hops towards the destinations, and the destinations themselves.
+    Raises AbsentError or UnsupportedError if the namespace can't be entered, FenceError if netlink
+    fails.
     """
     requested = tuple(destinations)
     with _report_errors():
@@ -59,11 +61,11 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
 
 
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
-    """Return the name and index of a VM's TAP device, in the namespace of the VM's host.
+    """Return the name and index of the TAP device ``device``, through which a VM sends.
 
-    Raises AbsentError if the device does not exist, UsageError if the device is loopback. Raises
-    FenceError if the device is the port of a bridge, a bond or a VRF. Raises the errors of
-    :func:`survey` too.
+    ``namespace`` is the namespace of the VM's host. Raises AbsentError if the device does not
+    exist, UsageError if it is loopback. Raises FenceError if the device is a port of a bridge, a
+    bond or a VRF. Raises the errors of :func:`survey` too.
     """
     with _report_errors():
         found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])
@@ -83,9 +85,9 @@ def survey_device(namespace: Namespace, device: str) -> Surroundings:
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all interfaces except loopback in the calling thread's namespace.
+    """Return the names of all interfaces in the calling thread's namespace, except loopback.
 
-    They are in the order of their indexes. Raises FenceError if netlink fails.
+    The names are in the order of the interfaces' indexes. Raises FenceError if netlink fails.
     """
     with _report_errors():
         return tuple(link.name for link in rtnetlink.links() if not link.is_loopback)
@@ -94,7 +96,8 @@ def names() -> tuple[str, ...]:
 def route(destination: Address) -> Route:
     """Return the route to an address from the network namespace of the calling thread.
 
-    Raises OSError if netlink fails; a missing route is no error.
+    A missing route is no error: the result then has no ``ifindex``. Raises OSError if netlink
+    fails.
     """
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     header = _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)

@@ -1,8 +1,9 @@
-"""Compilation of a ruleset to netlink messages, which can be sent again without nft.
+"""Compilation of a ruleset to netlink messages, so that it can be loaded later without nft.
 
-nft takes some milliseconds to start. It first reads all tables in the namespace. There may be very
-many tables, or tables that nft can't read. The restoration of a fence can't wait for that. So nft
-shows in advance which messages it would send. Sending these messages is one system call.
+A removed fence must be restored at once, and nft is too slow for that. nft takes some milliseconds
+to start, and then reads all tables in the namespace. There may be very many tables, or tables that
+nft can't read. So nft prints the messages of the ruleset in advance, and this module parses them.
+One system call then sends these messages whenever the fence must be restored.
 """
 
 from __future__ import annotations
@@ -92,12 +93,13 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 
 
 def compile_ruleset(namespace: Namespace, text: str) -> tuple[Statement, ...]:
-    """Return the netlink statements of a ruleset that this package generated; nothing is loaded.
+    """Return the netlink statements that load a ruleset; the ruleset itself is not loaded.
 
-    Blocks while nft runs. nft runs in an empty namespace, so that tables of other processes don't
-    disturb it. It runs in ``namespace`` if no empty one can be made, or if the ruleset refers to
-    existing tables. Raises FenceError if this version of nft shows messages in an unknown format,
-    and the errors of :func:`nft.show_messages`.
+    ``text`` is a ruleset that this package generated. The function blocks while nft runs. nft runs
+    in an empty temporary namespace, so that tables of other processes don't disturb it. If that
+    fails, nft runs in ``namespace``. For example, the first run fails if the ruleset refers to
+    existing tables. Raises FenceError if nft prints messages in an unknown format. Raises the
+    errors of :func:`nft.show_messages` too.
     """
     with contextlib.suppress(UnsupportedError, FenceError):
         return tuple(parse_messages(netns.in_scratch(lambda: nft.show_messages(Namespace(), text))))
@@ -129,9 +131,10 @@ def parse_messages(output: str) -> Iterator[Statement]:
 
 
 def ownership_statement(family: str, table: str) -> Statement:
-    """Return the netlink statement by which a socket becomes the exclusive owner of a table.
+    """Return the netlink statement that makes the sending socket the exclusive owner of a table.
 
-    The socket must send the statement itself. The table must be persistent.
+    While the socket is open, only this socket can change the table. The table must already have the
+    flag ``persist``: such a table stays when its owner closes the socket.
     """
     flags = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
     payload = struct.pack("!BBH", FAMILIES[family], 0, 0)
@@ -143,10 +146,11 @@ def ownership_statement(family: str, table: str) -> Statement:
 def attach_statements(
     statements: Iterable[Statement], devices: Iterable[str]
 ) -> tuple[Statement, ...]:
-    """Return netlink statements that attach further interfaces to a fence's netdev chains.
+    """Return the netlink statements that attach interfaces to the netdev chains of a fence.
 
-    ``statements`` create the fence. ``devices`` are the names of the interfaces. Without devices,
-    the result is empty.
+    ``statements`` are the statements that created the fence; they show its netdev chains.
+    ``devices`` are the names of the interfaces to attach. If there are no devices, the result is
+    empty.
     """
     names = b"".join(
         netlink.attribute(_NFTA_DEVICE_NAME, name.encode("utf-8", "surrogateescape") + b"\0")

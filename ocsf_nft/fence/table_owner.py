@@ -23,15 +23,18 @@ _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
 def owning_sandbox(namespace: Namespace, table_id: TableId) -> str | None:
     """Return the sandbox that a table's comment names; None if the table or the comment is missing.
 
-    Another process can have written the comment, so it is untrusted. Raises the errors of
-    :func:`table_query.comment`.
+    Any process with CAP_NET_ADMIN can write such a comment, so the comment is untrusted. Raises the
+    errors of :func:`table_query.comment`.
     """
     found = _OWNER.fullmatch(table_query.comment(namespace, *table_id) or "")
     return None if found is None else found[1]
 
 
 def refuse_other_sandbox(sandbox: str, namespace: Namespace, table_id: TableId) -> None:
-    """Raise FenceError if a table's comment names another sandbox; a missing table is no error."""
+    """Raise FenceError if a table's comment names another sandbox than ``sandbox``.
+
+    A missing table, or a table without such a comment, is no error.
+    """
     found = owning_sandbox(namespace, table_id)
     if found is not None and found != sandbox:
         raise _other_sandbox_error(found, namespace, table_id)
@@ -42,7 +45,8 @@ def refuse_exclusive(
 ) -> None:
     """Raise FenceError if a process owns one of the tables exclusively.
 
-    No other process, such as an installation, can change such a table.
+    Only the owner can change such a table: an installation or removal of the fence would fail. The
+    error names the owner if it is a run that monitors a sandbox of the state directory ``state``.
     """
     for table_id in table_ids:
         found = table_query.table(namespace, *table_id)
@@ -65,16 +69,17 @@ def refuse_exclusive(
 def replaced_sandbox(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:
-    """Return the sandbox whose record becomes obsolete when the fence ``spec`` is installed.
+    """Return the other sandbox whose record becomes obsolete when the fence ``spec`` is installed.
 
-    In the normal case, the tables do not exist or are those of the same sandbox. Then the result is
-    None. Otherwise the tables are another sandbox's, and FenceError is raised.
+    The tables in ``namespace`` may not exist yet, or may be those of the same sandbox. Then the
+    result is None. If they are the tables of another sandbox, FenceError is raised, except for a
+    VM.
 
-    A VM is an exception, because a killed run leaves the tables of its VMs behind, and another VM
-    may soon get the same TAP device name. If no record describes such tables, they are replaced and
-    the result is None. If the other sandbox's record has another index of the TAP device, that
-    device was deleted. Then the tables are replaced and the result is the other sandbox. If the
-    index is the same, FenceError is raised.
+    A killed run leaves the tables of its VM behind, and a new VM may get the same TAP device name.
+    If no record describes the old tables, they can be replaced, and the result is None. If a record
+    does, it has the index of the old TAP device. A different index in ``around`` shows that the old
+    device was deleted. Then the result is the old VM's sandbox. If the index is the same,
+    FenceError is raised.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
@@ -104,7 +109,9 @@ def _refuse_guard(
 ) -> None:
     """Raise FenceError if a table is the guard of another sandbox.
 
-    Both the table's comment and the other sandbox's record must show that.
+    A guard is a table on the host that backs the fence of a namespace. Only a table in the host's
+    namespace is checked. It is a guard if its comment names the other sandbox, and if the record of
+    that sandbox has this table.
     """
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():

@@ -33,14 +33,14 @@ _LAST_UID: Final = 0xFFFFFFFE
 
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
-    """Address, port and protocol that the sandbox may reach: the proxy or an exception."""
+    """Address, port and protocol that the sandbox may reach: a proxy, or an additional endpoint."""
 
     protocol: Protocol
     address: Address
     port: int
 
     def __str__(self) -> str:
-        """Return ``ADDR:PORT``, with an IPv6 address in brackets."""
+        """Return ``ADDR:PORT``, with an IPv6 address in brackets; the protocol is not included."""
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
 
@@ -94,9 +94,9 @@ def mac(text: str) -> str:
 def subnet(text: str) -> Subnet:
     """Parse ``ADDR/LENGTH`` of a VM's link; return the gateway's address with the prefix length.
 
-    ADDR is the gateway's address, for example ``172.16.0.1/30``. If ADDR is the address of the
-    subnet itself (``172.16.0.0/30``), the gateway has the first host address. Raises UsageError if
-    a VM can't use the subnet: for example a single address, loopback or multicast.
+    ADDR is the gateway's address, for example ``172.16.0.1/30``. It can also be the subnet's
+    address (``172.16.0.0/30``): then the gateway has the first host address. Raises UsageError if a
+    VM can't use the subnet: for example a single address, loopback or multicast.
     """
     try:
         found = ipaddress.ip_interface(text)
@@ -124,7 +124,10 @@ def subnet(text: str) -> Subnet:
 
 
 def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
-    """Parse ``ADDR:PORT``, with an IPv6 address in brackets; raise UsageError if it is invalid."""
+    """Parse ``ADDR:PORT``, with an IPv6 address in brackets; return it with the given protocol.
+
+    Raises UsageError if the text is invalid.
+    """
     host, colon, port = text.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= _LAST_PORT:
         raise UsageError(f"{quoted(text)} is no ADDR:PORT: write 10.0.0.1:3128 or [fd00::1]:3128")
@@ -148,9 +151,10 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
 
 
 def exception(text: str) -> Endpoint:
-    """Parse an additional allowed endpoint, ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``.
+    """Parse an endpoint that a sandbox may reach besides its proxies: ``udp:10.0.0.1:53``.
 
-    Raises UsageError if the text is invalid.
+    The text has the form ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``. Raises UsageError if it is
+    invalid.
     """
     protocol, colon, address_port = text.partition(":")
     if not colon or protocol not in {"tcp", "udp"}:

@@ -1,7 +1,7 @@
 """Sentences of a Network Activity event: the message for people, and the advice for the program.
 
-The sentences contain only facts from the records and the counters. Names come from outside, so
-their invisible characters are escaped first.
+The sentences contain only facts from the records and the counters. Other programs choose the names
+in a sentence, for example a process name. So invisible characters in names are escaped first.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ _NAME_CHARACTERS: Final = 64
 def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> str:
     """Return the event's sentence for people: outcome, packets, sender and destination.
 
-    ``answer`` is the fence's answer to the sender.
+    ``answer`` is the fence's answer to the sender, for example a TCP reset; None if it is unknown.
     """
     foreign = packet_outcome.foreign_verdict(attempt.record)
     outcome, end = OUTCOMES[answer] if foreign is None else _FOREIGN_OUTCOMES[foreign]
@@ -85,10 +85,12 @@ def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> st
 def sender_text(
     sandbox: str, uid: int | None, by: Attribution | None = None, *, rule: str = ""
 ) -> str:
-    """Return a text that names the sender of packets in a sandbox, as far as it is known.
+    """Return a text that names the sender of packets, for example "uid 1000 in sandbox agent".
 
-    ``by`` is the attribution to a process. ``rule`` is the rule that refused the packet. For a rule
-    about a VM, the text names the VM as the sender.
+    ``by`` is the attribution of the packets to a process, if there is one: the text then names the
+    process too. ``rule`` is the fence's rule that refused the packets. If this rule is for a VM,
+    the text has "the VM of sandbox agent". Without ``uid`` and ``by``, it names only the sandbox or
+    VM.
     """
     name = f"sandbox {visible(sandbox)}"
     if rule in VM_RULES:
@@ -120,18 +122,27 @@ def _process_name(process: Process) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun, for example "3 packets"; ``plural`` is an irregular plural."""
+    """Return a number with its noun, for example "3 packets".
+
+    ``noun`` is the singular. ``plural`` is needed only if the plural does not just add an "s".
+    """
     return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def elapsed(since_ns: int, until_ns: int) -> str:
-    """Return the time between two timestamps as text: "3 ms"; zero if the clock was set back."""
+    """Return the time between two timestamps as text, for example "3 ms" or "1.5 s".
+
+    If the clock was set back between them, the result is "0 ms".
+    """
     milliseconds = max(0, until_ns - since_ns) // 1_000_000
     return f"{milliseconds} ms" if milliseconds < 1000 else f"{milliseconds / 1000:.1f} s"
 
 
 def _single_text(attempt: Attempt, direction: Direction) -> str:
-    """Return a phrase for the packets of one flow, with their sender and destination."""
+    """Return the packets, sender and destination of an attempt with only one flow.
+
+    For example: "3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53 (domain)".
+    """
     record, number = attempt.record, attempt.packets
     noun, destination = _noun(record, number), _destination(record)
     if number > 1:
@@ -152,9 +163,10 @@ def _single_text(attempt: Attempt, direction: Direction) -> str:
 
 
 def _link_sources(record: Record) -> str:
-    """Return the source addresses of a VM's frame in brackets; empty if they are unknown.
+    """Return the source addresses of a VM's frame, for example " (source 10.0.0.9, MAC 02:…:02)".
 
-    The fence may have refused the frame because of these addresses.
+    The fence may have refused the frame because of these addresses. Without a known address, the
+    result is empty.
     """
     sources = {"source": record.source, "MAC": record.mac_source}
     known = [f"{name} {visible(value)}" for name, value in sources.items() if value is not None]
@@ -179,7 +191,10 @@ def _aggregate_text(attempt: Attempt, direction: Direction, aggregation: Aggrega
 
 
 def _kind(record: Record) -> str | None:
-    """Return the protocol, IP version or ethertype of aggregated packets; None if they differ."""
+    """Return the kind of aggregated packets, for example "TCP", "IPv6" or "ARP".
+
+    Return None if the packets are of different kinds.
+    """
     if record.protocol is not None:
         return _protocol(record.protocol)
     if record.ip_version is not None:
@@ -198,11 +213,11 @@ def detail(
     proxy: Proxy | None,
     destination: AddressKind | None,
 ) -> str | None:
-    """Return the event's text for the sending program: explanation and advice.
+    """Return the event's text for the program that sent: an explanation and advice.
 
-    ``answer`` is the fence's answer to the sender. ``destination`` is the kind of the destination
-    address. Return None for packets of one flow if ``answer`` is None (unknown), as for a rule of
-    another firewall.
+    ``answer`` is the fence's answer to the sender; None if it is unknown, as for another firewall's
+    rule. ``proxy`` is the sandbox's proxy. ``destination`` is the kind of the destination address,
+    for example multicast. If ``answer`` is None, return None, except for aggregated packets.
     """
     if attempt.aggregation is not None:
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)
@@ -229,9 +244,10 @@ def _detail_of_many(
 
 
 def _noun(record: Record, number: int) -> str:
-    """Return the noun for ``number`` packets, in the singular, for example "UDP packet".
+    """Return the noun for a number of packets, in the singular, for example "UDP packet".
 
-    A single TCP packet that opens a connection is a "TCP connection".
+    Return "TCP connection" for one TCP packet that opens a connection. Return "frame" for a packet
+    without IP.
     """
     if record.destination is None:
         return "frame" if record.ethertype is None else f"{_ethertype(record.ethertype)} frame"

@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 class FenceState(Enum):
-    """State of a sandbox's fence, by what the fence blocks and what it logs.
+    """State of a sandbox's fence: what it blocks, and what it logs.
 
-    ``ABSENT``: removed. ``ACTIVE``: it blocks packets, and logs what it blocks. ``PERMISSIVE``: as
-    requested, it blocks nothing and logs what it would block. ``DEGRADED``: it blocks packets
-    without logging all of them. ``PERMISSIVE_DEGRADED``: it blocks nothing, and does not log all
-    that it would block. ``ALTERED``: its effect is unknown, because it differs from the installed
-    fence, or can't be read.
+    ``ABSENT``: the fence is removed. ``ACTIVE``: it blocks packets, and logs what it blocks.
+    ``PERMISSIVE``: it was requested to block nothing, and logs what it would block. ``DEGRADED``:
+    it blocks packets, but does not log all of them. ``PERMISSIVE_DEGRADED``: it blocks nothing, and
+    does not log all that it would block. ``ALTERED``: it differs from the installed fence or can't
+    be read, so its effect is unknown.
     """
 
     ABSENT = "Absent"
@@ -51,12 +51,13 @@ class FenceState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tampering:
-    """Change of a fence by another process, and the restore of the fence.
+    """Change of a fence by another process, and the restoration of the fence.
 
-    ``changes`` is a description of the change. ``process`` is the process that made the change, if
-    known. ``since_ns`` is the time of the detection (ns since the epoch, UTC). ``lasted_ns`` is the
-    time until the fence was restored; None if unknown, or if the fence was not restored.
-    ``given_up`` is true if the fence will not be restored for a while.
+    ``changes`` is a text about the change. ``process`` is the process that made it; None if
+    unknown. ``since_ns`` is the time at which the change was detected (ns since the epoch, UTC);
+    None if unknown. ``lasted_ns`` is the time in ns from then until the fence was restored. It is
+    None if it is unknown, or if the fence was not restored. ``given_up`` is true if restoring is
+    paused after too many restores.
     """
 
     changes: str
@@ -130,11 +131,13 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state, from ``before`` to ``after``.
 
-    ``time_ns`` is the time of the change, in ns since the epoch, UTC. ``tables`` have the form
-    ``family name``. ``transport`` is the log transport of the fence. ``reason`` is the cause of a
-    fault, or a description of the change. ``tampering`` is a change by another process.
-    ``is_regular`` is true if the fence was removed as requested. The same arguments give the same
-    event uid.
+    ``time_ns`` is the time of the change, in ns since the epoch, UTC. ``tables`` are the fence's
+    tables, for example ``inet ocsf_nft``. ``transport`` is the log transport of the fence.
+    ``reason`` is the cause of a fault, or a text about the change. ``tampering`` is given if
+    another process changed the fence. ``is_regular`` is true if the fence was removed as requested.
+
+    The event's uid is derived from the sandbox, the two states, the time and the reason. So it is
+    the same if the event is built again.
     """
     state = _CONFIG_STATES[after]
     sentences = _SENTENCES | _UNLOGGED if transport == "none" else _SENTENCES
@@ -186,7 +189,10 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 def lifecycle(
     context: Context, *, activity: Literal["start", "stop"], time_ns: int, reason: str | None = None
 ) -> ApplicationLifecycle:
-    """Return the event about a start or stop of ocsf-nft at ``time_ns`` (since the epoch, UTC)."""
+    """Return the event about a start or stop of ocsf-nft at ``time_ns`` (since the epoch, UTC).
+
+    ``reason`` is a text about the cause, if there is one.
+    """
     started = activity == "start"
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -206,10 +212,11 @@ def lifecycle(
 def attribution_degraded(
     context: Context, *, method: Method, reason: str, time_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event about the use of a weaker attribution method, because the capture stopped.
+    """Return the event about a weaker attribution method, used because the capture stopped.
 
     The capture is the best method: BPF programs that see the process while it sends. ``method`` is
-    the method from ``time_ns`` on (ns since the epoch, UTC). ``reason`` is why the capture stopped.
+    the method that is used from ``time_ns`` on (ns since the epoch, UTC). ``reason`` is the reason
+    why the capture stopped.
     """
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -235,9 +242,10 @@ _FALLBACKS: Final[dict[Method, str]] = {
 
 
 def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> ApplicationLifecycle:
-    """Return the event about kernel log records that a source could not read (``gap``).
+    """Return the event about kernel log records that a source could not read.
 
-    ``processed_ns`` is now, in ns since the epoch, UTC.
+    ``gap`` describes the missing records. Its transport is ``counters`` if packet counts are
+    missing instead of records. ``processed_ns`` is the present time, in ns since the epoch, UTC.
     """
     if gap.transport == "counters":
         loss = "Counts of an unknown number of packets may be missing"
@@ -273,10 +281,10 @@ def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> Applica
 def events_dropped(
     context: Context, *, reason: str, number: int | None, since_ns: int, until_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event about stored events that were dropped, and so will not be delivered.
+    """Return the event about stored events that were removed before each sink had received them.
 
-    ``number`` is the number of dropped events; None if unknown. The events were dropped between
-    ``since_ns`` and ``until_ns``, in ns since the epoch, UTC. ``until_ns`` is now.
+    ``number`` is the number of these events; None if unknown. They were dropped between
+    ``since_ns`` and ``until_ns``, in ns since the epoch, UTC. ``until_ns`` is the present time.
     """
     loss = "An unknown number of events may have been dropped"
     if number is not None:
@@ -320,12 +328,15 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
 ) -> ApplicationLifecycle:
     """Return the event about a time in which a fence's counters and log were not read.
 
-    The service was stopped or late then. ``packets`` is the number of packets in that time. A
-    permissive fence allowed ``allowed`` of these packets; the others were blocked. The next Network
-    Activity events count the same packets, so never add this event's ``count`` to their counts.
-    Times are in ns since the epoch, UTC; ``processed_ns`` is now. The gap may begin in one run of
-    the service and end in the next run. If the clock was set back in between, the event has no
-    duration. The same arguments give the same event uid.
+    The service did not run in that time, or was late. ``since_ns`` and ``until_ns`` are the ends of
+    that time, and ``processed_ns`` is the present time (ns since the epoch, UTC). ``packets`` is
+    the number of packets in that time. A permissive fence allowed ``allowed`` of these packets; the
+    others were blocked. The next Network Activity events count the same packets. So don't add the
+    ``count`` of this event to their counts.
+
+    If the clock was set back in that time, the event has no duration. The event's uid is derived
+    from the sandbox, the number of packets, the two times and the reason. So it is the same if the
+    event is built again.
     """
     duration = messages.elapsed(since_ns, until_ns)
     outcomes = {"blocked": packets - allowed, "allowed (the fence is permissive)": allowed}
@@ -363,7 +374,7 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
 
 
 def _duration(since_ns: int, until_ns: int) -> int | None:
-    """Return a duration in ms; None if it is zero, or if the clock was set back."""
+    """Return the time between two timestamps in ms; None if zero, or if the clock was set back."""
     milliseconds = until_ns // 1_000_000 - since_ns // 1_000_000
     return milliseconds if milliseconds > 0 else None
 
@@ -373,9 +384,9 @@ def _were(number: int) -> str:
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
-    """Return when a change of a fence was detected, and when it was undone (ms since the epoch).
+    """Return when a change of a fence was detected, and when the fence was restored.
 
-    Each time is None if it is unknown.
+    Both are in ms since the epoch, UTC. Each one is None if it is unknown.
     """
     if tampering is None or tampering.since_ns is None:
         return None, None
@@ -396,9 +407,11 @@ def _status(state: FenceState, reason: str | None, tampering: Tampering | None) 
 
 
 def _severity(state: FenceState, reason: str | None, tampering: Tampering | None) -> Severity:
-    """Return the severity of a fence's new state.
+    """Return the severity of the event about a fence that now has this ``state``.
 
-    A removed fence is critical if it was not removed as requested.
+    It is critical if the fence was removed without a request: then ``reason`` is not None. It is
+    also critical if restoring is paused after too many restores. It is at least high if another
+    process changed the fence. Otherwise it depends on the state.
     """
     is_removed = state is FenceState.ABSENT and reason is not None
     if is_removed or (tampering is not None and tampering.given_up):

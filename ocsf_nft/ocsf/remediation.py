@@ -102,7 +102,8 @@ def advice(
 ) -> str:
     """Return the advice for the sender of a refused packet: what to do instead.
 
-    ``destination`` is the kind of the packet's destination address. ``proxy`` is the sandbox's
+    ``destination`` is the kind of the packet's destination address, for example multicast; None if
+    there is no address. ``proxy`` is the sandbox's proxy. If it is None, the advice has no URL of a
     proxy.
     """
     if direction is Direction.INBOUND:
@@ -127,7 +128,10 @@ def advice(
 
 
 def general_advice(rule: str, direction: Direction, proxy: Proxy | None) -> str:
-    """Return the advice that applies to all packets that a rule of a fence refuses."""
+    """Return the advice that applies to all packets that a rule of a fence refuses.
+
+    ``proxy`` is the sandbox's proxy. If it is None, the advice has no URL of the proxy.
+    """
     if rule in _OF_VM:
         return _OF_VM[rule]
     if direction is Direction.INBOUND:
@@ -155,7 +159,7 @@ def _with_a_proxy(record: Record, proxy: Proxy) -> str:
 
 
 def _end(record: Record) -> str:
-    """Return the packet's destination for the option ``--allow``, as in ``tcp:203.0.113.7:22``."""
+    """Return the packet's destination as a value for ``--allow``: ``tcp:203.0.113.7:22``."""
     name = protocols.NAMES.get(record.protocol or 0, "")
     address = visible(record.destination or "")
     host = f"[{address}]" if ":" in address else address

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
-    """Return the chain of attribution methods for all sandboxes whose processes run on this kernel.
+    """Return the chain of methods that find the process behind a packet.
 
-    The chain finds the process behind a packet by the best method that works. Sandboxes that are
-    VMs are not in the chain, because their processes are not visible here.
+    The chain tries the configured method first, and weaker methods after it. It covers all
+    sandboxes of the configuration except VMs, whose processes are not visible on this kernel.
+    ``state`` has the records of fences, with their namespaces.
     """
     settings = config.attribution
     namespaces, permissive = {}, set()

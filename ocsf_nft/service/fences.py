@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """State of a sandbox's fence at the start of a run, and later after each comparison.
+    """State of a sandbox's fence at the start of the service, and later after each comparison.
 
     ``installed`` is the fence's record. ``reason`` is a text about a degraded or altered state;
-    None for other states. ``is_ours`` is true if this run installed the fence where there was none,
-    and so removes the fence at its end. Otherwise ``before`` is the previous state for the first
-    event. ``tampering`` is a change by another process that this run has undone.
+    None for other states. ``is_ours`` is true if this run of the service installed the fence where
+    there was none. It then removes the fence at its end. If ``is_ours`` is false, ``before`` is the
+    previous state, which the first event about the fence shows. ``tampering`` is a change by
+    another process that this run has undone.
     """
 
     installed: InstalledFence
@@ -45,9 +46,10 @@ class Fence:
 def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """Install a sandbox's fence, or find the installed one; return its state.
 
-    Blocks for milliseconds. A recorded fence that was changed or deleted is restored, unless the
-    sandbox's configuration switches that off. Raises the errors of :func:`installer.install`.
-    Raises AbsentError if there is no fence, and ``sandbox`` does not request its installation.
+    With ``sandbox.install``, the fence is installed. Otherwise there must be a fence already. If
+    that fence was changed or deleted, it is restored, unless ``sandbox.self_heal`` is false. Raises
+    AbsentError if there is no fence, and FenceError if the fence has no record. Raises the errors
+    of :func:`installer.install` too. Blocks for milliseconds.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -81,10 +83,10 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 
 
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
-    """Restore a recorded fence that was changed or deleted while no run monitored it.
+    """Restore a fence that was changed or deleted while no service monitored it; return its state.
 
-    ``found`` is the result of comparing the fence with its record. Return None if nothing has to be
-    restored, or if the fence's namespace no longer exists.
+    ``found`` is the result of comparing the fence with its record. Return None if the fence is
+    unchanged or has no record, or if its namespace no longer exists.
     """
     was = found.installed
     if was is None or found.verdict == "as installed":
@@ -112,8 +114,9 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
     """Return the change by another process that a new installation of the fence has undone.
 
-    ``found`` is the comparison with the record before the installation. Return None if there was no
-    change. Return None too if the new fence has another policy or namespace than the old one.
+    ``found`` is the result of comparing the old fence with its record; ``installed`` is the new
+    record. Return None if there was no change. Return None too if the new record has another policy
+    or namespace than the old one.
     """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
@@ -128,7 +131,8 @@ class Inspection:
     """Result of comparing a sandbox's fence with its record.
 
     ``fence`` is the state of the fence now. ``was_renewed`` is true if the fence differed from its
-    record and was restored. Then ``difference`` is a text about the difference.
+    record and was restored. In that case, ``difference`` is a text about the difference; otherwise
+    it is empty.
     """
 
     fence: Fence
@@ -139,11 +143,12 @@ class Inspection:
 def inspect(
     sandbox: str, state: StateDirectory, renew: Callable[[], InstalledFence | None] | None = None
 ) -> Inspection | None:
-    """Compare a sandbox's fence with its record, and restore the fence by ``renew`` if it differs.
+    """Compare a sandbox's fence with its record; if they differ, restore the fence by ``renew``.
 
-    Blocks. Without ``renew``, nothing is restored. Return None if the record was deleted, because
-    the fence was removed. Raises AbsentError if the fence was deleted and not restored, and the
-    errors of :func:`installer.renew`.
+    The function blocks. ``renew`` returns the new record, or None if there is no record any more.
+    If ``renew`` is None, nothing is restored. Return None if the record was deleted, because the
+    fence was removed. Raises AbsentError if the fence is missing and was not restored. Raises the
+    errors of :func:`installer.renew` too.
     """
     found = installer.verify(sandbox, state)
     if found.installed is None:
@@ -162,7 +167,7 @@ def inspect(
 
 
 def _as_installed(installed: InstalledFence) -> Fence:
-    """Return the state, as a :class:`Fence`, of a fence whose rules are equal to its record."""
+    """Return the state of a fence whose rules in the kernel are equal to those in its record."""
     state = state_of(installed)
     return Fence(
         installed=installed, state=state, is_ours=False, before=state, reason=installed.degraded
@@ -179,9 +184,9 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
 
 
 def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
-    """Return the log transport that a sandbox's configuration requires.
+    """Return the log transport that a sandbox's configuration requires, for example ``nflog``.
 
-    Return None if the best available transport may be used.
+    Return None if the configuration leaves the choice to the installation.
     """
     if sandbox.source == "auto" or sandbox.log_transport is not None:
         return sandbox.log_transport
@@ -193,8 +198,8 @@ def context(
 ) -> Context:
     """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules.
 
-    ``installed`` is the record of the fence. ``container`` is the sandbox itself, if the sandbox is
-    a container.
+    ``installed`` is the record of the sandbox's fence. ``host`` is None if it is unknown.
+    ``container`` is given if the sandbox is a container.
     """
     is_pod = installed.spec.profile == "sidecar"
     return Context(
@@ -228,10 +233,11 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
-    """Return the event about a change of a fence's state, with the present time.
+    """Return the event about a change of a fence's state, with the present time as its time.
 
-    ``before`` is the last reported state. ``is_regular`` is true if the fence was removed as
-    requested, by ``ocsf-nft remove``.
+    ``before`` is the last reported state, ``after`` the new one. ``reason`` is the cause of a
+    fault, or a text about the change. ``is_regular`` is true if the fence was removed as requested,
+    by ``ocsf-nft remove``.
     """
     return fence_state(
         context(installed, host),
@@ -248,7 +254,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
 
 def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
-    """Return the event about the fence that a run installed or found when it started."""
+    """Return the event about a fence that was just installed, or found at the service's start."""
     reason = fence.reason
     if fence.tampering is not None:
         restored = f"it was altered or removed, and was restored: {fence.tampering.changes}"
@@ -264,10 +270,10 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
 
 
 def state_of(installed: InstalledFence) -> FenceState:
-    """Return the state of a fence whose rules are equal to its record.
+    """Return the state of a fence whose rules in the kernel are equal to those in its record.
 
-    The mode decides between active and permissive. The fence is degraded if its log transport is
-    only a fallback.
+    The mode decides between active and permissive. The state is degraded if the record shows that
+    no log transport works.
     """
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
@@ -276,7 +282,7 @@ def state_of(installed: InstalledFence) -> FenceState:
 
 
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
-    """Return the state of a fence according to its record; ACTIVE if no record can be read."""
+    """Return the state of a fence according to its record; ACTIVE without a readable record."""
     try:
         installed = state.read(sandbox)
     except FenceError:  # damaged: the installation that follows writes it again
@@ -287,7 +293,7 @@ def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
 def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
     """Return true if the interfaces, or the routes to the proxies, have changed since ``seen``.
 
-    ``seen`` is an earlier record of the inspected fence.
+    ``seen`` is an earlier record of the fence, and ``inspection`` the latest comparison.
     """
     return inspection.fence.installed.around != seen.around
 
@@ -295,10 +301,10 @@ def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
 def describe_change(
     seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
 ) -> str | None:
-    """Return a text about how a fence has changed since the record ``seen``; None if unchanged.
+    """Return a text about the change of an active fence since an earlier record; None if unchanged.
 
-    The fence is active now. ``has_new_links`` is true if new interfaces were fenced since then.
-    These interfaces may already be removed again.
+    ``seen`` is the earlier record, and ``inspection`` the latest comparison. ``has_new_links`` is
+    true if interfaces were added and fenced in between, even if they are removed again.
     """
     now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:
@@ -314,9 +320,9 @@ def describe_change(
 
 
 def read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """Return the record of a sandbox's fence; None if there is no record, or if it can't be read.
+    """Return the record of a sandbox's fence; None if there is none, or if it can't be read.
 
-    The run itself reports a damaged record later.
+    A damaged record raises no error here, because a later step of the service reports it.
     """
     try:
         return state.read(sandbox)

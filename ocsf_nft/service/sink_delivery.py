@@ -42,11 +42,11 @@ _OPEN_SECONDS: Final = 10.0
 class Outlet:
     """Sink of a service, with its name, the events that it gets, and its batch settings.
 
-    ``classes`` are the OCSF classes (``class_uid``) of events that the sink gets. ``version`` is
-    the OCSF version of these events. A sink with ``is_local`` must be available at the start. If
-    such a sink has a ``file``, only this service may write to that file. A sink with
-    ``needs_handshake`` gets a JSON line (the handshake) before the first event. The service sends
-    the handshake when every fence is active and the service reads all records.
+    The sink gets only events whose ``class_uid`` is in ``classes``, in the OCSF version
+    ``version``. If ``is_local`` is true, the service does not start if the sink can't be opened.
+    Such a sink may have a ``file``: then only this service may write to that file. If
+    ``needs_handshake`` is true, the sink gets a JSON line (the handshake) before the first event.
+    The service sends the handshake when every fence is active and the service reads all records.
     """
 
     name: str
@@ -60,9 +60,9 @@ class Outlet:
 
     @classmethod
     def of(cls, table: SinkTable) -> Self:
-        """Create the outlet of a sink table in the configuration.
+        """Create the outlet for a ``[[sink]]`` table of the configuration.
 
-        Raises UnsupportedError if the package extra that the sink needs is not installed.
+        Raises UnsupportedError if the sink needs a package extra that is not installed.
         """
         return cls(
             name=table.called,
@@ -76,7 +76,7 @@ class Outlet:
         )
 
     def convert(self, line: bytes) -> bytes | None:
-        """Return an event (a JSON line) converted to the sink's version of OCSF.
+        """Convert an event (a JSON line) to the sink's OCSF version, and return it.
 
         Return None if the sink does not get events of this class.
         """
@@ -85,9 +85,10 @@ class Outlet:
         return line if self.version == LATEST else line_at(line, self.version)
 
     async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
-        """Deliver events directly to the open sink, without a store; raises DeliveryError.
+        """Send events directly to the open sink, without a store; raises DeliveryError.
 
-        Use it only for events that can be generated again at any time, as in a replay.
+        After a failure, the events are dropped. So this method is only for a replay of log files,
+        which can be repeated. Keyword arguments are ignored.
         """
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
@@ -100,10 +101,10 @@ class Outlet:
 
 
 def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
-    """Create the outlets of the sink tables in a configuration.
+    """Create the outlets for the ``[[sink]]`` tables of a configuration.
 
-    Raises UsageError if two sinks write to one file, and UnsupportedError as :meth:`Outlet.of`
-    does.
+    Raises UsageError if two sinks write to one file. Raises UnsupportedError if a sink needs a
+    package extra that is not installed.
     """
     _reject_shared_files(tables)
     return tuple(map(Outlet.of, tables))
@@ -112,8 +113,9 @@ def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
 class SinkDelivery:
     """Store of events, with a task for each sink that delivers events from the store.
 
-    These tasks (:class:`Forwarder`) run while the context is entered. An error of one of them
-    cancels the task that has entered the context: see :meth:`Forwarder.run`.
+    These tasks (:class:`Forwarder`) run in the ``async with`` block of this object. If one of them
+    fails, the block is cancelled. It then ends with an ExceptionGroup that has the error of
+    :meth:`Forwarder.run`.
     """
 
     def __init__(self, found: Sequence[Outlet], store: Store, retrier: StorageRetrier) -> None:
@@ -154,7 +156,10 @@ class SinkDelivery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Deliver the remaining events for some seconds, then stop delivery and close the store."""
+        """Deliver remaining events for at most five seconds; then stop, and close the store.
+
+        After a cancellation, stop at once. Events that are not delivered stay in the store.
+        """
         try:
             async with self._replacing:  # a later replacement does nothing
                 self._is_over = True
@@ -173,10 +178,11 @@ class SinkDelivery:
                 self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
-        """Replace all sinks by the sinks of ``found``; nothing happens if delivery has ended.
+        """Replace all sinks by the sinks of ``found``; does nothing if delivery has ended.
 
-        A new sink with the name of an old sink continues after the old sink's last acknowledged
-        event. If a new local sink can't be opened, the old sinks stay and DeliveryError is raised.
+        A new sink with the name of an old sink continues after the last event that the old sink has
+        acknowledged. If a new local sink can't be opened, the old sinks stay and DeliveryError is
+        raised.
         """
         async with self._replacing:
             if not self._is_over:
@@ -207,7 +213,11 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each outlet; open each local sink that is not open yet."""
+        """Create a forwarder for each outlet, and open the sinks that are local.
+
+        A running forwarder may have the same sink or file. Then the new forwarder opens its sink
+        when the running one has ended.
+        """
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
             Forwarder(
@@ -255,28 +265,33 @@ class SinkDelivery:
     async def store_events(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events, and the ``position`` to resume their ``source`` from (:meth:`Store.put`).
+        """Store events (JSON lines), so that they are on the disk when this method returns.
 
-        After a failure, retries until the disk can be written again. Raises DeliveryError if the
-        disk can't be written when the service stops.
+        ``source`` is the name of the log source of these events. ``position`` is the position in it
+        at which reading resumes after a restart; it is stored with the events. If ``source`` is
+        empty, no position is stored. After a failure, the method retries until the disk can be
+        written. Raises DeliveryError if that is still not possible when the service stops.
         """
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
     async def sweep(self) -> None:
-        """Remove old events from the store as :meth:`Store.sweep` does; retry after a failure."""
+        """Remove events and dead letters that are older than the store's time limit.
+
+        After a failure, the method retries.
+        """
         await self._retrier(self.store.sweep)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return how many events were removed from the store before each sink had received them.
+        """Return for each sink how many events the store removed before the sink had them.
 
-        See :meth:`Store.dropped_events`.
+        Events are not counted again after :meth:`confirm_reported`.
         """
         return await self._retrier(self.store.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark these dropped events as reported in the store; retry after a failure.
+        """Mark dropped events as reported, so that :meth:`dropped_events` no longer counts them.
 
-        :meth:`dropped_events` does not return them again. See :meth:`Store.confirm_reported`.
+        ``dropped`` is an earlier result of :meth:`dropped_events`. Retries after a failure.
         """
         await self._retrier(lambda: self.store.confirm_reported(dropped))
 
@@ -318,10 +333,10 @@ async def _open(forwarder: Forwarder) -> None:
 
 
 async def _await_end(task: asyncio.Task[None]) -> None:
-    """Wait some seconds for the end of a forwarder's task; then cancel the task if it still runs.
+    """Wait at most five seconds for the end of a forwarder's task; then cancel the task.
 
-    The caller has requested the forwarder to stop. If the task fails, its task group raises the
-    error.
+    Before this call, request the end with :meth:`Forwarder.request_stop`. This function does not
+    raise the error of a failed task: its task group does that.
     """
     _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
     if stuck:
@@ -330,7 +345,7 @@ async def _await_end(task: asyncio.Task[None]) -> None:
 
 
 def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
-    """Raise UsageError if two sinks write to one file, because they would mix their lines."""
+    """Raise UsageError if two sinks write to one file, because their lines would mix."""
     named: dict[object, str] = {}
     for table in tables:
         identity = _file_identity(table.file)
@@ -342,7 +357,10 @@ def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
 
 
 def _file_identity(file: Path | None) -> object:
-    """Return a value that is equal for all names of one file; None without a file."""
+    """Return a value that identifies a file: it is equal for two paths of the same file.
+
+    This also holds for a link to the file. Return None if ``file`` is None.
+    """
     if file is None:
         return None
     try:

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 class Status:
     """Status of one sandbox: the state of its fence, its packet counts, and its dropped records.
 
-    ``is_watched`` is true if a running service monitors the sandbox. ``mode`` is the mode of the
-    installed fence. ``absent`` are the rules whose counters are missing in the kernel. If there are
-    any, the fence is not active. ``verdict`` is the result of comparing the rules in the kernel
-    with the installed rules in the state directory; None if nft is not available.
+    ``is_watched`` is true if a running service monitors the sandbox. ``mode`` is ``enforcing`` or
+    ``permissive``. ``absent`` are the fence's rules without counters in the kernel; if there are
+    any, the fence is not active. ``verdict`` is the result of comparing the fence with its record
+    in the state directory, for example ``differs``. It is None if the comparison is not possible,
+    for example without nft.
     """
 
     sandbox: str
@@ -41,12 +42,13 @@ class Status:
 def statuses(
     state: StateDirectory, sandbox: str | None = None
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
-    """Return the status of one sandbox, or of all sandboxes; needs no running service.
+    """Return the status of one sandbox, or of all sandboxes; no running service is needed.
 
-    None stands for all sandboxes that have a record of a fence in the state directory. The second
-    result has one error for each sandbox whose status can't be read. Blocks for milliseconds for
-    each sandbox. Needs CAP_NET_ADMIN over the sandboxes' namespaces. With None, raises AbsentError
-    if there is no record, and FenceError if the records can't be listed.
+    If ``sandbox`` is None, return the status of each sandbox with a record in the state directory.
+    The second tuple has one error for each sandbox whose status can't be read. If ``sandbox`` is
+    None, raises AbsentError if there is no record, and FenceError if the records can't be listed.
+    Blocks for some milliseconds for each sandbox. Needs CAP_NET_ADMIN over the sandboxes'
+    namespaces.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:

@@ -6,16 +6,16 @@ from ocsf_nft.record import Reject
 
 
 def author_of_facility(facility: int | str, *, kernel: int | str) -> str | None:
-    """Return a description of the program that wrote a log message; None for the kernel.
+    """Return a description of the program that wrote a log message; None if the kernel wrote it.
 
     ``facility`` is the message's syslog facility (RFC 5424, 6.2.1). ``kernel`` is the facility of
-    the kernel, as this log writes it: for example the number 0 or the name ``kern``.
+    kernel messages in the same form: the number 0, or the name ``kern``.
     """
     return None if facility == kernel else f"a program of facility {facility}"
 
 
 def reject_forged(author: str, line: str) -> Reject:
-    """Return the Reject for a log line in which a program forged a packet record.
+    """Return a Reject for a log line that seems to be a packet record, but that a program wrote.
 
     ``author`` describes the program. ``line`` is the log line.
     """

@@ -41,7 +41,7 @@ class Observables:
     def __init__(
         self, schema: Schema, table: Table, event: Mapping[str, Any], fault_list: FaultList
     ) -> None:
-        """Create the check; ``table`` is the event's class in the schema.
+        """Create the check of one event; ``table`` is the event's class in the schema.
 
         Faults are added to ``fault_list``.
         """
@@ -53,11 +53,11 @@ class Observables:
         self._budget = _BUDGET
 
     def check(self) -> None:
-        """Check name, value and type of all observables; raises TooManyError.
+        """Check name, value and type of each observable against the attribute that it refers to.
 
-        This method compares each observable with the attribute that its name refers to. ``Walk``
-        checks each attribute of an observable by itself. An observable that refers to another event
-        is skipped.
+        Faults are added to the fault list; too many faults raise TooManyError. An observable's own
+        attributes are not checked here: ``Walk`` checks the attributes of all objects. An
+        observable that refers to another event is skipped.
         """
         observables = self._event.get("observables")
         for number, one in enumerate(observables if isinstance(observables, list) else ()):
@@ -102,10 +102,10 @@ class Observables:
             )
 
     def _resolve(self, name: str) -> _Target | str:
-        """Return the attribute that an observable's name refers to, with its values in the event.
+        """Find the attribute that an observable's name refers to, and its values in the event.
 
-        Return a text with the reason if the event or its class does not have the attribute. Return
-        a text too if the observables of the event refer to too many values.
+        If there is no such attribute in the event or its class, return a text with the reason. Also
+        return a text if the observables of the event refer to too many values.
         """
         values: list[Any] = [self._event]
         table: Table | None = self._table

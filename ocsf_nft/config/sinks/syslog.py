@@ -37,18 +37,19 @@ class SyslogSink(SinkTable):
 
     ``transport`` is ``tls`` (port 6514 by default), ``tcp`` or ``udp`` (both 514). The table
     ``tls`` is for the transport ``tls``: ``ca``, ``certificate`` and ``key``. The receiver's
-    certificate must have the ``host`` in it. Messages begin with their length (octet counting),
-    which rsyslog, syslog-ng and Vector understand without a setting.
+    certificate must be valid for ``host``. With ``tls`` and ``tcp``, each message begins with its
+    length (octet counting). rsyslog, syslog-ng and Vector understand this without a setting.
 
     An event whose message is longer than ``max_bytes`` becomes a dead letter: receivers truncate
-    longer messages, and a truncated event is no JSON. The default is rsyslog's. If rsyslog accepts
-    more, for example with ``global(maxMessageSize="64k")``, give 64000 here. An event with long
-    arguments of a process may have 40,000 bytes.
+    longer messages, and a truncated event is no JSON. The default, 8096, is the limit of rsyslog.
+    If your rsyslog accepts more, for example with ``global(maxMessageSize="64k")``, set
+    ``max_bytes`` to 64000. An event with long arguments of a process may have 40,000 bytes.
 
     Syslog has no acknowledgement. With TCP and TLS, an event counts as delivered when the
     receiver's system has it. A receiver that crashes drops the events that it had not read or
     stored. With UDP, an event is dropped without an error if the network or the receiver drops its
-    datagram. ``timeout_seconds`` is at least 1: a new connection counts after half a second.
+    datagram. ``timeout_seconds`` is at least 1, because each new connection is tested for half a
+    second.
     """
 
     type: Literal["syslog"]
@@ -70,7 +71,7 @@ class SyslogSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return transport, host and port as a URL."""
+        """Return transport, host and port as a URL, such as ``syslog+tls://logs.example:6514``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"syslog+{self.transport}://{host}:{self._port}"
 
@@ -79,7 +80,7 @@ class SyslogSink(SinkTable):
         return self.port or _PORTS[self.transport]
 
     def sink(self) -> Sink:
-        """Create the sink."""
+        """Create the sink that this table configures."""
         from ocsf_nft.delivery.sinks.syslog import Syslog  # noqa: PLC0415 - only where configured
 
         return Syslog(

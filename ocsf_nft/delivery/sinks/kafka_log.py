@@ -22,8 +22,9 @@ _log.addHandler(logging.NullHandler())
 class LogCapture(logging.Handler):
     """Log handler that stores the cause of aiokafka's last failure, as text in ``last``.
 
-    The handler captures only records of the thread that called :meth:`start`. The texts in
-    ``secrets`` are masked, since a broker may repeat them.
+    The handler captures only records of the thread that called :meth:`start`. In the stored text,
+    each text in ``secrets`` (for example a password) is masked, since a broker's error may contain
+    it.
     """
 
     def __init__(self) -> None:
@@ -33,7 +34,10 @@ class LogCapture(logging.Handler):
         self._thread: int | None = None
 
     def start(self, secrets: tuple[str, ...]) -> None:
-        """Start to capture the log records of the current thread, with ``secrets`` masked."""
+        """Start to capture the log records of the current thread, and delete the stored text.
+
+        Each text in ``secrets`` is masked in the texts that are stored from now on.
+        """
         self.last = ""
         self.secrets = secrets
         self._thread = threading.get_ident()
@@ -44,9 +48,9 @@ class LogCapture(logging.Handler):
         _log.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Store the text of a log record as ``last``.
+        """Store the text of a log record in ``last``.
 
-        A record without an exception does not replace an earlier text.
+        If ``last`` already has a text, only a record with an exception replaces it.
         """
         if record.thread != self._thread:
             return

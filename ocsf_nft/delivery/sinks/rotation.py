@@ -3,7 +3,8 @@
 A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl``; the time is UTC.
 With compression, a file ``….jsonl.gz`` replaces the renamed file. This happens only when the
 compressed file is completely on the disk. At any time, also after a kill or a power cut, each event
-is in a complete file. The next opening finishes or removes incomplete work.
+is in a complete file. A kill may leave an incomplete or a superfluous file. The next opening of the
+event file removes it.
 
 The time in a new name is later than the times in all existing names, even if a clock was set back.
 So names sort by time.
@@ -47,9 +48,11 @@ class Rotation:
     """Settings of a rotation: when a file is full, and which old files remain.
 
     A file is full if the next write would exceed ``full_bytes``. A file is also full when a new
-    period of ``full_seconds`` begins. Periods are counted in UTC: 86400 means each midnight. The
-    newest ``keep_files`` old files remain, as far as their total size is within ``keep_bytes``.
-    ``compress`` is true if old files are compressed. None means no limit.
+    period of ``full_seconds`` begins. Periods are counted in UTC: 86400 means each midnight.
+
+    Of the old files, the newest ``keep_files`` remain. If their total size exceeds ``keep_bytes``,
+    the oldest are removed. None for one of these four values means that there is no such limit.
+    ``compress`` is true if old files are compressed.
     """
 
     full_bytes: int | None = None
@@ -73,7 +76,10 @@ class Rotation:
         )
 
     def is_above_limits(self, files: int, size: int) -> bool:
-        """Return whether the number of old files, or their ``size`` in bytes, is above a limit."""
+        """Return true if the number of old files, or their total size, exceeds a limit.
+
+        ``files`` is the number, and ``size`` is in bytes.
+        """
         return (self.keep_files is not None and files > self.keep_files) or (
             self.keep_bytes is not None and size > self.keep_bytes
         )
@@ -82,8 +88,8 @@ class Rotation:
 class _OldFile(NamedTuple):
     """Old (rotated) file: the time of its rotation, its path and its size in bytes.
 
-    ``suffix`` is empty for an uncompressed file. Otherwise it marks a compressed file or an
-    unfinished compression.
+    ``suffix`` is empty for an uncompressed file, ``.gz`` for a compressed file, and ``.gz.part``
+    for an unfinished compression.
     """
 
     stamp: str
@@ -99,8 +105,8 @@ class _StoppedError(Exception):
 class OldFiles:
     """Old (rotated) files of the event file ``path``, and the thread that maintains them.
 
-    The thread compresses and removes old files. Only regular files of our own user count as old
-    files.
+    The thread compresses old files, and removes those above the limits. Only regular files count as
+    old files, and only if they belong to the user of this process.
     """
 
     def __init__(self, path: Path, rotation: Rotation) -> None:
@@ -115,7 +121,7 @@ class OldFiles:
         self._thread.submit(self._maintain_and_log)
 
     def add(self) -> None:
-        """Rename the current file to an old file; raises DeliveryError."""
+        """Rename the current file to an old file; raises DeliveryError if that fails."""
         try:
             self.path.rename(self._path_of(self._next_stamp()))
             sync_directory(self.path.parent)
@@ -126,9 +132,9 @@ class OldFiles:
         self._thread.submit(self._maintain_and_log)
 
     def stop(self) -> None:
-        """Stop the thread and wait for its end.
+        """Stop the thread that maintains the old files, and wait for its end.
 
-        The next opening of the event file finishes the remaining work.
+        When the event file is opened next, a new thread does the remaining work.
         """
         self._stop_requested.set()
         self._thread.shutdown(cancel_futures=True)
@@ -154,7 +160,10 @@ class OldFiles:
             )
 
     def _maintain(self) -> None:
-        """Finish a crashed run's work, compress old files, and remove files above the limits."""
+        """Compress old files, and remove the files above the limits.
+
+        First remove the files that an interrupted compression left behind.
+        """
         found = self._list()
         compressed = {old.stamp for old in found if old.suffix == _COMPRESSED}
         plain = [old for old in found if not old.suffix and old.stamp not in compressed]
@@ -187,9 +196,9 @@ class OldFiles:
         old.path.unlink()
 
     def _compress(self, source: Path, target: Path) -> None:
-        """Write a compressed copy of ``source``, and sync it to the disk.
+        """Write a compressed copy of ``source`` to ``target``, and sync the copy to the disk.
 
-        Raises OSError or _StoppedError.
+        Raises OSError, or _StoppedError if :meth:`stop` is called meanwhile.
         """
         reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
         with open(reading, "rb", buffering=0) as plain:  # noqa: PTH123 - a descriptor

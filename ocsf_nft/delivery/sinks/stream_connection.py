@@ -40,7 +40,7 @@ class Stream:
         self._is_incomplete = False
 
     async def handshake(self) -> None:
-        """Do the TLS handshake, if there is TLS; raises OSError (ssl.SSLError is one)."""
+        """Do the TLS handshake, if there is TLS; raises OSError (or its subclass ssl.SSLError)."""
         if isinstance(self._socket, ssl.SSLSocket):
             await self._when_ready(self._socket.do_handshake)
 
@@ -54,7 +54,7 @@ class Stream:
             rest = rest[sent:]
 
     async def wait_until_acknowledged(self) -> None:
-        """Wait until the peer has all sent bytes; raises OSError.
+        """Wait until the peer has all sent bytes; raises OSError if the connection breaks before.
 
         For TCP, the peer's kernel has acknowledged them. For a Unix socket, the peer has read them.
         """

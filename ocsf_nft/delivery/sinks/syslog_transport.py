@@ -64,9 +64,11 @@ class Connection:
             stream.close()
 
     async def send(self, frames: Sequence[bytes]) -> None:
-        """Send syslog messages (``frames``); return when the receiver's kernel has them.
+        """Send syslog messages (``frames``), and wait until the receiver's kernel has them.
 
-        Raises DeliveryError.
+        A receiver may accept a connection and close it at once. So the first call after
+        :meth:`open` also waits half a second, to check that the connection stays open. Raises
+        DeliveryError if the connection breaks.
         """
         if self._stream is None:
             raise DeliveryError(f"{self._name} is not connected")
@@ -109,7 +111,7 @@ class Datagrams:
         self._is_new = True
 
     async def open(self) -> None:
-        """Look up the receiver's address and open the socket; raises DeliveryError."""
+        """Resolve the receiver's address, and open the socket; raises DeliveryError."""
         try:
             self._socket = await connect(self._host, self._port, socket.SOCK_DGRAM)
             self._is_new = True
@@ -156,9 +158,10 @@ class Datagrams:
 
 
 async def _wait_for_refusal(sock: socket.socket) -> None:
-    """Wait a short time for an ICMP error; raise the OSError that the kernel derives from it.
+    """Wait a short time for an ICMP error from the receiver; raise OSError if one arrives.
 
-    On a busy machine the error may come after the send, even on the same host.
+    Without an error, return after the wait. On a busy machine an ICMP error may come late, even
+    from the same host.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_PROBATION_SECONDS):

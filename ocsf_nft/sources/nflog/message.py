@@ -55,7 +55,7 @@ class _MalformedError(Exception):
 
 
 def sequence(payload: memoryview) -> int | None:
-    """Return the sequence number (NFULA_SEQ) of an NFLOG message in its group.
+    """Return the sequence number of an NFLOG message in its NFLOG group (NFULA_SEQ).
 
     ``payload`` is the message without its netlink header. Returns ``None`` if the message has no
     sequence number.
@@ -77,12 +77,14 @@ def read(  # noqa: PLR0913 - a message and the state of its socket
 ) -> Record | Reject:
     """Decode one NFLOG message to a Record; return a Reject if it can't be decoded.
 
-    ``payload`` is the message after the netlink header. ``interface_name`` returns the name of the
-    interface with a given index, or ``None`` if the index is unknown. ``identity`` returns the
-    unique identity of the record with a given sequence number; the number is ``None`` if the
-    message has none. ``received_ns`` is the time of receipt in nanoseconds since the epoch.
-    ``log_source`` is the name of the log for the record's origin. Only the callbacks
-    ``interface_name`` and ``identity`` can raise.
+    ``payload`` is the message without its netlink header. ``group`` is the NFLOG group from which
+    it was read. ``received_ns`` is the time of receipt in nanoseconds since the epoch.
+    ``log_source`` is the name of the log, which the record's origin shows.
+
+    ``interface_name`` takes the index of an interface, and returns its name, or ``None`` if the
+    index is unknown. ``identity`` takes the message's sequence number (``None`` if the message has
+    none), and returns a unique identity for the record. The only exceptions raised are those of
+    these two functions.
     """
     try:
         datagram = _datagram(payload, group, interface_name, received_ns)
@@ -182,10 +184,10 @@ def _time_us(value: memoryview | None) -> int | None:
 
 
 def _hardware_address(value: memoryview | None) -> bytes | None:
-    """Decode the attribute NFULA_HWADDR (``nfulnl_msg_packet_hw``) to a hardware address.
+    """Return the hardware address in the attribute NFULA_HWADDR (``nfulnl_msg_packet_hw``).
 
-    The attribute consists of the address length (two bytes), two bytes of padding, and eight bytes
-    with the address. Returns None if the message has no such attribute.
+    ``value`` consists of the address length (two bytes), two bytes of padding, and eight bytes with
+    the address. None means that the message has no such attribute: the result is then None.
     """
     if value is None:
         return None
