@@ -1,4 +1,4 @@
-"""Command line of ocsf-nft, as ``python -m ocsf_nft``."""
+"""Entry point of ``python -m ocsf_nft``, which runs the command line."""
 
 from ocsf_nft.cli import main
 

@@ -17,8 +17,9 @@ def epoch_of(clock: int) -> int:
     ``clock`` to get the wall-clock time. That sum is wrong for a time before the wall clock was
     last set. For CLOCK_MONOTONIC, it is also wrong for a time before the last suspend.
 
-    Each attempt reads ``clock``, the wall clock, and ``clock`` again. The scheduler may stop the
-    thread between two readings. So there are several attempts, and the shortest one counts.
+    The function reads ``clock``, the wall clock, and ``clock`` again. The scheduler may stop the
+    thread between two of these reads. So the function repeats the three reads, and uses the fastest
+    repetition.
     """
     width_ns, epoch_ns = _read(clock)
     for _ in range(_TRIES):
@@ -29,9 +30,10 @@ def epoch_of(clock: int) -> int:
 
 
 def _read(clock: int) -> tuple[int, int]:
-    """Read ``clock`` and the wall clock once.
+    """Read ``clock``, the wall clock, and ``clock`` again.
 
-    Return the duration of the read, and the wall-clock time at which ``clock`` was 0.
+    Return the time between the two reads of ``clock``, and the wall-clock time at which ``clock``
+    was 0, both in ns.
     """
     before_ns = time.clock_gettime_ns(clock)
     wall_ns = time.time_ns()

@@ -1,7 +1,7 @@
 """Errors of the package.
 
-Every error has one sentence for people: the cause and, if there is one, the remedy. It also has the
-exit code that the command line documents.
+The text of every error is one sentence for people: the cause and, if there is one, the remedy.
+Every error also has the exit code that the command line documents for it.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from typing import ClassVar
 
 
 class OcsfNftError(Exception):
-    """Base of all errors that ocsf-nft reports without a traceback.
+    """Base of all errors that ocsf-nft reports as one sentence, without a traceback.
 
-    ``exit_code`` is the exit code of the command line.
+    ``exit_code`` is the exit code of the program if this error ends it.
     """
 
     exit_code: ClassVar[int] = 3
 
 
 class UsageError(OcsfNftError):
-    """Invalid request: a bad address, an unknown key, a missing option."""
+    """Invalid request, for example a bad address, an unknown key or a missing option."""
 
     exit_code: ClassVar[int] = 2
 
 
 class AbsentError(OcsfNftError):
-    """Missing object: a namespace, a fence, a file."""
+    """Missing object, for example a namespace, a fence or a file."""
 
     exit_code: ClassVar[int] = 2
 
@@ -35,18 +35,18 @@ class UnsupportedError(OcsfNftError):
 
 
 class FenceError(OcsfNftError):
-    """Rejection of a ruleset by the kernel, or a fence that is not active as requested."""
+    """Failure of a fence: the kernel rejected its rules, or it is not active as requested."""
 
 
 class SourceError(OcsfNftError):
-    """Failure to read input: the kernel's log records, a stored state, a file."""
+    """Failure to read input, for example the kernel's log records, a stored state or a file."""
 
 
 class DeliveryError(OcsfNftError):
-    """Failure to write or send events now, for instance to a full disk; a retry may succeed.
+    """Failure to write or send events now, for example to a full disk; a later retry may succeed.
 
-    ``after_seconds`` is the delay before a retry that the receiver requested. It is None if the
-    receiver requested no delay.
+    ``after_seconds`` is the pause that the receiver requested before the retry. It is None if the
+    receiver requested no pause.
     """
 
     def __init__(self, sentence: str, *, after_seconds: float | None = None) -> None:
@@ -55,7 +55,7 @@ class DeliveryError(OcsfNftError):
 
 
 class RefusedError(DeliveryError):
-    """Refusal of a batch of events by a receiver, because of one event or because of its size."""
+    """Refusal of a whole batch by a receiver, because of one event in it or because of its size."""
 
 
 class ClosedError(DeliveryError):
@@ -63,5 +63,8 @@ class ClosedError(DeliveryError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the text of an error, without the number that Python adds to a system error."""
+    """Return the text of an error, for example "No such file or directory".
+
+    For an error of the system, Python's text has an error number (errno) too; it is omitted.
+    """
     return (isinstance(error, OSError) and error.strerror) or str(error)

@@ -1,13 +1,13 @@
-"""Packet counters of the kernel for refused packets, and the keys by which it counts.
+"""Counters of refused packets in the kernel, and the keys of these counters.
 
-A rule of a fence has three nftables sets of counters (``rules/accounting.nft``): for IPv4 flows,
-for IPv6 flows, and for other packets. The key of a counter states which packets it counts: their
-user, protocol, destination and port. In the set for other packets, the key has the user, ethertype
-and protocol.
+Each rule of a fence has three nftables sets of counters (``rules/accounting.nft``): for IPv4 flows,
+for IPv6 flows, and for other packets. The key of a counter states which packets the counter counts.
+In the first two sets, it consists of user, protocol, destination address and destination port. In
+the set for other packets, it consists of user, ethertype and protocol.
 
-A key is stored as the bytes that nftables has, because tens of thousands of keys may arrive in a
-second. Each field is padded to four bytes. The user id is in the machine's byte order, all other
-fields are as in the packet. :func:`flow` decodes a key.
+A key is stored in the binary form of nftables, because tens of thousands of keys may arrive in a
+second. Each field is padded to a multiple of four bytes. The user id is in the machine's byte
+order, all other fields are in network byte order. :func:`flow` decodes a key.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
 
 
 class Key(NamedTuple):
-    """Key of a counter in an nftables set: the kind of the set, and the bytes of the key."""
+    """Key of a counter: the kind of the nftables set that contains it, and the bytes of the key."""
 
     kind: Kind
     data: bytes
@@ -56,10 +56,10 @@ class Count(NamedTuple):
 
 
 class Element(NamedTuple):
-    """Element of an nftables set: a key, with the counts of its packets.
+    """Element of an nftables set: a key, and the counter of the packets with this key.
 
-    ``data`` is the key. ``packets`` and ``bytes`` are the counts since the element was created.
-    ``idle_ms`` is the time since the last packet with this key.
+    ``data`` has the bytes of the key. ``packets`` and ``bytes`` are the counts since the element
+    was created. ``idle_ms`` is the time since the last packet with this key, in milliseconds.
     """
 
     data: bytes
@@ -70,14 +70,15 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleReading:
-    """Values of one rule's counters from one reading, for one mode (enforcing or permissive).
+    """Values of the counters that one rule has in one mode (enforcing or permissive), read once.
 
     A reading takes some time, and packets continue to arrive. So the counter of all refused packets
     is read twice: ``refused_before`` before the elements, ``refused`` after the elements. In the
-    permissive mode, it counts the packets that the rule would have refused. ``elements`` has the
-    elements of the three sets, by the kind of the set. ``overflow``, read after the elements,
-    counts packets that found no free slot in any set. ``logged``, read before the elements, counts
-    packets that the kernel logged, even if no source read the record.
+    permissive mode, this counter counts the packets that the rule would have refused. ``elements``
+    has the elements of the three sets; its keys are the kinds of the sets. ``overflow`` counts the
+    packets for which no set had a free slot; it is read after the elements. ``logged`` counts the
+    packets that the kernel logged, even if no source read their records; it is read before the
+    elements.
     """
 
     refused_before: Count
@@ -89,11 +90,12 @@ class RuleReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Values of all counters of a fence, read from ``began_ns`` to ``ended_ns`` (epoch, UTC).
+    """Values of all counters of a fence, read from ``began_ns`` to ``ended_ns`` (ns, epoch, UTC).
 
-    The keys of ``epochs`` and ``rules`` are names from :func:`account_name`. ``epochs`` has an
-    identifier of each rule's counters. If the identifier differs from that of an earlier reading,
-    the rule has new counters, which began at zero.
+    ``epochs`` and ``rules`` have the same keys: account names, such as ``egress``
+    (:func:`account_name`). A value of ``epochs`` is a text that identifies the present counters of
+    the rule. If this text differs from that in an earlier reading, the counters were created again,
+    and began at zero.
     """
 
     epochs: Mapping[str, str]
@@ -104,12 +106,13 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """Sender and destination of packets that one counter counts; the decoded key of the counter.
+    """Sender and destination of the packets that one counter counts: the decoded counter key.
 
-    ``uid`` is None if no socket sent the packets. In the sets ``flows4`` and ``flows6``,
-    ``ethertype`` is None. ``port`` is the destination's port. It is None if the protocol has no
-    ports, and 0 if the packets were counted without their ports, for example fragments. In the set
-    ``others``, ``destination`` and ``port`` are None, and ``protocol`` is None if it is unknown.
+    ``uid`` is the sender's user id; None if no socket sent the packets. In the sets ``flows4`` and
+    ``flows6``, ``ethertype`` is None. ``port`` is the destination's port. It is None if the
+    protocol has no ports, and 0 if the packets were counted without their ports, for example
+    fragments. In the set ``others``, ``destination`` and ``port`` are None, and ``protocol`` is
+    None if it is unknown.
     """
 
     uid: int | None
@@ -120,20 +123,20 @@ class Flow:
 
 
 def account_name(rule: str, *, is_permissive: bool) -> str:
-    """Return the name of the account that counts the packets of a rule.
+    """Return the name of the account that counts the packets of a rule in one mode of the fence.
 
-    An enforcing rule has an account with the rule's name, for example ``egress``. A permissive rule
-    has another account: ``egress:permissive``. No other account's name has a colon.
+    For example, the name is ``egress`` if the fence is enforcing, and ``egress:permissive`` if it
+    is permissive. Only the names for permissive fences have a colon.
     """
     return f"{rule}:{PERMISSIVE}" if is_permissive else rule
 
 
 def counter_suffix(rule: str, *, is_permissive: bool) -> str:
-    """Return the suffix in the nftables names of a rule's counters and sets.
+    """Return the suffix that the nftables names of a rule's counters and sets have.
 
-    The suffix is the rule's name, for example ``egress``; in the permissive mode it is
-    ``egress_permissive``. So each mode has its own counters: no count mixes refused packets with
-    packets that a permissive fence allowed.
+    For example, it is ``egress`` if the fence is enforcing, and ``egress_permissive`` if it is
+    permissive. So each mode has separate counters: refused packets and packets that a permissive
+    fence allowed are never counted together.
     """
     return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 
@@ -158,10 +161,10 @@ def flow(key: Key) -> Flow:
 
 
 def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading:
-    """Return a counter reading in which ``map_uid`` has replaced each user id.
+    """Return a copy of a counter reading in which ``map_uid`` has converted each user id.
 
-    ``map_uid`` converts a user id of another user namespace to an id of this one. If several users
-    have the same new id, their counts are added up in one element.
+    ``map_uid`` converts a user id of the sandbox's user namespace to an id of this process's user
+    namespace. If several users get the same id, their counts are added up in one element.
     """
     return replace(
         reading,
@@ -194,7 +197,8 @@ def _map_element_uids(
 def keys(record: Record) -> tuple[Key, ...]:
     """Return the counter keys under which the kernel may have counted a log record's packet.
 
-    The most likely key is first.
+    The first key is the most likely: it has all details. The other keys are the
+    :func:`fallback_keys` of the first key.
     """
     uid = _NO_UID if record.uid is None else record.uid
     address = packed(record.destination)
@@ -217,10 +221,10 @@ def keys(record: Record) -> tuple[Key, ...]:
 
 
 def lacks_port(record: Record) -> bool:
-    """Return true if the kernel may have counted a packet by a port that its log record lacks.
+    """Return true if a record has no port, but the kernel may have counted its packet by port.
 
-    The kernel counts by port if the packet has the four bytes of the ports. But the log record has
-    a port only if the packet's transport header is complete.
+    The kernel counts by port if it can read the four bytes of the ports. But a log record has a
+    port only if the packet's transport header is complete.
     """
     return (
         record.protocol in _WITH_PORTS
@@ -230,7 +234,7 @@ def lacks_port(record: Record) -> bool:
 
 
 def without_port(key: Key) -> Key:
-    """Return the key with port 0, so that flows to different ports of a host have one key.
+    """Return a copy of a key with port 0, so that all ports of a host have the same key.
 
     A key of the set ``others`` has no port, and is returned unchanged.
     """
@@ -238,15 +242,15 @@ def without_port(key: Key) -> Key:
 
 
 def user_of(key: Key) -> int | None:
-    """Return the user id in a counter's key; None if no socket sent the packet."""
+    """Return the user id in a counter's key; None if no socket sent the counted packets."""
     return _uid_or_none(*_UID.unpack_from(key.data))
 
 
 def fallback_keys(key: Key) -> tuple[Key, ...]:
-    """Return the keys that the kernel tries in turn if the set has no free slot for ``key``.
+    """Return the keys that the kernel tries, in this order, if a set has no free slot for ``key``.
 
-    Each key is less exact than the previous one: without the port, then without the destination,
-    then without the protocol.
+    Each key is less exact than the one before it: without the port, then without the destination,
+    then without the protocol. The result is empty if ``key`` has none of the three.
     """
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)

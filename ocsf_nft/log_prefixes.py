@@ -2,7 +2,7 @@
 
 A log prefix is the text at the start of each log record of a firewall rule, such as
 ``[UFW BLOCK]``. An administrator can choose any prefix. So this module has a table of the prefixes
-of common firewalls, and a configuration can add rows. An unknown prefix has no meaning here.
+of common firewalls, and a configuration can add rows. A prefix that matches no row is unknown.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configured:
-    """Row of the configuration: the meaning of log prefixes that begin with the text ``begins``.
+    """Row that the configuration adds to the table: log prefixes and their meaning.
 
-    ``begins`` is literal text, not a pattern. If ``rule`` is None, the whole prefix is the name of
-    the rule.
+    The row is for all prefixes that begin with the literal text ``begins``. If ``rule`` is None,
+    the whole prefix is the name of the rule.
     """
 
     begins: str
@@ -88,10 +88,10 @@ _WORD: Final = re.compile(r"[^\W_]+")
 
 
 class Prefixes:
-    """Table that decodes log prefixes of other firewalls: configured rows, then built-in ones.
+    """Table that decodes the log prefixes of other firewalls.
 
-    Of several matching configured rows, the one with the longest ``begins`` applies. Raises
-    UsageError if two rows have the same ``begins``.
+    Configured rows are tried before built-in rows. If several configured rows match, the one with
+    the longest ``begins`` applies. Raises UsageError if two rows have the same ``begins``.
     """
 
     def __init__(self, configured: Sequence[Configured] = ()) -> None:
@@ -104,14 +104,18 @@ class Prefixes:
         self._cached_find = lru_cache(maxsize=_CACHED)(self._find)
 
     def of(self, prefix: str) -> Meaning | None:
-        """Return the meaning of a log prefix; None for an unknown prefix or one of ocsf-nft."""
+        """Return the sandbox, rule and verdict that a log prefix of another firewall stands for.
+
+        Return None if the prefix is unknown, too long, or a prefix of ocsf-nft.
+        """
         return self._cached_find(prefix) if len(prefix) <= PREFIX_CHARACTERS else None
 
     def named(self, record: Record) -> Record:
         """Return a log record with the sandbox, rule and verdict that its log prefix stands for.
 
-        A record with a prefix of ocsf-nft is returned unchanged. For an unknown prefix the verdict
-        is ``log``: only the fact that the packet was logged is known.
+        A record with a prefix of ocsf-nft is returned unchanged. If the prefix is unknown, only the
+        verdict is set, to ``log``. This means that the packet was logged, and that its verdict is
+        unknown.
         """
         if record.sandbox is not None:
             return record
@@ -130,10 +134,10 @@ class Prefixes:
 
 
 def begins(text: str) -> str:
-    """Return ``text`` unchanged, after a check that a configured prefix may begin with it.
+    """Return ``text`` unchanged if the configuration may use it as the beginning of log prefixes.
 
     Raises UsageError if ``text`` is empty, is too long for a log prefix, has a NUL character, or
-    begins as the prefixes of ocsf-nft do.
+    begins with ``ocsf-nft:``.
     """
     if not text or len(text.encode()) > PREFIX_BYTES:
         raise UsageError(f"{quoted(text)} is no log prefix: it must have 1 to {PREFIX_BYTES} bytes")
@@ -160,9 +164,10 @@ def _built_in(text: str) -> Meaning | None:
 
 
 def _verdict_in(text: str) -> ForeignVerdict | None:
-    """Return the verdict that the words of a log prefix state, such as "drop" or "accepted".
+    """Return the verdict that a word of a log prefix states, such as "drop" or "accepted".
 
-    Return None if no word states a verdict, ``log`` if the words contradict each other.
+    If some words state a refusal, and others state the opposite, return ``log`` (unknown verdict).
+    If no word states a verdict, return None.
     """
     words = {word.lower() for word in _WORD.findall(text) if word.isascii()}
     if words & _REFUSED:

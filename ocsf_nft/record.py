@@ -1,7 +1,7 @@
-"""Results of reading a source of kernel log records: records, gaps, and lines that are no record.
+"""Results of reading a kernel log: records, gaps (missing records) and rejected lines.
 
-Every transport yields these types, and every later stage reads them. They are immutable and import
-nothing of the rest of the package.
+Every transport (NFLOG, /dev/kmsg, journal, file) returns these types. All later steps of the
+service work with them. The types are immutable. This module imports no other module of the package.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ VM_RULES = frozenset({"vm-forward", "vm-input", "vm-ingress", "vm-link"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Source from which a log record was read, with the unique identity of the record.
+    """Source of a log record, and the identity of the record in this source.
 
-    ``identity`` is unique for each record, and the same if the record is read again. It is a kernel
-    log sequence number with its boot id, a journal cursor, or a position in a file. Event uids are
-    derived from it. ``log_source`` is the name of the log. ``raw`` is the text of the record from
-    the source. ``log_format`` is the format of that text. The text alone does not show its format,
-    because a log prefix may begin like another format. ``original_time`` is the timestamp as the
-    source wrote it. ``sequence`` is the source's number of the record.
+    ``identity`` is different for each record, and the same if a record is read again. It is a
+    kernel log sequence number with its boot id, a journal cursor, or a position in a file. The uids
+    of events are derived from it. ``log_source`` is the name of the log. ``raw`` is the record's
+    text, as the source has it. ``log_format`` is the format of that text. The text alone does not
+    show its format, because a log prefix may begin like another format. ``original_time`` is the
+    timestamp as the source wrote it. ``sequence`` is the number that the source gave the record.
     """
 
     transport: Transport
@@ -67,12 +67,16 @@ class Record:
     text form (RFC 5952 for IPv6, lower-case with colons for MACs). Numbers are as in the headers.
     Absent values are None and never guessed. ``length`` is the total length of the IP packet in
     bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168 (FIN=1, SYN=2, RST=4, PSH=8,
-    ACK=16, URG=32, ECE=64, CWR=128, AE=256). For a rule of another firewall, ``verdict`` is the
-    verdict in its log prefix. For a permissive rule of ours, it is ``permit``. For an enforcing
-    rule of ours it is None, because the rule itself shows the answer. Times are nanoseconds since
-    the epoch, UTC. Times and origin are not compared, because two transports see the same packet at
-    slightly different times. ``captured_sum`` is the Adler-32 (RFC 1950) of the captured bytes of
-    the packet; None if no bytes were captured.
+    ACK=16, URG=32, ECE=64, CWR=128, AE=256).
+
+    ``verdict`` is None if a fence refused the packet: the rule's name shows how. It is ``permit``
+    if a permissive fence allowed the packet. For another firewall, it is the verdict in the log
+    prefix, for example ``drop``.
+
+    ``time_ns`` is the time of the packet, and ``received_ns`` the time of the read (ns since the
+    epoch, UTC). ``captured_sum`` is the Adler-32 (RFC 1950) of the captured bytes of the packet;
+    None if no bytes were captured. Two records are equal even if these three values and ``origin``
+    differ.
     """
 
     prefix: str
@@ -102,19 +106,20 @@ class Record:
 
     @property
     def is_timed_when_read(self) -> bool:
-        """Return whether ``time_ns`` is only the time of the read; the packet may be older.
+        """Return true if the packet's time is unknown, so that ``time_ns`` is the time of the read.
 
-        NFLOG has no time for outgoing packets.
+        Then the packet may be older than ``time_ns``. NFLOG gives no time for outgoing packets.
         """
         return self.time_ns == self.received_ns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Missing log records: a source could not read them, between two timestamps (ns, epoch, UTC).
+    """Missing log records: the kernel logged them, but the source could not read them.
 
-    ``dropped`` is the exact number of missing records, if the transport numbers its records. It is
-    ``None`` if the transport only reports that records are missing.
+    The kernel logged them between ``since_ns`` and ``until_ns`` (ns since the epoch, UTC).
+    ``dropped`` is the exact number of missing records. It is None if the transport does not number
+    its records.
     """
 
     transport: Transport
@@ -126,10 +131,11 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """Log line that has the form or the log prefix of a record, but is not accepted as a record.
+    """Line of a log that resembles the record of a packet, but is not accepted as a record.
 
-    ``forged``: a user process wrote the line (the facility is not the kernel's). ``malformed``: the
-    line can't be parsed. ``ambiguous``: it can be parsed in more than one way.
+    ``kind`` is the cause. ``forged``: a user process wrote the line, as its syslog facility shows.
+    ``malformed``: the line can't be parsed. ``ambiguous``: the line can be parsed in more than one
+    way.
     """
 
     kind: Literal["forged", "malformed", "ambiguous"]
@@ -139,7 +145,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Result of one read of a source of log records, in the kernel's order.
+    """Result of one read of a source: log records, in the order in which the kernel logged them.
 
     ``rejected`` are lines that are no valid records. ``cursor`` is the position after this batch,
     in a format that only the source understands. A source that is opened with this cursor resumes
@@ -155,10 +161,10 @@ class Batch:
 
 
 class Prefix(NamedTuple):
-    """Parts of a log prefix.
+    """Parts of a log prefix: for ``ocsf-nft:agent:egress:`` sandbox ``agent`` and rule ``egress``.
 
-    ``verdict`` is ``permit`` for a permissive fence, else None. For a prefix of another firewall,
-    ``sandbox`` is None and ``rule`` is the whole text of the prefix.
+    ``verdict`` is ``permit`` in the prefix of a permissive fence, else None. For a prefix of
+    another firewall, ``sandbox`` is None, and ``rule`` is the whole text of the prefix.
     """
 
     sandbox: str | None
@@ -167,9 +173,10 @@ class Prefix(NamedTuple):
 
 
 def split_prefix(prefix: str) -> Prefix:
-    """Split a log prefix into sandbox, rule and verdict.
+    """Split a log prefix into sandbox, rule and verdict (:class:`Prefix`).
 
-    For a prefix of another firewall, the sandbox is None and the rule is the whole text.
+    The prefix of another firewall is not split. Then the sandbox is None, and the rule is the whole
+    text, without white space at its ends.
     """
     if prefix.startswith(PREFIX_ROOT) and prefix.endswith(":"):
         match prefix[len(PREFIX_ROOT) : -1].split(":"):
@@ -181,5 +188,8 @@ def split_prefix(prefix: str) -> Prefix:
 
 
 def own_prefix(sandbox: str, rule: str, *, is_permissive: bool = False) -> str:
-    """Return the log prefix of a rule of a sandbox's fence, such as ``ocsf-nft:agent:egress:``."""
+    """Return the log prefix of a rule in an ocsf-nft fence, for example ``ocsf-nft:agent:egress:``.
+
+    If the fence is permissive, the prefix is ``ocsf-nft:agent:egress:permissive:``.
+    """
     return f"{PREFIX_ROOT}{sandbox}:{rule}:{f'{PERMISSIVE}:' if is_permissive else ''}"

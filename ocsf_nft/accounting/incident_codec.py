@@ -1,7 +1,8 @@
 """Conversion of open incidents and scans (fan-outs) to JSON text for the state database, and back.
 
-The JSON keys are the names of the fields. A field that an earlier version did not store is read as
-None. A number outside its valid range counts as damage of the database.
+An incident or scan is open if its end is not reported yet. The JSON keys are the names of the
+fields. A field that an earlier version of ocsf-nft did not store is read as None. A number outside
+its valid range raises an error, because it shows that the database is damaged.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _T = TypeVar("_T")
 
 
 def encode(opened: OpenEntry) -> str:
-    """Return an open incident or scan as JSON text for the state database."""
+    """Convert an open incident or scan to JSON text for the state database."""
     if isinstance(opened, OpenFanOut):
         state: dict[str, Any] = {"fan_out": opened.end}
     else:
@@ -43,10 +44,11 @@ def encode(opened: OpenEntry) -> str:
 
 
 def decode(counter_id: CounterId, text: str) -> OpenEntry:
-    """Return the open incident or scan from a text of :func:`encode`.
+    """Convert a JSON text of :func:`encode` back to the open incident or scan.
 
-    ``counter_id`` identifies the counters of the firewall rule that refused the packets. A damaged
-    text raises one of the errors in ``state_db._DAMAGE``, for instance ValueError.
+    ``counter_id`` identifies the counters of the firewall rule that refused the packets; the text
+    does not have it. If the text is damaged, raises one of the errors in ``state_db._DAMAGE``, for
+    example ValueError.
     """
     state = json.loads(text)
     if "fan_out" in state:
@@ -113,7 +115,11 @@ def _flag(value: Any) -> bool:
 
 
 def _details(found: Any) -> dict[str, Any]:
-    """Return a copy of a record's header details; raises TypeError if a value has a wrong type."""
+    """Return a copy of ``found``, the ``details`` (header fields) of a log record.
+
+    Raises TypeError if a value is neither a number, a boolean, a text nor a dictionary of such
+    values.
+    """
     for value in found.values():
         if isinstance(value, dict):
             _details(value)

@@ -1,6 +1,8 @@
 """Merge of attributions: from the sender of each attempt to the senders of several attempts.
 
-If a process made only some of the attempts, the result must not name it as the only sender.
+An attribution states which process sent the packets of an attempt, or which processes may have sent
+them. If a process made only some of the attempts, the merged attribution must not name this process
+as the only sender.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
     """Merge the attribution of the latest attempt into the attribution of the earlier attempts.
 
-    ``before`` is the attribution of the earlier attempts. Return None if no attempt was attributed.
+    ``before`` is the attribution of all earlier attempts together. An argument is None if there is
+    no such attribution. Return None if both are None.
     """
     first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
     if first.names_no_process and last.names_no_process:
@@ -52,11 +55,13 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 
 
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
-    """Return the 16 most recently started processes of two attributions, and the number of others.
+    """Merge the processes of two attributions; ``first`` is of earlier attempts than ``last``.
 
-    An attribution names its youngest processes, and only counts the older processes. A process that
-    ``first`` does not name may be one of these older processes. It certainly is another process if
-    it is younger than all named processes.
+    Return the 16 most recently started processes, and a lower bound for the number of all others.
+
+    An attribution names its youngest processes, and only counts the older ones (``unnamed``). So a
+    process that ``first`` does not name may be one that ``first`` has counted. It certainly is
+    another process if it is younger than all named processes.
     """
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
     for one in latest:
@@ -89,9 +94,9 @@ def _is_same(one: Process, other: Process) -> bool:
 
 
 def _named(by: Attribution) -> tuple[Seen, ...]:
-    """Return all processes that an attribution names, each with its number of attempts.
+    """Return all processes that an attribution names, each with its number of attempts if known.
 
-    If the attribution has only one process and no number, the number is 1.
+    A process that the attribution names as the only sender counts with one attempt.
     """
     if by.process is None or any(_is_same(each.process, by.process) for each in by.seen):
         return by.seen

@@ -1,6 +1,7 @@
 """Search for the mount point of cgroup v2.
 
-The path differs: if systemd uses cgroup v1, it mounts cgroup v2 at another path.
+The mount point is not the same on all hosts. On hosts where systemd uses cgroup v1, cgroup v2 is
+mounted at another path.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 
 
 def hierarchy(mounts: str | None = None) -> Path:
-    """Return the mount point of cgroup v2 that shows the largest part of the hierarchy.
+    """Return the mount point of cgroup v2.
 
-    ``mounts`` has the format of /proc/self/mountinfo, which is read by default. Raises
-    UnsupportedError if cgroup v2 is not mounted.
+    If there are several mount points, return the one that shows the largest part of the cgroup
+    tree. ``mounts`` is a text in the format of /proc/self/mountinfo; None means the content of that
+    file. Raises UnsupportedError if cgroup v2 is not mounted.
     """
     found: list[tuple[str, Path]] = []
     if mounts is None:
@@ -37,7 +39,7 @@ def hierarchy(mounts: str | None = None) -> Path:
 
 
 def _plain(text: str) -> str:
-    """Return a mountinfo path with the kernel's escapes of blanks and backslashes decoded."""
+    """Decode the octal escapes in a path from mountinfo: blank, tab, line end and backslash."""
     for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(escape, character)
     return text

@@ -1,8 +1,13 @@
 """Fallback chain of the attribution methods, with a limit on the time that a log record waits.
 
-The chain tries ``capture`` first. If ``capture`` is not available, or saw nothing, it tries
-``socket``. The last methods are ``user`` (the user in the kernel's record) and ``none``. Each
-attribution states its method, and the reason why no better method applies.
+An attribution states which process sent a packet. The chain tries these methods, the best first:
+
+- ``capture``: BPF programs have seen the process send the packet.
+- ``socket``: the process has the packet's socket when the log record is read.
+- ``user``: no process is known, only the user in the kernel's log record.
+- ``none``: not even a user is known.
+
+Each attribution states its method, and the reason why no better method has found the process.
 """
 
 from __future__ import annotations
@@ -63,10 +68,11 @@ _NO_PROCESS: Final = Attribution(
 class FallbackChain:
     """Attribution of log records to processes by the best method that this host allows.
 
-    The chain is active inside ``async with``. ``sandboxes`` maps each sandbox to the network
-    namespace of its processes. The fences of the ``permissive`` sandboxes refuse nothing. ``top``
-    is the best method to try. No record waits longer than ``wait_seconds``. A program larger than
-    ``hashed_bytes`` gets no hash; 0 disables hashes.
+    The chain is active inside ``async with``. ``sandboxes`` maps the name of each sandbox to the
+    network namespace of its processes. ``permissive`` are the sandboxes whose fences refuse
+    nothing. ``top`` is the best method to try. A log record waits at most ``wait_seconds`` for its
+    attribution. The program file of a process is hashed if it has at most ``hashed_bytes``; 0
+    disables hashes.
     """
 
     def __init__(
@@ -98,18 +104,21 @@ class FallbackChain:
 
     @property
     def method(self) -> TopMethod:
-        """Return the best attribution method in use now."""
+        """Return the best attribution method that is in use now, for example ``socket``."""
         if self._capture is not None:
             return "capture"
         return "socket" if self._lookups else "user"
 
     @property
     def dropped(self) -> int:
-        """Return the number of capture events (calls and processes) dropped for lack of room."""
+        """Return how many capture events the kernel has dropped because its buffers were full."""
         return self._dropped if self._capture is None else sum(self._capture.dropped)
 
     async def __aenter__(self) -> Self:
-        """Start the best method that this host allows. This can't fail: ``user`` always works."""
+        """Start the best attribution method that this host allows.
+
+        This can't fail: the method ``user`` is always available.
+        """
         if self._sandboxes and self._top != "user":
             opening = asyncio.ensure_future(asyncio.to_thread(self._open))
             try:
@@ -138,9 +147,9 @@ class FallbackChain:
         self._stack.close()
 
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
-        """Wait until the capture fails, then call ``on_fallback`` with the reason.
+        """Wait until the method ``capture`` fails, then call ``on_fallback`` with the reason.
 
-        Return at once if the capture is not in use.
+        If ``capture`` is not in use, return at once, without calling ``on_fallback``.
         """
         initial = self.method
         while self.method == "capture":
@@ -160,9 +169,10 @@ class FallbackChain:
     async def attributions(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> list[Attribution]:
-        """Return the attribution of each log record to a process; records in the kernel's order.
+        """Return one attribution for each log record, in the order of ``records``.
 
-        No record was logged before ``since_ns`` (CLOCK_BOOTTIME).
+        ``records`` must be in the order in which the kernel logged them. The kernel logged none of
+        them before ``since_ns`` (CLOCK_BOOTTIME).
         """
         if not records or sandbox not in self._sandboxes:
             return [_user_attribution(each, _LOOKUP_INACTIVE) for each in records]
@@ -197,11 +207,11 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes that sent a flow's packets since the previous result for that flow.
+        """Return the processes that have sent packets of a flow since the last call for that flow.
 
-        ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets, in a
-        reading that began at ``began_ns`` (since the epoch). Return None if no process was seen, or
-        if the capture is not in use.
+        ``record`` identifies the flow. The kernel has counted ``packets`` new packets of the flow.
+        The reading of its counters began at ``began_ns`` (ns since the epoch, UTC). Return None if
+        the capture saw no process, or if the capture is not in use.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
@@ -209,15 +219,19 @@ class FallbackChain:
         return None if found is None else self._with_names(record, found)
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Exclude a packet from later results of :meth:`since_last`, because an event reports it.
+        """Note that an event reports a packet, so that :meth:`since_last` does not report it again.
 
-        ``record`` is the packet's log record. ``process`` is the reported sender; None if unknown.
+        ``record`` is the packet's log record. ``process`` is the sender that the event names; None
+        if it names no sender.
         """
         if self._capture is not None and sandbox in self._sandboxes:
             self._capture.mark_reported(sandbox, record, process)
 
     def user_attribution(self, record: Record) -> Attribution:
-        """Return the attribution to the record's user, for a flow without any known sender."""
+        """Return an attribution to the user in ``record``, for a flow without any known process.
+
+        If no socket of the sandbox sent the packet, the method of the result is ``none``.
+        """
         return self._with_names(record, _user_attribution(record, _NOT_SEEN))
 
     def _with_names(self, record: Record, found: Attribution) -> Attribution:
@@ -249,7 +263,12 @@ class FallbackChain:
                 self.reason = str(error)
 
     def _start_capture(self, cookies: Collection[int], permissive: Collection[int]) -> Capture:
-        """Start a capture that reports process details (BTF), or else one that reports only ids."""
+        """Start a capture that reports refused packets and process details, if the host allows it.
+
+        This needs a kernel that describes its types (BTF). Otherwise, start a capture that reports
+        only system calls, without process details. ``cookies`` are the kernel's numbers of the
+        network namespaces.
+        """
         try:
             return Capture(cookies, permissive=permissive)
         except UnsupportedError as error:
@@ -257,7 +276,10 @@ class FallbackChain:
             return Capture(cookies, permissive=permissive, knows_types=False)
 
     def _read(self) -> None:
-        """Read capture events when a ring buffer holds much data; fall back if that fails."""
+        """Read capture events; called when a ring buffer holds much data.
+
+        If reading fails, stop the capture, and continue with the next attribution method.
+        """
         try:
             if self._capture is not None:
                 self._capture.read_events()
@@ -265,7 +287,7 @@ class FallbackChain:
             self._fall_back(error)
 
     def _fall_back(self, error: UnsupportedError) -> None:
-        """Stop the capture after an error, and continue with the next attribution method."""
+        """Stop the capture because of ``error``, and continue with the next attribution method."""
         self._close_capture()
         self.reason = str(error)
         _log.error("processes are not captured any more", reason=self.reason)
@@ -279,7 +301,10 @@ class FallbackChain:
             captured.close()
 
     async def read_events(self) -> None:
-        """Read all new capture events; if too many arrive, stop and note that some were dropped."""
+        """Read all new capture events.
+
+        If events arrive faster than they can be read, stop, and treat the rest as dropped.
+        """
         for _ in range(_MOST_READS):
             try:
                 if self._capture is None or not self._capture.read_events():
@@ -327,7 +352,10 @@ class FallbackChain:
     async def _with_hashes(
         self, captured: CaptureMethod, found: Sequence[CaptureResult], deadline: float
     ) -> list[Attribution | None]:
-        """Return the attributions, with the hash of each program whose file can still be read."""
+        """Return the attributions of ``found``, with a hash of each readable program file.
+
+        No file is read after the deadline (a time of the event loop's clock).
+        """
         results = [each.attribution for each in found]
         hashes = self._hashes
         if hashes is None:
@@ -358,7 +386,11 @@ class FallbackChain:
         return results
 
     async def _run_in_thread(self, work: Callable[[float], None], deadline: float) -> None:
-        """Run blocking ``work`` in a thread; pass the deadline (time.monotonic) to it."""
+        """Run the blocking function ``work`` in a thread, and wait for its end until the deadline.
+
+        ``deadline`` is a time of the event loop's clock. ``work`` gets it as a time of
+        time.monotonic. If an earlier thread still runs, ``work`` is not run.
+        """
         left = deadline - asyncio.get_running_loop().time()
         if left > 0 and (self._busy is None or self._busy.done()):
             until = time.monotonic() + left
@@ -376,7 +408,8 @@ class FallbackChain:
     ) -> list[Attribution | str]:
         """Return for each record the attribution by socket, or the reason why there is none.
 
-        Stop at the deadline, or if the time budget is spent.
+        The lookups end at the deadline (a time of the event loop's clock). They are not started if
+        the time budget for lookups is spent.
         """
         lookup = self._lookups.get(sandbox)
         found: list[Attribution | str] = [_TOO_LONG] * len(records)
@@ -408,10 +441,11 @@ async def _is_event_pending(
 
 
 def limit_to_one_packet(known: Attribution) -> Attribution:
-    """Return the attribution of many packets, of which only one has a known sender.
+    """Return the attribution of several packets, if the sender of only one packet is known.
 
-    ``known`` is the attribution of that packet. The process in ``known`` becomes a possible sender,
-    with low confidence.
+    ``known`` is the attribution of that one packet. Its process may not have sent the other
+    packets. So the result names this process as a possible sender, with low confidence. If
+    ``known`` has no single process, it is returned unchanged.
     """
     if known.process is None:
         return known

@@ -1,6 +1,7 @@
-"""Match of system calls and kernel log records: which calls may have sent a record's packet.
+"""Comparison of log records with calls: which calls may have sent the packet of a record.
 
-A call and the record of its packet have a common key.
+A call is a capture event of the BPF programs: a system call that sends, or a refused packet with
+its sender. For the comparison, a call and a record each get a key (:class:`PacketKey`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ FRAME_RULES: Final = frozenset({"link"})
 
 
 class PacketKey(NamedTuple):
-    """Protocol, ports and destination, which a call and its packet share; an absent port is 0."""
+    """Key to compare a call with a log record: protocol, ports and destination of the packet.
+
+    An absent port is 0. ``destination`` is the address in 4 bytes (IPv4) or 16 bytes (IPv6), or
+    empty. In the key of a link-layer frame, ``protocol`` is None, and all other values are absent
+    too.
+    """
 
     protocol: int | None
     source_port: int = 0
@@ -35,10 +41,10 @@ FRAME_KEY: Final = PacketKey(None)
 
 
 class LoggedRecord(NamedTuple):
-    """Kernel log record, with the time range in which the kernel logged it (CLOCK_BOOTTIME).
+    """Kernel log record, with the time range in which the kernel logged it.
 
-    The kernel logged the record between ``since_ns`` and ``until_ns``. ``stamp_ns`` is the
-    timestamp that the source gave the record; it may be inexact.
+    The range is from ``since_ns`` to ``until_ns``. ``stamp_ns`` is the timestamp that the source
+    gave the record; it may be inexact. All times are of CLOCK_BOOTTIME.
     """
 
     record: Record
@@ -48,10 +54,10 @@ class LoggedRecord(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Calls that may have sent the packet of a log record: the latest call of each process.
+    """Calls that may have sent the packet of one log record.
 
-    ``is_sender`` is true if one of these processes certainly sent the packet. Otherwise the sender
-    may be another process.
+    ``calls`` has the latest call of each process. ``is_sender`` is true if one of these processes
+    certainly sent the packet. If it is false, another process may have sent the packet.
     """
 
     calls: tuple[Call, ...]
@@ -59,19 +65,21 @@ class Match(NamedTuple):
 
 
 def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
-    """Return a match with the latest call of each process that may have sent a packet.
+    """Return a match that has the latest call of each process.
 
-    ``is_sender`` is true if one of these processes certainly sent the packet. Return None if there
-    is no call, or if the calls are of more than :data:`MOST` processes.
+    ``calls`` are all calls that may have sent one packet, oldest first. ``is_sender`` is true if
+    one of the processes certainly sent the packet. Return None if there is no call, or if more than
+    16 processes made the calls.
     """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
 
 
 def key_of_record(record: Record) -> PacketKey | None:
-    """Return the key of a log record's packet, to compare it with the keys of calls.
+    """Return the key of a log record, to compare the record with calls.
 
-    Return None if no process sent the packet, or if the packet's socket is unknown.
+    Return None if no process can be found for the record. This is the case without a user id (no
+    known socket sent the packet) or without a protocol. All link-layer frames have the same key.
     """
     if record.uid is None:
         return None
@@ -88,9 +96,10 @@ def key_of_record(record: Record) -> PacketKey | None:
 
 
 def key_of_call(call: Call) -> PacketKey:
-    """Return the key of a call, to compare it with the keys of log records.
+    """Return the key of a call, to compare the call with log records.
 
-    The key of a connect call has source port 0, because the socket gets its port later.
+    The key of a connect call has source port 0, because the socket gets its port only after the
+    call.
     """
     if call.is_frame:
         return FRAME_KEY

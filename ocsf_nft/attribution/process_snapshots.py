@@ -1,8 +1,8 @@
-"""Store of the process details that the BPF capture reports, and of their ancestors.
+"""Store of the process details that the BPF programs report, for example path and command line.
 
-The details of an exited process stay in the store as long as there is room. The kernel read all
-details while the process ran, so no detail can be of another process. Details that were not
-reported stay unknown.
+The details of an exited process stay in the store until it is full. The kernel read all details
+while the process ran. So they never belong to a later process with the same pid. Details that the
+BPF programs did not report stay unknown (None).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class _Caller(NamedTuple):
-    """Key in the cache of results: the values of a call on which the resulting process depends."""
+    """Key of a cached process: the values of a call that determine the process to return for it."""
 
     image: ProcessImage
     tid: int
@@ -47,7 +47,10 @@ class _Caller(NamedTuple):
 
 
 class ProcessSnapshots:
-    """Store of the process details that the BPF capture reports, to find the process of a call."""
+    """Store of the process details that the BPF programs report; finds the process of a call.
+
+    A call is a capture event: a system call that sends, or a refused packet.
+    """
 
     def __init__(self, names: CachedNames) -> None:
         self._names = names
@@ -60,22 +63,34 @@ class ProcessSnapshots:
         self._latest: OrderedDict[int, ProcessImage] = OrderedDict()
 
     def add(self, snapshot: ProcessSnapshot) -> None:
-        """Store the details of a process that the capture reports."""
+        """Store the details of one process, as the BPF programs have reported them."""
         image = snapshot.image
         _store(self._known, image, snapshot)
         _store(self._latest, image.pid, image)
         self._made.clear()
 
     def note_dropped(self) -> None:
-        """Note that snapshots were dropped, so the latest program of a process is uncertain."""
+        """Note that the kernel dropped reports about processes, because its buffer was full.
+
+        Any process may have started another program meanwhile. So :meth:`is_latest` returns False
+        for a process until its next report arrives.
+        """
         self._latest.clear()
 
     def is_latest(self, image: ProcessImage) -> bool:
-        """Return True if a process has certainly run no other program since ``image``."""
+        """Return True if a process has certainly not started another program after ``image``.
+
+        ``image`` identifies a process and the program that it ran. Return False if the process has
+        started another program, or if this is unknown.
+        """
         return self._latest.get(image.pid) == image
 
     def process(self, call: Call) -> Process:
-        """Return the process that made a call, with all known details and ancestors."""
+        """Return the process that made a call, with all stored details and its ancestors.
+
+        ``call`` is a capture event: a system call that sends, or a refused packet. A detail that is
+        not stored is None in the result.
+        """
         by = _Caller(call.image, call.tid, call.uid, call.gid, call.comm)
         found = self._made.get(by)
         if found is None:
@@ -105,10 +120,11 @@ class ProcessSnapshots:
         return found
 
     def _ancestors(self, snapshot: ProcessSnapshot) -> tuple[Process, ...]:
-        """Return the ancestors of a process, its parent first, at most 16.
+        """Return the ancestors of a process, at most 16, its parent first.
 
-        The list ends with the host's first process, or with an ancestor without a stored snapshot.
-        An init of a pid namespace does not end it: any sandboxed program can start such an init.
+        The last ancestor is the host's first process, or a process without stored details. The
+        first process of a pid namespace does not end the list, because any sandboxed program can
+        start one.
         """
         found: list[Process] = []
         while len(found) < _MOST_ANCESTORS:
@@ -123,11 +139,14 @@ class ProcessSnapshots:
         return tuple(found)
 
     def _arguments(self, snapshot: ProcessSnapshot) -> bytes:
-        """Return the command line of a process; after a fork without an exec, that of the parent.
+        """Return the command line of a process, as it was at the latest exec.
 
-        The kernel reports this text at the exec, before the process can overwrite the text. If the
-        capture did not see the exec, the kernel reports the text later. Then the process is older
-        than the capture, or joined the sandbox after its exec.
+        After a fork without an exec, a process still has the command line of its parent. Then the
+        parent's stored text is returned. The kernel reported that text at the exec, before a
+        process could overwrite it.
+
+        Exception: if the capture did not see the exec, the kernel reported the text later. This
+        happens if the process is older than the capture, or joined the sandbox after its exec.
         """
         for _ in range(_MOST_ANCESTORS):
             parent = snapshot.parent
@@ -179,7 +198,12 @@ def _placement(cgroup: tuple[bytes, ...]) -> Placement:
 
 
 def _path(names: Sequence[bytes]) -> str | None:
-    """Return the path with these names, innermost first; None if the names don't reach a root."""
+    """Return the path that consists of ``names``, for example ``/usr/bin/curl``.
+
+    ``names`` begins with the last part of the path: ``curl``, ``bin``, ``usr``, ``/``. Return None
+    if it does not end with ``/``, because the path is then incomplete. A program that exists only
+    in memory has the single name ``memfd:NAME``, which is returned.
+    """
     if names and names[-1] == _ROOT:
         return _text(_ROOT + _ROOT.join(reversed(names[:-1])))
     if len(names) == 1 and names[0].startswith(_IN_MEMORY):

@@ -1,9 +1,10 @@
-"""Reading of the whole ruleset of a namespace, including rules that nft doesn't list or decode.
+"""Reader of all firewall rules in a namespace, including rules that nft doesn't list or decode.
 
-iptables-nft stores its extensions as binary data. nft lists only their names; the program
-iptables-nft-save decodes them. Tables of legacy iptables (ip_tables) are no nftables tables. /proc
-lists their names, and the program iptables-legacy-save reads them. If such a program isn't
-installed, the rules are reported as unread.
+iptables-nft stores its extensions (matches and targets) as binary data. nft lists only the names of
+the extensions; the program iptables-nft-save decodes them. The tables of legacy iptables
+(ip_tables) do not belong to nftables, so nft does not list them. /proc lists the names of these
+tables, and the program iptables-legacy-save reads them. If one of the two programs isn't installed,
+the result names the rules that could not be read.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ _NET: Final = Path("/proc/thread-self/net")
 
 
 def read(namespace: Namespace) -> Ruleset:
-    """Return all rules of a namespace: those of nftables, and those of legacy iptables.
+    """Return all rules in a network namespace, those of nftables and those of legacy iptables.
 
-    The result's ``unread`` describes rules that could not be read. Raises UnsupportedError if nft
-    can't list the rules.
+    ``unread`` of the result has a message for each part of the rules that could not be read. Raises
+    UnsupportedError if nft can't list the rules.
     """
     binary = str(nft.find())
     found = Ruleset()
@@ -59,9 +60,9 @@ def read(namespace: Namespace) -> Ruleset:
 
 
 def generation(namespace: Namespace) -> bytes | None:
-    """Return the generation ID of a namespace's nftables, which differs after each change.
+    """Return the generation ID of a namespace's nftables ruleset; each change gives it a new ID.
 
-    Returns None if the kernel doesn't report the ID, for example without the privilege.
+    Return None if the kernel doesn't report the ID, for example because CAP_NET_ADMIN is missing.
     """
 
     def request() -> bytes | None:
@@ -94,9 +95,9 @@ def _json(namespace: Namespace, command: list[str]) -> Any:
 
 
 def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
-    """Return the ruleset with iptables' extensions decoded by iptables-nft-save, if possible.
+    """Return ``found`` with the extensions of iptables decoded by iptables-nft-save, if possible.
 
-    The second result is a list of messages about extensions that could not be decoded.
+    The second result is a list of messages, one for each table that could not be decoded.
     """
     chains, unread = dict(found.chains), []
     for family, prefix in _PREFIXES.items():
@@ -136,9 +137,9 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
     """Return a chain whose opaque rules are decoded from the output of iptables-nft-save.
 
-    A rule is opaque if nft can't decode it. Every rule also gets its line of the output as text.
-    ``saved`` is the parsed output. If it has more or fewer rules for the chain, return the chain
-    unchanged.
+    A rule is opaque if nft can't decode it. ``saved`` is the parsed output. Each rule in the
+    result, opaque or not, has its line of the output as ``text``. If the output has more or fewer
+    rules for this chain than nft lists, return the chain unchanged.
     """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):
@@ -175,9 +176,10 @@ def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[s
 
 
 def legacy_tables(namespace: Namespace, family: str) -> tuple[str, ...]:
-    """Return the names of a namespace's legacy iptables tables, for the family ``ip`` or ``ip6``.
+    """Return the names of a namespace's legacy iptables tables, for example ``filter``.
 
-    The result is empty if the names can't be read.
+    ``family`` is ``ip`` or ``ip6``. The result is empty if there are no such tables, or if their
+    names can't be read.
     """
 
     def read_names() -> tuple[str, ...]:

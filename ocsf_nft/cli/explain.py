@@ -26,12 +26,14 @@ def explain(
     ],
     config: options.MappingConfig = None,
 ) -> None:
-    """Show a line field by field, and the source of each value.
+    """Show each field of a log line or of an event.
 
-    For a line of a kernel log, shows the fields of the record and those of its event. Also prints
-    the event on standard output. For an event, shows its fields.
+    For a line of a kernel log, shows the fields of the log record in one table. A second table
+    shows the fields of the event made from it. Also prints this event as JSON on standard output.
+    For an event, shows only the table of its fields. The table of an event also shows the source of
+    each value. Tables go to standard error.
 
-    Exit 1: the line is neither a record nor an event; a message gives the reason. Needs no
+    Exit 1: the line is neither a log record nor an event; a message gives the reason. Needs no
     privilege.
 
     Example: ocsf-nft explain "$(dmesg | grep -m1 ocsf-nft:)"
@@ -59,7 +61,7 @@ def explain(
 
 
 def _event(text: str) -> dict[str, Any] | None:
-    """Parse a text as an event; return None if the text is no event."""
+    """Parse a text as an event in JSON; return None if it is no JSON object with ``class_uid``."""
     import orjson
 
     try:

@@ -48,9 +48,9 @@ def validate(
 ) -> None:
     """Check events of any product against the published OCSF schema.
 
-    Writes one line for each fault to standard error: PATH:LINE: error: dst_endpoint.port: 70000 is
-    more than 65535. Errors violate the schema. Warnings (deprecated attributes, unused profiles)
-    do not affect the exit code.
+    Writes one line for each fault to standard error, for example PATH:LINE: error:
+    dst_endpoint.port: 70000 is more than 65535. An error violates the schema. A warning (a
+    deprecated attribute, an unused profile) does not affect the exit code.
 
     Exit 0: no errors. 1: errors, or a file without events, which proves nothing. 2: a file can't be
     read, or the version is unknown. 3: the extra is missing (pip install 'ocsf-nft[validate]').

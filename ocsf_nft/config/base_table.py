@@ -1,4 +1,4 @@
-"""Base of the tables of a configuration: no unknown keys, immutable, each value checked."""
+"""Base of all tables in a configuration file: tables are immutable, and unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ class Table(BaseModel):
 
 
 def checked(check: Callable[[str], Any]) -> BeforeValidator:
-    """Return a pydantic validator that passes a text through the function ``check``.
+    """Return a pydantic validator for a text; ``check`` converts the text to the final value.
 
-    A UsageError of ``check`` becomes a ValueError, which pydantic reports.
+    The validator refuses a value that is no text. If ``check`` raises UsageError, the validator
+    raises ValueError with the same message, which pydantic reports as an error of the
+    configuration.
     """
 
     def validate(value: object) -> object:
@@ -37,9 +39,10 @@ def checked(check: Callable[[str], Any]) -> BeforeValidator:
 
 
 def _kind(value: object) -> str:
-    """Return a text for a value in an error message: a number itself, else the value's type.
+    """Describe a wrong value in an error message, for example ``3``, ``true`` or ``a list``.
 
-    A list or a table may contain a secret, so it is never shown.
+    A number or a boolean is shown itself. A list or a table is not shown, because it may contain a
+    secret.
     """
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,4 +1,7 @@
-"""Attempts of the demo to bypass the fence: the program that makes each attempt, and its event."""
+"""Attempts of the demo to send from its sandbox: the program of each attempt, and its event.
+
+Most attempts try to bypass the proxy. The fence refuses these, and an event reports each of them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ _TRUSTED: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """Values by which the demo finds the event about one of its attempts."""
+    """Values by which the demo finds the event about an attempt, such as protocol and port.
+
+    A value is None if the event does not have it.
+    """
 
     protocol: int | None = None
     destination: str | None = None
@@ -44,7 +50,7 @@ class Trace:
     ethertype: int | None = None
 
     def is_in(self, event: Mapping[str, Any]) -> bool:
-        """Return true if the event is about a refused attempt with these values."""
+        """Return true if ``event`` reports a refused attempt, and has the values of this trace."""
         destination = event.get("dst_endpoint", {})
         found = Trace(
             protocol=event.get("connection_info", {}).get("protocol_num"),
@@ -57,10 +63,11 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Result and duration of an attempt.
+    """Result and duration of one attempt.
 
-    ``saw`` is a short text about what the program observed, such as an answer or an error.
-    ``is_timed_outside`` is true if the program does not measure the time itself. Then the duration
+    ``got_through`` is true if the attempt reached its destination. ``saw`` is a short text about
+    what the program got, such as an answer or an error. ``milliseconds`` is the duration. If the
+    program does not measure it, the demo does, and ``is_timed_outside`` is true. Then the duration
     includes the program's start.
     """
 
@@ -74,9 +81,10 @@ class Outcome:
 class Attempt:
     """Attempt of the demo to reach an address from the sandbox, by one program.
 
-    ``trace`` identifies the event about the attempt. It is None for an allowed attempt, which has
-    no event. ``watch`` is a function that reads the program's output until the outcome is known.
-    Its second argument is the start time of the program (:func:`time.perf_counter`).
+    ``command`` is the program with its arguments. ``watch`` is a function that reads the program's
+    output until the outcome is known. Its second argument is the start time of the program
+    (:func:`time.perf_counter`). ``trace`` identifies the event about the attempt. It is None for an
+    allowed attempt, which has no event.
     """
 
     title: str
@@ -87,7 +95,7 @@ class Attempt:
     async def make(self, sandbox: Namespace) -> Outcome:
         """Run the program inside the sandbox's namespace, and return the outcome of the attempt.
 
-        The program has exited when this method returns or is cancelled.
+        The program runs for at most 3 s. It has ended when this method returns or is cancelled.
         """
         start = time.perf_counter()
         process = sandbox.call(self._start)
@@ -123,10 +131,10 @@ class Attempt:
 
 
 def all_attempts(device: str, tools: str = _TRUSTED) -> tuple[Attempt, ...]:
-    """Return all attempts of the demo, in their order; ``device`` is the sandbox's link.
+    """Return all attempts of the demo, in the order in which the demo makes them.
 
-    ``tools`` is the search path for the programs curl and ping. If curl or ping is missing, a
-    Python program makes the same attempts.
+    ``device`` is the sandbox's network interface. ``tools`` is the search path for the programs
+    curl and ping. If one of them is missing, a Python program makes its attempts.
     """
     curl, ping = (shutil.which(tool, path=tools) for tool in ("curl", "ping"))
     return (
@@ -235,10 +243,10 @@ def _watch_curl(process: subprocess.Popen[str], start: float) -> Outcome:
 
 
 def _watch_ping(process: subprocess.Popen[str], start: float) -> Outcome:
-    """Return the outcome of a ping after its first error message, before the program ping exits.
+    """Return the outcome of a ping as soon as ping writes an error message, or else when it exits.
 
-    ping writes this message at once if the kernel refuses to send. Then ping may still wait for an
-    answer.
+    If the kernel refuses to send, ping writes the message at once. After that, ping may still wait
+    for an answer.
     """
     complaint = "" if process.stderr is None else process.stderr.readline()
     if not complaint:

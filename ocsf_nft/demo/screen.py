@@ -43,7 +43,10 @@ class Row:
 
     @property
     def fault(self) -> str | None:
-        """Return a text about an unexpected outcome; None if the outcome is as expected."""
+        """Return a text about an unexpected outcome, for example "was not refused".
+
+        Return None if the outcome is as expected.
+        """
         if self.attempt.trace is None:
             return None if self.outcome.got_through else "did not get through"
         if self.outcome.got_through:
@@ -52,10 +55,10 @@ class Row:
 
 
 class Screen:
-    """Table of attempts that grows during the demo, and is complete when the context ends.
+    """Table of attempts; it grows during the demo, and is complete when the ``with`` block ends.
 
-    ``rows`` are the table's rows. A terminal shows the table again after each row. Any other output
-    gets only the complete table.
+    ``rows`` are the table's rows so far. A terminal shows the table again after each new row. Any
+    other output gets only the complete table.
     """
 
     def __init__(self) -> None:
@@ -65,7 +68,7 @@ class Screen:
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
-        """Print an introduction."""
+        """Print an introduction; on a terminal, also start the growing table."""
         self._console.print()
         self._console.print(
             Text.assemble(
@@ -94,11 +97,11 @@ class Screen:
 
     @property
     def is_watched(self) -> bool:
-        """Return true if the output is a terminal, which shows how the table grows."""
+        """Return true if the output is a terminal, on which a person can see the table grow."""
         return self._console.is_terminal
 
     def add(self, row: Row) -> None:
-        """Add a row to the table."""
+        """Add a row to the table; a terminal shows it at once."""
         self.rows.append(row)
         if self.is_watched:
             # A longer table would be truncated at its end, which has the newest rows.
@@ -106,7 +109,11 @@ class Screen:
             self._live.update(self._table(self.rows[-fitting:]), refresh=True)
 
     def conclude(self, events: Sequence[Mapping[str, Any]]) -> None:
-        """Print one complete event, the number of refused and reported attempts, and next steps."""
+        """Print the complete event of the first attempt, a summary of all attempts, and next steps.
+
+        ``events`` are all events of the demo. The summary has the number of attempts that were
+        refused and reported.
+        """
         refused = [row for row in self.rows if row.attempt.trace is not None]
         reported = [row.event for row in refused if row.event is not None]
         if reported:
@@ -171,9 +178,10 @@ class Screen:
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
     """Return a value as JSON for people, with line breaks where a line would be too long.
 
-    ``width`` is the maximum number of columns of a line. Each line has as many simple members as
-    fit. ``indent`` is the indentation of the value. ``taken`` is the number of columns before the
-    value in its first line: the indentation and the key.
+    ``width`` is the maximum number of columns of a line. As many members as fit share a line,
+    except members that are objects or arrays. ``indent`` is the number of blanks before the value's
+    line. ``taken`` is the number of columns before the value in that line: the indentation and the
+    key.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:
@@ -235,10 +243,10 @@ def _slowest(refused: Sequence[Row]) -> str:
 
 
 def _others(events: Sequence[Mapping[str, Any]]) -> str:
-    """Return a sentence about refused packets of the sandbox's kernel; empty if there are none.
+    """Return a sentence about the refused packets that the sandbox's kernel sent by itself.
 
-    No program sent these packets: the kernel sends them to manage its IPv6 link. Their events have
-    the severity Informational.
+    The kernel sends these packets to manage its IPv6 link; no program sent them. Their events have
+    the severity Informational. The result is empty if there are none.
     """
     others = sum(
         event["activity_name"] == "Refuse" and event["severity"] == "Informational"

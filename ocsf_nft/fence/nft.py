@@ -1,8 +1,8 @@
 """Execution of the program nft: only from trusted directories, without a shell.
 
-nft reads the ruleset from a memfd, a file in memory. ``nft -f -`` needs ``/dev/stdin``, which a
-minimal guest may lack. A file on a disk needs free space. A memfd needs neither, and no other
-process can change it.
+nft reads the ruleset from a memfd, which is a file in memory. Standard input would need
+``/dev/stdin``, which a minimal guest may lack. A file on a disk would need free space. A memfd
+needs neither, and no other process can change it.
 """
 
 from __future__ import annotations
@@ -57,10 +57,11 @@ _MODULES: Final = {
 def load(namespace: Namespace, text: str) -> None:
     """Load the ruleset ``text`` inside a namespace in one transaction: all of it or nothing.
 
-    Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError if nft or the privilege is
-    missing, or if the kernel lacks a feature. Raises FenceError if the kernel refuses the ruleset
-    for any other reason. After an error, nothing has changed, with one exception: if nft does not
-    end within 30 s, FenceError is raised and the state of the ruleset is unknown.
+    Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError if nft, the privilege or a
+    kernel feature is missing. Raises FenceError for any other failure, for example if the kernel
+    refuses the ruleset. After an error, the ruleset in the kernel is unchanged. There is one
+    exception: if nft does not end within 30 s, FenceError is raised, and the ruleset may have
+    changed.
     """
     result = _run_on(namespace, text)
     if result.returncode != 0:
@@ -71,18 +72,18 @@ def show_messages(namespace: Namespace, text: str) -> str:
     """Return the netlink messages that nft would send for a ruleset, as text; nothing is loaded.
 
     The format is libmnl's (``mnl_nlmsg_fprintf``). The text is complete even if the kernel would
-    reject the ruleset. Raises UnsupportedError if nft is missing, FenceError if it can't be run.
+    reject the ruleset. Raises UnsupportedError if nft is missing, FenceError if nft can't be run.
     """
     return _run_on(namespace, text, "-c", "--debug=mnl").stdout
 
 
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
-    """Return nft's listing of a table, with rule handles, without counter values and set elements.
+    """Return nft's listing of a table, with rule handles; None if there is no such table.
 
-    So large sets cost nft neither time nor memory. If a socket owns the table exclusively, the
-    owner and its flag are removed from the listing. So the listing does not depend on whether the
-    table has an owner at the moment. Returns None if the table is absent. Raises
-    UnsupportedError if nft is missing or lacks the permission, FenceError if nft fails.
+    Counter values and set elements are omitted, so large sets cost nft neither time nor memory. If
+    a socket owns the table exclusively, the owner and its flag are removed from the listing. So the
+    listing is the same with and without an owner. Raises UnsupportedError if nft or the permission
+    is missing, FenceError if nft fails.
     """
     result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
     if result.returncode == 0:
@@ -96,7 +97,7 @@ def list_table(namespace: Namespace, family: str, table: str) -> str | None:
 
 
 def permission_error() -> UnsupportedError:
-    """Return the exception to raise if the kernel does not permit us to change nftables."""
+    """Return the exception to raise if the kernel does not let this process change nftables."""
     return UnsupportedError(
         "the kernel does not let us change nftables here: "
         "run as root, or with CAP_NET_ADMIN over this network namespace"
@@ -115,9 +116,10 @@ def find() -> Path:
 
 
 def find_program(name: str) -> Path | None:
-    """Return the path of a program that only root can have written; None if it isn't found.
+    """Return the path of a program file that only root can change; None if there is none.
 
-    Only the directories of :data:`TRUSTED` are searched.
+    Only the directories of :data:`TRUSTED` are searched. The file must be executable and belong to
+    root, and no group or other user may have the permission to write it.
     """
     owner = Path("/").stat().st_uid  # root; a user namespace may show another uid
     for directory in TRUSTED:
@@ -176,7 +178,10 @@ def _run(
 
 @contextlib.contextmanager
 def _report_shortage() -> Iterator[None]:
-    """Raise FenceError for an OSError in the ``with`` body: too few files, processes or memory."""
+    """Convert an OSError in the ``with`` body to a FenceError.
+
+    The OSError means that nft can't be run: there are too few files, processes or memory.
+    """
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Creation of OCSF actors: the user in the kernel's log record and, if known, the process."""
+"""Creation of OCSF actors: the user and, if known, the process behind an event."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def actor_of(
 ) -> Actor | None:
     """Return the sender of a record's packet as an OCSF actor; None if the sender is unknown.
 
-    OCSF has no attribute for a group without a user: such a group is added to ``unmapped``.
+    OCSF has no attribute for a group without a user. If the record has only a group, its id is
+    added to ``unmapped``, the event's dictionary for values without an OCSF attribute.
     """
     if record.uid is None and record.gid is not None:
         unmapped["gid"] = record.gid
@@ -63,12 +64,12 @@ def actor_of(
 
 
 def actor_of_process(process: Process) -> Actor:
-    """Return an OCSF actor that has only a process, and no user from a log record."""
+    """Return an OCSF actor with only a process, for an event that has no log record with a user."""
     return Actor(process=_process(process))
 
 
 def unmapped_of(process: Process | None) -> dict[str, str]:
-    """Return the facts about a process that the OCSF schema has no attribute for.
+    """Return facts about a process for which the OCSF schema has no attribute.
 
     An example is the systemd unit of the process. The result is empty if ``process`` is None.
     """
@@ -136,9 +137,10 @@ def _ancestor(ancestor: Process) -> ProcessEntity:
 
 
 def name_of(process: Process) -> str | None:
-    """Return the name of a process's program or, if that is unknown, the process's own name.
+    """Return the name of the program that a process runs, for example ``curl``.
 
-    The own name is less reliable, because a process can set its own name.
+    If the program is unknown, return the name that the process has given itself, which is less
+    reliable. If this name is unknown too, return None.
     """
     return _shown(_program(process) or process.name)
 
@@ -169,7 +171,10 @@ def _hashes(sha256: str | None) -> tuple[Fingerprint, ...] | None:
 
 @lru_cache(maxsize=CACHED)
 def container_of(container: Container | None) -> objects.Container | None:
-    """Convert a container to its OCSF object; None if the container has neither uid nor name."""
+    """Convert a container to its OCSF object.
+
+    Return None if ``container`` is None, or if it has neither uid nor name.
+    """
     if container is None or container.uid is container.name is None:
         return None
     image = None

@@ -1,7 +1,8 @@
 """OCSF enumerations: each member has an id and its caption, so the two can't disagree.
 
-Values and captions are spelled as in OCSF 1.8.0. Only the members that we emit are defined. If the
-schema uses one name for different enumerations in two objects, there are two classes.
+Ids and captions are those of OCSF 1.8.0. Only the members that we emit are defined. Some attributes
+have different values in different event classes or objects, for example ``activity_id``. Such an
+attribute has several enumerations here.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ OTHER: Final = 99
 
 
 class Captioned(IntEnum):
-    """Base of the OCSF enumerations: each member is an id (integer) with a caption."""
+    """Base of the OCSF enumerations: each member is an id (integer) with a caption (text)."""
 
     caption: str
 
     def __new__(cls, value: int, caption: str) -> Self:
-        """Create a member from its id and caption, as ``(id, caption)``."""
+        """Create a member from its id and caption, for example ``LOW = 2, "Low"``."""
         member = int.__new__(cls, value)
         member._value_ = value
         member.caption = caption

@@ -1,8 +1,9 @@
-"""OCSF objects in our events, with exactly the attributes that we fill.
+"""OCSF objects in our events, with only the attributes that we fill.
 
 Names, meanings and requirements are those of OCSF 1.8.0. ``None`` means unknown and is not
-serialized. Each field's description states the source of its value; the field guide is generated
-from the descriptions. :mod:`ocsf_nft.ocsf.versions` lists attributes that older versions lack.
+serialized. Each field's description states the source of its value. The reference page about events
+is generated from these descriptions. :mod:`ocsf_nft.ocsf.versions` lists the attributes that older
+versions lack.
 """
 
 from typing import Annotated, Any, ClassVar, Self
@@ -33,7 +34,7 @@ class Product(Model):
 
 
 class Metadata(Model):
-    """OCSF object ``metadata``: facts about the event itself."""
+    """OCSF object ``metadata``: facts about the event itself, such as its uid and OCSF version."""
 
     version: str = Field(description="the OCSF version of the event")
     uid: str = Field(
@@ -88,7 +89,7 @@ class Technique(Model):
 
 
 class Attack(Model):
-    """OCSF object ``attack``: a technique of MITRE ATT&CK, with the tactic that it serves."""
+    """OCSF object ``attack``: a technique of MITRE ATT&CK, and the tactic that it belongs to."""
 
     version: str = Field(description="the version of ATT&CK")
     tactic: Tactic = Field(description="the tactic that the technique serves")
@@ -99,7 +100,7 @@ class Attack(Model):
 
 
 class Analytic(Model):
-    """OCSF object ``analytic``: the detection that made a finding."""
+    """OCSF object ``analytic``: the detection that made a finding, either attempt or fan-out."""
 
     uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
     name: str = Field(description="Attempt or Fan-out")
@@ -108,7 +109,7 @@ class Analytic(Model):
 
 
 class RelatedEvent(Model):
-    """OCSF object ``related_event``: a reference in a finding to an event of the same incident."""
+    """OCSF object ``related_event``: another event that a finding refers to, by uid and type."""
 
     uid: str = Field(description="metadata.uid of that event")
     type_uid: Long = Field(description="type_uid of that event")
@@ -116,7 +117,7 @@ class RelatedEvent(Model):
 
 
 class FindingInfo(Model):
-    """OCSF object ``finding_info``: title, description and ``uid`` that a finding's events have."""
+    """OCSF object ``finding_info``: description of a finding; ``uid`` identifies the incident."""
 
     uid: str = Field(description="identifier of the incident, from Create to Close")
     title: str = Field(description="short description")
@@ -156,7 +157,7 @@ class Image(Model):
 
 
 class Container(Model):
-    """OCSF object ``container``: the container that is the sandbox, or that a process runs in."""
+    """OCSF object ``container``: a container that is the sandbox, or in which a process runs."""
 
     uid: str | None = optional_field("the container's id")
     name: str | None = optional_field("the container's name")
@@ -195,7 +196,7 @@ class NetworkEndpoint(Model):
 
 
 class NetworkProxy(Model):
-    """OCSF object ``network_proxy``: the proxy that the sender should use."""
+    """OCSF object ``network_proxy``: the proxy through which the sandbox is allowed to send."""
 
     ip: str = Field(
         description="address of the proxy, of the packet's family if the sandbox has such a proxy"
@@ -221,7 +222,7 @@ class NetworkConnectionInfo(Model):
 
 
 class NetworkTraffic(Model):
-    """OCSF object ``network_traffic``: the numbers of packets and bytes of the event."""
+    """OCSF object ``network_traffic``: the numbers of packets and bytes that the event reports."""
 
     packets: Long = Field(description="the same as count")
     bytes: Long | None = optional_field("bytes by the kernel's counter, or length of the packet")
@@ -235,7 +236,7 @@ class Group(Model):
 
 
 class User(Model):
-    """OCSF object ``user``: the user of a socket or process."""
+    """OCSF object ``user``: the user that a socket belongs to, or that a process runs as."""
 
     name: str | None = optional_field("the user's name")
     uid: str = Field(description="the user's id in the host's user namespace")
@@ -281,7 +282,7 @@ class ParentProcess(Model):
 
 
 class Process(Model):
-    """OCSF object ``process``: the sender of packets, or the process that altered the fence."""
+    """OCSF object ``process``: the process that sent the packets, or that altered the fence."""
 
     profile_attributes: ClassVar = {"container": ("container", "namespace_pid")}
 
@@ -305,7 +306,7 @@ class Process(Model):
 
 
 class Actor(Model):
-    """OCSF object ``actor``: the process and the user of the sender, as far as they are known."""
+    """OCSF object ``actor``: the process and the user behind an event, each only if known."""
 
     process: Process | None = optional_field(
         "the process, if it is known for certain enough; never a guess"
@@ -320,7 +321,7 @@ class Actor(Model):
 
 
 class Enrichment(Model):
-    """OCSF object ``enrichment``: how the sending process was found, with confidence and reason."""
+    """OCSF object ``enrichment``: how the sending process was found, and how certain that is."""
 
     name: str = Field(description="actor.process")
     value: str = Field(
@@ -377,7 +378,7 @@ class Device(Model):
 
 
 class Observable(Model):
-    """OCSF object ``observable``: path and value of an event's attribute, to search for."""
+    """OCSF object ``observable``: path and value of an attribute that analysts search for."""
 
     name: str = Field(description="path of the attribute in the event")
     type_id: ObservableType = Field(description="type of the attribute")

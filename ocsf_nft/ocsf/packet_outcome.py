@@ -1,4 +1,8 @@
-"""Interpretation of log records and rules: direction, the fence's answer, outcome and severity."""
+"""Meaning of log records: direction, answer to the sender, outcome and severity of a packet.
+
+The answer is what a fence sends back to the sender, for example a TCP reset. The outcome is what
+happened to the packet, as OCSF ids, for example action Denied.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +81,10 @@ _ECHO_REQUESTS: Final = frozenset({(protocols.ICMP, 8), (protocols.ICMPV6, 128)}
 
 
 class Answer(Enum):
-    """Answer of the fence to the sender of a packet; the value is the event's ``status_code``."""
+    """Answer of a fence to the sender of a packet, for example a TCP reset, or no answer.
+
+    The value of a member is the ``status_code`` of the event, for example ``tcp-reset``.
+    """
 
     RESET = "tcp-reset"
     PROHIBITED = "icmpx-admin-prohibited"
@@ -87,7 +94,11 @@ class Answer(Enum):
 
 
 class Outcome(NamedTuple):
-    """Outcome of a packet (refused, dropped, allowed), as the OCSF ids of an event."""
+    """Outcome of a packet as OCSF ids: activity, status, action and disposition.
+
+    For example, they are Refuse, Failure, Denied and Blocked for a packet that was refused with an
+    answer.
+    """
 
     activity: NetworkActivityId
     status: Status
@@ -112,14 +123,15 @@ _OUTCOMES: Final[dict[ForeignVerdict, Outcome]] = {
 
 
 def is_ours(record: Record) -> bool:
-    """Return true if a rule of an ocsf-nft fence logged the record, not another firewall."""
+    """Return true if an ocsf-nft fence logged the packet, and false if another firewall did."""
     return record.sandbox is not None and record.verdict in {None, "permit"}
 
 
 def foreign_verdict(record: Record) -> ForeignVerdict | None:
-    """Return another firewall's verdict on the packet; None if a fence of ocsf-nft logged it.
+    """Return another firewall's verdict on a packet, for example ``drop``.
 
-    The verdict is ``log`` if the record does not have one.
+    Return ``log`` if that firewall logged the packet, and its verdict is unknown. Return None if an
+    ocsf-nft fence logged the packet.
     """
     if record.verdict == "permit":
         return None
@@ -127,28 +139,43 @@ def foreign_verdict(record: Record) -> ForeignVerdict | None:
 
 
 def is_attempt(record: Record) -> bool:
-    """Return true if the packet was refused, or allowed only because the fence is permissive."""
+    """Return true if the packet was refused, or would have been refused by an enforcing fence.
+
+    A permissive fence allows such a packet, and only logs it. Return false if another firewall
+    accepted the packet, or if that firewall's verdict is unknown.
+    """
     return foreign_verdict(record) not in {"accept", "log"}
 
 
 def outcome(record: Record, answer: Answer | None) -> Outcome:
-    """Return the outcome of a record's packet; ``answer`` is the fence's answer to the sender."""
+    """Return the outcome of a packet as OCSF ids, for example action Denied, disposition Blocked.
+
+    If an ocsf-nft fence logged the packet, the outcome depends on ``answer``, the fence's answer to
+    the sender. If another firewall logged the packet, the outcome depends on that firewall's
+    verdict, and ``answer`` is ignored.
+    """
     verdict = foreign_verdict(record)
     return outcome_of(answer) if verdict is None else _OUTCOMES[verdict]
 
 
 def outcome_of(answer: Answer | None) -> Outcome:
-    """Return the outcome of packets to which a fence gave this ``answer``."""
+    """Return the outcome of a packet to whose sender a fence gave this ``answer``.
+
+    If a permissive fence allowed the packet (``PERMITTED``), the disposition is Logged. If the
+    fence dropped the packet silently (``NOTHING``), the disposition is Dropped. In all other cases
+    it is Blocked, also if the answer is unknown (None).
+    """
     if answer is Answer.PERMITTED:
         return _ALLOWED
     return _DROPPED if answer is Answer.NOTHING else _BLOCKED
 
 
 def direction(record: Record, uplinks: frozenset[str]) -> Direction:
-    """Return the direction of a record's packet, seen from the sandbox.
+    """Return the direction of a packet: inbound, outbound or unknown.
 
-    If another firewall logged the packet, the direction is seen from the host. ``uplinks`` are the
-    interfaces that lead out of the sandbox, empty if unknown.
+    If a fence logged the packet, outbound means out of the sandbox. If another firewall logged the
+    packet, outbound means out of the host. ``uplinks`` are the network interfaces that lead out of
+    the sandbox. If ``uplinks`` is empty, the direction of a forwarded packet is unknown.
     """
     if is_ours(record):
         if record.rule == FORWARD:
@@ -166,14 +193,19 @@ def direction(record: Record, uplinks: frozenset[str]) -> Direction:
 
 
 def direction_of_rule(rule: str) -> Direction:
-    """Return the direction that all packets of a fence's rule have, seen from the sandbox."""
+    """Return the direction of the packets that a fence's rule refuses, seen from the sandbox.
+
+    For example, the rule ``egress`` refuses only outbound packets. The result is UNKNOWN for
+    ``forward``, because this rule refuses packets of both directions.
+    """
     return _DIRECTIONS.get(rule, Direction.UNKNOWN)
 
 
 def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> Answer | None:
-    """Return the answer that a fence's rule gives to each packet; None if it depends on the packet.
+    """Return the answer of a fence's rule to packets of this direction, if they all get the same.
 
-    ``verdict`` is that of the rule's records: ``permit`` if the fence is permissive, else None.
+    Return None if each packet must be checked separately (:func:`answer`). ``verdict`` is
+    ``permit`` if the fence is permissive (it refuses nothing), else None.
     """
     if verdict == "permit":
         return Answer.PERMITTED
@@ -182,12 +214,15 @@ def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> A
 
 
 def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
-    """Return the kernel's answer to the sender of a packet; None if the answer is unknown.
+    """Return the fence's answer to the sender of a packet, for example a TCP reset.
 
-    The answer of another firewall's rule is unknown. Also unknown is the answer to a forwarded
-    packet without a known direction. A reject rule does not answer TCP resets, ICMP errors,
-    multicast, broadcast, fragments after the first, or incomplete headers. The source is
-    nf_reject_ipv4.c, nf_reject_ipv6.c and both icmp.c of the kernel.
+    ``destination`` describes the packet's destination address (multicast, for example); None if
+    there is no address. Return None if the answer is unknown. It is unknown if another firewall
+    logged the packet, or if the direction of a forwarded packet is unknown.
+
+    A fence does not answer TCP resets, ICMP errors, multicast, broadcast, later fragments or
+    incomplete headers. This is the behaviour of the kernel in nf_reject_ipv4.c, nf_reject_ipv6.c
+    and both files icmp.c.
     """
     if not is_ours(record):
         return None
@@ -208,9 +243,10 @@ def answer(record: Record, direction: Direction, destination: AddressKind | None
 
 
 def is_name_resolution(record: Record, direction: Direction) -> bool:
-    """Return true if the packet belongs to name resolution (such as DNS), by its port.
+    """Return true if a TCP or UDP packet belongs to name resolution, for example to DNS.
 
-    The packet is a query, or an inbound or forwarded response.
+    Only the ports are checked. A query has the destination port of a name service, for example 53.
+    A response has such a source port, and is not outbound.
     """
     if record.protocol not in {protocols.TCP, protocols.UDP}:
         return False
@@ -219,13 +255,17 @@ def is_name_resolution(record: Record, direction: Direction) -> bool:
 
 
 def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
-    """Return true if the kernel sends such a packet by itself, without a socket of a program.
+    """Return true if the kernel itself sends such a packet, without a program and its socket.
 
-    The packet is a message to the link (such as IGMP or a router solicitation) or an answer. An
-    answer is an ARP reply for the sandbox's address, or the ICMP error with which a fence refuses a
-    packet. The fence refuses its own ICMP error if the refused packet had a forged source address.
-    A VM's ARP replies are not housekeeping, because its fence refuses only false ARP replies.
-    ``destination`` is the kind of the packet's destination address.
+    There are three kinds:
+
+    - Messages about the local link, for example IGMP or an IPv6 router solicitation.
+    - ARP replies for the sandbox's own address. Exception: refused ARP replies of a VM do not
+      count, because its fence refuses only replies with a false address.
+    - ICMP errors that a fence sends about refused packets. The fence also refuses such an error if
+      the refused packet had a forged source address.
+
+    ``destination`` describes the packet's destination address; None if there is no address.
     """
     if record.uid is not None:
         return False
@@ -248,10 +288,11 @@ def _is_answer(record: Record) -> bool:
 
 
 def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
-    """Return the default severity of a packet.
+    """Return the severity of a packet, for the case that no configured severity rule matches.
 
-    A packet that a permissive fence allowed has the severity of a refused packet. ``destination``
-    is the kind of the packet's destination address.
+    For example, a refused packet to a cloud metadata address is High. A packet that a permissive
+    fence allowed has the same severity as a refused packet. ``destination`` describes the packet's
+    destination address; None if there is no address.
     """
     if not is_attempt(record):
         return Severity.INFORMATIONAL
@@ -269,12 +310,16 @@ def severity(record: Record, direction: Direction, destination: AddressKind | No
 
 
 def is_initiator_known(record: Record) -> bool:
-    """Return true if the packet itself proves that its sender began the connection (or ping)."""
+    """Return true if the packet proves that its sender began the connection or the ping.
+
+    A TCP SYN without ACK and RST proves this, and so does an ICMP echo request. Return false for
+    every other packet, for example UDP, because it may be a reply.
+    """
     if record.protocol == protocols.TCP and record.tcp_flags is not None:
         return record.tcp_flags & (_SYN | _ACK | _RST) == _SYN
     return is_echo_request(record)
 
 
 def is_echo_request(record: Record) -> bool:
-    """Return true if the packet is an ICMP echo request, as ping sends."""
+    """Return true if the packet is an ICMP or ICMPv6 echo request, as the program ping sends it."""
     return (record.protocol, record.details.get("icmp_type")) in _ECHO_REQUESTS

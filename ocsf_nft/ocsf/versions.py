@@ -1,9 +1,9 @@
 """Conversion of events to older versions of OCSF.
 
-Each event is first made in the newest version. The tables here state which attributes an older
-version lacks. These attributes are removed, or converted to that version's form. The facts of the
-event and its uid do not change. To support a newer version, add a row to ``VERSIONS``, and the
-attributes that it renames.
+Each event is first made in the newest version. ``SINCE`` states in which version an attribute is
+new. An attribute that the older version lacks is removed, or converted to the form of that version.
+The facts of the event and its uid do not change. To support a newer version, add it to
+``VERSIONS``, its new attributes to ``SINCE``, and its changed forms to ``_CONVERSIONS``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ _UNKNOWN: Final = "unknown"
 
 
 def full_version(text: str) -> str:
-    """Return the full OCSF version, such as 1.1.0, for a ``text`` that may be short, such as 1.1.
+    """Return an OCSF version in its full form: 1.1.0 for the ``text`` 1.1, and also for 1.1.0.
 
     Raises UsageError if the version is unknown.
     """
@@ -109,7 +109,7 @@ def is_before(version: str, other: str) -> bool:
 
 
 def line_at(line: bytes, version: str) -> bytes:
-    """Convert an event's line of JSON from the newest OCSF version to ``version``."""
+    """Convert an event, as a line of JSON, from the newest OCSF version to ``version``."""
     if version == LATEST:
         return line
     return printable(orjson.dumps(at_version(orjson.loads(line), version)))
@@ -139,8 +139,8 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 class _Cuts(NamedTuple):
     """Attributes to remove from an event or object, because an older OCSF version lacks them.
 
-    ``names`` are these attributes. ``below`` has the cuts for the objects inside other attributes,
-    by attribute.
+    ``names`` are the attributes of the object itself. ``below`` is for objects inside the object:
+    it maps an attribute to the cuts of the objects in this attribute.
     """
 
     names: tuple[str, ...]
@@ -165,7 +165,10 @@ def _cut(values: dict[str, Any], cuts: _Cuts) -> None:
 
 
 def _each(value: Any) -> Iterable[Any]:
-    """Return the objects in an attribute's value, which is a list, a single object or None."""
+    """Return the objects in an attribute's value as a sequence.
+
+    ``value`` is a list of objects, a single object, or None; for None the result is empty.
+    """
     if value is None:
         return ()
     return value if isinstance(value, list) else (value,)
@@ -202,9 +205,10 @@ def _name_the_destination(event: dict[str, Any]) -> None:
 
 
 def _replace_observed(event: dict[str, Any]) -> None:
-    """Replace the event's action Observed, which versions before 1.4 lack.
+    """Replace the action "Observed" of an event, which OCSF versions before 1.4 lack.
 
-    The new action is Allowed for a permissive fence, and Unknown for a packet that was only logged.
+    The new action is Allowed if a permissive fence allowed the packet. It is Unknown if another
+    firewall logged the packet and its verdict is unknown.
     """
     if event.get("action_id") == Action.OBSERVED:
         is_activity = event["class_uid"] == _NETWORK_ACTIVITY
@@ -214,7 +218,10 @@ def _replace_observed(event: dict[str, Any]) -> None:
 
 
 def _list_the_lineage(event: dict[str, Any]) -> None:
-    """Add to each process in an event its ``lineage``: the ancestors' paths, the oldest first."""
+    """Add ``lineage`` to each process in an event: the paths of its ancestors, oldest first.
+
+    Versions before 1.4 have this attribute in place of ``ancestry``.
+    """
     for process in _processes(event):
         paths = [each["path"] for each in process.get("ancestry", ()) if "path" in each]
         if paths:
@@ -222,7 +229,10 @@ def _list_the_lineage(event: dict[str, Any]) -> None:
 
 
 def _name_the_thread(event: dict[str, Any]) -> None:
-    """Copy the thread id of each process in an event to ``tid``, which 1.6 deprecates."""
+    """Copy the thread id of each process in an event from ``ptid`` to ``tid``.
+
+    Versions before 1.6 have no ``ptid``. Version 1.6 deprecates ``tid``.
+    """
     for process in _processes(event):
         if "ptid" in process:
             process["tid"] = process["ptid"]

@@ -1,4 +1,8 @@
-"""Monitor of a sandbox's fence: restores a changed fence, and emits an event for each change."""
+"""Monitor of a sandbox's fence: restores a changed fence, and emits an event for each change.
+
+A change is found by comparing the fence in the kernel with its record: the description that the
+installer stored. The tamper guard is a separate thread that detects changes at once.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +52,8 @@ _ACTIVE_STATES: Final = frozenset(
 class FenceMonitor:
     """Monitor of one sandbox's fence: restores the fence, and emits an event for each change.
 
-    It stores the last reported state of the fence. The next event has that state as its previous
-    state.
+    The monitor stores the state of the fence that it reported last. The next event states this as
+    the previous state.
     """
 
     def __init__(
@@ -71,17 +75,23 @@ class FenceMonitor:
 
     @property
     def has_given_up(self) -> bool:
-        """Return true if no fence is active, and restoring is paused after too many restores."""
+        """Return true if the fence is not active, and is not restored for a while.
+
+        Restoring is paused after too many restores in a short time.
+        """
         return self._given_up and self._reported[0] not in _ACTIVE_STATES
 
     @property
     def mode(self) -> Mode:
-        """Return the mode of the installed fence: enforcing or permissive."""
+        """Return the mode of the installed fence: enforcing, or permissive (it refuses nothing)."""
         return "permissive" if self._installed.spec.is_permissive else "enforcing"
 
     @property
     def verdict(self) -> Verdict:
-        """Return the last reported comparison of the fence with its record, such as "differs"."""
+        """Return how the fence compares with its stored record, as it was reported last.
+
+        The result is "as installed", "differs" or "absent".
+        """
         state, _ = self._reported
         if state in _ACTIVE_STATES:
             return "as installed"
@@ -89,15 +99,19 @@ class FenceMonitor:
 
     @property
     def fault(self) -> str | None:
-        """Return the last reported reason why the fence is not active; None if it is active."""
+        """Return the reason why the fence is not active, as it was reported last.
+
+        Return None if the fence is active.
+        """
         state, reason = self._reported
         return None if state in _ACTIVE_STATES else reason or state.value.lower()
 
     async def announce(self) -> None:
-        """Emit the first event about the fence, unless this run found it unchanged and active.
+        """Emit the first event about the fence, unless it was found active and unchanged.
 
-        Also set the facts for the sandbox's later events. Log a message if the fence is degraded,
-        altered, restored, permissive or without log rules.
+        Also store facts about the fence, such as its rules, which later events of the sandbox
+        contain. Log a message if the fence is altered, restored, permissive, without log rules, or
+        degraded (it can't log all packets).
         """
         fence, name = self._fence, self.name
         self._update_context(fence.installed)
@@ -115,7 +129,12 @@ class FenceMonitor:
             _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
 
     async def start(self) -> None:
-        """Start monitoring the fence for changes; raises the errors of :class:`FenceEvents`."""
+        """Start monitoring the fence for changes.
+
+        This starts the tamper guard, a thread that detects changes at once. If exclusive table
+        ownership is configured, the tamper guard becomes the owner of the fence's tables. Raises
+        the errors of :meth:`FenceEvents.start` and :meth:`TamperGuard.take_ownership`.
+        """
         # Shielded, so that a cancelled start can still be stopped.
         watch = await run_shielded(self._start_events())
         if self._installed.spec.is_owned:
@@ -130,11 +149,13 @@ class FenceMonitor:
         return watch
 
     async def watch(self) -> None:
-        """Restore the fence after each change, and report the change, until cancelled.
+        """Restore the fence after each change, and emit an event about the change, until cancelled.
 
-        Interfaces that appear later are fenced too. Without ``self_heal`` in the configuration,
-        changes are only reported. A failure is reported once, and the monitor continues. Raises
-        SourceError if the fence is now in another namespace of the same name.
+        New network interfaces of the sandbox are fenced too. If ``self_heal`` is off in the
+        configuration, changes are reported, and nothing is restored. If a restore fails, the
+        failure is reported once, and monitoring continues. Raises SourceError if the sandbox's
+        namespace was deleted and created again. Also raises the errors of
+        :meth:`FenceEvents.changes`.
         """
         if self._watch is None:
             raise RuntimeError("call start first")
@@ -142,7 +163,10 @@ class FenceMonitor:
             await run_shielded(self._inspect(alterations))
 
     async def stop(self) -> None:
-        """Stop monitoring the fence, and report pending changes; may be called repeatedly."""
+        """Stop monitoring the fence, and emit events about changes that are not reported yet.
+
+        A second call does nothing.
+        """
         if self._watch is not None:
             await self._watch.stop()
             left, self._watch = self._watch.take_pending(), None
@@ -150,10 +174,11 @@ class FenceMonitor:
                 await self._inspect(left)
 
     async def remove(self) -> bool:
-        """Remove the fence if this run installed it, and emit an event about the removal.
+        """Remove the fence if this process installed it, and emit an event about the removal.
 
-        Return true if this run installed the fence. If another process has deleted the fence, this
-        is reported, and is no error. Raises the errors of :func:`installer.remove`.
+        Return true if this process installed the fence. It is no error if another process has
+        already deleted the fence: the event reports this. Raises the errors of
+        :func:`installer.remove`.
         """
         if self._fence.is_ours:
             was_there = await asyncio.to_thread(_remove, self._installed, self._state)
@@ -162,9 +187,10 @@ class FenceMonitor:
         return self._fence.is_ours
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
-        """Compare the fence with its record, restore it if necessary, and report its changes.
+        """Compare the fence with its stored record, restore it if necessary, and report changes.
 
-        ``alterations`` are the changes by other processes that the tamper guard noticed.
+        ``alterations`` are the changes by other processes that the tamper guard (a thread that
+        detects changes at once) has noticed.
         """
         may_heal = self._heals and not (self._watch and self._watch.tamper_guard.is_paused)
         try:
@@ -195,10 +221,11 @@ class FenceMonitor:
             await self._prepare()
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
-        """Compare the fence with its record, and restore it if it differs and ``may_heal`` is true.
+        """Compare the fence with its stored record, and restore it if it differs.
 
-        If the fence is configured with exclusive table ownership, the tamper guard then takes the
-        ownership. Returns the result of :func:`fences.inspect`.
+        If ``may_heal`` is false, nothing is restored. If exclusive table ownership is configured,
+        then make the tamper guard the owner of the fence's tables. Return the result of
+        :func:`fences.inspect`; None if the fence was removed with its record.
         """
         inspection = await self._inspect_or_renew(may_heal=may_heal)
         if (
@@ -227,9 +254,10 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return ``alterations``, followed by the changes that the tamper guard has noticed since.
+        """Return ``alterations``, followed by the changes that the tamper guard noticed later.
 
-        If ``alterations`` is empty, first wait a short time for such changes.
+        The tamper guard is the thread that detects changes. If ``alterations`` is empty, first wait
+        0.1 s, so that the guard can notice a change.
         """
         if self._watch is None:
             return alterations
@@ -240,9 +268,10 @@ class FenceMonitor:
     async def _report_active(
         self, inspection: Inspection, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Emit events for the changes to a fence that is active now.
+        """Emit events about the changes to a fence that ``inspection`` has found active.
 
-        ``alterations`` are the changes by other processes that the tamper guard noticed.
+        ``alterations`` are the changes by other processes that the tamper guard (a thread that
+        detects changes at once) has noticed.
         """
         fence = inspection.fence
         # New interfaces were fenced at once, also those that are removed again.
@@ -315,8 +344,9 @@ class FenceMonitor:
     ) -> None:
         """Emit an event about an absent or altered fence, unless the last event reported the same.
 
-        ``reason`` is the text about the fault. ``alterations`` are the changes by other processes
-        that the tamper guard noticed. While restoring is paused, only the pause is reported.
+        ``reason`` describes the fault as text. ``alterations`` are the changes by other processes
+        that the tamper guard (a thread that detects changes at once) has noticed. While restoring
+        is paused, only the pause is reported.
         """
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
@@ -350,9 +380,10 @@ class FenceMonitor:
             self._reported = (FenceState.ABSENT, _REMOVED)
 
     async def _prepare(self) -> None:
-        """Prepare the messages that restore the fence, and hand them to the tamper guard.
+        """Prepare the netlink messages that restore the fence, and pass them to the tamper guard.
 
-        Does nothing if the fence's record has not changed since the last call.
+        With these messages, the tamper guard can restore a changed fence without running nft. Does
+        nothing if the fence's stored record has not changed since the last call.
         """
         if self._watch is None:
             return
@@ -434,12 +465,13 @@ _Version: TypeAlias = "tuple[int, ...] | None"
 def _prepare(
     sandbox: str, state: StateDirectory, known: _Version, now: Callable[[], tuple[int, ...]]
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
-    """Prepare the netlink messages that restore a fence to the state in its record.
+    """Prepare the netlink messages that restore a fence to the state in its stored record.
 
-    Return the arguments for :meth:`TamperGuard.use_restore_batch`, the messages first. Return None
-    if the record still has the version ``known``: then nothing has to be prepared. ``now`` returns
-    the rulesets' generations (:meth:`TamperGuard.generations`). If nft fails, the messages are
-    None, and a restore takes longer.
+    Return None if the record still has the version ``known``, because nothing has changed. Else
+    return the arguments for :meth:`TamperGuard.use_restore_batch`. The first is the messages; it is
+    None if nft fails, and a restore then takes longer. The second is the version of the record. The
+    third is the result of ``now``; it is None if the fence is not as installed. ``now`` returns the
+    number of the present ruleset in each namespace (:meth:`TamperGuard.generations`).
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:
@@ -466,7 +498,7 @@ def _is_as_installed(sandbox: str, state: StateDirectory) -> bool:
 
 
 def _remove(installed: InstalledFence, state: StateDirectory) -> bool:
-    """Remove a fence and its record; return false if the fence was already deleted."""
+    """Remove a fence and its stored record; return false if the fence was already deleted."""
     sandbox, namespace = installed.spec.sandbox, installed.namespace
     try:
         verdict = installer.verify(sandbox, state, namespace).verdict

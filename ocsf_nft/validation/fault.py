@@ -1,7 +1,7 @@
-"""Faults of an event, as text that a hostile event can't forge.
+"""Faults of an event, as text for people that a hostile event can't manipulate.
 
-The names and values of an event are shown as JSON in ASCII, and cut if they are long. So a fault is
-one printable line that JSON can contain.
+The names and values of an event are shown as JSON in ASCII, and cut if they are long. So each fault
+is one printable line, whatever the event contains.
 """
 
 from __future__ import annotations
@@ -35,16 +35,19 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        """Return the fault as one line of text, without the event's position in its file."""
+        """Return the fault as one line of text: severity, path and message.
+
+        The file and the line number of the event are not included.
+        """
         return f"{self.severity}: {self.path}: {self.message}"
 
 
 class TooManyError(Exception):
-    """Signal that one event has more than ``LIMIT`` faults."""
+    """Signal that one event has more than ``LIMIT`` (1000) faults."""
 
 
 class FaultList:
-    """Faults of one event, in the order of their detection; at most ``LIMIT``."""
+    """Faults of one event, in the order of their detection; at most ``LIMIT`` (1000)."""
 
     __slots__ = ("faults",)
 
@@ -53,14 +56,14 @@ class FaultList:
         self.faults: list[Fault] = []
 
     def error(self, path: str, message: str) -> None:
-        """Add a fault of severity ``error`` at an attribute's path.
+        """Add a fault of severity ``error``, which concerns the attribute at ``path``.
 
         Raises TooManyError if the list already has ``LIMIT`` faults.
         """
         self._add(Fault("error", path, message))
 
     def warning(self, path: str, message: str) -> None:
-        """Add a fault of severity ``warning`` at an attribute's path.
+        """Add a fault of severity ``warning``, which concerns the attribute at ``path``.
 
         Raises TooManyError if the list already has ``LIMIT`` faults.
         """
@@ -73,9 +76,10 @@ class FaultList:
 
 
 def describe(value: Any) -> str:
-    """Return a short text for people that describes a JSON value; never raises.
+    """Describe a JSON value in a short text for people, for example ``true`` or ``an object``.
 
-    A scalar is shown as JSON, cut if it is long. Another value is shown as its type: ``an object``.
+    Text, numbers, booleans and null are shown as JSON, and cut if they are long. Other values are
+    shown only as their type. Never raises an error.
     """
     if isinstance(value, str):
         return (
@@ -95,9 +99,10 @@ def describe(value: Any) -> str:
 
 
 def child_path(path: str, key: Any) -> str:
-    """Return the path of the attribute ``key`` in the object at ``path``.
+    """Return the path of an attribute in the object at ``path``, for example ``device.os``.
 
-    A key that is long or has unusual characters is shown as JSON text, in quotation marks.
+    ``key`` is the attribute's name. A name that is long or has unusual characters is shown as JSON
+    text, in quotation marks. ``path`` is empty for the event itself.
     """
     name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else describe(key)
     return f"{path}.{name}" if path else name

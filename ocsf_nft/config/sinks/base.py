@@ -1,4 +1,4 @@
-"""Base of all ``[[sink]]`` tables, and tables for secrets and TLS that several of them contain."""
+"""Base of all ``[[sink]]`` tables, and the tables for secrets and TLS that sink tables contain."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class SinkTable(Table):
-    """Destination of events, with its own OCSF version and event classes.
+    """Destination of events. Each sink has its OCSF version and its selection of event classes.
 
     The default ``name`` consists of the type and the destination. A batch has at most
-    ``batch_events`` events and ``batch_bytes`` bytes. A smaller batch waits ``batch_seconds`` for
-    more events. A delivery that takes longer than ``timeout_seconds`` is stopped and retried. The
-    pause between two tries is at most ``retry_seconds``.
+    ``batch_events`` events and ``batch_bytes`` bytes. A batch below these limits waits at most
+    ``batch_seconds`` for more events. A delivery that takes longer than ``timeout_seconds`` is
+    stopped and retried. The pause between two attempts is at most ``retry_seconds``.
     """
 
     #: True if the sink must be available when the run starts.
@@ -52,17 +52,18 @@ class SinkTable(Table):
 
     @property
     def needs_handshake(self) -> bool:
-        """Return true if the sink gets a handshake line before the first event.
+        """Return true if the sink gets a handshake, which is a JSON line before the first event.
 
-        The handshake reports that every fence is active and every record is read.
+        The handshake reports that every fence is active, and that the service reads all log
+        records.
         """
         return False
 
     @property
     def file(self) -> Path | None:
-        """Return the path of the sink's file, which only this process may write to.
+        """Return the path of the file that the sink writes; None if it writes no file.
 
-        Return None for a sink without a file.
+        Only this process may write to that file.
         """
         return None
 
@@ -73,7 +74,10 @@ class SinkTable(Table):
 
     @property
     def called(self) -> str:
-        """Return the name of the sink in the store, in metrics and in our own log."""
+        """Return the name of the sink in the event store, in metrics and in the service's log.
+
+        This is the configured ``name``, or else :attr:`target`.
+        """
         return self.name or self.target
 
     @property
@@ -92,8 +96,8 @@ class SinkTable(Table):
     def target(self) -> str:
         """Return the destination as a short text without secrets, such as ``unix:/run/siem.sock``.
 
-        The text is the name of the sink if no name is configured. Two sinks of a configuration may
-        not have the same name.
+        This text is the name of the sink if the configuration has no ``name``. Two sinks of a
+        configuration may not have the same name.
         """
 
     @abstractmethod
@@ -105,9 +109,9 @@ class SinkTable(Table):
 
 
 class SecretTable(Table):
-    """Source of a secret: a ``file``, an environment variable ``env`` or a systemd ``credential``.
+    """Location of a secret: a ``file``, environment variable ``env`` or systemd ``credential``.
 
-    Exactly one of them is given.
+    Exactly one of the three keys is given.
     """
 
     file: Annotated[Path, FileName] | None = None
@@ -123,7 +127,7 @@ class SecretTable(Table):
         return self
 
     def secret(self) -> Secret:
-        """Return the source from which a sink reads the secret later."""
+        """Return the location of the secret, from which a sink reads the secret later."""
         if self.file is not None:
             return Secret("file", str(self.file))
         if self.env is not None:
@@ -132,9 +136,10 @@ class SecretTable(Table):
 
 
 class TlsTable(Table):
-    """TLS settings: authorities that replace the system's, and our certificate and its key.
+    """TLS settings for the connection to a receiver.
 
-    The certificate is for a receiver that requests one.
+    ``ca`` is a file of certificates to trust in place of the system's. ``certificate`` and ``key``
+    are the files of our certificate and its key, for a receiver that requests a client certificate.
     """
 
     ca: Annotated[Path, FileName] | None = None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Message that the receiver will never accept, and the reason."""
+    """Message (event) that the receiver will never accept, with the receiver's reason."""
 
     message: Message
     reason: str
@@ -21,12 +21,13 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """Result of the delivery of a batch.
+    """Result of the delivery of a batch: which messages the receiver has not accepted.
 
-    All messages have arrived, except those in ``refused`` and ``again``. ``refused`` has the
-    messages that the receiver will never accept. ``again`` has the messages to send again later, in
-    the order of the batch. ``reason`` is the reason why the receiver did not accept them now.
-    ``after_seconds`` is the pause before the next try that the receiver requested, or None.
+    The receiver has accepted all messages that are neither in ``refused`` nor in ``again``.
+    ``refused`` has the messages that it will never accept. ``again`` has the messages to deliver
+    again later, in the order of the batch. ``reason`` states why the receiver did not accept the
+    messages in ``again`` now. ``after_seconds`` is the pause that the receiver requested before the
+    next delivery. It is None if the receiver requested no pause.
     """
 
     refused: tuple[Refusal, ...] = ()
@@ -39,10 +40,11 @@ DELIVERED: Final = BatchResult()
 
 
 class Sink(Protocol):
-    """Interface of a destination of events: it is opened, gets one call per batch, and is closed.
+    """Interface of a destination of events, with the methods open, deliver and close.
 
-    Only one task uses a sink. After a failure, that task closes the sink and opens it again. Each
-    opening reads secrets and certificates again. A call may be cancelled at any point of its work.
+    Only one task uses a sink. It calls :meth:`deliver` once for each batch. After a failure, it
+    closes the sink and opens it again. Each opening reads secrets and certificates again, so that
+    renewed ones are used. Any call of a method may be cancelled before it has ended.
     """
 
     #: True if an interrupted batch must be delivered again with exactly the same messages.
@@ -51,31 +53,36 @@ class Sink(Protocol):
     async def open(self) -> None:
         """Open the sink.
 
-        Raises DeliveryError if that fails, and closes what it has opened.
+        If this fails, the method closes everything that it has opened, and raises DeliveryError.
         """
 
     async def close(self) -> None:
-        """Close the sink; raises DeliveryError for a delivery error that appears only now."""
+        """Close the sink.
+
+        Raises DeliveryError if an earlier write turns out to have failed.
+        """
 
     async def __aenter__(self) -> Self:
-        """Open the sink; raises DeliveryError."""
+        """Open the sink; raises DeliveryError if this fails."""
         await self.open()
         return self
 
     async def __aexit__(self, kind: object, *_: object) -> None:
-        """Close the sink; raises DeliveryError."""
+        """Close the sink; raises DeliveryError in the same case as :meth:`close`."""
         await self.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Deliver one or more messages in order; return when the receiver has acknowledged them.
+        """Deliver one or more messages in order, and wait until the receiver has acknowledged them.
 
-        If the transport has no acknowledgement, return when the kernel has the whole batch.
+        If the transport has no acknowledgements, wait until the kernel has accepted the whole
+        batch.
 
-        Raises DeliveryError if it is unknown which messages have arrived; the forwarder then
-        delivers the whole batch again. Raises RefusedError if the receiver refuses the batch
-        without naming the wrong message; the forwarder then delivers the batch in parts.
+        Raises DeliveryError if it is unknown which messages have arrived. Then the forwarder, which
+        calls this method, delivers the whole batch again. Raises RefusedError if the receiver
+        refuses the batch because of a message that it does not name. Then the forwarder delivers
+        parts of the batch.
 
-        Messages arrive whole, with two exceptions. A stream of bytes (Unix socket, TCP or pipe) may
-        break inside a message. Then the last message that the receiver has read may be incomplete.
-        A regular file may have an incomplete last line after a crash.
+        The receiver gets only whole messages, with two exceptions. A stream of bytes (Unix socket,
+        TCP or pipe) may break inside a message. Then the last message that the receiver has read
+        may be incomplete. A regular file may have an incomplete last line after a crash.
         """

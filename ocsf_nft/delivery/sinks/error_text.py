@@ -1,4 +1,7 @@
-"""Causes of delivery failures as text for people. Text that a receiver sends is untrusted."""
+"""Causes of delivery failures, as text for people.
+
+A text that a receiver sends is untrusted. So it is shortened and made printable.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +22,10 @@ _WHITE_SPACE: Final = re.compile(r"\s+")
 
 
 def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
-    """Return the cause of an error as one line for a person.
+    """Return the cause of an error as one line, for example "it does not answer in time".
 
-    ``secrets`` are texts to mask in the line, because a receiver may repeat them.
+    In such a line, "it" is the receiver of events. ``secrets`` are texts to mask in the line,
+    because the receiver may repeat a secret that it was sent.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
@@ -42,9 +46,9 @@ def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
 
 
 def printable(text: object, secrets: Iterable[str] = ()) -> str:
-    """Return untrusted text as one printable line of at most 200 characters.
+    """Return an untrusted text as one printable line of at most 200 characters.
 
-    ``secrets`` are texts to mask in the line; upper and lower case count as equal.
+    Each of the ``secrets`` is replaced by ``***``, whether it is in upper case or in lower case.
     """
     line = str(text)
     for secret in secrets:

@@ -19,9 +19,9 @@ _CONTENT_TYPES: Final = {"json_array": "application/json", "ndjson": "applicatio
 class Http(Sink):
     """Sink that sends each batch as one HTTP request.
 
-    Status 2xx means that the receiver has the whole batch. Status 400, 413 and 422 mean that it
-    refuses the batch as it is. With any other status, the batch is sent again later: the fault is
-    temporary, or a person will fix it.
+    Status 2xx means that the receiver has the whole batch. Status 400, 413 or 422 means that the
+    receiver refuses the content or the size of the batch. With any other status, the batch is sent
+    again later, because the fault is temporary, or a person can fix it.
     """
 
     def __init__(
@@ -44,7 +44,11 @@ class Http(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch; raises DeliveryError, or RefusedError if the receiver refuses the data."""
+        """Send a batch as one request.
+
+        Raises RefusedError if the receiver refuses the content or the size of the batch,
+        DeliveryError for any other failure.
+        """
         answer = await self._session.request(
             self._method, body=self._body(messages), content_type=_CONTENT_TYPES[self._form]
         )

@@ -1,8 +1,9 @@
 """Sink for a topic of Kafka.
 
-A record's key is the name of the event's sandbox. So one sandbox's events stay in one partition, in
-order. The record's header ``uid`` is the event's identifier, so a consumer can recognize
-duplicates. The topic must not be compacted: compaction would leave one event for each sandbox.
+Each event is one record of the topic. The key of the record is the name of the event's sandbox. So
+all events of a sandbox stay in one partition, in order. The record's header ``uid`` is the event's
+identifier, by which a consumer can recognize duplicates. The topic must not be compacted:
+compaction would leave only one event for each sandbox.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ _PROTOCOLS: Final = {
 class Kafka(Sink):
     """Sink that sends events to a topic, and waits until all in-sync replicas have them.
 
-    ``servers`` are the ``host:port`` of some brokers. An event is refused if it has more than
-    ``max_bytes`` with its key and header. ``mechanism`` is the SASL mechanism for ``user`` and
-    ``password``; None means no SASL. ``timeout_seconds`` is the maximum duration of a delivery. If
-    a broker is unreachable or a partition has no leader, the producer retries until shortly before
-    that timeout.
+    ``servers`` are the addresses (``host:port``) of some brokers. ``max_bytes`` is the maximum size
+    of an event with its key and header; a larger event is refused. ``mechanism`` is the SASL
+    mechanism for the login with ``user`` and ``password``; None means no login. ``timeout_seconds``
+    is the maximum duration of a delivery. If a broker is unreachable, or no broker leads a
+    partition, the producer retries until shortly before that timeout.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a producer
@@ -101,7 +102,10 @@ class Kafka(Sink):
             raise
 
     async def close(self) -> None:
-        """Abort the connections to the brokers; acknowledged events stay stored there."""
+        """Close the connections at once, without waiting for pending acknowledgements.
+
+        The brokers keep all acknowledged events.
+        """
         try:
             if self._thread.is_running:
                 await self._thread.run(self._drop_producer())
@@ -112,7 +116,8 @@ class Kafka(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch and wait for its acknowledgements.
 
-        Raises DeliveryError, and RefusedError if a broker refuses the batch of a partition.
+        Raises RefusedError if brokers refuse the content of all messages that failed. Raises
+        DeliveryError for any other failure.
         """
         if self._must_reconnect:
             await self.close()
@@ -183,9 +188,9 @@ class Kafka(Sink):
         )
 
     async def _send(self, message: Message) -> asyncio.Future[Any]:
-        """Send a message and return the future of its acknowledgement.
+        """Send a message, and return a future that is done when the message is acknowledged.
 
-        If too many messages wait for their acknowledgements, the call waits first.
+        If too many earlier messages are not acknowledged yet, first wait until some of them are.
         """
         sent: asyncio.Future[Any] = await self._producer.send(
             self._topic,
@@ -196,12 +201,14 @@ class Kafka(Sink):
         return sent
 
     def _check(self, faults: Sequence[BaseException]) -> None:
-        """Raise an error if messages of a batch have failed; ``faults`` are their errors.
+        """Raise an error if messages of a batch have failed.
 
-        Raises RefusedError if brokers refuse the content of all failed messages, else
-        DeliveryError. After such an error, the next delivery starts with a new connection and a new
-        producer. The old producer can't continue: its sequence numbers have a gap after a refused
-        batch.
+        ``faults`` has the error of each failed message; it is empty if all messages were
+        acknowledged. Raises RefusedError if brokers refuse the content of all failed messages, else
+        DeliveryError.
+
+        After such an error, the next delivery connects again with a new producer. The old producer
+        can't continue: it numbers its batches, and a refused batch leaves a gap in the numbers.
         """
         if not faults:
             return
@@ -235,7 +242,10 @@ class Kafka(Sink):
 
 
 def _record_key(event: Any) -> bytes | None:
-    """Return the key of an event's Kafka record: its sandbox, or its host if it has no sandbox."""
+    """Return the key of an event's Kafka record: the name of the event's sandbox.
+
+    If the event has no sandbox, return the name of its host. If it has no host either, return None.
+    """
     for path in (("unmapped", "sandbox"), ("device", "hostname")):
         value = event
         for name in path:

@@ -26,18 +26,20 @@ class WriterThread:
     """Thread that does all work on one sink's file descriptor, from its opening to its closing.
 
     The thread runs one job after another. So no other job writes between the parts of a batch, or
-    closes the descriptor during a write. No slow job of another sink delays a write.
+    closes the descriptor during a write. Each sink has a separate thread, so no slow job of another
+    sink delays a write.
 
     A running write can't be stopped, and a write to a full pipe that no process reads never
-    returns. So a caller that is cancelled during its write does not wait for the end of the write,
-    and the write continues. If a caller is cancelled before its job has begun, the job is not run.
+    returns. If a caller is cancelled during its write, the caller does not wait for the end of the
+    write. The write continues in the thread. If a caller is cancelled before its job has begun, the
+    job is not run.
     """
 
     def __init__(self, name: str, destination: object) -> None:
-        """Create a writer; ``name`` is the name of its thread.
+        """Create a writer; :meth:`start` starts its thread, which is called ``name``.
 
-        Two writers with the same name and ``destination`` (such as a path) never run at the same
-        time.
+        ``destination`` is, for example, the path of the file. Two writers with the same name and
+        the same destination never run at the same time.
         """
         self._name = name
         self._destination = f"{name} {destination}"
@@ -47,8 +49,8 @@ class WriterThread:
     async def start(self, job: Callable[[], None]) -> None:
         """Start the thread and run the first job in it; raises the error of the job.
 
-        Waits first until the previous writer of the same destination has ended. The caller must
-        call :meth:`stop` later, even if this method raises an error.
+        First wait until an earlier writer with the same name and destination has ended. The caller
+        must call :meth:`stop` later, even if this method raises an error.
         """
         while (before := _ENDS.get(self._destination)) is not None and not before.done():
             await asyncio.wait([asyncio.wrap_future(before)])
@@ -57,14 +59,15 @@ class WriterThread:
         await self.run(job)
 
     async def run(self, job: Callable[[], None]) -> None:
-        """Run a job in the thread after all earlier jobs; raises the error of the job."""
+        """Run a job after all earlier jobs, and wait for its end; raises the error of the job."""
         # Not shielded: a running job can't be stopped, and a waiting one must not start.
         await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
     async def stop(self, close: Callable[[], None], *, is_waited_for: bool) -> None:
         """Run ``close`` as the last job, and end the thread.
 
-        If ``is_waited_for`` is true, wait for ``close`` and raise its error.
+        If ``is_waited_for`` is true, wait for the end of ``close``, and raise the error of
+        ``close``. Otherwise, return at once. If no thread was started, do nothing.
         """
         if self._thread is None:
             return
@@ -82,11 +85,11 @@ def lines_of(messages: Sequence[Message]) -> bytes:
 
 
 def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
-    """Write lines to a file descriptor; append them if it is a regular file. Raises OSError.
+    """Write lines to a file descriptor; if it is a regular file, append them at its end.
 
     If a write to a regular file fails (full disk), the bytes that were already written are removed.
-    Bytes that were written to a pipe or a socket can't be removed. If ``sync`` is true, the lines
-    of a regular file are safe from a power cut when this function returns.
+    Bytes in a pipe or a socket can't be removed. If ``sync`` is true, the lines of a regular file
+    are on the disk when this function returns. Then they survive a power cut. Raises OSError.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         _write_all(descriptor, lines)
@@ -121,9 +124,9 @@ def _set_ended(ended: Future[None], _: Future[None]) -> None:
 
 
 async def _wait(job: Future[None]) -> None:
-    """Wait for a job of another thread; raises the error of the job.
+    """Wait until a job of another thread has ended; raises the error of the job.
 
-    If the waiting is cancelled, the job continues.
+    If the waiting task is cancelled, the job continues.
     """
     waiting = asyncio.wrap_future(job)
     await asyncio.wait((waiting,))

@@ -1,4 +1,4 @@
-"""Connection to one NATS server, with the answers to published messages."""
+"""Connection to one NATS server: publishes messages, and receives an answer to each message."""
 
 from __future__ import annotations
 
@@ -49,10 +49,12 @@ class NatsConnection:
         self._error: Exception | None = None
 
     async def open(self, login: LoginValues, *, tls: Tls | None, is_tls_first: bool) -> None:
-        """Connect and log in to the server.
+        """Connect to the server and log in.
 
-        If ``is_tls_first`` is true, the TLS handshake precedes any NATS data. Raises DeliveryError,
-        whose text is only the cause, without the server's name.
+        TLS is required if ``tls`` is not None, if ``is_tls_first`` is true, or if the URL begins
+        with ``tls://``. If ``is_tls_first`` is true, the TLS handshake comes before the first NATS
+        message. Raises DeliveryError. The error's text is only the cause; it does not contain the
+        server's name.
         """
         requires_tls = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"
         context = (tls or Tls()).context() if requires_tls else None
@@ -83,21 +85,22 @@ class NatsConnection:
 
     @property
     def max_payload(self) -> int:
-        """Maximum size in bytes of a message, with its headers, that the server accepts."""
+        """Return the maximum size of a message for this server, in bytes, headers included."""
         return self._client.max_payload
 
     @staticmethod
     def size(headers: Mapping[str, str], payload: bytes) -> int:
-        """Return the size of a message with its headers in bytes, as the server counts it."""
+        """Return the size of a message as the server counts it, in bytes, headers included."""
         lines = (_HEADERS_LINE, *(f"{name}: {value}" for name, value in headers.items()), "")
         return sum(len(line.encode()) + len("\r\n") for line in lines) + len(payload)
 
     async def publish(
         self, subject: str, headers: dict[str, str], payload: bytes
     ) -> asyncio.Future[Msg]:
-        """Publish a message; return the future of the answer to it.
+        """Publish a message, and return a future for the answer to this message.
 
-        Raises OSError or an error of NATS.
+        Normally, a stream answers that it has stored the message. Raises OSError or an error of
+        NATS if the message can't be sent.
         """
         number = str(next(self._numbers))
         answer = asyncio.get_running_loop().create_future()
@@ -109,9 +112,10 @@ class NatsConnection:
         return answer
 
     async def wait_for(self, answers: Collection[asyncio.Future[Msg]]) -> None:
-        """Wait for the answers to published messages.
+        """Wait until all answers to published messages have arrived.
 
-        Raises an error of NATS if the connection fails before all answers have arrived.
+        ``answers`` are futures that :meth:`publish` has returned. Raises an error of NATS if the
+        connection fails before all answers have arrived.
         """
         waiting: Collection[asyncio.Future[Msg]] = answers
         while waiting:
@@ -132,10 +136,10 @@ class NatsConnection:
 
 
 def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[str, Any]:
-    """Return the options of nats-py's ``connect`` for a login.
+    """Return the values of a login, in the form of options for nats-py's function ``connect``.
 
-    ``context`` is the TLS context if TLS is required, else None. If TLS is required, a token, user
-    or password is sent only after a TLS handshake.
+    ``context`` is the TLS context; None means that TLS is not required. If TLS is required, a
+    token, a user or a password is sent only after a TLS handshake.
     """
 
     def guarded(secret: str) -> Callable[[], str]:

@@ -1,9 +1,9 @@
 """Journal reader that uses libsystemd.
 
-journald appends entries through a memory map. inotify reports appended entries only every 250 ms. A
-request for the next entry finds a new entry much sooner. The request costs 0.1 us if there is no
-new entry. So this module requests the next entry every 10 ms. Four times a second, this module lets
-libsystemd process inotify events about new and deleted files.
+journald writes through a memory map, and inotify reports appended entries only every 250 ms. So
+this module does not wait for inotify. It requests the next entry every 10 ms; a request costs 0.1
+us if there is no new entry. Four times a second, it also lets libsystemd process the inotify events
+about new and deleted files.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _CHUNK_NS: Final = 10_000_000
 
 
 def available(directory: Path | None) -> bool:
-    """Return whether systemd-python is installed, and its libsystemd can open the journal's files.
+    """Return true if systemd-python is installed, and its libsystemd can open the journal's files.
 
-    Blocks for some milliseconds. Raises AbsentError and UnsupportedError, as ``samples`` in the
-    module ``files`` does.
+    ``directory`` is the journal's folder; None means the default folders. Blocks for some
+    milliseconds. Raises AbsentError if there is no such journal, UnsupportedError if reading it is
+    not permitted.
     """
     samples = journal_files.samples(directory)
     try:
@@ -59,12 +60,14 @@ class LibraryReader:
         self._files_due = 0.0
 
     async def open(self, cursor: str | None) -> str | None:
-        """Open the journal to read the entries after the entry ``cursor`` (None: the newest entry).
+        """Open the journal, to read the entries after the entry with this cursor.
 
-        Returns the cursor of the entry after which reading begins; None if there is no entry yet. A
-        thread does the work, because it may take long in a big journal. If this call is cancelled,
-        the thread continues. Python then closes the opened journal, because no code refers to the
-        journal. Raises SourceError.
+        If ``cursor`` is None, reading begins after the newest entry. Return the cursor of the entry
+        after which reading begins; None if the journal is empty. Raises SourceError if the cursor
+        is invalid, or if the journal can't be opened.
+
+        A thread opens the journal, because this may take long. If this call is cancelled, the
+        thread continues. Then the opened journal is closed by Python's garbage collection.
         """
         try:
             self._reader = await asyncio.to_thread(_open_reader, self._directory, cursor)
@@ -84,10 +87,11 @@ class LibraryReader:
             self._reader = None
 
     async def read(self, timeout_s: float | None) -> Chunk:
-        """Wait for new entries, at most ``timeout_s`` seconds (None: without limit).
+        """Return new entries; wait at most ``timeout_s`` seconds for them (None: without limit).
 
-        Returns no entries if none arrives in that time. Raises SourceError if the journal can no
-        longer be read.
+        The result has only the entries that the prefix filter selects. So it may be empty, and it
+        is empty if no entry arrives in time. Raises SourceError if the journal can no longer be
+        read.
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -148,7 +152,7 @@ def _open_reader(directory: Path | None, cursor: str | None) -> Any:
 
 
 def _position(reader: Any) -> str | None:
-    """Return the cursor of the reader's current entry, None without a current entry."""
+    """Return the cursor of the entry that the reader is at; None if it is at no entry."""
     try:
         cursor: str = reader._get_cursor()  # noqa: SLF001
     except OSError:  # EADDRNOTAVAIL, sd_journal_get_cursor(3)

@@ -41,7 +41,7 @@ _GROUPS_TABLE: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """Settings for how the kernel collects records into datagrams.
+    """Settings by which the kernel puts several log records into one datagram.
 
     The kernel sends a datagram when it has ``threshold`` records, or when ``buffer_bytes`` are
     full. It sends the datagram at the latest ``timeout_cs`` hundredths of a second after its first
@@ -61,10 +61,10 @@ FLOOD: Final = Batching(threshold=256, buffer_bytes=16064, timeout_cs=1)
 
 
 def batching_message(group: int, batching: Batching, *, flags: int = 0, more: bytes = b"") -> bytes:
-    """Build the netlink message that sets the batching of an NFLOG group.
+    """Build the netlink message that sets how the kernel batches the records of an NFLOG group.
 
-    ``flags`` are more flags for the message's header. ``more`` has encoded attributes that precede
-    the attributes of ``batching``.
+    The header of the message has the flag NLM_F_REQUEST and the given ``flags``. ``more`` are
+    encoded attributes to put before the attributes of ``batching``.
     """
     return netlink.message(
         _CONFIG,
@@ -79,9 +79,9 @@ def batching_message(group: int, batching: Batching, *, flags: int = 0, more: by
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Non-blocking netlink socket that is bound to an NFLOG group.
+    """Non-blocking netlink socket that is bound to an NFLOG group, and gets its log records.
 
-    ``early`` has the datagrams that arrived before the kernel acknowledged the binding.
+    ``early`` are datagrams with records that arrived before the kernel acknowledged the binding.
     """
 
     socket: socket.socket
@@ -91,9 +91,9 @@ class Binding:
 def bind(group: int, batching: Batching) -> Binding:
     """Bind a new socket to an NFLOG group in the calling thread's network namespace.
 
-    The first record of the binding has sequence number 0. Raises UnsupportedError if the kernel has
-    no NFLOG or the privilege (CAP_NET_ADMIN) is missing, SourceError if another program holds the
-    group.
+    The first log record after the binding has sequence number 0. Raises UnsupportedError if the
+    kernel has no NFLOG, or if the privilege CAP_NET_ADMIN is missing. Raises SourceError for any
+    other failure, for example if another program has bound the group.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
@@ -161,10 +161,10 @@ def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
 
 
 def _held_groups() -> frozenset[int]:
-    """Return the NFLOG groups that are bound in the calling thread's network namespace.
+    """Return the numbers of the NFLOG groups that are bound in the thread's network namespace.
 
-    The group numbers are the first column of the kernel's table in /proc. The result is empty if
-    the table can't be read. In that case the privilege to bind a group is missing too.
+    The numbers are the first column of the kernel's table in /proc. The result is empty if the
+    table can't be read. In that case the privilege to bind a group is missing too.
     """
     try:
         lines = Path(_GROUPS_TABLE).read_text(encoding="ascii").splitlines()
