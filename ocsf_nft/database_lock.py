@@ -1,4 +1,4 @@
-"""Lock on a SQLite file, so that only one run at a time uses the file.
+"""Lock on a SQLite file, so that only one process at a time uses the file.
 
 The lock is flock(2) on a separate lock file in the same folder. A lock on the SQLite file itself
 would be unsafe. A process that closes any descriptor of that file drops the locks that SQLite has
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FileLock:
-    """Lock on the database file ``path``; only one run at a time can have the lock.
+    """Lock on the database file ``path``; only one process at a time can have the lock.
 
     The lock file for ``events.sqlite3`` is ``.events.sqlite3.lock`` in the same folder.
     """
@@ -29,9 +29,11 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock, or take it again if the lock file was deleted or replaced.
+        """Take the lock; do nothing if this object already has the lock.
 
-        Raises ClosedError if another run has the lock, OSError if the lock file can't be opened.
+        If another process has deleted or replaced the lock file meanwhile, take the lock on a new
+        lock file. Raises ClosedError if another process has the lock, OSError if the lock file
+        can't be opened.
         """
         while not self._is_valid():
             self.release()
@@ -47,7 +49,11 @@ class FileLock:
                 ) from error
 
     def _is_valid(self) -> bool:
-        """Return whether the lock is held, and its lock file was not deleted or replaced."""
+        """Return True if this object has the lock.
+
+        Return False if the locked file was deleted or replaced: another process can then have the
+        lock.
+        """
         if self._descriptor is None:
             return False
         try:

@@ -1,7 +1,8 @@
-"""Drop of the capabilities that the process does not need, and raise of the process priority.
+"""Functions that drop capabilities of this process, and raise its priority.
 
-Numbers: ``include/uapi/linux/capability.h`` and ``prctl.h``. Each thread has its own capabilities.
-So call these functions before the first thread starts; threads and children inherit the result.
+Each thread has its own capabilities, and new threads and children inherit them. So call these
+functions before the first thread starts. The constants are from ``include/uapi/linux/capability.h``
+and ``prctl.h``.
 """
 
 from __future__ import annotations
@@ -47,10 +48,11 @@ class _Sets(ctypes.Structure):
 
 
 def raise_priority() -> None:
-    """Raise the priority of this process if that is permitted (CAP_SYS_NICE).
+    """Raise the priority of this process if permitted, and let its threads switch more often.
 
-    With normal priority, the restore of a fence can be late: programs that try refused connections
-    in a loop on every core delay it. Call this before :func:`keep_only`.
+    Without CAP_SYS_NICE, the priority stays the same. A sandbox may use every core with programs
+    that try refused connections in a loop. With normal priority, this could delay the restore of a
+    fence. Call this before :func:`keep_only`, which drops CAP_SYS_NICE.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
@@ -59,10 +61,11 @@ def raise_priority() -> None:
 
 
 def keep_only(needed: AbstractSet[Capability]) -> None:
-    """Drop all but the ``needed`` capabilities, permanently, also for future threads and children.
+    """Drop all capabilities of the calling thread except ``needed``, permanently.
 
-    A capability that the thread does not hold is not gained. Raises UnsupportedError if the kernel
-    refuses.
+    Later threads and child processes have no other capabilities either. A needed capability that
+    the thread does not have is not added. The process also gets the flag ``no_new_privs``. Raises
+    UnsupportedError if the kernel refuses.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))

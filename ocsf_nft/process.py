@@ -1,7 +1,7 @@
 """Attribution of packets to processes: the process, and the method and confidence of the result.
 
-Texts are not escaped. A process chooses its name, its arguments and its paths, so they may contain
-any bytes.
+The texts are stored unchanged. A process chooses its name, its arguments and its paths, so these
+texts may contain any characters, for example line ends.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """Container that is a sandbox or has a process in it, with the names from its runtime.
+    """Container that is a sandbox, or in which a process runs; the names are from its runtime.
 
     ``uid`` is the container's id in the runtime, and ``pod_uid`` the uid of its Kubernetes pod.
     """
@@ -36,12 +36,13 @@ class Container:
 class Process:
     """Process on this host; the ids are those of the host, and unknown values are None.
 
-    ``tid`` is the thread that sent. ``name`` is the name that the process chose. ``path`` is the
-    path of its program file (``memfd:NAME`` if that never was a file on a disk). ``is_deleted`` is
-    true if the program file was deleted. ``sha256`` is the hash of the file's content, in
-    hexadecimal. ``created_ns`` is since the epoch, UTC. ``namespace_pid`` is the process's pid
-    inside the sandbox. ``unit`` is its systemd unit. ``ancestors`` are the processes that started
-    it, its parent first; their own ``ancestors`` are empty.
+    ``tid`` is the id of the thread that sent the packet. ``name`` is the process's name, which the
+    process can change. ``path`` is the path of its program file (``memfd:NAME`` if that file was
+    never on a disk). ``is_deleted`` is true if the program file was deleted. ``sha256`` is the hash
+    of the file's content, in hexadecimal. ``created_ns`` is the start of the process, in
+    nanoseconds since the epoch (UTC). ``namespace_pid`` is its pid inside the sandbox. ``unit`` is
+    its systemd unit. ``ancestors`` has its parent, then the parent's parent, and so on; each of
+    these has empty ``ancestors``.
     """
 
     pid: int
@@ -65,10 +66,10 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """Process that sent a packet, or may have sent it, where several processes are possible.
+    """One of several processes that sent the packets of an attempt, or may have sent them.
 
-    ``calls`` is the number of attempts that the kernel saw this process make; None if unknown. The
-    number is a lower bound: the capture, which sees processes send, does not report each call.
+    ``calls`` is the number of times that the kernel saw this process send them; None if unknown. It
+    is a lower bound, because the BPF programs in the kernel do not report each call.
     """
 
     process: Process
@@ -77,15 +78,15 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """Attribution of an attempt to a process, with its method and its confidence.
+    """Attribution of an attempt to the process that made it, with its method and its confidence.
 
     ``process`` is the sender. It is None if the sender is unknown, or if there are several possible
-    senders. ``seen`` has these possible senders, up to a maximum number. ``unnamed`` is a lower
-    bound for the number of possible senders beyond that. ``reason`` is a sentence that explains the
-    result. ``confidence`` is None if it is not rated. ``user_name`` and ``group_name`` are the
-    names of the record's user and group. ``sent_ns`` is the time at which the kernel saw the
-    process send the packet (ns since the epoch, UTC). It is None if only calls or sockets are
-    known.
+    senders. ``seen`` has the possible senders, up to a maximum number. ``unnamed`` is the number of
+    possible senders that ``seen`` does not have, as a lower bound. ``reason`` is a sentence that
+    explains the result. ``confidence`` is None if it is not rated. ``user_name`` and ``group_name``
+    are the names of the user and group in the kernel's log record. ``sent_ns`` is the time at which
+    the kernel saw the process send the packet (ns since the epoch, UTC). It is None if the BPF
+    programs did not report the refused packet itself.
     """
 
     method: Method
@@ -100,8 +101,5 @@ class Attribution:
 
     @property
     def names_no_process(self) -> bool:
-        """Return whether the attribution has neither a sender nor possible senders.
-
-        Several attempts can share such an attribution.
-        """
+        """Return True if the attribution has neither a sender nor possible senders."""
         return self.process is None and not self.seen and not self.unnamed

@@ -1,4 +1,5 @@
-"""Conversion of kernel log records and packet counters to attempts (reported packets of a flow).
+"""Conversion of kernel log records and packet counters to attempts.
 
-Each refused packet is reported exactly once.
+An attempt is the packets of one flow in one time window. Each refused packet belongs to exactly one
+attempt, so it is reported exactly once.
 """

@@ -1,6 +1,8 @@
-"""Limit of separately reported flows for each user.
+"""Limit of the number of flows that are reported separately for each user.
 
-So a user with many flows can't use up all separate reports, and hide the flows of other users.
+The total number of separate reports is limited. Without a limit for each user, one user with many
+flows could use up all separate reports. Then the flows of other users could not be reported
+separately.
 """
 
 from __future__ import annotations
@@ -14,17 +16,22 @@ _MAX_USERS: Final = 256
 
 
 class Quota:
-    """Limit of separately reported flows of each user: 1,000 in a burst, then ten a second."""
+    """Limit of separately reported flows of each user: 1,000 at once, then ten more a second.
+
+    At most 256 users can have a partly used quota at the same time. Any other user has no quota
+    then.
+    """
 
     def __init__(self) -> None:
         # For each user, the time at which all granted flows will have been earned.
         self._earned_ns: dict[int | None, int] = {}
 
     def grants(self, uid: int | None, now_ns: int) -> bool:
-        """Take one flow from a user's quota; return False if the quota is used up.
+        """Return True, and count the flow, if a user may have one more separately reported flow.
 
-        A flow beyond the quota is reported together with others. ``uid`` is None for packets that
-        no socket sent. ``now_ns`` is from a clock that never goes back.
+        Return False if the user's quota is used up, or if too many other users have a partly used
+        quota. Then the caller reports the flow together with other flows. ``uid`` is None for
+        packets that no socket sent. ``now_ns`` is from a clock that never goes back.
         """
         if uid not in self._earned_ns and len(self._earned_ns) >= _MAX_USERS:
             self._evict_unused(now_ns)

@@ -1,4 +1,7 @@
-"""Flows that share one event for each user, because the user has too many flows."""
+"""Flows that are not reported separately: all such flows of one user share an event.
+
+The reason is that the user has more flows than can be reported separately.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ _MAX_AGGREGATES: Final = 256
 class OverflowFlows:
     """Flows that share one event for each user, because the user has too many flows.
 
-    ``aggregates`` has the unreported packets of these flows, by user id. With more than 256 users,
-    the others share the aggregate under None.
+    ``aggregates`` has the unreported packets of these flows, by user id. It has at most 256 users.
+    The flows of all other users are added to the aggregate under the key None.
     """
 
     def __init__(self, aggregates: dict[int | None, FlowAggregate]) -> None:
@@ -31,9 +34,10 @@ class OverflowFlows:
         return key in self._users
 
     def add(self, key: Key, counter: FlowCounter) -> None:
-        """Move the unreported packets of a flow to the aggregate of the flow's user.
+        """Move the unreported packets of the flow ``key`` to the aggregate of the flow's user.
 
-        ``counter`` is the flow's own counter. It has no unreported packets after this call.
+        ``counter`` has the packets of this flow only. After the call, all of them count as
+        reported.
         """
         decoded = None if key in self._users else flow(key)
         uid = self._users[key] if decoded is None else decoded.uid

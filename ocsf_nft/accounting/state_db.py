@@ -1,10 +1,12 @@
-"""State database of one sandbox's account: a SQLite file that outlives the service.
+"""State database of one sandbox: a SQLite file that outlives the service process.
 
-One transaction stores both the reported counts and the events that report them. If the service is
-killed before it delivers the events, the next run delivers the same events again. So no event is
-missing, and a repeated event has the same uid. A transaction is written, but not synced to the
-disk. The file need not survive a reboot, because the kernel's counters don't survive a reboot
-either.
+The file has the sandbox's account: how many packets were counted, and how many were reported. One
+transaction stores both the reported counts and the events that report them. The service may be
+killed before it delivers these events. Then the service delivers the same events, with the same
+uids, after its next start. So no event is missing, and a receiver can recognize a repeated event.
+
+A transaction is written, but not synced to the disk. The file need not survive a reboot, because
+the kernel's counters don't survive a reboot either.
 
 All functions block. Call them from one thread at a time.
 """
@@ -64,7 +66,7 @@ _Row = tuple[str, str, bytes, int, int, int, int, int, int]
 
 
 class DroppedRecords(NamedTuple):
-    """Number of gaps in a source of log records, and number of records that were not read.
+    """Totals for one source of log records: its gaps, and the records that it could not read.
 
     ``records`` is a lower bound, because some sources don't know how many records they have missed.
     """
@@ -86,9 +88,10 @@ class Changes:
         self.closed: list[tuple[str]] = []
 
     def collect(self, account: SandboxAccount) -> Iterator[None]:
-        """Collect the changes of a sandbox's counts since the last commit; yield after each step.
+        """Collect all changes of ``account`` (a sandbox's counts) since the last commit, in steps.
 
-        Other tasks may run meanwhile, but must not use the account until the iteration ends.
+        The iterator yields after each step, so that the caller can let other tasks run. Until the
+        iteration ends, other tasks must not use ``account``.
         """
         for name, rule_account in account.rules.items():
             if rule_account.stored is None:
@@ -126,9 +129,11 @@ class Changes:
 
 
 class StateDatabase:
-    """SQLite file with a sandbox's counts, open incidents, source position and latest events.
+    """SQLite file from which the service continues after a restart.
 
-    After a restart, the service continues from this file.
+    It has a sandbox's packet counts, and the incidents (successive attempts of one flow) that have
+    not ended. It also has the position in the source of log records, and the events of the last
+    commit.
     """
 
     def __init__(self, path: Path) -> None:
@@ -151,15 +156,20 @@ class StateDatabase:
         self._file.remove()
 
     def fault(self) -> str | None:
-        """Return and clear the report about a damaged (quarantined) file; None if there is none."""
+        """Return a message if a damaged database file was quarantined, else None.
+
+        Each message is returned only once.
+        """
         fault, self._file.fault = self._file.fault, None
         return fault
 
     def load(self, account: SandboxAccount) -> None:
-        """Restore a sandbox's account from the file.
+        """Restore the counts and the open incidents of ``account`` from the file.
 
-        A damaged or invalid file is quarantined, and the account starts empty. Raises
-        DeliveryError, or SourceError if the file is opened read-only.
+        If the content of the file is damaged or invalid, the file is quarantined (renamed) and
+        ``account`` stays empty. Raises DeliveryError if the file can't be read or quarantined. A
+        file that is open for reading only is never quarantined: SourceError is raised instead. From
+        such a file, no incidents are restored.
         """
         try:
             self._load(account)
@@ -184,7 +194,7 @@ class StateDatabase:
                     _reopen(account, *columns)
 
     def position(self, source: str) -> str | None:
-        """Return the stored position at which to resume reading a source of log records.
+        """Return the stored position at which to continue to read the log records of ``source``.
 
         Return None if the file has no position for this source.
         """
@@ -197,11 +207,11 @@ class StateDatabase:
     def commit(
         self, changed: Changes, events: Sequence[bytes], position: tuple[str, str] | None = None
     ) -> None:
-        """Store an account's changes and the events that report them, in one transaction.
+        """Store changed counts, and the events that report these changes, in one transaction.
 
         The events of the previous commit are deleted, because the caller has delivered them.
-        ``position`` is a pair: the name of a source of log records, and the source's position after
-        all processed records.
+        ``position`` has the name of a source of log records, and the source's position after all
+        processed records. If ``position`` is None, the stored position stays the same.
         """
         with self._file.transaction() as connection:
             connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
@@ -225,12 +235,15 @@ class StateDatabase:
                 connection.execute("INSERT INTO cursor VALUES (?, ?)", position)
 
     def undelivered(self) -> tuple[bytes, ...]:
-        """Return the last commit's events: the service may have stopped before their delivery."""
+        """Return the events of the last commit, for a delivery after a restart.
+
+        The service may have stopped before it delivered these events.
+        """
         with self._file.transaction() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
     def add_dropped(self, source: str, records: int) -> None:
-        """Count one gap in a source of log records, and the number of ``records`` missing there."""
+        """Add one gap, with ``records`` missing log records, to the totals of ``source``."""
         with self._file.transaction() as connection:
             connection.execute(
                 "INSERT INTO dropped VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
@@ -239,7 +252,7 @@ class StateDatabase:
             )
 
     def dropped_records(self) -> tuple[DroppedRecords, ...]:
-        """Return the gaps and dropped log records of each source since the file's creation."""
+        """Return each source's totals of gaps and missing log records since the file's creation."""
         with self._file.transaction() as connection:
             rows = connection.execute("SELECT * FROM dropped")
             return tuple(DroppedRecords(*row) for row in rows)
@@ -315,7 +328,12 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Restore an open incident or scan; end it if the counters of its rule were replaced."""
+    """Restore an incident or a scan that had not ended when the service stopped.
+
+    If the counters of its rule have been created again since then, the incident or scan ends. The
+    arguments after ``account`` are a row of the database. ``state`` is the encoded incident or
+    scan. Raises ValueError if the row is inconsistent.
+    """
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)
     if found.identity != identity:

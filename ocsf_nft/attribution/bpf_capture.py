@@ -1,10 +1,10 @@
-"""Capture: BPF programs in the kernel that report the processes that send in a sandbox.
+"""Capture: BPF programs in the kernel that report which processes in a sandbox send packets.
 
 Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, and libbpf. The
-programs report refused packets and process details on a kernel that describes its types
-(CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later). On other kernels (Linux 5.15 or later), they report
-system calls that send or connect. A permissive fence refuses nothing, so there the programs report
-system calls on all kernels. Reports of system calls need cgroup v2.
+programs report refused packets and details of processes if the kernel has type information (BTF:
+CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later). Otherwise (Linux 5.15 or later), they report system
+calls that send or connect. For a permissive fence, which refuses no packets, the programs report
+these system calls on every kernel. Reports of system calls need cgroup v2.
 """
 
 from __future__ import annotations
@@ -42,14 +42,18 @@ _MOST: Final = 256
 
 
 class Dropped(NamedTuple):
-    """Numbers of capture events dropped since the capture began, mostly for lack of room."""
+    """Numbers of capture events that the kernel dropped since the capture began.
+
+    The usual cause is a full buffer. ``calls`` counts dropped reports of packets and system calls,
+    ``processes`` dropped reports of process details.
+    """
 
     calls: int
     processes: int
 
 
 class Capture:
-    """BPF programs in the kernel that report the senders in some network namespaces.
+    """BPF programs in the kernel that report the sending processes in the given network namespaces.
 
     Close the capture after use.
     """
@@ -61,13 +65,13 @@ class Capture:
         permissive: Collection[int] = (),
         knows_types: bool | None = None,
     ) -> None:
-        """Start the capture in the network namespaces with these cookies (:func:`cookie`).
+        """Start the capture in the network namespaces that have the given cookies.
 
-        A cookie is the kernel's number of a namespace. The capture reports refused packets. In the
-        namespaces of ``permissive``, it reports system calls that send or connect instead. It also
-        does so in all namespaces if the kernel does not describe its types (BTF). ``knows_types``
-        states if the kernel describes its types; None detects this. Raises UnsupportedError with
-        the reason if this host does not allow the capture.
+        A cookie is the kernel's unique number of a namespace (:func:`cookie`). The capture normally
+        reports refused packets. In a namespace whose cookie is in ``permissive``, it reports system
+        calls that send or connect instead. If the kernel has no type information (BTF), it does
+        that in all namespaces. ``knows_types`` is true if the kernel has BTF; None detects this.
+        Raises UnsupportedError with the reason if this host does not allow the capture.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))
@@ -115,14 +119,17 @@ class Capture:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Return file descriptors to poll: readable when a ring buffer holds much unread data."""
+        """Return the file descriptors to poll, one for each ring buffer.
+
+        A descriptor is readable when its ring buffer has much unread data.
+        """
         return tuple(ring.descriptor for ring in self._rings)
 
     def read(self) -> tuple[list[CaptureEvent], bool]:
-        """Return new capture events, and True if a further call may return more.
+        """Return new capture events, and True if another call may return more events.
 
-        Process snapshots come first. A full ring buffer is read in parts. Raises ValueError or
-        struct.error if an event is invalid.
+        The reports of process details come first. One call reads at most 256 events from each ring
+        buffer. Raises ValueError or struct.error if an event is invalid.
         """
         read = [ring.read(_MOST) for ring in self._rings]
         events = [bpf_layout.decode(sample) for samples in read for sample in samples]

@@ -37,16 +37,17 @@ INET: Final = {
 
 
 class TooManySocketsError(OcsfNftError):
-    """Error of a socket lookup: the table has more sockets than the lookup can check in time."""
+    """Error: a lookup found too many sockets, or could not read all of them in time."""
 
 
 class Socket(NamedTuple):
     """One socket, as in a socket table of the kernel.
 
-    An IPv6 socket can have an IPv4 address (``::ffff:192.0.2.1``): the text is then ``192.0.2.1``.
-    ``local_port`` is the protocol of a raw socket, and the id of a ping socket. A packet socket has
-    neither address nor port. ``inode`` is 0 if no process has the socket. ``is_only_ipv6`` is None
-    if the table does not state this property.
+    An IPv6 socket can have an IPv4 address such as ``::ffff:192.0.2.1``. Its text here is
+    ``192.0.2.1``. ``local_port`` of a raw socket is the socket's protocol. ``local_port`` of a ping
+    socket is its ICMP id. A packet socket has no address (empty text) and no port (0). ``inode`` is
+    0 if no process has the socket. ``is_only_ipv6`` is None if the table does not state this
+    property.
     """
 
     family: int
@@ -62,10 +63,13 @@ class Socket(NamedTuple):
 
 
 class ProcNetFiles:
-    """Reader of one network namespace's socket tables in /proc/net; for one thread at a time.
+    """Reader of one network namespace's socket tables in /proc/net.
 
-    A table file, once open, always shows the namespace in which it was opened. ``deadline_ns`` is a
-    time of time.monotonic_ns. All methods raise TooManySocketsError and OSError.
+    Only one thread may use a reader at a time. Each table is a file that stays open after its first
+    use. An open file always shows the namespace in which it was opened. ``deadline_ns`` is the time
+    of :func:`time.monotonic_ns` at which a lookup fails. A lookup raises TooManySocketsError if
+    there are too many sockets, or if the deadline has passed. It raises OSError if a table can't be
+    read.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -99,7 +103,11 @@ class ProcNetFiles:
         return tuple(found)
 
     def raw(self, version: IpVersion, deadline_ns: int) -> tuple[Socket, ...]:
-        """Return all raw sockets for an IP version; each can send any protocol (``IP_HDRINCL``)."""
+        """Return all raw sockets for an IP version.
+
+        Any of them can have sent a given packet, because a raw socket can send packets of any
+        protocol (``IP_HDRINCL``).
+        """
         return self._listed("raw", version, socket.IPPROTO_RAW, deadline_ns)
 
     def ping(self, version: IpVersion, identity: int, deadline_ns: int) -> tuple[Socket, ...]:
@@ -109,7 +117,10 @@ class ProcNetFiles:
         return tuple(found for found in listed if found.local_port == identity)
 
     def packet(self, deadline_ns: int) -> tuple[Socket, ...]:
-        """Return all packet sockets (``packet_seq_show`` in ``net/packet/af_packet.c``)."""
+        """Return all packet sockets.
+
+        The kernel prints their table in ``packet_seq_show`` (net/packet/af_packet.c).
+        """
         return tuple(_packet_socket(line) for line in self._lines("packet", deadline_ns))
 
     def _listed(
@@ -120,9 +131,10 @@ class ProcNetFiles:
         return tuple(_text_socket(line, family, protocol) for line in lines)
 
     def _lines(self, name: str, deadline_ns: int) -> list[bytes]:
-        """Return the lines of a table in /proc/net without its head line.
+        """Return the lines of a table in /proc/net without the header line.
 
-        Return no lines if the kernel has no such table.
+        Return an empty list if the kernel has no such table. Raises TooManySocketsError if the
+        table is larger than 1 MiB, or if the deadline has passed.
         """
         if name not in self._open:
             self._open[name] = self._namespace.call(lambda: _open_table(name))
@@ -138,7 +150,10 @@ class ProcNetFiles:
 
 
 def address(family: int, raw: bytes) -> str:
-    """Return a packed address from a socket table as text; an IPv4-mapped IPv6 address as IPv4."""
+    """Convert the bytes of an address in a socket table to text.
+
+    An IPv6 address that contains an IPv4 address becomes that IPv4 address.
+    """
     if family == socket.AF_INET:
         return text_of(raw[:4])
     return text_of(raw[12:] if raw.startswith(_MAPPED) else raw)
@@ -167,9 +182,10 @@ def _text_socket(line: bytes, family: int, protocol: int) -> Socket:
 
 
 def _words(text: bytes) -> bytes:
-    """Return the bytes of an address from a /proc/net file.
+    """Convert the hexadecimal text of an address in a /proc/net file to the bytes of the address.
 
-    The file has each four bytes as a hexadecimal number in the machine's byte order.
+    The text has a hexadecimal number for each four bytes. The kernel prints these numbers in the
+    machine's byte order.
     """
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     return b"".join(word.to_bytes(4, sys.byteorder) for word in words)
@@ -195,9 +211,10 @@ def _packet_socket(line: bytes) -> Socket:
 
 
 def _open_table(name: str) -> int | None:
-    """Open a table of the thread's network namespace; return None if the kernel lacks the table.
+    """Open a table in /proc/net of the thread's network namespace; return the file's descriptor.
 
-    The file stays open when the thread has ended.
+    Return None if the kernel lacks the table. The file can still be read after the thread has
+    ended.
     """
     try:
         return os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY)
@@ -206,5 +223,5 @@ def _open_table(name: str) -> int | None:
 
 
 def too_many() -> TooManySocketsError:
-    """Create the error for more sockets than a lookup can check in time."""
+    """Create the error that a lookup raises if there are more sockets than it can check."""
     return TooManySocketsError("the sandbox has more sockets than the lookup can check in time")

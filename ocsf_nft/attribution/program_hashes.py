@@ -1,7 +1,8 @@
-"""SHA-256 of the programs that processes run; each file is read once.
+"""SHA-256 of the programs that processes run.
 
-The hash is of the executed file, not of the process: a process can map other code into itself. A
-read takes as long as the file system does, so call this in a thread that may block.
+The hash is of the executed file, not of the process's memory: a process can map other code into its
+memory. A hash is cached, so a file that does not change is usually read only once. A read can take
+long on a slow file system. So call this in a thread that may block.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ class _Key(NamedTuple):
 
 
 class ProgramHashes:
-    """Cache of the SHA-256 of executed files; a file is read again only if it has changed.
+    """Cache of the SHA-256 of executed files; a cached file is read again only if it has changed.
 
-    It has at most ``most_entries`` files. Files larger than ``most_bytes`` are not read. At most
-    ``most_bytes_a_minute`` are read in a minute, so that many large programs can't slow the host.
-    Threads may share an instance.
+    The cache has at most ``most_entries`` files. Files larger than ``most_bytes`` are not read. At
+    most ``most_bytes_a_minute`` are read in a minute, so that many large programs can't slow the
+    host. A file beyond that limit has no hash until the next minute. A file is not cached if it may
+    change unnoticed, or if it changed within the last 3 s. Threads may share an instance.
     """
 
     def __init__(
@@ -59,12 +61,12 @@ class ProgramHashes:
         self._bytes_read = 0
 
     def sha256(self, program: int) -> str | None:
-        """Return the hash of an executed file as hexadecimal text.
+        """Return the hash of an executed file as hexadecimal text, or None.
 
-        ``program`` is a descriptor of the file (also O_PATH). Return None if the file is not
-        regular, is too large, can't be read, or changes during the read. Also return None for a
-        file on FUSE. A FUSE server may show the kernel another content than it shows to this
-        process.
+        ``program`` is a descriptor of the file; it may be opened with O_PATH. The result is None if
+        the file is not regular, is too large, can't be read, or changes during the read. It is also
+        None if the limit of bytes in this minute is reached. It is None for a file on FUSE, because
+        a FUSE server may show the kernel and this process different content.
         """
         status = os.fstat(program)
         key = _key(status)
@@ -133,10 +135,11 @@ def _digest(descriptor: int, size: int) -> str | None:
 
 
 def _may_change_unnoticed(descriptor: int, status: os.stat_result) -> bool:
-    """Return True if the content of a file may change without a change of its timestamps.
+    """Return True if a file's content may change although its timestamps stay the same.
 
-    This is so for a memfd with a writable mapping. The kernel forbids writes to an executed file,
-    except to a file that never had a path.
+    This is possible for a memfd (a file in memory, without a path) that is not sealed against
+    writes. A process may have a writable mapping of a memfd. The kernel forbids writes to other
+    executed files.
     """
     if status.st_nlink > 0:
         return False
@@ -149,7 +152,7 @@ def _may_change_unnoticed(descriptor: int, status: os.stat_result) -> bool:
 
 
 def _file_system(descriptor: int) -> int:
-    """Return the magic number of a file's file system, from ``fstatfs``."""
+    """Return the magic number of a file's file system type, from ``fstatfs``."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(512)  # struct statfs: 120 bytes, its type first
     if libc.fstatfs(descriptor, buffer) != 0:

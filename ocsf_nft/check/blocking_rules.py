@@ -1,6 +1,6 @@
 """Findings about rules of a host that drop, or may drop, the traffic that a fence accepts.
 
-Each finding has the rule, the program that made it, and the remedy.
+Each finding has the rule, the program that made the rule, and a remedy if there is one.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ ACTIVE_FENCE: Final = "active-fence"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckScope:
-    """Subject of a check: a namespace, and the VM or sandbox in it whose traffic is judged.
+    """Scope of a check: a network namespace, and the VM or sandbox in it whose traffic is checked.
 
     ``device`` is the VM's interface or a pattern such as ``vmtap-*``; it is None if there is no VM.
-    ``subnets`` are the VM's subnets, ``port`` is the gateway's port. ``uplinks`` are the interfaces
-    that lead to the internet, by IP version. ``links`` are the interfaces that lead to the proxies.
+    ``subnets`` are the VM's subnets. ``port`` is the host's port that the VM may use. ``proxies``
+    are the sandbox's proxies. ``uplinks`` are the interfaces that lead to the internet, by IP
+    version (4 or 6). ``links`` are the interfaces that lead to the proxies.
     """
 
     namespace: Namespace
@@ -57,7 +58,10 @@ class CheckScope:
     links: Mapping[Endpoint, str] = field(default_factory=dict)
 
     def flows(self) -> Iterator[AcceptedFlow]:
-        """Yield representative packets of the traffic that the fence in this scope accepts."""
+        """Yield sample packets of all traffic that a fence around this VM or sandbox accepts.
+
+        For example, one sample is a packet from the VM to TCP port 443 of a public address.
+        """
         if self.device is not None:
             machine = accepted_flows.Vm(
                 device=self.device, subnets=self.subnets, port=self.port, uplinks=self.uplinks
@@ -73,8 +77,9 @@ class CheckScope:
 def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
     """Yield a finding for each rule that drops, or may drop, traffic that the fence accepts.
 
-    Further findings report rules that could not be checked, and an active fence of ocsf-nft. If no
-    rule drops the traffic, a finding reports that.
+    Rules that could not be read or checked also have a finding. An active fence of ocsf-nft that
+    refuses the traffic has a finding too. If all rules were checked and none drops the traffic, a
+    finding of severity ``ok`` reports that.
     """
     for sentence in ruleset.unread:
         yield Finding(
@@ -124,10 +129,10 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Split the stops of a check into those of the checked fence and all others.
+    """Separate the stops by fences that are meant to block the traffic from all other stops.
 
-    A stop is a rule or policy that stops a modelled packet. ``by_rule`` has one list for each rule.
-    Return all stops of the fence in one list, and the other stops in one list for each rule.
+    A stop is a rule or policy that stops a sample packet. ``by_rule`` has a list of stops for each
+    rule. Return all stops by such fences in one list, and the other stops in a list for each rule.
     """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
@@ -140,10 +145,12 @@ def _by_owner(
 
 
 def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
-    """Return true if a chain belongs to a fence that blocks the checked traffic on purpose.
+    """Return True if a chain belongs to a fence that is meant to block the checked traffic.
 
-    If the check is for one VM, only the fence of the VM's device counts. A fence around the whole
-    namespace blocks the VM by mistake. Otherwise each fence of ocsf-nft counts.
+    If ``scope`` names the interface of a single VM, only the fence of this interface is meant to
+    block the VM's traffic. Any other fence blocks it by mistake, for example a fence around the
+    whole namespace. Without a VM, or with a pattern such as ``vmtap-*``, the result is True for
+    every fence of ocsf-nft.
     """
     if not chain_owner.is_ours(key):
         return False
@@ -153,9 +160,10 @@ def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
 
 
 def _active_fence(flow_stops: list[FlowStop]) -> Finding:
-    """Return the finding about an active fence of ocsf-nft that refuses the judged traffic.
+    """Return the finding about an active fence of ocsf-nft that refuses the checked traffic.
 
-    Unlike other findings, it suggests no command: the command would open the fence.
+    Unlike other findings, this finding has no command as a remedy. Such a command would allow
+    traffic that the fence is meant to block.
     """
     keys = {flow_stop.stop.chain.key[:3]: None for flow_stop in flow_stops}
     _, family, table = next(iter(keys))
@@ -173,9 +181,9 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
 
 
 def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
-    """Yield the rules that stop, or may stop, traffic that a fence in this scope accepts.
+    """Yield each stop: a rule that stops, or may stop, a sample packet that the fence accepts.
 
-    A rule of ocsf-nft itself is included only if it certainly stops the traffic.
+    A rule of ocsf-nft itself is included only if it is certain that the rule stops the packet.
     """
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()
@@ -237,9 +245,10 @@ def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
 
 
 def _is_published_port(flow_stop: FlowStop) -> bool:
-    """Return true if a rule redirects packets for the gateway's port, for example to a container.
+    """Return True if a rule redirects the VM's packets for the gateway's port to another address.
 
-    Such a rule needs no remedy: a VM's fence accepts the redirected traffic.
+    For example, a container may have this port as a published port. Such a rule needs no change,
+    because the VM's fence accepts the redirected packets too.
     """
     return flow_stop.stop.verb == "redirects" and flow_stop.flow.direction is FlowDirection.GATEWAY
 
@@ -319,7 +328,8 @@ def _remedy(owner: str, *, has_commands: bool) -> str:
 def _rule_text(rule: Rule, namespace: Namespace) -> str:
     """Return a rule's text for messages, in the syntax of nft or iptables.
 
-    If that text isn't available, return the rule in nft's JSON. Long texts are shortened.
+    If that text isn't available, return nft's JSON of the rule. A long text is cut to 300
+    characters.
     """
     text = rule.text or _nft_text(rule, namespace)
     if text is None:

@@ -28,8 +28,9 @@ def findings(
 ) -> Iterator[Finding]:
     """Yield findings about rules and interfaces through which packets may bypass a fence.
 
-    Rules of ocsf-nft itself are skipped. Only interfaces of the VM or sandbox in ``scope`` are
-    checked. ``devices`` are all interfaces of the namespace by name.
+    Rules of ocsf-nft itself are skipped. Only interfaces that belong to the VM in ``scope``, or
+    lead to a proxy in ``scope``, are checked. ``devices`` are all interfaces of the namespace by
+    name.
     """
     yield from _flowtables(ruleset)
     yield from _rules(ruleset)
@@ -152,7 +153,7 @@ def _interface_programs(devices: Mapping[str, NetDevice], scope: CheckScope) -> 
 
 
 def _selected(devices: Mapping[str, NetDevice], scope: CheckScope) -> list[NetDevice]:
-    """Return the interfaces of the VM, and those that lead to a proxy; at most 8."""
+    """Return at most 8 interfaces to check: those of the VM, and those that lead to a proxy."""
     found = []
     for device in devices.values():
         pattern = scope.device

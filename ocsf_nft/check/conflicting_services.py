@@ -1,4 +1,4 @@
-"""Checks for services of the host that may remove a fence when they load, flush or reload rules.
+"""Checks for other firewall services, which may remove a fence or rules that a VM needs.
 
 The checks only read files. They don't send requests to a service manager.
 """
@@ -25,7 +25,10 @@ _CONFIGURATIONS: Final = ("etc/nftables.conf", "etc/sysconfig/nftables.conf")
 
 
 class _Service(NamedTuple):
-    """systemd unit of another firewall, with a text about the unit's effect on a host's rules."""
+    """systemd unit of another firewall.
+
+    ``meaning`` is the unit's effect on the host's rules, as text for people. ``remedy`` is advice.
+    """
 
     unit: str
     name: str
@@ -70,9 +73,10 @@ _SERVICES: Final = (
 
 
 def findings(root: Path = Path("/")) -> Iterator[Finding]:
-    """Yield a finding for each enabled service that may remove a fence, or rules that a VM needs.
+    """Yield a finding for each enabled service that may remove a fence or rules that a VM needs.
 
-    Files are read below the directory ``root``.
+    A configuration file of nftables.service that flushes the ruleset is reported even if that
+    service is not enabled. Files are read below the directory ``root``.
     """
     enabled = _enabled(root)
     yield from _nftables(root, is_enabled="nftables.service" in enabled)
@@ -108,7 +112,7 @@ def _nftables(root: Path, *, is_enabled: bool) -> Iterator[Finding]:
 
 
 def _enabled(root: Path) -> set[str]:
-    """Return the names of the systemd units that ``systemctl enable`` has enabled."""
+    """Return the names of the systemd units below ``root`` that are enabled at boot."""
     found = set()
     for folder in ("etc/systemd/system", "run/systemd/system"):
         for directory in sorted((root / folder).glob("*.wants"))[:_FILES]:

@@ -73,11 +73,12 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Check what this host can do, and what would block a fence.
 
-    Exit 0: a fence works here, its records can be read, and no other rule drops the traffic that it
-    accepts. 1: a fence works, but can't report, or another rule drops traffic that it accepts, or
-    may. 3: no fence works here.
+    Exit 3: no fence works here. Exit 1: a fence works, but its records can't be read, or another
+    rule drops (or may drop) traffic that it accepts. Exit 0: a fence works, its records can be
+    read, and no other rule drops traffic that it accepts.
 
-    Changes nothing. A feature that can't be tested without a privilege counts as missing.
+    Changes nothing, unless --remove-leftovers is given. A feature that this user may not test
+    counts as missing.
 
     Example: ocsf-nft check --device vmtap-1 --subnet 172.16.0.1/30 --gateway-port 3128
     """

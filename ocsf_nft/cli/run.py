@@ -118,28 +118,33 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Watch fenced sandboxes and emit an event for each attempt.
 
-    A file may also have a host_log: log records of this host's other firewalls become events too.
+    The file of --config can also have the key host_log. Then log records of this host's other
+    firewalls become events too.
 
-    If another process changes or flushes the fence, it is restored at once, and an event reports
-    that. After 10 restores in a minute, the run pauses restoring for a minute, and reports that.
+    If another process changes or flushes the fence, the run restores it at once, and an event
+    reports that. After 10 restores in a minute, the run pauses restoring for a minute, and reports
+    that.
 
-    Each event is in the store before any sink gets it, and stays until all sinks have acknowledged
-    it: see `ocsf-nft events`. While the disk is full, the run waits and reads no records.
+    Each event is written to the store before any sink gets it. It stays there until all sinks have
+    acknowledged it: see `ocsf-nft events`. While the disk is full, the run waits and reads no
+    records.
 
     The process behind an attempt is the one that the kernel sees sending (BPF). If that is unknown,
-    it is the process that has the socket afterwards, or none. Each event has the method. `check`
-    shows the methods that this host allows.
+    it is the process that has the socket afterwards. If that is unknown too, the event has no
+    process. Each event has the method that was used. `check` shows the methods that this host
+    allows.
 
-    Ctrl-C or SIGTERM: the run stores and delivers the records that the kernel has logged by then,
-    and exits with 0. Events that a sink does not accept within some seconds are delivered by the
-    next run. A second signal, more than a second after the first, ends the run at once: exit 3.
-    SIGHUP reads --config again, for its sinks, severities and findings; without --config it ends
-    the run too. After a failure the fence stays. Exit 1: restoring a fence was given up, and it is
-    not active at the end.
+    Ctrl-C or SIGTERM ends the run: it stores and delivers the records that the kernel has logged by
+    then, and exits with 0. The next run delivers the events that a sink does not accept within some
+    seconds. A second signal, more than a second after the first, ends the run at once with exit 3.
+    SIGHUP reads the file of --config again, and applies its sinks, severities and findings. Without
+    --config, SIGHUP ends the run like SIGTERM. If the run fails, the fence stays active. Exit 1:
+    the run gave up restoring a fence, and the fence is not active at the end.
 
-    Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), CAP_SYS_ADMIN to enter another one,
-    CAP_SYS_PTRACE to find the namespace of another user's process and to inspect processes, CAP_BPF
-    and CAP_PERFMON to capture calls, CAP_SYSLOG for the kernel log. Drops all other capabilities.
+    Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), and CAP_SYS_ADMIN to enter another
+    namespace. CAP_SYS_PTRACE is for finding the namespace of another user's process, and for
+    inspecting processes. CAP_BPF and CAP_PERFMON are for the capture (BPF), and CAP_SYSLOG is for
+    the kernel log. The run drops all other capabilities.
 
     Example: ocsf-nft run --sandbox agent --netns agent --proxy 10.0.0.1:3128 --install
     """
@@ -336,7 +341,7 @@ async def _until_signal(
 
 
 class _NonWaitingExecutor(ThreadPoolExecutor):
-    """Thread pool of an event loop that does not wait for the threads when the loop ends.
+    """Thread pool that does not wait for its threads when the event loop ends.
 
     A thread may wait for a name server that never answers.
     """
@@ -359,9 +364,9 @@ def _end_at_once() -> NoReturn:
 
 
 def _require_only(context: typer.Context, allowed: set[str], sentence: str) -> None:
-    """Raise UsageError if options outside ``allowed`` are given: they would have no effect.
+    """Raise UsageError if an option that is not in ``allowed`` is given, because it has no effect.
 
-    ``sentence`` is the error's text. The names of these options replace the ``{}`` in it.
+    ``sentence`` is the error's text. In it, ``{}`` is replaced by the names of all such options.
     """
     given = [
         f"--{name.replace('_', '-')}"

@@ -1,9 +1,9 @@
 """Import of structlog and typer without rich; import this module first.
 
-If rich is installed, it is imported by structlog, and by typer before 0.16. The import would cost
-4 MB of a run's memory, and a third of the time of ``--help``. structlog uses rich for coloured
-tracebacks, which ocsf-nft never shows. With rich, typer before 0.16 writes a backslash before each
-default of ``--help``.
+structlog imports rich if it is installed, and so does typer before 0.16. That import would cost 4
+MB of memory, and a third of the time of ``--help``. structlog needs rich only for coloured
+tracebacks, which ocsf-nft never shows. With rich, the output of ``--help`` from typer before 0.16
+has a wrong backslash before each default value.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Delivery of events: the store, the forwarders and the sinks."""
+"""Delivery of events from a store on the disk, by forwarders, to sinks (destinations)."""

@@ -1,4 +1,4 @@
-"""Directory that stores whole files by key, as an S3 bucket does.
+"""Directory that stores whole files by key (a relative path), like the objects in an S3 bucket.
 
 A file gets its name only after all of it is on the disk, safe from a power cut. Until then its name
 begins with a dot and ends with ``.part``. Readers of a data lake ignore such a file: Hive and
@@ -40,10 +40,11 @@ class Directory:
         self._writer = WriterThread("directory", path)
 
     async def open(self, prefix: str) -> None:
-        """Check that files can be written below the directory; raises DeliveryError.
+        """Create the directory if it is missing, and check that files can be written in it.
 
-        ``prefix`` is not used. If the last :meth:`close` left a write running, the call waits for
-        that write first.
+        If a write continues after the last :meth:`close`, the call first waits until that write has
+        ended. Raises DeliveryError if no file can be written. ``prefix`` has no effect; only
+        buckets use it.
         """
         del prefix
         await self._writer.start(self._try)
@@ -89,7 +90,7 @@ class Directory:
 
 
 def _nothing() -> None:
-    """Do nothing when the writer thread ends: no file is open between two writes."""
+    """Do nothing: the writer thread has no open file to close at its end."""
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -112,7 +113,7 @@ def _make_directory(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Sync the names in a directory to the disk; raises OSError."""
+    """Sync the entries of a directory (its file names) to the disk; raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

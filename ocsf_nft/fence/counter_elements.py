@@ -1,13 +1,13 @@
 """Decoding of the elements of an nftables set with counters, as nf_tables sends them.
 
-Each element has a flow as its key, and counts the packets and bytes of that flow. Layouts and
-numbers: ``include/uapi/linux/netfilter/nf_tables.h``.
+Each element has a flow as its key, and counts the packets and bytes of that flow. The layouts and
+constants are from ``include/uapi/linux/netfilter/nf_tables.h``.
 
-There may be tens of thousands of elements, so decoding must be fast. Nearly always all elements of
-a set have their attributes at the same offsets. So the first element is decoded attribute by
-attribute, to find these offsets. Then all elements are decoded at once by these offsets. This
-requires that elements differ only in the bytes of key, counts and expiration. If they differ in
-other bytes, each element is decoded separately.
+There may be tens of thousands of elements, so decoding must be fast. In nearly every set, all
+elements have their attributes at the same offsets. So the first element is decoded attribute by
+attribute, to find these offsets. Then all elements are decoded at once with these offsets. This is
+possible only if elements differ in nothing but the bytes of key, counts and expiration. If they
+differ in other bytes, each element is decoded separately.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ class _Span(NamedTuple):
 class _Offsets(NamedTuple):
     """Offsets of the values of one set element in a netlink payload, and the element's timeout.
 
-    ``expiration`` is None if the element has no such value. ``timeout_ms`` is a value, not an
-    offset.
+    ``expiration`` is None if the element does not expire. ``timeout_ms`` is a value, not an offset.
     """
 
     key: int
@@ -64,8 +63,8 @@ class _Offsets(NamedTuple):
 class _Layout:
     """Byte layout that all elements of a set share, so that all can be decoded at once.
 
-    ``form`` splits the bytes of one element into columns: constant bytes and values alternate.
-    ``same`` has a pair for each column of constant bytes: the column's number and content. ``key``,
+    ``form`` splits the bytes of one element into columns. The columns are in turn constant bytes
+    and values. ``same`` has the number and the content of each column of constant bytes. ``key``,
     ``packets``, ``bytes`` and ``expiration`` are the column numbers of these values. ``timeout_ms``
     is the timeout of each element.
     """
@@ -82,9 +81,10 @@ class _Layout:
 class ElementParser:
     """Parser of the elements of one nftables set that counts packets by flow.
 
-    ``key_bytes`` is the length of the set's keys. Elements with another length or without a counter
-    are ignored. ``timeout_ms`` is the timeout of the set, which the kernel does not repeat in each
-    element. ``seen`` counts all parsed elements, including the ignored ones.
+    ``key_bytes`` is the length of the set's keys. Elements with a key of another length, or without
+    a counter, are ignored. ``timeout_ms`` is the timeout of the set. It applies to each element
+    that has no other timeout. ``seen`` is the number of all parsed elements, including the ignored
+    ones.
     """
 
     def __init__(self, key_bytes: int, timeout_ms: int) -> None:
@@ -96,8 +96,8 @@ class ElementParser:
     def parse(self, payload: memoryview) -> list[Element]:
         """Return the set elements, with their counts, that one part of a netlink dump contains.
 
-        ``payload`` is the value of an attribute NFTA_SET_ELEM_LIST_ELEMENTS. If an element is
-        malformed, only the elements before it are returned.
+        ``payload`` is the value of an attribute NFTA_SET_ELEM_LIST_ELEMENTS. If the length of an
+        element is invalid, only the elements before it are returned.
         """
         if self._layout is None:
             self._layout = self._find_layout(payload)
@@ -110,9 +110,9 @@ class ElementParser:
         return self.parse_one_by_one(payload)
 
     def parse_one_by_one(self, payload: memoryview) -> list[Element]:
-        """Return the same elements as :meth:`parse`, but decode each one separately.
+        """Return the same elements as :meth:`parse`, but decode each element separately.
 
-        This is slower, but each element may have a layout of its own.
+        This is slower, but it works even if the elements have different layouts.
         """
         found = []
         for kind, element in _spans(payload, _Span(0, len(payload))):
@@ -158,8 +158,8 @@ class ElementParser:
     def _find_layout(self, payload: memoryview) -> _Layout | None:
         """Return the byte layout of the first set element in the payload.
 
-        Return None if that element is truncated, or has no counter or no expiration. Return None
-        too if the element's key is not as long as the set's keys.
+        Return None if that element is truncated, has no counter, or does not expire. Also return
+        None if the element's key is not as long as the set's keys.
         """
         kind, element = next(_spans(payload, _Span(0, len(payload))), (None, _Span(0, 0)))
         offsets = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
@@ -186,9 +186,9 @@ class ElementParser:
 
 
 def _parse_uniform(payload: memoryview, layout: _Layout) -> list[Element] | None:
-    """Decode all elements of a payload by one layout.
+    """Decode all elements of a payload at once, with the given layout.
 
-    Return None if an element has another layout.
+    Return None if the payload is empty, or if an element has another layout.
     """
     number, rest = divmod(len(payload), layout.form.size)
     if rest or not number:

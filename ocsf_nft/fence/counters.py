@@ -1,17 +1,22 @@
-"""Reader of a fence's packet counters over netlink: cheap enough to read them often.
+"""Reader of a fence's packet counters over netlink, fast enough for two readings a second.
 
-The kernel sends the elements of a set in parts of some hundred elements, while packets arrive.
-Between two parts it stores only its position in the set (nf_tables_api.c). If an element is added
-meanwhile, the positions of other elements can change, and the kernel sends these elements twice. In
-a new flood, this can affect thousands of elements. If an element expires meanwhile, the kernel can
-omit other elements in the same way. The kernel reports neither case, and the generation of the
-ruleset stays the same.
+A reading gets the values of all counters of a fence once. The counters of single flows are elements
+of nftables sets.
 
-So if an element was sent twice, its last value is used. The total ``refused`` includes the packets
-of elements that the kernel has omitted. The next reading has these elements.
+The kernel sends the elements of a set in parts of some hundred elements. Packets arrive meanwhile.
+Between two parts, the kernel stores only its position in the set (nf_tables_api.c). If an element
+is added meanwhile, the positions of other elements can change, and the kernel sends these elements
+twice. In a sudden flood of packets, this can affect thousands of elements. If an element expires
+meanwhile, the kernel can omit other elements in the same way. The kernel reports neither case, and
+the generation number of the ruleset does not change.
 
-A process with CAP_NET_ADMIN in the sandbox's namespace can replace the fence with any other tables.
-So elements of another form are ignored, and a reading has limits of time and memory.
+If an element was sent twice, the reader uses its last value. If an element was omitted, the rule's
+counter of all refused packets still includes the element's packets. A later reading has the element
+again.
+
+A process with CAP_NET_ADMIN in the sandbox's namespace can replace the fence's tables with any
+other tables. So the reader ignores elements with an unexpected format, and it limits the time and
+the memory of a reading.
 """
 
 from __future__ import annotations
@@ -93,9 +98,9 @@ _DATA: Final = operator.attrgetter("data")
 class _NamespaceTables:
     """Tables of a fence in one network namespace, and the netlink socket to read their counters.
 
-    ``identity`` identifies the fenced namespace; None if any namespace is accepted. ``users``
-    converts the user ids of that namespace to those of our own namespace. It is None if both have
-    the same user ids.
+    ``identity`` identifies the namespace in which the fence was installed. None means that any
+    namespace is accepted. ``users`` converts the user ids of that namespace to the user ids of this
+    process's namespace. ``users`` is None if the ids are the same in both.
     """
 
     namespace: Namespace
@@ -106,10 +111,11 @@ class _NamespaceTables:
 
 
 class _Snapshot(NamedTuple):
-    """Handles and total counters of one rule at one time, without the elements of its sets.
+    """Totals of one rule's counters at one time, and the identity of these counters.
 
-    ``handles`` are the kernel's numbers of the table, its sets and its counters. The kernel does
-    not reuse them. So equal handles before and after a reading show that nothing was created again.
+    The elements of the rule's sets are not included. ``handles`` are the numbers that the kernel
+    gave to the table, its sets and its counters. The kernel never reuses such a number. So if two
+    snapshots have equal ``handles``, no set or counter was deleted between them.
     """
 
     handles: tuple[int, ...]
@@ -120,16 +126,17 @@ class _Snapshot(NamedTuple):
 
 
 class _ReplacedError(Exception):
-    """Error: another process deleted and created the counters again while they were read."""
+    """Error: another process deleted or replaced the counters while they were read."""
 
 
 class Counters:
-    """Reader of an installed fence's packet counters; all methods block.
+    """Reader of the packet counters of an installed fence.
 
-    Only one thread may use a reader at a time. An open reader has a socket in each namespace of the
-    fence. So no later reading has to enter a namespace. The sockets also preserve these namespaces
-    until the reader is closed. Needs CAP_NET_ADMIN over the namespaces, and CAP_SYS_ADMIN to enter
-    one that is not the process's own.
+    All methods block the calling thread. Only one thread may use a reader at a time. An open reader
+    has a netlink socket in each namespace of the fence. So it need not enter a namespace for each
+    reading. The sockets also preserve these namespaces until the reader is closed. The reader needs
+    CAP_NET_ADMIN over the namespaces. It needs CAP_SYS_ADMIN to enter a namespace that is not the
+    namespace of this process.
     """
 
     def __init__(self, installed: InstalledFence) -> None:
@@ -186,10 +193,10 @@ class Counters:
 
     @property
     def rules(self) -> tuple[str, ...]:
-        """Return the names of the fence's rules, as the keys of a :class:`Reading` have them.
+        """Return the names of the fence's rules, for example ``egress``.
 
-        A name depends on the fence's mode. It is, for instance, ``egress`` for an enforcing fence,
-        and ``egress:permissive`` for a permissive fence.
+        If the fence is permissive, each name has a suffix: ``egress:permissive``. A
+        :class:`Reading` has its values under the same names.
         """
         return tuple(
             account_name(rule, is_permissive=self._is_permissive)
@@ -199,13 +206,14 @@ class Counters:
         )
 
     def read(self) -> Reading:
-        """Read all counters of the fence; takes 10 s at most, even if the tables are hostile.
+        """Read all counters of the fence; stop with an error after 10 s.
 
-        The reading has the rules of both modes (enforcing, permissive), because another process may
-        change the mode at any time. A rule is omitted if its table, or one of its counters or sets,
-        is missing. Raises FenceError if the counters can't be read, or if a set has more elements
-        than a fence's set can have. After an error, the next reading opens the sockets again, and
-        can raise the errors of :meth:`open`.
+        The counters of both modes (enforcing and permissive) are read, because another process may
+        change the mode at any time. The result omits a rule if its table, one of its counters or
+        one of its sets is missing. Raises FenceError if the counters can't be read in time. Also
+        raises FenceError if a set has far more elements than a fence's set can have. After an
+        error, the next call opens the sockets again, so it can raise the errors of :meth:`open`
+        too.
         """
         began_ns = time.time_ns()
         deadline = time.monotonic() + _READ_SECONDS
@@ -224,11 +232,12 @@ class Counters:
     def _read(
         self, entry: _NamespaceTables, family: str, table: str, rule: str, deadline: float
     ) -> tuple[str, RuleReading] | None:
-        """Read the counters of one rule in a table, and return their epoch and their values.
+        """Read the counters of one rule in a table; return their epoch and their values.
 
-        The epoch is an identifier that changes when the counters are created again. ``rule`` is the
-        suffix of the counters' names. ``deadline`` is a time of :func:`time.monotonic`. Returns
-        None if the counters don't exist.
+        The epoch is a text that changes if the counters are deleted and created again. ``rule`` is
+        the suffix of the counters' names in nftables, for example ``egress``. ``deadline`` is the
+        time of :func:`time.monotonic` at which the read fails. Return None if the counters don't
+        exist.
         """
         for _ in range(_TRIES):
             try:
@@ -252,7 +261,11 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Add the boot id to an epoch, and convert a reading's user ids to our namespace's ids."""
+        """Complete the epoch of a rule's counters, and convert the user ids in their values.
+
+        The epoch gets the boot id, so that it is unique even after a reboot. The user ids in
+        ``reading`` become those of this process's namespace.
+        """
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
         return f"{self._boot}:{epoch}", reading
@@ -267,9 +280,10 @@ class Counters:
         return entry.nftables
 
     def _open_here(self, entry: _NamespaceTables) -> Nftables:
-        """Open a netlink socket in the calling thread's namespace.
+        """Open a netlink socket in the calling thread's namespace, and read its user id mapping.
 
-        Raises AbsentError if ``entry`` is for another namespace.
+        Raises AbsentError if this namespace is not the one in which the fence of ``entry`` was
+        installed.
         """
         if entry.identity not in {None, Namespace().identity()}:
             raise AbsentError(
@@ -281,7 +295,7 @@ class Counters:
 
 
 class _Rule:
-    """Counters and counting sets of one rule in a table, read over an open socket."""
+    """Reader of the counters and counting sets of one rule in a table, over an open socket."""
 
     def __init__(self, nftables: Nftables, family: str, table: str, rule: str) -> None:
         self._nftables = nftables
@@ -292,9 +306,10 @@ class _Rule:
     def read(self) -> tuple[str, RuleReading] | None:
         """Return an identifier of the rule's counters, and the values of these counters.
 
-        The identifier is unique until the next boot. Returns None if the counters don't exist.
-        Raises OSError, _ReplacedError, and FenceError if a set has more elements than a fence's set
-        can have.
+        The identifier changes if the counters are created again. It is unique until the next boot.
+        Returns None if the counters don't exist. Raises _ReplacedError if they were deleted during
+        the read. Raises FenceError if a set has far more elements than a fence's set can have.
+        Raises OSError if a request to the kernel fails.
         """
         before = self._snapshot()
         if before is None:
@@ -342,11 +357,12 @@ class _Rule:
         )
 
     def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
-        """Return the counted flows in the rule's set ``kind``, each once.
+        """Return the flows that the rule's set ``kind`` has counted; each flow appears only once.
 
-        A change of the ruleset interrupts the dump of the set. Then the dump starts again; there
-        are three dumps at most. The elements of all dumps are returned, because another process can
-        interrupt every dump.
+        A change of the ruleset interrupts the dump of the set. Then the dump is started again, up
+        to three dumps in total. Another process can interrupt all of them. So the result has the
+        flows of all dumps, each with its latest values. ``timeout_ms`` is the timeout of the set.
+        Raises _ReplacedError if the set was deleted.
         """
         elements = ElementParser(_KEY_BYTES[kind], timeout_ms)
         found: dict[bytes, Element] = {}
@@ -409,7 +425,7 @@ def _name(kind: int, name: str) -> bytes:
 
 
 def _number(attributes: Mapping[int, bytes], kind: int) -> int:
-    """Return the netlink attribute ``kind`` as a number of any width; 0 if it is missing."""
+    """Return the netlink attribute ``kind`` as an integer of any size; 0 if it is missing."""
     return int.from_bytes(attributes.get(kind, b""), "big")
 
 

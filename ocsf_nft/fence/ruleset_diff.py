@@ -1,4 +1,4 @@
-"""Differences between nft's listings of a fence as installed and as it is now, for people."""
+"""Readable differences between a fence's tables as they were installed and as they are now."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _LINE_CHARACTERS: Final = 200
 
 
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """Return the unified diff between nft's listings of the installed tables and the current ones.
+    """Return the lines of a unified diff from the installed tables to the current tables.
 
-    ``expected`` has the listings of the installed tables, ``found`` the current ones, both by the
-    table's name. Handles and the order of chains, sets and counters are ignored: that order has no
-    effect. It changes when a fence is replaced and some parts are preserved.
+    ``expected`` has nft's listing of each installed table, and ``found`` of each current table. The
+    keys are the names of the tables. The result is empty if nothing differs. Handles are ignored.
+    The order of chains, sets and counters is ignored too. It has no effect, and it changes if a
+    fence is replaced while some of its parts are preserved.
     """
     lines: list[str] = []
     for name in sorted({*expected, *found}):

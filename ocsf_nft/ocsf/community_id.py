@@ -39,10 +39,13 @@ def community_id(
     *,
     one_way: bool = False,
 ) -> str:
-    """Return the Community ID of a flow between two addresses in network bytes.
+    """Return the Community ID of a flow from ``source`` to ``destination``.
 
-    ``ports`` are the ports of source and destination. For ICMP, they are two numbers that stand for
-    type and code. Both directions of a flow have the same id, unless ``one_way`` is set.
+    Both addresses are bytes in network order. ``ports`` are the ports of source and destination;
+    None if the protocol has no ports. For ICMP, ``ports`` are two other numbers. For a request or a
+    reply, they are its type and the type of its counterpart. For any other ICMP message, they are
+    its type and code, and ``one_way`` must be set. Both directions of a flow have the same id,
+    unless ``one_way`` is set.
     """
     if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source
@@ -61,9 +64,10 @@ def _is_backwards(source: bytes, destination: bytes, ports: tuple[int, int] | No
 
 
 def of_record(record: Record, source: bytes | None, destination: bytes | None) -> str | None:
-    """Return the Community ID of a log record's flow; None if the record lacks a required field.
+    """Return the Community ID of a log record's flow.
 
-    ``source`` and ``destination`` are the record's addresses in network bytes.
+    ``source`` and ``destination`` are the record's addresses (bytes in network order). Return None
+    if an address, the protocol, a port or the ICMP type or code is missing.
     """
     protocol = record.protocol
     if protocol is None or source is None or destination is None:

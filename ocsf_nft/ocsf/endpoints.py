@@ -29,17 +29,21 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
     container: Container | None,
     unmapped: dict[str, Any],
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
-    """Return source and destination of a record's packet as OCSF endpoints.
+    """Return the source and the destination of a record's packet as OCSF endpoints.
 
-    ``source`` and ``destination`` are the kinds of the record's addresses. ``container`` is the
-    sandbox's container, if there is one. Facts that fit no endpoint are added to ``unmapped``.
+    ``source`` and ``destination`` classify the record's addresses, for example as loopback. Such a
+    value is None if the address is unknown or invalid. ``container`` is the sandbox's container, if
+    there is one. Values that fit into no endpoint are added to ``unmapped``. A result is None if
+    nothing identifies that endpoint.
 
-    If a record has two interfaces, the packet was forwarded: the incoming interface belongs to the
-    source, the outgoing interface to the destination. If a record has one interface, it belongs to
-    the destination of an inbound packet, and to the source of an outbound packet.
+    If a record has two interfaces, the packet was forwarded. The incoming interface then belongs to
+    the source, and the outgoing interface to the destination. A single interface normally belongs
+    to the source. Exception: the incoming interface of a packet that is not outbound belongs to the
+    destination.
 
-    If both endpoints are unknown, the sandbox is the source, because the packet was in the sandbox.
-    This can happen for a forwarded packet that is known only from a counter.
+    If nothing identifies either endpoint, the source is the sandbox. This can happen for a
+    forwarded packet that is known only from a counter. Without a sandbox, the source has the name
+    ``unknown``.
     """
     source_interface, destination_interface = record.in_interface, record.out_interface
     if source_interface is None:
@@ -93,9 +97,11 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
     svc_name: str | None = None,
     container: Container | None = None,
 ) -> NetworkEndpoint | None:
-    """Return an OCSF endpoint with the known facts; None if no fact identifies it.
+    """Return an OCSF endpoint with the known facts.
 
-    ``kind`` is the kind of ``address``, None if the address is unknown or invalid.
+    Return None if name, interface and MAC address are unknown, and the address is unknown or
+    invalid. ``kind`` classifies ``address``. If ``kind`` is None, the address is omitted.
+    ``svc_name`` is the name of the service at ``port``, for example ``https``.
     """
     is_anonymous = name is None and kind is None and interface is None
     if is_anonymous and mac is None:
@@ -122,9 +128,11 @@ def _mac(text: str | None, key: str, unmapped: dict[str, Any]) -> str | None:
 
 
 def boundary(source: AddressKind | None, destination: AddressKind | None) -> Boundary | None:
-    """Return the OCSF boundary that a packet between two kinds of addresses would have crossed.
+    """Return the OCSF boundary that a packet between two addresses would have crossed.
 
-    Return None if an address has no scope.
+    For example, it is ``EXTERNAL`` if one address is on the internet. ``source`` and
+    ``destination`` classify the addresses. Return None if an address is unknown, or is neither
+    internal nor external.
     """
     if source is None or destination is None:
         return None
@@ -137,14 +145,19 @@ def boundary(source: AddressKind | None, destination: AddressKind | None) -> Bou
 
 
 def observable(name: str, kind: ObservableType, value: str) -> Observable:
-    """Return an OCSF observable: ``value`` of the event's attribute at the path ``name``."""
+    """Return an OCSF observable: a value of the event that people may search for in other logs.
+
+    ``name`` is the path of the value in the event, for example ``dst_endpoint.ip``.
+    """
     return Observable(name=name, type_id=kind, value=value).cache_json()
 
 
 def observables_of(end: str, one: NetworkEndpoint | None) -> tuple[Observable, ...]:
-    """Return the OCSF observables of an endpoint: values to search for in other sources.
+    """Return the OCSF observables of an endpoint: values to search for in other logs.
 
-    ``end`` is the event's attribute with the endpoint, such as ``dst_endpoint``.
+    These are its IP address, MAC address and uid, and the port of a destination. ``end`` is the
+    name of the endpoint in the event, for example ``dst_endpoint``. Return an empty tuple if the
+    endpoint is None.
     """
     if one is None:
         return ()

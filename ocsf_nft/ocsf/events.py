@@ -1,8 +1,8 @@
 """OCSF 1.8.0 event classes that we emit, and their serialization.
 
-Redundant fields are derived: class and type names, ``type_uid``, every caption, and
-``metadata.profiles``, which depends on the attributes of the event.
-:mod:`ocsf_nft.ocsf.versions` converts events to older versions.
+Some fields are computed from other fields: class and type names, ``type_uid``, every caption, and
+``metadata.profiles``, which depends on the attributes of the event. :mod:`ocsf_nft.ocsf.versions`
+converts events to older versions.
 """
 
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
@@ -89,7 +89,7 @@ TypeName: TypeAlias = Annotated[str, AfterValidator(_is_type_name)]
 
 
 class Event(Model):
-    """Base of the OCSF event classes: derives their profiles, and encodes them as JSON."""
+    """Base of the OCSF event classes: sets ``metadata.profiles``, and encodes an event as JSON."""
 
     @model_validator(mode="before")
     @classmethod
@@ -111,7 +111,10 @@ class Event(Model):
 
 
 class NetworkActivity(Event):
-    """OCSF class 4001: packets of one attempt. No other event of this class counts the packets."""
+    """OCSF class 4001: the packets of one attempt (packets of one flow in one time window).
+
+    Each packet is counted in exactly one event of this class.
+    """
 
     profile_attributes: ClassVar = {
         "host": ("device", "actor"),
@@ -207,7 +210,11 @@ class NetworkActivity(Event):
 
 
 class DetectionFinding(Event):
-    """OCSF class 2004: an incident or a scan. ``count`` is the number of its packets so far."""
+    """OCSF class 2004: an incident (successive attempts of one flow) or a scan.
+
+    In a scan, one user tries many destinations or ports. ``count`` is the number of packets of the
+    incident or scan so far.
+    """
 
     # The class itself has device, is_alert and confidence: they need no profile.
     profile_attributes: ClassVar = {
@@ -325,7 +332,11 @@ class DeviceConfigStateChange(Event):
 
 
 class ApplicationLifecycle(Event):
-    """OCSF class 6002: ocsf-nft started or stopped, or records, events or readings are missing."""
+    """OCSF class 6002: ocsf-nft started or stopped, or has a fault that affects events.
+
+    Such a fault is: records or events were dropped, counters could not be read for some time, or
+    attribution uses a less exact method.
+    """
 
     profile_attributes: ClassVar = {"host": ("device",), "security_control": SECURITY_CONTROL}
 

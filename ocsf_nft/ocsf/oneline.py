@@ -1,12 +1,12 @@
 """Short form of an OCSF event: one line for the person on call.
 
-The line has time, severity, sandbox, sender, packet, outcome, number, rule and advice:
+The line has time, severity, sandbox, sender, packet, outcome, rule and advice. It also has the
+number of packets if there are several. An example, which is one line in reality:
 
     2026-11-24T23:47:46.123Z  MEDIUM  agent  uid 1000 curl[4242]  TCP 203.0.113.7:443 https
     blocked  [egress]  Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.
 
-Any event that was decoded from JSON is accepted, of each version and class of OCSF. The line omits
-missing and invalid values.
+The event may have any version and class of OCSF. The line omits missing and invalid values.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ Style: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Part of an event's line, with its style: printable text without a line end, not empty."""
+    """Part of an event's line, with a style.
+
+    ``style`` is the kind of the part, for example ``time`` or ``rule``. ``text`` is printable and
+    not empty, and has no line end.
+    """
 
     style: Style
     text: str
@@ -134,7 +138,10 @@ def _severity(event: Mapping[str, Any]) -> tuple[str, Style]:
 
 
 def sandbox_or_host(event: Mapping[str, Any]) -> str:
-    """Return the name of an event's sandbox or, if it is unknown, of the machine."""
+    """Return the name of an event's sandbox, or of the host if the sandbox is unknown.
+
+    Return an empty text if both are unknown.
+    """
     way = _at(event, "connection_info", "direction_id")
     end = "dst_endpoint" if way == Direction.INBOUND else "src_endpoint"
     for found in (
@@ -167,10 +174,10 @@ def _sender(event: Mapping[str, Any]) -> str:
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
-    """Return the number of possible senders other than ``pid``, and a flag.
+    """Count the possible senders in an event, except the process with the id ``pid``.
 
-    The flag is true if the kernel saw an attempt of each sender. ``pid`` is the process that the
-    line already names; None if the line names no process.
+    ``pid`` is the process that the line already names; None if the line names no process. Return
+    the number and a flag. The flag is true if the kernel saw each of the listed processes send.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():
@@ -206,7 +213,10 @@ def _process(process: Any) -> str:
 
 
 def _traffic(event: Any) -> str:
-    """Return protocol, endpoints and service of an event, or of a finding's evidence, as text."""
+    """Return protocol, endpoints and service as text, for example ``TCP 203.0.113.7:443 https``.
+
+    ``event`` is an event, or the evidence in a finding.
+    """
     protocol = _number(_at(event, "connection_info", "protocol_num"))
     source, destination = _end(_at(event, "src_endpoint")), _end(_at(event, "dst_endpoint"))
     known = service(protocol, _number(_at(event, "dst_endpoint", "port")))
@@ -234,9 +244,10 @@ def _protocol(event: Any, number: int | None) -> str:
 
 
 def _end(endpoint: Any) -> str:
-    """Return an endpoint of an event as text: its best identifier, and its port.
+    """Return an endpoint as text: its best identifier and its port, for example ``10.0.0.1:443``.
 
-    The endpoint's name is not used: it is the sandbox, which the line shows elsewhere.
+    The endpoint's name is not used, because it is the sandbox's name, which the line already has.
+    Return an empty text if nothing else identifies the endpoint.
     """
     for key in ("ip", "hostname", "domain", "mac", "uid", "interface_name"):
         if host := _word(_at(endpoint, key)):

@@ -15,9 +15,10 @@ _STUCK_SECONDS: Final = 30.0
 
 
 def stuck(service: Service) -> tuple[str, ...]:
-    """Return a sentence for each sandbox whose counters were not read for 30 s.
+    """Return a sentence for each sandbox whose counters were not read for more than 30 s.
 
-    A restart of the service may repair that. While events can't be stored, no sentence is returned.
+    A restart of the service may make the counters readable again. The result is empty while events
+    can't be stored, for example on a full disk, because a restart would not help then.
     """
     return tuple(
         f"the counters of sandbox {account.sandbox} have not been read for {seconds:.0f} s"
@@ -27,15 +28,15 @@ def stuck(service: Service) -> tuple[str, ...]:
 
 
 def faults(service: Service) -> tuple[str, ...]:
-    """Return sentences about all faults of fences, counters and storage.
+    """Return a sentence for each fault of a fence, of its counters or of the event storage.
 
-    Sinks that are down are no fault, because their events are stored (see :func:`down`).
+    A sink that is down is not a fault, because its events stay in the store (see :func:`down`).
     """
     return (*stuck(service), *_faults(service))
 
 
 def down(service: Service) -> tuple[str, ...]:
-    """Return a sentence for each sink that accepts no events now, with the cause."""
+    """Return a sentence for each sink that accepts no events now; the sentence has the cause."""
     return tuple(
         f"sink {forwarder.name} is down: {forwarder.progress.fault}"
         for forwarder in service.delivery.forwarders

@@ -1,4 +1,7 @@
-"""Opening of the sources from which a service reads records, and the sandboxes of each source."""
+"""Opening of the sources from which a service reads log records.
+
+Each source has the names of the sandboxes whose records it can have.
+"""
 
 from __future__ import annotations
 
@@ -34,10 +37,10 @@ _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Jo
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Open source of records, with the sandboxes whose records this source can have.
+    """Open source of log records, with the sandboxes whose records this source can have.
 
     The entry None in ``sandboxes`` stands for records of other firewalls. ``name`` is the key of
-    the source's position in the store; empty if the store has no position of this source.
+    the source's position in the store. It is empty if the store has no position of this source.
     """
 
     source: Source
@@ -45,7 +48,7 @@ class Feed:
     name: str = ""
 
     async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
-        """Hand the source's records to the pipeline until ``stop`` is set.
+        """Pass the source's records to the pipeline until ``stop`` is set.
 
         Raises the errors of :meth:`Pipeline.pump`.
         """
@@ -72,9 +75,10 @@ class EarlySources:
     async def open(
         self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
     ) -> None:
-        """Open the NFLOG sources that the fence of a sandbox may log to.
+        """Open the NFLOG sources to which the fence of a sandbox may log.
 
-        ``stack`` closes the sources later.
+        Open none if the configuration requires another log transport. A failure is not raised here,
+        but by :meth:`take`. ``stack`` closes the sources later.
         """
         if fences.requested_transport(sandbox) not in {None, "nflog"}:
             return
@@ -88,9 +92,10 @@ class EarlySources:
     async def take(
         self, namespace: Namespace, group: int, stack: contextlib.AsyncExitStack
     ) -> Nflog:
-        """Return the NFLOG source of an active fence; raise the error if it could not be opened.
+        """Return the open NFLOG source of a namespace and group; open it first if necessary.
 
-        A source that :meth:`open` has not opened is opened now.
+        Raises an OcsfNftError if the source can't be opened now, or could not be opened earlier.
+        ``stack`` closes a source that is opened now.
         """
         await self._open(namespace, group, stack)
         source = self._opened[namespace.identity(), group]
@@ -123,10 +128,12 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     early: EarlySources,
     stack: contextlib.AsyncExitStack,
 ) -> list[Feed]:
-    """Open all sources of records at their stored positions; raises an OcsfNftError.
+    """Open all sources of log records, each at its stored position.
 
-    ``active_fences`` are in the order of the configured sandboxes. ``stack`` closes the sources
-    later.
+    ``active_fences`` has the fence of each configured sandbox, in the order of the configuration.
+    ``accounts`` has the account of each sandbox by name, with its position in the kernel log.
+    ``early`` has the NFLOG sources that are open already. ``stack`` closes the sources later.
+    Raises an OcsfNftError if a source can't be opened.
     """
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}

@@ -1,8 +1,8 @@
 """Decoder of packet bytes to the header values (facts) that the kernel prints in its text log.
 
 A fact is a value with a name, see ``packet_fields``. The decoder reads the headers in the same
-order as the kernel's text logger with all log flags set. Both stop at the same points. The logger's
-code is ``dump_ipv4_packet``, ``dump_ipv6_packet`` and ``dump_arp_packet`` in
+order as the kernel's text logger with all log flags set. Where the logger stops, the decoder stops
+too. The logger's code is ``dump_ipv4_packet``, ``dump_ipv6_packet`` and ``dump_arp_packet`` in
 net/netfilter/nf_log_syslog.c. So the facts from a packet's bytes equal the facts from the kernel's
 log line of the packet.
 
@@ -61,11 +61,11 @@ _ETHERNET_ARP: Final = struct.Struct("!6s4s6s4s")
 
 
 class _CaptureCut(Exception):  # noqa: N818 - it ends the decoding, it is no error
-    """Signal that the next header is in the packet, but after the captured bytes."""
+    """Signal that the packet has the whole next header, but the captured bytes end too early."""
 
 
 class _EndOfPrint(Exception):  # noqa: N818 - it ends the decoding, it is no error
-    """Signal that the kernel's text log has no more values of this packet."""
+    """Signal that the kernel's text log prints no more values of this packet."""
 
 
 class _Packet:
@@ -78,9 +78,10 @@ class _Packet:
         self.length = length
 
     def holds(self, at: int, size: int) -> bool:
-        """Return whether the packet has ``size`` bytes at offset ``at``.
+        """Return True if the captured bytes have the ``size`` bytes at offset ``at``.
 
-        Raises _CaptureCut if the packet has these bytes, but the captured bytes end before.
+        Return False if the packet itself is too short to have them. Raises _CaptureCut if the
+        packet has them, but the captured bytes end too early.
         """
         if at + size <= len(self.data):
             return True
@@ -100,9 +101,9 @@ class _Packet:
 def ip_facts(data: bytes, version: int) -> Facts:
     """Decode the headers of the IP packet at the start of ``data`` to values by name; never raises.
 
-    ``version`` is the IP version that the frame states. As in the kernel, the version field of the
-    packet is not used. ``data`` may have only the first bytes of the packet: the decoder takes the
-    packet's length from the IP header.
+    ``version`` is the IP version (4 or 6) from the packet's ethertype. Like the kernel, the decoder
+    ignores the version field in the packet. ``data`` may have only the first bytes of the packet.
+    The decoder reads the packet's full length from the IP header.
     """
     facts: Facts = {}
     packet = _Packet(data, max(len(data), _total_length(data, version)))
@@ -117,7 +118,10 @@ def ip_facts(data: bytes, version: int) -> Facts:
 
 
 def arp_facts(data: bytes) -> Facts:
-    """Decode an ARP packet to values by name; addresses only for IPv4 over Ethernet (RFC 826)."""
+    """Decode an ARP packet to values by name.
+
+    The addresses are decoded only if the packet is for IPv4 over Ethernet (RFC 826).
+    """
     if len(data) < _ARP.size:
         return {"incomplete": True}
     hardware, protocol, hardware_bytes, protocol_bytes, operation = _ARP.unpack_from(data)
@@ -200,10 +204,11 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
     """Decode the IPv6 extension headers from offset ``at`` on into ``facts``.
 
-    ``following`` is the type of the first header. Returns the offset and the type of the header
-    that follows the extension headers. The third result is true if the packet is a later fragment
-    (not the first). If the packet has two fragment or authentication headers, the facts are of the
-    first one. Raises _EndOfPrint where the kernel's text log stops.
+    ``following`` is the type of the extension header at ``at``. Return the offset and the type of
+    the header after all extension headers, and a flag. The flag is true if the packet is a
+    fragment, but not the first one. If a packet has several fragment headers, ``facts`` has the
+    values of the first. The same applies to authentication headers. Raises _EndOfPrint where the
+    kernel's text log stops.
     """
     later_fragment = False
     while following in _EXTENSIONS:

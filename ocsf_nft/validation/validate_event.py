@@ -7,8 +7,9 @@ A fault is an error in these cases:
 - JSON readers refuse the value.
 - Two attributes contradict each other.
 
-The server's validator and schema accept a missing caption. So a missing caption is a warning,
-unless the id is 99, which requires a caption.
+All other faults are warnings. An example is a missing caption (the name that belongs to an id),
+because the server's validator and schema accept it. Exception: with the id 99 (Other), a missing
+caption is an error.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ if TYPE_CHECKING:
 
 
 class EventValidator:
-    """Validator of events against one OCSF version, or the version that each event declares."""
+    """Validator of events against one OCSF version.
+
+    Without a version, each event is validated against the version in its ``metadata.version``.
+    """
 
     def __init__(self, version: str | None = None, *, recommended: bool = False) -> None:
         """Create a validator for an OCSF version.
 
         ``version`` is for example ``1.8`` or ``1.8.0``; with None, the validator uses each event's
         ``metadata.version``. With ``recommended``, a missing attribute that the schema recommends
-        is a warning. Raises UsageError for an unknown version, UnsupportedError without the extra
-        ``validate``.
+        is a warning. Raises UsageError for an unknown version. Raises UnsupportedError if the extra
+        ``validate`` is not installed.
         """
         self._versions = schema.versions()
         self._version = None if version is None else schema.full_version(version)
@@ -131,7 +135,7 @@ def _check_profiles(
 def _check_relations(event: Mapping[str, Any], fault_list: FaultList) -> None:
     """Check that an event's type fits its class and activity, and that its times are consistent.
 
-    A missing or wrong attribute is skipped here, because ``Walk`` has reported it.
+    An attribute that is missing or has a wrong type is not checked again: ``Walk`` has reported it.
     """
     class_uid, activity, type_uid = map(event.get, ("class_uid", "activity_id", "type_uid"))
     if _is_integer(class_uid) and _is_integer(activity) and _is_integer(type_uid):

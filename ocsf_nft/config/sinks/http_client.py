@@ -65,9 +65,10 @@ def _url(text: str) -> str:
 
 
 def _base_url(text: str) -> str:
-    """Return a URL to which a sink can append a path, without a slash at the end.
+    """Return ``text`` without a slash at its end, if it is a URL to which a sink can append a path.
 
-    Raises UsageError if ``text`` is no such URL, for example because it has a query.
+    Raises UsageError if ``text`` is no URL, if it has a query, or if it already has the path of an
+    API.
     """
     if "?" in _url(text):
         raise UsageError("must not hold a query (?), since a path is appended to it")
@@ -109,8 +110,9 @@ class WebSink(SinkTable):
 
     Every request has the ``headers``; the value of a header may be a secret. ``tls`` is allowed
     only for an https URL. The receiver's certificate is always verified, by default with the
-    system's authorities. Requests go through ``proxy``, if given. Proxies in the environment
-    (``HTTPS_PROXY``) are ignored. With ``compress``, the bodies of requests are compressed (gzip).
+    certificate authorities of the system. Requests go through ``proxy``, if given. Proxies in the
+    environment (``HTTPS_PROXY``) are ignored. With ``compress``, the bodies of requests are
+    compressed (gzip).
     """
 
     url: BaseUrl
@@ -134,11 +136,11 @@ class WebSink(SinkTable):
     @property
     @abstractmethod
     def credentials(self) -> Credentials | None:
-        """Return the credentials for the receiver; None if there are none."""
+        """Return the credentials that the sink sends to the receiver; None if it sends none."""
 
     @property
     def target(self) -> str:
-        """Return the URL, without its query."""
+        """Return the sink's default name: the URL without its query."""
         return self.receiver.name
 
     @property
@@ -184,7 +186,7 @@ class SecuredSink(WebSink):
 
 @contextlib.contextmanager
 def needing_http(kind: str) -> Iterator[None]:
-    """Convert an ImportError in the ``with`` body to UnsupportedError: the extra is missing.
+    """Raise UnsupportedError if the ``with`` body can't import the libraries of the extra ``http``.
 
     ``kind`` is the type of the sink, for the error's text.
     """

@@ -42,22 +42,27 @@ _Stream = Annotated[str, Field(pattern=r"^[A-Za-z0-9_:=-]{1,255}$")]
 
 
 class NatsSink(SinkTable):
-    """NATS JetStream stream, selected by its ``subject``.
+    """NATS JetStream stream that stores the events; the ``subject`` selects the stream.
 
-    ``servers`` are URLs, nats:// or tls://. One reachable server is enough; other servers of its
-    cluster are not used. With ``class_subjects``, the event's class is the last token of the
-    subject: ``ocsf.network_activity``. The sink creates no stream. A stream must have the subject
-    (``nats stream add ocsf --subjects 'ocsf.>'``); if ``stream`` is given, it must be that one. The
-    event's ``metadata.uid`` is the header ``Nats-Msg-Id``, so the stream stores an event that is
-    sent twice only once. Choose a duplicate window of the stream (``--dupe-window``) that is
-    longer than the longest time without an answer of the server. An event larger than the server's
-    ``max_payload`` or the stream's ``max_msg_size`` becomes a dead letter. If the stream is full
-    (``--discard new``), the sink waits.
+    ``servers`` are URLs that begin with nats:// or tls://. The sink tries them in random order, and
+    uses the first server that it can reach. It never uses a server that is not listed, even if the
+    server is in the same cluster. With ``class_subjects``, the class of the event is appended to
+    the subject: ``ocsf.network_activity``.
 
-    Credentials are none, a ``token``, ``user`` and ``password``, an ``nkey`` (a user's seed), or a
-    file of ``credentials``, as nsc creates it. With a tls:// URL or ``tls``, nothing is sent in
-    clear text, whatever the server requires. With neither, the server decides. ``tls_first`` is for
-    a server with ``handshake_first``.
+    The sink does not create the stream. This command creates a stream with the subject: ``nats
+    stream add ocsf --subjects 'ocsf.>'``. If ``stream`` is given, the subject must belong to the
+    stream of that name.
+
+    The header ``Nats-Msg-Id`` is the event's ``metadata.uid``. So an event that is sent twice
+    within the stream's duplicate window is stored only once. Choose a duplicate window
+    (``--dupe-window``) that is longer than the longest outage that you expect. An event larger than
+    the server's ``max_payload`` or the stream's ``max_msg_size`` becomes a dead letter. If the
+    stream is full and accepts no new events (``--discard new``), the sink waits.
+
+    The sink logs in with a ``token``, with ``user`` and ``password``, or with an ``nkey`` (the seed
+    of a user's key). It can also use a file of ``credentials``, as nsc creates it, or no login.
+    With a tls:// URL, ``tls`` or ``tls_first``, the sink sends nothing in clear text. Otherwise the
+    server decides whether TLS is used. Set ``tls_first`` if the server has ``handshake_first``.
     """
 
     type: Literal["nats"]
@@ -84,7 +89,10 @@ class NatsSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return a URL that names the first server and the subject, as the sink's default name."""
+        """Return the sink's default name: a URL of the first server and the subject.
+
+        An example is ``nats://nats.example:4222/ocsf``.
+        """
         subject = f"{self.subject}.*" if self.class_subjects else self.subject
         return f"nats://{urlsplit(self.servers[0]).netloc}/{subject}"
 

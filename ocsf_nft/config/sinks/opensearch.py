@@ -38,9 +38,10 @@ class OpenSearchSink(SecuredSink):
     event that is sent twice is stored once. With ``data_stream``, the index is a data stream, whose
     documents also have ``@timestamp``.
 
-    Credentials are none, ``bearer``, ``user`` and ``password``, or an ``api_key`` (the encoded form
-    of identifier and key). The account needs the right to create documents, and also indices or
-    data streams if they do not exist.
+    The sink logs in with a ``bearer`` token, with ``user`` and ``password``, with an ``api_key``,
+    or not at all. The ``api_key`` is the base64 form of ``id:key``. The account needs the right to
+    create documents. If the index or data stream does not exist, the account also needs the right
+    to create it.
     """
 
     type: Literal["opensearch"]
@@ -61,7 +62,7 @@ class OpenSearchSink(SecuredSink):
 
     @property
     def target(self) -> str:
-        """Return the server's URL with the index, as the sink's default name."""
+        """Return the sink's default name: the server's URL, a slash and the index."""
         return f"{self.receiver.name}/{self.index}"
 
     @property

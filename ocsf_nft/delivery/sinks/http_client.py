@@ -61,8 +61,10 @@ _REDIRECT_REMEDY: Final = "redirects are not followed, so give the URL that it p
 class HttpAnswer:
     """Answer of a receiver to an HTTP request.
 
-    ``body`` is cut at the limit of the request (``answer_bytes``). ``text`` is the body as text for
-    a person. ``after_seconds`` is the pause that the receiver asked for, or None.
+    ``body`` has at most the number of bytes that the caller of the request allowed
+    (``answer_bytes``). ``text`` is the body as a short printable text for people. ``after_seconds``
+    is the pause before a retry, as the receiver requested it. It is None if the receiver requested
+    no pause.
     """
 
     status: int
@@ -72,7 +74,7 @@ class HttpAnswer:
 
     @property
     def is_success(self) -> bool:
-        """True if the status is 2xx."""
+        """Return True if the status is 2xx."""
         return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
     def json(self) -> Any:
@@ -126,10 +128,11 @@ class HttpSession:
         headers: Mapping[str, str] | None = None,
         answer_bytes: int = _ANSWER_BYTES,
     ) -> HttpAnswer:
-        """Send a request and return its answer; an answer with any status is returned.
+        """Send a request and return the answer, whatever its status.
 
         ``path`` is appended to the receiver's URL. At most ``answer_bytes`` of the answer's body
-        are read. Raises DeliveryError if the answer is missing or incomplete.
+        are read. Raises DeliveryError if the session is not open, or if the answer is missing or
+        incomplete.
         """
         if self._session is None:
             raise DeliveryError(f"{self._receiver.name} is not connected")
@@ -157,8 +160,8 @@ class HttpSession:
     def error(self, answer: HttpAnswer) -> DeliveryError:
         """Create the exception for an answer whose status is not a success.
 
-        The exception is a RefusedError if the status means that the receiver refuses the content.
-        Otherwise it is a DeliveryError.
+        For the status codes 400, 413 and 422, the receiver refuses the content, and the exception
+        is a RefusedError. Otherwise it is a DeliveryError.
         """
         sentence = self.describe(answer)
         if answer.status in _REFUSING:
@@ -166,9 +169,10 @@ class HttpSession:
         return DeliveryError(sentence, after_seconds=answer.after_seconds)
 
     def describe(self, answer: HttpAnswer, remedy: str = "") -> str:
-        """Return a sentence for people about an answer, with a remedy if there is one.
+        """Return a sentence for people about an answer, and about what to do if that is known.
 
-        An empty ``remedy`` means the default remedy for the answer's status.
+        ``remedy`` is the text about what to do. If it is empty, the default text for the status is
+        used. Some statuses have no default text.
         """
         phrase = _reason_phrase(answer.status)
         if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
@@ -179,7 +183,10 @@ class HttpSession:
         )
 
     def printable(self, text: object) -> str:
-        """Return a receiver's text as one short printable line, with our secrets masked."""
+        """Return a text from the receiver as one short printable line.
+
+        Passwords and tokens that this session sends are masked in it.
+        """
         line = str(text)
         for secret in self._secrets:
             line = line.replace(secret, "***")
@@ -189,7 +196,8 @@ class HttpSession:
     def _prepare(self) -> tuple[dict[str, str], tuple[str, ...], ssl.SSLContext | None]:
         """Return the headers of requests, the secrets in them, and the TLS context.
 
-        Raises DeliveryError.
+        The TLS context is None if the URL is not https. Raises DeliveryError if a secret or a
+        certificate can't be read, or if a header is not printable.
         """
         receiver = self._receiver
         headers = {"User-Agent": "ocsf-nft", "Accept-Encoding": "identity"}
@@ -248,7 +256,8 @@ def _gzip(body: bytes) -> bytes:
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
     """Read at most ``max_bytes`` of an answer's body, and discard the rest.
 
-    A JSON object that is cut is invalid JSON, so a caller can't mistake it for a complete one.
+    If the cut is inside a JSON object, the result is no valid JSON. So a caller can't mistake it
+    for a complete object.
     """
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
@@ -260,7 +269,10 @@ async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
 
 
 def _reason_phrase(status: int) -> str:
-    """Return the standard phrase of an HTTP status, not the phrase that the receiver sent."""
+    """Return a space and the standard phrase of an HTTP status; empty if the status is unknown.
+
+    The phrase that the receiver sent is not used.
+    """
     try:
         return f" {HTTPStatus(status).phrase}"
     except ValueError:
@@ -268,7 +280,11 @@ def _reason_phrase(status: int) -> str:
 
 
 def _retry_after_seconds(value: str | None) -> float | None:
-    """Convert the header Retry-After (a number or date, RFC 9110, 10.2.3) to seconds from now."""
+    """Convert the value of the header Retry-After to seconds from now.
+
+    The value is a number of seconds or a date (RFC 9110, 10.2.3). A past date gives 0. Return None
+    if the header is missing or invalid.
+    """
     if value is None:
         return None
     if value.isascii() and value.isdigit():
@@ -282,9 +298,10 @@ def _retry_after_seconds(value: str | None) -> float | None:
 
 
 def _cause(error: Exception) -> str:
-    """Return why a request got no answer, in our own words.
+    """Return the reason why a request got no answer, as text for people.
 
-    The texts of aiohttp's errors may contain untrusted text of the receiver.
+    The texts of aiohttp's errors are not used, because they may contain untrusted text of the
+    receiver.
     """
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         error = error.certificate_error
@@ -309,9 +326,10 @@ def _cause(error: Exception) -> str:
 
 
 def _os_error_text(error: OSError) -> str:
-    """Return the cause of an OSError as text for people; the system or a library raised the error.
+    """Return the cause of an OSError as text for people.
 
-    A text with a URL is replaced, because the URL may have a token in it.
+    The error is from the operating system or from a library. A text that contains a URL is not
+    used, because the URL may contain a token.
     """
     if isinstance(error, TimeoutError) and error.errno is None:
         return f"no connection after {_CONNECT_SECONDS:g} s"

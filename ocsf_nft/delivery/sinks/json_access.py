@@ -13,7 +13,7 @@ from typing import Any
 def milliseconds(event: Any, *path: str) -> int:
     """Return the integer at ``path`` in an event: a time in ms since the epoch.
 
-    Returns 0 if ``path`` leads to no integer or to a negative one.
+    Returns 0 if there is no integer at ``path``, or if the integer is negative.
     """
     return max(integer(event, *path) or 0, 0)
 

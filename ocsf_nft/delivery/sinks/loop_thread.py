@@ -1,9 +1,9 @@
 """Event loop in a separate thread, in which a sink runs its client library.
 
 Some client libraries ignore a cancellation, or start tasks that their caller can't end. Some
-compress in the event loop, or wait for a silent receiver when they close. In a separate thread,
-such a library blocks no other code. A cancelled caller returns at once. Unfinished tasks end
-together with the event loop.
+compress data without a pause for other tasks, or wait for a silent receiver when they close. In a
+separate thread, such a library blocks no other code. If a caller is cancelled, it returns at once.
+The tasks that are still running are cancelled when the thread is stopped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LoopThread:
 
     @property
     def is_running(self) -> bool:
-        """True after :meth:`start` and before :meth:`stop`."""
+        """Return True after :meth:`start` and before :meth:`stop`."""
         return self._loop is not None
 
     def start(self) -> None:

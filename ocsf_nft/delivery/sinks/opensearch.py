@@ -1,6 +1,7 @@
 """Sink for the bulk API of OpenSearch or Elasticsearch.
 
-Facts are from the page "Bulk" of OpenSearch's document APIs; Elasticsearch's API is the same.
+The API is described on the page "Bulk" of OpenSearch's document APIs. Elasticsearch has the same
+API.
 """
 
 from __future__ import annotations
@@ -93,7 +94,11 @@ class OpenSearch(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch; raises DeliveryError, or RefusedError if the whole batch is refused."""
+        """Send a batch; the result lists the events to send again, and the events that are refused.
+
+        Raises RefusedError if the receiver refuses the whole batch. Raises DeliveryError for any
+        other error of the whole batch.
+        """
         answer = await self._session.request(
             "POST",
             _BULK,
@@ -130,9 +135,10 @@ class OpenSearch(Sink):
         return f"a document was not indexed ({item.status}): {error}"
 
     def _body(self, messages: Sequence[Message]) -> bytes:
-        """Build the body of a bulk request: two lines for each event.
+        """Build the body of a bulk request, with two lines for each event.
 
-        The API requires a line end after the last line too.
+        The first line has the index and the identifier, the second line is the event. The API
+        requires a line end after the last line too.
         """
         return b"".join(self._document(message) for message in messages)
 

@@ -58,14 +58,14 @@ class SplunkHec(Sink):
     """Sink that sends each batch as one HTTP request, with one HEC envelope for each event.
 
     Without ``ack_seconds``, a batch counts as delivered when the collector has it in memory. With
-    ``ack_seconds``, a batch counts as delivered when an indexer has it on disk. The sink polls for
-    at most ``ack_seconds`` for that acknowledgement. Then the token must have indexer
+    ``ack_seconds``, a batch counts as delivered when an indexer has it on disk. To find that out,
+    the sink polls the collector for at most ``ack_seconds``. This requires a token with indexer
     acknowledgement.
 
-    If a batch has invalid events, the collector names the first one. The sink sends that event
-    again alone as a check, and then refuses it. Splunk's documentation does not specify whether the
-    events before the invalid event were indexed. So all other events are sent again, and some may
-    be indexed twice.
+    If a batch has invalid events, the collector's answer has the position of the first one. The
+    sink sends that event again alone. If the collector refuses the event again, the sink reports it
+    as refused. Splunk's documentation does not specify whether the events before the invalid event
+    were indexed. So the sink sends all other events again, and some may be indexed twice.
     """
 
     def __init__(
@@ -100,11 +100,11 @@ class SplunkHec(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch of events; refuse each event that the collector finds invalid.
+        """Send a batch of events; report each event that the collector finds invalid as refused.
 
-        Raises RefusedError if the collector refuses the request itself. Also raises RefusedError if
-        an event is invalid, but the collector names no event or a wrong one. Raises DeliveryError
-        for any other failure.
+        Raises RefusedError if the collector refuses the whole request. Also raises RefusedError if
+        the answer has no position of the invalid event, or the position of a valid event. Raises
+        DeliveryError for any other failure.
         """
         refused: list[Refusal] = []
         rest = list(messages)
@@ -123,8 +123,8 @@ class SplunkHec(Sink):
     async def _send(self, messages: Sequence[Message]) -> _InvalidEvent | None:
         """Send events; return the first invalid event, or None if the collector has all events.
 
-        Raises RefusedError if the collector refuses the request itself, or does not name the
-        invalid event. Raises DeliveryError for any other failure.
+        Raises RefusedError if the collector refuses the whole request, or if its answer has no
+        position of the invalid event. Raises DeliveryError for any other failure.
         """
         body = await asyncio.to_thread(self._body, messages)
         answer = await self._session.request("POST", _EVENT, body=body, headers=self._channel)
@@ -157,9 +157,9 @@ class SplunkHec(Sink):
         raise RefusedError(sentence)
 
     async def _wait_until_indexed(self, ack_id: int | None) -> None:
-        """Wait until an indexer has the events of a request.
+        """Wait until an indexer has the events of a request on its disk.
 
-        ``ack_id`` identifies the request; the collector's answer to the request has it. Does
+        ``ack_id`` identifies the request; the collector sent this number in its answer. Does
         nothing if the sink has no ``ack_seconds``. Raises DeliveryError if no indexer has the
         events within ``ack_seconds``, or if ``ack_id`` is None.
         """
@@ -190,7 +190,7 @@ class SplunkHec(Sink):
     def _body(self, messages: Sequence[Message]) -> bytes:
         """Build a request's body: one envelope for each event, on separate lines.
 
-        The body is no JSON array. Splunk describes this form in "Format events for HTTP Event
+        The body is not a JSON array. Splunk documents this format in "Format events for HTTP Event
         Collector", section "Batch data".
         """
         return b"\n".join(self._envelope(message) for message in messages)

@@ -8,10 +8,10 @@ kernel has it.
 If the receiver dies, the events that it had not read are usually sent again after its restart.
 Events that it had read but not stored are dropped. If the connection breaks, the whole batch is
 sent again on a new connection. The last message on the broken connection may be incomplete. The
-receiver can recognize that, because the message's length precedes it (octet counting).
+receiver can recognize an incomplete message, because the message's length precedes it.
 
 Most receivers truncate messages above their limit, and a truncated event is no JSON. So the sink
-refuses a message that is longer than ``max_bytes``.
+does not send a message that is longer than ``max_bytes``. Its event becomes a dead letter.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ _EVENTS_PER_SLICE: Final = 32
 class Syslog(Sink):
     """Sink for the syslog receiver at ``host`` and ``port``.
 
-    ``tls`` has the TLS settings for the transport "tls", and has no effect on other transports.
-    None means to trust the system's authorities.
+    ``tls`` has the TLS settings, and is used only if ``transport`` is "tls". None means to trust
+    the certificate authorities of the system. ``max_bytes`` is the maximum size of a syslog
+    message.
     """
 
     def __init__(
@@ -69,10 +70,10 @@ class Syslog(Sink):
         self._transport.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send events; refuse each event whose syslog message is longer than ``max_bytes``.
+        """Send all events whose syslog message is not longer than ``max_bytes``.
 
-        Raises DeliveryError if the sending fails. Raises RefusedError if a message is longer than a
-        UDP datagram can be.
+        The result lists the other events as refused. Raises DeliveryError if the sending fails.
+        Raises RefusedError if a message is too long for a UDP datagram.
         """
         frames: list[bytes] = []
         refused: list[Refusal] = []

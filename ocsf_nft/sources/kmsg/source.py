@@ -1,9 +1,9 @@
 """Kernel log source: /dev/kmsg.
 
 The source reads the kernel's ring buffer from a position that survives a restart of this program.
-The ring holds about a thousand records, and all other kernel messages share it. So a slow consumer
-misses records. A gap in the sequence numbers shows how many records are missing. A record's time is
-the kernel's own timestamp (see ``boot_clock``).
+The ring holds about a thousand records, and all other kernel messages share it. So a source that
+reads too slowly misses records. A gap in the sequence numbers shows how many records are missing. A
+record's time is the kernel's own timestamp (see ``boot_clock``).
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Kmsg:
     ``sandboxes`` has the names of the sandboxes whose records are read; None stands for all. The
     source also reads a record of another firewall, if ``foreign`` knows the record's log prefix.
 
-    ``cursor`` is the position to resume from: the source begins after the cursor's record. With a
-    cursor of an earlier boot, it begins with the oldest record in the log. Without a cursor, it
-    begins with the first record after the context was entered. The first batch comes at once and
-    has a cursor.
+    ``cursor`` is the position to resume from: the source begins after the record at the cursor.
+    With a cursor of an earlier boot, it begins with the oldest record in the log. Without a cursor,
+    it begins with the first record after the ``async with`` block was entered. The first batch
+    comes at once and has a cursor, even if there are no records yet.
     """
 
     def __init__(
@@ -117,9 +117,9 @@ class Kmsg:
             self._descriptor = None
 
     def _position(self, cursor: str) -> int:
-        """Return the sequence number of the first record to read after a cursor's record.
+        """Return the sequence number of the record after the one at ``cursor``.
 
-        Returns 0 if the cursor is of an earlier boot. Raises SourceError for an invalid cursor.
+        Returns 0 if the cursor is of an earlier boot. Raises SourceError if the cursor is invalid.
         """
         found = _CURSOR.fullmatch(cursor)
         if found is None:
@@ -131,8 +131,8 @@ class Kmsg:
     async def _scan(self, descriptor: int) -> int:
         """Read to the end of the kernel log; return the sequence number of the next record.
 
-        The source needs this number to detect missing records from the start. If new records arrive
-        all the time, the reading ends after a second.
+        If the first record that the source reads later has a higher number, records are missing. If
+        new records arrive all the time, the function returns after a second.
         """
         until = time.monotonic_ns() + _SCAN_NS
         while time.monotonic_ns() < until:
@@ -168,10 +168,10 @@ class Kmsg:
             await asyncio.sleep(0)
 
     def _drain(self, descriptor: int, *, waited: bool) -> tuple[Batch, bool]:
-        """Read the available records, up to a limit; return them as a batch.
+        """Read the available records into a batch: at most 1,024 records, and for at most 10 ms.
 
-        The second result is true if no record is left to read. ``waited`` is true if this source
-        was waiting when the first record arrived.
+        Return the batch, and True if no record is left to read. ``waited`` is true if this source
+        was waiting when the first record arrived. It then reads that record without delay.
         """
         records: list[Record] = []
         gaps: list[Gap] = []
@@ -263,11 +263,11 @@ def _open_device() -> int:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """Return the next record of /dev/kmsg, None if there is none yet; raises SourceError.
+    """Return the next record of /dev/kmsg; None if there is none yet.
 
-    After two errors of read(2), the function reads the next record. The missing records are a gap
-    in the sequence numbers. EPIPE: the ring was overwritten, and the position is now the ring's
-    oldest record. EINVAL: the record was longer than the buffer.
+    If read(2) fails with EPIPE, the kernel has overwritten the ring at this position. If it fails
+    with EINVAL, the record is longer than the buffer. In both cases the function reads the next
+    record. The sequence numbers then have a gap. Raises SourceError for any other error.
     """
     while True:
         try:

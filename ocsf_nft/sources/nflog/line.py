@@ -5,10 +5,11 @@ An example, which is one line in reality::
     NFLOG group=5 family=2 protocol=0800 hook=3 received=1764000000123456789 seq=7
     id="nflog:…:7" prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
 
-Names and prefixes are JSON strings in ASCII, so that none of their bytes can be mistaken for a
+Names and log prefixes are JSON strings in ASCII. So no byte in them can be mistaken for another
 field. The packet and the headers are hexadecimal. The order of the fields is fixed; absent fields
-are left out. The parser returns the original message, and the identity of the live record. So the
-event of a parsed line has the same uid as the event of the live record.
+are left out. The field ``id`` identifies the record uniquely. The parser returns the original
+message and this identity. So the event of a parsed line has the same uid as the event that was
+emitted for the live record.
 """
 
 from __future__ import annotations
@@ -161,9 +162,10 @@ def parse(line: str) -> Line | None:
 
 
 def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Datagram:
-    """Build the NFLOG message of a matched line; raises _InvalidStringError.
+    """Build the NFLOG message from the fields of a line.
 
-    ``found`` has the matched text of each field. ``numbers`` has the decimal fields as integers.
+    ``found`` has the text of each field; ``numbers`` has the decimal fields as integers. Raises
+    _InvalidStringError if the prefix or an interface name is too long or not valid text.
     """
     vlan, seconds = found["vlan"], numbers["seconds"]
     return Datagram(
@@ -193,9 +195,10 @@ def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Da
 
 
 def _string(quoted: str, limit: int) -> str:
-    """Decode a JSON string of at most ``limit`` characters; raises _InvalidStringError.
+    """Decode a JSON string of at most ``limit`` characters.
 
-    Half a surrogate pair is invalid here: JSON allows it, but it is not valid text.
+    Raises _InvalidStringError if the string is longer, or if it has half a surrogate pair. JSON
+    allows half a pair, but it is not valid text.
     """
     text: str = json.loads(quoted)
     if len(text) > limit or _SURROGATE.search(text):
@@ -206,7 +209,7 @@ def _string(quoted: str, limit: int) -> str:
 def _identity(quoted: str | None) -> str | None:
     """Decode the field ``id`` of an NFLOG line; return None if the line has no such field.
 
-    Raises _InvalidStringError for the identity of a record that did not come by NFLOG.
+    Raises _InvalidStringError if the identity does not begin with ``nflog:``.
     """
     if quoted is None:
         return None

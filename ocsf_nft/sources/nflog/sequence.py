@@ -10,7 +10,8 @@ _MODULUS: Final = 1 << 32
 class Sequence32:
     """Tracker of the 32-bit number that the kernel increases by one for each record, from 0.
 
-    A gap of exactly 2**32 records is not detected, because the number is the same again.
+    After a gap of exactly 2**32 records, the number has the expected value again. Such a gap is not
+    detected.
     """
 
     __slots__ = ("_next",)

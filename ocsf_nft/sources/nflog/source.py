@@ -48,9 +48,9 @@ _QUIET_S: Final = 0.15
 class Nflog:
     """Source of the records of one NFLOG group of one network namespace.
 
-    A record's time is the kernel's timestamp, if the packet has one: this is the case on the hooks
-    input, forward and ingress. On the output hook, packets have no timestamp. There the record's
-    time is the time of reading. At a low rate, this is about 0.1 ms after the packet.
+    Packets on the hooks input, forward and ingress have a timestamp of the kernel, which is the
+    record's time. Packets on the output hook have no timestamp. The time of their records is the
+    time at which this source read them. At a low rate, this is about 0.1 ms after the packet.
     """
 
     def __init__(self, namespace: Namespace, group: int) -> None:
@@ -212,10 +212,10 @@ class Nflog:
         )
 
     def _report_overrun(self) -> Batch:
-        """Return a batch with a gap if the socket's buffer was full, else an empty batch.
+        """Return a batch that reports missing records if the socket's buffer was full.
 
-        The gap has no number of dropped records, because the number is unknown until a later record
-        arrives.
+        Otherwise return an empty batch. The reported number of missing records is None. It is
+        unknown until a later record arrives.
         """
         if not self._overrun:
             return Batch()

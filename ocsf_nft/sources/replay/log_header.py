@@ -5,11 +5,11 @@ The parser recognises the output of ``dmesg`` in each time format, also with ``-
 and RFC 5424. The short formats of ``journalctl`` are recognised as syslog. A line of any other
 format counts as a kernel message without a header.
 
-The header shows whether the kernel wrote the message. If the line has a facility, the facility must
-be that of the kernel: ``kern``, or 0 (a priority, shifted right by 3). In syslog, the program must
-be ``kernel``. A plain file has no other evidence of the author. So a program that may send syslog
-messages under the name ``kernel`` can forge a message. The live sources read from transports with
-better evidence.
+The header shows whether the kernel wrote the message. If the line has a facility, it must be
+``kern``. If the line has a numeric priority, its facility (the number divided by 8) must be 0. In
+syslog, the program must be ``kernel``. A plain file has no other evidence of who wrote a message.
+So a program that may send syslog messages under the name ``kernel`` can forge a message. Live
+sources, such as NFLOG, have better evidence.
 """
 
 from __future__ import annotations
@@ -93,13 +93,13 @@ class StampError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StampReference:
-    """Reference times that complete a log timestamp without date, year or time zone.
+    """Reference times that complete a log timestamp without a date, a year or a time zone.
 
-    ``boot_ns`` is the time at which the kernel's clock was 0, in nanoseconds since the epoch.
-    ``is_assumed_boot`` is true if the log's boot is unknown, and ``boot_ns`` is this machine's
-    boot. ``now_ns`` returns the current time. A timestamp without a year gets the latest year that
-    makes the time at most one day later than now. ``zone`` is the time zone of local times;
-    ``None`` is the machine's.
+    ``boot_ns`` is the boot time of the log's machine, in nanoseconds since the epoch. If that time
+    is unknown, ``boot_ns`` is the boot time of this machine, and ``is_assumed_boot`` is true.
+    ``now_ns`` returns the current time. A timestamp without a year gets the latest year that makes
+    the time at most one day later than now. ``zone`` is the time zone of timestamps that have none.
+    If ``zone`` is None, the time zone of this machine is used.
     """
 
     boot_ns: int
@@ -110,8 +110,8 @@ class StampReference:
     def since_boot(self, microseconds: int) -> int:
         """Convert a timestamp of the kernel's clock to nanoseconds since the epoch.
 
-        ``microseconds`` is the time since boot. Raises StampError if the boot is only assumed, and
-        the result is more than a minute in the future.
+        ``microseconds`` is the time since boot. Raises StampError if ``is_assumed_boot`` is true
+        and the result is more than a minute in the future.
         """
         time_ns = self.boot_ns + microseconds * 1000
         if self.is_assumed_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
@@ -127,8 +127,8 @@ class LogLine:
     """Message of a line in a log file, and the content of the line's header.
 
     ``log_source`` is ``dmesg`` or ``syslog``. ``author`` describes the program that wrote the
-    message; ``None`` is the kernel. ``time_ns`` (since the epoch) is ``None`` if the line has no
-    timestamp. ``stamp`` is the text of the timestamp, unchanged.
+    message. It is None if the kernel wrote the message. ``time_ns`` is the timestamp in nanoseconds
+    since the epoch, and ``stamp`` is its original text. Both are None if the line has no timestamp.
     """
 
     message: str
@@ -252,10 +252,10 @@ def _local_ns(match: re.Match[str], year: int, reference: StampReference) -> int
 def _yearless_ns(match: re.Match[str], reference: StampReference) -> int:
     """Complete a timestamp without a year; return it in nanoseconds since the epoch.
 
-    The result is at most one day in the future: the log's machine may have a clock that is ahead of
-    ours. The function takes the latest year with such a result. A year in which the date doesn't
-    exist (29 February) is skipped; at least one of 8 successive years has this date. Raises
-    StampError if no year gives a valid time.
+    The function takes the latest year for which the result is at most one day in the future. A day
+    is allowed, because the clock of the log's machine may be ahead of ours. A year in which the
+    date does not exist (29 February) is skipped. At least one of 8 successive years has that date.
+    Raises StampError if no year gives a valid time.
     """
     latest_ns = reference.now_ns() + _AHEAD_NS
     year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, reference.zone).year

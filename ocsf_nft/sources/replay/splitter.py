@@ -1,9 +1,9 @@
 """Splitter of a byte stream into lines and journal export entries, in constant memory.
 
 An export entry consists of fields on separate lines. The entry begins with ``__CURSOR=`` and ends
-with an empty line, or with a line that is not a field. A binary field states its length. All data
-within this length counts as the field's value, even if the stated length is wrong. If no line break
-follows the value, a :class:`BrokenField` reports that the field is unreadable.
+with an empty line, or with a line that is not a field. A binary field has its length before its
+value. All bytes within this length count as the value. If no line break follows these bytes, the
+stated length is wrong. Then a :class:`BrokenField` reports that the field is unreadable.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _LENGTH_BYTES: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class ExportEntry:
-    """Selected fields of one journal export entry, without those longer than LINE_LIMIT."""
+    """Selected fields of one journal export entry, without binary fields longer than LINE_LIMIT."""
 
     fields: dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class OverlongLine:
-    """Beginning of a line that is longer than LINE_LIMIT; the rest of the line is discarded."""
+    """Beginning of a line that is longer than twice LINE_LIMIT; the rest is discarded."""
 
     start: bytes
 
@@ -147,12 +147,13 @@ class Splitter:
         yield BrokenField(f"a field of a journal export entry {problem}: its content can't be read")
 
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
-        """Store a binary field of an export entry; return the offset after the field's line break.
+        """Read a binary field of an export entry; return the offset after the field's line break.
 
-        ``data`` has the field's length at offset ``at``, then the value. Returns ``None`` if more
-        data is needed. A value that is longer than LINE_LIMIT is not stored. If such a value is
-        incomplete, the rest is skipped in later chunks, and the end of ``data`` is returned. Raises
-        _LengthError if the stated length is above journald's maximum.
+        ``data`` has the field's length at offset ``at``, then the value. Return ``None`` if more
+        data is needed. The value is stored as the field ``name``, unless it is longer than
+        LINE_LIMIT. If such a long value is incomplete, the end of ``data`` is returned. The rest of
+        the value is then skipped in later chunks. Raises _LengthError if the stated length is above
+        journald's maximum.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:

@@ -1,6 +1,7 @@
 """Parser of the transport header in a kernel log line: the fields after ``PROTO=``.
 
-If the line ends before a field that the kernel always prints, the line was cut (see ``grammar``).
+A line may be cut before it reaches this program. If the line ends where the kernel always prints a
+field, the parser marks the line as truncated (see ``grammar``).
 """
 
 from __future__ import annotations
@@ -50,11 +51,12 @@ def take_transport(
     *,
     quote: Callable[[Words, Facts], None] | None,
 ) -> None:
-    """Parse the transport header of a log line into ``facts``; raises MalformedError.
+    """Parse the transport header of a log line, and store its values in ``facts``.
 
-    ``protocol`` is the number of an IP protocol that the kernel prints by name, for example TCP.
-    ``quote`` parses the packet that an ICMP error quotes. Inside a quoted packet, ``quote`` is
-    ``None``, because the kernel prints no second level.
+    ``words`` has the rest of the line. ``protocol`` is the number of an IP protocol that the kernel
+    prints by name, for example TCP. ``quote`` is a function that parses the packet inside an ICMP
+    error. It is None if this header is already inside such a packet, because the kernel then prints
+    no further packet. Raises MalformedError if a field is invalid.
     """
     if protocol == TCP:
         _tcp(words, facts)
@@ -73,9 +75,9 @@ def take_transport(
 
 
 def _incomplete(words: Words, facts: Facts) -> bool:
-    """Parse ``INCOMPLETE [n bytes]`` into ``facts``; return False if another word is next.
+    """Parse ``INCOMPLETE [n bytes]`` into ``facts``; return False if these words do not follow.
 
-    The kernel prints this word in place of a header, if the packet ends before the header's end.
+    The kernel prints ``INCOMPLETE`` instead of a header if the packet ends inside the header.
     """
     lacking = words.incomplete()
     if lacking is not None:
@@ -84,10 +86,11 @@ def _incomplete(words: Words, facts: Facts) -> bool:
 
 
 def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
-    """Parse a field with a number into ``facts``; return False if it is missing or may be cut.
+    """Parse a field with a number, such as ``SPT=443``, and store the number in ``facts``.
 
     ``key`` is the field's name in the line, ``name`` its name in ``facts``, and ``limit`` its
-    maximum. The kernel always prints the field here: if the line ends before, the line was cut.
+    maximum. Return False if the field is missing or may be cut. Call this only where the kernel
+    always prints the field. So a line that ends before the field is marked as truncated.
     """
     number = words.number(key, limit)
     if number is None:
@@ -137,8 +140,8 @@ def _udp(words: Words, facts: Facts) -> None:
 def _payload(facts: Facts) -> int | None:
     """Return the size of an IP packet's payload in bytes; None if it is unknown.
 
-    Extension headers count as payload. The caller compares this size with the UDP length at the end
-    of a line: an equal UDP length is complete, although no space follows it.
+    Extension headers count as payload. The caller compares this size with a UDP length at the end
+    of a line. If both are equal, no digit of the UDP length was cut off.
     """
     length, options = facts.get("length"), facts.get("ip_options", "")
     if not isinstance(length, int) or not isinstance(options, str):
