@@ -1,10 +1,11 @@
 """SQLite file that survives damage, deletion and the end of the process.
 
 A transaction is stored as a whole or not at all, even if the process is killed. A damaged file is
-quarantined, and a new file is created. If another process deletes or replaces the file while it is
-open, the file is restored from the open one. (Linux keeps a deleted file as long as it is open.)
+renamed (quarantined), and a new file is created. Another process may delete or replace the file
+while it is open. Then the next transaction writes the content of the open file to the path again.
+This is possible because Linux preserves a deleted file as long as it is open.
 
-All functions block: call them from one thread at a time.
+All functions block. Only one thread at a time may call them.
 """
 
 from __future__ import annotations
@@ -40,8 +41,9 @@ class Database:
     """SQLite database in one file, in WAL mode; a deleted file is restored, a damaged one replaced.
 
     ``synchronous`` is SQLite's setting. With NORMAL, a committed transaction survives a crash of
-    the process. With FULL, it survives a power cut as well. An ``is_exclusive`` database holds a
-    lock while it is open, so no other process can open it as exclusive.
+    the process. With FULL, it survives a power cut as well. With ``is_exclusive``, the process
+    holds a lock while the database is open. Then no other process can open the database with
+    ``is_exclusive``.
     """
 
     def __init__(
@@ -63,11 +65,13 @@ class Database:
         self._is_read_only = False
 
     def open(self, *, read_only: bool = False) -> None:
-        """Open the database file; create it if it is missing, quarantine it if it is damaged.
+        """Open the database file; create a missing file, and replace a damaged one.
 
-        Raises DeliveryError if the file can't be written, ClosedError if another process has the
-        lock. If ``read_only`` is set, raises SourceError if the file can't be read; a damaged file
-        stays as it is.
+        The damaged file is renamed (quarantined). Raises DeliveryError if the file can't be
+        written, ClosedError if another process holds the lock.
+
+        With ``read_only``, nothing is created or replaced. SourceError is raised if the file can't
+        be opened. Damage then appears only at the first transaction, which raises SourceError.
         """
         self._is_read_only = read_only
         try:
@@ -96,7 +100,7 @@ class Database:
             self._connection = None
 
     def remove(self) -> None:
-        """Close and delete the database file; delete its folder too if no other file is in it."""
+        """Close and delete the database file; delete its folder too if the folder is then empty."""
         self._disconnect()
         self._unlink("", *_COMPANIONS)
         if self._lock is not None:
@@ -105,9 +109,9 @@ class Database:
             self.path.parent.rmdir()
 
     def is_replaced(self) -> bool:
-        """Return whether another file is now at the path of the open database file.
+        """Return true if the database's path now refers to another file than the open one.
 
-        Return False if the file was deleted and there is no other file.
+        Return False if the open file was deleted, and no file is at the path.
         """
         try:
             return self._file_identity() != self._identity
@@ -118,8 +122,8 @@ class Database:
     def raw_transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
-        Raises errors of SQLite unchanged, also those of BEGIN and COMMIT. Call this method only to
-        handle damage of the file in a special way. Otherwise call :meth:`transaction`.
+        Errors of SQLite are raised unchanged, also those of BEGIN and COMMIT. This method is only
+        for callers that handle damage of the file themselves. All others use :meth:`transaction`.
         """
         if self._connection is None and self._identity != (0, 0):
             self._connect()  # an earlier try could not open the restored file
@@ -142,9 +146,9 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
-        Raises DeliveryError for errors of SQLite and of the system, or SourceError if the file is
-        open for reading only. Raises ClosedError if the file is damaged: the next :meth:`open`
-        quarantines the file.
+        Raises ClosedError if the file is damaged. The next :meth:`open` then quarantines the file.
+        Raises DeliveryError for all other errors of SQLite and of the system. If the file is open
+        for reading only, all these errors become SourceError.
         """
         try:
             with self.raw_transaction() as connection:
@@ -161,9 +165,9 @@ class Database:
 
     @contextlib.contextmanager
     def unsynced_transaction(self) -> Iterator[sqlite3.Connection]:
-        """Run the ``with`` body as a transaction without sync to disk: a power cut may undo it.
+        """Run the ``with`` body as a transaction without sync to disk, so a power cut may undo it.
 
-        Such a transaction is faster than a synced one (FULL). Raises the same errors as
+        Without sync, the transaction takes less time. Raises the same errors as
         :meth:`transaction`.
         """
         if self._connection is not None:
@@ -176,9 +180,9 @@ class Database:
                 self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
 
     def checkpoint_log(self) -> None:
-        """Copy SQLite's write-ahead log into the database file, so that the log can start again.
+        """Copy SQLite's write-ahead log into the database file; then the log's space can be reused.
 
-        Raises DeliveryError if the file can't be written.
+        Does nothing if the database is not open. Raises DeliveryError if the file can't be written.
         """
         try:
             if self._connection is not None:
@@ -187,10 +191,11 @@ class Database:
             raise self.failure(error) from error
 
     def quarantine(self, fault: str) -> None:
-        """Rename a damaged database file and create a new one; raises DeliveryError if that fails.
+        """Rename the damaged database file, and create a new one.
 
-        ``fault`` is a description of the damage. After the call, the attribute :attr:`fault` has
-        the full report.
+        ``fault`` describes the damage. After the call, the attribute :attr:`fault` has a message
+        with this text and the new name of the damaged file. Raises DeliveryError if the renaming or
+        the creation fails.
         """
         self._disconnect()
         quarantined = self._free_name()
@@ -267,10 +272,10 @@ class Database:
         return status.st_dev, status.st_ino
 
     def _restore_if_removed(self) -> None:
-        """Write the open database to its path again, if its file was deleted or replaced.
+        """Write the open database to its path again, if its file there was deleted or replaced.
 
-        Raises OSError or sqlite3.Error if that fails. Raises ClosedError if another run has taken
-        the lock meanwhile.
+        Raises OSError or sqlite3.Error if the writing fails. Raises ClosedError if another process
+        has taken the lock meanwhile.
         """
         if self._lock is not None:
             self._lock.acquire()

@@ -1,6 +1,6 @@
 """Fast conversion of IP addresses between network bytes and text.
 
-There may be tens of thousands of addresses a second.
+In a flood of records, tens of thousands of addresses are converted each second.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def packed(text: str | None) -> bytes | None:
 
 
 def text_of(packed: bytes) -> str:
-    """Return an IP address of 4 or 16 bytes as text: dotted, or for IPv6 as RFC 5952 says.
+    """Return an IP address of 4 or 16 bytes as text, such as ``192.0.2.1`` or ``2001:db8::1``.
 
-    Raises ValueError for another number of bytes.
+    IPv6 addresses have the form of RFC 5952. Raises ValueError for any other number of bytes.
     """
     text = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
     # The C library writes the last 32 bits of some IPv6 addresses in the form of IPv4.

@@ -155,10 +155,10 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 def set_sysctls() -> None:
     """Set the sysctls of the calling thread's network namespace to the kernel's defaults.
 
-    A new namespace inherits net.ipv4.conf, the TCP buffers and the congestion control from the
-    host. So the namespace has the changes that an administrator or Docker made on the host. With
-    some values of net.core.devconf_inherit_init_net, it inherits net.ipv6.conf too. These are the
-    sysctls that this function sets. All others have the kernel's defaults already.
+    A new namespace inherits some sysctls from the host, where an administrator or Docker may have
+    changed them. They are net.ipv4.conf, the TCP buffers and the congestion control. With some
+    values of net.core.devconf_inherit_init_net, net.ipv6.conf is inherited too. This function sets
+    only these sysctls, because all others have the kernel's defaults already.
     """
     # These two come first, because they change others.
     _set("ipv4/ip_forward", "0")

@@ -1,12 +1,12 @@
-"""Reader of the files of a process or a thread in /proc, as the kernel writes them.
+"""Reader of the files of a process or a thread in /proc.
 
 The process is not trusted. It chooses its name and its arguments. It may start another program
 during a read. It may exit, and the kernel may then give its pid to another process. So all reads of
-a process use one descriptor of its /proc directory, which never refers to another process. Texts
-that a process chose are never parsed as anything else. No file is read further than needed.
+a process use one descriptor of its /proc directory, which never refers to another process. A text
+that the process chose can't be mistaken for another field. Only a limited part of a file is read.
 
 Reads raise OSError if the process has exited or may not be inspected. They raise ValueError if the
-content is not what the kernel writes.
+content does not have the kernel's format.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class Stat(NamedTuple):
 
     ``name`` has the bytes that the process chose. ``is_dead`` is true for a dead thread or a
     zombie; other threads of the process may still run. ``parent`` is the parent's pid. ``flags``
-    are the kernel's. ``had_children`` is true if the process has waited for a child. ``start`` is
-    in ticks since boot. ``layout`` has the memory addresses of program, stack and arguments. These
-    addresses change at each start of a program. ``layout`` is None if we may not see the addresses,
-    or if the process has no arguments (yet).
+    are the kernel's PF_ flags. ``had_children`` is true if the process has waited for the end of a
+    child process. ``start`` is the start time in clock ticks since boot. ``layout`` has the memory
+    addresses of program, stack and arguments. These addresses change at each start of a program.
+    ``layout`` is None if we may not see the addresses, or if the process has no arguments (yet).
     """
 
     name: bytes
@@ -69,9 +69,10 @@ class Stat(NamedTuple):
 
     @property
     def created_ns(self) -> int:
-        """Return the start time in ns since the epoch, UTC, rounded down to a clock tick.
+        """Return the start time in ns since the epoch (UTC), rounded down to a clock tick.
 
-        The result is the same at each call.
+        Because of the rounding, each call returns the same time, unless the wall clock was set
+        meanwhile.
         """
         booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         return booted_ns // TICK_NS * TICK_NS + self.started_ns
@@ -80,9 +81,10 @@ class Stat(NamedTuple):
 class Status(NamedTuple):
     """Content of /proc/PID/status of a process or a thread.
 
-    ``group`` is the pid of the process, also for a thread. ``numbers`` are the pids of the process:
-    first the pid in our pid namespace, last the pid in its own namespace. ``uid`` and ``gid`` are
-    the effective ones, in our user namespace.
+    ``group`` is the pid of the process (thread group), also if the content is about one of its
+    threads. A process has a pid in each of the nested pid namespaces that contain it. ``numbers``
+    has these pids: first the pid in our namespace, last the pid in the process's own namespace.
+    ``uid`` and ``gid`` are the effective ids, as numbers of our user namespace.
     """
 
     group: int
@@ -92,9 +94,9 @@ class Status(NamedTuple):
 
 
 def is_initial() -> bool:
-    """Return whether this process and /proc are both of the initial pid namespace.
+    """Return true if this process is in the initial pid namespace, and /proc shows that namespace.
 
-    Return False if that can't be read.
+    Return False if this can't be read.
     """
     try:
         namespace = str((_PROC / "self/ns/pid").readlink())
@@ -113,9 +115,10 @@ def directory(path: str, where: int | None = None) -> int:
 
 @contextlib.contextmanager
 def opened(path: str, where: int | None = None) -> Iterator[int]:
-    """Open a directory such as /proc/PID, and close it at the end of the context.
+    """Open a directory such as /proc/PID; close it at the end of the context.
 
-    ``where`` is the descriptor of the directory in which a relative ``path`` begins.
+    Yields the directory's descriptor. ``where`` is the descriptor of the directory in which a
+    relative ``path`` begins.
     """
     descriptor = directory(path, where)
     try:
@@ -127,8 +130,8 @@ def opened(path: str, where: int | None = None) -> Iterator[int]:
 def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
     """Return the first ``most`` bytes of a file in a /proc directory, or all of a shorter file.
 
-    ``where`` is the directory's descriptor. If ``most`` is less than a page, the result may still
-    be a page.
+    ``where`` is the descriptor of the directory. The first read is always of one page (4096 bytes).
+    So the result may have up to one page, even if ``most`` is less.
     """
     descriptor = os.open(path, os.O_RDONLY, dir_fd=where)
     try:
@@ -158,7 +161,11 @@ def text(content: bytes) -> str:
 
 
 def stat(where: int, path: str = "stat") -> Stat:
-    """Read and parse the file ``stat`` in a process's /proc directory (descriptor ``where``)."""
+    """Read and parse a ``stat`` file below a directory of /proc.
+
+    ``where`` is the directory's descriptor. ``path`` is the path in it: ``stat`` in the directory
+    of a process, ``4242/stat`` in /proc itself.
+    """
     return parsed_stat(read(path, where))
 
 
@@ -186,13 +193,15 @@ def parsed_stat(content: bytes) -> Stat:
 
 
 def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
-    """Return whether a process started no other program between two reads of its ``stat``.
+    """Return true if a process ran the same program at two reads of its ``stat``.
 
-    ``has_program`` is true if the process's program file was visible between the reads. With a
-    program file, the result is true if both layouts are known and equal. The name may differ,
-    because a process may change its name. A process with a program file but without a layout is
-    just starting this program, and still has the name of the previous one (``begin_new_exec``).
-    Without a program file, both layouts and both names must be equal.
+    ``before`` and ``after`` are the two results. ``has_program`` is true if the process's program
+    file was visible between the reads. In this case, both layouts must be known and equal. The
+    names may differ, because a process may change its name. If the program file was not visible,
+    both the layouts and the names must be equal.
+
+    A process with a program file but without a known layout is just starting this program. At that
+    time it still has the name of the previous program (``begin_new_exec``).
     """
     if before.layout != after.layout:
         return False

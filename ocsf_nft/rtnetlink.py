@@ -33,9 +33,9 @@ ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 class Link(NamedTuple):
     """Network interface (link) of a namespace.
 
-    The owner of the namespace chooses the name. Bytes of the name that are not UTF-8 become lone
-    surrogates. ``is_port`` is true if another interface (a bridge, a bond, a VRF) receives this
-    interface's incoming packets.
+    ``name`` is untrusted, because the owner of the namespace chooses it. Bytes of the name that are
+    not UTF-8 become lone surrogates. ``is_port`` is true if another interface (a bridge, a bond, a
+    VRF) receives this interface's incoming packets.
     """
 
     ifindex: int
@@ -45,7 +45,10 @@ class Link(NamedTuple):
 
 
 def link(body: memoryview) -> Link | None:
-    """Decode the payload of an RTM_NEWLINK message; None if it has no name or is truncated."""
+    """Return the interface that the payload of an RTM_NEWLINK message describes.
+
+    Return None if the message has no interface name, or is truncated.
+    """
     if len(body) < _IFINFOMSG.size:
         return None
     _family, _type, index, flags, _change = _IFINFOMSG.unpack_from(body)
@@ -57,9 +60,9 @@ def link(body: memoryview) -> Link | None:
 
 
 def links() -> Iterator[Link]:
-    """Yield all interfaces of the calling thread's network namespace; raises OSError.
+    """Yield all interfaces of the calling thread's network namespace.
 
-    This blocks for a short time.
+    Blocks for a short time, until the kernel has answered. Raises OSError if the request fails.
     """
     for reply in netlink.request(netlink.NETLINK_ROUTE, RTM_GETLINK, ALL_LINKS, dump=True):
         found = link(memoryview(reply))
@@ -70,8 +73,8 @@ def links() -> Iterator[Link]:
 def subscribe(*, routes: bool = False) -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of an interface.
 
-    The interfaces are those of the calling thread's network namespace. With ``routes`` the socket
-    also receives notifications of route changes. Raises SourceError.
+    The interfaces are those of the calling thread's network namespace. With ``routes``, the socket
+    also receives notifications of route changes. Raises SourceError if the socket can't be opened.
     """
     try:
         sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE)

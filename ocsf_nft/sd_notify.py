@@ -23,8 +23,9 @@ _WATCHDOG_PID: Final = "WATCHDOG_PID"
 def notify(**state: str) -> None:
     """Send the state of the service to the service manager, for instance READY="1".
 
-    Does nothing without a service manager, and never waits. A failure raises no error but is
-    logged: a unit that waits for the notification then times out.
+    The keywords are the variables of sd_notify(3). Does nothing if no service manager expects
+    notifications. Never waits. If the sending fails, the error is logged and not raised. A unit
+    that waits for the notification then times out.
     """
     path = os.environ.get(_SOCKET)
     if not path:
@@ -51,7 +52,9 @@ def notify_reloading() -> None:
 async def keep_alive(is_well: Callable[[], bool]) -> None:
     """Notify the service manager's watchdog regularly while ``is_well`` returns True.
 
-    Returns at once if the manager has no watchdog for this process.
+    While ``is_well`` returns False, the watchdog gets no notification, so the manager considers the
+    service as failed. Runs until the task is cancelled. Returns at once if the manager has no
+    watchdog for this process.
     """
     seconds = _watchdog_seconds()
     if seconds is None:

@@ -20,12 +20,13 @@ LATEST: Final = 10
 def extend_incident(
     before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
 ) -> IncidentEnd:
-    """Add an attempt to a flow's incident; return the end to report if no further attempt follows.
+    """Add an attempt to a flow's incident; return the incident up to and including this attempt.
 
-    ``before`` is the result for the previous attempt of the incident; None begins a new incident.
-    ``key`` is the flow. ``is_finding`` takes the attempt's record and the incident's number of
-    packets, and returns whether the incident is a finding. It is called until it returns True,
-    because a finding always remains a finding.
+    An incident consists of successive attempts of one flow. ``before`` is the previous result for
+    the same incident; None begins a new incident. ``key`` is the flow. ``is_finding`` takes the
+    attempt's record and the incident's number of packets. It returns true if the incident is a
+    finding. After that, it is not called again for this incident, because a finding always remains
+    a finding.
     """
     identity = attempt.record.origin.identity
     incident = (

@@ -1,4 +1,7 @@
-"""Processes that sent the packets of each flow, for events that report many packets."""
+"""Processes that sent the packets of each flow, for events that report many packets at once.
+
+A call is a system call or a refused packet that the BPF capture has reported, with its process.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _RECENT: Final = 64
 
 
 class FlowTarget(NamedTuple):
-    """Destination of a flow (packed address and port), and the user that sends to it."""
+    """Key of a flow: the sending user, the protocol, and the destination (address and port).
+
+    The address is packed: 4 bytes for IPv4, 16 bytes for IPv6.
+    """
 
     uid: int
     protocol: int
@@ -35,12 +41,13 @@ class _Latest(NamedTuple):
 
 
 class FlowCallers(NamedTuple):
-    """Processes that sent a flow's packets.
+    """Processes that sent a flow's packets between two readings of the kernel's counters.
 
-    ``calls`` has the latest call of each process, and the process's number of calls. ``unnamed`` is
-    a lower bound for the number of further processes, whose calls were evicted. ``is_mixed`` is
-    true if the numbers of calls are uncertain. Then the packets of some calls may have events of
-    their own, or may be counted in another reading.
+    ``calls`` has, for each process, its latest call and its number of calls. Only a limited number
+    of processes is stored. If calls of other processes were evicted, ``unnamed`` is a lower bound
+    for the number of these processes. ``is_mixed`` is true if the numbers of calls are uncertain.
+    For example, the packet of a call may be counted only in the next reading, or may have a
+    separate event.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
@@ -86,11 +93,13 @@ class _Flow:
             self.recent.remove(removed)
 
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
-        """Move the calls after ``began_ns`` to a new flow and return the new flow.
+        """Move the calls after ``began_ns`` to a new flow object, and return the new object.
 
-        The kernel's counters were read from ``began_ns`` to ``ended_ns``. The packet of a call from
-        this time may have been counted or not. So the new flow is marked as mixed if there is such
-        a call. Both flows are marked if not all calls after ``began_ns`` are stored.
+        The kernel's counters were read from ``began_ns`` to ``ended_ns``. If a call was made during
+        this reading, its packet may have been counted or not. Then ``is_mixed`` of the new object
+        becomes true: its numbers of calls are uncertain. Only the latest calls are stored with
+        their times. If all of them are after ``began_ns``, ``is_mixed`` of both objects becomes
+        true.
         """
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]
@@ -105,13 +114,17 @@ class _Flow:
 
 
 class FlowProcesses:
-    """Processes that sent the packets of the latest flows of one sandbox."""
+    """Processes that sent packets, for each of the latest flows of one sandbox."""
 
     def __init__(self) -> None:
         self._flows: OrderedDict[FlowTarget, _Flow] = OrderedDict()
 
     def add(self, call: Call) -> None:
-        """Add a call to its flow; ignore a call without a flow or a known process."""
+        """Add a call (a captured system call or packet) to its flow, or ignore it.
+
+        A call is ignored if its process or flow is unknown. It is also ignored if it only connects
+        a socket, or is about a link-layer frame.
+        """
         if call.is_connect or call.is_any or call.is_frame or call.image == UNKNOWN_IMAGE:
             return
         target = FlowTarget(call.owner, call.protocol, call.destination, call.destination_port)
@@ -128,10 +141,10 @@ class FlowProcesses:
         return found
 
     def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
-        """Remove and return the callers of a flow, up to a reading of the kernel's counters.
+        """Remove and return the processes that sent a flow's packets before a counter reading.
 
-        The counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME). Later system
-        calls are stored until this method is called again.
+        The kernel's counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME). Calls
+        after ``began_ns`` stay stored until this method is called again.
         """
         flow = self._flows.pop(target, None)
         if flow is None:
@@ -143,10 +156,11 @@ class FlowProcesses:
         return FlowCallers(calls, flow.unnamed, flow.is_mixed)
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
-        """Remove one packet of process ``pid`` from a flow, because an event reports that packet.
+        """Remove one packet of the process ``pid`` from a flow.
 
-        ``pid`` is None if the packet's sender is unknown: then the flow's processes become
-        uncertain.
+        A separate event reports this packet. ``pid`` is None if the packet's sender is unknown. If
+        no process of the flow has this ``pid``, the flow's numbers of calls become uncertain
+        (``is_mixed``).
         """
         flow = self._flow(target)
         image = next((each for each in flow.latest if each.pid == pid), None)
@@ -160,11 +174,11 @@ class FlowProcesses:
 
 
 def flow_target(record: Record) -> FlowTarget | None:
-    """Return the flow target of a log record: its user and destination.
+    """Return the key of the flow to which the packet of a log record belongs.
 
-    Return None if the record lacks a user, a protocol or a destination. Also return None for a
-    link-layer frame. The counters classify a frame by its link-layer header, which the capture does
-    not report.
+    Return None if the record lacks a user, a protocol or a destination. Also return None if a rule
+    for link-layer frames logged the packet. The kernel's counters identify such a packet by its
+    link-layer header, but the capture does not report this header.
     """
     if record.uid is None or record.rule in FRAME_RULES:
         return None

@@ -1,4 +1,4 @@
-"""Time budget of process lookups: many requested lookups in a row must not slow the service."""
+"""Time budget of process lookups, so that many lookups in a row can't slow the service."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _MOST_SECONDS: Final = 1.0
 
 
 class TimeBudget:
-    """Time that process lookups may take: a quarter of the elapsed time.
+    """Limit of the time for process lookups: at most a quarter of the elapsed time.
 
-    Unused time adds up to at most one second.
+    Unused time can be used later. But at most one second of it is available at once.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class TimeBudget:
         return self._left > 0
 
     def spend(self, seconds: float) -> None:
-        """Subtract the duration of a lookup from the budget."""
+        """Subtract the duration of a lookup, in seconds, from the budget."""
         now = time.monotonic()
         self._left = min(self._left + (now - self._at) * _SHARE, _MOST_SECONDS) - seconds
         self._at = now

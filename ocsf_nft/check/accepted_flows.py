@@ -1,8 +1,8 @@
-"""Model of the traffic that a fence accepts, as packets that traverse netfilter hooks.
+"""Model of the traffic that a fence accepts: example packets and their netfilter hooks.
 
-A few representative packets model all accepted traffic. For example, one public address models the
-internet, with one usual and one unusual port. A host's rules treat most other packets in the same
-way.
+A few example packets represent all accepted traffic. For example, one public address represents the
+whole internet, and one unusual port represents many ports. This is sufficient, because a host's
+rules treat most other packets in the same way.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ _PORTS: Final = ((TCP, 443), (TCP, _UNUSUAL_PORT), (UDP, 53), (UDP, _UNUSUAL_POR
 
 
 class FlowDirection(enum.Enum):
-    """Kind of traffic that a fence accepts, by sender and receiver; the value is for messages."""
+    """Direction of accepted traffic, such as "VM to internet".
+
+    The value of a member describes the direction in messages.
+    """
 
     OUT = "traffic from the VM to the internet"
     REPLY = "replies from the internet to the VM"
@@ -51,10 +54,11 @@ class FlowDirection(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """netfilter hook that a modelled packet traverses, and what changes in the packet there.
+    """One netfilter hook on the path of a modelled packet, and the changes to the packet there.
 
-    ``changes`` maps names of the packet's fields to their new values at this hook. An ingress or
-    egress hook belongs to one interface, ``device``; for other hooks it is None.
+    ``changes`` maps the names of :class:`Packet` fields to their new values at this hook. An
+    ingress or egress hook belongs to one interface: ``device`` has its name. For all other hooks,
+    ``device`` is None.
     """
 
     hook: str
@@ -64,9 +68,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AcceptedFlow:
-    """Representative packet of traffic that a fence accepts, and the hooks that it traverses.
+    """Example packet of the traffic that a fence accepts, and its path through netfilter hooks.
 
-    ``endpoint`` is the proxy that sends or receives the packet; None for a VM's traffic.
+    ``steps`` are the hooks in order. ``endpoint`` is the proxy to or from which the packet is sent.
+    It is None for the traffic of a VM.
     """
 
     direction: FlowDirection
@@ -76,9 +81,10 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return true if this is a later packet from the sender of the flow's first packet.
+        """Return true for a later packet with the same direction as the flow's first packet.
 
-        Such a packet directly follows the first packet in :func:`vm_flows` and :func:`proxy_flows`.
+        :func:`vm_flows` and :func:`proxy_flows` yield it directly after the first packet of the
+        flow.
         """
         return self.packet.direction == "original" and not self.packet.is_first
 
@@ -86,7 +92,9 @@ class AcceptedFlow:
     def label(self) -> str:
         """Return protocol and port as text for messages, for example ``tcp 443``.
 
-        For a later packet of a flow, the text is ``tcp 443, once open``.
+        The port is the destination port of the flow's first packet. For the unusual port, which
+        represents many ports, the text is ``tcp other ports``. If :attr:`is_continuation` is true,
+        ``, once open`` is appended.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
@@ -99,9 +107,10 @@ class AcceptedFlow:
 class Vm:
     """Virtual machine (VM) whose accepted traffic is modelled.
 
-    ``device`` is the name of the VM's TAP device, or a pattern. Without ``subnets`` the VM may have
-    any address. ``port`` is the gateway's port that the VM may reach. ``uplinks`` are the known
-    interfaces that lead to the internet, by IP version.
+    ``device`` is the name of the VM's TAP device, or a pattern such as ``vmtap-*``. ``subnets`` has
+    the VM's addresses; if it is empty, the VM may have any address. ``port`` is the TCP port that
+    the VM may reach at the gateway. ``uplinks`` maps an IP version (4 or 6) to the interface that
+    leads to the internet, if that interface is known.
     """
 
     device: str
@@ -110,13 +119,16 @@ class Vm:
     uplinks: Mapping[int, str]
 
     def name(self) -> InterfaceName:
-        """Return the name of the VM's TAP device, known only in part if it is a pattern."""
+        """Return the name of the VM's TAP device.
+
+        If ``device`` is a pattern, the result has only the first characters of the name.
+        """
         return interface(self.device)
 
     def uplink(self, version: int) -> InterfaceName:
-        """Return the name of the interface to the internet for an IP version.
+        """Return the name of the interface to the internet, for IP ``version`` 4 or 6.
 
-        If the name isn't known, the result can be any name except the VM's device and the loopback.
+        If the name is unknown, the result matches any name except the VM's device and the loopback.
         """
         found = self.uplinks.get(version)
         if found is not None:
@@ -125,10 +137,10 @@ class Vm:
 
 
 def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
-    """Yield representative packets of the traffic that a VM's fence accepts.
+    """Yield example packets of all kinds of traffic that a VM's fence accepts.
 
-    These are packets from the VM to the internet and to the gateway's port, and the replies to
-    both.
+    These are packets from the VM to the internet, packets from the VM to the gateway's port, and
+    the replies to both.
     """
     if vm.subnets:
         for subnet in vm.subnets:
@@ -212,10 +224,10 @@ def _subnet_flows(vm: Vm, version: int, gateway: Span, hosts: Span) -> Iterator[
 
 
 def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
-    """Yield representative packets of the traffic that a sandbox's fence accepts.
+    """Yield example packets of all kinds of traffic that a sandbox's fence accepts.
 
-    This is traffic to ``proxy`` through the interface ``link``, and the proxy's answers. If
-    ``link`` is None, the traffic may use any interface except the loopback.
+    These are packets to ``proxy`` through the interface ``link``, and the proxy's answers. If
+    ``link`` is None, the packets may use any interface except the loopback.
     """
     version = proxy.address.version
     own_address = ADDRESSES[version]
@@ -259,7 +271,8 @@ def _packet(
 ) -> Packet:
     """Return a model of the first packet of a flow.
 
-    ``addresses`` and ``ports`` are pairs of source and destination.
+    ``addresses`` and ``ports`` are pairs: first the value of the source, then that of the
+    destination.
     """
     return Packet(
         version=cast("Literal[4, 6]", version),
@@ -279,5 +292,5 @@ def _reply(
 
 
 def _later(first: Packet) -> Packet:
-    """Return a packet that ``first``'s sender sends in the same flow, after the first reply."""
+    """Return a copy of a flow's first packet that models a later packet of the same sender."""
     return replace(first, is_first=False)

@@ -28,9 +28,10 @@ _OPTIONAL: Final = {Capability.BPF, Capability.PERFMON, Capability.SYSLOG}
 
 
 def findings() -> Iterator[Finding]:
-    """Yield a finding that lists the missing capabilities and the commands that need them.
+    """Yield one finding (the result of a check) about the Linux capabilities of this process.
 
-    If no capability is missing, the finding reports that.
+    It lists the missing capabilities and the commands that need them. If no capability is missing,
+    the finding reports that.
     """
     effective = _effective()
     missing = [need for need in _NEEDS if not effective >> need[0] & 1]

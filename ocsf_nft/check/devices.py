@@ -40,11 +40,12 @@ _FILTERING: Final = frozenset({"clsact", "ingress"})
 class NetDevice:
     """Network interface as rtnetlink describes it.
 
-    ``kind`` is the link kind, such as ``tun``. ``master`` is the index of the bridge or bond of
-    which the interface is a port. ``lower`` is the index of the interface below it, for example a
-    VLAN's parent. ``is_lower_elsewhere``: the interface below is in another namespace. ``has_xdp``:
-    an XDP program is attached. ``has_filters``: the interface has a queue for traffic-control
-    programs.
+    ``kind`` is the link kind, such as ``tun``. If the interface is a port of a bridge or a bond,
+    ``master`` is the index of that bridge or bond. ``lower`` is the index of the interface below
+    it, for example a VLAN's parent. ``is_lower_elsewhere`` is true if the interface below is in
+    another namespace. ``has_xdp`` is true if an XDP program is attached. ``has_filters`` is true if
+    the interface has the queueing discipline ``clsact`` or ``ingress``, to which traffic-control
+    programs can be attached.
     """
 
     ifindex: int
@@ -60,16 +61,17 @@ class NetDevice:
 def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
     """Return all interfaces of a namespace by name.
 
-    Raises OSError if they can't be listed, and the errors of entering the namespace.
+    Raises OSError if they can't be listed. Raises the errors of :meth:`Namespace.call` if the
+    namespace can't be entered.
     """
     return namespace.call(_list_devices)
 
 
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
-    """Return the name of the interface that leads to each address, by the route to it.
+    """Return the name of the interface through which each address is reached, by the routing table.
 
-    The result has the keys of ``addresses``. Addresses without a route are omitted. The result is
-    empty if the routes can't be read.
+    The result has the same keys as ``addresses``, except for addresses without a route. The result
+    is empty if the routes can't be read.
     """
 
     def query() -> dict[int, str]:

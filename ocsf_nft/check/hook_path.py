@@ -1,4 +1,4 @@
-"""Path of a modelled packet through the netfilter hooks, and the rules that stop it there."""
+"""Walk of a modelled packet through the netfilter hooks, to find the rules that stop it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowStop:
-    """Rule or policy that stops, or may stop (``is_certain`` is False), an accepted flow.
+    """Rule, or policy of a base chain, that stops or may stop an accepted flow.
 
-    ``base`` is the base chain that leads to the rule. ``undecided`` are the rules on which the
-    result depends, because it is unknown whether they match the packet.
+    ``is_certain`` is True if the flow is certainly stopped. ``base`` is the base chain at which the
+    walk to the rule began. ``undecided`` are rules of which it is unknown whether they match the
+    packet, and on which the result depends.
     """
 
     flow: AcceptedFlow
@@ -40,11 +41,11 @@ class FlowStop:
 
 
 class Hooks(NamedTuple):
-    """Base chains of a ruleset by hook, in the order in which packets traverse them.
+    """Base chains of a ruleset by the name of their hook, in the order of traversal.
 
-    Of two chains with the same priority, packets traverse the newer one first. nft doesn't list the
-    age of a chain, so both orders are needed: the chain that is listed first comes first in
-    ``listed_first``, and last in ``listed_last``.
+    If two chains have the same priority, packets traverse the newer chain first. But nft does not
+    list the age of a chain, so both orders are possible. In ``listed_first``, such chains are in
+    the order of nft's listing. In ``listed_last``, they are in the reverse order.
     """
 
     listed_first: Mapping[str, tuple[Chain, ...]]
@@ -52,7 +53,7 @@ class Hooks(NamedTuple):
 
 
 def by_hook(ruleset: Ruleset) -> Hooks:
-    """Return the base chains of a ruleset by hook, in the order that packets traverse them."""
+    """Return the base chains of a ruleset by hook, in two possible orders (see :class:`Hooks`)."""
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():
         if chain.base is not None:
@@ -71,10 +72,10 @@ def _priority(chain: Chain) -> int:
 
 
 def flow_stops(flow: AcceptedFlow, hooks: Hooks, walker: Walker) -> list[FlowStop]:
-    """Return the rules that stop, or may stop, a flow on its path through the hooks.
+    """Return the rules and policies that stop, or may stop, a flow on its path through the hooks.
 
-    The list is empty if the flow gets through. If the last entry has ``is_certain``, the flow is
-    certainly stopped. Raises TooLargeError.
+    The list is empty if nothing can stop the flow. If the flow is certainly stopped, ``is_certain``
+    of the last entry is True. Raises TooLargeError if the ruleset is too large to be checked.
     """
     found = _in_order(flow, hooks.listed_first, walker)
     if hooks.listed_first == hooks.listed_last:
@@ -138,9 +139,9 @@ def _walk_base_chain(
 
 
 def _traverses(chain: Chain, step: Step, packet: Packet) -> Truth:
-    """Return YES if a packet at a hook traverses the base chain, NO if not.
+    """Return YES if a packet traverses the base chain at the hook of ``step``, NO if not.
 
-    Return MAYBE if this depends on an interface's name, and only a pattern of the name is known.
+    Return MAYBE if the answer depends on the name of an interface that is known only in part.
     """
     base, family = chain.base, chain.key.family
     device = step.device
@@ -159,10 +160,11 @@ def _matches_device(device: InterfaceName, name: str) -> Truth:
 
 
 def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """Return a copy of the packet with the connection tracking state that a base chain sees.
+    """Return a copy of the packet with the connection tracking state that the base chain sees.
 
-    Connection tracking sets the state at a fixed priority of the hook. A chain with a later
-    priority sees the new state. A chain with the same priority may see either.
+    Connection tracking sets the state at the priority -200 of its hooks. A chain with a lower
+    priority sees the state before that. A chain with a higher priority sees the new state. For a
+    chain with the same priority, both states are possible.
     """
     if step.hook not in _TRACKING_HOOKS or chain.base is None:
         return packet

@@ -1,4 +1,4 @@
-"""Model of a packet at one netfilter hook, as far as rules can match on it."""
+"""Model of a packet at one netfilter hook, with the fields that firewall rules can match."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ _UNMARKED: Final = exactly(0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Packet:
-    """Packet at a netfilter hook, as far as rules match on it; an unknown field spans all values.
+    """Model of a packet at one netfilter hook, with the fields that firewall rules can match.
 
-    ``is_destination_local`` and ``is_source_local``: the address belongs to the host.
-    ``has_reverse_route``: a route to the source leads through the input interface. ``is_first``:
-    the packet begins a flow. Connection tracking gives any later packet of the flow the state
-    ``ESTABLISHED``.
+    If the exact value of a field is unknown, the field covers all values that are possible.
+    ``is_destination_local`` and ``is_source_local`` are YES if the address belongs to the host.
+    ``has_reverse_route`` is YES if a route to the source leads through the input interface.
+    ``is_first`` is true for the first packet of a flow. Connection tracking gives all later packets
+    of the flow the state ``ESTABLISHED``.
     """
 
     version: Literal[4, 6]
@@ -54,10 +55,10 @@ class Packet:
     has_reverse_route: Truth = Truth.YES
 
     def joined(self, other: Packet) -> Packet:
-        """Return a packet whose fields include the values of this packet and of ``other``.
+        """Return a model that covers two packets: each field allows the values of both.
 
-        This models a packet that a rule may or may not have changed. Both packets are variants of
-        it: one without the change, and one with the change.
+        The result is for the case that a rule may or may not have changed the packet. One of the
+        two packets is then the unchanged packet, and the other one is the changed packet.
         """
         if self == other:
             return self

@@ -22,7 +22,10 @@ _NEARLY_FULL: Final = 0.8
 
 
 def findings(scope: CheckScope) -> Iterator[Finding]:
-    """Yield findings about sysctls in the namespace; harmless values give no finding."""
+    """Yield a finding for each sysctl whose value is important for a fence in ``scope``.
+
+    The sysctls are those of the namespace in ``scope``. A harmless value gives no finding.
+    """
     yield from scope.namespace.call(lambda: tuple(_findings(scope)))
 
 
@@ -64,9 +67,11 @@ def _forwarding(scope: CheckScope) -> Iterator[Finding]:
 
 
 def _router_advertisements(scope: CheckScope) -> Iterator[Finding]:
-    """Yield a finding if the host would ignore router advertisements once it forwards IPv6.
+    """Yield a finding if enabling IPv6 forwarding makes the host ignore router advertisements.
 
-    A host that forwards IPv6 ignores them if the sysctl accept_ra is 1; the value must be 2.
+    This happens if the sysctl accept_ra of the uplink is 1. A host that forwards IPv6 accepts
+    router advertisements only if the value is 2. The installation of a VM's fence enables
+    forwarding.
     """
     uplink = scope.uplinks.get(6)
     if uplink is None or not _exists(uplink):
@@ -137,13 +142,13 @@ def _device_value(version: int, device: str, name: str) -> str | None:
 
 
 def _exists(device: str) -> bool:
-    """Return true if the interface exists, and its name is safe in a path of /proc/sys."""
+    """Return true if an interface has this name, and the name is safe in a path below /proc/sys."""
     is_name = bool(device) and "/" not in device and device not in {".", "..", "all", "default"}
     return is_name and (_SYS / "net/ipv4/conf" / device).is_dir()
 
 
 def _escaped(device: str) -> str:
-    """Return an interface's name as sysctl(8) requires it: a dot becomes a slash."""
+    """Return an interface's name as sysctl(8) requires it: ``eth0.5`` becomes ``eth0/5``."""
     return device.replace(".", "/")
 
 

@@ -1,7 +1,7 @@
 """Translation of the output of iptables-save into rules in the form of nft's JSON.
 
-That output is what iptables itself decodes from the kernel's rules. An unknown option becomes a
-match whose result can't be predicted.
+iptables-save prints the kernel's rules as iptables itself decodes them. An option that this module
+does not know becomes a match that may or may not apply to a packet.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ _MASK: Final = 0xFFFFFFFF
 
 
 class SavedRule(NamedTuple):
-    """Rule in the output of iptables-save; ``arguments`` are those after ``-A CHAIN``.
+    """One rule in the output of iptables-save.
 
-    ``text`` is the rule's whole line.
+    ``text`` is the rule's whole line, such as ``-A INPUT -p tcp -j DROP``. ``arguments`` has the
+    words after the chain's name, such as ``-p``, ``tcp``, ``-j``, ``DROP``.
     """
 
     table: str
@@ -44,8 +45,8 @@ class SavedRule(NamedTuple):
 class SavedRuleset(NamedTuple):
     """Parsed output of iptables-save: its chains and rules.
 
-    Each chain is a tuple (table, name, policy). The policy is None for a chain that is not built
-    in.
+    Each chain is a tuple (table, name, policy). The policy of a built-in chain is, for example,
+    ``accept``. The policy is None for a chain that a user has created.
     """
 
     chains: tuple[tuple[str, str, str | None], ...]
@@ -53,7 +54,10 @@ class SavedRuleset(NamedTuple):
 
 
 def read(text: str) -> SavedRuleset:
-    """Parse the output of iptables-save; raise UsageError for a line of another form."""
+    """Parse the output of iptables-save.
+
+    Raises UsageError if a line can't be a line of iptables-save.
+    """
     table = ""
     chains: list[tuple[str, str, str | None]] = []
     rules: list[SavedRule] = []
@@ -93,9 +97,10 @@ def split(line: str) -> list[str]:
 
 
 def chains(saved: SavedRuleset, family: str, backend: Backend) -> dict[ChainKey, Chain]:
-    """Return the chains of the parsed tables, with their rules in the form of nft's JSON.
+    """Return the chains of the parsed tables by key, with their rules in the form of nft's JSON.
 
-    ``family`` is ``ip`` or ``ip6``.
+    ``family`` is ``ip`` or ``ip6``. ``backend`` is ``legacy`` for rules of the kernel's old
+    iptables, else ``nft``.
     """
     rules: dict[ChainKey, list[Rule]] = {}
     names = {(table, name) for table, name, _ in saved.chains}
@@ -114,10 +119,11 @@ def chains(saved: SavedRuleset, family: str, backend: Backend) -> dict[ChainKey,
 def rule(
     line: SavedRule, key: ChainKey, names: set[tuple[str, str]], handle: int | None = None
 ) -> Rule:
-    """Return a line of iptables-save as a rule in the form of nft's JSON.
+    """Translate a line of iptables-save to a rule in the form of nft's JSON.
 
     ``key`` is the chain that contains the rule. ``names`` are the existing chains, as (table,
-    name), to which the rule may jump. ``handle`` is nft's number of the rule, if that is known.
+    name), to which the rule may jump. ``handle`` is the number by which nft identifies the rule;
+    None if it is unknown.
     """
     statements, comment = _RuleParser(line, key.family, names).parse()
     return Rule(chain=key, statements=statements, handle=handle, text=line.text, comment=comment)

@@ -1,9 +1,9 @@
 """Command line of ocsf-nft: a thin layer over the package. Scripts depend on its output.
 
-Standard output has the requested data and nothing else. For example, this is events as JSON Lines,
-the ruleset of ``install --dry-run``, or the schema of ``config --schema``. ``events`` and
-``convert`` can also write events as short lines or syslog messages (``--format``). ``tail`` always
-writes short lines. All other text for people goes to standard error.
+Standard output has only the requested data, for example events as JSON Lines, the ruleset of
+``install --dry-run``, or the schema of ``config --schema``. ``events`` and ``convert`` can also
+write events as short lines or syslog messages (``--format``). ``tail`` always writes short lines.
+All other text for people goes to standard error.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _options(
         typer.Option("--quiet", "-q", help="Write only log records of level warning or higher."),
     ] = False,
 ) -> None:
-    """Accept the options before a command."""
+    """Set up the log on standard error from the options before the command's name."""
     from ocsf_nft.cli import logs  # noqa: PLC0415 - slow to import, and --help needs none
 
     context.obj = logs.log_settings(log_format, is_verbose=verbose, is_quiet=quiet)
@@ -125,7 +125,10 @@ _EXPECTED: Final = (OcsfNftError, OSError)
 
 
 def main() -> None:
-    """Run the command line; an expected failure prints one sentence and sets its exit code."""
+    """Run the command line, and exit with the code of the command or of its error.
+
+    For an expected error (an OcsfNftError or OSError), one sentence is printed on standard error.
+    """
     try:
         _main()
     except BaseException as ended:
@@ -134,10 +137,11 @@ def main() -> None:
 
 
 def _leave_threads(ended: BaseException) -> None:
-    """Exit at once if another thread is still blocked; Python would wait for the thread for ever.
+    """Exit the process if another thread is blocked, because Python would wait for it for ever.
 
-    ``ended`` is the exception that ended the command. A thread may wait for a reader of standard
-    output that does not read, or for a name server.
+    Other threads get one second to end first. ``ended`` is the exception that ended the command; it
+    determines the exit code. A thread may be blocked by a name server that does not answer, or by a
+    full pipe at standard output.
     """
     until = time.monotonic() + _THREAD_SECONDS
     others = [each for each in threading.enumerate() if each is not threading.current_thread()]

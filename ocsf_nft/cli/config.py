@@ -37,10 +37,12 @@ def config(
 ) -> None:
     """Check a configuration file, and show what a run would do.
 
-    Checks each key, and that the libraries of its sinks are installed. With --connect each sink is
-    opened: its secrets and certificates are read, and a connection to its receiver is made. No
-    event is sent. Exit 0: the file is correct. 2: it isn't; one sentence gives the error. 3: a sink
-    can't be opened.
+    Checks each key, and that the libraries of its sinks are installed. With --connect, each sink is
+    also opened: the command reads its secrets and certificates, and connects to its receiver. No
+    event is sent.
+
+    Exit 0: the file is correct. 2: the file has an error, which is shown. 3: the library of a sink
+    is missing, or a sink can't be opened.
 
     Needs no privilege except to read the files that the configuration names.
 

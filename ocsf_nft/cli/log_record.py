@@ -1,7 +1,8 @@
-"""Log records as lines: JSON for programs, text for people.
+"""Records of this program's own log as lines: JSON for programs, text for people.
 
-A record is a mapping with ``ts``, ``level``, ``event`` and values. A value is a text, a number, a
-truth value, None, or a list of these; :func:`simple` converts any other one.
+A record is a mapping with ``ts``, ``level``, ``event`` and other keys. A simple value is a text, a
+number, a truth value, None, or a list of simple values. :func:`simple` converts all values of a
+record to simple ones.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def as_json(record: Mapping[str, Any]) -> bytes:
 def as_text(record: Mapping[str, Any]) -> bytes:
     """Return a record as ``ts level event key=value …``, with its line end.
 
-    A value with a space, a quote or an equals sign is in double quotes, since values are untrusted:
-    no value can be mistaken for another key.
+    A value is in double quotes if it is empty, or contains a space, a quote, a backslash or ``=``.
+    Values are untrusted: without quotes, a part of a value could be mistaken for another key.
     """
     words = [visible(str(record[key])) for key in _HEAD if key in record]
     words += [f"{key}={_text(value)}" for key, value in record.items() if key not in _HEAD]
@@ -50,7 +51,11 @@ def as_text(record: Mapping[str, Any]) -> bytes:
 def limited(
     record: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes], size: int
 ) -> bytes:
-    """Return a record as a line of at most ``size`` bytes: its longest values are shortened."""
+    """Return a record as a line of at most ``size`` bytes, with its longest values shortened.
+
+    ``encode`` is the function that makes a line of a record, such as :func:`as_json`. The line is
+    longer than ``size`` only if the record's keys alone are too long.
+    """
     line = encode(record)
     while len(line) > size:
         longest = max(record, key=lambda key: len(_words(record[key])))
@@ -72,7 +77,9 @@ def limited(
 def simple(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Convert the values of a record to simple ones, which JSON and text can show.
 
-    The function is a processor of structlog.
+    The key ``exc_info`` is replaced by ``error`` (the exception as text) and ``at`` (its position
+    in the source). structlog calls this function as a processor; the first two arguments are not
+    used.
     """
     given = values.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given
@@ -106,7 +113,7 @@ def _simple(value: object) -> Any:
 
 
 def _words(value: Any) -> str:
-    """Return a simple value as text, without quotes."""
+    """Return a simple value as text without quotes; the items of a list are joined with commas."""
     if isinstance(value, list):
         return ", ".join(map(_words, value))
     return _WORDS[value] if value is None or isinstance(value, bool) else str(value)

@@ -46,8 +46,9 @@ def tail(
 ) -> None:
     """Show the last events of a JSON Lines file, one line for each.
 
-    Writes to standard output, in colour on a terminal unless NO_COLOR is set. From a pipe, all
-    events are shown until its end. Ctrl-C or SIGTERM ends --follow with exit 0. Needs no privilege.
+    Writes to standard output, in colour on a terminal unless NO_COLOR is set. With --follow, all
+    events of a pipe are shown, until the pipe ends. Ctrl-C or SIGTERM ends --follow with exit 0.
+    Needs no privilege.
 
     Example: ocsf-nft tail -f /var/log/ocsf-nft/events.jsonl
     """
@@ -76,7 +77,10 @@ class _Screen:
         self._others = 0
 
     def show(self, lines: Iterable[bytes]) -> None:
-        """Write a text for each line that is an event, all in one write; count the other lines."""
+        """Write each event in ``lines`` as one line of text, all in one write.
+
+        Lines that are no events are only counted.
+        """
         self.write(self.read(line) for line in lines)
 
     def read(self, line: bytes) -> bytes | None:
@@ -91,9 +95,10 @@ class _Screen:
         return self._paint(event) if is_event else None
 
     def write(self, read: Iterable[bytes | None]) -> None:
-        """Write the texts that :meth:`read` returned, in one write.
+        """Write texts to standard output, in one write.
 
-        A None in ``read`` is counted as a line that is no event.
+        ``read`` has results of the method :meth:`read`. Each None in it is counted as a line that
+        is no event.
         """
         found = list(read)
         shown = [line for line in found if line is not None]
@@ -155,8 +160,8 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
 def _reader() -> select.poll:
     """Return a poll object that is ready when the reader of standard output has closed the pipe.
 
-    Without this object, ``tail`` would detect a closed pipe only when it writes the next event. If
-    standard output is no pipe, the object is never ready.
+    Without this object, ``tail`` would detect a closed pipe only at the next event. If standard
+    output is no pipe, the object is never ready.
     """
     reader = select.poll()
     if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):

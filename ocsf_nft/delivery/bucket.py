@@ -1,7 +1,7 @@
-"""Bucket of S3, or of a server with the same API, that stores whole objects.
+"""Client of a bucket of S3, or of a server with the same API, that stores whole objects.
 
-One request stores an object, so the bucket has all of it or nothing. The retries of the library
-(obstore) are switched off, because the forwarder retries.
+An object is stored by one request: either completely or not at all. The library (obstore) does not
+retry, because the forwarder (the task that delivers a sink's events) retries.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ _CERTIFICATES: Final = {
 class Bucket:
     """Client that stores objects below ``prefix`` in the bucket ``name``.
 
-    ``endpoint`` is the URL of a server other than Amazon's. Without ``access_key`` and ``secret``,
-    the library (obstore) finds credentials as Amazon's own tools do. It reads environment
-    variables, or requests the credentials of the container or the machine. ``ca`` is a file of
-    certificates to trust in addition to the system's.
+    ``endpoint`` is the URL of a server other than Amazon's. ``ca`` is a file of certificates to
+    trust in addition to the system's. If ``access_key`` or ``secret`` is None, the library
+    (obstore) finds credentials as Amazon's own tools do. The library reads environment variables,
+    or requests the credentials of the container or the machine.
     """
 
     def __init__(  # noqa: PLR0913 - settings of one bucket
@@ -94,10 +94,11 @@ class Bucket:
         self._store: S3Store | None = None
 
     async def open(self, prefix: str) -> None:
-        """Check that the bucket exists, by a request below ``prefix``; raises DeliveryError.
+        """Read the secret and the certificates, and check that the bucket exists.
 
-        The call reads the secret and the certificates. It does not check the permission to store
-        objects.
+        The check requests a test object below ``prefix``; the object need not exist. The permission
+        to store objects is not checked. Raises DeliveryError if the bucket does not exist or can't
+        be reached.
         """
         try:
             self._store = await asyncio.to_thread(self._create_store)
@@ -117,7 +118,8 @@ class Bucket:
     async def put(self, key: str, content: bytes) -> None:
         """Store ``content`` as the object ``key``; replace an object with the same key.
 
-        Raises DeliveryError, or its subclass RefusedError if the object is too large.
+        Raises RefusedError if the object is too large, DeliveryError if it can't be stored for
+        another reason.
         """
         if self._store is None:
             raise DeliveryError(f"{self._url} is not open")
@@ -145,9 +147,9 @@ class Bucket:
         )
 
     def _credentials(self) -> Callable[[], S3Credential] | None:
-        """Return a function that returns the configured credentials.
+        """Return a function that returns the configured access key and secret.
 
-        Returns None if no credentials are configured. The library then finds credentials itself.
+        Returns None if they are not configured. The library then finds credentials itself.
         """
         if self._access_key is None or self._secret is None:
             return None

@@ -20,9 +20,9 @@ _MAX_BYTES: Final = 1 << 16
 class Secret:
     """Location of a secret, such as a password or a token; the secret itself is not stored here.
 
-    ``location`` is the path of a ``file``, or the name of an ``environment`` variable. For a
-    ``credential`` it is the name under which systemd passes the secret (systemd.exec(5),
-    LoadCredential=).
+    ``kind`` determines what ``location`` is. For ``file``, it is the file's path. For
+    ``environment``, it is the name of a variable. For ``credential``, it is the name under which
+    systemd passes the secret (systemd.exec(5), LoadCredential=).
     """
 
     kind: Literal["file", "environment", "credential"]

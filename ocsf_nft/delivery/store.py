@@ -1,11 +1,13 @@
 """Store of events on disk, from which each sink gets its events.
 
-An event stays stored until every sink has acknowledged it, and some time longer, within the limits
-of :mod:`ocsf_nft.delivery.retention`. When :meth:`Store.put` returns, its events are on the disk,
-safe from a power cut. An event is not stored again if a stored event has the same ``metadata.uid``.
+An event stays stored until every sink has acknowledged it, and for some time after that. Limits of
+size and age (:mod:`ocsf_nft.delivery.retention`) may remove an event earlier. When
+:meth:`Store.put` returns, its events are on the disk, safe from a power cut. An event is not stored
+again if a stored event has the same ``metadata.uid``.
 
-Each sink has a checkpoint: the number of the last event that the sink has acknowledged or does not
-select. An event that a sink refuses is also stored as a dead letter, with the reason.
+Each sink has a checkpoint. This is an event number: the sink needs no event up to this number any
+more. It has acknowledged or refused these events, or is not configured to get their class. An event
+that a sink refuses is also stored as a dead letter, with the reason.
 
 One thread does all work, in order. All methods may raise DeliveryError.
 """
@@ -33,7 +35,10 @@ T = TypeVar("T")
 
 
 class Store:
-    """Asynchronous access to one :class:`EventDatabase`, for a service and its forwarders."""
+    """Asynchronous access to one :class:`EventDatabase`.
+
+    The service stores events in it. For each sink, a task (the forwarder) reads and delivers them.
+    """
 
     def __init__(
         self,
@@ -52,7 +57,10 @@ class Store:
         self._loop: asyncio.AbstractEventLoop
 
     async def __aenter__(self) -> Self:
-        """Open the database file; quarantine a damaged one."""
+        """Open the database file.
+
+        A damaged file is renamed (quarantined), and a new one is created.
+        """
         self._loop = asyncio.get_running_loop()
         try:
             await self._work(self._database.open)
@@ -78,46 +86,45 @@ class Store:
 
     @property
     def path(self) -> Path:
-        """Path of the database file."""
+        """Return the path of the database file."""
         return self._database.path
 
     @property
     def end(self) -> int:
-        """Number of the last stored event; 0 if there never was one."""
+        """Return the number of the last stored event; 0 if no event was ever stored."""
         return self._database.end
 
     @property
     def used_bytes(self) -> int:
-        """Size of the events on the disk in bytes, as of the last transaction."""
+        """Return the size of the events on the disk in bytes, as of the last transaction."""
         return self._database.used_bytes
 
     @property
     def max_bytes(self) -> int:
-        """Largest size of the events on the disk, in bytes."""
+        """Return the largest allowed size of the events on the disk, in bytes."""
         return self._database.max_bytes
 
     def fault(self) -> str | None:
-        """Return a message if a damaged database file was quarantined, else None.
+        """Return a message if a damaged database file was renamed (quarantined), else None.
 
         Each message is returned only once.
         """
         return self._database.fault()
 
     async def register(self, names: Iterable[str]) -> tuple[DroppedEvents, ...]:
-        """Set the names of all sinks; delete the checkpoints of sinks with other names.
+        """Set the names of all sinks; delete the checkpoints of all sinks with other names.
 
-        Returns the number of undelivered events of each deleted sink that had such events. A new
-        sink gets only events that are stored from now on.
+        Returns for each deleted sink how many events it has not received. Deleted sinks that have
+        received all events are omitted. A new sink gets only events that are stored from now on.
         """
         return await self._work(lambda: self._database.register(frozenset(names)))
 
     async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
-        """Store events (one JSON line each), and the position in their source.
+        """Store events (one JSON line each) and the position in their source, in one transaction.
 
-        ``position`` is the position from which reading of ``source`` resumes after a restart. If
-        ``source`` is empty, no position is stored. When this method returns, the events are on the
-        disk. Calls that wait at the same time share one transaction. If the call raises an error,
-        nothing is stored.
+        After a restart, the reading of ``source`` resumes at ``position``. If ``source`` is empty,
+        no position is stored. When this method returns, the events are on the disk. If it raises an
+        error, nothing is stored. Simultaneous calls share one transaction.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)
@@ -148,30 +155,33 @@ class Store:
     async def checkpoint(self, sink: str) -> tuple[int, int | None]:
         """Return a sink's checkpoint, and the number of the last event in its pending batch.
 
-        The checkpoint is the number of the last event that the sink has acknowledged. A batch is
-        pending from :meth:`begin_batch` until :meth:`acknowledge`. If no batch is pending, the
-        second value is None.
+        The checkpoint is an event number: the sink needs no event up to this number any more. A
+        batch is pending from :meth:`begin_batch` until :meth:`acknowledge`. If no batch is pending,
+        the second value is None.
         """
         return await self._work(lambda: self._database.checkpoint(sink))
 
     async def begin_batch(self, sink: str, until: int) -> None:
-        """Store the last event number (``until``) of a batch, before the batch is sent.
+        """Store that a batch up to event number ``until`` is about to be sent to a sink.
 
-        After a crash, the forwarder can send a batch with exactly the same events again.
+        After a crash, the forwarder can then send a batch with exactly the same events again.
         """
         await self._work(lambda: self._database.begin_batch(sink, until))
 
     async def acknowledge(
         self, sink: str, until: int, refused: Sequence[RefusedEvent] = ()
     ) -> None:
-        """Store that a sink has all events up to number ``until``, except the ``refused`` ones.
+        """Set a sink's checkpoint to event ``until``; store the refused events as dead letters.
 
-        The refused events become dead letters.
+        All other events up to and including ``until`` count as delivered.
         """
         await self._work(lambda: self._database.acknowledge(sink, until, refused))
 
     async def dead_letters_to_retry(self, sink: str, *, events: int) -> list[DeadLetter]:
-        """Return at most ``events`` dead letters whose retry was requested, oldest first."""
+        """Return dead letters of a sink, oldest first, and at most ``events`` of them.
+
+        Only dead letters with a requested retry are returned.
+        """
         return await self._work(lambda: self._database.dead_letters_to_retry(sink, events))
 
     async def count_dead_letters(self, sink: str) -> int:
@@ -181,17 +191,17 @@ class Store:
     async def finish_retries(
         self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
     ) -> None:
-        """Delete dead letters that were delivered; update those that were refused again.
+        """Delete dead letters that were delivered; update dead letters that were refused again.
 
-        ``refused`` has pairs of a dead letter and its new reason. A dead letter that retention has
-        removed meanwhile is ignored.
+        ``refused`` has pairs of a dead letter and the new reason. A dead letter that was removed
+        meanwhile, because of its age or to make room, is ignored.
         """
         await self._work(lambda: self._database.finish_retries(delivered, refused))
 
     async def sweep(self) -> None:
-        """Remove the events and dead letters that are too old, in parts.
+        """Remove all events and dead letters that are older than the store's age limit.
 
-        Other operations run between the parts.
+        The work is divided into short transactions, and other operations can run between them.
         """
         while await self._work(self._database.sweep):
             pass
@@ -206,7 +216,7 @@ class Store:
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
         """Mark dropped events as reported, so that :meth:`dropped_events` no longer counts them.
 
-        ``dropped`` has the number of reported events for each sink.
+        ``dropped`` is an earlier result of :meth:`dropped_events`.
         """
         await self._work(lambda: self._database.confirm_reported(dropped))
 
@@ -219,9 +229,10 @@ class Store:
         return await self._work(lambda: self._database.position(source))
 
     async def remove(self) -> bool:
-        """Delete the database file, unless a sink needs an event in it or it has a dead letter.
+        """Delete the database file if it is not needed any more; return true if it was deleted.
 
-        Returns whether the file was deleted. After a deletion, the caller must close the store.
+        The file is needed while a sink has not received all events, or while there is a dead
+        letter. After a deletion, the caller must close the store.
         """
         return await self._work(self._database.remove)
 
@@ -249,7 +260,11 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class _Put:
-    """Waiting call of :meth:`Store.put`: its events, and the name and position of their source."""
+    """Events of one call of :meth:`Store.put`, which waits until they are stored.
+
+    ``position`` is a pair of the source's name and the position in it. It is None if no position is
+    to be stored.
+    """
 
     lines: Sequence[bytes]
     position: tuple[str, str] | None

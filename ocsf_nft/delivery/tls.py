@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS settings for a receiver: the authorities to trust, and our own certificate.
+    """TLS settings for a receiver of events: the authorities to trust, and our own certificate.
 
-    ``ca`` is a file of the certificates to trust instead of the system's. ``certificate`` and
+    ``ca`` is a file of certificates to trust; they replace the system's. ``certificate`` and
     ``key`` are the files of our own certificate and its key. They are for a receiver that requests
-    a client certificate (mTLS). Verification can't be switched off: for a receiver with a
-    self-signed certificate, ``ca`` names that certificate.
+    a client certificate (mTLS). The receiver's certificate is always verified. If it is
+    self-signed, ``ca`` must name a file with this certificate.
     """
 
     ca: Path | None = None
@@ -27,7 +27,10 @@ class Tls:
     key: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Read the files and return the TLS context for a connection; raises DeliveryError."""
+        """Return the TLS context for a connection, made from the files of these settings.
+
+        Raises DeliveryError if a file can't be read or has no valid content.
+        """
         try:
             context = ssl.create_default_context(cafile=self.ca)
             context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -20,7 +20,10 @@ _PAGE: Final = b"hello from the proxy\n"
 
 @contextlib.asynccontextmanager
 async def stub_proxy(gateway: Namespace) -> AsyncIterator[None]:
-    """Serve at the proxy's addresses in the gateway's namespace until the context ends."""
+    """Run the stub proxy in the gateway's namespace until the context ends.
+
+    The stub proxy listens on the gateway's IPv4 and IPv6 addresses, at the port ``PROXY_PORT``.
+    """
     async with contextlib.AsyncExitStack() as stack:
         for sock in gateway.call(_listen):
             await stack.enter_async_context(await asyncio.start_server(_serve, sock=sock))

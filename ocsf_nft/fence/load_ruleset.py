@@ -1,6 +1,7 @@
 """Loading of a fence into the kernel, with the first log transport that the kernel supports.
 
-A log transport is the way of a log record to a reader: NFLOG, the kernel log, or none at all.
+A log transport is the way in which the kernel's log records reach a reader: NFLOG or the kernel
+log. The transport ``none`` means that the fence logs nothing.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ def load(
 ) -> InstalledFence:
     """Load a fence with the first log transport that the kernel supports; return its record.
 
-    ``transports`` are tried in the given order. ``intended`` describes the fence. The result is
-    ``intended`` with the transport, the digest and the listings of the loaded fence. The kernel log
-    may need a sysctl, whose previous value is stored in ``state``. ``load_text`` loads a ruleset
-    into a namespace. Raises UnsupportedError if the kernel supports no transport, FenceError if the
-    fence can't be loaded.
+    ``transports`` are tried in the given order. ``intended`` is the fence's record before loading.
+    The result is a copy of it, with the transport, the digest and the listings of the loaded fence.
+    The kernel log may need a sysctl, whose previous value is stored in ``state``. ``load_text``
+    loads the text of a ruleset into a namespace.
+
+    Raises UnsupportedError if the kernel supports none of the transports. Raises FenceError if the
+    fence can't be loaded, or if it was altered during the loading.
     """
     failures: list[str] = []
     for transport in transports:
@@ -112,8 +115,9 @@ def _load_all(
 ) -> bool:
     """Load the tables of a fence and its guard; return true if existing counters were preserved.
 
-    With ``preserve``, each existing counter is preserved if possible. Without ``preserve``, all
-    counters begin at zero. If the guard can't be loaded, a new fence is removed again.
+    The guard is a second table, at the host's end of the sandbox's link. With ``preserve``,
+    existing counters are preserved if possible. Without ``preserve``, all counters begin at zero.
+    If the guard can't be loaded, the fence is removed again, unless it existed before.
     """
     spec, around, namespace = intended.spec, intended.around, intended.namespace
     existing = table_query.comment(namespace, *fence_table_ids(spec)[0]) is not None
@@ -144,7 +148,11 @@ def _load_tables(
     *,
     preserve: bool,
 ) -> bool:
-    """Load the ruleset ``definition``; return true if the counters of its tables were preserved."""
+    """Load the ruleset ``definition``, and preserve the counters of existing tables if possible.
+
+    Return true if they were preserved. Without ``preserve``, all counters begin at zero.
+    ``table_ids`` are the tables that ``definition`` defines.
+    """
     for table_id in table_ids:  # the kernel accepts no definition with other flags
         persists = _persists(namespace, table_id)
         current, other = (
@@ -174,7 +182,8 @@ def remove(
 ) -> None:
     """Delete nftables tables in one transaction; missing tables are ignored.
 
-    Raises the errors of :func:`nft.load`.
+    ``load_text`` loads the text of a ruleset into a namespace. Raises the errors of
+    :func:`nft.load`.
     """
     load_text(
         namespace,
@@ -189,12 +198,12 @@ def remove(
 def _expected(
     spec: FenceSpec, around: Surroundings, transport: LogTransport
 ) -> dict[str, str] | None:
-    """Return the listings that the tables of a correctly installed fence have.
+    """Return the listings that the tables of a fence have after a correct installation.
 
-    They come from the same ruleset, loaded into an empty, temporary namespace. No other process can
-    change the tables there. Returns None if that fails, for example without CAP_SYS_ADMIN. It
-    also fails before Linux 6.16, because the kernel rejects chains for interfaces that the
-    temporary namespace lacks.
+    To get these listings, the fence's ruleset is also loaded into an empty, temporary namespace. No
+    other process can change the tables there. Returns None if this loading fails, for example
+    without CAP_SYS_ADMIN. It also fails before Linux 6.16, because the kernel refuses chains for
+    interfaces that the temporary namespace lacks.
     """
 
     def load_and_list() -> dict[str, str]:
@@ -210,20 +219,27 @@ def _expected(
 
 
 def fence_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
-    """Return the names of a fence's tables in the fenced namespace, without the guard's table."""
+    """Return the identifiers of a fence's tables in the fenced namespace.
+
+    The guard's table is not among them: see :func:`guard_table_ids`.
+    """
     return tuple(TableId(table.family, table.name) for table in ruleset.tables(spec))
 
 
 def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
-    """Return the name of the guard's table on the host's side; empty if the fence has no guard."""
+    """Return the identifier of the guard's table; empty if the fence has no guard.
+
+    The guard is a second table on the host. It filters the host's end of the sandbox's link.
+    """
     return tuple(TableId(table.family, table.name) for table in ruleset.guard_tables(spec))
 
 
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    """Return each table of an installed fence as text, by its name such as ``inet ocsf_nft``.
+    """Return the content of each table of an installed fence as text, by the table's name.
 
-    The text is nft's listing, followed by the elements of the sets that the installer fills. A
-    missing table is omitted.
+    A name is, for example, ``inet ocsf_nft``. The text is nft's listing of the table. It is
+    followed by the elements of the sets that the installer (not packets) has filled. A missing
+    table is omitted.
     """
     most = len(spec.allowed) + _ELEMENTS
     tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [

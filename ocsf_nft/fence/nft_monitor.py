@@ -1,4 +1,8 @@
-"""Monitor of a fence's tables in one namespace: it reads notices of changes and sends repairs."""
+"""Monitor of a fence's nftables tables in one network namespace.
+
+The monitor reads the kernel's notices about changes to the tables. It also sends the transactions
+that restore the tables.
+"""
 
 from __future__ import annotations
 
@@ -36,22 +40,24 @@ OVERRUN: Final = Transaction(
 
 
 class NftMonitor:
-    """Two netlink sockets in one namespace: one receives notices of changes to a fence's tables.
+    """Two netlink sockets in one network namespace, for the tables of a fence.
 
-    The other one sends transactions that change these tables. One thread reads the notices; other
-    threads may send transactions too. A method that uses a socket raises OSError; the constructor
-    raises SourceError instead.
+    The socket ``notices`` receives the kernel's notices about changes to the tables. The second
+    socket sends transactions that change the tables. One thread reads the notices; other threads
+    may send transactions too. Methods that use a socket raise OSError. Only the constructor raises
+    SourceError instead.
 
-    A generation is the kernel's number of a state of the ruleset; each transaction increments it.
-    Up to ``restored_generation``, every change was reverted or accepted, and needs no repair. Up to
-    ``regular_generation``, every change counts as part of a regular installation.
-    ``regular_generation`` is None before the first such installation.
+    A generation is the number that the kernel gives to a state of the ruleset. Each transaction
+    increments it. Changes up to ``restored_generation`` were reverted or accepted, and need no
+    repair. Changes up to ``regular_generation`` count as part of an installation by ocsf-nft, not
+    as tampering. ``regular_generation`` is None until there are such changes.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
-        """Subscribe to the kernel's notices about changes to ``tables`` in a namespace.
+        """Open both sockets, and subscribe to the kernel's notices about changes to ``tables``.
 
-        Raises SourceError, and the errors of :meth:`Namespace.call`.
+        Raises SourceError if a socket can't be opened. Raises AbsentError if the namespace does not
+        exist, UnsupportedError if it can't be entered.
         """
         self.namespace = namespace
         #: Identity of the sockets' namespace; another one may have the same name by now.
@@ -70,14 +76,16 @@ class NftMonitor:
             ) from error
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Close both sockets."""
         self.notices.close()
         self._nftables.close()
 
     def read(self) -> list[Transaction]:
-        """Return the transactions of other processes whose notices have arrived; don't wait.
+        """Read the waiting notices; return the transactions on the tables by other processes.
 
-        :data:`OVERRUN` is returned in place of notices that the kernel dropped.
+        If no notice has arrived, the result is empty. The method waits only for the rest of an
+        incomplete transaction, at most 0.02 s for each part. If the kernel dropped notices,
+        :data:`OVERRUN` replaces the missing transactions.
         """
         found: list[Transaction] = []
         poll = select.poll()
@@ -100,15 +108,20 @@ class NftMonitor:
         return [each for each in found if each.port != self._nftables.port]
 
     def is_reverted(self, transaction: Transaction) -> bool:
-        """Return true if a later restore of the fence has reverted the transaction."""
+        """Return true if a transaction needs no repair, because it was reverted or accepted.
+
+        Return False if the transaction's ``generation`` is None, because then its position is
+        unknown.
+        """
         return transaction.generation is not None and _is_up_to(
             transaction.generation, self.restored_generation
         )
 
     def is_regular(self, transaction: Transaction) -> bool:
-        """Return true if the transaction counts as part of a regular installation (not tampering).
+        """Return true if a transaction is part of an installation by ocsf-nft, and so no tampering.
 
-        Each transaction before a regular installation counts as part of the installation too.
+        This is true for each transaction up to the number ``regular_generation``. Return False if
+        ``regular_generation`` or the transaction's ``generation`` is None.
         """
         return (
             transaction.generation is not None
@@ -117,7 +130,10 @@ class NftMonitor:
         )
 
     def generation(self) -> int:
-        """Return the kernel's number of the present ruleset in the namespace."""
+        """Return the generation: the number that the kernel gives to the present ruleset.
+
+        Each transaction in the namespace increments this number.
+        """
         with self._lock:
             try:
                 return self._nftables.generation()
@@ -126,20 +142,21 @@ class NftMonitor:
                 raise
 
     def accept(self, generation: int) -> None:
-        """Accept all changes that led to the ruleset with the number ``generation``.
+        """Accept all changes up to the ruleset with the number ``generation``.
 
-        Accepted changes are not reverted. They count as a regular installation, not as tampering.
+        Accepted changes are not reverted, and do not count as tampering. Nothing happens if
+        ``restored_generation`` is higher already.
         """
         with self._lock:
             if _is_up_to(self.restored_generation, generation):
                 self.restored_generation = self.regular_generation = generation
 
     def restore(self, statements: Sequence[Statement]) -> None:
-        """Restore the fence: send ``statements`` in one transaction, which reverts earlier changes.
+        """Restore the fence after changes: execute ``statements`` in one transaction.
 
-        The kernel refuses the transaction if another process changes the ruleset meanwhile. Then
-        the transaction is sent again. After eight refusals, the transaction is sent once more, and
-        the kernel is not asked to check for other changes.
+        First the number of the present ruleset is read. The kernel refuses the transaction if
+        another process changes the ruleset after that. Then both steps are repeated. After eight
+        refusals, the transaction is sent without this condition.
         """
         with self._lock:
             for _ in range(_TRIES):
@@ -157,10 +174,11 @@ class NftMonitor:
             self.commit(statements)
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """Execute all statements in one transaction, as :meth:`Nftables.commit` does.
+        """Execute all statements in one transaction, or none of them: see :meth:`Nftables.commit`.
 
-        Arguments and errors are the same. Before TimeoutError is raised, a new socket replaces the
-        old one, because the late answer may still arrive there.
+        Both methods have the same arguments and raise the same errors. After a timeout, the
+        kernel's answer may still arrive on the present socket. So a new socket replaces it before
+        TimeoutError is raised.
         """
         with self._lock:
             try:
@@ -170,10 +188,10 @@ class NftMonitor:
                 raise
 
     def take_ownership(self) -> None:
-        """Make our socket the exclusive owner of the fence's tables; set ``is_owner`` accordingly.
+        """Make our socket the exclusive owner of the fence's tables, and set ``is_owner`` to True.
 
-        Then no other socket can change the tables. Nothing happens if a table is missing. Raises
-        PermissionError if another socket owns one of the tables.
+        Afterwards no other socket can change the tables. If a table is missing, nothing is changed,
+        and ``is_owner`` is False. Raises PermissionError if another socket owns one of the tables.
         """
         with self._lock:
             self.is_owner = False
@@ -197,7 +215,11 @@ class NftMonitor:
                     return
 
     def _reopen(self) -> None:
-        """Replace the socket after a timeout: the late answer may still arrive on the old one."""
+        """Replace the socket that sends transactions, after a timeout.
+
+        The kernel's late answer may still arrive on the old socket. If the old socket owned the
+        tables, the new one takes the ownership.
+        """
         fresh = self.namespace.call(Nftables)
         self._nftables.close()
         self._nftables = fresh

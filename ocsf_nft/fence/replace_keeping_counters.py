@@ -1,21 +1,23 @@
 """Text of a ruleset that replaces a fence and preserves its packet counters. Runs on any OS.
 
-A ruleset of ours (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines the table. That
-deletes the counts too. For an existing table, this module replaces the deletion by other
+The ruleset of a fence (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines the table.
+That deletes the counts too. For an existing table, this module replaces the deletion by other
 statements, which empty the table in the same transaction. These statements delete all rules, and
-all objects that the new definition lacks. The counters and the sets that packets fill (flows and
-log limits) stay. A base chain stays registered too, so that no count depends on when the kernel
-removes an old hook. Deleted links are removed from that chain by name.
+all objects that the new definition lacks. Two kinds of objects stay: counters, and the sets that
+packets fill (flows and log limits). A base chain stays registered too, so that no count depends on
+when the kernel removes an old hook. If an interface is no longer in the definition, only that
+interface is removed from the base chain.
 
-Another process with CAP_NET_ADMIN over the namespace may have created the existing tables. So their
-listing is untrusted: a name in it is accepted only if it is an identifier. If a listing is not
-clearly that of our table, the table is deleted with its counters. A forged listing can't weaken the
-new fence: ``flush table`` deletes all rules, and the sets that the installer fills are always
-created again.
+The existing tables are untrusted. Another process with CAP_NET_ADMIN over the namespace may have
+created them. So a name in their listing is accepted only if it is an identifier. If a listing is
+not clearly that of our table, the table is deleted with its counters. A forged listing can't weaken
+the new fence. In any case all rules are deleted (``flush table``), and the sets that the installer
+fills are created again.
 
-A sidecar's fence has a set of the proxy's flows. By this set, the fence allows the last packets of
-a connection that the proxy has closed. Packets fill this set, so it is preserved too. Elements that
-another process adds to the set can't be detected, now or at any other time.
+The fence of a sidecar (a proxy in the sandbox's pod) has a set of the proxy's flows. The set lets
+the fence accept the last packets of a connection that the proxy has closed. Packets fill this set,
+so it is preserved too. Another process may add elements to it. Such elements can't be detected,
+neither here nor by a later check.
 """
 
 from __future__ import annotations
@@ -95,11 +97,11 @@ def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | 
 def _empty_table(
     table_id: TableId, defined: _Table, listed: _Table | None, links: str
 ) -> str | None:
-    """Return statements that empty a table, except for its counters and the sets that packets fill.
+    """Return statements that empty a table, but preserve counters and the sets that packets fill.
 
-    ``defined`` is the table in the new definition. ``listed`` is the existing table, None if its
-    listing is unexpected. ``links`` names the interfaces of the new definition, for example
-    ``"eth0", "eth1"``. Returns None if the counters can't be preserved.
+    ``defined`` is the table in the new definition. ``listed`` is the existing table; None if its
+    listing has an unexpected form. ``links`` names the interfaces of the new definition, for
+    example ``"eth0", "eth1"``. Returns None if the counters can't be preserved.
     """
     if listed is None or (listed.comment, listed.persists) != (defined.comment, defined.persists):
         return None
@@ -134,7 +136,7 @@ def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
 
 
 def _has_timeout(lines: list[str]) -> bool:
-    """Return true if packets fill a set, and its elements expire; for example a set of flows.
+    """Return true if packets fill a set, and the set's elements expire; for example a set of flows.
 
     ``lines`` are the lines of the set's definition.
     """
@@ -154,12 +156,15 @@ def _order(part: tuple[str, str]) -> tuple[int, str]:
 
 
 def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[str] | None:
-    """Return the hooks to delete from an existing chain, one for each interface that is gone.
+    """Return the hooks to delete from an existing chain: one for each interface to remove.
 
-    ``defined`` and ``listed`` are the lines of the new and the existing chain. ``links`` names the
-    new interfaces. Returns None if the chain must be deleted, for example because its hook or
-    priority differs. Rules and policy are not compared: the caller deletes the rules, and the new
-    definition sets the policy. A chain without a hook can always stay: the result is empty.
+    ``defined`` and ``listed`` are the lines of the new chain and of the existing chain. An
+    interface is removed if ``links``, the interfaces of the new definition, lacks it. If the chain
+    has no hook, or no interface is to be removed, the result is empty.
+
+    Returns None if the whole chain must be deleted, for example because its hook or priority
+    differs. Differences of rules or policy have no effect here. The caller deletes the rules, and
+    the new definition sets the policy.
     """
     heads = [
         [line for line in lines if line.startswith(("type ", "comment "))]
@@ -188,7 +193,10 @@ def _devices(text: str) -> Iterator[str]:
 
 
 def _parse_definition(definition: str, table_id: TableId) -> _Table:
-    """Return a table's content in a ruleset of ours; the table may be defined in several blocks."""
+    """Return the content of a table from the text of a fence's ruleset.
+
+    The text may define the table in several blocks; the result has all of them.
+    """
     lines = []
     is_here = False
     for line in definition.split("\n"):

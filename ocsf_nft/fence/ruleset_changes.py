@@ -1,10 +1,11 @@
-"""Decoding of nf_tables' notices about changes to a fence's tables.
+"""Decoder of the kernel's notices about changes to a fence's nftables tables.
 
 For each transaction, the kernel sends one message for each object that was created, changed or
 deleted. The last message has the number of the new ruleset, and the process that made the
-transaction. A process with CAP_NET_ADMIN over the namespace chooses the names and the number of
-messages. So this module stores a limited number of changes and of characters, whatever arrives.
-Numbers: ``include/uapi/linux/netfilter/nf_tables.h``. Pure; runs on any OS.
+transaction. Any process with CAP_NET_ADMIN over the namespace can cause many messages with long
+names. So this module stores only a limited number of changes, and only the start of a long name.
+Numbers: ``include/uapi/linux/netfilter/nf_tables.h``. The module only decodes bytes, and runs on
+any OS.
 """
 
 from __future__ import annotations
@@ -57,13 +58,14 @@ _NAME_CHARACTERS: Final = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transaction:
-    """nftables transaction that changed a fence's tables, and the process that the kernel names.
+    """nftables transaction that changed a fence's tables, and the process that made it.
 
-    ``generation`` is the number of the resulting ruleset. ``port`` is the netlink port of the
-    socket that sent the transaction. ``pid`` is the id of the sending thread in the initial pid
-    namespace. ``comm`` is the name that the thread gave itself. If the transaction's last message
-    is missing, ``generation``, ``pid`` and ``comm`` are None. ``changes`` describes the changes for
-    people. ``created`` are the tables that the transaction created or whose flags it changed.
+    ``generation`` is the number of the resulting ruleset. ``port`` is the netlink port (address) of
+    the socket that sent the transaction. ``pid`` is the id of the sending thread in the initial pid
+    namespace. ``comm`` is the name that this thread gave itself. If the transaction's last message
+    is missing, ``generation``, ``pid`` and ``comm`` are None. ``changes`` is a text for people that
+    describes the changes. ``created`` has the fence's tables that the transaction created, or whose
+    flags it changed.
     """
 
     generation: int | None = None
@@ -103,10 +105,11 @@ class ChangeReader:
         self._generation = 0
 
     def read(self, datagram: memoryview) -> Iterator[Transaction]:
-        """Yield each transaction on the tables whose last message is in this datagram.
+        """Decode a datagram; yield the complete transactions that have changed the tables.
 
-        The last message of a transaction may have been dropped. Then the received part of that
-        transaction is yielded when the next transaction begins.
+        A transaction is complete when its last message has been received. If the kernel dropped
+        that message, the next transaction begins first. Then the received part of the old
+        transaction is yielded.
         """
         for message in netlink.messages_with_headers(datagram):
             kind = message.kind - nfnetlink.SUBSYSTEM
@@ -128,8 +131,8 @@ class ChangeReader:
     def take_unfinished(self) -> Iterator[Transaction]:
         """Yield the received part of an unfinished transaction on the tables, if there is one.
 
-        Call this when the last message of the transaction will not arrive. The part is
-        yielded only once.
+        This method is for a transaction whose last message will not arrive any more. The received
+        part is yielded only once.
         """
         found, self._unfinished = self._unfinished, _Unfinished()
         if found.concerns_fence:
@@ -139,7 +142,7 @@ class ChangeReader:
 
     @property
     def is_incomplete(self) -> bool:
-        """Return true if a transaction that concerns the tables still lacks its last message."""
+        """Return true if a transaction on the tables has begun, and its last message is missing."""
         return self._unfinished.concerns_fence
 
     def _add(self, kind: int, family: int, attributes: dict[int, memoryview]) -> None:

@@ -30,13 +30,14 @@ _FILE: Final = "fence.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledFence:
-    """Record of a fence as it was loaded, which the state directory stores.
+    """Record of a fence as it was loaded into the kernel; the state directory stores it.
 
-    ``spec`` and ``around`` are the inputs of the ruleset. ``identity`` identifies the namespace
-    (:meth:`Namespace.identity`), because a path can later refer to another namespace. ``policy`` is
-    a digest of the loaded rulesets (:func:`ruleset.digest`). ``listings`` has nft's listing of each
-    table, by a name such as ``inet ocsf_nft``. ``degraded`` is None in the normal case. If the
-    fence logs nothing because no log transport works, ``degraded`` is the reason.
+    The text of the fence's ruleset depends on ``spec`` (the operator's request) and ``around`` (the
+    network interfaces). ``identity`` is the result of :meth:`Namespace.identity`. It is stored
+    because the path in ``namespace`` can later refer to another namespace. ``policy`` is a digest
+    of the loaded rulesets (:func:`ruleset.digest`). ``listings`` maps the name of each table, such
+    as ``inet ocsf_nft``, to nft's listing of the table. ``degraded`` is None in the normal case. If
+    the fence logs nothing because no log transport works, ``degraded`` is the reason.
     """
 
     spec: FenceSpec
@@ -84,9 +85,9 @@ class StateDirectory:
         return self.path / values.sandbox_name(sandbox)
 
     def written_ns(self, sandbox: str) -> int | None:
-        """Return the time when a sandbox's record was last written; None if there is no record.
+        """Return the time of the last write of a sandbox's record, in ns since the epoch (UTC).
 
-        The unit is ns since the epoch, UTC.
+        Returns None if there is no record.
         """
         try:
             return (self.directory(sandbox) / _FILE).stat().st_mtime_ns
@@ -106,9 +107,9 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock on all records, for the installation or removal of a fence.
+        """Hold the lock on all records, while a fence is installed or removed.
 
-        Waits until other processes release the lock. Raises DeliveryError if the lock file can't be
+        Waits until no other process holds the lock. Raises DeliveryError if the lock file can't be
         created.
         """
         descriptor = self._lock_file("install")
@@ -120,10 +121,10 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def run_lock(self, sandbox: str) -> Iterator[None]:
-        """Hold the lock by which only one run (an ``ocsf-nft run`` process) monitors a sandbox.
+        """Hold the lock for the monitoring of a sandbox, so that no other run monitors the sandbox.
 
-        Raises SourceError if another run holds the lock. Raises DeliveryError if the lock file
-        can't be created.
+        A run is a process such as ``ocsf-nft run``. Raises SourceError if another run holds the
+        lock. Raises DeliveryError if the lock file can't be created.
         """
         descriptor = self._lock_file(f"run-{values.sandbox_name(sandbox)}")
         try:
@@ -140,8 +141,8 @@ class StateDirectory:
     def is_watched(self, sandbox: str) -> bool:
         """Return true if a run (an ``ocsf-nft run`` process) monitors the sandbox now.
 
-        Raises UsageError if ``sandbox`` is no valid name: it may be from the comment of a table,
-        which a sandboxed program can write.
+        Raises UsageError if ``sandbox`` is no valid sandbox name. The caller may have read the name
+        from the comment of a table, and a sandboxed program can write such a comment.
         """
         path = self._lock_path(f"run-{values.sandbox_name(sandbox)}")
         try:
@@ -189,7 +190,7 @@ class StateDirectory:
                 yield name
 
     def write(self, installed: InstalledFence) -> None:
-        """Store the record of a fence, synced to disk; raise DeliveryError if that fails."""
+        """Store the record of a fence, and sync it to disk; raises DeliveryError if that fails."""
         directory = self.path / installed.spec.sandbox
         self._write(directory / _FILE, _INSTALLED_FENCE.dump_json(installed, indent=2))
 
@@ -209,7 +210,10 @@ class StateDirectory:
             raise self._unwritable(path.parent, error) from error
 
     def delete(self, sandbox: str) -> None:
-        """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""
+        """Delete the record of a sandbox's fence; nothing happens if there is no record.
+
+        Other files of the sandbox stay.
+        """
         directory = self.path / values.sandbox_name(sandbox)
         (directory / _FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the sandbox may have other files there
@@ -218,8 +222,9 @@ class StateDirectory:
     def all_netns_before(self) -> str | None:
         """Return the value that ``net.netfilter.nf_log_all_netns`` had before a fence enabled it.
 
-        Returns None if no fence has enabled this sysctl. The value is stored in a file of its own,
-        so it survives a damaged record. Raises FenceError if that file can't be read.
+        Returns None if no fence has enabled this sysctl. The value is stored in a separate file, so
+        a damaged record of a fence does not affect it. Raises FenceError if the separate file can't
+        be read.
         """
         try:
             value = self._all_netns.read_text("ascii")
@@ -232,7 +237,7 @@ class StateDirectory:
         return value.strip()
 
     def store_all_netns_before(self, value: str) -> None:
-        """Store the value that ``net.netfilter.nf_log_all_netns`` has before a fence enables it.
+        """Store ``value``, which ``net.netfilter.nf_log_all_netns`` has before a fence enables it.
 
         The file is synced to disk. Raises DeliveryError if the file can't be written.
         """
@@ -245,8 +250,9 @@ class StateDirectory:
     def forwarding_before(self, identity: str) -> bytes | None:
         """Return the IP forwarding settings that a namespace had before a fence enabled forwarding.
 
-        ``identity`` identifies the namespace. Returns None if no fence has enabled forwarding
-        there. Raises FenceError if the stored settings can't be read.
+        ``identity`` is the result of :meth:`Namespace.identity`. The result is the ``content`` that
+        :meth:`store_forwarding_before` has stored; None if it has stored nothing for this
+        namespace. Raises FenceError if the file can't be read.
         """
         path = self._forwarding(identity)
         try:
@@ -259,8 +265,8 @@ class StateDirectory:
     def store_forwarding_before(self, identity: str, content: bytes) -> None:
         """Store the IP forwarding settings that a namespace has before a fence enables forwarding.
 
-        ``identity`` identifies the namespace. The file is synced to disk. Raises DeliveryError if
-        the file can't be written.
+        ``identity`` is the result of :meth:`Namespace.identity`. ``content`` has the settings as
+        JSON. The file is synced to disk. Raises DeliveryError if the file can't be written.
         """
         self._write(self._forwarding(identity), content)
 

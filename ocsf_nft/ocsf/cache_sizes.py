@@ -1,4 +1,4 @@
-"""Size of the caches of objects that many events have in common."""
+"""Size of the caches of OCSF objects, such as endpoints, that are the same in many events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pipeline that hands batches of records from a source to the accounts of their sandboxes."""
+"""Pipeline from the sources of log records to the accounts, which count each sandbox's packets."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ _COUNT_SECONDS: Final = 4.0
 
 @dataclass(slots=True)
 class Counts:
-    """Total numbers of a run: records, events, dropped records and unparsed lines.
+    """Total numbers of a run: records, events, gaps, dropped records and rejected lines.
 
     A gap is a time in which a source could not read all records. ``gaps`` is the number of gaps.
-    ``dropped`` is the number of records dropped in these gaps, without gaps whose number is
-    unknown. ``rejected`` has the number of unparsed lines by kind. ``given_up`` names each sandbox
-    without an active fence at the end, because the fence was restored too often.
+    ``dropped`` is the number of records that are missing in these gaps. A gap with an unknown
+    number of missing records adds nothing to ``dropped``. ``rejected`` maps each kind of rejected
+    line, such as ``malformed``, to its number of lines. ``given_up`` names the sandboxes without an
+    active fence at the end of the run. Their fences were restored too often.
     """
 
     records: int = 0
@@ -52,11 +53,12 @@ class Counts:
 
 
 class Pipeline:
-    """Pipeline that hands each source's records to the accounts of their sandboxes, in order.
+    """Pipeline that hands the log records of sources, in order, to the accounts of their sandboxes.
 
-    A record without an account is reported directly, as one event. Records of other firewalls have
-    no account. In a replay, no sandbox has an account. ``prefixes`` decodes the log prefixes of
-    other firewalls; the default is the built-in table.
+    An account counts the packets of one sandbox, and reports them. ``accounts`` has the accounts by
+    the sandbox's name. A record without an account is reported directly, as one event. Records of
+    other firewalls have no account, and so have all records in a replay. ``prefixes`` decodes the
+    log prefixes of other firewalls; None means the built-in table.
     """
 
     def __init__(
@@ -81,20 +83,22 @@ class Pipeline:
         quiet_seconds: float = QUIET_SECONDS,
         name: str = "",
     ) -> None:
-        """Read the records of a source until it ends, and pass each to its sandbox's accounting.
+        """Read a source's records until the source ends; pass each record to its sandbox's account.
 
-        ``sandboxes`` has the names of the sandboxes whose records the source may contain. A record
-        with another name is forged: a process that may load nftables rules in the source's
-        namespace can write any name into a log prefix. The entry None allows records of other
-        firewalls. If ``sandboxes`` is None, all records are allowed.
+        ``sandboxes`` has the names of the sandboxes whose records the source may contain. The entry
+        None in it allows records of other firewalls. If the argument itself is None, all records
+        are allowed. A record with another name is rejected as forged. The reason: any process that
+        may load nftables rules in the source's namespace can write any name into a log prefix.
 
-        A source may have a position, from which a later run resumes. If all records of the source
+        A source may have a position, from which the next run resumes. If all records of the source
         belong to one sandbox, the position is stored with that sandbox's counts. If they all belong
         to other firewalls, the position is stored under the key ``name``.
 
-        After ``stop`` is set, the waiting records are still processed. The reading then ends when
-        no record has come for ``quiet_seconds``. Records that can't be processed within some
-        seconds are counted, and reported as dropped. Raises SourceError or DeliveryError.
+        After ``stop`` is set, the waiting records are still processed. The reading ends when no
+        record has come for ``quiet_seconds``. If records still come some seconds later, they are
+        only counted, and reported as dropped.
+
+        Raises SourceError if the source can't be read, DeliveryError if results can't be stored.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -127,10 +131,10 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count the records that can't be processed before the stop, and report them as dropped.
+        """Count the records for which no time is left at a stop, and report them as dropped.
 
         ``batches`` yields these records. ``sandboxes`` are the sandboxes whose records the source
-        can have.
+        can have. The counting ends after some seconds; then the reported number is a lower bound.
         """
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
@@ -185,9 +189,10 @@ class Pipeline:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
-        """Hand the records of one sandbox to its account; report those of other firewalls directly.
+        """Hand the records of one sandbox to its account.
 
-        The source's position is stored with the results.
+        ``sandbox`` is None for records of other firewalls. Records without an account are reported
+        directly. In both cases, the position after ``batch`` is stored together with the results.
         """
         # The sandbox in another firewall's record is set after this selection: any process may
         # write such a prefix, so it must not select an account.

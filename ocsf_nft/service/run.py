@@ -1,4 +1,4 @@
-"""Running service: starts and stops fences, log sources, packet counts and sinks in order."""
+"""Running service: starts and stops its fences, log sources, packet counters and sinks in order."""
 
 from __future__ import annotations
 
@@ -65,16 +65,17 @@ def _log_to_stderr() -> None:
 
 
 class Service:
-    """Service that fences and monitors the configured sandboxes while its context is entered.
+    """Service that fences the configured sandboxes, and reports their blocked packets as events.
 
-    A fence is the nftables rules of a sandbox. A record is the kernel's log of one blocked packet.
-    After entering, every fence is active and every new record is read. On exit, the service stores
-    and delivers the events of the last records. Then it removes the fences that it installed.
-    Events that a sink does not accept within some seconds wait in the store for the next run.
+    The service runs inside ``async with``. A fence is the nftables rules of a sandbox. A record is
+    the kernel's log of one blocked packet. After entering, every fence is active and every new
+    record is read. On exit, the service stores the events of the last records. It removes the
+    fences that it installed, and delivers the stored events. Events that a sink does not accept
+    within some seconds wait in the store for the next run.
 
-    A fence that another process changes is restored, unless the configuration switches that off.
-    After the exit, ``counts.given_up`` names the sandboxes without an active fence, because their
-    fence was restored too often.
+    A fence that another process changes is restored. The configuration can switch this off. After
+    the exit, ``counts.given_up`` names the sandboxes without an active fence, because their fence
+    was restored too often.
 
     Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or events
     can't be stored. A later failure cancels the task that has entered the context, and is raised on
@@ -89,11 +90,11 @@ class Service:
         iterates: bool = False,
         stop: asyncio.Event | None = None,
     ) -> None:
-        """Create a service that does nothing until its context is entered.
+        """Create a service; it does nothing until ``async with`` enters it.
 
-        ``found`` are sinks that replace the sinks of the configuration. With ``iterates``, the
-        caller can iterate over the events (``async for event in service``). The sinks that the
-        configuration names get these events too. Setting ``stop`` has the effect of :meth:`stop`.
+        ``found`` are sinks to use in place of the configured ones. With ``iterates``, the events
+        can be read by ``async for event in service``. The sinks that the configuration names get
+        these events too. Setting the event ``stop`` has the effect of the method :meth:`stop`.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -131,7 +132,10 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop the service: process the last records, deliver events, and remove its fences."""
+        """Stop the service: process the last records, remove its fences, and deliver the events.
+
+        Only the fences that this service installed are removed.
+        """
         if error is None or isinstance(error, asyncio.CancelledError):
             await self._stack.__aexit__(kind, error, traceback)
         else:  # the caller's own error, which is raised again unchanged
@@ -151,15 +155,19 @@ class Service:
         return self._reporter.events
 
     def stop(self) -> None:
-        """Begin to stop the service, without waiting; an iteration ends after the last event."""
+        """Begin to stop the service, and return at once.
+
+        A running ``async for event in service`` ends after the last event.
+        """
         self._stop.set()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events as decoded JSON, from the position where an earlier run stopped.
+        """Yield the events as decoded JSON, after the last event that an earlier run delivered.
 
         An event counts as delivered when the caller requests the next event. If the process is
-        killed before that, the next run yields the event again. The iteration ends when the service
-        stops (:meth:`stop`). Raises UsageError if the service was created without ``iterates``.
+        killed before this request, the next run yields the event again. The iteration ends when the
+        service stops (:meth:`stop`). Raises UsageError if the service was created without
+        ``iterates``.
         """
         if self._iterated is None:
             raise UsageError("this service can't be iterated over: create it with iterates=True")
@@ -167,12 +175,14 @@ class Service:
             yield event
 
     async def reload(self, config: Config) -> None:
-        """Apply the changed sinks, severities and finding conditions of another configuration.
+        """Replace the sinks, severities and finding conditions by those of another configuration.
 
-        All sinks are opened again, with their secrets and certificates. Raises UsageError if a key
-        that is not in ``RELOADED`` differs. Raises an OcsfNftError if a local sink with a new name
-        can't be opened. After these errors, the old configuration stays in use. Opening any other
-        sink is retried until it succeeds.
+        All other keys must be the same in both configurations; :data:`RELOADED` has the keys that
+        may differ. All sinks are opened again, with their secrets and certificates.
+
+        Raises UsageError if another key differs. Raises an OcsfNftError if a local sink (such as a
+        file) with a new name can't be opened. After these errors, the old configuration stays in
+        use. Opening a sink that is not local is retried until it succeeds.
         """
         changed = [
             name
@@ -301,9 +311,10 @@ class Service:
         return (*named, Outlet(name=_ITERATED, sink=self._iterated, batch_settings=batch_settings))
 
     def _handshake(self) -> bytes:
-        """Return the JSON line that goes before all events to sinks that need a handshake.
+        """Return the handshake: the JSON line that some sinks get before the first event.
 
-        The line shows the reader of a pipe or a socket that every fence is active.
+        A sink gets it if its settings require a handshake. The line shows the reader of a pipe or a
+        socket that every fence is active.
         """
         return orjson.dumps(
             {
@@ -327,9 +338,9 @@ class Service:
         )
 
     async def _report_capture_end(self, reason: str) -> None:
-        """Emit an event: the BPF capture of sending processes has stopped working.
+        """Emit an event about the end of the BPF capture, which finds the senders of packets.
 
-        ``reason`` is a text about the cause.
+        The capture has stopped working, and ``reason`` is a text about the cause.
         """
         event = attribution_degraded(
             self._reporter.context(),
@@ -362,11 +373,11 @@ _ATTRIBUTION_CAPABILITIES: Final = {
 
 
 def capabilities(config: Config) -> frozenset[Capability]:
-    """Return the Linux capabilities that a :class:`Service` needs while it runs.
+    """Return the Linux capabilities that a :class:`Service` with this configuration needs.
 
-    The capabilities depend on each sandbox's network namespace and log transport. For a fence that
-    the service does not install, they are in the state directory (unless the configuration gives
-    the namespace).
+    They depend on the network namespace and the log transport of each sandbox. If the service does
+    not install a sandbox's fence, the fence's record in the state directory has these two values. A
+    namespace in the configuration takes precedence over the recorded one.
     """
     state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()
@@ -391,10 +402,10 @@ def capabilities(config: Config) -> frozenset[Capability]:
 async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
     """Read packet log records from files, and deliver their events directly to a sink.
 
-    No fence is checked, and nothing is stored. The machine that wrote the files is unknown, so the
-    events have no device. Setting ``stop`` ends the reading early. Returns the numbers of events,
-    gaps and rejected lines. Raises an OcsfNftError if a file can't be read, or if the sink does not
-    accept an event.
+    No fence is checked, and no event is stored. The machine that wrote the files is unknown, so the
+    events have no ``device``. Setting the event ``stop`` ends the reading early. Returns the
+    numbers of events, gaps (missing records) and rejected lines. Raises an OcsfNftError if a file
+    can't be read, or if the sink does not accept an event.
     """
     async with outlet.sink, Replay(paths) as source:
         reporter = Reporter(outlet.deliver, host=None)
@@ -406,7 +417,10 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
 
 @contextlib.contextmanager
 def _first_error() -> Iterator[None]:
-    """Replace an exception group by its first error, if all its errors are OcsfNftErrors."""
+    """Raise the first error in place of the exception group that the ``with`` body raises.
+
+    A group is raised unchanged if one of its errors is no OcsfNftError.
+    """
     try:
         yield
     except BaseExceptionGroup as group:

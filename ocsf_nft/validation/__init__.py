@@ -1,7 +1,7 @@
-"""Validation of OCSF events against the published schema, in each of its versions.
+"""Validation of OCSF events against the published schema of an OCSF version.
 
-The package needs the extra ``validate``, which contains the schema. The package does not depend on
-how our own events are made, so it can validate events from any source.
+The package needs the extra ``ocsf-nft[validate]``, which contains the schemas. It does not use the
+code that creates our own events. So it can validate events from any source.
 """
 
 from ocsf_nft.validation.event_files import ValidatedEvent, validate_events

@@ -1,8 +1,8 @@
-"""JSON decoder for validation: values with a fault are decoded, so that the fault can be reported.
+"""JSON decoder for validation: it accepts some invalid values, so that their faults are reported.
 
-The decoder uses the standard library, not orjson. orjson refuses a whole text with a lone surrogate
-or NaN, and converts an integer past 64 bits to a float. orjson also does not report a name that is
-in one object twice. The validator must report each of these faults.
+The decoder uses the standard library, not orjson. For a lone surrogate or NaN, orjson refuses the
+whole text. It converts an integer of more than 64 bits to a float. It does not report a name that
+is in one object twice. The validator must report each of these faults.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ _DIGITS: Final = 40
 
 
 class NotJsonError(Exception):
-    """Text that can't be read as JSON; ``at`` is the offset of the fault in the text."""
+    """Error: a text is not JSON; ``at`` is the offset of the fault in the text."""
 
     def __init__(self, text: str, at: int, reason: str) -> None:
-        """Create the error: its message has the reason and the column of ``at``, counted from 1."""
+        """Create the error: its message has the reason, and the column of the fault in its line.
+
+        ``at`` is the offset of the fault in ``text``. Columns are counted from 1.
+        """
         super().__init__(f"{reason} (column {at - text.rfind(chr(10), 0, at)})")
         self.at = at
 
@@ -33,16 +36,19 @@ class NotJsonError(Exception):
 class Decoder:
     """JSON decoder that also finds names that are in one object twice.
 
-    :meth:`faults` returns a fault for each such name in the last decoded text.
+    :meth:`faults` returns these names for the value that was decoded last.
     """
 
     def __init__(self) -> None:
-        """Create a decoder without faults."""
+        """Create a decoder; :meth:`faults` is empty until a value is decoded."""
         self._repeated: list[str] = []
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_integer)
 
     def decode(self, text: str) -> Any:
-        """Decode a text that consists of one JSON value; raises NotJsonError."""
+        """Decode a text that consists of one JSON value; white space around it is ignored.
+
+        Raises NotJsonError if the text is not JSON, or has more than one value.
+        """
         value, end = self.decode_at(text, skip_space(text, 0))
         end = skip_space(text, end)
         if end != len(text):
@@ -52,7 +58,8 @@ class Decoder:
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:
         """Decode the JSON value that begins at offset ``start`` of a text.
 
-        Returns the value, and the offset after the value. Raises NotJsonError.
+        Returns the value, and the offset of the first character after it. Raises NotJsonError if
+        there is no valid value.
         """
         self._repeated.clear()
         try:
@@ -63,7 +70,7 @@ class Decoder:
             raise NotJsonError(text, start, "is nested too deep to be read") from None
 
     def faults(self) -> list[Fault]:
-        """Return a fault for each name that is in an object twice, in the last decoded text.
+        """Return a fault for each repeated name in an object of the value that was decoded last.
 
         The decoded value doesn't show these faults, because it has each name once.
         """
@@ -84,9 +91,10 @@ class Decoder:
 
 
 def documents(text: str, decoder: Decoder) -> Iterator[tuple[int, Any]]:
-    """Yield each event in a text of JSON documents, with its offset; raises NotJsonError.
+    """Yield each event in a text of JSON documents, with its offset in the text.
 
-    If a document is an array, its items are the events. Otherwise the document is the event.
+    If a document is an array, its items are the events. Otherwise the document itself is the event.
+    Raises NotJsonError when it reaches a part of the text that is not JSON.
     """
     at = skip_space(text, 0)
     while at < len(text):
@@ -100,9 +108,10 @@ def documents(text: str, decoder: Decoder) -> Iterator[tuple[int, Any]]:
 
 
 def _items(text: str, start: int, decoder: Decoder) -> Generator[tuple[int, Any], None, int]:
-    """Yield the items of a JSON array with their offsets; return the offset of its end.
+    """Yield the items of a JSON array with their offsets; return the offset after the array.
 
-    ``start`` is the offset after the opening bracket.
+    ``start`` is the offset after the opening bracket. Raises NotJsonError if the array is not valid
+    JSON.
     """
     at = skip_space(text, start)
     if text.startswith("]", at):
@@ -119,7 +128,10 @@ def _items(text: str, start: int, decoder: Decoder) -> Generator[tuple[int, Any]
 
 
 def skip_space(text: str, at: int) -> int:
-    """Return the offset of the first character from ``at`` on that is not white space."""
+    """Return the offset of the first character at or after ``at`` that is not white space.
+
+    If there is none, the result is the length of the text.
+    """
     match = _SPACE.match(text, at)
     return at if match is None else match.end()
 

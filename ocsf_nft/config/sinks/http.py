@@ -14,13 +14,14 @@ class HttpSink(SecuredSink):
     """Receiver that accepts JSON over HTTP: a batch is one request to the ``url``.
 
     ``format`` is ``ndjson`` (one event a line) or ``json_array``. The request uses ``method``. An
-    answer 2xx means that the receiver has the batch. 400, 413 or 422 means that it refuses the
-    batch. Then the batch is sent in parts, until a refused event is alone and becomes a dead
-    letter. Any other answer leads to a retry. ``compress`` is off by default: not every receiver
-    accepts gzip.
+    answer 2xx means that the receiver has the batch. 400, 413 or 422 means that the receiver
+    refuses the batch. Then the batch is sent in parts, until a refused event is alone and becomes a
+    dead letter. After any other answer, the batch is sent again later. ``compress`` is off by
+    default, because not every receiver accepts gzip.
 
-    Credentials are none, ``bearer``, or ``user`` and ``password``; ``tls`` with a certificate and
-    key (mTLS); or a header with a secret, such as ``headers = { X-Api-Key = { env = "KEY" } }``.
+    Credentials are optional: ``bearer``, or ``user`` with ``password``. ``tls`` with a certificate
+    and a key is for a receiver that requires a client certificate (mTLS). The value of a header can
+    be a secret too, such as ``headers = { X-Api-Key = { env = "KEY" } }``.
     """
 
     type: Literal["http"]

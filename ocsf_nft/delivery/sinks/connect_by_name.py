@@ -11,10 +11,11 @@ _CONNECT_SECONDS: Final = 5.0
 
 
 async def connect(host: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    """Connect to a host; return a non-blocking socket to its first address that answers.
+    """Connect to a host by its name; return a non-blocking socket.
 
-    ``kind`` is the type of socket: stream or datagram. Raises OSError: the failure of the last
-    address, or of the lookup of the name.
+    ``kind`` is ``SOCK_STREAM`` or ``SOCK_DGRAM``. The host's addresses are tried in order, each for
+    at most 5 s, until one accepts the connection. If none does, the OSError of the last address is
+    raised. If the name can't be resolved, the OSError of the lookup is raised.
     """
     loop = asyncio.get_running_loop()
     failure = OSError("it has no address")

@@ -31,8 +31,9 @@ _TAIL_BYTES: Final = 1 << 16
 class File(Sink):
     """Sink that appends events to a file; no other process may append to it.
 
-    With ``sync``, a batch counts as delivered when it is on the disk. With a ``rotation``, the sink
-    renames a full file, and continues in a new one. A batch is never split between two files.
+    With ``sync``, a batch counts as delivered only when it is on the disk. Without ``sync``, a
+    power cut may delete delivered events. With a ``rotation``, the sink renames a full file, and
+    continues in a new one. A batch is never split between two files.
     """
 
     def __init__(self, *, path: Path, sync: bool = True, rotation: Rotation | None = None) -> None:
@@ -58,7 +59,8 @@ class File(Sink):
     async def __aexit__(self, kind: object, *_: object) -> None:
         """Close the file.
 
-        After a failure, do not wait for a running write, because the write may never end.
+        After an exception in the ``with`` body, the sink does not wait for a running write. Such a
+        write may never end.
         """
         if kind is None:
             await self.close()
@@ -69,7 +71,7 @@ class File(Sink):
         await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=False)
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Append events to the file, one line each; raises DeliveryError."""
+        """Append events to the file, one line each; raises DeliveryError if that fails."""
         lines = lines_of(messages)
         await self._writer.run(self._with_delivery_error(lambda: self._write(lines)))
         return DELIVERED
@@ -119,9 +121,9 @@ class File(Sink):
         write_lines(self._descriptor, lines, sync=self._sync)
 
     def _replace_file(self, added_bytes: int) -> None:
-        """Open a new file if the current one was renamed or removed, or has no room.
+        """Open a new file if the current one was renamed or removed, or is full.
 
-        ``added_bytes`` is the size of the lines to write next.
+        The file is full if the rotation's limits do not permit ``added_bytes`` more bytes.
         """
         if self._is_at_path():
             if self._rotation is None or self._old_files is None:

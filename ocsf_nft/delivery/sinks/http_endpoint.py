@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Credentials for an HTTP receiver: the parts of the header ``Authorization``.
+    """Credentials for an HTTP receiver, for the header ``Authorization`` (RFC 9110, 11.6.2).
 
-    RFC 9110, 11.6.2 defines the header. ``secret`` is a token, or for the scheme Basic the password
-    of ``user`` (RFC 7617, 2).
+    ``scheme`` is the first word of the header's value. ``secret`` is the location of a token. For
+    the scheme Basic, it is the location of the password of ``user`` (RFC 7617, 2).
     """
 
     scheme: Literal["Basic", "Bearer", "ApiKey", "Splunk"]
@@ -27,9 +27,10 @@ class Credentials:
     user: str = ""
 
     def header(self, secret: str) -> str:
-        """Return the value of the header ``Authorization``.
+        """Return the value of the header ``Authorization``, for example ``Bearer TOKEN``.
 
-        The argument ``secret`` is the text that the caller has read from the attribute ``secret``.
+        The argument ``secret`` is the secret text. The caller has read it from the location that
+        the attribute ``secret`` names.
         """
         if self.scheme == "Basic":
             secret = base64.b64encode(f"{self.user}:{secret}".encode()).decode()
@@ -40,10 +41,11 @@ class Credentials:
 class Receiver:
     """HTTP server that receives events.
 
-    ``url`` is the start of the URL of each request: a sink appends the path of its API. ``headers``
-    are sent with every request. ``tls`` has the TLS settings for an https URL; None means to trust
-    the system's authorities. Only ``proxy`` selects a proxy; environment variables are ignored. If
-    ``is_compressed`` is true, request bodies are compressed with gzip, except small ones.
+    ``url`` is the URL of the requests; a sink may append the path of its API. ``headers`` are sent
+    with every request. ``tls`` has the TLS settings for an https URL; None means to trust the
+    system's authorities. Requests go through ``proxy``; None means no proxy. Proxies in environment
+    variables are ignored. If ``is_compressed`` is true, request bodies are compressed with gzip,
+    except small ones.
     """
 
     url: str
@@ -55,16 +57,16 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """URL to show to a person, without the query, which may hold a token."""
+        """Return the URL for messages, without its query, which may contain a token."""
         return urlsplit(self.url)._replace(query="").geturl()
 
     @property
     def is_https(self) -> bool:
-        """True if the URL uses TLS."""
+        """Return true if the URL uses TLS."""
         return urlsplit(self.url).scheme == "https"
 
     @property
     def next_hop(self) -> tuple[str, int]:
-        """Host and port to connect to: the proxy's if there is a proxy, else the receiver's."""
+        """Return host and port to connect to: the proxy's if there is one, else the receiver's."""
         parts = urlsplit(self.proxy or self.url)
         return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)

@@ -30,10 +30,10 @@ _CREDENTIALS: Final = (
 class LoginValues:
     """Credentials for one login to a NATS server, as read from their files or variables.
 
-    Either ``user`` and ``password`` are set, or one of ``token``, ``seed`` and ``credentials``, or
-    none. ``seed`` signs the server's challenge, and is not sent itself. ``credentials`` is the text
-    of a credentials file; the seed in this text is not sent either. ``secrets`` has all secret
-    texts, so that they can be masked in errors.
+    At most one of these is set: ``token``, ``seed``, ``credentials``, or ``user`` with
+    ``password``. ``seed`` is a private key. It signs the server's challenge, and is not sent
+    itself. ``credentials`` is the text of a credentials file. It contains a seed, which is not sent
+    either. ``secrets`` has all these secret texts, so that they can be masked in errors.
     """
 
     token: str | None = None
@@ -48,8 +48,8 @@ class LoginValues:
 class Login:
     """Locations from which the credentials for a NATS server are read, such as files.
 
-    ``user`` is not a location, but the name itself. ``nkey`` is the location of a user's seed.
-    ``credentials`` is the path of a credentials file, as the tool ``nsc`` writes it.
+    Only ``user`` is the value itself: the user's name. ``nkey`` is the location of a user's seed (a
+    private key). ``credentials`` is the path of a credentials file, as the tool ``nsc`` writes it.
     """
 
     token: Secret | None = None

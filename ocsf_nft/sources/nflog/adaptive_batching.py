@@ -1,4 +1,7 @@
-"""Choice of the NFLOG batching: low latency for few records, high throughput in a flood."""
+"""Choice of the NFLOG batching: how the kernel collects records into datagrams.
+
+With few records, a low latency is preferred; in a flood of records, a high throughput.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,9 @@ _FALL_NS: Final = 1_000_000_000
 class AdaptiveBatching:
     """Choice between the NFLOG settings CALM and FLOOD, by the number of records per second.
 
-    ``batching`` is the current choice. The rate at which a flood begins is higher than the rate at
-    which it ends. So the choice doesn't change too often.
+    ``batching`` is the setting that is chosen now: CALM at the start. A flood begins at 400 records
+    within 0.1 s. It ends when fewer than 1,000 records arrive within a second. The two limits
+    differ, so that the choice does not change too often.
     """
 
     __slots__ = ("_count", "_since_ns", "batching")
@@ -28,9 +32,10 @@ class AdaptiveBatching:
         self._count = 0
 
     def observe(self, records: int, now_ns: int) -> bool:
-        """Count ``records`` that arrived since the last call, and choose ``batching`` again.
+        """Count new records, and update ``batching``; return true if ``batching`` has changed.
 
-        ``now_ns`` is the current time of a monotonic clock. Returns whether ``batching`` changed.
+        ``records`` is the number of records since the last call. ``now_ns`` is the current time of
+        a monotonic clock.
         """
         elapsed = now_ns - self._since_ns
         if self.batching is FLOOD:

@@ -1,8 +1,9 @@
 r"""Splitter of a kernel log line into words, which the parser takes one after the other.
 
-A word that the kernel never prints is added to ``unparsed`` at once. The last word of the line may
-be cut if no space follows it. Such a word is added to ``unparsed`` too, unless it is certainly
-complete. For example, ``TTL=0`` is complete, because no longer number begins with 0.
+A word that the kernel never prints goes to ``unparsed``, not to the parser. If no space follows the
+last word of the line, the end of this word may be cut off. Then the word goes to ``unparsed`` too,
+unless it is certainly complete. For example, ``TTL=0`` is complete, because no longer number begins
+with 0.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class MalformedError(Exception):
 class Words:
     """Words of a kernel log line, and the position of the next word for the parser.
 
-    ``unparsed`` has the words that can't be used: unknown words, and words that may be cut.
-    ``truncated`` is true if the line was cut or may be cut.
+    ``unparsed`` has the words that can't be used: unknown words, and words whose end may be cut
+    off. ``truncated`` is true if the line was cut or may be cut.
     """
 
     def __init__(self, line: str) -> None:
@@ -66,7 +67,10 @@ class Words:
         return known
 
     def peek(self) -> str:
-        """Return the next word without taking it; an empty text at the end of the line."""
+        """Return the next word without taking it.
+
+        At the end of the line, return an empty text.
+        """
         return self._words[self._next] if self._next < len(self._words) else ""
 
     def ended(self) -> bool:
@@ -74,14 +78,19 @@ class Words:
         return self._next >= len(self._words)
 
     def expect_more(self) -> None:
-        """Set ``truncated`` if no word is left; call it where the kernel always prints a word."""
+        """Set ``truncated`` if no word is left.
+
+        The parser calls this method at positions where the kernel always prints another word.
+        """
         if self.ended():
             self.truncated = True
 
     def finish(self) -> None:
-        """Raise MalformedError if a word is left, which is at a wrong position or occurs twice.
+        """Check that the parser has taken all words; raise MalformedError otherwise.
 
-        If only the last word is left and it may be cut, it is added to ``unparsed`` instead.
+        A word that is left is at a wrong position, or occurs twice. The last word of the line is an
+        exception if its end may be cut off. Then it is added to ``unparsed``, and no error is
+        raised.
         """
         last = self._next == len(self._words) - 1
         if last and self._last_may_be_cut:
@@ -92,10 +101,9 @@ class Words:
             raise MalformedError(f"{name} {problem}")
 
     def _take_word(self, *, certain: bool) -> bool:
-        """Take the next word; return True if the word may be cut, and so must not be used.
+        """Take the next word; return True if its end may be cut off, and so it must not be used.
 
-        A word that may be cut is added to ``unparsed``. ``certain`` is true if the caller knows
-        that the word is complete.
+        Such a word is added to ``unparsed``. If ``certain`` is true, the word counts as complete.
         """
         word = self._words[self._next]
         self._next += 1
@@ -108,15 +116,17 @@ class Words:
     def flag(self, name: str, *, certain: bool = False) -> bool:
         """Take the next word if it is ``name``; return True if it was taken and is complete.
 
-        ``certain`` is true if ``name`` is complete even without a space after it.
+        If ``certain`` is true, the word counts as complete even at the end of a line that may be
+        cut.
         """
         return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
         """Take the next word if it is the field ``key``; return the field's value as text.
 
-        Returns ``None`` if another word is next, or if the value may be cut. The value ``certain``
-        counts as complete even without a space after it.
+        A field is ``key``, ``separator`` and value, for example ``TTL=64``. Returns None if another
+        word is next, or if the value's end may be cut off. A value that equals ``certain`` counts
+        as complete, even at the end of a line that may be cut.
         """
         start = key + separator
         if not self.peek().startswith(start):
@@ -130,8 +140,9 @@ class Words:
     ) -> int | None:
         """Take the next word if it is the decimal field ``key``; return the field's number.
 
-        Returns ``None`` as :meth:`value` does. Raises MalformedError if the value is not a number,
-        or above ``limit``. The number ``certain`` counts as complete even without a space after it.
+        Returns None if another word is next, or if last digits may be cut off. The numbers 0 and
+        ``certain`` count as complete, even at the end of a line that may be cut. Raises
+        MalformedError if the value is not a number, or is greater than ``limit``.
         """
         # No number of several digits begins with 0.
         zero = self.peek() == f"{key}{separator}0"
@@ -147,10 +158,10 @@ class Words:
     def hexadecimal(self, key: str, form: str, separator: str = "=") -> int | None:
         """Take the next word if it is the hexadecimal field ``key``; return the field's number.
 
-        Returns ``None`` as :meth:`value` does. ``form`` is the regular expression of a valid value;
-        its group has the digits. All forms except UNPADDED have a fixed width. So a value with all
-        of its digits counts as complete, even without a space after it. Raises MalformedError if
-        the value does not match ``form``.
+        ``form`` is the regular expression of a valid value; its group has the digits. Returns None
+        if another word is next, or if last digits may be cut off. All forms except UNPADDED have a
+        fixed number of digits. A value with all these digits counts as complete, even at the end of
+        a line that may be cut. Raises MalformedError if the value does not match ``form``.
         """
         whole = self.peek().removeprefix(key + separator)
         is_whole = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
@@ -163,9 +174,9 @@ class Words:
         return int(match.group(1), 16)
 
     def incomplete(self) -> int | None:
-        """Take the next word if it is ``INCOMPLETE [n bytes]``; return n.
+        """Take the next word if it is ``INCOMPLETE [n bytes]``; return the number n.
 
-        Returns ``None`` if another word is next. Raises MalformedError if n is above 32 bits.
+        Returns None if another word is next. Raises MalformedError if n does not fit into 32 bits.
         """
         match = _INCOMPLETE.fullmatch(self.peek())
         if match is None:
@@ -176,20 +187,20 @@ class Words:
         return int(match.group(1))
 
     def bracket(self, character: str) -> bool:
-        """Take the next word if it is ``character``; return whether it was taken.
+        """Take the next word if it is ``character``; return true if it was taken.
 
-        ``character`` is a bracket or ``OPT (``. Such a word ends with the bracket, so the word is
-        complete even at the end of the line.
+        ``character`` is a bracket or ``OPT (``. Such a word ends with the bracket. So it is
+        complete even at the end of a line that may be cut.
         """
         return self.peek() == character and not self._take_word(certain=True)
 
     def options(self) -> tuple[str | None, bool]:
-        """Take IP or TCP options, ``OPT (…)``; return their bytes as lower-case hexadecimal.
+        """Take IP or TCP options, ``OPT (…)``; return their bytes, and whether they are truncated.
 
-        The bytes are None if there are no complete options. The second result is true for
-        ``OPT (TRUNCATED)``, which the kernel prints if the packet ends inside the options. If the
-        line ends inside the options, they are added to ``unparsed``. Raises MalformedError for
-        options of another form.
+        The bytes are lower-case hexadecimal digits. They are None if there are no options, or if
+        the options are incomplete. The second result is true for ``OPT (TRUNCATED)``, which the
+        kernel prints if the packet ends inside the options. If the line ends inside the options,
+        they are added to ``unparsed``. Raises MalformedError for options of another form.
         """
         if not self.bracket(_OPEN):
             return None, False

@@ -1,14 +1,14 @@
-"""Parser of the kernel's log line by position, for all forms that nf_log_syslog.c ever printed.
+"""Parser of the packet log lines of nf_log_syslog.c, in the forms of all kernel versions.
 
 The line (from ``IN=`` on) is split into words. The parser takes the words in the order in which the
-kernel prints them. A word at another position, or a second time, makes the line malformed. A field
-may be missing (rules log with fewer flags). Words that the kernel never prints are stored in
+kernel prints them. If a word is at another position, or occurs twice, the line is malformed. A
+field may be missing (rules log with fewer flags). Words that the kernel never prints are stored in
 ``details["unparsed"]``.
 
-A line may be cut anywhere in transit. The kernel prints a space after each value, so a last value
+A line may be cut anywhere in transit. The kernel prints a space after each value. So a last value
 without a space may lack digits. Such a value is stored in ``unparsed`` too, and
-``details["truncated"]`` is set. ``truncated`` is also set if a required field is missing at the
-end. Many tools strip the last space, so a value that is certainly complete (``0``) is accepted.
+``details["truncated"]`` is set. Many tools strip the last space, so a value that is certainly
+complete (``0``) is accepted. ``truncated`` is also set if the line ends before a required field.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _IP_ETHERTYPES: Final = frozenset({0x0800, 0x86DD, 0x0806, 0x8035})
 def read(line: str) -> Facts:
     """Parse a packet's log line from ``IN=`` on; return its values by name (facts).
 
-    Raises MalformedError.
+    Raises MalformedError if the line can't be parsed.
     """
     head = _HEAD.match(line)
     if head is None:
@@ -224,7 +224,7 @@ def _numbers(words: Words, facts: Facts, fields: tuple[tuple[str, str, int], ...
 
 
 def _ipv4(words: Words, facts: Facts) -> bool:
-    """Parse the IPv4 header fields into ``facts``; return whether a transport protocol follows."""
+    """Parse the IPv4 header fields into ``facts``; return False if the packet is cut after them."""
     _numbers(words, facts, (("LEN", "length", _LENGTH_LIMIT),))
     tos = words.hexadecimal("TOS", "0x([01][02468ACE])")
     precedence = words.hexadecimal("PREC", "0x([02468ACE]0)")
@@ -249,7 +249,7 @@ def _ipv4(words: Words, facts: Facts) -> bool:
 def _ipv6(words: Words, facts: Facts) -> _Chain:
     """Parse the IPv6 header fields and extension headers into ``facts``.
 
-    Returns the state of the parsing after the last extension header.
+    Returns the state of the parsing, which determines whether a transport protocol follows.
     """
     _numbers(
         words,
@@ -284,8 +284,8 @@ class _Chain:
     """State of the parsing of one packet's IPv6 extension headers.
 
     ``headers`` is the number of parsed headers, or 0 if it is unknown. ``later_fragment`` is true
-    after a fragment header with an offset. ``ended`` is true if the kernel prints no protocol after
-    the headers.
+    if the packet is a fragment, but not the first one. ``ended`` is true if the kernel prints no
+    protocol after the headers.
     """
 
     headers: int = 0
@@ -326,7 +326,7 @@ def _security(words: Words, facts: Facts, chain: _Chain) -> None:
 
 
 def _fragment(words: Words, facts: Facts, chain: _Chain) -> None:
-    """Parse an IPv6 fragment header into ``facts``; only the first one of a packet is used."""
+    """Parse an IPv6 fragment header; ``facts`` gets only the values of a packet's first one."""
     if words.peek() == "FRAG:TRUNCATED":
         words.value("FRAG", ":", certain="TRUNCATED")
         facts["incomplete"] = True
