@@ -1,13 +1,13 @@
-"""HTTP server of a run of the service: metrics, liveness and readiness.
+"""HTTP server of the service (a process ``ocsf-nft run``): metrics, liveness and readiness.
 
 ``/metrics`` is for Prometheus. ``/healthz`` returns the status 503 if there is a fault that a
-restart could repair. ``/readyz`` returns 503 while a fence is not active, or while counters can't
-be read or events can't be stored. Otherwise both return 200. The text has one line for each fault;
-``/readyz`` also has one for each sink that is down. A client can change nothing, and gets no
-content of events.
+restart could repair, and otherwise 200. ``/readyz`` returns 503 if a fence is not active, counters
+can't be read, or events can't be stored. Otherwise it returns 200. The response has one line of
+text for each fault. ``/readyz`` also has a line for each sink that is down, which does not change
+the status. A client can change nothing, and gets no content of events.
 
-A process in a sandbox may be able to connect to this server. Such a process must not take resources
-from the service. So the number of connections is small, and each client has only a short time.
+A process in a sandbox may be able to connect to this server. Such a process must not exhaust the
+service's resources. So the number of connections is limited, and slow clients are disconnected.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ _BACKLOG: Final = 128
 
 @contextlib.asynccontextmanager
 async def serve(service: Service, at: ListenAddress) -> AsyncIterator[None]:
-    """Serve metrics and health at ``at`` while the context is active.
+    """Serve metrics and health at the address ``at`` while the ``async with`` body runs.
 
-    Raises UsageError if nothing can listen at that address.
+    Raises UsageError if the address can't be used, for example because another process listens
+    there.
     """
     application = web.Application(client_max_size=1, middlewares=[_without_timeout])
     application.add_routes(
@@ -86,9 +87,10 @@ async def _listen(runner: web.AppRunner, at: ListenAddress) -> asyncio.Server:
 
 
 class _Connections:
-    """Open HTTP connections, which are limited in number.
+    """Open HTTP connections; their number is limited.
 
-    When the limit is reached, a new connection replaces the one that waits longest for its client.
+    At the limit, a new connection replaces the open connection that has waited longest for its
+    client. A connection waits for its client to send a request or to read a response.
     """
 
     def __init__(self, runner: web.AppRunner) -> None:
@@ -99,8 +101,9 @@ class _Connections:
     def handler(self) -> asyncio.Protocol | None:
         """Return aiohttp's handler for a new connection; None if the connection must be refused.
 
-        At the limit, this closes the connection that has waited longest for its client. If no
-        connection waits for a client, the new connection must be refused.
+        At the limit, this method first closes the open connection that has waited longest for its
+        client. The result is None if no open connection waits for its client, or if the server is
+        not running.
         """
         server = self._runner.server
         if server is None:
@@ -115,7 +118,7 @@ class _Connections:
 
 
 class _Connection(asyncio.Protocol):
-    """HTTP connection with a timeout for its client, which aiohttp handles.
+    """HTTP connection that passes all data to aiohttp, and closes if its client takes too long.
 
     aiohttp itself limits neither the number of connections, nor the time that a client takes to
     send and to read.
@@ -141,7 +144,7 @@ class _Connection(asyncio.Protocol):
 
     @contextlib.contextmanager
     def without_timeout(self) -> Iterator[None]:
-        """Suspend the client's timeout in the ``with`` body, which makes the response."""
+        """Suspend the client's timeout while the ``with`` body prepares the response."""
         self._stop_timeout()
         try:
             yield

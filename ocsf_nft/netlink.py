@@ -1,4 +1,4 @@
-"""Netlink framing: messages and attributes, and a blocking request.
+"""Netlink messages: encoding, decoding, and a request that waits for the kernel's reply.
 
 A message has a header and a payload (``include/uapi/linux/netlink.h``). The header has 16 bytes in
 native byte order: length, type, flags, sequence, port id. The payload begins with a fixed part,
@@ -72,8 +72,8 @@ def messages(datagram: memoryview) -> Iterator[tuple[int, memoryview]]:
 class Message(NamedTuple):
     """Netlink message: its payload, and the relevant fields of its header.
 
-    ``kind`` is the message type. ``sequence`` is the number of the request that the message
-    answers. ``port`` is the netlink port of the socket that caused the message.
+    ``kind`` is the message type. ``sequence`` is the sequence number of the request that the
+    message answers. ``port`` is the netlink port of the socket that caused the message.
     """
 
     kind: int
@@ -84,9 +84,9 @@ class Message(NamedTuple):
 
 
 def messages_with_headers(datagram: memoryview) -> Iterator[Message]:
-    """Yield the netlink messages in a datagram, with their header fields.
+    """Yield the netlink messages in a datagram, with the fields of their headers.
 
-    Stop at a malformed message.
+    :func:`messages` yields only their types and payloads. Stop at a malformed message.
     """
     offset, end = 0, len(datagram)
     while offset + _HEADER.size <= end:
@@ -110,9 +110,9 @@ def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> 
     """Send one netlink request to the kernel; return the payloads of the replies.
 
     ``protocol`` is a netlink protocol, for example NETLINK_ROUTE. ``kind`` is the type of the
-    message. With ``dump``, the kernel returns a list of objects. The kernel answers for the calling
-    thread's network namespace. This function waits up to 5 s for each reply. Raises ``OSError``
-    with the kernel's errno, or TimeoutError without an errno.
+    message. With ``dump``, the kernel returns a list of objects. The request goes to the network
+    namespace of the calling thread. This function waits up to 5 s for each reply. Raises
+    ``OSError`` with the kernel's errno, or TimeoutError if no reply arrives.
     """
     flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
     replies: list[bytes] = []

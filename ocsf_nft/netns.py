@@ -48,7 +48,8 @@ class Namespace:
     def identity(self) -> str:
         """Return the device and inode of the namespace's file, as a text such as ``4:4026531840``.
 
-        If another namespace has been created with the same path, the text is different.
+        Another namespace with the same path usually has another text. But the kernel may reuse the
+        inode number of a deleted namespace: then the text is the same.
 
         Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be
         inspected.
@@ -73,7 +74,11 @@ class Namespace:
 
 
 def named(name: str) -> Namespace:
-    """Return the network namespace with an ``ip netns`` name; a name with a slash is a path."""
+    """Return the network namespace with the name ``name``, as ``ip netns`` lists it.
+
+    If ``name`` contains a slash, it is the path of the namespace's file instead. The function does
+    not check that the namespace exists.
+    """
     return Namespace(Path(name) if "/" in name else NAMED / name)
 
 

@@ -1,4 +1,7 @@
-"""Comparison of kernel counters and events: each packet of a rule must be reported or pending."""
+"""Comparison of the packets that the kernel has counted with the packets that events report.
+
+Each counted packet of a firewall rule must be reported by an event, or be pending.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,15 @@ Mode: TypeAlias = Literal["enforcing", "permissive"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """Counted and reported packets of one rule of a sandbox in one mode, since its counters began.
+    """Numbers of counted and reported packets of one firewall rule of a sandbox.
 
-    ``refused`` is the kernel's total of refused packets. ``allowed`` is its total of packets that a
-    permissive fence would have refused. One of these totals is 0, depending on ``mode``.
-    ``reported`` is the sum of ``count`` over all events. ``aggregated`` is the part of ``reported``
-    whose events do not name a flow. ``dropped`` counts log records that no source read; the packets
-    of these records are counted nevertheless. ``pending`` packets are counted by the kernel and not
-    reported yet.
+    The numbers begin at 0 when the rule's counters are created. Each ``mode`` of the fence has
+    separate counters. ``refused`` packets were counted in an enforcing fence. ``allowed`` packets
+    were counted in a permissive fence, which would refuse them if it were enforcing. So one of
+    these numbers is 0. ``reported`` is the number of packets in events, the sum of their ``count``.
+    ``aggregated`` is the part of ``reported`` whose events do not name a flow. ``pending`` packets
+    are counted by the kernel and not reported yet. ``dropped`` is the number of log records that no
+    source read; the packets of these records are counted nevertheless.
     """
 
     sandbox: str

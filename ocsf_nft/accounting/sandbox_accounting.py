@@ -1,4 +1,4 @@
-"""Account of a sandbox: the accounts of its firewall rules, and the changes to store."""
+"""Packet account of a sandbox: its counted packets, and which of them events have reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 
 
 class SandboxAccount:
-    """Account of a sandbox: makes attempts from its log records and counter readings."""
+    """Packet account of a sandbox: turns its log records and counter readings into attempts.
+
+    An attempt is a group of packets that one event reports. The account of a sandbox consists of
+    one account for each firewall rule.
+    """
 
     def __init__(
         self,
@@ -34,11 +38,12 @@ class SandboxAccount:
         priority: Priority | None = None,
         add_attribution: AddAttribution = lambda attempt: attempt,
     ) -> None:
-        """Create an empty account; no packet of its counters is older than ``begun_ns``.
+        """Create an empty account for the sandbox with the name ``sandbox``.
 
-        Without ``priority`` all destinations are treated equally. ``add_attribution`` is called
-        once for each attempt, before the attempt is reported. The function returns the attempt with
-        the best known attribution to a process.
+        The sandbox's counters counted no packet before ``begun_ns`` (ns since the epoch, UTC).
+        Without ``priority`` all destinations are treated equally. The account calls
+        ``add_attribution`` once for each attempt, before it yields the attempt. ``add_attribution``
+        returns the attempt with the best known attribution to a process.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -52,11 +57,11 @@ class SandboxAccount:
         self._ended: list[RuleAccount] = []
 
     def new_rule_account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
-        """Return an empty account for one firewall rule of the sandbox.
+        """Return an empty account for one firewall rule; the caller must add it to ``rules``.
 
         ``name`` is the rule's account name (:func:`ocsf_nft.flow.account_name`). ``epoch``
-        identifies the rule's current counters. All packets of these counters came after
-        ``begun_ns``.
+        identifies the rule's current counters. These counters counted no packet before ``begun_ns``
+        (ns since the epoch, UTC).
         """
         counter_id = CounterId.named(self.sandbox, name, epoch)
         return RuleAccount(
@@ -70,15 +75,20 @@ class SandboxAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a kernel log record; return its attempt, or None if no report is due at once.
+        """Process a kernel log record; return an attempt if the packet must be reported at once.
 
-        Also return None for a record of a rule without counters.
+        Otherwise return None: then :meth:`due` yields an attempt with this packet later. Also
+        return None if the record's rule has no counters. ``now_ns`` is the current time of a
+        monotonic clock.
         """
         account = self.rules.get(_name(record))
         return None if account is None else account.record(record, now_ns, attribution)
 
     def observe(self, reading: Reading) -> Iterator[None]:
-        """Process a reading of the fence's counters in steps; yield after each, for other tasks."""
+        """Process a reading of the fence's counters in steps.
+
+        The iterator yields None after each step, so that the caller can run other tasks.
+        """
         # Counters that the last reading lacked were created after it.
         since_ns = self.read_ns or self._begun_ns
         for rule, epoch in reading.epochs.items():
@@ -93,17 +103,21 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def lacks(self, record: Record) -> bool:
-        """Return True if a log record's rule has counters, but none for the record's mode.
+        """Return True if a log record shows that the fence's mode has changed.
 
-        Each mode of a fence (enforcing or permissive) has counters of its own. So the mode has
-        changed since the last reading of the counters.
+        A rule of a fence has separate counters for each mode (enforcing and permissive). The result
+        is True if the last counter reading had the record's rule, but only in the other mode.
         """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
         )
 
     def renewed_rules(self, reading: Reading) -> tuple[str, ...]:
-        """Return the names of rules whose counters were replaced since the last reading."""
+        """Return the account names of rules that have new counters since the last reading.
+
+        Call this method before :meth:`observe` processes ``reading``. An account name is, for
+        example, ``egress`` or ``egress:permissive``.
+        """
         return tuple(
             rule
             for rule, epoch in reading.epochs.items()
@@ -111,14 +125,22 @@ class SandboxAccount:
         )
 
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
-        """Aggregate flows beyond the limits, so that :meth:`due` is fast; yield after each step."""
+        """Aggregate flows if there are too many to report each flow in a separate event.
+
+        The iterator yields None after each step, so that the caller can run other tasks. After the
+        last step, :meth:`due` takes less time.
+        """
         for account in list(self.rules.values()):
             yield from account.aggregate_overflow(now_ns)
 
     def due(
         self, now_ns: int, *, closing: bool = False
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield all due reports; if ``closing``, report all packets and end incidents and scans."""
+        """Yield all attempts, scans and ends of incidents that must be reported now.
+
+        ``now_ns`` is the current time of a monotonic clock. If ``closing`` is true, all remaining
+        packets are reported, and all incidents and scans end.
+        """
         yield from self.opened.due()
         while self._ended:
             yield from self._ended.pop().due(now_ns, closing=True)
@@ -126,9 +148,10 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return the number of packets that are new in ``reading``, for each mode of a fence.
+        """Return the number of packets in ``reading`` that no earlier reading contained.
 
-        New packets came after the last reading that :meth:`observe` processed.
+        The result has a number for each mode of a fence, ``enforcing`` and ``permissive``. The
+        earlier readings are those that :meth:`observe` has processed.
         """
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():
@@ -142,11 +165,17 @@ class SandboxAccount:
 
     @property
     def read_ns(self) -> int | None:
-        """Return the start time of the last counter reading; None if there was none."""
+        """Return the start time of the last counter reading; None if there was no reading.
+
+        The time is in ns since the epoch, UTC.
+        """
         return min((account.read_ns for account in self.rules.values()), default=None)
 
     def balances(self) -> tuple[Balance, ...]:
-        """Return the counted and reported packets of each rule, as of the last counter reading."""
+        """Return for each rule the numbers of its counted, reported and pending packets.
+
+        The counted packets are those of the last counter reading.
+        """
         return tuple(
             Balance(
                 sandbox=self.sandbox,

@@ -1,4 +1,8 @@
-"""Attribution method ``capture``: matches log records to the senders that BPF programs report."""
+"""Attribution method ``capture``: finds the sender of a logged packet with the help of BPF.
+
+BPF programs in the kernel, the capture, report capture events. A capture event is a refused packet
+or a system call, with its process. This module compares capture events with log records.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ _SENT_SOME: Final = (
 
 
 class CaptureResult(NamedTuple):
-    """Attribution of one packet, and the program that its sender ran (``image``).
+    """Attribution of one packet to processes, and the program (``image``) that its sender ran.
 
     If several processes may have sent the packet, ``image`` is that of the first process. Both
     values are None if the capture saw no process that may have sent the packet.
@@ -50,7 +54,11 @@ class CaptureResult(NamedTuple):
 
 
 class _Sandbox:
-    """Capture events of one network namespace: refused packets if ``is_refused``, else calls."""
+    """Capture events of one network namespace.
+
+    They are refused packets if ``is_refused`` is true. Otherwise they are system calls that send or
+    connect.
+    """
 
     def __init__(self, *, is_refused: bool) -> None:
         self.events: RefusedPackets | SendCalls = RefusedPackets() if is_refused else SendCalls()
@@ -59,11 +67,11 @@ class _Sandbox:
 
 
 class CaptureMethod:
-    """Attribution of log records to the processes that sent the packets, from capture events.
+    """Attribution of log records to the processes that sent the packets, by capture events.
 
-    ``sandboxes`` maps each sandbox's name to the kernel's cookie of its network namespace. The
-    fences of the ``permissive`` namespaces refuse nothing, so the capture reports system calls
-    there, and not packets.
+    ``sandboxes`` maps each sandbox's name to the kernel's cookie (a number) of its network
+    namespace. ``permissive`` has the cookies of namespaces with a permissive fence. Such a fence
+    refuses no packet. So the capture reports system calls there, instead of refused packets.
     """
 
     def __init__(
@@ -114,7 +122,7 @@ class CaptureMethod:
         return has_more
 
     def note_dropped(self) -> None:
-        """Note that capture events before now were dropped, so later matches are uncertain."""
+        """Store that capture events were dropped before now, so that matches become uncertain."""
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for each in self._by_netns.values():
             each.events.note_dropped(now_ns)
@@ -134,17 +142,21 @@ class CaptureMethod:
                     sandbox.events.mark_closed(event)
 
     def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
-        """Return True if a capture event for the packet of one of the records is still to come."""
+        """Return True if the capture has not yet reported the packet of one of the log records.
+
+        The result is always False where the capture reports system calls instead of packets.
+        """
         events = self._by_name[sandbox].events
         return isinstance(events, RefusedPackets) and events.is_event_pending(_logged(records, 0))
 
     def matches(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> Iterator[Match | None]:
-        """Yield for each log record the calls that may have sent its packet; None without a call.
+        """Yield for each log record the capture events that may belong to its packet.
 
-        The records are in the kernel's order. Pass each record only once, because each packet
-        belongs to only one record. No record was logged before ``since_ns`` (CLOCK_BOOTTIME). Call
+        The result for a record is None if there is no such event. The records are in the kernel's
+        order. Pass each record only once, because each packet belongs to only one record.
+        ``since_ns`` is a time before all records were logged (CLOCK_BOOTTIME). Call
         :meth:`read_events` first, until it returns False.
         """
         began_ns = self._began_ns + _booted_ns()
@@ -160,7 +172,11 @@ class CaptureMethod:
             yield None if is_before or is_accepted else match
 
     def result(self, sandbox: str, match: Match | None) -> CaptureResult:
-        """Return the attribution of a packet to the process or the processes in its match."""
+        """Return the attribution of a packet to the process or the processes in its match.
+
+        ``match`` is the result of :meth:`matches` for the packet's log record. If ``match`` is
+        None, the result has no attribution.
+        """
         if match is None:
             return CaptureResult(None)
         is_refused = self._by_name[sandbox].is_refused
@@ -168,13 +184,13 @@ class CaptureMethod:
         return CaptureResult(attribution, match.calls[0].image)
 
     def is_latest(self, image: ProcessImage) -> bool:
-        """Return True if a process has certainly run no other program since ``image``."""
+        """Return True if ``image`` is certainly the latest program that its process has run."""
         return self._snapshots.is_latest(image)
 
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes that sent a flow's packets since the previous result for that flow.
+        """Return the processes that sent packets of a flow since the previous call for that flow.
 
         ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets of the
         flow. The reading of the counters began at ``began_ns`` (since the epoch), and ended when
@@ -210,7 +226,7 @@ class CaptureMethod:
         )
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Exclude a packet from later results of :meth:`since_last`, because an event reports it.
+        """Exclude a packet that an event reports from later results of :meth:`since_last`.
 
         ``record`` is the packet's log record. ``process`` is the packet's reported sender; None if
         unknown.

@@ -1,7 +1,7 @@
 """Bindings (ctypes) for libbpf, the library that loads BPF programs into the kernel.
 
-Its functions return a negative errno or NULL and set errno (``libbpf.h``, version 1). This module
-does not depend on the purpose of the programs.
+A function of libbpf that fails returns a negative errno or NULL, and sets errno (``libbpf.h``,
+version 1). This module can load any BPF programs.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ class _CgroupLink(ctypes.Structure):
 
 
 class LoadedPrograms:
-    """BPF programs of one object file, loaded into the kernel; a program runs once it is attached.
+    """BPF programs of one object file, loaded into the kernel.
 
-    The kernel removes the programs when this object is closed, and when this process ends.
+    A loaded program does not run until it is attached. The kernel removes the programs when this
+    object is closed, and when this process ends.
     """
 
     def __init__(self, content: bytes) -> None:
@@ -117,9 +118,10 @@ class LoadedPrograms:
         self._object = None
 
     def attach(self, name: str) -> None:
-        """Attach the BPF program ``name`` to the hook that its section name states.
+        """Attach the BPF program ``name`` to the hook that the object file states for it.
 
-        For example, ``raw_tp/kfree_skb`` is a tracepoint. Raises UnsupportedError on failure.
+        The name of the program's section is the hook: for example ``raw_tp/kfree_skb``, a
+        tracepoint. Raises UnsupportedError on failure.
         """
         self._add_link(self._library.bpf_program__attach(self._program(name)), name)
 
@@ -134,7 +136,10 @@ class LoadedPrograms:
         self._cgroup_links[name] = self._library.bpf_link__fd(link)
 
     def detached(self) -> str | None:
-        """Return the name of a cgroup program that another process detached; None if none was."""
+        """Return the name of a BPF program that another process has detached from its cgroup.
+
+        Return None if all programs of :meth:`attach_to_cgroup` are still attached.
+        """
         for name, descriptor in self._cgroup_links.items():
             info, size = _CgroupLink(), c_uint32(ctypes.sizeof(_CgroupLink))
             result = self._library.bpf_obj_get_info_by_fd(
@@ -225,7 +230,10 @@ class RingBuffer:
         return found
 
     def read(self, most: int) -> list[bytes]:
-        """Return about ``most`` samples, oldest first; the next call returns further samples."""
+        """Return up to ``most`` unread samples, oldest first.
+
+        The next call returns the samples that come after them.
+        """
         self._most = most
         self._library.ring_buffer__consume(self._ring)
         samples, self._samples = self._samples, []

@@ -31,10 +31,13 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 
 
 class Matcher:
-    """Test of a ruleset's match statements, and of other statements, against modelled packets.
+    """Evaluator of a ruleset's statements for modelled packets.
 
-    The arguments ``family`` and ``table`` of the methods name the rule's table, in which named sets
-    are searched. ``spend`` is called with the number of set elements that are read.
+    The methods determine if a statement matches a packet, and if the kernel can execute it.
+
+    The arguments ``family`` and ``table`` of the methods name the table that contains the rule.
+    Named sets are searched in that table. When set elements are read, ``spend`` is called with the
+    cost: their number, or a multiple of it.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
@@ -69,12 +72,13 @@ class Matcher:
         return answer.inverted() if operator in {"!=", "!"} else answer
 
     def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
-        """Return YES if the kernel executes a statement for a packet, NO if the rule ends there.
+        """Return YES if the kernel can execute a statement for a packet, and NO if it can't.
 
-        The kernel ends the rule if the statement lacks an input: a map has no element for the
-        packet, the packet doesn't have a field, or a set is full. Return MAYBE if that is unknown.
-        The kernel's sources are nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c and
-        nft_dynset.c.
+        If it can't, the kernel ends the rule at this statement, because an input is missing. For
+        example, a map has no element for the packet, the packet doesn't have a field, or a set is
+        full. Return MAYBE if that is unknown. ``body`` is the statement in nft's JSON, and ``kind``
+        is the statement's name, such as ``mangle``. The facts are from the kernel's nft_lookup.c,
+        nft_objref.c, nft_payload.c, nft_ct.c and nft_dynset.c.
         """
         if not isinstance(body, dict):
             return Truth.YES
@@ -125,7 +129,10 @@ class Matcher:
         return Truth.YES if "*" in keys else result
 
     def _keys_of(self, pairs: Sequence[Any]) -> list[Any]:
-        """Return the keys of a map's elements; for a large map the same list each time."""
+        """Return the keys of a map's elements.
+
+        For a large map, the list is made only once, and later calls return the same list object.
+        """
         keys = self._keys.get(id(pairs))
         if keys is None:
             keys = [_key(pair) for pair in pairs]
@@ -143,11 +150,11 @@ class Matcher:
         return Truth.MAYBE if is_short else Truth.YES
 
     def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
-        """Return YES if an expression has one of the values ``right``, and NO if it has none.
+        """Return YES if the expression ``left`` has one of the values ``right``, and NO if not.
 
-        Return MAYBE if the expression's value for the packet, or the content of a set, is not
-        exactly known. Return None if the packet doesn't have the field. ``left`` is the expression
-        in nft's JSON.
+        Both are in nft's JSON. ``right`` is a value, a list of values, or the name of a set. Return
+        MAYBE if the value of ``left`` for the packet, or the content of the set, is not exactly
+        known. Return None if the packet doesn't have the field that ``left`` reads.
         """
         test = _test(left, packet)
         if test is None:
@@ -174,9 +181,10 @@ class Matcher:
         return self._sorted[id(items)]
 
     def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
-        """Return the values on the right side of a match, or the elements of the set named there.
+        """Return the values on the right side of a match.
 
-        Returns None if the set's elements weren't read.
+        If ``right`` is the name of a set, such as ``@allowed4``, the values are the elements of
+        that set. Return None if these elements weren't read.
         """
         if isinstance(right, str) and right.startswith("@"):
             found = self._ruleset.sets.get((family, table, right[1:]))
@@ -236,7 +244,7 @@ def _part_answers(parts: list[Operand], values: list[Any]) -> Iterator[Truth]:
 
 
 def _intersects(found: Any, right: Any) -> Truth:
-    """Return YES if ``found`` and ``right`` have at least one set bit in common, and NO if not.
+    """Return YES if the field value ``found`` and ``right`` have a common set bit, and NO if not.
 
     Return MAYBE if the bits of one of them are unknown.
     """

@@ -1,7 +1,7 @@
 """Model of a host's whole ruleset: the rules of nftables and of iptables, in one form.
 
-Statements have the form of nft's JSON (libnftables-json(5)); ``xtables`` translates iptables' rules
-into it. Nothing in a ruleset is trusted: other programs choose the names.
+Statements have the form of nft's JSON (libnftables-json(5)). The module ``xtables`` translates
+iptables' rules into this form. Other programs choose the names in a ruleset, so no name is trusted.
 """
 
 from __future__ import annotations
@@ -61,7 +61,11 @@ class BaseSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Chain:
-    """Chain with its rules in order; ``base`` is None for a chain that is no base chain."""
+    """Chain with its rules in order.
+
+    ``base`` has the properties of a base chain. It is None for a regular chain, which packets reach
+    only by a jump from another chain.
+    """
 
     key: ChainKey
     base: BaseSpec | None
@@ -72,8 +76,8 @@ class Chain:
 class Set:
     """nftables set or map; ``size`` is the largest number of elements, None if there is no limit.
 
-    ``elements`` is None if the elements were not read. If rules add or delete elements, the list
-    includes the placeholder ``UNKNOWN``.
+    ``elements`` is None if the elements were not read. If rules add or delete elements, the current
+    elements are unknown. In that case ``elements`` also has the placeholder ``UNKNOWN``.
     """
 
     elements: Sequence[Any] | None
@@ -82,9 +86,9 @@ class Set:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Flowtable:
-    """nftables flowtable: packets of its flows skip the forward hook.
+    """nftables flowtable: the packets of the flows in it skip the forward hook.
 
-    So these packets skip the rules of a fence in that hook.
+    So the rules of a fence in the forward hook do not apply to these packets.
     """
 
     family: str
@@ -95,9 +99,10 @@ class Flowtable:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Ruleset:
-    """Whole ruleset of a namespace; ``unread`` are sentences about rules that could not be read.
+    """Whole ruleset of a network namespace.
 
-    The keys of ``sets`` are family, table and name.
+    ``unread`` has sentences about rules that could not be read. The keys of ``sets`` are family,
+    table and name.
     """
 
     chains: Mapping[ChainKey, Chain] = field(default_factory=dict)
@@ -134,7 +139,10 @@ def from_json(listed: Any) -> Ruleset:
 
 
 class _RulesetBuilder:
-    """Collector of the objects in nft's listing, which may list a rule before the rule's chain."""
+    """Builder of a Ruleset from the objects in nft's listing.
+
+    It collects all objects first, because a rule may come before its chain in the listing.
+    """
 
     def __init__(self) -> None:
         self._bases: dict[ChainKey, BaseSpec | None] = {}

@@ -1,4 +1,4 @@
-"""Effects of nftables statements on a modelled packet: which ones stop it, and which change it."""
+"""Effects of nftables statements on a modelled packet: some statements stop it, some change it."""
 
 from __future__ import annotations
 
@@ -48,10 +48,11 @@ XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
 
 
 def mangled(body: Any, packet: Packet) -> Packet:
-    """Return a copy of the packet as it is after a ``mangle`` statement.
+    """Return a copy of the packet after a ``mangle`` statement, which sets one field of the packet.
 
-    ``body`` is the statement in nft's JSON; it sets a field, such as the mark. The new value of the
-    field is known only if the statement sets a constant.
+    ``body`` is the statement in nft's JSON. If it sets the mark to an unknown value, the copy's
+    mark may have any value. If it may set an address or a port, all addresses and ports of the copy
+    may have any value. If it sets another field, the packet is returned unchanged.
     """
     key = body.get("key") if isinstance(body, dict) else None
     if key == {"meta": {"key": "mark"}}:
@@ -60,7 +61,11 @@ def mangled(body: Any, packet: Packet) -> Packet:
 
 
 def rewrites_addresses(key: Any) -> bool:
-    """Return true if a statement that sets the field ``key`` may change addresses or ports."""
+    """Return true if a statement that sets the field ``key`` may change addresses or ports.
+
+    ``key`` is a field in nft's JSON. The result is false, for example, for the mark and for the
+    TTL. The result is true for a header field without a name, because it may be any bytes.
+    """
     payload = key.get("payload") if isinstance(key, dict) else None
     return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS
 
@@ -107,7 +112,8 @@ def with_any_mark(packet: Packet) -> Packet:
 def untracked(packet: Packet) -> Packet:
     """Return a copy of the packet as it is after the statement ``notrack``.
 
-    Connection tracking then ignores the packet, unless it has already processed the packet.
+    If connection tracking has not processed the packet yet, its state becomes ``untracked``. Then
+    connection tracking will ignore the packet. Otherwise the statement has no effect.
     """
     alternatives: set[frozenset[str]] = set()
     for alternative in packet.state.alternatives:
@@ -117,18 +123,19 @@ def untracked(packet: Packet) -> Packet:
 
 
 def maybe_untracked(packet: Packet) -> Packet:
-    """Return a copy of the packet that connection tracking may or may not ignore later.
+    """Return a copy of the packet that models both cases: with and without a ``notrack``.
 
-    Use it after an iptables target such as ``CT``. The target's arguments decide whether the packet
-    is ignored, but nft doesn't list these arguments.
+    Use it after an iptables target such as ``CT``. The target's arguments decide whether connection
+    tracking ignores the packet, but nft doesn't list these arguments.
     """
     return packet.joined(untracked(packet))
 
 
 def tracked(packet: Packet) -> Packet:
-    """Return a copy of the packet after connection tracking has set the state: new or established.
+    """Return a copy of the packet as it is after connection tracking has processed it.
 
-    A packet that ``notrack`` has excluded stays untracked.
+    The state becomes ``new`` for the first packet of a flow, and ``established`` for a later
+    packet. A packet with the state ``untracked`` (after ``notrack``) keeps that state.
     """
     state = NEW if packet.is_first else ESTABLISHED
     alternatives: set[frozenset[str]] = set()

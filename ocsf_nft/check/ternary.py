@@ -72,9 +72,9 @@ MARKS: Final = Span(0, 0xFFFFFFFF)
 class InterfaceName(NamedTuple):
     """Name of an interface, known completely or in part.
 
-    ``text`` is the whole name. If ``is_prefix``, it is only the first characters of the name, and
-    the name starts with none of ``excluded_prefixes``. The empty name means that the packet has no
-    such interface, as in the kernel.
+    ``text`` is the whole name. If ``is_prefix`` is true, ``text`` is only the start of the name,
+    and the name starts with none of ``excluded_prefixes``. If the whole name is empty, the packet
+    has no such interface. For example, a packet that the host sends has no input interface.
     """
 
     text: str
@@ -84,7 +84,8 @@ class InterfaceName(NamedTuple):
     def equals(self, other: str) -> Truth:
         """Return YES if the interface's name is ``other``, and NO if it is not.
 
-        Return MAYBE if only the start of the interface's name is known, and ``other`` fits.
+        Return MAYBE if only the start of the interface's name is known, and ``other`` has that
+        start.
         """
         if not self.is_prefix:
             return Truth.YES if self.text == other else Truth.NO
@@ -95,7 +96,8 @@ class InterfaceName(NamedTuple):
     def starts_with(self, start: str) -> Truth:
         """Return YES if the interface's name starts with the text ``start``, and NO if it doesn't.
 
-        Return MAYBE if fewer characters of the name are known, and these fit.
+        Return MAYBE if only the first characters of the name are known, and ``start`` begins with
+        them but is longer.
         """
         if self.text.startswith(start):
             return Truth.YES
@@ -129,21 +131,21 @@ class Bits(NamedTuple):
     alternatives: frozenset[frozenset[str]]
 
     def equals(self, flags: frozenset[str]) -> Truth:
-        """Return YES if exactly the given flags are set, and NO if other flags are set.
+        """Return YES if the packet's flags are exactly ``flags``, and NO if they are not.
 
-        Return MAYBE if that holds only for some of the possible combinations of flags.
+        Return MAYBE if only some of the ``alternatives`` are equal to ``flags``.
         """
         return self._all(alternative == flags for alternative in self.alternatives)
 
     def intersects(self, flags: frozenset[str]) -> Truth:
-        """Return YES if at least one of the given flags is set, and NO if none is set.
+        """Return YES if the packet has at least one of ``flags``, and NO if it has none of them.
 
-        Return MAYBE if that holds only for some of the possible combinations of flags.
+        Return MAYBE if only some of the ``alternatives`` have one of ``flags``.
         """
         return self._all(bool(alternative & flags) for alternative in self.alternatives)
 
     def masked(self, flags: frozenset[str]) -> Bits:
-        """Return the flags after a bitwise *and* with the given flags."""
+        """Return the flags after a bitwise *and*: flags that are not in ``flags`` are removed."""
         return Bits(frozenset(alternative & flags for alternative in self.alternatives))
 
     @staticmethod
@@ -155,9 +157,9 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Return the model of a field with one flag, which may be any of ``alternatives``.
+    """Return the model of a field in which one of the flags ``alternatives`` is set.
 
-    An empty name means that no flag is set. For example, ``bits("new", "")`` is the flag ``new``,
-    or no flag.
+    With several alternatives, it is unknown which one is set. An empty text means that no flag is
+    set. For example, ``bits("new", "")`` is a field with the flag ``new``, or with no flag.
     """
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))

@@ -22,7 +22,7 @@ _CONTEXT_BYTES: Final = 1 << 13
 
 
 class _Cutter:
-    """Splitter of data into lines; a line that is too long becomes a placeholder.
+    """Splitter of data into lines; an empty line replaces a line that is too long.
 
     The data of a line that is too long may arrive in several calls of :meth:`cut`.
     """
@@ -46,7 +46,7 @@ class _Cutter:
         return lines, end
 
     def last(self, rest: bytes) -> list[bytes]:
-        """Return the last line of the input, which has no line end; an empty list if there is none.
+        """Return the last line of the input if it has no line end; otherwise return an empty list.
 
         ``rest`` has the bytes after the last line end.
         """
@@ -69,10 +69,10 @@ def opened(path: Path) -> int:
 
 
 def lines_of_pipe(descriptor: int) -> Iterator[list[bytes]]:
-    """Yield lists of lines as they arrive from a pipe, until its end; raises OSError.
+    """Yield lists of lines as they arrive from a pipe, until its end.
 
-    The pipe ends when no process has it open for writing. A last line without a line end is
-    included.
+    The pipe ends when no process has it open for writing. A last line without a line end is yielded
+    too. Raises OSError if the pipe can't be read.
     """
     cutter, rest = _Cutter(), b""
     while chunk := _read(descriptor):
@@ -93,11 +93,12 @@ def _read(descriptor: int) -> bytes:
 
 
 class GrowingFile:
-    """Regular file that another process appends lines to, read from its last lines on.
+    """Reader of a regular file to which another process appends lines.
 
-    ``path`` is the name of the file. If a new file replaces the file under this name, the reader
-    closes ``descriptor`` and continues with the new file. If ``path`` is None, the reader does not
-    check for a new file.
+    :meth:`last_lines` yields existing lines, and :meth:`new_lines` yields lines that are added
+    later. ``path`` is the name of the file. If another file gets this name, the reader closes
+    ``descriptor`` and continues with the new file. If ``path`` is None, the reader does not check
+    for a new file.
     """
 
     def __init__(self, descriptor: int, path: Path | None) -> None:
@@ -114,11 +115,11 @@ class GrowingFile:
         )
 
     def last_lines(self, number: int, *, growing: bool) -> Iterator[list[bytes]]:
-        """Yield the last ``number`` lines of the file, several at once; raises OSError.
+        """Yield the last ``number`` lines of the file, in lists of lines.
 
         ``growing`` is true if the caller continues with :meth:`new_lines`. Then a last line without
         a line end counts as incomplete, and :meth:`new_lines` yields it later. If ``growing`` is
-        false, such a line is yielded too.
+        false, such a line is yielded too. Raises OSError if the file can't be read.
         """
         # No further: a writer that is faster than this reader would keep the loop going.
         end = os.fstat(self._descriptor).st_size
@@ -130,12 +131,13 @@ class GrowingFile:
             yield self._rest(end)
 
     def new_lines(self) -> Iterator[list[bytes]]:
-        """Yield lines that became complete since the last call; raises OSError, AbsentError.
+        """Yield the lines that became complete since the last call, in lists of lines.
 
         A file that was emptied, or truncated and written again (copytruncate), is read from its
-        beginning. If another file has the name now (logrotate), the reader first reads the old file
-        until it has stopped growing: the writer may use it for some time after the rotation. Then
-        the reader continues with the new file.
+        beginning. If the path now names another file (logrotate), the reader first reads the old
+        file until it has stopped growing. The writer may use the old file for some time after the
+        rotation. Then the reader continues with the new file. Raises OSError if a file can't be
+        read, and AbsentError if the new file can't be opened.
         """
         if self._is_rewritten():
             self._begin(0)
@@ -168,7 +170,10 @@ class GrowingFile:
             yield lines
 
     def _rest(self, end: int | None = None) -> list[bytes]:
-        """Return the lines after the current position, including a last one without a line end."""
+        """Return the lines from the current position to ``end``; None means the end of the file.
+
+        ``end`` is an offset in the file. A last line without a line end is included.
+        """
         chunk = os.pread(self._descriptor, self._room(end), self._at)
         lines, size = self._cutter.cut(chunk)
         return [*lines, *self._cutter.last(chunk[size:])]
@@ -181,7 +186,10 @@ class GrowingFile:
         return os.pread(self._descriptor, size, self._at - size) != self._context
 
     def _successor(self) -> int | None:
-        """Return a descriptor of a new file that has the path now; None if no other file has it."""
+        """Return a descriptor of the file that the path names now, if that is not the open file.
+
+        Return None if the path still names the open file, or names no file, or is None.
+        """
         if self._path is None:
             return None
         try:

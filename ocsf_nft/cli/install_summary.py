@@ -1,4 +1,4 @@
-"""Summary of an installed fence for people."""
+"""Text for a person that describes an installed fence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def sentence(installed: InstalledFence) -> str:
-    """Return what the fence does, in one sentence."""
+    """Return one sentence for a person: the sandbox that the fence is for, and what the fence does.
+
+    For example: "sandbox agent is fenced; refused packets are logged to nflog".
+    """
     sandbox, transport = installed.spec.sandbox, installed.transport
     record = "counted, and not logged" if transport == "none" else f"logged to {transport}"
     if installed.spec.is_permissive:
@@ -26,9 +29,10 @@ def sentence(installed: InstalledFence) -> str:
 
 
 def summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
-    """Yield lines of text: what the fence does, where it is, what it allows, what to do next.
+    """Yield lines of text for a person about a fence: what it does, its tables, what it allows.
 
-    ``options`` are the options that name the state directory, for the commands to run next.
+    The last lines are commands that the person can run next. ``options`` is added to these
+    commands, so that they use the same state directory.
     """
     yield sentence(installed)
     spec = installed.spec

@@ -1,8 +1,8 @@
 """JSON Schema of a configuration file, for editors.
 
-The schema is derived from the tables that check a configuration. It accepts each valid file. It
-also accepts some wrong files, because it does not check combinations of keys or the form of an
-address. ``ocsf-nft config FILE`` checks these too.
+The schema is generated from the classes that check a configuration. It accepts each valid file. It
+also accepts some invalid files, because it does not check combinations of keys or the form of an
+address. The command ``ocsf-nft config FILE`` checks these too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def _model(name: str) -> type[BaseModel]:
 
 
 def description(model: type[BaseModel], key: str) -> str:
-    """Return the description of a key in a table; raises LookupError if the key has none."""
+    """Return the text that describes the key ``key`` of a configuration table.
+
+    ``model`` is the class of the table. Raises LookupError if the key has no text.
+    """
     for base in model.__mro__:
         if key in (found := DESCRIPTIONS.get(base.__name__, {})):
             return found[key]

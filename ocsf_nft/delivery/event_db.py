@@ -1,7 +1,10 @@
-"""SQLite database of a store: events, checkpoints of sinks, dead letters, positions of sources.
+"""SQLite database of the event store: events, checkpoints of sinks, dead letters, read positions.
 
-All functions block, and raise DeliveryError if the disk can't be written: call them from one thread
-at a time.
+A checkpoint is the number of the last event that a sink has acknowledged. A dead letter is an event
+that a sink has refused. A read position states where to resume reading a source of log records.
+
+All functions block, and raise DeliveryError if the disk can't be written. Two threads must not call
+them at the same time.
 """
 
 from __future__ import annotations
@@ -48,7 +51,10 @@ _UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
 
 
 class StoredEvent(NamedTuple):
-    """Event in the store, with a ``number`` that increases in the order of storage."""
+    """Event in the store: its ``number``, its uid, and its JSON (``line``).
+
+    The number increases in the order of storage.
+    """
 
     number: int
     uid: str
@@ -56,10 +62,11 @@ class StoredEvent(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """Dead letter: an event that a sink has refused, as it was stored, and the reason.
+    """Dead letter: an event that a sink has refused, with the reason.
 
-    ``since_ms`` is the time of the refusal (ms since the epoch, UTC). If a retry is refused, the
-    time does not change. ``is_again`` is true if a retry was requested.
+    ``line`` is the event's JSON. ``since_ms`` is the time of the refusal (ms since the epoch, UTC).
+    A refused retry does not change it. ``is_again`` is true from the request for a retry until the
+    retry is finished.
     """
 
     id: int
@@ -72,7 +79,10 @@ class DeadLetter(NamedTuple):
 
 
 class RefusedEvent(NamedTuple):
-    """Event that a sink has refused, before it is stored as a dead letter."""
+    """Event that a sink has refused: its uid, its JSON (``line``), and the reason.
+
+    :meth:`EventDatabase.acknowledge` stores it as a dead letter.
+    """
 
     uid: str
     line: bytes
@@ -83,10 +93,10 @@ class EventDatabase:
     """SQLite database file with the events of one store.
 
     The file uses at most ``max_bytes`` on the disk. :meth:`sweep` removes events that are older
-    than ``max_seconds``. If there is no room, events that all sinks have received are removed
-    first, then the oldest dead letters. If there is still no room, ``drops`` decides. If ``drops``
-    is true, the oldest other events are removed. Otherwise new events are refused. See
-    :mod:`ocsf_nft.delivery.retention`.
+    than ``max_seconds``. If there is no room for new events, stored events are removed in this
+    order: first events that all sinks have received, then the oldest dead letters. If there is
+    still no room and ``drops`` is true, the oldest events that sinks still need are removed. If
+    ``drops`` is false, the new events are refused. See :mod:`ocsf_nft.delivery.retention`.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
@@ -103,24 +113,27 @@ class EventDatabase:
 
     @property
     def used_bytes(self) -> int:
-        """Size of the events on the disk in bytes, as of the last transaction."""
+        """Return the used size of the database in bytes, as of the last transaction."""
         return self._retention.used_bytes
 
     @property
     def max_bytes(self) -> int:
-        """Largest size of the events on the disk, in bytes."""
+        """Return the largest permitted size of the database, in bytes."""
         return self._retention.max_bytes
 
     def fault(self) -> str | None:
-        """Return a message if a damaged database file was quarantined, else None.
+        """Return a message if a damaged database file was quarantined (renamed), else None.
 
-        Each message is returned only once.
+        A message is returned only once: the next call returns None.
         """
         fault, self._database.fault = self._database.fault, None
         return fault
 
     def open(self) -> None:
-        """Open the database file, and create it if it is missing; raises DeliveryError."""
+        """Open the database file, and create it if it is missing.
+
+        Raises DeliveryError if that fails.
+        """
         self._database.open()
         with self._database.transaction() as connection:
             self._retention.measure(connection)
@@ -137,10 +150,11 @@ class EventDatabase:
         self._database.close()
 
     def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
-        """Set the names of all sinks; delete the checkpoints of sinks with other names.
+        """Set the names of all sinks; delete the checkpoint of each sink that is not among them.
 
-        Returns the number of undelivered events of each deleted sink that has some. A new sink gets
-        only events that are stored from now on.
+        The result has, for each sink whose checkpoint was deleted, its number of undelivered
+        events. Sinks without undelivered events are left out. A sink that is new in ``names`` gets
+        only events that are stored after this call.
         """
         undelivered: list[DroppedEvents] = []
         with self._database.transaction() as connection:
@@ -159,10 +173,11 @@ class EventDatabase:
         return tuple(undelivered)
 
     def put(self, lines: Sequence[bytes], positions: Sequence[tuple[str, str]]) -> None:
-        """Store events, and the positions of their sources, in one transaction.
+        """Store events, and the read positions of sources of log records, in one transaction.
 
-        ``lines`` are events as JSON. ``positions`` are pairs of a source's name and position.
-        Raises DeliveryError, or its subclass FullError if there is no room.
+        ``lines`` are events as JSON. ``positions`` are pairs: the name of a source, and its
+        position. Raises FullError (a DeliveryError) if there is no room, and DeliveryError for
+        other failures.
         """
         self._retention.make_room()
         # A power cut may undo a position without events: its records are then read again.
@@ -184,21 +199,22 @@ class EventDatabase:
     def sweep(self) -> bool:
         """Remove some of the events and dead letters that are older than ``max_seconds``.
 
-        Return True if more of them may remain: call this method again.
+        Return True if more of them may remain. Another call removes the next ones.
         """
         return self._retention.sweep(self._now_ms())
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
         """Return for each sink how many events were removed before that sink had received them.
 
-        Events that :meth:`confirm_reported` has marked as reported are not counted.
+        After :meth:`confirm_reported`, the result has only the events that were not reported yet.
         """
         return self._retention.dropped_events()
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Subtract numbers that were reported from the numbers that :meth:`dropped_events` returns.
+        """Store that dropped events were reported; :meth:`dropped_events` then omits them.
 
-        ``dropped`` is an earlier result of that method.
+        ``dropped`` is an earlier result of :meth:`dropped_events`. Events that were dropped after
+        that result are not affected.
         """
         self._retention.confirm_reported(dropped)
 
@@ -237,22 +253,23 @@ class EventDatabase:
     def begin_batch(self, sink: str, until: int) -> None:
         """Store the last event number (``until``) of a batch, before the batch is sent.
 
-        After a crash, the forwarder can send a batch with exactly the same events again.
+        So the forwarder can send a batch with exactly the same events again after a crash.
         """
         self._execute_unsynced("UPDATE sink SET sending = ? WHERE name = ?", (until, sink))
 
     def _execute_unsynced(self, statement: str, values: tuple[object, ...]) -> None:
-        """Execute a statement without syncing the disk: a power cut may undo it.
+        """Execute a statement without syncing the disk.
 
-        After a power cut, the forwarder delivers some events again.
+        A power cut may undo the statement. The only effect is that the forwarder sends some events
+        again.
         """
         with self._database.unsynced_transaction() as connection:
             connection.execute(statement, values)
 
     def acknowledge(self, sink: str, until: int, refused: Sequence[RefusedEvent]) -> None:
-        """Store that a sink has all events up to number ``until``, except the ``refused`` ones.
+        """Store that a sink has received all events up to the number ``until`` (included).
 
-        The refused events become dead letters.
+        The ``refused`` events become dead letters of the sink.
         """
         statement = "UPDATE sink SET acknowledged = ?, sending = NULL WHERE name = ?"
         if not refused:
@@ -289,10 +306,10 @@ class EventDatabase:
     def finish_retries(
         self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
     ) -> None:
-        """Delete dead letters that were delivered; update those that were refused again.
+        """Delete the ``delivered`` dead letters; store the new reasons of the ``refused`` ones.
 
-        ``refused`` has the new reason of each dead letter. Dead letters that retention has removed
-        meanwhile are ignored.
+        ``refused`` has pairs: a dead letter and its new reason. A dead letter that no longer exists
+        is ignored. It was removed meanwhile because of its age or for lack of room.
         """
         with self._database.transaction() as connection:
             connection.executemany(
@@ -332,8 +349,9 @@ class EventDatabase:
 def _uid(line: bytes) -> str:
     """Return the ``metadata.uid`` of an event's JSON.
 
-    The uid is cut out without parsing the JSON. That is safe, because a JSON string contains no
-    quotation mark without a backslash before it.
+    A regular expression finds the uid, so that the JSON need not be parsed. The expression can't
+    match inside a text value, because each quotation mark in a text value has a backslash before
+    it.
     """
     found = _UID.match(line, line.rfind(_METADATA))
     if found is None:  # the line is not one of our own templates

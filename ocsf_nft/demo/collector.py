@@ -26,7 +26,7 @@ class Collector(Sink):
         """Do nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """Close the sink: stored events stay, and waiting callers return."""
+        """Close the sink: waiting calls of :meth:`find` return, and stored events remain."""
         async with self._arrival:
             self._is_closed = True
             self._arrival.notify_all()

@@ -1,8 +1,9 @@
-"""IP forwarding, which a VM's packets need on its host: enabled while a VM exists, then restored.
+"""IP forwarding on the host of a VM: enabled while the VM has a fence, then restored.
 
-``net.ipv4.ip_forward`` and ``net.ipv6.conf.all.forwarding`` belong to a namespace, and are shared
-by all VMs in it. A write to one of them changes other sysctls too (``inet_forward_change()`` in
-net/ipv4/devinet.c, ``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c):
+Without IP forwarding, the host does not forward a VM's packets. The sysctls ``net.ipv4.ip_forward``
+and ``net.ipv6.conf.all.forwarding`` belong to a network namespace, and all VMs in it share them. A
+write to one of them changes other sysctls too (``inet_forward_change()`` in net/ipv4/devinet.c,
+``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c):
 
 - ``forwarding`` of every existing and future device;
 - in IPv4 also ``conf.all.accept_redirects``, which gets the opposite value.
@@ -16,8 +17,8 @@ The previous values of all these sysctls are stored in the state directory befor
 written. So they can be restored after any crash. A device that is created while forwarding is
 enabled has the kernel's defaults.
 
-The kernel permanently disables large receive offload, which a forwarding host must not have
-(``dev_disable_lro()``).
+One change can't be restored. When forwarding is enabled, the kernel permanently disables large
+receive offload, which a forwarding host must not have (``dev_disable_lro()``).
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ _ACCEPT_RA_ALWAYS: Final = "2"
 
 
 def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
-    """Return the names of the sysctls that are off and must be on to forward a VM's packets.
+    """Return the names of the sysctls that are off, but must be on to forward a VM's packets.
 
-    The result is empty for a fence that is not a VM's.
+    The result is empty if the fence is not a VM's.
     """
     if spec.tap is None:
         return ()
@@ -72,8 +73,9 @@ def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
 def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
     """Store the previous values of the forwarding sysctls that :func:`switch_on` will change.
 
-    Does nothing if forwarding is on already. Raises UnsupportedError if a sysctl can't be written,
-    for example in a read-only ``/proc/sys``. Then nothing was stored or changed.
+    Does nothing if forwarding is on already, or if the fence is not a VM's. Raises UnsupportedError
+    if a sysctl can't be written, for example in a read-only ``/proc/sys``. In that case nothing is
+    stored or changed.
     """
     if spec.tap is None:
         return
@@ -86,9 +88,10 @@ def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> Non
 
 
 def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
-    """Enable the forwarding of a VM's packets in a namespace. Raises UnsupportedError.
+    """Enable the forwarding of a VM's packets in a namespace.
 
-    :func:`prepare` must have stored the previous values.
+    Before this call, :func:`prepare` must have stored the previous values. Does nothing if the
+    fence is not a VM's. Raises UnsupportedError if a sysctl can't be written.
     """
     if spec.tap is None:
         return
@@ -101,9 +104,10 @@ def release(
 ) -> None:
     """Restore the forwarding sysctls of a namespace, except those that other VMs' fences need.
 
-    ``identity`` identifies the namespace in which forwarding was enabled. Nothing is restored if
-    ``namespace`` no longer leads to that namespace. ``others`` are the remaining fences in the
-    namespace. Raises UnsupportedError.
+    ``identity`` identifies the namespace in which forwarding was enabled. If that namespace was
+    deleted or replaced, ``namespace`` has another identity or none, and nothing is restored.
+    ``others`` are the fences that remain in the namespace. Raises UnsupportedError if a sysctl
+    can't be written.
     """
     needed = {version for spec in others for version in _versions(spec)}
     try:
@@ -148,10 +152,11 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
 
 
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
-    """Return the values that the forwarding sysctls had before they were enabled, by sysctl.
+    """Return the values that the sysctls had before forwarding was enabled, by path of the sysctl.
 
-    These are the ``stored`` values, and the current values of the sysctls that will change now.
-    Raises UnsupportedError if a sysctl can't be written.
+    The result has all values in ``stored``. It also has the current values of other sysctls that
+    will change when forwarding is enabled now. Raises UnsupportedError if a sysctl can't be
+    written.
     """
     found = dict(stored)
     for key in _missing(spec):
@@ -196,8 +201,8 @@ def _switch_on(spec: FenceSpec, stored: Mapping[str, str]) -> None:
 def _restore(before: Mapping[str, str]) -> None:
     """Write the previous values ``before`` to the sysctls.
 
-    The sysctls for all devices are first, because a write to them changes other sysctls.
-    ``accept_ra`` is last.
+    The sysctls for all devices are written first, because a write to them changes other sysctls.
+    ``accept_ra`` is written last.
     """
 
     def order(key: str) -> tuple[bool, bool]:

@@ -10,8 +10,8 @@ from ocsf_nft.errors import FenceError, UnsupportedError
 def ownership_failure(error: OSError) -> str:
     """Return the reason why the kernel refused to change tables, or to give us ownership of them.
 
-    ``error`` is the kernel's answer. A PermissionError means that another process owns the tables
-    exclusively.
+    ``error`` is the kernel's error. For a PermissionError, the reason is that another process owns
+    the tables exclusively. For any other error, the reason is the error's text.
     """
     if isinstance(error, PermissionError):
         return "another process owns them exclusively"
@@ -19,9 +19,10 @@ def ownership_failure(error: OSError) -> str:
 
 
 def ruleset_error(error: OSError) -> FenceError | UnsupportedError:
-    """Return the exception to raise for the kernel's error when it refuses to load a fence.
+    """Return the exception to raise if the kernel has refused to load a fence with ``error``.
 
-    UnsupportedError means that the kernel lacks a feature, FenceError any other reason.
+    The result is an UnsupportedError if the kernel lacks a feature. In all other cases it is a
+    FenceError.
     """
     reason = ownership_failure(error)
     if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:

@@ -88,31 +88,46 @@ class Table(NamedTuple):
 
 
 def tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return the tables of a fence; those of a VM's fence are in the namespace of its host."""
+    """Return the nftables tables of a fence, without the table of its guard.
+
+    A VM's fence is in the network namespace of the VM's host, and so are its tables.
+    """
     return tables_of(spec.profile, None if spec.tap is None else spec.tap.device)
 
 
 def tables_of(profile: Profile, device: str | None) -> tuple[Table, ...]:
-    """Return the tables of a fence from its profile and, for a VM, the name of its TAP device."""
+    """Return the tables of a fence with the given profile.
+
+    ``device`` is the name of a VM's TAP device, which the table names contain; None without a VM.
+    """
     name = TABLE if device is None else device_table(device)
     return tuple(Table(family, name, rules) for family, rules in _RULES[profile])
 
 
 def static_sets(spec: FenceSpec) -> tuple[str, ...]:
-    """Return the names of the sets that the installer fills; packets fill all other sets."""
+    """Return the names of the sets in a fence that get their elements at the installation.
+
+    All other sets get their elements later, from packets.
+    """
     has_mac = spec.tap is not None and spec.tap.mac is not None
     return (*_STATIC_SETS, "macs") if has_mac else _STATIC_SETS
 
 
 def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return the guard's table, on the host's end of a sandbox's link; empty without a guard."""
+    """Return the table of the fence's guard; the result is empty if the fence has no guard.
+
+    The guard is an additional table outside the sandbox, on the host's end of the sandbox's link.
+    """
     if spec.guard_device is None:
         return ()
     return (Table("netdev", device_table(spec.guard_device), ("guard",)),)
 
 
 def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset of a fence, without its guard, as text for ``nft -f``."""
+    """Return the ruleset of a fence as text for ``nft -f``.
+
+    The ruleset of the fence's guard (:func:`guard`) is not included.
+    """
     links = around.links or (LOOPBACK,)
     defines = {"links": _names(links)}
     if spec.tap is None:
@@ -129,9 +144,10 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
 
 
 def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset of a fence's guard on the host's side, as text for ``nft -f``.
+    """Return the ruleset of a fence's guard, as text for ``nft -f``.
 
-    The guard filters the link that ``spec.guard_device`` names.
+    The guard is an additional table outside the sandbox. It filters the host's end of the sandbox's
+    link, the device ``spec.guard_device``.
     """
     device = spec.guard_device or LOOPBACK
     defines = {"links": _names((device,))}
@@ -140,7 +156,7 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
 
 
 def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset text of a fence, and of its guard if one is requested."""
+    """Return the ruleset text of a fence, and of its guard if ``spec`` has a guard device."""
     text = fence(spec, around, transport)
     return text if spec.guard_device is None else text + guard(spec, around, transport)
 
@@ -148,22 +164,26 @@ def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTranspo
 def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
     """Return the SHA-256 (hex) of the ruleset text of a fence and its guard.
 
-    The digest is stored in the record of an installed fence. If the result differs from the stored
-    digest, another version of ocsf-nft has installed the fence.
+    The state directory has the digest of each installed fence. If the result differs from the
+    stored digest, another version of ocsf-nft has installed the fence.
     """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
 
 
 def device_table(device: str) -> str:
-    """Return the name of the nftables table for a device; forbidden characters are escaped."""
+    """Return the name of the fence's nftables table for a device, for example ``ocsf_nft_tap0``.
+
+    Each character that is not allowed in the name is replaced by ``_`` and its code in hex.
+    """
     return f"{TABLE}_" + re.sub(r"[^A-Za-z0-9.-]", lambda found: f"_{ord(found[0]):02x}", device)
 
 
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
     """Return the ruleset line that creates a table if it is missing.
 
-    After this line, a statement that deletes the table can't fail. ``persists`` must be true if the
-    existing table is persistent: the kernel accepts no table with the same name and other flags.
+    After this line, a statement that deletes the table can't fail. ``persists`` must be true if a
+    persistent table with this name exists. Otherwise the kernel refuses the line, because the flags
+    in the line differ from the table's flags.
     """
     return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 
@@ -224,7 +244,10 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    """Return ``accounting.nft`` text with the counter names of a permissive or enforcing fence."""
+    """Return text of ``accounting.nft`` with the counter names of one mode of the fence.
+
+    ``body`` is the text. In the permissive mode, the counter names end with ``_permissive``.
+    """
     name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 
@@ -259,7 +282,7 @@ def _set_log_transport(text: str, group: int, transport: LogTransport) -> str:
 
 
 def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
-    """Return the elements of the sets that the installer fills, by the name of the set."""
+    """Return the elements that sets get at the installation, by the name of the set."""
     found: dict[str, list[str]] = {}
     for version in (4, 6):
         found[f"allowed{version}"] = [

@@ -68,7 +68,10 @@ class Derived(NamedTuple):
 
 
 def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
-    """Compute the derived values of an attempt's event; ``severities`` are the configured rules."""
+    """Compute the values of :class:`Derived` for an attempt.
+
+    ``severities`` are the configured severity rules.
+    """
     record = attempt.record
     source, destination = packed(record.source), packed(record.destination)
     return Derived(
@@ -94,7 +97,10 @@ def _correlation_uid(attempt: Attempt) -> str:
 
 
 class Activities:
-    """Builder of Network Activity events for one sandbox, with the facts in ``context``."""
+    """Builder of Network Activity events for one sandbox.
+
+    The ``context`` has the facts that log records lack, such as the host and the proxies.
+    """
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -108,8 +114,8 @@ class Activities:
     def event(self, attempt: Attempt, derived: Derived, *, processed_ns: int) -> NetworkActivity:
         """Return the Network Activity event of an attempt.
 
-        ``derived`` is the result of :func:`derive` for the same attempt. Its values are not
-        computed again. ``processed_ns`` is the current time (ns since the epoch, UTC).
+        ``derived`` is the result of :func:`derive` for the same attempt. ``processed_ns`` is the
+        current time (ns since the epoch, UTC).
         """
         record, aggregation = attempt.record, attempt.aggregation
         direction = packet_outcome.direction(record, self._context.uplinks)
@@ -196,8 +202,9 @@ class Activities:
     ) -> tuple[Proxy, NetworkProxy] | tuple[None, None]:
         """Return the proxy that the sender should have used, and the OCSF object of that proxy.
 
-        Both are None if the sandbox has no known proxy, or if no proxy applies: for inbound
-        packets, frames without IP, and rules of other firewalls.
+        Both are None if the sandbox has no known proxy. Both are also None for packets that no
+        sender would send through a proxy: inbound packets, frames without IP, and packets in log
+        records of other firewalls.
         """
         version = attempt.record.ip_version
         is_frame = version is None and attempt.aggregation is None
@@ -241,10 +248,10 @@ def _traffic(packets: int, length: int | None) -> NetworkTraffic:
 
 
 def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
-    """Return the facts about the flows of an attempt that has several, for ``unmapped``.
+    """Return facts about the flows of an aggregated attempt, for the event's ``unmapped``.
 
-    They are the reason, the number of flows and some of the flows. The schema has no attribute for
-    these facts.
+    The facts are the reason for the aggregation, the number of flows, and some of the flows. The
+    schema has no attribute for these facts.
     """
     facts: dict[str, Any] = {"reason": aggregation.reason}
     if aggregation.flows is not None:

@@ -1,7 +1,7 @@
 """Generator of the field guide: each attribute of our OCSF events, and the source of its value.
 
-The guide is made from the models. As a program, the module updates the guide between two markers of
-a page: ``python -m ocsf_nft.ocsf.field_guide docs/reference/events.md``.
+The guide is made from the models of events and objects. This command replaces the guide between two
+markers of a page: ``python -m ocsf_nft.ocsf.field_guide docs/reference/events.md``.
 """
 
 from __future__ import annotations
@@ -141,9 +141,10 @@ def _rows(model: type[Model]) -> Iterator[str]:
 
 
 def _id_of(name: str) -> str:
-    """Return the name of a caption attribute's id attribute, for example ``type_id`` for ``type``.
+    """Return the name of the id that belongs to a caption, for example ``type_id`` for ``type``.
 
-    If ``name`` is not a caption attribute, the model has no attribute with the returned name.
+    In OCSF, a caption is an attribute with the text for an id. If ``name`` is not a caption, the
+    model has no attribute with the returned name.
     """
     return f"{name.removesuffix('_name')}_id"
 
@@ -201,7 +202,10 @@ def _profiles() -> str:
 
 
 def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """Yield profile, model and attributes, for each model with attributes of an OCSF profile."""
+    """Yield an OCSF profile, a model, and the names of the model's attributes of that profile.
+
+    Models without attributes of a profile are left out.
+    """
     for model in (*CLASSES.values(), *_objects()):
         for profile, names in model.profile_attributes.items():
             if ours := [name for name in names if name in model.model_fields]:

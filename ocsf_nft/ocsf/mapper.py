@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Mapper:
-    """Mapper of attempts to OCSF events for one sandbox; threads may share it.
+    """Mapper of attempts to OCSF events for one sandbox; several threads may use it at once.
 
-    The ``context`` has the facts that records lack. The same attempt always gives the same event,
-    apart from ``metadata.processed_time``. Any record is accepted: missing facts are left out of
-    the event.
+    The ``context`` has the facts that log records lack, such as the name of the host. The same
+    attempt always gives the same event, apart from ``metadata.processed_time``. A record may lack
+    facts: these are left out of the event.
     """
 
     def __init__(self, context: Context) -> None:
@@ -34,10 +34,10 @@ class Mapper:
     def network_activity(self, attempt: Attempt, *, processed_ns: int) -> NetworkActivity:
         """Return the Network Activity event of one attempt.
 
-        ``processed_ns`` is now, in ns since the epoch, UTC. The event's ``time`` is the packet's
-        timestamp. If the attempt has several packets, ``time`` is the end of their time window,
-        because only then is the count complete. Source port, TCP flags, Community ID and raw data
-        are those of the packet in the attempt's record.
+        ``processed_ns`` is the current time (ns since the epoch, UTC). The event's ``time`` is the
+        packet's timestamp. If the attempt has several packets, ``time`` is the end of their time
+        window, because only then is the count complete. Source port, TCP flags, Community ID and
+        raw data are those of the packet in the attempt's record.
 
         The numbers of the record must be in the ranges that Record documents. Its texts may be
         arbitrary.
@@ -48,7 +48,8 @@ class Mapper:
     def line(self, attempt: Attempt, *, processed_ns: int, version: str = LATEST) -> bytes:
         """Return the Network Activity event of an attempt as one line of JSON, without line end.
 
-        ``version`` is the version of OCSF, one of ``versions.VERSIONS``. ``processed_ns`` is now.
+        ``version`` is the version of OCSF, one of ``versions.VERSIONS``. ``processed_ns`` is the
+        current time (ns since the epoch, UTC).
         """
         derived = derive(attempt, self._context.severities)
         line = self._templates.line(attempt, derived, processed_ns=processed_ns, version=version)
@@ -58,10 +59,11 @@ class Mapper:
         return line
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return true if a flow's attempts are a finding, by their severity and number of packets.
+        """Return true if the attempts of a flow must become a Detection Finding.
 
-        ``record`` is the latest record of the flow. ``packets`` is the number of packets in all
-        attempts.
+        The severity and the number of packets decide. ``record`` is the latest log record of the
+        flow; it gives the severity. ``packets`` is the number of packets in all attempts of the
+        flow.
         """
         return self._context.threshold.is_reached(self._severity(record), packets)
 
@@ -70,8 +72,9 @@ class Mapper:
     ) -> DetectionFinding | None:
         """Return the Detection Finding of an attempt, or of the end of an incident.
 
-        Most attempts belong to no finding: then the result is None. ``processed_ns`` is now, in ns
-        since the epoch, UTC.
+        An incident is a series of attempts of one flow without a pause. Most incidents are not
+        significant enough for a finding: then the result is None. ``processed_ns`` is the current
+        time (ns since the epoch, UTC).
         """
         record, incident = found.record, found.incident
         if incident is None or incident.found_at is None:

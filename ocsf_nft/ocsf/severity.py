@@ -1,4 +1,4 @@
-"""Severity of attempts: from a configured rule, else the default severity of their packets."""
+"""Severity of attempts: configured by a severity rule, otherwise the default for their packets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _OF_KERNELS: Final = frozenset({protocols.ICMP, protocols.IGMP, protocols.ICMPV6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeverityRule:
-    """Configured severity of packets that match all conditions; None matches any value."""
+    """Configured severity of the packets that match all conditions of this rule.
+
+    The conditions are all fields except ``severity``. A condition that is None matches any packet.
+    """
 
     severity: Severity
     sandbox: str | None = None
@@ -69,11 +72,12 @@ def of_flow(
     destination: AddressKind | None,
     rules: Iterable[SeverityRule],
 ) -> Severity:
-    """Return the severity that decides if a flow's attempts are a finding.
+    """Return the severity that decides if the attempts of a flow become a finding.
 
-    A matching configured rule (``rules``) comes first. Otherwise, packets that a kernel sends by
-    itself are Informational, because a kernel normally repeats such packets. All other packets have
-    their default severity. ``destination`` is the kind of the destination address.
+    If one of ``rules`` matches, the result is that rule's severity. Otherwise, the result is
+    Informational for packets that a kernel sends without a process, for example ICMP. A kernel
+    normally repeats such packets. All other packets have their default severity. ``destination`` is
+    the kind of the destination address; None if it is unknown.
     """
     level = configured(record, rules)
     if level is not None:
@@ -88,8 +92,8 @@ def of_flow(
 class Threshold:
     """Condition for attempts to be a finding: a high severity, or many packets.
 
-    A severity of ``min_severity`` or more is enough. A severity of Medium or more is enough if
-    there are at least ``packets`` packets.
+    The condition is true if the severity is at least ``min_severity``. It is also true if the
+    severity is at least Medium and there are at least ``packets`` packets.
     """
 
     min_severity: Severity = Severity.HIGH

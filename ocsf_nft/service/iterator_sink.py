@@ -1,4 +1,4 @@
-"""Sink for ``async for event in service``: the same process receives the events."""
+"""Sink for ``async for event in service``: code in the service's process receives the events."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class IteratorSink(Sink):
     """Sink that hands events to code in this process, which iterates over :meth:`events`.
 
-    An event is acknowledged when the iteration requests the next event. If the iteration stops at
-    an event, that event is delivered again later.
+    An event is acknowledged when the iteration requests the next event. If the iteration stops
+    before that, the event is delivered again later.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,10 @@ class IteratorSink(Sink):
         """Do nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """Do nothing: after a reload, a new forwarder (delivery task) uses the same sink."""
+        """Do nothing, so that the sink stays usable.
+
+        A reload replaces the forwarder (the delivery task) and keeps this sink.
+        """
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Offer a batch of events to the iteration; return when the iteration has taken all."""

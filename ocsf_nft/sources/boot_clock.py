@@ -6,11 +6,11 @@ clock. CLOCK_MONOTONIC is the same count, corrected by NTP. Both clocks start to
 apart. The measured difference was 0.6 ms after 20 minutes. A bad oscillator (50 ppm) causes a
 difference of 4 s a day.
 
-User space can't read the difference of these clocks. But each record gives two bounds for the
-difference. First, a record can't come from the future. Second, a record that arrives while its
-reader waits is at most as old as its delivery takes. A stopped reader or journald can delay the
-delivery. Such a delay is not drift, because drift grows no faster than the oscillator's error
-allows.
+User space can't read the difference of these clocks. But each record gives an upper and a lower
+bound for the difference. The upper bound follows because a record can't come from the future. The
+lower bound follows if a reader was waiting: it gets a record within some milliseconds. A reader or
+a journald that was stopped gets records much later. Such a delay must not count as drift. The
+converter recognises it, because real drift grows no faster than the oscillator's error allows.
 """
 
 from __future__ import annotations
@@ -35,21 +35,19 @@ _DRIFT_DIVISOR: Final = 10_000
 class KernelClock:
     """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC, in nanoseconds.
 
-    ``slack_ns`` is the maximum age of a record when a waiting reader reads it. ``lag_ns`` is the
-    maximum by which a reported read time is too early. The converter adds the difference of the
-    clocks to each timestamp. The difference is 0 at first. Each record gives bounds for the
-    difference, from the record's apparent age (read time minus timestamp):
+    The converter estimates the difference of the two clocks, and adds it to each timestamp. The
+    estimate is 0 at first. Each record gives bounds for the difference. They follow from the
+    record's apparent age, which is the read time minus the timestamp:
 
-    - The kernel made the record at most ``lag_ns`` after the reported read time. So the apparent
-      age plus ``lag_ns`` is an upper bound. With time this bound grows by the largest possible
-      drift (100 ppm).
-    - If the reader waited, the kernel made the record at most ``slack_ns`` before the read. So the
-      apparent age minus ``slack_ns`` is a lower bound. If the lower bound is above the upper bound,
-      the record waited in a queue, and the upper bound applies.
+    - The upper bound is the apparent age plus ``lag_ns``. A reported read time may be too early by
+      at most ``lag_ns``. With time, this bound grows by the largest possible drift (100 ppm).
+    - The lower bound is the apparent age minus ``slack_ns``. It exists only if the reader was
+      waiting. A waiting reader reads a record at most ``slack_ns`` after the kernel made it.
 
-    The converter changes the difference only if a bound requires a change. So the error of a result
-    is at most the distance between the bounds, and usually much less. If ``lag_ns`` is 0, no result
-    is later than ``read_ns``. No result is earlier than the previous result.
+    If the lower bound is above the upper bound, the record waited in a queue, and the upper bound
+    applies. The estimate changes only if a bound requires a change. So the error of a result is at
+    most the distance between the bounds, and usually much less. If ``lag_ns`` is 0, no result is
+    later than ``read_ns``. No result is earlier than the previous result.
     """
 
     __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")
@@ -83,7 +81,10 @@ class KernelClock:
 
 
 def boottime_ns() -> int:
-    """Return the current CLOCK_BOOTTIME in nanoseconds; no process can set this clock."""
+    """Return the time since boot in nanoseconds, including suspended time (CLOCK_BOOTTIME).
+
+    No process can set this clock.
+    """
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 

@@ -1,8 +1,9 @@
 """Reader of event files: one JSON object on each line, or JSON documents over several lines.
 
-Usually each line of a file is one event. A file is read as JSON documents in two cases: The first
-line begins a document that continues on the next line. Or the only line of the file is an array.
-Then each document is one event. If a document is an array, each item of the array is one event.
+Usually each line of a file is one event. In two cases, a file is read as JSON documents instead. In
+the first case, the first line begins a document that continues on the next line. In the second
+case, the only line of the file is an array. In a file of JSON documents, each document is one
+event. If a document is an array, each item of the array is one event.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class _Line(NamedTuple):
 def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
     """Validate each event of a file while the file is read; blank lines are skipped.
 
-    Text that is not JSON gives a result with one error; the path of this error is ``line``. Raises
-    OSError if the file can't be read.
+    Text that is not JSON gives a result with one error. The error's path is ``line`` instead of the
+    path of an attribute. Raises OSError if the file can't be read.
     """
     lines = _lines(file)
     first = next(lines, None)
@@ -134,7 +135,8 @@ def _is_bracket(text: str) -> bool:
 def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
     """Read the lines of a file that may form JSON documents, up to a size of ``LIMIT_BYTES``.
 
-    Returns the lines. The second result is true if these are all lines of the file.
+    Returns the lines, and true if these are all lines of the file. The second value is false if the
+    limit was reached, or if a line was too long.
     """
     collected, size = [first], len(first.text or "")
     for line in lines:

@@ -1,7 +1,7 @@
-"""Check of each attribute of an event by itself, against the tables of the OCSF schema.
+"""Check of an event's attributes, one after the other, against the tables of the OCSF schema.
 
-Attributes that must fit each other are checked elsewhere: the class and the times in the module
-``validate_event``, the observables in the module ``observables``.
+Two other modules check attributes that must fit each other. ``validate_event`` checks the class and
+the times, and ``observables`` checks the observables.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ TOO_DEEP: Final = f"is nested more than {DEPTH} levels deep"
 
 
 class Walk:
-    """Walk through one event that checks each attribute by itself.
+    """Walk through one event, in which each attribute is checked alone.
 
-    After the walk, ``used`` has each profile that the event lists and that defines at least one of
-    the event's attributes.
+    ``fault_list`` gets the faults. After the walk, ``used`` has the profiles in ``listed`` that
+    define at least one of the event's attributes.
     """
 
     __slots__ = ("_fault_list", "_listed", "_recommended", "_schema", "used")
@@ -37,9 +37,10 @@ class Walk:
     def __init__(
         self, schema: Schema, listed: frozenset[str], fault_list: FaultList, *, recommended: bool
     ) -> None:
-        """Create a walk; ``listed`` are the profiles that the event lists in its metadata.
+        """Prepare the walk through one event; :meth:`visit` starts it.
 
-        With ``recommended``, missing recommended attributes give warnings.
+        ``listed`` are the profiles in the event's ``metadata.profiles``. With ``recommended``, each
+        missing recommended attribute gives a warning.
         """
         self._schema = schema
         self._listed = listed
@@ -48,10 +49,11 @@ class Walk:
         self.used: set[str] = set()
 
     def visit(self, table: Table, value: Mapping[str, Any], path: str, depth: int = 1) -> None:
-        """Check the object ``value`` at ``path``, and all objects in it; raises TooManyError.
+        """Check the object ``value`` of an event, and all objects in it.
 
-        ``table`` is the schema's class or object for ``value``. ``depth`` is the level of nesting,
-        1 for the event.
+        ``path`` leads to the object in the event, for example ``actor.process``. ``table`` is the
+        schema's class or object for ``value``. ``depth`` is the level of nesting, 1 for the event.
+        Raises TooManyError if the event has too many faults.
         """
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)
@@ -74,7 +76,7 @@ class Walk:
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
         """Check that an attribute is allowed by the event's profiles, not deprecated and not null.
 
-        Returns True if the value is not null: the caller must then check the value.
+        Return True if the value is not null, so that the value itself can be checked.
         """
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)
@@ -200,7 +202,8 @@ class Walk:
     def _check_undefined(self, value: Any, path: str, depth: int) -> None:
         """Check an object or array whose content the schema doesn't define.
 
-        The content must be valid JSON, and not nested too deep. A null in it gives a warning.
+        The content must be valid JSON, with at most 100 levels of nesting in the event. A null in
+        it gives a warning.
         """
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)
@@ -217,9 +220,10 @@ class Walk:
 
 
 def _has_value(value: Any, name: str) -> bool:
-    """Return whether the attribute ``name`` of an object is present and not null.
+    """Return whether the attribute ``name`` of the object ``value`` is present and not null.
 
-    ``name`` may be a path with dots to an inner attribute, as in the constraints of some classes.
+    ``name`` may be a path to an inner attribute, with dots between the names, such as
+    ``actor.user``.
     """
     for step in name.split("."):
         value = value.get(step) if isinstance(value, dict) else None

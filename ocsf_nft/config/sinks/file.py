@@ -22,21 +22,26 @@ _NAME_BYTES: Final = 255 - 34
 class FileSink(SinkTable):
     """JSON Lines in the file ``path``, which only this process appends to.
 
-    With ``sync``, a batch counts as delivered when it is on the disk, so a power cut drops no
-    event. That costs one write to the disk for each batch. Without it, a power cut or a crash of
-    the system drops the events of up to half a minute.
+    With ``sync``, a batch counts as delivered only when it is on the disk. So a power cut drops no
+    event. That costs one write to the disk for each batch. Without ``sync``, a power cut or a crash
+    of the system drops the events of up to half a minute.
 
-    The file is rotated before it grows past ``rotate_bytes``, and with the first event of each new
-    period of ``rotate_seconds`` in UTC: 3600 is on the hour, 86400 at midnight. ``events.jsonl``
-    is then renamed to ``events-20261125T204400.123456Z.jsonl``. With ``compress`` it becomes
-    ``….jsonl.gz`` some time later. Of the old files, the last ``keep_files`` remain, as far as they
-    fit into ``keep_bytes``; by default all remain. If logrotate rotates the file, leave these keys
-    out. It may rename the file, or truncate it (copytruncate).
+    A full file is rotated: ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl``.
+    A file is full if the next events would exceed ``rotate_bytes``. With ``rotate_seconds``, the
+    first event of each new period also starts a new file. Periods are counted in UTC: 3600 means
+    every full hour, 86400 every midnight. With ``compress``, the renamed file is compressed in the
+    background, to ``….jsonl.gz``. The oldest renamed files are deleted if there are more than
+    ``keep_files``, or if their total size is more than ``keep_bytes``. By default no file is
+    deleted.
 
-    Choose a directory that no other user may write to. A symbolic link is followed if it belongs to
-    root or to our user. In a directory that all users may write to, a file of another user is not
-    written to. Only owner and group may read new files. For a group of readers, give the directory
-    that group and the setgid bit.
+    If logrotate rotates the file, leave these keys out. It may rename the file, or truncate it
+    (copytruncate).
+
+    Choose a directory that no other user may write to. The sink follows a symbolic link only if it
+    belongs to root or to our user. In a directory that all users may write to, the sink does not
+    write to a file of another user. Only the owner and the group of a new file may read it. To let
+    a group of readers read new files, set the directory's group to this group, and set the
+    directory's setgid bit.
     """
 
     is_local: ClassVar[bool] = True

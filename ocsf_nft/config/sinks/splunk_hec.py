@@ -20,14 +20,14 @@ class SplunkHecSink(WebSink):
     """Splunk HTTP Event Collector at ``url``: https://splunk.example:8088, without a path.
 
     ``token`` is the collector's token. Events go to the ``index`` (by default the token's index)
-    with the ``source`` and ``sourcetype``. Splunk's own pipelines and its OCSF-CIM add-on use
-    source types that begin with ``ocsf:``, followed by the origin of the events. Their settings
-    apply to ``ocsf:*``.
+    with the ``source`` and ``sourcetype``. Choose a ``sourcetype`` that begins with ``ocsf:``,
+    because Splunk's pipelines and its OCSF-CIM add-on apply to the source types ``ocsf:*``.
 
-    With ``ack_seconds``, an event counts as delivered when an indexer reports that it is on disk.
-    If that takes longer, the event is sent again. The token needs indexer acknowledgement for this.
-    Without it, a crash of the collector drops the events in its memory. Allow a minute or more, and
-    set ``timeout_seconds`` higher than that.
+    With ``ack_seconds``, an event counts as delivered only when an indexer reports that it is on
+    disk. If no such report arrives within ``ack_seconds``, the event is sent again. This needs a
+    token with indexer acknowledgement. Without ``ack_seconds``, a crash of the collector drops the
+    events in its memory. Set ``ack_seconds`` to 60 or more, and ``timeout_seconds`` to a higher
+    value than ``ack_seconds``.
     """
 
     type: Literal["splunk_hec"]

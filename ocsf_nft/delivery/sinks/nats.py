@@ -56,10 +56,10 @@ class Nats(Sink):
 
     ``servers`` are URLs. The sink tries them in random order, and uses the first reachable server.
     If ``has_class`` is true, the event's class is appended to the subject. For example, the subject
-    ``ocsf`` becomes ``ocsf.network_activity``. ``stream`` is the name of the stream that must have
-    the subject; None allows any stream. TLS is required with ``tls``, with ``is_tls_first`` or with
-    a ``tls://`` URL; otherwise the server decides. ``is_tls_first`` is for a server with the
-    setting ``handshake_first``.
+    ``ocsf`` becomes ``ocsf.network_activity``. ``stream`` is the name of the only stream that may
+    store the events; None allows any stream. TLS is required if ``tls`` is given, if
+    ``is_tls_first`` is true, or if a URL begins with ``tls://``. Otherwise the server decides.
+    ``is_tls_first`` is for a server with the setting ``handshake_first``.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a connection and a subject
@@ -172,8 +172,8 @@ class Nats(Sink):
     ) -> asyncio.Future[Msg] | None:
         """Publish a message, and return the future of its answer.
 
-        A message that is too large for the server is not published, and None is returned. The
-        server would close the connection for such a message.
+        If the message is too large for the server, it is not published, and the result is None. For
+        such a message, the server would close the connection.
         """
         headers = {_MESSAGE_ID: message.uid}
         if self._stream is not None:
@@ -221,11 +221,14 @@ def _decode(data: bytes) -> dict[str, Any]:
 
 
 def _class_token(event: Any) -> str:
-    """Return an event's class as a token of a NATS subject: characters a to z, 0 to 9 and _."""
+    """Return an event's class as a part of a NATS subject, for example ``network_activity``.
+
+    The result has only the characters a to z, 0 to 9 and _.
+    """
     name = event.get("class_name") if isinstance(event, dict) else None
     return _NOT_IN_TOKEN.sub("_", str(name).lower()) or "none"
 
 
 def _name(server: str) -> str:
-    """Return text for a person with the host and port of a server's URL."""
+    """Return a server's name for messages: "NATS server" and the host and port of its URL."""
     return f"NATS server {urlsplit(server).netloc}"

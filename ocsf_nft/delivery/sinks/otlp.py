@@ -1,6 +1,7 @@
 """Sink for log records of OpenTelemetry: OTLP over HTTP, encoded as JSON.
 
-Facts are from the "OpenTelemetry Protocol Specification" (OTLP/HTTP) and the logs data model.
+The format is described in the "OpenTelemetry Protocol Specification" (OTLP/HTTP) and in the logs
+data model.
 """
 
 from __future__ import annotations
@@ -35,15 +36,15 @@ _SEVERITIES: Final = {1: 9, 2: 10, 3: 13, 4: 17, 5: 18, 6: 21}
 class Otlp(Sink):
     """Sink that sends each batch as one request, with one log record for each event.
 
-    A record's body is the event as nested values, not its JSON as text. So a collector's rules
-    reach each attribute without parsing: ``body["dst_endpoint"]["ip"]`` in the collector's
-    transformation language. A collector that exports the body as JSON gives the OCSF event again.
-    The record's attributes serve for routing; ``log.record.uid`` identifies a repeated record.
+    A record's body has the event as nested values, not as JSON text. So a rule in a collector can
+    read each attribute without parsing, for example ``body["dst_endpoint"]["ip"]``. If a collector
+    exports the body as JSON, the result is the original OCSF event. The record's attributes are for
+    routing. The attribute ``log.record.uid`` stays the same if a record is sent again.
 
     A receiver reports how many records it has rejected, but not which ones. The specification
-    allows a client to drop rejected records. Here the forwarder sends the batch again in smaller
-    parts, until it has found the rejected records. So accepted records of that batch are sent again
-    too.
+    allows a client to drop rejected records. This sink does not drop them: the forwarder sends the
+    batch again in smaller parts, until it has found the rejected records. So accepted records of
+    that batch are sent again too.
     """
 
     def __init__(self, *, receiver: Receiver) -> None:
@@ -58,10 +59,12 @@ class Otlp(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch; refuse all its messages if the receiver rejects all log records.
+        """Send a batch as one request, and return its result.
 
-        Raises RefusedError if the receiver refuses the request, or rejects only some log records.
-        Raises DeliveryError for any other failure.
+        If the receiver rejects all log records, all messages are in the result's ``refused``. If it
+        rejects only some log records, RefusedError is raised, because the answer does not name
+        them. RefusedError is also raised if the receiver refuses the request itself because of its
+        content. Raises DeliveryError for any other failure.
         """
         body = await asyncio.to_thread(_request, messages)
         answer = await self._session.request("POST", _LOGS, body=body)
@@ -81,7 +84,7 @@ class Otlp(Sink):
 
 
 def _rejected_records(reply: Any) -> int:
-    """Return the number of log records that a receiver's answer reports as rejected.
+    """Return the number of log records that a receiver's answer reports as rejected; 0 if none.
 
     The number may be a text in the answer: protobuf's JSON form writes 64-bit numbers as text.
     """
@@ -147,7 +150,7 @@ def _pairs(values: dict[str, Any]) -> list[Any]:
 
 
 def _value(value: Any) -> Any:
-    """Convert a JSON value to an AnyValue of OTLP."""
+    """Convert a JSON value to an AnyValue of OTLP, for example ``{"stringValue": "udp"}``."""
     if isinstance(value, str):
         return {"stringValue": value}
     if isinstance(value, bool):

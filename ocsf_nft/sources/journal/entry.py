@@ -50,8 +50,9 @@ class Entry:
     """Message of a journal entry, with its author, cursor and times.
 
     ``author`` describes the program that wrote the message; ``None`` is the kernel. ``time_ns`` is
-    when the kernel logged the message, or else when journald received it, in nanoseconds since the
-    epoch. ``stamp`` is the text of journald's timestamp, unchanged.
+    when the kernel logged the message (nanoseconds since the epoch). If that is unknown, it is when
+    journald received the message. If that is unknown too, it is ``None``. ``stamp`` is the text of
+    journald's timestamp, unchanged.
     """
 
     message: str
@@ -64,7 +65,8 @@ class Entry:
 def from_json(line: bytes) -> Entry | None:
     """Parse a line of ``journalctl -o json`` to an entry.
 
-    Return ``None`` if the line is not a JSON object, or has no field ``MESSAGE`` that can be read.
+    Return ``None`` if the line is not a JSON object, or if the field ``MESSAGE`` is missing or
+    unreadable, such as ``null``.
     """
     try:
         fields = orjson.loads(line)
@@ -114,8 +116,8 @@ def _author(fields: Mapping[str, bytes]) -> str | None:
     """Return a name or description of the program that wrote the entry; None for the kernel.
 
     If the field ``_TRANSPORT`` is not ``kernel``, a program wrote the entry. A message that a
-    program writes to /dev/kmsg also has the transport ``kernel``. Only the facility distinguishes
-    such a message from a message of the kernel.
+    program writes to /dev/kmsg also has the transport ``kernel``. But the kernel's own messages
+    have the facility 0, and messages of programs have another facility.
     """
     transport = readable(fields.get(_TRANSPORT, b"an unknown transport"))
     if transport != "kernel":

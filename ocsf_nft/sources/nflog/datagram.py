@@ -144,13 +144,15 @@ def _ethertype(datagram: Datagram) -> int:
 def _egress_frame(datagram: Datagram) -> tuple[int, bytes, bytes]:
     """Split a packet of the netdev egress hook: ethertype, Ethernet header, network packet.
 
-    On this hook the captured bytes begin with the Ethernet header; other link layers are not
-    supported. The ethertype comes from this header. ``hardware_protocol`` is not reliable, because
-    a sender with an AF_PACKET socket chooses its value.
+    On this hook the captured bytes begin with the link-layer header. The function supports only
+    Ethernet. It takes the ethertype from the Ethernet header, because ``hardware_protocol`` is not
+    reliable: a sender with an AF_PACKET socket chooses its value. If fewer than 14 bytes were
+    captured, the network packet is empty.
 
-    The network packet begins after the attribute ``link_header``. A frame that bypassed the qdisc
-    (PACKET_QDISC_BYPASS) does not have this attribute: the kernel has not searched for a link
-    header. In that case the network packet begins after the 14 bytes of Ethernet.
+    The network packet begins after the link-layer header, whose length the attribute
+    ``link_header`` gives. A frame that bypassed the qdisc (PACKET_QDISC_BYPASS) does not have this
+    attribute: the kernel has not searched for a link header. In that case the network packet begins
+    after the 14 bytes of the Ethernet header.
     """
     captured = datagram.captured
     header = captured[: fact.ETHERNET_BYTES]

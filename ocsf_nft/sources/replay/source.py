@@ -4,11 +4,12 @@ The format of each line is recognised separately, so a file may mix formats. The
 /dev/kmsg, ``dmesg``, syslog, ``journalctl`` (short, json and export), and our own NFLOG lines. See
 ``kmsg.line``, ``log_header``, ``journal.entry`` and ``nflog.line``.
 
-**Time.** A timestamp with a date is used as it is. A kernel timestamp counts from boot: the time of
-that boot, ``boot_ns``, converts it. Without ``boot_ns``, this machine's boot is assumed. So a log
-of another machine or an earlier boot needs ``boot_ns``. If the assumed boot puts a timestamp more
-than a minute into the future, the line is rejected. A line without a timestamp gets the time of the
-file's last modification, also if the file is standard input. In a pipe it gets the time of reading.
+**Time.** A timestamp with a date is used as it is. A kernel timestamp counts from boot, so the time
+of that boot (``boot_ns``) is added to it. Without ``boot_ns``, the last boot of this machine is
+assumed. So a log of another machine or an earlier boot needs ``boot_ns``. If ``boot_ns`` is missing
+and the resulting time is more than a minute in the future, the line is rejected. A line without a
+timestamp gets the time of the file's last modification. This is also true for a file that is
+redirected to standard input. A line without a timestamp in a pipe gets the time of reading.
 
 **Identity.** The identity of a kmsg record is its sequence number, timestamp and text. The identity
 of a journal entry is its cursor. An NFLOG line contains its identity. The identity of any other
@@ -64,10 +65,11 @@ _NFLOG: Final = nflog_line.START.encode()
 
 @dataclass(slots=True)
 class LineTally:
-    """Number of lines that a replay has read, in total and by result: record, rejected, skipped.
+    """Numbers of lines that a replay has read: in total (``lines``), and by result.
 
-    ``rejected`` has the number of rejected lines for each ``Reject.kind``. A journal export entry
-    counts as one line.
+    ``records`` lines gave a record. ``skipped`` lines have no packet record, for example a line of
+    another program. ``rejected`` has the number of rejected lines for each ``Reject.kind``, for
+    example ``malformed``. A journal export entry counts as one line.
     """
 
     lines: int = 0
@@ -78,7 +80,11 @@ class LineTally:
 
 @dataclass(frozen=True, slots=True)
 class _LoggedLine:
-    """Kernel message in a line of a log file, and the other data of that line."""
+    """Line of a log file: the kernel message in it, and the facts in its header.
+
+    ``raw`` is the text of the whole line. ``author`` describes the program that wrote the message;
+    None is the kernel. ``stamp`` is the timestamp as text.
+    """
 
     message: str
     raw: str
@@ -91,9 +97,10 @@ class _LoggedLine:
 
 
 class Reader:
-    """Converter of one log file's bytes to batches of records; it does not read the file itself.
+    """Converter of one log file's bytes to batches of records; the caller reads the file.
 
-    ``boot_ns`` and ``unstamped_ns`` (the time of lines without timestamp) are nanoseconds since the
+    Kernel timestamps count from the time ``boot_ns``. Lines without a timestamp get the time
+    ``unstamped_ns``; if it is None, they get the time of reading. Both are nanoseconds since the
     epoch. ``zone`` is the time zone of local timestamps, by default the machine's.
     """
 
@@ -211,9 +218,9 @@ class Reader:
     def _indented(self, line: bytes) -> Reject | None:
         """Return a Reject for an indented line in the form of a packet record, else None.
 
-        dmesg and journalctl indent the second and later lines of a message. A program can write a
-        message of several lines. A packet record of the kernel is always one line, and no format
-        indents that line.
+        The kernel writes a packet record as one line without indentation. dmesg and journalctl
+        indent the second and later lines of a message. So an indented line belongs to a longer
+        message. It is not a packet record, but a program can forge one in this way.
         """
         raw = readable(line)
         if not _is_candidate(raw):
@@ -221,7 +228,11 @@ class Reader:
         return _malformed("it is indented: it belongs to the message above it", raw)
 
     def _kmsg(self, record: KmsgLine, raw: str) -> _LoggedLine:
-        """Convert a record of /dev/kmsg to a message and its data; raises StampError."""
+        """Convert a line with a /dev/kmsg record; ``raw`` is the text of the line.
+
+        Raises StampError if the time of boot is only assumed, and the record's time is more than a
+        minute in the future.
+        """
         return _LoggedLine(
             message=readable(record.message),
             raw=raw,
@@ -234,7 +245,11 @@ class Reader:
         )
 
     def _with_header(self, raw: str) -> _LoggedLine:
-        """Convert a line with a log header to a message and its data; raises StampError."""
+        """Convert a line that begins with a log header, such as that of syslog or ``dmesg``.
+
+        ``raw`` is the text of the line. Raises StampError if its timestamp is invalid, or in the
+        same case as :meth:`_kmsg`.
+        """
         log_line = log_header.parse(raw, self._stamp_reference)
         return _LoggedLine(
             message=log_line.message,
@@ -296,8 +311,8 @@ class Replay:
     """Source of the packet log records in files; it ends after the last file.
 
     It reads the files ``paths`` one after the other and independently; ``-`` is standard input.
-    ``tally`` counts the lines of all files. Entering raises AbsentError if a file does not exist.
-    Reading raises SourceError at a file that can't be read.
+    ``tally`` counts the lines of all files. The start of an ``async with`` block raises AbsentError
+    if a file does not exist. Reading raises SourceError at a file that can't be read.
     """
 
     def __init__(
@@ -346,7 +361,10 @@ class Replay:
 
 
 def _open(path: Path) -> int:
-    """Open a log file for reading, without waiting for the writer of a pipe; raises SourceError."""
+    """Open a log file for reading and return its descriptor; raise SourceError if that fails.
+
+    Opening a named pipe does not wait for a process that writes to the pipe.
+    """
     if str(path) == _STDIN:
         return sys.stdin.fileno()
     try:
@@ -377,7 +395,8 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
 def _this_boot_ns() -> int:
     """Return when this machine booted: nanoseconds since the epoch, rounded to 10 ms.
 
-    It is computed from two clocks, read one after the other, so the last digits are random.
+    The time is computed from two clocks, which are read one after the other. So each call would
+    give other last digits without the rounding.
     """
     return round(boot_clock.wall_ns(0), -7)
 
