@@ -1,7 +1,9 @@
 """Metrics in Prometheus' text format.
 
-Names and labels are a contract with dashboards. The labels are few: the sandbox, the rule and its
-mode (enforcing or permissive), the kind of source, the name of the sink, the attribution method.
+The names of metrics and labels must stay the same, because users' dashboards depend on them. The
+labels are the sandbox, the rule and its mode (enforcing or permissive), the kind of source, the
+name of the sink, the attribution method, the kind of an unparsed line, and the version of ocsf-nft.
+No label has an address or a user as its value, because each value makes a new time series.
 """
 
 # ruff: noqa: PLC0415 - prometheus_client imports an HTTP client and server: only metrics need it
@@ -80,7 +82,7 @@ _SINK_GAUGES: Final[Mapping[str, tuple[str, Callable[[Forwarder], float]]]] = {
 
 
 def exposition(found: Sequence[Status]) -> bytes:
-    """Return the metrics of the given sandboxes in Prometheus' text format."""
+    """Return the metrics of sandboxes in Prometheus' text format; ``found`` is their status."""
     return _text(_of_sandboxes(found))
 
 
@@ -108,7 +110,7 @@ class _Collector:
         self._metrics = metrics
 
     def collect(self) -> Sequence[Metric]:
-        """Return the metric families with their samples, as prometheus_client requires."""
+        """Return the metrics with their values; prometheus_client calls this method."""
         return self._metrics
 
 

@@ -1,4 +1,4 @@
-"""Connection to nf_tables over an open socket: queries, transactions, notifications of changes.
+"""Netlink connection to nf_tables: queries, transactions and notifications of changes.
 
 Messages are those of ``include/uapi/linux/netfilter/nfnetlink.h``: netlink messages whose payload
 begins with a family, a version and a resource id. A socket belongs to the network namespace in
@@ -69,9 +69,9 @@ class Statement(NamedTuple):
 class Table(NamedTuple):
     """Properties of an nftables table.
 
-    ``is_exclusive``: a socket owns the table, and only that socket can change it.
-    ``is_persistent``: if a socket owns the table, the table remains after that socket is closed
-    (Linux 6.9).
+    If ``is_exclusive`` is true, a netlink socket owns the table, and only that socket can change
+    it. If ``is_persistent`` is true, the table remains after its owner socket is closed (Linux
+    6.9). ``userdata`` has the comment of the table, as nft encodes it.
     """
 
     is_exclusive: bool
@@ -82,16 +82,16 @@ class Table(NamedTuple):
 class Nftables:
     """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 
-    Only one thread at a time may use it. All methods raise OSError with the kernel's error. After
-    such an error, the socket can be used again.
+    Only one thread at a time may use it. A method raises OSError with the kernel's error if the
+    kernel rejects its request. Then the socket can still be used.
 
-    The socket must be closed, and another one created, in two cases: a list was not read to its
-    end, or a method raised any other exception, such as TimeoutError. Otherwise the rest of the old
-    answer could arrive after the next request.
+    A method raises TimeoutError (a subclass of OSError) if the kernel does not answer for 5
+    seconds. Queries and lists also raise it once ``deadline`` (a time of ``time.monotonic()``) has
+    passed, so that an endless list ends.
 
-    All methods raise TimeoutError (a subclass of OSError) if an answer takes 5 s. Queries and lists
-    also raise it once ``deadline`` (a time of ``time.monotonic()``) has passed, so that an endless
-    list ends.
+    After TimeoutError, or any other exception that is not an error of the kernel, close the socket
+    and create another one. Do the same if a list was not read to its end. Otherwise the rest of the
+    old answer could arrive after the next request.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Nftables:
             raise
 
     def __enter__(self) -> Self:
-        """Return the open connection."""
+        """Return this object, whose socket is already open."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,7 +132,8 @@ class Nftables:
     def query(self, kind: int, family: int, attributes: bytes) -> dict[int, bytes]:
         """Request one nf_tables object; return its netlink attributes by type.
 
-        ``kind`` is the type of the request, and ``attributes`` identify the object. Raises
+        ``kind`` is the type of the request (``NFT_MSG_GET…``), and ``family`` the family of the
+        object's table (``NFPROTO_…``). ``attributes`` identify the object. Raises
         FileNotFoundError if the object does not exist.
         """
         self._send(kind, netlink.NLM_F_REQUEST, family, attributes)
@@ -148,8 +149,9 @@ class Nftables:
     def dump(self, kind: int, family: int, attributes: bytes) -> Iterator[memoryview]:
         """Request a list of nf_tables objects; yield the netlink attributes of each message.
 
-        A yielded value is valid until the next one is read. Raises InterruptedDumpError after the
-        last message if the kernel reports that elements may be missing or repeated.
+        The arguments are those of :meth:`query`. A yielded value is valid only until the next value
+        is read. Raises InterruptedDumpError after the last message if the list changed while the
+        kernel sent it. Then objects may be missing or repeated.
         """
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
         self._send(kind, flags, family, attributes)
@@ -165,7 +167,10 @@ class Nftables:
                 yield answer.payload[_HEADER.size :]
 
     def generation(self) -> int:
-        """Return the number of the current ruleset (generation); each transaction increments it."""
+        """Return the generation: the number of the current ruleset.
+
+        Each transaction increments it.
+        """
         return int.from_bytes(self.query(_NFT_MSG_GETGEN, 0, b"")[_NFTA_GEN_ID], "big")
 
     def table(self, family: str, name: str) -> Table | None:
@@ -188,8 +193,9 @@ class Nftables:
         If the kernel rejects a statement, none of the statements is executed. Then this method
         raises OSError with the kernel's error for the first rejected statement.
 
-        If ``generation`` is given, the current ruleset must have that number. If it has another
-        number, the error is ERESTART. After a success, the new ruleset has the next number.
+        If ``generation`` is given, the transaction is executed only if the current ruleset has that
+        generation (:meth:`generation`). Otherwise this method raises OSError with the errno
+        ERESTART. A successful transaction increments the generation.
         """
         first = self._sequence + 1
         head = _BATCH
@@ -222,7 +228,7 @@ class Nftables:
                     return
 
     def _read_cookie(self) -> int:
-        """Return the kernel's number of the network namespace, unique until the next boot."""
+        """Return the cookie of the network namespace: a number that is unique until a reboot."""
         raw = self._socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
         (cookie,) = _COOKIE.unpack(raw)
         return int(cookie)
@@ -233,7 +239,10 @@ class Nftables:
         self._socket.send(netlink.message(SUBSYSTEM | kind, flags, payload, self._sequence))
 
     def _answers(self) -> Iterator[netlink.Message]:
-        """Yield the messages of the next datagram that answer the last request."""
+        """Wait for the next datagram, and yield its messages that answer the last request.
+
+        Raises TimeoutError.
+        """
         if time.monotonic() > self.deadline:
             raise TimeoutError("timed out")
         length = self._socket.recv_into(self._buffer)
@@ -245,9 +254,9 @@ class Nftables:
 def subscribe() -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of nftables.
 
-    The changes are those in the calling thread's network namespace. Check the sender of a
-    notification: the kernel's port is 0. Any process with CAP_NET_ADMIN over the namespace can also
-    send to this socket. Raises OSError.
+    The changes are those in the calling thread's network namespace. The caller must check the
+    sender of each notification, and ignore any sender whose port is not 0 (the kernel). A process
+    with CAP_NET_ADMIN over the namespace can also send to this socket. Raises OSError.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     try:

@@ -1,4 +1,8 @@
-"""Report state of flows: when the next event of a flow is due, and which flows share an event."""
+"""Report state of flows: when the next event of a flow is due, and which flows share an event.
+
+A flow is all refused packets of one user with the same protocol, destination and port. A reading is
+one read of all packet counters of a firewall rule. Readings have sequence numbers.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +56,8 @@ class AttributedRecord(NamedTuple):
 class FlowReport:
     """Report state of one flow, or of several flows that are reported together (an aggregate).
 
-    The state has the due time of the next report, and the latest kernel log record. Report times
-    are of a monotonic clock, so a change of the wall clock can't delay or stop reports.
+    The state has the due time of the next report, and the latest kernel log record. Due times are
+    of a monotonic clock, so a change of the wall clock can't delay or stop reports.
     """
 
     __slots__ = (
@@ -73,7 +77,7 @@ class FlowReport:
         #: Time of the latest growth; set at the next query.
         self._grew_ns = begun_ns
         self._is_growing = False
-        #: Number of the first reading with the flow; None if a record came first.
+        #: Sequence number of the flow's first counter reading; None if a log record came first.
         self.first_reading: int | None = None
         self.record = record
         #: Attribution of ``record``.
@@ -94,13 +98,14 @@ class FlowReport:
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return True if the flow's first report must wait: other reports may include its packets.
+        """Return True if it is too early for the first report of a flow without a log record.
 
-        The kernel may log a packet with one flow, and count the packet in another flow. Then the
-        log record was already reported for the first flow. Three counter readings show if this is
-        the case, so a flow without a log record waits for three readings. It waits at most 60
-        seconds. ``reading`` is the number of the latest reading. The elapsed time alone is not
-        enough, because readings are far apart on a busy machine.
+        The kernel may log a packet as part of one flow, but count it in the counter of another
+        flow. Then the packet is already reported for the flow of its log record. The next three
+        readings of the counters show if this is so. So the first report of a flow without a log
+        record waits for three readings, but at most 60 seconds.
+
+        ``reading`` is the sequence number of the latest reading of the counters.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -108,9 +113,9 @@ class FlowReport:
         return reading - first < _YOUNG_READINGS and now_ns - begun_ns < _YOUNG_NS
 
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
-        """Store the kernel log record of a further packet of this flow.
+        """Store a new kernel log record of this flow, in place of the previous one.
 
-        ``last_ns`` is the time of the last packet that a reading of the counters has shown.
+        ``last_ns`` is the time of the flow's last packet at the latest reading of the counters.
         """
         self._store_shown(last_ns)
         self.record = record
@@ -120,25 +125,26 @@ class FlowReport:
         self.set_growing()
 
     def add_packets(self, last_ns: int) -> None:
-        """Note that a reading of the counters shows more packets, the last one at ``last_ns``."""
+        """Mark the flow as growing: a counter shows new packets, the last one at ``last_ns``."""
         self.set_growing()
         self._store_shown(last_ns)
 
     def limit_times(self, now_ns: int) -> None:
-        """Note that the wall clock was set back before a reading that ended at ``now_ns``.
+        """Mark the time of the stored log record as invalid if it is later than ``now_ns``.
 
-        If the stored log record has a later time, the record is from before the change of the
-        clock. Then the record's packet counts as shown by the reading, in spite of its later time.
+        This is necessary after the wall clock was set back: such a record is from before that
+        change. ``now_ns`` is the end of a reading of the counters, in ns since the epoch. The
+        packet of a record with an invalid time counts as a packet that the reading has shown.
         """
         if self.record is not None and self.record.time_ns > now_ns:
             self._is_of_old_clock = True
 
     def new_record(self, since_ns: int, last_ns: int) -> AttributedRecord | None:
-        """Return a kernel log record for the flow's next attempt; None if no record fits.
+        """Return the log record for the flow's next attempt (event); None if no record fits.
 
-        The time of the record must be from ``since_ns`` to ``last_ns``, the time of the unreported
-        packets. The packet of an older record is already reported. A later record waits for the
-        next attempt, because the counters have not shown its packet yet.
+        The record must be from the time of the unreported packets: ``since_ns`` to ``last_ns``. The
+        packet of an older record is already reported. A later record waits for a later attempt,
+        because the counters do not have its packet yet.
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
@@ -153,27 +159,28 @@ class FlowReport:
         return next(fitting, None)
 
     def add_uncertain_record(self, record: Record) -> None:
-        """Store a log record that may belong to another flow, unless this flow has a record.
+        """Store a log record that may be of another flow, unless a record is already stored.
 
-        The record's attribution is not used, because another process may have sent the packet.
+        The record gets no attribution, because another process may have sent its packet.
         """
         self.record = self.record or record
 
     def set_growing(self) -> None:
-        """Note that the flow has new packets.
+        """Mark the flow as growing: it has new packets.
 
-        The next call of ``is_due`` or ``is_over`` stores its own time as the time of these packets.
+        Their time is the argument ``now_ns`` of the next :meth:`is_due` or :meth:`is_over`.
         """
         self._is_growing = True
 
     def is_due(self, now_ns: int) -> bool:
-        """Return whether to report the flow's unreported packets at ``now_ns``."""
+        """Return whether the flow's unreported packets should be reported at ``now_ns``."""
         return self.schedule is None or self.schedule.is_due(now_ns, self._last_ns(now_ns))
 
     def is_over(self, now_ns: int) -> bool:
         """Return whether the flow has ended, so that its next packet begins a new incident.
 
-        A flow ends 10 seconds after its last packet or its last report, whichever is later.
+        A flow ends 10 seconds after its last packet or its last report, whichever is later. An
+        incident consists of the successive attempts of one flow.
         """
         last_ns = self._last_ns(now_ns)
         if self.schedule is None:
@@ -181,7 +188,7 @@ class FlowReport:
         return self.schedule.is_over(now_ns, last_ns)
 
     def mark_reported(self, now_ns: int, last_ns: int) -> None:
-        """Schedule the flow's next report, after an attempt was emitted at ``now_ns``.
+        """Schedule the flow's next report, after an attempt was reported at ``now_ns``.
 
         ``last_ns`` is the time of the attempt's last packet.
         """
@@ -196,19 +203,19 @@ class FlowReport:
             self.schedule.mark_reported(now_ns)
 
     def _store_shown(self, last_ns: int) -> None:
-        """Protect the log record of a counted packet, so that a later record does not replace it.
+        """Store the current log record separately, so that the next record does not replace it.
 
-        The packet is counted if the kernel logged it before ``last_ns``, the time of the last
-        counted packet. Otherwise do nothing.
+        Do nothing if an attempt has the record already, or if its packet is later than ``last_ns``,
+        the time of the last packet that the counters have.
         """
         if self.is_new and self.record is not None and not self._is_later(self.record, last_ns):
             self._shown = AttributedRecord(self.record, self.attribution)
 
     def _is_later(self, record: Record, last_ns: int) -> bool:
-        """Return whether a log record's packet was certainly refused after ``last_ns``.
+        """Return True if a log record's packet was certainly refused after ``last_ns``.
 
-        Return False if this is uncertain. Some records have only the time at which they were read.
-        The time of a record from before a change of the clock can't be compared.
+        Return False if this is uncertain, for two possible reasons. The record has only the time at
+        which it was read. Or the wall clock was set back after the record.
         """
         if record.is_timed_when_read or (self._is_of_old_clock and record is self.record):
             return False
@@ -221,13 +228,17 @@ class FlowReport:
 
 
 class FlowReports(dict["Key", FlowReport]):
-    """Flow keys and report states of a rule's separately reported flows, up to a maximum number."""
+    """Map from flow keys to report states, for the flows of one rule that have their own reports.
+
+    The number of these flows is limited. The other flows of the rule share reports.
+    """
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
-        """Create an empty mapping for the firewall rule of ``counter_id``.
+        """Create an empty map for the firewall rule of ``counter_id``.
 
-        Each change of an incident is passed to ``opened``, which stores it. ``priority`` has the
-        destinations with reserved slots, and the test for findings.
+        ``opened`` collects the changes of incidents that the state database must store.
+        ``priority`` has the destinations with reserved places in the map. It also has the function
+        that detects findings.
         """
         super().__init__()
         self._counter_id = counter_id
@@ -240,20 +251,21 @@ class FlowReports(dict["Key", FlowReport]):
         self._by_destination: dict[Key, Key] = {}
 
     def find(self, key: Key, record: Record) -> FlowReport | None:
-        """Return the report state of the flow that a kernel log record belongs to.
+        """Return the report state of a kernel log record's flow; None if the map has no such flow.
 
-        ``key`` is the flow in the record. Return None if that flow is not reported separately.
-        Exception: if the record lacks a port, return a separately reported flow to the same
-        destination with any port. The kernel may have counted and reported the packet in that flow.
+        ``key`` is the key of the flow, made from the record. If the map has no flow with this key
+        and the record lacks a port, return the latest flow of the same user, protocol and
+        destination, with any port. The kernel may have counted the record's packet in that flow.
         """
         there = self._by_destination.get(key) if lacks_port(record) else None
         return self.get(key) or (None if there is None else self[there])
 
     def admits(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Take a slot for one more separately reported flow; return False if the user gets none.
+        """Return True if the new flow ``key`` may have its own reports; count it for its user.
 
-        A flow without a slot is reported together with others. ``key`` is the flow, and ``uid`` the
-        user's id. Destinations with priority have some additional slots.
+        Return False if the limit for all flows or for the user ``uid`` is reached. Then the caller
+        must report the flow together with other flows. Some additional places are reserved for
+        flows to destinations with priority. ``now_ns`` is of a monotonic clock.
         """
         if len(self) - len(self._priority_users) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
             return True
@@ -284,27 +296,27 @@ class FlowReports(dict["Key", FlowReport]):
         record: Record | None = None,
         attribution: Attribution | None = None,
     ) -> FlowReport:
-        """Create the report state of a new flow that is reported separately.
+        """Create and return the report state of the new flow ``key``, which has its own reports.
 
-        ``record`` is the flow's first kernel log record, if there is one.
+        ``record`` is the flow's first kernel log record; None if there is none yet.
         """
         report = self[key] = FlowReport(key, now_ns, record, attribution)
         self._by_destination[without_port(key)] = key
         return report
 
     def begin_unlogged(self, key: Key, now_ns: int, reading: int) -> FlowReport:
-        """Create the report state of a flow that was counted before any log record of it was read.
+        """Create the report state of a flow that a counter shows before any log record of it.
 
-        ``reading`` is the number of the first reading of the counters with this flow.
+        ``reading`` is the sequence number of the counter reading in which this flow first appeared.
         """
         report = self.begin(key, now_ns)
         report.first_reading = reading
         return report
 
     def resume(self, opened: OpenIncident) -> None:
-        """Continue the reports of an incident that had not ended when the service stopped.
+        """Continue the reports of an incident that was open when the service stopped.
 
-        The next packets of its flow are reported at once.
+        The next packets of the incident's flow are reported at once.
         """
         report = self[opened.key] = FlowReport(opened.key, record=opened.end.record)
         self._by_destination[without_port(opened.key)] = opened.key
@@ -314,10 +326,10 @@ class FlowReports(dict["Key", FlowReport]):
     def mark_reported(
         self, report: FlowReport, attempt: Attempt, now_ns: int, last_ns: int
     ) -> Attempt:
-        """Add an emitted attempt to its flow's incident; return the attempt with that incident.
+        """Add a new attempt to its flow's incident, and schedule the flow's next report.
 
-        ``report`` is the flow's report state. An attempt of aggregated flows has no incident, and
-        is returned unchanged. ``last_ns`` is the time of the attempt's last packet.
+        Return a copy of the attempt with the incident. An attempt of aggregated flows has no
+        incident, and is returned unchanged. ``last_ns`` is the time of the attempt's last packet.
         """
         report.mark_reported(now_ns, last_ns)
         key = report.key
@@ -332,10 +344,11 @@ class FlowReports(dict["Key", FlowReport]):
     def pop_ended(
         self, unreported: AbstractSet[Key], now_ns: int, *, closing: bool
     ) -> Iterator[IncidentEnd]:
-        """Yield the incidents that have ended at ``now_ns``, or all incidents if ``closing``.
+        """Yield the end of each incident whose flow has ended.
 
-        ``unreported`` has the keys of flows with unreported packets: these flows have not ended. An
-        ended flow is removed: its next packet begins a new incident.
+        If ``closing`` is true, end all other incidents too. Each ended flow is removed from the
+        map, so its next packet begins a new incident. ``unreported`` has the keys of the flows with
+        unreported packets. These flows have not ended.
         """
         for key, report in list(self.items()):
             is_over = key not in unreported and report.is_over(now_ns)
@@ -349,7 +362,7 @@ class FlowReports(dict["Key", FlowReport]):
 
 
 class FlowAggregate:
-    """Flows that are reported together: their common counter, their number and a sample of them."""
+    """Flows that share one report: their common counter, their number and a sample of them."""
 
     __slots__ = ("counter", "flows", "report", "sample")
 
@@ -360,15 +373,15 @@ class FlowAggregate:
         self.report = FlowReport()
 
     def add(self, flow: Flow) -> None:
-        """Count one more flow, and store it as a sample if there are fewer than ten."""
+        """Count one more flow; add it to the sample if the sample has fewer than ten flows."""
         self.flows += 1
         if len(self.sample) < _MAX_SAMPLE:
             self.sample.append(flow)
 
     def take(self, reason: AggregationReason) -> Aggregation:
-        """Return a description of the flows so far, and start again with no flow.
+        """Return a description of the flows since the last call, and restart with no flow.
 
-        ``reason`` is the reason why the flows are reported together.
+        ``reason`` is the reason why the flows share a report, such as ``evicted``.
         """
         aggregation = Aggregation(
             reason=reason, flows=self.flows or None, sample=tuple(self.sample)
@@ -379,8 +392,8 @@ class FlowAggregate:
 
 
 def has_no_slot(key: Key) -> bool:
-    """Return True if ``key`` is of a counter that sums up IP flows without a slot of their own.
+    """Return True if the counter of ``key`` is a common counter of several IPv4 or IPv6 flows.
 
-    These flows found no free slot in the nftables set of IPv4 or IPv6 flows.
+    The kernel counts a flow there if the nftables set for IPv4 or IPv6 flows is full.
     """
     return key.kind == "others" and flow(key).ethertype in _IP

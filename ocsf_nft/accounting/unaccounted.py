@@ -1,6 +1,8 @@
-"""Refused packets that are in no flow's counter.
+"""Calculation of the refused packets that the kernel has counted for a rule, but for no flow.
 
-The kernel evicted the set elements of these flows before the counters were read.
+A rule has a counter of all refused packets, and a set element with a counter for each flow. The
+kernel may evict a set element before it is read. Then the packets of its flow are only in the
+counter of all packets.
 """
 
 from __future__ import annotations
@@ -20,24 +22,30 @@ LAST_READINGS: Final = 2
 
 
 class UnaccountedPackets:
-    """Number of refused packets in no flow's counter, for each of a rule's last eight readings."""
+    """Numbers of a rule's refused packets that are in no flow's counter, for the last 8 readings.
+
+    A reading is one read of all counters of the rule. It may miss some flows, and the next reading
+    other flows. So one number alone does not show that packets were evicted.
+    """
 
     def __init__(self) -> None:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def add(self, refused: Count, *found: Count) -> None:
-        """Add a reading: all refused packets, and those that are in a counter.
+        """Add a reading of the counters: calculate and store the number of missing packets.
 
-        Each argument in ``found`` is the sum of a group of counters.
+        ``refused`` is the number of all refused packets. Each argument in ``found`` is the number
+        of packets in a group of counters, such as the set elements. The difference is the number
+        of missing packets.
         """
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return the number of packets that all of the last ``readings`` readings lacked.
+        """Return the number of newly evicted packets.
 
-        The packets in the counter ``known`` are subtracted. Return zero if there were fewer
-        readings.
+        It is the smallest number of missing packets in the last ``readings`` readings, minus the
+        packets that the counter ``known`` already has. Return zero if there were fewer readings.
         """
         if len(self._lacked) < readings:
             return Count()

@@ -1,4 +1,7 @@
-"""Decoding of the binary events of the BPF programs: structures of ``bpf/*.h``, native order."""
+"""Decoder of the binary events that the BPF programs send.
+
+The structures are those of ``bpf/capture.bpf.c`` and ``bpf/process.h``, in native byte order.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ _PROCESS_FORM: Final = struct.Struct("=BB2xIIIQQIIQQIIQ16sHHHH")
 
 
 class ProcessImage(NamedTuple):
-    """Program that a process runs; after an exec, the process has another image.
+    """Identity of the program that a process runs; each exec gives the process another image.
 
-    ``started_ns`` is the start of the process (CLOCK_BOOTTIME). ``execs`` is the number of its
-    execs. Both are 0 if the kernel does not report them.
+    ``started_ns`` is the start time of the process (CLOCK_BOOTTIME). ``execs`` is the number of
+    execs of the process. Both are 0 if the kernel does not report them.
     """
 
     pid: int
@@ -38,22 +41,27 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 class Call(NamedTuple):
     """Capture event: a system call by which a process sends or connects, or a refused packet.
 
-    The capture reports either calls or packets of a namespace (:class:`Capture`). A packet was
-    refused just before ``time_ns``. Times are of CLOCK_BOOTTIME. Addresses are packed: 4 bytes for
-    IPv4, empty if unknown. Unknown ports are 0. ``uid`` and ``gid`` are the process's real ids.
-    ``owner`` of a packet is the user of its socket, as in the packet's log record. ``owner`` of a
-    call is the user that a new socket of the caller would have. ``tid`` is the thread; 0 if it may
-    be one of several threads.
+    The BPF programs report either the calls in a namespace or its refused packets
+    (:class:`Capture`). ``time_ns`` is the time of the call, or shortly after the refusal of the
+    packet (CLOCK_BOOTTIME). Addresses are packed: 4 bytes for IPv4, 16 bytes for IPv6, empty if
+    unknown. A port is 0 if it is unknown.
 
-    ``socket`` of a call is the kernel's number of the socket. ``image`` of a packet is
-    :data:`UNKNOWN_IMAGE` if the packet's sender is unknown. ``sum`` of a packet is the checksum of
-    its first bytes, as in :attr:`Record.captured_sum`. It is 0 if these bytes could not be read.
+    ``image``, ``tid``, ``uid``, ``gid`` and ``comm`` describe the sending process and its thread.
+    The ids are the real ids. ``image`` is :data:`UNKNOWN_IMAGE` if the sender of a packet is
+    unknown. ``tid`` is 0 if it is unknown which of several threads sent the packet. ``owner`` of a
+    packet is the user id of its socket, as in the packet's log record. ``owner`` of a call is the
+    user id that a new socket of the process would get.
+
+    ``socket`` of a call is the kernel's number (cookie) of the socket. ``sum`` of a packet is the
+    checksum of its first bytes, as in :attr:`Record.captured_sum`. It is 0 if these bytes could not
+    be read.
 
     ``is_frame``: the packet was refused as a link-layer frame. ``is_connect``: the call connects a
-    socket, and sends nothing. ``is_syn``: the packet, or the packet of the call, begins a TCP
-    connection. ``is_any``: the event may be about any packet of ``owner``. Its header could not be
-    read, or further packets follow without a report. ``has_more``: similar calls or packets may
-    follow without a report.
+    socket, and sends nothing. ``is_syn``: the packet, or the packet that the call sends, begins a
+    TCP connection. ``has_more``: similar calls or packets may follow that are not reported.
+    ``is_any``: the event may be about any packet of ``owner``, because the packet's header could
+    not be read. ``is_any`` is also set if different calls or packets of the process may follow that
+    are not reported.
     """
 
     time_ns: int
@@ -81,8 +89,8 @@ class Call(NamedTuple):
 class ClosedSocket(NamedTuple):
     """Capture event: the last process that had a socket open has closed the socket.
 
-    Only sockets with a reported call have this event. ``socket`` is the kernel's number of the
-    socket.
+    This event exists only for a socket with an earlier :class:`Call`. ``socket`` is the kernel's
+    number (cookie) of the socket, as in that call. ``time_ns`` is of CLOCK_BOOTTIME.
     """
 
     time_ns: int
@@ -90,12 +98,15 @@ class ClosedSocket(NamedTuple):
 
 
 class ProcessSnapshot(NamedTuple):
-    """Capture event: details of a process, with texts as the kernel has them.
+    """Capture event: details of a process, such as the path of its program and its arguments.
 
-    The kernel reports a process at its exec, or else at its next fork, call or packet. ``path``,
-    ``directory`` and ``cgroup`` are lists of names, innermost first: ``/usr/bin/curl`` is ``curl``,
-    ``bin``, ``usr``, ``/``. The last name is ``/`` (in ``cgroup``: empty) if the list leads up to a
-    root. Each of the ``arguments`` ends with a NUL byte.
+    The BPF programs report a process at its exec. A process that was not reported then is reported
+    at its next fork, call or refused packet. ``directory`` is the working directory.
+
+    ``path``, ``directory`` and ``cgroup`` are lists of names, innermost first: ``/usr/bin/curl`` is
+    ``curl``, ``bin``, ``usr``, ``/``. A list that leads up to the root ends with ``/`` (``cgroup``:
+    with an empty name). ``arguments`` has all arguments, each with a NUL byte at its end, but at
+    most the first 1024 bytes. Texts are bytes, because the kernel checks no encoding.
     """
 
     image: ProcessImage
@@ -116,7 +127,10 @@ CaptureEvent: TypeAlias = Call | ClosedSocket | ProcessSnapshot
 
 
 def decode(sample: bytes) -> CaptureEvent:
-    """Decode one capture event from a ring buffer; raise ValueError or struct.error if invalid."""
+    """Decode one capture event from the bytes that a BPF program wrote to a ring buffer.
+
+    Raises ValueError or struct.error if the bytes are not a valid event.
+    """
     match sample[0] if sample else 0:
         case 1:
             return _call(sample)

@@ -3,12 +3,12 @@
 The lookup reads the kernel's socket tables of one network namespace. Netlink lists TCP, UDP and
 UDP-Lite sockets: ``include/uapi/linux/sock_diag.h`` and ``inet_diag.h``, ``net/ipv4/inet_diag.c``,
 ``tcp_diag.c``, ``udp_diag.c``. The kernel returns only sockets with the packet's port. So the many
-other sockets of a hostile sandbox are never transferred. The text files of :mod:`proc_net_sockets`
-list the other kinds of sockets. They also list TCP and UDP sockets if the kernel has no
+other sockets of a hostile sandbox are never transferred. Raw, ping and packet sockets are read from
+/proc/net (:mod:`proc_net_sockets`). TCP and UDP sockets are read there too if the kernel has no
 ``sock_diag``.
 
-A socket without a port is in no table. After a reset (``tcp_done``) a socket has a port only if its
-process chose the port itself.
+A socket without a port is in none of these tables. A TCP connection that is refused with a reset
+loses its port (``tcp_done``), unless the process chose the port itself (bind).
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ _IFREQ: Final = struct.Struct("=16si20x")  # struct ifreq
 class SocketTables:
     """Reader of the kernel's socket tables of one network namespace; for one thread at a time.
 
-    The reader opens the namespace once, in :meth:`__enter__`. If another namespace gets its path
-    later, the reader still reads the tables of the opened namespace.
+    The reader opens the namespace once, in :meth:`__enter__`. If the path of the namespace leads to
+    another namespace later, the reader still reads the tables of the opened namespace.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -109,9 +109,10 @@ class SocketTables:
         """Return the TCP sockets that have, or had, the connection from ``local`` to ``remote``.
 
         ``local`` and ``remote`` are pairs of address and port. The socket of a refused connection
-        is found only if its process chose the local port itself. The socket's remote port may be 0
-        by then (``tcp_disconnect``). ``device`` is the device through which the packet was sent. It
-        is needed to find a socket that is bound to that device.
+        is found only if its process chose the local port itself. The kernel may have set the remote
+        port of that socket to 0 (``tcp_disconnect``), so a socket with remote port 0 is returned
+        too. ``device`` is the network device through which the packet was sent; None if unknown.
+        Without ``device``, a socket that is bound to a device may not be found.
 
         Raises TooManySocketsError if too many sockets have the port, or if the lookup is not
         finished at ``deadline_ns`` (time.monotonic_ns). Raises OSError if the tables can't be read.
@@ -134,11 +135,11 @@ class SocketTables:
     def by_port(
         self, protocol: int, version: IpVersion, port: int, *, deadline_ns: int
     ) -> tuple[Socket, ...]:
-        """Return all UDP or UDP-Lite sockets with this port that can send with this IP version.
+        """Return all UDP or UDP-Lite sockets with a local port that can send with an IP version.
 
-        ``protocol`` is the number of UDP or UDP-Lite. Addresses are not compared, because a socket
-        can send each packet with other addresses than its own (``sendto``, ``IP_PKTINFO``). Raises
-        TooManySocketsError and OSError in the same cases as :meth:`tcp`.
+        ``protocol`` is the IP protocol number of UDP or UDP-Lite. ``version`` is 4 or 6. Addresses
+        are not compared, because a process can choose both addresses of each packet (``sendto``,
+        ``IP_PKTINFO``). Raises TooManySocketsError and OSError in the same cases as :meth:`tcp`.
         """
         try:
             sockets = tuple(self._dump(protocol, version, port, _ALL_STATES, deadline_ns))
@@ -154,10 +155,10 @@ class SocketTables:
         remote: tuple[str, int],
         device: str | None,
     ) -> Socket | None:
-        """Return the TCP socket that would get a packet from ``remote`` to ``local``.
+        """Return the TCP socket that would receive a packet from ``remote`` to ``local``.
 
-        The query asks for one socket and needs no dump of the table. Return None if there is no
-        such socket.
+        Return None if there is no such socket. This is fast, because the kernel looks up one socket
+        and does not list the table.
         """
         sock = self._diag(socket.IPPROTO_TCP)
         family = socket.AF_INET if version == 4 else socket.AF_INET6
@@ -205,9 +206,9 @@ class SocketTables:
                     raise too_many()
 
     def _raise_for_end(self, payload: memoryview, protocol: int) -> None:
-        """Raise OSError if the last message of a dump has an error code.
+        """Raise OSError if ``payload``, the last message of a list of sockets, has an error code.
 
-        The error is FileNotFoundError if the kernel does not support the protocol.
+        Raise FileNotFoundError if the kernel can't list sockets of ``protocol``.
         """
         # DONE and ERROR both begin with 0 or a negative errno (netlink_dump_done).
         code = int.from_bytes(payload[:4], sys.byteorder, signed=True)
@@ -217,9 +218,9 @@ class SocketTables:
             raise OSError(-code, os.strerror(-code))
 
     def _diag(self, protocol: int) -> socket.socket:
-        """Return the netlink socket for requests, which is opened for the first request.
+        """Return the netlink socket for requests; open it if it is not open yet.
 
-        Raises FileNotFoundError if the kernel does not support requests for the protocol.
+        Raises FileNotFoundError if the kernel can't list sockets of ``protocol`` by netlink.
         """
         if protocol in self._unsupported:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -278,7 +279,7 @@ def _request(family: int, protocol: int, states: int, identity: bytes, ifindex: 
 
 
 def _index(sock: socket.socket, device: str) -> int:
-    """Return the index of a network device in the socket's namespace; 0 if it was removed."""
+    """Return the index of a network device in the socket's namespace; 0 if there is none."""
     name = device.encode("utf-8", "surrogateescape")
     try:
         answer = fcntl.ioctl(sock, _SIOCGIFINDEX, _IFREQ.pack(name, 0))
@@ -292,7 +293,7 @@ def _connection(found: Socket) -> tuple[int, str, int]:
 
 
 def _inet_socket(payload: memoryview, protocol: int) -> Socket:
-    """Decode a socket from a struct inet_diag_msg and its netlink attributes."""
+    """Decode the kernel's description of a socket: struct inet_diag_msg and its attributes."""
     family, state = payload[0], payload[1]
     local_port, remote_port, local, remote = _IDENTITY.unpack_from(payload, 4)
     uid, inode = _OWNER.unpack_from(payload, 64)

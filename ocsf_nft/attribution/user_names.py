@@ -1,7 +1,7 @@
-"""Names of users and groups on this host, by their ids.
+"""Lookup of the names of users and groups on this host, by their ids.
 
-The name service may wait for a directory on the network. So call these functions in a thread that
-may block. Answers are cached for some minutes.
+The host's name service may ask a server on the network (LDAP). So call these functions in a thread
+that may block. Answers are cached for some minutes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _CACHE_SECONDS: Final = 300.0
 class UserNames:
     """Cached lookup of user and group names, for the ids that /proc shows.
 
-    /proc shows ids of this process's user namespace. In the initial user namespace they are the
-    host's ids, also for processes in other namespaces. In another user namespace the host's names
-    belong to other ids, so no name is returned. ``most`` is the size of the cache. Threads may
-    share an instance.
+    /proc shows ids as they are in the user namespace of this process. If that is the initial user
+    namespace, they are the host's ids, and the host's names belong to them. If this process is in
+    another user namespace, the host's names belong to other ids. Then every lookup returns None.
+    ``most`` is the maximum number of cached answers. Threads may share an instance.
     """
 
     def __init__(self, *, most: int = 1024) -> None:
@@ -51,10 +51,11 @@ class UserNames:
         return self._name("group", gid, lambda number: grp.getgrgid(number).gr_name)
 
     def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
-        """Return (True, name) if the cache has a valid answer for an id.
+        """Return whether the cache has a valid answer for an id, and the cached name.
 
-        This never asks the name service. ``name`` is None if the id has no name. Otherwise return
-        False and the outdated name, or False and None if the cache has no name for the id.
+        ``number`` is a user or group id. ``(True, name)`` is a valid answer, and ``(True, None)``
+        means that the id has no name. ``(False, name)`` is an answer that is too old, and ``(False,
+        None)`` means that no name is cached. This method never asks the name service.
         """
         if not self._is_in_initial_namespace():
             return True, None
@@ -63,10 +64,11 @@ class UserNames:
         return time.monotonic() < until, name
 
     def mapped_id(self, number: int) -> int | None:
-        """Return a user or group id from /proc, or None if it represents an unknown id.
+        """Return ``number``, a user or group id from /proc; None if it stands for an unknown id.
 
-        In a user namespace, /proc shows 65534 for each id that has no number there. So 65534
-        becomes None. In the initial user namespace, 65534 is an id like any other.
+        If this process is not in the initial user namespace, /proc shows 65534 for each id that its
+        namespace does not map. So 65534 gives None. In the initial user namespace, 65534 is an id
+        like any other.
         """
         return number if number != _UNMAPPED or self._is_in_initial_namespace() else None
 
@@ -99,8 +101,8 @@ class UserNames:
 class CachedNames:
     """Lookup of user and group names only in the cache of ``names``, so that it never waits.
 
-    ``missing`` has the requested ids whose names are not cached, or are outdated. :meth:`resolve`
-    asks the name service for these names.
+    ``missing`` has the requested ids whose cached answer is missing or too old. :meth:`resolve`
+    asks the name service for the names of these ids.
     """
 
     def __init__(self, names: UserNames) -> None:
@@ -108,15 +110,18 @@ class CachedNames:
         self.missing: set[tuple[Kind, int]] = set()
 
     def user(self, uid: int) -> str | None:
-        """Return the cached name of a user, even if it is outdated; None if no name is cached."""
+        """Return the cached name of a user, even if it is too old; None if no name is cached."""
         return self._name("user", uid)
 
     def group(self, gid: int) -> str | None:
-        """Return the cached name of a group, even if it is outdated; None if no name is cached."""
+        """Return the cached name of a group, even if it is too old; None if no name is cached."""
         return self._name("group", gid)
 
     def resolve(self) -> None:
-        """Ask the name service for the missing names; blocks as long as the service does."""
+        """Ask the name service for the names of all ids in ``missing``, and cache the answers.
+
+        Blocks as long as the name service does.
+        """
         while self.missing:
             kind, number = self.missing.pop()
             (self._names.user if kind == "user" else self._names.group)(number)

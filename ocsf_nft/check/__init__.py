@@ -1,12 +1,12 @@
-"""Checks of a host on which a fence (the rules around a sandbox or a VM) is to work.
+"""Checks of a host before a fence (the firewall rules around a sandbox or a VM) is installed.
 
-The checks examine the features of the system, and the rules that block traffic that the fence
-accepts. Each finding has a remedy if there is one. The checks change nothing; only
-:func:`remove_leftovers` does.
+The checks examine the features of the system. They also search for other rules of the host that
+drop traffic that the fence accepts. A finding has a remedy, if a remedy is known. The checks change
+nothing. Only :func:`remove_leftovers` makes changes.
 
-The accepted traffic is modelled as packets that walk through the host's rules. Only some fields of
-a modelled packet are known. So it can be unknown whether a rule matches the packet. Then the
-finding reports "may drop".
+To find such rules, the checks compare packets of the accepted traffic with the host's rules, in the
+order in which the kernel applies them. Only some fields of such a packet are known. So it can be
+unknown whether a rule matches the packet. Then the finding reports "may drop".
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def check_scope(
 ) -> CheckScope:
     """Return the scope of a check: a namespace, and the VM or sandbox whose traffic is checked.
 
-    The interfaces that lead to the internet and to the proxies are read from the namespace's
-    routes. ``device`` is the VM's TAP device or a pattern such as ``vmtap-*``; None if there is no
-    VM. ``subnets`` are the VM's subnets, ``port`` is the gateway's port. ``proxies`` are a
-    sandbox's proxies.
+    For a VM, ``device`` is its TAP device or a pattern such as ``vmtap-*``, ``subnets`` are its
+    subnets, and ``port`` is the proxy's port on its gateway. For a sandbox, ``device`` is None, and
+    ``proxies`` are its proxies. The interfaces that lead to the internet and to the proxies are
+    read from the namespace's routes.
     """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),
@@ -86,10 +86,11 @@ def check_scope(
 
 
 def findings(scope: CheckScope) -> Iterator[Finding]:
-    """Yield all findings about a host, in the order in which `check` prints them.
+    """Yield all findings about a host, in the order in which `ocsf-nft check` prints them.
 
-    The features of the system come first, then the rules, then services and sysctls. Raises
-    AbsentError or UnsupportedError if the namespace can't be entered.
+    Findings about the features of the system come first, then about firewall rules, then about
+    services and sysctls. Raises AbsentError if the namespace does not exist, UnsupportedError if it
+    can't be entered.
     """
     if sys.platform != "linux":
         yield Finding(
@@ -117,11 +118,11 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
 
 
 def blocking(scope: CheckScope) -> tuple[Finding, ...]:
-    """Return only the findings about rules that block traffic that a fence accepts.
+    """Return only the findings about rules that drop, or may drop, traffic that a fence accepts.
 
-    The rules may be those of another fence, such as one around the whole namespace. The command
-    ``install`` uses this function. Reading the rules needs CAP_NET_ADMIN over the namespace. If
-    they can't be read, the only finding reports this.
+    Such a rule may be part of another fence of ocsf-nft. The command ``install`` uses this
+    function. If the rules can't be read, the result is one finding that reports this. To read them,
+    the process needs CAP_NET_ADMIN over the namespace.
     """
     try:
         ruleset = read_ruleset.read(scope.namespace)
@@ -135,10 +136,10 @@ def blocking(scope: CheckScope) -> tuple[Finding, ...]:
 
 
 def remove_leftovers(scope: CheckScope) -> Iterator[tuple[leftovers.Leftover, str | None]]:
-    """Remove leftovers of an older iptables set-up for VMs, and yield each one with its result.
+    """Remove leftovers of an older iptables set-up for VMs; yield each leftover with a result.
 
-    The result is None after success, else the reason why the leftover was not removed. Raises
-    UnsupportedError if the rules can't be read, and OcsfNftError if the interfaces can't be listed.
+    The result is None if the leftover was removed, else the reason why it was not removed. Raises
+    UnsupportedError if the rules can't be read, OcsfNftError if the interfaces can't be listed.
     """
     ruleset = read_ruleset.read(scope.namespace)
     found = leftovers.find_leftovers(ruleset, _list_devices(scope), scope)

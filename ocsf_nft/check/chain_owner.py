@@ -1,8 +1,8 @@
 """Recognition of the program that made a chain, by the names that firewalls use.
 
-Any program can use these names, so they prove nothing. They decide which owner a finding names, and
-for which firewall the commands in its remedy are. Rules in a table with a name of ocsf-nft are
-treated as rules of ocsf-nft.
+A name proves nothing, because any program can use it. The recognised program is used only in the
+findings of `check`. A finding names the program, and its remedy has commands for that program.
+Rules in a table with a name of ocsf-nft are treated as rules of ocsf-nft.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ REINSERTING: Final = frozenset({"kube-proxy", "Calico", "Cilium", "flannel", "We
 
 
 def is_ours(key: ChainKey) -> bool:
-    """Return true if a chain is in a table whose name is one that ocsf-nft uses."""
+    """Return true if a chain is in a table with a name that ocsf-nft gives to its tables."""
     is_own_name = key.table == TABLE or key.table.startswith(f"{TABLE}_")
     return key.backend == "nft" and is_own_name
 
@@ -74,8 +74,8 @@ def is_ours(key: ChainKey) -> bool:
 def owner(chain: Chain, ruleset: Ruleset) -> str:
     """Return the name of the program that made a chain, such as firewalld or Docker.
 
-    If no program is recognised, return what the chain belongs to: nftables, iptables or legacy
-    iptables.
+    If no program is recognised, return the firewall system of the chain: ``nftables``, ``iptables``
+    (its tables in nf_tables) or ``legacy iptables`` (the old kernel tables).
     """
     key = chain.key
     if is_ours(key):

@@ -10,12 +10,13 @@ import typer  # noqa: TC002 - typer reads it
 
 
 def demo(context: typer.Context) -> None:
-    """Fence a throw-away sandbox, try to get out, show the events.
+    """Fence a throw-away sandbox, try to bypass the fence, show the events.
 
     Creates two network namespaces and runs real programs in them. Removes everything at the end,
     also if it is interrupted. No packet leaves this machine. Needs root.
 
-    Exit 1: an attempt got out, or was not reported. 130: ended by Ctrl-C; 143: by SIGTERM.
+    Exit 1: an attempt to bypass the fence succeeded or was not reported, or an allowed attempt
+    failed. 130: ended by Ctrl-C. 143: ended by SIGTERM.
 
     Example: ocsf-nft demo
     """

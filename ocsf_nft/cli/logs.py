@@ -52,7 +52,10 @@ _DEFAULT: Final = LogSettings()
 def log_settings(
     form: str | None = None, *, is_verbose: bool = False, is_quiet: bool = False
 ) -> LogSettings:
-    """Return the settings for the options of the command line; raises UsageError."""
+    """Return the log settings for the options ``--log-format``, ``--verbose`` and ``--quiet``.
+
+    Raises UsageError if ``form`` is unknown, or if both ``is_verbose`` and ``is_quiet`` are true.
+    """
     if is_verbose and is_quiet:
         raise UsageError("--verbose and --quiet can't be combined: give one of them")
     level = logging.DEBUG if is_verbose else logging.WARNING if is_quiet else logging.INFO
@@ -64,8 +67,8 @@ def log_settings(
 def to_stderr(settings: LogSettings = _DEFAULT) -> None:
     """Configure the log: each record is one write of at most PIPE_BUF bytes to standard error.
 
-    So records of several processes that write to the same pipe never mix. A write waits until the
-    reader of standard error reads.
+    So the records of several processes in the same pipe never mix. If the pipe is full, a write
+    waits until the reader of the pipe reads.
     """
     _configure(_Waiting(_line_writer(settings)), settings)
 
@@ -73,9 +76,10 @@ def to_stderr(settings: LogSettings = _DEFAULT) -> None:
 def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
     """Configure the log as :func:`to_stderr` does, but never wait for a reader of standard error.
 
-    A sandbox can cause records. If no process reads them, the service must not block on them. A
-    record that can't be written is dropped. The next written record has the number of dropped ones
-    as ``log_dropped``. Log messages of libraries and of asyncio are written in the same way.
+    A sandboxed program can cause log records, so a full pipe must not block the service. A record
+    that can't be written at once is dropped. The next written record has the number of dropped
+    records as ``log_dropped``. Log messages of libraries and of asyncio are handled in the same
+    way.
     """
     _configure(_AtOnce(_line_writer(settings)), settings)
     # Python's last resort would wait for a reader. Replace it, and add no handler at the root: a
@@ -93,7 +97,7 @@ class _Waiting:
         self._line = line
 
     def msg(self, record: Mapping[str, Any]) -> None:
-        """Write a record."""
+        """Write a log record to standard error; wait if its pipe is full."""
         output.write_stderr(self._line(record))
 
     debug = info = warning = error = critical = msg
@@ -105,7 +109,7 @@ class _AtOnce:
         self._dropped = 0
 
     def msg(self, record: Mapping[str, Any]) -> None:
-        """Write a record, or count it as dropped."""
+        """Write a log record, or count it as dropped if standard error can't accept it at once."""
         if self._dropped:
             record = {**record, "log_dropped": self._dropped}
         if output.write_stderr_at_once(self._line(record)):
@@ -117,9 +121,9 @@ class _AtOnce:
 
 
 class _FromOthers(logging.Handler):
-    """Converter of log messages of libraries to records: one line each, without a traceback.
+    """Converter of log messages of libraries to our log records: one line each, no traceback.
 
-    A remote peer that sends invalid data can cause such messages, and must not flood the log. So
+    A remote peer that sends invalid data can cause such messages, but must not flood the log. So
     only the first, second, fourth, eighth … message from the same line of code is written.
     """
 
@@ -128,7 +132,7 @@ class _FromOthers(logging.Handler):
         self._numbers: Counter[tuple[object, ...]] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the message if the count for its line of code is a power of two."""
+        """Count the message for its line of code; write it if the count is a power of two."""
         error = record.exc_info[1] if record.exc_info else None
         origin = record.pathname, record.lineno, type(error)
         self._numbers[origin] += 1

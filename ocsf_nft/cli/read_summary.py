@@ -9,8 +9,9 @@ if TYPE_CHECKING:
 
 
 def rejected(numbers: Mapping[str, int]) -> str:
-    """Return text about the unparsed lines, for the end of a summary line; empty if there are none.
+    """Return the end of a summary line with the numbers of rejected log lines.
 
-    ``numbers`` has the number of lines by kind of Reject.
+    For example, ``{"malformed": 2}`` gives ``, 2 malformed``. ``numbers`` has the number of lines
+    for each kind of rejection (``Reject.kind``). If ``numbers`` is empty, the text is empty.
     """
     return "".join(f", {number} {kind}" for kind, number in sorted(numbers.items()))

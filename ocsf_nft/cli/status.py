@@ -43,16 +43,17 @@ def status(
 ) -> None:
     """Show whether every refused packet is accounted for.
 
-    It works with and without a run that watches the sandbox. For each rule, the kernel's number of
-    refused packets must be the sum of reported and pending packets. An event has reported packets;
-    a counter has pending packets until the next event. "Aggregated" packets were reported without
-    their flow. "Dropped" log records were read by no process; their packets are counted. "Allowed"
-    packets are those that a permissive fence would have refused.
+    It works also while no `ocsf-nft run` watches the sandbox. For each rule, the kernel's number of
+    refused packets must be the sum of reported and pending packets. "Reported" packets are in an
+    event. "Pending" packets are only in a kernel counter, and the next event will report them.
+    "Aggregated" packets are reported packets whose event does not name their flow. "Dropped" is the
+    number of log records that no process has read. Their packets are counted too. "Allowed" packets
+    are those that the rule allowed only because its fence is permissive.
 
     Exit 0: the counts match. 1: they don't. 2: no fence is on record, or it has no counters. 3: the
     counters can't be read.
 
-    Needs CAP_NET_ADMIN over the namespaces; CAP_SYS_ADMIN to enter another one.
+    Needs CAP_NET_ADMIN over the sandboxes' namespaces, and CAP_SYS_ADMIN to enter one.
 
     Example: ocsf-nft status --sandbox agent
     """
@@ -145,7 +146,8 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 def _explain(status: Status) -> None:
     """Print each fault in the status of a sandbox, with its remedy.
 
-    The faults are missing counters, a changed fence and counter mismatches.
+    The faults are missing counters, a fence that differs from its installed state, and counter
+    mismatches.
     """
     name = status.sandbox
     if status.absent:

@@ -1,4 +1,7 @@
-"""Configuration of a run, from a TOML file or from options; checked completely before the run."""
+"""Configuration of `ocsf-nft run`, from a TOML file or from command-line options.
+
+The configuration is checked completely before the run begins.
+"""
 
 from __future__ import annotations
 
@@ -40,9 +43,9 @@ class Config(Table):
     Without a ``[[sink]]`` table, the keys ``output``, ``ocsf_version`` and ``handshake`` configure
     the only sink. ``output`` is the path of a file, or ``-`` for standard output. Only standard
     output may have a ``handshake``. ``host_log`` is the source of the log records of this host's
-    other firewalls; None: these records are not read. ``listen`` is the address and port at which a
-    run serves its metrics and its health; None: the run does not serve them. The first
-    ``[[severity]]`` table that matches an attempt sets the severity of the attempt.
+    other firewalls. If it is None, these records are not read. ``listen`` is the address and port
+    at which `ocsf-nft run` serves its metrics and its health. If it is None, they are not served.
+    The first ``[[severity]]`` table that matches an attempt sets the severity of the attempt.
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()
@@ -61,10 +64,11 @@ class Config(Table):
 
     @property
     def sinks(self) -> tuple[SinkTable, ...]:
-        """Return the sinks of the ``[[sink]]`` tables.
+        """Return the configured sinks: the ``[[sink]]`` tables.
 
         Without such a table, return one sink for ``output``: a file or, by default, standard
-        output. Raises UsageError if ``output`` is no file, or a handshake is configured for a file.
+        output. Raises UsageError if ``output`` can't be the path of a file, or if a handshake is
+        configured for a file.
         """
         if self.sink:
             return self.sink
@@ -85,27 +89,28 @@ class Config(Table):
 
     @property
     def prefixes(self) -> Prefixes:
-        """Return the table that decodes other firewalls' log prefixes, with the configured rows.
+        """Return the table that decodes the log prefixes of other firewalls, such as UFW.
 
-        Raises UsageError if two rows begin with the same text.
+        The result has built-in rows, and a row for each ``[[prefix]]`` of the configuration. Raises
+        UsageError if two ``[[prefix]]`` rows have the same ``begins``.
         """
         return Prefixes([Configured(**row.model_dump()) for row in self.prefix])
 
 
 def sink(output: str, ocsf_version: str) -> SinkTable:
-    """Return the sink that command-line options select, without a configuration file.
+    """Return the sink for the command-line options ``--output`` and ``--ocsf-version``.
 
-    A replay uses this sink, because its events belong to no sandbox of this host. ``output`` is the
-    path of a file, or ``-`` for standard output. Raises UsageError if an option is invalid.
+    A replay of recorded logs (``--source replay:PATH``) uses this sink. ``output`` is the path of a
+    file, or ``-`` for standard output. Raises UsageError if an option is invalid.
     """
     return _parsed({"output": output, "ocsf_version": ocsf_version}, where="options").sinks[0]
 
 
 def load(path: Path) -> Config:
-    """Read a configuration file, and check its content.
+    """Read a configuration file, check its content, and return the configuration.
 
-    Raises AbsentError if the file can't be read. Raises UsageError if its content is wrong, or has
-    neither a sandbox nor a ``host_log``.
+    Raises AbsentError if the file can't be read. Raises UsageError if the content is wrong, or if
+    it has neither a ``[[sandbox]]`` nor a ``host_log``.
     """
     return _require_watched(read(path), where=str(path))
 
@@ -113,7 +118,7 @@ def load(path: Path) -> Config:
 def read(path: Path) -> Config:
     """Read a configuration file as :func:`load` does, but accept a file with nothing to monitor.
 
-    Such a file has neither a sandbox nor a ``host_log``.
+    Such a file has neither a ``[[sandbox]]`` nor a ``host_log``.
     """
     try:
         with path.open("rb") as file:
@@ -126,10 +131,10 @@ def read(path: Path) -> Config:
 
 
 def parse(found: dict[str, Any], *, where: str) -> Config:
-    """Check a configuration, and return it.
+    """Check the content of a TOML file, and return it as a configuration.
 
-    ``found`` is the content of a TOML file. ``where`` is the file's name for messages. Raises
-    UsageError that names ``where``, the key and the fault.
+    ``found`` is the content as Python objects. ``where`` is the file's name in error messages.
+    Raises UsageError with ``where``, the key and the fault.
     """
     return _require_watched(_parsed(found, where=where), where=where)
 
@@ -175,9 +180,9 @@ def _require_unique(values: Sequence[str], where: str, sentence: str) -> None:
 
 
 def _sentence(error: ValidationError) -> str:
-    """Return an error sentence for people about the most important fault in a configuration.
+    """Return a sentence for people about one fault in a configuration.
 
-    That is the first unknown key or, if all keys are known, the first fault.
+    It is about the first unknown key. If all keys are known, it is about the first fault.
     """
     # An unknown key first: it is often the misspelt name of a missing key.
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
@@ -202,10 +207,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    """Return the class of the configuration table that ``path`` leads to.
+    """Return the class of the configuration table that ``path`` leads to, starting at ``model``.
 
-    ``path`` consists of keys, indices in lists and types of sinks: ``("sink", 0, "file")``. Its
-    first key is a key of the table ``model``.
+    ``path`` is a location in an error of pydantic. For example, ``("sink", 0, "file")`` leads to
+    the first ``[[sink]]`` table, which has the type ``file``: the result is :class:`FileSink`.
     """
     for step in path:
         if isinstance(step, str) and step in model.model_fields:

@@ -1,7 +1,7 @@
 """Generator of the reference page about sinks: every type, every key and its default.
 
-The page is generated from the tables of the configuration. As a program, this module writes the
-page: ``python -m ocsf_nft.config.guide docs/reference/sinks.md``.
+The page is generated from the classes of the configuration tables and their docstrings. As a
+program, this module writes the page: ``python -m ocsf_nft.config.guide docs/reference/sinks.md``.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def _summary(table: type[BaseModel]) -> str:
 
 
 def _table(table: type[BaseModel], common: set[str]) -> str:
-    """Return the keys of a configuration table as a Markdown table.
+    """Return a Markdown table with the key, type and default of each key of ``table``.
 
-    ``common`` are the keys that all sinks have. Such a key is omitted if ``table`` does not change
-    its default.
+    ``table`` is the class of a configuration table. ``common`` are the keys that all sinks have. A
+    common key is omitted if ``table`` does not change its default.
     """
     rows = [
         f"| `{name}` | {_type(field.annotation)} | {_default(field, is_common=name in common)} |"

@@ -1,4 +1,4 @@
-"""Address at which a run serves its metrics and its health."""
+"""Address and port at which `ocsf-nft run` serves its metrics and its health over HTTP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ocsf_nft.quoted import quoted
 
 @dataclass(frozen=True, slots=True)
 class ListenAddress:
-    """Address and port at which a run listens.
+    """Address and port at which `ocsf-nft run` listens for HTTP requests.
 
     The address ``0.0.0.0`` or ``::`` stands for all addresses of this host.
     """
@@ -27,7 +27,10 @@ class ListenAddress:
 
 
 def parse_listen_address(text: str) -> ListenAddress:
-    """Parse ``ADDR:PORT``, with an IPv6 address in brackets; raises UsageError."""
+    """Parse ``ADDR:PORT``, with an IPv6 address in brackets.
+
+    Raises UsageError if ``text`` has another form, or if the port is 0.
+    """
     host, _, port = text.rpartition(":")
     try:
         address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))

@@ -6,8 +6,8 @@ data page has at most 1 MB before compression, a row group at most 256 MB after 
 events of one OCSF class and one day, in order of time. Each file here has only one row group,
 because a batch is smaller than 256 MB.
 
-The same batch always produces the same files, byte for byte. A file's name derives from the uids of
-its events. So a repeated delivery of a batch overwrites the files of its first delivery.
+The same batch always produces the same files, byte for byte. A file's name derives from the unique
+ids of its events. So a repeated delivery of a batch overwrites the files of its first delivery.
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ class Maker:
         self._schemas = {uid: pa.schema(_fields(struct)) for uid, struct in columns.items()}
 
     def make(self, messages: Sequence[Message]) -> MadeFiles:
-        """Convert messages to Parquet files; refuse those without a known class or valid time."""
+        """Convert the events of ``messages`` to Parquet files, one for each class and day.
+
+        A message without a known class or a valid time is not converted. It is in ``refused`` of
+        the result.
+        """
         parts: dict[tuple[int, str], _Part] = {}
         refused: list[Refusal] = []
         for message in messages:
@@ -117,8 +121,8 @@ class Maker:
 class _Part:
     """Rows of one Parquet file while rows are still added.
 
-    The last rows, fewer than ``_SLICE``, are Python objects (``rows``). All earlier rows are in the
-    form of pyarrow (``batches``).
+    New rows are added to ``rows`` as Python objects. Each time 32 rows (``_SLICE``) are there, they
+    are converted to a pyarrow batch and moved to ``batches``.
     """
 
     schema: pa.Schema

@@ -34,7 +34,7 @@ _PACE_SECONDS: Final = 0.2
 
 
 class DemoError(OcsfNftError):
-    """Error: an attempt of the demo had an unexpected result, or was not reported."""
+    """Error: an attempt to reach a host had an unexpected result, or no event reported it."""
 
     exit_code: ClassVar[int] = 1
 
@@ -43,9 +43,10 @@ def demonstrate() -> None:
     """Run the demo; blocks for some seconds. Call it from the main thread, as root.
 
     Raises UnsupportedError if the system does not permit the demo. Raises DemoError if an attempt
-    to bypass the fence succeeded or was not reported, or if an allowed attempt failed. Also raises
-    the errors of the service. SIGINT, SIGTERM and SIGHUP end the demo early by SystemExit, with 128
-    plus the signal's number as exit code.
+    to bypass the fence succeeded, if no event reported it, or if an allowed attempt failed. Also
+    raises the errors of :class:`service.Service`, which installs the fence and reports the
+    attempts. On SIGINT, SIGTERM or SIGHUP, raises SystemExit with 128 plus the signal's number as
+    exit code.
     """
     if os.geteuid() != 0:
         raise UnsupportedError(
@@ -91,7 +92,7 @@ async def _demonstrate(
 async def _watched(
     made: lab.Lab, state: StateDirectory, collector: Collector
 ) -> AsyncIterator[None]:
-    """Fence the demo's sandbox, and run the service until the context ends.
+    """Install a fence around the demo's sandbox, and run the service until the context ends.
 
     The service runs as with `ocsf-nft run --install`. It delivers the events to ``collector``.
     """
@@ -114,10 +115,10 @@ async def _watched(
 
 
 async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
-    """Run ``work`` until it ends or a signal cancels it; return the signal's number, or None.
+    """Run ``work`` until it ends, or until SIGINT, SIGTERM or SIGHUP cancels it.
 
-    The caller must have blocked the signals with :func:`_blocked_signals`. This function unblocks
-    the signals only while ``work`` runs.
+    Return the number of the signal; None if no signal arrived. The caller must have blocked the
+    signals with :func:`_blocked_signals`. This function unblocks them only while ``work`` runs.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
@@ -148,8 +149,8 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
 def _blocked_signals() -> Iterator[None]:
     """Block SIGINT, SIGTERM and SIGHUP in this process until the context ends.
 
-    A program that the demo starts meanwhile, such as ``ip``, inherits the block. So Ctrl-C does not
-    interrupt that program.
+    A program that the demo starts in this context, such as ``ip``, inherits the block. So Ctrl-C
+    does not interrupt that program.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
     try:
@@ -165,7 +166,7 @@ def _signals() -> tuple[signal.Signals, ...]:
 def _remove_fences(state: StateDirectory) -> None:
     """Remove the demo's fence if the service could not remove it.
 
-    This also restores the host's sysctl for the kernel log.
+    If the fence has changed the host's sysctl ``nf_log_all_netns``, the sysctl gets its old value.
     """
     for sandbox in list(state.sandboxes()):
         installer.remove(sandbox, state)

@@ -1,11 +1,12 @@
-"""Program that makes one attempt inside the sandbox, and measures the duration of the attempt.
+"""Program that tries once to send a packet or a request out of the sandbox, and times the attempt.
 
 The program prints one line of JSON with the result and the duration in milliseconds. The exit code
-is 0 if the attempt got through, and 1 if the attempt was refused or failed. The program imports no
+is 0 if the attempt succeeded, and 1 if the attempt was refused or failed. The program imports no
 module of the package, because such an import takes longer than the attempt.
 
-The public functions prepare an attempt. Each returns a function that makes the attempt, so that
-only the attempt is timed.
+Each public function prepares an attempt, for example by opening a socket. It returns a function
+that makes the attempt, so that only the attempt is timed. That function returns the result as text,
+or raises OSError if the attempt was refused or failed.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ _ICMPV6_ECHO_REQUEST: Final = 128
 
 
 def http(url: str, proxy: str = "") -> Callable[[], str]:
-    """Prepare to fetch a page through ``proxy``, or directly if ``proxy`` is empty.
+    """Return a function that fetches ``url`` and returns the status, such as ``200 OK``.
 
+    The request goes through the proxy with the URL ``proxy``, or directly if ``proxy`` is empty.
     Proxy settings in environment variables are ignored.
     """
     import urllib.request  # noqa: PLC0415 - takes longer than the other attempts together
@@ -46,7 +48,10 @@ def http(url: str, proxy: str = "") -> Callable[[], str]:
 
 
 def dns(server: str) -> Callable[[], str]:
-    """Prepare to ask a DNS server for the address of example.com, by UDP (RFC 1035)."""
+    """Return a function that sends a DNS query for example.com to ``server`` by UDP (RFC 1035).
+
+    The function returns ``sent``; it does not wait for the answer.
+    """
     name = b"".join(bytes([len(label)]) + label for label in (b"example", b"com")) + b"\0"
     query = struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack("!HH", 1, 1)
     sock = socket.socket(_family(server), socket.SOCK_DGRAM)
@@ -54,13 +59,19 @@ def dns(server: str) -> Callable[[], str]:
 
 
 def raw(protocol: str, address: str) -> Callable[[], str]:
-    """Prepare to send a packet with the IP protocol number ``protocol`` from a raw socket."""
+    """Return a function that sends a packet to ``address`` by a raw socket, and returns ``sent``.
+
+    ``protocol`` is the number of the IP protocol, in decimal digits.
+    """
     sock = socket.socket(_family(address), socket.SOCK_RAW, int(protocol))
     return lambda: _sent(sock.sendto(bytes(20), (address, 0)))
 
 
 def ping(address: str) -> Callable[[], str]:
-    """Prepare to send one ICMP echo request, for hosts that lack the program ``ping``."""
+    """Return a function that sends one ICMP echo request to ``address``, and returns ``sent``.
+
+    It replaces the program ``ping``, which some hosts lack.
+    """
     if _family(address) == socket.AF_INET6:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         # The kernel adds the checksum (RFC 3542).
@@ -73,10 +84,10 @@ def ping(address: str) -> Callable[[], str]:
 
 
 def frame(device: str, destination: str) -> Callable[[], str]:
-    """Prepare to send an Ethernet frame without an IP packet, from the interface ``device``.
+    """Return a function that sends an Ethernet frame without an IP packet, and returns ``sent``.
 
-    ``destination`` is the MAC address of the receiver. A packet socket sends the frame, so the
-    frame bypasses the IP stack.
+    ``device`` is the interface that sends the frame. ``destination`` is the MAC address of the
+    receiver. A packet socket sends the frame, so the frame bypasses the IP stack.
     """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.bind((device, 0))

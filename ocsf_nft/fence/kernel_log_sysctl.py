@@ -1,9 +1,9 @@
-"""Switch for ``net.netfilter.nf_log_all_netns``: log records of all namespaces in the kernel log.
+"""Setting of the sysctl ``net.netfilter.nf_log_all_netns``, and restoring of its old value.
 
-Without this sysctl, the kernel log has only records of packets in the initial network namespace.
-The sysctl exists only in the initial namespace, and affects every namespace of the host
-(net/netfilter/nf_log.c). So it is enabled only while a fence uses the kernel log as its transport.
-Afterwards its previous value is restored.
+If the sysctl is 0, the kernel log has only records of packets in the initial network namespace. If
+it is 1, the kernel log has records of packets in all namespaces. The sysctl exists only in the
+initial namespace, and affects every namespace of the host (net/netfilter/nf_log.c). So it is set to
+1 only while a fence uses the kernel log as its transport. Afterwards its old value is restored.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
 def blocking_value(namespace: Namespace) -> str | None:
-    """Return the value of ``nf_log_all_netns`` if it stops the log records of a namespace.
+    """Return the value of ``nf_log_all_netns`` if it keeps a namespace's records out of the log.
 
-    Return None if the namespace's log records reach the kernel log. Records of the initial
-    namespace always do. Raises UnsupportedError if the value can't be read.
+    Return None if the namespace's packet log records reach the kernel log. This is so if the value
+    is 1, and always for the initial namespace. Raises UnsupportedError if the value can't be read.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None
@@ -43,7 +43,7 @@ def enable() -> None:
 
 
 def probe() -> None:
-    """Check that ``nf_log_all_netns`` can be written; its value stays the same.
+    """Check that ``nf_log_all_netns`` can be written, without changing its value.
 
     Raises UnsupportedError if the sysctl can't be written.
     """
@@ -53,7 +53,7 @@ def probe() -> None:
 def restore(before: str) -> None:
     """Set the sysctl ``nf_log_all_netns`` to ``before``, its value before :func:`enable`.
 
-    Raises UnsupportedError if it can't be written.
+    Raises UnsupportedError if the sysctl can't be written.
     """
     _in_initial(lambda: _SYSCTL.write_text(before, "ascii"))
 

@@ -26,9 +26,10 @@ Profile: TypeAlias = Literal["sandbox", "sidecar", "tap"]
 class Tap:
     """TAP device of a virtual machine on its host, and the addresses that the machine may use.
 
-    ``subnets`` are the subnets on the link, one per address family. Each one is the gateway's own
-    address with the prefix length. ``mac`` is the machine's link address. If it is None, the fence
-    learns the address from the machine's first packet.
+    ``subnets`` are the subnets of the TAP device, at most one per address family. A subnet is the
+    address of the VM's gateway with the prefix length, such as 10.0.0.1/24. ``mac`` is the MAC
+    address of the machine. If it is None, the fence learns the address from the machine's first
+    packet.
     """
 
     device: str
@@ -36,7 +37,7 @@ class Tap:
     mac: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the device name, the link address and the subnets; raises UsageError."""
+        """Check the device name, the MAC address and the subnets; raises UsageError."""
         values.device_name(self.device)
         if self.mac is not None:
             values.mac(self.mac)
@@ -49,15 +50,16 @@ class Tap:
 class FenceSpec:
     """Fence that the operator requests: the sandbox, the allowed endpoints and the mode.
 
-    Construction checks each value and raises UsageError. ``proxy_uids`` are the users of the
-    sidecar proxy, if the sandbox is a pod with one. ``tap`` is the TAP device, if the sandbox is a
-    virtual machine. ``group`` is the NFLOG group. ``guard_device`` is the host's end of the
-    sandbox's link; a second table, the guard, filters this link too.
+    Construction checks each value and raises UsageError. ``proxies`` and ``exceptions`` are the
+    endpoints that the sandbox may reach. ``proxy_uids`` are the user ids of the sidecar proxy, if
+    the sandbox is a pod with such a proxy. ``tap`` is the TAP device, if the sandbox is a virtual
+    machine. ``group`` is the NFLOG group. ``guard_device`` is the host's end of the sandbox's link.
+    If it is given, a second table on the host (the guard) also filters this link.
 
-    With ``is_permissive``, packets that would be refused are logged and allowed. With ``is_owned``,
-    no other process can change the tables while a run monitors the fence. ``has_changed`` is set by
-    the installer only: an earlier fence had the other mode (enforcing or permissive), and the
-    counters of that mode are preserved.
+    With ``is_permissive``, the fence logs the packets that it would refuse, and allows them. With
+    ``is_owned``, no other process can change the tables while `ocsf-nft run` monitors the fence.
+    Only the installer sets ``has_changed``. It means that the fence was in the other mode before
+    (enforcing or permissive). Then the tables also have the counters of the other mode.
     """
 
     sandbox: str
@@ -88,26 +90,33 @@ class FenceSpec:
 
     @property
     def profile(self) -> Profile:
-        """Return what is fenced: a namespace, a pod with a sidecar proxy, or a VM (``tap``)."""
+        """Return what the fence encloses.
+
+        It is ``sandbox`` (a network namespace), ``sidecar`` (a pod with a sidecar proxy) or ``tap``
+        (a virtual machine).
+        """
         if self.tap is not None:
             return "tap"
         return "sidecar" if self.proxy_uids else "sandbox"
 
     @property
     def allowed(self) -> tuple[Endpoint, ...]:
-        """Return the proxies and exceptions, which every process may reach, in a stable order."""
+        """Return the endpoints that every process of the sandbox may reach.
+
+        These are the proxies and the exceptions (``--allow``), sorted and without duplicates.
+        """
         return tuple(sorted({*self.proxies, *self.exceptions}, key=_sort_key))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """Network interfaces and next hops of a namespace, as they are when its fence is installed.
+    """Network interfaces and next hops of a namespace at the time when its fence is installed.
 
     ``links`` are the names of all interfaces except loopback. ``uplinks`` are the interfaces that
     lead to the allowed endpoints; all interfaces if there is no route. ``neighbours`` are the next
-    hops towards these endpoints, and the endpoints' own addresses. For a VM, ``links`` has only its
-    TAP device, and ``ifindex`` is the index of that device. If a device is deleted and created
-    again, its index changes but its name may stay.
+    hops towards these endpoints, and the addresses of the endpoints. For a VM, ``links`` has only
+    its TAP device, and ``ifindex`` is the index of that device. If a device is deleted and created
+    again, its index changes, but its name may be the same.
     """
 
     links: tuple[str, ...] = ()
@@ -118,7 +127,7 @@ class Surroundings:
     def __post_init__(self) -> None:
         """Check that each interface name can be written in a ruleset; raises UsageError.
 
-        The names come from the kernel, but the owner of an interface chooses its name.
+        The check is necessary because the owner of an interface can choose any name for it.
         """
         for link in self.links:
             values.device_name(link)

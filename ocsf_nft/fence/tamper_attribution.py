@@ -1,9 +1,9 @@
 """Attribution of a change of nftables to the process that made the change.
 
 With each change, the kernel reports the id and the name of the thread that made the change
-(``nf_tables_fill_gen_info``). A thread can choose its own name. The id is that of the initial pid
-namespace, so it is of no use if this program runs in another one. When the notice is read, the
-process may have exited, and another process may have its id.
+(``nf_tables_fill_gen_info``). A thread can choose its name. The thread id is from the initial pid
+namespace, so it is useless if this program runs in another pid namespace. When the notice is read,
+the process may have exited, and another process may have its id.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _DELETED: Final = " (deleted)"
 
 
 def attribute_change(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
-    """Return the process of the thread that changed nftables, as far as it is known.
+    """Return the process that changed nftables, with the path of its program and its arguments.
 
     ``pid`` and ``comm`` are the thread's id and name in the kernel's notice. ``arrived_ns`` is the
-    time when the notice was read (CLOCK_BOOTTIME). If the process has exited or can't be inspected,
-    the result has only ``pid`` and ``comm``. The result is the same if the process with that id
-    started after ``arrived_ns``, because it is another process.
+    time when the notice was read (CLOCK_BOOTTIME). The result has only ``pid`` and ``comm`` if the
+    process has exited or can't be inspected. The same applies if the process that now has this id
+    is another process: it started after ``arrived_ns``, or has another name.
 
     Returns None if ``pid`` is unknown or this program is not in the initial pid namespace.
     """

@@ -1,8 +1,8 @@
 """Thread that detects changes to a fence's tables and links at once, and restores the fence.
 
-The thread waits only for the kernel, not for the delivery of events. Nor does it wait for a check
-of the fence, which takes many times as long. It only sends prepared messages; a later check
-determines whether the fence is installed correctly.
+To be fast, the thread waits only for the kernel, not for the delivery of events. It restores a
+fence by messages that were prepared before. It does not compare the fence with its record, because
+that takes many times as long. The service makes this comparison (the check) later.
 """
 
 from __future__ import annotations
@@ -55,14 +55,15 @@ _Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
 class FenceChange:
     """Change to a fence by another process, and how the tamper guard reacted to it.
 
-    ``changes`` describes the change for people. ``process`` made the change; None if the process is
-    unknown. ``comm`` is the name that the process gave itself. ``arrived_ns`` is the time when the
-    change was noticed (ns since the epoch, UTC).
+    ``changes`` describes the change as text for people. ``process`` made the change; None if the
+    process is unknown. ``comm`` is the name that the process gave itself. ``arrived_ns`` is the
+    time when the guard noticed the change (ns since the epoch, UTC).
 
-    ``restored_after_ns`` is the time from ``arrived_ns`` until the fence was restored. It is 0 if a
-    check had already restored the fence. It is None if the guard did not restore the fence. There
-    are four reasons: ``self_heal`` is off, the restore failed, a regular installation or removal
-    made the change (``is_regular``), or the guard pauses after too many restores (``given_up``).
+    ``restored_after_ns`` is the duration from ``arrived_ns`` until the fence was restored. It is 0
+    if the service's periodic check had already restored the fence. It is None if the guard did not
+    restore the fence, for one of four reasons: ``self_heal`` is off, the restore failed, `ocsf-nft`
+    itself installed or removed the fence (``is_regular``), or the guard pauses after too many
+    restores (``given_up``).
     """
 
     changes: str
@@ -88,10 +89,10 @@ class _Arrival(NamedTuple):
 class TamperGuard:
     """Thread that monitors an installed fence, and restores it if another process changes it.
 
-    The thread runs from :meth:`start` to :meth:`stop`. It calls ``notify`` with each change. If an
-    error ends the thread, it calls ``notify`` with the error. It calls ``notify`` with None if the
-    caller should check the fence, for example after a change of links or routes. Without
-    ``self_heal``, the thread reports changes but restores nothing.
+    The thread runs from :meth:`start` to :meth:`stop`. It calls ``notify`` with one of three
+    values. A :class:`FenceChange` is a change by another process. An exception is the error that
+    ended the thread. None means that the fence should be checked, for example after a change of
+    links or routes. Without ``self_heal``, the thread reports changes but restores nothing.
     """
 
     def __init__(
@@ -131,15 +132,15 @@ class TamperGuard:
 
     @property
     def is_paused(self) -> bool:
-        """Return true while the guard restores nothing, because it has restored too often."""
+        """Return true while the guard restores nothing, for a minute after too many restores."""
         return self._paused_until is not None
 
     @property
     def has_attached_interfaces(self) -> bool:
-        """Return true if the guard fenced new interfaces since the last :meth:`use_restore_batch`.
+        """Return true if the guard has fenced new interfaces since :meth:`use_restore_batch`.
 
-        To fence an interface, the guard attaches the fence's netdev chains to it. The interface may
-        have been removed again.
+        To fence an interface, the guard attaches the fence's netdev chains to it. Such an interface
+        may have been removed again by now.
         """
         return bool(self._attached)
 
@@ -156,9 +157,9 @@ class TamperGuard:
         self._close()
 
     def generations(self) -> tuple[int, ...]:
-        """Return the kernel's number of the present ruleset in each namespace of the fence.
+        """Return the generation of the ruleset in each namespace where the fence has tables.
 
-        Raises OSError.
+        The kernel increments this number with each change of the ruleset. Raises OSError.
         """
         return tuple(monitor.generation() for monitor in self._monitors)
 
@@ -168,15 +169,16 @@ class TamperGuard:
         version: tuple[int, ...] | None,
         generations: tuple[int, ...] | None = None,
     ) -> None:
-        """Set the prepared messages that restore the fence from now on.
+        """Set the prepared messages (``batch``) by which the guard restores the fence from now on.
 
-        If ``batch`` is None, a restore runs nft, which takes longer. The batch was prepared from
-        the record of the fence, and ``version`` is the version of that record
-        (:meth:`StateDirectory.version`).
+        If ``batch`` is None, the guard restores the fence by running nft, which takes longer. The
+        messages were prepared from the fence's record in the state directory. ``version`` is the
+        version of that record (:meth:`StateDirectory.version`).
 
-        ``generations`` is None in the normal case. If the caller has found the fence as installed,
-        ``generations`` is the result of :meth:`generations` from before that check. Then the guard
-        accepts all earlier changes, and does not revert them.
+        Give ``generations`` if a check has found that the fence equals its record. It is then the
+        result of :meth:`generations` from before the check. The guard accepts all changes up to
+        these generations, and does not revert them. If ``generations`` is None, the guard accepts
+        no changes.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
@@ -185,10 +187,11 @@ class TamperGuard:
         self._attached = set()
 
     def take_ownership(self) -> None:
-        """Make the guard's sockets the exclusive owners of the fence's tables, if not done yet.
+        """Make the guard's sockets the exclusive owners of the fence's tables.
 
-        Until the guard stops, no other process can change the tables. Blocks until the kernel has
-        answered. Raises FenceError if the kernel refuses, for example because of another owner.
+        Until the guard stops, no other process can change the tables. Does nothing if the sockets
+        already own the tables. Blocks until the kernel has answered. Raises FenceError if the
+        kernel refuses, for example because another socket owns a table.
         """
         try:
             for monitor in self._monitors:
@@ -203,8 +206,9 @@ class TamperGuard:
     def renew(self) -> InstalledFence | None:
         """Make the fence equal to its record again; return the record, None if there is none.
 
-        This is :func:`installer.renew` through the guard's sockets: if the guard owns the tables
-        exclusively, no other socket can change them. Blocks. Raises the errors of that function.
+        This method does the same as :func:`installer.renew`, but through the guard's sockets. If
+        these sockets own the tables exclusively, no other socket can change them. Blocks. Raises
+        the errors of :func:`installer.renew`.
         """
         try:
             with self._state.locked():
@@ -223,7 +227,13 @@ class TamperGuard:
         return renewed
 
     def _load(self, namespace: Namespace, text: str) -> None:
-        """Load a ruleset of ours, also into tables that the guard's sockets own exclusively."""
+        """Load the ruleset ``text`` of the fence into ``namespace`` through the guard's socket.
+
+        This also works for tables that the socket owns exclusively. Run nft instead if the guard
+        has no socket in ``namespace``. Also run nft if the ruleset can't be converted to netlink
+        messages or is too large for the socket, unless the socket owns the tables. Raises
+        FenceError.
+        """
         where = namespace.identity()
         monitor = next((each for each in self._monitors if each.identity == where), None)
         if monitor is None:
@@ -284,7 +294,10 @@ class TamperGuard:
             self._notify(error)
 
     def _turn(self) -> None:
-        """Wait until a notice arrives, a pause ends or a stop is requested; handle the notices."""
+        """Wait until a notice of a change arrives, and handle all notices that have arrived.
+
+        The wait also ends if a pause of the guard ends, or if :meth:`stop` is called.
+        """
         now = time.monotonic()
         if self._paused_until is not None and now >= self._paused_until:
             self._end_pause()
@@ -315,9 +328,9 @@ class TamperGuard:
             found = self._react(monitor, foreign)
 
     def _react(self, monitor: NftMonitor, foreign: list[Transaction]) -> list[Transaction]:
-        """Restore the fence after the changes ``foreign`` by other processes; report these changes.
+        """Restore the fence after the changes ``foreign`` by other processes, and report them.
 
-        Returns the changes that arrived meanwhile. The caller must handle them.
+        Returns the changes that arrived during the restore. The caller must handle these changes.
         """
         started, arrival = time.monotonic_ns(), _Arrival.now()
         # A process that changes very much at once, as some do to their own tables, is no conflict.
@@ -379,7 +392,10 @@ class TamperGuard:
         )
 
     def _reports_overrun(self) -> bool:
-        """Return true, at most once a minute, if dropped notices should be reported now."""
+        """Return true if a report of dropped notices is due: at most one report a minute.
+
+        If the result is true, the next report is due after a minute.
+        """
         now = time.monotonic()
         if now < self._overruns_from:
             return False
@@ -400,10 +416,12 @@ class TamperGuard:
         self._notify(None)
 
     def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
-        """Restore the fence after the changes ``foreign``; return the outcome.
+        """Restore the fence after the changes ``foreign`` by other processes; return the outcome.
 
-        If the fence's record has changed too, a regular installation or removal made the changes.
-        Then nothing is restored, and the outcome is ``none``.
+        The outcome is ``sent`` if the prepared messages restored the fence, or if a check has
+        already restored it. It is ``renewed`` if :meth:`renew` restored the fence, ``failed`` if
+        the restore failed. It is ``none`` if the fence's record has changed too. Then a regular
+        installation or removal by ocsf-nft made the changes, and nothing is restored.
         """
         recreated = [table_id for each in foreign for table_id in each.created]
         try:
@@ -474,8 +492,9 @@ class TamperGuard:
     def _attach(self, names: set[str]) -> None:
         """Attach the fence's netdev chains to the new links ``names``, so that they are fenced now.
 
-        A later check records the new links. This needs no lock, because an attached chain never
-        allows more packets. After the removal of the fence, there is no chain to attach.
+        A later check adds the new links to the fence's record. No lock is needed, because an
+        attached chain never allows more packets. If the fence has been removed, there is no chain
+        to attach, and nothing happens.
         """
         batch = self._restore_batch
         if batch is None or not (names := names - batch.links):

@@ -1,4 +1,7 @@
-"""Facts that events need and log records lack: host, product, proxies and rules of the sandbox."""
+"""Facts for OCSF events that a kernel log record does not contain.
+
+These facts are the host, the product (ocsf-nft), and the sandbox's proxies and firewall rules.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,11 @@ Address: TypeAlias = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Machine whose kernel enforces the fence; ``boot_time_ns`` is since the epoch, UTC."""
+    """Machine whose kernel enforces the fence.
+
+    ``boot_uid`` is the kernel's unique id of the boot. ``boot_time_ns`` is the time of the boot, in
+    ns since the epoch (UTC). A fact that is unknown is None.
+    """
 
     hostname: str
     kernel_release: str | None = None
@@ -60,19 +67,23 @@ class Proxy:
 
     @property
     def end(self) -> str:
-        """Return address and port of the proxy, as in a URL."""
+        """Return the proxy's ``ADDRESS:PORT``, with an IPv6 address in brackets."""
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
 
     @property
     def url(self) -> str:
-        """Return the URL of the proxy, for ``HTTPS_PROXY``."""
+        """Return the proxy's URL for the variable ``HTTPS_PROXY``: ``http://10.0.0.1:3128``."""
         return f"http://{self.end}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleFacts:
-    """Rule of a fence in the kernel; ``condition`` is the text of the rule in nft's listing."""
+    """Position and text of a fence's rule in the kernel.
+
+    ``handle`` is the number of the rule in its table. ``condition`` is the text of the rule, as
+    ``nft list`` shows it.
+    """
 
     family: str
     table: str
@@ -82,20 +93,20 @@ class RuleFacts:
 
     @property
     def uid(self) -> str:
-        """Return the full name of the rule in the kernel: family/table/chain/handle."""
+        """Return the id of the rule in events: ``FAMILY/TABLE/CHAIN/HANDLE``."""
         return f"{self.family}/{self.table}/{self.chain}/{self.handle}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Facts about one sandbox that its events need and its log records lack.
+    """Facts about one sandbox for its events that its log records do not contain.
 
     ``host`` is None if the records come from another machine. ``proxies`` are the sandbox's
-    proxies, in order of preference. ``uplinks`` are the interfaces that lead out of the sandbox,
-    empty if unknown. ``rules`` maps a record's rule name to the rule in the kernel, if known.
-    ``container`` is the sandbox's container; None if the sandbox is not a container. The first
-    matching rule of ``severities`` gives the severity of an attempt. ``threshold`` is the condition
-    for a finding.
+    proxies, in order of preference. ``uplinks`` are the interfaces that lead out of the sandbox.
+    The set is empty if they are unknown. ``rules`` maps the rule name in a log record, such as
+    ``egress``, to the rule in the kernel. It has only the rules that are known. ``container`` is
+    the sandbox's container; None if the sandbox is not a container. The first matching rule of
+    ``severities`` gives the severity of an attempt. ``threshold`` is the condition for a finding.
     """
 
     host: Host | None = None
@@ -108,9 +119,9 @@ class Context:
 
 
 def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
-    """Return the host as the OCSF ``device`` of an event, and its observables.
+    """Return the OCSF ``device`` of an event (the host), and its observables (the hostname).
 
-    The device is None if the host is not known.
+    Return None and no observables if the context has no host.
     """
     if context.host is None:
         return None, ()
@@ -123,14 +134,15 @@ def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
 
 @lru_cache(maxsize=1)
 def product() -> Product:
-    """Return ocsf-nft, in the installed version, as an OCSF product."""
+    """Return the OCSF product that reports the events: ocsf-nft, with its installed version."""
     return Product(name=_NAME, vendor_name=_NAME, version=version(_NAME))
 
 
 def own_metadata(uid: str, now_ns: int) -> Metadata:
-    """Return the OCSF metadata of an event that is not made from a log record.
+    """Return the OCSF metadata of an event that is not made from a log record, such as a finding.
 
-    ``now_ns`` is in ns since the epoch, UTC.
+    ``uid`` is the unique id of the event. ``now_ns`` is the time at which the event is made, in ns
+    since the epoch (UTC).
     """
     return Metadata(
         version=SCHEMA_VERSION, uid=uid, product=product(), processed_time=now_ns // 1_000_000
@@ -138,7 +150,10 @@ def own_metadata(uid: str, now_ns: int) -> Metadata:
 
 
 def this_host() -> Host:
-    """Return the facts about this machine; a fact that the system does not provide is None."""
+    """Return the name, kernel release and boot of this machine.
+
+    A fact that the system does not provide is None.
+    """
     return Host(
         hostname=platform.node() or "localhost",
         kernel_release=os.uname().release if hasattr(os, "uname") else None,

@@ -34,8 +34,8 @@ def _escape(character: str) -> str:
 def visible(text: str) -> str:
     r"""Return ``text`` with all invisible characters escaped, as in ``\x1b`` or ``\u202e``.
 
-    Examples of invisible characters are control characters, lone surrogates and direction marks.
-    Bytes that were not valid UTF-8 are escaped too, in the form of the kernel's log.
+    Examples of invisible characters are control characters, lone surrogates and direction marks. A
+    byte that was not valid UTF-8 becomes ``\xNN``, as in the kernel log.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else _escape(c) for c in text)
@@ -45,8 +45,8 @@ def visible(text: str) -> str:
 def printable(json: bytes) -> bytes:
     """Return ``json`` with all unprintable characters written as JSON escapes.
 
-    Then the text can't control a terminal. It also stays one line for programs that end a line at
-    U+2028 or U+0085.
+    So the result can't control a terminal that shows it. The result also stays one line for
+    programs that end a line at U+2028 or U+0085.
     """
     if json.isascii() and _DELETE not in json:
         return json
@@ -69,9 +69,10 @@ def encodable(text: str) -> str:
 
 
 def byte_size(text: str) -> int:
-    """Return the size in bytes that ``text`` had before it was decoded as UTF-8.
+    """Return the number of bytes that ``text`` had before it was decoded as UTF-8.
 
-    Decoding made a lone surrogate of each byte that was not valid UTF-8: it counts as one byte.
+    The decoder replaced each invalid byte by a lone surrogate (``surrogateescape``). So such a
+    surrogate counts as one byte.
     """
     if text.isascii():
         return len(text)
@@ -81,10 +82,10 @@ def byte_size(text: str) -> int:
 
 
 def plain(details: Mapping[str, Detail], depth: int = _DEPTH) -> dict[str, Any]:
-    """Return the header details of a record in a form that JSON can encode.
+    """Return ``details``, a record's values from packet headers, in a form that JSON can encode.
 
-    Invisible characters are escaped. Numbers beyond 64 bits and objects nested deeper than
-    ``depth`` become text.
+    Invisible characters are escaped. Integers beyond 64 bits become text. Objects nested deeper
+    than ``depth`` become text too.
     """
     return {
         key if key.isprintable() else visible(key): _plain(value, depth)

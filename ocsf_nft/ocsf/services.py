@@ -1,8 +1,8 @@
-"""Well-known ports: name and kind of the service.
+"""Table of well-known ports: the name and the kind of the service at each port.
 
 Names are from IANA's registry of service names and port numbers. A service that is not registered
-has the name of its product. A port shows which service was meant; the packet may contain something
-else.
+has the name of its product. A port shows only which service the sender probably wanted: another
+service may use the port.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ocsf_nft.ocsf import protocols
 
 @unique
 class Kind(Enum):
-    """Kind of a network service, by its purpose."""
+    """Kind of a network service, for example ``DATABASE`` for MySQL and Redis."""
 
     WEB = "web"
     QUIC = "quic"
@@ -35,7 +35,7 @@ class Kind(Enum):
 
 
 class Service(NamedTuple):
-    """Network service that is known by its port."""
+    """Name and kind of the network service at a well-known port, such as ``https`` at 443/tcp."""
 
     name: str
     kind: Kind
@@ -89,7 +89,10 @@ PORTS: Final = frozenset(port for _, port in _SERVICES)
 
 
 def service(protocol: int | None, port: int | None) -> Service | None:
-    """Return the network service of a protocol's port; None if no service is known."""
+    """Return the network service at a port of an IP protocol (6: TCP, 17: UDP).
+
+    Return None if the table has no service at that port, or if an argument is None.
+    """
     if protocol is None or port is None:
         return None
     return _SERVICES.get((protocol, port))

@@ -1,10 +1,12 @@
 """Templates of Network Activity events: they make JSON lines without the slow pydantic models.
 
-An event copies some values of its attempt. All other inputs of the event are the *shape* of the
-attempt. Attempts of one shape share a template: the JSON with a slot for each copied value. A
-template is made from a real event. The attempt of that event has this shape, and random
-placeholders as the copied values. Each occurrence of a placeholder in the JSON is a slot. So only
-:mod:`ocsf_nft.ocsf.activity` and the models define the content of an event.
+An event copies some values of its attempt, such as the time. All other inputs of the event are the
+*shape* of the attempt. Attempts with the same shape share a template: the JSON of their events,
+with a slot for each copied value.
+
+To make a template, the models make one event from an artificial attempt. This attempt has the
+shape, and random placeholders as the copied values. Each occurrence of a placeholder in the JSON
+becomes a slot. So only :mod:`ocsf_nft.ocsf.activity` and the models define the content of events.
 """
 
 from __future__ import annotations
@@ -69,12 +71,12 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 
 
 class Shape(NamedTuple):
-    """Inputs of a Network Activity event's line, without the values that the line only copies.
+    """Key of a template: all inputs of an event except the values that the event only copies.
 
-    ``_COPIED`` stands for a value that the line only copies. Such values are ports without a
-    well-known service and, if the process is unknown, ``uid`` and ``gid``. ``packets`` is 2 for two
-    or more packets. The process is part of the shape, because successive attempts often have the
-    same process.
+    If an event only copies a port, ``uid`` or ``gid``, the value here is -1 (``_COPIED``). This is
+    so for a port without a well-known service, and for ``uid`` and ``gid`` if the process is
+    unknown. ``packets`` is 2 for two or more packets. ``attribution`` has the process. It is part
+    of the shape, because successive attempts often have the same process.
     """
 
     version: str
@@ -116,7 +118,7 @@ class _Template(NamedTuple):
 
 
 class Templates:
-    """Templates for the lines of Network Activity events, up to a maximum number and size."""
+    """Cache of templates for the JSON lines of Network Activity events, limited in size."""
 
     def __init__(self, activities: Activities) -> None:
         self._activities = activities
@@ -128,7 +130,13 @@ class Templates:
     def line(
         self, attempt: Attempt, derived: Derived, *, processed_ns: int, version: str
     ) -> bytes | None:
-        """Return the JSON line of an attempt's event; None while its shape has no template."""
+        """Return the JSON line of an attempt's event, made from the template of its shape.
+
+        Return None if there is no such template. A shape usually gets a template at its third
+        attempt. A rare kind of attempt never gets one. ``derived`` has values that were computed
+        from the attempt. ``processed_ns`` is the time now, in ns since the epoch. ``version`` is
+        the OCSF version.
+        """
         shape = _shape(attempt, derived, version)
         if shape is None:
             return None
@@ -158,7 +166,10 @@ class Templates:
 
 
 def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
-    """Return the shape that selects an attempt's template; None for a rare kind of attempt."""
+    """Return the shape of an attempt, by which its template is found.
+
+    Return None for a rare kind of attempt that has no template, for example aggregated flows.
+    """
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.aggregation is not None:
         return None
@@ -209,7 +220,10 @@ def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
 
 
 def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | None:
-    """Return the header details that affect the event; None if no template can have them."""
+    """Return the header details that affect the event's content, such as ``icmp_type``.
+
+    Return None if a detail can't be part of a shape, for example ``arp``.
+    """
     if not _SPECIAL.isdisjoint(details):
         return None
     found = [(name, details[name]) for name in _DECISIVE if name in details]
@@ -218,7 +232,10 @@ def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | No
 
 
 def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
-    """Return the values that an attempt's line copies, encoded for the line: first the ports."""
+    """Return the values that an event's line copies from its attempt, as they are in the line.
+
+    The order is always the same, with the two ports first. A missing value is None.
+    """
     record, origin = attempt.record, attempt.record.origin
     start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
     original = origin.original_time
@@ -251,7 +268,10 @@ def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
 
 
 def _members(details: Mapping[str, Detail]) -> bytes:
-    """Encode header details as :func:`plain` does: JSON members, with a comma after each."""
+    """Encode header details as members of a JSON object, without braces: ``"ttl":64,"tos":0,``.
+
+    There is a comma after each member. The values are those of :func:`plain`.
+    """
     try:
         encoded = orjson.dumps(details, option=orjson.OPT_STRICT_INTEGER)
     except TypeError:  # a long number, a lone surrogate, a mapping that is no dict
@@ -280,9 +300,10 @@ def _template(activities: Activities, shape: Shape) -> _Template:
 
 
 def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
-    """Create the attempt from which the template of a shape is made, with derived values.
+    """Create the artificial attempt from which the template of a shape is made.
 
-    All copied values except ports are placeholders. Also return a placeholder ``processed_ns``.
+    Return the attempt, its derived values, and a placeholder for ``processed_ns``. All copied
+    values except ports are random placeholders.
     """
     start = _number()
     record = Record(
@@ -338,7 +359,10 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
 
 
 def _number() -> int:
-    """Return a random number as a placeholder: 18 or 19 digits, whose double fits into 64 bits."""
+    """Return a random number of 18 or 19 digits as a placeholder.
+
+    The sum of two such numbers fits into 64 bits.
+    """
     return (1 << 59) + secrets.randbits(59)
 
 
@@ -347,7 +371,10 @@ def _text() -> str:
 
 
 def _address(kind: AddressKind) -> str:
-    """Return a placeholder for an address; for IPv6 with a colon, so that it gets brackets."""
+    """Return a random placeholder for an IP address.
+
+    A placeholder for IPv6 has a colon, so that the event shows it in brackets like an IPv6 address.
+    """
     return f"{_text()}:" if kind.version == 6 else _text()
 
 
@@ -367,7 +394,10 @@ def _with_ports(attempt: Attempt, which: int) -> Attempt:
 
 
 class _Slot(NamedTuple):
-    """Position in an event's line where a value is inserted; ``number`` is the value's index."""
+    """Position in an event's line where a copied value is inserted.
+
+    ``number`` is the index of the value in the result of :func:`_values`.
+    """
 
     start: int
     end: int

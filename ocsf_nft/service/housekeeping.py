@@ -23,8 +23,9 @@ _SECONDS: Final = 10.0
 async def run_housekeeping(delivery: SinkDelivery, reporter: Reporter) -> None:
     """Remove old events from the store periodically, and report events that the store dropped.
 
-    A full store drops events that a sink has not acknowledged. Removal and report are separate
-    tasks: in a full store, a report can be stored only after a removal.
+    A full store drops events that a sink has not acknowledged. The report of dropped events is an
+    event too, and a full store can accept it only after a removal. So removal and report are
+    separate tasks: the report may wait for the removal.
     """
     async with asyncio.TaskGroup() as group:
         group.create_task(_sweep(delivery))
@@ -45,9 +46,11 @@ async def _report(delivery: SinkDelivery, reporter: Reporter) -> None:
 
 
 async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, since_ns: int) -> int:
-    """Emit an event about the events that the store dropped since ``since_ns``.
+    """Emit an event for each sink whose events the store dropped since ``since_ns``.
 
-    Return the time of this report. ``since_ns`` and the result are ns since the epoch, UTC.
+    Also emit an event if a damaged database file was quarantined. Emit nothing in the normal case.
+    Return the present time, which is ``since_ns`` of the next call. Both are in ns since the epoch
+    (UTC).
     """
     dropped = await delivery.dropped_events()
     losses: list[tuple[str, int | None]] = [

@@ -12,14 +12,15 @@ T = TypeVar("T")
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` to its end, even if this task is cancelled once; return the work's result.
+    """Run ``work`` to its end, even if the calling task is cancelled once; return its result.
 
-    If this task was cancelled, raise CancelledError when the work has ended. An error of the work
-    is raised in place of CancelledError. A second cancellation is raised at once, and the work
-    continues without this task.
+    If the calling task is cancelled, wait for the end of the work and then raise CancelledError. If
+    the work fails, raise its error in place of CancelledError. If the calling task is cancelled a
+    second time, raise CancelledError at once. The work then continues without the calling task.
 
-    The wait is necessary if a thread does the work, because a thread can't be cancelled. A stopping
-    service must remove a fence that the thread installs, and deliver events that the thread stores.
+    The wait is necessary if a thread does the work, because a thread can't be cancelled. For
+    example, a thread may be installing a fence when the service stops. The service can remove that
+    fence only after the thread has ended.
     """
     task = asyncio.ensure_future(work)
     try:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class PrefixFilter:
     """Filter of kernel log messages by their log prefix, which names the sandbox and the rule.
 
-    The filter selects the messages of ``sandboxes``; None stands for all sandboxes. The filter also
-    selects a message of another firewall, if ``foreign`` knows the message's log prefix.
+    The filter selects the messages about ``sandboxes``; None stands for all sandboxes. It also
+    selects the messages of other firewalls whose log prefix is in the table ``foreign``. If
+    ``foreign`` is None, it selects no messages of other firewalls.
     """
 
     def __init__(
@@ -28,19 +29,20 @@ class PrefixFilter:
         self._foreign = foreign
 
     def matches(self, message: str) -> bool:
-        """Return whether a log message has a selected prefix.
+        """Return whether a log message has, or may have, a selected prefix.
 
-        The author of the message is not checked here, so a program may have forged the message.
+        This method does not check who wrote the message, so a program may have forged it.
         """
         return message.startswith(self._prefix_starts) or (
             self._foreign is not None and any(map(self._is_known, text.possible_prefixes(message)))
         )
 
     def select(self, found: Record | Reject | None) -> Record | Reject | None:
-        """Return ``found``, the parsed form of a matching message; None for an unknown log prefix.
+        """Return ``found``; None if it is another firewall's record with an unknown log prefix.
 
-        A message of another firewall with an unknown prefix can match, if the message contains a
-        known prefix in another place. Only the parsed record shows the real prefix.
+        ``found`` is the result of parsing a message that :meth:`matches` accepted. That method also
+        accepts a message that has a known prefix only in a wrong place. The parsed record shows the
+        real prefix.
         """
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None

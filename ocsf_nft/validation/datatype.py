@@ -42,7 +42,10 @@ class DataType:
     observable: int | None = None
 
     def fault(self, value: Any) -> str | None:
-        """Check a value (not null) against this type; return the fault as text, or None."""
+        """Check a value (not null) against this type.
+
+        Return the fault as text, such as ``70000 is more than 65535``; None if there is no fault.
+        """
         if self.primitive == "string_t" and isinstance(value, str):
             return self._text_fault(value)
         if self.primitive == "json_t":
@@ -89,7 +92,7 @@ class DataType:
 
 
 def from_schema(name: str, published: Mapping[str, Any]) -> DataType:
-    """Build the data type ``name`` from ``published``, the schema's table of data types."""
+    """Build the data type ``name`` from ``published``, the schema's map of all data types."""
     own = published[name]
     base = published.get(own.get("type"), own)
     minimum, maximum = own.get("range") or base.get("range") or (None, None)
@@ -109,8 +112,8 @@ def from_schema(name: str, published: Mapping[str, Any]) -> DataType:
 def json_fault(value: Any) -> str | None:
     """Check that a value (no object or array) is valid in JSON, and that JSON readers accept it.
 
-    For example, NaN and integers past 64 bits are faults. Returns the fault as text; None if the
-    value has no fault.
+    For example, NaN and an integer of more than 64 bits are faults. Returns the fault as text; None
+    if the value has no fault.
     """
     if isinstance(value, str):
         return None if is_utf8(value) else NOT_UTF8

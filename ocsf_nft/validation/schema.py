@@ -1,8 +1,9 @@
 """Published OCSF schema of one version, as tables of classes and objects for validation.
 
-The schema server exports each version as JSON. The export of a version is read once. Each class and
-object becomes a table at its first use. Exports up to 1.7.0 have another structure than later
-exports: at most one profile for each attribute, the types at the top level, no list of profiles.
+The OCSF schema server exports each version as JSON, and the package ocsf_json_schema has these
+exports. The export of a version is read once. Each class and object becomes a :class:`Table` at its
+first use. Exports up to 1.7.0 differ from later exports: an attribute has at most one profile, the
+types are at the top level, and there is no list of profiles.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _OLDEST: Final = (1, 1, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribute:
-    """Attribute of an OCSF class or object, as the schema defines it."""
+    """Definition of an attribute in an OCSF class or object, such as ``port``."""
 
     name: str
     #: None if its value is an object.
@@ -51,7 +52,11 @@ class Attribute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """Class or object of the OCSF schema: its attributes and constraints."""
+    """Definition of an OCSF class or object: its attributes and constraints.
+
+    At least one of the attributes ``at_least_one`` must be present, and exactly one of the
+    attributes ``just_one``. An empty tuple is no constraint.
+    """
 
     name: str
     attributes: Mapping[str, Attribute]
@@ -84,7 +89,10 @@ class Schema:
         return None if name is None else self._table("classes", name)
 
     def object_of(self, name: str) -> Table:
-        """Return the object with this name (``Attribute.object_name``)."""
+        """Return the object with this name, such as ``network_endpoint``.
+
+        Raises KeyError if the schema has no such object.
+        """
         return self._table("objects", name)
 
     def _table(self, kind: str, name: str) -> Table:
@@ -155,7 +163,7 @@ class Schema:
 def versions() -> tuple[str, ...]:
     """Return all OCSF versions that events can be validated against, oldest first.
 
-    Raises UnsupportedError without the extra ``validate``.
+    Raises UnsupportedError if the extra ``ocsf-nft[validate]`` is not installed.
     """
     found = {
         tuple(map(int, match.groups()))
@@ -166,9 +174,9 @@ def versions() -> tuple[str, ...]:
 
 
 def full_version(version: str) -> str:
-    """Return the full form of an OCSF version: ``1.1.0`` for ``1.1`` or ``1.1.0``.
+    """Return an OCSF version with all three numbers: ``1.1.0`` for both ``1.1`` and ``1.1.0``.
 
-    Raises UsageError for an unknown version.
+    Raises UsageError if the version is not one of :func:`versions`.
     """
     known = versions()
     for full in (version, f"{version}.0"):
@@ -181,7 +189,10 @@ def full_version(version: str) -> str:
 
 @cache
 def load(version: str) -> Schema:
-    """Return the OCSF schema of one of ``versions()``; the results are cached."""
+    """Return the OCSF schema of ``version``, which must be one of :func:`versions`.
+
+    The results are cached.
+    """
     return Schema(version, _package().get_ocsf_schema(version))
 
 

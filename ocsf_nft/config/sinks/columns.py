@@ -1,8 +1,8 @@
 """Parquet columns of each OCSF event class, derived from the models of the events.
 
-All events of a class in an OCSF version have the same columns. So a Parquet table made from some
-events fits all of them. Columns have the types of OCSF, which distinguishes integers of 32 and 64
-bits.
+All events of a class in an OCSF version have the same columns, even if an event lacks some
+attributes. So a Parquet table that was created from a few events also fits all later events. The
+type of a column follows the OCSF type: ``integer_t`` has 32 bits, ``long_t`` has 64 bits.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ONLY_BEFORE: Final[Mapping[type[Model], Mapping[str, tuple[str, Column]]]] = {
 
 
 def columns(version: str) -> dict[int, Struct]:
-    """Return the Parquet columns of each event class in an OCSF version, by ``class_uid``."""
+    """Return a map from ``class_uid`` to the Parquet columns of that class in an OCSF version."""
     return {uid: Struct(_columns(model, version, _DEPTH)) for uid, model in CLASSES.items()}
 
 

@@ -13,22 +13,24 @@ if TYPE_CHECKING:
 
 
 class OtlpSink(SecuredSink):
-    """OpenTelemetry collector, or another receiver of log records in OTLP over HTTP with JSON.
+    """OpenTelemetry collector, or another receiver of OTLP log records over HTTP (encoded as JSON).
 
-    ``url`` is the URL without ``/v1/logs``: http://127.0.0.1:4318. A record's body is the event as
-    nested values, so ``body["dst_endpoint"]["ip"]`` selects a value. Its attributes are
-    ``event.name`` such as ``ocsf.network_activity``, ``ocsf.class_uid``, and ``log.record.uid``,
-    which identifies a record that arrives twice. Before compression, an event is about three times
-    as large in this form as it is as JSON.
+    ``url`` is the URL without ``/v1/logs``, for example http://127.0.0.1:4318. The body of a log
+    record is the event as nested values, so ``body["dst_endpoint"]["ip"]`` selects the destination
+    address. The attributes of a log record are ``event.name`` (``ocsf.network_activity``),
+    ``ocsf.class_uid`` and ``log.record.uid``. If a log record arrives twice, both copies have the
+    same ``log.record.uid``. Before compression, an OTLP log record is about three times as large as
+    its event in plain JSON.
 
-    Credentials are none, ``bearer``, ``user`` and ``password``, or a header with a secret.
+    The credentials are a ``bearer`` token, or a ``user`` with a ``password``, or a secret in
+    ``headers``. They may also be omitted.
     """
 
     type: Literal["otlp"]
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = 1.0
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError if the extra for HTTP is not installed."""
+        """Create the sink; raises UnsupportedError if the extra ``ocsf-nft[http]`` is missing."""
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.otlp import Otlp  # noqa: PLC0415 - if configured
         return Otlp(receiver=self.receiver)

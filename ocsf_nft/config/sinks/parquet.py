@@ -51,24 +51,26 @@ _PathPart = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 class ParquetSink(SinkTable):
     """Apache Parquet files, with the layout of a custom source of Amazon Security Lake.
 
-    The files are written to a ``directory``, or to a ``bucket`` of S3, ``s3://name`` or
-    ``s3://name/prefix``. Give Security Lake's own bucket without a prefix. ``endpoint`` is the URL
-    of a bucket that is not Amazon's.
+    The files are written to a ``directory``, or to a ``bucket`` of S3 (``s3://name`` or
+    ``s3://name/prefix``). For Security Lake's own bucket, give no prefix. ``endpoint`` is the URL
+    of the S3 server, if the bucket is not at Amazon.
 
-    The path below is ``ext/<source>-<class>/<source_version>/region=<region>/accountId=<account>/
-    eventDay=<YYYYMMDD>/``. Each class is a separate custom source: create one for each, such as
-    ``ocsf-nft-4001`` for Network Activity. ``source`` is the common start of their names.
-    ``source_version`` is by default the OCSF version, so a table has one set of columns. If the
-    custom source was created without a version, give ``""``. ``account`` is the AWS account of the
-    events, or ``external`` with any text after it.
+    The path of a file in the directory or bucket begins with ``ext/<source>-<class>/
+    <source_version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/``. In Security Lake,
+    create a custom source for each event class, such as ``ocsf-nft-4001`` for Network Activity.
+    ``source`` is the part of these names before the class: ``ocsf-nft``. ``source_version`` is by
+    default the OCSF version, because all files of a custom source must have the same columns. If
+    the custom source was created without a version, give ``""``. ``account`` is the AWS account of
+    the events, or a text that begins with ``external``.
 
-    Credentials come from the same sources as for Amazon's own tools (environment, container,
-    machine), or from ``access_key`` and ``secret``. They need ``s3:PutObject`` below each source.
-    ``tls.ca`` is trusted in addition to the system's authorities; S3 requests no client
-    certificate. The proxy is the one of the environment, ``HTTPS_PROXY``.
+    The credentials are ``access_key`` and ``secret``. Without these keys, the credentials come from
+    the environment, the container or the machine, as for Amazon's own tools. The credentials need
+    the permission ``s3:PutObject`` for the paths of each custom source. The authorities of
+    ``tls.ca`` are trusted in addition to the system's authorities. A client certificate is not
+    possible. The environment variable ``HTTPS_PROXY`` sets the proxy.
 
-    Security Lake requires few and large files. So a batch waits for five minutes; it becomes one
-    file for each class and day in it.
+    Security Lake requires few and large files. So a batch of events waits five minutes by default.
+    It becomes one file for each event class and day.
     """
 
     type: Literal["parquet"]
@@ -109,7 +111,7 @@ class ParquetSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return the path or URL below which the source's files are, as the sink's default name."""
+        """Return the start of the files' paths or URLs: the sink's name if none is configured."""
         root = self.bucket or str(self.directory)
         if self.endpoint is not None:
             root = root.replace("s3:/", self.endpoint, 1)
@@ -120,7 +122,7 @@ class ParquetSink(SinkTable):
         return self.ocsf_version if self.source_version is None else self.source_version
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError if the extra for Parquet is not installed."""
+        """Create the sink; raises UnsupportedError if ``ocsf-nft[parquet]`` is not installed."""
         try:
             from ocsf_nft.delivery.sinks.parquet import Parquet  # noqa: PLC0415 - if configured
 

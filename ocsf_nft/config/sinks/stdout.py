@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 class StdoutSink(SinkTable):
     """JSON Lines on standard output.
 
-    A pipe acknowledges nothing: when its reader closes it, events that were not read are dropped,
-    and the run ends. The run waits for a slow reader. With ``handshake``, the first line reports
-    that every fence is active and every record is read; nothing is written before it.
+    The reader of a pipe acknowledges nothing. If the reader closes the pipe, the events that it had
+    not read are dropped, and `ocsf-nft run` ends. If the pipe is full, `ocsf-nft run` waits for the
+    reader. With ``handshake``, the first line reports that every fence is active and every log
+    record is read. Nothing is written before that line.
     """
 
     is_local: ClassVar[bool] = True
@@ -35,7 +36,7 @@ class StdoutSink(SinkTable):
 
     @property
     def file(self) -> Path:
-        """Return the path of standard output; no other sink may write to the same file."""
+        """Return ``/dev/stdout``; no other sink may write to the file that it leads to."""
         return Path("/dev/stdout")
 
     @property

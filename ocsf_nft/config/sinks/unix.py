@@ -35,15 +35,17 @@ def _path(text: str) -> Path:
 class UnixSink(SinkTable):
     """JSON Lines to the program that listens on the Unix stream socket at ``path``.
 
-    With ``until_read``, an event counts as delivered when the program has read it. Without it, an
-    event counts when the system has it; it is dropped if the program exits before it reads. The
-    program does not acknowledge that it has processed an event. After a broken connection the
-    program may get events twice. It may also get a part of the last event before that, without a
-    line end. With ``handshake``, the first line of each connection reports that every fence is
-    active and every record is read.
+    With ``until_read``, an event counts as delivered when the program has read it. Without
+    ``until_read``, an event counts as delivered when it is in the socket's buffer. Then the event
+    is dropped if the program exits before it reads the event. The program does not acknowledge that
+    it has processed an event.
 
-    Choose a path in a directory that only the program's user may write to: a process that listens
-    there gets the events.
+    If a connection breaks, its last line may be incomplete, without a line end. The next connection
+    may repeat events of the broken connection. With ``handshake``, the first line of each
+    connection reports that every fence is active and every log record is read.
+
+    Choose a path in a directory that only the program's user may write to. Otherwise another user's
+    process could listen at the path and get the events.
     """
 
     type: Literal["unix"]
@@ -59,7 +61,7 @@ class UnixSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return the socket's path after ``unix:``, as the sink's default name."""
+        """Return ``unix:`` and the socket's path: the sink's name if none is configured."""
         return f"unix:{self.path}"
 
     def sink(self) -> Sink:

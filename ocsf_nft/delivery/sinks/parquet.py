@@ -1,10 +1,10 @@
 """Sink for Parquet files at the paths that Amazon Security Lake reads for custom sources.
 
 The folder of a file is
-``ext/<source>-<class>/<version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/``. This is
-the path of a custom source that has a version. Security Lake requires a separate source for each
-class, so the source's name ends with the class. See "Collecting data from custom sources" in the
-Amazon Security Lake User Guide.
+``ext/<source>-<class>/<version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/``. For a
+custom source without a version, ``<version>/`` is left out. Security Lake requires a separate
+custom source for each class, so its name ends with the class. See "Collecting data from custom
+sources" in the Amazon Security Lake User Guide.
 
 Files in a local directory have the same paths, so tools that support Hive partitions can read the
 directory.
@@ -28,16 +28,19 @@ if TYPE_CHECKING:
 
 
 class Storage(Protocol):
-    """Storage of whole Parquet files by key: a directory or a bucket."""
+    """Storage of whole Parquet files by key (a relative path): a directory or a bucket."""
 
     async def open(self, prefix: str) -> None:
-        """Check that files can be stored under keys below ``prefix``; raises DeliveryError."""
+        """Check that files can be stored under keys that begin with ``prefix``.
+
+        Raises DeliveryError if they can't.
+        """
 
     async def close(self) -> None:
         """Close the storage."""
 
     async def put(self, key: str, content: bytes) -> None:
-        """Store a file under ``key``; replace an existing one with the same key.
+        """Store a file under ``key``; replace an existing file with the same key.
 
         Raises DeliveryError.
         """
@@ -46,11 +49,11 @@ class Storage(Protocol):
 class Parquet(Sink):
     """Sink that stores each batch as Parquet files, one for each class and day of its events.
 
-    ``columns`` maps the ``class_uid`` of each class to the columns of that class. An empty
-    ``source_version`` adds nothing to the path.
+    ``columns`` maps the ``class_uid`` of each class to the columns of that class. If
+    ``source_version`` is empty, the path has no folder for the version.
 
-    A repeated batch makes the same files with the same names. So its events are stored once,
-    however often a delivery was interrupted.
+    If a batch is delivered again, it makes the same files with the same names. So its events are
+    stored only once, even if earlier deliveries were interrupted.
     """
 
     repeats_batches = True
@@ -74,7 +77,7 @@ class Parquet(Sink):
         self._thread: ThreadPoolExecutor | None = None
 
     async def open(self) -> None:
-        """Open the storage; raises DeliveryError if no file can be stored there."""
+        """Open the storage; raises DeliveryError if files can't be stored there."""
         try:
             await self._storage.open(self._location(self._classes[0]))
         except BaseException:
@@ -89,9 +92,11 @@ class Parquet(Sink):
         await self._storage.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Store the files of a batch; refuse messages without a known class or a valid time.
+        """Convert a batch to Parquet files, and store these files.
 
-        Raises DeliveryError, and RefusedError if a file is larger than the storage allows.
+        The result has the messages that were refused, because they lack a known class or a valid
+        time. Raises RefusedError if a file is larger than the storage allows, DeliveryError if a
+        file can't be stored.
         """
         loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(self._thread, self._maker.make, messages)

@@ -1,10 +1,11 @@
 """Safe opening of a file for appending, in a directory where other users may write too.
 
-A symbolic link is followed if root or our own user owns it. A link of another user is refused,
-because that user could redirect writes to a file that only we may change. In a world-writable
-directory (/tmp), a file of another user or with a second hard link is refused too. A user who may
-write to a directory above can still replace the file. Only the permissions of that directory can
-prevent this.
+A symbolic link is followed only if its owner is root or the user of this process. Another user
+could redirect our writes to a file that only this process may change. In a world-writable directory
+(/tmp), two kinds of files are refused too. One is a file whose owner is neither root nor the user
+of this process. The other is a regular file with a second hard link. One risk remains: a user who
+may write to any directory in the path can replace the file. Only the permissions of the directories
+can prevent this.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class OpenedFile(NamedTuple):
 def open_to_append(path: Path) -> OpenedFile:
     """Open the file at ``path`` for appending; create it if it is missing.
 
-    The descriptor of a regular file is readable too. Raises OSError, and DeliveryError if the path
-    is unsafe.
+    The descriptor of a regular file is readable too. Raises DeliveryError if another user could
+    have redirected or created the file (see the module). Raises OSError if the opening fails.
     """
     for _ in range(_MAX_FOLLOWED_LINKS):
         try:
@@ -65,9 +66,9 @@ def open_to_append(path: Path) -> OpenedFile:
 
 
 def sync_directory(folder: Path) -> None:
-    """Sync the names in a directory to the disk, so that they survive a power cut.
+    """Sync a directory to the disk, so that the names of new files survive a power cut.
 
-    Raises OSError.
+    Raises OSError. A file system that can't sync a directory raises no error.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -98,10 +99,10 @@ def _create(path: Path) -> int:
 
 
 def _reopen(handle: int, mode: int) -> int:
-    """Open the file of ``handle`` (O_PATH) for appending, and return the new descriptor.
+    """Open the file of the O_PATH descriptor ``handle`` for appending; return the new descriptor.
 
-    The new descriptor refers to the file that was checked, even if another file now has its path.
-    ``mode`` is the file's ``st_mode``.
+    The new descriptor refers to the same file as ``handle``, which was checked. This is so even if
+    another file has the path by now. ``mode`` is the file's ``st_mode``.
     """
     name = f"/proc/self/fd/{handle}"
     if stat.S_ISREG(mode):

@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 class Stdout(Sink):
     """Sink that writes events to standard output, one line each.
 
-    A pipe has no acknowledgement: if its reader exits, the events in the pipe are dropped. The sink
-    waits for a slow reader.
+    The reader of a pipe does not acknowledge events. If the reader exits, the events in the pipe
+    are dropped. If the pipe is full, the sink waits for the reader.
     """
 
     def __init__(self) -> None:
         self._writer = WriterThread("stdout", "")
 
     async def open(self) -> None:
-        """Start the writer; wait first for a write that the last :meth:`close` left running."""
+        """Start the writer thread.
+
+        The last write may continue after :meth:`close`, if the pipe was full. Then wait for the end
+        of that write first.
+        """
         try:
             await self._writer.start(_do_nothing)
         except BaseException:
@@ -34,18 +38,22 @@ class Stdout(Sink):
             raise
 
     async def close(self) -> None:
-        """Stop the writer; standard output stays open, since other code may use it."""
+        """Stop the writer thread; standard output stays open, because other code may use it."""
         await self._writer.stop(_do_nothing, is_waited_for=False)
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Write events; raises DeliveryError, and ClosedError if the reader has closed the pipe."""
+        """Write the events of ``messages``, one line each.
+
+        Raises ClosedError if the reader has closed the pipe, DeliveryError if the write fails for
+        another reason.
+        """
         lines = lines_of(messages)
         await self._writer.run(lambda: _write(lines))
         return DELIVERED
 
 
 def _do_nothing() -> None:
-    """Do nothing, since standard output is always open."""
+    """Do nothing: the writer thread calls this where it would open or close a file."""
 
 
 def _write(lines: bytes) -> None:

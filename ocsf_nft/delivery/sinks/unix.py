@@ -3,9 +3,11 @@
 The program (Vector, Fluent Bit, a supervisor) sends no acknowledgement. With ``until_read`` an
 event counts as delivered when the program has read it. If the program dies, the events that it had
 not read are sent again after its restart. Events that it had read but not processed are not sent
-again. If the connection breaks, the whole batch is sent again on a new connection. The program may
-have read a part of the batch on the broken connection. The last event of that part may be
-incomplete, without a line end.
+again.
+
+If the connection breaks during a batch, the whole batch is sent again on a new connection. The
+program may have read the first events of the batch already. The last line that it read on the
+broken connection may be incomplete, without a line end.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 class Unix(Sink):
     """Sink for a program that listens on the Unix socket ``path``.
 
-    With ``until_read`` a delivery waits until the program has read all events. Without it, a
-    delivery waits only until the kernel has all events.
+    With ``until_read`` a delivery waits until the program has read all its events. Without
+    ``until_read`` a delivery waits only until all its events are in the socket's buffer.
     """
 
     def __init__(self, *, path: Path, until_read: bool = True) -> None:
@@ -60,7 +62,10 @@ class Unix(Sink):
             stream.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send events to the program, one line each; raises DeliveryError."""
+        """Send events to the program, one line each.
+
+        Raises DeliveryError if the connection is not open or breaks.
+        """
         if self._stream is None:
             raise DeliveryError(f"{self._path} is not connected")
         try:

@@ -1,4 +1,7 @@
-"""Parser of kernel entries from a live journal, common to both journal readers."""
+"""Parser of the kernel's messages in the systemd journal.
+
+Both journal readers use this parser: the reader with libsystemd and the reader with journalctl.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +32,11 @@ _STAMP: Final = re.compile(rb"[0-9]{1,16}")
 class KernelEntry:
     """Fields of a journal entry: a kernel message, or journald's notice of missed kernel messages.
 
-    ``realtime_us`` and ``monotonic_us`` are the times at which journald received the message.
-    ``source_us`` is the kernel's own (printk) timestamp. Only journald sets ``transport`` and
-    ``source_us`` (their field names begin with an underscore). ``facility`` is SYSLOG_FACILITY: in
-    a kernel entry the kernel sets it.
+    ``realtime_us`` and ``monotonic_us`` are the time at which journald received the message, on two
+    clocks. ``source_us`` is the kernel's (printk) timestamp. No program can forge ``transport`` and
+    ``source_us``, because only journald sets fields whose names begin with an underscore.
+    ``facility`` is the field SYSLOG_FACILITY. In an entry with a kernel message, its value comes
+    from the kernel.
     """
 
     cursor: str
@@ -46,10 +50,10 @@ class KernelEntry:
 
 
 def message_filter(prefix_filter: PrefixFilter) -> Callable[[bytes], bool]:
-    """Return a function that returns true for the MESSAGE of an entry to read, false to skip it.
+    """Return a function that decides by the field MESSAGE of a journal entry if it should be read.
 
-    The entry is read if ``prefix_filter`` selects the log prefix. An entry that may be journald's
-    notice of missed kernel messages is read too.
+    The function returns true if ``prefix_filter`` selects the log prefix of the message. It also
+    returns true if the message may be journald's notice of missed kernel messages.
     """
     return lambda message: (
         message.startswith(_MISSED_START) or prefix_filter.matches(readable(message))
@@ -57,7 +61,7 @@ def message_filter(prefix_filter: PrefixFilter) -> Callable[[bytes], bool]:
 
 
 class KernelEntryParser:
-    """Parser of journal entries to records, called for each entry in the journal's order.
+    """Parser that converts journal entries to records; it must get the entries in journal order.
 
     A record's time is journald's wall-clock time of the entry, minus a delay. The delay is the time
     from the kernel's log call until journald received the message. The parser computes the delay
@@ -71,11 +75,12 @@ class KernelEntryParser:
         self._previous_ns: int | None = None
 
     def parse(self, entry: KernelEntry, received_ns: int) -> Record | Reject | Gap | None:
-        """Convert a journal entry to a Record, or to a Reject if the entry is not a valid record.
+        """Convert a journal entry to a Record.
 
-        Return None if the entry is not from the kernel's log, or its log prefix is not selected.
-        journald's notice that it missed kernel messages becomes a Gap. ``received_ns`` is the time
-        of reading, in nanoseconds since the epoch.
+        Return a Reject if the entry has a selected log prefix, but is forged or can't be parsed.
+        Return a Gap if the entry is journald's notice that it missed kernel messages. Return None
+        for any other entry: it is not from the kernel, or its log prefix is not selected.
+        ``received_ns`` is the time of reading, in nanoseconds since the epoch.
         """
         realtime_ns = entry.realtime_us * 1000
         since_ns = realtime_ns if self._previous_ns is None else min(self._previous_ns, realtime_ns)

@@ -1,6 +1,6 @@
-"""Journal source: the kernel's records as journald stores them.
+"""Journal source: reads the kernel's packet log records that journald has stored.
 
-This source is for machines where only journald may read the kernel log, because this program has no
+This source is for machines where this program may not read the kernel log, because it lacks
 CAP_SYSLOG. To read the journal, membership in the group systemd-journal is enough. A journal cursor
 lets the source resume after a restart of this program, and after a reboot.
 """
@@ -38,12 +38,12 @@ class Journal:
     """Source of the packet log records in the systemd journal.
 
     ``sandboxes`` has the names of the sandboxes whose records are read; None stands for all. The
-    source also reads a record of another firewall, if ``foreign`` knows the record's log prefix.
-    ``directory`` is a folder of journal files; None stands for the machine's own journal.
+    source also reads the records of other firewalls whose log prefix is in the table ``foreign``.
+    ``directory`` is a folder of journal files; None stands for the journal of this machine.
 
-    ``cursor`` is the position to resume from: the source begins after the cursor's entry. Without a
-    cursor, it begins with the first record after the context was entered. If the journal has any
-    entry, the first batch comes at once and has a cursor.
+    ``cursor`` identifies a journal entry, and the source begins after that entry. If ``cursor`` is
+    None, the source begins with the first entry after the context was entered. Unless the journal
+    is empty, the first batch comes at once: it has no records, only the cursor of the start.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Journal:
         """Open the journal.
 
         Raises AbsentError if there is no journal, UnsupportedError if reading is not permitted or
-        not possible, SourceError for an invalid cursor.
+        not possible, SourceError if the cursor is invalid.
         """
         library = await asyncio.to_thread(journal_library.available, self._directory)
         reader_class = LibraryReader if library else CommandReader

@@ -2,9 +2,9 @@ r"""Parser of a record of /dev/kmsg.
 
 The format is described in Documentation/ABI/testing/dev-kmsg. A record begins with
 ``priority,sequence,microseconds,flags;`` and may have more comma-separated values before the
-semicolon. The message follows; further lines are a dictionary (`` KEY=value``). The kernel writes
-unprintable bytes and the backslash as ``\xNN`` (kernel/printk/printk.c, append_char). So a line
-break is never part of the message.
+semicolon. The message follows, up to the end of the line. The next lines are a dictionary
+(`` KEY=value``). The kernel writes unprintable bytes and the backslash as ``\xNN``
+(kernel/printk/printk.c, append_char). So a line break is never part of the message.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _FACILITY_SHIFT: Final = 3
 class KmsgLine:
     """Fields of one record of /dev/kmsg, the kernel log.
 
-    ``facility`` 0 is the kernel. The kernel gives a message of a program another facility, whatever
-    the program requests. ``stamp_us`` is the kernel's (printk) timestamp in microseconds since
-    boot. ``message`` has the bytes that were logged.
+    ``facility`` is 0 if the kernel wrote the message. A program can't write a message with facility
+    0, because the kernel changes it. ``stamp_us`` is the kernel's (printk) timestamp in
+    microseconds since boot. ``message`` has the logged bytes, without the escapes of /dev/kmsg.
     """
 
     facility: int
@@ -35,17 +35,18 @@ class KmsgLine:
 
 
 def identity(line: KmsgLine) -> str:
-    """Return the unique identity of a /dev/kmsg record, the same when read live or from a file.
+    """Return a text that identifies a /dev/kmsg record: ``kmsg:SEQUENCE:TIMESTAMP:HASH``.
 
-    Sequence numbers restart with each boot. Together with the timestamp and the text they are
-    unique.
+    A record has the same identity if it is read again, from the kernel or from a file. The sequence
+    number is not enough, because sequence numbers restart with each boot. So the identity also
+    has the timestamp and a hash of the message.
     """
     digest = hashlib.blake2b(line.message, digest_size=12).hexdigest()
     return f"kmsg:{line.sequence}:{line.stamp_us}:{digest}"
 
 
 def parse(raw: bytes) -> KmsgLine | None:
-    """Parse one record of /dev/kmsg; return None if ``raw`` does not have its format."""
+    """Parse one record of /dev/kmsg; return None if ``raw`` is not such a record."""
     header = _HEADER.match(raw)
     if header is None:
         return None

@@ -6,8 +6,9 @@ reads each field at its position, and does not search for names of fields. There
 prefix or a device's name may contain text in the form of a field. And the packet that an ICMP error
 quotes has fields of the same names. An ambiguous line is rejected.
 
-One regular expression parses the usual line (TCP or UDP with all of its fields); ``grammar`` parses
-every other line, and each line that is cut or unusual. Both give the same Record.
+One regular expression parses the usual line: TCP or UDP with all of its fields. The slower module
+``grammar`` parses every other line, for example a line that was cut. Both give the same Record for
+the same line.
 """
 
 from __future__ import annotations
@@ -60,18 +61,21 @@ _COMMON: Final = re.compile(
 
 
 class _AmbiguousError(Exception):
-    """Error: a log line can't be split into prefix and packet, or in more than one way."""
+    """Error: a log line has no place, or several places, where its packet may begin."""
 
 
 def is_candidate(message: str) -> bool:
-    """Return whether a message contains ``IN=… OUT=``, or begins with ``ocsf-nft:``."""
+    """Return whether a message may be a packet's log record.
+
+    This is so if the message contains ``IN=… OUT=``, or begins with ``ocsf-nft:``.
+    """
     return message.startswith(PREFIX_ROOT) or _DEVICES_ANYWHERE.search(message) is not None
 
 
 def possible_prefixes(message: str) -> list[str]:
     """Return each text that may be the log prefix of a message.
 
-    These are the texts before each position where a packet (``IN=… OUT=…``) may begin.
+    A possible prefix is all text before a position where the packet (``IN=… OUT=…``) may begin.
     """
     return [message[:start] for start in _starts(message)]
 
@@ -79,8 +83,9 @@ def possible_prefixes(message: str) -> list[str]:
 def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Record | Reject | None:
     """Parse one kernel log message (prefix and packet, without timestamp and level) to a Record.
 
-    Returns ``None`` for a message that is not a candidate (``is_candidate``). Returns a Reject for
-    a candidate that can't be parsed. Never raises. Times are nanoseconds since the epoch.
+    Returns None if the message is not about a packet (:func:`is_candidate` is false). Returns a
+    Reject if the parsing fails. Never raises. ``time_ns`` is the time of the packet,
+    ``received_ns`` the time of reading (ns since the epoch).
     """
     if not is_candidate(message):
         return None
@@ -110,7 +115,8 @@ def _parse_foreign(message: str) -> tuple[str, Facts]:
 
     If ``IN=… OUT=`` occurs once, the packet begins there. Raises MalformedError if this packet
     can't be parsed. If ``IN=… OUT=`` occurs several times, the packet begins where the rest of the
-    message is a complete packet. Raises _AmbiguousError if not exactly one position fits.
+    message is a complete packet. Raises _AmbiguousError if there is no such position, or more than
+    one.
     """
     starts = _starts(message)
     if len(starts) == 1:
@@ -167,7 +173,7 @@ def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is
 ) -> Facts | None:
     """Convert the regular expression's match of a usual line to facts (values by name).
 
-    Returns ``None`` if a value is out of range: ``grammar`` then parses the line and reports it.
+    Returns None if a value is out of range. Then ``grammar`` parses the line and reports the fault.
     """
     (
         input_device, output_device, mac_source, mac_destination, ethertype,
