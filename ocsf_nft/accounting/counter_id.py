@@ -1,4 +1,8 @@
-"""Identity of a firewall rule's packet counters: sandbox, rule, mode and epoch."""
+"""Identity of a firewall rule's packet counters: sandbox, rule, mode and epoch.
+
+The mode is enforcing or permissive. The epoch is a text that changes when the counters start at
+zero again.
+"""
 
 from __future__ import annotations
 

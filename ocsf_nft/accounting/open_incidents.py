@@ -84,9 +84,9 @@ class OpenIncidents:
         self._orphaned.append(opened)
 
     def clear(self) -> None:
-        """Discard all changes for the next commit.
+        """Discard the changes that the next commit would store.
 
-        Also discard the incidents and scans that :meth:`orphan` has marked.
+        Also forget which incidents and scans :meth:`orphan` has marked as ended.
         """
         self.changed.clear()
         self._orphaned.clear()

@@ -340,8 +340,8 @@ class RuleAccount:
         """Correct the counters if a packet was logged as one flow, but counted as another flow.
 
         The packet was already reported for the logged flow. So it is subtracted from the unreported
-        packets of the other flow. With ``closing``, the other flow may have too few unreported
-        packets for that.
+        packets of the other flow. If no other flow has enough of them, the correction waits for
+        later readings. With ``closing`` there is no later reading, so it is made anyway.
         """
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):

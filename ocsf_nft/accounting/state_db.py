@@ -243,7 +243,7 @@ class StateDatabase:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
     def add_dropped(self, source: str, records: int) -> None:
-        """Add one gap, with ``records`` missing log records, to the totals of ``source``."""
+        """Add one gap to the totals of ``source``; ``records`` are the log records lost."""
         with self._file.transaction() as connection:
             connection.execute(
                 "INSERT INTO dropped VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "

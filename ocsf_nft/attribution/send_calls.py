@@ -100,7 +100,10 @@ class SendCalls:
             stored.mark_closed(closed.time_ns)
 
     def add(self, call: Call) -> None:
-        """Store a sending call; remove calls that are too old, or too many."""
+        """Store a system call that sends a packet; remove the oldest calls above the limits.
+
+        There are limits for the age and for the number of the stored calls.
+        """
         if call.is_any:
             self.note_dropped(call.time_ns)
         stored = _StoredCall(call)

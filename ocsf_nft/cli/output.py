@@ -101,7 +101,7 @@ def show(text: str) -> None:
 def write_stderr(data: bytes) -> None:
     """Write data to standard error in one write; if that fails, drop the data.
 
-    Text that :func:`show` wrote before comes first.
+    Text from an earlier call of :func:`show` that is still in a buffer is written first.
     """
     sys.stderr.flush()
     sys.stderr.buffer.write(data)

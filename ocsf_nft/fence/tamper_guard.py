@@ -418,9 +418,9 @@ class TamperGuard:
     def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
         """Restore the fence after the changes ``foreign`` by other processes; return the outcome.
 
-        The outcome is ``sent`` if the prepared messages restored the fence, or if a check has
-        already restored it. It is ``renewed`` if :meth:`renew` restored the fence, ``failed`` if
-        the restore failed. It is ``none`` if the fence's record has changed too. Then a regular
+        The outcome is ``sent`` if the guard restored the fence with netlink messages that it had
+        prepared, or if a check has already restored it. It is ``renewed`` if :meth:`renew`
+        restored the fence, and ``failed`` if the restore failed. It is ``none`` if the fence's record has changed too. Then a regular
         installation or removal by ocsf-nft made the changes, and nothing is restored.
         """
         recreated = [table_id for each in foreign for table_id in each.created]
@@ -492,9 +492,9 @@ class TamperGuard:
     def _attach(self, names: set[str]) -> None:
         """Attach the fence's netdev chains to the new links ``names``, so that they are fenced now.
 
-        A later check adds the new links to the fence's record. No lock is needed, because an
-        attached chain never allows more packets. If the fence has been removed, there is no chain
-        to attach, and nothing happens.
+        A later check adds the new links to the fence's record. The lock on the records is not
+        needed: these chains only block packets, so they do no harm at any time. If the fence has
+        been removed, there is no chain to attach, and nothing happens.
         """
         batch = self._restore_batch
         if batch is None or not (names := names - batch.links):

@@ -219,7 +219,10 @@ class AccountLoop:
         return self._account.balances()
 
     async def remove(self) -> None:
-        """Delete the state database of a removed fence, after the final report (:meth:`close`)."""
+        """Delete the state database of a removed fence.
+
+        Call this only after :meth:`close`, which makes the final report.
+        """
         await self._work(self._database.remove)
 
     async def _read_and_report(self) -> None:

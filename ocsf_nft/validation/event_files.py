@@ -133,10 +133,11 @@ def _is_bracket(text: str) -> bool:
 
 
 def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
-    """Read the lines of a file that may form JSON documents, up to a size of ``LIMIT_BYTES``.
+    """Read the lines of a file, up to ``LIMIT_BYTES``: a JSON document may span several lines.
 
-    Returns the lines, and true if these are all lines of the file. The second value is false if the
-    limit was reached, or if a line was too long.
+    ``first`` is the line that was already read. ``lines`` are the lines after it. Returns the
+    lines, and true if these are all lines of the file. The second value is false if the limit was
+    reached, or if a line was too long.
     """
     collected, size = [first], len(first.text or "")
     for line in lines:

@@ -29,7 +29,7 @@ def test_text_line_with_a_wrong_field_is_rejected_with_its_name() -> None:
         (f"{_IPV6}OPT ( FRAG:65529 ID:0000abcd ) {_PORTS}", "FRAG is 65529, more than 65528"),
         (_IPV4 + _REDIRECT.format("fd02::9"), "GATEWAY is not an IPv4 address"),
         (_IPV4 + _REDIRECT.format("10.0.0"), "GATEWAY is not an IPv4 address"),
-        (f"{_IPV4}PROTO=TCP INCOMPLETE [4294967296 bytes] ", "more bytes than a packet can lack"),
+        (f"{_IPV4}PROTO=TCP INCOMPLETE [4294967296 bytes] ", "more bytes than a packet can have"),
         (f"{_IPV4}{_PORTS}OPT (020405B4 UID=0 ", "OPT is not closed"),
         (f"{_IPV4}{_PORTS}OPT () ", "OPT has no octets"),
         (f"{_IPV4}{_PORTS}OPT (0204056) ", "OPT has no octets"),

@@ -73,7 +73,10 @@ class Splitter:
         self._fields: dict[str, bytes] | None = None
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:
-        """Yield the pieces (lines, export entries) that end in this chunk of the file."""
+        """Yield the pieces of the file that end in this chunk.
+
+        A piece is a line of text, or an entry in the export format of systemd's journal.
+        """
         data = self._rest + chunk
         at = 0
         if self._skip:

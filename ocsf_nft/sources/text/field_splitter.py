@@ -183,7 +183,7 @@ class Words:
             return None
         self._next += 1
         if int(match.group(1)) > 0xFFFFFFFF:
-            raise MalformedError("INCOMPLETE has more bytes than a packet can lack")
+            raise MalformedError("INCOMPLETE has more bytes than a packet can have")
         return int(match.group(1))
 
     def bracket(self, character: str) -> bool:

@@ -168,9 +168,9 @@ def _arp(words: Words, facts: Facts) -> None:
             words.expect_more()
             return
         arp[name] = number
-    lacking = words.incomplete()
-    if lacking is not None:
-        arp["incomplete_bytes"] = lacking
+    remaining = words.incomplete()
+    if remaining is not None:
+        arp["incomplete_bytes"] = remaining
         return
     mac = _mac(words, "MACSRC")
     if mac is None:
@@ -319,9 +319,9 @@ def _security(words: Words, facts: Facts, chain: _Chain) -> None:
     index = words.hexadecimal("SPI", UNPADDED)
     if index is not None:
         facts.setdefault("spi", index)
-    lacking = words.incomplete()
-    if lacking is not None:
-        facts["incomplete_bytes"] = lacking
+    remaining = words.incomplete()
+    if remaining is not None:
+        facts["incomplete_bytes"] = remaining
         chain.ended = True
 
 

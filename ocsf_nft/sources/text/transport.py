@@ -79,10 +79,10 @@ def _incomplete(words: Words, facts: Facts) -> bool:
 
     The kernel prints ``INCOMPLETE`` instead of a header if the packet ends inside the header.
     """
-    lacking = words.incomplete()
-    if lacking is not None:
-        facts["incomplete_bytes"] = lacking
-    return lacking is not None
+    remaining = words.incomplete()
+    if remaining is not None:
+        facts["incomplete_bytes"] = remaining
+    return remaining is not None
 
 
 def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
