@@ -420,8 +420,9 @@ class TamperGuard:
 
         The outcome is ``sent`` if the guard restored the fence with netlink messages that it had
         prepared, or if a check has already restored it. It is ``renewed`` if :meth:`renew`
-        restored the fence, and ``failed`` if the restore failed. It is ``none`` if the fence's record has changed too. Then a regular
-        installation or removal by ocsf-nft made the changes, and nothing is restored.
+        restored the fence, and ``failed`` if the restore failed. It is ``none`` if the fence's
+        record has changed too. Then a regular installation or removal by ocsf-nft made the changes,
+        and nothing is restored.
         """
         recreated = [table_id for each in foreign for table_id in each.created]
         try:
