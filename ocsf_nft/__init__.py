@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from ocsf_nft.config import Config, load, parse
     from ocsf_nft.errors import OcsfNftError
-    from ocsf_nft.service import Service
+    from ocsf_nft.service.run import Service
 
 __all__ = ["Config", "OcsfNftError", "Service", "load", "parse"]
 
@@ -31,7 +31,7 @@ __all__ = ["Config", "OcsfNftError", "Service", "load", "parse"]
 _MODULES: Final = {
     "Config": "ocsf_nft.config",
     "OcsfNftError": "ocsf_nft.errors",
-    "Service": "ocsf_nft.service",
+    "Service": "ocsf_nft.service.run",
     "load": "ocsf_nft.config",
     "parse": "ocsf_nft.config",
 }

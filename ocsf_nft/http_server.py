@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from ocsf_nft.config.listen_address import ListenAddress
-    from ocsf_nft.service import Service
+    from ocsf_nft.service.run import Service
 
 _METRICS_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 #: Limit of the request line and of a header, also for a client that never ends them.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.attribution.fallback_chain import FallbackChain
     from ocsf_nft.delivery.forwarder import Forwarder
-    from ocsf_nft.service import Service
+    from ocsf_nft.service.run import Service
     from ocsf_nft.service.status import Status
 
 _COUNTERS: Final = {

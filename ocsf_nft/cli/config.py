@@ -14,7 +14,7 @@ from ocsf_nft.cli import output
 
 if TYPE_CHECKING:
     from ocsf_nft.config import Config
-    from ocsf_nft.service import Outlet
+    from ocsf_nft.service.sink_delivery import Outlet
 
 
 def config(

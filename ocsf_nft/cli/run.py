@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from ocsf_nft.cli.logs import LogSettings
     from ocsf_nft.config import Config
     from ocsf_nft.config.listen_address import ListenAddress
-    from ocsf_nft.service import Counts, Service
+    from ocsf_nft.service.pipeline import Counts
+    from ocsf_nft.service.run import Service
 
 _log = structlog.get_logger()
 
@@ -149,9 +150,11 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     Example: ocsf-nft run --sandbox agent --netns agent --proxy 10.0.0.1:3128 --install
     """
     from ocsf_nft import config as configuration
-    from ocsf_nft import malloc_trim, privileges, service
+    from ocsf_nft import malloc_trim, privileges
     from ocsf_nft.cli.logs import to_stderr_at_once
     from ocsf_nft.delivery.event_db import FILE
+    from ocsf_nft.service import run as service
+    from ocsf_nft.service.sink_delivery import Outlet
 
     log_settings: LogSettings = context.obj
     to_stderr_at_once(log_settings)
@@ -161,7 +164,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
             {"source", "output", "ocsf_version"},
             f"--source {_REPLAY}PATH only reads a file, and has no fence: leave out {{}}",
         )
-        outlet = service.Outlet.of(configuration.sink(output, ocsf_version))
+        outlet = Outlet.of(configuration.sink(output, ocsf_version))
         path = Path(source.removeprefix(_REPLAY))
         counts = asyncio.run(_until_signal(lambda stop: service.replay([path], outlet, stop)))
         _report_end(counts, log_settings, show)
@@ -227,12 +230,13 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 async def _watch(
     requested: Config, path: Path | None, stop: asyncio.Event, log_settings: LogSettings
 ) -> Counts:
-    from ocsf_nft import sd_notify, service
+    from ocsf_nft import sd_notify
     from ocsf_nft.service import health
+    from ocsf_nft.service.run import Service
 
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(sd_notify.notify, STOPPING="1")
-        running = await stack.enter_async_context(service.Service(requested, stop=stop))
+        running = await stack.enter_async_context(Service(requested, stop=stop))
         group = await stack.enter_async_context(asyncio.TaskGroup())
         if requested.listen is not None:
             await stack.enter_async_context(_serving(running, requested.listen))

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ocsf_nft import config, lab, service
+from ocsf_nft import config, lab
 from ocsf_nft.demo.attempts import all_attempts
 from ocsf_nft.demo.collector import Collector
 from ocsf_nft.demo.proxy import stub_proxy
@@ -21,6 +21,8 @@ from ocsf_nft.demo.screen import Row, Screen
 from ocsf_nft.errors import OcsfNftError, UnsupportedError
 from ocsf_nft.fence import installer
 from ocsf_nft.fence.state import StateDirectory
+from ocsf_nft.service.run import Service
+from ocsf_nft.service.sink_delivery import Outlet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -44,7 +46,7 @@ def demonstrate() -> None:
 
     Raises UnsupportedError if the system does not permit the demo. Raises DemoError if an attempt
     to bypass the fence succeeded, if no event reported it, or if an allowed attempt failed. Also
-    raises the errors of :class:`service.Service`, which installs the fence and reports the
+    raises the errors of :class:`Service`, which installs the fence and reports the
     attempts. On SIGINT, SIGTERM or SIGHUP, raises SystemExit with 128 plus the signal's number as
     exit code.
     """
@@ -103,8 +105,8 @@ async def _watched(
         "install": True,
     }
     requested = config.parse({"sandbox": [sandbox], "state_dir": state.path}, where="the demo")
-    outlet = service.Outlet(name=_SANDBOX, sink=collector)
-    async with service.Service(requested, found=[outlet]):
+    outlet = Outlet(name=_SANDBOX, sink=collector)
+    async with Service(requested, found=[outlet]):
         installed = state.read(_SANDBOX)
         if installed is not None and installed.degraded is not None:
             raise UnsupportedError(

@@ -1,7 +1,4 @@
-"""The running service: it fences sandboxes, reads records, and stores and delivers events."""
+"""The running service: it fences sandboxes, reads records, and stores and delivers events.
 
-from ocsf_nft.service.pipeline import Counts
-from ocsf_nft.service.run import Service, capabilities, replay
-from ocsf_nft.service.sink_delivery import Outlet
-
-__all__ = ["Counts", "Outlet", "Service", "capabilities", "replay"]
+Import its modules one by one: a command that installs a fence does not need the whole service.
+"""

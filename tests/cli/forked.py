@@ -14,10 +14,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 # Commands import some of these modules only on demand.
-from ocsf_nft import config, metrics, service, validation  # noqa: F401
+from ocsf_nft import config, metrics, validation  # noqa: F401
 from ocsf_nft.check import findings  # noqa: F401
 from ocsf_nft.cli import formats, logs, main  # noqa: F401
 from ocsf_nft.ocsf import mapper  # noqa: F401
+from ocsf_nft.service import run as service_run  # noqa: F401
 from ocsf_nft.service import status  # noqa: F401
 from ocsf_nft.sources import replay  # noqa: F401
 

@@ -9,7 +9,7 @@ from importlib import import_module
 
 import pytest
 
-from ocsf_nft.service import Counts
+from ocsf_nft.service.pipeline import Counts
 
 #: In the package, the name is the command.
 _RUN = import_module("ocsf_nft.cli.run")

@@ -9,7 +9,7 @@ from ocsf_nft.errors import AbsentError, UsageError
 from ocsf_nft.log_prefixes import Meaning
 from ocsf_nft.netns import Namespace, named, of_process
 from ocsf_nft.privileges import Capability
-from ocsf_nft.service import capabilities
+from ocsf_nft.service.run import capabilities
 
 if TYPE_CHECKING:
     from pathlib import Path

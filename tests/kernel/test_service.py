@@ -25,7 +25,8 @@ import ocsf_nft
 from ocsf_nft.errors import ClosedError, UsageError
 from ocsf_nft.fence import installer
 from ocsf_nft.lab import GATEWAY4, PROXY_PORT
-from ocsf_nft.service import Outlet, sink_delivery
+from ocsf_nft.service import sink_delivery
+from ocsf_nft.service.sink_delivery import Outlet
 from tests.delivery.receiver import Receiver
 from tests.kernel import attempts, command, conftest, written
 from tests.kernel.test_delivery import wait_for
