@@ -12,7 +12,7 @@ A supervisor in Python can do the same as the command line::
         async for event in service:
             ...
 
-All other names in this package may change from one version to the next.
+Only the names in ``__all__`` are public: all others may change with each version.
 """
 
 from __future__ import annotations

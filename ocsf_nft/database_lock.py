@@ -1,8 +1,7 @@
 """Lock on a SQLite file, so that only one process at a time uses the file.
 
 The lock is flock(2) on a separate lock file in the same folder. A lock on the SQLite file itself
-would be unsafe. A process that closes any descriptor of that file drops the locks that SQLite has
-on the file.
+would be unsafe: closing any descriptor of that file drops SQLite's own locks.
 """
 
 from __future__ import annotations
@@ -29,11 +28,10 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> None:
-        """Take the lock; do nothing if this object already has the lock.
+        """Take the lock without waiting; do nothing if this object already has the lock.
 
-        If another process has deleted or replaced the lock file meanwhile, take the lock on a new
-        lock file. Raises ClosedError if another process has the lock, OSError if the lock file
-        can't be opened.
+        Raises ClosedError if another process has the lock, OSError if the lock file can't be
+        opened.
         """
         while not self._is_valid():
             self.release()
@@ -49,17 +47,13 @@ class FileLock:
                 ) from error
 
     def _is_valid(self) -> bool:
-        """Return True if this object has the lock.
-
-        Return False if the locked file was deleted or replaced: another process can then have the
-        lock.
-        """
         if self._descriptor is None:
             return False
         try:
             current = self._path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return False
+        # If the locked file was deleted or replaced, another process can have the lock.
         locked = os.fstat(self._descriptor)
         return (current.st_dev, current.st_ino) == (locked.st_dev, locked.st_ino)
 

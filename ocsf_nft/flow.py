@@ -1,13 +1,8 @@
-"""Counters of refused packets in the kernel, and the keys of these counters.
+"""Kernel counters of the packets that a fence refused, and the keys of these counters.
 
-Each rule of a fence has three nftables sets of counters (``rules/accounting.nft``): for IPv4 flows,
-for IPv6 flows, and for other packets. The key of a counter states which packets the counter counts.
-In the first two sets, it consists of user, protocol, destination address and destination port. In
-the set for other packets, it consists of user, ethertype and protocol.
-
-A key is stored in the binary form of nftables, because tens of thousands of keys may arrive in a
-second. Each field is padded to a multiple of four bytes. The user id is in the machine's byte
-order, all other fields are in network byte order. :func:`flow` decodes a key.
+Each rule of a fence has three nftables sets of counters: ``flows4``, ``flows6`` and ``others``. A
+key in ``flows4`` (IPv4) or ``flows6`` (IPv6) has user, protocol, destination address and port. A
+key in ``others`` has user, ethertype and protocol. :func:`flow` decodes a key.
 """
 
 from __future__ import annotations
@@ -30,6 +25,8 @@ KINDS: Final[tuple[Kind, ...]] = ("flows4", "flows6", "others")
 
 #: User id in the key of a packet that no socket sent.
 _NO_UID: Final = 0xFFFFFFFF
+#: Layouts of a key in nftables. Each field is padded to a multiple of four bytes. The user id is in
+#: the machine's byte order, all other fields are in network byte order.
 _FLOW4: Final = struct.Struct("=IB3x4s2s2x")
 _FLOW6: Final = struct.Struct("=IB3x16s2s2x")
 _UID: Final = struct.Struct("=I")
@@ -42,24 +39,24 @@ _FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
 
 
 class Key(NamedTuple):
-    """Key of a counter: the kind of the nftables set that contains it, and the bytes of the key."""
+    """Key of a packet counter: the kind of its nftables set, such as ``flows4``, and its bytes."""
 
     kind: Kind
     data: bytes
 
 
 class Count(NamedTuple):
-    """Number of packets, and the sum of their sizes in bytes (whole IP packets or frames)."""
+    """Number of packets, and their total size in bytes (whole IP packets or frames)."""
 
     packets: int = 0
     bytes: int = 0
 
 
 class Element(NamedTuple):
-    """Element of an nftables set: a key, and the counter of the packets with this key.
+    """Element of an nftables set: a key (``data``), and the counter of the packets with this key.
 
-    ``data`` has the bytes of the key. ``packets`` and ``bytes`` are the counts since the element
-    was created. ``idle_ms`` is the time since the last packet with this key, in milliseconds.
+    ``packets`` and ``bytes`` are counted since the kernel created the element. ``idle_ms`` is the
+    time since the last packet with this key, in milliseconds.
     """
 
     data: bytes
@@ -70,15 +67,13 @@ class Element(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleReading:
-    """Values of the counters that one rule has in one mode (enforcing or permissive), read once.
+    """Values of the kernel counters of one firewall rule, from one reading of these counters.
 
-    A reading takes some time, and packets continue to arrive. So the counter of all refused packets
-    is read twice: ``refused_before`` before the elements, ``refused`` after the elements. In the
-    permissive mode, this counter counts the packets that the rule would have refused. ``elements``
-    has the elements of the three sets; its keys are the kinds of the sets. ``overflow`` counts the
-    packets for which no set had a free slot; it is read after the elements. ``logged`` counts the
-    packets that the kernel logged, even if no source read their records; it is read before the
-    elements.
+    ``elements`` maps each kind of nftables set, such as ``flows4``, to its elements. The counter of
+    all refused packets is read twice, because packets arrive meanwhile. ``refused_before`` is its
+    value before the elements were read, and ``refused`` its value afterwards. ``overflow`` counts
+    packets that found no free slot in a set. ``logged`` counts packets that the kernel logged. If
+    the fence is permissive, "refused" packets are those that the rule would have refused.
     """
 
     refused_before: Count
@@ -90,12 +85,11 @@ class RuleReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """Values of all counters of a fence, read from ``began_ns`` to ``ended_ns`` (ns, epoch, UTC).
+    """Values of all packet counters of a fence, read from ``began_ns`` to ``ended_ns``.
 
-    ``epochs`` and ``rules`` have the same keys: account names, such as ``egress``
-    (:func:`account_name`). A value of ``epochs`` is a text that identifies the present counters of
-    the rule. If this text differs from that in an earlier reading, the counters were created again,
-    and began at zero.
+    Both times are in ns since the epoch. The keys of ``rules`` and ``epochs`` are account names,
+    such as ``egress``. A value of ``epochs`` is a text that identifies the rule's present counters.
+    The text changes if the counters were created again and began at zero.
     """
 
     epochs: Mapping[str, str]
@@ -106,13 +100,12 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """Sender and destination of the packets that one counter counts: the decoded counter key.
+    """User, protocol and destination of the packets that one counter counts: a decoded counter key.
 
-    ``uid`` is the sender's user id; None if no socket sent the packets. In the sets ``flows4`` and
-    ``flows6``, ``ethertype`` is None. ``port`` is the destination's port. It is None if the
-    protocol has no ports, and 0 if the packets were counted without their ports, for example
-    fragments. In the set ``others``, ``destination`` and ``port`` are None, and ``protocol`` is
-    None if it is unknown.
+    ``uid`` is None if no socket sent the packets. ``port`` is the destination port: None if the
+    protocol has no ports, 0 if the packets were counted without ports. Flows of the nftables set
+    ``others`` have no ``destination`` and no ``port``; only these flows have an ``ethertype``. An
+    unknown ``protocol`` is None.
     """
 
     uid: int | None
@@ -123,26 +116,24 @@ class Flow:
 
 
 def account_name(rule: str, *, is_permissive: bool) -> str:
-    """Return the name of the account that counts the packets of a rule in one mode of the fence.
+    """Return the name under which the packets of a firewall rule are counted, such as ``egress``.
 
-    For example, the name is ``egress`` if the fence is enforcing, and ``egress:permissive`` if it
-    is permissive. Only the names for permissive fences have a colon.
+    If the fence is permissive, the name is, for example, ``egress:permissive``.
     """
     return f"{rule}:{PERMISSIVE}" if is_permissive else rule
 
 
 def counter_suffix(rule: str, *, is_permissive: bool) -> str:
-    """Return the suffix that the nftables names of a rule's counters and sets have.
+    """Return the end of the nftables names of a rule's counters and sets, such as ``egress``.
 
-    For example, it is ``egress`` if the fence is enforcing, and ``egress_permissive`` if it is
-    permissive. So each mode has separate counters: refused packets and packets that a permissive
-    fence allowed are never counted together.
+    If the fence is permissive, it is, for example, ``egress_permissive``. So refused packets and
+    allowed packets are never counted together.
     """
     return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 
 
 def flow(key: Key) -> Flow:
-    """Decode a counter's key to a flow; raises ``struct.error`` if the key has a wrong length."""
+    """Decode a counter's key; raises ``struct.error`` if the key has a wrong length."""
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)
         return Flow(
@@ -163,8 +154,8 @@ def flow(key: Key) -> Flow:
 def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading:
     """Return a copy of a counter reading in which ``map_uid`` has converted each user id.
 
-    ``map_uid`` converts a user id of the sandbox's user namespace to an id of this process's user
-    namespace. If several users get the same id, their counts are added up in one element.
+    ``map_uid`` takes a user id of the sandbox's user namespace. It returns the id in this process's
+    user namespace. If several users get the same id, their packets are added up in one element.
     """
     return replace(
         reading,
@@ -195,10 +186,10 @@ def _map_element_uids(
 
 
 def keys(record: Record) -> tuple[Key, ...]:
-    """Return the counter keys under which the kernel may have counted a log record's packet.
+    """Return the counter keys under which the kernel may have counted the packet of a log record.
 
-    The first key is the most likely: it has all details. The other keys are the
-    :func:`fallback_keys` of the first key.
+    The first key is the most likely: it has all details. The :func:`fallback_keys` of this key
+    follow.
     """
     uid = _NO_UID if record.uid is None else record.uid
     address = packed(record.destination)
@@ -221,10 +212,10 @@ def keys(record: Record) -> tuple[Key, ...]:
 
 
 def lacks_port(record: Record) -> bool:
-    """Return true if a record has no port, but the kernel may have counted its packet by port.
+    """Return True if a log record lacks the port by which the kernel may have counted its packet.
 
-    The kernel counts by port if it can read the four bytes of the ports. But a log record has a
-    port only if the packet's transport header is complete.
+    The kernel can count by port if it can read the four bytes of the ports. A log record has a port
+    only if the packet's transport header is complete.
     """
     return (
         record.protocol in _WITH_PORTS
@@ -234,7 +225,7 @@ def lacks_port(record: Record) -> bool:
 
 
 def without_port(key: Key) -> Key:
-    """Return a copy of a key with port 0, so that all ports of a host have the same key.
+    """Return a copy of a counter key with port 0.
 
     A key of the set ``others`` has no port, and is returned unchanged.
     """
@@ -249,8 +240,8 @@ def user_of(key: Key) -> int | None:
 def fallback_keys(key: Key) -> tuple[Key, ...]:
     """Return the keys that the kernel tries, in this order, if a set has no free slot for ``key``.
 
-    Each key is less exact than the one before it: without the port, then without the destination,
-    then without the protocol. The result is empty if ``key`` has none of the three.
+    Each key lacks one more part of ``key``: the port, then the destination, then the protocol. The
+    result is empty if ``key`` has none of these parts.
     """
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)

@@ -1,7 +1,7 @@
-"""Attribution of packets to processes: the process, and the method and confidence of the result.
+"""Attribution of packets to processes, with the method and the confidence of each attribution.
 
-The texts are stored unchanged. A process chooses its name, its arguments and its paths, so these
-texts may contain any characters, for example line ends.
+A process chooses its own name, arguments and paths. These texts are stored unchanged, so they may
+contain any characters, for example line ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 class Container:
     """Container that is a sandbox, or in which a process runs; the names are from its runtime.
 
-    ``uid`` is the container's id in the runtime, and ``pod_uid`` the uid of its Kubernetes pod.
+    ``uid`` is the container's id in the runtime. ``pod_uid`` is the uid of its Kubernetes pod.
     """
 
     uid: str | None = None
@@ -34,15 +34,14 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """Process on this host; the ids are those of the host, and unknown values are None.
+    """Process on this host; unknown values are None.
 
-    ``tid`` is the id of the thread that sent the packet. ``name`` is the process's name, which the
-    process can change. ``path`` is the path of its program file (``memfd:NAME`` if that file was
-    never on a disk). ``is_deleted`` is true if the program file was deleted. ``sha256`` is the hash
-    of the file's content, in hexadecimal. ``created_ns`` is the start of the process, in
-    nanoseconds since the epoch (UTC). ``namespace_pid`` is its pid inside the sandbox. ``unit`` is
-    its systemd unit. ``ancestors`` has its parent, then the parent's parent, and so on; each of
-    these has empty ``ancestors``.
+    All ids are those of the host, except ``namespace_pid``: the process's pid inside the sandbox.
+    ``tid`` is the id of the thread that sent the packet. ``path`` is the path of the program file,
+    or ``memfd:NAME`` if the file was never on a disk. ``is_deleted`` and ``sha256`` (hexadecimal)
+    are about this file. ``created_ns`` is the start of the process (ns since the epoch, UTC).
+    ``ancestors`` has the parent, then the parent's parent, and so on. Their own ``ancestors`` are
+    empty.
     """
 
     pid: int
@@ -68,8 +67,8 @@ class Process:
 class Seen:
     """One of several processes that sent the packets of an attempt, or may have sent them.
 
-    ``calls`` is the number of times that the kernel saw this process send them; None if unknown. It
-    is a lower bound, because the BPF programs in the kernel do not report each call.
+    ``calls`` is the minimum number of times that the process sent such packets; None if unknown. It
+    may have sent more, because the kernel does not report each call.
     """
 
     process: Process
@@ -78,15 +77,13 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """Attribution of an attempt to the process that made it, with its method and its confidence.
+    """Process that made an attempt, with the attribution method and the confidence.
 
-    ``process`` is the sender. It is None if the sender is unknown, or if there are several possible
-    senders. ``seen`` has the possible senders, up to a maximum number. ``unnamed`` is the number of
-    possible senders that ``seen`` does not have, as a lower bound. ``reason`` is a sentence that
-    explains the result. ``confidence`` is None if it is not rated. ``user_name`` and ``group_name``
-    are the names of the user and group in the kernel's log record. ``sent_ns`` is the time at which
-    the kernel saw the process send the packet (ns since the epoch, UTC). It is None if the BPF
-    programs did not report the refused packet itself.
+    ``process`` is None if the sender is unknown, or if there are several possible senders. ``seen``
+    has possible senders; ``unnamed`` is the minimum number of possible senders that ``seen`` lacks.
+    ``reason`` is a sentence that explains the result. ``user_name`` and ``group_name`` belong to
+    the ids in the kernel's log record. ``sent_ns`` is the time at which BPF programs saw the
+    process send the packet (ns since the epoch). It is None if they did not see that.
     """
 
     method: Method
@@ -101,5 +98,5 @@ class Attribution:
 
     @property
     def names_no_process(self) -> bool:
-        """Return True if the attribution has neither a sender nor possible senders."""
+        """Return True if there is neither a sender nor a possible sender."""
         return self.process is None and not self.seen and not self.unnamed

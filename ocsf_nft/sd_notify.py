@@ -24,8 +24,7 @@ def notify(**state: str) -> None:
     """Send the state of the service to the service manager, for instance READY="1".
 
     The keywords are the variables of sd_notify(3). Does nothing if no service manager expects
-    notifications. Never waits. If the sending fails, the error is logged and not raised. A unit
-    that waits for the notification then times out.
+    notifications. Never waits. An error is logged, not raised.
     """
     path = os.environ.get(_SOCKET)
     if not path:
@@ -52,9 +51,8 @@ def notify_reloading() -> None:
 async def keep_alive(is_well: Callable[[], bool]) -> None:
     """Notify the service manager's watchdog regularly while ``is_well`` returns True.
 
-    While ``is_well`` returns False, the watchdog gets no notification, so the manager considers the
-    service as failed. Runs until the task is cancelled. Returns at once if the manager has no
-    watchdog for this process.
+    Without notifications, the service manager considers the service as failed. Runs until the task
+    is cancelled. Returns at once if the manager has no watchdog for this process.
     """
     seconds = _watchdog_seconds()
     if seconds is None:

@@ -20,12 +20,8 @@ MAX_COUNT: Final = 1 << 62
 class FlowCounter:
     """Last value of the kernel's packet counter of a flow, and packets that no event reports yet.
 
-    The kernel's counter only grows, until it begins again at zero. ``unreported_packets`` and
-    ``unreported_bytes`` are numbers of packets and bytes that the kernel has counted and no event
-    reports yet. They can be negative for a short time. The cause is an event from a log record that
-    reports a packet before a counter reading shows it. If a log record has a wrong length of its
-    packet, the next report corrects the sum of bytes.
-
+    ``unreported_packets`` and ``unreported_bytes`` were counted by the kernel, but are in no event
+    yet. They are negative if an event reports a packet before a reading of the counter shows it.
     ``last_ns`` is the latest possible time of the last packet (ns since the epoch, UTC).
     ``since_ns`` is the earliest possible time of the first unreported packet.
     """
@@ -61,15 +57,14 @@ class FlowCounter:
 
     @property
     def is_unread(self) -> bool:
-        """Return True if only log records have shown this flow, and no counter reading yet."""
+        """Return True if log records have shown this flow, but no counter reading has yet."""
         return self.seen_packets == 0
 
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
         """Store the values of an nftables set element; return the number of new packets.
 
-        ``element`` is from a reading of the counters that ended at ``read_ns``. ``before_ns`` is
-        the time at which the previous reading began. If that reading also had this element, all new
-        packets are from ``before_ns`` or later.
+        ``element`` is from a reading of the counters that ended at ``read_ns``. The previous
+        reading began at ``before_ns``. Both times are in ns since the epoch.
         """
         _, packets, octets, idle_ms = element
         idle_ms = min(idle_ms, ELEMENT_TIMEOUT_MS)
@@ -106,10 +101,10 @@ class FlowCounter:
             self.last_ns = min(self.last_ns, now_ns)
 
     def grow(self, packets: int, octets: int) -> int:
-        """Store the kernel's totals of packets and bytes; return the number of new packets.
+        """Store the kernel's total numbers of packets and bytes; return the number of new packets.
 
-        If the total of packets is less than the stored one, the kernel's counter has begun again at
-        zero. Then all packets in the kernel's total are new.
+        If there are fewer packets than before, the kernel's counter began again at zero. Then all
+        its packets are new.
         """
         packets, octets = min(packets, MAX_COUNT), min(octets, MAX_COUNT)
         if packets < self.seen_packets:
@@ -120,17 +115,17 @@ class FlowCounter:
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
-        """Add the unreported packets of another counter to the unreported packets of this counter.
+        """Add the unreported packets and bytes of another counter to those of this counter.
 
-        ``more`` has the numbers of packets and bytes of the other counter. They are negative if an
-        event has reported packets of that counter before a counter reading has shown them.
+        ``more`` is negative if an event has reported packets before a counter reading shows them.
         ``last_ns`` is the time of the last packet in ``more``.
         """
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)
 
     def mark_reported(self, packets: int, octets: int) -> None:
-        """Subtract packets and bytes from the unreported numbers, because an event reports them."""
+        """Subtract packets and bytes that an event reports from the unreported ones."""
+        # If a log record has a wrong length, the bytes of the next event make up the difference.
         self.unreported_packets -= packets
         self.unreported_bytes -= octets
 

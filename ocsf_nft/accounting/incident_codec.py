@@ -1,8 +1,8 @@
 """Conversion of open incidents and scans (fan-outs) to JSON text for the state database, and back.
 
-An incident or scan is open if its end is not reported yet. The JSON keys are the names of the
-fields. A field that an earlier version of ocsf-nft did not store is read as None. A number outside
-its valid range raises an error, because it shows that the database is damaged.
+An incident or scan is open if its end is not reported yet. A field that an earlier version of
+ocsf-nft did not store is read as None. A number outside its valid range raises an error, because it
+shows that the database is damaged.
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ def encode(opened: OpenEntry) -> str:
 def decode(counter_id: CounterId, text: str) -> OpenEntry:
     """Convert a JSON text of :func:`encode` back to the open incident or scan.
 
-    ``counter_id`` identifies the counters of the firewall rule that refused the packets; the text
-    does not have it. If the text is damaged, raises one of the errors in ``state_db._DAMAGE``, for
-    example ValueError.
+    ``counter_id`` identifies the counters of a firewall rule; it is not in the text. If the text is
+    damaged, raises one of the errors in ``state_db._DAMAGE``, for example ValueError.
     """
     state = json.loads(text)
     if "fan_out" in state:
@@ -115,11 +114,6 @@ def _flag(value: Any) -> bool:
 
 
 def _details(found: Any) -> dict[str, Any]:
-    """Return a copy of ``found``, the ``details`` (header fields) of a log record.
-
-    Raises TypeError if a value is neither a number, a boolean, a text nor a dictionary of such
-    values.
-    """
     for value in found.values():
         if isinstance(value, dict):
             _details(value)

@@ -49,11 +49,11 @@ _OUTBOUND: Final = frozenset(
 
 
 class RuleAccount:
-    """Account of one firewall rule, which makes attempts from log records and counter readings.
+    """Account of one firewall rule: makes attempts from log records and counter readings.
 
-    An attempt reports packets of one flow. Each packet is in exactly one attempt. All calls must
-    come from one thread. ``now_ns`` is the current time of a monotonic clock. It decides when a
-    report is due, and never appears in an event. All other times are since the epoch, UTC.
+    An attempt is a number of refused packets that one event reports. Each packet is in exactly one
+    attempt. All calls must come from one thread. ``now_ns`` is the time of a monotonic clock; it
+    only decides when to report. All other times are in ns since the epoch (UTC).
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class RuleAccount:
         priority: Priority,
         add_attribution: AddAttribution,
     ) -> None:
-        """Create an empty account for the kernel counters ``counter_id`` of the rule.
+        """Create an empty account for the kernel counters ``counter_id`` of a rule.
 
-        No packet in these counters is from before ``begun_ns``. ``opened`` collects the changes of
-        incidents and scans that the state database must store. ``add_attribution`` completes each
-        attempt with its sender before it is reported.
+        These counters have no packet from before ``begun_ns``. ``opened`` collects changes of
+        incidents and scans, for the state database. ``add_attribution`` adds the sender to each
+        attempt before it is reported.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -112,10 +112,9 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a log record of the rule; return its attempt if this must be reported at once.
+        """Process a log record of the rule; return its attempt if it must be reported immediately.
 
-        Return None if the packet is reported later, for example together with other packets of its
-        flow.
+        Return None if the packet is reported later, for example with other packets of its flow.
         """
         self.received += 1
         key = keys(record)[0]
@@ -153,11 +152,9 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Move flows from the account ``before`` to this account.
+        """Move flows to this account from the account ``before``, whose counters were replaced.
 
-        The moved flows are known from a log record, but no counter reading has shown them yet. The
-        kernel's counters of ``before`` were replaced, so only the counters of this account can
-        still show the flows.
+        Only flows without a counter reading are moved: they are known from a log record only.
         """
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
@@ -176,7 +173,7 @@ class RuleAccount:
             self._unread.add(key)
 
     def resume(self, opened: OpenEntry) -> None:
-        """Continue the reports of an incident or scan that was open when the service stopped."""
+        """Continue an incident or scan that was open when the service stopped."""
         if isinstance(opened, OpenIncident):
             self._reports.resume(opened)
         else:
@@ -185,9 +182,9 @@ class RuleAccount:
     def observe(self, reading: RuleReading, began_ns: int, ended_ns: int) -> Iterator[None]:
         """Process a reading of the rule's counters, which lasted from ``began_ns`` to ``ended_ns``.
 
-        The work is done in steps. The iterator yields after each step, so that other tasks can run.
+        The iterator yields after each step of the work, so that other tasks can run.
         """
-        if began_ns < self.read_ns:
+        if began_ns < self.read_ns:  # the wall clock was set back
             self._limit_times(began_ns, ended_ns)
         for kind in KINDS:
             elements = iter(reading.elements.get(kind, ()))
@@ -213,8 +210,8 @@ class RuleAccount:
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
         """Aggregate the flows of users who have too many flows for separate reports.
 
-        Tens of thousands of flows take long. So the iterator yields after each step, and other
-        tasks can run. A later call of :meth:`due` takes less time.
+        The iterator yields after each step of the work, so that other tasks can run. A later call
+        of :meth:`due` then takes less time.
         """
         unreported = iter(list(self._unreported))
         while some := tuple(islice(unreported, _SLICE)):
@@ -256,7 +253,7 @@ class RuleAccount:
     def pending_packets(self) -> int:
         """Return the number of packets that the kernel has counted but no event reports yet.
 
-        The number includes the packets that arrived while the counters were last read.
+        Packets that arrived while the counters were last read are included.
         """
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [aggregate.counter for aggregate, _, _ in self._aggregates()]
@@ -269,11 +266,6 @@ class RuleAccount:
         )
 
     def _aggregates(self) -> tuple[tuple[FlowAggregate, int | None, AggregationReason], ...]:
-        """Return each aggregate of flows (flows that are reported together).
-
-        Each item also has the user id and the reason for the aggregation, such as ``many``. The
-        user id is None if the flows may be of several users, or if no socket sent the packets.
-        """
         return (
             (self.overflow, None, "unplaced"),
             (self.evicted, None, "evicted"),
@@ -304,11 +296,6 @@ class RuleAccount:
                 self._fan_outs.count(user_of(key), fresh)
 
     def _limit_times(self, began_ns: int, ended_ns: int) -> None:
-        """Correct stored times that are in the future, because the wall clock was set back.
-
-        The clock was set back before the reading from ``began_ns`` to ``ended_ns`` (since the
-        epoch, UTC).
-        """
         for kind in KINDS:
             for counter in self.entries[kind].values():
                 counter.limit_times(began_ns)
@@ -316,11 +303,7 @@ class RuleAccount:
             report.limit_times(ended_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
-        """Note that the kernel's set had no element for the flow ``key`` in the latest reading.
-
-        The reading began at ``began_ns``. Two such readings show that the element has expired, or
-        that the flow's packet was counted under another key.
-        """
+        """Note that the latest counter reading has no set element for the flow ``key``."""
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
         if counter.is_unread:
@@ -339,9 +322,9 @@ class RuleAccount:
     def _move_records(self, *, closing: bool) -> None:
         """Correct the counters if a packet was logged as one flow, but counted as another flow.
 
-        The packet was already reported for the logged flow. So it is subtracted from the unreported
-        packets of the other flow. If no other flow has enough of them, the correction waits for
-        later readings. With ``closing`` there is no later reading, so it is made anyway.
+        The packet was already reported for the logged flow. So it is subtracted from the other
+        flow's unreported packets. If no flow has enough of them, the correction waits for later
+        readings, unless ``closing`` is true.
         """
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
@@ -361,11 +344,10 @@ class RuleAccount:
                 self._drop(key)
 
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
-        """Return the other counters that may have counted a packet of the flow ``key``.
+        """Return the other counters, with their keys, that may have counted a packet of a flow.
 
-        The kernel counts it in another counter if the flow found no free slot in the set. Each
-        result has a counter and its key. The counters of overflow and of evicted flows have the key
-        None.
+        The kernel uses another counter if the set has no free slot for the flow. The counters of
+        overflow and of evicted flows have the key None.
         """
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
@@ -383,10 +365,9 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Update the counts of packets that no set element counts (each element counts one flow).
+        """Update the numbers of packets that no set element counts (each element counts one flow).
 
-        These packets are of two groups. The overflow counter counts packets whose flow found no
-        free slot in a set. Packets of evicted set elements are in no counter.
+        Such a packet found no free slot in a set, or the kernel evicted its element.
         """
         if self.overflow.counter.grow(*reading.overflow):
             self.overflow.counter.last_ns = began_ns
@@ -396,8 +377,7 @@ class RuleAccount:
     def _find_evicted(self, *, closing: bool) -> None:
         """Count the packets of set elements that the kernel evicted before a reading showed them.
 
-        Packets count as evicted if eight readings have lacked them. With ``closing``, two readings
-        are enough.
+        Packets count as evicted if eight readings have lacked them; with ``closing``, if two have.
         """
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS
@@ -411,8 +391,8 @@ class RuleAccount:
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
         """Yield attempts for waiting log records whose packets another flow's counter has counted.
 
-        A log record waits if its packet may already be in a report of aggregated flows. The record
-        is discarded if two readings show no packet for it.
+        A log record waits if its packet may be in a report of aggregated flows already. If two
+        readings show no packet for it, the log record is discarded.
         """
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
@@ -452,10 +432,10 @@ class RuleAccount:
                 yield self._report_counter(counter, key, flow(key), report, now_ns, aggregation)
 
     def _report_of(self, key: Key, counter: FlowCounter, now_ns: int) -> FlowReport | None:
-        """Return the report state of a flow: when to report it, and its latest log record.
+        """Return the report state of a flow, which is created for a new flow.
 
-        Create the state if the flow is new. Return None if the flow gets no separate reports; then
-        its packets were added to an aggregate.
+        Return None if the flow gets no separate reports. Its packets were then added to an
+        aggregate.
         """
         report = self._reports.get(key)
         if report is None and key not in self._overflow_flows:
@@ -527,7 +507,6 @@ class RuleAccount:
         """Return the number of packets that an aggregated report must leave out for now.
 
         Some flows were reported from a log record, but no reading has shown yet which counter has
-        the packet. So one packet of each such flow may be in the aggregate, and must not be
-        reported twice. For the reason ``many``, return 0.
+        the packet. One packet of each such flow may be in the aggregate.
         """
         return 0 if reason == "many" else len(self._unread)

@@ -1,8 +1,4 @@
-"""Search for the mount point of cgroup v2.
-
-The mount point is not the same on all hosts. On hosts where systemd uses cgroup v1, cgroup v2 is
-mounted at another path.
-"""
+"""Search for the mount point of cgroup v2, which is not the same on all hosts."""
 
 from __future__ import annotations
 
@@ -17,9 +13,9 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 def hierarchy(mounts: str | None = None) -> Path:
     """Return the mount point of cgroup v2.
 
-    If there are several mount points, return the one that shows the largest part of the cgroup
-    tree. ``mounts`` is a text in the format of /proc/self/mountinfo; None means the content of that
-    file. Raises UnsupportedError if cgroup v2 is not mounted.
+    If there are several, return the one that shows the largest part of the cgroup tree. ``mounts``
+    is a text in the format of /proc/self/mountinfo; None means the content of that file. Raises
+    UnsupportedError if cgroup v2 is not mounted.
     """
     found: list[tuple[str, Path]] = []
     if mounts is None:
@@ -39,7 +35,7 @@ def hierarchy(mounts: str | None = None) -> Path:
 
 
 def _plain(text: str) -> str:
-    """Decode the octal escapes in a path from mountinfo: blank, tab, line end and backslash."""
+    # mountinfo escapes blanks, tabs, line ends and backslashes.
     for escape, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(escape, character)
     return text

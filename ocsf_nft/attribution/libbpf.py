@@ -1,7 +1,7 @@
 """Bindings (ctypes) for libbpf, the library that loads BPF programs into the kernel.
 
 A function of libbpf that fails returns a negative errno or NULL, and sets errno (``libbpf.h``,
-version 1). This module can load any BPF programs.
+version 1).
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class _CgroupLink(ctypes.Structure):
 class LoadedPrograms:
     """BPF programs of one object file, loaded into the kernel.
 
-    A loaded program does not run until it is attached. The kernel removes the programs when this
-    object is closed, and when this process ends.
+    A program does not run until it is attached. The kernel removes the programs when this object is
+    closed, or when this process ends.
     """
 
     def __init__(self, content: bytes) -> None:
         """Load the BPF programs in ``content``, the bytes of an object file.
 
-        Raises UnsupportedError with the reason if the kernel refuses them.
+        Raises UnsupportedError if libbpf is missing, or if the kernel refuses the programs.
         """
         self._library = load_library()
         self._object: int | None = None
@@ -118,10 +118,10 @@ class LoadedPrograms:
         self._object = None
 
     def attach(self, name: str) -> None:
-        """Attach the BPF program ``name`` to the hook that the object file states for it.
+        """Attach the BPF program ``name`` to the hook that is the name of the program's section.
 
-        The name of the program's section is the hook: for example ``raw_tp/kfree_skb``, a
-        tracepoint. Raises UnsupportedError on failure.
+        For example, the section ``raw_tp/kfree_skb`` names a tracepoint. Raises UnsupportedError on
+        failure.
         """
         self._add_link(self._library.bpf_program__attach(self._program(name)), name)
 
@@ -136,9 +136,9 @@ class LoadedPrograms:
         self._cgroup_links[name] = self._library.bpf_link__fd(link)
 
     def detached(self) -> str | None:
-        """Return the name of a BPF program that another process has detached from its cgroup.
+        """Return the name of a BPF program that is no longer attached to its cgroup.
 
-        Return None if all programs of :meth:`attach_to_cgroup` are still attached.
+        Only programs of :meth:`attach_to_cgroup` are checked. Return None if all are attached.
         """
         for name, descriptor in self._cgroup_links.items():
             info, size = _CgroupLink(), c_uint32(ctypes.sizeof(_CgroupLink))
@@ -158,8 +158,8 @@ class LoadedPrograms:
     def counter_sums(self, name: str, keys: int) -> tuple[int, ...]:
         """Return the counters in the BPF map ``name``, each summed over all CPUs.
 
-        The map is an array of ``keys`` 64-bit counters. Raises UnsupportedError if it can't be
-        read.
+        The map is an array of ``keys`` 64-bit counters for each CPU. Raises UnsupportedError if it
+        can't be read.
         """
         values = (c_uint64 * self._cpus)()
         found, sums = self._map(name), []
@@ -230,10 +230,7 @@ class RingBuffer:
         return found
 
     def read(self, most: int) -> list[bytes]:
-        """Return up to ``most`` unread samples, oldest first.
-
-        The next call returns the samples that come after them.
-        """
+        """Return up to ``most`` unread samples, oldest first, without waiting."""
         self._most = most
         self._library.ring_buffer__consume(self._ring)
         samples, self._samples = self._samples, []

@@ -1,28 +1,16 @@
 """Attribution method ``socket``: search for the process that has the socket of a refused packet.
 
-The search is done after the packet was sent, on hosts where the kernel can't report senders. A
-process is named as the sender if all of this is true:
+The search begins after the packet was sent. A process is named as the sender if all of this is
+true:
 
-- No socket with the packet's port was closed since the packet was sent (:mod:`socket_closed`). So
-  the packet's socket is among the sockets that have the port now.
-- Only one process has these sockets, and this process opened them. No other process that had them
-  has ended (:mod:`socket_holders`).
+- No socket with the packet's port was closed since the packet was sent.
+- Only this process has the sockets with this port, and it opened them.
 - Every process that can have these sockets was checked.
 
-If only the first condition is true, all processes that have the sockets are reported as possible
-senders.
-
-The kernel sends no notification when a raw, ping, packet or UDP-Lite socket is closed. For a packet
-of such a socket, the possible senders are the processes that have a similar socket now. Only
-sockets of the packet's user are considered.
-
-In all other cases the sender is unknown. This includes most TCP packets: the socket of a refused
-connection no longer has a port at the search.
-
-A wrong process can be named in one case. The sender gives up the port and stays alive. It calls
-``connect`` to AF_UNSPEC, or it is a child that closes an inherited socket. Then another process of
-the same user gets the port before the record is read. Usually there are only milliseconds for that,
-but a corked IPv6 datagram keeps its port for any time. So the confidence is at most medium.
+If only the first condition is true, all processes with these sockets are possible senders. The
+kernel does not notify of closed raw, ping, packet and UDP-Lite sockets: all processes with a
+similar socket are then possible senders. In all other cases the sender is unknown. This includes
+most TCP packets, because the socket of a refused connection has no port when the search begins.
 """
 
 from __future__ import annotations
@@ -67,10 +55,10 @@ class _PortWatch(NamedTuple):
     port: int
 
     def doubt(self, sent_ns: int) -> str | None:
-        """Return a sentence with the reason why the packet's socket may no longer have the port.
+        """Return the reason why the packet's socket may no longer have the port, as a sentence.
 
-        Return None if no socket with the port was closed since the packet was sent. ``sent_ns`` is
-        the time of the packet (CLOCK_BOOTTIME).
+        Return None if no socket with the port was closed since ``sent_ns``, the time of the packet
+        (CLOCK_BOOTTIME).
         """
         return self.closed.doubt(self.protocol, self.port, sent_ns, slack_ns=_LATE_NS)
 
@@ -78,9 +66,9 @@ class _PortWatch(NamedTuple):
 class _Candidates(NamedTuple):
     """Sockets of the packet's user that may have sent the packet.
 
-    ``description`` describes such a socket in messages, for example "ping or raw socket of the
-    packet's user". ``watch`` notices when such a socket is closed; None if the kernel does not
-    notify of that. ``has_others`` is true if a socket of another user has the packet's port too.
+    ``description`` is a name for them in messages, for example "ping or raw socket of the packet's
+    user". ``watch`` notices when such a socket is closed; None if this can't be noticed.
+    ``has_others`` is true if a socket of another user has the packet's port too.
     """
 
     sockets: tuple[Socket, ...]
@@ -92,8 +80,8 @@ class _Candidates(NamedTuple):
 class SocketLookup:
     """Lookup of the processes that sent a sandbox's refused packets, by a search for their sockets.
 
-    The lookup must be opened before the source of the log records. It can't find the sender of a
-    packet that was sent before the lookup was opened.
+    Open the lookup before the source of the log records: it can't find the senders of earlier
+    packets.
     """
 
     def __init__(self, namespace: Namespace, hashes: ProgramHashes | None = None) -> None:
@@ -108,7 +96,7 @@ class SocketLookup:
     def __enter__(self) -> Self:
         """Start to watch the sandbox's sockets, which takes a millisecond or two.
 
-        Raises AbsentError, UnsupportedError if the namespace is not available.
+        Raises AbsentError or UnsupportedError if the sandbox's network namespace is not available.
         """
         with contextlib.ExitStack() as opened:
             opened.enter_context(self._tables)
@@ -121,23 +109,20 @@ class SocketLookup:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop watching the sandbox's sockets.
+        """Stop watching the sandbox's sockets; blocks for at most a tenth of a second.
 
-        A lookup that another thread starts later returns a reason in place of an attribution. If
-        another thread is reading the namespace's sockets now, the call waits for it, at most a
-        tenth of a second.
+        After this call, :meth:`attribution` returns a reason in place of an attribution.
         """
         with self._lock:
             self._is_open = False
             self._opened.close()
 
     def attribution(self, record: Record) -> Attribution | str:
-        """Return the attribution of a record's packet to one or more processes.
+        """Return the attribution of a log record's packet to one or more processes.
 
-        If no process can be named, return a sentence with the reason, such as "the sandbox's
-        sockets are no longer watched". Blocks for up to a tenth of a second, or longer if a process
-        delays the read of its details (:func:`process_details.read`). Several threads may call this
-        method.
+        If no process can be named, return a reason, such as "the sandbox's sockets are no longer
+        watched". Blocks for up to a tenth of a second, or longer if a process delays the read of
+        its details. Several threads may call this method.
         """
         reason = _reason_against_lookup(record)
         if reason is not None:
@@ -235,6 +220,9 @@ class SocketLookup:
             reason = "it opened the socket with the packet's port, and no other process has it"
             if scan.unseen is not None:
                 reason = f"{reason}; but {scan.unseen}"
+            # Not high: the sender may have given up the port without closing the socket, by
+            # ``connect`` to AF_UNSPEC or as a child with an inherited socket. Then this process may
+            # have taken the port.
             return Attribution(method="socket", confidence="medium", reason=reason, process=process)
         seen = tuple(
             Seen(process=self._process(holder) or Process(pid=holder.pid))
@@ -249,11 +237,7 @@ class SocketLookup:
         )
 
     def _is_sender(self, found: _Candidates, scan: Scan, holder: Holder) -> bool:
-        """Return True if the process ``holder`` certainly sent the packet.
-
-        ``holder`` is the only process that has any of the sockets ``found``. ``scan`` is the result
-        of the search for such processes.
-        """
+        """Return True if ``holder``, the only process with such sockets, is surely the sender."""
         return (
             found.watch is not None
             and not found.has_others
@@ -267,10 +251,7 @@ class SocketLookup:
 
 
 def _reason_against_lookup(record: Record) -> str | None:
-    """Return the reason why no socket of the sandbox can have sent the record's packet.
-
-    For example, the sandbox only forwarded the packet. Return None if a socket may have sent it.
-    """
+    """Return the reason why no socket of the sandbox can have sent the packet, or None."""
     if record.rule not in {"egress", "link"}:
         return "packets that a sandbox forwards or receives are not from its sockets"
     if record.uid is None:

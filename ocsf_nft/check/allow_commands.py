@@ -1,9 +1,8 @@
 """Shell commands that make another firewall accept the traffic that a fence accepts.
 
 Findings show such commands as the remedy for a rule that drops this traffic. An administrator runs
-the commands as root. So every word is quoted for a shell, and names of interfaces, tables and
-chains must be plain: letters, digits and a few other characters. If a name isn't plain, no command
-is shown.
+the commands as root, so every word is quoted for a shell. No command is shown if a name in it has
+unusual characters.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowRequest:
-    """Request for shell commands: the traffic to allow, and the namespace whose rules must change.
+    """Traffic that another firewall must accept, and the namespace of that firewall's rules.
 
     ``directions`` are kinds of traffic, for example replies from the internet to the VM.
     ``versions`` are 4 and 6, for IPv4 and IPv6. ``device`` is the VM's interface, or a pattern such
-    as ``vmtap-*``; it is None for a sandbox that is no VM. ``subnets`` are the VM's subnets.
-    ``port`` is the port at which the VM's gateway has the proxy. ``proxies`` are the proxies of a
-    sandbox that is no VM.
+    as ``vmtap-*``. ``subnets`` are the VM's subnets. ``port`` is the port of the proxy at the VM's
+    gateway. For a sandbox that is no VM, ``device`` is None, and ``proxies`` are the sandbox's
+    proxies.
     """
 
     namespace: Namespace
@@ -58,11 +57,11 @@ class AllowRequest:
 
 
 def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -> tuple[str, ...]:
-    """Return shell commands that make the host's rules accept the requested traffic.
+    """Return shell commands that make another firewall accept the requested traffic.
 
-    ``owner`` is the program that manages the rule that drops this traffic, for example Docker.
-    ``base`` is the base chain from which packets reach that rule. The result is empty if a command
-    can't be written safely. It is also empty if a process owns the table exclusively.
+    ``owner`` is the program that manages that firewall, for example Docker. ``base`` is the base
+    chain that leads to the rule that drops the traffic. The result is empty if a command can't be
+    written safely, or if a process owns the table exclusively.
     """
     if request.device is not None and not is_plain_device(request.device):
         return ()
@@ -78,16 +77,15 @@ def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -
 
 
 def is_plain_device(name: str) -> bool:
-    """Return true if the commands of each firewall can contain this name of an interface.
+    """Return True if commands of nft, iptables, ufw and firewalld can contain this interface name.
 
-    The firewalls are nft, iptables, ufw and firewalld. The name may be a pattern such as
-    ``vmtap-*``.
+    The name may be a pattern such as ``vmtap-*``.
     """
     return _DEVICE.fullmatch(name) is not None
 
 
 def is_plain(name: str) -> bool:
-    """Return true if nft reads the text on its command line as a name and nothing else."""
+    """Return True if nft reads the text on its command line as a name and nothing else."""
     return _PLAIN.fullmatch(name) is not None
 
 
@@ -96,10 +94,7 @@ def _nsenter(namespace: Namespace) -> tuple[str, ...]:
 
 
 def _with_plus_wildcard(device: str) -> str:
-    """Convert an interface pattern to the form of iptables, for example ``vmtap-*`` to ``vmtap-+``.
-
-    ufw and firewalld use the same form. A name without a wildcard is returned unchanged.
-    """
+    # iptables, ufw and firewalld use the wildcard "+".
     return f"{device[:-1]}+" if device.endswith("*") else device
 
 
@@ -155,11 +150,10 @@ def _iptables(
 
 
 def _iptables_program(version: int, backend: str) -> str:
-    """Return the name of the iptables program that can change the rules of a backend on this host.
+    """Return the iptables program for a backend, for example ``iptables-legacy``.
 
-    ``backend`` is ``legacy`` or ``nft``. ``version`` is the IP version, 4 or 6. The result is
-    ``iptables`` or ``ip6tables`` if that program has this backend. Otherwise the name has a suffix,
-    for example ``iptables-legacy``.
+    ``backend`` is ``legacy`` or ``nft``, and ``version`` is the IP version. The name has no suffix
+    if this host's plain ``iptables`` or ``ip6tables`` uses the backend.
     """
     name = "iptables" if version == 4 else "ip6tables"
     found = nft.find_program(name)

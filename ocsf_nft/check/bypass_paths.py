@@ -28,9 +28,9 @@ def findings(
 ) -> Iterator[Finding]:
     """Yield findings about rules and interfaces through which packets may bypass a fence.
 
-    Rules of ocsf-nft itself are skipped. Only interfaces that belong to the VM in ``scope``, or
-    lead to a proxy in ``scope``, are checked. ``devices`` are all interfaces of the namespace by
-    name.
+    Only interfaces of the VM in ``scope``, and those that lead to a proxy in ``scope``, are
+    checked. ``devices`` are all interfaces of the namespace by name. Rules of ocsf-nft itself are
+    skipped.
     """
     yield from _flowtables(ruleset)
     yield from _rules(ruleset)

@@ -1,6 +1,6 @@
 """Checks for other firewall services, which may remove a fence or rules that a VM needs.
 
-The checks only read files. They don't send requests to a service manager.
+The checks only read files: they send no requests to a service manager.
 """
 
 from __future__ import annotations
@@ -25,10 +25,7 @@ _CONFIGURATIONS: Final = ("etc/nftables.conf", "etc/sysconfig/nftables.conf")
 
 
 class _Service(NamedTuple):
-    """systemd unit of another firewall.
-
-    ``meaning`` is the unit's effect on the host's rules, as text for people. ``remedy`` is advice.
-    """
+    """systemd unit of another firewall, with its effect on the host's rules, and advice."""
 
     unit: str
     name: str
@@ -75,7 +72,7 @@ _SERVICES: Final = (
 def findings(root: Path = Path("/")) -> Iterator[Finding]:
     """Yield a finding for each enabled service that may remove a fence or rules that a VM needs.
 
-    A configuration file of nftables.service that flushes the ruleset is reported even if that
+    If the configuration of nftables.service flushes the ruleset, there is a finding even if this
     service is not enabled. Files are read below the directory ``root``.
     """
     enabled = _enabled(root)
@@ -112,7 +109,6 @@ def _nftables(root: Path, *, is_enabled: bool) -> Iterator[Finding]:
 
 
 def _enabled(root: Path) -> set[str]:
-    """Return the names of the systemd units below ``root`` that are enabled at boot."""
     found = set()
     for folder in ("etc/systemd/system", "run/systemd/system"):
         for directory in sorted((root / folder).glob("*.wants"))[:_FILES]:

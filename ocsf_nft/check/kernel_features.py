@@ -1,7 +1,6 @@
 """Checks of the features of kernel and system that a fence needs: each feature is tried.
 
-Each trial runs in a temporary namespace, which is removed afterwards. Nothing on the host is
-changed.
+Nothing on the host is changed: rules and interfaces are created in a temporary namespace.
 """
 
 from __future__ import annotations
@@ -59,8 +58,7 @@ _IFREQ: Final = struct.Struct("16sH22x")
 def findings() -> Iterator[Finding]:
     """Yield a finding for each feature that is needed to load fences or to read their log records.
 
-    There is a finding for an available feature too, with severity ``ok``. The most important
-    features come first.
+    An available feature has a finding with severity ``ok``. The most important features come first.
     """
     yield _probe("nft", "fatal", "the nft program is installed", _nft)
     yield _probe(
@@ -96,8 +94,7 @@ def findings() -> Iterator[Finding]:
 def vm_findings(*, is_required: bool) -> Iterator[Finding]:
     """Yield a finding for each feature that only a VM's fence needs: NAT, conntrack, TAP devices.
 
-    If ``is_required`` is true, the check is about a certain VM, and a missing feature is ``fatal``.
-    Otherwise a missing feature is ``degraded``.
+    A missing feature is ``fatal`` if ``is_required`` is true, otherwise ``degraded``.
     """
     severity: Severity = "fatal" if is_required else "degraded"
     yield _probe(

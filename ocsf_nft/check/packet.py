@@ -31,11 +31,10 @@ _UNMARKED: Final = exactly(0)
 class Packet:
     """Model of a packet at one netfilter hook, with the fields that firewall rules can match.
 
-    If the exact value of a field is unknown, the field covers all values that are possible.
+    If the exact value of a field is unknown, the field covers all possible values.
     ``is_destination_local`` and ``is_source_local`` are YES if the address belongs to the host.
     ``has_reverse_route`` is YES if a route to the source leads through the input interface.
-    ``is_first`` is true for the first packet of a flow. Connection tracking gives all later packets
-    of the flow the state ``ESTABLISHED``.
+    ``is_first`` is true for the first packet of a flow.
     """
 
     version: Literal[4, 6]
@@ -55,10 +54,10 @@ class Packet:
     has_reverse_route: Truth = Truth.YES
 
     def joined(self, other: Packet) -> Packet:
-        """Return a model that covers two packets: each field allows the values of both.
+        """Return a model that covers both this packet and ``other``.
 
-        The result is for the case that a rule may or may not have changed the packet. One of the
-        two packets is then the unchanged packet, and the other one is the changed packet.
+        Such a model is needed if it is unknown whether a rule has changed a packet. Version,
+        protocol, interfaces, direction and ``is_first`` are those of this packet.
         """
         if self == other:
             return self

@@ -1,8 +1,7 @@
-"""Three-valued logic, and models of the values that a packet's field may have.
+"""Three-valued logic, and models of a packet's fields that are known only in part.
 
-A modelled packet is known only in part. For example, its destination port is known, but its source
-port is only known to be an ephemeral one. So the answer to "does a rule match this packet" is yes,
-no or maybe.
+For example, a packet's source port may only be known to be an ephemeral port. So the answer to
+"does a rule match this packet" is yes, no or maybe.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Truth(enum.IntEnum):
 
 
 def any_of(answers: Iterable[Truth]) -> Truth:
-    """Return the logical *or* of the answers; stop at the first ``YES``."""
+    """Return the logical *or* of the answers; answers after the first ``YES`` are not read."""
     found = Truth.NO
     for answer in answers:
         found = max(found, answer)
@@ -40,15 +39,15 @@ def any_of(answers: Iterable[Truth]) -> Truth:
 
 
 class Span(NamedTuple):
-    """Number that is known exactly, or only as a range: ``low`` to ``high``, both included."""
+    """Number that is known to be between ``low`` and ``high``, both included."""
 
     low: int
     high: int
 
     def within(self, other: Span) -> Truth:
-        """Return YES if the number is certainly in another span, and NO if it certainly is not.
+        """Return YES if the number is certainly in ``other``, and NO if it certainly is not.
 
-        Return MAYBE if only a part of this span is in the other one.
+        Return MAYBE if only a part of this span is in ``other``.
         """
         if self.high < other.low or other.high < self.low:
             return Truth.NO
@@ -61,7 +60,7 @@ class Span(NamedTuple):
 
 
 def exactly(number: int) -> Span:
-    """Return the span of a number that is known exactly."""
+    """Return the span that contains only ``number``."""
     return Span(number, number)
 
 
@@ -70,11 +69,11 @@ MARKS: Final = Span(0, 0xFFFFFFFF)
 
 
 class InterfaceName(NamedTuple):
-    """Name of an interface, known completely or in part.
+    """Name of a packet's interface, known completely or in part.
 
     ``text`` is the whole name. If ``is_prefix`` is true, ``text`` is only the start of the name,
     and the name starts with none of ``excluded_prefixes``. If the whole name is empty, the packet
-    has no such interface. For example, a packet that the host sends has no input interface.
+    has no such interface: a packet that the host sends has no input interface.
     """
 
     text: str
@@ -84,8 +83,7 @@ class InterfaceName(NamedTuple):
     def equals(self, other: str) -> Truth:
         """Return YES if the interface's name is ``other``, and NO if it is not.
 
-        Return MAYBE if only the start of the interface's name is known, and ``other`` has that
-        start.
+        Return MAYBE if only the start of the name is known, and ``other`` has the same start.
         """
         if not self.is_prefix:
             return Truth.YES if self.text == other else Truth.NO
@@ -94,10 +92,9 @@ class InterfaceName(NamedTuple):
         return Truth.MAYBE
 
     def starts_with(self, start: str) -> Truth:
-        """Return YES if the interface's name starts with the text ``start``, and NO if it doesn't.
+        """Return YES if the interface's name starts with the text ``start``, and NO if it does not.
 
-        Return MAYBE if only the first characters of the name are known, and ``start`` begins with
-        them but is longer.
+        Return MAYBE if the known part of the name is too short to decide.
         """
         if self.text.startswith(start):
             return Truth.YES
@@ -110,9 +107,9 @@ NO_INTERFACE: Final = InterfaceName("")
 
 
 def interface(pattern: str) -> InterfaceName:
-    """Return the model of an interface's name from a pattern.
+    """Return the model of an interface's name from a pattern, such as ``vmtap-*``.
 
-    ``pattern`` is the whole name, or the first characters of the name followed by ``*``.
+    A pattern without ``*`` at the end is the whole name.
     """
     return (
         InterfaceName(pattern[:-1], is_prefix=True)
@@ -124,28 +121,22 @@ def interface(pattern: str) -> InterfaceName:
 class Bits(NamedTuple):
     """Flags of a packet, such as its TCP flags, that are known exactly or only in part.
 
-    ``alternatives`` are all sets of flags that are possible. If there is only one, the flags are
-    known exactly.
+    ``alternatives`` are all possible sets of flags. If there is only one set, the flags are known
+    exactly.
     """
 
     alternatives: frozenset[frozenset[str]]
 
     def equals(self, flags: frozenset[str]) -> Truth:
-        """Return YES if the packet's flags are exactly ``flags``, and NO if they are not.
-
-        Return MAYBE if only some of the ``alternatives`` are equal to ``flags``.
-        """
+        """Return YES if the packet's flags are ``flags``, NO if they are not, MAYBE if unknown."""
         return self._all(alternative == flags for alternative in self.alternatives)
 
     def intersects(self, flags: frozenset[str]) -> Truth:
-        """Return YES if the packet has at least one of ``flags``, and NO if it has none of them.
-
-        Return MAYBE if only some of the ``alternatives`` have one of ``flags``.
-        """
+        """Return YES if the packet has at least one of ``flags``, NO if none, MAYBE if unknown."""
         return self._all(bool(alternative & flags) for alternative in self.alternatives)
 
     def masked(self, flags: frozenset[str]) -> Bits:
-        """Return the flags after a bitwise *and*: flags that are not in ``flags`` are removed."""
+        """Return a copy without the flags that are not in ``flags`` (a bitwise *and*)."""
         return Bits(frozenset(alternative & flags for alternative in self.alternatives))
 
     @staticmethod
@@ -159,7 +150,6 @@ class Bits(NamedTuple):
 def bits(*alternatives: str) -> Bits:
     """Return the model of a field in which one of the flags ``alternatives`` is set.
 
-    With several alternatives, it is unknown which one is set. An empty text means that no flag is
-    set. For example, ``bits("new", "")`` is a field with the flag ``new``, or with no flag.
+    For example, ``bits("new", "")`` is a field with the flag ``new``, or with no flag.
     """
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))

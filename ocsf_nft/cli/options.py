@@ -166,18 +166,20 @@ MappingConfig = Annotated[
 
 
 def ocsf_version(text: str) -> str:
-    """Return the full form of an OCSF version, such as 1.1.0 for 1.1; raises UsageError."""
+    """Return the full form of an OCSF version, such as 1.1.0 for 1.1.
+
+    Raises UsageError if the version is unknown.
+    """
     from ocsf_nft.ocsf.versions import full_version  # noqa: PLC0415 - the same
 
     return full_version(text)
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
-    """Return the settings for the conversion of log records to events, from the file ``config``.
+    """Return the log prefixes of other firewalls, and the severities, from the file ``config``.
 
-    The first result decodes the log prefixes of other firewalls. The second result has the
-    configured severities of events. If ``config`` is None, both are the defaults. Raises
-    AbsentError or UsageError if the file can't be used.
+    The second result has the severities of events. If ``config`` is None, both results are the
+    defaults. Raises AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
     from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above
@@ -191,10 +193,10 @@ def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
 
 
 def state_directory(option: Path | None, config: Path | None = None) -> Path:
-    """Return the state directory: ``option``, or else the one in the file ``config``.
+    """Return the state directory: ``option``, or else the state directory in the file ``config``.
 
-    If both name none, return the value of the environment variable ``OCSF_NFT_STATE_DIR``. If that
-    is not set, return the default. Raises AbsentError or UsageError if the file can't be used.
+    If both are missing, it is the environment variable ``OCSF_NFT_STATE_DIR``, or else the default.
+    Raises AbsentError or UsageError if the file can't be used.
     """
     if option is not None:
         return option
@@ -208,7 +210,7 @@ def state_directory(option: Path | None, config: Path | None = None) -> Path:
 def store(config: Path) -> Path | None:
     """Return the path of the event store that a configuration file names.
 
-    Returns None if the file names no store: the store is then below the state directory. Raises
+    Return None if the file names no store: the store is then in the state directory. Raises
     AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.config import read  # noqa: PLC0415 - slow to import
@@ -217,10 +219,10 @@ def store(config: Path) -> Path | None:
 
 
 def configuration(path: Path) -> Config:
-    """Read the configuration file of the command `run`; raises AbsentError or UsageError.
+    """Read the configuration file of the command `run`.
 
-    If the file names no state directory, the result has that of the environment variable
-    ``OCSF_NFT_STATE_DIR``, or else the default.
+    If the file names no state directory, ``OCSF_NFT_STATE_DIR`` or the default is used. Raises
+    AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.config import load  # noqa: PLC0415 - slow to import
 
@@ -238,19 +240,20 @@ def _default_state_directory() -> Path:
 
 
 def one_sandbox(**values: Any) -> SandboxConfig:
-    """Build a sandbox's configuration from command-line options; raises UsageError.
+    """Build a sandbox's configuration from command-line options.
 
-    ``values`` are the keys of a ``[[sandbox]]`` table. They are checked as in a configuration file.
-    A key whose value is None is ignored.
+    ``values`` are keys of a ``[[sandbox]]`` table; a key whose value is None is ignored. Raises
+    UsageError if a value is invalid.
     """
     return one(values).sandbox[0]
 
 
 def one(sandbox: dict[str, Any], **others: Any) -> Config:
-    """Build a configuration with one sandbox from command-line options; raises UsageError.
+    """Build a configuration with one sandbox from command-line options.
 
-    ``sandbox`` has the keys of the ``[[sandbox]]`` table; a key whose value is None is ignored.
-    ``others`` are keys outside this table, for example ``output``.
+    ``sandbox`` has keys of a ``[[sandbox]]`` table; a key whose value is None is ignored.
+    ``others`` are keys outside this table, for example ``output``. Raises UsageError if a value is
+    invalid.
     """
     from ocsf_nft import config  # noqa: PLC0415 - pydantic is slow to import, and --help needs none
 

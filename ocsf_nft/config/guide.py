@@ -1,7 +1,7 @@
 """Generator of the reference page about sinks: every type, every key and its default.
 
-The page is generated from the classes of the configuration tables and their docstrings. As a
-program, this module writes the page: ``python -m ocsf_nft.config.guide docs/reference/sinks.md``.
+The page is generated from the classes of the configuration tables and their docstrings. To write
+the page, run ``python -m ocsf_nft.config.guide docs/reference/sinks.md``.
 """
 
 from __future__ import annotations
@@ -63,14 +63,10 @@ def _summary(table: type[BaseModel]) -> str:
 
 
 def _table(table: type[BaseModel], common: set[str]) -> str:
-    """Return a Markdown table with the key, type and default of each key of ``table``.
-
-    ``table`` is the class of a configuration table. ``common`` are the keys that all sinks have. A
-    common key is omitted if ``table`` does not change its default.
-    """
     rows = [
         f"| `{name}` | {_type(field.annotation)} | {_default(field, is_common=name in common)} |"
         for name, field in table.model_fields.items()
+        # A key that all sinks have is listed only if this table changes its default.
         if name != "type"
         and (name not in common or field.default != SinkTable.model_fields[name].default)
     ]

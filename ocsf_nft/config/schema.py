@@ -1,8 +1,8 @@
 """JSON Schema of a configuration file, for editors.
 
 The schema is generated from the classes that check a configuration. It accepts each valid file. It
-also accepts some invalid files, because it does not check combinations of keys or the form of an
-address. The command ``ocsf-nft config FILE`` checks these too.
+also accepts some invalid files: for example, it does not check the form of an address. The command
+``ocsf-nft config FILE`` makes the full check.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def _model(name: str) -> type[BaseModel]:
 
 
 def description(model: type[BaseModel], key: str) -> str:
-    """Return the text that describes the key ``key`` of a configuration table.
+    """Return the description of the key ``key`` in the configuration table ``model``.
 
-    ``model`` is the class of the table. Raises LookupError if the key has no text.
+    Raises LookupError if the key has no description.
     """
     for base in model.__mro__:
         if key in (found := DESCRIPTIONS.get(base.__name__, {})):
@@ -66,10 +66,6 @@ def _table(model: type[BaseModel], schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _simple(schema: Any) -> Any:
-    """Return a part of a JSON schema without null and without the keywords in ``_OMITTED``.
-
-    TOML has no null: a file leaves out the key instead.
-    """
     if isinstance(schema, list):
         return [_simple(each) for each in schema]
     if not isinstance(schema, dict):
@@ -79,6 +75,7 @@ def _simple(schema: Any) -> Any:
         for key, value in schema.items()
         if key not in _OMITTED and value is not None
     }
+    # TOML has no null: a file leaves out the key instead.
     choices = [each for each in found.get("anyOf", ()) if each != _NULL]
     if len(choices) == 1:
         del found["anyOf"]

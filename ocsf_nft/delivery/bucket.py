@@ -1,7 +1,7 @@
 """Client of a bucket of S3, or of a server with the same API, that stores whole objects.
 
-An object is stored by one request: either completely or not at all. The library (obstore) does not
-retry, because the forwarder (the task that delivers a sink's events) retries.
+One request stores an object, completely or not at all. The client does not retry after a failure,
+because its callers do.
 """
 
 from __future__ import annotations
@@ -65,12 +65,11 @@ _CERTIFICATES: Final = {
 
 
 class Bucket:
-    """Client that stores objects below ``prefix`` in the bucket ``name``.
+    """Client that stores objects below ``prefix`` in the S3 bucket ``name``.
 
     ``endpoint`` is the URL of a server other than Amazon's. ``ca`` is a file of certificates to
-    trust in addition to the system's. If ``access_key`` or ``secret`` is None, the library
-    (obstore) finds credentials as Amazon's own tools do. The library reads environment variables,
-    or requests the credentials of the container or the machine.
+    trust in addition to the system's. Without ``access_key`` or ``secret``, credentials are found
+    as Amazon's tools find them, for example in environment variables.
     """
 
     def __init__(  # noqa: PLR0913 - settings of one bucket
@@ -96,9 +95,9 @@ class Bucket:
     async def open(self, prefix: str) -> None:
         """Read the secret and the certificates, and check that the bucket exists.
 
-        The check requests a test object below ``prefix``; the object need not exist. The permission
-        to store objects is not checked. Raises DeliveryError if the bucket does not exist or can't
-        be reached.
+        The check requests an object below ``prefix``; the object need not exist. The permission to
+        store objects is not checked. Raises DeliveryError if the bucket does not exist or can't be
+        reached.
         """
         try:
             self._store = await asyncio.to_thread(self._create_store)
@@ -112,7 +111,7 @@ class Bucket:
                 raise self._failure(error) from error
 
     async def close(self) -> None:
-        """Discard the library's client of the bucket; this closes its connections."""
+        """Close the connections to the bucket."""
         self._store = None
 
     async def put(self, key: str, content: bytes) -> None:
@@ -147,12 +146,8 @@ class Bucket:
         )
 
     def _credentials(self) -> Callable[[], S3Credential] | None:
-        """Return a function that returns the configured access key and secret.
-
-        Returns None if they are not configured. The library then finds credentials itself.
-        """
         if self._access_key is None or self._secret is None:
-            return None
+            return None  # the library finds credentials itself
         credential: S3Credential = {
             "access_key_id": self._access_key,
             "secret_access_key": self._secret.read(),

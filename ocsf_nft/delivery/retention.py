@@ -1,13 +1,8 @@
-"""Limits for the size and age of stored events, and the order in which events are removed.
+"""Removal of stored events, by limits of size and age.
 
-Events that every sink has acknowledged are removed first. Next are the oldest dead letters, which
-are events that a sink refused. So a sink that refuses everything can't stop the other sinks. Last
-are the oldest events that sinks still need, if the store is configured to drop events. If an event
-is removed before a sink has acknowledged it, the same transaction counts it as dropped for that
-sink.
-
-Each transaction removes only some events. SQLite's log of a transaction needs room on the disk too,
-and a nearly full disk has little room. Other operations wait only until a small transaction ends.
+Events that every sink has acknowledged are removed first. The oldest dead letters (events that a
+sink refused) are next. The oldest events that a sink still needs are last, if the configuration
+allows that. An event that is removed before a sink got it counts as dropped for that sink.
 """
 
 from __future__ import annotations
@@ -26,18 +21,20 @@ if TYPE_CHECKING:
 
 #: Greater than or equal to every event number.
 LAST: Final = (1 << 63) - 1
-#: Events that one transaction removes, at most.
+#: Events that one transaction removes, at most. SQLite's log of a transaction needs room on the
+#: disk too, and other operations wait until the transaction ends.
 _SLICE: Final = 200
 #: One transaction removes at most one in so many events, but at least one event.
 _PART: Final = 50
-#: Free space that is left to others. If less is free, events that every sink has are removed.
+#: Free space that is left to other programs and to SQLite's log: on a full disk, not even a sink's
+#: acknowledgement could be stored. If less is free, events that every sink has are removed.
 _RESERVE_BYTES: Final = 32 << 20
 
 
 class DroppedEvents(NamedTuple):
-    """Sink, and the number of events that were removed from the store before the sink got them.
+    """Name of a sink, and the number of events that were removed before the sink got them.
 
-    Removed dead letters of the sink are included.
+    Removed dead letters (events that the sink refused) are included.
     """
 
     sink: str
@@ -51,10 +48,9 @@ class FullError(DeliveryError):
 class Retention:
     """Removal of events from a store's database, by limits of size and age.
 
-    The database uses at most ``max_bytes`` on the disk. Its events are at most ``max_ms``
-    milliseconds old. If there is no room, events that all sinks have received are removed first,
-    then the oldest dead letters. If there is still no room, ``drops`` decides. If ``drops`` is
-    true, the oldest events that a sink still needs are removed. Otherwise new events are refused.
+    Events use at most ``max_bytes`` on the disk, and are at most ``max_ms`` milliseconds old. If
+    ``drops`` is true, the oldest events that a sink still needs may be removed to make room.
+    Otherwise a full store refuses new events.
     """
 
     def __init__(self, database: Database, *, max_bytes: int, max_ms: int, drops: bool) -> None:
@@ -68,7 +64,7 @@ class Retention:
         self._drops = drops
 
     def measure(self, connection: sqlite3.Connection) -> None:
-        """Update the number of used bytes, and of free bytes inside the database file."""
+        """Update ``used_bytes``, and the number of free bytes inside the database file."""
         (pages,), (free,), (size,) = (
             connection.execute(f"PRAGMA {name}").fetchone()
             for name in ("page_count", "freelist_count", "page_size")
@@ -76,9 +72,10 @@ class Retention:
         self.used_bytes, self._free_bytes = (pages - free) * size, free * size
 
     def make_room(self) -> None:
-        """Remove events until there is room for new ones.
+        """Remove events until there is room for new events.
 
-        Raises DeliveryError, or its subclass FullError if no more events may be removed.
+        Raises FullError if no more events may be removed, DeliveryError if the database can't be
+        written.
         """
         while shortage := self._shortage():
             if self._is_disk_short():
@@ -87,7 +84,6 @@ class Retention:
                 raise FullError(shortage)
 
     def _shortage(self) -> str:
-        """Return the reason why there is no room for new events; empty if there is room."""
         path = self._database.path
         if self.used_bytes >= self.max_bytes:
             return (
@@ -102,11 +98,6 @@ class Retention:
         return ""
 
     def _is_disk_short(self) -> bool:
-        """Return whether the disk has less free space than is reserved.
-
-        The reserve is for other programs and SQLite's own log. On a completely full disk, not even
-        a sink's acknowledgement could be stored.
-        """
         try:
             free_bytes, reserve_bytes = self._disk()
         except OSError:  # the next transaction restores the folder, or raises the cause
@@ -114,13 +105,10 @@ class Retention:
         return free_bytes < reserve_bytes
 
     def _remove_some(self) -> int:
-        """Remove some of the oldest events or dead letters among those that may be removed.
-
-        Returns the number of removed events or dead letters.
-        """
         with self._database.unsynced_transaction() as connection:
             until = _last_of_first(connection)
             removed = _remove(connection, min(until, _needed_beyond(connection)))
+            # If other files fill the disk, the removal of events that a sink needs would not help.
             if not removed and self._would_help():
                 removed = _drop_dead_letters(connection, LAST)
                 if not removed and self._drops:
@@ -130,19 +118,12 @@ class Retention:
         return removed
 
     def _would_help(self) -> bool:
-        """Return whether the disk would have enough free space if all events were removed.
-
-        If not, other files fill the disk. Then no event that a sink needs is removed, because that
-        would not help.
-        """
+        """Return True if the removal of all events would leave enough free space on the disk."""
         free_bytes, reserve_bytes = self._disk()
         return free_bytes + self.used_bytes >= reserve_bytes
 
     def _disk(self) -> tuple[int, int]:
-        """Return the free bytes, and the number of bytes that must stay free.
-
-        The free bytes are those of the disk plus those inside the database file.
-        """
+        """Return the free bytes on the disk and in the database file, and the bytes to reserve."""
         disk = os.statvfs(self._database.path.parent)
         free_bytes = disk.f_bavail * disk.f_frsize + self._free_bytes
         return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
@@ -150,8 +131,8 @@ class Retention:
     def sweep(self, now_ms: int) -> bool:
         """Remove some of the events and dead letters that are older than the limit ``max_ms``.
 
-        Return True if more such events may remain, so that another call is needed. ``now_ms`` is
-        the current time in ms since the epoch. Raises DeliveryError.
+        Return True if more of them may remain: then call again. ``now_ms`` is the current time in
+        ms since the epoch. Raises DeliveryError if the database can't be written.
         """
         oldest_ms = now_ms - self._max_ms
         with self._database.unsynced_transaction() as connection:
@@ -165,19 +146,18 @@ class Retention:
         return removed > 0
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return for each sink how many events were removed before that sink had received them.
+        """Return for each sink how many events were removed before the sink got them.
 
-        Events that :meth:`confirm_reported` has marked as reported are not counted.
+        Numbers that were passed to :meth:`confirm_reported` are subtracted.
         """
         with self._database.transaction() as connection:
             rows = connection.execute("SELECT sink, events FROM dropped WHERE events > 0")
             return tuple(DroppedEvents(*row) for row in rows)
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Note that the numbers in ``dropped`` were reported.
+        """Subtract an earlier result of :meth:`dropped_events` from all later results.
 
-        ``dropped`` is an earlier result of :meth:`dropped_events`. Later results do not include
-        these numbers.
+        Call this after an event has reported the numbers in ``dropped``.
         """
         with self._database.transaction() as connection:
             connection.executemany(
@@ -186,7 +166,7 @@ class Retention:
             )
 
     def is_needed(self) -> bool:
-        """Return True if a sink still needs a stored event, or the database has a dead letter."""
+        """Return True if a sink still needs a stored event, or a dead letter is stored."""
         with self._database.transaction() as connection:
             (dead,) = connection.execute("SELECT COUNT(*) FROM dead").fetchone()
             (events,) = connection.execute(
@@ -196,10 +176,7 @@ class Retention:
 
 
 def _needed_beyond(connection: sqlite3.Connection) -> int:
-    """Return the number of the last event that all sinks have acknowledged.
-
-    Events are numbered in the order of storage. Return ``LAST`` if there is no sink.
-    """
+    """Return the highest event number that all sinks have acknowledged; ``LAST`` without sinks."""
     (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
     return LAST if least is None else int(least)
 
@@ -219,11 +196,6 @@ def _remove(connection: sqlite3.Connection, until: int) -> int:
 
 
 def _drop_dead_letters(connection: sqlite3.Connection, until_ms: int) -> int:
-    """Remove some of the dead letters that were refused at ``until_ms`` or earlier, oldest first.
-
-    ``until_ms`` is in ms since the epoch. The removed dead letters count as dropped events. Returns
-    how many were removed.
-    """
     removed = connection.execute(
         "DELETE FROM dead WHERE id IN "
         "(SELECT id FROM dead WHERE since_ms <= ? ORDER BY id LIMIT ?) RETURNING sink",
@@ -243,11 +215,7 @@ def _add_dropped(connection: sqlite3.Connection, sink: str, events: int) -> None
 
 
 def _last_of_first(connection: sqlite3.Connection) -> int:
-    """Return the event number up to which one transaction may remove events to make room.
-
-    The oldest event has the lowest number. A transaction removes at most one in ``_PART`` of all
-    events, and at most ``_SLICE`` events, but at least one. Returns 0 if there are no events.
-    """
+    """Return the event number up to which one transaction may remove events; 0 without events."""
     first, last = connection.execute(
         "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
     ).fetchone()
@@ -259,9 +227,8 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
     """Return the event number up to which one transaction may remove events because of their age.
 
-    The oldest event has the lowest number. An event is too old if it was stored before
-    ``oldest_ms`` (ms since the epoch). A transaction removes at most ``_SLICE`` events. If no event
-    is too old, the result is lower than all event numbers. Returns 0 if there are no events.
+    Events are too old if they were stored before ``oldest_ms`` (ms since the epoch). If none is too
+    old, the result is lower than all event numbers. Without events, it is 0.
     """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "

@@ -1,12 +1,9 @@
 """Program that tries once to send a packet or a request out of the sandbox, and times the attempt.
 
 The program prints one line of JSON with the result and the duration in milliseconds. The exit code
-is 0 if the attempt succeeded, and 1 if the attempt was refused or failed. The program imports no
-module of the package, because such an import takes longer than the attempt.
-
-Each public function prepares an attempt, for example by opening a socket. It returns a function
-that makes the attempt, so that only the attempt is timed. That function returns the result as text,
-or raises OSError if the attempt was refused or failed.
+is 0 on success, and 1 on failure. Each public function prepares an attempt, and returns a function
+that makes the attempt. So only the attempt is timed. The returned function returns the result as
+text, or raises OSError if the attempt fails.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ _ICMPV6_ECHO_REQUEST: Final = 128
 def http(url: str, proxy: str = "") -> Callable[[], str]:
     """Return a function that fetches ``url`` and returns the status, such as ``200 OK``.
 
-    The request goes through the proxy with the URL ``proxy``, or directly if ``proxy`` is empty.
+    ``proxy`` is the URL of a proxy for ``http://`` URLs; without it, the request is sent directly.
     Proxy settings in environment variables are ignored.
     """
     import urllib.request  # noqa: PLC0415 - takes longer than the other attempts together
@@ -50,7 +47,7 @@ def http(url: str, proxy: str = "") -> Callable[[], str]:
 def dns(server: str) -> Callable[[], str]:
     """Return a function that sends a DNS query for example.com to ``server`` by UDP (RFC 1035).
 
-    The function returns ``sent``; it does not wait for the answer.
+    The function returns ``sent``, and does not wait for the answer.
     """
     name = b"".join(bytes([len(label)]) + label for label in (b"example", b"com")) + b"\0"
     query = struct.pack("!HHHHHH", 1, 0x0100, 1, 0, 0, 0) + name + struct.pack("!HH", 1, 1)
@@ -68,10 +65,7 @@ def raw(protocol: str, address: str) -> Callable[[], str]:
 
 
 def ping(address: str) -> Callable[[], str]:
-    """Return a function that sends one ICMP echo request to ``address``, and returns ``sent``.
-
-    It replaces the program ``ping``, which some hosts lack.
-    """
+    """Return a function that sends one ICMP echo request to ``address``, and returns ``sent``."""
     if _family(address) == socket.AF_INET6:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         # The kernel adds the checksum (RFC 3542).
@@ -86,8 +80,8 @@ def ping(address: str) -> Callable[[], str]:
 def frame(device: str, destination: str) -> Callable[[], str]:
     """Return a function that sends an Ethernet frame without an IP packet, and returns ``sent``.
 
-    ``device`` is the interface that sends the frame. ``destination`` is the MAC address of the
-    receiver. A packet socket sends the frame, so the frame bypasses the IP stack.
+    ``device`` is the interface that sends the frame. ``destination`` is the receiver's MAC address.
+    The frame bypasses the IP stack.
     """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.bind((device, 0))

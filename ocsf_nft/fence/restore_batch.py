@@ -1,4 +1,4 @@
-"""Netlink messages that restore a fence, prepared in advance so that they can be sent at once."""
+"""Netlink messages that restore a fence, prepared in advance so that a restore is fast."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ _TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceBatch:
-    """Prepared netlink messages that restore the tables of a fence in one namespace.
+    """Prepared netlink messages that restore the tables of a fence in one network namespace.
 
-    The messages ``keeping_counters`` preserve existing counters, even if parts of the tables are
-    missing. ``keeping_counters`` is None if the counters can't be preserved. The messages ``full``
-    delete the tables with their counters first.
+    The messages ``keeping_counters`` preserve existing counters; None if this is impossible. The
+    messages ``full`` first delete the tables with their counters.
     """
 
     tables: tuple[TableId, ...]
@@ -36,9 +35,8 @@ class NamespaceBatch:
     def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
         """Return the batches of messages to send one after another, until the kernel accepts one.
 
-        ``recreated`` are the tables that another process has deleted and created again. If one of
-        them is in ``tables``, its counters are not ours. Then the only batch is ``full``, which
-        preserves no counters.
+        ``recreated`` are tables that another process has deleted and created again. If one of them
+        is a table of this fence, its counters can't be used. Then ``full`` is the only batch.
         """
         if self.keeping_counters is None or set(recreated) & set(self.tables):
             return (self.full,)
@@ -47,11 +45,11 @@ class NamespaceBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreBatch:
-    """Prepared netlink messages that restore a fence, in all its namespaces.
+    """Prepared netlink messages that restore a fence, in all its network namespaces.
 
-    ``installed`` is the record of the fence that the messages restore. ``batches`` has the messages
-    for the fenced namespace first. Those for the guard (the table on the host that backs the fence)
-    follow, if the fence has a guard.
+    ``installed`` describes the fence that the messages restore. ``batches`` begins with the fenced
+    namespace. If the fence has a guard, the host's namespace follows. A guard is a table on the
+    host that blocks the same packets again.
     """
 
     installed: InstalledFence
@@ -63,10 +61,10 @@ class RestoreBatch:
         return frozenset(self.installed.around.links)
 
     def is_valid_for(self, installed: InstalledFence) -> bool:
-        """Return true if these messages also restore the fence that ``installed`` records.
+        """Return True if these messages also restore the fence ``installed``.
 
-        Specification, transport, namespace and TAP device must be equal in both records. Links and
-        routes may differ.
+        Both fences must have the same specification, log transport, namespace and TAP device. Other
+        interfaces, and routes, may differ.
         """
         own, other = (
             (each.spec, each.transport, each.identity, each.around.ifindex)
@@ -76,10 +74,10 @@ class RestoreBatch:
 
 
 def prepare(installed: InstalledFence) -> RestoreBatch:
-    """Prepare the messages that restore a fence; change nothing.
+    """Prepare the messages that restore a fence, without any change to the system.
 
-    Runs nft several times, and blocks until nft has ended. Raises UnsupportedError or FenceError if
-    nft fails.
+    Runs nft several times, and blocks until nft ends. Raises UnsupportedError or FenceError if nft
+    fails.
     """
     spec, around, transport = installed.spec, installed.around, installed.transport
     tables = load_ruleset.fence_table_ids(spec)
@@ -118,10 +116,10 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Return a ruleset text that creates each missing table of ``tables`` with its comment.
+    """Return ``replacement``, a ruleset text, changed so that a missing table gets its comment.
 
-    ``replacement`` is the text before this change. A table that exists keeps its comment.
-    ``is_owned`` is true if the tables have an exclusive owner.
+    A table that exists keeps its comment. ``is_owned`` is true if the tables have an exclusive
+    owner.
     """
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"

@@ -20,8 +20,8 @@ _RULE: Final = re.compile(
 class LoggingRule:
     """nftables rule of a fence that logs refused packets.
 
-    ``name`` is the rule's name in log prefixes, such as ``egress``. ``handle`` is the number by
-    which nft identifies the rule in its table. ``text`` is the rule as nft lists it.
+    ``name`` is the rule's name in log prefixes, such as ``egress``. ``handle`` is the rule's number
+    in its table. ``text`` is the rule as nft lists it.
     """
 
     name: str
@@ -35,7 +35,7 @@ class LoggingRule:
 def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
     """Return all rules that log packets with a prefix of ocsf-nft, in the order of the listings.
 
-    ``listings`` are outputs of ``nft -a list table``, which include the rules' handles.
+    ``listings`` are outputs of ``nft -a list table``.
     """
     found: list[LoggingRule] = []
     family = table = chain = ""

@@ -33,14 +33,14 @@ _LAST_UID: Final = 0xFFFFFFFE
 
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
-    """Address, port and protocol that the sandbox may reach: a proxy, or an additional endpoint."""
+    """Address, port and protocol of a server that the sandbox may reach, such as its proxy."""
 
     protocol: Protocol
     address: Address
     port: int
 
     def __str__(self) -> str:
-        """Return ``ADDR:PORT``, with an IPv6 address in brackets; the protocol is not included."""
+        """Return ``ADDR:PORT`` without the protocol; an IPv6 address is in brackets."""
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
 
@@ -79,7 +79,7 @@ def uid(number: int) -> int:
 
 
 def mac(text: str) -> str:
-    """Return a network interface's link address in lower case; raise UsageError if it is invalid.
+    """Return a MAC address in lower case; raise UsageError if it is invalid.
 
     Multicast addresses and the all-zero address are invalid.
     """
@@ -94,9 +94,9 @@ def mac(text: str) -> str:
 def subnet(text: str) -> Subnet:
     """Parse ``ADDR/LENGTH`` of a VM's link; return the gateway's address with the prefix length.
 
-    ADDR is the gateway's address, for example ``172.16.0.1/30``. It can also be the subnet's
-    address (``172.16.0.0/30``): then the gateway has the first host address. Raises UsageError if a
-    VM can't use the subnet: for example a single address, loopback or multicast.
+    ADDR is the gateway's address, for example ``172.16.0.1/30``. If it is the subnet's address
+    (``172.16.0.0/30``), the gateway has the first host address. Raises UsageError if a VM can't use
+    the subnet, for example loopback.
     """
     try:
         found = ipaddress.ip_interface(text)
@@ -151,9 +151,9 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
 
 
 def exception(text: str) -> Endpoint:
-    """Parse an endpoint that a sandbox may reach besides its proxies: ``udp:10.0.0.1:53``.
+    """Parse ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``, for example ``udp:10.0.0.1:53``.
 
-    The text has the form ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``. Raises UsageError if it is
+    It is an endpoint that a sandbox may reach besides its proxies. Raises UsageError if the text is
     invalid.
     """
     protocol, colon, address_port = text.partition(":")

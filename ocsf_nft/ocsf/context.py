@@ -1,7 +1,4 @@
-"""Facts for OCSF events that a kernel log record does not contain.
-
-These facts are the host, the product (ocsf-nft), and the sandbox's proxies and firewall rules.
-"""
+"""Facts that OCSF events need but no log record contains: host, product, proxies, rules."""
 
 from __future__ import annotations
 
@@ -35,10 +32,10 @@ Address: TypeAlias = IPv4Address | IPv6Address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Machine whose kernel enforces the fence.
+    """Machine whose kernel enforces the fence; unknown values are None.
 
     ``boot_uid`` is the kernel's unique id of the boot. ``boot_time_ns`` is the time of the boot, in
-    ns since the epoch (UTC). A fact that is unknown is None.
+    ns since the epoch (UTC).
     """
 
     hostname: str
@@ -81,8 +78,8 @@ class Proxy:
 class RuleFacts:
     """Position and text of a fence's rule in the kernel.
 
-    ``handle`` is the number of the rule in its table. ``condition`` is the text of the rule, as
-    ``nft list`` shows it.
+    ``handle`` is the rule's number in its table. ``condition`` is the rule's text, as ``nft list``
+    shows it.
     """
 
     family: str
@@ -99,14 +96,13 @@ class RuleFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Facts about one sandbox for its events that its log records do not contain.
+    """Facts about one sandbox that its events need but its log records do not contain.
 
-    ``host`` is None if the records come from another machine. ``proxies`` are the sandbox's
-    proxies, in order of preference. ``uplinks`` are the interfaces that lead out of the sandbox.
-    The set is empty if they are unknown. ``rules`` maps the rule name in a log record, such as
-    ``egress``, to the rule in the kernel. It has only the rules that are known. ``container`` is
-    the sandbox's container; None if the sandbox is not a container. The first matching rule of
-    ``severities`` gives the severity of an attempt. ``threshold`` is the condition for a finding.
+    ``host`` is None if the log records come from another machine. ``uplinks`` are the interfaces
+    that lead out of the sandbox; empty if unknown. ``rules`` maps a rule name in a log record, such
+    as ``egress``, to the rule in the kernel. ``container`` is None if the sandbox is not a
+    container. The first matching entry of ``severities`` gives the severity of an attempt.
+    ``threshold`` is the condition for a finding.
     """
 
     host: Host | None = None
@@ -121,7 +117,7 @@ class Context:
 def device_of(context: Context) -> tuple[Device | None, tuple[Observable, ...]]:
     """Return the OCSF ``device`` of an event (the host), and its observables (the hostname).
 
-    Return None and no observables if the context has no host.
+    If the context has no host, return None and an empty tuple.
     """
     if context.host is None:
         return None, ()
@@ -139,7 +135,7 @@ def product() -> Product:
 
 
 def own_metadata(uid: str, now_ns: int) -> Metadata:
-    """Return the OCSF metadata of an event that is not made from a log record, such as a finding.
+    """Return the OCSF metadata of an event without a log record, such as a finding.
 
     ``uid`` is the unique id of the event. ``now_ns`` is the time at which the event is made, in ns
     since the epoch (UTC).
@@ -150,10 +146,7 @@ def own_metadata(uid: str, now_ns: int) -> Metadata:
 
 
 def this_host() -> Host:
-    """Return the name, kernel release and boot of this machine.
-
-    A fact that the system does not provide is None.
-    """
+    """Return the name, kernel release and boot of this machine; unknown values are None."""
     return Host(
         hostname=platform.node() or "localhost",
         kernel_release=os.uname().release if hasattr(os, "uname") else None,

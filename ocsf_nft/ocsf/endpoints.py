@@ -1,4 +1,4 @@
-"""Creation of OCSF endpoints: source and destination of a packet, with their observables."""
+"""Source and destination of a packet as OCSF endpoints, with their OCSF observables."""
 
 from __future__ import annotations
 
@@ -29,22 +29,15 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
     container: Container | None,
     unmapped: dict[str, Any],
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
-    """Return the source and the destination of a record's packet as OCSF endpoints.
+    """Return the source and the destination of a log record's packet as OCSF endpoints.
 
-    ``source`` and ``destination`` classify the record's addresses, for example as loopback. Such a
-    value is None if the address is unknown or invalid. ``container`` is the sandbox's container, if
-    there is one. Values that fit into no endpoint are added to ``unmapped``. A result is None if
-    nothing identifies that endpoint.
-
-    If a record has two interfaces, the packet was forwarded. The incoming interface then belongs to
-    the source, and the outgoing interface to the destination. A single interface normally belongs
-    to the source. Exception: the incoming interface of a packet that is not outbound belongs to the
-    destination.
-
-    If nothing identifies either endpoint, the source is the sandbox. This can happen for a
-    forwarded packet that is known only from a counter. Without a sandbox, the source has the name
-    ``unknown``.
+    ``source`` and ``destination`` classify the record's addresses, for example as loopback. They
+    are None if the address is unknown or invalid. Values that fit into no endpoint are added to
+    ``unmapped``. An endpoint is None if nothing identifies it. But if both would be None, the
+    source is the sandbox, or an endpoint with the name ``unknown``.
     """
+    # Two interfaces: a forwarded packet. A single interface belongs to the source, except the
+    # incoming interface of a packet that is not outbound.
     source_interface, destination_interface = record.in_interface, record.out_interface
     if source_interface is None:
         source_interface, destination_interface = destination_interface, None
@@ -80,7 +73,7 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
         unmapped["destination_port"] = record.destination_port
     if dst is not None:
         dst.cache_json()
-    elif src is None:
+    elif src is None:  # for example a forwarded packet that is known only from a counter
         src = endpoint(record.sandbox, container=container) or _UNKNOWN_ENDPOINT
     return src, dst
 
@@ -97,10 +90,10 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
     svc_name: str | None = None,
     container: Container | None = None,
 ) -> NetworkEndpoint | None:
-    """Return an OCSF endpoint with the known facts.
+    """Return an OCSF endpoint with the given values, or None if nothing identifies the endpoint.
 
-    Return None if name, interface and MAC address are unknown, and the address is unknown or
-    invalid. ``kind`` classifies ``address``. If ``kind`` is None, the address is omitted.
+    Only ``name``, ``interface``, ``mac`` and a valid ``address`` identify an endpoint. ``kind``
+    classifies ``address``. If ``kind`` is None, the address is invalid, and is omitted.
     ``svc_name`` is the name of the service at ``port``, for example ``https``.
     """
     is_anonymous = name is None and kind is None and interface is None
@@ -130,9 +123,8 @@ def _mac(text: str | None, key: str, unmapped: dict[str, Any]) -> str | None:
 def boundary(source: AddressKind | None, destination: AddressKind | None) -> Boundary | None:
     """Return the OCSF boundary that a packet between two addresses would have crossed.
 
-    For example, it is ``EXTERNAL`` if one address is on the internet. ``source`` and
-    ``destination`` classify the addresses. Return None if an address is unknown, or is neither
-    internal nor external.
+    It is ``LOCALHOST`` between loopback addresses. It is ``EXTERNAL`` if one address is external,
+    and ``INTERNAL`` if both are internal. In all other cases, return None.
     """
     if source is None or destination is None:
         return None
@@ -153,11 +145,10 @@ def observable(name: str, kind: ObservableType, value: str) -> Observable:
 
 
 def observables_of(end: str, one: NetworkEndpoint | None) -> tuple[Observable, ...]:
-    """Return the OCSF observables of an endpoint: values to search for in other logs.
+    """Return the OCSF observables of an endpoint: its IP address, MAC address, uid and port.
 
-    These are its IP address, MAC address and uid, and the port of a destination. ``end`` is the
-    name of the endpoint in the event, for example ``dst_endpoint``. Return an empty tuple if the
-    endpoint is None.
+    ``end`` is the endpoint's name in the event. The port is included only if this is
+    ``dst_endpoint``. Return an empty tuple if the endpoint is None.
     """
     if one is None:
         return ()

@@ -1,8 +1,7 @@
 """Table of well-known ports: the name and the kind of the service at each port.
 
 Names are from IANA's registry of service names and port numbers. A service that is not registered
-has the name of its product. A port shows only which service the sender probably wanted: another
-service may use the port.
+has the name of its product. A port shows only a probable service: another service may use the port.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The running service: it fences sandboxes, reads records, and stores and delivers events.
+"""Running service: fences sandboxes, reads log records, and stores and delivers events.
 
 Import its modules one by one: a command that installs a fence does not need the whole service.
 """

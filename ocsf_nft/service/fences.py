@@ -1,4 +1,4 @@
-"""Fences of a running service: their installation, their inspection, and the events about them."""
+"""Fences of a running service: installation, inspection, and the events about them."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """State of a sandbox's fence at the start of the service, and later after each comparison.
+    """State of a sandbox's fence at the start of the service, or after an inspection.
 
-    ``installed`` is the fence's record. ``reason`` is a text about a degraded or altered state;
-    None for other states. ``is_ours`` is true if this run of the service installed the fence where
-    there was none. It then removes the fence at its end. If ``is_ours`` is false, ``before`` is the
-    previous state, which the first event about the fence shows. ``tampering`` is a change by
-    another process that this run has undone.
+    ``installed`` is the fence's record in the state directory. ``reason`` explains a degraded or
+    altered state; otherwise it is None. ``is_ours`` is true if this service installed the fence
+    where there was none. The service then removes the fence at its end. ``before`` is the previous
+    state, for the first event about the fence. ``tampering`` is a change by another process that
+    the service has undone.
     """
 
     installed: InstalledFence
@@ -44,12 +44,12 @@ class Fence:
 
 
 def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
-    """Install a sandbox's fence, or find the installed one; return its state.
+    """Install a sandbox's fence, or find the installed fence; return its state.
 
-    With ``sandbox.install``, the fence is installed. Otherwise there must be a fence already. If
-    that fence was changed or deleted, it is restored, unless ``sandbox.self_heal`` is false. Raises
-    AbsentError if there is no fence, and FenceError if the fence has no record. Raises the errors
-    of :func:`installer.install` too. Blocks for milliseconds.
+    Without ``sandbox.install``, the fence must exist already. If it was changed or deleted, it is
+    restored, unless ``sandbox.self_heal`` is false. Raises AbsentError if there is no fence, and
+    FenceError if the fence has no record. Raises the errors of :func:`installer.install` too.
+    Blocks for milliseconds.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -85,8 +85,7 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
     """Restore a fence that was changed or deleted while no service monitored it; return its state.
 
-    ``found`` is the result of comparing the fence with its record. Return None if the fence is
-    unchanged or has no record, or if its namespace no longer exists.
+    Return None if the fence is unchanged or has no record, or if its namespace no longer exists.
     """
     was = found.installed
     if was is None or found.verdict == "as installed":
@@ -114,9 +113,8 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
     """Return the change by another process that a new installation of the fence has undone.
 
-    ``found`` is the result of comparing the old fence with its record; ``installed`` is the new
-    record. Return None if there was no change. Return None too if the new record has another policy
-    or namespace than the old one.
+    ``found`` is the result of comparing the old fence with its record. Return None if there was no
+    change, or if the new fence has another policy or namespace.
     """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
@@ -128,11 +126,10 @@ def _tampering(found: Verification | None, installed: InstalledFence) -> Tamperi
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """Result of comparing a sandbox's fence with its record.
+    """Result of comparing a sandbox's fence in the kernel with its record in the state directory.
 
-    ``fence`` is the state of the fence now. ``was_renewed`` is true if the fence differed from its
-    record and was restored. In that case, ``difference`` is a text about the difference; otherwise
-    it is empty.
+    ``fence`` is the state of the fence now. If the fence differed and was restored, ``was_renewed``
+    is true, and ``difference`` describes the difference.
     """
 
     fence: Fence
@@ -143,12 +140,12 @@ class Inspection:
 def inspect(
     sandbox: str, state: StateDirectory, renew: Callable[[], InstalledFence | None] | None = None
 ) -> Inspection | None:
-    """Compare a sandbox's fence with its record; if they differ, restore the fence by ``renew``.
+    """Compare a sandbox's fence in the kernel with its record; if they differ, call ``renew``.
 
-    The function blocks. ``renew`` returns the new record, or None if there is no record any more.
-    If ``renew`` is None, nothing is restored. Return None if the record was deleted, because the
-    fence was removed. Raises AbsentError if the fence is missing and was not restored. Raises the
-    errors of :func:`installer.renew` too.
+    ``renew`` restores the fence and returns the new record; None if the record was deleted. If
+    ``renew`` is None, nothing is restored. Return None if the fence has no record, because it was
+    removed. Raises AbsentError if the fence is missing and was not restored, and the errors of
+    :func:`installer.renew`. Blocks.
     """
     found = installer.verify(sandbox, state)
     if found.installed is None:
@@ -167,7 +164,6 @@ def inspect(
 
 
 def _as_installed(installed: InstalledFence) -> Fence:
-    """Return the state of a fence whose rules in the kernel are equal to those in its record."""
     state = state_of(installed)
     return Fence(
         installed=installed, state=state, is_ours=False, before=state, reason=installed.degraded
@@ -186,7 +182,7 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
 def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
     """Return the log transport that a sandbox's configuration requires, for example ``nflog``.
 
-    Return None if the configuration leaves the choice to the installation.
+    Return None if the installation may choose the log transport.
     """
     if sandbox.source == "auto" or sandbox.log_transport is not None:
         return sandbox.log_transport
@@ -198,8 +194,8 @@ def context(
 ) -> Context:
     """Return the facts about a sandbox that its events need: host, proxies, uplinks and rules.
 
-    ``installed`` is the record of the sandbox's fence. ``host`` is None if it is unknown.
-    ``container`` is given if the sandbox is a container.
+    ``installed`` is the record of the sandbox's fence. ``container`` is given if the sandbox is a
+    container.
     """
     is_pod = installed.spec.profile == "sidecar"
     return Context(
@@ -233,11 +229,11 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
     tampering: Tampering | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
-    """Return the event about a change of a fence's state, with the present time as its time.
+    """Return the event about a change of a fence's state; the event's time is now.
 
-    ``before`` is the last reported state, ``after`` the new one. ``reason`` is the cause of a
-    fault, or a text about the change. ``is_regular`` is true if the fence was removed as requested,
-    by ``ocsf-nft remove``.
+    ``before`` is the last reported state, and ``after`` the new state. ``reason`` is the cause of a
+    fault, or describes the change. ``is_regular`` is true if the fence was removed by ``ocsf-nft
+    remove``.
     """
     return fence_state(
         context(installed, host),
@@ -254,7 +250,7 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
 
 def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
-    """Return the event about a fence that was just installed, or found at the service's start."""
+    """Return the first event about a fence that was just installed, or found at service start."""
     reason = fence.reason
     if fence.tampering is not None:
         restored = f"it was altered or removed, and was restored: {fence.tampering.changes}"
@@ -272,8 +268,8 @@ def first_event(fence: Fence, host: Host | None) -> DeviceConfigStateChange:
 def state_of(installed: InstalledFence) -> FenceState:
     """Return the state of a fence whose rules in the kernel are equal to those in its record.
 
-    The mode decides between active and permissive. The state is degraded if the record shows that
-    no log transport works.
+    It is ACTIVE, or PERMISSIVE for a permissive fence. If no log transport works, it is DEGRADED or
+    PERMISSIVE_DEGRADED.
     """
     is_well = installed.degraded is None
     if installed.spec.is_permissive:
@@ -291,9 +287,9 @@ def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
 
 
 def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
-    """Return true if the interfaces, or the routes to the proxies, have changed since ``seen``.
+    """Return True if the interfaces, or the routes to the proxies, have changed since ``seen``.
 
-    ``seen`` is an earlier record of the fence, and ``inspection`` the latest comparison.
+    ``seen`` is an earlier record of the fence.
     """
     return inspection.fence.installed.around != seen.around
 
@@ -301,10 +297,10 @@ def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
 def describe_change(
     seen: InstalledFence, inspection: Inspection, *, has_new_links: bool = False
 ) -> str | None:
-    """Return a text about the change of an active fence since an earlier record; None if unchanged.
+    """Describe how a fence has changed since its earlier record ``seen``; None if it has not.
 
-    ``seen`` is the earlier record, and ``inspection`` the latest comparison. ``has_new_links`` is
-    true if interfaces were added and fenced in between, even if they are removed again.
+    ``inspection`` is the latest inspection of the fence. ``has_new_links`` is true if interfaces
+    were added since then, even if they were removed again.
     """
     now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:
@@ -320,7 +316,7 @@ def describe_change(
 
 
 def read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """Return the record of a sandbox's fence; None if there is none, or if it can't be read.
+    """Return the stored record of a sandbox's fence; None if it is missing or can't be read.
 
     A damaged record raises no error here, because a later step of the service reports it.
     """

@@ -14,13 +14,9 @@ T = TypeVar("T")
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
     """Run ``work`` to its end, even if the calling task is cancelled once; return its result.
 
-    If the calling task is cancelled, wait for the end of the work and then raise CancelledError. If
-    the work fails, raise its error in place of CancelledError. If the calling task is cancelled a
-    second time, raise CancelledError at once. The work then continues without the calling task.
-
-    The wait is necessary if a thread does the work, because a thread can't be cancelled. For
-    example, a thread may be installing a fence when the service stops. The service can remove that
-    fence only after the thread has ended.
+    After a cancellation, wait for the end of the work. Then raise the error of the work, or else
+    CancelledError. After a second cancellation, raise CancelledError at once; the work continues.
+    This is for work in a thread, because a thread can't be cancelled.
     """
     task = asyncio.ensure_future(work)
     try:

@@ -1,4 +1,4 @@
-"""Delivery of events: into the store, then to each sink, in the OCSF version of that sink."""
+"""Delivery of events: first into the store, then to each sink, in that sink's OCSF version."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Outlet:
     """Sink of a service, with its name, the events that it gets, and its batch settings.
 
     The sink gets only events whose ``class_uid`` is in ``classes``, in the OCSF version
-    ``version``. If ``is_local`` is true, the service does not start if the sink can't be opened.
-    Such a sink may have a ``file``: then only this service may write to that file. If
-    ``needs_handshake`` is true, the sink gets a JSON line (the handshake) before the first event.
-    The service sends the handshake when every fence is active and the service reads all records.
+    ``version``. If ``is_local`` is true, the service starts only if the sink can be opened. Only
+    this service may write to the sink's ``file``. If ``needs_handshake`` is true, the sink first
+    gets a JSON line, the handshake. It is sent when all fences are active and all log records are
+    read.
     """
 
     name: str
@@ -78,17 +78,17 @@ class Outlet:
     def convert(self, line: bytes) -> bytes | None:
         """Convert an event (a JSON line) to the sink's OCSF version, and return it.
 
-        Return None if the sink does not get events of this class.
+        Return None if the sink gets no events of this class.
         """
         if self.classes != CLASSES.keys() and orjson.loads(line)["class_uid"] not in self.classes:
             return None
         return line if self.version == LATEST else line_at(line, self.version)
 
     async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
-        """Send events directly to the open sink, without a store; raises DeliveryError.
+        """Send events directly to the open sink, without a store; keyword arguments are ignored.
 
-        After a failure, the events are dropped. So this method is only for a replay of log files,
-        which can be repeated. Keyword arguments are ignored.
+        Raises DeliveryError if the sink does not accept all events: these events are then dropped.
+        So use this method only for log files, which can be read again.
         """
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
@@ -113,9 +113,8 @@ def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
 class SinkDelivery:
     """Store of events, with a task for each sink that delivers events from the store.
 
-    These tasks (:class:`Forwarder`) run in the ``async with`` block of this object. If one of them
-    fails, the block is cancelled. It then ends with an ExceptionGroup that has the error of
-    :meth:`Forwarder.run`.
+    The tasks run in this object's ``async with`` block. If a task fails, the block is cancelled,
+    and ends with an ExceptionGroup that has the task's error.
     """
 
     def __init__(self, found: Sequence[Outlet], store: Store, retrier: StorageRetrier) -> None:
@@ -156,7 +155,7 @@ class SinkDelivery:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Deliver remaining events for at most five seconds; then stop, and close the store.
+        """Deliver the remaining events for at most five seconds; then stop, and close the store.
 
         After a cancellation, stop at once. Events that are not delivered stay in the store.
         """
@@ -171,16 +170,16 @@ class SinkDelivery:
             await self._stack.__aexit__(kind, error, traceback)
 
     def set_handshake(self, handshake: bytes) -> None:
-        """Set the handshake line, and start delivery to the sinks that wait for it."""
+        """Set the handshake, a JSON line, and start delivery to the sinks that wait for it."""
         self._handshake = handshake
         for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
             if outlet.needs_handshake:
                 self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
-        """Replace all sinks by the sinks of ``found``; does nothing if delivery has ended.
+        """Replace all sinks by the sinks of ``found``; do nothing if delivery has ended.
 
-        A new sink with the name of an old sink continues after the last event that the old sink has
+        A new sink with the name of an old sink continues after the last event that the old sink
         acknowledged. If a new local sink can't be opened, the old sinks stay and DeliveryError is
         raised.
         """
@@ -213,11 +212,7 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each outlet, and open the sinks that are local.
-
-        A running forwarder may have the same sink or file. Then the new forwarder opens its sink
-        when the running one has ended.
-        """
+        """Create a forwarder for each outlet; open the local sinks that no old forwarder uses."""
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
             Forwarder(
@@ -250,7 +245,6 @@ class SinkDelivery:
             _log.warning("a sink is no longer configured", sink=name, never_delivered=number)
 
     def _run(self, forwarder: Forwarder) -> None:
-        """Start the task of a forwarder, unless its sink waits for the handshake."""
         outlet = next(each for each in self._found if each.name == forwarder.name)
         if outlet.needs_handshake:
             if self._handshake is None:
@@ -265,33 +259,29 @@ class SinkDelivery:
     async def store_events(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events (JSON lines), so that they are on the disk when this method returns.
+        """Store events (JSON lines) on the disk; after a failure, retry until the disk is writable.
 
-        ``source`` is the name of the log source of these events. ``position`` is the position in it
-        at which reading resumes after a restart; it is stored with the events. If ``source`` is
-        empty, no position is stored. After a failure, the method retries until the disk can be
-        written. Raises DeliveryError if that is still not possible when the service stops.
+        ``position`` is stored with the events. After a restart, reading of the log ``source``
+        resumes at this position. If ``source`` is empty, no position is stored. Raises
+        DeliveryError if the disk still can't be written when the service stops.
         """
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
     async def sweep(self) -> None:
-        """Remove events and dead letters that are older than the store's time limit.
-
-        After a failure, the method retries.
-        """
+        """Remove events and dead letters above the store's age limit; retry after a failure."""
         await self._retrier(self.store.sweep)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return for each sink how many events the store removed before the sink had them.
+        """Return for each sink how many events the store removed before the sink got them.
 
-        Events are not counted again after :meth:`confirm_reported`.
+        Numbers that were passed to :meth:`confirm_reported` are subtracted.
         """
         return await self._retrier(self.store.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark dropped events as reported, so that :meth:`dropped_events` no longer counts them.
+        """Subtract an earlier result of :meth:`dropped_events` from all later results.
 
-        ``dropped`` is an earlier result of :meth:`dropped_events`. Retries after a failure.
+        Call this after an event has reported the numbers in ``dropped``. Retries after a failure.
         """
         await self._retrier(lambda: self.store.confirm_reported(dropped))
 
@@ -333,11 +323,8 @@ async def _open(forwarder: Forwarder) -> None:
 
 
 async def _await_end(task: asyncio.Task[None]) -> None:
-    """Wait at most five seconds for the end of a forwarder's task; then cancel the task.
-
-    Before this call, request the end with :meth:`Forwarder.request_stop`. This function does not
-    raise the error of a failed task: its task group does that.
-    """
+    """Wait at most five seconds for a forwarder's task to end; then cancel the task."""
+    # The task group raises the error of a failed task.
     _, stuck = await asyncio.wait([task], timeout=_DRAIN_SECONDS)
     if stuck:
         task.cancel()
@@ -345,7 +332,7 @@ async def _await_end(task: asyncio.Task[None]) -> None:
 
 
 def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
-    """Raise UsageError if two sinks write to one file, because their lines would mix."""
+    # The lines of two sinks would mix.
     named: dict[object, str] = {}
     for table in tables:
         identity = _file_identity(table.file)
@@ -357,10 +344,7 @@ def _reject_shared_files(tables: Sequence[SinkTable]) -> None:
 
 
 def _file_identity(file: Path | None) -> object:
-    """Return a value that identifies a file: it is equal for two paths of the same file.
-
-    This also holds for a link to the file. Return None if ``file`` is None.
-    """
+    """Return a value that is equal for all paths of a file, also for links; None without a file."""
     if file is None:
         return None
     try:

@@ -42,9 +42,9 @@ class DataType:
     observable: int | None = None
 
     def fault(self, value: Any) -> str | None:
-        """Check a value (not null) against this type.
+        """Return the fault of a value (not null) of this type; None if the value is valid.
 
-        Return the fault as text, such as ``70000 is more than 65535``; None if there is no fault.
+        A fault is a text, for example ``70000 is more than 65535``.
         """
         if self.primitive == "string_t" and isinstance(value, str):
             return self._text_fault(value)
@@ -110,10 +110,10 @@ def from_schema(name: str, published: Mapping[str, Any]) -> DataType:
 
 
 def json_fault(value: Any) -> str | None:
-    """Check that a value (no object or array) is valid in JSON, and that JSON readers accept it.
+    """Return the fault of a value (no object or array) in JSON; None if the value is valid.
 
-    For example, NaN and an integer of more than 64 bits are faults. Returns the fault as text; None
-    if the value has no fault.
+    For example, NaN is a fault. An integer of more than 64 bits is a fault too, because JSON
+    readers may not accept it.
     """
     if isinstance(value, str):
         return None if is_utf8(value) else NOT_UTF8
@@ -125,7 +125,7 @@ def json_fault(value: Any) -> str | None:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether a text can be encoded as UTF-8."""
+    """Return True if a text can be encoded as UTF-8."""
     if text.isascii():
         return True
     try:

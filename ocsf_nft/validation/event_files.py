@@ -1,9 +1,8 @@
 """Reader of event files: one JSON object on each line, or JSON documents over several lines.
 
-Usually each line of a file is one event. In two cases, a file is read as JSON documents instead. In
-the first case, the first line begins a document that continues on the next line. In the second
-case, the only line of the file is an array. In a file of JSON documents, each document is one
-event. If a document is an array, each item of the array is one event.
+Usually each line of a file is one event. A file has JSON documents if its first line begins a
+document that continues on the next line. It also has them if its only line is an array. Each
+document is one event, or an array of events.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _TOO_LONG: Final = Fault(
 class ValidatedEvent:
     """Validation result of one event, or of text that can't be read as an event.
 
-    ``line`` is the line of the file where the event or text begins, counted from 1.
+    ``line`` is the first line of the event or text in the file, counted from 1.
     """
 
     line: int
@@ -39,7 +38,7 @@ class ValidatedEvent:
 
 
 class _Line(NamedTuple):
-    """Non-blank line of an event file, with its number; a line that is too long has no ``text``."""
+    """Non-blank line of an event file, with its number; ``text`` is None if it is too long."""
 
     number: int
     text: str | None
@@ -48,8 +47,8 @@ class _Line(NamedTuple):
 def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
     """Validate each event of a file while the file is read; blank lines are skipped.
 
-    Text that is not JSON gives a result with one error. The error's path is ``line`` instead of the
-    path of an attribute. Raises OSError if the file can't be read.
+    Text that is not JSON gives a result with one error, at the path ``line``. Raises OSError if the
+    file can't be read.
     """
     lines = _lines(file)
     first = next(lines, None)
@@ -95,10 +94,6 @@ def _line_by_line(lines: Iterable[_Line], validator: EventValidator) -> Iterator
 
 
 def _document_by_document(text: str, validator: EventValidator) -> Iterator[ValidatedEvent]:
-    """Validate the events in JSON documents, up to the first text that is not JSON.
-
-    The end of such text is unknown, so the events after it can't be found.
-    """
     decoder = Decoder()
     events = documents(text, decoder)
     line, position = 1, 0
@@ -110,16 +105,14 @@ def _document_by_document(text: str, validator: EventValidator) -> Iterator[Vali
         except NotJsonError as error:
             line += text.count("\n", position, error.at)
             yield ValidatedEvent(line, [Fault("error", LINE, str(error))])
+            # The end of such text is unknown, so the events after it can't be found.
             return
         line, position = line + text.count("\n", position, start), start
         yield ValidatedEvent(line, decoder.faults() + validator.faults(event))
 
 
 def _may_be_documents(text: str) -> bool:
-    """Return whether a file with this first line may consist of JSON documents.
-
-    It may if the line is a complete array, or the beginning of a document over several lines.
-    """
+    """Return True if a file with the first line ``text`` may consist of JSON documents."""
     text = text.strip()
     try:
         Decoder().decode_at(text, 0)
@@ -133,11 +126,9 @@ def _is_bracket(text: str) -> bool:
 
 
 def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
-    """Read the lines of a file, up to ``LIMIT_BYTES``: a JSON document may span several lines.
+    """Return ``first`` and the lines after it, and true if these are all lines of the file.
 
-    ``first`` is the line that was already read. ``lines`` are the lines after it. Returns the
-    lines, and true if these are all lines of the file. The second value is false if the limit was
-    reached, or if a line was too long.
+    The second value is false if the lines exceed ``LIMIT_BYTES``.
     """
     collected, size = [first], len(first.text or "")
     for line in lines:
@@ -169,10 +160,8 @@ def _has_valid_document(text: str, decoder: Decoder) -> bool:
 
 
 def _join(collected: list[_Line]) -> str:
-    """Join lines to one text, with an empty line for each blank line that was skipped.
-
-    So the number of line breaks before a position gives the line in the file.
-    """
+    """Join lines to one text, with an empty line for each blank line that was skipped."""
+    # So the number of line breaks before a position gives the line in the file.
     before = [0, *(line.number for line in collected)]
     return "".join(
         "\n" * (line.number - last - 1) + (line.text or "")

@@ -47,7 +47,7 @@ class SplunkHecSink(WebSink):
 
     @property
     def target(self) -> str:
-        """Return the URL, with the index if one is given, as the sink's default name."""
+        """Return the sink's default name: its URL, with the index if one is configured."""
         return "/".join(part for part in (self.receiver.name, self.index) if part)
 
     @property
@@ -56,7 +56,7 @@ class SplunkHecSink(WebSink):
         return Credentials("Splunk", self.token.secret())
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError if the extra for HTTP is not installed."""
+        """Create the sink; raises UnsupportedError if the package extra ``http`` is missing."""
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.splunk_hec import SplunkHec  # noqa: PLC0415 - if configured
         return SplunkHec(

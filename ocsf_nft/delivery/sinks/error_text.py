@@ -1,6 +1,6 @@
 """Causes of delivery failures, as text for people.
 
-A text that a receiver sends is untrusted. So it is shortened and made printable.
+Text from a receiver of events is untrusted: it is shortened and made printable.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _WHITE_SPACE: Final = re.compile(r"\s+")
 def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """Return the cause of an error as one line, for example "it does not answer in time".
 
-    In such a line, "it" is the receiver of events. ``secrets`` are texts to mask in the line,
-    because the receiver may repeat a secret that it was sent.
+    In this line, "it" is the receiver of events. ``secrets`` are texts to mask in the line, because
+    the receiver may repeat them.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
@@ -48,7 +48,7 @@ def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
 def printable(text: object, secrets: Iterable[str] = ()) -> str:
     """Return an untrusted text as one printable line of at most 200 characters.
 
-    Each of the ``secrets`` is replaced by ``***``, whether it is in upper case or in lower case.
+    Each of the ``secrets`` is replaced by ``***``; upper and lower case count as equal.
     """
     line = str(text)
     for secret in secrets:

@@ -51,10 +51,9 @@ class NatsConnection:
     async def open(self, login: LoginValues, *, tls: Tls | None, is_tls_first: bool) -> None:
         """Connect to the server and log in.
 
-        TLS is required if ``tls`` is not None, if ``is_tls_first`` is true, or if the URL begins
-        with ``tls://``. If ``is_tls_first`` is true, the TLS handshake comes before the first NATS
-        message. Raises DeliveryError. The error's text is only the cause; it does not contain the
-        server's name.
+        TLS is required with ``tls`` or ``is_tls_first``, or if the URL begins with ``tls://``. With
+        ``is_tls_first``, the TLS handshake comes before the first NATS message. Raises
+        DeliveryError; the error's text is only the cause, without the server's name.
         """
         requires_tls = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"
         context = (tls or Tls()).context() if requires_tls else None
@@ -85,7 +84,7 @@ class NatsConnection:
 
     @property
     def max_payload(self) -> int:
-        """Return the maximum size of a message for this server, in bytes, headers included."""
+        """Return the server's maximum size of a message in bytes, headers included."""
         return self._client.max_payload
 
     @staticmethod
@@ -97,10 +96,10 @@ class NatsConnection:
     async def publish(
         self, subject: str, headers: dict[str, str], payload: bytes
     ) -> asyncio.Future[Msg]:
-        """Publish a message, and return a future for the answer to this message.
+        """Publish a message, and return a future for the server's answer.
 
-        Normally, a stream answers that it has stored the message. Raises OSError or an error of
-        NATS if the message can't be sent.
+        Normally, the answer confirms that a NATS stream has stored the message. Raises OSError or
+        an error of NATS if the message can't be sent.
         """
         number = str(next(self._numbers))
         answer = asyncio.get_running_loop().create_future()
@@ -112,10 +111,9 @@ class NatsConnection:
         return answer
 
     async def wait_for(self, answers: Collection[asyncio.Future[Msg]]) -> None:
-        """Wait until all answers to published messages have arrived.
+        """Wait for all ``answers``, which are futures that :meth:`publish` has returned.
 
-        ``answers`` are futures that :meth:`publish` has returned. Raises an error of NATS if the
-        connection fails before all answers have arrived.
+        Raises the connection's error if the connection fails before all answers have arrived.
         """
         waiting: Collection[asyncio.Future[Msg]] = answers
         while waiting:
@@ -136,14 +134,9 @@ class NatsConnection:
 
 
 def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[str, Any]:
-    """Return the values of a login, in the form of options for nats-py's function ``connect``.
-
-    ``context`` is the TLS context; None means that TLS is not required. If TLS is required, a
-    token, a user or a password is sent only after a TLS handshake.
-    """
-
     def guarded(secret: str) -> Callable[[], str]:
         def release() -> str:
+            # nats-py calls this before it sends the secret.
             _require_tls(context)
             return secret
 
@@ -161,11 +154,7 @@ def _login_options(login: LoginValues, context: ssl.SSLContext | None) -> dict[s
 
 
 def _require_tls(context: ssl.SSLContext | None) -> None:
-    """Raise SecureConnWantedError if TLS is required and no handshake has succeeded.
-
-    ``context`` is the TLS context; None means that TLS is not required. This check is necessary
-    because nats-py continues without encryption if the server does not announce TLS.
-    """
+    # nats-py continues without encryption if the server does not announce TLS.
     if context is not None and context.session_stats()["connect_good"] == 0:
         raise errors.SecureConnWantedError
 

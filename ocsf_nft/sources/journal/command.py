@@ -1,7 +1,7 @@
 """Journal reader that runs journalctl, for hosts where Python can't use libsystemd.
 
-journalctl prints a new entry with a delay, 0.2 s on average, because it waits for inotify. So this
-reader is slower than the reader with libsystemd. Otherwise both readers do the same.
+It is slower than the reader with libsystemd. journalctl prints a new entry 0.2 s late on average,
+because it waits for inotify.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class CommandReader:
     async def open(self, cursor: str | None) -> str | None:
         """Start journalctl, to read the entries after the entry with the cursor ``cursor``.
 
-        If ``cursor`` is None, reading begins after the newest entry. Returns the cursor of the
-        entry after which reading begins; None if the journal has no entry yet. Raises
-        UnsupportedError if the host has no journalctl, SourceError if journalctl fails.
+        If ``cursor`` is None, reading begins after the newest entry. Returns the cursor after which
+        reading begins; None if the journal has no entry yet. Raises UnsupportedError if the host
+        has no journalctl, SourceError if journalctl fails.
         """
         self._resume = await self._last_cursor() if cursor is None else cursor
         position = () if self._resume is None else (f"--cursor={self._resume}",)
@@ -67,8 +67,8 @@ class CommandReader:
     async def read(self, timeout_s: float | None) -> Chunk:
         """Wait for new entries, at most ``timeout_s`` seconds; None means without limit.
 
-        Returns a chunk without entries if none arrives in that time. Raises SourceError if
-        journalctl exits.
+        The result has no entries if none arrives in that time. Raises SourceError if journalctl
+        exits.
         """
         process = self._process
         if process is None or process.stdout is None:
@@ -158,7 +158,6 @@ def _machine_id() -> str:
 
 
 def _error_output(errors: IO[bytes] | None) -> str:
-    """Return the error output of journalctl, in one line."""
     if errors is None:
         return ""
     errors.seek(0)
@@ -193,21 +192,16 @@ def _entry(line: bytes) -> KernelEntry:
 
 
 def _bytes(value: object) -> bytes | None:
-    """Return the value of a journal field as bytes; None if the field is repeated or missing.
-
-    ``value`` is from journalctl's JSON. It is text, or a list of byte values if it is not UTF-8.
-    """
+    """Return the value of a journal field as bytes; None if the field is repeated or missing."""
     if isinstance(value, str):
         return value.encode()
+    # A value that is not UTF-8 is a list of byte values.
     if isinstance(value, list) and all(isinstance(byte, int) for byte in value):
         return bytes(value)
     return None
 
 
 def _same_entry(one: str, other: str) -> bool:
-    """Return whether two journal cursors refer to the same entry, as sd_journal_test_cursor does.
-
-    The journal file that stores the entry doesn't matter.
-    """
+    """Return True if two cursors refer to the same entry, as sd_journal_test_cursor does."""
     parts = [dict(part.partition("=")[::2] for part in text.split(";")) for text in (one, other)]
     return all(parts[0].get(key) == parts[1].get(key) for key in ("s", "i", "b", "m", "t", "x"))

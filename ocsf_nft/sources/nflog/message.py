@@ -1,9 +1,9 @@
-"""Decoder of an NFLOG message (NFULNL_MSG_PACKET) to a Record.
+"""Decoder of an NFLOG message from the kernel (NFULNL_MSG_PACKET) to a Record.
 
-The payload of the message is a ``nfgenmsg`` (family, version, group in network order), followed by
-attributes. The header include/uapi/linux/netfilter/nfnetlink_log.h defines the attributes. The code
-in net/netfilter/nfnetlink_log.c decides which attributes the kernel sends. All numbers in
-attributes are in network order.
+The payload of the message is a ``nfgenmsg`` header, followed by attributes. All numbers in
+attributes are in network byte order. The header include/uapi/linux/netfilter/nfnetlink_log.h
+defines the attributes. The code in net/netfilter/nfnetlink_log.c decides which attributes the
+kernel sends.
 """
 
 from __future__ import annotations
@@ -51,14 +51,13 @@ _SECONDS_LIMIT: Final = 253_402_300_800
 
 
 class _MalformedError(Exception):
-    """NFLOG message that can't be decoded; the exception's text is the reason."""
+    """Failure to decode an NFLOG message; the error's text is the reason."""
 
 
 def sequence(payload: memoryview) -> int | None:
-    """Return the sequence number of an NFLOG message in its NFLOG group (NFULA_SEQ).
+    """Return the sequence number of an NFLOG message (NFULA_SEQ); None if the message has none.
 
-    ``payload`` is the message without its netlink header. Returns ``None`` if the message has no
-    sequence number.
+    ``payload`` is the message without its netlink header.
     """
     for kind, value in netlink.attributes(payload[_NFGENMSG_BYTES:]):
         if kind == NFULA_SEQ and len(value) == 4:
@@ -77,14 +76,10 @@ def read(  # noqa: PLR0913 - a message and the state of its socket
 ) -> Record | Reject:
     """Decode one NFLOG message to a Record; return a Reject if it can't be decoded.
 
-    ``payload`` is the message without its netlink header. ``group`` is the NFLOG group from which
-    it was read. ``received_ns`` is the time of receipt in nanoseconds since the epoch.
-    ``log_source`` is the name of the log, which the record's origin shows.
-
-    ``interface_name`` takes the index of an interface, and returns its name, or ``None`` if the
-    index is unknown. ``identity`` takes the message's sequence number (``None`` if the message has
-    none), and returns a unique identity for the record. The only exceptions raised are those of
-    these two functions.
+    ``payload`` is the message without its netlink header. ``received_ns`` is the time of receipt in
+    ns since the epoch. ``interface_name`` returns the name of the interface with a given index;
+    None if it is unknown. ``identity`` takes the message's sequence number, or None, and returns a
+    unique id for the record. ``log_source`` is the log's name, which is stored in the record.
     """
     try:
         datagram = _datagram(payload, group, interface_name, received_ns)
@@ -184,15 +179,11 @@ def _time_us(value: memoryview | None) -> int | None:
 
 
 def _hardware_address(value: memoryview | None) -> bytes | None:
-    """Return the hardware address in the attribute NFULA_HWADDR (``nfulnl_msg_packet_hw``).
-
-    ``value`` consists of the address length (two bytes), two bytes of padding, and eight bytes with
-    the address. None means that the message has no such attribute: the result is then None.
-    """
     if value is None:
         return None
     if len(value) != 12:
         raise _MalformedError(f"the NFLOG hardware address has {len(value)} bytes, not 12")
+    # struct nfulnl_msg_packet_hw: length (2 bytes), padding (2 bytes), address (8 bytes).
     return bytes(value[4 : 4 + min(int.from_bytes(value[:2], "big"), 8)])
 
 

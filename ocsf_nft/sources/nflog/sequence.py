@@ -8,10 +8,9 @@ _MODULUS: Final = 1 << 32
 
 
 class Sequence32:
-    """Tracker of the 32-bit number that the kernel increases by one for each record, from 0.
+    """Tracker of the kernel's 32-bit sequence number, which grows by one for each record, from 0.
 
-    After a gap of exactly 2**32 records, the number has the expected value again. Such a gap is not
-    detected.
+    A gap of exactly 2**32 records is not detected.
     """
 
     __slots__ = ("_next",)
@@ -22,15 +21,15 @@ class Sequence32:
     def extended(self, number: int) -> int:
         """Return the full number of a new record, from its 32-bit sequence number ``number``.
 
-        The kernel's 32-bit number starts again from 0 after 2**32 records. The full number
-        continues to grow. Its low 32 bits are ``number``.
+        The kernel's number starts again from 0 after 2**32 records; the full number continues to
+        grow. Call this before :meth:`dropped_before` for the same record.
         """
         return self._next + (number - self._next) % _MODULUS
 
     def dropped_before(self, number: int) -> int:
         """Return how many records were dropped between the previous record and record ``number``.
 
-        Record ``number`` then counts as the previous record of the next call.
+        Call this once for each record, in order.
         """
         dropped = (number - self._next) % _MODULUS
         self._next += dropped + 1

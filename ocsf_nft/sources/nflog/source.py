@@ -1,9 +1,8 @@
-"""NFLOG source: records directly from the kernel by netlink.
+"""NFLOG source: log records directly from the kernel, by netlink.
 
-NFLOG is the fastest transport. Unlike the kernel log, NFLOG does not share a buffer with other
-messages. It is the only transport that needs no privilege outside the sandbox's user namespace.
-Each record has a sequence number (NFULA_SEQ). So the exact number of dropped records is known as
-soon as a later record arrives.
+NFLOG is the fastest log transport. It is also the only one that needs no privilege outside the
+sandbox's user namespace. Sequence numbers (NFULA_SEQ) show exactly how many records the kernel
+dropped, as soon as a later record arrives.
 """
 
 from __future__ import annotations
@@ -46,11 +45,11 @@ _QUIET_S: Final = 0.15
 
 
 class Nflog:
-    """Source of the records of one NFLOG group of one network namespace.
+    """Source of the log records of one NFLOG group of one network namespace.
 
-    Packets on the hooks input, forward and ingress have a timestamp of the kernel, which is the
-    record's time. Packets on the output hook have no timestamp. The time of their records is the
-    time at which this source read them. At a low rate, this is about 0.1 ms after the packet.
+    The time of a record is the kernel's timestamp of the packet. Packets on the output hook have no
+    timestamp. The time of their records is the time of reading: at a low rate, about 0.1 ms after
+    the packet.
     """
 
     def __init__(self, namespace: Namespace, group: int) -> None:
@@ -70,11 +69,10 @@ class Nflog:
         self._unnumbered = 0
 
     async def __aenter__(self) -> Self:
-        """Bind a socket to the NFLOG group.
+        """Bind a socket to the NFLOG group; blocks the event loop for about a millisecond.
 
-        Raises AbsentError if the namespace does not exist, UnsupportedError if the kernel has no
-        NFLOG or the privilege is missing, SourceError if another program holds the group. Blocks
-        the event loop for about a millisecond.
+        Raises AbsentError if the namespace does not exist, and SourceError if another program has
+        the group. Raises UnsupportedError if the kernel has no NFLOG or the privilege is missing.
         """
         # The nonce distinguishes the records of two bindings: both count from 0.
         binding = f"{self._namespace.identity()}:{self._group}:{secrets.token_hex(8)}"
@@ -107,7 +105,7 @@ class Nflog:
             self._socket = None
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Yield batches of the logged packets, in the kernel's order.
+        """Yield batches of log records, in the kernel's order.
 
         Raises SourceError if the socket can't be read.
         """
@@ -212,11 +210,6 @@ class Nflog:
         )
 
     def _report_overrun(self) -> Batch:
-        """Return a batch that reports missing records if the socket's buffer was full.
-
-        Otherwise return an empty batch. The reported number of missing records is None. It is
-        unknown until a later record arrives.
-        """
         if not self._overrun:
             return Batch()
         self._overrun = False

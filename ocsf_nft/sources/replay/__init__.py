@@ -1,4 +1,4 @@
-"""Source for files of kernel log text in all usual formats."""
+"""Source of log records from files of kernel log text, in all usual formats."""
 
 from ocsf_nft.sources.replay.source import LineTally, Reader, Replay
 

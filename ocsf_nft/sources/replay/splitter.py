@@ -1,9 +1,8 @@
 """Splitter of a byte stream into lines and journal export entries, in constant memory.
 
-An export entry consists of fields on separate lines. The entry begins with ``__CURSOR=`` and ends
-with an empty line, or with a line that is not a field. A binary field has its length before its
-value. All bytes within this length count as the value. If no line break follows these bytes, the
-stated length is wrong. Then a :class:`BrokenField` reports that the field is unreadable.
+An export entry has fields on separate lines. The entry begins with ``__CURSOR=`` and ends with an
+empty line, or with a line that is not a field. A binary field has its length before its value. If
+no line break follows the value, the length is wrong: the result is a :class:`BrokenField`.
 """
 
 from __future__ import annotations
@@ -55,14 +54,13 @@ Piece: TypeAlias = "bytes | ExportEntry | OverlongLine | BrokenField"
 
 
 class _LengthError(Exception):
-    """Stated length of a journal field that is above journald's maximum."""
+    """Error: the stated length of a journal field is above journald's maximum."""
 
 
 class Splitter:
-    """Splitter of a file's bytes into pieces: lines and journal export entries.
+    """Splitter of a file's bytes into lines and journal export entries.
 
-    The bytes arrive in chunks. An incomplete piece waits for the next chunk. ``selected`` are the
-    names of the export entry fields to return; other fields are left out.
+    The bytes arrive in chunks. ``selected`` are the names of the export entry fields to return.
     """
 
     def __init__(self, selected: AbstractSet[str]) -> None:
@@ -73,9 +71,10 @@ class Splitter:
         self._fields: dict[str, bytes] | None = None
 
     def feed(self, chunk: bytes) -> Iterator[Piece]:
-        """Yield the pieces of the file that end in this chunk.
+        """Yield the lines and journal export entries that end in this chunk.
 
-        A piece is a line of text, or an entry in the export format of systemd's journal.
+        An incomplete line or entry waits for the next chunk. An unreadable field is yielded as a
+        :class:`BrokenField`, and the beginning of a very long line as an :class:`OverlongLine`.
         """
         data = self._rest + chunk
         at = 0
@@ -112,7 +111,7 @@ class Splitter:
         self._limit_rest()
 
     def finish(self) -> Iterator[Piece]:
-        """Yield the last piece (line or export entry) of the file, if the file ends inside it."""
+        """Yield the last line or journal export entry of the file, if the file ends inside it."""
         rest, self._rest = self._rest, b""
         if self._overlong is not None:
             yield OverlongLine(self._overlong)
@@ -150,13 +149,11 @@ class Splitter:
         yield BrokenField(f"a field of a journal export entry {problem}: its content can't be read")
 
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
-        """Read a binary field of an export entry; return the offset after the field's line break.
+        """Read a binary field of an export entry; return the offset after the field.
 
-        ``data`` has the field's length at offset ``at``, then the value. Return ``None`` if more
-        data is needed. The value is stored as the field ``name``, unless it is longer than
-        LINE_LIMIT. If such a long value is incomplete, the end of ``data`` is returned. The rest of
-        the value is then skipped in later chunks. Raises _LengthError if the stated length is above
-        journald's maximum.
+        ``data`` has the field's length at offset ``at``, then the value. Return None if more data
+        is needed. A value longer than LINE_LIMIT is skipped, also in later chunks. Raises
+        _LengthError if the stated length is above journald's maximum.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:
