@@ -1,8 +1,8 @@
-"""Functions that drop capabilities of this process, and raise its priority.
+"""Functions that drop capabilities, and raise the priority of the service.
 
-Each thread has its own capabilities, and new threads and children inherit them. So call these
-functions before the first thread starts. The constants are from ``include/uapi/linux/capability.h``
-and ``prctl.h``.
+Both belong to a thread, and new threads and child processes inherit them. So call these functions
+before the first thread starts. The constants are from ``include/uapi/linux/capability.h`` and
+``prctl.h``.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class _Sets(ctypes.Structure):
 
 
 def raise_priority() -> None:
-    """Raise the priority of this process if permitted, and let its threads switch more often.
+    """Raise the priority of the calling thread if permitted, and let threads switch more often.
 
-    Without CAP_SYS_NICE, the priority stays the same. A sandbox may use every core with programs
-    that try refused connections in a loop. With normal priority, this could delay the restore of a
-    fence. Call this before :func:`keep_only`, which drops CAP_SYS_NICE.
+    Otherwise a sandbox that uses every core could delay the restore of a fence. Without
+    CAP_SYS_NICE, the priority stays the same. Call this before :func:`keep_only`, which drops
+    CAP_SYS_NICE.
     """
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
@@ -63,8 +63,8 @@ def raise_priority() -> None:
 def keep_only(needed: AbstractSet[Capability]) -> None:
     """Drop all capabilities of the calling thread except ``needed``, permanently.
 
-    Later threads and child processes have no other capabilities either. A needed capability that
-    the thread does not have is not added. The process also gets the flag ``no_new_privs``. Raises
+    Later threads and child processes lack the dropped capabilities too. A needed capability that
+    the thread does not have is not added. The flag ``no_new_privs`` is also set. Raises
     UnsupportedError if the kernel refuses.
     """
     libc = ctypes.CDLL(None, use_errno=True)

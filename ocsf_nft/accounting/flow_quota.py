@@ -1,8 +1,6 @@
-"""Limit of the number of flows that are reported separately for each user.
+"""Limit of the number of one user's flows that are reported separately.
 
-The total number of separate reports is limited. Without a limit for each user, one user with many
-flows could use up all separate reports. Then the flows of other users could not be reported
-separately.
+Without this limit, one user with many flows could use up the separate reports of all users.
 """
 
 from __future__ import annotations
@@ -16,10 +14,9 @@ _MAX_USERS: Final = 256
 
 
 class Quota:
-    """Limit of separately reported flows of each user: 1,000 at once, then ten more a second.
+    """Limit of separately reported flows for each user: 1,000 at once, then ten more a second.
 
-    At most 256 users can have a partly used quota at the same time. Any other user has no quota
-    then.
+    While 256 users have used a part of their limits, any other user gets no separate reports.
     """
 
     def __init__(self) -> None:
@@ -27,11 +24,11 @@ class Quota:
         self._earned_ns: dict[int | None, int] = {}
 
     def grants(self, uid: int | None, now_ns: int) -> bool:
-        """Return True, and count the flow, if a user may have one more separately reported flow.
+        """Return True, and count the flow, if one more flow of a user may be reported separately.
 
-        Return False if the user's quota is used up, or if too many other users have a partly used
-        quota. Then the caller reports the flow together with other flows. ``uid`` is None for
-        packets that no socket sent. ``now_ns`` is from a clock that never goes back.
+        Return False if the user's limit is reached, or if 256 other users have used a part of their
+        limits. ``uid`` is None for packets that no socket sent. ``now_ns`` is from a monotonic
+        clock.
         """
         if uid not in self._earned_ns and len(self._earned_ns) >= _MAX_USERS:
             self._evict_unused(now_ns)

@@ -1,7 +1,7 @@
 """Report state of flows: when the next event of a flow is due, and which flows share an event.
 
 A flow is all refused packets of one user with the same protocol, destination and port. A reading is
-one read of all packet counters of a firewall rule. Readings have sequence numbers.
+one read of all packet counters of a firewall rule.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _IP: Final = frozenset({0x0800, 0x86DD})
 
 
 class AttributedRecord(NamedTuple):
-    """Kernel log record, and the attribution of its packet to a process (None if unattributed)."""
+    """Kernel log record, and the attribution of its packet to a process (None if unknown)."""
 
     record: Record
     attribution: Attribution | None
@@ -56,8 +56,8 @@ class AttributedRecord(NamedTuple):
 class FlowReport:
     """Report state of one flow, or of several flows that are reported together (an aggregate).
 
-    The state has the due time of the next report, and the latest kernel log record. Due times are
-    of a monotonic clock, so a change of the wall clock can't delay or stop reports.
+    The state has the due time of the next event (of a monotonic clock), and the latest kernel log
+    record.
     """
 
     __slots__ = (
@@ -94,18 +94,16 @@ class FlowReport:
 
     @property
     def is_unlogged(self) -> bool:
-        """Return True if the flow has neither a kernel log record nor a report yet."""
+        """Return True if the flow has no kernel log record and no event yet."""
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return True if it is too early for the first report of a flow without a log record.
+        """Return True if it is too early for the first event of a flow without a log record.
 
-        The kernel may log a packet as part of one flow, but count it in the counter of another
-        flow. Then the packet is already reported for the flow of its log record. The next three
-        readings of the counters show if this is so. So the first report of a flow without a log
-        record waits for three readings, but at most 60 seconds.
-
-        ``reading`` is the sequence number of the latest reading of the counters.
+        The kernel may log a packet for one flow, but count it for another flow. Then the packet is
+        already reported. The next three counter readings show if this is so. So the event waits for
+        three readings, but at most 60 seconds. ``reading`` is the sequence number of the latest
+        counter reading.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -115,7 +113,7 @@ class FlowReport:
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
         """Store a new kernel log record of this flow, in place of the previous one.
 
-        ``last_ns`` is the time of the flow's last packet at the latest reading of the counters.
+        ``last_ns`` is the time of the flow's last packet in the latest counter reading.
         """
         self._store_shown(last_ns)
         self.record = record
@@ -125,26 +123,24 @@ class FlowReport:
         self.set_growing()
 
     def add_packets(self, last_ns: int) -> None:
-        """Mark the flow as growing: a counter shows new packets, the last one at ``last_ns``."""
+        """Note that a counter shows new packets of the flow, the last packet at ``last_ns``."""
         self.set_growing()
         self._store_shown(last_ns)
 
     def limit_times(self, now_ns: int) -> None:
         """Mark the time of the stored log record as invalid if it is later than ``now_ns``.
 
-        This is necessary after the wall clock was set back: such a record is from before that
-        change. ``now_ns`` is the end of a reading of the counters, in ns since the epoch. The
-        packet of a record with an invalid time counts as a packet that the reading has shown.
+        ``now_ns`` is the end of a counter reading (ns since the epoch). A later time means that the
+        wall clock was set back after the record.
         """
         if self.record is not None and self.record.time_ns > now_ns:
             self._is_of_old_clock = True
 
     def new_record(self, since_ns: int, last_ns: int) -> AttributedRecord | None:
-        """Return the log record for the flow's next attempt (event); None if no record fits.
+        """Return the log record for the flow's next event; None if no stored record fits.
 
-        The record must be from the time of the unreported packets: ``since_ns`` to ``last_ns``. The
-        packet of an older record is already reported. A later record waits for a later attempt,
-        because the counters do not have its packet yet.
+        A record fits if its packet is one of the unreported packets, from ``since_ns`` to
+        ``last_ns``. A later record waits for a later event.
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
@@ -166,21 +162,20 @@ class FlowReport:
         self.record = self.record or record
 
     def set_growing(self) -> None:
-        """Mark the flow as growing: it has new packets.
+        """Note that the flow has new packets.
 
         Their time is the argument ``now_ns`` of the next :meth:`is_due` or :meth:`is_over`.
         """
         self._is_growing = True
 
     def is_due(self, now_ns: int) -> bool:
-        """Return whether the flow's unreported packets should be reported at ``now_ns``."""
+        """Return True if the flow's unreported packets must be reported at ``now_ns``."""
         return self.schedule is None or self.schedule.is_due(now_ns, self._last_ns(now_ns))
 
     def is_over(self, now_ns: int) -> bool:
-        """Return whether the flow has ended, so that its next packet begins a new incident.
+        """Return True if the flow has ended, so that its next packet begins a new series of events.
 
-        A flow ends 10 seconds after its last packet or its last report, whichever is later. An
-        incident consists of the successive attempts of one flow.
+        A flow ends 10 seconds after its last packet or its last event, whichever is later.
         """
         last_ns = self._last_ns(now_ns)
         if self.schedule is None:
@@ -188,9 +183,9 @@ class FlowReport:
         return self.schedule.is_over(now_ns, last_ns)
 
     def mark_reported(self, now_ns: int, last_ns: int) -> None:
-        """Schedule the flow's next report, after an attempt was reported at ``now_ns``.
+        """Schedule the flow's next event, after an event at ``now_ns``.
 
-        ``last_ns`` is the time of the attempt's last packet.
+        ``last_ns`` is the time of the last packet in that event.
         """
         record = self.record
         self.is_new = self.is_new and record is not None and self._is_later(record, last_ns)
@@ -203,10 +198,9 @@ class FlowReport:
             self.schedule.mark_reported(now_ns)
 
     def _store_shown(self, last_ns: int) -> None:
-        """Store the current log record separately, so that the next record does not replace it.
+        """Save the current log record for the next event, before a newer record replaces it.
 
-        Do nothing if an attempt has the record already, or if its packet is later than ``last_ns``,
-        the time of the last packet that the counters have.
+        Do nothing if an event has this record already, or if its packet is later than ``last_ns``.
         """
         if self.is_new and self.record is not None and not self._is_later(self.record, last_ns):
             self._shown = AttributedRecord(self.record, self.attribution)
@@ -214,8 +208,7 @@ class FlowReport:
     def _is_later(self, record: Record, last_ns: int) -> bool:
         """Return True if a log record's packet was certainly refused after ``last_ns``.
 
-        Return False if this is uncertain, for two possible reasons. The record has only the time at
-        which it was read. Or the wall clock was set back after the record.
+        Return False if the record's time is uncertain.
         """
         if record.is_timed_when_read or (self._is_of_old_clock and record is self.record):
             return False
@@ -228,17 +221,16 @@ class FlowReport:
 
 
 class FlowReports(dict["Key", FlowReport]):
-    """Map from flow keys to report states, for the flows of one rule that have their own reports.
+    """Map from flow keys to report states, for the flows of one rule that have separate events.
 
-    The number of these flows is limited. The other flows of the rule share reports.
+    The number of these flows is limited. The other flows of the rule share events.
     """
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
         """Create an empty map for the firewall rule of ``counter_id``.
 
-        ``opened`` collects the changes of incidents that the state database must store.
-        ``priority`` has the destinations with reserved places in the map. It also has the function
-        that detects findings.
+        ``opened`` collects the changes of incidents for the state database. ``priority`` has the
+        destinations with reserved places in the map, and the condition for a finding.
         """
         super().__init__()
         self._counter_id = counter_id
@@ -253,19 +245,18 @@ class FlowReports(dict["Key", FlowReport]):
     def find(self, key: Key, record: Record) -> FlowReport | None:
         """Return the report state of a kernel log record's flow; None if the map has no such flow.
 
-        ``key`` is the key of the flow, made from the record. If the map has no flow with this key
-        and the record lacks a port, return the latest flow of the same user, protocol and
-        destination, with any port. The kernel may have counted the record's packet in that flow.
+        ``key`` is the key of the flow, made from the record. If the map lacks this key and the
+        record lacks a port, return the latest flow of the same user, protocol and destination.
         """
         there = self._by_destination.get(key) if lacks_port(record) else None
         return self.get(key) or (None if there is None else self[there])
 
     def admits(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Return True if the new flow ``key`` may have its own reports; count it for its user.
+        """Return True if a new flow may have separate events; count it for the user ``uid``.
 
-        Return False if the limit for all flows or for the user ``uid`` is reached. Then the caller
-        must report the flow together with other flows. Some additional places are reserved for
-        flows to destinations with priority. ``now_ns`` is of a monotonic clock.
+        Return False if the limit for all flows or for the user is reached. Then the caller must
+        report the flow together with others. Additional places are reserved for destinations with
+        priority. ``now_ns`` is of a monotonic clock.
         """
         if len(self) - len(self._priority_users) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
             return True
@@ -296,7 +287,7 @@ class FlowReports(dict["Key", FlowReport]):
         record: Record | None = None,
         attribution: Attribution | None = None,
     ) -> FlowReport:
-        """Create and return the report state of the new flow ``key``, which has its own reports.
+        """Create and return the report state of the new flow ``key``.
 
         ``record`` is the flow's first kernel log record; None if there is none yet.
         """
@@ -305,16 +296,16 @@ class FlowReports(dict["Key", FlowReport]):
         return report
 
     def begin_unlogged(self, key: Key, now_ns: int, reading: int) -> FlowReport:
-        """Create the report state of a flow that a counter shows before any log record of it.
+        """Create and return the report state of a new flow that has no log record yet.
 
-        ``reading`` is the sequence number of the counter reading in which this flow first appeared.
+        ``reading`` is the sequence number of the counter reading in which the flow first appeared.
         """
         report = self.begin(key, now_ns)
         report.first_reading = reading
         return report
 
     def resume(self, opened: OpenIncident) -> None:
-        """Continue the reports of an incident that was open when the service stopped.
+        """Continue an incident that was open when the service stopped.
 
         The next packets of the incident's flow are reported at once.
         """
@@ -326,7 +317,7 @@ class FlowReports(dict["Key", FlowReport]):
     def mark_reported(
         self, report: FlowReport, attempt: Attempt, now_ns: int, last_ns: int
     ) -> Attempt:
-        """Add a new attempt to its flow's incident, and schedule the flow's next report.
+        """Add a new attempt to its flow's incident, and schedule the flow's next event.
 
         Return a copy of the attempt with the incident. An attempt of aggregated flows has no
         incident, and is returned unchanged. ``last_ns`` is the time of the attempt's last packet.
@@ -344,11 +335,10 @@ class FlowReports(dict["Key", FlowReport]):
     def pop_ended(
         self, unreported: AbstractSet[Key], now_ns: int, *, closing: bool
     ) -> Iterator[IncidentEnd]:
-        """Yield the end of each incident whose flow has ended.
+        """Remove the flows that have ended, and yield the end of their incidents.
 
-        If ``closing`` is true, end all other incidents too. Each ended flow is removed from the
-        map, so its next packet begins a new incident. ``unreported`` has the keys of the flows with
-        unreported packets. These flows have not ended.
+        Flows with unreported packets (``unreported``) have not ended. If ``closing`` is true, yield
+        the ends of all other incidents too.
         """
         for key, report in list(self.items()):
             is_over = key not in unreported and report.is_over(now_ns)
@@ -362,7 +352,7 @@ class FlowReports(dict["Key", FlowReport]):
 
 
 class FlowAggregate:
-    """Flows that share one report: their common counter, their number and a sample of them."""
+    """Flows that are reported together: their common counter, their number and a sample of them."""
 
     __slots__ = ("counter", "flows", "report", "sample")
 
@@ -373,15 +363,15 @@ class FlowAggregate:
         self.report = FlowReport()
 
     def add(self, flow: Flow) -> None:
-        """Count one more flow; add it to the sample if the sample has fewer than ten flows."""
+        """Count one more flow, and add it to the sample of at most ten flows."""
         self.flows += 1
         if len(self.sample) < _MAX_SAMPLE:
             self.sample.append(flow)
 
     def take(self, reason: AggregationReason) -> Aggregation:
-        """Return a description of the flows since the last call, and restart with no flow.
+        """Return a description of the flows that were added since the last call, and begin again.
 
-        ``reason`` is the reason why the flows share a report, such as ``evicted``.
+        ``reason`` is why the flows are reported together, such as ``evicted``.
         """
         aggregation = Aggregation(
             reason=reason, flows=self.flows or None, sample=tuple(self.sample)
@@ -392,8 +382,8 @@ class FlowAggregate:
 
 
 def has_no_slot(key: Key) -> bool:
-    """Return True if the counter of ``key`` is a common counter of several IPv4 or IPv6 flows.
+    """Return True if ``key`` is the key of a common counter for several IPv4 or IPv6 flows.
 
-    The kernel counts a flow there if the nftables set for IPv4 or IPv6 flows is full.
+    The kernel counts a flow in this counter if the nftables set for separate flows is full.
     """
     return key.kind == "others" and flow(key).ethertype in _IP

@@ -1,4 +1,4 @@
-"""Schedule of a flow's reports: first at once, then at growing intervals, and at the flow's end."""
+"""Schedule of the events about a flow: at once, then at growing intervals, and at the end."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ OVER_NS: Final = 10 * _SECOND
 
 
 class Schedule:
-    """Time of a flow's next report; the interval doubles with each report, up to 60 seconds.
+    """Schedule of the events about one flow; the interval doubles each time, up to 60 seconds.
 
-    ``now_ns`` is the time of the latest report. ``times`` is the number of reports so far,
-    including the latest one.
+    ``now_ns`` is the time of the latest event. ``times`` is the number of events so far.
     """
 
     __slots__ = ("_step_ns", "due_ns", "reported_ns")
@@ -28,7 +27,7 @@ class Schedule:
         self.due_ns = now_ns + self._step_ns
 
     def mark_reported(self, now_ns: int) -> None:
-        """Note that the flow is reported at ``now_ns``, and double the interval to the next report.
+        """Schedule the next event after an event at ``now_ns``, with twice the previous interval.
 
         The interval is at most 60 seconds.
         """
@@ -37,7 +36,7 @@ class Schedule:
         self.due_ns = now_ns + self._step_ns
 
     def is_due(self, now_ns: int, last_ns: int) -> bool:
-        """Return True if a report is due: the interval is over, or the flow has ended.
+        """Return True if the next event is due: the interval is over, or the flow has ended.
 
         ``now_ns`` is the present time, ``last_ns`` the time of the flow's last packet. A flow ends
         after 10 seconds without a packet.
@@ -45,9 +44,8 @@ class Schedule:
         return now_ns >= self.due_ns or now_ns - last_ns >= OVER_NS
 
     def is_over(self, now_ns: int, last_ns: int) -> bool:
-        """Return True if the flow's last packet and last report are both at least 10 seconds old.
+        """Return True if the flow's last packet and last event are both at least 10 seconds old.
 
-        ``now_ns`` is the present time, ``last_ns`` the time of the last packet. The caller can
-        evict such a flow if all its packets are reported.
+        ``now_ns`` is the present time, ``last_ns`` the time of the last packet.
         """
         return now_ns - max(last_ns, self.reported_ns) >= OVER_NS

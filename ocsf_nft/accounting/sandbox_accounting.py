@@ -1,4 +1,4 @@
-"""Packet account of a sandbox: its counted packets, and which of them events have reported."""
+"""Packet account of a sandbox: its counted packets, and how many of them events have reported."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class SandboxAccount:
-    """Packet account of a sandbox: turns its log records and counter readings into attempts.
+    """Packet account of a sandbox: converts log records and counter readings to attempts.
 
-    An attempt is a group of packets that one event reports. The account of a sandbox consists of
-    one account for each firewall rule.
+    An attempt is a group of packets that one event reports. ``rules`` has an account for each
+    firewall rule.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class SandboxAccount:
         """Create an empty account for the sandbox with the name ``sandbox``.
 
         The sandbox's counters counted no packet before ``begun_ns`` (ns since the epoch, UTC).
-        Without ``priority`` all destinations are treated equally. The account calls
-        ``add_attribution`` once for each attempt, before it yields the attempt. ``add_attribution``
-        returns the attempt with the best known attribution to a process.
+        Without ``priority`` all destinations are treated equally. ``add_attribution`` is called
+        once for each attempt. It returns the attempt with the process that sent the packets, if
+        known.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -60,8 +60,8 @@ class SandboxAccount:
         """Return an empty account for one firewall rule; the caller must add it to ``rules``.
 
         ``name`` is the rule's account name (:func:`ocsf_nft.flow.account_name`). ``epoch``
-        identifies the rule's current counters. These counters counted no packet before ``begun_ns``
-        (ns since the epoch, UTC).
+        identifies the rule's current counters. They counted no packet before ``begun_ns`` (ns since
+        the epoch, UTC).
         """
         counter_id = CounterId.named(self.sandbox, name, epoch)
         return RuleAccount(
@@ -75,7 +75,7 @@ class SandboxAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a kernel log record; return an attempt if the packet must be reported at once.
+        """Process a kernel log record; return an attempt if its packet must be reported at once.
 
         Otherwise return None: then :meth:`due` yields an attempt with this packet later. Also
         return None if the record's rule has no counters. ``now_ns`` is the current time of a
@@ -87,7 +87,7 @@ class SandboxAccount:
     def observe(self, reading: Reading) -> Iterator[None]:
         """Process a reading of the fence's counters in steps.
 
-        The iterator yields None after each step, so that the caller can run other tasks.
+        Yields None after each step, so that the caller can run other tasks.
         """
         # Counters that the last reading lacked were created after it.
         since_ns = self.read_ns or self._begun_ns
@@ -105,18 +105,17 @@ class SandboxAccount:
     def lacks(self, record: Record) -> bool:
         """Return True if a log record shows that the fence's mode has changed.
 
-        A rule of a fence has separate counters for each mode (enforcing and permissive). The result
-        is True if the last counter reading had the record's rule, but only in the other mode.
+        This is so if the last counter reading had the record's rule, but only in the other mode
+        (enforcing or permissive).
         """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
         )
 
     def renewed_rules(self, reading: Reading) -> tuple[str, ...]:
-        """Return the account names of rules that have new counters since the last reading.
+        """Return the account names (such as ``egress``) of rules with new counters in ``reading``.
 
-        Call this method before :meth:`observe` processes ``reading``. An account name is, for
-        example, ``egress`` or ``egress:permissive``.
+        Call this method before :meth:`observe` processes ``reading``.
         """
         return tuple(
             rule
@@ -127,8 +126,7 @@ class SandboxAccount:
     def aggregate_overflow(self, now_ns: int) -> Iterator[None]:
         """Aggregate flows if there are too many to report each flow in a separate event.
 
-        The iterator yields None after each step, so that the caller can run other tasks. After the
-        last step, :meth:`due` takes less time.
+        Yields None after each step, so that the caller can run other tasks.
         """
         for account in list(self.rules.values()):
             yield from account.aggregate_overflow(now_ns)
@@ -148,10 +146,10 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return the number of packets in ``reading`` that no earlier reading contained.
+        """Return the number of packets in ``reading`` that are new since the last reading.
 
-        The result has a number for each mode of a fence, ``enforcing`` and ``permissive``. The
-        earlier readings are those that :meth:`observe` has processed.
+        The last reading is the latest that :meth:`observe` has processed. The result has a number
+        for each mode of a fence: ``enforcing`` and ``permissive``.
         """
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():
@@ -165,14 +163,14 @@ class SandboxAccount:
 
     @property
     def read_ns(self) -> int | None:
-        """Return the start time of the last counter reading; None if there was no reading.
+        """Return when the last counter reading began; None if there was no reading.
 
         The time is in ns since the epoch, UTC.
         """
         return min((account.read_ns for account in self.rules.values()), default=None)
 
     def balances(self) -> tuple[Balance, ...]:
-        """Return for each rule the numbers of its counted, reported and pending packets.
+        """Return the numbers of counted, reported and pending packets for each rule.
 
         The counted packets are those of the last counter reading.
         """

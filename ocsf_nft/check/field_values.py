@@ -1,10 +1,9 @@
-"""Comparison of a modelled packet's fields with the values in a rule.
+"""Comparison of a packet's fields with the values in a rule.
 
-A match of a rule, such as ``tcp dport 22``, has an expression on its left side (``tcp dport``). It
-has values on its right side (``22``). This module converts the expression to an operand, which is a
-function that tests one value of the right side. If the packet lacks the field, the rule doesn't
-match, not even with the operator ``!=``. For example, an IPv6 packet has no IPv4 source. The reason
-is a test for the field, which nft inserts before the match.
+A match of a rule, such as ``tcp dport 22``, has a left side (``tcp dport``) and a right side
+(``22``). This module converts the left side to an operand: a function that tests one value of the
+right side. If the packet lacks the field, the rule doesn't match, not even with ``!=``: nft inserts
+a test for the field.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Value: TypeAlias = Span | InterfaceName | Bits | Operand | None
 
 
 class Absent:
-    """Type of the placeholder for the value of a field that the packet doesn't have."""
+    """Placeholder for the value of a field that the packet doesn't have."""
 
 
 _ABSENT: Final = Absent()
@@ -46,7 +45,7 @@ _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag",
 def value(left: Any, packet: Packet) -> Value | Absent:
     """Return the value that the left side of a match, such as ``tcp dport``, has for a packet.
 
-    ``left`` is the left side in nft's JSON. Returns None if the value is unknown. Returns an
+    ``left`` is the left side in nft's JSON. Returns None if the value is unknown, and an
     :class:`Absent` if the packet doesn't have the field.
     """
     if not isinstance(left, dict) or len(left) != 1:
@@ -63,9 +62,9 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 def operand(left: Any, packet: Packet) -> Operand | Absent:
     """Return a function that tests if the left side of a match has a given value for a packet.
 
-    ``left`` is the left side in nft's JSON, such as that of ``tcp dport``. The function gets a
-    value in nft's JSON, and returns YES, NO or MAYBE. If the packet doesn't have the field, the
-    result is an :class:`Absent` in place of a function.
+    ``left`` is the left side in nft's JSON, such as that of ``tcp dport``. The function takes a
+    value in nft's JSON, such as 22, and returns YES, NO or MAYBE. If the packet doesn't have the
+    field, the result is an :class:`Absent`.
     """
     found = value(left, packet)
     if isinstance(found, Span):
@@ -282,11 +281,10 @@ def _number_matches(number: Span, item: Any) -> Truth:
 
 
 def span(item: Any) -> Span | None:
-    """Return the lowest and the highest number of a value in nft's JSON.
+    """Return the lowest and the highest number of a value in nft's JSON, such as a range of ports.
 
-    The value is a number, an address, a prefix or a range. An address counts as a number. For
-    example, the result for a range of ports is its first and last port. Returns None for any other
-    value.
+    The value is a number, an address, a prefix or a range. An address counts as a number. Returns
+    None for any other value.
     """
     if is_number(item):
         return exactly(item)

@@ -1,4 +1,4 @@
-"""Walk of a modelled packet through the netfilter hooks, to find the rules that stop it."""
+"""Simulation of a packet's path through the netfilter hooks, to find the rules that stop it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowStop:
-    """Rule, or policy of a base chain, that stops or may stop an accepted flow.
+    """Rule, or policy of a base chain, that stops or may stop a flow that the fence accepts.
 
-    ``is_certain`` is True if the flow is certainly stopped. ``base`` is the base chain at which the
-    walk to the rule began. ``undecided`` are rules of which it is unknown whether they match the
-    packet, and on which the result depends.
+    ``is_certain`` is True if the flow is certainly stopped. ``base`` is the base chain from which
+    the rule was reached. ``undecided`` has the rules on which the result depends, because it is
+    unknown if they match the packet.
     """
 
     flow: AcceptedFlow
@@ -43,9 +43,9 @@ class FlowStop:
 class Hooks(NamedTuple):
     """Base chains of a ruleset by the name of their hook, in the order of traversal.
 
-    If two chains have the same priority, packets traverse the newer chain first. But nft does not
-    list the age of a chain, so both orders are possible. In ``listed_first``, such chains are in
-    the order of nft's listing. In ``listed_last``, they are in the reverse order.
+    Of two chains with equal priority, packets traverse the newer chain first. But nft does not list
+    the age of a chain, so both orders are possible. ``listed_first`` has such chains in the order
+    of nft's listing, ``listed_last`` in the reverse order.
     """
 
     listed_first: Mapping[str, tuple[Chain, ...]]
@@ -74,8 +74,8 @@ def _priority(chain: Chain) -> int:
 def flow_stops(flow: AcceptedFlow, hooks: Hooks, walker: Walker) -> list[FlowStop]:
     """Return the rules and policies that stop, or may stop, a flow on its path through the hooks.
 
-    The list is empty if nothing can stop the flow. If the flow is certainly stopped, ``is_certain``
-    of the last entry is True. Raises TooLargeError if the ruleset is too large to be checked.
+    If the flow is certainly stopped, ``is_certain`` of the last entry is True. Raises TooLargeError
+    if the ruleset is too large to be checked.
     """
     found = _in_order(flow, hooks.listed_first, walker)
     if hooks.listed_first == hooks.listed_last:
@@ -139,10 +139,6 @@ def _walk_base_chain(
 
 
 def _traverses(chain: Chain, step: Step, packet: Packet) -> Truth:
-    """Return YES if a packet traverses the base chain at the hook of ``step``, NO if not.
-
-    Return MAYBE if the answer depends on the name of an interface that is known only in part.
-    """
     base, family = chain.base, chain.key.family
     device = step.device
     if base is not None and device is not None:
@@ -160,12 +156,9 @@ def _matches_device(device: InterfaceName, name: str) -> Truth:
 
 
 def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """Return a copy of the packet with the connection tracking state that the base chain sees.
-
-    Connection tracking sets the state at the priority -200 of its hooks. A chain with a lower
-    priority sees the state before that. A chain with a higher priority sees the new state. For a
-    chain with the same priority, both states are possible.
-    """
+    """Return the packet with the connection tracking state that it has at the base chain."""
+    # Connection tracking sets the state at the priority -200 of its hooks. For a chain with that
+    # priority, both states are possible.
     if step.hook not in _TRACKING_HOOKS or chain.base is None:
         return packet
     if chain.base.priority == _TRACKING:

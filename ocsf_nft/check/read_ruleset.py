@@ -1,10 +1,8 @@
 """Reader of all firewall rules in a namespace, including rules that nft doesn't list or decode.
 
-iptables-nft stores its extensions (matches and targets) as binary data. nft lists only the names of
-the extensions; the program iptables-nft-save decodes them. The tables of legacy iptables
-(ip_tables) do not belong to nftables, so nft does not list them. /proc lists the names of these
-tables, and the program iptables-legacy-save reads them. If one of the two programs isn't installed,
-the result names the rules that could not be read.
+nft lists only the names of iptables-nft's extensions (matches and targets); iptables-nft-save
+decodes them. nft does not list the tables of legacy iptables; iptables-legacy-save reads them. If
+one of the two programs is missing, the result names the rules that could not be read.
 """
 
 from __future__ import annotations
@@ -40,7 +38,7 @@ _NET: Final = Path("/proc/thread-self/net")
 def read(namespace: Namespace) -> Ruleset:
     """Return all rules in a network namespace, those of nftables and those of legacy iptables.
 
-    ``unread`` of the result has a message for each part of the rules that could not be read. Raises
+    ``unread`` of the result has a message for each part that could not be read. Raises
     UnsupportedError if nft can't list the rules.
     """
     binary = str(nft.find())
@@ -60,9 +58,9 @@ def read(namespace: Namespace) -> Ruleset:
 
 
 def generation(namespace: Namespace) -> bytes | None:
-    """Return the generation ID of a namespace's nftables ruleset; each change gives it a new ID.
+    """Return the kernel's ID of the present nftables ruleset; each change gives a new ID.
 
-    Return None if the kernel doesn't report the ID, for example because CAP_NET_ADMIN is missing.
+    Return None if the ID can't be read, for example because CAP_NET_ADMIN is missing.
     """
 
     def request() -> bytes | None:
@@ -97,7 +95,7 @@ def _json(namespace: Namespace, command: list[str]) -> Any:
 def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
     """Return ``found`` with the extensions of iptables decoded by iptables-nft-save, if possible.
 
-    The second result is a list of messages, one for each table that could not be decoded.
+    The second result has a message for each table that could not be decoded.
     """
     chains, unread = dict(found.chains), []
     for family, prefix in _PREFIXES.items():
@@ -135,11 +133,10 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 
 
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
-    """Return a chain whose opaque rules are decoded from the output of iptables-nft-save.
+    """Return the chain with iptables' decoding of the rules that nft can't decode.
 
-    A rule is opaque if nft can't decode it. ``saved`` is the parsed output. Each rule in the
-    result, opaque or not, has its line of the output as ``text``. If the output has more or fewer
-    rules for this chain than nft lists, return the chain unchanged.
+    ``saved`` is the output of iptables-nft-save. Each rule gets its line of this output as
+    ``text``. If the output has another number of rules for the chain, return the chain unchanged.
     """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):
@@ -178,8 +175,8 @@ def _read_legacy(namespace: Namespace) -> tuple[Mapping[ChainKey, Chain], list[s
 def legacy_tables(namespace: Namespace, family: str) -> tuple[str, ...]:
     """Return the names of a namespace's legacy iptables tables, for example ``filter``.
 
-    ``family`` is ``ip`` or ``ip6``. The result is empty if there are no such tables, or if their
-    names can't be read.
+    ``family`` is ``ip`` or ``ip6``. The result is empty if there are none, or if their names can't
+    be read.
     """
 
     def read_names() -> tuple[str, ...]:

@@ -115,7 +115,6 @@ def _open(path: Path) -> BufferedReader:
 
 
 def _boot_ns(text: str) -> int:
-    """Convert the text of ``--boot`` to nanoseconds since the epoch, UTC; raises UsageError."""
     import datetime as dt
 
     try:

@@ -192,8 +192,8 @@ def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> 
 class _Selection:
     """Reader of several event stores that shows the selected events.
 
-    ``is_selected`` gets the JSON line of an event, and returns true if the event is to be shown.
-    ``write`` shows such lines, and returns true if there were any.
+    ``is_selected`` takes the JSON line of an event. ``write`` shows such lines, and returns True if
+    there were any.
     """
 
     def __init__(
@@ -209,10 +209,9 @@ class _Selection:
         self._last = [next(each.newest(), None) for each in archives]
 
     def last(self, number: int | None) -> bool:
-        """Show the last ``number`` selected events in order; all of them if ``number`` is None.
+        """Show the last ``number`` (None: all) selected events in order; return True if any.
 
-        Return true if an event was shown. An event that was stored after the reader was created is
-        not shown; :meth:`follow` shows it.
+        Events that were stored after the reader was created are left to :meth:`follow`.
         """
         if number is None:
             return self._write(
@@ -228,7 +227,7 @@ class _Selection:
         return self._write(reversed(found))
 
     def follow(self) -> None:
-        """Show selected events as they are stored; never returns."""
+        """Show each new selected event when it is stored; never returns."""
         while True:
             for index, archive in enumerate(self._archives):
                 last = self._last[index]
@@ -272,10 +271,10 @@ def _filter(  # noqa: PLR0913, PLR0917 - each is an option
     until: str | None,
     uid: str | None,
 ) -> Callable[[bytes], bool]:
-    """Return a function that gets an event's JSON line, and returns true if all filters match it.
+    """Return a function that takes an event's JSON line, and returns True if all filters match it.
 
-    The arguments are the values of the command's options. If all are None or empty, every event
-    matches. Raises UsageError if a value is not valid.
+    The arguments are the values of the command's options. Raises UsageError if a value is not
+    valid.
     """
     import orjson
 
@@ -325,7 +324,7 @@ def _severity(name: str) -> int:
 def _time_ms(option: str, text: str) -> int:
     """Convert a time (ISO 8601), or an age such as ``12h``, to ms since the epoch, UTC.
 
-    ``text`` is the value of the command line option ``option``. Raises UsageError if ``text`` is
+    ``text`` is the value of the option with the name ``option``. Raises UsageError if ``text`` is
     neither.
     """
     ago = _AGO.fullmatch(text)

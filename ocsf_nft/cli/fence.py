@@ -165,10 +165,7 @@ def remove(  # noqa: PLR0913, PLR0917 - each is an option
 
 
 def _show_blocking_rules(installed: InstalledFence) -> None:
-    """Show the host's other rules that drop traffic which a VM's fence allows.
-
-    The user can then change these rules before the VM is started.
-    """
+    """Show the host's other rules that drop traffic which a VM's fence allows."""
     from ocsf_nft import check
     from ocsf_nft.ocsf.safe_text import visible
 

@@ -19,9 +19,9 @@ Writer: TypeAlias = "Callable[[Iterable[bytes]], Iterator[bytes]]"
 
 
 def writer(name: str) -> Writer:
-    """Return the function that converts JSON events to a format, such as ``jsonl``.
+    """Return the function that converts JSON events to the format ``name``, such as ``jsonl``.
 
-    ``name`` is the name of the format. Raises UsageError if the format is unknown.
+    Raises UsageError if the format is unknown.
     """
     if name not in _WRITERS:
         raise UsageError(f"--format {quoted(name)} is not known: give one of {', '.join(_WRITERS)}")

@@ -1,8 +1,7 @@
 """Descriptions of the configuration's keys, which a text editor shows for a configuration file.
 
-They are stored by class of the table and by key. A class also has the descriptions of its base
-classes. They are in a separate module, since only :mod:`ocsf_nft.config.schema` needs them. The
-test tests/config/test_schema.py fails for a key without a description.
+They are stored by the name of the table's class, and by key. The descriptions of a class also apply
+to its subclasses.
 """
 
 from __future__ import annotations

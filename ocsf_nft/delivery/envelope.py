@@ -1,4 +1,4 @@
-"""Form of an event that is delivered to a sink."""
+"""Form in which an event is delivered to a sink."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import orjson
 class Message:
     """Event to deliver to one sink, in the OCSF version that is configured for this sink.
 
-    ``uid`` is the event's ``metadata.uid``. It is the same in every OCSF version, and at each
-    repeated delivery. ``line`` is the event's JSON in UTF-8, without a line end.
+    ``uid`` is the event's ``metadata.uid``; it is the same at each repeated delivery. ``line`` is
+    the event's JSON in UTF-8, without a line end.
     """
 
     uid: str
     line: bytes
 
     def event(self) -> Any:
-        """Return the event, parsed from its JSON."""
+        """Return the event as decoded JSON."""
         return orjson.loads(self.line)

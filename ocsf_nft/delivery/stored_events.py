@@ -1,6 +1,6 @@
-"""Access to a store from another process: events, dead letters, and the backlog of each sink.
+"""Access to an event store from another process than the service; all functions block.
 
-A service can write to the store at the same time. All functions block.
+The service can write to the store at the same time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROWS: Final = 500
 
 
 class ArchivedEvent(NamedTuple):
-    """Event in a store, its number, and when it was stored (ms since the epoch, UTC)."""
+    """Stored event: its number, when it was stored (ms since the epoch, UTC), and its JSON line."""
 
     number: int
     stored_ms: int
@@ -31,7 +31,7 @@ class ArchivedEvent(NamedTuple):
 
 
 class SinkBacklog(NamedTuple):
-    """Backlog of a sink: how many undelivered events and how many dead letters it has."""
+    """Numbers of a sink's undelivered events (``waiting``) and of its refused events (``dead``)."""
 
     sink: str
     waiting: int
@@ -39,7 +39,7 @@ class SinkBacklog(NamedTuple):
 
 
 def stores(folder: Path) -> list[Path]:
-    """Return the paths of the stores' database files below a state directory.
+    """Return the database files of all event stores below a state directory.
 
     Raises AbsentError if there are none.
     """
@@ -52,7 +52,7 @@ def stores(folder: Path) -> list[Path]:
 
 
 class Archive:
-    """Reader of a store's database file, to which a service may write at the same time."""
+    """Reader of an event store's database file, to which a service may write at the same time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,16 +68,11 @@ class Archive:
         self._database.close()
 
     def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
-        """Open the store's database file again if another file has replaced it.
+        """Open the database file again if another file has replaced it.
 
-        Returns the event after which reading continues; None means that reading starts at the
-        beginning. ``last`` is the event that was read last; None if none was read. If the file was
-        not replaced, the result is ``last``.
-
-        If another process deletes the file, the service writes its events to a new file, with the
-        same numbers. Then the result is ``last`` too. If the new file does not have that event, the
-        result is None. For example, the new file is that of another store. Raises SourceError if
-        the file can't be read.
+        ``last`` is the last event that was read, or None. Returns ``last`` if reading can continue
+        after this event. Returns None if the new file lacks this event: then reading starts at the
+        beginning. Raises SourceError if the new file can't be read.
         """
         if not self._database.is_replaced():
             return last
@@ -114,10 +109,9 @@ class Archive:
             number = rows[-1].number
 
     def dead_letters(self, sink: str | None = None) -> Iterator[DeadLetter]:
-        """Yield the dead letters of one sink, or of all sinks (None), oldest first.
+        """Yield the dead letters (refused events) of a sink, or of all sinks (None), oldest first.
 
-        A dead letter is an event that a sink has refused. Raises SourceError if the database file
-        can't be read.
+        Raises SourceError if the database file can't be read.
         """
         last = 0
         query = "SELECT * FROM dead WHERE id > ? AND sink = IFNULL(?, sink) ORDER BY id LIMIT ?"
@@ -126,7 +120,7 @@ class Archive:
             last = rows[-1][0]
 
     def sink_backlogs(self) -> list[SinkBacklog]:
-        """Return for each sink the number of undelivered events and the number of dead letters.
+        """Return the backlog of each sink.
 
         Raises SourceError if the database file can't be read.
         """
@@ -141,11 +135,8 @@ class Archive:
         return [ArchivedEvent(*row) for row in self._query(query, *numbers, _ROWS)]
 
     def _query(self, query: str, *parameters: object) -> list[Any]:
-        """Return the rows of an SQL query; no rows if the database has no tables yet.
-
-        A service creates the tables shortly after the file.
-        """
         with self._database.transaction() as connection:
+            # A service creates the tables shortly after the file.
             return (
                 connection.execute(query, parameters).fetchall() if _is_created(connection) else []
             )
@@ -159,10 +150,9 @@ def _is_created(connection: sqlite3.Connection) -> bool:
 def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
     """Request a retry of dead letters (refused events) in the store ``path``; return their number.
 
-    ``sink`` selects the dead letters of the sink with this name, ``uid`` those of the event with
-    this ``metadata.uid``. None does not limit the selection. The service that uses the store sends
-    them again within seconds, or after its next start. Raises DeliveryError if the store can't be
-    written.
+    ``sink`` and ``uid`` (the event's ``metadata.uid``) limit the retry, unless they are None. The
+    service that uses the store sends the events again within seconds, or after its next start.
+    Raises DeliveryError if the store can't be written.
     """
     # Not by Database, which quarantines a damaged file.
     uri = f"{path.absolute().as_uri()}?mode=rw"

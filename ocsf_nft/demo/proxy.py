@@ -48,10 +48,7 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 def _answer(request: bytes) -> bytes:
-    """Return the response to a proxy request: 200 for a GET in absolute form, else 501.
-
-    Clients send the absolute form only to proxies (RFC 9112, 3.2.2).
-    """
+    # Clients send the absolute form only to proxies (RFC 9112, 3.2.2).
     is_get = request.startswith(b"GET http://")
     status, page = (b"200 OK", _PAGE) if is_get else (b"501 Not Implemented", b"")
     return b"HTTP/1.1 %b\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b" % (

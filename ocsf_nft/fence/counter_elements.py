@@ -1,13 +1,9 @@
-"""Decoding of the elements of an nftables set with counters, as nf_tables sends them.
+"""Decoder for the elements of an nftables set with counters, as the kernel sends them.
 
-Each element has a flow as its key, and counts the packets and bytes of that flow. The layouts and
-constants are from ``include/uapi/linux/netfilter/nf_tables.h``.
-
-There may be tens of thousands of elements, so decoding must be fast. In nearly every set, all
-elements have their attributes at the same offsets. So the first element is decoded attribute by
-attribute, to find these offsets. Then all elements are decoded at once with these offsets. This is
-possible only if elements differ in nothing but the bytes of key, counts and expiration. If they
-differ in other bytes, each element is decoded separately.
+Each element has a flow as its key, and counts the packets and bytes of that flow. A set may have
+tens of thousands of elements, so decoding must be fast. If all elements have the same byte layout,
+they are decoded together, otherwise one after the other. The attribute types are from
+``include/uapi/linux/netfilter/nf_tables.h``.
 """
 
 from __future__ import annotations
@@ -47,9 +43,10 @@ class _Span(NamedTuple):
 
 
 class _Offsets(NamedTuple):
-    """Offsets of the values of one set element in a netlink payload, and the element's timeout.
+    """Byte offsets of one set element's values in a netlink payload.
 
-    ``expiration`` is None if the element does not expire. ``timeout_ms`` is a value, not an offset.
+    ``expiration`` is None if the element does not expire. ``timeout_ms`` is not an offset, but the
+    timeout itself.
     """
 
     key: int
@@ -61,12 +58,12 @@ class _Offsets(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Byte layout that all elements of a set share, so that all can be decoded at once.
+    """Byte layout that all elements of a set share.
 
-    ``form`` splits the bytes of one element into columns. The columns are in turn constant bytes
-    and values. ``same`` has the number and the content of each column of constant bytes. ``key``,
-    ``packets``, ``bytes`` and ``expiration`` are the column numbers of these values. ``timeout_ms``
-    is the timeout of each element.
+    ``form`` splits an element's bytes into columns: equal bytes and values by turns. Equal bytes
+    are the same in all elements. ``same`` has the column number and the content of each column of
+    equal bytes. ``key``, ``packets``, ``bytes`` and ``expiration`` are the column numbers of these
+    values. ``timeout_ms`` is the timeout of each element.
     """
 
     form: struct.Struct
@@ -79,12 +76,11 @@ class _Layout:
 
 
 class ElementParser:
-    """Parser of the elements of one nftables set that counts packets by flow.
+    """Parser for the elements of one nftables set that counts packets by flow.
 
     ``key_bytes`` is the length of the set's keys. Elements with a key of another length, or without
-    a counter, are ignored. ``timeout_ms`` is the timeout of the set. It applies to each element
-    that has no other timeout. ``seen`` is the number of all parsed elements, including the ignored
-    ones.
+    a counter, are ignored. ``timeout_ms`` is the timeout of elements for which the kernel sends no
+    timeout. ``seen`` is the number of all parsed elements, including the ignored ones.
     """
 
     def __init__(self, key_bytes: int, timeout_ms: int) -> None:
@@ -94,10 +90,9 @@ class ElementParser:
         self._layout: _Layout | None = None
 
     def parse(self, payload: memoryview) -> list[Element]:
-        """Return the set elements, with their counts, that one part of a netlink dump contains.
+        """Return the elements in ``payload``, the value of NFTA_SET_ELEM_LIST_ELEMENTS.
 
-        ``payload`` is the value of an attribute NFTA_SET_ELEM_LIST_ELEMENTS. If the length of an
-        element is invalid, only the elements before it are returned.
+        If an element has an invalid length, only the elements before it are returned.
         """
         if self._layout is None:
             self._layout = self._find_layout(payload)
@@ -110,10 +105,7 @@ class ElementParser:
         return self.parse_one_by_one(payload)
 
     def parse_one_by_one(self, payload: memoryview) -> list[Element]:
-        """Return the same elements as :meth:`parse`, but decode each element separately.
-
-        This is slower, but it works even if the elements have different layouts.
-        """
+        """Return the same elements as :meth:`parse`; decode each element separately (slower)."""
         found = []
         for kind, element in _spans(payload, _Span(0, len(payload))):
             if kind != _NFTA_LIST_ELEM:
@@ -133,10 +125,7 @@ class ElementParser:
         return found
 
     def _locate(self, payload: memoryview, element: _Span) -> _Offsets | None:
-        """Return the offsets of an element's key, counts and expiration in the payload.
-
-        Return None if the element has no counter, or if its key is not as long as the set's keys.
-        """
+        """Return the offsets of an element's values; None if this parser ignores the element."""
         parts = dict(_spans(payload, element))
         key = _nested(payload, parts.get(_NFTA_SET_ELEM_KEY), _NFTA_DATA_VALUE)
         if key is None or key.end - key.start != self._key_bytes:
@@ -158,8 +147,7 @@ class ElementParser:
     def _find_layout(self, payload: memoryview) -> _Layout | None:
         """Return the byte layout of the first set element in the payload.
 
-        Return None if that element is truncated, has no counter, or does not expire. Also return
-        None if the element's key is not as long as the set's keys.
+        Return None if this element is truncated or ignored, or does not expire.
         """
         kind, element = next(_spans(payload, _Span(0, len(payload))), (None, _Span(0, 0)))
         offsets = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
@@ -203,9 +191,9 @@ def _parse_uniform(payload: memoryview, layout: _Layout) -> list[Element] | None
 
 
 def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
-    """Yield the type, and the span of the value, of each netlink attribute in a payload.
+    """Yield type and value span of each netlink attribute in the part ``within`` of a payload.
 
-    Only the part ``within`` of the payload is read. A malformed attribute ends the iteration.
+    A malformed attribute ends the iteration.
     """
     start, end = within
     while start + _ATTRIBUTE.size <= end:
@@ -217,18 +205,11 @@ def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
 
 
 def _nested(payload: memoryview, nest: _Span | None, kind: int) -> _Span | None:
-    """Return the value span of the attribute of type ``kind`` inside the attribute ``nest``.
-
-    If there are several such attributes, return the last one. If there is none, return None.
-    """
+    """Return the value span of the last attribute of type ``kind`` in ``nest``; None if missing."""
     return None if nest is None else dict(_spans(payload, nest)).get(kind)
 
 
 def _offset64(value: _Span | None) -> int | None:
-    """Return the start of an attribute's value if the value is a 64-bit number.
-
-    Return None if the attribute is missing, or if the value has another size.
-    """
     return None if value is None or value.end - value.start != _NUMBER.size else value.start
 
 
@@ -238,10 +219,9 @@ def _number(payload: memoryview, start: int) -> int:
 
 
 def _counter(payload: memoryview, parts: dict[int, _Span]) -> _Span | None:
-    """Return the data attribute of an element's counter expression; None if it has no counter.
+    """Return the data attribute of an element's first counter; None if the element has no counter.
 
-    ``parts`` are the attributes of the element, by type. If the element has several counters, the
-    first one is used.
+    ``parts`` are the attributes of the element, by type.
     """
     expression_list = parts.get(_NFTA_SET_ELEM_EXPRESSIONS)
     expressions = (

@@ -1,7 +1,6 @@
 """Installation, verification and removal of a fence: atomic and idempotent.
 
-All functions block for some milliseconds (nft, procfs), so asyncio code must call them in a thread.
-They need:
+All functions block for some milliseconds, so asyncio code must call them in a thread. They need:
 
 - CAP_NET_ADMIN over the sandbox's namespace;
 - CAP_SYS_ADMIN to enter a namespace that is not the process's own;
@@ -46,7 +45,7 @@ class Verification:
     """Result of comparing a fence in the kernel with its record in the state directory.
 
     ``difference`` is a short text for people; empty if there is none. ``installed`` is the record;
-    None if the record is missing.
+    None if there is none.
     """
 
     verdict: Verdict
@@ -55,7 +54,7 @@ class Verification:
 
 
 def plan(spec: FenceSpec, namespace: Namespace, transport: LogTransport) -> str:
-    """Return the ruleset text that :func:`install` would load now; the system does not change."""
+    """Return the ruleset text that :func:`install` would load now; change nothing."""
     return ruleset.fence_and_guard(spec, _survey(spec, namespace), transport)
 
 
@@ -67,11 +66,10 @@ def install(
 ) -> InstalledFence:
     """Install or replace the fence of a namespace, and store its record in the state directory.
 
-    ``transport`` is the way in which the kernel's log records reach this program. None selects the
-    first transport that works: NFLOG, else the kernel log, else no log rules at all. In the last
-    case ``degraded`` of the result has the reason. If ``transport`` names a transport that does not
-    work, the installation fails. A fence that is already installed in the same form is not loaded
-    again.
+    A fence that is already installed in the same form is not loaded again. ``transport`` is the way
+    in which the kernel's log records reach this program. If it is given and does not work, the
+    installation fails. None selects the first that works: NFLOG, then the kernel log. If none
+    works, refused packets are not logged, and ``degraded`` of the result has the reason.
 
     Raises AbsentError, UnsupportedError, FenceError or DeliveryError. After an error the previous
     fence is still active, unless the message states otherwise.
@@ -84,20 +82,18 @@ def install(
 def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     """Load a sandbox's fence again if it differs from its record, and return the record.
 
-    The fence is also loaded again if the network interfaces differ from the record, or if the
-    record is from another version of ocsf-nft. If no log transport worked for the recorded fence,
-    it is always loaded again, because one may work now. Returns None if there is no record, because
-    the fence was removed. Raises the errors of :func:`install`.
+    The fence is also loaded again in three other cases: the network interfaces have changed, the
+    record is from another version of ocsf-nft, or the fence has no log transport. Returns None if
+    there is no record. Raises the errors of :func:`install`.
     """
     with state.locked():
         return renew_locked(sandbox, state, nft.load)
 
 
 def renew_locked(sandbox: str, state: StateDirectory, load_text: LoadText) -> InstalledFence | None:
-    """Do the same as :func:`renew`, but without taking the lock ``state.locked()``.
+    """Do the same as :func:`renew`, for a caller that holds the lock ``state.locked()``.
 
-    The caller must hold the lock. ``load_text`` loads a ruleset into a namespace, as
-    :func:`nft.load` does.
+    ``load_text`` loads a ruleset into a namespace, as :func:`nft.load` does.
     """
     before = state.read(sandbox)
     if before is None:
@@ -155,10 +151,10 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
 
 
 def is_installed(namespace: Namespace, device: str | None = None) -> bool:
-    """Return true if a namespace has a fence of any sandbox.
+    """Return True if a namespace has a fence of any sandbox.
 
-    With ``device``, return true if it has a fence for the VM on that TAP device. Raises
-    UnsupportedError, FenceError.
+    With ``device``, only a fence for the VM on that TAP device counts. Raises UnsupportedError,
+    FenceError.
     """
     return table_query.comment(namespace, *_default_table_ids(device)[0]) is not None
 
@@ -171,10 +167,10 @@ def verify(
 ) -> Verification:
     """Compare the fence in the kernel, and the sandbox's present interfaces, with their record.
 
-    ``namespace`` is where the fence must be; None means the namespace in the record. Without a
-    record, None means the namespace of this process. To find a VM's fence without a record,
-    ``device`` must be the VM's TAP device. Raises UnsupportedError if reading is not permitted,
-    FenceError if the record is damaged.
+    ``namespace`` is where the fence must be; None means the recorded namespace. Without a record,
+    None means the namespace of this process. ``device`` is a VM's TAP device, needed only if there
+    is no record. Raises UnsupportedError if reading is not permitted, FenceError if the record is
+    damaged.
     """
     installed = state.read(sandbox)
     if installed is None:
@@ -222,10 +218,9 @@ def remove(
 ) -> None:
     """Remove a sandbox's fence, its guard on the host and its record.
 
-    ``namespace`` is where the fence is; None means the namespace in the record. Without a record,
-    None means the namespace of this process. To find a VM's fence without a record, ``device`` must
-    be the VM's TAP device. Raises AbsentError if there is no fence. Raises FenceError if the fence
-    belongs to another sandbox, UnsupportedError if removal is not permitted.
+    ``namespace`` and ``device`` have the meaning that they have in :func:`verify`. Raises
+    AbsentError if there is no fence, and FenceError if the fence belongs to another sandbox. Raises
+    UnsupportedError if removal is not permitted.
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
@@ -269,10 +264,7 @@ def _survey(spec: FenceSpec, namespace: Namespace) -> Surroundings:
 
 
 def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
-    """Return messages about interfaces that the fence does not cover; empty if there are none.
-
-    For a VM, the message is about a TAP device that was deleted or created again.
-    """
+    """Return messages about interfaces that the fence does not cover; empty if there are none."""
     tap = installed.spec.tap
     if tap is None:
         more = set(where.call(links.names)) - set(installed.around.links)
@@ -287,11 +279,10 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return ``spec``, with ``has_changed`` true if the fence has had both modes in this namespace.
+    """Return ``spec`` with ``has_changed``: True if the fence was both enforcing and permissive.
 
-    The modes are enforcing and permissive. The fence's tables may still have counters of the
-    earlier mode. ``before`` is the record of the previous fence. ``identity`` identifies the
-    namespace of the new fence. In a new namespace, there are no earlier counters.
+    Only the namespace ``identity`` counts, because a new namespace has no counters of an earlier
+    mode.
     """
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -305,14 +296,12 @@ def _is_of_this_version(installed: InstalledFence) -> bool:
 
 
 def _refuse_other_namespace(installed: InstalledFence, namespace: Namespace) -> None:
-    """Raise FenceError if the sandbox's recorded fence is active in another namespace.
-
-    Otherwise a new record would replace the only record of that fence.
-    """
+    """Raise FenceError if the sandbox's recorded fence is active in another namespace."""
     if namespace.identity() == installed.identity:
         return
     device = None if installed.spec.tap is None else installed.spec.tap.device
     if _is_there(installed, installed.namespace) and is_installed(installed.namespace, device):
+        # A new record would replace the only record of that fence.
         raise FenceError(
             f"the fence of sandbox {installed.spec.sandbox} is installed in {installed.namespace}, "
             f"not in {namespace}: remove that fence first"
@@ -327,10 +316,9 @@ def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 
 
 def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
-    """Return true if a recorded fence is active in a namespace, or if this can't be checked.
+    """Return True if a recorded fence is active in a namespace, or if this can't be checked.
 
-    It can't be checked if ``namespace`` (for example a path) no longer refers to the namespace in
-    which the fence was recorded.
+    It can't be checked if ``namespace``, for example a path, now refers to another namespace.
     """
     return not _is_there(installed, namespace) or any(
         table_query.comment(namespace, *table_id) is not None
@@ -395,11 +383,6 @@ def _remove_replaced(before: InstalledFence, now: InstalledFence) -> None:
 
 
 def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateDirectory) -> None:
-    """Undo the changes to the records and the sysctls after a failed installation.
-
-    Stores the record ``before`` again. If ``before`` is None, deletes the sandbox's record. Then
-    restores the sysctls that no installed fence needs.
-    """
     sandbox = intended.spec.sandbox
     if before is None:
         try:
@@ -413,10 +396,9 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
 
 
 def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
-    """Restore the sysctls that no fence needs any more; return ``installed`` unchanged.
+    """Restore the log and forwarding sysctls that no fence needs; return ``installed`` unchanged.
 
-    These sysctls are ``nf_log_all_netns`` and those of IP forwarding. ``installed`` is the
-    sandbox's present fence. Raises FenceError if a sysctl can't be restored.
+    Raises FenceError if a sysctl can't be restored.
     """
     sandbox = installed.spec.sandbox
     try:
@@ -429,10 +411,9 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 
 def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
-    """Return the families and names of the tables of a fence that has no record.
+    """Return the ids of the tables that a fence has if there is no record of it.
 
-    With ``device`` (a TAP device), these are the tables of a VM's fence. Otherwise, they are the
-    tables of a namespace's fence.
+    ``device`` is a VM's TAP device; None for the fence of a namespace.
     """
     tables = ruleset.tables_of("sandbox" if device is None else "tap", device)
     return tuple(TableId(table.family, table.name) for table in tables)
@@ -445,16 +426,14 @@ def _remove_guard(spec: FenceSpec) -> None:
 
 
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
-    """Restore ``nf_log_all_netns``, unless the fence of another sandbox uses the kernel log.
-
-    If the record of another sandbox is damaged, the kernel log counts as used.
-    """
+    """Restore ``nf_log_all_netns``, unless the fence of another sandbox uses the kernel log."""
     before = state.all_netns_before()
     if before is None:
         return
     for other in state.sandboxes():
         if other != sandbox:
             found = _read_record(other, state)
+            # The fence of a damaged record may use the kernel log.
             if found is None or found.transport == "kmsg":
                 return
     kernel_log_sysctl.restore(before)
@@ -466,9 +445,7 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    Two kinds of fences do not count: the fence of the sandbox ``besides``, and a fence that is
-    recorded but not active. If a record is damaged, nothing is restored, because the fence of that
-    record may need all these sysctls.
+    The fence of the sandbox ``besides`` does not count.
     """
     if state.forwarding_before(identity) is None:
         return
@@ -476,6 +453,7 @@ def _release_forwarding(
     for other in state.sandboxes():
         if other != besides:
             found = _read_record(other, state)
+            # The fence of a damaged record may need all these sysctls.
             if found is None:
                 return
             if found.identity == identity and _may_be_active(found, namespace):

@@ -1,9 +1,4 @@
-"""Execution of the program nft: only from trusted directories, without a shell.
-
-nft reads the ruleset from a memfd, which is a file in memory. Standard input would need
-``/dev/stdin``, which a minimal guest may lack. A file on a disk would need free space. A memfd
-needs neither, and no other process can change it.
-"""
+"""Functions that run the program nft: only from trusted directories, without a shell."""
 
 from __future__ import annotations
 
@@ -55,13 +50,12 @@ _MODULES: Final = {
 
 
 def load(namespace: Namespace, text: str) -> None:
-    """Load the ruleset ``text`` inside a namespace in one transaction: all of it or nothing.
+    """Load the ruleset ``text`` into a namespace in one transaction: all of it or nothing.
 
     Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError if nft, the privilege or a
-    kernel feature is missing. Raises FenceError for any other failure, for example if the kernel
-    refuses the ruleset. After an error, the ruleset in the kernel is unchanged. There is one
-    exception: if nft does not end within 30 s, FenceError is raised, and the ruleset may have
-    changed.
+    kernel feature is missing. Raises FenceError for any other failure. After an error, the ruleset
+    in the kernel is unchanged, with one exception. If nft does not end within 30 s, the ruleset may
+    have changed.
     """
     result = _run_on(namespace, text)
     if result.returncode != 0:
@@ -69,10 +63,11 @@ def load(namespace: Namespace, text: str) -> None:
 
 
 def show_messages(namespace: Namespace, text: str) -> str:
-    """Return the netlink messages that nft would send for a ruleset, as text; nothing is loaded.
+    """Return the netlink messages that nft would send for a ruleset, as text; load nothing.
 
-    The format is libmnl's (``mnl_nlmsg_fprintf``). The text is complete even if the kernel would
-    reject the ruleset. Raises UnsupportedError if nft is missing, FenceError if nft can't be run.
+    The format is that of libmnl (``mnl_nlmsg_fprintf``). The text is complete even if the kernel
+    would reject the ruleset. Raises UnsupportedError if nft is missing, FenceError if nft can't be
+    run.
     """
     return _run_on(namespace, text, "-c", "--debug=mnl").stdout
 
@@ -80,11 +75,10 @@ def show_messages(namespace: Namespace, text: str) -> str:
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
     """Return nft's listing of a table, with rule handles; None if there is no such table.
 
-    Counter values and set elements are omitted, so large sets cost nft neither time nor memory. If
-    a socket owns the table exclusively, the owner and its flag are removed from the listing. So the
-    listing is the same with and without an owner. Raises UnsupportedError if nft or the permission
-    is missing, FenceError if nft fails.
+    The listing omits counter values, set elements and the exclusive owner of the table. Raises
+    UnsupportedError if nft or the permission is missing, FenceError if nft fails.
     """
+    # Counter values and elements of large sets would cost nft time and memory (-s, -t).
     result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
     if result.returncode == 0:
         exclusive = _EXCLUSIVE.match(result.stdout)
@@ -97,7 +91,7 @@ def list_table(namespace: Namespace, family: str, table: str) -> str | None:
 
 
 def permission_error() -> UnsupportedError:
-    """Return the exception to raise if the kernel does not let this process change nftables."""
+    """Return the error to raise if the kernel does not let this process change nftables."""
     return UnsupportedError(
         "the kernel does not let us change nftables here: "
         "run as root, or with CAP_NET_ADMIN over this network namespace"
@@ -105,7 +99,7 @@ def permission_error() -> UnsupportedError:
 
 
 def find() -> Path:
-    """Return the path of the program nft; raise UnsupportedError if no trusted directory has it."""
+    """Return the path of nft; raises UnsupportedError if no trusted directory has this program."""
     found = find_program("nft")
     if found is None:
         raise UnsupportedError(
@@ -118,8 +112,8 @@ def find() -> Path:
 def find_program(name: str) -> Path | None:
     """Return the path of a program file that only root can change; None if there is none.
 
-    Only the directories of :data:`TRUSTED` are searched. The file must be executable and belong to
-    root, and no group or other user may have the permission to write it.
+    Only the directories of :data:`TRUSTED` are searched. The file must be executable, belong to
+    root, and be writable for nobody else.
     """
     owner = Path("/").stat().st_uid  # root; a user namespace may show another uid
     for directory in TRUSTED:
@@ -136,6 +130,8 @@ def find_program(name: str) -> Path | None:
 
 def _run_on(namespace: Namespace, text: str, *options: str) -> subprocess.CompletedProcess[str]:
     binary = find()
+    # Not standard input: a minimal guest may lack /dev/stdin. Not a file on a disk: it would need
+    # free space, and another process could change it.
     with _report_shortage():
         descriptor = os.memfd_create("ocsf-nft-ruleset")
     try:
@@ -178,10 +174,7 @@ def _run(
 
 @contextlib.contextmanager
 def _report_shortage() -> Iterator[None]:
-    """Convert an OSError in the ``with`` body to a FenceError.
-
-    The OSError means that nft can't be run: there are too few files, processes or memory.
-    """
+    """Convert an OSError (too few files, processes or memory) to a FenceError."""
     try:
         yield
     except OSError as error:

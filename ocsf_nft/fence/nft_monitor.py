@@ -1,7 +1,7 @@
 """Monitor of a fence's nftables tables in one network namespace.
 
-The monitor reads the kernel's notices about changes to the tables. It also sends the transactions
-that restore the tables.
+The monitor reads the kernel's notices about changes, and sends transactions that restore the
+tables.
 """
 
 from __future__ import annotations
@@ -40,24 +40,23 @@ OVERRUN: Final = Transaction(
 
 
 class NftMonitor:
-    """Two netlink sockets in one network namespace, for the tables of a fence.
+    """Monitor of a fence's nftables tables, with two netlink sockets in one network namespace.
 
     The socket ``notices`` receives the kernel's notices about changes to the tables. The second
-    socket sends transactions that change the tables. One thread reads the notices; other threads
-    may send transactions too. Methods that use a socket raise OSError. Only the constructor raises
-    SourceError instead.
+    socket changes the tables. One thread reads the notices; any thread may change the tables.
+    Methods raise OSError if a socket fails.
 
-    A generation is the number that the kernel gives to a state of the ruleset. Each transaction
-    increments it. Changes up to ``restored_generation`` were reverted or accepted, and need no
-    repair. Changes up to ``regular_generation`` count as part of an installation by ocsf-nft, not
-    as tampering. ``regular_generation`` is None until there are such changes.
+    A generation is the kernel's number of a ruleset; each transaction increments it. Changes up to
+    ``restored_generation`` need no repair. Changes up to ``regular_generation`` count as an
+    installation by ocsf-nft, not as tampering. ``regular_generation`` is None if there are no such
+    changes.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
         """Open both sockets, and subscribe to the kernel's notices about changes to ``tables``.
 
-        Raises SourceError if a socket can't be opened. Raises AbsentError if the namespace does not
-        exist, UnsupportedError if it can't be entered.
+        Raises SourceError if a socket can't be opened, AbsentError if the namespace does not exist.
+        Raises UnsupportedError if the namespace can't be entered.
         """
         self.namespace = namespace
         #: Identity of the sockets' namespace; another one may have the same name by now.
@@ -81,10 +80,10 @@ class NftMonitor:
         self._nftables.close()
 
     def read(self) -> list[Transaction]:
-        """Read the waiting notices; return the transactions on the tables by other processes.
+        """Read the waiting notices; return the transactions of other processes on the tables.
 
-        If no notice has arrived, the result is empty. The method waits only for the rest of an
-        incomplete transaction, at most 0.02 s for each part. If the kernel dropped notices,
+        The list is empty if no notice has arrived. The method blocks only if a part of a
+        transaction is missing, at most 0.02 s for each part. If the kernel dropped notices,
         :data:`OVERRUN` replaces the missing transactions.
         """
         found: list[Transaction] = []
@@ -108,20 +107,18 @@ class NftMonitor:
         return [each for each in found if each.port != self._nftables.port]
 
     def is_reverted(self, transaction: Transaction) -> bool:
-        """Return true if a transaction needs no repair, because it was reverted or accepted.
+        """Return True if a transaction needs no repair, because it was reverted or accepted.
 
-        Return False if the transaction's ``generation`` is None, because then its position is
-        unknown.
+        Return False if the transaction's ``generation`` is None.
         """
         return transaction.generation is not None and _is_up_to(
             transaction.generation, self.restored_generation
         )
 
     def is_regular(self, transaction: Transaction) -> bool:
-        """Return true if a transaction is part of an installation by ocsf-nft, and so no tampering.
+        """Return True if a transaction is part of an installation by ocsf-nft, and so no tampering.
 
-        This is true for each transaction up to the number ``regular_generation``. Return False if
-        ``regular_generation`` or the transaction's ``generation`` is None.
+        Return False if the transaction's ``generation`` is None.
         """
         return (
             transaction.generation is not None
@@ -130,10 +127,7 @@ class NftMonitor:
         )
 
     def generation(self) -> int:
-        """Return the generation: the number that the kernel gives to the present ruleset.
-
-        Each transaction in the namespace increments this number.
-        """
+        """Return the number of the present ruleset, which each transaction increments."""
         with self._lock:
             try:
                 return self._nftables.generation()
@@ -145,7 +139,7 @@ class NftMonitor:
         """Accept all changes up to the ruleset with the number ``generation``.
 
         Accepted changes are not reverted, and do not count as tampering. Nothing happens if
-        ``restored_generation`` is higher already.
+        ``restored_generation`` is already higher.
         """
         with self._lock:
             if _is_up_to(self.restored_generation, generation):
@@ -154,9 +148,8 @@ class NftMonitor:
     def restore(self, statements: Sequence[Statement]) -> None:
         """Restore the fence after changes: execute ``statements`` in one transaction.
 
-        First the number of the present ruleset is read. The kernel refuses the transaction if
-        another process changes the ruleset after that. Then both steps are repeated. After eight
-        refusals, the transaction is sent without this condition.
+        If another process changes the ruleset at the same time, the kernel refuses the transaction.
+        Then the transaction is repeated. After eight refusals, it is executed without this check.
         """
         with self._lock:
             for _ in range(_TRIES):
@@ -174,11 +167,9 @@ class NftMonitor:
             self.commit(statements)
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """Execute all statements in one transaction, or none of them: see :meth:`Nftables.commit`.
+        """Execute all statements in one transaction, or none of them, like :meth:`Nftables.commit`.
 
-        Both methods have the same arguments and raise the same errors. After a timeout, the
-        kernel's answer may still arrive on the present socket. So a new socket replaces it before
-        TimeoutError is raised.
+        After a TimeoutError, the monitor can still be used, because a new socket is opened.
         """
         with self._lock:
             try:
@@ -190,8 +181,8 @@ class NftMonitor:
     def take_ownership(self) -> None:
         """Make our socket the exclusive owner of the fence's tables, and set ``is_owner`` to True.
 
-        Afterwards no other socket can change the tables. If a table is missing, nothing is changed,
-        and ``is_owner`` is False. Raises PermissionError if another socket owns one of the tables.
+        Then no other socket can change the tables. If a table is missing, nothing is changed, and
+        ``is_owner`` is False. Raises PermissionError if another socket owns one of the tables.
         """
         with self._lock:
             self.is_owner = False
@@ -215,11 +206,7 @@ class NftMonitor:
                     return
 
     def _reopen(self) -> None:
-        """Replace the socket that sends transactions, after a timeout.
-
-        The kernel's late answer may still arrive on the old socket. If the old socket owned the
-        tables, the new one takes the ownership.
-        """
+        # The kernel's late answer may still arrive on the old socket.
         fresh = self.namespace.call(Nftables)
         self._nftables.close()
         self._nftables = fresh

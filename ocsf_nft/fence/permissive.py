@@ -1,16 +1,15 @@
 """Conversion of a policy file to its permissive form, which logs packets but refuses none.
 
-A policy file (``rules/*.nft``) refuses packets in two ways: by the policy of a base chain, and by
-the statements ``drop`` and ``reject``. The conversion replaces each of these by ``accept``.
+A policy file (``rules/*.nft``) refuses packets by the policy of a base chain, and by the statements
+``drop`` and ``reject``. The conversion replaces each of these by ``accept``.
 
-Each rule of the policy counts its packets by a jump to its accounting chain: the rule ``egress``
-by the line ``jump account_egress``. The conversion adds ``jump skip_egress`` before this line and
-``jump mark_egress`` after it. It does the same for every other rule. The chains ``skip_…`` and
-``mark_…`` are in ``rules/permissive.nft`` (for a VM in ``rules/permissive_tap.nft``). If a chain is
-missing there, the jump to it is not added.
+The conversion also adds a jump before and after each jump to an accounting chain. For example,
+``jump skip_egress`` comes before ``jump account_egress``, and ``jump mark_egress`` after it. The
+chains ``skip_…`` and ``mark_…`` are in ``rules/permissive.nft`` (for a VM in
+``rules/permissive_tap.nft``). A jump to a missing chain is not added.
 
-Names of sandboxes and links are inserted into the text after the conversion. So the conversion
-can't mistake such a name for a statement. This module has no side effects and runs on any OS.
+Names of sandboxes and links are inserted after the conversion, which could mistake them for
+statements.
 """
 
 from __future__ import annotations
@@ -33,9 +32,8 @@ _BEGIN: Final = re.compile(r"^# accounting\.nft: ", re.MULTILINE)
 def make_permissive(policy: str, additions: str) -> str:
     """Return the permissive form of a policy file's text, with the chains of ``additions``.
 
-    ``policy`` is the text of a policy file in ``rules/``. ``additions`` is the text of the file
-    with the permissive chains, such as ``permissive.nft``; if it is empty, no chains are added.
-    Raises AssertionError if the conversion could be wrong, for example because of a comment after a
+    ``additions`` is the text of a file such as ``rules/permissive.nft``; it may be empty. Raises
+    AssertionError if the conversion could be wrong, for example because of a comment after a
     statement.
     """
     chains = set(_PERMISSIVE_CHAIN.findall(additions))
@@ -55,10 +53,6 @@ def refusals(policy: str) -> tuple[str, ...]:
 
 
 def _unquoted(line: str) -> str:
-    """Replace each quoted text in a line by ``""``; return an empty string for a comment line.
-
-    Raises AssertionError if the line has other text before a comment.
-    """
     if _COMMENT.match(line):
         return ""
     unquoted = _QUOTED.sub('""', line)

@@ -2,8 +2,7 @@
 
 A packet to the cloud's metadata service has the tactic Credential Access. Any other refused packet
 has the tactic Command and Control. Packets of one user to very many destinations have the tactic
-Discovery (:data:`SCAN`). Techniques that *use* a proxy or a tunnel, or that disable a firewall, do
-not apply. All names and ids are from one version of the ATT&CK matrix (``_VERSION``).
+Discovery (:data:`SCAN`).
 """
 
 from __future__ import annotations
@@ -70,9 +69,8 @@ _BY_KIND: Final = {
 def attacks(record: Record, *, is_cloud_metadata: bool) -> tuple[Attack, ...]:
     """Return the ATT&CK technique that fits a refused packet's protocol and destination.
 
-    The result has exactly one item. The technique describes the purpose of the packet, although the
-    packet did not arrive. For example, a packet to TCP port 443 has the technique Web Protocols.
-    ``is_cloud_metadata`` is true for a packet to the cloud's metadata service.
+    The result has exactly one item. For example, a packet to TCP port 443 has the technique Web
+    Protocols. ``is_cloud_metadata`` is true for a packet to the cloud's metadata service.
     """
     if is_cloud_metadata:
         return _METADATA_API

@@ -1,4 +1,4 @@
-"""OCSF enrichment of an event: the method and confidence of a packet's attribution to a process."""
+"""OCSF enrichment of an event with the sending process, and with the method that found it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNKNOWN: Final = "unknown"
 
 
 def enrichments_of(attribution: Attribution | None) -> tuple[Enrichment, ...] | None:
-    """Return an attribution as the ``enrichments`` of an event; None if there is no attribution."""
+    """Return the ``enrichments`` of an event for an attribution; None without an attribution."""
     if attribution is None:
         return None
     if attribution.names_no_process:
@@ -66,7 +66,7 @@ def _process_json(seen: Seen) -> dict[str, Any]:
 
 
 def count_others(attribution: Attribution) -> int:
-    """Return the number of possible senders, not counting the process that the event names."""
+    """Return the number of possible senders, without the process that the event names."""
     one = attribution.process
     named = sum(one is None or each.process.pid != one.pid for each in attribution.seen)
     return named + attribution.unnamed
@@ -75,8 +75,7 @@ def count_others(attribution: Attribution) -> int:
 def count_text(number: int, *, was_each: bool) -> str:
     """Return the text for a number of possible senders, for example "3 processes".
 
-    That text states that each of the processes tried to send (``was_each``). If perhaps only some
-    of them tried, the text is "one or more of 3 processes".
+    If ``was_each`` is false, perhaps only some processes sent: then "one or more of 3 processes".
     """
     processes = f"{number} processes"
     return processes if was_each else f"one or more of {processes}"

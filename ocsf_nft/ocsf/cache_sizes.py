@@ -1,4 +1,4 @@
-"""Size of the caches of OCSF objects, such as endpoints, that are the same in many events."""
+"""Size of the caches for OCSF objects that are the same in many events, such as endpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mapping of attempts to OCSF events: Network Activity (class 4001) and findings (2004)."""
+"""Conversion of attempts (groups of refused packets) to OCSF events of classes 4001 and 2004."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Mapper:
-    """Mapper of attempts to OCSF events for one sandbox; several threads may use it at once.
+    """Converter of attempts (groups of refused packets) to OCSF events, for one sandbox.
 
-    The ``context`` has the facts that log records lack, such as the name of the host. The same
-    attempt always gives the same event, apart from ``metadata.processed_time``. A record may lack
-    facts: these are left out of the event.
+    ``context`` has the facts that log records lack, such as the name of the host. Facts that a
+    record lacks are left out of the event. The same attempt always gives the same event, apart from
+    ``metadata.processed_time``. Several threads may use a mapper at once.
     """
 
     def __init__(self, context: Context) -> None:
@@ -35,21 +35,17 @@ class Mapper:
         """Return the Network Activity event of one attempt.
 
         ``processed_ns`` is the current time (ns since the epoch, UTC). The event's ``time`` is the
-        packet's timestamp. If the attempt has several packets, ``time`` is the end of their time
-        window, because only then is the count complete. Source port, TCP flags, Community ID and
-        raw data are those of the packet in the attempt's record.
-
-        The numbers of the record must be in the ranges that Record documents. Its texts may be
-        arbitrary.
+        packet's timestamp, or for several packets the end of their time window. The numbers of the
+        attempt's record must be in the ranges that Record documents.
         """
         derived = derive(attempt, self._context.severities)
         return self._activities.event(attempt, derived, processed_ns=processed_ns)
 
     def line(self, attempt: Attempt, *, processed_ns: int, version: str = LATEST) -> bytes:
-        """Return the Network Activity event of an attempt as one line of JSON, without line end.
+        """Return the Network Activity event of an attempt as one line of JSON, without a line end.
 
-        ``version`` is the version of OCSF, one of ``versions.VERSIONS``. ``processed_ns`` is the
-        current time (ns since the epoch, UTC).
+        ``version`` is an OCSF version of ``versions.VERSIONS``. ``processed_ns`` is the current
+        time (ns since the epoch, UTC).
         """
         derived = derive(attempt, self._context.severities)
         line = self._templates.line(attempt, derived, processed_ns=processed_ns, version=version)
@@ -59,11 +55,10 @@ class Mapper:
         return line
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return true if the attempts of a flow must become a Detection Finding.
+        """Return True if the attempts of a flow must become a Detection Finding.
 
-        The severity and the number of packets decide. ``record`` is the latest log record of the
-        flow; it gives the severity. ``packets`` is the number of packets in all attempts of the
-        flow.
+        ``record`` is the flow's latest log record, which gives the severity. ``packets`` is the
+        number of packets in all attempts of the flow.
         """
         return self._context.threshold.is_reached(self._severity(record), packets)
 
@@ -72,9 +67,8 @@ class Mapper:
     ) -> DetectionFinding | None:
         """Return the Detection Finding of an attempt, or of the end of an incident.
 
-        An incident is a series of attempts of one flow without a pause. Most incidents are not
-        significant enough for a finding: then the result is None. ``processed_ns`` is the current
-        time (ns since the epoch, UTC).
+        Return None if the incident (the successive attempts of one flow) is not significant enough.
+        ``processed_ns`` is the current time (ns since the epoch, UTC).
         """
         record, incident = found.record, found.incident
         if incident is None or incident.found_at is None:

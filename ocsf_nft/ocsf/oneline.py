@@ -76,7 +76,7 @@ _ARP: Final = 0x0806
 
 
 def shorthand(event: Mapping[str, Any]) -> tuple[Segment, ...]:
-    """Return the line of an OCSF event as segments; never raises for decoded JSON."""
+    """Return the one-line form of an OCSF event as segments; never raises for decoded JSON."""
     label, style = _severity(event)
     parts = _FORMS.get(_number(event.get("class_uid")), _other)(event)
     return (
@@ -87,7 +87,7 @@ def shorthand(event: Mapping[str, Any]) -> tuple[Segment, ...]:
 
 
 def plain(segments: tuple[Segment, ...]) -> str:
-    """Join the segments of an event's line to text without styles."""
+    """Join the segments of an event's line to plain text."""
     return GAP.join(segment.text for segment in segments)
 
 
@@ -138,10 +138,7 @@ def _severity(event: Mapping[str, Any]) -> tuple[str, Style]:
 
 
 def sandbox_or_host(event: Mapping[str, Any]) -> str:
-    """Return the name of an event's sandbox, or of the host if the sandbox is unknown.
-
-    Return an empty text if both are unknown.
-    """
+    """Return the name of an event's sandbox, else of its host; empty if both are unknown."""
     way = _at(event, "connection_info", "direction_id")
     end = "dst_endpoint" if way == Direction.INBOUND else "src_endpoint"
     for found in (
@@ -174,10 +171,9 @@ def _sender(event: Mapping[str, Any]) -> str:
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
-    """Count the possible senders in an event, except the process with the id ``pid``.
+    """Count the possible senders in an event, except the process ``pid`` (None: no exception).
 
-    ``pid`` is the process that the line already names; None if the line names no process. Return
-    the number and a flag. The flag is true if the kernel saw each of the listed processes send.
+    The second result is True if the kernel saw each of the listed processes send.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():
@@ -244,11 +240,8 @@ def _protocol(event: Any, number: int | None) -> str:
 
 
 def _end(endpoint: Any) -> str:
-    """Return an endpoint as text: its best identifier and its port, for example ``10.0.0.1:443``.
-
-    The endpoint's name is not used, because it is the sandbox's name, which the line already has.
-    Return an empty text if nothing else identifies the endpoint.
-    """
+    """Return an endpoint as text, for example ``10.0.0.1:443``; empty if nothing identifies it."""
+    # Not the endpoint's name: it is the sandbox's name, which the line already has.
     for key in ("ip", "hostname", "domain", "mac", "uid", "interface_name"):
         if host := _word(_at(endpoint, key)):
             break
@@ -299,7 +292,6 @@ def _rule(event: Mapping[str, Any]) -> str:
 
 
 def _kind(event: Mapping[str, Any]) -> str:
-    """Return the name of the event's type or class, for an event without a message."""
     for key in ("type_name", "class_name"):
         if kind := _sentence(event.get(key)):
             return kind
@@ -308,7 +300,6 @@ def _kind(event: Mapping[str, Any]) -> str:
 
 
 def _at(value: Any, *path: str | int) -> Any:
-    """Return the value in decoded JSON at a path of keys and indices; None if there is none."""
     for step in path:
         if isinstance(step, str):
             value = value.get(step) if isinstance(value, Mapping) else None
@@ -318,7 +309,6 @@ def _at(value: Any, *path: str | int) -> Any:
 
 
 def _number(value: Any) -> int | None:
-    """Return a value of an event if it is an integer of 64 bits, as in OCSF; else None."""
     is_number = isinstance(value, int) and not isinstance(value, bool)
     return value if is_number and -_INT64 <= value < _INT64 else None
 
@@ -328,10 +318,7 @@ def _text(value: Any) -> str:
 
 
 def _word(value: Any) -> str:
-    """Return a name or a number as one word that can't be mistaken for another part of the line.
-
-    A name with a space or a bracket is quoted.
-    """
+    """Return a name or a number as text; a name with a space, a quote or a bracket is quoted."""
     if (number := _number(value)) is not None:
         return str(number)
     name = _cut(_text(value), _NAME)
@@ -346,6 +333,5 @@ def _sentence(value: Any) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """Return ``text`` in printable form, cut to at most ``width`` characters."""
     shown = visible(text[: width + 1])  # cut first: the rest may be long
     return shown if len(shown) <= width else f"{shown[: width - 1]}…"

@@ -1,8 +1,7 @@
 """Conversion of events to older versions of OCSF.
 
-Each event is first made in the newest version. ``SINCE`` states in which version an attribute is
-new. An attribute that the older version lacks is removed, or converted to the form of that version.
-The facts of the event and its uid do not change. To support a newer version, add it to
+Each event is first made in the newest version. An attribute that the older version lacks is
+removed, or converted to the form of that version. To support a newer version, add it to
 ``VERSIONS``, its new attributes to ``SINCE``, and its changed forms to ``_CONVERSIONS``.
 """
 
@@ -93,7 +92,7 @@ _UNKNOWN: Final = "unknown"
 
 
 def full_version(text: str) -> str:
-    """Return an OCSF version in its full form: 1.1.0 for the ``text`` 1.1, and also for 1.1.0.
+    """Return an OCSF version in its full form: ``1.1.0`` for ``1.1``, and also for ``1.1.0``.
 
     Raises UsageError if the version is unknown.
     """
@@ -104,7 +103,7 @@ def full_version(text: str) -> str:
 
 
 def is_before(version: str, other: str) -> bool:
-    """Return true if an OCSF version is older than another; both are in ``VERSIONS``."""
+    """Return True if ``version`` is older than ``other``; both must be in ``VERSIONS``."""
     return VERSIONS.index(version) < VERSIONS.index(other)
 
 
@@ -118,7 +117,7 @@ def line_at(line: bytes, version: str) -> bytes:
 def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
     """Convert an event from the newest OCSF version to ``version``, one of ``VERSIONS``.
 
-    ``event`` is decoded JSON of an ocsf-nft event. The function changes this object and returns it.
+    ``event`` is decoded JSON of an ocsf-nft event. The function changes and returns this object.
     """
     if version == LATEST:
         return event
@@ -137,10 +136,10 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 
 
 class _Cuts(NamedTuple):
-    """Attributes to remove from an event or object, because an older OCSF version lacks them.
+    """Attributes to remove from an object, because an older OCSF version lacks them.
 
-    ``names`` are the attributes of the object itself. ``below`` is for objects inside the object:
-    it maps an attribute to the cuts of the objects in this attribute.
+    ``names`` are attributes of the object itself. ``below`` has the cuts of the objects inside this
+    object, by the name of the attribute that contains them.
     """
 
     names: tuple[str, ...]
@@ -165,10 +164,6 @@ def _cut(values: dict[str, Any], cuts: _Cuts) -> None:
 
 
 def _each(value: Any) -> Iterable[Any]:
-    """Return the objects in an attribute's value as a sequence.
-
-    ``value`` is a list of objects, a single object, or None; for None the result is empty.
-    """
     if value is None:
         return ()
     return value if isinstance(value, list) else (value,)
@@ -205,10 +200,9 @@ def _name_the_destination(event: dict[str, Any]) -> None:
 
 
 def _replace_observed(event: dict[str, Any]) -> None:
-    """Replace the action "Observed" of an event, which OCSF versions before 1.4 lack.
+    """Replace the action "Observed", which OCSF versions before 1.4 lack, by Allowed or Unknown.
 
-    The new action is Allowed if a permissive fence allowed the packet. It is Unknown if another
-    firewall logged the packet and its verdict is unknown.
+    The new action is Unknown if another firewall logged the packet with an unknown verdict.
     """
     if event.get("action_id") == Action.OBSERVED:
         is_activity = event["class_uid"] == _NETWORK_ACTIVITY
@@ -218,10 +212,7 @@ def _replace_observed(event: dict[str, Any]) -> None:
 
 
 def _list_the_lineage(event: dict[str, Any]) -> None:
-    """Add ``lineage`` to each process in an event: the paths of its ancestors, oldest first.
-
-    Versions before 1.4 have this attribute in place of ``ancestry``.
-    """
+    """Add to each process the paths of its ancestors as ``lineage``, oldest first."""
     for process in _processes(event):
         paths = [each["path"] for each in process.get("ancestry", ()) if "path" in each]
         if paths:
@@ -229,10 +220,7 @@ def _list_the_lineage(event: dict[str, Any]) -> None:
 
 
 def _name_the_thread(event: dict[str, Any]) -> None:
-    """Copy the thread id of each process in an event from ``ptid`` to ``tid``.
-
-    Versions before 1.6 have no ``ptid``. Version 1.6 deprecates ``tid``.
-    """
+    """Copy the thread id of each process from ``ptid`` to ``tid``, its name before OCSF 1.6."""
     for process in _processes(event):
         if "ptid" in process:
             process["tid"] = process["ptid"]

@@ -17,8 +17,8 @@ _STUCK_SECONDS: Final = 30.0
 def stuck(service: Service) -> tuple[str, ...]:
     """Return a sentence for each sandbox whose counters were not read for more than 30 s.
 
-    A restart of the service may make the counters readable again. The result is empty while events
-    can't be stored, for example on a full disk, because a restart would not help then.
+    A restart of the service may help. The result is empty while events can't be stored, for example
+    on a full disk, because a restart would not help then.
     """
     return tuple(
         f"the counters of sandbox {account.sandbox} have not been read for {seconds:.0f} s"
@@ -30,13 +30,13 @@ def stuck(service: Service) -> tuple[str, ...]:
 def faults(service: Service) -> tuple[str, ...]:
     """Return a sentence for each fault of a fence, of its counters or of the event storage.
 
-    A sink that is down is not a fault, because its events stay in the store (see :func:`down`).
+    Sinks that are down are not included: see :func:`down`.
     """
     return (*stuck(service), *_faults(service))
 
 
 def down(service: Service) -> tuple[str, ...]:
-    """Return a sentence for each sink that accepts no events now; the sentence has the cause."""
+    """Return a sentence with the cause for each sink that accepts no events now."""
     return tuple(
         f"sink {forwarder.name} is down: {forwarder.progress.fault}"
         for forwarder in service.delivery.forwarders

@@ -1,14 +1,11 @@
-"""Decoder of packet bytes to the header values (facts) that the kernel prints in its text log.
+"""Decoder of packet bytes to the header values that the kernel prints in its text log.
 
-A fact is a value with a name, see ``packet_fields``. The decoder reads the headers in the same
-order as the kernel's text logger with all log flags set. Where the logger stops, the decoder stops
-too. The logger's code is ``dump_ipv4_packet``, ``dump_ipv6_packet`` and ``dump_arp_packet`` in
-net/netfilter/nf_log_syslog.c. So the facts from a packet's bytes equal the facts from the kernel's
-log line of the packet.
+A header value with a name, such as ``source_port``, is a fact. The decoder gives the same facts as
+the kernel's log line of the packet, if all log flags are set. So the decoder also stops where the
+kernel's logger stops (net/netfilter/nf_log_syslog.c).
 
-If the packet itself is too short, the kernel prints ``INCOMPLETE`` or ``TRUNCATED``. The facts then
-have ``incomplete_bytes`` or ``incomplete``. If the packet is complete, but the captured bytes end
-too early, the facts have ``truncated``.
+If the packet itself is too short, the facts have ``incomplete`` or ``incomplete_bytes``. If only
+the captured bytes end too early, the facts have ``truncated``.
 """
 
 from __future__ import annotations
@@ -61,7 +58,7 @@ _ETHERNET_ARP: Final = struct.Struct("!6s4s6s4s")
 
 
 class _CaptureCut(Exception):  # noqa: N818 - it ends the decoding, it is no error
-    """Signal that the packet has the whole next header, but the captured bytes end too early."""
+    """Signal that the captured bytes end too early, although the packet itself is long enough."""
 
 
 class _EndOfPrint(Exception):  # noqa: N818 - it ends the decoding, it is no error
@@ -69,7 +66,7 @@ class _EndOfPrint(Exception):  # noqa: N818 - it ends the decoding, it is no err
 
 
 class _Packet:
-    """Captured first bytes (``data``) of a packet whose full size is ``length`` bytes."""
+    """Captured first bytes (``data``) of a packet, and the full size of the packet (``length``)."""
 
     __slots__ = ("data", "length")
 
@@ -80,8 +77,8 @@ class _Packet:
     def holds(self, at: int, size: int) -> bool:
         """Return True if the captured bytes have the ``size`` bytes at offset ``at``.
 
-        Return False if the packet itself is too short to have them. Raises _CaptureCut if the
-        packet has them, but the captured bytes end too early.
+        Return False if the packet itself is too short. Raises _CaptureCut if only the captured
+        bytes end too early.
         """
         if at + size <= len(self.data):
             return True
@@ -90,20 +87,16 @@ class _Packet:
         return False
 
     def set_incomplete(self, facts: Facts, at: int) -> None:
-        """Set the fact ``incomplete_bytes``: the number of packet bytes from offset ``at`` on.
-
-        The number is a 32-bit unsigned number, as in the kernel. So the number wraps around if
-        ``at`` is after the end of the packet.
-        """
+        """Set the fact ``incomplete_bytes``: the number of packet bytes from offset ``at`` on."""
+        # As in the kernel: the number wraps around if ``at`` is after the end of the packet.
         facts["incomplete_bytes"] = (self.length - at) & 0xFFFFFFFF
 
 
 def ip_facts(data: bytes, version: int) -> Facts:
-    """Decode the headers of the IP packet at the start of ``data`` to values by name; never raises.
+    """Decode the headers of an IP packet to values by name; never raises.
 
-    ``version`` is the IP version (4 or 6) from the packet's ethertype. Like the kernel, the decoder
-    ignores the version field in the packet. ``data`` may have only the first bytes of the packet.
-    The decoder reads the packet's full length from the IP header.
+    ``data`` may have only the first bytes of the packet. ``version`` is 4 or 6, from the ethertype.
+    Like the kernel, the decoder ignores the version field in the packet.
     """
     facts: Facts = {}
     packet = _Packet(data, max(len(data), _total_length(data, version)))
@@ -120,7 +113,7 @@ def ip_facts(data: bytes, version: int) -> Facts:
 def arp_facts(data: bytes) -> Facts:
     """Decode an ARP packet to values by name.
 
-    The addresses are decoded only if the packet is for IPv4 over Ethernet (RFC 826).
+    The addresses are decoded only for IPv4 over Ethernet (RFC 826).
     """
     if len(data) < _ARP.size:
         return {"incomplete": True}
@@ -204,11 +197,9 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
     """Decode the IPv6 extension headers from offset ``at`` on into ``facts``.
 
-    ``following`` is the type of the extension header at ``at``. Return the offset and the type of
-    the header after all extension headers, and a flag. The flag is true if the packet is a
-    fragment, but not the first one. If a packet has several fragment headers, ``facts`` has the
-    values of the first. The same applies to authentication headers. Raises _EndOfPrint where the
-    kernel's text log stops.
+    ``following`` is the type of the first of them. Return the offset and the type of the header
+    after the extension headers. The third result is True if the packet is a fragment, but not the
+    first fragment. Raises _EndOfPrint where the kernel's text log stops.
     """
     later_fragment = False
     while following in _EXTENSIONS:

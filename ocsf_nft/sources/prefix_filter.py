@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class PrefixFilter:
     """Filter of kernel log messages by their log prefix, which names the sandbox and the rule.
 
-    The filter selects the messages about ``sandboxes``; None stands for all sandboxes. It also
-    selects the messages of other firewalls whose log prefix is in the table ``foreign``. If
-    ``foreign`` is None, it selects no messages of other firewalls.
+    ``sandboxes`` are the sandboxes whose messages are selected; None selects all sandboxes.
+    ``foreign`` has the log prefixes of other firewalls whose messages are selected too. If
+    ``foreign`` is None, no message of another firewall is selected.
     """
 
     def __init__(
@@ -29,20 +29,19 @@ class PrefixFilter:
         self._foreign = foreign
 
     def matches(self, message: str) -> bool:
-        """Return whether a log message has, or may have, a selected prefix.
+        """Return True if a log message has, or may have, a selected prefix.
 
-        This method does not check who wrote the message, so a program may have forged it.
+        The writer of the message is not checked, so a program may have forged the message.
         """
         return message.startswith(self._prefix_starts) or (
             self._foreign is not None and any(map(self._is_known, text.possible_prefixes(message)))
         )
 
     def select(self, found: Record | Reject | None) -> Record | Reject | None:
-        """Return ``found``; None if it is another firewall's record with an unknown log prefix.
+        """Return ``found``, or None if it is another firewall's record with an unknown log prefix.
 
         ``found`` is the result of parsing a message that :meth:`matches` accepted. That method also
-        accepts a message that has a known prefix only in a wrong place. The parsed record shows the
-        real prefix.
+        accepts a message that has a known prefix only in a wrong place.
         """
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None

@@ -1,8 +1,7 @@
 """JSON decoder for validation: it accepts some invalid values, so that their faults are reported.
 
-The decoder uses the standard library, not orjson. For a lone surrogate or NaN, orjson refuses the
-whole text. It converts an integer of more than 64 bits to a float. It does not report a name that
-is in one object twice. The validator must report each of these faults.
+orjson is not used, because it refuses or hides these faults: a lone surrogate, NaN, an integer of
+more than 64 bits, and a name that is in one object twice.
 """
 
 from __future__ import annotations
@@ -25,27 +24,19 @@ class NotJsonError(Exception):
     """Error: a text is not JSON; ``at`` is the offset of the fault in the text."""
 
     def __init__(self, text: str, at: int, reason: str) -> None:
-        """Create the error: its message has the reason, and the column of the fault in its line.
-
-        ``at`` is the offset of the fault in ``text``. Columns are counted from 1.
-        """
         super().__init__(f"{reason} (column {at - text.rfind(chr(10), 0, at)})")
         self.at = at
 
 
 class Decoder:
-    """JSON decoder that also finds names that are in one object twice.
-
-    :meth:`faults` returns these names for the value that was decoded last.
-    """
+    """JSON decoder that also finds names that are in one object twice (see :meth:`faults`)."""
 
     def __init__(self) -> None:
-        """Create a decoder; :meth:`faults` is empty until a value is decoded."""
         self._repeated: list[str] = []
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_int=_integer)
 
     def decode(self, text: str) -> Any:
-        """Decode a text that consists of one JSON value; white space around it is ignored.
+        """Decode a text that consists of one JSON value; white space around the value is ignored.
 
         Raises NotJsonError if the text is not JSON, or has more than one value.
         """
@@ -56,10 +47,9 @@ class Decoder:
         return value
 
     def decode_at(self, text: str, start: int) -> tuple[Any, int]:
-        """Decode the JSON value that begins at offset ``start`` of a text.
+        """Decode the JSON value at offset ``start``; return the value and the offset after it.
 
-        Returns the value, and the offset of the first character after it. Raises NotJsonError if
-        there is no valid value.
+        Raises NotJsonError if there is no valid value.
         """
         self._repeated.clear()
         try:
@@ -70,9 +60,9 @@ class Decoder:
             raise NotJsonError(text, start, "is nested too deep to be read") from None
 
     def faults(self) -> list[Fault]:
-        """Return a fault for each repeated name in an object of the value that was decoded last.
+        """Return a fault for each name that is twice in an object of the last decoded value.
 
-        The decoded value doesn't show these faults, because it has each name once.
+        At most :data:`LIMIT` faults are returned.
         """
         return [
             Fault("error", LINE, f"the name {describe(name)} is in one object twice")
@@ -93,8 +83,8 @@ class Decoder:
 def documents(text: str, decoder: Decoder) -> Iterator[tuple[int, Any]]:
     """Yield each event in a text of JSON documents, with its offset in the text.
 
-    If a document is an array, its items are the events. Otherwise the document itself is the event.
-    Raises NotJsonError when it reaches a part of the text that is not JSON.
+    The items of an array are events; any other document is one event. Raises NotJsonError at the
+    first part of the text that is not JSON.
     """
     at = skip_space(text, 0)
     while at < len(text):
@@ -110,8 +100,7 @@ def documents(text: str, decoder: Decoder) -> Iterator[tuple[int, Any]]:
 def _items(text: str, start: int, decoder: Decoder) -> Generator[tuple[int, Any], None, int]:
     """Yield the items of a JSON array with their offsets; return the offset after the array.
 
-    ``start`` is the offset after the opening bracket. Raises NotJsonError if the array is not valid
-    JSON.
+    ``start`` is the offset after the opening bracket. Raises NotJsonError.
     """
     at = skip_space(text, start)
     if text.startswith("]", at):
@@ -130,7 +119,7 @@ def _items(text: str, start: int, decoder: Decoder) -> Generator[tuple[int, Any]
 def skip_space(text: str, at: int) -> int:
     """Return the offset of the first character at or after ``at`` that is not white space.
 
-    If there is none, the result is the length of the text.
+    Return the length of the text if there is none.
     """
     match = _SPACE.match(text, at)
     return at if match is None else match.end()

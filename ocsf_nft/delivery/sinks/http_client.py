@@ -1,7 +1,7 @@
-"""HTTP client that the sinks share: one session with a receiver, and errors for people.
+"""HTTP client that the sinks share.
 
 Redirects are not followed, so only the configured receiver gets the events and the credentials. The
-text of an answer is untrusted. So it is read up to a limit, shortened, and made printable.
+text of an answer is untrusted, so it is shortened and made printable.
 """
 
 from __future__ import annotations
@@ -61,10 +61,9 @@ _REDIRECT_REMEDY: Final = "redirects are not followed, so give the URL that it p
 class HttpAnswer:
     """Answer of a receiver to an HTTP request.
 
-    ``body`` has at most the number of bytes that the caller of the request allowed
-    (``answer_bytes``). ``text`` is the body as a short printable text for people. ``after_seconds``
-    is the pause before a retry, as the receiver requested it. It is None if the receiver requested
-    no pause.
+    ``body`` may be cut (see ``answer_bytes`` of :meth:`HttpSession.request`). ``text`` is the body
+    as short printable text. ``after_seconds`` is the pause before a retry that the receiver
+    requested; None without such a request.
     """
 
     status: int
@@ -78,7 +77,7 @@ class HttpAnswer:
         return HTTPStatus.OK <= self.status < HTTPStatus.MULTIPLE_CHOICES
 
     def json(self) -> Any:
-        """Return the decoded JSON of the body, or None if it is not JSON."""
+        """Return the body as decoded JSON; None if the body is not JSON."""
         try:
             return orjson.loads(self.body)
         except orjson.JSONDecodeError:
@@ -86,10 +85,10 @@ class HttpAnswer:
 
 
 class HttpSession:
-    """HTTP session with a receiver.
+    """HTTP session with a receiver of events.
 
-    :meth:`open` reads secrets and certificates, and connects once to test the connection. The test
-    sends no request, since no request is known to be harmless to every receiver.
+    :meth:`open` connects once as a test. The test sends no request, because no request is harmless
+    to every receiver.
     """
 
     def __init__(self, receiver: Receiver) -> None:
@@ -131,8 +130,7 @@ class HttpSession:
         """Send a request and return the answer, whatever its status.
 
         ``path`` is appended to the receiver's URL. At most ``answer_bytes`` of the answer's body
-        are read. Raises DeliveryError if the session is not open, or if the answer is missing or
-        incomplete.
+        are read. Raises DeliveryError if the session is not open, or if no complete answer arrives.
         """
         if self._session is None:
             raise DeliveryError(f"{self._receiver.name} is not connected")
@@ -158,10 +156,10 @@ class HttpSession:
             raise self._failure(error) from None
 
     def error(self, answer: HttpAnswer) -> DeliveryError:
-        """Create the exception for an answer whose status is not a success.
+        """Return the exception for an answer whose status is not a success.
 
-        For the status codes 400, 413 and 422, the receiver refuses the content, and the exception
-        is a RefusedError. Otherwise it is a DeliveryError.
+        The status codes 400, 413 and 422 mean that the receiver refuses the content: they give a
+        RefusedError. Any other status gives a DeliveryError.
         """
         sentence = self.describe(answer)
         if answer.status in _REFUSING:
@@ -169,10 +167,10 @@ class HttpSession:
         return DeliveryError(sentence, after_seconds=answer.after_seconds)
 
     def describe(self, answer: HttpAnswer, remedy: str = "") -> str:
-        """Return a sentence for people about an answer, and about what to do if that is known.
+        """Return a sentence for people: what the receiver answered, and what to do.
 
-        ``remedy`` is the text about what to do. If it is empty, the default text for the status is
-        used. Some statuses have no default text.
+        ``remedy`` is the text on what to do. If it is empty, there is a default text for some
+        statuses.
         """
         phrase = _reason_phrase(answer.status)
         if HTTPStatus.MULTIPLE_CHOICES <= answer.status < HTTPStatus.BAD_REQUEST:
@@ -185,7 +183,7 @@ class HttpSession:
     def printable(self, text: object) -> str:
         """Return a text from the receiver as one short printable line.
 
-        Passwords and tokens that this session sends are masked in it.
+        Passwords and tokens of this session are masked in the line.
         """
         line = str(text)
         for secret in self._secrets:
@@ -217,7 +215,6 @@ class HttpSession:
         return headers, tuple(secrets), context
 
     async def _test_connection(self, context: ssl.SSLContext | None) -> None:
-        """Connect to the receiver, or to its proxy, and disconnect; raises DeliveryError."""
         host, port = self._receiver.next_hop
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -254,25 +251,18 @@ def _gzip(body: bytes) -> bytes:
 
 
 async def _read(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
-    """Read at most ``max_bytes`` of an answer's body, and discard the rest.
-
-    If the cut is inside a JSON object, the result is no valid JSON. So a caller can't mistake it
-    for a complete object.
-    """
     body = bytearray()
     async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
         body += chunk
         if len(body) > max_bytes:
             response.close()
             break
+    # A cut JSON object is not valid JSON, so no caller can mistake it for a complete object.
     return bytes(body[:max_bytes])
 
 
 def _reason_phrase(status: int) -> str:
-    """Return a space and the standard phrase of an HTTP status; empty if the status is unknown.
-
-    The phrase that the receiver sent is not used.
-    """
+    # The phrase that the receiver sent is untrusted.
     try:
         return f" {HTTPStatus(status).phrase}"
     except ValueError:
@@ -280,10 +270,9 @@ def _reason_phrase(status: int) -> str:
 
 
 def _retry_after_seconds(value: str | None) -> float | None:
-    """Convert the value of the header Retry-After to seconds from now.
+    """Convert the value of the header Retry-After to seconds from now; None if missing or invalid.
 
-    The value is a number of seconds or a date (RFC 9110, 10.2.3). A past date gives 0. Return None
-    if the header is missing or invalid.
+    The value is a number of seconds or a date (RFC 9110, 10.2.3). A past date gives 0.
     """
     if value is None:
         return None
@@ -298,11 +287,7 @@ def _retry_after_seconds(value: str | None) -> float | None:
 
 
 def _cause(error: Exception) -> str:
-    """Return the reason why a request got no answer, as text for people.
-
-    The texts of aiohttp's errors are not used, because they may contain untrusted text of the
-    receiver.
-    """
+    # aiohttp's own texts are not used: they may contain untrusted text of the receiver.
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         error = error.certificate_error
     elif isinstance(error, aiohttp.ClientConnectorError):
@@ -326,11 +311,6 @@ def _cause(error: Exception) -> str:
 
 
 def _os_error_text(error: OSError) -> str:
-    """Return the cause of an OSError as text for people.
-
-    The error is from the operating system or from a library. A text that contains a URL is not
-    used, because the URL may contain a token.
-    """
     if isinstance(error, TimeoutError) and error.errno is None:
         return f"no connection after {_CONNECT_SECONDS:g} s"
     text = error.strerror or str(error)

@@ -26,13 +26,11 @@ class WriterThread:
     """Thread that does all work on one sink's file descriptor, from its opening to its closing.
 
     The thread runs one job after another. So no other job writes between the parts of a batch, or
-    closes the descriptor during a write. Each sink has a separate thread, so no slow job of another
-    sink delays a write.
+    closes the descriptor during a write.
 
-    A running write can't be stopped, and a write to a full pipe that no process reads never
-    returns. If a caller is cancelled during its write, the caller does not wait for the end of the
-    write. The write continues in the thread. If a caller is cancelled before its job has begun, the
-    job is not run.
+    If a caller is cancelled during its write, the write continues in the thread. The write may
+    never end, for example if no process reads from a full pipe. If a caller is cancelled before its
+    job has begun, the job is not run.
     """
 
     def __init__(self, name: str, destination: object) -> None:
@@ -50,7 +48,7 @@ class WriterThread:
         """Start the thread and run the first job in it; raises the error of the job.
 
         First wait until an earlier writer with the same name and destination has ended. The caller
-        must call :meth:`stop` later, even if this method raises an error.
+        must call :meth:`stop` later, even after an error.
         """
         while (before := _ENDS.get(self._destination)) is not None and not before.done():
             await asyncio.wait([asyncio.wrap_future(before)])
@@ -66,8 +64,8 @@ class WriterThread:
     async def stop(self, close: Callable[[], None], *, is_waited_for: bool) -> None:
         """Run ``close`` as the last job, and end the thread.
 
-        If ``is_waited_for`` is true, wait for the end of ``close``, and raise the error of
-        ``close``. Otherwise, return at once. If no thread was started, do nothing.
+        If ``is_waited_for`` is true, wait for the end of ``close``, and raise its error. Otherwise
+        return at once. If no thread was started, do nothing.
         """
         if self._thread is None:
             return
@@ -88,8 +86,8 @@ def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
     """Write lines to a file descriptor; if it is a regular file, append them at its end.
 
     If a write to a regular file fails (full disk), the bytes that were already written are removed.
-    Bytes in a pipe or a socket can't be removed. If ``sync`` is true, the lines of a regular file
-    are on the disk when this function returns. Then they survive a power cut. Raises OSError.
+    If ``sync`` is true, the lines of a regular file are on the disk when this function returns.
+    Raises OSError.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         _write_all(descriptor, lines)
@@ -124,10 +122,7 @@ def _set_ended(ended: Future[None], _: Future[None]) -> None:
 
 
 async def _wait(job: Future[None]) -> None:
-    """Wait until a job of another thread has ended; raises the error of the job.
-
-    If the waiting task is cancelled, the job continues.
-    """
+    # If the waiting task is cancelled, asyncio.wait lets the job continue.
     waiting = asyncio.wrap_future(job)
     await asyncio.wait((waiting,))
     waiting.result()

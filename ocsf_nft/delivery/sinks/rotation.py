@@ -1,13 +1,9 @@
 """Rotation of an event file: the names, the compression and the removal of old files.
 
-A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl``; the time is UTC.
-With compression, a file ``….jsonl.gz`` replaces the renamed file. This happens only when the
-compressed file is completely on the disk. At any time, also after a kill or a power cut, each event
-is in a complete file. A kill may leave an incomplete or a superfluous file. The next opening of the
-event file removes it.
-
-The time in a new name is later than the times in all existing names, even if a clock was set back.
-So names sort by time.
+A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl`` (UTC). Names sort by
+time, even if a clock was set back. With compression, a file ``….jsonl.gz`` replaces the renamed
+file when the compressed file is completely on the disk. So each event is in a complete file, even
+after a kill or a power cut. The next opening of the event file removes incomplete files.
 """
 
 from __future__ import annotations
@@ -47,12 +43,10 @@ _CHUNK_BYTES: Final = 1 << 18
 class Rotation:
     """Settings of a rotation: when a file is full, and which old files remain.
 
-    A file is full if the next write would exceed ``full_bytes``. A file is also full when a new
-    period of ``full_seconds`` begins. Periods are counted in UTC: 86400 means each midnight.
-
-    Of the old files, the newest ``keep_files`` remain. If their total size exceeds ``keep_bytes``,
-    the oldest are removed. None for one of these four values means that there is no such limit.
-    ``compress`` is true if old files are compressed.
+    A file is full if the next write would exceed ``full_bytes``, or if a new period of
+    ``full_seconds`` has begun. Periods are counted in UTC: 86400 means each midnight. The newest
+    ``keep_files`` old files remain. If their total size exceeds ``keep_bytes``, the oldest are
+    removed. None means no limit. ``compress`` is true if old files are compressed.
     """
 
     full_bytes: int | None = None
@@ -62,7 +56,7 @@ class Rotation:
     compress: bool = False
 
     def is_full(self, status: os.stat_result, added_bytes: int) -> bool:
-        """Return true if a file must be rotated before ``added_bytes`` more bytes are written.
+        """Return True if a file must be rotated before ``added_bytes`` more bytes are written.
 
         ``status`` is the result of :func:`os.stat` for the file. An empty file is never full.
         """
@@ -76,17 +70,14 @@ class Rotation:
         )
 
     def is_above_limits(self, files: int, size: int) -> bool:
-        """Return true if the number of old files, or their total size, exceeds a limit.
-
-        ``files`` is the number, and ``size`` is in bytes.
-        """
+        """Return True if ``files`` old files with a total size of ``size`` bytes exceed a limit."""
         return (self.keep_files is not None and files > self.keep_files) or (
             self.keep_bytes is not None and size > self.keep_bytes
         )
 
 
 class _OldFile(NamedTuple):
-    """Old (rotated) file: the time of its rotation, its path and its size in bytes.
+    """Old (rotated) file: ``stamp`` is the time of its rotation, ``size`` its size in bytes.
 
     ``suffix`` is empty for an uncompressed file, ``.gz`` for a compressed file, and ``.gz.part``
     for an unfinished compression.
@@ -105,8 +96,8 @@ class _StoppedError(Exception):
 class OldFiles:
     """Old (rotated) files of the event file ``path``, and the thread that maintains them.
 
-    The thread compresses old files, and removes those above the limits. Only regular files count as
-    old files, and only if they belong to the user of this process.
+    The thread compresses old files, and removes those above the limits. Only regular files of this
+    process's user count as old files.
     """
 
     def __init__(self, path: Path, rotation: Rotation) -> None:
@@ -121,7 +112,7 @@ class OldFiles:
         self._thread.submit(self._maintain_and_log)
 
     def add(self) -> None:
-        """Rename the current file to an old file; raises DeliveryError if that fails."""
+        """Rename the full event file, so that it becomes an old file; raises DeliveryError."""
         try:
             self.path.rename(self._path_of(self._next_stamp()))
             sync_directory(self.path.parent)
@@ -134,7 +125,7 @@ class OldFiles:
     def stop(self) -> None:
         """Stop the thread that maintains the old files, and wait for its end.
 
-        When the event file is opened next, a new thread does the remaining work.
+        The remaining work is done when the event file is opened next.
         """
         self._stop_requested.set()
         self._thread.shutdown(cancel_futures=True)
@@ -146,13 +137,10 @@ class OldFiles:
 
     @contextlib.contextmanager
     def _logged_errors(self) -> Iterator[None]:
-        """Log an OSError of the ``with`` block and continue.
-
-        The next rotation tries all old files again.
-        """
         try:
             yield
         except OSError as error:
+            # The next rotation tries all old files again.
             _log.warning(
                 "an old file could not be compressed or removed",
                 path=str(self.path),
@@ -160,13 +148,10 @@ class OldFiles:
             )
 
     def _maintain(self) -> None:
-        """Compress old files, and remove the files above the limits.
-
-        First remove the files that an interrupted compression left behind.
-        """
         found = self._list()
         compressed = {old.stamp for old in found if old.suffix == _COMPRESSED}
         plain = [old for old in found if not old.suffix and old.stamp not in compressed]
+        # Files that an interrupted compression left behind.
         for old in found:
             if old.suffix == _PART or (not old.suffix and old.stamp in compressed):
                 old.path.unlink()
@@ -196,10 +181,6 @@ class OldFiles:
         old.path.unlink()
 
     def _compress(self, source: Path, target: Path) -> None:
-        """Write a compressed copy of ``source`` to ``target``, and sync the copy to the disk.
-
-        Raises OSError, or _StoppedError if :meth:`stop` is called meanwhile.
-        """
         reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
         with open(reading, "rb", buffering=0) as plain:  # noqa: PTH123 - a descriptor
             writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
@@ -231,7 +212,6 @@ class OldFiles:
         return self.path.with_name(f"{dot}{self.path.stem}-{stamp}{self.path.suffix}{suffix}")
 
     def _list(self) -> list[_OldFile]:
-        """Return the existing old files, the oldest first; raises OSError."""
         found: list[_OldFile] = []
         for path in self.path.parent.iterdir():
             match = self._name.fullmatch(path.name)

@@ -1,7 +1,4 @@
-"""Parser of the kernel's messages in the systemd journal.
-
-Both journal readers use this parser: the reader with libsystemd and the reader with journalctl.
-"""
+"""Parser of kernel messages in the systemd journal, read with libsystemd or with journalctl."""
 
 from __future__ import annotations
 
@@ -33,10 +30,9 @@ class KernelEntry:
     """Fields of a journal entry: a kernel message, or journald's notice of missed kernel messages.
 
     ``realtime_us`` and ``monotonic_us`` are the time at which journald received the message, on two
-    clocks. ``source_us`` is the kernel's (printk) timestamp. No program can forge ``transport`` and
-    ``source_us``, because only journald sets fields whose names begin with an underscore.
-    ``facility`` is the field SYSLOG_FACILITY. In an entry with a kernel message, its value comes
-    from the kernel.
+    clocks. ``source_us`` is the kernel's (printk) timestamp. ``facility`` is the field
+    SYSLOG_FACILITY. Only journald sets ``transport`` and ``source_us``, so no program can forge
+    them.
     """
 
     cursor: str
@@ -50,10 +46,10 @@ class KernelEntry:
 
 
 def message_filter(prefix_filter: PrefixFilter) -> Callable[[bytes], bool]:
-    """Return a function that decides by the field MESSAGE of a journal entry if it should be read.
+    """Return a function that selects journal entries by their field MESSAGE.
 
-    The function returns true if ``prefix_filter`` selects the log prefix of the message. It also
-    returns true if the message may be journald's notice of missed kernel messages.
+    The function selects messages with a log prefix that ``prefix_filter`` selects. It also selects
+    messages that begin like journald's notice of missed kernel messages.
     """
     return lambda message: (
         message.startswith(_MISSED_START) or prefix_filter.matches(readable(message))
@@ -63,9 +59,8 @@ def message_filter(prefix_filter: PrefixFilter) -> Callable[[bytes], bool]:
 class KernelEntryParser:
     """Parser that converts journal entries to records; it must get the entries in journal order.
 
-    A record's time is journald's wall-clock time of the entry, minus a delay. The delay is the time
-    from the kernel's log call until journald received the message. The parser computes the delay
-    from the kernel's (printk) timestamp (see ``boot_clock``).
+    The time of a record is the wall-clock time at which the kernel logged the packet. This is
+    earlier than the time at which journald received the message (see ``boot_clock``).
     """
 
     def __init__(self, prefix_filter: PrefixFilter) -> None:
@@ -78,9 +73,9 @@ class KernelEntryParser:
         """Convert a journal entry to a Record.
 
         Return a Reject if the entry has a selected log prefix, but is forged or can't be parsed.
-        Return a Gap if the entry is journald's notice that it missed kernel messages. Return None
-        for any other entry: it is not from the kernel, or its log prefix is not selected.
-        ``received_ns`` is the time of reading, in nanoseconds since the epoch.
+        Return a Gap if journald missed kernel messages. Return None if the entry is not from the
+        kernel, or if its log prefix is not selected. ``received_ns`` is the time of reading (ns
+        since the epoch).
         """
         realtime_ns = entry.realtime_us * 1000
         since_ns = realtime_ns if self._previous_ns is None else min(self._previous_ns, realtime_ns)

@@ -1,7 +1,7 @@
 """Binding of a socket to an NFLOG group, by the configuration messages of nfnetlink_log.
 
 Messages and attributes are defined in include/uapi/linux/netfilter/nfnetlink_log.h, the behaviour
-in net/netfilter/nfnetlink_log.c. One configuration message can bind the group and set all options.
+in net/netfilter/nfnetlink_log.c.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ _GROUPS_TABLE: Final = "/proc/thread-self/net/netfilter/nfnetlink_log"
 class Batching:
     """Settings by which the kernel puts several log records into one datagram.
 
-    The kernel sends a datagram when it has ``threshold`` records, or when ``buffer_bytes`` are
-    full. It sends the datagram at the latest ``timeout_cs`` hundredths of a second after its first
-    record.
+    The kernel sends the datagram when it has ``threshold`` records or ``buffer_bytes`` bytes. At
+    the latest, the datagram is sent ``timeout_cs`` hundredths of a second after its first record.
     """
 
     threshold: int
@@ -63,8 +62,8 @@ FLOOD: Final = Batching(threshold=256, buffer_bytes=16064, timeout_cs=1)
 def batching_message(group: int, batching: Batching, *, flags: int = 0, more: bytes = b"") -> bytes:
     """Build the netlink message that sets how the kernel batches the records of an NFLOG group.
 
-    The header of the message has the flag NLM_F_REQUEST and the given ``flags``. ``more`` are
-    encoded attributes to put before the attributes of ``batching``.
+    ``flags`` are added to the flag NLM_F_REQUEST of the header. ``more`` are encoded attributes to
+    put before the attributes of ``batching``.
     """
     return netlink.message(
         _CONFIG,
@@ -79,9 +78,9 @@ def batching_message(group: int, batching: Batching, *, flags: int = 0, more: by
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Non-blocking netlink socket that is bound to an NFLOG group, and gets its log records.
+    """Non-blocking netlink socket that receives the log records of an NFLOG group.
 
-    ``early`` are datagrams with records that arrived before the kernel acknowledged the binding.
+    ``early`` has the datagrams that arrived before the kernel acknowledged the binding.
     """
 
     socket: socket.socket
@@ -161,13 +160,8 @@ def _error_for(error: OSError, group: int) -> SourceError | UnsupportedError:
 
 
 def _held_groups() -> frozenset[int]:
-    """Return the numbers of the NFLOG groups that are bound in the thread's network namespace.
-
-    The numbers are the first column of the kernel's table in /proc. The result is empty if the
-    table can't be read. In that case the privilege to bind a group is missing too.
-    """
     try:
         lines = Path(_GROUPS_TABLE).read_text(encoding="ascii").splitlines()
-    except OSError:
+    except OSError:  # no privilege to bind a group either
         return frozenset()
     return frozenset(int(line.split()[0]) for line in lines if line.strip())

@@ -1,21 +1,17 @@
-"""Source that reads records from files: kernel log text in all usual formats, and NFLOG lines.
+"""Source that reads packet records from log files: kernel log text and NFLOG lines.
 
-The format of each line is recognised separately, so a file may mix formats. The formats are
-/dev/kmsg, ``dmesg``, syslog, ``journalctl`` (short, json and export), and our own NFLOG lines. See
-``kmsg.line``, ``log_header``, ``journal.entry`` and ``nflog.line``.
+The format is detected for each line, so a file may mix formats. The formats are /dev/kmsg,
+``dmesg``, syslog, ``journalctl`` (short, json and export), and the NFLOG lines of ocsf-nft.
 
-**Time.** A timestamp with a date is used as it is. A kernel timestamp counts from boot, so the time
-of that boot (``boot_ns``) is added to it. Without ``boot_ns``, the last boot of this machine is
-assumed. So a log of another machine or an earlier boot needs ``boot_ns``. If ``boot_ns`` is missing
-and the resulting time is more than a minute in the future, the line is rejected. A line without a
-timestamp gets the time of the file's last modification. This is also true for a file that is
-redirected to standard input. A line without a timestamp in a pipe gets the time of reading.
+**Time.** A kernel timestamp counts from boot, so the time of that boot (``boot_ns``) is added.
+Without ``boot_ns``, the last boot of this machine is assumed. So a log of another machine or of an
+earlier boot needs ``boot_ns``. A line without a timestamp gets the time of the file's last
+modification. In a pipe, it gets the time of reading.
 
-**Identity.** The identity of a kmsg record is its sequence number, timestamp and text. The identity
-of a journal entry is its cursor. An NFLOG line contains its identity. The identity of any other
-line is its text, and the number of equal lines before it in the same file. So a line has the same
-identity each time the file is read, also from another path. (Equal lines are counted among the last
-:data:`MAX_COUNTED_LINES` different lines.)
+**Identity.** A record gets the same identity each time its file is read. A journal entry is
+identified by its cursor. A kmsg record is identified by sequence number, timestamp and text. An
+NFLOG line contains its identity. Any other line is identified by its text, and by the number of
+equal lines before it.
 """
 
 from __future__ import annotations
@@ -65,11 +61,11 @@ _NFLOG: Final = nflog_line.START.encode()
 
 @dataclass(slots=True)
 class LineTally:
-    """Numbers of lines that a replay has read: in total (``lines``), and by result.
+    """Numbers of lines that were read from log files.
 
-    ``records`` lines gave a record. ``skipped`` lines have no packet record, for example a line of
-    another program. ``rejected`` has the number of rejected lines for each ``Reject.kind``, for
-    example ``malformed``. A journal export entry counts as one line.
+    ``lines`` is the total. ``records`` counts the lines with a packet record, ``skipped`` the lines
+    without one. ``rejected`` counts the rejected lines by ``Reject.kind``, for example
+    ``malformed``. A journal export entry counts as one line.
     """
 
     lines: int = 0
@@ -80,10 +76,10 @@ class LineTally:
 
 @dataclass(frozen=True, slots=True)
 class _LoggedLine:
-    """Line of a log file: the kernel message in it, and the facts in its header.
+    """Kernel message in a line of a log file, and the content of the line's header.
 
     ``raw`` is the text of the whole line. ``author`` describes the program that wrote the message;
-    None is the kernel. ``stamp`` is the timestamp as text.
+    None for the kernel. ``stamp`` is the timestamp as text.
     """
 
     message: str
@@ -99,9 +95,9 @@ class _LoggedLine:
 class Reader:
     """Converter of one log file's bytes to batches of records; the caller reads the file.
 
-    Kernel timestamps count from the time ``boot_ns``. Lines without a timestamp get the time
-    ``unstamped_ns``; if it is None, they get the time of reading. Both are nanoseconds since the
-    epoch. ``zone`` is the time zone of local timestamps, by default the machine's.
+    ``boot_ns`` is the time from which kernel timestamps count. ``unstamped_ns`` is the time of
+    lines without a timestamp; None means the time of reading. Both are in ns since the epoch.
+    ``zone`` is the time zone of local timestamps; None means that of this machine.
     """
 
     def __init__(
@@ -134,25 +130,25 @@ class Reader:
     ) -> Self:
         """Return a reader for an open file.
 
-        A line without timestamp gets the last modification time of a regular file. A pipe or socket
-        has no such time: there the line gets the time of reading.
+        Lines without a timestamp get the last modification time of a regular file. In a pipe or
+        socket, they get the time of reading.
         """
         status = os.fstat(descriptor)
         unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
         return cls(boot_ns=boot_ns, unstamped_ns=unstamped_ns, now_ns=now_ns, tally=tally)
 
     def batches(self, chunks: Iterable[bytes]) -> Iterator[Batch]:
-        """Yield the records of a file: at most one batch for each chunk, and one for the end."""
+        """Yield the records in all ``chunks`` of a file, in batches."""
         for chunk in chunks:
             yield from self.feed(chunk)
         yield from self.finish()
 
     def feed(self, chunk: bytes) -> Iterator[Batch]:
-        """Read a chunk of the file; yield at most one batch, of the lines that end in the chunk."""
+        """Yield at most one batch: the records of the lines that end in ``chunk``."""
         return self._batch(self._splitter.feed(chunk))
 
     def finish(self) -> Iterator[Batch]:
-        """Yield at most one batch, of a last line that has no line break."""
+        """Yield at most one batch: the record of a last line without a line break."""
         return self._batch(self._splitter.finish())
 
     def _batch(self, pieces: Iterable[Piece]) -> Iterator[Batch]:
@@ -216,23 +212,14 @@ class Reader:
         return self._to_record(logged, received_ns)
 
     def _indented(self, line: bytes) -> Reject | None:
-        """Return a Reject for an indented line in the form of a packet record, else None.
-
-        The kernel writes a packet record as one line without indentation. dmesg and journalctl
-        indent the second and later lines of a message. So an indented line belongs to a longer
-        message. It is not a packet record, but a program can forge one in this way.
-        """
+        # The kernel never indents a packet record. But dmesg and journalctl indent the later lines
+        # of a message, and a program can forge a packet record there.
         raw = readable(line)
         if not _is_candidate(raw):
             return None
         return _malformed("it is indented: it belongs to the message above it", raw)
 
     def _kmsg(self, record: KmsgLine, raw: str) -> _LoggedLine:
-        """Convert a line with a /dev/kmsg record; ``raw`` is the text of the line.
-
-        Raises StampError if the time of boot is only assumed, and the record's time is more than a
-        minute in the future.
-        """
         return _LoggedLine(
             message=readable(record.message),
             raw=raw,
@@ -245,11 +232,6 @@ class Reader:
         )
 
     def _with_header(self, raw: str) -> _LoggedLine:
-        """Convert a line that begins with a log header, such as that of syslog or ``dmesg``.
-
-        ``raw`` is the text of the line. Raises StampError if its timestamp is invalid, or in the
-        same case as :meth:`_kmsg`.
-        """
         log_line = log_header.parse(raw, self._stamp_reference)
         return _LoggedLine(
             message=log_line.message,
@@ -308,11 +290,10 @@ class Reader:
 
 
 class Replay:
-    """Source of the packet log records in files; it ends after the last file.
+    """Source of the packet log records in the files ``paths``; ``-`` is standard input.
 
-    It reads the files ``paths`` one after the other and independently; ``-`` is standard input.
-    ``tally`` counts the lines of all files. The start of an ``async with`` block raises AbsentError
-    if a file does not exist. Reading raises SourceError at a file that can't be read.
+    The files are read one after the other; the source ends after the last file. ``tally`` counts
+    the lines of all files.
     """
 
     def __init__(
@@ -328,7 +309,7 @@ class Replay:
         self._now_ns = now_ns
 
     async def __aenter__(self) -> Self:
-        """Check that every file exists; raises AbsentError."""
+        """Return the source; raises AbsentError if a file does not exist."""
         for path in self._paths:
             if str(path) != _STDIN and not path.exists():
                 raise AbsentError(f"there is no file {path} to read records from")
@@ -340,10 +321,13 @@ class Replay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Do nothing: each file is closed at its end."""
+        """Do nothing, because :meth:`batches` closes each file."""
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Yield batches of the records, file by file."""
+        """Yield the records file by file, in batches.
+
+        Raises SourceError if a file can't be read.
+        """
         for path in self._paths:
             descriptor = _open(path)
             try:
@@ -361,12 +345,9 @@ class Replay:
 
 
 def _open(path: Path) -> int:
-    """Open a log file for reading and return its descriptor; raise SourceError if that fails.
-
-    Opening a named pipe does not wait for a process that writes to the pipe.
-    """
     if str(path) == _STDIN:
         return sys.stdin.fileno()
+    # Non-blocking, so that opening a named pipe does not wait for a writer.
     try:
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
@@ -374,7 +355,6 @@ def _open(path: Path) -> int:
 
 
 async def _read_chunks(path: Path, descriptor: int) -> AsyncIterator[bytes]:
-    """Yield a file's bytes; wait for a pipe without blocking the event loop."""
     while True:
         await until_readable(descriptor)
         try:
@@ -393,11 +373,8 @@ def _unreadable(path: Path, error: OSError) -> SourceError:
 
 
 def _this_boot_ns() -> int:
-    """Return when this machine booted: nanoseconds since the epoch, rounded to 10 ms.
-
-    The time is computed from two clocks, which are read one after the other. So each call would
-    give other last digits without the rounding.
-    """
+    """Return when this machine booted: nanoseconds since the epoch, rounded to 10 ms."""
+    # Two clocks are read one after the other: without rounding, each call gives other last digits.
     return round(boot_clock.wall_ns(0), -7)
 
 

@@ -1,9 +1,7 @@
 r"""Splitter of a kernel log line into words, which the parser takes one after the other.
 
-A word that the kernel never prints goes to ``unparsed``, not to the parser. If no space follows the
-last word of the line, the end of this word may be cut off. Then the word goes to ``unparsed`` too,
-unless it is certainly complete. For example, ``TTL=0`` is complete, because no longer number begins
-with 0.
+A word that the kernel never prints goes to ``unparsed``. So does a last word that may be cut off,
+because no space follows it: ``TTL=6`` may be a part of ``TTL=64``.
 """
 
 from __future__ import annotations
@@ -33,13 +31,13 @@ _OPEN: Final = "OPT ("
 
 
 class MalformedError(Exception):
-    """Kernel log line that can't be parsed; the exception's text is the reason."""
+    """Error: a kernel log line can't be parsed; the exception's text is the reason."""
 
 
 class Words:
     """Words of a kernel log line, and the position of the next word for the parser.
 
-    ``unparsed`` has the words that can't be used: unknown words, and words whose end may be cut
+    ``unparsed`` has the words that can't be used: unknown words, and a last word that may be cut
     off. ``truncated`` is true if the line was cut or may be cut.
     """
 
@@ -67,30 +65,25 @@ class Words:
         return known
 
     def peek(self) -> str:
-        """Return the next word without taking it.
-
-        At the end of the line, return an empty text.
-        """
+        """Return the next word without taking it; an empty text at the end of the line."""
         return self._words[self._next] if self._next < len(self._words) else ""
 
     def ended(self) -> bool:
-        """Return whether every word of the line has been taken."""
+        """Return True if every word of the line has been taken."""
         return self._next >= len(self._words)
 
     def expect_more(self) -> None:
         """Set ``truncated`` if no word is left.
 
-        The parser calls this method at positions where the kernel always prints another word.
+        Call this at a position where the kernel always prints another word.
         """
         if self.ended():
             self.truncated = True
 
     def finish(self) -> None:
-        """Check that the parser has taken all words; raise MalformedError otherwise.
+        """Check that all words have been taken; raises MalformedError if a word is left.
 
-        A word that is left is at a wrong position, or occurs twice. The last word of the line is an
-        exception if its end may be cut off. Then it is added to ``unparsed``, and no error is
-        raised.
+        A last word that may be cut off raises no error, but is added to ``unparsed``.
         """
         last = self._next == len(self._words) - 1
         if last and self._last_may_be_cut:
@@ -101,7 +94,7 @@ class Words:
             raise MalformedError(f"{name} {problem}")
 
     def _take_word(self, *, certain: bool) -> bool:
-        """Take the next word; return True if its end may be cut off, and so it must not be used.
+        """Take the next word; return True if it may be cut off, and so must not be used.
 
         Such a word is added to ``unparsed``. If ``certain`` is true, the word counts as complete.
         """
@@ -116,17 +109,15 @@ class Words:
     def flag(self, name: str, *, certain: bool = False) -> bool:
         """Take the next word if it is ``name``; return True if it was taken and is complete.
 
-        If ``certain`` is true, the word counts as complete even at the end of a line that may be
-        cut.
+        If ``certain`` is true, the word counts as complete even at the end of a cut line.
         """
         return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
-        """Take the next word if it is the field ``key``; return the field's value as text.
+        """Take the next word if it is the field ``key``; return its value, ``64`` for ``TTL=64``.
 
-        A field is ``key``, ``separator`` and value, for example ``TTL=64``. Returns None if another
-        word is next, or if the value's end may be cut off. A value that equals ``certain`` counts
-        as complete, even at the end of a line that may be cut.
+        Returns None if another word is next, or if the value may be cut off. A value that equals
+        ``certain`` counts as complete, even at the end of a cut line.
         """
         start = key + separator
         if not self.peek().startswith(start):
@@ -138,11 +129,11 @@ class Words:
     def number(
         self, key: str, limit: int, separator: str = "=", *, certain: int | None = None
     ) -> int | None:
-        """Take the next word if it is the decimal field ``key``; return the field's number.
+        """Take the next word if it is the decimal field ``key``; return its value as a number.
 
         Returns None if another word is next, or if last digits may be cut off. The numbers 0 and
-        ``certain`` count as complete, even at the end of a line that may be cut. Raises
-        MalformedError if the value is not a number, or is greater than ``limit``.
+        ``certain`` count as complete. Raises MalformedError if the value is not a number, or is
+        greater than ``limit``.
         """
         # No number of several digits begins with 0.
         zero = self.peek() == f"{key}{separator}0"
@@ -156,12 +147,11 @@ class Words:
         return int(value)
 
     def hexadecimal(self, key: str, form: str, separator: str = "=") -> int | None:
-        """Take the next word if it is the hexadecimal field ``key``; return the field's number.
+        """Take the next word if it is the hexadecimal field ``key``; return its value as a number.
 
         ``form`` is the regular expression of a valid value; its group has the digits. Returns None
-        if another word is next, or if last digits may be cut off. All forms except UNPADDED have a
-        fixed number of digits. A value with all these digits counts as complete, even at the end of
-        a line that may be cut. Raises MalformedError if the value does not match ``form``.
+        if another word is next, or if last digits may be cut off. Raises MalformedError if the
+        value does not match ``form``.
         """
         whole = self.peek().removeprefix(key + separator)
         is_whole = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
@@ -187,20 +177,19 @@ class Words:
         return int(match.group(1))
 
     def bracket(self, character: str) -> bool:
-        """Take the next word if it is ``character``; return true if it was taken.
+        """Take the next word if it is ``character``; return True if it was taken.
 
-        ``character`` is a bracket or ``OPT (``. Such a word ends with the bracket. So it is
-        complete even at the end of a line that may be cut.
+        ``character`` is a bracket or ``OPT (``.
         """
+        # The bracket ends the word, so the word is complete even at the end of a cut line.
         return self.peek() == character and not self._take_word(certain=True)
 
     def options(self) -> tuple[str | None, bool]:
         """Take IP or TCP options, ``OPT (…)``; return their bytes, and whether they are truncated.
 
-        The bytes are lower-case hexadecimal digits. They are None if there are no options, or if
-        the options are incomplete. The second result is true for ``OPT (TRUNCATED)``, which the
-        kernel prints if the packet ends inside the options. If the line ends inside the options,
-        they are added to ``unparsed``. Raises MalformedError for options of another form.
+        The bytes are lower-case hexadecimal digits; None if the options are missing or incomplete.
+        The second result is True for ``OPT (TRUNCATED)``: the packet ends inside the options.
+        Raises MalformedError for options of another form.
         """
         if not self.bracket(_OPEN):
             return None, False
@@ -210,6 +199,7 @@ class Words:
         if not self.bracket(")"):
             if not self.ended():
                 raise MalformedError("OPT is not closed")
+            # The line ends inside the options.
             self.unparsed.append(f"{_OPEN}{word}")
             self.truncated = True
             return None, False

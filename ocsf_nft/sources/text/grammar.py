@@ -1,14 +1,11 @@
 """Parser of the packet log lines of nf_log_syslog.c, in the forms of all kernel versions.
 
-The line (from ``IN=`` on) is split into words. The parser takes the words in the order in which the
-kernel prints them. If a word is at another position, or occurs twice, the line is malformed. A
-field may be missing (rules log with fewer flags). Words that the kernel never prints are stored in
-``details["unparsed"]``.
+A field may be missing, because rules log with different flags. A line with a word at a wrong
+position is malformed. Words that the kernel never prints are stored in ``details["unparsed"]``.
 
-A line may be cut anywhere in transit. The kernel prints a space after each value. So a last value
-without a space may lack digits. Such a value is stored in ``unparsed`` too, and
-``details["truncated"]`` is set. Many tools strip the last space, so a value that is certainly
-complete (``0``) is accepted. ``truncated`` is also set if the line ends before a required field.
+A line may be cut anywhere in transit. If no space follows the last value, its end may be cut off.
+Then the value is stored in ``unparsed`` too, and ``details["truncated"]`` is set. But a value that
+is certainly complete (``0``) is accepted, because many tools strip the last space.
 """
 
 from __future__ import annotations
@@ -108,7 +105,6 @@ def _link(words: Words, facts: Facts) -> None:
 
 
 def _tunnel(words: Words, facts: Facts) -> None:
-    """Parse the outer addresses of a SIT tunnel into ``facts``, if the line has them."""
     tunnel = words.value("TUNNEL")
     if tunnel is None:
         return
@@ -134,10 +130,6 @@ def _canonical(key: str, text: str) -> str:
 
 
 def _address(words: Words, key: str) -> str:
-    """Parse the address field ``key`` and return the address in canonical form.
-
-    Raises MalformedError if the field is missing or invalid.
-    """
     value = words.value(key)
     if value is None:
         if words.ended():
@@ -147,11 +139,6 @@ def _address(words: Words, key: str) -> str:
 
 
 def _arp(words: Words, facts: Facts) -> None:
-    """Parse the fields of an ARP packet into ``facts``.
-
-    The kernel prints no space after the last ARP value, which is also the end of the line. So a cut
-    inside this value can't be detected.
-    """
     arp: Facts = {}
     facts["arp"] = arp
     for key, name in (
@@ -182,6 +169,7 @@ def _arp(words: Words, facts: Facts) -> None:
     mac = _mac(words, "MACDST")
     if mac is not None:
         arp["mac_destination"] = mac
+    # The kernel prints no space after the last value, so a cut inside this value can't be detected.
     last = words.peek().removeprefix("IPDST=")
     destination = words.value("IPDST", certain=last if canonical_address(last) else None)
     if destination is None:
@@ -224,7 +212,7 @@ def _numbers(words: Words, facts: Facts, fields: tuple[tuple[str, str, int], ...
 
 
 def _ipv4(words: Words, facts: Facts) -> bool:
-    """Parse the IPv4 header fields into ``facts``; return False if the packet is cut after them."""
+    """Parse the IPv4 header into ``facts``; return False if the packet ends in it."""
     _numbers(words, facts, (("LEN", "length", _LENGTH_LIMIT),))
     tos = words.hexadecimal("TOS", "0x([01][02468ACE])")
     precedence = words.hexadecimal("PREC", "0x([02468ACE]0)")
@@ -247,10 +235,6 @@ def _ipv4(words: Words, facts: Facts) -> bool:
 
 
 def _ipv6(words: Words, facts: Facts) -> _Chain:
-    """Parse the IPv6 header fields and extension headers into ``facts``.
-
-    Returns the state of the parsing, which determines whether a transport protocol follows.
-    """
     _numbers(
         words,
         facts,
@@ -283,9 +267,9 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
 class _Chain:
     """State of the parsing of one packet's IPv6 extension headers.
 
-    ``headers`` is the number of parsed headers, or 0 if it is unknown. ``later_fragment`` is true
-    if the packet is a fragment, but not the first one. ``ended`` is true if the kernel prints no
-    protocol after the headers.
+    ``headers`` is the number of parsed headers; 0 if it is unknown. ``later_fragment`` is true for
+    a fragment that is not the first one. ``ended`` is true if the kernel prints no protocol after
+    the headers.
     """
 
     headers: int = 0
@@ -294,7 +278,6 @@ class _Chain:
 
 
 def _extension(words: Words, facts: Facts, chain: _Chain) -> None:
-    """Parse one IPv6 extension header: the words between ``OPT (`` and ``)``."""
     later_fragment = chain.later_fragment
     if words.peek().startswith("FRAG:"):
         _fragment(words, facts, chain)
@@ -326,7 +309,6 @@ def _security(words: Words, facts: Facts, chain: _Chain) -> None:
 
 
 def _fragment(words: Words, facts: Facts, chain: _Chain) -> None:
-    """Parse an IPv6 fragment header; ``facts`` gets only the values of a packet's first one."""
     if words.peek() == "FRAG:TRUNCATED":
         words.value("FRAG", ":", certain="TRUNCATED")
         facts["incomplete"] = True
@@ -366,7 +348,6 @@ def _protocol(words: Words, facts: Facts, *, later_fragment: bool, quoted: bool)
 
 
 def _quote(words: Words, facts: Facts) -> None:
-    """Parse the packet that an ICMP error quotes into ``facts["quoted"]``."""
     if not words.bracket("["):
         words.expect_more()
         return
