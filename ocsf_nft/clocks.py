@@ -14,14 +14,11 @@ def epoch_of(clock: int) -> int:
     """Return the wall-clock time at which a kernel clock was 0 (ns since the epoch, UTC).
 
     ``clock`` is ``time.CLOCK_BOOTTIME`` or ``time.CLOCK_MONOTONIC``. Add the result to a time of
-    ``clock`` to get the wall-clock time. That sum is wrong for a time before the wall clock was
-    last set. For CLOCK_MONOTONIC, it is also wrong for a time before the last suspend.
-
-    The function reads ``clock``, the wall clock, and ``clock`` again. The scheduler may stop the
-    thread between two of these reads. So the function repeats the three reads, and uses the fastest
-    repetition.
+    ``clock`` to get the wall-clock time. The conversion is wrong for a time before the wall clock
+    was last set. For CLOCK_MONOTONIC, it is also wrong for a time before the last suspend.
     """
     width_ns, epoch_ns = _read(clock)
+    # The scheduler may stop the thread between two reads: use the fastest try.
     for _ in range(_TRIES):
         if width_ns < _TIGHT_NS:
             break
@@ -30,11 +27,7 @@ def epoch_of(clock: int) -> int:
 
 
 def _read(clock: int) -> tuple[int, int]:
-    """Read ``clock``, the wall clock, and ``clock`` again.
-
-    Return the time between the two reads of ``clock``, and the wall-clock time at which ``clock``
-    was 0, both in ns.
-    """
+    """Read the clocks; return the duration of the reading, and when ``clock`` was 0, in ns."""
     before_ns = time.clock_gettime_ns(clock)
     wall_ns = time.time_ns()
     width_ns = time.clock_gettime_ns(clock) - before_ns

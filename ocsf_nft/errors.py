@@ -1,7 +1,6 @@
 """Errors of the package.
 
 The text of every error is one sentence for people: the cause and, if there is one, the remedy.
-Every error also has the exit code that the command line documents for it.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ from typing import ClassVar
 
 
 class OcsfNftError(Exception):
-    """Base of all errors that ocsf-nft reports as one sentence, without a traceback.
+    """Base of all errors that ocsf-nft shows as one sentence, without a traceback.
 
-    ``exit_code`` is the exit code of the program if this error ends it.
+    If the error ends the program, ``exit_code`` is the program's exit code.
     """
 
     exit_code: ClassVar[int] = 3
@@ -35,18 +34,17 @@ class UnsupportedError(OcsfNftError):
 
 
 class FenceError(OcsfNftError):
-    """Failure of a fence: the kernel rejected its rules, or it is not active as requested."""
+    """Failure to install, read or check a fence: for example, the kernel rejects the rules."""
 
 
 class SourceError(OcsfNftError):
-    """Failure to read input, for example the kernel's log records, a stored state or a file."""
+    """Failure to read input, such as log records, a database or a file."""
 
 
 class DeliveryError(OcsfNftError):
-    """Failure to write or send events now, for example to a full disk; a later retry may succeed.
+    """Failure to write or send, for example to a full disk; a later retry may succeed.
 
-    ``after_seconds`` is the pause that the receiver requested before the retry. It is None if the
-    receiver requested no pause.
+    ``after_seconds`` is the pause that the receiver requested before the retry, or None.
     """
 
     def __init__(self, sentence: str, *, after_seconds: float | None = None) -> None:
@@ -55,16 +53,13 @@ class DeliveryError(OcsfNftError):
 
 
 class RefusedError(DeliveryError):
-    """Refusal of a whole batch by a receiver, because of one event in it or because of its size."""
+    """Refusal of a whole batch by a receiver, because of the batch's size or one of its events."""
 
 
 class ClosedError(DeliveryError):
-    """Output that is closed permanently, such as a pipe without a reader; a retry can't succeed."""
+    """Permanent failure of an output, such as a pipe without a reader; a retry can't succeed."""
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the text of an error, for example "No such file or directory".
-
-    For an error of the system, Python's text has an error number (errno) too; it is omitted.
-    """
+    """Return the text of an error without its errno, for example "No such file or directory"."""
     return (isinstance(error, OSError) and error.strerror) or str(error)

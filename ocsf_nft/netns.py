@@ -1,11 +1,10 @@
 """Network namespaces: find one by name, and run code inside it.
 
-``setns(2)`` moves only the calling *thread* to another namespace. So each piece of work runs in a
-new thread, which enters the namespace and ends with the work. All other threads stay in their
-namespace. A socket that the work opens stays in the entered namespace, and so does a child process.
+``setns(2)`` moves only the calling thread. So the code runs in a new thread, which enters the
+namespace. Sockets and child processes of this code stay in the entered namespace.
 
-To enter a namespace, the process needs CAP_SYS_ADMIN in two user namespaces: its own, and the one
-that owns the network namespace. Work in the current namespace needs no privilege.
+To enter a namespace, the process needs CAP_SYS_ADMIN, also in the user namespace that owns the
+network namespace.
 """
 
 from __future__ import annotations
@@ -34,25 +33,23 @@ _OWN: Final = Path("/proc/thread-self/ns/net")
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """Network namespace with the file ``path``, such as ``/run/netns/NAME``.
+    """Network namespace whose file is ``path``, such as ``/run/netns/NAME``.
 
-    If ``path`` is None, this is the current namespace of the thread that uses this object.
+    If ``path`` is None, the object stands for the current namespace of the calling thread.
     """
 
     path: Path | None = None
 
     def __str__(self) -> str:
-        """Return the namespace for messages: its path, or "this network namespace"."""
+        """Return the path of the namespace, or "this network namespace" if there is no path."""
         return "this network namespace" if self.path is None else str(self.path)
 
     def identity(self) -> str:
         """Return the device and inode of the namespace's file, as a text such as ``4:4026531840``.
 
-        Another namespace with the same path usually has another text. But the kernel may reuse the
-        inode number of a deleted namespace: then the text is the same.
-
-        Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be
-        inspected.
+        The text changes if another namespace replaces this one, unless the kernel reuses the inode
+        number. Raises AbsentError if the namespace does not exist, UnsupportedError if its file
+        can't be inspected.
         """
         try:
             status = (self.path or _OWN).stat()
@@ -63,8 +60,8 @@ class Namespace:
     def call(self, work: Callable[[], T]) -> T:
         """Run ``work`` inside the network namespace; wait for its end and return its result.
 
-        Raises AbsentError if there is no such namespace, UnsupportedError if entering it is not
-        permitted, and any exception of ``work``.
+        Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be entered.
+        Exceptions of ``work`` are raised unchanged.
         """
         _require_linux()
         if self.path is None:
@@ -74,18 +71,18 @@ class Namespace:
 
 
 def named(name: str) -> Namespace:
-    """Return the network namespace with the name ``name``, as ``ip netns`` lists it.
+    """Return the network namespace with a name of ``ip netns``, or with a path.
 
-    If ``name`` contains a slash, it is the path of the namespace's file instead. The function does
-    not check that the namespace exists.
+    A ``name`` that contains a slash is the path of the namespace's file. The namespace need not
+    exist.
     """
     return Namespace(Path(name) if "/" in name else NAMED / name)
 
 
 def in_scratch(work: Callable[[], T]) -> T:
-    """Run ``work`` inside a new, empty network namespace; return its result.
+    """Run ``work`` inside a new, empty network namespace; return the result of ``work``.
 
-    The kernel deletes the namespace after ``work`` has ended. Raises UnsupportedError without
+    The kernel deletes the namespace after the end of ``work``. Raises UnsupportedError without
     CAP_SYS_ADMIN, and any exception of ``work``.
     """
     _require_linux()
@@ -93,7 +90,7 @@ def in_scratch(work: Callable[[], T]) -> T:
 
 
 def of_process(pid: int) -> Namespace:
-    """Return the network namespace of a process."""
+    """Return the network namespace of the process with the id ``pid``."""
     return Namespace(Path(f"/proc/{pid}/ns/net"))
 
 

@@ -1,8 +1,7 @@
 """Netlink connection to nf_tables: queries, transactions and notifications of changes.
 
-Messages are those of ``include/uapi/linux/netfilter/nfnetlink.h``: netlink messages whose payload
-begins with a family, a version and a resource id. A socket belongs to the network namespace in
-which it was opened. All functions need CAP_NET_ADMIN over that namespace.
+The message format is described in ``include/uapi/linux/netfilter/nfnetlink.h``. All functions need
+CAP_NET_ADMIN over the network namespace in which the socket was opened.
 """
 
 from __future__ import annotations
@@ -59,7 +58,10 @@ class InterruptedDumpError(Exception):
 
 
 class Statement(NamedTuple):
-    """One message of an nf_tables transaction: message type, flags, header and attributes."""
+    """One message of an nf_tables transaction; ``kind`` is the message type.
+
+    ``payload`` has the nfnetlink header and the attributes.
+    """
 
     kind: int
     flags: int
@@ -69,9 +71,9 @@ class Statement(NamedTuple):
 class Table(NamedTuple):
     """Properties of an nftables table.
 
-    If ``is_exclusive`` is true, a netlink socket owns the table, and only that socket can change
-    it. If ``is_persistent`` is true, the table remains after its owner socket is closed (Linux
-    6.9). ``userdata`` has the comment of the table, as nft encodes it.
+    If ``is_exclusive`` is true, only the netlink socket that owns the table can change the table.
+    If ``is_persistent`` is true, the table remains after its owner socket is closed (Linux 6.9).
+    ``userdata`` has the comment of the table, as nft encodes it.
     """
 
     is_exclusive: bool
@@ -82,16 +84,14 @@ class Table(NamedTuple):
 class Nftables:
     """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 
-    Only one thread at a time may use it. A method raises OSError with the kernel's error if the
-    kernel rejects its request. Then the socket can still be used.
+    Only one thread at a time may use the socket. A method raises OSError if the kernel rejects a
+    request; the socket can still be used then. A method raises TimeoutError (an OSError) if the
+    kernel does not answer for 5 seconds. Queries and lists also raise TimeoutError after
+    ``deadline``, a time of ``time.monotonic()``.
 
-    A method raises TimeoutError (a subclass of OSError) if the kernel does not answer for 5
-    seconds. Queries and lists also raise it once ``deadline`` (a time of ``time.monotonic()``) has
-    passed, so that an endless list ends.
-
-    After TimeoutError, or any other exception that is not an error of the kernel, close the socket
-    and create another one. Do the same if a list was not read to its end. Otherwise the rest of the
-    old answer could arrive after the next request.
+    Close the socket after any exception that is not an error of the kernel, such as TimeoutError.
+    Also close the socket if a list was not read to its end. Otherwise the rest of the old answer
+    could arrive after the next request.
     """
 
     def __init__(self) -> None:
@@ -132,9 +132,9 @@ class Nftables:
     def query(self, kind: int, family: int, attributes: bytes) -> dict[int, bytes]:
         """Request one nf_tables object; return its netlink attributes by type.
 
-        ``kind`` is the type of the request (``NFT_MSG_GET…``), and ``family`` the family of the
-        object's table (``NFPROTO_…``). ``attributes`` identify the object. Raises
-        FileNotFoundError if the object does not exist.
+        ``kind`` is the type of the request (``NFT_MSG_GET…``). ``family`` is the family of the
+        object's table (``NFPROTO_…``). ``attributes`` identify the object. Raises FileNotFoundError
+        if the object does not exist.
         """
         self._send(kind, netlink.NLM_F_REQUEST, family, attributes)
         while True:
@@ -167,10 +167,7 @@ class Nftables:
                 yield answer.payload[_HEADER.size :]
 
     def generation(self) -> int:
-        """Return the generation: the number of the current ruleset.
-
-        Each transaction increments it.
-        """
+        """Return the number of the current ruleset, which each transaction increments."""
         return int.from_bytes(self.query(_NFT_MSG_GETGEN, 0, b"")[_NFTA_GEN_ID], "big")
 
     def table(self, family: str, name: str) -> Table | None:
@@ -188,14 +185,11 @@ class Nftables:
         )
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """Execute all statements in one transaction of nf_tables.
+        """Execute all statements in one transaction of nf_tables: all of them or none.
 
-        If the kernel rejects a statement, none of the statements is executed. Then this method
-        raises OSError with the kernel's error for the first rejected statement.
-
-        If ``generation`` is given, the transaction is executed only if the current ruleset has that
-        generation (:meth:`generation`). Otherwise this method raises OSError with the errno
-        ERESTART. A successful transaction increments the generation.
+        Raises OSError with the kernel's error for the first rejected statement. If ``generation``
+        is given, the ruleset must still have this :meth:`generation`. Otherwise OSError with the
+        errno ERESTART is raised.
         """
         first = self._sequence + 1
         head = _BATCH
@@ -239,10 +233,7 @@ class Nftables:
         self._socket.send(netlink.message(SUBSYSTEM | kind, flags, payload, self._sequence))
 
     def _answers(self) -> Iterator[netlink.Message]:
-        """Wait for the next datagram, and yield its messages that answer the last request.
-
-        Raises TimeoutError.
-        """
+        """Wait for the next datagram, and yield its messages that answer the last request."""
         if time.monotonic() > self.deadline:
             raise TimeoutError("timed out")
         length = self._socket.recv_into(self._buffer)
@@ -254,9 +245,9 @@ class Nftables:
 def subscribe() -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of nftables.
 
-    The changes are those in the calling thread's network namespace. The caller must check the
-    sender of each notification, and ignore any sender whose port is not 0 (the kernel). A process
-    with CAP_NET_ADMIN over the namespace can also send to this socket. Raises OSError.
+    The changes are those in the calling thread's network namespace. Other processes can also send
+    to this socket. So the caller must ignore each sender whose port is not 0 (the kernel). Raises
+    OSError.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     try:

@@ -1,8 +1,7 @@
 """Conversion of user ids of another user namespace to those of this process's user namespace.
 
-For a socket's owner, nftables reports the id in the user namespace that owns the network namespace
-(nft_meta.c). NFLOG reports the id in the user namespace of its reader (nfnetlink_log.c). If these
-namespaces differ, the ids must be converted.
+nftables gives a socket's owner in the user namespace that owns the network namespace (nft_meta.c).
+NFLOG gives the owner in the user namespace of the NFLOG reader (nfnetlink_log.c).
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ _UNMAPPED: Final = 65534  # kernel.overflowuid
 class UserIdMap(NamedTuple):
     """Map from the user ids of another user namespace to those of this process's namespace.
 
-    Each of the ``ranges`` has three numbers. They are the first id in the other namespace, the
-    first id in this process's namespace, and the number of ids.
+    For example, the range ``(0, 100000, 65536)`` maps 65,536 user ids. It maps user 0 of the other
+    namespace to user 100000 of this process's namespace.
     """
 
     ranges: tuple[tuple[int, int, int], ...]
@@ -40,16 +39,11 @@ class UserIdMap(NamedTuple):
 
 
 def user_id_map() -> UserIdMap | None:
-    """Return the map of the user ids that nftables reports in the thread's network namespace.
+    """Return the map of the user ids that nftables gives in the thread's network namespace.
 
-    Each network namespace has an owner, which is a user namespace. The result maps the owner's user
-    ids to those of this process's user namespace. It is read from a process in the owner, which
-    needs CAP_SYS_PTRACE. If no such process can be inspected, the map is empty. An empty map
-    converts each id to 65534, which is better than a wrong id.
-
-    Returns None if the owner is this process's own user namespace: then no conversion is needed.
-    Also returns None if the owner is unknown. This is so on old kernels, and if the owner is an
-    ancestor of this process's user namespace.
+    Return None if these user ids need no conversion, or if their user namespace is unknown. The map
+    is read from a process in that user namespace, which needs CAP_SYS_PTRACE. If no process there
+    can be inspected, the map is empty, and converts each id to 65534.
     """
     try:
         owner = _owner()
@@ -69,6 +63,7 @@ def user_id_map() -> UserIdMap | None:
             if text:
                 lines = [tuple(map(int, line.split())) for line in text.splitlines()]
                 return UserIdMap(tuple((there, here, count) for there, here, count in lines))
+    # It converts each id to 65534, which is better than a wrong id.
     return UserIdMap(())
 
 
@@ -81,10 +76,7 @@ def _owner() -> int:
 
 
 def _read_map(process: Path, namespace: os.stat_result) -> str | None:
-    """Return the user id map of a process, the text of its ``uid_map`` file.
-
-    Return None if the process is not in the user namespace ``namespace``, or has exited.
-    """
+    """Return the text of the process's ``uid_map``; None if the process is not in ``namespace``."""
     try:
         # All three reads use one descriptor, because the pid may be given to another process.
         directory = os.open(process, os.O_RDONLY | os.O_DIRECTORY)

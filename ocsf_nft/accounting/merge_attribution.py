@@ -1,8 +1,8 @@
-"""Merge of attributions: from the sender of each attempt to the senders of several attempts.
+"""Merge of the attributions of several attempts to one attribution.
 
-An attribution states which process sent the packets of an attempt, or which processes may have sent
-them. If a process made only some of the attempts, the merged attribution must not name this process
-as the only sender.
+An attribution names the process that sent the packets of an attempt, or all processes that may have
+sent them. If a process made only some of the attempts, the merged attribution does not name it as
+the only sender.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 
 
 def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
-    """Merge the attribution of the latest attempt into the attribution of the earlier attempts.
+    """Merge the attribution of the latest attempt with the attribution of all earlier attempts.
 
-    ``before`` is the attribution of all earlier attempts together. An argument is None if there is
-    no such attribution. Return None if both are None.
+    An argument is None if there is no attribution. Return None if both are None.
     """
     first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
     if first.names_no_process and last.names_no_process:
@@ -58,10 +57,6 @@ def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
     """Merge the processes of two attributions; ``first`` is of earlier attempts than ``last``.
 
     Return the 16 most recently started processes, and a lower bound for the number of all others.
-
-    An attribution names its youngest processes, and only counts the older ones (``unnamed``). So a
-    process that ``first`` does not name may be one that ``first`` has counted. It certainly is
-    another process if it is younger than all named processes.
     """
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
     for one in latest:
@@ -69,6 +64,8 @@ def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
         if same is not None:
             calls = (same.calls or 0) + (one.calls or 0) or None
             seen[seen.index(same)] = replace(one, calls=calls)
+        # An attribution names its youngest processes, and only counts the older ones. So a younger
+        # process is certainly none of those that `first` has only counted.
         elif not unnamed or _began(one) > max(map(_began, seen), default=0):
             seen.append(one)
     seen.sort(key=_began)
@@ -94,10 +91,6 @@ def _is_same(one: Process, other: Process) -> bool:
 
 
 def _named(by: Attribution) -> tuple[Seen, ...]:
-    """Return all processes that an attribution names, each with its number of attempts if known.
-
-    A process that the attribution names as the only sender counts with one attempt.
-    """
     if by.process is None or any(_is_same(each.process, by.process) for each in by.seen):
         return by.seen
     return (Seen(process=by.process, calls=1), *by.seen)

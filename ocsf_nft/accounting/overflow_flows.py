@@ -1,7 +1,4 @@
-"""Flows that are not reported separately: all such flows of one user share an event.
-
-The reason is that the user has more flows than can be reported separately.
-"""
+"""Flows of users with too many flows: all these flows of one user share an event."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ _MAX_AGGREGATES: Final = 256
 class OverflowFlows:
     """Flows that share one event for each user, because the user has too many flows.
 
-    ``aggregates`` has the unreported packets of these flows, by user id. It has at most 256 users.
-    The flows of all other users are added to the aggregate under the key None.
+    ``aggregates`` has the unreported packets of these flows by user id. After 256 users, the
+    packets of further users are added to the aggregate of the key None.
     """
 
     def __init__(self, aggregates: dict[int | None, FlowAggregate]) -> None:
@@ -30,13 +27,13 @@ class OverflowFlows:
         self._users: dict[Key, int | None] = {}
 
     def __contains__(self, key: Key) -> bool:
-        """Return whether the flow ``key`` is reported together with others."""
+        """Return True if the flow ``key`` shares an event with other flows."""
         return key in self._users
 
     def add(self, key: Key, counter: FlowCounter) -> None:
         """Move the unreported packets of the flow ``key`` to the aggregate of the flow's user.
 
-        ``counter`` has the packets of this flow only. After the call, all of them count as
+        ``counter`` is the flow's counter. After the call, all packets of ``counter`` count as
         reported.
         """
         decoded = None if key in self._users else flow(key)
@@ -57,5 +54,5 @@ class OverflowFlows:
             aggregate.add(decoded)
 
     def remove(self, key: Key) -> None:
-        """Remove the flow ``key``, because its counter no longer exists."""
+        """Remove the flow ``key``; call this method if the flow's counter no longer exists."""
         self._users.pop(key, None)

@@ -1,12 +1,8 @@
 """State database of one sandbox: a SQLite file that outlives the service process.
 
-The file has the sandbox's account: how many packets were counted, and how many were reported. One
-transaction stores both the reported counts and the events that report them. The service may be
-killed before it delivers these events. Then the service delivers the same events, with the same
-uids, after its next start. So no event is missing, and a receiver can recognize a repeated event.
-
-A transaction is written, but not synced to the disk. The file need not survive a reboot, because
-the kernel's counters don't survive a reboot either.
+One transaction stores the counts of reported packets, and the events that report these packets. If
+the service is killed before it delivers the events, it delivers them after its next start. A
+receiver can recognize a repeated event by its uid.
 
 All functions block. Call them from one thread at a time.
 """
@@ -66,9 +62,9 @@ _Row = tuple[str, str, bytes, int, int, int, int, int, int]
 
 
 class DroppedRecords(NamedTuple):
-    """Totals for one source of log records: its gaps, and the records that it could not read.
+    """Number of gaps in one source of log records, and number of missing log records.
 
-    ``records`` is a lower bound, because some sources don't know how many records they have missed.
+    ``records`` is a lower bound, because some sources can't count their missing log records.
     """
 
     source: str
@@ -88,10 +84,10 @@ class Changes:
         self.closed: list[tuple[str]] = []
 
     def collect(self, account: SandboxAccount) -> Iterator[None]:
-        """Collect all changes of ``account`` (a sandbox's counts) since the last commit, in steps.
+        """Collect all changes of ``account`` since the last commit, in steps.
 
         The iterator yields after each step, so that the caller can let other tasks run. Until the
-        iteration ends, other tasks must not use ``account``.
+        iterator ends, other tasks must not use ``account``.
         """
         for name, rule_account in account.rules.items():
             if rule_account.stored is None:
@@ -129,15 +125,15 @@ class Changes:
 
 
 class StateDatabase:
-    """SQLite file from which the service continues after a restart.
+    """SQLite file with all values of one sandbox that the service needs after a restart.
 
-    It has a sandbox's packet counts, and the incidents (successive attempts of one flow) that have
-    not ended. It also has the position in the source of log records, and the events of the last
-    commit.
+    These are the packet counts, the incidents that have not ended, and the events of the last
+    commit. The read position in the source of log records is also stored.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # Not synced to the disk: the kernel's counters don't survive a reboot either.
         self._file = Database(path, _SCHEMA)
         self._is_read_only = False
 
@@ -156,7 +152,7 @@ class StateDatabase:
         self._file.remove()
 
     def fault(self) -> str | None:
-        """Return a message if a damaged database file was quarantined, else None.
+        """Return a message if a damaged database file was quarantined (renamed), else None.
 
         Each message is returned only once.
         """
@@ -164,12 +160,11 @@ class StateDatabase:
         return fault
 
     def load(self, account: SandboxAccount) -> None:
-        """Restore the counts and the open incidents of ``account`` from the file.
+        """Restore ``account`` from the file: packet counts, and incidents that have not ended.
 
-        If the content of the file is damaged or invalid, the file is quarantined (renamed) and
-        ``account`` stays empty. Raises DeliveryError if the file can't be read or quarantined. A
-        file that is open for reading only is never quarantined: SourceError is raised instead. From
-        such a file, no incidents are restored.
+        If the file is damaged, it is quarantined (renamed), and ``account`` stays empty. Raises
+        DeliveryError if the file can't be read or renamed. If the file is open for reading only, no
+        incidents are restored, and damage raises SourceError.
         """
         try:
             self._load(account)
@@ -194,10 +189,7 @@ class StateDatabase:
                     _reopen(account, *columns)
 
     def position(self, source: str) -> str | None:
-        """Return the stored position at which to continue to read the log records of ``source``.
-
-        Return None if the file has no position for this source.
-        """
+        """Return the stored read position of a source of log records; None without a position."""
         with self._file.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
@@ -209,9 +201,9 @@ class StateDatabase:
     ) -> None:
         """Store changed counts, and the events that report these changes, in one transaction.
 
-        The events of the previous commit are deleted, because the caller has delivered them.
-        ``position`` has the name of a source of log records, and the source's position after all
-        processed records. If ``position`` is None, the stored position stays the same.
+        The events of the previous commit are deleted: the caller must have delivered them.
+        ``position`` has the name of a source of log records, and its new read position. With None,
+        the stored position stays the same.
         """
         with self._file.transaction() as connection:
             connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
@@ -235,15 +227,12 @@ class StateDatabase:
                 connection.execute("INSERT INTO cursor VALUES (?, ?)", position)
 
     def undelivered(self) -> tuple[bytes, ...]:
-        """Return the events of the last commit, for a delivery after a restart.
-
-        The service may have stopped before it delivered these events.
-        """
+        """Return the events of the last commit, which may not have been delivered."""
         with self._file.transaction() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
     def add_dropped(self, source: str, records: int) -> None:
-        """Add one gap to the totals of ``source``; ``records`` are the log records lost."""
+        """Count one more gap of ``source``, in which ``records`` log records are missing."""
         with self._file.transaction() as connection:
             connection.execute(
                 "INSERT INTO dropped VALUES (?, 1, ?) ON CONFLICT DO UPDATE SET "
@@ -252,7 +241,10 @@ class StateDatabase:
             )
 
     def dropped_records(self) -> tuple[DroppedRecords, ...]:
-        """Return each source's totals of gaps and missing log records since the file's creation."""
+        """Return the numbers of gaps and missing log records of each source.
+
+        The numbers begin at 0 when the file is created.
+        """
         with self._file.transaction() as connection:
             rows = connection.execute("SELECT * FROM dropped")
             return tuple(DroppedRecords(*row) for row in rows)
@@ -270,7 +262,7 @@ def _columns(counter: FlowCounter) -> tuple[int, int, int, int, int, int]:
 
 
 def _whole(numbers: Sequence[object]) -> tuple[int, ...]:
-    """Return stored numbers unchanged; raises TypeError if one of them is no integer."""
+    """Return ``numbers`` as a tuple; raises TypeError if one of them is no integer."""
     if not all(type(number) is int for number in numbers):
         raise TypeError("not a whole number")
     return cast("tuple[int, ...]", tuple(numbers))
@@ -328,18 +320,14 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Restore an incident or a scan that had not ended when the service stopped.
-
-    If the counters of its rule have been created again since then, the incident or scan ends. The
-    arguments after ``account`` are a row of the database. ``state`` is the encoded incident or
-    scan. Raises ValueError if the row is inconsistent.
-    """
+    """Restore an incident or a scan from a row of the database."""
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)
     if found.identity != identity:
         raise ValueError("stored under another identity")
     rule_account = account.rules[name]
     if rule_account.epoch != epoch:
+        # The rule's counters have been created again since then: the incident or scan ends.
         account.opened.orphan(found)
     else:
         rule_account.resume(found)

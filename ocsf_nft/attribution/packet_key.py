@@ -1,7 +1,7 @@
-"""Comparison of log records with calls: which calls may have sent the packet of a record.
+"""Comparison of log records with calls, to find the process that sent a logged packet.
 
-A call is a capture event of the BPF programs: a system call that sends, or a refused packet with
-its sender. For the comparison, a call and a record each get a key (:class:`PacketKey`).
+A call is what the BPF programs capture: a system call that sends, or a refused packet with its
+sender. Each call and each log record gets a :class:`PacketKey`, and these keys are compared.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ FRAME_RULES: Final = frozenset({"link"})
 class PacketKey(NamedTuple):
     """Key to compare a call with a log record: protocol, ports and destination of the packet.
 
-    An absent port is 0. ``destination`` is the address in 4 bytes (IPv4) or 16 bytes (IPv6), or
-    empty. In the key of a link-layer frame, ``protocol`` is None, and all other values are absent
-    too.
+    ``destination`` is the address in 4 bytes (IPv4) or 16 bytes (IPv6), or empty. A missing port is
+    0. For a link-layer frame, ``protocol`` is None, ``destination`` is empty, and both ports are 0.
     """
 
     protocol: int | None
@@ -41,10 +40,10 @@ FRAME_KEY: Final = PacketKey(None)
 
 
 class LoggedRecord(NamedTuple):
-    """Kernel log record, with the time range in which the kernel logged it.
+    """Log record that the kernel logged between ``since_ns`` and ``until_ns``.
 
-    The range is from ``since_ns`` to ``until_ns``. ``stamp_ns`` is the timestamp that the source
-    gave the record; it may be inexact. All times are of CLOCK_BOOTTIME.
+    ``stamp_ns`` is the log record's timestamp, which may be inexact. All three are in ns of
+    CLOCK_BOOTTIME.
     """
 
     record: Record
@@ -56,8 +55,8 @@ class LoggedRecord(NamedTuple):
 class Match(NamedTuple):
     """Calls that may have sent the packet of one log record.
 
-    ``calls`` has the latest call of each process. ``is_sender`` is true if one of these processes
-    certainly sent the packet. If it is false, another process may have sent the packet.
+    ``calls`` has the latest call of each process. If ``is_sender`` is true, one of these processes
+    certainly sent the packet.
     """
 
     calls: tuple[Call, ...]
@@ -67,19 +66,18 @@ class Match(NamedTuple):
 def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
     """Return a match that has the latest call of each process.
 
-    ``calls`` are all calls that may have sent one packet, oldest first. ``is_sender`` is true if
-    one of the processes certainly sent the packet. Return None if there is no call, or if more than
-    16 processes made the calls.
+    ``calls`` are all calls that may have sent one packet, oldest first. Return None if there is no
+    call, or if more than 16 processes made the calls.
     """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
 
 
 def key_of_record(record: Record) -> PacketKey | None:
-    """Return the key of a log record, to compare the record with calls.
+    """Return the key of a log record; None without a user id or without a protocol.
 
-    Return None if no process can be found for the record. This is the case without a user id (no
-    known socket sent the packet) or without a protocol. All link-layer frames have the same key.
+    The user id is missing if no known socket sent the packet. Link-layer frames have no protocol,
+    but they all have the same key.
     """
     if record.uid is None:
         return None
@@ -96,10 +94,9 @@ def key_of_record(record: Record) -> PacketKey | None:
 
 
 def key_of_call(call: Call) -> PacketKey:
-    """Return the key of a call, to compare the call with log records.
+    """Return the key of a call.
 
-    The key of a connect call has source port 0, because the socket gets its port only after the
-    call.
+    The source port of a connect call is 0, because the socket gets its port only after the call.
     """
     if call.is_frame:
         return FRAME_KEY

@@ -1,9 +1,7 @@
 """Reader of the socket tables of a network namespace in /proc/net.
 
 TCP and UDP sockets are read here only if the kernel does not list them by netlink (``sock_diag``).
-Raw, ping and packet sockets are always read here. Netlink does not list ping sockets. For raw
-sockets, netlink needs the kernel module ``raw_diag``, which many kernels lack and which adds no
-information.
+Raw, ping and packet sockets are always read here.
 """
 
 from __future__ import annotations
@@ -37,17 +35,16 @@ INET: Final = {
 
 
 class TooManySocketsError(OcsfNftError):
-    """Error: a lookup found too many sockets, or could not read all of them in time."""
+    """Error: a lookup found too many sockets, or could not read all sockets in time."""
 
 
 class Socket(NamedTuple):
-    """One socket, as in a socket table of the kernel.
+    """Socket as listed in a socket table of the kernel.
 
-    An IPv6 socket can have an IPv4 address such as ``::ffff:192.0.2.1``. Its text here is
-    ``192.0.2.1``. ``local_port`` of a raw socket is the socket's protocol. ``local_port`` of a ping
-    socket is its ICMP id. A packet socket has no address (empty text) and no port (0). ``inode`` is
-    0 if no process has the socket. ``is_only_ipv6`` is None if the table does not state this
-    property.
+    An IPv6 address such as ``::ffff:192.0.2.1`` appears as the IPv4 address ``192.0.2.1``. For a
+    raw socket, ``local_port`` is the IP protocol. For a ping socket, ``local_port`` is the ICMP id.
+    A packet socket has empty addresses, and 0 as ports. ``inode`` is 0 if no process has the
+    socket. ``is_only_ipv6`` is None if the table does not show this property.
     """
 
     family: int
@@ -65,15 +62,15 @@ class Socket(NamedTuple):
 class ProcNetFiles:
     """Reader of one network namespace's socket tables in /proc/net.
 
-    Only one thread may use a reader at a time. Each table is a file that stays open after its first
-    use. An open file always shows the namespace in which it was opened. ``deadline_ns`` is the time
-    of :func:`time.monotonic_ns` at which a lookup fails. A lookup raises TooManySocketsError if
-    there are too many sockets, or if the deadline has passed. It raises OSError if a table can't be
-    read.
+    Only one thread may use a reader at a time. A lookup raises TooManySocketsError if there are too
+    many sockets. It also raises TooManySocketsError after ``deadline_ns``, a time of
+    :func:`time.monotonic_ns`. It raises OSError if a table can't be read, and the errors of
+    :meth:`Namespace.call`.
     """
 
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
+        #: Open files by table. An open file always shows the namespace in which it was opened.
         self._open: dict[str, int | None] = {}
 
     def close(self) -> None:
@@ -88,7 +85,8 @@ class ProcNetFiles:
     ) -> tuple[Socket, ...]:
         """Return the TCP, UDP or UDP-Lite sockets that can have sent a packet from this local port.
 
-        ``version`` is the packet's IP version; an IPv6 socket can also send IPv4 packets.
+        ``version`` is the packet's IP version. For IPv4, the result includes IPv6 sockets, which
+        can also send IPv4 packets.
         """
         found: list[Socket] = []
         for family, suffix in ((socket.AF_INET, ""), (socket.AF_INET6, "6")):
@@ -103,24 +101,22 @@ class ProcNetFiles:
         return tuple(found)
 
     def raw(self, version: IpVersion, deadline_ns: int) -> tuple[Socket, ...]:
-        """Return all raw sockets for an IP version.
+        """Return all raw sockets of an IP version.
 
-        Any of them can have sent a given packet, because a raw socket can send packets of any
-        protocol (``IP_HDRINCL``).
+        Each of these sockets can send packets of any protocol (``IP_HDRINCL``).
         """
+        # Not by netlink: that needs the kernel module raw_diag, which many kernels lack.
         return self._listed("raw", version, socket.IPPROTO_RAW, deadline_ns)
 
     def ping(self, version: IpVersion, identity: int, deadline_ns: int) -> tuple[Socket, ...]:
         """Return the ping sockets (``net/ipv4/ping.c``) that send with the ICMP id ``identity``."""
+        # Netlink does not list ping sockets.
         protocol = socket.IPPROTO_ICMP if version == 4 else socket.IPPROTO_ICMPV6
         listed = self._listed("icmp", version, protocol, deadline_ns)
         return tuple(found for found in listed if found.local_port == identity)
 
     def packet(self, deadline_ns: int) -> tuple[Socket, ...]:
-        """Return all packet sockets.
-
-        The kernel prints their table in ``packet_seq_show`` (net/packet/af_packet.c).
-        """
+        """Return all packet sockets."""
         return tuple(_packet_socket(line) for line in self._lines("packet", deadline_ns))
 
     def _listed(
@@ -131,10 +127,9 @@ class ProcNetFiles:
         return tuple(_text_socket(line, family, protocol) for line in lines)
 
     def _lines(self, name: str, deadline_ns: int) -> list[bytes]:
-        """Return the lines of a table in /proc/net without the header line.
+        """Return the lines of a table in /proc/net, without the header line.
 
-        Return an empty list if the kernel has no such table. Raises TooManySocketsError if the
-        table is larger than 1 MiB, or if the deadline has passed.
+        The result is empty if the kernel lacks the table.
         """
         if name not in self._open:
             self._open[name] = self._namespace.call(lambda: _open_table(name))
@@ -152,7 +147,7 @@ class ProcNetFiles:
 def address(family: int, raw: bytes) -> str:
     """Convert the bytes of an address in a socket table to text.
 
-    An IPv6 address that contains an IPv4 address becomes that IPv4 address.
+    An IPv6 address that contains an IPv4 address (``::ffff:192.0.2.1``) becomes the IPv4 address.
     """
     if family == socket.AF_INET:
         return text_of(raw[:4])
@@ -160,9 +155,10 @@ def address(family: int, raw: bytes) -> str:
 
 
 def _text_socket(line: bytes, family: int, protocol: int) -> Socket:
-    """Parse a line of /proc/net/tcp or a similar file (``get_tcp4_sock``, ``udp4_format_sock``).
+    """Parse a line of /proc/net/tcp or of a similar table, such as /proc/net/udp6.
 
-    Fields: slot, local, remote, state, queues, timer, retransmits, user, timeout, inode.
+    The kernel's functions ``get_tcp4_sock`` and ``udp4_format_sock`` print these fields: slot,
+    local, remote, state, queues, timer, retransmits, user, timeout, inode.
     """
     fields = line.split()
     (local, local_port), (remote, remote_port) = (
@@ -182,17 +178,16 @@ def _text_socket(line: bytes, family: int, protocol: int) -> Socket:
 
 
 def _words(text: bytes) -> bytes:
-    """Convert the hexadecimal text of an address in a /proc/net file to the bytes of the address.
+    """Convert an address in hexadecimal, as in /proc/net/tcp, to bytes.
 
-    The text has a hexadecimal number for each four bytes. The kernel prints these numbers in the
-    machine's byte order.
+    Each eight digits are a 32-bit number in the machine's byte order.
     """
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     return b"".join(word.to_bytes(4, sys.byteorder) for word in words)
 
 
 def _packet_socket(line: bytes) -> Socket:
-    """Parse a line of /proc/net/packet.
+    """Parse a line of /proc/net/packet, which the kernel's function ``packet_seq_show`` prints.
 
     Fields: address, references, type, protocol, interface, running, memory, user, inode.
     """
@@ -211,17 +206,13 @@ def _packet_socket(line: bytes) -> Socket:
 
 
 def _open_table(name: str) -> int | None:
-    """Open a table in /proc/net of the thread's network namespace; return the file's descriptor.
-
-    Return None if the kernel lacks the table. The file can still be read after the thread has
-    ended.
-    """
     try:
+        # The file can still be read after this thread has ended.
         return os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY)
     except FileNotFoundError:
         return None
 
 
 def too_many() -> TooManySocketsError:
-    """Create the error that a lookup raises if there are more sockets than it can check."""
+    """Create the error to raise if a lookup finds more sockets than it can check in time."""
     return TooManySocketsError("the sandbox has more sockets than the lookup can check in time")

@@ -1,8 +1,7 @@
-"""Store of the process details that the BPF programs report, for example path and command line.
+"""Store of the process details that the BPF programs report, such as path and command line.
 
-The details of an exited process stay in the store until it is full. The kernel read all details
-while the process ran. So they never belong to a later process with the same pid. Details that the
-BPF programs did not report stay unknown (None).
+The details of an exited process stay until the store is full. They never belong to a later process
+with the same pid, because the kernel read them while the process ran.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class _Caller(NamedTuple):
-    """Key of a cached process: the values of a call that determine the process to return for it."""
+    """Key of a cached process: the values of a call on which the process details depend."""
 
     image: ProcessImage
     tid: int
@@ -72,24 +71,21 @@ class ProcessSnapshots:
     def note_dropped(self) -> None:
         """Note that the kernel dropped reports about processes, because its buffer was full.
 
-        Any process may have started another program meanwhile. So :meth:`is_latest` returns False
-        for a process until its next report arrives.
+        Until the next report about a process, :meth:`is_latest` returns False for the process.
         """
         self._latest.clear()
 
     def is_latest(self, image: ProcessImage) -> bool:
         """Return True if a process has certainly not started another program after ``image``.
 
-        ``image`` identifies a process and the program that it ran. Return False if the process has
-        started another program, or if this is unknown.
+        ``image`` identifies a process and the program that it ran.
         """
         return self._latest.get(image.pid) == image
 
     def process(self, call: Call) -> Process:
         """Return the process that made a call, with all stored details and its ancestors.
 
-        ``call`` is a capture event: a system call that sends, or a refused packet. A detail that is
-        not stored is None in the result.
+        A detail that is not stored is None.
         """
         by = _Caller(call.image, call.tid, call.uid, call.gid, call.comm)
         found = self._made.get(by)
@@ -120,15 +116,11 @@ class ProcessSnapshots:
         return found
 
     def _ancestors(self, snapshot: ProcessSnapshot) -> tuple[Process, ...]:
-        """Return the ancestors of a process, at most 16, its parent first.
-
-        The last ancestor is the host's first process, or a process without stored details. The
-        first process of a pid namespace does not end the list, because any sandboxed program can
-        start one.
-        """
+        """Return the ancestors of a process, at most 16, its parent first."""
         found: list[Process] = []
         while len(found) < _MOST_ANCESTORS:
             image = snapshot.parent
+            # Not at the first process of a pid namespace: any sandboxed program can start one.
             if image.pid == 0:
                 break
             above = self._look_up(image)
@@ -141,13 +133,10 @@ class ProcessSnapshots:
     def _arguments(self, snapshot: ProcessSnapshot) -> bytes:
         """Return the command line of a process, as it was at the latest exec.
 
-        After a fork without an exec, a process still has the command line of its parent. Then the
-        parent's stored text is returned. The kernel reported that text at the exec, before a
-        process could overwrite it.
-
-        Exception: if the capture did not see the exec, the kernel reported the text later. This
-        happens if the process is older than the capture, or joined the sandbox after its exec.
+        If the capture did not see this exec, the command line may have changed since.
         """
+        # After a fork without an exec, use the stored text of the parent. The kernel reported it at
+        # the exec, before a process could overwrite it.
         for _ in range(_MOST_ANCESTORS):
             parent = snapshot.parent
             # A child has as many execs as its parent, until its own first exec.
@@ -200,9 +189,9 @@ def _placement(cgroup: tuple[bytes, ...]) -> Placement:
 def _path(names: Sequence[bytes]) -> str | None:
     """Return the path that consists of ``names``, for example ``/usr/bin/curl``.
 
-    ``names`` begins with the last part of the path: ``curl``, ``bin``, ``usr``, ``/``. Return None
-    if it does not end with ``/``, because the path is then incomplete. A program that exists only
-    in memory has the single name ``memfd:NAME``, which is returned.
+    ``names`` begins with the last part of the path: ``curl``, ``bin``, ``usr``, ``/``. Without
+    ``/`` at the end, the path is incomplete, and the result is None. The single name ``memfd:NAME``
+    (a program that exists only in memory) is returned unchanged.
     """
     if names and names[-1] == _ROOT:
         return _text(_ROOT + _ROOT.join(reversed(names[:-1])))

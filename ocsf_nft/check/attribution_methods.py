@@ -1,4 +1,4 @@
-"""Check of this host: which methods work here to find the process behind a packet."""
+"""Check of this host: which methods work here to find the process that sent a packet."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _CAPTURE: Final = (
 
 
 def findings(namespace: Namespace) -> Iterator[Finding]:
-    """Yield one result of the check: the best attribution method that works in the namespace.
+    """Yield one finding: the best attribution method that works in the namespace.
 
-    An attribution method finds the process that sent a packet. The result's ``remedy`` lists what a
-    better method needs; it is None if this is the best method.
+    An attribution method finds the process that sent a packet. The finding's ``remedy`` lists what
+    a better method needs; None if this is the best method.
     """
     try:
         with Capture([cookie(namespace)]) as capture:

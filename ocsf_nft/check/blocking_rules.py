@@ -1,7 +1,4 @@
-"""Findings about rules of a host that drop, or may drop, the traffic that a fence accepts.
-
-Each finding has the rule, the program that made the rule, and a remedy if there is one.
-"""
+"""Findings about rules of a host that drop, or may drop, the traffic that a fence accepts."""
 
 from __future__ import annotations
 
@@ -41,12 +38,12 @@ ACTIVE_FENCE: Final = "active-fence"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckScope:
-    """Scope of a check: a network namespace, and the VM or sandbox in it whose traffic is checked.
+    """Scope of a check: a network namespace, and the VM or sandbox to check in this namespace.
 
-    ``device`` is the VM's interface or a pattern such as ``vmtap-*``; it is None if there is no VM.
+    ``device`` is the VM's interface, or a pattern such as ``vmtap-*``; None without a VM.
     ``subnets`` are the VM's subnets. ``port`` is the host's port that the VM may use. ``proxies``
-    are the sandbox's proxies. ``uplinks`` are the interfaces that lead to the internet, by IP
-    version (4 or 6). ``links`` are the interfaces that lead to the proxies.
+    are the sandbox's proxies, and ``links`` are the interfaces that lead to these proxies.
+    ``uplinks`` are the interfaces that lead to the internet, by IP version (4 or 6).
     """
 
     namespace: Namespace
@@ -60,7 +57,7 @@ class CheckScope:
     def flows(self) -> Iterator[AcceptedFlow]:
         """Yield sample packets of all traffic that a fence around this VM or sandbox accepts.
 
-        For example, one sample is a packet from the VM to TCP port 443 of a public address.
+        An example is a packet from the VM to TCP port 443 of a public address.
         """
         if self.device is not None:
             machine = accepted_flows.Vm(
@@ -77,9 +74,9 @@ class CheckScope:
 def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
     """Yield a finding for each rule that drops, or may drop, traffic that the fence accepts.
 
-    Rules that could not be read or checked also have a finding. An active fence of ocsf-nft that
-    refuses the traffic has a finding too. If all rules were checked and none drops the traffic, a
-    finding of severity ``ok`` reports that.
+    Rules that could not be read or checked also have a finding, and so has an active fence of
+    ocsf-nft. If all rules were checked and none drops the traffic, a finding has the severity
+    ``ok``.
     """
     for sentence in ruleset.unread:
         yield Finding(
@@ -129,10 +126,10 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Separate the stops by fences that are meant to block the traffic from all other stops.
+    """Return the stops by fences that are meant to block the traffic, and all other stops.
 
     A stop is a rule or policy that stops a sample packet. ``by_rule`` has a list of stops for each
-    rule. Return all stops by such fences in one list, and the other stops in a list for each rule.
+    rule, and so has the second part of the result.
     """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
@@ -147,10 +144,8 @@ def _by_owner(
 def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
     """Return True if a chain belongs to a fence that is meant to block the checked traffic.
 
-    If ``scope`` names the interface of a single VM, only the fence of this interface is meant to
-    block the VM's traffic. Any other fence blocks it by mistake, for example a fence around the
-    whole namespace. Without a VM, or with a pattern such as ``vmtap-*``, the result is True for
-    every fence of ocsf-nft.
+    For a single VM, this is only the fence of the VM's interface. Without a VM, or with a pattern
+    such as ``vmtap-*``, this is every fence of ocsf-nft.
     """
     if not chain_owner.is_ours(key):
         return False
@@ -160,11 +155,6 @@ def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
 
 
 def _active_fence(flow_stops: list[FlowStop]) -> Finding:
-    """Return the finding about an active fence of ocsf-nft that refuses the checked traffic.
-
-    Unlike other findings, this finding has no command as a remedy. Such a command would allow
-    traffic that the fence is meant to block.
-    """
     keys = {flow_stop.stop.chain.key[:3]: None for flow_stop in flow_stops}
     _, family, table = next(iter(keys))
     tables = ", ".join(f"{family} {table}" for _, family, table in keys)
@@ -173,6 +163,7 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
         severity="info",
         meaning=f"a fence of ocsf-nft is active here (table {visible(tables)}): it refuses "
         f"{_flows(flow_stops)}",
+        # No command: it would allow traffic that the fence is meant to block.
         remedy="none, if it is the requested fence; to accept other traffic, install it again",
         location=RuleLocation(
             backend="nft", family=visible(family), table=visible(table), owner=chain_owner.OURS
@@ -183,7 +174,7 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
 def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
     """Yield each stop: a rule that stops, or may stop, a sample packet that the fence accepts.
 
-    A rule of ocsf-nft itself is included only if it is certain that the rule stops the packet.
+    A rule of ocsf-nft itself is included only if the rule certainly stops the packet.
     """
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()
@@ -247,8 +238,7 @@ def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
 def _is_published_port(flow_stop: FlowStop) -> bool:
     """Return True if a rule redirects the VM's packets for the gateway's port to another address.
 
-    For example, a container may have this port as a published port. Such a rule needs no change,
-    because the VM's fence accepts the redirected packets too.
+    For example, a container may have this port as a published port.
     """
     return flow_stop.stop.verb == "redirects" and flow_stop.flow.direction is FlowDirection.GATEWAY
 
@@ -326,11 +316,6 @@ def _remedy(owner: str, *, has_commands: bool) -> str:
 
 
 def _rule_text(rule: Rule, namespace: Namespace) -> str:
-    """Return a rule's text for messages, in the syntax of nft or iptables.
-
-    If that text isn't available, return nft's JSON of the rule. A long text is cut to 300
-    characters.
-    """
     text = rule.text or _nft_text(rule, namespace)
     if text is None:
         text = orjson.dumps([{kind: body} for kind, body in rule.statements]).decode()

@@ -1,8 +1,6 @@
 """Recognition of the program that made a chain, by the names that firewalls use.
 
-A name proves nothing, because any program can use it. The recognised program is used only in the
-findings of `check`. A finding names the program, and its remedy has commands for that program.
-Rules in a table with a name of ocsf-nft are treated as rules of ocsf-nft.
+Any program can use these names. So the recognised program is used only in the findings of `check`.
 """
 
 from __future__ import annotations
@@ -66,7 +64,7 @@ REINSERTING: Final = frozenset({"kube-proxy", "Calico", "Cilium", "flannel", "We
 
 
 def is_ours(key: ChainKey) -> bool:
-    """Return true if a chain is in a table with a name that ocsf-nft gives to its tables."""
+    """Return True if a chain is in a table with a name that ocsf-nft uses, such as ``ocsf_nft``."""
     is_own_name = key.table == TABLE or key.table.startswith(f"{TABLE}_")
     return key.backend == "nft" and is_own_name
 
@@ -74,8 +72,8 @@ def is_ours(key: ChainKey) -> bool:
 def owner(chain: Chain, ruleset: Ruleset) -> str:
     """Return the name of the program that made a chain, such as firewalld or Docker.
 
-    If no program is recognised, return the firewall system of the chain: ``nftables``, ``iptables``
-    (its tables in nf_tables) or ``legacy iptables`` (the old kernel tables).
+    If no program is recognised, return ``nftables``, ``iptables`` (its tables in nf_tables) or
+    ``legacy iptables`` (the old kernel tables).
     """
     key = chain.key
     if is_ours(key):
@@ -104,7 +102,6 @@ def _policy_owner(key: ChainKey, ruleset: Ruleset) -> str | None:
 
 
 def _has_iptables_names(key: ChainKey, ruleset: Ruleset) -> bool:
-    """Return true if all base chains of a table have names in capitals, as in iptables."""
     bases = [chain.key.name for chain in ruleset.chains.values()
              if chain.base is not None and chain.key[:3] == key[:3]]  # fmt: skip
     return bool(bases) and all(name.isupper() for name in bases)

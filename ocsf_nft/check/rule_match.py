@@ -1,6 +1,6 @@
-"""Matching of a rule's statements against a modelled packet.
+"""Matching of a rule's statements with a sample packet.
 
-The answer is YES, NO or MAYBE, because only some fields of the packet are known.
+An answer is YES or NO, or MAYBE if it depends on an unknown field of the packet.
 """
 
 from __future__ import annotations
@@ -31,13 +31,10 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 
 
 class Matcher:
-    """Evaluator of a ruleset's statements for modelled packets.
+    """Evaluator of a ruleset's statements for sample packets.
 
-    The methods determine if a statement matches a packet, and if the kernel can execute it.
-
-    The arguments ``family`` and ``table`` of the methods name the table that contains the rule.
-    Named sets are searched in that table. When set elements are read, ``spend`` is called with the
-    cost: their number, or a multiple of it.
+    ``family`` and ``table`` name the table that contains the rule and its named sets. When set
+    elements are read, ``spend`` is called with their number, or with a multiple of this number.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
@@ -47,10 +44,9 @@ class Matcher:
         self._keys: dict[int, list[Any]] = {}
 
     def match(self, family: str, table: str, body: Any, packet: Packet) -> Truth:
-        """Return YES if a match statement holds for a packet, and NO if it doesn't.
+        """Return YES if a match statement holds for a packet, NO if not, MAYBE if unknown.
 
-        Return MAYBE if that depends on an unknown part of the packet or the ruleset. ``body`` is
-        the statement in nft's JSON.
+        ``body`` is the statement in nft's JSON.
         """
         if not isinstance(body, dict):
             return Truth.MAYBE
@@ -72,16 +68,15 @@ class Matcher:
         return answer.inverted() if operator in {"!=", "!"} else answer
 
     def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
-        """Return YES if the kernel can execute a statement for a packet, and NO if it can't.
+        """Return YES if the kernel can execute a statement for a packet, NO if not, else MAYBE.
 
-        If it can't, the kernel ends the rule at this statement, because an input is missing. For
-        example, a map has no element for the packet, the packet doesn't have a field, or a set is
-        full. Return MAYBE if that is unknown. ``body`` is the statement in nft's JSON, and ``kind``
-        is the statement's name, such as ``mangle``. The facts are from the kernel's nft_lookup.c,
-        nft_objref.c, nft_payload.c, nft_ct.c and nft_dynset.c.
+        The kernel ends a rule at a statement that it can't execute. For example, a set is full, or
+        the packet lacks a field. ``kind`` is the statement's name, such as ``mangle``, and ``body``
+        is its JSON.
         """
         if not isinstance(body, dict):
             return Truth.YES
+        # nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c and nft_dynset.c in the kernel.
         version = _VERSIONS.get(str(body.get("type" if kind == "reject" else "family")))
         if version not in {None, packet.version} or (kind == "synproxy" and packet.protocol != TCP):
             return Truth.NO
@@ -99,10 +94,9 @@ class Matcher:
         return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
 
     def _has_values(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
-        """Return YES if all fields and maps in an expression have a value, NO if one has none.
+        """Return YES if each field and map in the expression ``read`` has a value, NO if not.
 
-        Return MAYBE if it is unknown whether a map has an element for the packet. ``read`` is the
-        expression in nft's JSON.
+        Return MAYBE if it is unknown whether a map has an element for the packet.
         """
         if isinstance(read, list):
             return min((self._has_values(family, table, part, packet) for part in read),
@@ -129,10 +123,6 @@ class Matcher:
         return Truth.YES if "*" in keys else result
 
     def _keys_of(self, pairs: Sequence[Any]) -> list[Any]:
-        """Return the keys of a map's elements.
-
-        For a large map, the list is made only once, and later calls return the same list object.
-        """
         keys = self._keys.get(id(pairs))
         if keys is None:
             keys = [_key(pair) for pair in pairs]
@@ -150,11 +140,10 @@ class Matcher:
         return Truth.MAYBE if is_short else Truth.YES
 
     def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
-        """Return YES if the expression ``left`` has one of the values ``right``, and NO if not.
+        """Return YES if ``left`` has one of the values ``right``, NO if not, MAYBE if unknown.
 
-        Both are in nft's JSON. ``right`` is a value, a list of values, or the name of a set. Return
-        MAYBE if the value of ``left`` for the packet, or the content of the set, is not exactly
-        known. Return None if the packet doesn't have the field that ``left`` reads.
+        ``left`` is an expression in nft's JSON. ``right`` is a value, a list of values, or the name
+        of a set. Return None if the packet lacks the field that ``left`` reads.
         """
         test = _test(left, packet)
         if test is None:
@@ -171,7 +160,7 @@ class Matcher:
         return any_of(test(plain_value(item)) for item in items)
 
     def _spans(self, items: Sequence[Any]) -> list[Span] | None:
-        """Return a large set's elements as sorted spans; None if an element can't be parsed."""
+        """Return the elements of a set as sorted spans; None if an element can't be parsed."""
         # Ids stay valid: large lists are of the ruleset, or are stored in self._keys.
         if id(items) not in self._sorted:
             self._spend(_COST_OF_PARSING * len(items))
@@ -183,8 +172,8 @@ class Matcher:
     def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
         """Return the values on the right side of a match.
 
-        If ``right`` is the name of a set, such as ``@allowed4``, the values are the elements of
-        that set. Return None if these elements weren't read.
+        For the name of a set, such as ``@allowed4``, the values are the elements of that set.
+        Return None if these elements weren't read.
         """
         if isinstance(right, str) and right.startswith("@"):
             found = self._ruleset.sets.get((family, table, right[1:]))
@@ -200,11 +189,7 @@ def _key(pair: Any) -> Any:
 
 
 def _in_spans(number: Span, spans: list[Span]) -> Truth:
-    """Return YES if the number is in one of the spans, and NO if it is in none.
-
-    Return MAYBE if the number is only known as a range, and a part of the range is in a span.
-    ``spans`` are sorted and don't overlap.
-    """
+    """Return YES if the number is in one of the sorted spans, NO if in none, MAYBE if unknown."""
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):
         found = max(found, number.within(each))
@@ -244,10 +229,7 @@ def _part_answers(parts: list[Operand], values: list[Any]) -> Iterator[Truth]:
 
 
 def _intersects(found: Any, right: Any) -> Truth:
-    """Return YES if the field value ``found`` and ``right`` have a common set bit, and NO if not.
-
-    Return MAYBE if the bits of one of them are unknown.
-    """
+    """Return YES if ``found`` and ``right`` have a common set bit, NO if not, MAYBE if unknown."""
     if isinstance(found, Bits):
         return found.intersects(flags_of(right))
     if isinstance(found, Span) and found.single is not None and is_number(right):

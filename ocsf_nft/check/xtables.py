@@ -1,7 +1,6 @@
 """Translation of the output of iptables-save into rules in the form of nft's JSON.
 
-iptables-save prints the kernel's rules as iptables itself decodes them. An option that this module
-does not know becomes a match that may or may not apply to a packet.
+An option that this module does not know becomes a match that may or may not apply to a packet.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ _MASK: Final = 0xFFFFFFFF
 
 
 class SavedRule(NamedTuple):
-    """One rule in the output of iptables-save.
+    """Rule in the output of iptables-save.
 
-    ``text`` is the rule's whole line, such as ``-A INPUT -p tcp -j DROP``. ``arguments`` has the
-    words after the chain's name, such as ``-p``, ``tcp``, ``-j``, ``DROP``.
+    ``text`` is the whole line of the rule, such as ``-A INPUT -p tcp -j DROP``. ``arguments`` has
+    the words after the chain's name, such as ``-p``, ``tcp``, ``-j``, ``DROP``.
     """
 
     table: str
@@ -45,8 +44,8 @@ class SavedRule(NamedTuple):
 class SavedRuleset(NamedTuple):
     """Parsed output of iptables-save: its chains and rules.
 
-    Each chain is a tuple (table, name, policy). The policy of a built-in chain is, for example,
-    ``accept``. The policy is None for a chain that a user has created.
+    Each chain is a tuple: table, name and policy, such as ``("filter", "INPUT", "accept")``. The
+    policy is None for a chain that a user has created.
     """
 
     chains: tuple[tuple[str, str, str | None], ...]
@@ -54,10 +53,7 @@ class SavedRuleset(NamedTuple):
 
 
 def read(text: str) -> SavedRuleset:
-    """Parse the output of iptables-save.
-
-    Raises UsageError if a line can't be a line of iptables-save.
-    """
+    """Parse the output of iptables-save; raises UsageError for an invalid line."""
     table = ""
     chains: list[tuple[str, str, str | None]] = []
     rules: list[SavedRule] = []
@@ -97,10 +93,10 @@ def split(line: str) -> list[str]:
 
 
 def chains(saved: SavedRuleset, family: str, backend: Backend) -> dict[ChainKey, Chain]:
-    """Return the chains of the parsed tables by key, with their rules in the form of nft's JSON.
+    """Return the chains of the parsed output by key, with their rules in the form of nft's JSON.
 
-    ``family`` is ``ip`` or ``ip6``. ``backend`` is ``legacy`` for rules of the kernel's old
-    iptables, else ``nft``.
+    ``family`` is ``ip`` or ``ip6``. ``backend`` is ``legacy`` for the kernel's old iptables, else
+    ``nft``.
     """
     rules: dict[ChainKey, list[Rule]] = {}
     names = {(table, name) for table, name, _ in saved.chains}
@@ -121,9 +117,8 @@ def rule(
 ) -> Rule:
     """Translate a line of iptables-save to a rule in the form of nft's JSON.
 
-    ``key`` is the chain that contains the rule. ``names`` are the existing chains, as (table,
-    name), to which the rule may jump. ``handle`` is the number by which nft identifies the rule;
-    None if it is unknown.
+    ``key`` is the rule's chain. ``names`` are the chains, as (table, name), to which the rule may
+    jump. ``handle`` is nft's number of the rule; None if unknown.
     """
     statements, comment = _RuleParser(line, key.family, names).parse()
     return Rule(chain=key, statements=statements, handle=handle, text=line.text, comment=comment)
@@ -171,8 +166,6 @@ _NEVER: Final = _match({"exthdr": {"name": "rt", "field": "type"}}, 0, inverted=
 
 
 class _RuleParser:
-    """Parser of one rule's iptables arguments, from left to right, into nft's statements."""
-
     def __init__(self, line: SavedRule, family: str, names: set[tuple[str, str]]) -> None:
         self._line = line
         self._protocol = "th"

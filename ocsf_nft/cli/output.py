@@ -1,7 +1,7 @@
-"""Standard streams that can be used even if they are closed, full or without a reader.
+"""Safe use of standard output and standard error, even if they are closed, full or unread.
 
-If standard output fails, an error is reported, because the requested data is missing then. If
-standard error fails, nothing can be reported, but the exit code stays correct.
+A failed write to standard output raises an error, because the requested data is then missing. A
+failed write to standard error is ignored, so that the exit code stays correct.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ AT_ONCE_BYTES: Final = select.PIPE_BUF
 
 class _Stdout(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write data, at least a part of it, and return the number of written bytes.
+        """Write at least a part of ``data``; return the number of written bytes.
 
-        Raises DeliveryError if that fails, or SystemExit with code 0 if the reader closed the pipe.
+        Raises DeliveryError if writing fails. Raises SystemExit with code 0 if the reader closed
+        the pipe.
         """
         try:
             return self._write_some(data)
@@ -52,7 +53,10 @@ class _Stdout(io.FileIO):
 
 class _Stderr(io.FileIO):
     def write(self, data: ReadableBuffer, /) -> int:
-        """Write data, or drop it if that fails; return the number of written or dropped bytes."""
+        """Write ``data``; return the number of written bytes.
+
+        If writing fails, drop ``data``, and return its size.
+        """
         size = memoryview(data).nbytes
         try:
             return super().write(data) or size  # None: a non-blocking pipe is full
@@ -61,11 +65,11 @@ class _Stderr(io.FileIO):
 
 
 def prepare() -> None:
-    """Make the three standard streams safe to use; call this function before any file is opened.
+    """Make the standard streams safe to use; call this function before any file is opened.
 
-    If a standard stream is closed, its descriptor is opened on the null device. Otherwise the next
-    file or socket would get this descriptor, and printed text would go there. Writing to a standard
-    output that was closed still fails.
+    A closed standard stream is opened on the null device. Otherwise a file that is opened later
+    would get the stream's descriptor, and receive printed text. Writing to a closed standard output
+    still fails.
     """
     for number in range(3):
         try:
@@ -79,9 +83,9 @@ def prepare() -> None:
 
 
 def write(data: bytes) -> None:
-    """Write to standard output, without a buffer; raises DeliveryError if that fails.
+    """Write ``data`` to standard output without buffering; raises DeliveryError if writing fails.
 
-    Ends the program with exit code 0 if the reader of a pipe has closed it.
+    Raises SystemExit with code 0 if the reader closed the pipe.
     """
     sys.stdout.flush()
     # Not through the buffer: after an interrupt between the write and the update of the buffer, the
@@ -93,26 +97,23 @@ def write(data: bytes) -> None:
 
 
 def show(text: str) -> None:
-    """Write text for people to standard error; escape control characters in it."""
+    """Write text for people to standard error; escape control characters in the text."""
     shown = re.sub(r"[^\n\t]+", lambda part: visible(part[0]), text)
     print(shown, file=sys.stderr)  # noqa: T201 - the only print
 
 
 def write_stderr(data: bytes) -> None:
-    """Write data to standard error in one write; if that fails, drop the data.
-
-    Text from an earlier call of :func:`show` that is still in a buffer is written first.
-    """
+    """Write ``data`` to standard error in one write; drop ``data`` if writing fails."""
     sys.stderr.flush()
     sys.stderr.buffer.write(data)
     sys.stderr.buffer.flush()
 
 
 def write_stderr_at_once(data: bytes) -> bool:
-    """Write data to standard error if it accepts data now; otherwise drop the data.
+    """Write ``data`` to standard error if it accepts data now; otherwise drop ``data``.
 
-    Return true if the data was written. Pass at most ``AT_ONCE_BYTES`` bytes: a write of more bytes
-    may block.
+    Return True if ``data`` was written. With more than ``AT_ONCE_BYTES`` bytes, the write may
+    block.
     """
     if not select.select((), (_STDERR,), (), 0)[1]:
         return False

@@ -1,9 +1,7 @@
 """Import of structlog and typer without rich; import this module first.
 
-structlog imports rich if it is installed, and so does typer before 0.16. That import would cost 4
-MB of memory, and a third of the time of ``--help``. structlog needs rich only for coloured
-tracebacks, which ocsf-nft never shows. With rich, the output of ``--help`` from typer before 0.16
-has a wrong backslash before each default value.
+structlog, and typer before 0.16, import rich if it is installed. This import would cost 4 MB of
+memory, and a third of the time of ``--help``.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ from typing import TYPE_CHECKING, Final, cast
 if TYPE_CHECKING:
     from types import ModuleType
 
+#: structlog needs rich only for coloured tracebacks. With rich, typer before 0.16 prints a wrong
+#: backslash before each default value.
 _IMPORTERS: Final = ("structlog", "typer")
 
 

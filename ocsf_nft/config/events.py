@@ -1,4 +1,4 @@
-"""Configuration of events: severities, findings and foreign log prefixes."""
+"""Configuration of events: severities, findings, and log prefixes of other firewalls."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class SeverityConfig(Table):
     uid: Annotated[int, Field(ge=0, le=0xFFFF_FFFE, strict=True)] | None = None
 
     def as_rule(self) -> SeverityRule:
-        """Convert this table to a SeverityRule, which decides the severity of an event."""
+        """Convert this table to a SeverityRule."""
         return SeverityRule(
             severity=Severity[self.severity.upper()],
             sandbox=self.sandbox,
@@ -92,7 +92,7 @@ class FindingConfig(Table):
     threshold: Annotated[int, Field(ge=1, le=1 << 62, strict=True)] = Threshold().packets
 
     def as_threshold(self) -> Threshold:
-        """Convert this table to a Threshold, which decides if an attempt becomes a finding."""
+        """Convert this table to a Threshold."""
         return Threshold(min_severity=Severity[self.min_severity.upper()], packets=self.threshold)
 
 

@@ -1,10 +1,10 @@
 """SQLite database of the event store: events, checkpoints of sinks, dead letters, read positions.
 
 A checkpoint is the number of the last event that a sink has acknowledged. A dead letter is an event
-that a sink has refused. A read position states where to resume reading a source of log records.
+that a sink has refused. A read position is where to resume reading a source of log records.
 
-All functions block, and raise DeliveryError if the disk can't be written. Two threads must not call
-them at the same time.
+All functions block, and raise DeliveryError if the disk can't be written. Call them from one thread
+at a time.
 """
 
 from __future__ import annotations
@@ -51,10 +51,7 @@ _UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
 
 
 class StoredEvent(NamedTuple):
-    """Event in the store: its ``number``, its uid, and its JSON (``line``).
-
-    The number increases in the order of storage.
-    """
+    """Stored event: its number in the order of storage, its uid, and its JSON (``line``)."""
 
     number: int
     uid: str
@@ -64,9 +61,8 @@ class StoredEvent(NamedTuple):
 class DeadLetter(NamedTuple):
     """Dead letter: an event that a sink has refused, with the reason.
 
-    ``line`` is the event's JSON. ``since_ms`` is the time of the refusal (ms since the epoch, UTC).
-    A refused retry does not change it. ``is_again`` is true from the request for a retry until the
-    retry is finished.
+    ``line`` is the event's JSON. ``since_ms`` is the time of the first refusal (ms since the
+    epoch). ``is_again`` is true from the request for a retry until the retry is finished.
     """
 
     id: int
@@ -79,10 +75,7 @@ class DeadLetter(NamedTuple):
 
 
 class RefusedEvent(NamedTuple):
-    """Event that a sink has refused: its uid, its JSON (``line``), and the reason.
-
-    :meth:`EventDatabase.acknowledge` stores it as a dead letter.
-    """
+    """Event that a sink has refused, to be stored as a dead letter; ``line`` is its JSON."""
 
     uid: str
     line: bytes
@@ -90,13 +83,12 @@ class RefusedEvent(NamedTuple):
 
 
 class EventDatabase:
-    """SQLite database file with the events of one store.
+    """SQLite database file with the events of one store; it uses at most ``max_bytes`` on the disk.
 
-    The file uses at most ``max_bytes`` on the disk. :meth:`sweep` removes events that are older
-    than ``max_seconds``. If there is no room for new events, stored events are removed in this
-    order: first events that all sinks have received, then the oldest dead letters. If there is
-    still no room and ``drops`` is true, the oldest events that sinks still need are removed. If
-    ``drops`` is false, the new events are refused. See :mod:`ocsf_nft.delivery.retention`.
+    :meth:`sweep` removes events that are older than ``max_seconds``. If there is no room for new
+    events, events that all sinks have received are removed first. The oldest dead letters follow,
+    and then, if ``drops`` is true, the oldest events that sinks still need. If ``drops`` is false,
+    the new events are refused instead.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
@@ -124,16 +116,13 @@ class EventDatabase:
     def fault(self) -> str | None:
         """Return a message if a damaged database file was quarantined (renamed), else None.
 
-        A message is returned only once: the next call returns None.
+        Each message is returned only once.
         """
         fault, self._database.fault = self._database.fault, None
         return fault
 
     def open(self) -> None:
-        """Open the database file, and create it if it is missing.
-
-        Raises DeliveryError if that fails.
-        """
+        """Open the database file, or create a missing file; raises DeliveryError if this fails."""
         self._database.open()
         with self._database.transaction() as connection:
             self._retention.measure(connection)
@@ -152,9 +141,8 @@ class EventDatabase:
     def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
         """Set the names of all sinks; delete the checkpoint of each sink that is not among them.
 
-        The result has, for each sink whose checkpoint was deleted, its number of undelivered
-        events. Sinks without undelivered events are left out. A sink that is new in ``names`` gets
-        only events that are stored after this call.
+        Return the number of undelivered events of each deleted sink, except sinks without any. A
+        new sink gets only events that are stored after this call.
         """
         undelivered: list[DroppedEvents] = []
         with self._database.transaction() as connection:
@@ -175,9 +163,8 @@ class EventDatabase:
     def put(self, lines: Sequence[bytes], positions: Sequence[tuple[str, str]]) -> None:
         """Store events, and the read positions of sources of log records, in one transaction.
 
-        ``lines`` are events as JSON. ``positions`` are pairs: the name of a source, and its
-        position. Raises FullError (a DeliveryError) if there is no room, and DeliveryError for
-        other failures.
+        ``lines`` are events as JSON. ``positions`` are pairs: the name of a source, and its read
+        position. Raises FullError if there is no room, and DeliveryError for other failures.
         """
         self._retention.make_room()
         # A power cut may undo a position without events: its records are then read again.
@@ -199,30 +186,29 @@ class EventDatabase:
     def sweep(self) -> bool:
         """Remove some of the events and dead letters that are older than ``max_seconds``.
 
-        Return True if more of them may remain. Another call removes the next ones.
+        Return True if another call may remove more.
         """
         return self._retention.sweep(self._now_ms())
 
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
         """Return for each sink how many events were removed before that sink had received them.
 
-        After :meth:`confirm_reported`, the result has only the events that were not reported yet.
+        Events that were passed to :meth:`confirm_reported` are not counted.
         """
         return self._retention.dropped_events()
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
         """Store that dropped events were reported; :meth:`dropped_events` then omits them.
 
-        ``dropped`` is an earlier result of :meth:`dropped_events`. Events that were dropped after
-        that result are not affected.
+        ``dropped`` is an earlier result of :meth:`dropped_events`.
         """
         self._retention.confirm_reported(dropped)
 
     def read(self, beyond: int, until: int, events: int, size: int) -> list[StoredEvent]:
         """Return stored events with numbers above ``beyond`` and up to ``until``, in order.
 
-        Returns at most ``events`` events, and at most ``size`` bytes of their JSON. The first event
-        is returned even if it is larger.
+        Return at most ``events`` events, and at most ``size`` bytes of JSON. But the first event is
+        returned even if it is larger.
         """
         found: list[StoredEvent] = []
         with self._database.transaction() as connection:
@@ -239,10 +225,10 @@ class EventDatabase:
         return found
 
     def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """Return the sink's checkpoint, and the end of its pending batch.
+        """Return a sink's checkpoint, and the end of the sink's pending batch.
 
         The checkpoint is the number of the last event that the sink has acknowledged. The end is
-        the number that :meth:`begin_batch` has stored, or None if no batch is pending.
+        the event number that :meth:`begin_batch` has stored, or None if no batch is pending.
         """
         with self._database.transaction() as connection:
             acknowledged, sending = connection.execute(
@@ -253,16 +239,12 @@ class EventDatabase:
     def begin_batch(self, sink: str, until: int) -> None:
         """Store the last event number (``until``) of a batch, before the batch is sent.
 
-        So the forwarder can send a batch with exactly the same events again after a crash.
+        After a crash, a batch with exactly the same events can then be sent again.
         """
         self._execute_unsynced("UPDATE sink SET sending = ? WHERE name = ?", (until, sink))
 
     def _execute_unsynced(self, statement: str, values: tuple[object, ...]) -> None:
-        """Execute a statement without syncing the disk.
-
-        A power cut may undo the statement. The only effect is that the forwarder sends some events
-        again.
-        """
+        # A power cut may undo the statement. Then some events are sent again.
         with self._database.unsynced_transaction() as connection:
             connection.execute(statement, values)
 
@@ -284,10 +266,7 @@ class EventDatabase:
             )
 
     def dead_letters_to_retry(self, sink: str, events: int) -> list[DeadLetter]:
-        """Return a sink's dead letters for which a retry was requested, oldest first.
-
-        Returns at most ``events`` of them.
-        """
+        """Return a sink's dead letters to retry, at most ``events``, oldest first."""
         with self._database.transaction() as connection:
             rows = connection.execute(
                 "SELECT * FROM dead WHERE sink = ? AND is_again ORDER BY id LIMIT ?",
@@ -309,7 +288,7 @@ class EventDatabase:
         """Delete the ``delivered`` dead letters; store the new reasons of the ``refused`` ones.
 
         ``refused`` has pairs: a dead letter and its new reason. A dead letter that no longer exists
-        is ignored. It was removed meanwhile because of its age or for lack of room.
+        is ignored.
         """
         with self._database.transaction() as connection:
             connection.executemany(
@@ -322,10 +301,7 @@ class EventDatabase:
             )
 
     def position(self, source: str) -> str | None:
-        """Return the stored position at which to resume reading a source of log records.
-
-        Returns None if the database has no position for this source.
-        """
+        """Return the stored read position of a source of log records; None without a position."""
         with self._database.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
@@ -336,9 +312,9 @@ class EventDatabase:
         return str(position)
 
     def remove(self) -> bool:
-        """Delete the database file if no sink needs an event in it and it has no dead letter.
+        """Delete the database file, unless a sink needs an event or there is a dead letter.
 
-        Return True if the file was deleted. Otherwise the file stays, and the result is False.
+        Return True if the file was deleted.
         """
         if self._retention.is_needed():
             return False
@@ -347,12 +323,7 @@ class EventDatabase:
 
 
 def _uid(line: bytes) -> str:
-    """Return the ``metadata.uid`` of an event's JSON.
-
-    A regular expression finds the uid, so that the JSON need not be parsed. The expression can't
-    match inside a text value, because each quotation mark in a text value has a backslash before
-    it.
-    """
+    # No match inside a text value: each quotation mark there has a backslash before it.
     found = _UID.match(line, line.rfind(_METADATA))
     if found is None:  # the line is not one of our own templates
         return str(orjson.loads(line)["metadata"]["uid"])

@@ -43,7 +43,7 @@ class Row:
 
     @property
     def fault(self) -> str | None:
-        """Return a text about an unexpected outcome, for example "was not refused".
+        """Return an unexpected outcome as text, such as "was not refused".
 
         Return None if the outcome is as expected.
         """
@@ -55,10 +55,10 @@ class Row:
 
 
 class Screen:
-    """Table of attempts; it grows during the demo, and is complete when the ``with`` block ends.
+    """Table of the demo's attempts, on standard error; ``rows`` are the rows so far.
 
-    ``rows`` are the table's rows so far. A terminal shows the table again after each new row. Any
-    other output gets only the complete table.
+    A terminal shows the table again after each new row. Any other output gets the table only at the
+    end of the ``with`` block.
     """
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class Screen:
 
     @property
     def is_watched(self) -> bool:
-        """Return true if the output is a terminal, on which a person can see the table grow."""
+        """Return True if the output is a terminal."""
         return self._console.is_terminal
 
     def add(self, row: Row) -> None:
@@ -111,8 +111,7 @@ class Screen:
     def conclude(self, events: Sequence[Mapping[str, Any]]) -> None:
         """Print the complete event of the first attempt, a summary of all attempts, and next steps.
 
-        ``events`` are all events of the demo. The summary has the number of attempts that were
-        refused and reported.
+        ``events`` are all events of the demo.
         """
         refused = [row for row in self.rows if row.attempt.trace is not None]
         reported = [row.event for row in refused if row.event is not None]
@@ -178,10 +177,8 @@ class Screen:
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
     """Return a value as JSON for people, with line breaks where a line would be too long.
 
-    ``width`` is the maximum number of columns of a line. As many members as fit share a line,
-    except members that are objects or arrays. ``indent`` is the number of blanks before the value's
-    line. ``taken`` is the number of columns before the value in that line: the indentation and the
-    key.
+    ``width`` is the maximum number of columns of a line. ``indent`` is the number of blanks before
+    the value's line. ``taken`` is the number of columns in that line before the value.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:
@@ -245,10 +242,10 @@ def _slowest(refused: Sequence[Row]) -> str:
 def _others(events: Sequence[Mapping[str, Any]]) -> str:
     """Return a sentence about the refused packets that the sandbox's kernel sent by itself.
 
-    The kernel sends these packets to manage its IPv6 link; no program sent them. Their events have
-    the severity Informational. The result is empty if there are none.
+    The kernel sends these packets to manage its IPv6 link. The result is empty if there are none.
     """
     others = sum(
+        # Events about these packets have the severity Informational.
         event["activity_name"] == "Refuse" and event["severity"] == "Informational"
         for event in events
     )

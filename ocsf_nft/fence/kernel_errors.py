@@ -1,4 +1,4 @@
-"""Texts and exceptions for an OSError that the kernel returned when we changed a fence's tables."""
+"""Texts and exceptions for errors of the kernel that occur when a fence's tables are changed."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ocsf_nft.errors import FenceError, UnsupportedError
 
 
 def ownership_failure(error: OSError) -> str:
-    """Return the reason why the kernel refused to change tables, or to give us ownership of them.
+    """Return the reason why the kernel refused to change a fence's tables, or their ownership.
 
-    ``error`` is the kernel's error. For a PermissionError, the reason is that another process owns
-    the tables exclusively. For any other error, the reason is the error's text.
+    For a PermissionError, the reason is that another process owns the tables exclusively. For any
+    other error, the reason is the error's text.
     """
     if isinstance(error, PermissionError):
         return "another process owns them exclusively"
@@ -21,8 +21,7 @@ def ownership_failure(error: OSError) -> str:
 def ruleset_error(error: OSError) -> FenceError | UnsupportedError:
     """Return the exception to raise if the kernel has refused to load a fence with ``error``.
 
-    The result is an UnsupportedError if the kernel lacks a feature. In all other cases it is a
-    FenceError.
+    The exception is an UnsupportedError if the kernel lacks a feature, else a FenceError.
     """
     reason = ownership_failure(error)
     if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:

@@ -1,6 +1,6 @@
-"""Interfaces of a namespace and the next hops towards an address, from rtnetlink.
+"""Interfaces and routes of a network namespace, read by rtnetlink.
 
-Layouts and numbers: ``include/uapi/linux/rtnetlink.h``. Linux only; nothing here needs a privilege.
+The message layouts are those of ``include/uapi/linux/rtnetlink.h``. The requests need no privilege.
 """
 
 from __future__ import annotations
@@ -38,10 +38,8 @@ _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.E
 class Route(NamedTuple):
     """Route to an address: the next hop (``neighbour``) and the index of the outgoing interface.
 
-    If there is no route, ``ifindex`` is None, and ``neighbour`` is the address itself. This guess
-    is right for the usual sandbox, because its proxy is on the same link. If packets to the address
-    have no next hop, both values are None. Such an address is the namespace's own, or is not
-    unicast.
+    Without a route, ``ifindex`` is None, and ``neighbour`` is the address itself. For a local,
+    broadcast or multicast address, both values are None.
     """
 
     neighbour: Address | None
@@ -49,10 +47,10 @@ class Route(NamedTuple):
 
 
 def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surroundings:
-    """Return the interfaces of a namespace, and its neighbours on the way to ``destinations``.
+    """Return the interfaces of a namespace, and its next hops towards ``destinations``.
 
-    The neighbours are the next hops towards the destinations, and the destinations themselves.
-    Raises AbsentError or UnsupportedError if the namespace can't be entered, FenceError if netlink
+    The ``neighbours`` of the result are these next hops and the destinations themselves. Raises
+    AbsentError or UnsupportedError if the namespace can't be entered. Raises FenceError if netlink
     fails.
     """
     requested = tuple(destinations)
@@ -64,8 +62,8 @@ def survey_device(namespace: Namespace, device: str) -> Surroundings:
     """Return the name and index of the TAP device ``device``, through which a VM sends.
 
     ``namespace`` is the namespace of the VM's host. Raises AbsentError if the device does not
-    exist, UsageError if it is loopback. Raises FenceError if the device is a port of a bridge, a
-    bond or a VRF. Raises the errors of :func:`survey` too.
+    exist, and UsageError for the loopback interface. Raises FenceError if the device is a port of a
+    bridge, a bond or a VRF. Also raises the errors of :func:`survey`.
     """
     with _report_errors():
         found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])
@@ -87,7 +85,7 @@ def survey_device(namespace: Namespace, device: str) -> Surroundings:
 def names() -> tuple[str, ...]:
     """Return the names of all interfaces in the calling thread's namespace, except loopback.
 
-    The names are in the order of the interfaces' indexes. Raises FenceError if netlink fails.
+    Raises FenceError if netlink fails.
     """
     with _report_errors():
         return tuple(link.name for link in rtnetlink.links() if not link.is_loopback)
@@ -96,8 +94,7 @@ def names() -> tuple[str, ...]:
 def route(destination: Address) -> Route:
     """Return the route to an address from the network namespace of the calling thread.
 
-    A missing route is no error: the result then has no ``ifindex``. Raises OSError if netlink
-    fails.
+    If there is no route, the ``ifindex`` of the result is None. Raises OSError if netlink fails.
     """
     family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     header = _RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
@@ -106,6 +103,7 @@ def route(destination: Address) -> Route:
         (reply,) = netlink.request(netlink.NETLINK_ROUTE, _RTM_GETROUTE, question)
     except OSError as error:
         if error.errno in _NO_ROUTE:
+            # Right for the usual sandbox, whose proxy is on the same link.
             return Route(destination, None)
         raise
     if _RTMSG.unpack_from(reply)[7] != _RTN_UNICAST:

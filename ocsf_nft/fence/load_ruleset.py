@@ -1,7 +1,7 @@
 """Loading of a fence into the kernel, with the first log transport that the kernel supports.
 
-A log transport is the way in which the kernel's log records reach a reader: NFLOG or the kernel
-log. The transport ``none`` means that the fence logs nothing.
+A log transport is the way of log records from the kernel to a reader: NFLOG or the kernel log. With
+the transport ``none``, the fence logs nothing.
 """
 
 from __future__ import annotations
@@ -44,15 +44,14 @@ def load(
     state: StateDirectory,
     load_text: LoadText,
 ) -> InstalledFence:
-    """Load a fence with the first log transport that the kernel supports; return its record.
+    """Load a fence with the first log transport that the kernel supports; return the loaded fence.
 
-    ``transports`` are tried in the given order. ``intended`` is the fence's record before loading.
-    The result is a copy of it, with the transport, the digest and the listings of the loaded fence.
-    The kernel log may need a sysctl, whose previous value is stored in ``state``. ``load_text``
-    loads the text of a ruleset into a namespace.
+    The result is ``intended`` with the transport, the digest and the listings of the loaded fence.
+    ``load_text`` loads the text of a ruleset into a namespace. If a sysctl must be changed, its
+    previous value is stored in ``state``.
 
-    Raises UnsupportedError if the kernel supports none of the transports. Raises FenceError if the
-    fence can't be loaded, or if it was altered during the loading.
+    Raises UnsupportedError if the kernel supports none of ``transports``. Raises FenceError if the
+    fence can't be loaded, or if another process changed the fence during the loading.
     """
     failures: list[str] = []
     for transport in transports:
@@ -113,11 +112,10 @@ def _load_with_transport(
 def _load_all(
     intended: InstalledFence, transport: LogTransport, load_text: LoadText, *, preserve: bool
 ) -> bool:
-    """Load the tables of a fence and its guard; return true if existing counters were preserved.
+    """Load the tables of a fence, and of its guard (a table on the host).
 
-    The guard is a second table, at the host's end of the sandbox's link. With ``preserve``,
-    existing counters are preserved if possible. Without ``preserve``, all counters begin at zero.
-    If the guard can't be loaded, the fence is removed again, unless it existed before.
+    With ``preserve``, counters of existing tables are preserved if possible. Return True if
+    counters were preserved. If the guard can't be loaded, a new fence is removed again.
     """
     spec, around, namespace = intended.spec, intended.around, intended.namespace
     existing = table_query.comment(namespace, *fence_table_ids(spec)[0]) is not None
@@ -148,10 +146,9 @@ def _load_tables(
     *,
     preserve: bool,
 ) -> bool:
-    """Load the ruleset ``definition``, and preserve the counters of existing tables if possible.
+    """Load the ruleset ``definition``; with ``preserve``, preserve existing counters if possible.
 
-    Return true if they were preserved. Without ``preserve``, all counters begin at zero.
-    ``table_ids`` are the tables that ``definition`` defines.
+    Return True if counters were preserved. ``table_ids`` are the tables in ``definition``.
     """
     for table_id in table_ids:  # the kernel accepts no definition with other flags
         persists = _persists(namespace, table_id)
@@ -200,10 +197,8 @@ def _expected(
 ) -> dict[str, str] | None:
     """Return the listings that the tables of a fence have after a correct installation.
 
-    To get these listings, the fence's ruleset is also loaded into an empty, temporary namespace. No
-    other process can change the tables there. Returns None if this loading fails, for example
-    without CAP_SYS_ADMIN. It also fails before Linux 6.16, because the kernel refuses chains for
-    interfaces that the temporary namespace lacks.
+    To get these listings, the fence is also loaded into an empty, temporary namespace. Return None
+    if this loading fails, for example without CAP_SYS_ADMIN or before Linux 6.16.
     """
 
     def load_and_list() -> dict[str, str]:
@@ -213,6 +208,7 @@ def _expected(
         return listings(spec, HOST)
 
     try:
+        # Before Linux 6.16, the kernel refuses chains for interfaces that the namespace lacks.
         return netns.in_scratch(load_and_list)
     except OcsfNftError:
         return None
@@ -229,17 +225,16 @@ def fence_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
 def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
     """Return the identifier of the guard's table; empty if the fence has no guard.
 
-    The guard is a second table on the host. It filters the host's end of the sandbox's link.
+    The guard is a second table on the host, which filters the host's end of the sandbox's link.
     """
     return tuple(TableId(table.family, table.name) for table in ruleset.guard_tables(spec))
 
 
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    """Return the content of each table of an installed fence as text, by the table's name.
+    """Return the content of each table of an installed fence, by a name such as ``inet ocsf_nft``.
 
-    A name is, for example, ``inet ocsf_nft``. The text is nft's listing of the table. It is
-    followed by the elements of the sets that the installer (not packets) has filled. A missing
-    table is omitted.
+    The content is nft's listing of the table, and the elements of the sets that the installer has
+    filled. A missing table is omitted.
     """
     most = len(spec.allowed) + _ELEMENTS
     tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [

@@ -1,23 +1,12 @@
-"""Text of a ruleset that replaces a fence and preserves its packet counters. Runs on any OS.
+"""Text of a ruleset that replaces a fence and preserves its packet counters.
 
-The ruleset of a fence (:mod:`ocsf_nft.fence.ruleset`) deletes a table before it defines the table.
-That deletes the counts too. For an existing table, this module replaces the deletion by other
-statements, which empty the table in the same transaction. These statements delete all rules, and
-all objects that the new definition lacks. Two kinds of objects stay: counters, and the sets that
-packets fill (flows and log limits). A base chain stays registered too, so that no count depends on
-when the kernel removes an old hook. If an interface is no longer in the definition, only that
-interface is removed from the base chain.
+The ruleset of a fence deletes each table before it defines the table, and so deletes the counts.
+This module replaces the deletion by statements that empty the table in the same transaction. The
+counters stay, and so do the sets that packets fill (flows and log limits).
 
-The existing tables are untrusted. Another process with CAP_NET_ADMIN over the namespace may have
-created them. So a name in their listing is accepted only if it is an identifier. If a listing is
-not clearly that of our table, the table is deleted with its counters. A forged listing can't weaken
-the new fence. In any case all rules are deleted (``flush table``), and the sets that the installer
-fills are created again.
-
-The fence of a sidecar (a proxy in the sandbox's pod) has a set of the proxy's flows. The set lets
-the fence accept the last packets of a connection that the proxy has closed. Packets fill this set,
-so it is preserved too. Another process may add elements to it. Such elements can't be detected,
-neither here nor by a later check.
+An existing table is untrusted, because another process may have created it. If its listing is not
+clearly that of our table, the table is deleted with its counters. A forged listing can't weaken the
+new fence: all rules, and all sets that the installer fills, are created again.
 """
 
 from __future__ import annotations
@@ -60,9 +49,8 @@ class TableId(NamedTuple):
 class _Table:
     """Content of an nftables table, parsed from a ruleset or from nft's listing.
 
-    ``parts`` are the table's sets, counters, chains and so on. The key of a part is its kind and
-    name, for example ``("set", "allowed4")``. The value of a part is its lines without tabs.
-    ``persists`` is true for a persistent table, which a socket can own exclusively.
+    ``parts`` has the lines of each set, counter or chain. A key is kind and name, such as ``("set",
+    "allowed4")``. ``persists`` is true for a table that remains after its owner has closed.
     """
 
     comment: list[str] = field(default_factory=list)
@@ -73,9 +61,8 @@ class _Table:
 def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | None:
     """Return the ruleset ``definition``, changed so that counters of existing tables are preserved.
 
-    ``existing`` has nft's listing of each table that exists already (:func:`nft.list_table`). The
-    result still creates the tables that do not exist. Returns None if the counters can't be
-    preserved, for example because a listing has an unexpected form.
+    ``existing`` has nft's listing of each existing table (:func:`nft.list_table`). Return None if
+    the counters can't be preserved, for example because a listing has an unexpected form.
     """
     for table_id, listing in existing.items():
         deletion = f"\ndelete table {table_id.family} {table_id.name}\n"
@@ -100,8 +87,8 @@ def _empty_table(
     """Return statements that empty a table, but preserve counters and the sets that packets fill.
 
     ``defined`` is the table in the new definition. ``listed`` is the existing table; None if its
-    listing has an unexpected form. ``links`` names the interfaces of the new definition, for
-    example ``"eth0", "eth1"``. Returns None if the counters can't be preserved.
+    listing has an unexpected form. ``links`` names the interfaces of the new definition, such as
+    ``"eth0", "eth1"``. Return None if the counters can't be preserved.
     """
     if listed is None or (listed.comment, listed.persists) != (defined.comment, defined.persists):
         return None
@@ -122,6 +109,7 @@ def _empty_table(
         lines.append(f"delete {kind} {where} {name}")
     for part in sorted(listed.parts.keys() - preserved - set(static), key=_order):
         kind, name = part
+        # A base chain stays, so that no count depends on when the kernel removes an old hook.
         if kind == "chain" and part in defined.parts:
             removed_hooks = _removed_hooks(defined.parts[part], listed.parts[part], links)
             if removed_hooks is not None:
@@ -132,22 +120,18 @@ def _empty_table(
 
 
 def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
+    # One of these sets lets a sidecar's fence accept the last packets of connections that the proxy
+    # has closed. Another process may have added elements to it, which can't be detected.
     return part[0] == "counter" or (part[0] == "set" and _has_timeout(lines))
 
 
 def _has_timeout(lines: list[str]) -> bool:
-    """Return true if packets fill a set, and the set's elements expire; for example a set of flows.
-
-    ``lines`` are the lines of the set's definition.
-    """
+    """Return True if a set with these lines is filled by packets, and its elements expire."""
     return any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
 
 
 def _properties(lines: list[str]) -> list[str]:
-    """Return the lines of a set or a counter, sorted, to compare a definition with a listing.
-
-    nft lists the properties in another order than the definition has them.
-    """
+    # nft lists the properties in another order than the definition has them.
     return sorted(line.replace(", ", ",") for line in lines)
 
 
@@ -156,15 +140,10 @@ def _order(part: tuple[str, str]) -> tuple[int, str]:
 
 
 def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[str] | None:
-    """Return the hooks to delete from an existing chain: one for each interface to remove.
+    """Return the hooks to delete from an existing chain: one for each interface not in ``links``.
 
-    ``defined`` and ``listed`` are the lines of the new chain and of the existing chain. An
-    interface is removed if ``links``, the interfaces of the new definition, lacks it. If the chain
-    has no hook, or no interface is to be removed, the result is empty.
-
-    Returns None if the whole chain must be deleted, for example because its hook or priority
-    differs. Differences of rules or policy have no effect here. The caller deletes the rules, and
-    the new definition sets the policy.
+    ``defined`` and ``listed`` are the lines of the new chain and of the existing chain. Return None
+    if the whole chain must be deleted, for example because its hook or priority differs.
     """
     heads = [
         [line for line in lines if line.startswith(("type ", "comment "))]
@@ -193,10 +172,7 @@ def _devices(text: str) -> Iterator[str]:
 
 
 def _parse_definition(definition: str, table_id: TableId) -> _Table:
-    """Return the content of a table from the text of a fence's ruleset.
-
-    The text may define the table in several blocks; the result has all of them.
-    """
+    """Return the content of a table from all its blocks in the text of a fence's ruleset."""
     lines = []
     is_here = False
     for line in definition.split("\n"):
@@ -211,7 +187,7 @@ def _parse_definition(definition: str, table_id: TableId) -> _Table:
 
 
 def _parse_listing(listing: str, table_id: TableId) -> _Table | None:
-    """Return the content of a table from nft's listing; None if any part of it is unexpected."""
+    """Return the content of a table from nft's listing; None if the listing is unexpected."""
     first, *lines = listing.split("\n")
     opening = f"table {table_id.family} {table_id.name} {{"
     if _HANDLE.sub("", first) != opening or lines[-2:] != ["}", ""]:

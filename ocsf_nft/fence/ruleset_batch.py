@@ -1,9 +1,8 @@
 """Compilation of a ruleset to netlink messages, so that it can be loaded later without nft.
 
-A removed fence must be restored at once, and nft is too slow for that. nft takes some milliseconds
-to start, and then reads all tables in the namespace. There may be very many tables, or tables that
-nft can't read. So nft prints the messages of the ruleset in advance, and this module parses them.
-One system call then sends these messages whenever the fence must be restored.
+A removed fence must be restored at once, and nft is too slow: it first reads all tables. So nft
+prints the messages of the ruleset in advance, and this module parses them. One system call then
+restores the fence.
 """
 
 from __future__ import annotations
@@ -95,19 +94,19 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 def compile_ruleset(namespace: Namespace, text: str) -> tuple[Statement, ...]:
     """Return the netlink statements that load a ruleset; the ruleset itself is not loaded.
 
-    ``text`` is a ruleset that this package generated. The function blocks while nft runs. nft runs
-    in an empty temporary namespace, so that tables of other processes don't disturb it. If that
-    fails, nft runs in ``namespace``. For example, the first run fails if the ruleset refers to
-    existing tables. Raises FenceError if nft prints messages in an unknown format. Raises the
-    errors of :func:`nft.show_messages` too.
+    ``text`` is a ruleset that this package generated. ``namespace`` is used only if nft fails in an
+    empty temporary namespace. Blocks while nft runs. Raises FenceError if nft prints messages in an
+    unknown format, and the errors of :func:`nft.show_messages`.
     """
+    # In an empty namespace, tables of other processes don't disturb nft. For example, this fails
+    # if the ruleset refers to existing tables.
     with contextlib.suppress(UnsupportedError, FenceError):
         return tuple(parse_messages(netns.in_scratch(lambda: nft.show_messages(Namespace(), text))))
     return tuple(parse_messages(nft.show_messages(namespace, text)))
 
 
 def parse_messages(output: str) -> Iterator[Statement]:
-    """Yield the netlink statements in nft's debug output (``--debug=mnl``) of one transaction.
+    """Yield the netlink statements of one transaction in nft's debug output (``--debug=mnl``).
 
     Raises FenceError if the output has no transaction, or an unknown format.
     """
@@ -134,7 +133,7 @@ def ownership_statement(family: str, table: str) -> Statement:
     """Return the netlink statement that makes the sending socket the exclusive owner of a table.
 
     While the socket is open, only this socket can change the table. The table must already have the
-    flag ``persist``: such a table stays when its owner closes the socket.
+    flag ``persist``.
     """
     flags = NFT_TABLE_F_OWNER | NFT_TABLE_F_PERSIST
     payload = struct.pack("!BBH", FAMILIES[family], 0, 0)
@@ -148,9 +147,8 @@ def attach_statements(
 ) -> tuple[Statement, ...]:
     """Return the netlink statements that attach interfaces to the netdev chains of a fence.
 
-    ``statements`` are the statements that created the fence; they show its netdev chains.
-    ``devices`` are the names of the interfaces to attach. If there are no devices, the result is
-    empty.
+    ``statements`` are the statements that created the fence. ``devices`` are the names of the
+    interfaces. Without interfaces, the result is empty.
     """
     names = b"".join(
         netlink.attribute(_NFTA_DEVICE_NAME, name.encode("utf-8", "surrogateescape") + b"\0")

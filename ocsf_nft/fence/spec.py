@@ -1,4 +1,4 @@
-"""Specification of a fence by the operator, and the interfaces that its rulesets depend on."""
+"""Specification of a fence, and the network interfaces on which the fence's rules depend."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ Profile: TypeAlias = Literal["sandbox", "sidecar", "tap"]
 class Tap:
     """TAP device of a virtual machine on its host, and the addresses that the machine may use.
 
-    ``subnets`` are the subnets of the TAP device, at most one per address family. A subnet is the
-    address of the VM's gateway with the prefix length, such as 10.0.0.1/24. ``mac`` is the MAC
-    address of the machine. If it is None, the fence learns the address from the machine's first
-    packet.
+    Each of the ``subnets`` is the gateway's address with a prefix length, such as 10.0.0.1/24.
+    There is at most one subnet of IPv4, and one of IPv6. If ``mac`` is None, the fence learns the
+    MAC address from the machine's first packet.
     """
 
     device: str
@@ -48,18 +47,17 @@ class Tap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceSpec:
-    """Fence that the operator requests: the sandbox, the allowed endpoints and the mode.
+    """Fence that the operator requests; an invalid value raises UsageError.
 
-    Construction checks each value and raises UsageError. ``proxies`` and ``exceptions`` are the
-    endpoints that the sandbox may reach. ``proxy_uids`` are the user ids of the sidecar proxy, if
-    the sandbox is a pod with such a proxy. ``tap`` is the TAP device, if the sandbox is a virtual
-    machine. ``group`` is the NFLOG group. ``guard_device`` is the host's end of the sandbox's link.
-    If it is given, a second table on the host (the guard) also filters this link.
+    ``proxies`` and ``exceptions`` are the endpoints that the sandbox may reach. ``proxy_uids`` are
+    the user ids of a pod's sidecar proxy. ``tap`` is the TAP device of a virtual machine. ``group``
+    is the NFLOG group. ``guard_device`` is the host's end of the sandbox's link: a second table on
+    the host (the guard) filters this link.
 
     With ``is_permissive``, the fence logs the packets that it would refuse, and allows them. With
     ``is_owned``, no other process can change the tables while `ocsf-nft run` monitors the fence.
-    Only the installer sets ``has_changed``. It means that the fence was in the other mode before
-    (enforcing or permissive). Then the tables also have the counters of the other mode.
+    Only the installer sets ``has_changed``, if the fence has been both enforcing and permissive.
+    The tables then have the counters of both modes.
     """
 
     sandbox: str
@@ -74,7 +72,7 @@ class FenceSpec:
     is_owned: bool = False
 
     def __post_init__(self) -> None:
-        """Check each value, and that the values fit together; raises UsageError."""
+        """Check each value, and check that the values fit together; raises UsageError."""
         values.sandbox_name(self.sandbox)
         values.nflog_group(self.group)
         for uid in self.proxy_uids:
@@ -90,45 +88,36 @@ class FenceSpec:
 
     @property
     def profile(self) -> Profile:
-        """Return what the fence encloses.
-
-        It is ``sandbox`` (a network namespace), ``sidecar`` (a pod with a sidecar proxy) or ``tap``
-        (a virtual machine).
-        """
+        """Return ``tap`` for a VM, ``sidecar`` for a pod with a sidecar proxy, else ``sandbox``."""
         if self.tap is not None:
             return "tap"
         return "sidecar" if self.proxy_uids else "sandbox"
 
     @property
     def allowed(self) -> tuple[Endpoint, ...]:
-        """Return the endpoints that every process of the sandbox may reach.
-
-        These are the proxies and the exceptions (``--allow``), sorted and without duplicates.
-        """
+        """Return the endpoints that every process may reach: ``proxies`` and ``exceptions``."""
         return tuple(sorted({*self.proxies, *self.exceptions}, key=_sort_key))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """Network interfaces and next hops of a namespace at the time when its fence is installed.
+    """Network interfaces and next hops of a namespace, as found when the fence is installed.
 
     ``links`` are the names of all interfaces except loopback. ``uplinks`` are the interfaces that
     lead to the allowed endpoints; all interfaces if there is no route. ``neighbours`` are the next
     hops towards these endpoints, and the addresses of the endpoints. For a VM, ``links`` has only
-    its TAP device, and ``ifindex`` is the index of that device. If a device is deleted and created
-    again, its index changes, but its name may be the same.
+    the TAP device, and ``ifindex`` is the index of this device.
     """
 
     links: tuple[str, ...] = ()
     uplinks: tuple[str, ...] = ()
     neighbours: tuple[Address, ...] = ()
+    # Shows that a device was deleted and created again with the same name.
     ifindex: int | None = None
 
     def __post_init__(self) -> None:
-        """Check that each interface name can be written in a ruleset; raises UsageError.
-
-        The check is necessary because the owner of an interface can choose any name for it.
-        """
+        """Check that each interface name can be written in a ruleset; raises UsageError."""
+        # The owner of an interface can choose any name.
         for link in self.links:
             values.device_name(link)
 

@@ -1,9 +1,7 @@
-"""State directory: a record of each installed fence, in one file per sandbox.
+"""State directory: one file for each sandbox, with the record of the sandbox's installed fence.
 
-A command needs only the name of a sandbox to find the record of its fence. ``verify`` compares the
-fence with the record, ``remove`` deletes the recorded tables, and ``run`` resumes the recorded
-fence. To change a record, a new file is written and then renamed over the old file. So a reader
-finds the old record or the new record, never a part of one, also after a crash.
+Commands such as ``verify``, ``remove`` and ``run`` find this record by the name of the sandbox. A
+reader finds the old or the new record, never a part of a record, even after a crash.
 """
 
 from __future__ import annotations
@@ -30,14 +28,13 @@ _FILE: Final = "fence.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledFence:
-    """Record of a fence as it was loaded into the kernel; the state directory stores it.
+    """Record of an installed fence, as the state directory stores it.
 
-    The text of the fence's ruleset depends on ``spec`` (the operator's request) and ``around`` (the
-    network interfaces). ``identity`` is the result of :meth:`Namespace.identity`. It is stored
-    because the path in ``namespace`` can later refer to another namespace. ``policy`` is a digest
-    of the loaded rulesets (:func:`ruleset.digest`). ``listings`` maps the name of each table, such
-    as ``inet ocsf_nft``, to nft's listing of the table. ``degraded`` is None in the normal case. If
-    the fence logs nothing because no log transport works, ``degraded`` is the reason.
+    ``spec`` is the operator's request, and ``around`` has the network interfaces at the
+    installation. ``identity`` (:meth:`Namespace.identity`) shows if the path in ``namespace`` later
+    refers to another namespace. ``policy`` is a digest of the loaded rulesets. ``listings`` has
+    nft's listing of each table by name, such as ``inet ocsf_nft``. ``degraded`` is the reason why
+    the fence can't log packets; None in the normal case.
     """
 
     spec: FenceSpec
@@ -54,19 +51,20 @@ _INSTALLED_FENCE: Final = pydantic.TypeAdapter(InstalledFence)
 
 
 class StateDirectory:
-    """Directory of the fences' records, the locks, and the sysctl values to restore later.
+    """Directory with the records of installed fences, locks, and sysctl values to restore later.
 
     The first write or lock creates the directory, with mode 0700.
     """
 
     def __init__(self, path: Path = DEFAULT_DIRECTORY) -> None:
         self.path = path
+        # A separate file, so that a damaged record of a fence does not affect it.
         self._all_netns = path / "nf_log_all_netns.before"
 
     def read(self, sandbox: str) -> InstalledFence | None:
-        """Return the record of a sandbox's fence; None if the sandbox has no record.
+        """Return the record of a sandbox's fence; None if there is no record.
 
-        Raises FenceError if the record's file is damaged or can't be read.
+        Raises FenceError if the file of the record is damaged or can't be read.
         """
         file = self.path / values.sandbox_name(sandbox) / _FILE
         try:
@@ -81,13 +79,13 @@ class StateDirectory:
             raise FenceError(f"{file} is damaged: remove it and install the fence again") from error
 
     def directory(self, sandbox: str) -> Path:
-        """Return the path of the directory for all files of a sandbox; it may not exist yet."""
+        """Return the path of a sandbox's directory, which may not exist yet."""
         return self.path / values.sandbox_name(sandbox)
 
     def written_ns(self, sandbox: str) -> int | None:
-        """Return the time of the last write of a sandbox's record, in ns since the epoch (UTC).
+        """Return when the record of a sandbox's fence was last written, in ns since the epoch.
 
-        Returns None if there is no record.
+        Return None if there is no record.
         """
         try:
             return (self.directory(sandbox) / _FILE).stat().st_mtime_ns
@@ -95,9 +93,9 @@ class StateDirectory:
             return None
 
     def version(self, sandbox: str) -> tuple[int, ...] | None:
-        """Return a value that changes with each write of a sandbox's record.
+        """Return a value that changes with each write of the record of a sandbox's fence.
 
-        Compare two values only for equality. Returns None if there is no record.
+        Compare two values only for equality. Return None if there is no record.
         """
         try:
             found = (self.directory(sandbox) / _FILE).stat()
@@ -107,9 +105,9 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock on all records, while a fence is installed or removed.
+        """Hold the lock on all records of fences during the ``with`` block.
 
-        Waits until no other process holds the lock. Raises DeliveryError if the lock file can't be
+        Blocks until no other process holds the lock. Raises DeliveryError if the lock file can't be
         created.
         """
         descriptor = self._lock_file("install")
@@ -121,10 +119,10 @@ class StateDirectory:
 
     @contextlib.contextmanager
     def run_lock(self, sandbox: str) -> Iterator[None]:
-        """Hold the lock for the monitoring of a sandbox, so that no other run monitors the sandbox.
+        """Hold the lock that lets only one process monitor the sandbox, during the ``with`` block.
 
-        A run is a process such as ``ocsf-nft run``. Raises SourceError if another run holds the
-        lock. Raises DeliveryError if the lock file can't be created.
+        Raises SourceError if another process, such as ``ocsf-nft run``, holds the lock. Raises
+        DeliveryError if the lock file can't be created.
         """
         descriptor = self._lock_file(f"run-{values.sandbox_name(sandbox)}")
         try:
@@ -139,11 +137,11 @@ class StateDirectory:
             _unlock(descriptor)
 
     def is_watched(self, sandbox: str) -> bool:
-        """Return true if a run (an ``ocsf-nft run`` process) monitors the sandbox now.
+        """Return True if a process such as ``ocsf-nft run`` monitors the sandbox now.
 
-        Raises UsageError if ``sandbox`` is no valid sandbox name. The caller may have read the name
-        from the comment of a table, and a sandboxed program can write such a comment.
+        Raises UsageError if ``sandbox`` is no valid sandbox name.
         """
+        # The name may be from the comment of a table, which a sandboxed program can write.
         path = self._lock_path(f"run-{values.sandbox_name(sandbox)}")
         try:
             descriptor = os.open(path, os.O_RDONLY)
@@ -174,7 +172,7 @@ class StateDirectory:
         )
 
     def sandboxes(self) -> Iterator[str]:
-        """Yield the names of the sandboxes that have a record, sorted.
+        """Yield the sorted names of the sandboxes whose fences have a record.
 
         Raises FenceError if the directory can't be read.
         """
@@ -190,7 +188,7 @@ class StateDirectory:
                 yield name
 
     def write(self, installed: InstalledFence) -> None:
-        """Store the record of a fence, and sync it to disk; raises DeliveryError if that fails."""
+        """Store the record of a fence, and sync it to disk; raises DeliveryError if this fails."""
         directory = self.path / installed.spec.sandbox
         self._write(directory / _FILE, _INSTALLED_FENCE.dump_json(installed, indent=2))
 
@@ -203,6 +201,7 @@ class StateDirectory:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+            # A reader finds the old or the new file, never a part of one.
             temporary.replace(path)
         except OSError as error:
             with contextlib.suppress(OSError):  # report the first error, not this one
@@ -210,20 +209,16 @@ class StateDirectory:
             raise self._unwritable(path.parent, error) from error
 
     def delete(self, sandbox: str) -> None:
-        """Delete the record of a sandbox's fence; nothing happens if there is no record.
-
-        Other files of the sandbox stay.
-        """
+        """Delete the record of a sandbox's fence, if any; other files of the sandbox stay."""
         directory = self.path / values.sandbox_name(sandbox)
         (directory / _FILE).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the sandbox may have other files there
             directory.rmdir()
 
     def all_netns_before(self) -> str | None:
-        """Return the value that ``net.netfilter.nf_log_all_netns`` had before a fence enabled it.
+        """Return the value of the sysctl ``nf_log_all_netns`` before a fence enabled the sysctl.
 
-        Returns None if no fence has enabled this sysctl. The value is stored in a separate file, so
-        a damaged record of a fence does not affect it. Raises FenceError if the separate file can't
+        Return None if no fence has enabled the sysctl. Raises FenceError if the stored value can't
         be read.
         """
         try:
@@ -237,22 +232,22 @@ class StateDirectory:
         return value.strip()
 
     def store_all_netns_before(self, value: str) -> None:
-        """Store ``value``, which ``net.netfilter.nf_log_all_netns`` has before a fence enables it.
+        """Store the value of the sysctl ``nf_log_all_netns`` before a fence enables the sysctl.
 
-        The file is synced to disk. Raises DeliveryError if the file can't be written.
+        Raises DeliveryError if the file can't be written.
         """
         self._write(self._all_netns, value.encode("ascii"))
 
     def delete_all_netns_before(self) -> None:
-        """Delete the stored value of ``nf_log_all_netns``, after the sysctl has been restored."""
+        """Delete the stored value of ``nf_log_all_netns``; call this after restoring the sysctl."""
         self._all_netns.unlink(missing_ok=True)
 
     def forwarding_before(self, identity: str) -> bytes | None:
         """Return the IP forwarding settings that a namespace had before a fence enabled forwarding.
 
-        ``identity`` is the result of :meth:`Namespace.identity`. The result is the ``content`` that
-        :meth:`store_forwarding_before` has stored; None if it has stored nothing for this
-        namespace. Raises FenceError if the file can't be read.
+        ``identity`` is the namespace's :meth:`Namespace.identity`. The result is the ``content``
+        that :meth:`store_forwarding_before` stored, or None. Raises FenceError if the file can't be
+        read.
         """
         path = self._forwarding(identity)
         try:
@@ -265,13 +260,13 @@ class StateDirectory:
     def store_forwarding_before(self, identity: str, content: bytes) -> None:
         """Store the IP forwarding settings that a namespace has before a fence enables forwarding.
 
-        ``identity`` is the result of :meth:`Namespace.identity`. ``content`` has the settings as
-        JSON. The file is synced to disk. Raises DeliveryError if the file can't be written.
+        ``identity`` is the namespace's :meth:`Namespace.identity`. ``content`` has the settings as
+        JSON. Raises DeliveryError if the file can't be written.
         """
         self._write(self._forwarding(identity), content)
 
     def delete_forwarding_before(self, identity: str) -> None:
-        """Delete the stored IP forwarding settings of a namespace after they have been restored."""
+        """Delete the stored IP forwarding settings of a namespace, after restoring them."""
         self._forwarding(identity).unlink(missing_ok=True)
 
     def _forwarding(self, identity: str) -> Path:
@@ -280,10 +275,7 @@ class StateDirectory:
 
 
 def _unlock(descriptor: int) -> None:
-    """Release the lock on a file, and close its descriptor.
-
-    Closing alone does not release the lock while a child process has a copy of the descriptor. Each
-    child has a copy until it runs another program.
-    """
+    # Closing is not enough: a child process has a copy of the descriptor until it runs another
+    # program.
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

@@ -1,7 +1,6 @@
 """Identifiers of events, incidents and flows: equal input gives the same identifier in every run.
 
-The identifiers are UUIDs of version 5 (RFC 9562): hashes of the identifying values, in a namespace
-that belongs to ocsf-nft.
+The identifiers are UUIDs of version 5 (RFC 9562), which are hashes of the input.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ NETWORK_ACTIVITY: Final = 4001
 
 
 def stable_uid(*parts: str | int | None) -> str:
-    """Return the UUID that is a hash of ``parts``, so that equal parts always give the same UUID.
+    """Return a UUID that is a hash of ``parts``: equal parts always give the same UUID.
 
-    More or fewer parts, or parts of other types, give another UUID. Any text is valid, also with
+    Parts of other types give another UUID: ``1`` and ``"1"`` differ. Any text is valid, also with
     lone surrogates.
     """
     return _uuid5(_json(parts))
 
 
 def _json(parts: tuple[str | int | None, ...]) -> bytes:
-    """Encode ``parts`` as JSON without spaces, in which all but printable ASCII is escaped."""
+    """Encode ``parts`` as JSON without spaces; all but printable ASCII is escaped."""
     try:
         encoded = orjson.dumps(parts)
     except TypeError:  # a lone surrogate, or a number past 64 bits
@@ -51,25 +50,25 @@ def _escaped(parts: tuple[str | int | None, ...]) -> bytes:
 def event_uid(class_uid: int, identity: str) -> str:
     """Return the ``metadata.uid`` of an event that is made from one log record.
 
-    ``class_uid`` is the OCSF class of the event, for example 4001. ``identity`` is the unique text
-    in the record's ``origin.identity``.
+    ``class_uid`` is the OCSF class of the event, such as 4001. ``identity`` is the log record's
+    ``origin.identity``.
     """
     return _uuid5(f"{class_uid}:{identity}".encode("utf-8", "surrogatepass"))
 
 
 def incident_uid(identity: str) -> str:
-    """Return the uid that an incident's attempts and the finding about the incident have in common.
+    """Return the uid of an incident; the events of its attempts and its finding share this uid.
 
-    ``identity`` is :attr:`Incident.identity`, a text that all attempts of the incident share.
+    ``identity`` is :attr:`Incident.identity`.
     """
     return stable_uid("incident", identity)
 
 
 def flow_uid(record: Record) -> str:
-    """Return the uid that connects all attempts of one flow that belong to no incident.
+    """Return the uid that connects the attempts of one flow, if they belong to no incident.
 
-    ``record`` is a log record of the flow. A flow is identified by sandbox, rule, user, protocol,
-    destination and port.
+    ``record`` is any log record of the flow. Sandbox, rule, user, protocol, destination and port
+    identify a flow.
     """
     return stable_uid(
         "attempt",
@@ -88,9 +87,9 @@ def aggregation_uid(
 ) -> str:
     """Return the uid that connects the aggregated attempts of one sandbox, rule, user and reason.
 
-    An aggregated attempt counts the packets of several flows. ``uid`` is the id of the flows' user;
-    None if there are several users, or no user. ``reason`` is why these flows are not reported one
-    by one. For example, ``many`` means that the user has too many flows.
+    An aggregated attempt counts the packets of several flows. ``uid`` is the user id of these
+    flows; None for several users, or for none. ``reason`` is why these flows share one event. For
+    example, ``many`` means that the user has too many flows.
     """
     return stable_uid("aggregation", sandbox, rule, uid, reason)
 

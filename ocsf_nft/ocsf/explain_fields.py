@@ -1,4 +1,4 @@
-"""Explanation of an OCSF event: its fields, their values and the source of each value."""
+"""Explanation of an OCSF event: its fields, their values, and where each value comes from."""
 
 from __future__ import annotations
 
@@ -32,8 +32,7 @@ class Field(NamedTuple):
 def fields(event: Mapping[str, Any]) -> Iterator[Field]:
     """Yield each value of an OCSF event (decoded JSON) with an explanation; never raises.
 
-    The event may come from another program. A field that ocsf-nft never fills has the source "not
-    known to ocsf-nft".
+    A field that ocsf-nft never fills has the explanation "not known to ocsf-nft".
     """
     uid = event.get("class_uid")
     model = CLASSES.get(uid) if isinstance(uid, int) else None

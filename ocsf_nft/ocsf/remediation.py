@@ -1,8 +1,7 @@
 """Advice after a refused packet, for the program in the sandbox and its author.
 
-The program may be an agent that reads the advice and continues. So the advice names a setting or a
-command that works inside the sandbox. It asks for a change by the sandbox's operator only if there
-is no other way.
+The program may be an agent that follows the advice. So the advice names a setting or a command that
+works inside the sandbox, if there is one.
 """
 
 from __future__ import annotations
@@ -102,9 +101,8 @@ def advice(
 ) -> str:
     """Return the advice for the sender of a refused packet: what to do instead.
 
-    ``destination`` is the kind of the packet's destination address, for example multicast; None if
-    there is no address. ``proxy`` is the sandbox's proxy. If it is None, the advice has no URL of a
-    proxy.
+    ``destination`` is the kind of the destination address, such as multicast; None without an
+    address. ``proxy`` is the sandbox's proxy. With None, the advice contains no URL of a proxy.
     """
     if direction is Direction.INBOUND:
         return general_advice(record.rule, direction, proxy)
@@ -128,10 +126,7 @@ def advice(
 
 
 def general_advice(rule: str, direction: Direction, proxy: Proxy | None) -> str:
-    """Return the advice that applies to all packets that a rule of a fence refuses.
-
-    ``proxy`` is the sandbox's proxy. If it is None, the advice has no URL of the proxy.
-    """
+    """Return the advice that applies to all packets that the fence's rule ``rule`` refuses."""
     if rule in _OF_VM:
         return _OF_VM[rule]
     if direction is Direction.INBOUND:

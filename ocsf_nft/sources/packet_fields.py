@@ -1,9 +1,8 @@
 """Conversion of a packet's header values to a Record.
 
 A fact is a header value with a name, such as ``source_port``. The parser of the kernel's log text
-and the decoder of packet bytes both make facts. Both give a fact the same name and the same form.
-So equal packets make equal Records. If :class:`Record` has a field with the name of a fact, the
-fact becomes that field. Any other fact becomes an item of ``details``.
+and the decoder of packet bytes make facts with the same names. If :class:`Record` has a field with
+the name of a fact, the fact becomes that field. Any other fact becomes an item of ``details``.
 """
 
 from __future__ import annotations
@@ -52,15 +51,14 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
 ) -> Record:
     """Build the Record of a packet from its log prefix and its header values by name (``facts``).
 
-    The function removes the facts that are fields of Record from ``facts``. Then ``facts`` itself,
-    not a copy, becomes the record's ``details``. ``uid`` and ``gid`` are left out if the rule is of
-    a VM's fence. They would be the ids of a process on the host, but the sender is in the VM.
-    ``time_ns`` is when the kernel logged the packet, and ``received_ns`` when the record was read.
-    Both are in nanoseconds since the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
+    The function changes ``facts``: it removes the facts that are fields of Record, and the rest
+    becomes ``details``. ``time_ns`` is when the kernel logged the packet, and ``received_ns`` is
+    when the log record was read. Both are in ns since the epoch. ``captured_sum`` is the Adler-32
+    of the captured bytes.
     """
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     parts = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)
-    if parts.rule in VM_RULES:
+    if parts.rule in VM_RULES:  # the ids are of a process on the host, but the sender is in the VM
         known = {name: value for name, value in known.items() if name not in _OWNERS}
     return Record(
         prefix=prefix,
@@ -79,7 +77,7 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
 def canonical_address(text: str) -> str | None:
     """Return an IP address in canonical text form (RFC 5952 for IPv6).
 
-    Returns ``None`` if the text is not an IP address, or has a zone index (such as ``%eth0``).
+    Return None if the text is not an IP address, or has a zone index (such as ``%eth0``).
     """
     return _canonical(text) if len(text) <= _ADDRESS_CHARACTERS else None
 
@@ -100,10 +98,10 @@ def mac_text(packed: bytes) -> str:
 
 
 def link_facts(header: bytes) -> Facts:
-    """Decode a link-layer header to facts (values by name).
+    """Decode a link-layer header to facts (header values by name).
 
-    A header of 14 bytes is an Ethernet header. A header of another length (of a SIT tunnel, or of
-    FireWire) becomes the fact ``link_header`` in hexadecimal. An empty header has no facts.
+    A header of 14 bytes is an Ethernet header. A header of another length becomes the fact
+    ``link_header``, in hexadecimal. An empty header has no facts.
     """
     if len(header) == ETHERNET_BYTES:
         return {
@@ -117,8 +115,7 @@ def link_facts(header: bytes) -> Facts:
 def vlan_facts(protocol: int, tag: int) -> Facts:
     """Decode a VLAN tag (IEEE 802.1Q) to facts: protocol, VLAN id, priority, drop eligibility.
 
-    ``protocol`` is the ethertype of the tag. ``tag`` is the tag's 16-bit control field (``VID`` in
-    the kernel's log line).
+    ``protocol`` is the tag's ethertype, and ``tag`` is its 16-bit control field.
     """
     facts: Facts = {"vlan_protocol": protocol, "vlan_id": tag & 0xFFF, "vlan_priority": tag >> 13}
     if tag & 0x1000:

@@ -23,9 +23,10 @@ _BUDGET: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Attribute that an observable's name refers to, and its values in the event.
+    """Attribute that an observable names, and the attribute's values in the event.
 
-    ``texts`` has the values as text. ``is_object`` is true if one of them is an object or array.
+    ``is_object`` is true if a value is an object or an array. ``texts`` has all other values as
+    text.
     """
 
     attribute: Attribute
@@ -34,17 +35,16 @@ class _Target:
 
 
 class Observables:
-    """Check of the observables of one event against the attributes that they name."""
+    """Check of the observables of one event against the attributes that they name.
+
+    ``table`` is the event's class in the schema. Faults are added to ``fault_list``.
+    """
 
     __slots__ = ("_budget", "_event", "_fault_list", "_schema", "_table", "_targets")
 
     def __init__(
         self, schema: Schema, table: Table, event: Mapping[str, Any], fault_list: FaultList
     ) -> None:
-        """Create the check of one event; ``table`` is the event's class in the schema.
-
-        Faults are added to ``fault_list``.
-        """
         self._schema = schema
         self._table = table
         self._event = event
@@ -53,11 +53,10 @@ class Observables:
         self._budget = _BUDGET
 
     def check(self) -> None:
-        """Check name, value and type of each observable against the attribute that it refers to.
+        """Check the name, value and type of each observable; add faults to the fault list.
 
-        Faults are added to the fault list; too many faults raise TooManyError. An observable's own
-        attributes are not checked here: ``Walk`` checks the attributes of all objects. An
-        observable that refers to another event is skipped.
+        Raises TooManyError if there are too many faults. An observable that refers to another event
+        is skipped.
         """
         observables = self._event.get("observables")
         for number, one in enumerate(observables if isinstance(observables, list) else ()):
@@ -102,10 +101,9 @@ class Observables:
             )
 
     def _resolve(self, name: str) -> _Target | str:
-        """Find the attribute that an observable's name refers to, and its values in the event.
+        """Return the attribute that an observable names, with its values in the event.
 
-        If there is no such attribute in the event or its class, return a text with the reason. Also
-        return a text if the observables of the event refer to too many values.
+        If this fails, return a text with the reason.
         """
         values: list[Any] = [self._event]
         table: Table | None = self._table

@@ -1,4 +1,4 @@
-"""Validator of an OCSF event.
+"""Validator of OCSF events.
 
 A fault is an error in these cases:
 
@@ -7,9 +7,7 @@ A fault is an error in these cases:
 - JSON readers refuse the value.
 - Two attributes contradict each other.
 
-All other faults are warnings. An example is a missing caption (the name that belongs to an id),
-because the server's validator and schema accept it. Exception: with the id 99 (Other), a missing
-caption is an error.
+All other faults are warnings, for example a deprecated class.
 """
 
 from __future__ import annotations
@@ -28,28 +26,24 @@ if TYPE_CHECKING:
 
 
 class EventValidator:
-    """Validator of events against one OCSF version.
-
-    Without a version, each event is validated against the version in its ``metadata.version``.
-    """
+    """Validator of events against an OCSF version, or each event's ``metadata.version``."""
 
     def __init__(self, version: str | None = None, *, recommended: bool = False) -> None:
-        """Create a validator for an OCSF version.
+        """Create a validator for an OCSF version, such as ``1.8`` or ``1.8.0``.
 
-        ``version`` is for example ``1.8`` or ``1.8.0``; with None, the validator uses each event's
-        ``metadata.version``. With ``recommended``, a missing attribute that the schema recommends
-        is a warning. Raises UsageError for an unknown version. Raises UnsupportedError if the extra
-        ``validate`` is not installed.
+        Without ``version``, each event is validated against its ``metadata.version``. With
+        ``recommended``, a missing recommended attribute is a warning. Raises UsageError for an
+        unknown version. Raises UnsupportedError if the extra ``validate`` is not installed.
         """
         self._versions = schema.versions()
         self._version = None if version is None else schema.full_version(version)
         self._recommended = recommended
 
     def faults(self, event: Any) -> list[Fault]:
-        """Validate an event, a value decoded from JSON; return its faults (errors and warnings).
+        """Validate an event, a value decoded from JSON; return its errors and warnings.
 
         The event conforms to the schema if no fault is an error. Never raises. If there are more
-        than ``LIMIT`` faults, the last returned fault reports that.
+        than ``LIMIT`` faults, the last fault in the result states this.
         """
         fault_list = FaultList()
         try:
@@ -133,10 +127,8 @@ def _check_profiles(
 
 
 def _check_relations(event: Mapping[str, Any], fault_list: FaultList) -> None:
-    """Check that an event's type fits its class and activity, and that its times are consistent.
-
-    An attribute that is missing or has a wrong type is not checked again: ``Walk`` has reported it.
-    """
+    """Check that ``type_uid`` fits class and activity, and that ``duration`` fits the two times."""
+    # The walk has reported attributes that are missing or have a wrong type.
     class_uid, activity, type_uid = map(event.get, ("class_uid", "activity_id", "type_uid"))
     if _is_integer(class_uid) and _is_integer(activity) and _is_integer(type_uid):
         expected = class_uid * 100 + activity

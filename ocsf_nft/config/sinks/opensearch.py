@@ -67,7 +67,7 @@ class OpenSearchSink(SecuredSink):
 
     @property
     def credentials(self) -> Credentials | None:
-        """Return the API key, the token, or the user and password; None if there are none."""
+        """Return the API key, the token, or the user and password; None if none is configured."""
         if self.api_key is not None:
             return Credentials("ApiKey", self.api_key.secret())
         return super().credentials

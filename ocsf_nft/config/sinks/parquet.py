@@ -111,7 +111,7 @@ class ParquetSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return the start of the files' paths or URLs: the sink's name if none is configured."""
+        """Return the sink's default name: the start of the paths or URLs of its files."""
         root = self.bucket or str(self.directory)
         if self.endpoint is not None:
             root = root.replace("s3:/", self.endpoint, 1)

@@ -22,9 +22,8 @@ _log.addHandler(logging.NullHandler())
 class LogCapture(logging.Handler):
     """Log handler that stores the cause of aiokafka's last failure, as text in ``last``.
 
-    The handler captures only records of the thread that called :meth:`start`. In the stored text,
-    each text in ``secrets`` (for example a password) is masked, since a broker's error may contain
-    it.
+    The handler captures only log records of the thread that called :meth:`start`. Texts in
+    ``secrets``, such as a password, are masked.
     """
 
     def __init__(self) -> None:
@@ -34,9 +33,9 @@ class LogCapture(logging.Handler):
         self._thread: int | None = None
 
     def start(self, secrets: tuple[str, ...]) -> None:
-        """Start to capture the log records of the current thread, and delete the stored text.
+        """Start to capture the log records of the current thread, and clear ``last``.
 
-        Each text in ``secrets`` is masked in the texts that are stored from now on.
+        Each text in ``secrets`` is masked in ``last``.
         """
         self.last = ""
         self.secrets = secrets
@@ -50,7 +49,7 @@ class LogCapture(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Store the text of a log record in ``last``.
 
-        If ``last`` already has a text, only a record with an exception replaces it.
+        A text that is already in ``last`` is replaced only if the log record has an exception.
         """
         if record.thread != self._thread:
             return

@@ -31,9 +31,9 @@ class LoginValues:
     """Credentials for one login to a NATS server, as read from their files or variables.
 
     At most one of these is set: ``token``, ``seed``, ``credentials``, or ``user`` with
-    ``password``. ``seed`` is a private key. It signs the server's challenge, and is not sent
-    itself. ``credentials`` is the text of a credentials file. It contains a seed, which is not sent
-    either. ``secrets`` has all these secret texts, so that they can be masked in errors.
+    ``password``. ``seed`` is a private key, which signs the server's challenge. ``credentials`` is
+    the text of a credentials file. ``secrets`` has all secret texts, so that they can be masked in
+    errors.
     """
 
     token: str | None = None
@@ -49,7 +49,7 @@ class Login:
     """Locations from which the credentials for a NATS server are read, such as files.
 
     Only ``user`` is the value itself: the user's name. ``nkey`` is the location of a user's seed (a
-    private key). ``credentials`` is the path of a credentials file, as the tool ``nsc`` writes it.
+    private key). ``credentials`` is the path of a credentials file of the tool ``nsc``.
     """
 
     token: Secret | None = None

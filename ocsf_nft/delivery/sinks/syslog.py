@@ -1,17 +1,9 @@
 """Sink for syslog messages of RFC 5424 over UDP, TCP or TLS.
 
-Syslog has no acknowledgement. Over UDP (RFC 5426) an event is one datagram. The sink does not
-notice if the network or the receiver drops a datagram. Over TCP (RFC 6587, 3.4.1: octet counting)
-and TLS (RFC 5425), the receiver's kernel acknowledges data. An event counts as delivered when that
-kernel has it.
-
-If the receiver dies, the events that it had not read are usually sent again after its restart.
-Events that it had read but not stored are dropped. If the connection breaks, the whole batch is
-sent again on a new connection. The last message on the broken connection may be incomplete. The
-receiver can recognize an incomplete message, because the message's length precedes it.
-
-Most receivers truncate messages above their limit, and a truncated event is no JSON. So the sink
-does not send a message that is longer than ``max_bytes``. Its event becomes a dead letter.
+Syslog has no acknowledgement. Over UDP (RFC 5426), the sink does not notice a dropped datagram.
+Over TCP (RFC 6587) and TLS (RFC 5425), an event counts as delivered when the receiver's kernel has
+it. If the receiver dies, events that it had read but not stored are dropped. If the connection
+breaks, the whole batch is sent again on a new connection.
 """
 
 from __future__ import annotations
@@ -40,9 +32,9 @@ _EVENTS_PER_SLICE: Final = 32
 class Syslog(Sink):
     """Sink for the syslog receiver at ``host`` and ``port``.
 
-    ``tls`` has the TLS settings, and is used only if ``transport`` is "tls". None means to trust
-    the certificate authorities of the system. ``max_bytes`` is the maximum size of a syslog
-    message.
+    ``tls`` is used only if ``transport`` is "tls". None means to trust the certificate authorities
+    of the system. An event becomes a dead letter if its syslog message has more than ``max_bytes``
+    bytes.
     """
 
     def __init__(
@@ -70,10 +62,10 @@ class Syslog(Sink):
         self._transport.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send all events whose syslog message is not longer than ``max_bytes``.
+        """Send all events whose syslog message has at most ``max_bytes`` bytes.
 
-        The result lists the other events as refused. Raises DeliveryError if the sending fails.
-        Raises RefusedError if a message is too long for a UDP datagram.
+        The result lists the other events as refused. Raises DeliveryError if sending fails. Raises
+        RefusedError if a message is too long for a UDP datagram.
         """
         frames: list[bytes] = []
         refused: list[Refusal] = []

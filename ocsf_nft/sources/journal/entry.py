@@ -1,9 +1,6 @@
 """Parser of exported journal entries: ``journalctl -o json`` and ``-o export``.
 
-Both formats are described in systemd's "Journal Export Formats". In JSON, a value that is not UTF-8
-is an array of byte values. Several values of one field are an array too. A value that is too large
-is ``null``. The export format has a line ``NAME=value`` for a value that is text. Any other value
-has a line with the name only. A 64-bit little-endian length and that many bytes follow the line.
+systemd's "Journal Export Formats" describes both formats.
 """
 
 from __future__ import annotations
@@ -49,10 +46,9 @@ _MICROSECONDS_LIMIT: Final = 1 << 53
 class Entry:
     """Message of a journal entry, with its author, cursor and times.
 
-    ``author`` describes the program that wrote the message; ``None`` is the kernel. ``time_ns`` is
-    when the kernel logged the message (nanoseconds since the epoch). If that is unknown, it is when
-    journald received the message. If that is unknown too, it is ``None``. ``stamp`` is the text of
-    journald's timestamp, unchanged.
+    ``author`` describes the program that wrote the message; None means the kernel. ``time_ns`` is
+    when the kernel logged the message, or else when journald received it. The time is in ns since
+    the epoch; None if unknown. ``stamp`` is the unchanged text of journald's timestamp.
     """
 
     message: str
@@ -63,11 +59,7 @@ class Entry:
 
 
 def from_json(line: bytes) -> Entry | None:
-    """Parse a line of ``journalctl -o json`` to an entry.
-
-    Return ``None`` if the line is not a JSON object, or if the field ``MESSAGE`` is missing or
-    unreadable, such as ``null``.
-    """
+    """Parse a line of ``journalctl -o json``; return None if the line has no readable message."""
     try:
         fields = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -80,17 +72,14 @@ def from_json(line: bytes) -> Entry | None:
 
 
 def from_export(fields: Mapping[str, bytes]) -> Entry | None:
-    """Parse an entry of ``journalctl -o export``; return ``None`` if it has no message.
-
-    ``fields`` has the values of the entry by field name.
-    """
+    """Make an entry from fields of ``journalctl -o export``; return None without a message."""
     return _entry(fields) if _MESSAGE in fields else None
 
 
 def _octets(value: object) -> bytes | None:
     if isinstance(value, str):
         return value.encode("utf-8", "surrogatepass")
-    if isinstance(value, list):
+    if isinstance(value, list):  # a value that is not UTF-8, or several values of one field
         try:
             return bytes(value)
         except (TypeError, ValueError):
@@ -113,31 +102,26 @@ def _entry(fields: Mapping[str, bytes]) -> Entry | None:
 
 
 def _author(fields: Mapping[str, bytes]) -> str | None:
-    """Return a name or description of the program that wrote the entry; None for the kernel.
-
-    If the field ``_TRANSPORT`` is not ``kernel``, a program wrote the entry. A message that a
-    program writes to /dev/kmsg also has the transport ``kernel``. But the kernel's own messages
-    have the facility 0, and messages of programs have another facility.
-    """
+    """Return a name or description of the program that wrote the entry; None for the kernel."""
     transport = readable(fields.get(_TRANSPORT, b"an unknown transport"))
     if transport != "kernel":
         return readable(fields.get(_COMMAND, fields.get(_IDENTIFIER, transport.encode())))
+    # A message that a program writes to /dev/kmsg has the kernel's transport, but not its facility.
     return author_of_facility(readable(fields.get(_FACILITY, b"unknown")), kernel="0")
 
 
 def _time_ns(fields: Mapping[str, bytes]) -> int | None:
-    """Return the time at which the kernel logged an entry's message, in ns since the epoch, UTC.
+    """Return the wall-clock time at which the kernel logged a message, in ns since the epoch.
 
-    The kernel's timestamp is monotonic. journald adds its own monotonic and wall-clock timestamps
-    to the message. The difference of journald's timestamps converts the kernel's timestamp to
-    wall-clock time. Without a kernel timestamp, return journald's wall-clock time. Without
-    journald's wall-clock time, return None.
+    If the kernel's timestamp is missing, return journald's timestamp. If journald's timestamp is
+    missing, return None.
     """
     realtime = _microseconds(fields.get(_REALTIME))
     if realtime is None:
         return None
     monotonic = _microseconds(fields.get(_MONOTONIC))
     kernel = _microseconds(fields.get(_KERNEL_MONOTONIC))
+    # The difference of journald's two clocks converts the kernel's monotonic timestamp.
     if monotonic is not None and kernel is not None and kernel < monotonic:
         realtime -= monotonic - kernel
     return realtime * 1000

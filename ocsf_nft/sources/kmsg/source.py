@@ -1,9 +1,8 @@
-"""Kernel log source: /dev/kmsg.
+"""Source of packet log records: the kernel log, /dev/kmsg.
 
-The source reads the kernel's ring buffer from a position that survives a restart of this program.
-The ring holds about a thousand records, and all other kernel messages share it. So a source that
-reads too slowly misses records. A gap in the sequence numbers shows how many records are missing. A
-record's time is the kernel's own timestamp (see ``boot_clock``).
+The kernel log is a ring buffer: the kernel overwrites the oldest messages, even if they are unread.
+Unread messages that were overwritten leave a gap in the sequence numbers. The source returns each
+gap with the number of missing messages.
 """
 
 from __future__ import annotations
@@ -53,13 +52,13 @@ _CURSOR: Final = re.compile(r"kmsg:([0-9a-f]{32}):([0-9]{1,19})", re.ASCII)
 class Kmsg:
     """Source of the packet log records in the kernel log.
 
-    ``sandboxes`` has the names of the sandboxes whose records are read; None stands for all. The
-    source also reads a record of another firewall, if ``foreign`` knows the record's log prefix.
+    ``sandboxes`` are the names of the sandboxes whose log records are read; None means all.
+    ``foreign`` has the log prefixes of other firewalls whose log records are also read.
 
-    ``cursor`` is the position to resume from: the source begins after the record at the cursor.
-    With a cursor of an earlier boot, it begins with the oldest record in the log. Without a cursor,
-    it begins with the first record after the ``async with`` block was entered. The first batch
-    comes at once and has a cursor, even if there are no records yet.
+    The source begins after the message at ``cursor``. If ``cursor`` is of an earlier boot, the
+    source begins with the oldest message. If ``cursor`` is None, only messages after the start of
+    the ``async with`` block are read. The first batch comes at once, possibly without log records,
+    and has a cursor.
     """
 
     def __init__(
@@ -82,10 +81,10 @@ class Kmsg:
         self._yielded_next = 0
 
     async def __aenter__(self) -> Self:
-        """Open /dev/kmsg and find the record to begin with.
+        """Open /dev/kmsg and find the message to begin with.
 
-        Raises UnsupportedError if the device or the privilege is missing, SourceError for an
-        invalid cursor.
+        Raises UnsupportedError if /dev/kmsg is missing or not permitted. Raises SourceError if the
+        cursor is invalid.
         """
         self._boot = boot_id()
         position = None if self._resume is None else self._position(self._resume)
@@ -117,22 +116,18 @@ class Kmsg:
             self._descriptor = None
 
     def _position(self, cursor: str) -> int:
-        """Return the sequence number of the record after the one at ``cursor``.
-
-        Returns 0 if the cursor is of an earlier boot. Raises SourceError if the cursor is invalid.
-        """
         found = _CURSOR.fullmatch(cursor)
         if found is None:
             raise SourceError(
                 f"{quoted(cursor)} is no position in the kernel log: start without one"
             )
+        # After a cursor of an earlier boot, begin with the oldest message.
         return int(found[2]) + 1 if found[1] == self._boot else 0
 
     async def _scan(self, descriptor: int) -> int:
-        """Read to the end of the kernel log; return the sequence number of the next record.
+        """Read to the end of the kernel log; return the sequence number after the last message.
 
-        If the first record that the source reads later has a higher number, records are missing. If
-        new records arrive all the time, the function returns after a second.
+        If new messages arrive all the time, this method returns after a second.
         """
         until = time.monotonic_ns() + _SCAN_NS
         while time.monotonic_ns() < until:
@@ -147,7 +142,10 @@ class Kmsg:
         return self._next
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Yield batches of the logged packets, in the kernel's order; raises SourceError."""
+        """Yield batches of log records in the kernel's order, without end.
+
+        Raises SourceError if /dev/kmsg can't be read.
+        """
         descriptor = self._descriptor
         if descriptor is None:
             raise SourceError("the kernel log source is not open: enter its context first")
@@ -168,10 +166,10 @@ class Kmsg:
             await asyncio.sleep(0)
 
     def _drain(self, descriptor: int, *, waited: bool) -> tuple[Batch, bool]:
-        """Read the available records into a batch: at most 1,024 records, and for at most 10 ms.
+        """Read the available messages of the kernel log into a batch, for at most 10 ms.
 
-        Return the batch, and True if no record is left to read. ``waited`` is true if this source
-        was waiting when the first record arrived. It then reads that record without delay.
+        Return the batch, and True if no message is left to read. ``waited`` is true if the source
+        was already waiting when the first message arrived.
         """
         records: list[Record] = []
         gaps: list[Gap] = []
@@ -263,11 +261,9 @@ def _open_device() -> int:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """Return the next record of /dev/kmsg; None if there is none yet.
+    """Return the next message of /dev/kmsg; None if there is none yet.
 
-    If read(2) fails with EPIPE, the kernel has overwritten the ring at this position. If it fails
-    with EINVAL, the record is longer than the buffer. In both cases the function reads the next
-    record. The sequence numbers then have a gap. Raises SourceError for any other error.
+    Raises SourceError if reading fails.
     """
     while True:
         try:
@@ -275,6 +271,8 @@ def _read(descriptor: int) -> bytes | None:
         except BlockingIOError:
             return None
         except OSError as error:
+            # EPIPE: the kernel has overwritten this position of the ring. EINVAL: the message is
+            # longer than the buffer. Both leave a gap in the sequence numbers.
             if error.errno in {errno.EPIPE, errno.EINVAL}:
                 continue
             raise SourceError(f"reading {_DEVICE} failed: {error.strerror}") from error
