@@ -1,9 +1,8 @@
 """SQLite file that survives damage, deletion and the end of the process.
 
-A transaction is stored as a whole or not at all, even if the process is killed. A damaged file is
-renamed (quarantined), and a new file is created. Another process may delete or replace the file
-while it is open. Then the next transaction writes the content of the open file to the path again.
-This is possible because Linux preserves a deleted file as long as it is open.
+A damaged file is renamed (quarantined), and a new file is created. Another process may delete or
+replace the file while it is open. Then the next transaction writes the content of the open file to
+the path again.
 
 All functions block. Only one thread at a time may call them.
 """
@@ -38,12 +37,11 @@ _LOG_BYTES: Final = 16 << 20
 
 
 class Database:
-    """SQLite database in one file, in WAL mode; a deleted file is restored, a damaged one replaced.
+    """SQLite database in one file; a deleted file is restored, a damaged file is replaced.
 
-    ``synchronous`` is SQLite's setting. With NORMAL, a committed transaction survives a crash of
-    the process. With FULL, it survives a power cut as well. With ``is_exclusive``, the process
-    holds a lock while the database is open. Then no other process can open the database with
-    ``is_exclusive``.
+    With ``synchronous`` NORMAL, a committed transaction survives a crash of the process. With
+    FULL, it survives a power cut as well. With ``is_exclusive``, no other process can open the
+    database with ``is_exclusive`` meanwhile.
     """
 
     def __init__(
@@ -67,11 +65,12 @@ class Database:
     def open(self, *, read_only: bool = False) -> None:
         """Open the database file; create a missing file, and replace a damaged one.
 
-        The damaged file is renamed (quarantined). Raises DeliveryError if the file can't be
-        written, ClosedError if another process holds the lock.
+        A damaged file is renamed first. Raises DeliveryError if the file can't be written,
+        ClosedError if another process holds the lock.
 
-        With ``read_only``, nothing is created or replaced. SourceError is raised if the file can't
-        be opened. Damage then appears only at the first transaction, which raises SourceError.
+        With ``read_only``, nothing is created or replaced. SourceError is raised if the
+        file can't be opened. Damage then appears only at the first transaction, which
+        raises SourceError.
         """
         self._is_read_only = read_only
         try:
@@ -100,7 +99,7 @@ class Database:
             self._connection = None
 
     def remove(self) -> None:
-        """Close and delete the database file; delete its folder too if the folder is then empty."""
+        """Close and delete the database file; also delete its folder if that is then empty."""
         self._disconnect()
         self._unlink("", *_COMPANIONS)
         if self._lock is not None:
@@ -109,10 +108,7 @@ class Database:
             self.path.parent.rmdir()
 
     def is_replaced(self) -> bool:
-        """Return true if the database's path now refers to another file than the open one.
-
-        Return False if the open file was deleted, and no file is at the path.
-        """
+        """Return true if another file is now at the database's path; false if no file is there."""
         try:
             return self._file_identity() != self._identity
         except OSError:
@@ -122,8 +118,8 @@ class Database:
     def raw_transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
-        Errors of SQLite are raised unchanged, also those of BEGIN and COMMIT. This method is only
-        for callers that handle damage of the file themselves. All others use :meth:`transaction`.
+        Errors of SQLite are raised unchanged. This method is only for callers that handle
+        damage of the file themselves. All others use :meth:`transaction`.
         """
         if self._connection is None and self._identity != (0, 0):
             self._connect()  # an earlier try could not open the restored file
@@ -146,9 +142,9 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
-        Raises ClosedError if the file is damaged. The next :meth:`open` then quarantines the file.
-        Raises DeliveryError for all other errors of SQLite and of the system. If the file is open
-        for reading only, all these errors become SourceError.
+        Raises ClosedError if the file is damaged; the next :meth:`open` quarantines the
+        file. Raises DeliveryError for all other errors of SQLite and of the system. If the
+        file is open for reading only, all these errors become SourceError.
         """
         try:
             with self.raw_transaction() as connection:
@@ -167,8 +163,7 @@ class Database:
     def unsynced_transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as a transaction without sync to disk, so a power cut may undo it.
 
-        Without sync, the transaction takes less time. Raises the same errors as
-        :meth:`transaction`.
+        Raises the errors of :meth:`transaction`.
         """
         if self._connection is not None:
             self._connection.execute("PRAGMA synchronous = NORMAL")
@@ -193,9 +188,8 @@ class Database:
     def quarantine(self, fault: str) -> None:
         """Rename the damaged database file, and create a new one.
 
-        ``fault`` describes the damage. After the call, the attribute :attr:`fault` has a message
-        with this text and the new name of the damaged file. Raises DeliveryError if the renaming or
-        the creation fails.
+        ``fault`` describes the damage. The attribute :attr:`fault` then has a message for
+        the user. Raises DeliveryError if the renaming or the creation fails.
         """
         self._disconnect()
         quarantined = self._free_name()
@@ -212,21 +206,18 @@ class Database:
         )
 
     def _free_name(self) -> Path:
-        """Return the first unused name for a damaged file, such as ``events-2.damaged3``.
-
-        If all names are in use, return the last name: the caller overwrites that file. The files
-        with the other names stay, because the oldest ones may show the cause of the damage.
-        """
         names = (f".damaged{number}" for number in ("", *range(2, _MAX_DAMAGED)))
         for path in map(self.path.with_suffix, names):
             if not path.exists():
                 return path
+        # Only the last file is overwritten: the oldest ones may show the cause of the damage.
         return self.path.with_suffix(f".damaged{_MAX_DAMAGED}")
 
     def failure(self, error: Exception) -> DeliveryError | SourceError:
         """Convert an error of SQLite or of the system to an error of this package, and return it.
 
-        The result is a SourceError if the file is open for reading only, else a DeliveryError.
+        The result is a SourceError if the file is open for reading only, else a
+        DeliveryError.
         """
         cause = error.strerror if isinstance(error, OSError) else error
         if self._is_read_only:
@@ -274,8 +265,8 @@ class Database:
     def _restore_if_removed(self) -> None:
         """Write the open database to its path again, if its file there was deleted or replaced.
 
-        Raises OSError or sqlite3.Error if the writing fails. Raises ClosedError if another process
-        has taken the lock meanwhile.
+        Raises OSError or sqlite3.Error if the writing fails. Raises ClosedError if another
+        process has the lock.
         """
         if self._lock is not None:
             self._lock.acquire()
@@ -288,6 +279,7 @@ class Database:
         new = self.path.with_name(f"{self.path.name}.new")
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new.unlink(missing_ok=True)
+        # Linux preserves a deleted file as long as it is open.
         with contextlib.closing(sqlite3.connect(new)) as copy:
             old.backup(copy)
         self._unlink(*_COMPANIONS)

@@ -2,12 +2,10 @@
 
 ``/metrics`` is for Prometheus. ``/healthz`` returns the status 503 if there is a fault that a
 restart could repair, and otherwise 200. ``/readyz`` returns 503 if a fence is not active, counters
-can't be read, or events can't be stored. Otherwise it returns 200. The response has one line of
-text for each fault. ``/readyz`` also has a line for each sink that is down, which does not change
-the status. A client can change nothing, and gets no content of events.
+can't be read, or events can't be stored. Otherwise it returns 200, even if a sink is down.
 
-A process in a sandbox may be able to connect to this server. Such a process must not exhaust the
-service's resources. So the number of connections is limited, and slow clients are disconnected.
+A process in a sandbox may be able to connect to this server. So the number of connections is
+limited, and slow clients are disconnected.
 """
 
 from __future__ import annotations
@@ -44,8 +42,7 @@ _BACKLOG: Final = 128
 async def serve(service: Service, at: ListenAddress) -> AsyncIterator[None]:
     """Serve metrics and health at the address ``at`` while the ``async with`` body runs.
 
-    Raises UsageError if the address can't be used, for example because another process listens
-    there.
+    Raises UsageError if the address can't be used.
     """
     application = web.Application(client_max_size=1, middlewares=[_without_timeout])
     application.add_routes(
@@ -89,8 +86,7 @@ async def _listen(runner: web.AppRunner, at: ListenAddress) -> asyncio.Server:
 class _Connections:
     """Open HTTP connections; their number is limited.
 
-    At the limit, a new connection replaces the open connection that has waited longest for its
-    client. A connection waits for its client to send a request or to read a response.
+    At the limit, a new connection replaces the one that has waited longest for its client.
     """
 
     def __init__(self, runner: web.AppRunner) -> None:
@@ -101,9 +97,8 @@ class _Connections:
     def handler(self) -> asyncio.Protocol | None:
         """Return aiohttp's handler for a new connection; None if the connection must be refused.
 
-        At the limit, this method first closes the open connection that has waited longest for its
-        client. The result is None if no open connection waits for its client, or if the server is
-        not running.
+        At the limit, first close the open connection that has waited longest for its
+        client.
         """
         server = self._runner.server
         if server is None:
@@ -118,11 +113,7 @@ class _Connections:
 
 
 class _Connection(asyncio.Protocol):
-    """HTTP connection that passes all data to aiohttp, and closes if its client takes too long.
-
-    aiohttp itself limits neither the number of connections, nor the time that a client takes to
-    send and to read.
-    """
+    """HTTP connection that passes all data to aiohttp, and closes if its client takes too long."""
 
     def __init__(self, connections: _Connections) -> None:
         self._connections = connections
@@ -131,7 +122,6 @@ class _Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Pass a new connection to aiohttp, or close it if there are too many."""
         handler = self._connections.handler()
         if handler is None:
             transport.set_protocol(asyncio.Protocol())  # ignores all that follows
@@ -144,7 +134,6 @@ class _Connection(asyncio.Protocol):
 
     @contextlib.contextmanager
     def without_timeout(self) -> Iterator[None]:
-        """Suspend the client's timeout while the ``with`` body prepares the response."""
         self._stop_timeout()
         try:
             yield
@@ -152,7 +141,6 @@ class _Connection(asyncio.Protocol):
             self._start_timeout()
 
     def end(self) -> None:
-        """Close the HTTP connection at once, without waiting for its client."""
         self._stop_timeout()
         # Not close(), which would wait until the client has read all data.
         self._transport.abort()

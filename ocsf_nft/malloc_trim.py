@@ -1,7 +1,6 @@
 """Settings of glibc's malloc that return unused memory to the system.
 
-The constants are from ``malloc.h``. Other C libraries lack the called functions. With such a
-library, each function here does nothing.
+With another C library, each function does nothing. The constants are from ``malloc.h``.
 """
 
 from __future__ import annotations
@@ -17,22 +16,17 @@ _MMAP_BYTES: Final = 128 << 10
 
 
 def fix_mmap_threshold() -> None:
-    """Make glibc always allocate large blocks (128 KiB or more) outside the heap.
+    """Make glibc allocate blocks of 128 KiB or more outside the heap, until the process ends.
 
-    When such a block is freed, its memory returns to the system. By default, glibc raises the limit
-    of 128 KiB when a large block is freed (mallopt(3)). After that, blocks up to the new limit come
-    from the heap, and use memory even if no code writes to them. The setting lasts until the
-    process ends.
+    When such a block is freed, its memory returns to the system. By default, glibc raises the
+    limit of 128 KiB when a large block is freed (mallopt(3)).
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)
 
 
 def use_one_heap() -> None:
-    """Make all threads that start from now on allocate from one heap, to save memory.
-
-    The setting lasts until the process ends.
-    """
+    """Make all threads that start from now on allocate from one heap, to save memory."""
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 

@@ -38,18 +38,17 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
     attribution: Attribution | None = None,
     aggregation: Aggregation | None = None,
 ) -> Attempt:
-    """Build an attempt with unreported packets of a counter, and mark the packets as reported.
+    """Build an attempt from a counter's unreported packets, and mark these as reported.
 
-    ``counter_id`` identifies the firewall rule, and ``counter`` is one of the rule's counters.
     ``key`` is the counter's key in the nftables set, and ``flow`` is the decoded key. If the
-    counter sums up several flows, ``key`` is None. ``flow`` then has only the fields that are the
-    same in all of them. ``packets`` is the number of packets in this attempt. ``number`` is the
-    number of packets in all earlier attempts of the rule; it makes the attempt's identity unique.
-    ``read_ns`` is the time at which the counters were read (since the epoch, UTC).
+    counter counts several flows, ``key`` is None, and ``flow`` has only their common fields.
+    ``packets`` is the number of packets to report. ``number`` is the number of packets in all
+    earlier attempts of the firewall rule; it makes the attempt's identity unique. ``read_ns``
+    is the time at which the counters were read (since the epoch, UTC).
 
-    ``sample_record`` is a kernel log record of the flow; the attempt gets header fields from it.
-    ``attribution`` names the process that sent one of the packets. ``aggregation`` describes the
-    flows if the attempt reports several flows.
+    ``sample_record`` is a log record of the flow, from which the attempt gets header fields.
+    ``attribution`` names the process that sent one of the packets. ``aggregation`` describes
+    the flows if there are several.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)
@@ -97,11 +96,7 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
 
 
 def _window(counter: FlowCounter) -> tuple[int, int]:
-    """Return the earliest and the latest possible time of a counter's unreported packets.
-
-    Both times are since the epoch, UTC. Packets that an event already reports are not later than
-    the earliest time, unless the clock was set back.
-    """
+    """Return the earliest and the latest possible time of a counter's unreported packets."""
     since_ns, last_ns = counter.since_ns, counter.last_ns
     if last_ns >= since_ns:
         return since_ns, last_ns
@@ -111,10 +106,7 @@ def _window(counter: FlowCounter) -> tuple[int, int]:
 
 
 def _common_details(sample_record: Record) -> dict[str, Detail]:
-    """Return the header fields of a log record that show the kind of packet, such as ``icmp_type``.
-
-    The key of a counter lacks these fields, so an attempt gets them from a record of the flow.
-    """
+    """Return the fields of a log record that show the kind of packet, such as ``icmp_type``."""
     return {name: sample_record.details[name] for name in _KINDS if name in sample_record.details}
 
 
@@ -127,9 +119,6 @@ def _version(key: Key | None, flow: Flow) -> Literal[4, 6] | None:
 
 
 def _key_text(flow: Flow) -> str:
-    """Format a flow as nft prints a set element's key, such as ``1000 . 6 . 203.0.113.7 . 443``.
-
-    Absent fields are omitted.
-    """
+    """Format a flow as nft prints a set element's key: ``1000 . 6 . 203.0.113.7 . 443``."""
     parts = (flow.uid, flow.ethertype, flow.protocol, flow.destination, flow.port)
     return " . ".join(str(part) for part in parts if part is not None)

@@ -1,4 +1,4 @@
-"""Incidents: successive attempts of one flow, and their totals."""
+"""Incidents: an incident combines successive attempts of one flow, and counts their packets."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ LATEST: Final = 10
 def extend_incident(
     before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
 ) -> IncidentEnd:
-    """Add an attempt to a flow's incident; return the incident up to and including this attempt.
+    """Add an attempt to a flow's incident; return the incident including this attempt.
 
-    An incident consists of successive attempts of one flow. ``before`` is the previous result for
-    the same incident; None begins a new incident. ``key`` is the flow. ``is_finding`` takes the
-    attempt's record and the incident's number of packets. It returns true if the incident is a
-    finding. After that, it is not called again for this incident, because a finding always remains
-    a finding.
+    ``before`` is the incident's previous result; None begins a new incident. ``key`` identifies
+    the flow. ``is_finding(record, packets)`` returns true if the incident must become a
+    finding. ``record`` is the attempt's log record, ``packets`` the incident's number of
+    packets. After the first true result, ``is_finding`` is not called again for the incident.
     """
     identity = attempt.record.origin.identity
     incident = (

@@ -1,7 +1,4 @@
-"""Detection of scans (fan-outs): one user tries many destinations or ports.
-
-A scan is reported as one finding.
-"""
+"""Detection of scans (fan-outs): one user tries many destinations or ports."""
 
 from __future__ import annotations
 
@@ -91,7 +88,7 @@ class FanOuts:
             found.sample.append(decoded)
 
     def resume(self, opened: OpenFanOut) -> None:
-        """Continue the reports of a user's scan that had not ended when the service stopped."""
+        """Continue a user's scan that had not ended when the service stopped."""
         before = opened.end
         found = self._activities[before.uid] = _UserActivity(before.identity, before.start_ns)
         found.last_ns = before.end_ns
@@ -100,12 +97,12 @@ class FanOuts:
         found.before = before
 
     def count(self, uid: int | None, packets: int) -> None:
-        """Add refused packets to the total of a user; do nothing if the user has no flows here."""
+        """Add refused packets to the total of a user; do nothing for a user without flows here."""
         if found := self._activities.get(uid):
             found.packets = min(found.packets + packets, MAX_COUNT)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
-        """Yield the reports of scans that are due: a scan has begun, goes on or has ended.
+        """Yield the due reports of scans: a scan has begun, goes on or has ended.
 
         With ``closing``, all scans end now. ``now_ns`` is from a monotonic clock.
         """
@@ -131,10 +128,9 @@ class FanOuts:
                 yield self._of(uid, found, "ended")
 
     def _evict_one(self) -> bool:
-        """Delete the counted flows of one user, to make room for another user.
+        """Delete the counted flows of one user who has too few flows for a scan.
 
-        The user is the one who was added first, among users with too few flows for a scan. Return
-        False if each user has enough flows for a scan.
+        Return False if there is no such user.
         """
         for uid, found in self._activities.items():
             if found.flows < FLOWS:
@@ -162,11 +158,7 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """Return the stage of a scan (``begun`` or ``goes on``) if a report of it is due now.
-
-    Return None if no report is due, or if there is no scan. The stage ``ended`` is never returned,
-    because the caller reports the end.
-    """
+    """Return ``begun`` or ``goes on`` if a report on the scan is due now, else None."""
     if found.schedule is None:
         if found.before is None and found.flows < FLOWS:
             return None

@@ -1,8 +1,8 @@
 """Calculation of the refused packets that the kernel has counted for a rule, but for no flow.
 
 A rule has a counter of all refused packets, and a set element with a counter for each flow. The
-kernel may evict a set element before it is read. Then the packets of its flow are only in the
-counter of all packets.
+kernel may evict a set element before its counter is read. Then only the rule's counter has the
+packets of that flow.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ LAST_READINGS: Final = 2
 class UnaccountedPackets:
     """Numbers of a rule's refused packets that are in no flow's counter, for the last 8 readings.
 
-    A reading is one read of all counters of the rule. It may miss some flows, and the next reading
-    other flows. So one number alone does not show that packets were evicted.
+    A reading is one read of all counters of the rule. It may miss some flows, so one number
+    alone does not show that packets were evicted.
     """
 
     def __init__(self) -> None:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def add(self, refused: Count, *found: Count) -> None:
-        """Add a reading of the counters: calculate and store the number of missing packets.
+        """Add a reading of the counters: store how many refused packets are in no other counter.
 
-        ``refused`` is the number of all refused packets. Each argument in ``found`` is the number
-        of packets in a group of counters, such as the set elements. The difference is the number
-        of missing packets.
+        ``refused`` is the number of all refused packets. Each argument in ``found`` is the
+        number of packets in a group of counters, such as the set elements.
         """
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return the number of newly evicted packets.
+        """Return the number of refused packets whose counters the kernel has newly evicted.
 
-        It is the smallest number of missing packets in the last ``readings`` readings, minus the
-        packets that the counter ``known`` already has. Return zero if there were fewer readings.
+        It is the smallest stored number of the last ``readings`` readings, minus the
+        packets that the counter ``known`` already has. Return zero if there were fewer
+        readings.
         """
         if len(self._lacked) < readings:
             return Count()

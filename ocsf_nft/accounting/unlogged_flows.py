@@ -1,9 +1,6 @@
 """Search for the counter of a packet that was logged as one flow, but counted as another flow.
 
-This difference occurs if a header is cut short, or if the sender of a frame states a wrong
-protocol. The search covers the counters of flows that have neither a log record nor a report. There
-may be thousands of log records and counters. So the search uses an index of the counters, and does
-not check each counter again for each record.
+The cause is a header that is cut short, or a frame whose header names a wrong protocol.
 """
 
 from __future__ import annotations
@@ -20,10 +17,7 @@ if TYPE_CHECKING:
 
 
 class UnloggedFlows:
-    """Index of the counters of flows that have neither a log record nor a report.
-
-    The index finds a counter by its user, or by its user, protocol and destination.
-    """
+    """Index of the packet counters of flows without a log record and without an event."""
 
     def __init__(self, counters: Iterable[tuple[Key, FlowCounter]]) -> None:
         self._of_user: dict[int | None, list[tuple[Key, FlowCounter]]] = {}
@@ -33,11 +27,11 @@ class UnloggedFlows:
             self._alike.setdefault(without_port(key), []).append((key, counter))
 
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
-        """Return a list with one counter that has at least ``packets`` unreported packets.
+        """Return a list with one counter of at least ``packets`` packets that no event reports.
 
-        The first choice is a counter with the user, protocol and destination of ``key``. The second
-        choice is any counter of the user. The list is empty if there is no such counter. The search
-        removes counters with fewer packets from the index.
+        The first choice is a counter with the user, protocol and destination of ``key``.
+        The second choice is any counter of that user. If there is none, the list is empty.
+        The search removes counters with fewer packets from the index.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)

@@ -25,8 +25,8 @@ _PROCESS_FORM: Final = struct.Struct("=BB2xIIIQQIIQQIIQ16sHHHH")
 class ProcessImage(NamedTuple):
     """Identity of the program that a process runs; each exec gives the process another image.
 
-    ``started_ns`` is the start time of the process (CLOCK_BOOTTIME). ``execs`` is the number of
-    execs of the process. Both are 0 if the kernel does not report them.
+    ``started_ns`` is the start time of the process (CLOCK_BOOTTIME). ``execs`` is its number of
+    execs. Both are 0 if the kernel does not report them.
     """
 
     pid: int
@@ -41,56 +41,53 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 class Call(NamedTuple):
     """Capture event: a system call by which a process sends or connects, or a refused packet.
 
-    The BPF programs report either the calls in a namespace or its refused packets
-    (:class:`Capture`). ``time_ns`` is the time of the call, or shortly after the refusal of the
-    packet (CLOCK_BOOTTIME). Addresses are packed: 4 bytes for IPv4, 16 bytes for IPv6, empty if
-    unknown. A port is 0 if it is unknown.
-
-    ``image``, ``tid``, ``uid``, ``gid`` and ``comm`` describe the sending process and its thread.
-    The ids are the real ids. ``image`` is :data:`UNKNOWN_IMAGE` if the sender of a packet is
-    unknown. ``tid`` is 0 if it is unknown which of several threads sent the packet. ``owner`` of a
-    packet is the user id of its socket, as in the packet's log record. ``owner`` of a call is the
-    user id that a new socket of the process would get.
-
-    ``socket`` of a call is the kernel's number (cookie) of the socket. ``sum`` of a packet is the
-    checksum of its first bytes, as in :attr:`Record.captured_sum`. It is 0 if these bytes could not
-    be read.
-
-    ``is_frame``: the packet was refused as a link-layer frame. ``is_connect``: the call connects a
-    socket, and sends nothing. ``is_syn``: the packet, or the packet that the call sends, begins a
-    TCP connection. ``has_more``: similar calls or packets may follow that are not reported.
-    ``is_any``: the event may be about any packet of ``owner``, because the packet's header could
-    not be read. ``is_any`` is also set if different calls or packets of the process may follow that
-    are not reported.
+    In each namespace, the BPF programs report either system calls or refused packets. An
+    unknown address is empty; an unknown port is 0.
     """
 
+    #: Time of the call, or shortly after the refusal of the packet (CLOCK_BOOTTIME).
     time_ns: int
+    #: For a call: the kernel's number (cookie) of the socket.
     socket: int
     netns: int
+    #: The packet was refused as a link-layer frame.
     is_frame: bool
     protocol: int
+    #: The call connects a socket, and sends nothing.
     is_connect: bool
+    #: The packet, or the packet that the call sends, begins a TCP connection.
     is_syn: bool
+    #: The event may be about any packet of ``owner``: the packet's header could not be read, or
+    #: different calls or packets of the process may follow that are not reported.
     is_any: bool
+    #: Similar calls or packets may follow that are not reported.
     has_more: bool
+    #: Addresses are packed: 4 bytes for IPv4, 16 bytes for IPv6.
     source: bytes
     source_port: int
     destination: bytes
     destination_port: int
+    #: The sending process; :data:`UNKNOWN_IMAGE` if the sender of a packet is unknown.
     image: ProcessImage
+    #: The sending thread; 0 if it is unknown which of several threads sent the packet.
     tid: int
+    #: Real ids of the sending process.
     uid: int
     gid: int
+    #: User id of the packet's socket, as in the packet's log record. For a call: the user id that a
+    #: new socket of the process would get.
     owner: int
     comm: bytes
+    #: Checksum of the packet's first bytes, as in :attr:`Record.captured_sum`; 0 if they could not
+    #: be read.
     sum: int
 
 
 class ClosedSocket(NamedTuple):
     """Capture event: the last process that had a socket open has closed the socket.
 
-    This event exists only for a socket with an earlier :class:`Call`. ``socket`` is the kernel's
-    number (cookie) of the socket, as in that call. ``time_ns`` is of CLOCK_BOOTTIME.
+    ``socket`` is the kernel's number (cookie) of the socket, as in an earlier :class:`Call`.
+    ``time_ns`` is the time of the close (CLOCK_BOOTTIME).
     """
 
     time_ns: int
@@ -100,13 +97,9 @@ class ClosedSocket(NamedTuple):
 class ProcessSnapshot(NamedTuple):
     """Capture event: details of a process, such as the path of its program and its arguments.
 
-    The BPF programs report a process at its exec. A process that was not reported then is reported
-    at its next fork, call or refused packet. ``directory`` is the working directory.
-
-    ``path``, ``directory`` and ``cgroup`` are lists of names, innermost first: ``/usr/bin/curl`` is
-    ``curl``, ``bin``, ``usr``, ``/``. A list that leads up to the root ends with ``/`` (``cgroup``:
-    with an empty name). ``arguments`` has all arguments, each with a NUL byte at its end, but at
-    most the first 1024 bytes. Texts are bytes, because the kernel checks no encoding.
+    The BPF programs report a process at its exec. If they miss the exec, they report the
+    process at its next fork, call or refused packet. Texts are bytes, because the kernel checks
+    no encoding.
     """
 
     image: ProcessImage
@@ -117,9 +110,14 @@ class ProcessSnapshot(NamedTuple):
     gid: int
     inode: int
     comm: bytes
+    #: Names of the program's path, innermost first: ``/usr/bin/curl`` is ``curl``, ``bin``,
+    #: ``usr``, ``/``. Without the final ``/``, the outermost names are missing.
     path: tuple[bytes, ...]
+    #: Working directory, in the same form.
     directory: tuple[bytes, ...]
+    #: The same for the cgroup, with an empty name in place of ``/``.
     cgroup: tuple[bytes, ...]
+    #: At most the first 1024 bytes of all arguments, each with a NUL byte at its end.
     arguments: bytes
 
 

@@ -1,24 +1,15 @@
 r"""Container and systemd unit of a process, from the names of its cgroups.
 
 A process that may create a cgroup chooses the cgroup's name, so a name can be false. For example,
-root in a container can create a ``docker-<64 digits>.scope`` below the container's cgroup, and move
-into it. So a path is trusted only from its top down to the first container or unit. If this is a
-container, a runtime of the host made it. The container itself may have chosen all names below it.
+root in a container can create a ``docker-<64 digits>.scope`` and move into it. So a path is trusted
+only from its top down to the first container or unit. A runtime of the host made this container.
 For Docker in Docker, the result is the container of the outer Docker.
 
-If a unit comes first, there may be a container below it. Below the unit of a runtime, such as
-``docker.service``, a container is detected in the same way as at the top. Directly below another
-unit, only the containers of Podman and systemd-nspawn are detected. Deeper below such a unit, no
-container is trusted.
+A user can falsify containers below ``user@UID.service``. The ``unit`` of such a container begins
+with ``user@UID.service``.
 
-A user's own runtime is below ``user@UID.service``. This user can falsify the container, so ``unit``
-begins with ``user@UID.service``.
-
-In a cgroup namespace, paths begin at the root of the namespace, or above it (``/../``). There, only
-root in the reader's namespace (that of ocsf-nft) can falsify a container. The path lacks the units
-above the root, so none of these units is reported.
-
-No name contains a newline: the kernel does not make such a cgroup.
+In a cgroup namespace, paths lack all units above the namespace's root. Those units are not
+reported.
 """
 
 from __future__ import annotations
@@ -35,9 +26,9 @@ if TYPE_CHECKING:
 class Placement(NamedTuple):
     """Container and systemd unit of a process; None for a value that is absent or unknown.
 
-    ``unit`` is a name as in ``systemctl``, for example ``ssh.service``. If a user's own systemd
-    manager runs the unit, the manager comes first: ``user@1000.service/NAME``. The scope that a
-    runtime made for the container itself (for example ``docker-….scope``) is never the ``unit``.
+    ``unit`` is a name such as ``ssh.service``. For a unit of a user's systemd manager, it is
+    ``user@1000.service/NAME``. ``unit`` is never the scope that a runtime made for the
+    container itself, such as ``docker-….scope``.
     """
 
     container: Container | None = None
@@ -79,17 +70,14 @@ _ESCAPED: Final = re.compile(r"\\x([0-9a-f]{2})")
 
 
 class _Found(NamedTuple):
-    """Container that was found in a cgroup path, with the number of names above it (``above``)."""
+    """Container in a cgroup path, and the number of names above it (``above``)."""
 
     container: Container
     above: int
 
 
 def parse_cgroups(cgroup_text: str) -> Placement:
-    """Return the container and systemd unit of a process.
-
-    ``cgroup_text`` is the content of its /proc/PID/cgroup, with cgroup v1 or v2.
-    """
+    """Return container and systemd unit from the content of /proc/PID/cgroup (cgroup v1 or v2)."""
     paths = dict(_paths(cgroup_text))
     found = {controllers: _container(names) for controllers, names in paths.items()}
     # Runtimes skip some hierarchies, and never put a process into two containers.
@@ -103,6 +91,7 @@ def parse_cgroups(cgroup_text: str) -> Placement:
 
 
 def _paths(text: str) -> Iterator[tuple[str, Sequence[str]]]:
+    # No name contains a newline: the kernel makes no such cgroup.
     for line in text.split("\n"):
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -127,8 +116,9 @@ def _container(names: Sequence[str]) -> _Found | None:
         if unit is None:
             container = _of_a_runtime(name, above, pod) or _of_a_unit(name, above)
         elif unit == above[-1]:
+            # Below any unit but a runtime's: only the containers of Podman and systemd-nspawn.
             container = _of_a_unit(name, above)
-        else:
+        else:  # deeper below a unit, no container is trusted
             return None
         if container is not None:
             return _Found(container, at)
@@ -172,11 +162,10 @@ def _pod(name: str, above: Sequence[str]) -> str | None:
 
 
 def _unit(names: Sequence[str]) -> str | None:
-    """Return the systemd unit in a cgroup path, as cg_path_get_unit does; None without a unit.
+    """Return the systemd unit in the parts of a cgroup path, as systemd's cg_path_get_unit does.
 
-    ``names`` are the parts of the path. The unit is the first part that does not end with
-    ``.slice``. If it is a user's own systemd manager, return ``user@1000.service/NAME``. NAME is
-    the unit that this manager runs.
+    Return None without a unit. A unit of a user's systemd manager becomes
+    ``user@1000.service/NAME``.
     """
     unit, below = _first_unit(names)
     if unit is None or not _USER_MANAGER.fullmatch(unit):
@@ -188,8 +177,8 @@ def _unit(names: Sequence[str]) -> str | None:
 def _first_unit(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """Return the systemd unit in a cgroup path, and the parts of the path below it.
 
-    Only the first part that does not end with ``.slice`` can be the unit. If it is no unit's name,
-    or if there is no such part, the unit is None.
+    Only the first part that does not end with ``.slice`` can be the unit. If this part is no
+    unit's name, the unit is None.
     """
     for at, name in enumerate(names):
         if not name.endswith(".slice"):

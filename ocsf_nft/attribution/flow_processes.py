@@ -1,6 +1,6 @@
 """Processes that sent the packets of each flow, for events that report many packets at once.
 
-A call is a system call or a refused packet that the BPF capture has reported, with its process.
+In this module, a call is a captured system call or a refused packet, with its process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _RECENT: Final = 64
 
 
 class FlowTarget(NamedTuple):
-    """Key of a flow: the sending user, the protocol, and the destination (address and port).
+    """Key of a flow: the user id, the protocol, and the destination (address and port).
 
     The address is packed: 4 bytes for IPv4, 16 bytes for IPv6.
     """
@@ -43,11 +43,9 @@ class _Latest(NamedTuple):
 class FlowCallers(NamedTuple):
     """Processes that sent a flow's packets between two readings of the kernel's counters.
 
-    ``calls`` has, for each process, its latest call and its number of calls. Only a limited number
-    of processes is stored. If calls of other processes were evicted, ``unnamed`` is a lower bound
-    for the number of these processes. ``is_mixed`` is true if the numbers of calls are uncertain.
-    For example, the packet of a call may be counted only in the next reading, or may have a
-    separate event.
+    ``calls`` has, for each process, its latest call and its number of calls. ``unnamed`` is the
+    minimum number of further processes, for which there was no room. ``is_mixed`` is true if
+    the numbers of calls are uncertain.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
@@ -95,11 +93,8 @@ class _Flow:
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
         """Move the calls after ``began_ns`` to a new flow object, and return the new object.
 
-        The kernel's counters were read from ``began_ns`` to ``ended_ns``. If a call was made during
-        this reading, its packet may have been counted or not. Then ``is_mixed`` of the new object
-        becomes true: its numbers of calls are uncertain. Only the latest calls are stored with
-        their times. If all of them are after ``began_ns``, ``is_mixed`` of both objects becomes
-        true.
+        The kernel's counters were read from ``began_ns`` to ``ended_ns``. After a call in
+        this time, the new object's numbers of calls are uncertain (``is_mixed``).
         """
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]
@@ -122,8 +117,8 @@ class FlowProcesses:
     def add(self, call: Call) -> None:
         """Add a call (a captured system call or packet) to its flow, or ignore it.
 
-        A call is ignored if its process or flow is unknown. It is also ignored if it only connects
-        a socket, or is about a link-layer frame.
+        A call is ignored if its process or flow is unknown. A call that only connects a
+        socket, or is about a link-layer frame, is ignored too.
         """
         if call.is_connect or call.is_any or call.is_frame or call.image == UNKNOWN_IMAGE:
             return
@@ -143,8 +138,8 @@ class FlowProcesses:
     def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
         """Remove and return the processes that sent a flow's packets before a counter reading.
 
-        The kernel's counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME). Calls
-        after ``began_ns`` stay stored until this method is called again.
+        The kernel's counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME).
+        Calls after ``began_ns`` stay stored.
         """
         flow = self._flows.pop(target, None)
         if flow is None:
@@ -156,11 +151,10 @@ class FlowProcesses:
         return FlowCallers(calls, flow.unnamed, flow.is_mixed)
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
-        """Remove one packet of the process ``pid`` from a flow.
+        """Remove one packet of process ``pid`` from a flow, because a separate event reports it.
 
-        A separate event reports this packet. ``pid`` is None if the packet's sender is unknown. If
-        no process of the flow has this ``pid``, the flow's numbers of calls become uncertain
-        (``is_mixed``).
+        ``pid`` is None if the packet's sender is unknown. If no process of the flow has
+        this ``pid``, the flow's numbers of calls become uncertain.
         """
         flow = self._flow(target)
         image = next((each for each in flow.latest if each.pid == pid), None)
@@ -176,10 +170,10 @@ class FlowProcesses:
 def flow_target(record: Record) -> FlowTarget | None:
     """Return the key of the flow to which the packet of a log record belongs.
 
-    Return None if the record lacks a user, a protocol or a destination. Also return None if a rule
-    for link-layer frames logged the packet. The kernel's counters identify such a packet by its
-    link-layer header, but the capture does not report this header.
+    Return None if the record lacks a user, a protocol or a destination. Also return None if a
+    rule for link-layer frames logged the packet.
     """
+    # The counters identify a frame by its link-layer header, which the capture does not report.
     if record.uid is None or record.rule in FRAME_RULES:
         return None
     destination = packed(record.destination)

@@ -1,19 +1,15 @@
-"""Match of log records to system calls, for namespaces whose refused packets are not reported.
+"""Match of log records to the system calls that may have sent the logged packets.
 
-The kernel reports no refused packets if it lacks the support, or if the fence is permissive.
+The match is for namespaces where the kernel reports no refused packets to BPF programs. The reason:
+the kernel lacks the support, or the fence is permissive (it refuses nothing).
 
-A record matches a call with the same protocol, ports and destination. Two processes may use the
-same port one after the other, so the time must match too. The record of an outbound packet has no
-time of its own. So this module derives a time range for the packet from three facts. Records come
-in the order of their packets. No packet is older than its call. No packet is newer than the close
-of its socket. A call is a candidate if it may have sent a packet in that range. Several processes
-may have candidate calls.
+A record matches a call with the same protocol, ports and destination, if the time fits too. The
+record of an outbound packet has no time, so a time range is derived. Records come in the order of
+their packets. A packet is sent after its call, and before its socket is closed.
 
-The sender is certain only for the first packet of a TCP connection. Before the kernel sends this
-packet, it reports the packet with its port. For other packets, the match has each process that may
-be the sender. The sender stays uncertain, because no BPF program sees some packets: those of a
-connected socket, and the later parts of a corked datagram. A socket may also give up its port and
-stay open (``connect`` to AF_UNSPEC).
+The sender is certain only for the first packet of a TCP connection. No BPF program sees the packets
+of a connected socket, and the later parts of a corked datagram. A socket may also give up its port
+and stay open (``connect`` to AF_UNSPEC).
 """
 
 from __future__ import annotations
@@ -59,10 +55,7 @@ class _TimeRange(NamedTuple):
 
 
 class _StoredCall:
-    """Sending system call, with the time range in which it may send packets.
-
-    The range begins at the call, and ends when the call's socket is closed (``until_ns``).
-    """
+    """System call that sends packets; ``until_ns`` is the time at which its socket was closed."""
 
     __slots__ = ("call", "until_ns")
 
@@ -71,18 +64,16 @@ class _StoredCall:
         self.until_ns = _FOREVER
 
     def mark_closed(self, time_ns: int) -> None:
-        """Note that the call's socket was closed at ``time_ns``."""
         self.until_ns = min(self.until_ns, time_ns)
 
     def may_send_in(self, time_range: _TimeRange) -> bool:
-        """Return True if this call may have sent a packet at some time in ``time_range``."""
         return self.call.time_ns <= time_range.until_ns and self.until_ns >= time_range.since_ns
 
 
 class SendCalls:
-    """Store of the latest sending system calls in one network namespace, to find packets' senders.
+    """Latest system calls that send packets in one network namespace, to find packets' senders.
 
-    Times are of CLOCK_BOOTTIME.
+    All times are of CLOCK_BOOTTIME.
     """
 
     def __init__(self) -> None:
@@ -95,14 +86,15 @@ class SendCalls:
         self._evicted_ns = 0
 
     def mark_closed(self, closed: ClosedSocket) -> None:
-        """Note that a socket was closed, so that its calls send no later packet."""
+        """Note that a socket was closed: its calls send no later packet."""
         for stored in self._by_socket.get(closed.socket, ()):
             stored.mark_closed(closed.time_ns)
 
     def add(self, call: Call) -> None:
-        """Store a system call that sends a packet; remove the oldest calls above the limits.
+        """Store a system call that sends a packet.
 
-        There are limits for the age and for the number of the stored calls.
+        Calls more than 20 s older than ``call`` are removed. If more than 8192 calls are
+        stored, the oldest is removed.
         """
         if call.is_any:
             self.note_dropped(call.time_ns)
@@ -118,18 +110,18 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that the BPF programs may not have reported some calls until ``now_ns``.
+        """Note that some calls before ``now_ns`` may not have been stored.
 
-        The packet of a missing call may be sent up to ten seconds later. So for packets until then,
-        the stored calls may not include the sender.
+        A missing call may have sent packets up to about ten seconds later. The senders of
+        such packets stay uncertain.
         """
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield a match for each log record: the calls that may have sent the record's packet.
+        """Yield, for each log record, the calls that may have sent the record's packet.
 
-        Yield None if no stored call fits, or if calls of too many processes fit. The records must
-        be in the order in which the kernel logged them, and newer than all records of earlier
+        Yield None if no stored call fits, or if calls of too many processes fit. The
+        records must be in the kernel's order, and newer than all records of earlier
         batches. All system calls until now must have been added before.
         """
         time_ranges = self._time_ranges(logged)
@@ -137,7 +129,6 @@ class SendCalls:
             yield self._match(each.record, time_range)
 
     def _time_ranges(self, logged: Sequence[LoggedRecord]) -> list[_TimeRange]:
-        """Return the time range in which the packet of each log record was sent."""
         since = []
         #: For each record: calls, one of which certainly sent the packet; empty if uncertain.
         found: list[Sequence[_StoredCall]] = []
@@ -174,8 +165,8 @@ class SendCalls:
     def _is_complete(self, record: Record, since_ns: int) -> bool:
         """Return True if the packet's call is certainly among the stored calls that fit the record.
 
-        This can be certain only for the first packet of a TCP connection. ``since_ns`` is the
-        earliest possible time of the packet.
+        Certainty is possible only for the first packet of a TCP connection. ``since_ns`` is
+        the earliest possible time of the packet.
         """
         key = key_of_record(record)
         # With too many similar calls, the packet may be of one that is not checked.
@@ -194,10 +185,7 @@ class SendCalls:
 
 
 def _without_port(key: PacketKey) -> PacketKey:
-    """Return ``key`` with source port 0.
-
-    A call has such a key if its socket had no port yet at the time of the call.
-    """
+    """Return ``key`` with source port 0: the key of a call on a socket that has no port yet."""
     return key._replace(source_port=0)
 
 
@@ -212,9 +200,8 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each record's packet, in ns of CLOCK_BOOTTIME.
 
-    No packet was sent after its record was read, or after the packet of a later record. ``read``
-    has the time at which each record was read. ``found`` has the candidate calls of each record, if
-    one of them certainly sent the packet. Otherwise it has an empty sequence for the record.
+    ``read`` has the time at which each record was read. ``found`` has, for each record, calls
+    of which one certainly sent the packet. Without such calls, the sequence is empty.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

@@ -1,14 +1,11 @@
 """Listener for closed sockets, to check if the socket that sent a packet still has its port.
 
-The kernel notifies listeners when it frees a TCP or UDP socket of the network namespace. The
-notification has the socket's port. (``__sk_free`` calls ``sock_diag_broadcast_destroy`` in
-``net/core/sock_diag.c``.) If no socket with a packet's port was closed since the packet, the socket
-that sent the packet still has the port. Listening needs no privilege, and costs the sandbox about
-two microseconds for each socket that it closes.
+When the kernel frees a TCP or UDP socket, it sends the socket's port to listeners
+(``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``). If no socket with a packet's port was
+closed since the packet, the sending socket still has the port. Listening needs no privilege.
 
-A work queue sends the notification, usually within microseconds. The kernel sends none for
-UDP-Lite, raw, ping and packet sockets. It also sends none if a socket gives up its port and stays
-open (``connect`` to AF_UNSPEC).
+The kernel sends no notification for UDP-Lite, raw, ping and packet sockets. It also sends none if a
+socket gives up its port and stays open (``connect`` to AF_UNSPEC).
 """
 
 from __future__ import annotations
@@ -49,7 +46,7 @@ WATCHED_PROTOCOLS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 class ClosedSockets:
     """Listener for the kernel's notifications of closed sockets in a network namespace.
 
-    A thread listens while the context is entered. Times are of CLOCK_BOOTTIME.
+    A thread listens during the ``with`` body. All times are of CLOCK_BOOTTIME.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -75,7 +72,7 @@ class ClosedSockets:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the thread and close the socket. From then on :meth:`doubt` raises OSError."""
+        """Stop listening; from then on, :meth:`doubt` raises OSError."""
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         os.close(self._stop)
@@ -83,12 +80,11 @@ class ClosedSockets:
             self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
-        """Return a sentence with the reason why a packet's socket may be closed now.
+        """Return a sentence that says why the socket that sent a packet may be closed now.
 
-        ``port`` is the port that the socket had at ``since_ns``, the time of the packet. The true
-        time may be earlier by up to ``slack_ns``. ``protocol`` is one of :data:`WATCHED_PROTOCOLS`.
-        Return None if no socket with this port was closed since then, and no notification was
-        dropped.
+        Return None if no socket with this ``port`` was closed since the packet, and no
+        notification is missing. ``since_ns`` is the time of the packet; its true time may
+        be up to ``slack_ns`` earlier. ``protocol`` is one of :data:`WATCHED_PROTOCOLS`.
         """
         with self._lock:
             is_all = self._drain()

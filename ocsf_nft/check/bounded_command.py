@@ -1,7 +1,6 @@
-"""Execution of programs that list rules, with limits on their output, memory and time.
+"""Execution of programs that list firewall rules, with limits on their output, memory and time.
 
-The limits are necessary because any other program may have created the rules. So other programs
-decide how long the listing is, and how long it takes.
+Any program may have created the rules, so a listing may be very long or slow.
 """
 
 from __future__ import annotations
@@ -86,8 +85,8 @@ def _read_both(
 ) -> tuple[bytes, bytes]:
     """Return the standard output and the start of the standard error of a process.
 
-    Both are read until the process closes them. Raises CommandError at ``deadline``
-    (:func:`time.monotonic`), or if the output exceeds ``limit`` bytes.
+    Raises CommandError at ``deadline`` (:func:`time.monotonic`), or if the output exceeds
+    ``limit`` bytes.
     """
     output, errors = bytearray(), bytearray()
     with selectors.DefaultSelector() as selector:

@@ -1,6 +1,5 @@
 """Network interfaces of a namespace, with the details that decide whether packets bypass a fence.
 
-The details are an interface's master, the interface below it, and its XDP and queue programs.
 Layouts and numbers: ``include/uapi/linux/if_link.h``, ``rtnetlink.h`` and ``pkt_sched.h``.
 """
 
@@ -38,31 +37,29 @@ _FILTERING: Final = frozenset({"clsact", "ingress"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetDevice:
-    """Network interface as rtnetlink describes it.
-
-    ``kind`` is the link kind, such as ``tun``. If the interface is a port of a bridge or a bond,
-    ``master`` is the index of that bridge or bond. ``lower`` is the index of the interface below
-    it, for example a VLAN's parent. ``is_lower_elsewhere`` is true if the interface below is in
-    another namespace. ``has_xdp`` is true if an XDP program is attached. ``has_filters`` is true if
-    the interface has the queueing discipline ``clsact`` or ``ingress``, to which traffic-control
-    programs can be attached.
-    """
+    """Network interface as rtnetlink describes it."""
 
     ifindex: int
     name: str
+    #: The link kind, such as ``tun``.
     kind: str
+    #: Index of the bridge or bond of which the interface is a port.
     master: int | None
+    #: Index of the interface below this interface, for example a VLAN's parent.
     lower: int | None
+    #: True if the interface below is in another namespace.
     is_lower_elsewhere: bool
+    #: True if an XDP program is attached.
     has_xdp: bool
+    #: True with the queueing discipline ``clsact`` or ``ingress``, to which traffic-control
+    #: programs can be attached.
     has_filters: bool
 
 
 def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
     """Return all interfaces of a namespace by name.
 
-    Raises OSError if they can't be listed. Raises the errors of :meth:`Namespace.call` if the
-    namespace can't be entered.
+    Raises OSError if they can't be listed, and the errors of :meth:`Namespace.call`.
     """
     return namespace.call(_list_devices)
 
@@ -70,8 +67,8 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
     """Return the name of the interface through which each address is reached, by the routing table.
 
-    The result has the same keys as ``addresses``, except for addresses without a route. The result
-    is empty if the routes can't be read.
+    The result has the keys of ``addresses``, without the addresses that have no route. The
+    result is empty if the routes can't be read.
     """
 
     def query() -> dict[int, str]:

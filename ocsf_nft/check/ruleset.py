@@ -1,7 +1,7 @@
 """Model of a host's whole ruleset: the rules of nftables and of iptables, in one form.
 
-Statements have the form of nft's JSON (libnftables-json(5)). The module ``xtables`` translates
-iptables' rules into this form. Other programs choose the names in a ruleset, so no name is trusted.
+Statements have the form of nft's JSON (libnftables-json(5)). Other programs choose the names in a
+ruleset, so no name is trusted.
 """
 
 from __future__ import annotations
@@ -19,10 +19,7 @@ Backend: TypeAlias = Literal["nft", "legacy"]
 
 
 class ChainKey(NamedTuple):
-    """Identity of a chain in the ruleset of a namespace.
-
-    ``backend`` is ``legacy`` for chains of the kernel's old iptables, which nft doesn't list.
-    """
+    """Identity of a chain in the ruleset of a namespace."""
 
     backend: Backend
     family: str
@@ -34,8 +31,7 @@ class ChainKey(NamedTuple):
 class Rule:
     """Rule of nftables or iptables, with its statements as pairs (kind, body) of nft's JSON.
 
-    ``chain`` is the chain that contains the rule. ``text`` is the rule's line in iptables-save, if
-    there is one.
+    ``text`` is the rule's line in iptables-save, if there is one.
     """
 
     chain: ChainKey
@@ -63,8 +59,7 @@ class BaseSpec:
 class Chain:
     """Chain with its rules in order.
 
-    ``base`` has the properties of a base chain. It is None for a regular chain, which packets reach
-    only by a jump from another chain.
+    ``base`` is None for a regular chain, which packets reach only by a jump from another chain.
     """
 
     key: ChainKey
@@ -76,8 +71,8 @@ class Chain:
 class Set:
     """nftables set or map; ``size`` is the largest number of elements, None if there is no limit.
 
-    ``elements`` is None if the elements were not read. If rules add or delete elements, the current
-    elements are unknown. In that case ``elements`` also has the placeholder ``UNKNOWN``.
+    ``elements`` is None if the elements were not read. If rules add or delete elements,
+    ``elements`` also has the placeholder ``UNKNOWN``.
     """
 
     elements: Sequence[Any] | None
@@ -86,10 +81,7 @@ class Set:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Flowtable:
-    """nftables flowtable: the packets of the flows in it skip the forward hook.
-
-    So the rules of a fence in the forward hook do not apply to these packets.
-    """
+    """nftables flowtable: the packets of its flows skip the forward hook, and so a fence there."""
 
     family: str
     table: str
@@ -101,7 +93,7 @@ class Flowtable:
 class Ruleset:
     """Whole ruleset of a network namespace.
 
-    ``unread`` has sentences about rules that could not be read. The keys of ``sets`` are family,
+    ``unread`` has sentences about rules that could not be read. A key of ``sets`` is family,
     table and name.
     """
 
@@ -139,10 +131,7 @@ def from_json(listed: Any) -> Ruleset:
 
 
 class _RulesetBuilder:
-    """Builder of a Ruleset from the objects in nft's listing.
-
-    It collects all objects first, because a rule may come before its chain in the listing.
-    """
+    """Builder of a Ruleset from nft's listing, in which a rule may come before its chain."""
 
     def __init__(self) -> None:
         self._bases: dict[ChainKey, BaseSpec | None] = {}
@@ -221,8 +210,8 @@ def _rule(key: ChainKey, body: dict[str, Any]) -> Rule:
 def statements(expressions: Any) -> tuple[tuple[str, Any], ...]:
     """Return a rule's statements as pairs (kind, body), from a list of nft's JSON.
 
-    An entry of the list is an object with one member, such as ``{"drop": null}``. An entry of any
-    other form becomes a statement of the kind ``unknown``.
+    For example, ``{"drop": null}`` becomes ``("drop", None)``. An entry of any other form
+    becomes a statement of the kind ``unknown``.
     """
     found: list[tuple[str, Any]] = []
     for entry in expressions if isinstance(expressions, list) else ():

@@ -1,9 +1,7 @@
-"""Command line of ocsf-nft: a thin layer over the package. Scripts depend on its output.
+"""Command line of ocsf-nft.
 
-Standard output has only the requested data, for example events as JSON Lines, the ruleset of
-``install --dry-run``, or the schema of ``config --schema``. ``events`` and ``convert`` can also
-write events as short lines or syslog messages (``--format``). ``tail`` always writes short lines.
-All other text for people goes to standard error.
+Standard output has only the requested data, for example events as JSON Lines. All other text goes
+to standard error. Scripts depend on this output.
 """
 
 from __future__ import annotations
@@ -127,7 +125,7 @@ _EXPECTED: Final = (OcsfNftError, OSError)
 def main() -> None:
     """Run the command line, and exit with the code of the command or of its error.
 
-    For an expected error (an OcsfNftError or OSError), one sentence is printed on standard error.
+    An OcsfNftError or OSError is printed as one sentence on standard error.
     """
     try:
         _main()
@@ -139,10 +137,9 @@ def main() -> None:
 def _leave_threads(ended: BaseException) -> None:
     """Exit the process if another thread is blocked, because Python would wait for it for ever.
 
-    Other threads get one second to end first. ``ended`` is the exception that ended the command; it
-    determines the exit code. A thread may be blocked by a name server that does not answer, or by a
-    full pipe at standard output.
+    Other threads get one second to end first. The exception ``ended`` determines the exit code.
     """
+    # A name server that does not answer, or a full pipe at standard output, may block a thread.
     until = time.monotonic() + _THREAD_SECONDS
     others = [each for each in threading.enumerate() if each is not threading.current_thread()]
     for each in others:

@@ -1,4 +1,4 @@
-"""Parts of the summary line that a command prints after it has read log records."""
+"""Text for the summary line that a command prints after it has read log records."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def rejected(numbers: Mapping[str, int]) -> str:
-    """Return the end of a summary line with the numbers of rejected log lines.
+    """Return the end of a summary line: the numbers of rejected log lines, by kind.
 
-    For example, ``{"malformed": 2}`` gives ``, 2 malformed``. ``numbers`` has the number of lines
-    for each kind of rejection (``Reject.kind``). If ``numbers`` is empty, the text is empty.
+    For example, ``{"malformed": 2}`` becomes ``, 2 malformed``. Without rejected lines, the
+    text is empty.
     """
     return "".join(f", {number} {kind}" for kind, number in sorted(numbers.items()))

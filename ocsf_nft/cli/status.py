@@ -144,11 +144,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _explain(status: Status) -> None:
-    """Print each fault in the status of a sandbox, with its remedy.
-
-    The faults are missing counters, a fence that differs from its installed state, and counter
-    mismatches.
-    """
+    """Print each fault in the status of a sandbox, with its remedy."""
     name = status.sandbox
     if status.absent:
         output.show(

@@ -67,24 +67,17 @@ def tail(
 
 
 class _Screen:
-    """Writer of events to standard output as text for people.
-
-    A line that is no event is not written, but counted.
-    """
+    """Writer of events as short lines on standard output; counts the lines that are no events."""
 
     def __init__(self, paint: Callable[[Mapping[str, Any]], bytes]) -> None:
         self._paint = paint
         self._others = 0
 
     def show(self, lines: Iterable[bytes]) -> None:
-        """Write each event in ``lines`` as one line of text, all in one write.
-
-        Lines that are no events are only counted.
-        """
         self.write(self.read(line) for line in lines)
 
     def read(self, line: bytes) -> bytes | None:
-        """Return the text to show for a line of JSON; None if the line is no event."""
+        """Return the text to show for an event; None if ``line`` is not the JSON of an event."""
         import orjson
 
         try:
@@ -95,11 +88,7 @@ class _Screen:
         return self._paint(event) if is_event else None
 
     def write(self, read: Iterable[bytes | None]) -> None:
-        """Write texts to standard output, in one write.
-
-        ``read`` has results of the method :meth:`read`. Each None in it is counted as a line that
-        is no event.
-        """
+        """Write the texts in ``read``; count each None as a line that is no event."""
         found = list(read)
         shown = [line for line in found if line is not None]
         self._others += len(found) - len(shown)
@@ -107,7 +96,6 @@ class _Screen:
             output.write(b"".join(shown))
 
     def report_others(self) -> None:
-        """Print on standard error how many lines were no events, if there were any."""
         if self._others:
             were = "1 line was" if self._others == 1 else f"{self._others} lines were"
             output.show(f"{were} no OCSF event and not shown")
@@ -120,7 +108,7 @@ def _descriptor_of(path: str) -> int:
 
 
 def _is_pipe(descriptor: int) -> bool:
-    """Return true if the input can be read only once: it is a pipe, a terminal or a socket."""
+    """Return true if the input is no regular file, for example a pipe or a terminal."""
     return not stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
@@ -158,10 +146,9 @@ def _follow(path: str, number: int, screen: _Screen) -> None:
 
 
 def _reader() -> select.poll:
-    """Return a poll object that is ready when the reader of standard output has closed the pipe.
+    """Return a poll object that becomes ready when the reader of standard output closes the pipe.
 
-    Without this object, ``tail`` would detect a closed pipe only at the next event. If standard
-    output is no pipe, the object is never ready.
+    If standard output is no pipe, the object never becomes ready.
     """
     reader = select.poll()
     if stat.S_ISFIFO(os.fstat(_STDOUT).st_mode):

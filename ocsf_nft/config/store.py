@@ -1,4 +1,4 @@
-"""Configuration of the store."""
+"""Configuration of the store of events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def _size(value: object) -> object:
-    """Convert a text such as 512MiB to a number of bytes; return a value of another type as it is.
+    """Convert a text such as ``512MiB`` to a number of bytes; return any other type unchanged.
 
     Raises ValueError if the text is no size.
     """
@@ -33,9 +33,9 @@ def _size(value: object) -> object:
 
 
 def _age(value: object) -> object:
-    """Convert a text such as 30d to a number of seconds; return a value of another type as it is.
+    """Convert a text such as ``30d`` to a number of seconds; return any other type unchanged.
 
-    Raises ValueError if the text is no time.
+    Raises ValueError if the text is no duration.
     """
     if not isinstance(value, str):
         return value

@@ -1,9 +1,9 @@
 """Forwarder: a task that delivers the events of the store to one sink, in order.
 
-Each sink has its own forwarder, so a sink that is down delays no other sink. A failed delivery of a
-batch is retried until it succeeds, with exponential backoff and jitter. If the receiver refuses a
-batch, the batch is sent again in halves, until each refused event is alone. A refused event becomes
-a dead letter, which the store holds with the reason. All other events of the batch are delivered.
+Each sink has its own forwarder, so a sink that is down delays no other sink. A failed delivery is
+retried until it succeeds, after longer and longer pauses. If the receiver refuses a batch, the
+batch is sent again in halves, until each refused event is alone. A refused event becomes a dead
+letter: it stays in the store, with the reason.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Progress:
     """Counts and condition of the delivery to one sink.
 
     ``delivered`` and ``refused`` are numbers of events. ``failures`` is the number of failed
-    delivery attempts. ``dead`` is the current number of dead letters (refused events in the store).
-    ``fault`` is the reason why the sink is down; None while it works. ``since`` is the start of the
-    latest outage, by :func:`time.monotonic`; 0 if there was none.
+    attempts to deliver. ``dead`` is the number of dead letters: refused events that are in the
+    store now. ``fault`` is the reason why the sink is down; None while it works. ``since`` is
+    the start of the latest outage, by :func:`time.monotonic`; 0 if there was none.
     """
 
     delivered: int = 0
@@ -62,7 +62,7 @@ class Progress:
 
 
 class _SlowError(DeliveryError):
-    """Signal that the delivery of a batch took longer than its timeout."""
+    """Error: the delivery of a batch took longer than its timeout."""
 
 
 class _StoppedError(Exception):
@@ -71,16 +71,13 @@ class _StoppedError(Exception):
 
 @dataclass(slots=True)
 class _Part:
-    """Part of a batch: the messages to deliver (``rest``), and the refused ones with reasons."""
+    """Part of a batch: the messages to deliver (``rest``), and refused messages with reasons."""
 
     rest: Sequence[Message]
     refused: list[Refusal] = field(default_factory=list)
 
     def halves(self) -> tuple[_Part, _Part]:
-        """Split the messages still to deliver in two parts; return the second part first.
-
-        The caller inserts both parts with ``extendleft``, which reverses their order.
-        """
+        # The second half comes first: ``extendleft``, which the callers use, reverses the order.
         half = len(self.rest) // 2
         return _Part(self.rest[half:]), _Part(self.rest[:half])
 
@@ -88,10 +85,10 @@ class _Part:
 class Forwarder:
     """Task that delivers the events of a store to one sink, beginning after the sink's checkpoint.
 
-    The checkpoint is the number of the last event that the sink has acknowledged. ``convert`` takes
-    an event's JSON line, and returns the line in the sink's OCSF version. It returns None if the
-    sink does not get this event. ``retrier`` runs each operation of the store, and repeats it after
-    a failure.
+    The checkpoint is an event number: the sink needs no event up to this number any more.
+    ``convert`` returns an event's JSON line in the sink's OCSF version. It returns None if the
+    sink does not get the event. ``retrier`` runs each operation of the store, and repeats it
+    after a failure. The forwarder adds to the counts in ``progress``.
     """
 
     def __init__(  # noqa: PLR0913 - parts of one forwarder
@@ -105,11 +102,6 @@ class Forwarder:
         retrier: StorageRetrier,
         progress: Progress | None = None,
     ) -> None:
-        """Create a forwarder for the sink with this ``name``.
-
-        The forwarder adds to the counts in ``progress``. Without ``progress``, the counts begin at
-        zero.
-        """
         self.name = name
         self.progress = progress or Progress()
         #: Number of the last event that needs no delivery any more.
@@ -133,7 +125,7 @@ class Forwarder:
         self._is_handshake_sent = False
 
     async def close(self) -> None:
-        """Close the sink, if it is open."""
+        """Close the sink, if it is open; a failure is only logged."""
         if not self._is_open:
             return
         self._is_open = False
@@ -146,20 +138,20 @@ class Forwarder:
     async def load_checkpoint(self) -> None:
         """Read the sink's checkpoint from the store into :attr:`done`.
 
-        The checkpoint is the number of the last event that the sink has acknowledged. Raises
-        DeliveryError if the store can't be read.
+        The checkpoint is an event number: the sink needs no event up to this number any
+        more. Raises DeliveryError if the store can't be read.
         """
         self.done, _ = await self._retrier(lambda: self._store.checkpoint(self.name))
 
     def set_handshake(self, line: bytes) -> None:
-        """Set a line that is sent before all events, each time the sink is opened."""
+        """Set a line to send before the first event, each time the sink is opened."""
         self._handshake = Message("", line)
 
     def request_stop(self) -> None:
         """Request the end of :meth:`run`, and return at once.
 
-        If the sink works, :meth:`run` first delivers the batch that it is sending. If the sink is
-        down, :meth:`run` makes no further delivery attempt, and the events stay in the store.
+        If the sink works, :meth:`run` first delivers its present batch. If the sink is
+        down, the events stay in the store.
         """
         self._stop_requested.set()
 
@@ -167,8 +159,8 @@ class Forwarder:
         """Deliver events to the sink, until cancelled or until :meth:`request_stop` is called.
 
         At its end, the method closes the sink. Raises ClosedError if the sink is closed
-        permanently, for example a pipe without a reader. Raises DeliveryError if the store can't be
-        used.
+        permanently, for example a pipe without a reader. Raises DeliveryError if the store
+        can't be used.
         """
         try:
             self.done, batch_end = await self._retrier(lambda: self._store.checkpoint(self.name))
@@ -196,8 +188,7 @@ class Forwarder:
     async def drain(self) -> None:
         """Wait until :meth:`run` has delivered all stored events, or stored them as dead letters.
 
-        From this call on, :meth:`run` sends a batch at once, although the batch has room for more
-        events.
+        From this call on, :meth:`run` does not wait until a batch is full.
         """
         self._hurry.set()
         while self.done < self._store.end:
@@ -214,10 +205,10 @@ class Forwarder:
     async def _wait(self) -> bool:
         """Wait for the events of the next batch; return True if there are events to read.
 
-        The wait ends when the batch is full, or when its time limit (``batch_settings.seconds``) is
-        over. Return False if a stop is requested before there is an event. Also return False after
-        a second without an event if there are dead letters: the caller then sends those for which a
-        retry was requested.
+        The wait ends when the batch is full, or ``batch_settings.seconds`` after its first
+        event. Return False if a stop is requested before the batch begins. Also return
+        False after a second without an event if there are dead letters: the caller then
+        retries them.
         """
         if self._store.end <= self.done:
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
@@ -233,11 +224,7 @@ class Forwarder:
         return True
 
     async def _read(self, until: int | None = None) -> list[StoredEvent]:
-        """Read the events of the next batch from the store.
-
-        With ``until``, read all events up to and including number ``until``, without a limit of
-        size.
-        """
+        """Read the next batch of events from the store; with ``until``, all up to that number."""
         if until is not None:
             return await self._retrier(lambda: self._store.read_until(self.done, until))
         settings = self._batch_settings
@@ -248,8 +235,8 @@ class Forwarder:
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
         """Deliver the stored events ``rows`` as one batch, and store the sink's new checkpoint.
 
-        Empty ``rows`` mean that the store has removed all events up to number ``end``, for example
-        because they were too old. The forwarder then continues after ``end``.
+        Empty ``rows`` mean that the store has removed all events up to number ``end``. The
+        forwarder then continues after ``end``.
         """
         if not rows:
             self._advance(end)
@@ -284,8 +271,8 @@ class Forwarder:
     ) -> tuple[list[Message], list[RefusedEvent]]:
         """Convert events to the sink's OCSF version.
 
-        Return the messages to send, and the events that can't be converted. Neither list has the
-        events of classes that the sink does not get.
+        Return the messages to send, and the events that can't be converted. Neither list
+        has the events of classes that the sink does not get.
         """
         messages: list[Message] = []
         refused: list[RefusedEvent] = []
@@ -313,10 +300,9 @@ class Forwarder:
         )
 
     async def _retry_dead_letters(self) -> None:
-        """Send the dead letters again for which a user has requested a retry.
+        """Send the dead letters again for which a user ran ``ocsf-nft events --dead --retry``.
 
-        The command ``ocsf-nft events --dead --retry`` requests it. Does nothing if the previous
-        check was less than _RETRY_CHECK_SECONDS ago.
+        Does nothing if the previous check was less than a second ago.
         """
         if not self.progress.dead or time.monotonic() < self._checked_at + _RETRY_CHECK_SECONDS:
             return
@@ -361,9 +347,9 @@ class Forwarder:
     async def _deliver_part(self, part: _Part) -> None:
         """Deliver a part of a batch, with retries, until each message is delivered or refused.
 
-        Raises RefusedError if the receiver refuses the whole part. Raises _SlowError after repeated
-        timeouts if the part may be split: the caller then sends halves. Raises ClosedError if the
-        sink is closed permanently. Raises _StoppedError if a stop is requested while the sink is
+        Raises RefusedError if the receiver refuses the whole part. Raises _SlowError after
+        repeated timeouts: the caller then sends halves. Raises ClosedError if the sink is
+        closed permanently. Raises _StoppedError if a stop is requested while the sink is
         down.
         """
         slow = 0
@@ -445,10 +431,7 @@ def _cause(error: Exception) -> str:
 async def _wait_for_first(
     waits: Iterable[Coroutine[Any, Any, object]], seconds: float | None
 ) -> None:
-    """Run coroutines until one of them ends or ``seconds`` have passed; then cancel the rest.
-
-    If ``seconds`` is None, there is no time limit.
-    """
+    """Run coroutines until one of them ends or ``seconds`` have passed; then cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in waits]
     try:
         await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)

@@ -1,15 +1,12 @@
 """Store of events on disk, from which each sink gets its events.
 
 An event stays stored until every sink has acknowledged it, and for some time after that. Limits of
-size and age (:mod:`ocsf_nft.delivery.retention`) may remove an event earlier. When
-:meth:`Store.put` returns, its events are on the disk, safe from a power cut. An event is not stored
-again if a stored event has the same ``metadata.uid``.
+size and age (:mod:`ocsf_nft.delivery.retention`) may remove an event earlier.
 
 Each sink has a checkpoint. This is an event number: the sink needs no event up to this number any
-more. It has acknowledged or refused these events, or is not configured to get their class. An event
-that a sink refuses is also stored as a dead letter, with the reason.
+more. An event that a sink refuses is stored as a dead letter, with the reason.
 
-One thread does all work, in order. All methods may raise DeliveryError.
+All methods may raise DeliveryError.
 """
 
 from __future__ import annotations
@@ -35,10 +32,7 @@ T = TypeVar("T")
 
 
 class Store:
-    """Asynchronous access to one :class:`EventDatabase`.
-
-    The service stores events in it. For each sink, a task (the forwarder) reads and delivers them.
-    """
+    """Asynchronous access to one :class:`EventDatabase`; one thread does all work, in order."""
 
     def __init__(
         self,
@@ -57,10 +51,7 @@ class Store:
         self._loop: asyncio.AbstractEventLoop
 
     async def __aenter__(self) -> Self:
-        """Open the database file.
-
-        A damaged file is renamed (quarantined), and a new one is created.
-        """
+        """Open the database file; rename a damaged file, and create a new one in its place."""
         self._loop = asyncio.get_running_loop()
         try:
             await self._work(self._database.open)
@@ -91,40 +82,42 @@ class Store:
 
     @property
     def end(self) -> int:
-        """Return the number of the last stored event; 0 if no event was ever stored."""
+        """Return the event number of the last stored event; 0 if no event was ever stored."""
         return self._database.end
 
     @property
     def used_bytes(self) -> int:
-        """Return the size of the events on the disk in bytes, as of the last transaction."""
+        """Return the used size of the database in bytes, as measured in the last transaction."""
         return self._database.used_bytes
 
     @property
     def max_bytes(self) -> int:
-        """Return the largest allowed size of the events on the disk, in bytes."""
+        """Return the largest allowed size of the database, in bytes."""
         return self._database.max_bytes
 
     def fault(self) -> str | None:
-        """Return a message if a damaged database file was renamed (quarantined), else None.
+        """Return a message if a damaged database file was renamed, else None.
 
         Each message is returned only once.
         """
         return self._database.fault()
 
     async def register(self, names: Iterable[str]) -> tuple[DroppedEvents, ...]:
-        """Set the names of all sinks; delete the checkpoints of all sinks with other names.
+        """Set the names of all sinks; delete the checkpoint of each sink that is not named.
 
-        Returns for each deleted sink how many events it has not received. Deleted sinks that have
-        received all events are omitted. A new sink gets only events that are stored from now on.
+        Returns, for each deleted checkpoint, how many events its sink had not received.
+        Sinks that had received all events are omitted. A new sink gets only events that are
+        stored from now on.
         """
         return await self._work(lambda: self._database.register(frozenset(names)))
 
     async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
-        """Store events (one JSON line each) and the position in their source, in one transaction.
+        """Store events (one JSON line each), and return when they are on the disk.
 
-        After a restart, the reading of ``source`` resumes at ``position``. If ``source`` is empty,
-        no position is stored. When this method returns, the events are on the disk. If it raises an
-        error, nothing is stored. Simultaneous calls share one transaction.
+        An event is ignored if a stored event has the same ``metadata.uid``. ``source``
+        names the log from which the events come. After a restart, reading of this log
+        resumes at ``position``. If ``source`` is empty, no position is stored. After a
+        DeliveryError, nothing is stored.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)
@@ -136,15 +129,15 @@ class Store:
                 self._waiting.remove(put)
 
     async def wait_for_event(self, beyond: int) -> None:
-        """Wait until the store has an event with a higher number than ``beyond``."""
+        """Wait until the store has an event with a number above ``beyond``."""
         while self.end <= beyond:
             await self._stored.wait()
 
     async def read(self, beyond: int, *, events: int, size: int) -> list[StoredEvent]:
         """Return the next stored events with numbers above ``beyond``, in order.
 
-        Returns at most ``events`` events, and at most ``size`` bytes of their JSON. The first event
-        is returned even if it is larger.
+        Returns at most ``events`` events with at most ``size`` bytes of JSON. The first
+        event is returned even if it is larger.
         """
         return await self._work(lambda: self._database.read(beyond, LAST, events, size))
 
@@ -155,84 +148,78 @@ class Store:
     async def checkpoint(self, sink: str) -> tuple[int, int | None]:
         """Return a sink's checkpoint, and the number of the last event in its pending batch.
 
-        The checkpoint is an event number: the sink needs no event up to this number any more. A
-        batch is pending from :meth:`begin_batch` until :meth:`acknowledge`. If no batch is pending,
-        the second value is None.
+        The checkpoint is an event number: the sink needs no event up to this number any
+        more. A batch is pending from :meth:`begin_batch` until :meth:`acknowledge`. If no
+        batch is pending, the second value is None.
         """
         return await self._work(lambda: self._database.checkpoint(sink))
 
     async def begin_batch(self, sink: str, until: int) -> None:
-        """Store that a batch up to event number ``until`` is about to be sent to a sink.
+        """Mark the events up to number ``until`` as the batch that is sent to a sink next.
 
-        After a crash, the forwarder can then send a batch with exactly the same events again.
+        After a crash, exactly the same batch can then be sent again.
         """
         await self._work(lambda: self._database.begin_batch(sink, until))
 
     async def acknowledge(
         self, sink: str, until: int, refused: Sequence[RefusedEvent] = ()
     ) -> None:
-        """Set a sink's checkpoint to event ``until``; store the refused events as dead letters.
-
-        All other events up to and including ``until`` count as delivered.
-        """
+        """Set a sink's checkpoint to event ``until``; store refused events as dead letters."""
         await self._work(lambda: self._database.acknowledge(sink, until, refused))
 
     async def dead_letters_to_retry(self, sink: str, *, events: int) -> list[DeadLetter]:
-        """Return dead letters of a sink, oldest first, and at most ``events`` of them.
+        """Return a sink's dead letters (refused events) with a requested retry, oldest first.
 
-        Only dead letters with a requested retry are returned.
+        Returns at most ``events`` dead letters.
         """
         return await self._work(lambda: self._database.dead_letters_to_retry(sink, events))
 
     async def count_dead_letters(self, sink: str) -> int:
-        """Return the number of dead letters of a sink."""
+        """Return the number of dead letters of a sink: the stored events that the sink refused."""
         return await self._work(lambda: self._database.count_dead_letters(sink))
 
     async def finish_retries(
         self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
     ) -> None:
-        """Delete dead letters that were delivered; update dead letters that were refused again.
+        """Delete the dead letters in ``delivered``; store the new reasons of those in ``refused``.
 
-        ``refused`` has pairs of a dead letter and the new reason. A dead letter that was removed
-        meanwhile, because of its age or to make room, is ignored.
+        A dead letter is an event that a sink refused. Dead letters that no longer exist are
+        ignored.
         """
         await self._work(lambda: self._database.finish_retries(delivered, refused))
 
     async def sweep(self) -> None:
-        """Remove all events and dead letters that are older than the store's age limit.
-
-        The work is divided into short transactions, and other operations can run between them.
-        """
+        """Remove all events and dead letters that are older than the store's age limit."""
         while await self._work(self._database.sweep):
             pass
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
-        """Return for each sink how many events were removed before that sink had received them.
+        """Return for each sink how many events were removed before the sink had received them.
 
         Events that :meth:`confirm_reported` has marked as reported are not counted.
         """
         return await self._work(self._database.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Mark dropped events as reported, so that :meth:`dropped_events` no longer counts them.
+        """Mark dropped events as reported: :meth:`dropped_events` no longer counts them.
 
         ``dropped`` is an earlier result of :meth:`dropped_events`.
         """
         await self._work(lambda: self._database.confirm_reported(dropped))
 
     async def position(self, source: str) -> str | None:
-        """Return the stored position at which to resume reading a source of log records.
+        """Return the stored position at which to resume reading the log ``source``, or None.
 
-        Only a source without a sandbox, such as the host's log, has its position in the store.
-        Returns None if the store has no position for this source.
+        Only a log that belongs to no sandbox, such as the host's log, has its position in
+        the store.
         """
         return await self._work(lambda: self._database.position(source))
 
     async def remove(self) -> bool:
-        """Delete the database file if it is not needed any more; return true if it was deleted.
+        """Delete the database file if no event in it is needed; return true if it was deleted.
 
-        The file is needed while a sink has not received all events, or while there is a dead
-        letter. After a deletion, the caller must close the store.
+        The file is needed while a sink has not received all events, or while there is a
+        dead letter. After a deletion, the caller must close the store.
         """
         return await self._work(self._database.remove)
 
@@ -260,10 +247,10 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class _Put:
-    """Events of one call of :meth:`Store.put`, which waits until they are stored.
+    """Events of a waiting call of :meth:`Store.put`.
 
-    ``position`` is a pair of the source's name and the position in it. It is None if no position is
-    to be stored.
+    ``position`` is a pair: the name of the log, and the position in it. It is None if no
+    position is to be stored.
     """
 
     lines: Sequence[bytes]

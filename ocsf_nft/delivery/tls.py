@@ -1,4 +1,4 @@
-"""TLS connections to a receiver, whose certificate is always verified."""
+"""TLS settings for connections to receivers of events."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS settings for a receiver of events: the authorities to trust, and our own certificate.
+    """TLS settings for a receiver of events, whose certificate is always verified.
 
-    ``ca`` is a file of certificates to trust; they replace the system's. ``certificate`` and
-    ``key`` are the files of our own certificate and its key. They are for a receiver that requests
-    a client certificate (mTLS). The receiver's certificate is always verified. If it is
-    self-signed, ``ca`` must name a file with this certificate.
+    ``ca`` is a file of certificates to trust, in place of the system's. If the receiver's
+    certificate is self-signed, ``ca`` must contain it. ``certificate`` and ``key`` are the
+    files of our own certificate and its key. They are for a receiver that requests a client
+    certificate (mTLS).
     """
 
     ca: Path | None = None
@@ -27,9 +27,10 @@ class Tls:
     key: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return the TLS context for a connection, made from the files of these settings.
+        """Return the TLS context for a connection.
 
-        Raises DeliveryError if a file can't be read or has no valid content.
+        Raises DeliveryError if a file of these settings can't be read or has no valid
+        content.
         """
         try:
             context = ssl.create_default_context(cafile=self.ca)

@@ -1,4 +1,4 @@
-"""Sink of the demo: stores events in memory, and waits for a selected event."""
+"""Sink of the demo: stores events in memory, and finds a selected event."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Collector(Sink):
         """Do nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """Close the sink: waiting calls of :meth:`find` return, and stored events remain."""
+        """Close the sink: waiting calls of :meth:`find` return."""
         async with self._arrival:
             self._is_closed = True
             self._arrival.notify_all()
@@ -41,9 +41,10 @@ class Collector(Sink):
     async def find(
         self, is_selected: Callable[[dict[str, Any]], bool], seconds: float
     ) -> dict[str, Any] | None:
-        """Wait for the first event for which ``is_selected`` returns true, and return it.
+        """Return the first event for which ``is_selected`` returns true; wait until it arrives.
 
-        Returns None if no such event arrived within ``seconds``, or before the sink was closed.
+        Returns None if no such event arrives within ``seconds``, or before the sink is
+        closed.
         """
 
         def found() -> dict[str, Any] | None:

@@ -1,12 +1,10 @@
-"""Templates of Network Activity events: they make JSON lines without the slow pydantic models.
+"""Templates that make the JSON of Network Activity events faster than the pydantic models do.
 
 An event copies some values of its attempt, such as the time. All other inputs of the event are the
-*shape* of the attempt. Attempts with the same shape share a template: the JSON of their events,
-with a slot for each copied value.
+*shape*. Events with the same shape share a template: their JSON, with a slot for each copied value.
 
-To make a template, the models make one event from an artificial attempt. This attempt has the
-shape, and random placeholders as the copied values. Each occurrence of a placeholder in the JSON
-becomes a slot. So only :mod:`ocsf_nft.ocsf.activity` and the models define the content of events.
+To make a template, the models make one event with a random placeholder for each copied value. Each
+placeholder in the event's JSON becomes a slot.
 """
 
 from __future__ import annotations
@@ -71,12 +69,10 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 
 
 class Shape(NamedTuple):
-    """Key of a template: all inputs of an event except the values that the event only copies.
+    """Key of a template: all values that determine an event, except those that are only copied.
 
-    If an event only copies a port, ``uid`` or ``gid``, the value here is -1 (``_COPIED``). This is
-    so for a port without a well-known service, and for ``uid`` and ``gid`` if the process is
-    unknown. ``packets`` is 2 for two or more packets. ``attribution`` has the process. It is part
-    of the shape, because successive attempts often have the same process.
+    A port, ``uid`` or ``gid`` that is only copied has the value -1 (``_COPIED``) here.
+    ``packets`` is 2 for two or more packets.
     """
 
     version: str
@@ -130,12 +126,12 @@ class Templates:
     def line(
         self, attempt: Attempt, derived: Derived, *, processed_ns: int, version: str
     ) -> bytes | None:
-        """Return the JSON line of an attempt's event, made from the template of its shape.
+        """Return the JSON line of an attempt's event, made from a template.
 
-        Return None if there is no such template. A shape usually gets a template at its third
-        attempt. A rare kind of attempt never gets one. ``derived`` has values that were computed
-        from the attempt. ``processed_ns`` is the time now, in ns since the epoch. ``version`` is
-        the OCSF version.
+        Return None if there is no template: the caller then uses the slower models. Similar
+        attempts usually get a template at the third attempt. ``derived`` has values
+        computed from the attempt. ``processed_ns`` is the present time, in ns since the
+        epoch. ``version`` is the OCSF version.
         """
         shape = _shape(attempt, derived, version)
         if shape is None:
@@ -166,10 +162,7 @@ class Templates:
 
 
 def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
-    """Return the shape of an attempt, by which its template is found.
-
-    Return None for a rare kind of attempt that has no template, for example aggregated flows.
-    """
+    """Return the key of an attempt's template; None for a rare kind that has no template."""
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.aggregation is not None:
         return None
@@ -222,7 +215,7 @@ def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
 def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | None:
     """Return the header details that affect the event's content, such as ``icmp_type``.
 
-    Return None if a detail can't be part of a shape, for example ``arp``.
+    Return None if no template can be made with one of the details, for example ``arp``.
     """
     if not _SPECIAL.isdisjoint(details):
         return None
@@ -232,7 +225,7 @@ def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | No
 
 
 def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
-    """Return the values that an event's line copies from its attempt, as they are in the line.
+    """Return the values that an event copies from its attempt, as they are in the event's JSON.
 
     The order is always the same, with the two ports first. A missing value is None.
     """
@@ -268,10 +261,7 @@ def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
 
 
 def _members(details: Mapping[str, Detail]) -> bytes:
-    """Encode header details as members of a JSON object, without braces: ``"ttl":64,"tos":0,``.
-
-    There is a comma after each member. The values are those of :func:`plain`.
-    """
+    """Encode header details as members of a JSON object: ``"ttl":64,"tos":0,``."""
     try:
         encoded = orjson.dumps(details, option=orjson.OPT_STRICT_INTEGER)
     except TypeError:  # a long number, a lone surrogate, a mapping that is no dict
@@ -300,10 +290,9 @@ def _template(activities: Activities, shape: Shape) -> _Template:
 
 
 def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
-    """Create the artificial attempt from which the template of a shape is made.
+    """Return an artificial attempt, its derived values, and a placeholder for ``processed_ns``.
 
-    Return the attempt, its derived values, and a placeholder for ``processed_ns``. All copied
-    values except ports are random placeholders.
+    The attempt has the given shape. All copied values except ports are random placeholders.
     """
     start = _number()
     record = Record(
@@ -359,10 +348,7 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
 
 
 def _number() -> int:
-    """Return a random number of 18 or 19 digits as a placeholder.
-
-    The sum of two such numbers fits into 64 bits.
-    """
+    """Return a random placeholder of 18 or 19 digits; the sum of two fits into 64 bits."""
     return (1 << 59) + secrets.randbits(59)
 
 
@@ -371,10 +357,7 @@ def _text() -> str:
 
 
 def _address(kind: AddressKind) -> str:
-    """Return a random placeholder for an IP address.
-
-    A placeholder for IPv6 has a colon, so that the event shows it in brackets like an IPv6 address.
-    """
+    # The colon makes the event show the placeholder in brackets, as an IPv6 address.
     return f"{_text()}:" if kind.version == 6 else _text()
 
 
@@ -394,7 +377,7 @@ def _with_ports(attempt: Attempt, which: int) -> Attempt:
 
 
 class _Slot(NamedTuple):
-    """Position in an event's line where a copied value is inserted.
+    """Position in an event's JSON at which a copied value is inserted.
 
     ``number`` is the index of the value in the result of :func:`_values`.
     """

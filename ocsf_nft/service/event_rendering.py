@@ -30,10 +30,9 @@ _SLICE: Final = 16
 class StoreEvents(Protocol):
     """Function that stores events (lines of JSON) in one transaction.
 
-    ``source`` is the name of the log whose records the events report, such as ``journal``. Reading
-    of this log resumes at ``position`` after a restart. The position is stored together with the
-    events. If ``source`` is empty, no position is stored. Raises DeliveryError if nothing was
-    stored.
+    ``source`` is the name of the log from which the events come, such as ``journal``. After a
+    restart, reading of this log resumes at ``position``. If ``source`` is empty, no position is
+    stored. Raises DeliveryError if nothing was stored.
     """
 
     async def __call__(
@@ -45,9 +44,9 @@ class StoreEvents(Protocol):
 class Reporter:
     """Converter of attempts to OCSF events, for all sandboxes; it also stores the events.
 
-    An attempt is the packets of one flow in one time window. ``host`` is the machine on which the
-    packets were logged; None if it is unknown, as for a log of another machine. ``severities`` are
-    the rules for the severity of an event. ``threshold`` is the condition for a finding.
+    An attempt is the packets of one flow in one time window. ``host`` is the machine that
+    logged the packets; None if unknown. ``severities`` are the rules for the severity of an
+    event. ``threshold`` is the condition for a finding.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Reporter:
         self._unknown = Mapper(self._host_context)
 
     def set_context(self, sandbox: str, context: Context) -> None:
-        """Set the context of a sandbox: facts that its later events contain, such as its proxies.
+        """Set the facts that later events of a sandbox contain, such as its proxies.
 
         The severity rules and the threshold of the reporter replace those in ``context``.
         """
@@ -84,20 +83,16 @@ class Reporter:
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
     ) -> None:
-        """Replace the severity rules and the condition for findings, for all sandboxes.
-
-        Later events use the new rules. Stored events do not change. An attempt that meets the
-        condition ``threshold`` is reported as a finding too.
-        """
+        """Replace the severity rules and the condition for findings, for all later events."""
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
         self._unknown = Mapper(self._host_context)
         for sandbox, context in self._contexts.items():
             self.set_context(sandbox, context)
 
     def context(self, sandbox: str | None = None) -> Context:
-        """Return the context of a sandbox: the facts that its events need and its log records lack.
+        """Return the facts that events of a sandbox need in addition to the log records.
 
-        Return the context of the host if ``sandbox`` is None or unknown.
+        If ``sandbox`` is None or unknown, return the facts about the host.
         """
         return (
             self._host_context
@@ -106,10 +101,7 @@ class Reporter:
         )
 
     async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
-        """Return the OCSF events of attempts, scans and ended incidents, as JSON lines.
-
-        During the conversion, other asyncio tasks get a turn.
-        """
+        """Return the OCSF events of attempts, scans and ended incidents, as JSON lines."""
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
             lines.extend(self._events(each))
@@ -120,11 +112,11 @@ class Reporter:
     async def deliver(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store events (lines of JSON), so that the sinks get them.
+        """Store events (lines of JSON), so that the sinks get them; raises DeliveryError.
 
-        ``source`` is the name of the log whose records the events report. Reading of this log
-        resumes at ``position`` after a restart. If ``source`` is empty, no position is stored.
-        Raises DeliveryError.
+        ``source`` is the name of the log from which the events come. After a restart,
+        reading of this log resumes at ``position``. If ``source`` is empty, no position is
+        stored.
         """
         await self._store_events(lines, source=source, position=position)
         self.events += len(lines)
@@ -134,10 +126,10 @@ class Reporter:
         await self.deliver([event.to_json()])
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return true if a flow's attempts have the severity or the packet count of a finding.
+        """Return true if a flow's attempts are severe or numerous enough for a finding.
 
-        ``record`` is the latest log record of the flow. ``packets`` is the number of packets in all
-        attempts of the flow.
+        ``record`` is the latest log record of the flow. ``packets`` is the number of
+        packets in all attempts of the flow.
         """
         return self._mapper(record).is_finding(record, packets)
 

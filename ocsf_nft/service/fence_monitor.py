@@ -1,7 +1,7 @@
 """Monitor of a sandbox's fence: restores a changed fence, and emits an event for each change.
 
-A change is found by comparing the fence in the kernel with its record: the description that the
-installer stored. The tamper guard is a separate thread that detects changes at once.
+A fence has changed if its rules in the kernel differ from the description that the installer
+stored. The tamper guard is a separate thread that detects changes at once.
 """
 
 from __future__ import annotations
@@ -50,11 +50,7 @@ _ACTIVE_STATES: Final = frozenset(
 
 
 class FenceMonitor:
-    """Monitor of one sandbox's fence: restores the fence, and emits an event for each change.
-
-    The monitor stores the state of the fence that it reported last. The next event states this as
-    the previous state.
-    """
+    """Monitor of one sandbox's fence: restores the fence, and emits an event for each change."""
 
     def __init__(
         self, sandbox: SandboxConfig, fence: Fence, state: StateDirectory, reporter: Reporter
@@ -77,7 +73,7 @@ class FenceMonitor:
     def has_given_up(self) -> bool:
         """Return true if the fence is not active, and is not restored for a while.
 
-        Restoring is paused after too many restores in a short time.
+        The cause is too many restores in a short time.
         """
         return self._given_up and self._reported[0] not in _ACTIVE_STATES
 
@@ -88,10 +84,7 @@ class FenceMonitor:
 
     @property
     def verdict(self) -> Verdict:
-        """Return how the fence compares with its stored record, as it was reported last.
-
-        The result is "as installed", "differs" or "absent".
-        """
+        """Return the last reported verdict on the fence: "as installed", "differs" or "absent"."""
         state, _ = self._reported
         if state in _ACTIVE_STATES:
             return "as installed"
@@ -99,19 +92,15 @@ class FenceMonitor:
 
     @property
     def fault(self) -> str | None:
-        """Return the reason why the fence is not active, as it was reported last.
-
-        Return None if the fence is active.
-        """
+        """Return the last reported reason why the fence is not active; None if it is active."""
         state, reason = self._reported
         return None if state in _ACTIVE_STATES else reason or state.value.lower()
 
     async def announce(self) -> None:
         """Emit the first event about the fence, unless it was found active and unchanged.
 
-        Also store facts about the fence, such as its rules, which later events of the sandbox
-        contain. Log a message if the fence is altered, restored, permissive, without log rules, or
-        degraded (it can't log all packets).
+        Also set the facts about the fence, such as its rules, that later events of the
+        sandbox contain.
         """
         fence, name = self._fence, self.name
         self._update_context(fence.installed)
@@ -129,11 +118,11 @@ class FenceMonitor:
             _log.warning("the fence is permissive, and refuses nothing", sandbox=name)
 
     async def start(self) -> None:
-        """Start monitoring the fence for changes.
+        """Start the tamper guard, a thread that detects changes of the fence at once.
 
-        This starts the tamper guard, a thread that detects changes at once. If exclusive table
-        ownership is configured, the tamper guard becomes the owner of the fence's tables. Raises
-        the errors of :meth:`FenceEvents.start` and :meth:`TamperGuard.take_ownership`.
+        If exclusive table ownership is configured, the guard becomes the owner of the
+        fence's tables. Raises the errors of :meth:`FenceEvents.start` and
+        :meth:`TamperGuard.take_ownership`.
         """
         # Shielded, so that a cancelled start can still be stopped.
         watch = await run_shielded(self._start_events())
@@ -151,9 +140,8 @@ class FenceMonitor:
     async def watch(self) -> None:
         """Restore the fence after each change, and emit an event about the change, until cancelled.
 
-        New network interfaces of the sandbox are fenced too. If ``self_heal`` is off in the
-        configuration, changes are reported, and nothing is restored. If a restore fails, the
-        failure is reported once, and monitoring continues. Raises SourceError if the sandbox's
+        If ``self_heal`` is off in the configuration, nothing is restored. A failed restore
+        is reported once, and monitoring continues. Raises SourceError if the sandbox's
         namespace was deleted and created again. Also raises the errors of
         :meth:`FenceEvents.changes`.
         """
@@ -176,9 +164,8 @@ class FenceMonitor:
     async def remove(self) -> bool:
         """Remove the fence if this process installed it, and emit an event about the removal.
 
-        Return true if this process installed the fence. It is no error if another process has
-        already deleted the fence: the event reports this. Raises the errors of
-        :func:`installer.remove`.
+        Return true if this process installed the fence, even if another process has already
+        deleted it. Raises the errors of :func:`installer.remove`.
         """
         if self._fence.is_ours:
             was_there = await asyncio.to_thread(_remove, self._installed, self._state)
@@ -187,10 +174,9 @@ class FenceMonitor:
         return self._fence.is_ours
 
     async def _inspect(self, alterations: tuple[FenceChange, ...] = ()) -> None:
-        """Compare the fence with its stored record, restore it if necessary, and report changes.
+        """Check the fence for changes, restore it if necessary, and report the changes.
 
-        ``alterations`` are the changes by other processes that the tamper guard (a thread that
-        detects changes at once) has noticed.
+        ``alterations`` are the already noticed changes by other processes.
         """
         may_heal = self._heals and not (self._watch and self._watch.tamper_guard.is_paused)
         try:
@@ -221,11 +207,11 @@ class FenceMonitor:
             await self._prepare()
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
-        """Compare the fence with its stored record, and restore it if it differs.
+        """Compare the fence with its stored description, and restore it if it differs.
 
-        If ``may_heal`` is false, nothing is restored. If exclusive table ownership is configured,
-        then make the tamper guard the owner of the fence's tables. Return the result of
-        :func:`fences.inspect`; None if the fence was removed with its record.
+        If ``may_heal`` is false, nothing is restored. If exclusive table ownership is
+        configured, the tamper guard (a thread) then becomes the owner of the fence's
+        tables. Return None if the fence was removed together with its description.
         """
         inspection = await self._inspect_or_renew(may_heal=may_heal)
         if (
@@ -254,10 +240,9 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return ``alterations``, followed by the changes that the tamper guard noticed later.
+        """Return ``alterations``, followed by the changes of the fence that were noticed later.
 
-        The tamper guard is the thread that detects changes. If ``alterations`` is empty, first wait
-        0.1 s, so that the guard can notice a change.
+        If ``alterations`` is empty, first wait 0.1 s for a change to be noticed.
         """
         if self._watch is None:
             return alterations
@@ -270,8 +255,7 @@ class FenceMonitor:
     ) -> None:
         """Emit events about the changes to a fence that ``inspection`` has found active.
 
-        ``alterations`` are the changes by other processes that the tamper guard (a thread that
-        detects changes at once) has noticed.
+        ``alterations`` are the already noticed changes by other processes.
         """
         fence = inspection.fence
         # New interfaces were fenced at once, also those that are removed again.
@@ -344,9 +328,8 @@ class FenceMonitor:
     ) -> None:
         """Emit an event about an absent or altered fence, unless the last event reported the same.
 
-        ``reason`` describes the fault as text. ``alterations`` are the changes by other processes
-        that the tamper guard (a thread that detects changes at once) has noticed. While restoring
-        is paused, only the pause is reported.
+        ``reason`` describes the fault. ``alterations`` are the already noticed changes by
+        other processes. While restoring is paused, only the pause is reported.
         """
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
@@ -382,8 +365,8 @@ class FenceMonitor:
     async def _prepare(self) -> None:
         """Prepare the netlink messages that restore the fence, and pass them to the tamper guard.
 
-        With these messages, the tamper guard can restore a changed fence without running nft. Does
-        nothing if the fence's stored record has not changed since the last call.
+        The guard can then restore the fence without running nft. Does nothing if the
+        fence's stored description has not changed since the last call.
         """
         if self._watch is None:
             return
@@ -465,13 +448,13 @@ _Version: TypeAlias = "tuple[int, ...] | None"
 def _prepare(
     sandbox: str, state: StateDirectory, known: _Version, now: Callable[[], tuple[int, ...]]
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
-    """Prepare the netlink messages that restore a fence to the state in its stored record.
+    """Prepare the netlink messages that restore a fence to its stored description.
 
-    Return None if the record still has the version ``known``, because nothing has changed. Else
-    return the arguments for :meth:`TamperGuard.use_restore_batch`. The first is the messages; it is
-    None if nft fails, and a restore then takes longer. The second is the version of the record. The
-    third is the result of ``now``; it is None if the fence is not as installed. ``now`` returns the
-    number of the present ruleset in each namespace (:meth:`TamperGuard.generations`).
+    Return None if the description still has the version ``known``. Otherwise return the
+    arguments for :meth:`TamperGuard.use_restore_batch`. The first is the messages; None if they
+    can't be prepared. The second is the version of the description. The third is the result of
+    ``now``; None if the fence is not as installed. ``now`` returns the generation number of the
+    ruleset in each namespace.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:
@@ -498,7 +481,7 @@ def _is_as_installed(sandbox: str, state: StateDirectory) -> bool:
 
 
 def _remove(installed: InstalledFence, state: StateDirectory) -> bool:
-    """Remove a fence and its stored record; return false if the fence was already deleted."""
+    """Remove a fence and its stored description; return false if the fence was already deleted."""
     sandbox, namespace = installed.spec.sandbox, installed.namespace
     try:
         verdict = installer.verify(sandbox, state, namespace).verdict

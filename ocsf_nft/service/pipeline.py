@@ -35,13 +35,12 @@ _COUNT_SECONDS: Final = 4.0
 
 @dataclass(slots=True)
 class Counts:
-    """Total numbers of a run: records, events, gaps, dropped records and rejected lines.
+    """Totals of one run of the service.
 
-    A gap is a time in which a source could not read all records. ``gaps`` is the number of gaps.
-    ``dropped`` is the number of records that are missing in these gaps. A gap with an unknown
-    number of missing records adds nothing to ``dropped``. ``rejected`` maps each kind of rejected
-    line, such as ``malformed``, to its number of lines. ``given_up`` names the sandboxes without an
-    active fence at the end of the run. Their fences were restored too often.
+    ``gaps`` is how often a source could not read all log records. ``dropped`` is the number of
+    records that were missed then; an unknown number counts as 0. ``rejected`` has the number of
+    rejected lines of each kind, such as ``malformed``. ``given_up`` names the sandboxes whose
+    fence is not active at the end, because it was restored too often.
     """
 
     records: int = 0
@@ -53,12 +52,11 @@ class Counts:
 
 
 class Pipeline:
-    """Pipeline that hands the log records of sources, in order, to the accounts of their sandboxes.
+    """Pipeline that hands log records, in order, to the accounts of their sandboxes.
 
-    An account counts the packets of one sandbox, and reports them. ``accounts`` has the accounts by
-    the sandbox's name. A record without an account is reported directly, as one event. Records of
-    other firewalls have no account, and so have all records in a replay. ``prefixes`` decodes the
-    log prefixes of other firewalls; None means the built-in table.
+    An account counts the packets of one sandbox, and reports them as events. ``accounts`` has
+    the accounts by the sandbox's name. A record without an account becomes one event.
+    ``prefixes`` decodes the log prefixes of other firewalls; None means the built-in table.
     """
 
     def __init__(
@@ -83,22 +81,21 @@ class Pipeline:
         quiet_seconds: float = QUIET_SECONDS,
         name: str = "",
     ) -> None:
-        """Read a source's records until the source ends; pass each record to its sandbox's account.
+        """Hand each log record to the account of the record's sandbox, until the source ends.
 
-        ``sandboxes`` has the names of the sandboxes whose records the source may contain. The entry
-        None in it allows records of other firewalls. If the argument itself is None, all records
-        are allowed. A record with another name is rejected as forged. The reason: any process that
-        may load nftables rules in the source's namespace can write any name into a log prefix.
+        ``sandboxes`` has the names of the sandboxes that may log in this source. A record
+        with another name is rejected as forged. The entry None allows records of other
+        firewalls. If ``sandboxes`` itself is None, all records are allowed.
 
-        A source may have a position, from which the next run resumes. If all records of the source
-        belong to one sandbox, the position is stored with that sandbox's counts. If they all belong
-        to other firewalls, the position is stored under the key ``name``.
+        The position in the source is stored with the results, so that the next run resumes
+        there. For records of other firewalls, the position is stored under ``name``.
 
-        After ``stop`` is set, the waiting records are still processed. The reading ends when no
-        record has come for ``quiet_seconds``. If records still come some seconds later, they are
-        only counted, and reported as dropped.
+        After ``stop`` is set, reading ends when no record has come for ``quiet_seconds``.
+        If records still come some seconds later, they are only counted, and reported as
+        dropped.
 
-        Raises SourceError if the source can't be read, DeliveryError if results can't be stored.
+        Raises SourceError if the source can't be read, DeliveryError if results can't be
+        stored.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -131,10 +128,10 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count the records for which no time is left at a stop, and report them as dropped.
+        """Count the log records that can't be processed before a stop, and report them as dropped.
 
-        ``batches`` yields these records. ``sandboxes`` are the sandboxes whose records the source
-        can have. The counting ends after some seconds; then the reported number is a lower bound.
+        ``sandboxes`` are the sandboxes that may log in the source. The counting ends after
+        some seconds; the reported number is then a lower bound.
         """
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
@@ -189,10 +186,10 @@ class Pipeline:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
-        """Hand the records of one sandbox to its account.
+        """Hand the records of one sandbox to its account; without an account, report them directly.
 
-        ``sandbox`` is None for records of other firewalls. Records without an account are reported
-        directly. In both cases, the position after ``batch`` is stored together with the results.
+        ``sandbox`` is None for records of other firewalls. The position after ``batch`` is
+        stored together with the results.
         """
         # The sandbox in another firewall's record is set after this selection: any process may
         # write such a prefix, so it must not select an account.
@@ -236,6 +233,8 @@ def _is_power_of_two(number: int) -> bool:
 def _without_forged(batch: Batch, sandboxes: frozenset[str | None] | None) -> Batch:
     if sandboxes is None or all(record.sandbox in sandboxes for record in batch.records):
         return batch
+    # Any process that may load nftables rules in the source's namespace can write any name into a
+    # log prefix.
     forged = tuple(
         Reject(
             kind="forged",

@@ -1,7 +1,7 @@
 """Validation of OCSF events against the published schema of an OCSF version.
 
-The package needs the extra ``ocsf-nft[validate]``, which contains the schemas. It does not use the
-code that creates our own events. So it can validate events from any source.
+The events may come from any program. The package needs the extra ``ocsf-nft[validate]``, which
+contains the schemas.
 """
 
 from ocsf_nft.validation.event_files import ValidatedEvent, validate_events

@@ -1,9 +1,6 @@
 """Published OCSF schema of one version, as tables of classes and objects for validation.
 
-The OCSF schema server exports each version as JSON, and the package ocsf_json_schema has these
-exports. The export of a version is read once. Each class and object becomes a :class:`Table` at its
-first use. Exports up to 1.7.0 differ from later exports: an attribute has at most one profile, the
-types are at the top level, and there is no list of profiles.
+The schemas are the JSON exports of the OCSF schema server, from the package ocsf_json_schema.
 """
 
 from __future__ import annotations
@@ -71,25 +68,26 @@ class Table:
 
 
 class Schema:
-    """Published OCSF schema of one version."""
+    """Published OCSF schema of one version, from the JSON export of the OCSF schema server."""
 
     def __init__(self, version: str, published: Mapping[str, Any]) -> None:
-        """Create the schema from ``published``, the JSON export of the OCSF schema server."""
         self.version = version
         self._published = published
         self._class_names = {one["uid"]: name for name, one in published["classes"].items()}
+        # Exports up to 1.7.0 have the types at the top level, at most one profile for an attribute,
+        # and no list of profiles.
         types = published.get("types") or published["dictionary"]["types"]["attributes"]
         self._types = {name: datatype.from_schema(name, types) for name in types}
         self._tables: dict[tuple[str, str], Table] = {}
         self.profiles = frozenset(_all_profiles(published))
 
     def class_of(self, uid: int) -> Table | None:
-        """Return the class with this ``class_uid``; None if the schema has no such class."""
+        """Return the definition of the class with this ``class_uid``; None if there is none."""
         name = self._class_names.get(uid)
         return None if name is None else self._table("classes", name)
 
     def object_of(self, name: str) -> Table:
-        """Return the object with this name, such as ``network_endpoint``.
+        """Return the definition of the object with this name, such as ``network_endpoint``.
 
         Raises KeyError if the schema has no such object.
         """
@@ -189,10 +187,7 @@ def full_version(version: str) -> str:
 
 @cache
 def load(version: str) -> Schema:
-    """Return the OCSF schema of ``version``, which must be one of :func:`versions`.
-
-    The results are cached.
-    """
+    """Return the OCSF schema of ``version``, one of :func:`versions`; the results are cached."""
     return Schema(version, _package().get_ocsf_schema(version))
 
 

@@ -1,4 +1,4 @@
-"""Sink for receivers that accept JSON over HTTP."""
+"""Sink that sends events as JSON to an HTTP server."""
 
 from __future__ import annotations
 
@@ -17,12 +17,7 @@ _CONTENT_TYPES: Final = {"json_array": "application/json", "ndjson": "applicatio
 
 
 class Http(Sink):
-    """Sink that sends each batch as one HTTP request.
-
-    Status 2xx means that the receiver has the whole batch. Status 400, 413 or 422 means that the
-    receiver refuses the content or the size of the batch. With any other status, the batch is sent
-    again later, because the fault is temporary, or a person can fix it.
-    """
+    """Sink that sends each batch of events as one HTTP request."""
 
     def __init__(
         self,
@@ -36,7 +31,7 @@ class Http(Sink):
         self._form = form
 
     async def open(self) -> None:
-        """Connect to the receiver; raises DeliveryError if that fails."""
+        """Connect to the receiver; raises DeliveryError if the connection fails."""
         await self._session.open()
 
     async def close(self) -> None:
@@ -44,10 +39,11 @@ class Http(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch as one request.
+        """Send a batch as one HTTP request.
 
-        Raises RefusedError if the receiver refuses the content or the size of the batch,
-        DeliveryError for any other failure.
+        Raises RefusedError for the status 400, 413 or 422: the receiver refuses the batch's
+        content or size. Raises DeliveryError for any other failure; the batch is then sent
+        again later.
         """
         answer = await self._session.request(
             self._method, body=self._body(messages), content_type=_CONTENT_TYPES[self._form]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Credentials:
     """Credentials for an HTTP receiver, for the header ``Authorization`` (RFC 9110, 11.6.2).
 
-    ``scheme`` is the first word of the header's value. ``secret`` is the location of a token. For
-    the scheme Basic, it is the location of the password of ``user`` (RFC 7617, 2).
+    ``scheme`` is the first word of the header's value. ``secret`` is the location of a token.
+    For the scheme Basic, it is the location of the password of ``user`` (RFC 7617, 2).
     """
 
     scheme: Literal["Basic", "Bearer", "ApiKey", "Splunk"]
@@ -29,8 +29,7 @@ class Credentials:
     def header(self, secret: str) -> str:
         """Return the value of the header ``Authorization``, for example ``Bearer TOKEN``.
 
-        The argument ``secret`` is the secret text. The caller has read it from the location that
-        the attribute ``secret`` names.
+        ``secret`` is the text of the token or password, which the caller has read.
         """
         if self.scheme == "Basic":
             secret = base64.b64encode(f"{self.user}:{secret}".encode()).decode()
@@ -41,11 +40,9 @@ class Credentials:
 class Receiver:
     """HTTP server that receives events.
 
-    ``url`` is the URL of the requests; a sink may append the path of its API. ``headers`` are sent
-    with every request. ``tls`` has the TLS settings for an https URL; None means to trust the
-    system's authorities. Requests go through ``proxy``; None means no proxy. Proxies in environment
-    variables are ignored. If ``is_compressed`` is true, request bodies are compressed with gzip,
-    except small ones.
+    A sink may append a path to ``url``. If ``tls`` is None, the system's authorities are
+    trusted. If ``proxy`` is None, no proxy is used, even if an environment variable names one.
+    If ``is_compressed`` is true, request bodies are compressed with gzip, except small ones.
     """
 
     url: str

@@ -1,4 +1,4 @@
-"""Access to values in decoded JSON of any shape: stored events and answers of receivers.
+"""Access to values in decoded JSON of any shape.
 
 ``path`` is the sequence of object keys that leads to a value. For example, the keys ``device`` and
 ``hostname`` lead to ``document["device"]["hostname"]``.
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def milliseconds(event: Any, *path: str) -> int:
-    """Return the integer at ``path`` in an event: a time in ms since the epoch.
+    """Return the time at ``path`` in an event: an integer, in ms since the epoch.
 
     Returns 0 if there is no integer at ``path``, or if the integer is negative.
     """

@@ -1,7 +1,7 @@
 """Sink for a stream of NATS JetStream.
 
-A message's ``Nats-Msg-Id`` is the event's uid. So the stream stores an event once, even if it is
-repeated within the stream's duplicate window. ``nats stream add --dupe-window`` sets that window.
+A message's ``Nats-Msg-Id`` is the event's uid. So the stream stores a repeated event only once
+within its duplicate window (``nats stream add --dupe-window``).
 """
 
 from __future__ import annotations
@@ -52,14 +52,13 @@ class _Rejection:
 
 
 class Nats(Sink):
-    """Sink that publishes events to a subject, and waits until the stream has stored all of them.
+    """Sink that publishes events to a NATS subject, and waits until a stream has stored them.
 
-    ``servers`` are URLs. The sink tries them in random order, and uses the first reachable server.
-    If ``has_class`` is true, the event's class is appended to the subject. For example, the subject
-    ``ocsf`` becomes ``ocsf.network_activity``. ``stream`` is the name of the only stream that may
-    store the events; None allows any stream. TLS is required if ``tls`` is given, if
-    ``is_tls_first`` is true, or if a URL begins with ``tls://``. Otherwise the server decides.
-    ``is_tls_first`` is for a server with the setting ``handshake_first``.
+    ``servers`` are URLs, tried in random order. If ``has_class`` is true, the subject ``ocsf``
+    becomes ``ocsf.network_activity``, for example. ``stream`` is the name of the only stream
+    that may store the events; None allows any stream. ``is_tls_first`` is for a server with the
+    setting ``handshake_first``. TLS is required with ``tls``, with ``is_tls_first`` or with a
+    URL ``tls://…``. Otherwise the server decides.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a connection and a subject
@@ -93,15 +92,15 @@ class Nats(Sink):
             raise
 
     async def close(self) -> None:
-        """Abort the connection; acknowledged events stay stored in the stream."""
+        """Abort the connection to the server."""
         self._connection = None
         await self._thread.stop()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Publish a batch in parts of some hundred messages; wait for the answers to each part.
+        """Publish a batch of events, and wait for the answer to each event.
 
-        Raises DeliveryError if the connection breaks, if no stream has the subject, or if an answer
-        is not from a stream.
+        Raises DeliveryError if the connection breaks, no stream has the subject, or an
+        answer is not from a stream.
         """
         if self._connection is None:
             raise DeliveryError("no NATS server is connected")
@@ -143,10 +142,10 @@ class Nats(Sink):
     async def _publish_all(
         self, connection: NatsConnection, messages: Sequence[Message]
     ) -> list[_Rejection | None]:
-        """Publish messages; return one result for each message, in the same order.
+        """Publish messages; return None or a rejection for each message, in the same order.
 
-        A result is None if the stream stored the message, else it is the rejection. Raises
-        DeliveryError if the connection breaks or an answer is not from a stream.
+        None means that the stream stored the message. Raises DeliveryError if the
+        connection breaks or an answer is not from a stream.
         """
         try:
             answers = [await self._publish(connection, message) for message in messages]
@@ -172,8 +171,8 @@ class Nats(Sink):
     ) -> asyncio.Future[Msg] | None:
         """Publish a message, and return the future of its answer.
 
-        If the message is too large for the server, it is not published, and the result is None. For
-        such a message, the server would close the connection.
+        Return None, and publish nothing, if the message is too large: the server would
+        close the connection.
         """
         headers = {_MESSAGE_ID: message.uid}
         if self._stream is not None:
@@ -221,14 +220,10 @@ def _decode(data: bytes) -> dict[str, Any]:
 
 
 def _class_token(event: Any) -> str:
-    """Return an event's class as a part of a NATS subject, for example ``network_activity``.
-
-    The result has only the characters a to z, 0 to 9 and _.
-    """
+    """Return an event's class as a part of a NATS subject, for example ``network_activity``."""
     name = event.get("class_name") if isinstance(event, dict) else None
     return _NOT_IN_TOKEN.sub("_", str(name).lower()) or "none"
 
 
 def _name(server: str) -> str:
-    """Return a server's name for messages: "NATS server" and the host and port of its URL."""
     return f"NATS server {urlsplit(server).netloc}"

@@ -1,7 +1,7 @@
 """Sink for Splunk's HTTP Event Collector (HEC).
 
-Facts are from Splunk's "Getting Data In": "Format events for HTTP Event Collector", "About HTTP
-Event Collector Indexer Acknowledgment", and the codes of "Troubleshoot HTTP Event Collector".
+The protocol is described in Splunk's "Getting Data In": "Format events for HTTP Event Collector",
+"About HTTP Event Collector Indexer Acknowledgment" and "Troubleshoot HTTP Event Collector".
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ _MAX_POLL_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class _InvalidEvent:
-    """Event that the collector refuses: its position in the batch, and the reason."""
-
     position: int
     reason: str
 
@@ -57,15 +55,10 @@ class _InvalidEvent:
 class SplunkHec(Sink):
     """Sink that sends each batch as one HTTP request, with one HEC envelope for each event.
 
-    Without ``ack_seconds``, a batch counts as delivered when the collector has it in memory. With
-    ``ack_seconds``, a batch counts as delivered when an indexer has it on disk. To find that out,
-    the sink polls the collector for at most ``ack_seconds``. This requires a token with indexer
-    acknowledgement.
-
-    If a batch has invalid events, the collector's answer has the position of the first one. The
-    sink sends that event again alone. If the collector refuses the event again, the sink reports it
-    as refused. Splunk's documentation does not specify whether the events before the invalid event
-    were indexed. So the sink sends all other events again, and some may be indexed twice.
+    Without ``ack_seconds``, a batch counts as delivered when the collector has it in memory.
+    With ``ack_seconds``, an indexer must have the batch on disk within this time. This requires
+    a token with indexer acknowledgement. If one event of a batch is invalid, other events may
+    be indexed twice.
     """
 
     def __init__(
@@ -85,7 +78,7 @@ class SplunkHec(Sink):
         self._channel: dict[str, str] = {}
 
     async def open(self) -> None:
-        """Connect and check the collector's health; raises DeliveryError."""
+        """Connect to the collector and check its health; raises DeliveryError if either fails."""
         await self._session.open()
         try:
             await self._check_health()
@@ -100,15 +93,16 @@ class SplunkHec(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch of events; report each event that the collector finds invalid as refused.
+        """Send a batch of events; the result lists the events that the collector finds invalid.
 
-        Raises RefusedError if the collector refuses the whole request. Also raises RefusedError if
-        the answer has no position of the invalid event, or the position of a valid event. Raises
-        DeliveryError for any other failure.
+        Raises RefusedError if the collector refuses the whole request, or names no event,
+        or a valid event. Raises DeliveryError for any other failure.
         """
         refused: list[Refusal] = []
         rest = list(messages)
         while rest and (invalid := await self._send(rest)) is not None:
+            # Splunk does not document whether the events before the invalid one were indexed, so
+            # all others are sent again. The suspect is sent alone, to check the position.
             suspect = rest.pop(invalid.position)
             if rest and await self._send([suspect]) is None:
                 raise RefusedError(invalid.reason)
@@ -123,8 +117,8 @@ class SplunkHec(Sink):
     async def _send(self, messages: Sequence[Message]) -> _InvalidEvent | None:
         """Send events; return the first invalid event, or None if the collector has all events.
 
-        Raises RefusedError if the collector refuses the whole request, or if its answer has no
-        position of the invalid event. Raises DeliveryError for any other failure.
+        Raises RefusedError if the collector refuses the whole request, or does not name the
+        invalid event. Raises DeliveryError for any other failure.
         """
         body = await asyncio.to_thread(self._body, messages)
         answer = await self._session.request("POST", _EVENT, body=body, headers=self._channel)
@@ -157,11 +151,10 @@ class SplunkHec(Sink):
         raise RefusedError(sentence)
 
     async def _wait_until_indexed(self, ack_id: int | None) -> None:
-        """Wait until an indexer has the events of a request on its disk.
+        """Wait until an indexer has the events of the request ``ack_id`` on its disk.
 
-        ``ack_id`` identifies the request; the collector sent this number in its answer. Does
-        nothing if the sink has no ``ack_seconds``. Raises DeliveryError if no indexer has the
-        events within ``ack_seconds``, or if ``ack_id`` is None.
+        Does nothing if the sink has no ``ack_seconds``. Raises DeliveryError if the wait
+        takes longer than ``ack_seconds``, or if ``ack_id`` is None.
         """
         if self._ack_seconds is None:
             return
@@ -188,11 +181,7 @@ class SplunkHec(Sink):
         return value_at(answer.json(), "acks", str(ack_id)) is True
 
     def _body(self, messages: Sequence[Message]) -> bytes:
-        """Build a request's body: one envelope for each event, on separate lines.
-
-        The body is not a JSON array. Splunk documents this format in "Format events for HTTP Event
-        Collector", section "Batch data".
-        """
+        # Not a JSON array: "Format events for HTTP Event Collector", section "Batch data".
         return b"\n".join(self._envelope(message) for message in messages)
 
     def _envelope(self, message: Message) -> bytes:

@@ -1,9 +1,8 @@
 """Check of a journal's files before libsystemd opens them.
 
-libsystemd silently skips a file that it can't open. So a journal may seem empty although it has
-entries. There are two usual causes. The permission to read may be missing. Or the file uses a
-feature that this libsystemd does not have, such as zstd compression. The header format is described
-in systemd's docs/JOURNAL_FILE_FORMAT.md.
+libsystemd silently skips a file that it can't open, so a journal may seem empty. The permission to
+read may be missing, or this libsystemd may lack a feature of the file. The header format is
+described in systemd's docs/JOURNAL_FILE_FORMAT.md.
 """
 
 from __future__ import annotations
@@ -23,12 +22,11 @@ _HEADER: Final = struct.Struct("<8sII")  # signature, compatible flags, incompat
 
 
 def samples(directory: Path | None) -> list[Path]:
-    """Return sample files of a journal, to test if libsystemd supports all features of the journal.
+    """Return one journal file for each combination of features that the journal's files use.
 
-    If libsystemd can open these files, it can open all files of the journal. The features of a file
-    are the incompatible flags in its header; there is one file for each combination. ``directory``
-    is the journal's folder; None stands for the default folders. If the folder ``directory`` has no
-    journal file, the result is empty.
+    If libsystemd can open these files, it supports all files of the journal. ``directory`` is
+    the journal's folder; None means the default folders. If ``directory`` has no journal file,
+    the result is empty.
 
     Raises AbsentError if the folder does not exist, or if the default folders have no journal.
     Raises UnsupportedError if there are files, but reading them is not permitted.

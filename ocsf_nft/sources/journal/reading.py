@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class Chunk:
     """Result of one read of the journal: the selected entries, and the position after the read.
 
-    ``cursor`` is the cursor of the last entry that was read, even if that entry was not selected.
-    It is None if no entry was read. ``cursor_is_missing`` is true if the reader was opened with a
-    cursor, but the journal no longer has that entry. Then some entries after it may be missing too.
+    ``cursor`` is the position of the last entry that was read, selected or not; None if no
+    entry was read. ``cursor_is_missing`` is true if the journal no longer has the entry after
+    which reading was to begin. Later entries may be missing too.
     """
 
     entries: tuple[KernelEntry, ...] = ()
@@ -29,16 +29,17 @@ class JournalReader(Protocol):
     async def open(self, cursor: str | None) -> str | None:
         """Open the journal, to read the entries that come after the entry with this ``cursor``.
 
-        If ``cursor`` is None, read the entries that come after the present newest entry. Returns
-        the cursor of the entry after which reading begins; None if the journal has no entry yet.
+        If ``cursor`` is None, read the entries that come after the present newest entry.
+        Returns the cursor of the entry after which reading begins; None if the journal is
+        empty.
         """
 
     async def close(self) -> None:
-        """Close the journal, and release all resources."""
+        """Close the journal."""
 
     async def read(self, timeout_s: float | None) -> Chunk:
         """Wait for new entries, at most ``timeout_s`` seconds (None: no limit), and return them.
 
-        One call returns a limited number of entries; the next call returns the others. If no entry
-        arrives in time, the chunk is empty.
+        One call returns a limited number of entries; the next call returns the others. If
+        no entry arrives in time, the result has no entries.
         """

@@ -1,4 +1,4 @@
-"""NFLOG source: packets that the kernel logs to one NFLOG group, read by netlink."""
+"""NFLOG source: reads by netlink the packets that the kernel logs to one NFLOG group."""
 
 from ocsf_nft.sources.nflog.source import Nflog
 

@@ -5,11 +5,10 @@ An example, which is one line in reality::
     NFLOG group=5 family=2 protocol=0800 hook=3 received=1764000000123456789 seq=7
     id="nflog:…:7" prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
 
-Names and log prefixes are JSON strings in ASCII. So no byte in them can be mistaken for another
-field. The packet and the headers are hexadecimal. The order of the fields is fixed; absent fields
-are left out. The field ``id`` identifies the record uniquely. The parser returns the original
-message and this identity. So the event of a parsed line has the same uid as the event that was
-emitted for the live record.
+Names and log prefixes are JSON strings in ASCII, so no byte in them can be mistaken for another
+field. The packet and the headers are hexadecimal. Absent fields are left out. The field ``id``
+identifies the log record uniquely. So an event made from the line has the same uid as the live
+event.
 """
 
 from __future__ import annotations
@@ -75,14 +74,11 @@ _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
 
 class _InvalidStringError(Exception):
-    """Error: a quoted string of an NFLOG line is invalid.
-
-    The string is too long or not valid text, or the field ``id`` does not begin with ``nflog:``.
-    """
+    """Error: a quoted string of an NFLOG line is too long or invalid."""
 
 
 class Line(NamedTuple):
-    """Content of an NFLOG line: the logged packet, and the unique identity of its record.
+    """Logged packet of an NFLOG line, and the unique identity of its log record.
 
     ``identity`` is ``None`` if the line has no field ``id``.
     """
@@ -137,7 +133,7 @@ def _quoted(device: Interface | None) -> str | None:
 
 
 def stamp(datagram: Datagram) -> str | None:
-    """Return the kernel's timestamp of a packet as text: seconds since the epoch with six decimals.
+    """Return the kernel's timestamp of a packet: seconds since the epoch with six decimals.
 
     Returns ``None`` if the packet has no timestamp.
     """
@@ -164,8 +160,8 @@ def parse(line: str) -> Line | None:
 def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Datagram:
     """Build the NFLOG message from the fields of a line.
 
-    ``found`` has the text of each field; ``numbers`` has the decimal fields as integers. Raises
-    _InvalidStringError if the prefix or an interface name is too long or not valid text.
+    ``numbers`` has the decimal fields as integers. Raises _InvalidStringError if the prefix or
+    an interface name is too long or not valid text.
     """
     vlan, seconds = found["vlan"], numbers["seconds"]
     return Datagram(
@@ -197,8 +193,7 @@ def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Da
 def _string(quoted: str, limit: int) -> str:
     """Decode a JSON string of at most ``limit`` characters.
 
-    Raises _InvalidStringError if the string is longer, or if it has half a surrogate pair. JSON
-    allows half a pair, but it is not valid text.
+    Raises _InvalidStringError if the string is longer or not valid text.
     """
     text: str = json.loads(quoted)
     if len(text) > limit or _SURROGATE.search(text):
@@ -207,10 +202,7 @@ def _string(quoted: str, limit: int) -> str:
 
 
 def _identity(quoted: str | None) -> str | None:
-    """Decode the field ``id`` of an NFLOG line; return None if the line has no such field.
-
-    Raises _InvalidStringError if the identity does not begin with ``nflog:``.
-    """
+    """Decode the field ``id``; raises _InvalidStringError if it does not begin with ``nflog:``."""
     if quoted is None:
         return None
     text = _string(quoted, _IDENTITY_CHARACTERS)

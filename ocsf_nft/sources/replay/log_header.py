@@ -1,15 +1,11 @@
 """Parser of the header before a kernel message in a log file: timestamp, host, program name.
 
-The parser recognises the output of ``dmesg`` in each time format, also with ``--decode`` or
-``--raw``. It recognises syslog in the formats of RFC 3164 (also busybox's and the ISO 8601 variant)
-and RFC 5424. The short formats of ``journalctl`` are recognised as syslog. A line of any other
-format counts as a kernel message without a header.
+The parser recognises the output of ``dmesg``, syslog (RFC 3164 and RFC 5424), and the short formats
+of ``journalctl``. A line of any other format counts as a kernel message without a header.
 
-The header shows whether the kernel wrote the message. If the line has a facility, it must be
-``kern``. If the line has a numeric priority, its facility (the number divided by 8) must be 0. In
-syslog, the program must be ``kernel``. A plain file has no other evidence of who wrote a message.
-So a program that may send syslog messages under the name ``kernel`` can forge a message. Live
-sources, such as NFLOG, have better evidence.
+The header shows if the kernel wrote the message: its facility, if present, must be ``kern``. In
+syslog, the program must also be ``kernel``. A program that may send syslog messages under this name
+can forge a message.
 """
 
 from __future__ import annotations
@@ -88,18 +84,17 @@ _UNKNOWN_AUTHOR: Final = "an unknown program"
 
 
 class StampError(Exception):
-    """Timestamp of a log line that is not a valid time; the exception's text is the reason."""
+    """Error: a log line's timestamp is not a valid time. The exception's text is the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class StampReference:
     """Reference times that complete a log timestamp without a date, a year or a time zone.
 
-    ``boot_ns`` is the boot time of the log's machine, in nanoseconds since the epoch. If that time
-    is unknown, ``boot_ns`` is the boot time of this machine, and ``is_assumed_boot`` is true.
-    ``now_ns`` returns the current time. A timestamp without a year gets the latest year that makes
-    the time at most one day later than now. ``zone`` is the time zone of timestamps that have none.
-    If ``zone`` is None, the time zone of this machine is used.
+    ``boot_ns`` is the boot time of the log's machine, in ns since the epoch. If that time is
+    unknown, ``boot_ns`` is this machine's boot time, and ``is_assumed_boot`` is true.
+    ``now_ns`` returns the current time. ``zone`` is for timestamps without a time zone; None
+    means this machine's time zone.
     """
 
     boot_ns: int
@@ -108,10 +103,10 @@ class StampReference:
     is_assumed_boot: bool
 
     def since_boot(self, microseconds: int) -> int:
-        """Convert a timestamp of the kernel's clock to nanoseconds since the epoch.
+        """Convert a time since boot, in microseconds, to nanoseconds since the epoch.
 
-        ``microseconds`` is the time since boot. Raises StampError if ``is_assumed_boot`` is true
-        and the result is more than a minute in the future.
+        Raises StampError if ``is_assumed_boot`` is true and the result is more than a
+        minute in the future.
         """
         time_ns = self.boot_ns + microseconds * 1000
         if self.is_assumed_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
@@ -127,8 +122,8 @@ class LogLine:
     """Message of a line in a log file, and the content of the line's header.
 
     ``log_source`` is ``dmesg`` or ``syslog``. ``author`` describes the program that wrote the
-    message. It is None if the kernel wrote the message. ``time_ns`` is the timestamp in nanoseconds
-    since the epoch, and ``stamp`` is its original text. Both are None if the line has no timestamp.
+    message; None means the kernel. ``time_ns`` is the timestamp (ns since the epoch), and
+    ``stamp`` is its original text. Both are None without a timestamp.
     """
 
     message: str
@@ -139,7 +134,7 @@ class LogLine:
 
 
 def parse(line: str, reference: StampReference) -> LogLine:
-    """Split a line of a log file into the parts of its header and its message.
+    """Split a line of a log file into its header and its message.
 
     Raises StampError if the line's timestamp is not a valid time.
     """
@@ -252,13 +247,12 @@ def _local_ns(match: re.Match[str], year: int, reference: StampReference) -> int
 def _yearless_ns(match: re.Match[str], reference: StampReference) -> int:
     """Complete a timestamp without a year; return it in nanoseconds since the epoch.
 
-    The function takes the latest year for which the result is at most one day in the future. A day
-    is allowed, because the clock of the log's machine may be ahead of ours. A year in which the
-    date does not exist (29 February) is skipped. At least one of 8 successive years has that date.
-    Raises StampError if no year gives a valid time.
+    The result is in the latest possible year, but at most one day in the future. Raises
+    StampError if no year gives a valid time.
     """
     latest_ns = reference.now_ns() + _AHEAD_NS
     year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, reference.zone).year
+    # At least one of 8 successive years has a 29 February.
     for candidate in range(year, year - 9, -1):
         try:
             time_ns = _local_ns(match, candidate, reference)
