@@ -1,7 +1,4 @@
-"""Fast conversion of IP addresses between network bytes and text.
-
-In a flood of records, tens of thousands of addresses are converted each second.
-"""
+"""Fast conversion of IP addresses between network bytes and text."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ import socket
 
 
 def packed(text: str | None) -> bytes | None:
-    """Return an IP address as network bytes (4 or 16); None if ``text`` is no address.
+    """Return an IP address as 4 or 16 bytes in network order; None if ``text`` is no address.
 
-    Also return None for an address with a scope (``fe80::1%eth0``): a packet never has a scope.
+    Also return None for an address with a scope (``fe80::1%eth0``).
     """
     if text is None:
         return None

@@ -1,9 +1,7 @@
 """Temporary sandbox for the demo, the tests and the benchmarks.
 
-It consists of two network namespaces joined by a veth pair: one for the sandbox, and one for a
-gateway, which represents the rest of the world. Traffic never leaves the two namespaces. They are
-removed at the end of the context, also after an error. The host's sysctls do not affect them. Needs
-root and iproute2.
+Two network namespaces are joined by a veth pair: the sandbox, and a gateway, which represents the
+rest of the world. Traffic never leaves the two namespaces. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -117,12 +115,12 @@ class Lab:
 
     @property
     def gateway_namespace(self) -> netns.Namespace:
-        """Return the network namespace of the gateway, at the other end of the veth pair."""
+        """Return the network namespace of the gateway."""
         return netns.named(self.gateway)
 
 
 def ip(*arguments: str) -> None:
-    """Run iproute2's ``ip`` with these arguments; raises UnsupportedError if it fails."""
+    """Run iproute2's ``ip`` with these arguments; raises UnsupportedError on failure."""
     binary = shutil.which("ip", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if binary is None:
         raise UnsupportedError("the ip command is missing: install iproute2")
@@ -155,10 +153,8 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 def set_sysctls() -> None:
     """Set the sysctls of the calling thread's network namespace to the kernel's defaults.
 
-    A new namespace inherits some sysctls from the host, where an administrator or Docker may have
-    changed them. They are net.ipv4.conf, the TCP buffers and the congestion control. With some
-    values of net.core.devconf_inherit_init_net, net.ipv6.conf is inherited too. This function sets
-    only these sysctls, because all others have the kernel's defaults already.
+    Only sysctls that a new namespace may inherit from the host are set. A few net.ipv6.conf values
+    differ from the defaults, so that an address is usable at once.
     """
     # These two come first, because they change others.
     _set("ipv4/ip_forward", "0")
@@ -200,10 +196,10 @@ def throwaway() -> Iterator[Lab]:
 
 
 def _wait_for_address(address: str) -> None:
-    """Wait until a socket can use a new IPv6 address of the calling thread's namespace.
+    """Wait until a new IPv6 address of the calling thread's namespace is usable.
 
-    A new address is tentative (not usable) until a kernel worker has run, even if duplicate address
-    detection is off. Raises UnsupportedError after 10 s.
+    A new address is tentative until a kernel worker has run, even without duplicate address
+    detection. Raises UnsupportedError after 10 s.
     """
     deadline = time.monotonic() + _ADDRESS_SECONDS
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
@@ -223,7 +219,7 @@ def _wait_for_address(address: str) -> None:
 def configure(name: str, device: str, *addresses: str) -> None:
     """Enable a network device and the loopback in the namespace ``name``.
 
-    Each of the ``addresses`` (with its prefix length) is added to the device.
+    ``addresses`` are added to the device, for example ``10.200.0.1/24``.
     """
     ip("-n", name, "link", "set", "lo", "up")
     for address in addresses:

@@ -1,9 +1,7 @@
 """Metrics in Prometheus' text format.
 
-The names of metrics and labels must stay the same, because users' dashboards depend on them. The
-labels are the sandbox, the rule and its mode (enforcing or permissive), the kind of source, the
-name of the sink, the attribution method, the kind of an unparsed line, and the version of ocsf-nft.
-No label has an address or a user as its value, because each value makes a new time series.
+The names of metrics and labels must stay the same, because users' dashboards depend on them. No
+label has an address or a user as its value, because each value makes a new time series.
 """
 
 # ruff: noqa: PLC0415 - prometheus_client imports an HTTP client and server: only metrics need it
@@ -105,12 +103,11 @@ def _text(metrics: Iterable[Metric]) -> bytes:
     return generate_latest(registry)
 
 
-class _Collector:
+class _Collector:  # the interface that prometheus_client requires
     def __init__(self, metrics: Sequence[Metric]) -> None:
         self._metrics = metrics
 
     def collect(self) -> Sequence[Metric]:
-        """Return the metrics with their values; prometheus_client calls this method."""
         return self._metrics
 
 

@@ -1,9 +1,8 @@
 """Netlink messages: encoding, decoding, and a request that waits for the kernel's reply.
 
 A message has a header and a payload (``include/uapi/linux/netlink.h``). The header has 16 bytes in
-native byte order: length, type, flags, sequence, port id. The payload begins with a fixed part,
-which depends on the netlink family. Attributes follow: length, type, value. Each message and each
-attribute is padded to 4 bytes.
+native byte order: length, type, flags, sequence, port id. The payload has a fixed part and
+attributes: length, type, value. Each message and each attribute is padded to 4 bytes.
 """
 
 from __future__ import annotations
@@ -40,14 +39,14 @@ def attribute(kind: int, value: bytes) -> bytes:
 
 
 def message(kind: int, flags: int, payload: bytes, sequence: int = 0) -> bytes:
-    """Encode one netlink message of type ``kind``; the kernel fills in the port id."""
+    """Encode one netlink message of type ``kind``: the header and the payload."""
     return _HEADER.pack(_HEADER.size + len(payload), kind, flags, sequence, 0) + payload
 
 
 def attributes(payload: memoryview) -> Iterator[tuple[int, memoryview]]:
     """Yield type and value of each netlink attribute; stop at a malformed attribute.
 
-    The flags that netlink stores in the type (nested, byte order) are removed.
+    The flags in the type (nested, byte order) are removed.
     """
     offset, end = 0, len(payload)
     while offset + _ATTRIBUTE.size <= end:
@@ -84,10 +83,7 @@ class Message(NamedTuple):
 
 
 def messages_with_headers(datagram: memoryview) -> Iterator[Message]:
-    """Yield the netlink messages in a datagram, with the fields of their headers.
-
-    :func:`messages` yields only their types and payloads. Stop at a malformed message.
-    """
+    """Yield the netlink messages in a datagram, with their headers; stop at a malformed message."""
     offset, end = 0, len(datagram)
     while offset + _HEADER.size <= end:
         length, kind, flags, sequence, port = _HEADER.unpack_from(datagram, offset)
@@ -100,7 +96,10 @@ def messages_with_headers(datagram: memoryview) -> Iterator[Message]:
 
 
 def raise_for_error(payload: memoryview) -> None:
-    """Raise the ``OSError`` in the payload of an NLMSG_ERROR message; return if it is an ACK."""
+    """Raise OSError with the error code in the payload of an NLMSG_ERROR message.
+
+    If the code is 0 (an acknowledgement), return.
+    """
     (code,) = struct.unpack_from("=i", payload)
     if code:
         raise OSError(-code, os.strerror(-code))
@@ -109,10 +108,10 @@ def raise_for_error(payload: memoryview) -> None:
 def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> list[bytes]:
     """Send one netlink request to the kernel; return the payloads of the replies.
 
-    ``protocol`` is a netlink protocol, for example NETLINK_ROUTE. ``kind`` is the type of the
-    message. With ``dump``, the kernel returns a list of objects. The request goes to the network
-    namespace of the calling thread. This function waits up to 5 s for each reply. Raises
-    ``OSError`` with the kernel's errno, or TimeoutError if no reply arrives.
+    ``protocol`` is a netlink protocol, for example NETLINK_ROUTE. ``kind`` is the message type.
+    With ``dump``, the kernel returns a list of objects. The network namespace is that of the
+    calling thread. Waits up to 5 s for each reply. Raises ``OSError`` with the kernel's errno, or
+    TimeoutError if no reply arrives.
     """
     flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
     replies: list[bytes] = []

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 
 def quoted(text: str) -> str:
-    r"""Return a text in double quotes, with its unprintable characters escaped, as in ``"a\nb"``.
-
-    So the reader sees where a value begins and ends, even if it is empty or has spaces or line
-    ends.
-    """
+    r"""Return a text in double quotes, with unprintable characters escaped, as in ``"a\nb"``."""
     return '"' + "".join(c if c.isprintable() else _escape(c) for c in text) + '"'
 
 

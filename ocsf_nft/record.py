@@ -1,7 +1,6 @@
-"""Results of reading a kernel log: records, gaps (missing records) and rejected lines.
+"""Results of reading a kernel log: log records, gaps (missing records) and rejected lines.
 
-Every transport (NFLOG, /dev/kmsg, journal, file) returns these types. All later steps of the
-service work with them. The types are immutable. This module imports no other module of the package.
+Every transport (NFLOG, /dev/kmsg, journal, file) returns these types.
 """
 
 from __future__ import annotations
@@ -39,19 +38,19 @@ VM_RULES = frozenset({"vm-forward", "vm-input", "vm-ingress", "vm-link"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Source of a log record, and the identity of the record in this source.
+    """Source of a log record, and the identity of the record in that source.
 
-    ``identity`` is different for each record, and the same if a record is read again. It is a
-    kernel log sequence number with its boot id, a journal cursor, or a position in a file. The uids
-    of events are derived from it. ``log_source`` is the name of the log. ``raw`` is the record's
-    text, as the source has it. ``log_format`` is the format of that text. The text alone does not
-    show its format, because a log prefix may begin like another format. ``original_time`` is the
-    timestamp as the source wrote it. ``sequence`` is the number that the source gave the record.
+    ``identity`` is different for each record, and stays the same if a record is read again. It is,
+    for example, a journal cursor. The uids of events are derived from it. ``log_source`` is the
+    name of the log. ``raw`` is the record's text as in the source, and ``log_format`` is the format
+    of that text. ``sequence`` and ``original_time`` are the number and the timestamp that the
+    source gave the record.
     """
 
     transport: Transport
     identity: str
     log_source: str
+    # The text alone does not show it: a log prefix may begin like another format.
     log_format: LogFormat
     raw: str
     sequence: int | None = None
@@ -62,21 +61,19 @@ class Origin:
 class Record:
     """Packet that a firewall rule logged, in most cases because the rule refused the packet.
 
-    All transports give an equal record for the same packet. ``prefix`` is the text of the rule's
-    log statement. ``sandbox`` and ``rule`` are the names in ``prefix``. Addresses are in canonical
-    text form (RFC 5952 for IPv6, lower-case with colons for MACs). Numbers are as in the headers.
-    Absent values are None and never guessed. ``length`` is the total length of the IP packet in
-    bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168 (FIN=1, SYN=2, RST=4, PSH=8,
-    ACK=16, URG=32, ECE=64, CWR=128, AE=256).
+    All transports give an equal record for the same packet. Equality ignores the times,
+    ``captured_sum`` and ``origin``. ``prefix`` is the text of the rule's log statement. ``sandbox``
+    and ``rule`` are the names in ``prefix``. Addresses are in canonical text form (RFC 5952 for
+    IPv6, lower-case with colons for MACs). Absent values are None. ``length`` is the total length
+    of the IP packet in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168, for
+    example SYN=2 and ACK=16.
 
-    ``verdict`` is None if a fence refused the packet: the rule's name shows how. It is ``permit``
-    if a permissive fence allowed the packet. For another firewall, it is the verdict in the log
-    prefix, for example ``drop``.
+    ``verdict`` is None if a fence refused the packet, and ``permit`` if a permissive fence allowed
+    it. For another firewall, it is the verdict in the log prefix, for example ``drop``.
 
     ``time_ns`` is the time of the packet, and ``received_ns`` the time of the read (ns since the
-    epoch, UTC). ``captured_sum`` is the Adler-32 (RFC 1950) of the captured bytes of the packet;
-    None if no bytes were captured. Two records are equal even if these three values and ``origin``
-    differ.
+    epoch, UTC). ``captured_sum`` is the Adler-32 checksum (RFC 1950) of the captured bytes of the
+    packet. It is None if no bytes were captured.
     """
 
     prefix: str
@@ -118,8 +115,8 @@ class Gap:
     """Missing log records: the kernel logged them, but the source could not read them.
 
     The kernel logged them between ``since_ns`` and ``until_ns`` (ns since the epoch, UTC).
-    ``dropped`` is the exact number of missing records. It is None if the transport does not number
-    its records.
+    ``dropped`` is the number of missing records. It is None if the transport does not number its
+    records.
     """
 
     transport: Transport
@@ -131,11 +128,11 @@ class Gap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """Line of a log that resembles the record of a packet, but is not accepted as a record.
+    """Line of a log that resembles a log record of a packet, but is not accepted as a log record.
 
-    ``kind`` is the cause. ``forged``: a user process wrote the line, as its syslog facility shows.
-    ``malformed``: the line can't be parsed. ``ambiguous``: the line can be parsed in more than one
-    way.
+    ``kind`` is the reason. ``forged``: the line is not from the kernel, or names a sandbox that
+    does not log there. ``malformed``: the line can't be parsed. ``ambiguous``: the line can be
+    parsed in more than one way.
     """
 
     kind: Literal["forged", "malformed", "ambiguous"]
@@ -147,10 +144,9 @@ class Reject:
 class Batch:
     """Result of one read of a source: log records, in the order in which the kernel logged them.
 
-    ``rejected`` are lines that are no valid records. ``cursor`` is the position after this batch,
-    in a format that only the source understands. A source that is opened with this cursor resumes
-    with the next record. ``cursor`` is None if the transport has no position. ``since_ns`` is the
-    earliest time at which the kernel can have logged the records (CLOCK_BOOTTIME); 0 if unknown.
+    ``rejected`` are lines that are no valid log records. ``cursor`` is the position after this
+    batch, to resume reading; None if the transport has no position. ``since_ns`` is the earliest
+    time at which the kernel can have logged the records (CLOCK_BOOTTIME); 0 if unknown.
     """
 
     records: tuple[Record, ...] = ()
@@ -161,7 +157,7 @@ class Batch:
 
 
 class Prefix(NamedTuple):
-    """Parts of a log prefix: for ``ocsf-nft:agent:egress:`` sandbox ``agent`` and rule ``egress``.
+    """Parts of a log prefix: ``ocsf-nft:agent:egress:`` has sandbox ``agent`` and rule ``egress``.
 
     ``verdict`` is ``permit`` in the prefix of a permissive fence, else None. For a prefix of
     another firewall, ``sandbox`` is None, and ``rule`` is the whole text of the prefix.
@@ -175,8 +171,8 @@ class Prefix(NamedTuple):
 def split_prefix(prefix: str) -> Prefix:
     """Split a log prefix into sandbox, rule and verdict (:class:`Prefix`).
 
-    The prefix of another firewall is not split. Then the sandbox is None, and the rule is the whole
-    text, without white space at its ends.
+    The prefix of another firewall is not split: the rule is the whole text, and the sandbox is
+    None.
     """
     if prefix.startswith(PREFIX_ROOT) and prefix.endswith(":"):
         match prefix[len(PREFIX_ROOT) : -1].split(":"):

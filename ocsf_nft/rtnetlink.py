@@ -34,8 +34,8 @@ class Link(NamedTuple):
     """Network interface (link) of a namespace.
 
     ``name`` is untrusted, because the owner of the namespace chooses it. Bytes of the name that are
-    not UTF-8 become lone surrogates. ``is_port`` is true if another interface (a bridge, a bond, a
-    VRF) receives this interface's incoming packets.
+    not UTF-8 become lone surrogates. ``is_port`` is true if the interface belongs to a bridge, a
+    bond or a VRF.
     """
 
     ifindex: int
@@ -45,7 +45,7 @@ class Link(NamedTuple):
 
 
 def link(body: memoryview) -> Link | None:
-    """Return the interface that the payload of an RTM_NEWLINK message describes.
+    """Return the interface that the payload (``body``) of an RTM_NEWLINK message describes.
 
     Return None if the message has no interface name, or is truncated.
     """
@@ -62,7 +62,7 @@ def link(body: memoryview) -> Link | None:
 def links() -> Iterator[Link]:
     """Yield all interfaces of the calling thread's network namespace.
 
-    Blocks for a short time, until the kernel has answered. Raises OSError if the request fails.
+    Blocks until the kernel has answered. Raises OSError if the request fails.
     """
     for reply in netlink.request(netlink.NETLINK_ROUTE, RTM_GETLINK, ALL_LINKS, dump=True):
         found = link(memoryview(reply))

@@ -1,4 +1,4 @@
-"""Settings of the accounting: destinations with priority, and the condition for a finding."""
+"""Settings of the accounting of refused packets: destinations with priority, and findings."""
 
 from __future__ import annotations
 
@@ -21,13 +21,10 @@ def _never(_record: Record, _packets: int) -> bool:
 class Priority:
     """Settings that the service passes to the accounting of refused packets.
 
-    Only a limited number of flows gets separate reports. Additional reports are reserved for flows
-    to the addresses in ``destinations``. So these flows get separate reports even if a user has
-    many flows.
-
-    ``is_finding`` takes a flow's latest record, and the number of packets in its incident so far.
-    It returns true if the incident is a finding. By default, no destination has priority and
-    nothing is a finding.
+    Only a limited number of flows gets separate events. Additional separate events are reserved for
+    flows to the IP addresses in ``destinations``. ``is_finding`` takes a flow's latest log record,
+    and the number of packets in its incident so far. The function returns true if the incident is a
+    finding.
     """
 
     destinations: frozenset[str] = frozenset()

@@ -1,7 +1,7 @@
 """Attribution method ``capture``: finds the sender of a logged packet with the help of BPF.
 
-BPF programs in the kernel, the capture, report capture events. A capture event is a refused packet
-or a system call, with its process. This module compares capture events with log records.
+BPF programs in the kernel (the capture) report refused packets and system calls, each with its
+process. This module compares these capture events with log records.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CaptureResult(NamedTuple):
     """Attribution of one packet to processes, and the program (``image``) that its sender ran.
 
     If several processes may have sent the packet, ``image`` is that of the first process. Both
-    values are None if the capture saw no process that may have sent the packet.
+    values are None if the capture saw no possible sender.
     """
 
     attribution: Attribution | None
@@ -54,11 +54,7 @@ class CaptureResult(NamedTuple):
 
 
 class _Sandbox:
-    """Capture events of one network namespace.
-
-    They are refused packets if ``is_refused`` is true. Otherwise they are system calls that send or
-    connect.
-    """
+    """Capture events of one network namespace: refused packets, or calls that send or connect."""
 
     def __init__(self, *, is_refused: bool) -> None:
         self.events: RefusedPackets | SendCalls = RefusedPackets() if is_refused else SendCalls()
@@ -70,8 +66,8 @@ class CaptureMethod:
     """Attribution of log records to the processes that sent the packets, by capture events.
 
     ``sandboxes`` maps each sandbox's name to the kernel's cookie (a number) of its network
-    namespace. ``permissive`` has the cookies of namespaces with a permissive fence. Such a fence
-    refuses no packet. So the capture reports system calls there, instead of refused packets.
+    namespace. ``permissive`` has the cookies of namespaces with a permissive fence. There the
+    capture reports system calls, because no packet is refused.
     """
 
     def __init__(
@@ -122,7 +118,7 @@ class CaptureMethod:
         return has_more
 
     def note_dropped(self) -> None:
-        """Store that capture events were dropped before now, so that matches become uncertain."""
+        """Mark the senders of all earlier packets as uncertain: capture events were dropped."""
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for each in self._by_netns.values():
             each.events.note_dropped(now_ns)
@@ -142,7 +138,7 @@ class CaptureMethod:
                     sandbox.events.mark_closed(event)
 
     def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
-        """Return True if the capture has not yet reported the packet of one of the log records.
+        """Return True if the packet of one of the log records has probably not been reported.
 
         The result is always False where the capture reports system calls instead of packets.
         """
@@ -152,12 +148,11 @@ class CaptureMethod:
     def matches(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> Iterator[Match | None]:
-        """Yield for each log record the capture events that may belong to its packet.
+        """Yield for each log record the capture events that may belong to its packet; None if none.
 
-        The result for a record is None if there is no such event. The records are in the kernel's
-        order. Pass each record only once, because each packet belongs to only one record.
-        ``since_ns`` is a time before all records were logged (CLOCK_BOOTTIME). Call
-        :meth:`read_events` first, until it returns False.
+        ``records`` must be in the kernel's order. Pass each record only once. ``since_ns`` is a
+        time before all records were logged (CLOCK_BOOTTIME). Call :meth:`read_events` first, until
+        it returns False.
         """
         began_ns = self._began_ns + _booted_ns()
         is_refused = self._by_name[sandbox].is_refused
@@ -192,10 +187,10 @@ class CaptureMethod:
     ) -> Attribution | None:
         """Return the processes that sent packets of a flow since the previous call for that flow.
 
-        ``record`` identifies the flow. The kernel's counters counted ``packets`` new packets of the
-        flow. The reading of the counters began at ``began_ns`` (since the epoch), and ended when
-        ``record`` was received. The result names a single process only if the capture saw this
-        process send all new packets. Return None if the capture saw no process.
+        ``record`` is a log record of the flow. ``packets`` is the number of new packets that the
+        kernel's counters show. The counters were read from ``began_ns`` (since the epoch, UTC)
+        until ``record`` was received. The result names a single process only if the capture saw
+        this process send all new packets. Return None if the capture saw no process.
         """
         target = flow_target(record)
         if target is None:
@@ -226,9 +221,9 @@ class CaptureMethod:
         )
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Exclude a packet that an event reports from later results of :meth:`since_last`.
+        """Exclude a packet from later results of :meth:`since_last`: an event reports it already.
 
-        ``record`` is the packet's log record. ``process`` is the packet's reported sender; None if
+        ``record`` is the packet's log record. ``process`` is the sender in the event; None if
         unknown.
         """
         target = flow_target(record)

@@ -1,12 +1,8 @@
-"""Search for the senders of log records, among the packets that a BPF program reports.
+"""Search for the sender of each logged packet, among the packets that a BPF program reports.
 
-The BPF program in the kernel reports refused packets with their senders, just after the kernel has
-logged them. The kernel does not log most packets of a flood, so many reported packets have no log
-record. A reported packet matches only one record. This record was logged before the report. If the
-record has bytes of the packet, these are equal to those of the reported packet.
-
-A process may send through the socket of another process, or from the port of another process. The
-report names the process that sends. Packets whose sender is unknown are reported too.
+The BPF program reports refused packets with their senders. In a flood, the kernel logs only some of
+these packets, so many have no log record. A log record matches a packet that was reported later and
+has the same bytes. Each packet matches only one log record.
 """
 
 from __future__ import annotations
@@ -40,10 +36,10 @@ _ACK: Final = 0x10
 
 
 class _Key(NamedTuple):
-    """Values that a reported packet and its log record have in common, to find one by the other.
+    """Values that a reported packet and its log record have in common.
 
-    ``owner`` is the user of the socket. ``packet`` has protocol, ports and destination. ``is_syn``
-    is true for a packet that begins a TCP connection.
+    ``owner`` is the user id of the socket. ``packet`` has protocol, ports and destination.
+    ``is_syn`` is true for a packet that begins a TCP connection.
     """
 
     owner: int
@@ -70,18 +66,14 @@ class _Query(NamedTuple):
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
-        """Return the two keys under which the packet may be stored.
-
-        The first key is for reports that may be about any packet of the same user. The second key
-        is for packets with the record's protocol, ports and destination.
-        """
+        """Return two keys to search for: an unknown packet of the same user, and this packet."""
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
         """Return True if a reported packet may be the packet of the log record.
 
-        The packet was reported at ``since_ns`` or later, and has the same bytes as the record.
-        Unknown bytes count as the same.
+        The packet was reported at ``since_ns`` or later. Its bytes are the same as in the record,
+        or unknown.
         """
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
@@ -89,8 +81,8 @@ class _Query(NamedTuple):
     def is_likely(self, packet: Call) -> bool:
         """Return True if a reported packet is probably the packet of the log record.
 
-        The packet has the same bytes as the record. If bytes are unknown, the packet was reported
-        after the record's timestamp, or at most half a second before it.
+        Both have the same bytes. If bytes are unknown, the packet was reported after the record's
+        timestamp, or at most half a second before it.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
@@ -98,10 +90,7 @@ class _Query(NamedTuple):
 
 
 class _SimilarPackets:
-    """Reported packets of one process that have the same key, and that match no log record yet.
-
-    Only the latest eight packets are stored.
-    """
+    """Latest eight reported packets of one process and key that match no log record yet."""
 
     __slots__ = ("calls", "incomplete_ns")
 
@@ -118,25 +107,21 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + _SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the packet of the log record may be missing among the stored packets.
-
-        The kernel does not report all similar packets, and only the latest eight reports are
-        stored.
-        """
+        """Return True if the packet of the log record may be missing among the stored packets."""
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
         """Return the stored packets that may be the packet of the log record.
 
-        If the record's packet may be missing here, return all stored packets. Their process may
-        have sent the missing packet too.
+        If the record's packet may be missing here, return all stored packets, because their process
+        may have sent it too.
         """
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
         """Remove one packet that may be that of the log record, so that it matches no other record.
 
-        Nothing is removed if the record's packet may be missing here.
+        If the record's packet may be missing here, remove nothing.
         """
         if self.is_incomplete(query):
             return
@@ -148,7 +133,7 @@ class _SimilarPackets:
 
 
 class RefusedPackets:
-    """Latest refused packets of one network namespace, to find the senders of log records.
+    """Latest refused packets of one network namespace, to find the senders of logged packets.
 
     All times are of CLOCK_BOOTTIME.
     """
@@ -176,17 +161,11 @@ class RefusedPackets:
                 self._evict(each)
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that the kernel dropped reports of some packets before ``now_ns``.
-
-        The senders of records from before that time are uncertain from now on.
-        """
+        """Mark the senders of packets before ``now_ns`` as uncertain: reports were dropped."""
         self._evicted_ns = now_ns
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
-        """Return True if the kernel may still report the packet of one of the log records.
-
-        This is so if no stored packet is probably the packet of that record.
-        """
+        """Return True if the packet of one of the log records has probably not been reported."""
         numbers: Counter[tuple[_Key, int | None]] = Counter()
         for each in logged:
             query = _query(each)
@@ -197,11 +176,10 @@ class RefusedPackets:
         return False
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield for each log record the processes that may have sent its packet.
+        """Yield for each log record the processes that may have sent its packet; None if unknown.
 
-        The result is None for a record without such a process. ``logged`` must be in the order in
-        which the kernel logged the records. A packet belongs to only one record, so pass each
-        record only once.
+        ``logged`` must be in the order in which the kernel logged the records. Pass each record
+        only once, because a packet belongs to only one record.
         """
         for each in logged:
             query = _query(each)
@@ -226,7 +204,6 @@ class RefusedPackets:
         return make_match(found.values(), is_sender=is_sender)
 
     def _number_of_likely(self, query: _Query) -> int:
-        """Return how many stored packets are probably the packet of the log record."""
         return sum(
             query.is_likely(each)
             for key in query.keys
@@ -252,11 +229,7 @@ class RefusedPackets:
 
 
 def _latest(calls: Sequence[Call]) -> Call:
-    """Return the latest of several calls of one process.
-
-    If the calls are of several threads, set its thread (``tid``) to 0, because the sender may be
-    any of them.
-    """
+    """Return the latest call of one process, with ``tid`` 0 if the calls are of several threads."""
     latest = calls[-1]
     return latest if all(each.tid == latest.tid for each in calls) else latest._replace(tid=0)
 

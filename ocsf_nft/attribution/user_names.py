@@ -1,7 +1,7 @@
 """Lookup of the names of users and groups on this host, by their ids.
 
-The host's name service may ask a server on the network (LDAP). So call these functions in a thread
-that may block. Answers are cached for some minutes.
+A lookup may block, because the host's name service may ask a server on the network (LDAP). Answers
+are cached for 5 minutes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ _CACHE_SECONDS: Final = 300.0
 class UserNames:
     """Cached lookup of user and group names, for the ids that /proc shows.
 
-    /proc shows ids as they are in the user namespace of this process. If that is the initial user
-    namespace, they are the host's ids, and the host's names belong to them. If this process is in
-    another user namespace, the host's names belong to other ids. Then every lookup returns None.
-    ``most`` is the maximum number of cached answers. Threads may share an instance.
+    If this process is not in the initial user namespace, every lookup returns None. In another user
+    namespace, /proc shows ids that differ from the host's ids. ``most`` is the maximum number of
+    cached answers. Threads may share an instance.
     """
 
     def __init__(self, *, most: int = 1024) -> None:
@@ -43,19 +42,19 @@ class UserNames:
         self._is_initial: bool | None = None
 
     def user(self, uid: int | None) -> str | None:
-        """Return a user's name, or None if the id has no name; the name service may block."""
+        """Return a user's name; None if the id has no name. May block for the name service."""
         return self._name("user", uid, lambda number: pwd.getpwuid(number).pw_name)
 
     def group(self, gid: int | None) -> str | None:
-        """Return a group's name, or None if the id has no name; the name service may block."""
+        """Return a group's name; None if the id has no name. May block for the name service."""
         return self._name("group", gid, lambda number: grp.getgrgid(number).gr_name)
 
     def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
         """Return whether the cache has a valid answer for an id, and the cached name.
 
-        ``number`` is a user or group id. ``(True, name)`` is a valid answer, and ``(True, None)``
-        means that the id has no name. ``(False, name)`` is an answer that is too old, and ``(False,
-        None)`` means that no name is cached. This method never asks the name service.
+        ``number`` is a user or group id. ``(True, None)`` means that the id has no name. ``(False,
+        "root")`` is an answer that is too old, and ``(False, None)`` means that no name is cached.
+        This method never asks the name service.
         """
         if not self._is_in_initial_namespace():
             return True, None
@@ -66,9 +65,8 @@ class UserNames:
     def mapped_id(self, number: int) -> int | None:
         """Return ``number``, a user or group id from /proc; None if it stands for an unknown id.
 
-        If this process is not in the initial user namespace, /proc shows 65534 for each id that its
-        namespace does not map. So 65534 gives None. In the initial user namespace, 65534 is an id
-        like any other.
+        Outside the initial user namespace, /proc shows 65534 for each unknown id
+        (kernel.overflowuid).
         """
         return number if number != _UNMAPPED or self._is_in_initial_namespace() else None
 
@@ -99,10 +97,10 @@ class UserNames:
 
 
 class CachedNames:
-    """Lookup of user and group names only in the cache of ``names``, so that it never waits.
+    """Lookup of user and group names only in the cache of ``names``, so that it never blocks.
 
-    ``missing`` has the requested ids whose cached answer is missing or too old. :meth:`resolve`
-    asks the name service for the names of these ids.
+    ``missing`` has the requested ids without a valid cached answer. :meth:`resolve` asks the name
+    service for their names.
     """
 
     def __init__(self, names: UserNames) -> None:
@@ -120,7 +118,7 @@ class CachedNames:
     def resolve(self) -> None:
         """Ask the name service for the names of all ids in ``missing``, and cache the answers.
 
-        Blocks as long as the name service does.
+        Blocks while the name service does.
         """
         while self.missing:
             kind, number = self.missing.pop()

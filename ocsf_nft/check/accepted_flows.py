@@ -1,8 +1,7 @@
 """Model of the traffic that a fence accepts: example packets and their netfilter hooks.
 
 A few example packets represent all accepted traffic. For example, one public address represents the
-whole internet, and one unusual port represents many ports. This is sufficient, because a host's
-rules treat most other packets in the same way.
+whole internet.
 """
 
 from __future__ import annotations
@@ -39,10 +38,7 @@ _PORTS: Final = ((TCP, 443), (TCP, _UNUSUAL_PORT), (UDP, 53), (UDP, _UNUSUAL_POR
 
 
 class FlowDirection(enum.Enum):
-    """Direction of accepted traffic, such as "VM to internet".
-
-    The value of a member describes the direction in messages.
-    """
+    """Direction of accepted traffic, as a text such as "traffic from the VM to the internet"."""
 
     OUT = "traffic from the VM to the internet"
     REPLY = "replies from the internet to the VM"
@@ -56,9 +52,8 @@ class FlowDirection(enum.Enum):
 class Step:
     """One netfilter hook on the path of a modelled packet, and the changes to the packet there.
 
-    ``changes`` maps the names of :class:`Packet` fields to their new values at this hook. An
-    ingress or egress hook belongs to one interface: ``device`` has its name. For all other hooks,
-    ``device`` is None.
+    ``changes`` maps names of :class:`Packet` fields to their new values at this hook. ``device`` is
+    the interface of an ingress or egress hook; None for other hooks.
     """
 
     hook: str
@@ -68,9 +63,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class AcceptedFlow:
-    """Example packet of the traffic that a fence accepts, and its path through netfilter hooks.
+    """Example packet that a fence accepts, and the netfilter hooks on the packet's path.
 
-    ``steps`` are the hooks in order. ``endpoint`` is the proxy to or from which the packet is sent.
+    ``steps`` are the hooks in order. ``endpoint`` is the proxy that sends or receives the packet.
     It is None for the traffic of a VM.
     """
 
@@ -81,20 +76,16 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return true for a later packet with the same direction as the flow's first packet.
-
-        :func:`vm_flows` and :func:`proxy_flows` yield it directly after the first packet of the
-        flow.
-        """
+        """Return true for a later packet of a flow, with the same sender as the first packet."""
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
     def label(self) -> str:
         """Return protocol and port as text for messages, for example ``tcp 443``.
 
-        The port is the destination port of the flow's first packet. For the unusual port, which
-        represents many ports, the text is ``tcp other ports``. If :attr:`is_continuation` is true,
-        ``, once open`` is appended.
+        The port is the destination port of the flow's first packet. If the example port represents
+        all unusual ports, the text is ``tcp other ports``. For a later packet of the same sender,
+        the text ends with ``, once open``.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
@@ -108,9 +99,9 @@ class Vm:
     """Virtual machine (VM) whose accepted traffic is modelled.
 
     ``device`` is the name of the VM's TAP device, or a pattern such as ``vmtap-*``. ``subnets`` has
-    the VM's addresses; if it is empty, the VM may have any address. ``port`` is the TCP port that
-    the VM may reach at the gateway. ``uplinks`` maps an IP version (4 or 6) to the interface that
-    leads to the internet, if that interface is known.
+    the VM's addresses; empty means any address. ``port`` is the TCP port that the VM may reach at
+    its gateway. ``uplinks`` maps an IP version (4 or 6) to the interface that leads to the
+    internet, if known.
     """
 
     device: str
@@ -119,16 +110,14 @@ class Vm:
     uplinks: Mapping[int, str]
 
     def name(self) -> InterfaceName:
-        """Return the name of the VM's TAP device.
-
-        If ``device`` is a pattern, the result has only the first characters of the name.
-        """
+        """Return the name of the VM's TAP device; for the pattern ``vmtap-*``, only the prefix."""
         return interface(self.device)
 
     def uplink(self, version: int) -> InterfaceName:
         """Return the name of the interface to the internet, for IP ``version`` 4 or 6.
 
-        If the name is unknown, the result matches any name except the VM's device and the loopback.
+        If the name is unknown, the result matches all names except those of the VM's device and the
+        loopback.
         """
         found = self.uplinks.get(version)
         if found is not None:
@@ -137,10 +126,10 @@ class Vm:
 
 
 def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
-    """Yield example packets of all kinds of traffic that a VM's fence accepts.
+    """Yield example packets of all traffic that a VM's fence accepts.
 
-    These are packets from the VM to the internet, packets from the VM to the gateway's port, and
-    the replies to both.
+    These are packets from the VM to the internet and to the gateway's port, and the replies to
+    both.
     """
     if vm.subnets:
         for subnet in vm.subnets:
@@ -224,7 +213,7 @@ def _subnet_flows(vm: Vm, version: int, gateway: Span, hosts: Span) -> Iterator[
 
 
 def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
-    """Yield example packets of all kinds of traffic that a sandbox's fence accepts.
+    """Yield example packets of all traffic that a sandbox's fence accepts.
 
     These are packets to ``proxy`` through the interface ``link``, and the proxy's answers. If
     ``link`` is None, the packets may use any interface except the loopback.
@@ -269,11 +258,6 @@ def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
 def _packet(
     version: int, protocol: int, addresses: tuple[Span, Span], ports: tuple[Span, Span]
 ) -> Packet:
-    """Return a model of the first packet of a flow.
-
-    ``addresses`` and ``ports`` are pairs: first the value of the source, then that of the
-    destination.
-    """
     return Packet(
         version=cast("Literal[4, 6]", version),
         protocol=protocol,
@@ -292,5 +276,4 @@ def _reply(
 
 
 def _later(first: Packet) -> Packet:
-    """Return a copy of a flow's first packet that models a later packet of the same sender."""
     return replace(first, is_first=False)

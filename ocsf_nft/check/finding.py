@@ -19,9 +19,8 @@ class RuleLocation:
     """Location of a rule, chain or table in a ruleset.
 
     ``backend`` is ``legacy`` for the kernel's old iptables (ip_tables), which nft doesn't list.
-    ``handle`` is the rule's number in the kernel, ``rule`` its text. ``owner`` is the program that
-    manages the rule, for example Docker; None if it is unknown. For the policy of a chain,
-    ``handle`` and ``rule`` are None. For a whole table, ``chain`` is None too.
+    ``handle`` is the rule's number in the kernel, ``rule`` its text. Both are None for a chain or
+    table. ``owner`` is the program that manages the rule, for example Docker; None if unknown.
     """
 
     backend: str
@@ -37,9 +36,8 @@ class RuleLocation:
 class Finding:
     """Result of one check of a host: its name, severity, meaning and remedy.
 
-    ``meaning`` is a sentence for people. ``commands`` carry out the remedy; each one is ready to
-    paste into a shell. ``location`` is the rule that the finding is about; None if it is about no
-    rule.
+    ``meaning`` is a sentence for people. ``commands`` are shell commands that carry out the remedy.
+    ``location`` is the rule that the finding is about; None if it is about no rule.
     """
 
     name: str
@@ -56,9 +54,8 @@ _READERS: Final = frozenset({"kmsg-reader", "journal-reader"})
 def exit_code(found: Sequence[Finding]) -> int:
     """Return the exit code of the command `check` for its findings.
 
-    3: no fence can be active here (a finding is ``fatal``). 1: a fence can be active, but its
-    records can't be read, or another rule may drop traffic that the fence accepts. 0: there is
-    neither of these faults. To read records, either NFLOG or the kernel log is enough.
+    3: no fence can be active here. 1: a fence can be active, but its log records can't be read.
+    Also 1: another rule may drop traffic that the fence accepts. 0: none of these faults.
     """
     bad = {finding.name for finding in found if finding.severity not in {"ok", "info"}}
     if any(finding.severity == "fatal" for finding in found):

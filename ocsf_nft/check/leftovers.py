@@ -1,12 +1,8 @@
-"""Detection, and removal on request, of iptables rules that an older set-up for VMs left behind.
+"""Detection and removal of iptables rules that an older set-up for VMs left behind.
 
-A leftover is a rule or chain for a VM's interface, or a NAT rule for a VM's subnet. The interface
-no longer exists, or the VM on it is the one that this check is about. In the second case, a fence
-replaces the old rules.
-
-The commands that `check` suggests add rules with a comment. Such a rule is a leftover only if its
-interface no longer exists. Rules that other programs manage, such as ufw or Docker, are no
-leftovers.
+A leftover is a rule or chain for a VM's interface that no longer exists. If the check is about one
+VM, old rules for this VM are leftovers too, because a fence replaces them. Rules that other
+programs manage, such as ufw or Docker, are no leftovers.
 """
 
 from __future__ import annotations
@@ -44,7 +40,7 @@ _NAT: Final = frozenset({"masquerade", "snat"})
 class Leftover:
     """Rule, or whole chain (``rule`` is None), that an older iptables set-up for VMs left behind.
 
-    ``reason`` is a text that explains why the rule or chain is a leftover.
+    ``reason`` is a text such as "it is for vmtap-3, which does not exist".
     """
 
     chain: Chain
@@ -69,8 +65,8 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Return the rules and chains that an older iptables set-up for VMs left behind.
 
-    ``present`` are the interfaces that exist now, by name. ``scope`` names the VM that the check is
-    about, if any: old rules for this VM are leftovers although its interface exists.
+    ``present`` are the interfaces that exist now, by name. If ``scope`` names a VM, old rules for
+    this VM are leftovers even if its interface exists.
     """
     test = _LeftoverTest(present, scope)
     leftover_chains = {
@@ -117,8 +113,8 @@ def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftov
     """Remove leftover rules and chains, and yield each leftover with its result.
 
     The result is None if the leftover was removed, else the reason why it was not. A leftover that
-    has changed since it was found is not removed. A failure does not prevent the removal of the
-    next leftovers.
+    has changed since it was found is not removed. After a failure, the next leftovers are still
+    removed.
     """
     for leftover in found:
         try:
@@ -169,9 +165,11 @@ class _LeftoverTest:
             is_removed = _VM_DEVICE.fullmatch(device) and device not in self._present
             if is_removed:
                 return f"it is for {device}, which does not exist"
+            # `check` suggests commands that add rules with this comment.
             if device == self._device and rule.comment != allow_commands.COMMENT:
                 return f"it is for {device}, which a fence handles"
         kinds = {kind for kind, _ in rule.statements}
+        # The usual NAT rule for a subnet excludes the interface of that subnet.
         if any(name in self._present and name != self._device for name in _excluded_devices(rule)):
             return None
         if kinds & _NAT or _targets(rule) & {"MASQUERADE", "SNAT"}:
@@ -182,11 +180,6 @@ class _LeftoverTest:
 
 
 def _may_hold_leftovers(chain: Chain, ruleset: Ruleset) -> bool:
-    """Return true if an older iptables set-up may have added rules to a chain.
-
-    Return false if another program, such as Docker, manages the chain. Return false too if iptables
-    doesn't use the chain's table.
-    """
     is_iptables = chain.key.backend == "legacy" or is_iptables_table(chain.key)
     if not is_iptables:
         return False
@@ -220,18 +213,10 @@ def _matches(rule: Rule, operator: str = "==") -> Iterator[tuple[Any, Any]]:
 
 
 def _excluded_devices(rule: Rule) -> list[str]:
-    """Return the interfaces that a rule excludes with ``!=``, for example ``eth0``.
-
-    The usual NAT rule for a subnet excludes the interface of that subnet.
-    """
     return _devices(rule, "!=")
 
 
 def _devices(rule: Rule, operator: str = "==") -> list[str]:
-    """Return the interfaces that a rule compares with ``operator``, for example ``eth0``.
-
-    Patterns such as ``eth*`` are omitted.
-    """
     found = []
     for left, right in _matches(rule, operator):
         meta = left.get("meta") if isinstance(left, dict) else None
@@ -281,10 +266,6 @@ def _is_unchanged(leftover: Leftover, now: Ruleset) -> bool:
 
 
 def _without_counters(rule: Rule) -> tuple[Any, ...]:
-    """Return a rule's handle, text and statements, but not its packet counts.
-
-    So an unchanged rule gives an equal result each time, although its counts grow.
-    """
     statements = [(kind, body) for kind, body in rule.statements if kind != "counter"]
     return rule.handle, rule.text, statements
 
@@ -292,8 +273,8 @@ def _without_counters(rule: Rule) -> tuple[Any, ...]:
 def _commands(leftover: Leftover) -> Iterator[list[str]]:
     """Yield the commands that remove a leftover rule or chain, each as a list of arguments.
 
-    No shell runs the commands. Raises CommandError if iptables-legacy is needed but not installed,
-    or if nft could misread the name of the table or chain.
+    Raises CommandError if iptables-legacy is needed but not installed. Raises CommandError too if
+    nft could misread the name of the table or chain.
     """
     key, rule = leftover.chain.key, leftover.rule
     if key.backend == "legacy":

@@ -1,4 +1,4 @@
-"""Effects of nftables statements on a modelled packet: some statements stop it, some change it."""
+"""Effects of nftables statements on a modelled packet: some stop the packet, some change it."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
 def mangled(body: Any, packet: Packet) -> Packet:
     """Return a copy of the packet after a ``mangle`` statement, which sets one field of the packet.
 
-    ``body`` is the statement in nft's JSON. If it sets the mark to an unknown value, the copy's
-    mark may have any value. If it may set an address or a port, all addresses and ports of the copy
-    may have any value. If it sets another field, the packet is returned unchanged.
+    ``body`` is the statement in nft's JSON. If it sets the mark to an unknown value, the copy may
+    have any mark. If it may set an address or a port, the copy may have any addresses and ports. If
+    it sets another field, the packet is returned unchanged.
     """
     key = body.get("key") if isinstance(body, dict) else None
     if key == {"meta": {"key": "mark"}}:
@@ -63,8 +63,8 @@ def mangled(body: Any, packet: Packet) -> Packet:
 def rewrites_addresses(key: Any) -> bool:
     """Return true if a statement that sets the field ``key`` may change addresses or ports.
 
-    ``key`` is a field in nft's JSON. The result is false, for example, for the mark and for the
-    TTL. The result is true for a header field without a name, because it may be any bytes.
+    ``key`` is a field in nft's JSON. A header field without a name may be any bytes, and then the
+    result is true.
     """
     payload = key.get("payload") if isinstance(key, dict) else None
     return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS
@@ -78,10 +78,7 @@ def _mark(assigned: Any, packet: Packet) -> Span:
 
 
 def with_any_addresses(packet: Packet) -> Packet:
-    """Return a copy of the packet whose addresses and ports may have any value.
-
-    Use it after a rule that sets these fields to unknown values.
-    """
+    """Return a copy of the packet with unknown addresses and ports: they may have any value."""
     everything = ADDRESSES[packet.version]
     ports = Span(0, 0xFFFF)
     return replace(
@@ -94,26 +91,20 @@ def with_any_addresses(packet: Packet) -> Packet:
 
 
 def with_any_source(packet: Packet) -> Packet:
-    """Return a copy of the packet whose source address and port may have any value.
-
-    Use it after a rule with source NAT.
-    """
+    """Return a copy of the packet with unknown source address and port, as after source NAT."""
     return replace(packet, source=ADDRESSES[packet.version], source_port=Span(0, 0xFFFF))
 
 
 def with_any_mark(packet: Packet) -> Packet:
-    """Return a copy of the packet whose mark may have any value.
-
-    Use it after a rule that sets the mark to an unknown value.
-    """
+    """Return a copy of the packet with an unknown mark: the mark may have any value."""
     return replace(packet, mark=MARKS)
 
 
 def untracked(packet: Packet) -> Packet:
-    """Return a copy of the packet as it is after the statement ``notrack``.
+    """Return a copy of the packet after the statement ``notrack``.
 
-    If connection tracking has not processed the packet yet, its state becomes ``untracked``. Then
-    connection tracking will ignore the packet. Otherwise the statement has no effect.
+    If connection tracking has not processed the packet yet, the packet's state becomes
+    ``untracked``. Otherwise the statement has no effect.
     """
     alternatives: set[frozenset[str]] = set()
     for alternative in packet.state.alternatives:
@@ -125,17 +116,17 @@ def untracked(packet: Packet) -> Packet:
 def maybe_untracked(packet: Packet) -> Packet:
     """Return a copy of the packet that models both cases: with and without a ``notrack``.
 
-    Use it after an iptables target such as ``CT``. The target's arguments decide whether connection
-    tracking ignores the packet, but nft doesn't list these arguments.
+    Use it after an iptables target such as ``CT``. The target's arguments decide between the two
+    cases, but nft doesn't list the arguments.
     """
     return packet.joined(untracked(packet))
 
 
 def tracked(packet: Packet) -> Packet:
-    """Return a copy of the packet as it is after connection tracking has processed it.
+    """Return a copy of the packet after connection tracking has processed it.
 
-    The state becomes ``new`` for the first packet of a flow, and ``established`` for a later
-    packet. A packet with the state ``untracked`` (after ``notrack``) keeps that state.
+    The packet's state becomes ``new`` for the first packet of a flow, and ``established`` for a
+    later packet. The state ``untracked`` (after ``notrack``) does not change.
     """
     state = NEW if packet.is_first else ESTABLISHED
     alternatives: set[frozenset[str]] = set()

@@ -22,9 +22,9 @@ _NEARLY_FULL: Final = 0.8
 
 
 def findings(scope: CheckScope) -> Iterator[Finding]:
-    """Yield a finding for each sysctl whose value is important for a fence in ``scope``.
+    """Yield findings about sysctls that affect a fence, in the network namespace of ``scope``.
 
-    The sysctls are those of the namespace in ``scope``. A harmless value gives no finding.
+    A sysctl with a harmless value gives no finding.
     """
     yield from scope.namespace.call(lambda: tuple(_findings(scope)))
 
@@ -67,11 +67,10 @@ def _forwarding(scope: CheckScope) -> Iterator[Finding]:
 
 
 def _router_advertisements(scope: CheckScope) -> Iterator[Finding]:
-    """Yield a finding if enabling IPv6 forwarding makes the host ignore router advertisements.
+    """Yield a finding if a VM's fence makes the host ignore IPv6 router advertisements.
 
-    This happens if the sysctl accept_ra of the uplink is 1. A host that forwards IPv6 accepts
-    router advertisements only if the value is 2. The installation of a VM's fence enables
-    forwarding.
+    The fence enables IPv6 forwarding. A host that forwards IPv6 accepts router advertisements only
+    if the uplink's sysctl accept_ra is 2.
     """
     uplink = scope.uplinks.get(6)
     if uplink is None or not _exists(uplink):
@@ -142,14 +141,13 @@ def _device_value(version: int, device: str, name: str) -> str | None:
 
 
 def _exists(device: str) -> bool:
-    """Return true if an interface has this name, and the name is safe in a path below /proc/sys."""
+    # The name must be safe in a path below /proc/sys.
     is_name = bool(device) and "/" not in device and device not in {".", "..", "all", "default"}
     return is_name and (_SYS / "net/ipv4/conf" / device).is_dir()
 
 
 def _escaped(device: str) -> str:
-    """Return an interface's name as sysctl(8) requires it: ``eth0.5`` becomes ``eth0/5``."""
-    return device.replace(".", "/")
+    return device.replace(".", "/")  # sysctl(8): ``eth0.5`` is ``eth0/5``
 
 
 def _dotted(path: str) -> str:

@@ -29,8 +29,7 @@ _COLOURS: Final[dict[Style, str]] = {
 def painter() -> Callable[[Mapping[str, Any]], bytes]:
     """Return a function that formats an OCSF event as one line of text with its line end.
 
-    The line is coloured if standard output is a terminal with colours and NO_COLOR is not set
-    (https://no-color.org).
+    The line is coloured on a terminal with colours, unless NO_COLOR is set (https://no-color.org).
     """
     has_colours = os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
     line = _painted if sys.stdout.isatty() and has_colours else plain

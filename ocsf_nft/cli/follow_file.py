@@ -1,4 +1,4 @@
-"""Reading of complete lines from a growing file or a pipe, with a limit for a line's length."""
+"""Reader of complete lines from a growing file or a pipe, with a maximum length of a line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,7 @@ _CONTEXT_BYTES: Final = 1 << 13
 
 
 class _Cutter:
-    """Splitter of data into lines; an empty line replaces a line that is too long.
-
-    The data of a line that is too long may arrive in several calls of :meth:`cut`.
-    """
+    """Splitter of data into lines; a line that is too long becomes an empty line."""
 
     def __init__(self) -> None:
         self._in_long_line = False
@@ -33,7 +30,7 @@ class _Cutter:
     def cut(self, data: bytes) -> tuple[list[bytes], int]:
         """Return the complete lines at the start of ``data``, and their size in bytes.
 
-        The caller passes the bytes after these lines again, together with more data.
+        The caller must pass the rest of ``data`` again, followed by more data.
         """
         end = data.rfind(b"\n") + 1
         if not end and len(data) >= LINE_BYTES:
@@ -46,7 +43,7 @@ class _Cutter:
         return lines, end
 
     def last(self, rest: bytes) -> list[bytes]:
-        """Return the last line of the input if it has no line end; otherwise return an empty list.
+        """Return the last line of the input in a list, if it has no line end; else an empty list.
 
         ``rest`` has the bytes after the last line end.
         """
@@ -69,10 +66,9 @@ def opened(path: Path) -> int:
 
 
 def lines_of_pipe(descriptor: int) -> Iterator[list[bytes]]:
-    """Yield lists of lines as they arrive from a pipe, until its end.
+    """Yield lists of lines as they arrive from a pipe, until no process has it open for writing.
 
-    The pipe ends when no process has it open for writing. A last line without a line end is yielded
-    too. Raises OSError if the pipe can't be read.
+    A last line without a line end is yielded too. Raises OSError if the pipe can't be read.
     """
     cutter, rest = _Cutter(), b""
     while chunk := _read(descriptor):
@@ -95,10 +91,8 @@ def _read(descriptor: int) -> bytes:
 class GrowingFile:
     """Reader of a regular file to which another process appends lines.
 
-    :meth:`last_lines` yields existing lines, and :meth:`new_lines` yields lines that are added
-    later. ``path`` is the name of the file. If another file gets this name, the reader closes
-    ``descriptor`` and continues with the new file. If ``path`` is None, the reader does not check
-    for a new file.
+    If another file gets the name ``path`` (log rotation), the reader closes ``descriptor`` and
+    continues with the new file. If ``path`` is None, the reader stays with the open file.
     """
 
     def __init__(self, descriptor: int, path: Path | None) -> None:
@@ -117,9 +111,9 @@ class GrowingFile:
     def last_lines(self, number: int, *, growing: bool) -> Iterator[list[bytes]]:
         """Yield the last ``number`` lines of the file, in lists of lines.
 
-        ``growing`` is true if the caller continues with :meth:`new_lines`. Then a last line without
-        a line end counts as incomplete, and :meth:`new_lines` yields it later. If ``growing`` is
-        false, such a line is yielded too. Raises OSError if the file can't be read.
+        If ``growing`` is false, a last line without a line end is yielded too. If ``growing`` is
+        true, :meth:`new_lines` yields that line later, when it is complete. Raises OSError if the
+        file can't be read.
         """
         # No further: a writer that is faster than this reader would keep the loop going.
         end = os.fstat(self._descriptor).st_size
@@ -133,11 +127,9 @@ class GrowingFile:
     def new_lines(self) -> Iterator[list[bytes]]:
         """Yield the lines that became complete since the last call, in lists of lines.
 
-        A file that was emptied, or truncated and written again (copytruncate), is read from its
-        beginning. If the path now names another file (logrotate), the reader first reads the old
-        file until it has stopped growing. The writer may use the old file for some time after the
-        rotation. Then the reader continues with the new file. Raises OSError if a file can't be
-        read, and AbsentError if the new file can't be opened.
+        A file that was emptied or rewritten is read from its beginning. After a log rotation, the
+        old file is read until it has stopped growing, then the new file. Raises OSError if a file
+        can't be read, AbsentError if the new file can't be opened.
         """
         if self._is_rewritten():
             self._begin(0)
@@ -170,9 +162,9 @@ class GrowingFile:
             yield lines
 
     def _rest(self, end: int | None = None) -> list[bytes]:
-        """Return the lines from the current position to ``end``; None means the end of the file.
+        """Return the lines from the current position to the offset ``end`` (None: end of file).
 
-        ``end`` is an offset in the file. A last line without a line end is included.
+        A last line without a line end is included.
         """
         chunk = os.pread(self._descriptor, self._room(end), self._at)
         lines, size = self._cutter.cut(chunk)
@@ -186,10 +178,7 @@ class GrowingFile:
         return os.pread(self._descriptor, size, self._at - size) != self._context
 
     def _successor(self) -> int | None:
-        """Return a descriptor of the file that the path names now, if that is not the open file.
-
-        Return None if the path still names the open file, or names no file, or is None.
-        """
+        """Open the file that the path names now; None if that is the open file, or is missing."""
         if self._path is None:
             return None
         try:
@@ -201,10 +190,7 @@ class GrowingFile:
         return opened(self._path)
 
     def _start_of_last(self, number: int, end: int) -> int:
-        """Return the offset in the file where the last ``number`` lines before ``end`` begin.
-
-        Reads backwards, and only as much as needed.
-        """
+        """Return the offset in the file where the last ``number`` lines before ``end`` begin."""
         if not number:
             return end
         before = end - 1  # before the line end of the last line

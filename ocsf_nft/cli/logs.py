@@ -27,9 +27,9 @@ _MAX_MESSAGE: Final = 300
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """Form of the log records, and the lowest level (of :mod:`logging`) that is written.
+    """Form of ocsf-nft's log, and the lowest level (of :mod:`logging`) that is written.
 
-    If ``form`` is None, the form is text if standard error is a terminal, else JSON.
+    If ``form`` is None, the form is text on a terminal, else JSON.
     """
 
     form: LogForm | None = None
@@ -42,7 +42,7 @@ class LogSettings:
 
     @property
     def is_quiet(self) -> bool:
-        """Return True if records of level info are not written."""
+        """Return True if log records of level info are not written."""
         return self.level > logging.INFO
 
 
@@ -65,10 +65,10 @@ def log_settings(
 
 
 def to_stderr(settings: LogSettings = _DEFAULT) -> None:
-    """Configure the log: each record is one write of at most PIPE_BUF bytes to standard error.
+    """Configure ocsf-nft's log: write each log record to standard error with one write call.
 
-    So the records of several processes in the same pipe never mix. If the pipe is full, a write
-    waits until the reader of the pipe reads.
+    No write exceeds PIPE_BUF bytes, so the log records of several processes in one pipe never mix.
+    If the pipe is full, a write blocks until the pipe is read.
     """
     _configure(_Waiting(_line_writer(settings)), settings)
 
@@ -76,11 +76,10 @@ def to_stderr(settings: LogSettings = _DEFAULT) -> None:
 def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
     """Configure the log as :func:`to_stderr` does, but never wait for a reader of standard error.
 
-    A sandboxed program can cause log records, so a full pipe must not block the service. A record
-    that can't be written at once is dropped. The next written record has the number of dropped
-    records as ``log_dropped``. Log messages of libraries and of asyncio are handled in the same
-    way.
+    A log record that can't be written at once is dropped. The next written record has the number of
+    dropped records as ``log_dropped``. Log messages of libraries are handled in the same way.
     """
+    # A sandboxed program can cause log records, so a full pipe must not block the service.
     _configure(_AtOnce(_line_writer(settings)), settings)
     # Python's last resort would wait for a reader. Replace it, and add no handler at the root: a
     # logger with its own handler writes elsewhere, and may have a secret (see sinks/kafka_log.py).
@@ -97,7 +96,6 @@ class _Waiting:
         self._line = line
 
     def msg(self, record: Mapping[str, Any]) -> None:
-        """Write a log record to standard error; wait if its pipe is full."""
         output.write_stderr(self._line(record))
 
     debug = info = warning = error = critical = msg
@@ -109,7 +107,6 @@ class _AtOnce:
         self._dropped = 0
 
     def msg(self, record: Mapping[str, Any]) -> None:
-        """Write a log record, or count it as dropped if standard error can't accept it at once."""
         if self._dropped:
             record = {**record, "log_dropped": self._dropped}
         if output.write_stderr_at_once(self._line(record)):
@@ -121,10 +118,10 @@ class _AtOnce:
 
 
 class _FromOthers(logging.Handler):
-    """Converter of log messages of libraries to our log records: one line each, no traceback.
+    """Handler that writes log messages of libraries as our log records, without a traceback.
 
-    A remote peer that sends invalid data can cause such messages, but must not flood the log. So
-    only the first, second, fourth, eighth … message from the same line of code is written.
+    From the same line of code, only the first, second, fourth, eighth … message is written. So a
+    remote peer that sends invalid data can't flood the log.
     """
 
     def __init__(self) -> None:
@@ -132,7 +129,6 @@ class _FromOthers(logging.Handler):
         self._numbers: Counter[tuple[object, ...]] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count the message for its line of code; write it if the count is a power of two."""
         error = record.exc_info[1] if record.exc_info else None
         origin = record.pathname, record.lineno, type(error)
         self._numbers[origin] += 1

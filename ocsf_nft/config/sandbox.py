@@ -107,12 +107,12 @@ class SandboxConfig(Table):
 
     @property
     def log_transport(self) -> LogTransport | None:
-        """Return the configured log transport, such as ``nflog``; None for the best that works."""
+        """Return the configured log transport, such as ``nflog``; None for ``auto``."""
         return None if self.transport == "auto" else self.transport
 
     @property
     def is_container(self) -> Container | None:
-        """Return the names of the container that is this sandbox; None if none is configured."""
+        """Return the names of the sandbox's container; None if none is configured."""
         return None if self.container is None else Container(**self.container.model_dump())
 
     def spec(self) -> FenceSpec:

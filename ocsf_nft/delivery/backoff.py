@@ -12,10 +12,9 @@ _MAX_REQUESTED_SECONDS: Final = 3600.0
 
 
 class Backoff:
-    """Calculator of the wait times between retries: they double up to a limit, with jitter.
+    """Wait times between retries: each is double the one before, up to ``max_seconds``.
 
-    Jitter shortens each wait by a random part. Without jitter, all senders that a receiver has
-    disconnected would connect again at the same time.
+    A random part (jitter) shortens each wait time, so that many senders do not retry together.
     """
 
     def __init__(self, *, max_seconds: float) -> None:

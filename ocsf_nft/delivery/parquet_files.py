@@ -1,13 +1,8 @@
-"""Conversion of events to Apache Parquet files.
+"""Conversion of events to Apache Parquet files, for a custom source of Amazon Security Lake.
 
-The files fit a custom source of Amazon Security Lake ("Collecting data from custom sources", Amazon
-Security Lake User Guide). Security Lake requires Parquet 1.x or 2.x with zstandard compression. A
-data page has at most 1 MB before compression, a row group at most 256 MB after it. A file has
-events of one OCSF class and one day, in order of time. Each file here has only one row group,
-because a batch is smaller than 256 MB.
-
-The same batch always produces the same files, byte for byte. A file's name derives from the unique
-ids of its events. So a repeated delivery of a batch overwrites the files of its first delivery.
+Each file has events of one OCSF class and one day, in order of time. Source: "Collecting data from
+custom sources", Amazon Security Lake User Guide. The same batch always produces the same files with
+the same names. So a repeated delivery of a batch overwrites the files of its first delivery.
 """
 
 from __future__ import annotations
@@ -33,6 +28,7 @@ if TYPE_CHECKING:
 #: Rows that pyarrow converts at a time, during which it holds the interpreter lock: a few
 #: milliseconds.
 _SLICE: Final = 32
+#: Security Lake accepts at most 1 MB before compression.
 _PAGE_BYTES: Final = 512 << 10
 #: Number of values after which pyarrow checks again whether a page is full.
 _PAGE_STEP: Final = 8
@@ -77,8 +73,8 @@ class Maker:
     def make(self, messages: Sequence[Message]) -> MadeFiles:
         """Convert the events of ``messages`` to Parquet files, one for each class and day.
 
-        A message without a known class or a valid time is not converted. It is in ``refused`` of
-        the result.
+        A message without a known class or a valid time is not converted, but returned in
+        ``refused``.
         """
         parts: dict[tuple[int, str], _Part] = {}
         refused: list[Refusal] = []
@@ -100,7 +96,7 @@ class Maker:
     def _read(self, message: Message) -> tuple[Mapping[str, Any], int, str]:
         """Parse a message; return its event, its ``class_uid``, and its time as text in UTC.
 
-        Raises ValueError if the event is not valid JSON, has an unknown class or an invalid time.
+        Raises ValueError if the event is invalid.
         """
         try:
             event = message.event()
@@ -121,8 +117,8 @@ class Maker:
 class _Part:
     """Rows of one Parquet file while rows are still added.
 
-    New rows are added to ``rows`` as Python objects. Each time 32 rows (``_SLICE``) are there, they
-    are converted to a pyarrow batch and moved to ``batches``.
+    New rows are Python objects in ``rows``. Each 32 rows are converted to a pyarrow batch, and
+    moved to ``batches``.
     """
 
     schema: pa.Schema
@@ -155,6 +151,7 @@ class _Part:
         pq.write_table(
             table,
             sink,
+            # One row group: a batch is below Security Lake's maximum of 256 MB.
             row_group_size=table.num_rows,
             compression="zstd",
             data_page_size=_PAGE_BYTES,

@@ -1,13 +1,9 @@
 """Event as a syslog message of RFC 5424, with its JSON as the message's text.
 
-The text is ASCII: all other characters are written as JSON escapes, which does not change the
-JSON's meaning. UTF-8 would need a byte order mark by RFC 5424, but RFC 8259 forbids a mark before
-JSON. A receiver passes the mark on as a part of the text, and a JSON parser then fails. ASCII needs
-no mark, and a receiver reads the same text as UTF-8, Latin-1 or another encoding.
-
-The message has no structured data (RFC 5424, 6.3), because the JSON has all values. By RFC 5424, a
-receiver should accept 2,048 bytes. A message may be longer, because JSON can't be cut. Configure
-each receiver to accept longer messages.
+The text is ASCII: all other characters are written as JSON escapes. RFC 5424 requires a byte order
+mark before UTF-8, but RFC 8259 forbids a byte order mark before JSON. A message has no structured
+data, because the JSON has all values. A message may be longer than 2,048 bytes. Configure each
+receiver to accept longer messages.
 """
 
 from __future__ import annotations
@@ -41,8 +37,8 @@ _ESCAPED: Final = re.compile(r"[^\x20-\x7e]")
 def frame(event: Mapping[str, Any], json: bytes) -> bytes:
     """Build the syslog message of one event: one line of printable ASCII, without the line end.
 
-    ``event`` is the parsed form of ``json``. If the event has no valid value for a header field,
-    the field is RFC 5424's nil value (``-``).
+    ``event`` is the parsed form of ``json``. A header field without a valid value becomes ``-``
+    (RFC 5424's nil value).
     """
     head = (
         f"<{_FACILITY * 8 + _severity(event.get('severity_id'))}>{_VERSION}",
@@ -68,7 +64,6 @@ def _hostname(device: object) -> str:
 
 
 def _message_id(type_uid: object) -> str:
-    """Return the header field MSGID: the event's class and activity as a number, such as 400105."""
     is_valid = _is_whole(type_uid) and 0 <= type_uid < _MSGID_END
     return str(type_uid) if is_valid else _NIL
 
@@ -78,7 +73,6 @@ def _is_whole(value: object) -> TypeGuard[int]:
 
 
 def _ascii(json: bytes) -> bytes:
-    """Convert JSON to one line of printable ASCII, with the same meaning."""
     line = _LINE_ENDS.sub(b" ", json)
     return _ESCAPED.sub(_escape, line.decode()).encode("ascii")
 

@@ -1,6 +1,6 @@
 """Demo: makes a temporary sandbox with a fence, tries to bypass the fence, and shows the events.
 
-The namespaces, the programs, the fence and its state are removed at the end, also after an error.
+At the end, everything is removed, also after an error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PACE_SECONDS: Final = 0.2
 
 
 class DemoError(OcsfNftError):
-    """Error: an attempt to reach a host had an unexpected result, or no event reported it."""
+    """Error: an attempt to reach a host had an unexpected result, or its event is missing."""
 
     exit_code: ClassVar[int] = 1
 
@@ -45,10 +45,9 @@ def demonstrate() -> None:
     """Run the demo; blocks for some seconds. Call it from the main thread, as root.
 
     Raises UnsupportedError if the system does not permit the demo. Raises DemoError if an attempt
-    to bypass the fence succeeded, if no event reported it, or if an allowed attempt failed. Also
-    raises the errors of :class:`Service`, which installs the fence and reports the
-    attempts. On SIGINT, SIGTERM or SIGHUP, raises SystemExit with 128 plus the signal's number as
-    exit code.
+    had an unexpected result, or if the attempt's event is missing. Also raises the errors of
+    :class:`Service`. On SIGINT, SIGTERM or SIGHUP, raises SystemExit with 128 plus the signal's
+    number as exit code.
     """
     if os.geteuid() != 0:
         raise UnsupportedError(
@@ -96,7 +95,7 @@ async def _watched(
 ) -> AsyncIterator[None]:
     """Install a fence around the demo's sandbox, and run the service until the context ends.
 
-    The service runs as with `ocsf-nft run --install`. It delivers the events to ``collector``.
+    The service delivers the events to ``collector``.
     """
     sandbox = {
         "name": _SANDBOX,
@@ -120,7 +119,7 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
     """Run ``work`` until it ends, or until SIGINT, SIGTERM or SIGHUP cancels it.
 
     Return the number of the signal; None if no signal arrived. The caller must have blocked the
-    signals with :func:`_blocked_signals`. This function unblocks them only while ``work`` runs.
+    signals with :func:`_blocked_signals`.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
@@ -149,11 +148,7 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGHUP in this process until the context ends.
-
-    A program that the demo starts in this context, such as ``ip``, inherits the block. So Ctrl-C
-    does not interrupt that program.
-    """
+    """Block SIGINT, SIGTERM and SIGHUP until the context ends, also in new child processes."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
     try:
         yield
@@ -166,9 +161,6 @@ def _signals() -> tuple[signal.Signals, ...]:
 
 
 def _remove_fences(state: StateDirectory) -> None:
-    """Remove the demo's fence if the service could not remove it.
-
-    If the fence has changed the host's sysctl ``nf_log_all_netns``, the sysctl gets its old value.
-    """
+    # Normally there is none: the service removes its fence.
     for sandbox in list(state.sandboxes()):
         installer.remove(sandbox, state)

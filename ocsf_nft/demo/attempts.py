@@ -1,6 +1,7 @@
-"""Attempts of the demo to send from its sandbox: the program of each attempt, and its event.
+"""Attempts of the demo to send packets from its sandbox.
 
-Most attempts try to bypass the proxy. The fence refuses these, and an event reports each of them.
+Most attempts try to bypass the proxy. The fence refuses these attempts, and an event reports each
+of them.
 """
 
 from __future__ import annotations
@@ -66,9 +67,8 @@ class Outcome:
     """Result and duration of one attempt.
 
     ``got_through`` is true if the attempt reached its destination. ``saw`` is a short text about
-    what the program got, such as an answer or an error. ``milliseconds`` is the duration. If the
-    program does not measure it, the demo does, and ``is_timed_outside`` is true. Then the duration
-    includes the program's start.
+    what the program got, such as an answer or an error. ``milliseconds`` is the duration. If
+    ``is_timed_outside`` is true, the duration includes the program's start.
     """
 
     got_through: bool
@@ -81,8 +81,8 @@ class Outcome:
 class Attempt:
     """Attempt of the demo to reach an address from the sandbox, by one program.
 
-    ``command`` is the program with its arguments. ``watch`` is a function that reads the program's
-    output until the outcome is known. Its second argument is the start time of the program
+    ``command`` is the program with its arguments. ``watch`` reads the program's output until the
+    outcome is known. Its second argument is the start time of the program
     (:func:`time.perf_counter`). ``trace`` identifies the event about the attempt. It is None for an
     allowed attempt, which has no event.
     """
@@ -95,7 +95,7 @@ class Attempt:
     async def make(self, sandbox: Namespace) -> Outcome:
         """Run the program inside the sandbox's namespace, and return the outcome of the attempt.
 
-        The program runs for at most 3 s. It has ended when this method returns or is cancelled.
+        The program is killed after 3 s, or when this method is cancelled.
         """
         start = time.perf_counter()
         process = sandbox.call(self._start)
@@ -134,7 +134,7 @@ def all_attempts(device: str, tools: str = _TRUSTED) -> tuple[Attempt, ...]:
     """Return all attempts of the demo, in the order in which the demo makes them.
 
     ``device`` is the sandbox's network interface. ``tools`` is the search path for the programs
-    curl and ping. If one of them is missing, a Python program makes its attempts.
+    curl and ping. A Python program replaces a missing program.
     """
     curl, ping = (shutil.which(tool, path=tools) for tool in ("curl", "ping"))
     return (
@@ -243,11 +243,7 @@ def _watch_curl(process: subprocess.Popen[str], start: float) -> Outcome:
 
 
 def _watch_ping(process: subprocess.Popen[str], start: float) -> Outcome:
-    """Return the outcome of a ping as soon as ping writes an error message, or else when it exits.
-
-    If the kernel refuses to send, ping writes the message at once. After that, ping may still wait
-    for an answer.
-    """
+    # If the kernel refuses to send, ping writes this at once, but may still wait for an answer.
     complaint = "" if process.stderr is None else process.stderr.readline()
     if not complaint:
         return _outside(start, got_through=process.wait() == 0, saw="no complaint")

@@ -23,8 +23,8 @@ _OWNER: Final = re.compile(r"(?:fence|guard) of sandbox (.*)", re.DOTALL)
 def owning_sandbox(namespace: Namespace, table_id: TableId) -> str | None:
     """Return the sandbox that a table's comment names; None if the table or the comment is missing.
 
-    Any process with CAP_NET_ADMIN can write such a comment, so the comment is untrusted. Raises the
-    errors of :func:`table_query.comment`.
+    The comment is untrusted, because any process with CAP_NET_ADMIN can write it. Raises the errors
+    of :func:`table_query.comment`.
     """
     found = _OWNER.fullmatch(table_query.comment(namespace, *table_id) or "")
     return None if found is None else found[1]
@@ -33,7 +33,7 @@ def owning_sandbox(namespace: Namespace, table_id: TableId) -> str | None:
 def refuse_other_sandbox(sandbox: str, namespace: Namespace, table_id: TableId) -> None:
     """Raise FenceError if a table's comment names another sandbox than ``sandbox``.
 
-    A missing table, or a table without such a comment, is no error.
+    A missing table, or a table whose comment names no sandbox, is no error.
     """
     found = owning_sandbox(namespace, table_id)
     if found is not None and found != sandbox:
@@ -45,8 +45,8 @@ def refuse_exclusive(
 ) -> None:
     """Raise FenceError if a process owns one of the tables exclusively.
 
-    Only the owner can change such a table: an installation or removal of the fence would fail. The
-    error names the owner if it is a run that monitors a sandbox of the state directory ``state``.
+    Only the owner can change such a table. The error message names the sandbox, if the owner is a
+    run of ocsf-nft with the state directory ``state``.
     """
     for table_id in table_ids:
         found = table_query.table(namespace, *table_id)
@@ -69,17 +69,12 @@ def refuse_exclusive(
 def replaced_sandbox(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:
-    """Return the other sandbox whose record becomes obsolete when the fence ``spec`` is installed.
+    """Return the other sandbox whose fence the new fence ``spec`` replaces; None in most cases.
 
-    The tables in ``namespace`` may not exist yet, or may be those of the same sandbox. Then the
-    result is None. If they are the tables of another sandbox, FenceError is raised, except for a
-    VM.
-
-    A killed run leaves the tables of its VM behind, and a new VM may get the same TAP device name.
-    If no record describes the old tables, they can be replaced, and the result is None. If a record
-    does, it has the index of the old TAP device. A different index in ``around`` shows that the old
-    device was deleted. Then the result is the old VM's sandbox. If the index is the same,
-    FenceError is raised.
+    A new VM may get the TAP device name of a deleted VM whose tables still exist. The device's
+    interface index in ``around`` then differs from that in the deleted VM's record. In this case,
+    return the sandbox of the deleted VM. Raises FenceError if the tables belong to another sandbox
+    that may still be in use.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
@@ -109,9 +104,8 @@ def _refuse_guard(
 ) -> None:
     """Raise FenceError if a table is the guard of another sandbox.
 
-    A guard is a table on the host that backs the fence of a namespace. Only a table in the host's
-    namespace is checked. It is a guard if its comment names the other sandbox, and if the record of
-    that sandbox has this table.
+    A guard is a table on the host that filters the traffic of a fenced namespace a second time. The
+    table's comment and the other sandbox's record must both show that.
     """
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():

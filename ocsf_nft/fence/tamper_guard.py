@@ -1,8 +1,7 @@
-"""Thread that detects changes to a fence's tables and links at once, and restores the fence.
+"""Thread that detects changes to a fence at once, and restores the fence.
 
-To be fast, the thread waits only for the kernel, not for the delivery of events. It restores a
-fence by messages that were prepared before. It does not compare the fence with its record, because
-that takes many times as long. The service makes this comparison (the check) later.
+To be fast, the thread sends netlink messages that were prepared before. It does not compare the
+fence with its record in the state directory. The service makes that comparison later.
 """
 
 from __future__ import annotations
@@ -53,17 +52,16 @@ _Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceChange:
-    """Change to a fence by another process, and how the tamper guard reacted to it.
+    """Change to a fence by another process, and the reaction of the tamper guard.
 
-    ``changes`` describes the change as text for people. ``process`` made the change; None if the
-    process is unknown. ``comm`` is the name that the process gave itself. ``arrived_ns`` is the
-    time when the guard noticed the change (ns since the epoch, UTC).
+    ``changes`` is a text about the change. ``process`` made the change; None if the process is
+    unknown. ``comm`` is the name that the process gave itself. ``arrived_ns`` is the time when the
+    guard noticed the change (ns since the epoch, UTC).
 
     ``restored_after_ns`` is the duration from ``arrived_ns`` until the fence was restored. It is 0
-    if the service's periodic check had already restored the fence. It is None if the guard did not
-    restore the fence, for one of four reasons: ``self_heal`` is off, the restore failed, `ocsf-nft`
-    itself installed or removed the fence (``is_regular``), or the guard pauses after too many
-    restores (``given_up``).
+    if the service's periodic check restored the fence first. It is None if the guard did not
+    restore the fence, for example because of an error. ``given_up`` is true if the guard pauses
+    after too many restores. ``is_regular`` is true if `ocsf-nft` itself made the change.
     """
 
     changes: str
@@ -76,7 +74,7 @@ class FenceChange:
 
 
 class _Arrival(NamedTuple):
-    """Time when a notice was read, in ns since the epoch (UTC) and since boot (CLOCK_BOOTTIME)."""
+    """Time when the kernel's notice of a change was read: since the epoch (UTC) and since boot."""
 
     epoch_ns: int
     since_boot_ns: int
@@ -89,10 +87,10 @@ class _Arrival(NamedTuple):
 class TamperGuard:
     """Thread that monitors an installed fence, and restores it if another process changes it.
 
-    The thread runs from :meth:`start` to :meth:`stop`. It calls ``notify`` with one of three
-    values. A :class:`FenceChange` is a change by another process. An exception is the error that
-    ended the thread. None means that the fence should be checked, for example after a change of
-    links or routes. Without ``self_heal``, the thread reports changes but restores nothing.
+    The thread runs from :meth:`start` to :meth:`stop`. The thread calls ``notify`` with one of
+    three values: a :class:`FenceChange`, an exception that ended the thread, or None. None means
+    that the fence should be checked, for example after a change of routes. Without ``self_heal``,
+    the thread reports changes but restores nothing.
     """
 
     def __init__(
@@ -139,8 +137,7 @@ class TamperGuard:
     def has_attached_interfaces(self) -> bool:
         """Return true if the guard has fenced new interfaces since :meth:`use_restore_batch`.
 
-        To fence an interface, the guard attaches the fence's netdev chains to it. Such an interface
-        may have been removed again by now.
+        These interfaces may have been removed again by now.
         """
         return bool(self._attached)
 
@@ -149,7 +146,7 @@ class TamperGuard:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop the guard's thread after its current action, and close its sockets."""
+        """Stop the guard's thread, wait until it has ended, and close its sockets."""
         self._is_stopping.set()
         os.eventfd_write(self._wake, 1)
         if self._thread.ident is not None:
@@ -159,7 +156,8 @@ class TamperGuard:
     def generations(self) -> tuple[int, ...]:
         """Return the generation of the ruleset in each namespace where the fence has tables.
 
-        The kernel increments this number with each change of the ruleset. Raises OSError.
+        A generation is a number that the kernel increments with each change of the ruleset. Raises
+        OSError if a generation can't be read.
         """
         return tuple(monitor.generation() for monitor in self._monitors)
 
@@ -173,12 +171,11 @@ class TamperGuard:
 
         If ``batch`` is None, the guard restores the fence by running nft, which takes longer. The
         messages were prepared from the fence's record in the state directory. ``version`` is the
-        version of that record (:meth:`StateDirectory.version`).
+        version of that record.
 
-        Give ``generations`` if a check has found that the fence equals its record. It is then the
-        result of :meth:`generations` from before the check. The guard accepts all changes up to
-        these generations, and does not revert them. If ``generations`` is None, the guard accepts
-        no changes.
+        Give ``generations`` if a check has just found the fence unchanged. It is the result of
+        :meth:`generations` from before the check. The guard accepts all changes up to these
+        generations, and does not revert them.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
@@ -187,11 +184,11 @@ class TamperGuard:
         self._attached = set()
 
     def take_ownership(self) -> None:
-        """Make the guard's sockets the exclusive owners of the fence's tables.
+        """Make the guard's sockets exclusive owners of the fence's tables until the guard stops.
 
-        Until the guard stops, no other process can change the tables. Does nothing if the sockets
-        already own the tables. Blocks until the kernel has answered. Raises FenceError if the
-        kernel refuses, for example because another socket owns a table.
+        No other process can change owned tables. Blocks until the kernel has answered. If a table
+        is missing, the tables in its namespace stay without an owner, and no error is raised.
+        Raises FenceError if the kernel refuses, for example because another socket owns a table.
         """
         try:
             for monitor in self._monitors:
@@ -204,11 +201,11 @@ class TamperGuard:
             ) from error
 
     def renew(self) -> InstalledFence | None:
-        """Make the fence equal to its record again; return the record, None if there is none.
+        """Restore the fence from its record in the state directory; return the record, or None.
 
-        This method does the same as :func:`installer.renew`, but through the guard's sockets. If
-        these sockets own the tables exclusively, no other socket can change them. Blocks. Raises
-        the errors of :func:`installer.renew`.
+        This method does the same as :func:`installer.renew`, but through the guard's sockets. Only
+        these sockets can change tables that they own exclusively. Blocks. Returns None if there is
+        no record. Raises the errors of :func:`installer.renew`.
         """
         try:
             with self._state.locked():
@@ -227,12 +224,11 @@ class TamperGuard:
         return renewed
 
     def _load(self, namespace: Namespace, text: str) -> None:
-        """Load the ruleset ``text`` of the fence into ``namespace`` through the guard's socket.
+        """Load the ruleset ``text`` into ``namespace`` through the guard's socket, or with nft.
 
-        This also works for tables that the socket owns exclusively. Run nft instead if the guard
-        has no socket in ``namespace``. Also run nft if the ruleset can't be converted to netlink
-        messages or is too large for the socket, unless the socket owns the tables. Raises
-        FenceError.
+        nft is the fallback, for example if the ruleset is too large for the socket. nft can't
+        change tables that the socket owns exclusively. Raises FenceError if the ruleset can't be
+        loaded.
         """
         where = namespace.identity()
         monitor = next((each for each in self._monitors if each.identity == where), None)
@@ -294,10 +290,7 @@ class TamperGuard:
             self._notify(error)
 
     def _turn(self) -> None:
-        """Wait until a notice of a change arrives, and handle all notices that have arrived.
-
-        The wait also ends if a pause of the guard ends, or if :meth:`stop` is called.
-        """
+        """Wait for notices of changes, the end of a pause or :meth:`stop`; handle the notices."""
         now = time.monotonic()
         if self._paused_until is not None and now >= self._paused_until:
             self._end_pause()
@@ -328,9 +321,9 @@ class TamperGuard:
             found = self._react(monitor, foreign)
 
     def _react(self, monitor: NftMonitor, foreign: list[Transaction]) -> list[Transaction]:
-        """Restore the fence after the changes ``foreign`` by other processes, and report them.
+        """Restore the fence after the changes ``foreign`` by other processes, and report these.
 
-        Returns the changes that arrived during the restore. The caller must handle these changes.
+        Return the changes that arrived during the restore. The caller must handle them.
         """
         started, arrival = time.monotonic_ns(), _Arrival.now()
         # A process that changes very much at once, as some do to their own tables, is no conflict.
@@ -391,11 +384,7 @@ class TamperGuard:
             )
         )
 
-    def _reports_overrun(self) -> bool:
-        """Return true if a report of dropped notices is due: at most one report a minute.
-
-        If the result is true, the next report is due after a minute.
-        """
+    def _reports_overrun(self) -> bool:  # at most once a minute
         now = time.monotonic()
         if now < self._overruns_from:
             return False
@@ -418,11 +407,9 @@ class TamperGuard:
     def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
         """Restore the fence after the changes ``foreign`` by other processes; return the outcome.
 
-        The outcome is ``sent`` if the guard restored the fence with netlink messages that it had
-        prepared, or if a check has already restored it. It is ``renewed`` if :meth:`renew`
-        restored the fence, and ``failed`` if the restore failed. It is ``none`` if the fence's
-        record has changed too. Then a regular installation or removal by ocsf-nft made the changes,
-        and nothing is restored.
+        ``sent``: prepared messages restored the fence, or a check had already restored it.
+        ``renewed``: :meth:`renew` restored the fence. ``none``: `ocsf-nft` itself made the changes,
+        so nothing is restored. ``failed``: the fence could not be restored.
         """
         recreated = [table_id for each in foreign for table_id in each.created]
         try:
@@ -491,11 +478,9 @@ class TamperGuard:
                 names.add(link.name)
 
     def _attach(self, names: set[str]) -> None:
-        """Attach the fence's netdev chains to the new links ``names``, so that they are fenced now.
+        """Attach the fence's netdev chains to the new network interfaces ``names``.
 
-        A later check adds the new links to the fence's record. The lock on the records is not
-        needed: these chains only block packets, so they do no harm at any time. If the fence has
-        been removed, there is no chain to attach, and nothing happens.
+        An interface that can't be attached raises no error: a later check reports it.
         """
         batch = self._restore_batch
         if batch is None or not (names := names - batch.links):
@@ -503,6 +488,8 @@ class TamperGuard:
         monitor = self._monitors[0]
         _, namespace_batch = batch.batches[0]
         self._attached |= names
-        # The link may be removed again. A later check reports links that can't be attached.
+        # The link may be removed again. A later check adds the new links to the fence's record, and
+        # reports links that can't be attached. The lock on the records is not needed: the chains
+        # only block packets, so they do no harm.
         with contextlib.suppress(OSError, OcsfNftError):
             monitor.commit(ruleset_batch.attach_statements(namespace_batch.full, names))

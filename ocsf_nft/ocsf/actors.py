@@ -39,10 +39,10 @@ _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 def actor_of(
     record: Record, attribution: Attribution | None, unmapped: dict[str, Any]
 ) -> Actor | None:
-    """Return the sender of a record's packet as an OCSF actor; None if the sender is unknown.
+    """Return the sender of a log record's packet as an OCSF actor; None if the sender is unknown.
 
-    OCSF has no attribute for a group without a user. If the record has only a group, its id is
-    added to ``unmapped``, the event's dictionary for values without an OCSF attribute.
+    If the record has a group but no user, the group id is added to ``unmapped``. ``unmapped`` is
+    the event's dictionary for values without an OCSF attribute.
     """
     if record.uid is None and record.gid is not None:
         unmapped["gid"] = record.gid
@@ -64,14 +64,14 @@ def actor_of(
 
 
 def actor_of_process(process: Process) -> Actor:
-    """Return an OCSF actor with only a process, for an event that has no log record with a user."""
+    """Return an OCSF actor that consists only of a process."""
     return Actor(process=_process(process))
 
 
 def unmapped_of(process: Process | None) -> dict[str, str]:
-    """Return facts about a process for which the OCSF schema has no attribute.
+    """Return facts for which OCSF has no attribute, for example the systemd unit of a process.
 
-    An example is the systemd unit of the process. The result is empty if ``process`` is None.
+    The result is empty if ``process`` is None.
     """
     if process is None:
         return {}
@@ -139,8 +139,8 @@ def _ancestor(ancestor: Process) -> ProcessEntity:
 def name_of(process: Process) -> str | None:
     """Return the name of the program that a process runs, for example ``curl``.
 
-    If the program is unknown, return the name that the process has given itself, which is less
-    reliable. If this name is unknown too, return None.
+    If the program is unknown, return the name that the process has given itself. If that name is
+    unknown too, return None.
     """
     return _shown(_program(process) or process.name)
 
@@ -197,7 +197,7 @@ def _shown(text: str | None) -> str | None:
 def observables_of(actor: Actor | None) -> tuple[Observable, ...]:
     """Return the OCSF observables of an actor: values that an analyst may search for.
 
-    They are the name, pid, command line, path and hash of the process, and the uid of the user.
+    Examples are the name, the pid and the user id of the process.
     """
     if actor is None:
         return ()

@@ -1,8 +1,6 @@
 """Classification of IP addresses, for example as private, multicast or cloud metadata.
 
-The addresses of each family are divided into ranges. All addresses of a range are of the same kind.
-A table of the ranges is built once from the networks below. A binary search in the table finds the
-kind of an address.
+A binary search in a table of address ranges finds the kind of an address.
 """
 
 from __future__ import annotations
@@ -19,8 +17,6 @@ _Version: TypeAlias = Literal[4, 6]
 
 
 class _Network(NamedTuple):
-    """Range of IP addresses from first to last, as numbers."""
-
     version: _Version
     first: int
     last: int
@@ -57,10 +53,7 @@ _IPV4_BITS: Final = 32
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AddressKind:
-    """Kind of an IP address: its family, scope and special purposes.
-
-    Addresses of the same kind share one object.
-    """
+    """Kind of an IP address: its family, scope and special purposes."""
 
     version: _Version
     scope: NetworkScope | None
@@ -72,7 +65,7 @@ class AddressKind:
 
 
 def packed_address_kind(address: bytes) -> AddressKind:
-    """Return the properties of an IP address, such as private, multicast or cloud metadata.
+    """Return the kind of an IP address, for example private, multicast or cloud metadata.
 
     ``address`` has 4 bytes for IPv4 and 16 bytes for IPv6, in network order.
     """
@@ -81,16 +74,13 @@ def packed_address_kind(address: bytes) -> AddressKind:
 
 
 def address_kind(text: str | None) -> AddressKind | None:
-    """Return the properties of an IP address in text form; None if the text is no IP address."""
+    """Return the kind of an IP address in text form; None if the text is no IP address."""
     address = packed(text)
     return None if address is None else packed_address_kind(address)
 
 
 def _table(version: _Version, size: int) -> tuple[list[bytes], list[AddressKind]]:
-    """Return the table of an address family: the first address and the kind of each range.
-
-    An address has ``size`` bytes, in network order. All addresses of a range are of the same kind.
-    """
+    """Return the first addresses of all ranges of an address family, and the kind of each range."""
     networks = (
         *_INTERNAL,
         *_UNASSIGNED,
@@ -121,10 +111,7 @@ def _changes(networks: tuple[_Network, ...], version: _Version) -> set[int]:
 
 
 def _traits(version: _Version, address: int) -> tuple[NetworkScope | None, tuple[bool, ...]]:
-    """Return the scope of an IP address, and its flags, such as ``is_multicast``.
-
-    ``address`` is a number. The flags have the order of :class:`AddressKind`.
-    """
+    """Return the scope of an IP address (a number), and its flags in the order of AddressKind."""
     if _is_in(_CARRY_IPV4, version, address):
         return _traits(4, address % (1 << _IPV4_BITS))
     kinds = (_LOOPBACK, _LINK_LOCAL, _MULTICAST, _BROADCAST, _METADATA)

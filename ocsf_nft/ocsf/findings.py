@@ -45,9 +45,9 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """Stage of a finding: the finding is new, continues or has ended.
+    """Stage of a finding: new, in progress or ended.
 
-    A stage has an OCSF activity, an OCSF status and a sentence about the stage (``text``).
+    ``text`` is a sentence about the stage for people.
     """
 
     activity: FindingActivityId
@@ -119,11 +119,7 @@ class FenceAction(NamedTuple):
 
 
 def fence_action(*, is_permitted: bool) -> FenceAction:
-    """Return the words for the fence's action on the packets.
-
-    The words state that the fence allowed them if ``is_permitted`` is true, else that it blocked
-    them.
-    """
+    """Return the words for the fence's action: allowed if ``is_permitted``, else blocked."""
     return _ALLOWED if is_permitted else _REFUSED
 
 
@@ -146,11 +142,10 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
 ) -> DetectionFinding:
     """Return the Detection Finding for an attempt of an incident, or for the incident's end.
 
-    ``found`` is that attempt or end. ``incident`` has the totals of all its attempts so far. The
-    finding reports these totals, and so does the Network Activity event ``event``. ``destination``
-    is the kind of the destination's address. ``processed_ns`` is the current time, in ns since the
-    epoch, UTC. It appears only in ``metadata.processed_time``: everything else in the finding
-    depends on the other arguments alone.
+    ``found`` is that attempt or end. ``incident`` has the totals of all its attempts so far.
+    ``event`` is the Network Activity event with the same totals. ``destination`` is the kind of the
+    destination's address. ``processed_ns`` is the current time (ns since the epoch, UTC). It
+    appears only in ``metadata.processed_time``.
     """
     record = found.record
     direction = event.connection_info.direction_id
@@ -223,7 +218,6 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
 def _title_and_desc(
     rule: str, direction: Direction, destination: AddressKind | None
 ) -> tuple[str, str]:
-    """Return a finding's title and description, without the text about the fence's action."""
     if (
         direction is Direction.OUTBOUND
         and destination is not None
@@ -246,8 +240,7 @@ def _remedy(
 def _as_evidence(observables: tuple[Observable, ...]) -> Iterator[Observable]:
     """Yield the observables of a Network Activity event, with the paths that a finding needs.
 
-    A finding has the endpoints in its evidence. So the path ``dst_endpoint.ip``, for example,
-    becomes ``evidences[0].dst_endpoint.ip``.
+    For example, the path ``dst_endpoint.ip`` becomes ``evidences[0].dst_endpoint.ip``.
     """
     for each in observables:
         is_below = each.name.startswith(("src_endpoint.", "dst_endpoint."))

@@ -1,4 +1,4 @@
-"""Setup of the methods that find the process behind a packet, as the configuration requests."""
+"""Setup of the methods that find the process behind a packet."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
     """Return the chain of methods that find the process behind a packet.
 
-    The chain tries the configured method first, and weaker methods after it. It covers all
-    sandboxes of the configuration except VMs, whose processes are not visible on this kernel.
-    ``state`` has the records of fences, with their namespaces.
+    The chain tries the configured method first, and weaker methods after it. It excludes VMs, whose
+    processes are not visible on this kernel. ``state`` has the records of fences, with their
+    namespaces.
     """
     settings = config.attribution
     namespaces, permissive = {}, set()

@@ -21,12 +21,12 @@ _SECONDS: Final = 10.0
 
 
 async def run_housekeeping(delivery: SinkDelivery, reporter: Reporter) -> None:
-    """Remove old events from the store periodically, and report events that the store dropped.
+    """Remove old events from the store every 10 s, and report events that the store dropped.
 
-    A full store drops events that a sink has not acknowledged. The report of dropped events is an
-    event too, and a full store can accept it only after a removal. So removal and report are
-    separate tasks: the report may wait for the removal.
+    A full store drops events that a sink has not acknowledged. This function runs until it is
+    cancelled.
     """
+    # Separate tasks: a report is an event too, and a full store accepts it only after a removal.
     async with asyncio.TaskGroup() as group:
         group.create_task(_sweep(delivery))
         group.create_task(_report(delivery, reporter))
@@ -46,10 +46,10 @@ async def _report(delivery: SinkDelivery, reporter: Reporter) -> None:
 
 
 async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, since_ns: int) -> int:
-    """Emit an event for each sink whose events the store dropped since ``since_ns``.
+    """Emit an event for each sink whose events the store dropped since the previous call.
 
-    Also emit an event if a damaged database file was quarantined. Emit nothing in the normal case.
-    Return the present time, which is ``since_ns`` of the next call. Both are in ns since the epoch
+    Also emit an event if a damaged database file was quarantined. ``since_ns`` is the time of the
+    previous call. Return the present time, for the next call. Both times are in ns since the epoch
     (UTC).
     """
     dropped = await delivery.dropped_events()

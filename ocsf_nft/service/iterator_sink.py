@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class IteratorSink(Sink):
-    """Sink that hands events to code in this process, which iterates over :meth:`events`.
+    """Sink for code in this process that iterates over :meth:`events`.
 
     An event is acknowledged when the iteration requests the next event. If the iteration stops
     before that, the event is delivered again later.
@@ -30,10 +30,7 @@ class IteratorSink(Sink):
         """Do nothing: there is nothing to open."""
 
     async def close(self) -> None:
-        """Do nothing, so that the sink stays usable.
-
-        A reload replaces the forwarder (the delivery task) and keeps this sink.
-        """
+        """Do nothing: after a reload of the configuration, the same sink is used again."""
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Offer a batch of events to the iteration; return when the iteration has taken all."""
@@ -47,12 +44,12 @@ class IteratorSink(Sink):
         return DELIVERED
 
     def end(self) -> None:
-        """End the iteration after the events that are already offered to it."""
+        """End the iteration after the events that were already offered to it."""
         self._is_over = True
         self._notify()
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events as decoded JSON, until :meth:`end` was called."""
+        """Yield the events as decoded JSON, until :meth:`end` is called."""
         while True:
             while not self._pending:
                 if self._is_over:

@@ -1,7 +1,4 @@
-"""Opening of the sources from which a service reads log records.
-
-Each source has the names of the sandboxes whose records it can have.
-"""
+"""Opening of the sources from which a service reads log records."""
 
 from __future__ import annotations
 
@@ -37,10 +34,10 @@ _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Jo
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Open source of log records, with the sandboxes whose records this source can have.
+    """Open source of log records, with the sandboxes whose records the source can have.
 
     The entry None in ``sandboxes`` stands for records of other firewalls. ``name`` is the key of
-    the source's position in the store. It is empty if the store has no position of this source.
+    the source's position in the store; empty if no position is stored there.
     """
 
     source: Source
@@ -48,9 +45,10 @@ class Feed:
     name: str = ""
 
     async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
-        """Pass the source's records to the pipeline until ``stop`` is set.
+        """Pass the source's log records to the pipeline until ``stop`` is set.
 
-        Raises the errors of :meth:`Pipeline.pump`.
+        Records that have arrived before are still passed. Raises the errors of
+        :meth:`Pipeline.pump`.
         """
         is_journal = isinstance(self.source, Journal)
         await pipeline.pump(
@@ -63,10 +61,9 @@ class Feed:
 
 
 class EarlySources:
-    """NFLOG sources that are opened before their fence is active, so that no record is missed.
+    """NFLOG sources that are opened before their fence is active, so that no log record is missed.
 
-    If a source can't be opened, the fence is installed nevertheless. The error is raised later, and
-    only if the active fence needs that source.
+    If a source can't be opened, :meth:`take` raises the error later.
     """
 
     def __init__(self) -> None:
@@ -77,8 +74,8 @@ class EarlySources:
     ) -> None:
         """Open the NFLOG sources to which the fence of a sandbox may log.
 
-        Open none if the configuration requires another log transport. A failure is not raised here,
-        but by :meth:`take`. ``stack`` closes the sources later.
+        Open none if the configuration requires another log transport. ``stack`` closes the sources
+        later. A failure is not raised here, but by :meth:`take`.
         """
         if fences.requested_transport(sandbox) not in {None, "nflog"}:
             return
@@ -94,8 +91,8 @@ class EarlySources:
     ) -> Nflog:
         """Return the open NFLOG source of a namespace and group; open it first if necessary.
 
-        Raises an OcsfNftError if the source can't be opened now, or could not be opened earlier.
-        ``stack`` closes a source that is opened now.
+        ``stack`` closes the source later. Raises an OcsfNftError if the source can't be opened,
+        also if an earlier attempt failed.
         """
         await self._open(namespace, group, stack)
         source = self._opened[namespace.identity(), group]
@@ -131,9 +128,9 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     """Open all sources of log records, each at its stored position.
 
     ``active_fences`` has the fence of each configured sandbox, in the order of the configuration.
-    ``accounts`` has the account of each sandbox by name, with its position in the kernel log.
-    ``early`` has the NFLOG sources that are open already. ``stack`` closes the sources later.
-    Raises an OcsfNftError if a source can't be opened.
+    ``accounts`` has the account of each sandbox by name. ``early`` has the NFLOG sources that are
+    open already. ``stack`` closes the sources later. Raises an OcsfNftError if a source can't be
+    opened.
     """
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}

@@ -1,4 +1,4 @@
-"""Status of sandboxes for the command `status`: their fences and their counts."""
+"""Status of sandboxes for the command `status`: their fences and their packet counts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Status of one sandbox: the state of its fence, its packet counts, and its dropped records.
+    """Status of one sandbox: its fence, its packet counts, and its dropped log records.
 
-    ``is_watched`` is true if a running service monitors the sandbox. ``mode`` is ``enforcing`` or
-    ``permissive``. ``absent`` are the fence's rules without counters in the kernel; if there are
-    any, the fence is not active. ``verdict`` is the result of comparing the fence with its record
-    in the state directory, for example ``differs``. It is None if the comparison is not possible,
-    for example without nft.
+    ``is_watched`` is true if a running service monitors the sandbox. ``absent`` are the fence's
+    rules without counters in the kernel; if there are any, the fence is not active. ``verdict`` is
+    the result of comparing the fence with its record in the state directory, for example
+    ``differs``. It is None if the comparison is not possible, for example without nft.
     """
 
     sandbox: str
@@ -42,13 +41,11 @@ class Status:
 def statuses(
     state: StateDirectory, sandbox: str | None = None
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
-    """Return the status of one sandbox, or of all sandboxes; no running service is needed.
+    """Return the status of one sandbox, or of all recorded sandboxes if ``sandbox`` is None.
 
-    If ``sandbox`` is None, return the status of each sandbox with a record in the state directory.
-    The second tuple has one error for each sandbox whose status can't be read. If ``sandbox`` is
-    None, raises AbsentError if there is no record, and FenceError if the records can't be listed.
-    Blocks for some milliseconds for each sandbox. Needs CAP_NET_ADMIN over the sandboxes'
-    namespaces.
+    The second tuple has one error for each sandbox whose status can't be read. Raises AbsentError
+    if no sandbox is recorded, FenceError if the recorded sandboxes can't be listed. Blocks for some
+    milliseconds for each sandbox. Needs CAP_NET_ADMIN over the sandboxes' namespaces.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:

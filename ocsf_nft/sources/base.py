@@ -15,12 +15,9 @@ class Source(Protocol):
     """Interface of a source of packet log records, used as an asynchronous context manager.
 
     Entering the context opens the source, or raises SourceError, UnsupportedError or AbsentError.
-    After that, the source yields every record that the kernel logs. If records were dropped, the
-    source yields a Gap, which reports this. While the consumer handles a batch, the source reads
-    nothing. If the kernel drops records in that time, a later batch has a Gap for them.
-
-    A source of log files ends after its last file. A live source ends when its context exits or its
-    task is cancelled.
+    While the consumer handles a batch, the source reads nothing. If the kernel drops log records, a
+    later batch has a Gap for them. A source of log files ends after its last file. A live source
+    ends when its context exits or its task is cancelled.
     """
 
     async def __aenter__(self) -> Self:
@@ -35,11 +32,9 @@ class Source(Protocol):
         """Close the source."""
 
     def batches(self) -> AsyncIterator[Batch]:
-        """Yield batches of records, in the order in which the kernel logged them.
+        """Yield batches of log records, in the order in which the kernel logged them.
 
-        A batch has at least one of these: a record, a Gap for dropped records, a rejected line, or
-        a new cursor (the position to resume from). Some transports, for example the kernel log,
-        also carry other messages. While only other messages arrive, the source yields at most one
-        batch per second, with only a new cursor. So the cursor advances although there are no
-        records.
+        A batch has at least one of these: a record, a Gap, a rejected line, or a new cursor (the
+        position to resume from). Without new records, the source yields at most one batch per
+        second, with only a new cursor.
         """

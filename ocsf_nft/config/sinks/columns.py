@@ -1,8 +1,7 @@
 """Parquet columns of each OCSF event class, derived from the models of the events.
 
 All events of a class in an OCSF version have the same columns, even if an event lacks some
-attributes. So a Parquet table that was created from a few events also fits all later events. The
-type of a column follows the OCSF type: ``integer_t`` has 32 bits, ``long_t`` has 64 bits.
+attributes. Columns of OCSF's ``integer_t`` have 32 bits, and columns of ``long_t`` have 64 bits.
 """
 
 from __future__ import annotations

@@ -31,7 +31,10 @@ class HttpSink(SecuredSink):
     compress: bool = False
 
     def sink(self) -> Sink:
-        """Create the sink; raises UnsupportedError if the extra for HTTP is not installed."""
+        """Create the sink.
+
+        Raises UnsupportedError if the package extra for HTTP is not installed.
+        """
         with needing_http(self.type):
             from ocsf_nft.delivery.sinks.http import Http  # noqa: PLC0415 - if configured
         return Http(receiver=self.receiver, method=self.method, form=self.format)

@@ -36,12 +36,12 @@ class StdoutSink(SinkTable):
 
     @property
     def file(self) -> Path:
-        """Return ``/dev/stdout``; no other sink may write to the file that it leads to."""
+        """Return ``/dev/stdout``: no other sink may write to the same file."""
         return Path("/dev/stdout")
 
     @property
     def target(self) -> str:
-        """Return ``-``, the name of standard output on the command line."""
+        """Return the sink's default name: ``-``, as for standard output on the command line."""
         return "-"
 
     def sink(self) -> Sink:

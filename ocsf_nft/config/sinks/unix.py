@@ -61,7 +61,7 @@ class UnixSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return ``unix:`` and the socket's path: the sink's name if none is configured."""
+        """Return the sink's default name: ``unix:`` and the socket's path."""
         return f"unix:{self.path}"
 
     def sink(self) -> Sink:

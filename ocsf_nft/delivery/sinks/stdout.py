@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Stdout(Sink):
     """Sink that writes events to standard output, one line each.
 
-    The reader of a pipe does not acknowledge events. If the reader exits, the events in the pipe
-    are dropped. If the pipe is full, the sink waits for the reader.
+    If the reader of a pipe exits, the events in the pipe are dropped. If the pipe is full, the sink
+    waits for the reader.
     """
 
     def __init__(self) -> None:
@@ -28,8 +28,8 @@ class Stdout(Sink):
     async def open(self) -> None:
         """Start the writer thread.
 
-        The last write may continue after :meth:`close`, if the pipe was full. Then wait for the end
-        of that write first.
+        A write that began before the last :meth:`close` may still run. This method first waits for
+        the end of that write.
         """
         try:
             await self._writer.start(_do_nothing)
@@ -38,7 +38,7 @@ class Stdout(Sink):
             raise
 
     async def close(self) -> None:
-        """Stop the writer thread; standard output stays open, because other code may use it."""
+        """Stop the writer thread, but do not wait for a running write; stdout stays open."""
         await self._writer.stop(_do_nothing, is_waited_for=False)
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
@@ -53,7 +53,7 @@ class Stdout(Sink):
 
 
 def _do_nothing() -> None:
-    """Do nothing: the writer thread calls this where it would open or close a file."""
+    """Do nothing: standard output is neither opened nor closed."""
 
 
 def _write(lines: bytes) -> None:

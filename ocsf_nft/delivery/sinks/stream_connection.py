@@ -1,8 +1,8 @@
 """Stream connection to a peer that sends no acknowledgements.
 
-The kernel reports how many sent bytes are outstanding. For TCP, ``SIOCOUTQ`` counts the bytes that
-the peer's kernel has not acknowledged (tcp(7)). For a Unix socket it counts the bytes that the peer
-has not read (unix(7)).
+The kernel reports how many sent bytes are outstanding (``SIOCOUTQ``). For TCP, the peer's kernel
+has not acknowledged these bytes (tcp(7)). For a Unix socket, the peer has not read these bytes
+(unix(7)).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class Stream:
-    """Connected non-blocking socket, with or without TLS; :meth:`close` closes it.
+    """Connected non-blocking socket, with or without TLS.
 
     If the peer closes its side, the connection counts as closed. Data from the peer is discarded.
     """
@@ -40,12 +40,15 @@ class Stream:
         self._is_incomplete = False
 
     async def handshake(self) -> None:
-        """Do the TLS handshake, if there is TLS; raises OSError (or its subclass ssl.SSLError)."""
+        """Do the TLS handshake, if there is TLS; raises OSError if the handshake fails."""
         if isinstance(self._socket, ssl.SSLSocket):
             await self._when_ready(self._socket.do_handshake)
 
     async def send(self, data: bytes) -> None:
-        """Pass all data to the kernel; raises OSError, also if the peer has closed its side."""
+        """Pass all of ``data`` to the kernel.
+
+        Raises OSError if the connection is broken, or if the peer has closed its side.
+        """
         self._check_open()
         self._is_incomplete = True
         rest = memoryview(data)
@@ -54,9 +57,10 @@ class Stream:
             rest = rest[sent:]
 
     async def wait_until_acknowledged(self) -> None:
-        """Wait until the peer has all sent bytes; raises OSError if the connection breaks before.
+        """Wait until all sent bytes are acknowledged; raises OSError if the connection breaks.
 
-        For TCP, the peer's kernel has acknowledged them. For a Unix socket, the peer has read them.
+        For TCP, the peer's kernel acknowledges the bytes. For a Unix socket, the bytes count as
+        acknowledged when the peer has read them.
         """
         seconds = _SHORTEST_WAIT_SECONDS
         while self._outstanding_bytes():
@@ -78,8 +82,8 @@ class Stream:
     def close(self) -> None:
         """Close the connection.
 
-        If the last delivery is incomplete, reset a TCP connection: the bytes that are not sent yet
-        are discarded.
+        If the last delivery is incomplete, a TCP connection is reset, and unsent bytes are
+        discarded.
         """
         try:
             if self._is_incomplete:

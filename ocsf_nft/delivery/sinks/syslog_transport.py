@@ -66,9 +66,8 @@ class Connection:
     async def send(self, frames: Sequence[bytes]) -> None:
         """Send syslog messages (``frames``), and wait until the receiver's kernel has them.
 
-        A receiver may accept a connection and close it at once. So the first call after
-        :meth:`open` also waits half a second, to check that the connection stays open. Raises
-        DeliveryError if the connection breaks.
+        The first call after :meth:`open` also waits half a second, because a receiver may close a
+        new connection at once. Raises DeliveryError if the connection breaks.
         """
         if self._stream is None:
             raise DeliveryError(f"{self._name} is not connected")
@@ -111,7 +110,7 @@ class Datagrams:
         self._is_new = True
 
     async def open(self) -> None:
-        """Resolve the receiver's address, and open the socket; raises DeliveryError."""
+        """Resolve the receiver's address, and open the socket; raises DeliveryError on failure."""
         try:
             self._socket = await connect(self._host, self._port, socket.SOCK_DGRAM)
             self._is_new = True
@@ -127,8 +126,8 @@ class Datagrams:
     async def send(self, frames: Sequence[bytes]) -> None:
         """Send syslog messages (``frames``), each as one datagram.
 
-        Raises DeliveryError if the receiver's kernel answers that the port is closed. Raises
-        RefusedError if a message is longer than a datagram can be.
+        Raises DeliveryError if the datagrams can't be sent, for example because the receiver's port
+        is closed. Raises RefusedError if a message is too long for a datagram.
         """
         if self._socket is None:
             raise DeliveryError(f"{_receiver_name(self._host, self._port)} is not open")
@@ -158,11 +157,8 @@ class Datagrams:
 
 
 async def _wait_for_refusal(sock: socket.socket) -> None:
-    """Wait a short time for an ICMP error from the receiver; raise OSError if one arrives.
-
-    Without an error, return after the wait. On a busy machine an ICMP error may come late, even
-    from the same host.
-    """
+    """Wait half a second for an ICMP error from the receiver; raise OSError if one arrives."""
+    # On a busy machine an ICMP error may come late, even from the same host.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_PROBATION_SECONDS):
             await asyncio.get_running_loop().sock_recv(sock, 1)

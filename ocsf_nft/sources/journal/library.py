@@ -1,9 +1,7 @@
 """Journal reader that uses libsystemd.
 
-journald writes through a memory map, and inotify reports appended entries only every 250 ms. So
-this module does not wait for inotify. It requests the next entry every 10 ms; a request costs 0.1
-us if there is no new entry. Four times a second, it also lets libsystemd process the inotify events
-about new and deleted files.
+The reader requests the next entry every 10 ms. It does not wait for inotify, because inotify
+reports journald's new entries only every 250 ms.
 """
 
 from __future__ import annotations
@@ -23,14 +21,16 @@ if TYPE_CHECKING:
 
     from ocsf_nft.sources.prefix_filter import PrefixFilter
 
+#: Interval of the requests for the next entry; one costs 0.1 us if there is no new entry.
 _TICK_S: Final = 0.01
+#: Interval at which libsystemd processes the inotify events about new and deleted files.
 _FILES_S: Final = 0.25
 _CHUNK_ENTRIES: Final = 1024
 _CHUNK_NS: Final = 10_000_000
 
 
 def available(directory: Path | None) -> bool:
-    """Return true if systemd-python is installed, and its libsystemd can open the journal's files.
+    """Return true if systemd-python is installed, and can open the journal's files.
 
     ``directory`` is the journal's folder; None means the default folders. Blocks for some
     milliseconds. Raises AbsentError if there is no such journal, UnsupportedError if reading it is
@@ -50,7 +50,7 @@ def available(directory: Path | None) -> bool:
 
 
 class LibraryReader:
-    """Reader of the systemd journal that uses libsystemd (the Reader of systemd-python)."""
+    """Reader of the systemd journal that uses libsystemd through systemd-python."""
 
     def __init__(self, directory: Path | None, prefix_filter: PrefixFilter) -> None:
         self._directory = directory
@@ -65,9 +65,6 @@ class LibraryReader:
         If ``cursor`` is None, reading begins after the newest entry. Return the cursor of the entry
         after which reading begins; None if the journal is empty. Raises SourceError if the cursor
         is invalid, or if the journal can't be opened.
-
-        A thread opens the journal, because this may take long. If this call is cancelled, the
-        thread continues. Then the opened journal is closed by Python's garbage collection.
         """
         try:
             self._reader = await asyncio.to_thread(_open_reader, self._directory, cursor)
@@ -89,9 +86,8 @@ class LibraryReader:
     async def read(self, timeout_s: float | None) -> Chunk:
         """Return new entries; wait at most ``timeout_s`` seconds for them (None: without limit).
 
-        The result has only the entries that the prefix filter selects. So it may be empty, and it
-        is empty if no entry arrives in time. Raises SourceError if the journal can no longer be
-        read.
+        The result has only entries that the prefix filter selects, so it may be empty. It is also
+        empty if no entry arrives in time. Raises SourceError if the journal can no longer be read.
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -152,10 +148,9 @@ def _open_reader(directory: Path | None, cursor: str | None) -> Any:
 
 
 def _position(reader: Any) -> str | None:
-    """Return the cursor of the entry that the reader is at; None if it is at no entry."""
     try:
         cursor: str = reader._get_cursor()  # noqa: SLF001
-    except OSError:  # EADDRNOTAVAIL, sd_journal_get_cursor(3)
+    except OSError:  # EADDRNOTAVAIL: the reader is at no entry (sd_journal_get_cursor(3))
         return None
     return cursor
 

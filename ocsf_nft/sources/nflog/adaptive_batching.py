@@ -1,4 +1,4 @@
-"""Choice of the NFLOG batching: how the kernel collects records into datagrams.
+"""Choice of the NFLOG batching: how the kernel collects log records into datagrams.
 
 With few records, a low latency is preferred; in a flood of records, a high throughput.
 """
@@ -17,11 +17,10 @@ _FALL_NS: Final = 1_000_000_000
 
 
 class AdaptiveBatching:
-    """Choice between the NFLOG settings CALM and FLOOD, by the number of records per second.
+    """Choice between the NFLOG settings CALM and FLOOD, by the number of log records per second.
 
-    ``batching`` is the setting that is chosen now: CALM at the start. A flood begins at 400 records
-    within 0.1 s. It ends when fewer than 1,000 records arrive within a second. The two limits
-    differ, so that the choice does not change too often.
+    ``batching`` is the setting that is chosen now: CALM at the start. 400 records within 0.1 s
+    change it to FLOOD. Fewer than 1,000 records within a second change it back to CALM.
     """
 
     __slots__ = ("_count", "_since_ns", "batching")
@@ -32,10 +31,10 @@ class AdaptiveBatching:
         self._count = 0
 
     def observe(self, records: int, now_ns: int) -> bool:
-        """Count new records, and update ``batching``; return true if ``batching`` has changed.
+        """Count new log records, and update ``batching``; return true if ``batching`` has changed.
 
-        ``records`` is the number of records since the last call. ``now_ns`` is the current time of
-        a monotonic clock.
+        ``records`` is the number of log records since the last call. ``now_ns`` is the current time
+        of a monotonic clock.
         """
         elapsed = now_ns - self._since_ns
         if self.batching is FLOOD:

@@ -1,7 +1,6 @@
 """Parser of the transport header in a kernel log line: the fields after ``PROTO=``.
 
-A line may be cut before it reaches this program. If the line ends where the kernel always prints a
-field, the parser marks the line as truncated (see ``grammar``).
+A line may be cut before it reaches this program. A line that ends too early is marked as truncated.
 """
 
 from __future__ import annotations
@@ -51,12 +50,11 @@ def take_transport(
     *,
     quote: Callable[[Words, Facts], None] | None,
 ) -> None:
-    """Parse the transport header of a log line, and store its values in ``facts``.
+    """Parse the transport header of a log line, for example TCP, and store its values in ``facts``.
 
-    ``words`` has the rest of the line. ``protocol`` is the number of an IP protocol that the kernel
-    prints by name, for example TCP. ``quote`` is a function that parses the packet inside an ICMP
-    error. It is None if this header is already inside such a packet, because the kernel then prints
-    no further packet. Raises MalformedError if a field is invalid.
+    ``words`` has the rest of the line. ``protocol`` is the number of the IP protocol. ``quote``
+    parses the packet inside an ICMP error. It is None if this header is itself inside an ICMP
+    error. Raises MalformedError if a field is invalid.
     """
     if protocol == TCP:
         _tcp(words, facts)
@@ -75,9 +73,9 @@ def take_transport(
 
 
 def _incomplete(words: Words, facts: Facts) -> bool:
-    """Parse ``INCOMPLETE [n bytes]`` into ``facts``; return False if these words do not follow.
+    """Parse the words ``INCOMPLETE [8 bytes]``; return False if they do not follow.
 
-    The kernel prints ``INCOMPLETE`` instead of a header if the packet ends inside the header.
+    The kernel prints these words instead of a header if the packet ends inside the header.
     """
     remaining = words.incomplete()
     if remaining is not None:
@@ -86,11 +84,11 @@ def _incomplete(words: Words, facts: Facts) -> bool:
 
 
 def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
-    """Parse a field with a number, such as ``SPT=443``, and store the number in ``facts``.
+    """Parse a field such as ``SPT=443``, and store its number in ``facts``.
 
     ``key`` is the field's name in the line, ``name`` its name in ``facts``, and ``limit`` its
     maximum. Return False if the field is missing or may be cut. Call this only where the kernel
-    always prints the field. So a line that ends before the field is marked as truncated.
+    always prints the field, because a line without it is marked as truncated.
     """
     number = words.number(key, limit)
     if number is None:
@@ -130,6 +128,7 @@ def _udp(words: Words, facts: Facts) -> None:
         return
     _take_number(words, facts, "SPT", "source_port", 0xFFFF)
     _take_number(words, facts, "DPT", "destination_port", 0xFFFF)
+    # At the end of a line, a length that equals the payload's size has no digits cut off.
     number = words.number("LEN", 0xFFFF, certain=_payload(facts))
     if number is None:
         words.expect_more()
@@ -138,11 +137,7 @@ def _udp(words: Words, facts: Facts) -> None:
 
 
 def _payload(facts: Facts) -> int | None:
-    """Return the size of an IP packet's payload in bytes; None if it is unknown.
-
-    Extension headers count as payload. The caller compares this size with a UDP length at the end
-    of a line. If both are equal, no digit of the UDP length was cut off.
-    """
+    """Return an IP packet's payload size in bytes, with extension headers; None if unknown."""
     length, options = facts.get("length"), facts.get("ip_options", "")
     if not isinstance(length, int) or not isinstance(options, str):
         return None
