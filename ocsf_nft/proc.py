@@ -1,9 +1,8 @@
 """Reader of the files of a process or a thread in /proc.
 
-The process is not trusted. It chooses its name and its arguments. It may start another program
-during a read. It may exit, and the kernel may then give its pid to another process. So all reads of
-a process use one descriptor of its /proc directory, which never refers to another process. A text
-that the process chose can't be mistaken for another field. Only a limited part of a file is read.
+The process is not trusted: it chooses its name, and may exit or start another program during a
+read. So all reads of a process use one descriptor of its /proc directory. The descriptor never
+refers to another process, even if the kernel gives the pid to a new process.
 
 Reads raise OSError if the process has exited or may not be inspected. They raise ValueError if the
 content does not have the kernel's format.
@@ -45,12 +44,12 @@ _NUMBERS: Final = re.compile(rb"^NStgid:((?:\t\d+)+)$", re.MULTILINE)
 class Stat(NamedTuple):
     """Content of /proc/PID/stat of a process or thread (``do_task_stat`` in ``fs/proc/array.c``).
 
-    ``name`` has the bytes that the process chose. ``is_dead`` is true for a dead thread or a
-    zombie; other threads of the process may still run. ``parent`` is the parent's pid. ``flags``
-    are the kernel's PF_ flags. ``had_children`` is true if the process has waited for the end of a
-    child process. ``start`` is the start time in clock ticks since boot. ``layout`` has the memory
-    addresses of program, stack and arguments. These addresses change at each start of a program.
-    ``layout`` is None if we may not see the addresses, or if the process has no arguments (yet).
+    ``name`` has the bytes that the process chose. ``is_dead`` is true for a zombie or a dead
+    thread, even if other threads still run. ``flags`` are the kernel's PF_ flags. ``had_children``
+    is true if the process has waited for the end of a child process. ``start`` is in clock ticks
+    since boot. ``layout`` has the memory addresses of program, stack and arguments, which change at
+    each program start. ``layout`` is None if we may not see the addresses, or if the process has no
+    arguments (yet).
     """
 
     name: bytes
@@ -71,8 +70,7 @@ class Stat(NamedTuple):
     def created_ns(self) -> int:
         """Return the start time in ns since the epoch (UTC), rounded down to a clock tick.
 
-        Because of the rounding, each call returns the same time, unless the wall clock was set
-        meanwhile.
+        So repeated calls return the same time, unless the wall clock was set meanwhile.
         """
         booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         return booted_ns // TICK_NS * TICK_NS + self.started_ns
@@ -81,10 +79,9 @@ class Stat(NamedTuple):
 class Status(NamedTuple):
     """Content of /proc/PID/status of a process or a thread.
 
-    ``group`` is the pid of the process (thread group), also if the content is about one of its
-    threads. A process has a pid in each of the nested pid namespaces that contain it. ``numbers``
-    has these pids: first the pid in our namespace, last the pid in the process's own namespace.
-    ``uid`` and ``gid`` are the effective ids, as numbers of our user namespace.
+    ``group`` is the pid of the process, also for a thread. ``uid`` and ``gid`` are the effective
+    ids in our user namespace. ``numbers`` has the pids of the process in nested pid namespaces,
+    from our namespace to the innermost one.
     """
 
     group: int
@@ -96,7 +93,7 @@ class Status(NamedTuple):
 def is_initial() -> bool:
     """Return true if this process is in the initial pid namespace, and /proc shows that namespace.
 
-    Return False if this can't be read.
+    If /proc can't be read, return False.
     """
     try:
         namespace = str((_PROC / "self/ns/pid").readlink())
@@ -108,17 +105,16 @@ def is_initial() -> bool:
 def directory(path: str, where: int | None = None) -> int:
     """Open a directory such as /proc/PID; return its descriptor, which the caller must close.
 
-    ``where`` is the descriptor of the directory in which a relative ``path`` begins.
+    A relative ``path`` begins in the directory with the descriptor ``where``.
     """
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
 
 
 @contextlib.contextmanager
 def opened(path: str, where: int | None = None) -> Iterator[int]:
-    """Open a directory such as /proc/PID; close it at the end of the context.
+    """Open a directory such as /proc/PID, yield its descriptor, and close it at the end.
 
-    Yields the directory's descriptor. ``where`` is the descriptor of the directory in which a
-    relative ``path`` begins.
+    A relative ``path`` begins in the directory with the descriptor ``where``.
     """
     descriptor = directory(path, where)
     try:
@@ -130,8 +126,8 @@ def opened(path: str, where: int | None = None) -> Iterator[int]:
 def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
     """Return the first ``most`` bytes of a file in a /proc directory, or all of a shorter file.
 
-    ``where`` is the descriptor of the directory. The first read is always of one page (4096 bytes).
-    So the result may have up to one page, even if ``most`` is less.
+    ``where`` is the directory's descriptor. If ``most`` is less than a page (4096 bytes), the
+    result may still have a whole page.
     """
     descriptor = os.open(path, os.O_RDONLY, dir_fd=where)
     try:
@@ -147,8 +143,7 @@ def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
 def link(path: str, where: int) -> str | None:
     """Return the target of a symbolic link in a directory; None if it can't be read.
 
-    ``where`` is the directory's descriptor. The target itself is not opened, because its file
-    system might block.
+    ``where`` is the directory's descriptor.
     """
     with contextlib.suppress(OSError):  # of a zombie, a kernel thread, or another user's process
         return text(os.readlink(path.encode(), dir_fd=where))
@@ -161,10 +156,10 @@ def text(content: bytes) -> str:
 
 
 def stat(where: int, path: str = "stat") -> Stat:
-    """Read and parse a ``stat`` file below a directory of /proc.
+    """Read and parse a ``stat`` file in the directory with the descriptor ``where``.
 
-    ``where`` is the directory's descriptor. ``path`` is the path in it: ``stat`` in the directory
-    of a process, ``4242/stat`` in /proc itself.
+    ``path`` is ``stat`` if the directory is /proc/PID. It is for example ``4242/stat`` if the
+    directory is /proc.
     """
     return parsed_stat(read(path, where))
 
@@ -193,18 +188,16 @@ def parsed_stat(content: bytes) -> Stat:
 
 
 def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
-    """Return true if a process ran the same program at two reads of its ``stat``.
+    """Return true if a process ran the same program at two reads of its ``stat`` file.
 
-    ``before`` and ``after`` are the two results. ``has_program`` is true if the process's program
-    file was visible between the reads. In this case, both layouts must be known and equal. The
-    names may differ, because a process may change its name. If the program file was not visible,
-    both the layouts and the names must be equal.
-
-    A process with a program file but without a known layout is just starting this program. At that
-    time it still has the name of the previous program (``begin_new_exec``).
+    ``before`` and ``after`` are the contents of the file. ``has_program`` is true if the process's
+    program file was visible between the reads. Then both memory layouts must be known and equal,
+    but the names may differ. Otherwise both the layouts and the names must be equal.
     """
     if before.layout != after.layout:
         return False
+    # A program file without a layout: the process is just starting the program, and still has the
+    # name of the previous one (begin_new_exec).
     return after.layout is not None if has_program else before.name == after.name
 
 
@@ -234,8 +227,8 @@ def _number(pattern: re.Pattern[bytes], content: bytes) -> int:
 def arguments(where: int) -> str | None:
     """Return a process's command line, with spaces between the arguments; None if it is empty.
 
-    ``where`` is the descriptor of the process's /proc directory. The process can change its command
-    line. The read may block: the process can hold the lock of its own memory.
+    ``where`` is the descriptor of the process's /proc directory. Only the first 4096 bytes are
+    read. The read may block, because a process can hold the lock of its memory.
     """
     content = read("cmdline", where, most=_MOST_ARGUMENTS)
     return text(content.rstrip(b"\0").replace(b"\0", b" ")) or None

@@ -1,8 +1,4 @@
-"""Identity of a firewall rule's packet counters: sandbox, rule, mode and epoch.
-
-The mode is enforcing or permissive. The epoch is a text that changes when the counters start at
-zero again.
-"""
+"""Identity of a firewall rule's packet counters."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ class CounterId:
     """Identity of the packet counters of one firewall rule in one sandbox.
 
     ``epoch`` is a text that changes each time the counters restart at zero. If ``is_permissive`` is
-    true, the rule allows the packets that it counts, because its fence is permissive.
+    true, the fence is permissive: it allows the packets that these counters count.
     """
 
     sandbox: str
@@ -31,29 +27,24 @@ class CounterId:
 
     @staticmethod
     def named(sandbox: str, name: str, epoch: str) -> CounterId:
-        """Create the identity from ``name``, the account name of the counters.
+        """Create the identity from ``name``, for example ``egress`` or ``egress:permissive``.
 
-        An account name is the rule's name (``egress``), for permissive counters with a suffix
-        (``egress:permissive``). See :func:`ocsf_nft.flow.account_name`.
+        The name has the suffix ``:permissive`` if the fence is permissive.
         """
         rule, colon, _ = name.partition(":")
         return CounterId(sandbox=sandbox, rule=rule, epoch=epoch, is_permissive=bool(colon))
 
     @property
     def name(self) -> str:
-        """Return the account name, such as ``egress``, or ``egress:permissive`` if permissive."""
+        """Return the rule's name, such as ``egress``, or ``egress:permissive`` if permissive."""
         return account_name(self.rule, is_permissive=self.is_permissive)
 
     @property
     def mode(self) -> Mode:
-        """Return the mode of the fence while these counters count: enforcing or permissive."""
+        """Return the mode of the fence that has these counters: enforcing or permissive."""
         return "permissive" if self.is_permissive else "enforcing"
 
     @property
     def verdict(self) -> Verdict | None:
-        """Return the verdict that the log records of the rule have.
-
-        It is ``permit`` for permissive counters. It is None for enforcing counters, because the log
-        prefix of an enforcing rule states no verdict.
-        """
+        """Return the verdict in the rule's log records: ``permit`` if permissive, else None."""
         return "permit" if self.is_permissive else None

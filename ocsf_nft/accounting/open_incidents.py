@@ -1,4 +1,4 @@
-"""Incidents and scans (fan-outs) with an emitted Create event and no Close event yet."""
+"""Incidents and scans with an emitted Create event and no Close event yet."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class OpenIncident(NamedTuple):
     """Incident with an emitted Create event and no Close event yet.
 
-    ``key`` is the key of the incident's flow. ``counter_id`` identifies the counters of the
-    firewall rule that refused the packets. ``end`` describes the incident up to its latest attempt.
-    If no attempt follows, ``end`` is the report of the incident's end.
+    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``key`` is
+    the key of the incident's flow. ``end`` describes the incident up to its latest attempt; the
+    Close event is made from ``end`` if no attempt follows.
     """
 
     counter_id: CounterId
@@ -34,8 +34,8 @@ class OpenFanOut(NamedTuple):
     """Scan (fan-out) with an emitted Create event and no Close event yet.
 
     ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``end``
-    describes the scan up to its latest flow. If no flow follows, ``end`` is the report of the
-    scan's end.
+    describes the scan up to its latest flow; the Close event is made from ``end`` if no flow
+    follows.
     """
 
     counter_id: CounterId
@@ -43,7 +43,7 @@ class OpenFanOut(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """Return the identity that all events of the fan-out share."""
+        """Return the identity that all events of the scan share."""
         return self.end.identity
 
 
@@ -53,7 +53,7 @@ OpenEntry: TypeAlias = OpenIncident | OpenFanOut
 class OpenIncidents:
     """Changes of a sandbox's open incidents and scans, for the next commit to the state database.
 
-    Open means that the Create event is emitted and the Close event is not.
+    An incident or scan is open from its Create event to its Close event.
     """
 
     def __init__(self) -> None:
@@ -63,17 +63,11 @@ class OpenIncidents:
         self._orphaned: list[OpenEntry] = []
 
     def update(self, opened: OpenEntry) -> None:
-        """Add the present state of an open incident or scan to the changes for the next commit.
-
-        Call this method when an incident or a scan has begun, and when it has grown.
-        """
+        """Store a new or grown incident or scan at the next commit."""
         self.changed[opened.identity] = opened
 
     def close(self, identity: str) -> None:
-        """Add the end of an incident or scan to the changes for the next commit.
-
-        The commit then deletes it from the state database.
-        """
+        """Delete an ended incident or scan from the state database at the next commit."""
         self.changed[identity] = None
 
     def orphan(self, opened: OpenEntry) -> None:
@@ -84,17 +78,14 @@ class OpenIncidents:
         self._orphaned.append(opened)
 
     def clear(self) -> None:
-        """Discard the changes that the next commit would store.
-
-        Also forget which incidents and scans :meth:`orphan` has marked as ended.
-        """
+        """Discard the changes for the next commit, and the marks of :meth:`orphan`."""
         self.changed.clear()
         self._orphaned.clear()
 
     def due(self) -> Iterator[IncidentEnd | FanOut]:
-        """Yield the end of each incident or scan that :meth:`orphan` has marked.
+        """Yield the end of each incident or scan that :meth:`orphan` has marked, only once.
 
-        Each one is also passed to :meth:`close`, so it is yielded only once.
+        The next commit deletes these incidents and scans from the state database.
         """
         while self._orphaned:
             opened = self._orphaned.pop()

@@ -1,10 +1,9 @@
 """Capture: BPF programs in the kernel that report which processes in a sandbox send packets.
 
-Needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace, and libbpf. The
-programs report refused packets and details of processes if the kernel has type information (BTF:
-CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later). Otherwise (Linux 5.15 or later), they report system
-calls that send or connect. For a permissive fence, which refuses no packets, the programs report
-these system calls on every kernel. Reports of system calls need cgroup v2.
+Needs libbpf, and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace. With BTF
+type information in the kernel (CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later), the programs report
+refused packets and process details. Otherwise (Linux 5.15 or later), and for a permissive fence,
+they report system calls that send or connect. Reports of system calls need cgroup v2.
 """
 
 from __future__ import annotations
@@ -42,10 +41,10 @@ _MOST: Final = 256
 
 
 class Dropped(NamedTuple):
-    """Numbers of capture events that the kernel dropped since the capture began.
+    """Numbers of reports that the kernel dropped since the capture began.
 
-    The usual cause is a full buffer. ``calls`` counts dropped reports of packets and system calls,
-    ``processes`` dropped reports of process details.
+    The usual cause is a full buffer. ``calls`` counts reports of packets and system calls,
+    ``processes`` counts reports of process details.
     """
 
     calls: int
@@ -53,9 +52,9 @@ class Dropped(NamedTuple):
 
 
 class Capture:
-    """BPF programs in the kernel that report the sending processes in the given network namespaces.
+    """BPF programs that report which processes in the given network namespaces send packets.
 
-    Close the capture after use.
+    Call :meth:`close` after use.
     """
 
     def __init__(
@@ -67,11 +66,11 @@ class Capture:
     ) -> None:
         """Start the capture in the network namespaces that have the given cookies.
 
-        A cookie is the kernel's unique number of a namespace (:func:`cookie`). The capture normally
-        reports refused packets. In a namespace whose cookie is in ``permissive``, it reports system
-        calls that send or connect instead. If the kernel has no type information (BTF), it does
-        that in all namespaces. ``knows_types`` is true if the kernel has BTF; None detects this.
-        Raises UnsupportedError with the reason if this host does not allow the capture.
+        A cookie is the kernel's unique number of a namespace (:func:`cookie`). The capture reports
+        refused packets. In namespaces whose cookie is in ``permissive``, it reports system calls
+        that send or connect instead. If ``knows_types`` is false (the kernel has no BTF type
+        information), it reports these system calls everywhere. If ``knows_types`` is None, BTF is
+        detected. Raises UnsupportedError if this host does not allow the capture.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))
@@ -96,7 +95,7 @@ class Capture:
             raise
 
     def __enter__(self) -> Self:
-        """Return the capture; it already runs."""
+        """Return the capture, which already runs."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,27 +120,27 @@ class Capture:
     def descriptors(self) -> tuple[int, ...]:
         """Return the file descriptors to poll, one for each ring buffer.
 
-        A descriptor is readable when its ring buffer has much unread data.
+        A descriptor becomes readable only when its ring buffer has much unread data.
         """
         return tuple(ring.descriptor for ring in self._rings)
 
     def read(self) -> tuple[list[CaptureEvent], bool]:
         """Return new capture events, and True if another call may return more events.
 
-        The reports of process details come first. One call reads at most 256 events from each ring
-        buffer. Raises ValueError or struct.error if an event is invalid.
+        The reports of process details come first. Raises ValueError or struct.error if an event is
+        invalid.
         """
         read = [ring.read(_MOST) for ring in self._rings]
         events = [bpf_layout.decode(sample) for samples in read for sample in samples]
         return events, any(len(samples) >= _MOST for samples in read)
 
     def check(self) -> None:
-        """Raise UnsupportedError if the capture has stopped: another process detached a program."""
+        """Raise UnsupportedError if another process has detached a BPF program of the capture."""
         if (name := self._loaded.detached()) is not None:
             raise UnsupportedError(f"another process has detached the BPF program {name}")
 
     def dropped(self) -> Dropped:
-        """Return the numbers of dropped events; raise UnsupportedError if they can't be read."""
+        """Return the numbers of dropped reports; raise UnsupportedError if they can't be read."""
         return Dropped(*self._loaded.counter_sums("dropped", len(Dropped._fields)))
 
 

@@ -1,8 +1,7 @@
 """SHA-256 of the programs that processes run.
 
-The hash is of the executed file, not of the process's memory: a process can map other code into its
-memory. A hash is cached, so a file that does not change is usually read only once. A read can take
-long on a slow file system. So call this in a thread that may block.
+The hash is of the executed file, not of the memory, into which a process can map other code. A read
+can take long on a slow file system, so call this in a thread that may block.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _SETTLED_NS: Final = 3_000_000_000
 
 
 class _Key(NamedTuple):
-    """Identity of a file, with the attributes that show whether the file's content has changed."""
+    """Identity of a file, with the attributes that change when the file's content changes."""
 
     device: int
     inode: int
@@ -39,10 +38,9 @@ class _Key(NamedTuple):
 class ProgramHashes:
     """Cache of the SHA-256 of executed files; a cached file is read again only if it has changed.
 
-    The cache has at most ``most_entries`` files. Files larger than ``most_bytes`` are not read. At
-    most ``most_bytes_a_minute`` are read in a minute, so that many large programs can't slow the
-    host. A file beyond that limit has no hash until the next minute. A file is not cached if it may
-    change unnoticed, or if it changed within the last 3 s. Threads may share an instance.
+    The cache has at most ``most_entries`` files. Files larger than ``most_bytes`` have no hash. At
+    most ``most_bytes_a_minute`` are read in a minute. A file beyond this limit has no hash until
+    the next minute. Threads may share an instance.
     """
 
     def __init__(
@@ -64,9 +62,8 @@ class ProgramHashes:
         """Return the hash of an executed file as hexadecimal text, or None.
 
         ``program`` is a descriptor of the file; it may be opened with O_PATH. The result is None if
-        the file is not regular, is too large, can't be read, or changes during the read. It is also
-        None if the limit of bytes in this minute is reached. It is None for a file on FUSE, because
-        a FUSE server may show the kernel and this process different content.
+        the file is not regular, too large, on FUSE, unreadable, or changed during the read. It is
+        also None if the limit of bytes in this minute is reached.
         """
         status = os.fstat(program)
         key = _key(status)
@@ -86,6 +83,7 @@ class ProgramHashes:
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
         descriptor = os.open(f"/proc/self/fd/{program}", flags)
         try:
+            # A FUSE server may show the kernel and this process different content.
             if _file_system(descriptor) == _FUSE_SUPER_MAGIC or not self._may_read(key.size):
                 return None
             digest = _digest(descriptor, key.size)
@@ -123,7 +121,6 @@ def _key(status: os.stat_result) -> _Key:
 
 
 def _digest(descriptor: int, size: int) -> str | None:
-    """Return the SHA-256 of an open file; None if its length is not ``size``."""
     digest, left = hashlib.sha256(), size
     buffer = memoryview(bytearray(min(_CHUNK, size + 1)))
     while (count := os.readv(descriptor, [buffer])) > 0:
@@ -135,12 +132,9 @@ def _digest(descriptor: int, size: int) -> str | None:
 
 
 def _may_change_unnoticed(descriptor: int, status: os.stat_result) -> bool:
-    """Return True if a file's content may change although its timestamps stay the same.
-
-    This is possible for a memfd (a file in memory, without a path) that is not sealed against
-    writes. A process may have a writable mapping of a memfd. The kernel forbids writes to other
-    executed files.
-    """
+    """Return true if a file's content may change although its timestamps stay the same."""
+    # Only a memfd without a seal against writes: a process may have a writable mapping of it. The
+    # kernel forbids writes to other executed files.
     if status.st_nlink > 0:
         return False
     try:
@@ -152,7 +146,6 @@ def _may_change_unnoticed(descriptor: int, status: os.stat_result) -> bool:
 
 
 def _file_system(descriptor: int) -> int:
-    """Return the magic number of a file's file system type, from ``fstatfs``."""
     libc = ctypes.CDLL(None, use_errno=True)
     buffer = ctypes.create_string_buffer(512)  # struct statfs: 120 bytes, its type first
     if libc.fstatfs(descriptor, buffer) != 0:

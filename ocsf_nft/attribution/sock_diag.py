@@ -1,14 +1,12 @@
 """Lookup of the sockets that may have sent a packet, by netlink (``sock_diag``).
 
-The lookup reads the kernel's socket tables of one network namespace. Netlink lists TCP, UDP and
-UDP-Lite sockets: ``include/uapi/linux/sock_diag.h`` and ``inet_diag.h``, ``net/ipv4/inet_diag.c``,
-``tcp_diag.c``, ``udp_diag.c``. The kernel returns only sockets with the packet's port. So the many
-other sockets of a hostile sandbox are never transferred. Raw, ping and packet sockets are read from
-/proc/net (:mod:`proc_net_sockets`). TCP and UDP sockets are read there too if the kernel has no
-``sock_diag``.
+Netlink lists the TCP, UDP and UDP-Lite sockets of one network namespace (``net/ipv4/inet_diag.c``,
+``tcp_diag.c``, ``udp_diag.c``). The kernel returns only sockets with the packet's port, so other
+sockets are never transferred. Raw, ping and packet sockets are read from /proc/net
+(:mod:`proc_net_sockets`). If the kernel has no ``sock_diag``, all sockets are read from /proc/net.
 
-A socket without a port is in none of these tables. A TCP connection that is refused with a reset
-loses its port (``tcp_done``), unless the process chose the port itself (bind).
+A socket without a port is not found. After a reset, the socket of a refused TCP connection has no
+port (``tcp_done``). A port that the process chose itself (bind) stays.
 """
 
 from __future__ import annotations
@@ -57,8 +55,8 @@ _IFREQ: Final = struct.Struct("=16si20x")  # struct ifreq
 class SocketTables:
     """Reader of the kernel's socket tables of one network namespace; for one thread at a time.
 
-    The reader opens the namespace once, in :meth:`__enter__`. If the path of the namespace leads to
-    another namespace later, the reader still reads the tables of the opened namespace.
+    If the path of the namespace is replaced after :meth:`__enter__`, the reader still reads the
+    namespace that it opened.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -74,7 +72,7 @@ class SocketTables:
         self.link = ""
 
     def __enter__(self) -> Self:
-        """Open the network namespace and hold a reference to it.
+        """Open the network namespace.
 
         Raises AbsentError if there is no such namespace, UnsupportedError if it can't be entered.
         """
@@ -94,7 +92,7 @@ class SocketTables:
 
     @property
     def namespace(self) -> Namespace:
-        """Return the opened network namespace, even if its path now leads to another one."""
+        """Return the opened network namespace, even if its path was replaced since."""
         return self._namespace
 
     def tcp(
@@ -109,13 +107,13 @@ class SocketTables:
         """Return the TCP sockets that have, or had, the connection from ``local`` to ``remote``.
 
         ``local`` and ``remote`` are pairs of address and port. The socket of a refused connection
-        is found only if its process chose the local port itself. The kernel may have set the remote
-        port of that socket to 0 (``tcp_disconnect``), so a socket with remote port 0 is returned
-        too. ``device`` is the network device through which the packet was sent; None if unknown.
-        Without ``device``, a socket that is bound to a device may not be found.
+        is found only if its process chose the local port itself. The remote port of this socket may
+        be 0 (``tcp_disconnect``). ``device`` is the network device through which the packet was
+        sent; None if unknown. Without ``device``, a socket that is bound to a device may not be
+        found.
 
-        Raises TooManySocketsError if too many sockets have the port, or if the lookup is not
-        finished at ``deadline_ns`` (time.monotonic_ns). Raises OSError if the tables can't be read.
+        Raises TooManySocketsError if too many sockets have the port, or if the lookup lasts past
+        ``deadline_ns`` (time.monotonic_ns). Raises OSError if the tables can't be read.
         """
         expected = (local[1], remote[0], remote[1])
         try:
@@ -135,11 +133,11 @@ class SocketTables:
     def by_port(
         self, protocol: int, version: IpVersion, port: int, *, deadline_ns: int
     ) -> tuple[Socket, ...]:
-        """Return all UDP or UDP-Lite sockets with a local port that can send with an IP version.
+        """Return all sockets with the local port ``port`` that can send packets of an IP version.
 
-        ``protocol`` is the IP protocol number of UDP or UDP-Lite. ``version`` is 4 or 6. Addresses
-        are not compared, because a process can choose both addresses of each packet (``sendto``,
-        ``IP_PKTINFO``). Raises TooManySocketsError and OSError in the same cases as :meth:`tcp`.
+        ``protocol`` is the IP protocol number of UDP or UDP-Lite. Addresses are not compared: a
+        process can choose both addresses of each packet (``sendto``, ``IP_PKTINFO``). Raises
+        TooManySocketsError and OSError in the same cases as :meth:`tcp`.
         """
         try:
             sockets = tuple(self._dump(protocol, version, port, _ALL_STATES, deadline_ns))
@@ -155,11 +153,7 @@ class SocketTables:
         remote: tuple[str, int],
         device: str | None,
     ) -> Socket | None:
-        """Return the TCP socket that would receive a packet from ``remote`` to ``local``.
-
-        Return None if there is no such socket. This is fast, because the kernel looks up one socket
-        and does not list the table.
-        """
+        """Return the TCP socket that would receive packets from ``remote`` to ``local``."""
         sock = self._diag(socket.IPPROTO_TCP)
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         identity = _IDENTITY.pack(
@@ -169,6 +163,7 @@ class SocketTables:
             socket.inet_pton(family, remote[0]),
         )
         index = 0 if device is None else _index(sock, device)
+        # Fast: the kernel looks up one socket, and does not list the table.
         payload = _request(family, socket.IPPROTO_TCP, _ALL_STATES, identity, index)
         self._send_request(sock, netlink.NLM_F_REQUEST, payload)
         answer = next(self._answers(sock))
@@ -206,22 +201,17 @@ class SocketTables:
                     raise too_many()
 
     def _raise_for_end(self, payload: memoryview, protocol: int) -> None:
-        """Raise OSError if ``payload``, the last message of a list of sockets, has an error code.
-
-        Raise FileNotFoundError if the kernel can't list sockets of ``protocol``.
-        """
+        """Raise OSError if the last message of a list of sockets (``payload``) has an error."""
         # DONE and ERROR both begin with 0 or a negative errno (netlink_dump_done).
         code = int.from_bytes(payload[:4], sys.byteorder, signed=True)
         if code:
+            # The kernel can't list sockets of this protocol.
             if code == -errno.ENOENT:
                 self._unsupported.add(protocol)
             raise OSError(-code, os.strerror(-code))
 
     def _diag(self, protocol: int) -> socket.socket:
-        """Return the netlink socket for requests; open it if it is not open yet.
-
-        Raises FileNotFoundError if the kernel can't list sockets of ``protocol`` by netlink.
-        """
+        """Return the netlink socket; raise FileNotFoundError if it can't list this protocol."""
         if protocol in self._unsupported:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if self._socket is None:
@@ -293,7 +283,7 @@ def _connection(found: Socket) -> tuple[int, str, int]:
 
 
 def _inet_socket(payload: memoryview, protocol: int) -> Socket:
-    """Decode the kernel's description of a socket: struct inet_diag_msg and its attributes."""
+    """Decode a socket that the kernel describes by struct inet_diag_msg and its attributes."""
     family, state = payload[0], payload[1]
     local_port, remote_port, local, remote = _IDENTITY.unpack_from(payload, 4)
     uid, inode = _OWNER.unpack_from(payload, 64)

@@ -1,4 +1,4 @@
-"""Check of the Linux capabilities that this process lacks, and of the commands that need them."""
+"""Check that finds missing Linux capabilities of this process, and the commands that need them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _OPTIONAL: Final = {Capability.BPF, Capability.PERFMON, Capability.SYSLOG}
 
 
 def findings() -> Iterator[Finding]:
-    """Yield one finding (the result of a check) about the Linux capabilities of this process.
+    """Yield one finding, which lists the Linux capabilities that this process lacks.
 
-    It lists the missing capabilities and the commands that need them. If no capability is missing,
-    the finding reports that.
+    The finding also names the ``ocsf-nft`` commands that need these capabilities. If no capability
+    is missing, the finding has the severity ``ok``.
     """
     effective = _effective()
     missing = [need for need in _NEEDS if not effective >> need[0] & 1]

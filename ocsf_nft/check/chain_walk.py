@@ -1,7 +1,6 @@
 """Walk of a modelled packet through the rules of a chain, to find the rules that stop it.
 
-The walk evaluates rules as the kernel does. If it is unknown whether a rule matches the packet, the
-walk follows both outcomes. So a result is either certain or "maybe".
+If it is unknown whether a rule matches the packet, the walk follows both outcomes.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ _UNKNOWN: Final = "may drop"
 class Stop:
     """Rule or chain policy that stops, or may stop, a modelled packet.
 
-    ``rule`` is None if the policy of the chain stops the packet. ``verb`` describes in messages
-    what the rule does to the packet, for example "drops".
+    ``rule`` is None for a chain policy. ``verb`` is a verb for messages, for example "drops".
     """
 
     chain: Chain
@@ -45,11 +43,9 @@ class Stop:
 class WalkResult:
     """Result of the walk of a modelled packet through one chain.
 
-    ``reaches_end`` states if the packet reaches the end of the chain (YES, NO or MAYBE).
-    ``may_be_accepted`` is true if a rule may accept the packet. ``stops`` are the rules that may
-    stop the packet. ``undecided`` are the rules on which the result depends, because it is unknown
-    whether they match. ``packet`` is the packet as it leaves the chain: a rule may have changed its
-    fields.
+    ``stops`` are the rules that may stop the packet. ``undecided`` are up to three rules on which
+    the result depends, because it is unknown whether they match. ``packet`` is the packet as it
+    leaves the chain: a rule may have changed its fields.
     """
 
     reaches_end: Truth
@@ -66,8 +62,7 @@ class TooLargeError(Exception):
 class Walker:
     """Walker of modelled packets through the chains of one ruleset.
 
-    It stores each result, and reuses it for an equal packet. ``budget`` limits the work of all
-    walks together. Its unit is one rule or one set element.
+    ``budget`` limits the rules, statements and set elements that all walks together evaluate.
     """
 
     def __init__(self, ruleset: Ruleset, budget: int = _BUDGET) -> None:
@@ -77,10 +72,10 @@ class Walker:
         self.matcher = Matcher(ruleset, self.spend)
 
     def walk(self, chain: Chain, packet: Packet, depth: int = _DEPTH) -> WalkResult:
-        """Return the result of a packet's walk through a chain and the chains that it jumps to.
+        """Return the result of a packet's walk through a chain, including jumps to other chains.
 
         The chain's policy is not applied. ``depth`` is the maximum number of nested jumps. Raises
-        TooLargeError if the budget is exhausted.
+        TooLargeError if the walker's budget is exhausted.
         """
         result = self._results.get((chain.key, packet))
         if result is None:
@@ -91,8 +86,9 @@ class Walker:
     def enter(self, key: ChainKey, packet: Packet, depth: int) -> WalkResult | None:
         """Return the result of a packet's walk through the chain ``key``, the target of a jump.
 
-        ``depth`` is the maximum number of nested jumps, including this jump. Return None if the
-        chain doesn't exist, or if ``depth`` is 0. Raises TooLargeError if the budget is exhausted.
+        ``depth`` is the number of nested jumps that are still permitted, including this jump.
+        Return None if ``depth`` is 0, or if the chain doesn't exist. Raises TooLargeError if the
+        walker's budget is exhausted.
         """
         chain = self._ruleset.chains.get(key)
         if chain is None or depth <= 0:
@@ -100,14 +96,14 @@ class Walker:
         return self.walk(chain, packet, depth - 1)
 
     def spend(self, cost: int) -> None:
-        """Subtract a cost from the budget of all walks; raise TooLargeError if it is exhausted."""
+        """Subtract ``cost`` from the budget; raise TooLargeError if the budget is exhausted."""
         self._remaining -= cost
         if self._remaining < 0:
             raise TooLargeError
 
 
 class _Walk:
-    """State of one packet's walk through one chain, rule by rule."""
+    """Walk of one packet through one chain, rule by rule."""
 
     def __init__(self, walker: Walker, chain: Chain, packet: Packet, depth: int) -> None:
         self._walker = walker
@@ -173,8 +169,7 @@ class _Walk:
     def _apply(self, rule: Rule, kind: str, body: Any, matches: Truth) -> bool:
         """Apply a statement to the walk; return true if later statements of the rule are skipped.
 
-        ``matches`` is YES if the packet certainly reaches the statement. It is MAYBE if a match
-        before the statement depends on unknown fields of the packet.
+        ``matches`` is MAYBE if it is unknown whether the packet reaches the statement.
         """
         if kind in statement_effects.STOPS:
             self._stop(rule, statement_effects.STOPS[kind], matches)
@@ -210,10 +205,9 @@ class _Walk:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
 
     def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Apply an iptables match or target, which nft lists as ``xt``, to the walk.
+        """Apply an iptables match or target, of which nft lists only the name, such as ``REJECT``.
 
-        nft lists only its name, such as ``REJECT``, and not its arguments. Return true if later
-        statements of the rule are skipped.
+        Return true if later statements of the rule are skipped.
         """
         name = str(body.get("name")) if isinstance(body, dict) else ""
         if name in statement_effects.XT_STOPS:
@@ -236,10 +230,6 @@ class _Walk:
         self._packet = altered if matches is Truth.YES else self._packet.joined(altered)
 
     def _leave(self, matches: Truth) -> None:
-        """Record that the packet leaves the chain at this rule.
-
-        If ``matches`` is MAYBE, the packet may leave the chain, or may reach the next rule.
-        """
         self._reach = Truth.NO if matches is Truth.YES else Truth.MAYBE
 
     def _note_undecided(self, rule: Rule, matches: Truth) -> None:
@@ -289,8 +279,7 @@ class _Walk:
     def _vmap(self, rule: Rule, body: Any, matches: Truth) -> bool:
         """Apply a verdict map, such as ``tcp dport vmap { 22 : drop }``, to the walk.
 
-        Return true if later statements of the rule are skipped. They are skipped if the map
-        certainly has a verdict for the packet, or if the packet lacks the field.
+        Return true if later statements of the rule are skipped.
         """
         pairs, key = self._pairs(body), body.get("key") if isinstance(body, dict) else None
         if pairs is None:
@@ -328,13 +317,11 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return true if a statement ends its rule for some packets, but it is unknown for which.
-
-    One such statement is the match of an iptables extension, which nft doesn't decode. Another is a
-    set statement with a limit, whose effect depends on the number of earlier packets.
-    """
+    """Return true if a statement ends its rule for some packets, but it is unknown for which."""
+    # nft doesn't decode the match of an iptables extension.
     if kind == "xt":
         return isinstance(body, dict) and body.get("type") == "match"
+    # The effect of a limit in a set depends on the number of earlier packets.
     inner = body.get("stmt") if kind in {"set", "map"} and isinstance(body, dict) else None
     return isinstance(inner, list) and any(
         isinstance(entry, dict) and bool(statement_effects.CONDITIONAL & entry.keys())

@@ -61,7 +61,6 @@ def explain(
 
 
 def _event(text: str) -> dict[str, Any] | None:
-    """Parse a text as an event in JSON; return None if it is no JSON object with ``class_uid``."""
     import orjson
 
     try:

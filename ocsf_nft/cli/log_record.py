@@ -1,8 +1,7 @@
-"""Records of this program's own log as lines: JSON for programs, text for people.
+"""Lines of this program's own log: JSON for programs, text for people.
 
-A record is a mapping with ``ts``, ``level``, ``event`` and other keys. A simple value is a text, a
-number, a truth value, None, or a list of simple values. :func:`simple` converts all values of a
-record to simple ones.
+A log record is a mapping with ``ts``, ``level``, ``event`` and other keys. A simple value is a
+text, a number, a truth value, None, or a list of simple values.
 """
 
 from __future__ import annotations
@@ -26,22 +25,22 @@ _CUT: Final = "…"
 _HEAD: Final = ("ts", "level", "event")
 _INT64_MAX: Final = (1 << 63) - 1
 _WORDS: Final = {True: "true", False: "false", None: "null"}
-#: Values without quotes in the text form.
+#: Values without quotes in the text form. Values are untrusted: without quotes, a part of a value
+#: could be mistaken for another key.
 _PLAIN: Final = re.compile(r'[^ "=\\]+')
 
 
 def as_json(record: Mapping[str, Any]) -> bytes:
-    """Return a record as one line of JSON, with its line end."""
+    """Return a log record with simple values as one line of JSON, with its line end."""
     import orjson  # noqa: PLC0415 - a command that logs nothing starts without it
 
     return printable(orjson.dumps(record)) + b"\n"
 
 
 def as_text(record: Mapping[str, Any]) -> bytes:
-    """Return a record as ``ts level event key=value …``, with its line end.
+    """Return a log record as ``ts level event key=value …``, with its line end.
 
     A value is in double quotes if it is empty, or contains a space, a quote, a backslash or ``=``.
-    Values are untrusted: without quotes, a part of a value could be mistaken for another key.
     """
     words = [visible(str(record[key])) for key in _HEAD if key in record]
     words += [f"{key}={_text(value)}" for key, value in record.items() if key not in _HEAD]
@@ -51,10 +50,10 @@ def as_text(record: Mapping[str, Any]) -> bytes:
 def limited(
     record: Mapping[str, Any], encode: Callable[[Mapping[str, Any]], bytes], size: int
 ) -> bytes:
-    """Return a record as a line of at most ``size`` bytes, with its longest values shortened.
+    """Return a log record as a line of at most ``size`` bytes; its longest values are shortened.
 
-    ``encode`` is the function that makes a line of a record, such as :func:`as_json`. The line is
-    longer than ``size`` only if the record's keys alone are too long.
+    ``encode`` converts a record to a line, for example :func:`as_json`. If the record's keys alone
+    are too long, the line is longer than ``size``.
     """
     line = encode(record)
     while len(line) > size:
@@ -75,11 +74,10 @@ def limited(
 
 
 def simple(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Convert the values of a record to simple ones, which JSON and text can show.
+    """Convert the values of a log record to simple ones, which JSON and text can show.
 
-    The key ``exc_info`` is replaced by ``error`` (the exception as text) and ``at`` (its position
-    in the source). structlog calls this function as a processor; the first two arguments are not
-    used.
+    ``exc_info`` is replaced by ``error`` (the exception as text) and ``at`` (its source file and
+    line). structlog calls this function as a processor; the first two arguments are not used.
     """
     given = values.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given
@@ -113,7 +111,6 @@ def _simple(value: object) -> Any:
 
 
 def _words(value: Any) -> str:
-    """Return a simple value as text without quotes; the items of a list are joined with commas."""
     if isinstance(value, list):
         return ", ".join(map(_words, value))
     return _WORDS[value] if value is None or isinstance(value, bool) else str(value)

@@ -1,12 +1,8 @@
 """Directory that stores whole files by key (a relative path), like the objects in an S3 bucket.
 
-A file gets its name only after all of it is on the disk, safe from a power cut. Until then its name
-begins with a dot and ends with ``.part``. Readers of a data lake ignore such a file: Hive and
-Athena skip hidden files, other readers only read ``*.parquet``. After a crash, a partial file may
-remain. It is overwritten when the same file is written again.
-
-The library for buckets (obstore) could also write files to a directory. But it acknowledges files
-that are not on the disk yet, and each crash leaves one more partial file.
+A file is first written under a temporary name that begins with a dot and ends with ``.part``. It
+gets its final name only after all of it is on the disk, safe from a power cut. Readers of a data
+lake ignore temporary files: Hive and Athena skip hidden files, others only read ``*.parquet``.
 """
 
 from __future__ import annotations
@@ -29,10 +25,11 @@ _DIRECTORY_MODE: Final = 0o750
 _PROBE: Final = ".ocsf-nft.part"
 
 
+# Not obstore's: it acknowledges files that are not on the disk yet, and leaves partial files.
 class Directory:
     """Storage of whole files below the directory ``path``.
 
-    :meth:`open` creates the directory if it is missing, but not the parent directory.
+    If ``path`` is missing, :meth:`open` creates it. Its parent directory must exist.
     """
 
     def __init__(self, *, path: Path) -> None:
@@ -42,19 +39,18 @@ class Directory:
     async def open(self, prefix: str) -> None:
         """Create the directory if it is missing, and check that files can be written in it.
 
-        If a write continues after the last :meth:`close`, the call first waits until that write has
-        ended. Raises DeliveryError if no file can be written. ``prefix`` has no effect; only
-        buckets use it.
+        If :meth:`close` left a write running, first wait until that write has ended. Raises
+        DeliveryError if no file can be written. ``prefix`` is ignored.
         """
         del prefix
         await self._writer.start(self._try)
 
     async def close(self) -> None:
-        """Close the storage; a write in progress continues, but this call does not wait for it."""
+        """Close the storage without waiting for a running write, which continues."""
         await self._writer.stop(_nothing, is_waited_for=False)
 
     async def put(self, key: str, content: bytes) -> None:
-        """Store ``content`` as a file under ``key``, a relative path; replace an existing file.
+        """Store ``content`` as the file ``key`` (a relative path); replace an existing file.
 
         Raises DeliveryError if the file can't be written.
         """
@@ -90,11 +86,10 @@ class Directory:
 
 
 def _nothing() -> None:
-    """Do nothing: the writer thread has no open file to close at its end."""
+    """Do nothing: the writer thread has no file to close at its end."""
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file, and sync its content to the disk; raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     with open(os.open(path, flags, _MODE), "wb", buffering=0) as file:  # noqa: PTH123 - a descriptor
         rest = memoryview(content)
@@ -104,16 +99,15 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _make_directory(folder: Path) -> None:
-    """Create a directory and its missing parents, safe from a power cut; raises OSError."""
     if folder.is_dir():
         return
     _make_directory(folder.parent)
+    # The sync makes the new name safe from a power cut.
     folder.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
     _sync(folder.parent)
 
 
 def _sync(folder: Path) -> None:
-    """Sync the entries of a directory (its file names) to the disk; raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -26,10 +26,9 @@ _SHUTDOWN_GRACE_SECONDS: Final = 3.0
 class StorageRetrier:
     """Retry of storage operations until the disk accepts them.
 
-    A caller that waits for a retry reads no new log records. The kernel buffers these records, and
-    counts the records for which its buffer has no room. So no record is dropped without a count.
-    After ``stop`` is set (the service shuts down), retries continue for
-    ``_SHUTDOWN_GRACE_SECONDS``. Then the DeliveryError of the operation is raised.
+    While a caller waits for a retry, it reads no log records. The kernel buffers these records, and
+    counts those that it drops. When ``stop`` is set (the service shuts down), retries continue for
+    3 s.
     """
 
     def __init__(self, stop: asyncio.Event) -> None:
@@ -42,9 +41,8 @@ class StorageRetrier:
     async def __call__(self, operation: Callable[[], Awaitable[T]]) -> T:
         """Run ``operation`` until it succeeds, and return its result.
 
-        Raises DeliveryError if the operation still fails when the grace period after ``stop`` is
-        over. A ClosedError (an output that is closed permanently) is raised at once, without a
-        retry.
+        Raises DeliveryError if the operation still fails 3 s after ``stop`` was set. A ClosedError
+        (an output that is closed permanently) is raised at once, without a retry.
         """
         is_waiting = False
         try:

@@ -1,22 +1,14 @@
 """Reader of a fence's packet counters over netlink, fast enough for two readings a second.
 
-A reading gets the values of all counters of a fence once. The counters of single flows are elements
-of nftables sets.
-
-The kernel sends the elements of a set in parts of some hundred elements. Packets arrive meanwhile.
-Between two parts, the kernel stores only its position in the set (nf_tables_api.c). If an element
-is added meanwhile, the positions of other elements can change, and the kernel sends these elements
-twice. In a sudden flood of packets, this can affect thousands of elements. If an element expires
-meanwhile, the kernel can omit other elements in the same way. The kernel reports neither case, and
-the generation number of the ruleset does not change.
-
-If an element was sent twice, the reader uses its last value. If an element was omitted, the rule's
-counter of all refused packets still includes the element's packets. A later reading has the element
-again.
+The counters of single flows are elements of nftables sets. The kernel sends a set in parts, and
+stores only its position between two parts (nf_tables_api.c). If elements are added or expire
+meanwhile, the kernel may send others twice, or omit them, without notice. The reader uses the last
+value of an element that was sent twice. An omitted element's packets are still in the rule's total,
+and a later reading has the element again.
 
 A process with CAP_NET_ADMIN in the sandbox's namespace can replace the fence's tables with any
-other tables. So the reader ignores elements with an unexpected format, and it limits the time and
-the memory of a reading.
+other tables. So the reader ignores elements with an unexpected format, and limits the time and
+memory of a reading.
 """
 
 from __future__ import annotations
@@ -98,9 +90,9 @@ _DATA: Final = operator.attrgetter("data")
 class _NamespaceTables:
     """Tables of a fence in one network namespace, and the netlink socket to read their counters.
 
-    ``identity`` identifies the namespace in which the fence was installed. None means that any
-    namespace is accepted. ``users`` converts the user ids of that namespace to the user ids of this
-    process's namespace. ``users`` is None if the ids are the same in both.
+    ``identity`` identifies the namespace in which the fence was installed; None means any
+    namespace. ``users`` converts user ids of that namespace to ids of this process's namespace.
+    ``users`` is None if the ids are the same in both.
     """
 
     namespace: Namespace
@@ -111,11 +103,11 @@ class _NamespaceTables:
 
 
 class _Snapshot(NamedTuple):
-    """Totals of one rule's counters at one time, and the identity of these counters.
+    """Totals of one rule's counters at one time, without the counters of single flows.
 
-    The elements of the rule's sets are not included. ``handles`` are the numbers that the kernel
-    gave to the table, its sets and its counters. The kernel never reuses such a number. So if two
-    snapshots have equal ``handles``, no set or counter was deleted between them.
+    ``handles`` are the kernel's numbers of the table, its sets and its counters. The kernel never
+    reuses such a number. So if two snapshots have equal ``handles``, no set or counter was deleted
+    between them.
     """
 
     handles: tuple[int, ...]
@@ -133,10 +125,8 @@ class Counters:
     """Reader of the packet counters of an installed fence.
 
     All methods block the calling thread. Only one thread may use a reader at a time. An open reader
-    has a netlink socket in each namespace of the fence. So it need not enter a namespace for each
-    reading. The sockets also preserve these namespaces until the reader is closed. The reader needs
-    CAP_NET_ADMIN over the namespaces. It needs CAP_SYS_ADMIN to enter a namespace that is not the
-    namespace of this process.
+    has a netlink socket in each namespace of the fence, which preserves these namespaces. The
+    reader needs CAP_NET_ADMIN over the namespaces, and CAP_SYS_ADMIN to enter another namespace.
     """
 
     def __init__(self, installed: InstalledFence) -> None:
@@ -172,9 +162,8 @@ class Counters:
         """Open a netlink socket in each namespace of the fence.
 
         Raises AbsentError if the sandbox's namespace is missing or is not the fenced one. Raises
-        UnsupportedError if the kernel lacks a feature, if a privilege is missing, or if the boot id
-        can't be read. Raises FenceError for other errors, for example if there is too little
-        memory.
+        UnsupportedError if a kernel feature or a privilege is missing, or if the boot id can't be
+        read. Raises FenceError for other errors.
         """
         try:
             self._boot = _BOOT_ID.read_text("ascii").strip()
@@ -195,8 +184,7 @@ class Counters:
     def rules(self) -> tuple[str, ...]:
         """Return the names of the fence's rules, for example ``egress``.
 
-        If the fence is permissive, each name has a suffix: ``egress:permissive``. A
-        :class:`Reading` has its values under the same names.
+        If the fence is permissive, each name has a suffix: ``egress:permissive``.
         """
         return tuple(
             account_name(rule, is_permissive=self._is_permissive)
@@ -206,14 +194,12 @@ class Counters:
         )
 
     def read(self) -> Reading:
-        """Read all counters of the fence; stop with an error after 10 s.
+        """Read all counters of the fence, for both modes (enforcing and permissive).
 
-        The counters of both modes (enforcing and permissive) are read, because another process may
-        change the mode at any time. The result omits a rule if its table, one of its counters or
-        one of its sets is missing. Raises FenceError if the counters can't be read in time. Also
-        raises FenceError if a set has far more elements than a fence's set can have. After an
-        error, the next call opens the sockets again, so it can raise the errors of :meth:`open`
-        too.
+        The result omits a rule if its table, one of its counters or one of its sets is missing.
+        Raises FenceError if reading fails or lasts 10 s, or if a set is too large for a fence.
+        After an error, the next call opens the sockets again, so it can raise the errors of
+        :meth:`open` too.
         """
         began_ns = time.time_ns()
         deadline = time.monotonic() + _READ_SECONDS
@@ -232,12 +218,11 @@ class Counters:
     def _read(
         self, entry: _NamespaceTables, family: str, table: str, rule: str, deadline: float
     ) -> tuple[str, RuleReading] | None:
-        """Read the counters of one rule in a table; return their epoch and their values.
+        """Read one rule's counters; return their epoch and values, or None if they are missing.
 
         The epoch is a text that changes if the counters are deleted and created again. ``rule`` is
         the suffix of the counters' names in nftables, for example ``egress``. ``deadline`` is the
-        time of :func:`time.monotonic` at which the read fails. Return None if the counters don't
-        exist.
+        time of :func:`time.monotonic` at which the read fails.
         """
         for _ in range(_TRIES):
             try:
@@ -261,17 +246,12 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Complete the epoch of a rule's counters, and convert the user ids in their values.
-
-        The epoch gets the boot id, so that it is unique even after a reboot. The user ids in
-        ``reading`` become those of this process's namespace.
-        """
+        """Make ``epoch`` unique across reboots; convert user ids to this process's namespace."""
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
         return f"{self._boot}:{epoch}", reading
 
     def _open(self, entry: _NamespaceTables) -> Nftables:
-        """Return the netlink socket in the namespace of ``entry``; open it if it is closed."""
         if entry.nftables is None:
             try:
                 entry.nftables = entry.namespace.call(lambda: self._open_here(entry))
@@ -280,11 +260,7 @@ class Counters:
         return entry.nftables
 
     def _open_here(self, entry: _NamespaceTables) -> Nftables:
-        """Open a netlink socket in the calling thread's namespace, and read its user id mapping.
-
-        Raises AbsentError if this namespace is not the one in which the fence of ``entry`` was
-        installed.
-        """
+        """Open a netlink socket in the calling thread's namespace, and read its user id mapping."""
         if entry.identity not in {None, Namespace().identity()}:
             raise AbsentError(
                 f"{entry.namespace} is no longer the namespace in which the fence of sandbox "
@@ -295,7 +271,7 @@ class Counters:
 
 
 class _Rule:
-    """Reader of the counters and counting sets of one rule in a table, over an open socket."""
+    """Reader of the counters and sets of one rule, over an open netlink socket."""
 
     def __init__(self, nftables: Nftables, family: str, table: str, rule: str) -> None:
         self._nftables = nftables
@@ -304,12 +280,10 @@ class _Rule:
         self._rule = rule
 
     def read(self) -> tuple[str, RuleReading] | None:
-        """Return an identifier of the rule's counters, and the values of these counters.
+        """Return an identifier of the rule's counters, and their values; None if they don't exist.
 
         The identifier changes if the counters are created again. It is unique until the next boot.
-        Returns None if the counters don't exist. Raises _ReplacedError if they were deleted during
-        the read. Raises FenceError if a set has far more elements than a fence's set can have.
-        Raises OSError if a request to the kernel fails.
+        Raises _ReplacedError if the counters were deleted during the read.
         """
         before = self._snapshot()
         if before is None:
@@ -357,15 +331,11 @@ class _Rule:
         )
 
     def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
-        """Return the flows that the rule's set ``kind`` has counted; each flow appears only once.
-
-        A change of the ruleset interrupts the dump of the set. Then the dump is started again, up
-        to three dumps in total. Another process can interrupt all of them. So the result has the
-        flows of all dumps, each with its latest values. ``timeout_ms`` is the timeout of the set.
-        Raises _ReplacedError if the set was deleted.
-        """
+        """Return the flows that the rule's set ``kind`` has counted, with their latest values."""
         elements = ElementParser(_KEY_BYTES[kind], timeout_ms)
         found: dict[bytes, Element] = {}
+        # A change of the ruleset interrupts a dump. Another process can interrupt every dump: the
+        # flows of all dumps are returned.
         for _ in range(_TRIES):
             elements.seen = 0
             try:
@@ -425,7 +395,6 @@ def _name(kind: int, name: str) -> bytes:
 
 
 def _number(attributes: Mapping[int, bytes], kind: int) -> int:
-    """Return the netlink attribute ``kind`` as an integer of any size; 0 if it is missing."""
     return int.from_bytes(attributes.get(kind, b""), "big")
 
 

@@ -29,8 +29,8 @@ class FenceEvents:
 
     :meth:`start` starts the tamper guard, a thread that detects the changes. With ``self_heal``,
     this thread also restores the fence. ``installed`` is the record of the fence, ``state`` the
-    directory of the records. Needs CAP_NET_ADMIN over the namespaces of the fence. Also needs
-    CAP_SYS_ADMIN if the fence is in another namespace than this process.
+    directory of all such records. Needs CAP_NET_ADMIN over the namespaces of the fence, and
+    CAP_SYS_ADMIN to enter another namespace.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class FenceEvents:
 
     @property
     def tamper_guard(self) -> TamperGuard:
-        """Return the tamper guard of the fence; raises RuntimeError before :meth:`start`."""
+        """Return the tamper guard (the thread); raises RuntimeError before :meth:`start`."""
         if self._tamper_guard is None:
             raise RuntimeError("start the monitoring first")
         return self._tamper_guard
@@ -54,8 +54,8 @@ class FenceEvents:
     async def start(self) -> None:
         """Start the tamper guard's thread.
 
-        Raises SourceError if the fence can't be monitored. Raises the errors of
-        :meth:`Namespace.call` too.
+        Raises SourceError if the fence can't be monitored, and the errors of
+        :meth:`Namespace.call`.
         """
         loop = asyncio.get_running_loop()
 
@@ -69,22 +69,16 @@ class FenceEvents:
         self._tamper_guard.start()
 
     async def stop(self) -> None:
-        """Stop the tamper guard's thread, and wait for its end.
-
-        If the thread is handling a change, it finishes that first.
-        """
+        """Stop the tamper guard's thread, and wait for its end."""
         await asyncio.to_thread(self.tamper_guard.stop)
 
     async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
-        """Yield the changes by other processes, each time a check of the fence is due.
+        """Yield the latest changes by other processes, each time the caller should check the fence.
 
-        The caller then checks the fence. The first check is due at once; each later one is due
-        about five seconds after the previous one. A check is due earlier after changes to the
-        fence, to links or to routes. The tuple has the changes to the fence since the previous
-        tuple. It is empty if there were none.
-
-        While the caller is busy, up to 64 changes are stored; the oldest ones are dropped first. If
-        the tamper guard's thread ends with an error, this error is raised.
+        A check is due at once, then about every 5 s. After changes to the fence, links or routes, a
+        check is due earlier. The tuple is empty if no process changed the fence since the previous
+        tuple. While the caller is busy, only the latest 64 changes are stored. If the tamper
+        guard's thread ends with an error, this error is raised.
         """
         while True:
             yield self.take_pending()

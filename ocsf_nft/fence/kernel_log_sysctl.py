@@ -1,9 +1,8 @@
 """Setting of the sysctl ``net.netfilter.nf_log_all_netns``, and restoring of its old value.
 
-If the sysctl is 0, the kernel log has only records of packets in the initial network namespace. If
-it is 1, the kernel log has records of packets in all namespaces. The sysctl exists only in the
-initial namespace, and affects every namespace of the host (net/netfilter/nf_log.c). So it is set to
-1 only while a fence uses the kernel log as its transport. Afterwards its old value is restored.
+If the sysctl is 0, the kernel log has only packets of the initial network namespace. If it is 1,
+the kernel log has packets of all namespaces of the host (net/netfilter/nf_log.c). So it is set to 1
+only while a fence uses the kernel log as its transport.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
 def blocking_value(namespace: Namespace) -> str | None:
-    """Return the value of ``nf_log_all_netns`` if it keeps a namespace's records out of the log.
+    """Return the sysctl's value if it keeps a namespace's packets out of the kernel log, else None.
 
-    Return None if the namespace's packet log records reach the kernel log. This is so if the value
-    is 1, and always for the initial namespace. Raises UnsupportedError if the value can't be read.
+    For the initial namespace, the result is always None. Raises UnsupportedError if the value can't
+    be read.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None
@@ -43,10 +42,7 @@ def enable() -> None:
 
 
 def probe() -> None:
-    """Check that ``nf_log_all_netns`` can be written, without changing its value.
-
-    Raises UnsupportedError if the sysctl can't be written.
-    """
+    """Raise UnsupportedError if ``nf_log_all_netns`` can't be written; the value is not changed."""
     _in_initial(lambda: _SYSCTL.open("r+").close())
 
 

@@ -1,1 +1,1 @@
-"""Mapping of attempts, and of facts about ocsf-nft itself, to OCSF events."""
+"""Conversion of blocked packets, and of facts about ocsf-nft itself, to OCSF events."""

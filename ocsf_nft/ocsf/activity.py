@@ -1,4 +1,4 @@
-"""Mapping of an attempt to a Network Activity event (class 4001)."""
+"""Conversion of an attempt to a Network Activity event (class 4001)."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 class Derived(NamedTuple):
     """Values that :func:`derive` computes from an attempt, for its Network Activity event.
 
-    ``source`` and ``destination`` are the kinds of the record's addresses; None for an unknown
-    address. ``severity`` is the configured severity; None if no configured rule matches.
-    ``raw_bytes`` is the size of the record's text.
+    ``source`` and ``destination`` are the kinds of the packets' addresses; None if unknown.
+    ``severity`` is None if no configured rule matches. ``raw_bytes`` is the size of the log
+    record's text.
     """
 
     source: AddressKind | None
@@ -142,6 +142,7 @@ class Activities:
         if record.ethertype is not None:
             unmapped["ethertype"] = record.ethertype
         if aggregation is not None:
+            # The schema has no attribute for these facts.
             unmapped["aggregation"] = _aggregation(aggregation)
         start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
         return NetworkActivity(
@@ -202,9 +203,8 @@ class Activities:
     ) -> tuple[Proxy, NetworkProxy] | tuple[None, None]:
         """Return the proxy that the sender should have used, and the OCSF object of that proxy.
 
-        Both are None if the sandbox has no known proxy. Both are also None for packets that no
-        sender would send through a proxy: inbound packets, frames without IP, and packets in log
-        records of other firewalls.
+        Both are None if the sandbox has no known proxy. Both are also None for inbound packets,
+        frames without IP, and packets logged by other firewalls.
         """
         version = attempt.record.ip_version
         is_frame = version is None and attempt.aggregation is None
@@ -248,11 +248,6 @@ def _traffic(packets: int, length: int | None) -> NetworkTraffic:
 
 
 def _aggregation(aggregation: Aggregation) -> dict[str, Any]:
-    """Return facts about the flows of an aggregated attempt, for the event's ``unmapped``.
-
-    The facts are the reason for the aggregation, the number of flows, and some of the flows. The
-    schema has no attribute for these facts.
-    """
     facts: dict[str, Any] = {"reason": aggregation.reason}
     if aggregation.flows is not None:
         facts["flows"] = aggregation.flows

@@ -1,8 +1,7 @@
 """OCSF 1.8.0 event classes that we emit, and their serialization.
 
 Some fields are computed from other fields: class and type names, ``type_uid``, every caption, and
-``metadata.profiles``, which depends on the attributes of the event. :mod:`ocsf_nft.ocsf.versions`
-converts events to older versions.
+``metadata.profiles``.
 """
 
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
@@ -101,7 +100,7 @@ class Event(Model):
         return data
 
     def to_json(self) -> bytes:
-        """Return the event as one line of printable JSON without line end, without null values."""
+        """Return the event as one line of printable JSON, without line end and null values."""
         return printable(
             orjson.dumps(
                 {name: value for name, value in self.__dict__.items() if value is not None},

@@ -28,8 +28,8 @@ _DESCRIPTIONS: Final = {
 def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:
     """Return the OCSF object of the rule that logged a packet; None if the rule has no name.
 
-    ``rule`` is the rule's name. ``is_ours`` is true for a rule of a fence: ``context`` then has its
-    uid and its condition, if known. For a rule of another firewall, only the name is known.
+    ``rule`` is the rule's name. For a rule of a fence (``is_ours``), the object also has the rule's
+    uid and condition, if known.
     """
     if not rule:
         return None

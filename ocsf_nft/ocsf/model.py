@@ -1,8 +1,4 @@
-"""Base class of the OCSF models, and functions that define the fields of models.
-
-A model is immutable and forbids unknown attributes. Some fields have a default value that is
-derived from other fields.
-"""
+"""Base class of the OCSF models, and functions that define the fields of models."""
 
 from __future__ import annotations
 
@@ -35,8 +31,7 @@ class Model(BaseModel):
 
         An object uses a profile if it has a value for an attribute of the profile, such as
         ``device``. It also uses the profiles of the objects inside it. ``values`` are the object's
-        attributes by name. An object inside is a Model or decoded JSON. A profile may be yielded
-        more than once.
+        attributes by name. A profile may be yielded more than once.
         """
         for profile, names in cls.profile_attributes.items():
             if any(values.get(name) is not None for name in names):
@@ -56,10 +51,7 @@ class Model(BaseModel):
         return orjson.Fragment(self.__pydantic_serializer__.to_json(self, exclude_none=True))
 
     def cache_json(self) -> Self:
-        """Store the object's JSON for later calls of :meth:`fragment`; return the object.
-
-        This saves time for an object that many events contain.
-        """
+        """Store the object's JSON for later calls of :meth:`fragment`; return the object."""
         _ = self._cached_json
         return self
 
@@ -72,7 +64,7 @@ class Model(BaseModel):
 def children(model: type[Model]) -> Mapping[str, type[Model]]:
     """Return the fields of a model that contain OCSF objects, with the class of these objects.
 
-    The result maps a field's name to the class, for example ``device`` to Device.
+    For example, the result maps ``device`` to Device.
     """
     return {
         name: kind
@@ -90,11 +82,7 @@ def _kinds(annotation: Any) -> Iterator[type[Model]]:
 
 @cache
 def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
-    """Return the fields of a model whose objects may use OCSF profiles, as pairs of name and class.
-
-    The class is that of the objects. An object may use a profile by its own attributes, or by those
-    of an object inside it.
-    """
+    """Return the name and class of each field of a model whose objects may use OCSF profiles."""
     return tuple(
         (name, kind)
         for name, kind in children(model).items()
@@ -103,9 +91,9 @@ def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
 
 
 def _agrees(value: str, info: ValidationInfo) -> str:
-    """Return a caption, such as ``severity``, if it is OCSF's caption for its id (``severity_id``).
+    """Check that a caption, such as ``severity``, is OCSF's caption for its id (``severity_id``).
 
-    Raises ValueError if OCSF has another caption for the id. Id 99 (Other) allows any caption.
+    Return the caption; raise ValueError if OCSF has another one. Id 99 (Other) allows any caption.
     """
     member = info.data.get(f"{str(info.field_name).removesuffix('_name')}_id")
     if isinstance(member, Captioned) and member != OTHER and value != member.caption:
@@ -124,8 +112,8 @@ Port: TypeAlias = Annotated[int, Field(ge=0, le=0xFFFF)]
 def caption_of(id_field: str) -> Any:
     """Define a text field whose default value is OCSF's caption for the value of ``id_field``.
 
-    For example, ``severity`` is "High" if ``severity_id`` is 4. The field ``id_field`` must be
-    declared before this field. If its value is None, the caption is None.
+    For example, ``severity`` is "High" if ``severity_id`` is 4. If the id is None, the caption is
+    None. The field ``id_field`` must be declared before this field.
     """
 
     def caption(data: dict[str, Any]) -> str | None:
@@ -136,10 +124,10 @@ def caption_of(id_field: str) -> Any:
 
 
 def optional_field(description: str) -> Any:
-    """Define an optional field of a model; ``description`` states the source of its value."""
+    """Define an optional field of a model; ``description`` states where its value comes from."""
     return Field(default=None, description=description)
 
 
 def derived_field(compute: Callable[[dict[str, Any]], Any], description: str) -> Any:
-    """Define a field whose default value ``compute`` derives from the fields declared before."""
+    """Define a field whose default value ``compute`` derives from the fields declared before it."""
     return Field(default_factory=compute, description=description)

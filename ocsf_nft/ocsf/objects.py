@@ -1,9 +1,7 @@
 """OCSF objects in our events, with only the attributes that we fill.
 
 Names, meanings and requirements are those of OCSF 1.8.0. ``None`` means unknown and is not
-serialized. Each field's description states the source of its value. The reference page about events
-is generated from these descriptions. :mod:`ocsf_nft.ocsf.versions` lists the attributes that older
-versions lack.
+serialized. Each field's description states where the field's value comes from.
 """
 
 from typing import Annotated, Any, ClassVar, Self

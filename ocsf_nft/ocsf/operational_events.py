@@ -1,4 +1,4 @@
-"""Events about fences (class 5019) and about ocsf-nft itself (class 6002), not about packets."""
+"""Events about fences (class 5019) and about ocsf-nft itself (class 6002)."""
 
 from __future__ import annotations
 
@@ -32,20 +32,19 @@ if TYPE_CHECKING:
 
 
 class FenceState(Enum):
-    """State of a sandbox's fence: what it blocks, and what it logs.
+    """State of a sandbox's fence: whether it blocks packets, and whether it logs them."""
 
-    ``ABSENT``: the fence is removed. ``ACTIVE``: it blocks packets, and logs what it blocks.
-    ``PERMISSIVE``: it was requested to block nothing, and logs what it would block. ``DEGRADED``:
-    it blocks packets, but does not log all of them. ``PERMISSIVE_DEGRADED``: it blocks nothing, and
-    does not log all that it would block. ``ALTERED``: it differs from the installed fence or can't
-    be read, so its effect is unknown.
-    """
-
+    #: Removed.
     ABSENT = "Absent"
+    #: Blocks packets, and logs what it blocks.
     ACTIVE = "Active"
+    #: Blocks nothing, as requested, and logs what it would block.
     PERMISSIVE = "Permissive"
+    #: Blocks nothing, and does not log all that it would block.
     PERMISSIVE_DEGRADED = "Permissive, Degraded"
+    #: Blocks packets, but does not log all of them.
     DEGRADED = "Degraded"
+    #: Differs from the installed fence or can't be read, so its effect is unknown.
     ALTERED = "Altered"
 
 
@@ -53,11 +52,10 @@ class FenceState(Enum):
 class Tampering:
     """Change of a fence by another process, and the restoration of the fence.
 
-    ``changes`` is a text about the change. ``process`` is the process that made it; None if
-    unknown. ``since_ns`` is the time at which the change was detected (ns since the epoch, UTC);
-    None if unknown. ``lasted_ns`` is the time in ns from then until the fence was restored. It is
-    None if it is unknown, or if the fence was not restored. ``given_up`` is true if restoring is
-    paused after too many restores.
+    ``changes`` is a text about the change. ``process`` made the change; None if unknown.
+    ``since_ns`` is the time when the change was detected (ns since the epoch, UTC); None if
+    unknown. ``lasted_ns`` is the duration in ns from then until the fence was restored; None if
+    unknown, or not restored. ``given_up`` is true if restoring is paused after too many restores.
     """
 
     changes: str
@@ -131,13 +129,10 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state, from ``before`` to ``after``.
 
-    ``time_ns`` is the time of the change, in ns since the epoch, UTC. ``tables`` are the fence's
-    tables, for example ``inet ocsf_nft``. ``transport`` is the log transport of the fence.
-    ``reason`` is the cause of a fault, or a text about the change. ``tampering`` is given if
-    another process changed the fence. ``is_regular`` is true if the fence was removed as requested.
-
-    The event's uid is derived from the sandbox, the two states, the time and the reason. So it is
-    the same if the event is built again.
+    ``time_ns`` is the time of the change (ns since the epoch, UTC). ``tables`` are the fence's
+    tables, for example ``inet ocsf_nft``. ``reason`` is the cause of a fault, or a text about the
+    change. ``tampering`` is given if another process changed the fence. ``is_regular`` is true if
+    the fence was removed as requested. The same arguments always give the same event uid.
     """
     state = _CONFIG_STATES[after]
     sentences = _SENTENCES | _UNLOGGED if transport == "none" else _SENTENCES
@@ -189,9 +184,9 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 def lifecycle(
     context: Context, *, activity: Literal["start", "stop"], time_ns: int, reason: str | None = None
 ) -> ApplicationLifecycle:
-    """Return the event about a start or stop of ocsf-nft at ``time_ns`` (since the epoch, UTC).
+    """Return the event about a start or stop of ocsf-nft at ``time_ns`` (ns since the epoch, UTC).
 
-    ``reason`` is a text about the cause, if there is one.
+    ``reason`` is a text about the cause; None if there is none.
     """
     started = activity == "start"
     device, observables = device_of(context)
@@ -212,11 +207,10 @@ def lifecycle(
 def attribution_degraded(
     context: Context, *, method: Method, reason: str, time_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event about a weaker attribution method, used because the capture stopped.
+    """Return the event that the BPF capture has stopped, so that senders are found less exactly.
 
-    The capture is the best method: BPF programs that see the process while it sends. ``method`` is
-    the method that is used from ``time_ns`` on (ns since the epoch, UTC). ``reason`` is the reason
-    why the capture stopped.
+    The capture sees each process while it sends. ``method`` is the method that finds senders from
+    ``time_ns`` on (ns since the epoch, UTC). ``reason`` is the reason why the capture stopped.
     """
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -244,8 +238,8 @@ _FALLBACKS: Final[dict[Method, str]] = {
 def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> ApplicationLifecycle:
     """Return the event about kernel log records that a source could not read.
 
-    ``gap`` describes the missing records. Its transport is ``counters`` if packet counts are
-    missing instead of records. ``processed_ns`` is the present time, in ns since the epoch, UTC.
+    ``gap`` describes the missing records. If ``gap.transport`` is ``counters``, packet counts are
+    missing instead. ``processed_ns`` is the present time (ns since the epoch, UTC).
     """
     if gap.transport == "counters":
         loss = "Counts of an unknown number of packets may be missing"
@@ -281,10 +275,10 @@ def records_dropped(context: Context, gap: Gap, *, processed_ns: int) -> Applica
 def events_dropped(
     context: Context, *, reason: str, number: int | None, since_ns: int, until_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event about stored events that were removed before each sink had received them.
+    """Return the event about stored events that were removed before all sinks had received them.
 
-    ``number`` is the number of these events; None if unknown. They were dropped between
-    ``since_ns`` and ``until_ns``, in ns since the epoch, UTC. ``until_ns`` is the present time.
+    ``number`` is the number of removed events; None if unknown. They were removed between
+    ``since_ns`` and ``until_ns``, the present time (both in ns since the epoch, UTC).
     """
     loss = "An unknown number of events may have been dropped"
     if number is not None:
@@ -328,15 +322,11 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
 ) -> ApplicationLifecycle:
     """Return the event about a time in which a fence's counters and log were not read.
 
-    The service did not run in that time, or was late. ``since_ns`` and ``until_ns`` are the ends of
-    that time, and ``processed_ns`` is the present time (ns since the epoch, UTC). ``packets`` is
-    the number of packets in that time. A permissive fence allowed ``allowed`` of these packets; the
-    others were blocked. The next Network Activity events count the same packets. So don't add the
-    ``count`` of this event to their counts.
-
-    If the clock was set back in that time, the event has no duration. The event's uid is derived
-    from the sandbox, the number of packets, the two times and the reason. So it is the same if the
-    event is built again.
+    That time is from ``since_ns`` to ``until_ns``. ``processed_ns`` is the present time (all in ns
+    since the epoch, UTC). In that time, the fence counted ``packets`` packets: it allowed
+    ``allowed`` of them (if permissive), and blocked the others. The next Network Activity events
+    count the same packets, so don't add their counts to this one. The same arguments always give
+    the same event uid.
     """
     duration = messages.elapsed(since_ns, until_ns)
     outcomes = {"blocked": packets - allowed, "allowed (the fence is permissive)": allowed}
@@ -374,8 +364,8 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
 
 
 def _duration(since_ns: int, until_ns: int) -> int | None:
-    """Return the time between two timestamps in ms; None if zero, or if the clock was set back."""
     milliseconds = until_ns // 1_000_000 - since_ns // 1_000_000
+    # Negative if the clock was set back.
     return milliseconds if milliseconds > 0 else None
 
 
@@ -384,10 +374,7 @@ def _were(number: int) -> str:
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
-    """Return when a change of a fence was detected, and when the fence was restored.
-
-    Both are in ms since the epoch, UTC. Each one is None if it is unknown.
-    """
+    """Return when a change was detected and when the fence was restored (ms since the epoch)."""
     if tampering is None or tampering.since_ns is None:
         return None, None
     start = tampering.since_ns // 1_000_000
@@ -407,12 +394,7 @@ def _status(state: FenceState, reason: str | None, tampering: Tampering | None) 
 
 
 def _severity(state: FenceState, reason: str | None, tampering: Tampering | None) -> Severity:
-    """Return the severity of the event about a fence that now has this ``state``.
-
-    It is critical if the fence was removed without a request: then ``reason`` is not None. It is
-    also critical if restoring is paused after too many restores. It is at least high if another
-    process changed the fence. Otherwise it depends on the state.
-    """
+    # A removal that was requested has no reason.
     is_removed = state is FenceState.ABSENT and reason is not None
     if is_removed or (tampering is not None and tampering.given_up):
         return Severity.CRITICAL

@@ -1,4 +1,4 @@
-"""Escapes for hostile text, so that it is safe in JSON, on a terminal and for other programs."""
+"""Escaping of hostile text for JSON, terminals and other programs."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _escape(character: str) -> str:
 def visible(text: str) -> str:
     r"""Return ``text`` with all invisible characters escaped, as in ``\x1b`` or ``\u202e``.
 
-    Examples of invisible characters are control characters, lone surrogates and direction marks. A
-    byte that was not valid UTF-8 becomes ``\xNN``, as in the kernel log.
+    Examples of invisible characters are control characters and direction marks. A byte that was not
+    valid UTF-8 becomes ``\xNN``, as in the kernel log.
     """
     if not text.isprintable():
         text = "".join(c if c.isprintable() else _escape(c) for c in text)
@@ -45,8 +45,7 @@ def visible(text: str) -> str:
 def printable(json: bytes) -> bytes:
     """Return ``json`` with all unprintable characters written as JSON escapes.
 
-    So the result can't control a terminal that shows it. The result also stays one line for
-    programs that end a line at U+2028 or U+0085.
+    So the result can't control a terminal, and has no line ends such as U+2028 or U+0085.
     """
     if json.isascii() and _DELETE not in json:
         return json
@@ -62,7 +61,7 @@ def _json_escape(character: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return ``text`` with lone surrogates escaped, because UTF-8 (and JSON) can't encode these."""
+    """Return ``text`` with lone surrogates escaped, because UTF-8 (and JSON) can't encode them."""
     if text.isascii():
         return text
     return _SURROGATE.sub(lambda match: _escape(match[0]), text)
@@ -71,8 +70,7 @@ def encodable(text: str) -> str:
 def byte_size(text: str) -> int:
     """Return the number of bytes that ``text`` had before it was decoded as UTF-8.
 
-    The decoder replaced each invalid byte by a lone surrogate (``surrogateescape``). So such a
-    surrogate counts as one byte.
+    A lone surrogate that replaces an invalid byte (``surrogateescape``) counts as one byte.
     """
     if text.isascii():
         return len(text)
@@ -82,10 +80,10 @@ def byte_size(text: str) -> int:
 
 
 def plain(details: Mapping[str, Detail], depth: int = _DEPTH) -> dict[str, Any]:
-    """Return ``details``, a record's values from packet headers, in a form that JSON can encode.
+    """Return ``details`` (values from packet headers, by name) in a form that JSON can encode.
 
-    Invisible characters are escaped. Integers beyond 64 bits become text. Objects nested deeper
-    than ``depth`` become text too.
+    Invisible characters are escaped. Integers beyond 64 bits, and objects nested deeper than
+    ``depth``, become text.
     """
     return {
         key if key.isprintable() else visible(key): _plain(value, depth)

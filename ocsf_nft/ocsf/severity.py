@@ -1,4 +1,4 @@
-"""Severity of attempts: configured by a severity rule, otherwise the default for their packets."""
+"""Severity of blocked packets, and the threshold from which they are reported as a finding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OF_KERNELS: Final = frozenset({protocols.ICMP, protocols.IGMP, protocols.ICMPV6
 class SeverityRule:
     """Configured severity of the packets that match all conditions of this rule.
 
-    The conditions are all fields except ``severity``. A condition that is None matches any packet.
+    Each field except ``severity`` is a condition. A field that is None matches any packet.
     """
 
     severity: Severity
@@ -38,7 +38,7 @@ class SeverityRule:
     uid: int | None = None
 
     def matches(self, record: Record) -> bool:
-        """Return true if all conditions of the severity rule match a log record."""
+        """Return true if the packet of a log record matches all conditions of this rule."""
         return (
             (self.sandbox is None or self.sandbox == record.sandbox)
             and (self.rule is None or self.rule == record.rule)
@@ -59,7 +59,7 @@ def _is_in(address: str | None, network: IPv4Network | IPv6Network) -> bool:
 
 
 def configured(record: Record, rules: Iterable[SeverityRule]) -> Severity | None:
-    """Return the severity of the first configured rule that matches; None if no rule matches."""
+    """Return the severity of the first rule in ``rules`` that matches; None if no rule matches."""
     for rule in rules:
         if rule.matches(record):
             return rule.severity
@@ -72,16 +72,16 @@ def of_flow(
     destination: AddressKind | None,
     rules: Iterable[SeverityRule],
 ) -> Severity:
-    """Return the severity that decides if the attempts of a flow become a finding.
+    """Return the severity of a flow's packets, to decide if they are a finding.
 
-    If one of ``rules`` matches, the result is that rule's severity. Otherwise, the result is
-    Informational for packets that a kernel sends without a process, for example ICMP. A kernel
-    normally repeats such packets. All other packets have their default severity. ``destination`` is
-    the kind of the destination address; None if it is unknown.
+    If a rule in ``rules`` matches, the result is the severity of that rule. Otherwise, packets that
+    the kernel sent without a process, such as ICMP, are Informational. All other packets have a
+    default severity. ``destination`` is the kind of the destination address; None if it is unknown.
     """
     level = configured(record, rules)
     if level is not None:
         return level
+    # A kernel sends these packets by itself, and normally repeats them.
     of_kernel = record.protocol in _OF_KERNELS or record.destination is None
     if record.uid is None and of_kernel and record.rule != packet_outcome.FORWARD:
         return Severity.INFORMATIONAL
@@ -90,17 +90,17 @@ def of_flow(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Threshold:
-    """Condition for attempts to be a finding: a high severity, or many packets.
+    """Condition for blocked packets to be a finding: a high severity, or many packets.
 
-    The condition is true if the severity is at least ``min_severity``. It is also true if the
-    severity is at least Medium and there are at least ``packets`` packets.
+    The packets are a finding if their severity is at least ``min_severity``. They are also a
+    finding if their severity is at least Medium and their number is at least ``packets``.
     """
 
     min_severity: Severity = Severity.HIGH
     packets: int = 10
 
     def is_reached(self, severity: Severity, packets: int) -> bool:
-        """Return true if attempts of this severity and number of packets are a finding."""
+        """Return true if this number of packets with this severity is a finding."""
         if severity >= self.min_severity:
             return True
         return severity >= Severity.MEDIUM and packets >= self.packets

@@ -1,4 +1,4 @@
-"""Running service: starts and stops its fences, log sources, packet counters and sinks in order."""
+"""Service that runs the configured fences, log sources, packet counters and sinks."""
 
 from __future__ import annotations
 
@@ -54,10 +54,7 @@ RELOADED: Final = frozenset({"sink", "output", "ocsf_version", "handshake", "sev
 
 
 def _log_to_stderr() -> None:
-    """Send this program's own log messages of level info and above to standard error.
-
-    structlog's own default is standard output, where a program may write events.
-    """
+    # structlog's default is standard output, where a program may write events.
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
@@ -67,19 +64,15 @@ def _log_to_stderr() -> None:
 class Service:
     """Service that fences the configured sandboxes, and reports their blocked packets as events.
 
-    The service runs inside ``async with``. A fence is the nftables rules of a sandbox. A record is
-    the kernel's log of one blocked packet. After entering, every fence is active and every new
-    record is read. On exit, the service stores the events of the last records. It removes the
-    fences that it installed, and delivers the stored events. Events that a sink does not accept
-    within some seconds wait in the store for the next run.
-
-    A fence that another process changes is restored. The configuration can switch this off. After
-    the exit, ``counts.given_up`` names the sandboxes without an active fence, because their fence
-    was restored too often.
+    Inside ``async with``, each fence (the nftables rules of a sandbox) is active. If another
+    process changes a fence, the service restores the fence, unless the configuration forbids that.
+    On exit, the service removes the fences that it installed, and delivers the last events. Events
+    that a sink does not accept within 5 s wait in the store for the next run. After the exit,
+    ``counts.given_up`` names sandboxes without an active fence: their fence was restored too often.
 
     Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or events
-    can't be stored. A later failure cancels the task that has entered the context, and is raised on
-    exit. After such a failure the fences stay active, so that the sandboxes stay fenced.
+    can't be stored. A later failure cancels the task that entered the context, and is raised on
+    exit. After such a failure, the fences stay active.
     """
 
     def __init__(
@@ -92,9 +85,9 @@ class Service:
     ) -> None:
         """Create a service; it does nothing until ``async with`` enters it.
 
-        ``found`` are sinks to use in place of the configured ones. With ``iterates``, the events
-        can be read by ``async for event in service``. The sinks that the configuration names get
-        these events too. Setting the event ``stop`` has the effect of the method :meth:`stop`.
+        ``found`` are sinks to use in place of the configured ones. With ``iterates``, ``async for
+        event in service`` yields the events. The sinks that the configuration names get these
+        events too. Setting the event ``stop`` has the effect of the method :meth:`stop`.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -115,7 +108,7 @@ class Service:
         self._run: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
-        """Start the service; return when every fence is active and all sources are read."""
+        """Start the service; return when every fence is active and every log source is read."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_first_error())
             group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -132,10 +125,7 @@ class Service:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop the service: process the last records, remove its fences, and deliver the events.
-
-        Only the fences that this service installed are removed.
-        """
+        """Stop the service: read the last records, remove its fences, and deliver the events."""
         if error is None or isinstance(error, asyncio.CancelledError):
             await self._stack.__aexit__(kind, error, traceback)
         else:  # the caller's own error, which is raised again unchanged
@@ -162,12 +152,12 @@ class Service:
         self._stop.set()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield the events as decoded JSON, after the last event that an earlier run delivered.
+        """Yield the events as decoded JSON until the service stops.
 
-        An event counts as delivered when the caller requests the next event. If the process is
-        killed before this request, the next run yields the event again. The iteration ends when the
-        service stops (:meth:`stop`). Raises UsageError if the service was created without
-        ``iterates``.
+        The first event is the one after the last event that an earlier run delivered. An event
+        counts as delivered when the caller requests the next event. If the process is killed before
+        this request, the next run yields the event again. Raises UsageError if the service was
+        created without ``iterates``.
         """
         if self._iterated is None:
             raise UsageError("this service can't be iterated over: create it with iterates=True")
@@ -177,12 +167,10 @@ class Service:
     async def reload(self, config: Config) -> None:
         """Replace the sinks, severities and finding conditions by those of another configuration.
 
-        All other keys must be the same in both configurations; :data:`RELOADED` has the keys that
-        may differ. All sinks are opened again, with their secrets and certificates.
-
-        Raises UsageError if another key differs. Raises an OcsfNftError if a local sink (such as a
+        All sinks are opened again, with their secrets and certificates. Raises UsageError if a key
+        that is not in :data:`RELOADED` differs. Raises an OcsfNftError if a local sink (such as a
         file) with a new name can't be opened. After these errors, the old configuration stays in
-        use. Opening a sink that is not local is retried until it succeeds.
+        use.
         """
         changed = [
             name
@@ -311,11 +299,7 @@ class Service:
         return (*named, Outlet(name=_ITERATED, sink=self._iterated, batch_settings=batch_settings))
 
     def _handshake(self) -> bytes:
-        """Return the handshake: the JSON line that some sinks get before the first event.
-
-        A sink gets it if its settings require a handshake. The line shows the reader of a pipe or a
-        socket that every fence is active.
-        """
+        """Return the JSON line that some sinks get first: it shows that every fence is active."""
         return orjson.dumps(
             {
                 "handshake": _HANDSHAKE,
@@ -338,10 +322,6 @@ class Service:
         )
 
     async def _report_capture_end(self, reason: str) -> None:
-        """Emit an event about the end of the BPF capture, which finds the senders of packets.
-
-        The capture has stopped working, and ``reason`` is a text about the cause.
-        """
         event = attribution_degraded(
             self._reporter.context(),
             method=self.fallback_chain.method,
@@ -375,9 +355,7 @@ _ATTRIBUTION_CAPABILITIES: Final = {
 def capabilities(config: Config) -> frozenset[Capability]:
     """Return the Linux capabilities that a :class:`Service` with this configuration needs.
 
-    They depend on the network namespace and the log transport of each sandbox. If the service does
-    not install a sandbox's fence, the fence's record in the state directory has these two values. A
-    namespace in the configuration takes precedence over the recorded one.
+    If the service does not install a sandbox's fence, the stored record of that fence is read.
     """
     state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()
@@ -402,10 +380,10 @@ def capabilities(config: Config) -> frozenset[Capability]:
 async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
     """Read packet log records from files, and deliver their events directly to a sink.
 
-    No fence is checked, and no event is stored. The machine that wrote the files is unknown, so the
-    events have no ``device``. Setting the event ``stop`` ends the reading early. Returns the
-    numbers of events, gaps (missing records) and rejected lines. Raises an OcsfNftError if a file
-    can't be read, or if the sink does not accept an event.
+    The events have no ``device``, because the machine that wrote the files is unknown. Setting the
+    event ``stop`` ends the reading early. Returns the numbers of events, gaps (missing records) and
+    rejected lines. Raises an OcsfNftError if a file can't be read, or if the sink does not accept
+    an event.
     """
     async with outlet.sink, Replay(paths) as source:
         reporter = Reporter(outlet.deliver, host=None)
@@ -417,10 +395,7 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
 
 @contextlib.contextmanager
 def _first_error() -> Iterator[None]:
-    """Raise the first error in place of the exception group that the ``with`` body raises.
-
-    A group is raised unchanged if one of its errors is no OcsfNftError.
-    """
+    """Raise the first error of an exception group if all of its errors are OcsfNftErrors."""
     try:
         yield
     except BaseExceptionGroup as group:

@@ -26,10 +26,7 @@ _STDOUT: Final = "-"
 
 
 def _with_type(table: Any) -> Any:
-    """Return a sink's table with the key ``type`` added, if the table has no such key.
-
-    The type is then ``file``, or ``stdout`` if the path is ``-``.
-    """
+    """Return a sink's table with the default type ``file``, or ``stdout`` if the path is ``-``."""
     if not isinstance(table, dict):
         return table
     typed = {"type": "file"} | table

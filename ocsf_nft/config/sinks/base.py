@@ -1,4 +1,4 @@
-"""Base of all ``[[sink]]`` tables, and the tables for secrets and TLS that sink tables contain."""
+"""Base of all ``[[sink]]`` tables, and their inner tables for secrets and TLS."""
 
 from __future__ import annotations
 
@@ -52,10 +52,9 @@ class SinkTable(Table):
 
     @property
     def needs_handshake(self) -> bool:
-        """Return true if the sink gets a handshake, which is a JSON line before the first event.
+        """Return true if the sink gets a JSON line, the handshake, before the first event.
 
-        The handshake reports that every fence is active, and that the service reads all log
-        records.
+        The line reports that every fence is active, and that the service reads all log records.
         """
         return False
 
@@ -82,7 +81,7 @@ class SinkTable(Table):
 
     @property
     def batch_settings(self) -> BatchSettings:
-        """Return the settings for batches of events, timeouts and retries."""
+        """Return the sink's settings for batches of events, timeouts and retries."""
         return BatchSettings(
             events=self.batch_events,
             bytes=self.batch_bytes,
@@ -96,15 +95,14 @@ class SinkTable(Table):
     def target(self) -> str:
         """Return the destination as a short text without secrets, such as ``unix:/run/siem.sock``.
 
-        This text is the name of the sink if the configuration has no ``name``. Two sinks of a
-        configuration may not have the same name.
+        This text is the name of the sink if the configuration has no ``name``.
         """
 
     @abstractmethod
     def sink(self) -> Sink:
         """Create the sink that this table configures.
 
-        Raises UnsupportedError if a package extra that the sink needs is not installed.
+        Raises UnsupportedError if the sink needs a package extra that is not installed.
         """
 
 
@@ -127,7 +125,7 @@ class SecretTable(Table):
         return self
 
     def secret(self) -> Secret:
-        """Return the location of the secret, from which a sink reads the secret later."""
+        """Return the location of the secret; the secret itself is not read yet."""
         if self.file is not None:
             return Secret("file", str(self.file))
         if self.env is not None:
@@ -153,5 +151,5 @@ class TlsTable(Table):
         return self
 
     def tls(self) -> Tls:
-        """Return the paths of the certificates and the key, in the form that a sink uses."""
+        """Return the paths of the certificates and the key, as an object for a sink."""
         return Tls(ca=self.ca, certificate=self.certificate, key=self.key)

@@ -83,7 +83,7 @@ class FileSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return the file's path as text, as the sink's default name."""
+        """Return the path of the file as text; it is the sink's default name."""
         return str(self.path)
 
     def sink(self) -> Sink:

@@ -1,10 +1,9 @@
 """Sink that writes JSON Lines to a file.
 
-The sink appends whole lines. If a write fails, the sink removes the part that was written. If this
-process crashes during a write, the file may end with an incomplete line. The next opening removes
-that line. If another program renames or removes the file (logrotate), the sink creates a new file
-at the same path. If another program truncates the file (copytruncate), the sink continues to write
-to the same file.
+If a write fails, the sink removes the part that was written. After a crash of this process, the
+next opening removes an incomplete last line. If another program renames or removes the file
+(logrotate), the sink creates a new file at the same path. If another program truncates the file
+(copytruncate), the sink continues to write to it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class File(Sink):
 
     With ``sync``, a batch counts as delivered only when it is on the disk. Without ``sync``, a
     power cut may delete delivered events. With a ``rotation``, the sink renames a full file, and
-    continues in a new one. A batch is never split between two files.
+    continues in a new one.
     """
 
     def __init__(self, *, path: Path, sync: bool = True, rotation: Rotation | None = None) -> None:
@@ -45,7 +44,10 @@ class File(Sink):
         self._writer = WriterThread("file", path)
 
     async def open(self) -> None:
-        """Open the file and create its directory; raises DeliveryError if it can't be written."""
+        """Open the file; create the file and its directory if they are missing.
+
+        Raises DeliveryError if the file can't be written.
+        """
         try:
             await self._writer.start(self._with_delivery_error(self._open))
         except BaseException:
@@ -53,14 +55,14 @@ class File(Sink):
             raise
 
     async def close(self) -> None:
-        """Close the file; raises DeliveryError for a write error that appears only now."""
+        """Close the file after a running write; raises DeliveryError if the closing fails."""
         await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=True)
 
     async def __aexit__(self, kind: object, *_: object) -> None:
         """Close the file.
 
-        After an exception in the ``with`` body, the sink does not wait for a running write. Such a
-        write may never end.
+        After an exception in the ``with`` body, the sink does not wait for a running write, which
+        may never end.
         """
         if kind is None:
             await self.close()
@@ -77,8 +79,6 @@ class File(Sink):
         return DELIVERED
 
     def _with_delivery_error(self, job: Callable[[], None]) -> Callable[[], None]:
-        """Return a function that runs ``job``, and raises DeliveryError in place of OSError."""
-
         def run() -> None:
             try:
                 job()
@@ -121,10 +121,7 @@ class File(Sink):
         write_lines(self._descriptor, lines, sync=self._sync)
 
     def _replace_file(self, added_bytes: int) -> None:
-        """Open a new file if the current one was renamed or removed, or is full.
-
-        The file is full if the rotation's limits do not permit ``added_bytes`` more bytes.
-        """
+        """Open a new file if the current file was renamed, was removed, or is full."""
         if self._is_at_path():
             if self._rotation is None or self._old_files is None:
                 return
@@ -147,7 +144,6 @@ def _is_file(descriptor: int) -> bool:
 
 
 def _truncate_torn_line(descriptor: int) -> None:
-    """Remove an incomplete last line from a file; raises OSError."""
     size = end = os.fstat(descriptor).st_size
     while end > 0:
         start = max(0, end - _TAIL_BYTES)

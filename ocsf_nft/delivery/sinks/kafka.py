@@ -1,7 +1,7 @@
 """Sink for a topic of Kafka.
 
-Each event is one record of the topic. The key of the record is the name of the event's sandbox. So
-all events of a sandbox stay in one partition, in order. The record's header ``uid`` is the event's
+Each event is one record of the topic. The record's key is the name of the event's sandbox. So all
+events of a sandbox stay in one partition, in order. The record's header ``uid`` is the event's
 identifier, by which a consumer can recognize duplicates. The topic must not be compacted:
 compaction would leave only one event for each sandbox.
 """
@@ -55,11 +55,10 @@ _PROTOCOLS: Final = {
 class Kafka(Sink):
     """Sink that sends events to a topic, and waits until all in-sync replicas have them.
 
-    ``servers`` are the addresses (``host:port``) of some brokers. ``max_bytes`` is the maximum size
-    of an event with its key and header; a larger event is refused. ``mechanism`` is the SASL
-    mechanism for the login with ``user`` and ``password``; None means no login. ``timeout_seconds``
-    is the maximum duration of a delivery. If a broker is unreachable, or no broker leads a
-    partition, the producer retries until shortly before that timeout.
+    ``servers`` are the addresses (``host:port``) of some brokers. An event that has more than
+    ``max_bytes``, with its key and header, is refused. ``mechanism`` is the SASL mechanism for the
+    login with ``user`` and ``password``; None means no login. ``timeout_seconds`` is the maximum
+    duration of a delivery.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a producer
@@ -90,10 +89,7 @@ class Kafka(Sink):
         self._must_reconnect = False
 
     async def open(self) -> None:
-        """Connect to Kafka.
-
-        Raises DeliveryError if no broker is reachable or the topic does not exist.
-        """
+        """Connect to Kafka; raises DeliveryError if that fails, or if the topic does not exist."""
         self._thread.start()
         try:
             await self._thread.run(self._open())
@@ -102,10 +98,7 @@ class Kafka(Sink):
             raise
 
     async def close(self) -> None:
-        """Close the connections at once, without waiting for pending acknowledgements.
-
-        The brokers keep all acknowledged events.
-        """
+        """Close the connections at once, without waiting for pending acknowledgements."""
         try:
             if self._thread.is_running:
                 await self._thread.run(self._drop_producer())
@@ -116,8 +109,8 @@ class Kafka(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch and wait for its acknowledgements.
 
-        Raises RefusedError if brokers refuse the content of all messages that failed. Raises
-        DeliveryError for any other failure.
+        Events that are too large are in the result's ``refused``. Raises RefusedError if brokers
+        refuse the content of all messages that failed. Raises DeliveryError for any other failure.
         """
         if self._must_reconnect:
             await self.close()
@@ -188,9 +181,9 @@ class Kafka(Sink):
         )
 
     async def _send(self, message: Message) -> asyncio.Future[Any]:
-        """Send a message, and return a future that is done when the message is acknowledged.
+        """Send a message; return a future that is done when the message is acknowledged.
 
-        If too many earlier messages are not acknowledged yet, first wait until some of them are.
+        If too many earlier messages are not acknowledged yet, first wait.
         """
         sent: asyncio.Future[Any] = await self._producer.send(
             self._topic,
@@ -203,15 +196,12 @@ class Kafka(Sink):
     def _check(self, faults: Sequence[BaseException]) -> None:
         """Raise an error if messages of a batch have failed.
 
-        ``faults`` has the error of each failed message; it is empty if all messages were
-        acknowledged. Raises RefusedError if brokers refuse the content of all failed messages, else
-        DeliveryError.
-
-        After such an error, the next delivery connects again with a new producer. The old producer
-        can't continue: it numbers its batches, and a refused batch leaves a gap in the numbers.
+        ``faults`` has the error of each failed message. Raises RefusedError if brokers refuse the
+        content of all failed messages, else DeliveryError.
         """
         if not faults:
             return
+        # The old producer can't continue: a refused batch leaves a gap in its batch numbers.
         self._must_reconnect = True
         for fault in faults:
             if not isinstance(fault, _REFUSALS):
@@ -242,10 +232,7 @@ class Kafka(Sink):
 
 
 def _record_key(event: Any) -> bytes | None:
-    """Return the key of an event's Kafka record: the name of the event's sandbox.
-
-    If the event has no sandbox, return the name of its host. If it has no host either, return None.
-    """
+    """Return the key of an event's Kafka record: the name of its sandbox, or else of its host."""
     for path in (("unmapped", "sandbox"), ("device", "hostname")):
         value = event
         for name in path:

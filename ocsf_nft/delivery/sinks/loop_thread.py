@@ -1,9 +1,8 @@
 """Event loop in a separate thread, in which a sink runs its client library.
 
-Some client libraries ignore a cancellation, or start tasks that their caller can't end. Some
-compress data without a pause for other tasks, or wait for a silent receiver when they close. In a
-separate thread, such a library blocks no other code. If a caller is cancelled, it returns at once.
-The tasks that are still running are cancelled when the thread is stopped.
+Some client libraries ignore a cancellation, leave tasks running, or block their event loop. In a
+separate thread, they block no other code. If a caller is cancelled, it returns at once. Tasks that
+still run are cancelled when the thread is stopped.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ class LoopThread:
     async def run(self, job: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine in the thread and return its result.
 
-        If the caller is cancelled, the job is cancelled too, but the caller does not wait for the
-        job's end. Raises the error of the job, and DeliveryError if the thread is not running.
+        If the caller is cancelled, the coroutine is cancelled too, but the caller does not wait for
+        its end. Raises the coroutine's error, or DeliveryError if the thread is not running.
         """
         if self._loop is None:
             job.close()
@@ -69,7 +68,7 @@ class LoopThread:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """Event loop that can abort all of its connections; the client libraries can't do that."""
+    """Event loop that can abort all of its connections, because the client libraries can't."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +82,6 @@ class _Loop(asyncio.SelectorEventLoop):
         return transport, protocol
 
     async def abort(self) -> None:
-        """Abort all connections of the event loop, then cancel all tasks."""
         for transport in tuple(self._open_transports):
             transport.abort()
         await asyncio.sleep(0)  # lets the transports notify their protocols

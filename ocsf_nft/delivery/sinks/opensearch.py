@@ -1,8 +1,4 @@
-"""Sink for the bulk API of OpenSearch or Elasticsearch.
-
-The API is described on the page "Bulk" of OpenSearch's document APIs. Elasticsearch has the same
-API.
-"""
+"""Sink for the bulk API of OpenSearch (page "Bulk" of its document APIs) or Elasticsearch."""
 
 from __future__ import annotations
 
@@ -52,7 +48,7 @@ _DOCUMENT_FAULTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """Result of one document in the answer to a bulk request."""
+    """Result for one document in the answer to a bulk request."""
 
     status: int
     kind: str
@@ -68,14 +64,12 @@ class _Item:
 
 
 class OpenSearch(Sink):
-    """Sink that sends each batch as one bulk request, which creates one document for each event.
+    """Sink that sends each batch as one bulk request, with one document for each event.
 
-    A document's identifier is the event's uid, so a repeated event is not stored twice. In the name
-    ``index``, the sink replaces ``{date}`` by the day of the event in UTC, for example 2026.11.25.
-    This is not the day of the delivery, so a repeated event goes to the same index.
-
-    If ``is_data_stream`` is true, each document also has ``@timestamp``, which data streams
-    require. A data stream recognizes a repeated event only until its next rollover.
+    A document's identifier is the event's uid, so an event that is sent twice is stored once. In
+    the name ``index``, ``{date}`` is replaced by the day of the event in UTC, for example
+    2026.11.25. If ``is_data_stream`` is true, each document also has ``@timestamp``. In a data
+    stream, an event that is sent again after a rollover is stored twice.
     """
 
     def __init__(
@@ -94,10 +88,10 @@ class OpenSearch(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch; the result lists the events to send again, and the events that are refused.
+        """Send a batch; return which events to send again, and which events are refused.
 
-        Raises RefusedError if the receiver refuses the whole batch. Raises DeliveryError for any
-        other error of the whole batch.
+        Raises RefusedError if the receiver refuses the whole batch. Raises DeliveryError if the
+        whole batch fails for another reason.
         """
         answer = await self._session.request(
             "POST",
@@ -135,11 +129,6 @@ class OpenSearch(Sink):
         return f"a document was not indexed ({item.status}): {error}"
 
     def _body(self, messages: Sequence[Message]) -> bytes:
-        """Build the body of a bulk request, with two lines for each event.
-
-        The first line has the index and the identifier, the second line is the event. The API
-        requires a line end after the last line too.
-        """
         return b"".join(self._document(message) for message in messages)
 
     def _document(self, message: Message) -> bytes:
@@ -153,7 +142,6 @@ class OpenSearch(Sink):
 
 
 def _items(reply: Any) -> list[_Item] | None:
-    """Return the result of each document in a bulk answer, or None if the answer is invalid."""
     results = value_at(reply, "items")
     if not isinstance(results, list):
         return None

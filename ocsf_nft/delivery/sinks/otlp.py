@@ -1,7 +1,6 @@
 """Sink for log records of OpenTelemetry: OTLP over HTTP, encoded as JSON.
 
-The format is described in the "OpenTelemetry Protocol Specification" (OTLP/HTTP) and in the logs
-data model.
+The "OpenTelemetry Protocol Specification" (OTLP/HTTP) and its logs data model define the format.
 """
 
 from __future__ import annotations
@@ -36,15 +35,11 @@ _SEVERITIES: Final = {1: 9, 2: 10, 3: 13, 4: 17, 5: 18, 6: 21}
 class Otlp(Sink):
     """Sink that sends each batch as one request, with one log record for each event.
 
-    A record's body has the event as nested values, not as JSON text. So a rule in a collector can
-    read each attribute without parsing, for example ``body["dst_endpoint"]["ip"]``. If a collector
-    exports the body as JSON, the result is the original OCSF event. The record's attributes are for
-    routing. The attribute ``log.record.uid`` stays the same if a record is sent again.
-
-    A receiver reports how many records it has rejected, but not which ones. The specification
-    allows a client to drop rejected records. This sink does not drop them: the forwarder sends the
-    batch again in smaller parts, until it has found the rejected records. So accepted records of
-    that batch are sent again too.
+    A record's body has the event as nested values. So a collector can read for example
+    ``body["dst_endpoint"]["ip"]`` without parsing. The attribute ``log.record.uid`` stays the same
+    if a record is sent again. A receiver reports how many records it has rejected, but not which
+    ones. If it rejects only some, the batch is sent again in smaller parts, so accepted records may
+    arrive twice.
     """
 
     def __init__(self, *, receiver: Receiver) -> None:
@@ -61,10 +56,10 @@ class Otlp(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch as one request, and return its result.
 
-        If the receiver rejects all log records, all messages are in the result's ``refused``. If it
-        rejects only some log records, RefusedError is raised, because the answer does not name
-        them. RefusedError is also raised if the receiver refuses the request itself because of its
-        content. Raises DeliveryError for any other failure.
+        If the receiver rejects all records, all messages are in the result's ``refused``. Raises
+        RefusedError if the receiver rejects only some records, because its answer does not name
+        them. Also raises RefusedError if the receiver refuses the content of the request. Raises
+        DeliveryError for any other failure.
         """
         body = await asyncio.to_thread(_request, messages)
         answer = await self._session.request("POST", _LOGS, body=body)
@@ -84,21 +79,14 @@ class Otlp(Sink):
 
 
 def _rejected_records(reply: Any) -> int:
-    """Return the number of log records that a receiver's answer reports as rejected; 0 if none.
-
-    The number may be a text in the answer: protobuf's JSON form writes 64-bit numbers as text.
-    """
     found = value_at(reply, "partialSuccess", "rejectedLogRecords")
+    # protobuf's JSON form writes 64-bit numbers as text.
     if isinstance(found, str) and found.isascii() and found.isdigit():
         return int(found[:20])
     return integer(reply, "partialSuccess", "rejectedLogRecords") or 0
 
 
 def _request(messages: Sequence[Message]) -> bytes:
-    """Build a request: the events as log records, grouped by host and product version.
-
-    There is usually one group.
-    """
     records: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
     for message in messages:
         event = message.event()
@@ -140,17 +128,13 @@ def _record(event: Any, uid: str) -> Any:
 
 
 def _pairs(values: dict[str, Any]) -> list[Any]:
-    """Convert a map to OTLP's key-value pairs.
-
-    Null values are left out, because receivers fail on them.
-    """
+    # Without null values, because receivers fail on them.
     return [
         {"key": key, "value": _value(value)} for key, value in values.items() if value is not None
     ]
 
 
 def _value(value: Any) -> Any:
-    """Convert a JSON value to an AnyValue of OTLP, for example ``{"stringValue": "udp"}``."""
     if isinstance(value, str):
         return {"stringValue": value}
     if isinstance(value, bool):
@@ -167,7 +151,7 @@ def _value(value: Any) -> Any:
 
 
 def _number(value: int) -> Any:
-    """Convert an integer to an AnyValue of OTLP: a text if it does not fit in signed 64 bits."""
+    # ``intValue`` has 64 bits.
     if abs(value) <= _INT64_MAX:
         return {"intValue": str(value)}
     return {"stringValue": str(value)}

@@ -1,11 +1,9 @@
 """Safe opening of a file for appending, in a directory where other users may write too.
 
-A symbolic link is followed only if its owner is root or the user of this process. Another user
-could redirect our writes to a file that only this process may change. In a world-writable directory
-(/tmp), two kinds of files are refused too. One is a file whose owner is neither root nor the user
-of this process. The other is a regular file with a second hard link. One risk remains: a user who
-may write to any directory in the path can replace the file. Only the permissions of the directories
-can prevent this.
+Another user could redirect our writes to a file that only this process may change. So a symbolic
+link is followed only if it belongs to root or to the user of this process. In a world-writable
+directory (/tmp), files of other users and regular files with a second hard link are refused too.
+One risk remains: a user who may write to any directory in the path can replace the file.
 """
 
 from __future__ import annotations
@@ -30,17 +28,17 @@ _APPEND: Final = os.O_APPEND | os.O_NOCTTY
 
 
 class OpenedFile(NamedTuple):
-    """Open file descriptor, and the file's path without symbolic links."""
+    """Descriptor of an opened file, and the file's path after following symbolic links."""
 
     descriptor: int
     path: Path
 
 
 def open_to_append(path: Path) -> OpenedFile:
-    """Open the file at ``path`` for appending; create it if it is missing.
+    """Open the file at ``path`` for appending; create the file and its directory if missing.
 
     The descriptor of a regular file is readable too. Raises DeliveryError if another user could
-    have redirected or created the file (see the module). Raises OSError if the opening fails.
+    have redirected or created the file. Raises OSError if the opening fails.
     """
     for _ in range(_MAX_FOLLOWED_LINKS):
         try:
@@ -68,7 +66,7 @@ def open_to_append(path: Path) -> OpenedFile:
 def sync_directory(folder: Path) -> None:
     """Sync a directory to the disk, so that the names of new files survive a power cut.
 
-    Raises OSError. A file system that can't sync a directory raises no error.
+    Raises OSError, but not if the file system can't sync directories.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -99,11 +97,7 @@ def _create(path: Path) -> int:
 
 
 def _reopen(handle: int, mode: int) -> int:
-    """Open the file of the O_PATH descriptor ``handle`` for appending; return the new descriptor.
-
-    The new descriptor refers to the same file as ``handle``, which was checked. This is so even if
-    another file has the path by now. ``mode`` is the file's ``st_mode``.
-    """
+    # The file that was checked, even if another file has the path by now.
     name = f"/proc/self/fd/{handle}"
     if stat.S_ISREG(mode):
         return os.open(name, os.O_RDWR | _APPEND)

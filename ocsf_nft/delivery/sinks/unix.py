@@ -1,13 +1,8 @@
 """Sink that writes JSON Lines to a Unix stream socket of a program on this host.
 
-The program (Vector, Fluent Bit, a supervisor) sends no acknowledgement. With ``until_read`` an
-event counts as delivered when the program has read it. If the program dies, the events that it had
-not read are sent again after its restart. Events that it had read but not processed are not sent
-again.
-
-If the connection breaks during a batch, the whole batch is sent again on a new connection. The
-program may have read the first events of the batch already. The last line that it read on the
-broken connection may be incomplete, without a line end.
+The program (Vector, Fluent Bit, a supervisor) sends no acknowledgement. If the connection breaks
+during a batch, the whole batch is sent again. So the program may read an event twice. The last line
+that the program read before the break may be incomplete.
 """
 
 from __future__ import annotations
@@ -32,8 +27,9 @@ if TYPE_CHECKING:
 class Unix(Sink):
     """Sink for a program that listens on the Unix socket ``path``.
 
-    With ``until_read`` a delivery waits until the program has read all its events. Without
-    ``until_read`` a delivery waits only until all its events are in the socket's buffer.
+    With ``until_read``, a delivery waits until the program has read all its events. Without
+    ``until_read``, a delivery waits only until all its events are in the socket's buffer. Delivered
+    events are not sent again, even if the program exits before it has processed them.
     """
 
     def __init__(self, *, path: Path, until_read: bool = True) -> None:
@@ -42,7 +38,7 @@ class Unix(Sink):
         self._stream: Stream | None = None
 
     async def open(self) -> None:
-        """Connect to the program's socket; raises DeliveryError if no program listens there."""
+        """Connect to the program's socket; raises DeliveryError if that fails."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             # Not the event loop's connect: it waits if the listener's backlog is full.

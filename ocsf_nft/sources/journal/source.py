@@ -1,8 +1,7 @@
-"""Journal source: reads the kernel's packet log records that journald has stored.
+"""Source that reads the kernel's packet log records from the systemd journal.
 
-This source is for machines where this program may not read the kernel log, because it lacks
-CAP_SYSLOG. To read the journal, membership in the group systemd-journal is enough. A journal cursor
-lets the source resume after a restart of this program, and after a reboot.
+Reading the journal needs no CAP_SYSLOG: membership in the group systemd-journal is enough. The
+source can resume after a restart of this program, and after a reboot.
 """
 
 from __future__ import annotations
@@ -37,13 +36,11 @@ _STAMP_NS: Final = 1_000_000_000
 class Journal:
     """Source of the packet log records in the systemd journal.
 
-    ``sandboxes`` has the names of the sandboxes whose records are read; None stands for all. The
-    source also reads the records of other firewalls whose log prefix is in the table ``foreign``.
-    ``directory`` is a folder of journal files; None stands for the journal of this machine.
-
-    ``cursor`` identifies a journal entry, and the source begins after that entry. If ``cursor`` is
-    None, the source begins with the first entry after the context was entered. Unless the journal
-    is empty, the first batch comes at once: it has no records, only the cursor of the start.
+    ``sandboxes`` has the names of the sandboxes whose records are read; None means all. ``foreign``
+    has the log prefixes of other firewalls whose records are read too. ``directory`` is a folder of
+    journal files; None means the journal of this machine. The source begins after the journal entry
+    that ``cursor`` identifies. If ``cursor`` is None, the source begins with the first entry after
+    the context was entered.
     """
 
     def __init__(
@@ -63,8 +60,8 @@ class Journal:
     async def __aenter__(self) -> Self:
         """Open the journal.
 
-        Raises AbsentError if there is no journal, UnsupportedError if reading is not permitted or
-        not possible, SourceError if the cursor is invalid.
+        Raises AbsentError if there is no journal. Raises UnsupportedError if reading is not
+        permitted or not possible. Raises SourceError if the cursor is invalid.
         """
         library = await asyncio.to_thread(journal_library.available, self._directory)
         reader_class = LibraryReader if library else CommandReader
@@ -89,7 +86,11 @@ class Journal:
             self._reader = None
 
     async def batches(self) -> AsyncIterator[Batch]:
-        """Yield batches of records, in the journal's order; raises SourceError if reading fails."""
+        """Yield batches of records, in the journal's order; raises SourceError if reading fails.
+
+        Unless the journal is empty, the first batch comes at once: it has no records, only a
+        cursor.
+        """
         reader = self._reader
         if reader is None:
             raise SourceError("the journal source is not open: enter its context first")

@@ -1,9 +1,4 @@
-"""Decoded NFLOG message: the kernel's log of one packet, with the names of its interfaces.
-
-:class:`Datagram` is the decoded message. :func:`record` converts a Datagram to a Record. The module
-``message`` decodes a Datagram from netlink bytes. The module ``line`` writes a Datagram as one line
-of text (an NFLOG line), and parses such a line.
-"""
+"""Decoded NFLOG message (the kernel's log of one packet), and its conversion to a Record."""
 
 from __future__ import annotations
 
@@ -35,23 +30,20 @@ ETH_P_IPV6: Final = 0x86DD
 
 
 class Interface(NamedTuple):
-    """Network interface: its index, and its name (``None`` if unknown, as after its deletion)."""
+    """Network interface; ``name`` is ``None`` if it is unknown, for example after a deletion."""
 
     ifindex: int
     name: str | None
 
 
+# One object for each packet: creating a tuple takes a third of the time of a frozen dataclass.
 class Datagram(NamedTuple):
     """One packet that the kernel logged by NFLOG (NFULNL_MSG_PACKET).
 
-    Absent attributes are ``None``.
-
-    The class is a tuple, because the source creates one object for each packet. Creating a tuple
-    takes a third of the time of a frozen dataclass.
-
-    ``hardware_protocol`` is the frame's ethertype. ``time_us`` is the kernel's timestamp in
-    microseconds since the epoch (absent on the output hook). ``vlan`` has the protocol and the tag
-    control field. ``captured`` has the first bytes of the packet as the hook received it.
+    Absent attributes are ``None``. ``hardware_protocol`` is the frame's ethertype. ``time_us`` is
+    the kernel's timestamp in microseconds since the epoch (absent on the output hook). ``vlan`` has
+    the protocol and the tag control field. ``captured`` has the first bytes of the packet as the
+    hook received it.
     """
 
     group: int
@@ -81,8 +73,8 @@ class Datagram(NamedTuple):
 def record(datagram: Datagram, origin: Origin) -> Record:
     """Convert an NFLOG message to a Record.
 
-    If the kernel logs the same packet as text, the parsed text gives an equal Record. The record's
-    time is the kernel's timestamp, or the time of receipt if the message has no timestamp.
+    The record's time is the kernel's timestamp, or the time of receipt if the message has no
+    timestamp.
     """
     facts = _interface_facts(datagram)
     if (datagram.family, datagram.hook) == (NFPROTO_NETDEV, NF_NETDEV_EGRESS):
@@ -127,11 +119,7 @@ def _network_facts(ethertype: int, data: bytes) -> Facts:
 
 
 def _ethertype(datagram: Datagram) -> int:
-    """Return the ethertype by which the kernel parses the packet.
-
-    In the families IPv4, IPv6 and ARP the family decides. In families that handle frames (bridge,
-    netdev) the frame's ethertype is used. RARP is parsed as ARP.
-    """
+    """Return the ethertype by which the kernel parses the packet; RARP is parsed as ARP."""
     if datagram.family == NFPROTO_IPV4:
         return ETH_P_IP
     if datagram.family == NFPROTO_IPV6:
@@ -144,21 +132,15 @@ def _ethertype(datagram: Datagram) -> int:
 def _egress_frame(datagram: Datagram) -> tuple[int, bytes, bytes]:
     """Split a packet of the netdev egress hook: ethertype, Ethernet header, network packet.
 
-    On this hook the captured bytes begin with the link-layer header. The function supports only
-    Ethernet. It takes the ethertype from the Ethernet header, because ``hardware_protocol`` is not
-    reliable: a sender with an AF_PACKET socket chooses its value. If fewer than 14 bytes were
-    captured, the network packet is empty.
-
-    The network packet begins after the link-layer header, whose length the attribute
-    ``link_header`` gives. A frame that bypassed the qdisc (PACKET_QDISC_BYPASS) does not have this
-    attribute: the kernel has not searched for a link header. In that case the network packet begins
-    after the 14 bytes of the Ethernet header.
+    On this hook, the captured bytes begin with the link-layer header. Only Ethernet is supported.
     """
     captured = datagram.captured
     header = captured[: fact.ETHERNET_BYTES]
     if len(header) < fact.ETHERNET_BYTES:
         return datagram.hardware_protocol, header, b""
+    # A frame that bypassed the qdisc (PACKET_QDISC_BYPASS) has no ``link_header``.
     end = len(datagram.link_header or header)
+    # Not ``hardware_protocol``: a sender with an AF_PACKET socket chooses its value.
     return int.from_bytes(header[12:14], "big"), header, captured[end:]
 
 

@@ -1,14 +1,9 @@
-"""Parser of one line of the kernel's log to a Record.
+"""Parser that converts one line of the kernel's log to a Record.
 
-net/netfilter/nf_log_syslog.c defines the format. A line has the rule's prefix, then ``IN=<device>
-OUT=<device>``. The packet's fields follow in a fixed order, each with a space after it. The parser
-reads each field at its position, and does not search for names of fields. There are two reasons: A
-prefix or a device's name may contain text in the form of a field. And the packet that an ICMP error
-quotes has fields of the same names. An ambiguous line is rejected.
-
-One regular expression parses the usual line: TCP or UDP with all of its fields. The slower module
-``grammar`` parses every other line, for example a line that was cut. Both give the same Record for
-the same line.
+A line has the rule's prefix, ``IN=<device> OUT=<device>``, and the packet's fields in a fixed order
+(net/netfilter/nf_log_syslog.c). The parser reads each field at its position and never searches for
+a name. The reason: a prefix, a device's name or a packet quoted in an ICMP error may contain the
+same names. An ambiguous line is rejected.
 """
 
 from __future__ import annotations
@@ -43,7 +38,9 @@ _DEVICES_ANYWHERE: Final = re.compile(r"IN=(?:(?!IN=)[^ ])*+ OUT=")
 _NUMBER: Final = "(0|[1-9][0-9]{0,9})"
 _MAC: Final = "[0-9a-f]{2}(?::[0-9a-f]{2}){5}"
 _ADDRESS: Final = "([0-9.]{7,15}+|[0-9a-f:]{2,39}+)"
-#: TCP and UDP as the kernel prints them. ``[0-9]``, because ``\d`` accepts digits of any script.
+#: The usual line: TCP and UDP as the kernel prints them. ``grammar``, which is slower, parses all
+#: other lines. Both give the same Record for the same line.
+#: ``[0-9]``, because ``\d`` accepts digits of any script.
 _COMMON: Final = re.compile(
     r"IN=([^\s/:]{0,64}+) OUT=([^\s/:]{0,64}+) "
     rf"(?:MACSRC=({_MAC}) MACDST=({_MAC}) MACPROTO=([0-9a-f]{{4}}) )?+"
@@ -61,31 +58,28 @@ _COMMON: Final = re.compile(
 
 
 class _AmbiguousError(Exception):
-    """Error: a log line has no place, or several places, where its packet may begin."""
+    """Error: the packet of a log line may begin at several positions, or at none."""
 
 
 def is_candidate(message: str) -> bool:
-    """Return whether a message may be a packet's log record.
+    """Return true if a message may be a packet's log record.
 
-    This is so if the message contains ``IN=… OUT=``, or begins with ``ocsf-nft:``.
+    Such a message contains ``IN=… OUT=``, or begins with ``ocsf-nft:``.
     """
     return message.startswith(PREFIX_ROOT) or _DEVICES_ANYWHERE.search(message) is not None
 
 
 def possible_prefixes(message: str) -> list[str]:
-    """Return each text that may be the log prefix of a message.
-
-    A possible prefix is all text before a position where the packet (``IN=… OUT=…``) may begin.
-    """
+    """Return each possible log prefix of a message: the text before each ``IN=… OUT=``."""
     return [message[:start] for start in _starts(message)]
 
 
 def read(message: str, *, origin: Origin, time_ns: int, received_ns: int) -> Record | Reject | None:
     """Parse one kernel log message (prefix and packet, without timestamp and level) to a Record.
 
-    Returns None if the message is not about a packet (:func:`is_candidate` is false). Returns a
-    Reject if the parsing fails. Never raises. ``time_ns`` is the time of the packet,
-    ``received_ns`` the time of reading (ns since the epoch).
+    Returns None if the message is not about a packet, and a Reject if the parsing fails. Never
+    raises. ``time_ns`` is the time of the packet, ``received_ns`` the time of reading (ns since the
+    epoch).
     """
     if not is_candidate(message):
         return None
@@ -113,10 +107,7 @@ def _parse_ours(message: str) -> tuple[str, Facts]:
 def _parse_foreign(message: str) -> tuple[str, Facts]:
     """Split a message of another firewall into its log prefix and its packet's values by name.
 
-    If ``IN=… OUT=`` occurs once, the packet begins there. Raises MalformedError if this packet
-    can't be parsed. If ``IN=… OUT=`` occurs several times, the packet begins where the rest of the
-    message is a complete packet. Raises _AmbiguousError if there is no such position, or more than
-    one.
+    If ``IN=… OUT=`` occurs several times, a complete packet must begin at exactly one of them.
     """
     starts = _starts(message)
     if len(starts) == 1:
@@ -140,16 +131,13 @@ def _parse_foreign(message: str) -> tuple[str, Facts]:
 
 
 def _starts(message: str) -> list[int]:
-    """Return the offset of each ``IN=… OUT=`` in a message, where a logged packet may begin.
-
-    Offsets above the maximum length of a log prefix are left out. The found texts may overlap,
-    because a network device may be named ``IN=``.
-    """
+    """Return the offset of each ``IN=… OUT=`` that may follow a log prefix in a message."""
     starts = []
     start = message.find("IN=")
     while 0 <= start <= _PREFIX_LIMIT:
         if _DEVICES.match(message, start) is not None:
             starts.append(start)
+        # They may overlap, because a network device may be named ``IN=``.
         start = message.find("IN=", start + 1)
     return starts
 
@@ -160,6 +148,7 @@ def _packet(message: str, start: int) -> Facts:
         facts = _common_facts(match)
         if facts is not None:
             return facts
+    # It also reports the fault if a value is out of range.
     return grammar.read(message[start:])
 
 
@@ -171,10 +160,7 @@ def _flags(words: str) -> int:
 def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is the hot path
     match: re.Match[str],
 ) -> Facts | None:
-    """Convert the regular expression's match of a usual line to facts (values by name).
-
-    Returns None if a value is out of range. Then ``grammar`` parses the line and reports the fault.
-    """
+    """Return the values by name from a match of ``_COMMON``; None if a value is out of range."""
     (
         input_device, output_device, mac_source, mac_destination, ethertype,
         source_text, destination_text, length_text, tos, precedence, ttl_text, id_text, df,
