@@ -1,4 +1,4 @@
-"""Attempts and incidents: made from log records and kernel counters, and mapped to OCSF events."""
+"""Attempts, incidents and scans: the facts from which OCSF events are made."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ AggregationReason: TypeAlias = Literal["many", "unplaced", "evicted"]
 class Aggregation:
     """Description of several flows that are reported as one attempt.
 
-    ``reason`` is why they are not reported separately. ``flows`` is the number of these flows; None
-    if unknown. ``sample`` has some of these flows.
+    ``reason`` is the reason why they are not reported separately. ``flows`` is the number of these
+    flows; None if unknown. ``sample`` has some of the flows.
     """
 
     reason: AggregationReason
@@ -31,15 +31,16 @@ class Aggregation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """Successive attempts of one flow without a pause; a significant incident becomes a finding.
+    """Series of attempts of one flow, without a pause between the attempts.
 
-    The fields describe the incident up to its latest attempt. ``identity`` is the same in all
-    events of the incident. ``windows`` is the number of attempts, each of one time window.
-    ``packets`` is the number of packets in all attempts. ``start_ns`` is the start of the first
-    attempt (ns since the epoch, UTC). ``found_at`` is the number of the attempt with which the
-    incident became a finding: for example 3 for the third attempt. It is None if the incident is no
-    finding yet. ``latest`` has the identities of the latest attempts' records, oldest first.
-    ``attribution`` is valid for all attempts together; None if no attempt was attributed.
+    ``identity`` is the same in all events of the incident. ``windows`` is the number of attempts,
+    one for each time window. ``packets`` is the number of packets in all attempts. ``start_ns`` is
+    the start of the first attempt (ns since the epoch, UTC). ``latest`` has the identities of the
+    latest attempts' log records, oldest first. ``attribution`` is valid for all attempts together;
+    None if no attempt was attributed.
+
+    A significant incident becomes a finding. ``found_at`` is the number of the attempt at which
+    this happened, for example 3; None if it has not happened.
     """
 
     identity: str
@@ -52,7 +53,7 @@ class Incident:
 
     @property
     def process(self) -> Process | None:
-        """Return the process that made all attempts; None if it is unknown or one of several."""
+        """Return the process that made all attempts; None if unknown or if several are possible."""
         return None if self.attribution is None else self.attribution.process
 
 
@@ -60,12 +61,11 @@ class Incident:
 class Attempt:
     """Packets of one flow (or of aggregated flows) in one time window.
 
-    Each packet belongs to exactly one attempt. ``record`` describes the attempt. It is the kernel's
-    log record of the first packet. If the kernel logged none, it is a record made from the counter.
-    ``packets`` and ``bytes`` are exact; ``bytes`` is None if the bytes were not counted. All
-    packets are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC).
-    ``aggregation`` is None if the attempt has only one flow. ``incident`` is None if the attempt
-    belongs to no incident. ``attribution`` is None if the attempt was not attributed.
+    Each packet belongs to exactly one attempt. ``record`` is the kernel's log record of the first
+    packet. If the kernel logged none of the packets, ``record`` is made from the packet counter.
+    ``packets`` and ``bytes`` are exact; ``bytes`` is None if bytes were not counted. All packets
+    are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC). ``aggregation``
+    is None if the attempt has only one flow.
     """
 
     record: Record
@@ -84,7 +84,7 @@ class Attempt:
 
     @staticmethod
     def of(record: Record, attribution: Attribution | None = None) -> Attempt:
-        """Return an attempt that has only the packet of one log record."""
+        """Return an attempt with a single packet, the packet of ``record``."""
         return Attempt(
             record=record,
             packets=1,
@@ -99,8 +99,8 @@ class Attempt:
 class IncidentEnd:
     """End of an incident: the flow had no packet for a while, or the service has stopped.
 
-    ``record`` is the record of the incident's last attempt. ``end_ns`` is the end of this attempt
-    (ns since the epoch, UTC).
+    ``record`` is the log record of the incident's last attempt. ``end_ns`` is the end of that
+    attempt (ns since the epoch, UTC).
     """
 
     record: Record
@@ -110,17 +110,16 @@ class IncidentEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FanOut:
-    """Scan: many destinations or ports to which one user sends within a short time.
+    """Scan: one user sends to many destinations or ports within a short time.
 
-    ``rule`` is the firewall rule that refused the packets. ``verdict`` is ``permit`` if a
-    permissive fence allowed the packets, otherwise None. ``identity`` is the same in all reports of
-    the scan, from stage ``begun`` to ``ended``.
+    ``identity`` is the same in all events of the scan. ``rule`` is the firewall rule that refused
+    the packets. ``verdict`` is ``permit`` if a permissive fence allowed the packets, otherwise
+    None.
 
-    ``flows`` is the number of distinct flows since the start of the scan. In the same way,
-    ``destinations`` is the number of addresses, ``ports`` that of ports, and ``packets`` that of
-    packets. These numbers are lower bounds, because only a limited number of addresses and ports is
-    stored. ``sample`` has some of the flows. All packets are from the time between ``start_ns`` and
-    ``end_ns`` (ns since the epoch, UTC).
+    ``flows``, ``destinations`` and ``ports`` are the numbers of different flows, addresses and
+    ports since the start of the scan. Like ``packets``, they are lower bounds. ``sample`` has some
+    of the flows. All packets are from the time between ``start_ns`` and ``end_ns`` (ns since the
+    epoch, UTC).
     """
 
     identity: str

@@ -1,8 +1,8 @@
 """Decoding of the log prefixes of other firewalls to sandbox, rule and verdict.
 
-A log prefix is the text at the start of each log record of a firewall rule, such as
-``[UFW BLOCK]``. An administrator can choose any prefix. So this module has a table of the prefixes
-of common firewalls, and a configuration can add rows. A prefix that matches no row is unknown.
+A firewall rule puts its log prefix, such as ``[UFW BLOCK]``, at the start of its log records. This
+module has a table of the prefixes of common firewalls. A configuration can add rows. A prefix that
+matches no row is unknown.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Configured:
-    """Row that the configuration adds to the table: log prefixes and their meaning.
+    """Row that the configuration adds to the table of log prefixes.
 
     The row is for all prefixes that begin with the literal text ``begins``. If ``rule`` is None,
     the whole prefix is the name of the rule.
@@ -114,8 +114,7 @@ class Prefixes:
         """Return a log record with the sandbox, rule and verdict that its log prefix stands for.
 
         A record with a prefix of ocsf-nft is returned unchanged. If the prefix is unknown, only the
-        verdict is set, to ``log``. This means that the packet was logged, and that its verdict is
-        unknown.
+        verdict is set, to ``log``, which means an unknown verdict.
         """
         if record.sandbox is not None:
             return record
@@ -136,8 +135,7 @@ class Prefixes:
 def begins(text: str) -> str:
     """Return ``text`` unchanged if the configuration may use it as the beginning of log prefixes.
 
-    Raises UsageError if ``text`` is empty, is too long for a log prefix, has a NUL character, or
-    begins with ``ocsf-nft:``.
+    Raises UsageError otherwise, for example if ``text`` is empty or begins with ``ocsf-nft:``.
     """
     if not text or len(text.encode()) > PREFIX_BYTES:
         raise UsageError(f"{quoted(text)} is no log prefix: it must have 1 to {PREFIX_BYTES} bytes")
@@ -164,10 +162,9 @@ def _built_in(text: str) -> Meaning | None:
 
 
 def _verdict_in(text: str) -> ForeignVerdict | None:
-    """Return the verdict that a word of a log prefix states, such as "drop" or "accepted".
+    """Return the verdict that the words of a log prefix state, such as "drop"; None without any.
 
-    If some words state a refusal, and others state the opposite, return ``log`` (unknown verdict).
-    If no word states a verdict, return None.
+    If the words contradict each other, return ``log`` (unknown verdict).
     """
     words = {word.lower() for word in _WORD.findall(text) if word.isascii()}
     if words & _REFUSED:

@@ -1,13 +1,11 @@
-"""Fallback chain of the attribution methods, with a limit on the time that a log record waits.
+"""Attribution of log records to processes, by the best available method.
 
-An attribution states which process sent a packet. The chain tries these methods, the best first:
+An attribution states which process sent a packet. The methods are tried in this order:
 
 - ``capture``: BPF programs have seen the process send the packet.
-- ``socket``: the process has the packet's socket when the log record is read.
-- ``user``: no process is known, only the user in the kernel's log record.
-- ``none``: not even a user is known.
-
-Each attribution states its method, and the reason why no better method has found the process.
+- ``socket``: the process has the packet's socket open when the log record is read.
+- ``user``: the process is unknown, but the kernel's log record has its user id.
+- ``none``: the user is unknown too.
 """
 
 from __future__ import annotations
@@ -68,11 +66,10 @@ _NO_PROCESS: Final = Attribution(
 class FallbackChain:
     """Attribution of log records to processes by the best method that this host allows.
 
-    The chain is active inside ``async with``. ``sandboxes`` maps the name of each sandbox to the
-    network namespace of its processes. ``permissive`` are the sandboxes whose fences refuse
+    Use the chain in ``async with``. ``sandboxes`` maps the name of each sandbox to the network
+    namespace of its processes. ``permissive`` has the names of the sandboxes whose fences refuse
     nothing. ``top`` is the best method to try. A log record waits at most ``wait_seconds`` for its
-    attribution. The program file of a process is hashed if it has at most ``hashed_bytes``; 0
-    disables hashes.
+    attribution. A program file is hashed if it has at most ``hashed_bytes``; 0 disables hashes.
     """
 
     def __init__(
@@ -111,13 +108,13 @@ class FallbackChain:
 
     @property
     def dropped(self) -> int:
-        """Return how many capture events the kernel has dropped because its buffers were full."""
+        """Return how many events of the BPF programs the kernel dropped because of full buffers."""
         return self._dropped if self._capture is None else sum(self._capture.dropped)
 
     async def __aenter__(self) -> Self:
         """Start the best attribution method that this host allows.
 
-        This can't fail: the method ``user`` is always available.
+        This never fails, because the method ``user`` is always available.
         """
         if self._sandboxes and self._top != "user":
             opening = asyncio.ensure_future(asyncio.to_thread(self._open))
@@ -142,14 +139,14 @@ class FallbackChain:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Stop the capture and the socket lookups; a running lookup ends without a result."""
+        """Stop the BPF programs and the socket lookups."""
         self._close_capture()
         self._stack.close()
 
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
         """Wait until the method ``capture`` fails, then call ``on_fallback`` with the reason.
 
-        If ``capture`` is not in use, return at once, without calling ``on_fallback``.
+        If ``capture`` is not in use, return at once, without that call.
         """
         initial = self.method
         while self.method == "capture":
@@ -171,8 +168,8 @@ class FallbackChain:
     ) -> list[Attribution]:
         """Return one attribution for each log record, in the order of ``records``.
 
-        ``records`` must be in the order in which the kernel logged them. The kernel logged none of
-        them before ``since_ns`` (CLOCK_BOOTTIME).
+        ``records`` must be in the order in which the kernel logged them. ``since_ns`` is a time
+        before the kernel logged the first of them (CLOCK_BOOTTIME).
         """
         if not records or sandbox not in self._sandboxes:
             return [_user_attribution(each, _LOOKUP_INACTIVE) for each in records]
@@ -207,11 +204,11 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the processes that have sent packets of a flow since the last call for that flow.
+        """Return the senders of a flow's packets since the previous call for the same flow.
 
-        ``record`` identifies the flow. The kernel has counted ``packets`` new packets of the flow.
-        The reading of its counters began at ``began_ns`` (ns since the epoch, UTC). Return None if
-        the capture saw no process, or if the capture is not in use.
+        ``record`` identifies the flow. Since the previous call, the kernel has counted ``packets``
+        packets of the flow. The reading of the kernel's counters began at ``began_ns`` (ns since
+        the epoch, UTC). Return None if ``capture`` is not in use, or if it saw no process.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
@@ -219,18 +216,19 @@ class FallbackChain:
         return None if found is None else self._with_names(record, found)
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Note that an event reports a packet, so that :meth:`since_last` does not report it again.
+        """Exclude a packet that an event reports from later results of :meth:`since_last`.
 
         ``record`` is the packet's log record. ``process`` is the sender that the event names; None
-        if it names no sender.
+        if the event names no sender.
         """
         if self._capture is not None and sandbox in self._sandboxes:
             self._capture.mark_reported(sandbox, record, process)
 
     def user_attribution(self, record: Record) -> Attribution:
-        """Return an attribution to the user in ``record``, for a flow without any known process.
+        """Return an attribution to the user in ``record``, for a flow without a known process.
 
-        If no socket of the sandbox sent the packet, the method of the result is ``none``.
+        If ``record`` has no user of the sandbox, the method of the result is ``none``. An example
+        is a forwarded packet.
         """
         return self._with_names(record, _user_attribution(record, _NOT_SEEN))
 
@@ -263,23 +261,15 @@ class FallbackChain:
                 self.reason = str(error)
 
     def _start_capture(self, cookies: Collection[int], permissive: Collection[int]) -> Capture:
-        """Start a capture that reports refused packets and process details, if the host allows it.
-
-        This needs a kernel that describes its types (BTF). Otherwise, start a capture that reports
-        only system calls, without process details. ``cookies`` are the kernel's numbers of the
-        network namespaces.
-        """
         try:
             return Capture(cookies, permissive=permissive)
         except UnsupportedError as error:
             self.reason = str(error)
+            # A kernel that does not describe its types (BTF): capture only system calls, without
+            # process details.
             return Capture(cookies, permissive=permissive, knows_types=False)
 
     def _read(self) -> None:
-        """Read capture events; called when a ring buffer holds much data.
-
-        If reading fails, stop the capture, and continue with the next attribution method.
-        """
         try:
             if self._capture is not None:
                 self._capture.read_events()
@@ -287,7 +277,6 @@ class FallbackChain:
             self._fall_back(error)
 
     def _fall_back(self, error: UnsupportedError) -> None:
-        """Stop the capture because of ``error``, and continue with the next attribution method."""
         self._close_capture()
         self.reason = str(error)
         _log.error("processes are not captured any more", reason=self.reason)
@@ -301,9 +290,10 @@ class FallbackChain:
             captured.close()
 
     async def read_events(self) -> None:
-        """Read all new capture events.
+        """Read all new events of the BPF programs.
 
-        If events arrive faster than they can be read, stop, and treat the rest as dropped.
+        If the events arrive faster than they can be read, stop reading. Unread events then count as
+        dropped.
         """
         for _ in range(_MOST_READS):
             try:
@@ -352,10 +342,6 @@ class FallbackChain:
     async def _with_hashes(
         self, captured: CaptureMethod, found: Sequence[CaptureResult], deadline: float
     ) -> list[Attribution | None]:
-        """Return the attributions of ``found``, with a hash of each readable program file.
-
-        No file is read after the deadline (a time of the event loop's clock).
-        """
         results = [each.attribution for each in found]
         hashes = self._hashes
         if hashes is None:
@@ -386,10 +372,10 @@ class FallbackChain:
         return results
 
     async def _run_in_thread(self, work: Callable[[float], None], deadline: float) -> None:
-        """Run the blocking function ``work`` in a thread, and wait for its end until the deadline.
+        """Run the blocking function ``work`` in a thread; wait until it ends or until the deadline.
 
         ``deadline`` is a time of the event loop's clock. ``work`` gets it as a time of
-        time.monotonic. If an earlier thread still runs, ``work`` is not run.
+        time.monotonic. If the thread of an earlier call still runs, ``work`` is not run.
         """
         left = deadline - asyncio.get_running_loop().time()
         if left > 0 and (self._busy is None or self._busy.done()):
@@ -406,11 +392,7 @@ class FallbackChain:
     async def _socket_attributions(
         self, sandbox: str, records: Sequence[Record], deadline: float
     ) -> list[Attribution | str]:
-        """Return for each record the attribution by socket, or the reason why there is none.
-
-        The lookups end at the deadline (a time of the event loop's clock). They are not started if
-        the time budget for lookups is spent.
-        """
+        """Return for each record the attribution by socket, or the reason why there is none."""
         lookup = self._lookups.get(sandbox)
         found: list[Attribution | str] = [_TOO_LONG] * len(records)
         if lookup is None:
@@ -443,9 +425,8 @@ async def _is_event_pending(
 def limit_to_one_packet(known: Attribution) -> Attribution:
     """Return the attribution of several packets, if the sender of only one packet is known.
 
-    ``known`` is the attribution of that one packet. Its process may not have sent the other
-    packets. So the result names this process as a possible sender, with low confidence. If
-    ``known`` has no single process, it is returned unchanged.
+    ``known`` is the attribution of the one packet. The result names the process in ``known`` as a
+    possible sender, with low confidence. If ``known`` has no process, it is returned unchanged.
     """
     if known.process is None:
         return known

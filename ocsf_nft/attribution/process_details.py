@@ -1,14 +1,11 @@
-"""Details of a running process from /proc; a detail that may be wrong is reported as unknown.
+"""Details of a process, read from /proc; a detail that may be wrong is omitted.
 
-A process may exit during the read, and another process may get its pid. So all details are read
-through one descriptor of the process's /proc directory, which never refers to another process. The
-process may also run another program during the read (exec). So the details of a program are
-returned together only if there was no exec in between.
+A process may exit or run another program (exec) during the read. So all files are read through one
+descriptor of the process's /proc directory, which never refers to another process.
 
-A process can't falsify its pid, its ancestors, its users or its cgroups. It can choose its own name
-and arguments freely. The path of the program comes from the kernel. It begins at the root of the
-mount namespace that has the program's file. But a process with CAP_CHECKPOINT_RESTORE can make the
-kernel report another program. The capability in a user namespace of its own is enough.
+A process can choose its own name and arguments. It can't falsify its pid, ancestors, users or
+cgroups. But with CAP_CHECKPOINT_RESTORE, even in its own user namespace, it can falsify the path of
+its program. This path begins at the root of the mount namespace that has the program's file.
 """
 
 from __future__ import annotations
@@ -43,8 +40,6 @@ class _Program(NamedTuple):
 
 
 class _Observation(NamedTuple):
-    """Details of a process or a thread from one read."""
-
     stat: proc.Stat
     status: proc.Status
     name: str | None
@@ -62,25 +57,17 @@ def read(
     started_ns: int | None = None,
     hashes: ProgramHashes | None = None,
 ) -> Process | None:
-    """Return the details of a process, or of the process of a thread; None if they can't be read.
+    """Return the details of the process with the id ``pid``; None if they can't be read.
 
-    ``pid`` is the id of a process or thread in this /proc. ``started_by_ns`` (CLOCK_BOOTTIME) is a
-    time at which this process or thread existed. If the process or thread that has this id now
-    started later, it is another one, and the result is None. ``started_ns`` is the exact time of
-    its start. If this time differs, the result is None. Both are compared with a precision of one
-    clock tick (10 ms). ``hashes`` computes the hash of the program; None: no hash.
+    If ``pid`` is the id of a thread, the result is the thread's process. But ``uid``, ``gid`` and
+    ``working_directory`` are then those of the thread.
 
-    For a thread, ``uid``, ``gid`` and ``working_directory`` are those of the thread. If the working
-    directory was removed, its path ends with " (deleted)", as in the kernel. ``is_deleted`` of the
-    program is true if its file has no name, even if the file never had one. It is None if the path
-    ends with " (deleted)" but the file still has a name. Then this text may be part of the name, or
-    one of several names was removed. ``ancestors`` are at most 16. They continue above the init of
-    a pid namespace, because any sandboxed program can start such an init.
+    Give ``started_ns`` or ``started_by_ns`` to get None if another process has the id now.
+    ``started_ns`` is the expected process's exact start. ``started_by_ns`` is a time at which the
+    expected process already existed. Both are CLOCK_BOOTTIME, compared with a precision of 10 ms.
 
-    Call this function in a thread of its own, because it may block without a time limit. A process
-    can delay the read of its arguments: it holds the lock of its memory, or serves its memory pages
-    itself (userfaultfd). A file system can delay the read of the program. The name service can
-    delay the user's name.
+    Call this function in a separate thread, because it may block without a time limit. For example,
+    a process can delay the read of its arguments (userfaultfd).
     """
     try:
         with proc.opened(f"/proc/{pid}") as directory:
@@ -147,11 +134,11 @@ def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
 def _parent(
     child: int, born: proc.Stat, opened: contextlib.ExitStack
 ) -> tuple[int, _Observation] | None:
-    """Open the /proc directory of a process's parent; return its descriptor and the details.
+    """Open the /proc directory of a process's parent; return the descriptor and the details.
 
-    ``child`` is the descriptor of the process's /proc directory. ``born`` are the process's
-    details, with the parent's pid. ``opened`` closes the new descriptor later. Return None if the
-    parent has exited, may not be read, or may be another process that got the same pid.
+    ``child`` is the descriptor of the process's /proc directory, and ``born`` the process's
+    ``stat``. Return None if the parent has exited or may not be read. Also return None if another
+    process may have got the parent's pid.
     """
     with contextlib.suppress(OSError, ValueError):  # exited, or this process may not read it
         directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))
@@ -180,12 +167,12 @@ def _observe(
 def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
     """Replace the name and the ``stat`` in a thread's details by those of the thread's process.
 
-    ``seen`` are the thread's details. ``thread`` and ``leader`` are the /proc directories of the
-    thread and of its process. Raises OSError if the thread has ended. While the thread exists, no
-    other process gets the pid of its process. An exec would have ended the thread, so there was
-    none. So both directories are of one process and one program.
+    ``thread`` and ``leader`` are the /proc directories of the thread and of its process. Raises
+    OSError if the thread has ended.
     """
     stat = proc.stat(leader)
+    # While the thread exists, no other process gets the pid, and no exec has ended the thread. So
+    # both directories are of one process and one program.
     proc.stat(thread)
     return seen._replace(stat=stat, name=None if seen.name is None else proc.text(stat.name))
 
@@ -202,11 +189,10 @@ def _read_consistent(
 def _read_once(
     directory: int, before: proc.Stat, is_ancestor: bool, hashes: ProgramHashes | None
 ) -> tuple[_Observation, bool]:
-    """Read the details of a process; return the details, and True if there was no exec meanwhile.
+    """Return the details of a process, and True if it ran the same program during the whole read.
 
-    ``before`` is the process's ``stat`` before the read. After an exec, details may be of the old
-    or the new program. Such details are omitted, for example the arguments. If ``is_ancestor`` is
-    true, arguments, working directory and cgroups are not read.
+    If it ran another program (exec), details that may be of the wrong program are omitted, such as
+    the arguments. ``before`` is the process's ``stat`` before the read.
     """
     status = proc.status(directory)
     with _open_program(directory) as executed:
@@ -239,13 +225,9 @@ def _read_once(
 
 @contextlib.contextmanager
 def _open_program(directory: int) -> Iterator[int | None]:
-    """Open the program file of a process (O_PATH), and close it at the end of the ``with`` block.
-
-    Yield None if the process has no program file, or if access to it is not permitted.
-    """
     try:
         descriptor = os.open("exe", os.O_PATH, dir_fd=directory)
-    except OSError:
+    except OSError:  # it has no program file, or access is not permitted
         yield None
         return
     try:
@@ -267,19 +249,18 @@ def _program(executed: int) -> _Program:
     status = os.fstat(executed)
     link = f"/proc/self/fd/{executed}".encode()
     path = os.readlink(link)  # noqa: PTH115 - a Path would normalize the path
+    # A file may have the same path as a memfd, but not the same device.
     if status.st_dev == _memfd_device():
         path = path.removeprefix(b"/")
-    if status.st_nlink == 0:
+    if status.st_nlink == 0:  # also if the file never had a name
         return _Program(proc.text(path.removesuffix(_DELETED)), is_deleted=True)
+    # " (deleted)" may be part of the name, or one of several names was removed.
     return _Program(proc.text(path), is_deleted=None if path.endswith(_DELETED) else False)
 
 
 @functools.cache
 def _memfd_device() -> int | None:
-    """Return the number of the device on which memfds are; None if no memfd can be created.
-
-    By this number, a program in a memfd is distinguished from a file with the same path.
-    """
+    """Return the number of the device that has all memfds; None if no memfd can be created."""
     for flags in (_MFD_CLOEXEC_NOEXEC, os.MFD_CLOEXEC):  # the first since Linux 6.3
         with contextlib.suppress(OSError):
             descriptor = os.memfd_create("", flags)

@@ -1,24 +1,15 @@
 """Search for the processes that have a socket open, and for reasons to doubt that they used it.
 
-A process that has a socket now is not always the one that sent a packet with the socket before. The
-sender may be another process:
+The process that has a socket now may not be the one that sent a packet with it before. For example,
+a parent or a child of the process sent the packet and ended. Or another process passed the socket
+to this process (``SCM_RIGHTS``). :attr:`Holder.doubt` names the first such reason that can't be
+excluded.
 
-- A parent sent the packet and ended, and the process inherited the socket. This is excluded if the
-  socket is close-on-exec, and the process has run a program since its fork. An inherited socket
-  would be closed then, so that program has opened the socket.
-- A child inherited the socket, sent the packet and ended. This is excluded if the process has no
-  child that ended.
-- The sender passed the socket to the process (``SCM_RIGHTS``). This is excluded if the process is
-  in the socket's network namespace, and has no Unix socket.
-- Another process of the user built the packet itself, with the addresses of the socket. This is
-  excluded if the process that has the socket lacks CAP_NET_RAW.
+Two cases are not detected. A child sent the packet, closed its copy of the socket, and is alive. Or
+a process that may trace this process took the socket from it (``pidfd_getfd``).
 
-:attr:`Holder.doubt` names the first reason that is not excluded. Two cases are not detected. A
-child sent the packet, closed its copy of the socket, and is alive. Or a process that controls this
-process takes its descriptors (``pidfd_getfd``).
-
-Some descriptors are in no process's table, so the search does not find them. These are files
-registered with io_uring, and files in transit through a Unix socket.
+The search does not find sockets that are registered with io_uring, or in transit through a Unix
+socket.
 """
 
 from __future__ import annotations
@@ -56,7 +47,7 @@ class Holder(NamedTuple):
     """Process that has one or more of the searched sockets open.
 
     ``started_ns`` is the process's start (CLOCK_BOOTTIME), rounded down to a clock tick. ``inodes``
-    are the searched sockets that it has. ``doubt`` is the reason why another process may have used
+    are the searched sockets that it has. ``doubt`` is a reason why another process may have used
     these sockets; None if there is no such reason.
     """
 
@@ -70,8 +61,7 @@ class Scan(NamedTuple):
     """Result of a search for the processes (holders) that have some sockets open.
 
     ``missed`` is the reason why ``holders`` may be incomplete; None if it is complete. ``unseen``
-    is the reason why not every process of the host was checked; None if all were checked. A process
-    that was not checked may have received a socket (``SCM_RIGHTS``).
+    is the reason why not every process of the host was checked; None if all were checked.
     """
 
     holders: tuple[Holder, ...]
@@ -82,9 +72,9 @@ class Scan(NamedTuple):
 def find_holders(inodes: AbstractSet[int], namespace: str, deadline_ns: int) -> Scan:
     """Find all processes that have one of the sockets with these inode numbers open.
 
-    ``namespace`` is the name of the sockets' network namespace in /proc (``net:[…]``). Its
-    processes are checked first. Then all others are checked, because a socket may have been passed
-    to them. The search ends at ``deadline_ns`` (time.monotonic_ns), even if it is incomplete.
+    ``namespace`` is the network namespace of the sockets as /proc shows it, such as
+    ``net:[4026531840]``. The search ends at ``deadline_ns`` (time.monotonic_ns), even if it is
+    incomplete.
     """
     root = proc.directory("/proc")
     try:
@@ -114,7 +104,6 @@ class _Search:
         self._missed = None if _shows_all(root) else "not every process is visible"
 
     def search_all(self, namespace: str) -> None:
-        """Search all processes, those in the network namespace first, until the deadline."""
         with os.scandir(self._root) as entries:
             pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
         others: list[int] = []
@@ -124,7 +113,7 @@ class _Search:
                     self._search_process(pid, is_inside=True)
                 else:
                     others.append(pid)
-            for pid in others:
+            for pid in others:  # a socket may have been passed to them
                 self._search_process(pid, is_inside=False)
         except TimeoutError:
             self._miss("there was no time to check all processes")
@@ -133,16 +122,11 @@ class _Search:
         self._missed = self._missed or reason
 
     def _is_inside(self, pid: int, namespace: str) -> bool:
-        """Return True if a process is in the network namespace; False if that can't be read.
-
-        If its first thread has ended, /proc does not show the namespace. Then return True if
-        another thread is alive, because this thread may be in the namespace.
-        """
         self._check_time()
         try:
             return os.readlink(f"{pid}/ns/net", dir_fd=self._root) == namespace
         except (FileNotFoundError, ProcessLookupError):
-            # It is dead, or only its first thread is.
+            # It is dead, or only its first thread is. Another thread may be in the namespace.
             return self._is_alive(pid)
         except PermissionError:  # its descriptors are not readable either
             return False
@@ -150,8 +134,7 @@ class _Search:
     def _is_alive(self, pid: int) -> bool:
         """Return True if at least one thread of a process is alive.
 
-        If the first thread has ended, store the parent as a process with a dead child. If /proc no
-        longer shows the process, the parent's ``stat`` shows that it had a child.
+        If the first thread has ended, the process's parent is added to ``_parents_of_dead``.
         """
         try:
             stat = proc.stat(self._root, f"{pid}/stat")
@@ -159,12 +142,11 @@ class _Search:
             return False
         # Also set for a zombie (kernel/exit.c: do_exit). Other threads may be alive.
         is_ending = bool(stat.flags & _PF_EXITING)
-        if is_ending:
+        if is_ending:  # its parent's stat shows a child only after /proc no longer shows this one
             self._parents_of_dead.add(stat.parent)
         return stat.threads > 1 or not is_ending
 
     def _search_process(self, pid: int, *, is_inside: bool) -> None:
-        """Search the descriptor tables of a process, and of all its threads, for the sockets."""
         self._check_time()
         found = _Found(is_inside, [], set())
         try:
@@ -188,7 +170,6 @@ class _Search:
             self._found[pid] = found
 
     def result(self) -> Scan:
-        """Read the details of the processes that were found; return the result of the search."""
         holders = []
         for pid, found in self._found.items():
             try:
@@ -209,12 +190,8 @@ class _Search:
             raise TimeoutError
 
     def _tables(self, directory: int, pid: int) -> Iterator[str]:
-        """Yield the directories of a process's descriptor tables, below /proc/PID.
-
-        Each thread may have a table of its own. A dead first thread has no table, but other threads
-        may be alive.
-        """
-        yield "."
+        """Yield a process's descriptor tables as paths below /proc/PID, such as ``task/TID``."""
+        yield "."  # of the first thread; each thread may have a table of its own
         if os.stat("task", dir_fd=directory).st_nlink <= 3:  # itself, its parent, one thread
             return
         tasks = proc.directory("task", directory)
@@ -271,6 +248,7 @@ class _Search:
             return "it is outside the sandbox, so it may have received the socket"
         if stat.flags & _PF_FORKNOEXEC:
             return "it was forked, so it may have the socket from its parent"
+        # It has run a program since its fork, and an exec would have closed an inherited socket.
         if not all(_is_closed_on_exec(directory, *descriptor) for descriptor in found.descriptors):
             return "the socket stays open on exec, so another program may have opened it"
         status = proc.read("status", directory, most=proc.PAGE)
@@ -309,10 +287,7 @@ class _Search:
             return False
 
     def _descends(self, pid: int, ancestor: int) -> bool:
-        """Return True if process ``pid`` descends from ``ancestor``, or if that can't be checked.
-
-        It can't be checked if ``pid`` or a process between the two has ended.
-        """
+        """Return True if ``pid`` descends from ``ancestor``, or if that can't be checked."""
         try:
             while pid > 1:
                 pid = proc.stat(self._root, f"{pid}/stat").parent
@@ -327,8 +302,7 @@ class _Descriptor(NamedTuple):
     """Details of an open descriptor, from /proc/PID/fdinfo (``seq_show`` in ``fs/proc/fd.c``).
 
     Linux 5.14 or later shows the inode. Reading fdinfo of another user's process needs
-    CAP_SYS_PTRACE. Reading /proc/PID/fd would also need permission to access the process's files.
-    Only Unix sockets have the line ``scm_fds`` (``net/unix/af_unix.c``).
+    CAP_SYS_PTRACE. Only Unix sockets have the line ``scm_fds`` (``net/unix/af_unix.c``).
     """
 
     flags: int
@@ -354,10 +328,9 @@ def _mount_of_sockets(root: int) -> int:
 
 
 def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
-    """Return True if a process's descriptor is close-on-exec; False also if it was just closed."""
     try:
         details = _Descriptor.of(f"{owner}/fdinfo/{descriptor}", directory)
-    except FileNotFoundError:
+    except FileNotFoundError:  # closed meanwhile
         return False
     return bool(details.flags & _O_CLOEXEC)
 
@@ -369,31 +342,21 @@ def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:
 
 
 def _share_files(pid: int, tid: int) -> bool:
-    """Return True if a thread shares the descriptor table of its process's first thread.
-
-    Return False if this is unknown.
-    """
+    """Return True if a thread shares the descriptor table of its process; False also if unknown."""
     if _KCMP is None:
         return False
     return bool(_LIBC.syscall(_KCMP, pid, tid, _KCMP_FILES, 0, 0) == 0)
 
 
 def _shows_all(root: int) -> bool:
-    """Return True if /proc belongs to our pid namespace and shows all processes in it.
-
-    ``root`` is a descriptor of /proc. With the mount option hidepid, /proc hides processes that are
-    not readable. So the function checks that process 1 is visible.
-    """
+    """Return True if /proc belongs to our pid namespace and shows all processes in it."""
     try:
-        os.stat("1", dir_fd=root)
+        os.stat("1", dir_fd=root)  # not visible with the mount option hidepid
         return os.readlink("self", dir_fd=root) == str(os.getpid())
     except OSError:
         return False
 
 
 def _is_in_initial_namespace(root: int) -> bool:
-    """Return True if this process is in the initial pid namespace, which shows all host processes.
-
-    Another pid namespace shows only some processes: those in it, and all their children.
-    """
+    """Return True if our pid namespace is the initial one, which shows all host processes."""
     return os.readlink("self/ns/pid", dir_fd=root) == proc.INITIAL

@@ -12,7 +12,7 @@ _MOST_SECONDS: Final = 1.0
 class TimeBudget:
     """Limit of the time for process lookups: at most a quarter of the elapsed time.
 
-    Unused time can be used later. But at most one second of it is available at once.
+    Unused time is saved for later lookups, but never more than one second.
     """
 
     def __init__(self) -> None:

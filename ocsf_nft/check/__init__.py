@@ -1,12 +1,9 @@
 """Checks of a host before a fence (the firewall rules around a sandbox or a VM) is installed.
 
-The checks examine the features of the system. They also search for other rules of the host that
-drop traffic that the fence accepts. A finding has a remedy, if a remedy is known. The checks change
+The checks find missing features of the system. They also find other rules of the host that drop
+traffic that the fence accepts. For this, they compare example packets of the traffic with the
+rules. Only some fields of a packet are known, so some findings report "may drop". The checks change
 nothing. Only :func:`remove_leftovers` makes changes.
-
-To find such rules, the checks compare packets of the accepted traffic with the host's rules, in the
-order in which the kernel applies them. Only some fields of such a packet are known. So it can be
-unknown whether a rule matches the packet. Then the finding reports "may drop".
 """
 
 from __future__ import annotations
@@ -62,10 +59,9 @@ def check_scope(
 ) -> CheckScope:
     """Return the scope of a check: a namespace, and the VM or sandbox whose traffic is checked.
 
-    For a VM, ``device`` is its TAP device or a pattern such as ``vmtap-*``, ``subnets`` are its
-    subnets, and ``port`` is the proxy's port on its gateway. For a sandbox, ``device`` is None, and
-    ``proxies`` are its proxies. The interfaces that lead to the internet and to the proxies are
-    read from the namespace's routes.
+    For a VM, ``device`` is its TAP device or a pattern such as ``vmtap-*``. ``subnets`` are the
+    VM's subnets, and ``port`` is the proxy's port on the VM's gateway. For a sandbox, ``device`` is
+    None, and ``proxies`` are its proxies.
     """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),
@@ -88,9 +84,7 @@ def check_scope(
 def findings(scope: CheckScope) -> Iterator[Finding]:
     """Yield all findings about a host, in the order in which `ocsf-nft check` prints them.
 
-    Findings about the features of the system come first, then about firewall rules, then about
-    services and sysctls. Raises AbsentError if the namespace does not exist, UnsupportedError if it
-    can't be entered.
+    Raises AbsentError if the namespace does not exist, UnsupportedError if it can't be entered.
     """
     if sys.platform != "linux":
         yield Finding(
@@ -120,9 +114,8 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
 def blocking(scope: CheckScope) -> tuple[Finding, ...]:
     """Return only the findings about rules that drop, or may drop, traffic that a fence accepts.
 
-    Such a rule may be part of another fence of ocsf-nft. The command ``install`` uses this
-    function. If the rules can't be read, the result is one finding that reports this. To read them,
-    the process needs CAP_NET_ADMIN over the namespace.
+    Such a rule may be part of another fence of ocsf-nft. If the rules can't be read, for example
+    without CAP_NET_ADMIN, the result is one finding that reports this.
     """
     try:
         ruleset = read_ruleset.read(scope.namespace)
@@ -138,8 +131,9 @@ def blocking(scope: CheckScope) -> tuple[Finding, ...]:
 def remove_leftovers(scope: CheckScope) -> Iterator[tuple[leftovers.Leftover, str | None]]:
     """Remove leftovers of an older iptables set-up for VMs; yield each leftover with a result.
 
-    The result is None if the leftover was removed, else the reason why it was not removed. Raises
-    UnsupportedError if the rules can't be read, OcsfNftError if the interfaces can't be listed.
+    The result is None if the leftover was removed, else the reason why it was not removed. Each
+    leftover is removed only when the caller requests the next item. Raises UnsupportedError if the
+    rules can't be read, OcsfNftError if the interfaces can't be listed.
     """
     ruleset = read_ruleset.read(scope.namespace)
     found = leftovers.find_leftovers(ruleset, _list_devices(scope), scope)

@@ -1,4 +1,4 @@
-"""Text for a person that describes an installed fence."""
+"""Text about an installed fence, for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def sentence(installed: InstalledFence) -> str:
-    """Return one sentence for a person: the sandbox that the fence is for, and what the fence does.
+    """Return one sentence for people that describes a fence.
 
     For example: "sandbox agent is fenced; refused packets are logged to nflog".
     """
@@ -29,10 +29,10 @@ def sentence(installed: InstalledFence) -> str:
 
 
 def summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
-    """Yield lines of text for a person about a fence: what it does, its tables, what it allows.
+    """Yield lines of text for people about a fence: what it does, its tables, what it allows.
 
-    The last lines are commands that the person can run next. ``options`` is added to these
-    commands, so that they use the same state directory.
+    The last lines are commands to run next. ``options`` is added to these commands, so that they
+    use the same state directory.
     """
     yield sentence(installed)
     spec = installed.spec

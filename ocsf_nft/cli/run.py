@@ -345,13 +345,9 @@ async def _until_signal(
 
 
 class _NonWaitingExecutor(ThreadPoolExecutor):
-    """Thread pool that does not wait for its threads when the event loop ends.
-
-    A thread may wait for a name server that never answers.
-    """
+    """Thread pool that never waits for its threads: a name server may never answer them."""
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
-        """Accept no more work, and don't wait for the threads: ``wait`` is ignored."""
         super().shutdown(wait=False, cancel_futures=cancel_futures)
 
 
@@ -368,9 +364,9 @@ def _end_at_once() -> NoReturn:
 
 
 def _require_only(context: typer.Context, allowed: set[str], sentence: str) -> None:
-    """Raise UsageError if an option that is not in ``allowed`` is given, because it has no effect.
+    """Raise UsageError if an option outside ``allowed`` is given, because it has no effect.
 
-    ``sentence`` is the error's text. In it, ``{}`` is replaced by the names of all such options.
+    In the error's text ``sentence``, ``{}`` is replaced by the names of all such options.
     """
     given = [
         f"--{name.replace('_', '-')}"

@@ -1,7 +1,4 @@
-"""Configuration of `ocsf-nft run`, from a TOML file or from command-line options.
-
-The configuration is checked completely before the run begins.
-"""
+"""Configuration of `ocsf-nft run`, from a TOML file or from command-line options."""
 
 from __future__ import annotations
 
@@ -64,11 +61,10 @@ class Config(Table):
 
     @property
     def sinks(self) -> tuple[SinkTable, ...]:
-        """Return the configured sinks: the ``[[sink]]`` tables.
+        """Return the ``[[sink]]`` tables; without any, return one sink for the key ``output``.
 
-        Without such a table, return one sink for ``output``: a file or, by default, standard
-        output. Raises UsageError if ``output`` can't be the path of a file, or if a handshake is
-        configured for a file.
+        Without ``output``, the sink is standard output. Raises UsageError if ``output`` can't be
+        the path of a file, or if ``handshake`` is set for a file.
         """
         if self.sink:
             return self.sink
@@ -89,19 +85,19 @@ class Config(Table):
 
     @property
     def prefixes(self) -> Prefixes:
-        """Return the table that decodes the log prefixes of other firewalls, such as UFW.
+        """Return the decoder of other firewalls' log prefixes, such as ``[UFW BLOCK]``.
 
-        The result has built-in rows, and a row for each ``[[prefix]]`` of the configuration. Raises
-        UsageError if two ``[[prefix]]`` rows have the same ``begins``.
+        The decoder has built-in prefixes, and those of the ``[[prefix]]`` tables. Raises UsageError
+        if two ``[[prefix]]`` tables have the same ``begins``.
         """
         return Prefixes([Configured(**row.model_dump()) for row in self.prefix])
 
 
 def sink(output: str, ocsf_version: str) -> SinkTable:
-    """Return the sink for the command-line options ``--output`` and ``--ocsf-version``.
+    """Return the sink for the values of the options ``--output`` and ``--ocsf-version``.
 
-    A replay of recorded logs (``--source replay:PATH``) uses this sink. ``output`` is the path of a
-    file, or ``-`` for standard output. Raises UsageError if an option is invalid.
+    ``output`` is the path of a file, or ``-`` for standard output. Raises UsageError if a value is
+    invalid.
     """
     return _parsed({"output": output, "ocsf_version": ocsf_version}, where="options").sinks[0]
 
@@ -116,9 +112,10 @@ def load(path: Path) -> Config:
 
 
 def read(path: Path) -> Config:
-    """Read a configuration file as :func:`load` does, but accept a file with nothing to monitor.
+    """Return the content of a configuration file, with or without anything to monitor.
 
-    Such a file has neither a ``[[sandbox]]`` nor a ``host_log``.
+    Unlike :func:`load`, this function also accepts a file with neither a ``[[sandbox]]`` nor a
+    ``host_log``. Raises the other errors of :func:`load`.
     """
     try:
         with path.open("rb") as file:
@@ -131,10 +128,10 @@ def read(path: Path) -> Config:
 
 
 def parse(found: dict[str, Any], *, where: str) -> Config:
-    """Check the content of a TOML file, and return it as a configuration.
+    """Return the configuration in ``found``, the content of a TOML file as Python objects.
 
-    ``found`` is the content as Python objects. ``where`` is the file's name in error messages.
-    Raises UsageError with ``where``, the key and the fault.
+    ``where`` is the file's name in error messages. Raises UsageError if the content is wrong, or if
+    it has neither a ``[[sandbox]]`` nor a ``host_log``.
     """
     return _require_watched(_parsed(found, where=where), where=where)
 
@@ -180,10 +177,6 @@ def _require_unique(values: Sequence[str], where: str, sentence: str) -> None:
 
 
 def _sentence(error: ValidationError) -> str:
-    """Return a sentence for people about one fault in a configuration.
-
-    It is about the first unknown key. If all keys are known, it is about the first fault.
-    """
     # An unknown key first: it is often the misspelt name of a missing key.
     fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     *table, key = fault["loc"] or ("",)
@@ -207,10 +200,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    """Return the class of the configuration table that ``path`` leads to, starting at ``model``.
+    """Return the class of the configuration table at ``path``, a location in an error of pydantic.
 
-    ``path`` is a location in an error of pydantic. For example, ``("sink", 0, "file")`` leads to
-    the first ``[[sink]]`` table, which has the type ``file``: the result is :class:`FileSink`.
+    For example, ``("sink", 0, "file")`` is the first ``[[sink]]`` table, which has the type
+    ``file``. The result is then :class:`FileSink`.
     """
     for step in path:
         if isinstance(step, str) and step in model.model_fields:

@@ -22,9 +22,8 @@ class Table(BaseModel):
 def checked(check: Callable[[str], Any]) -> BeforeValidator:
     """Return a pydantic validator for a text; ``check`` converts the text to the final value.
 
-    The validator refuses a value that is no text. If ``check`` raises UsageError, the validator
-    raises ValueError with the same message, which pydantic reports as an error of the
-    configuration.
+    The validator refuses a value that is no text. A UsageError of ``check`` becomes an error of the
+    configuration, with the same message.
     """
 
     def validate(value: object) -> object:
@@ -39,16 +38,11 @@ def checked(check: Callable[[str], Any]) -> BeforeValidator:
 
 
 def _kind(value: object) -> str:
-    """Describe a wrong value in an error message, for example ``3``, ``true`` or ``a list``.
-
-    A number or a boolean is shown itself. A list or a table is not shown, because it may contain a
-    secret.
-    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value)
-    if isinstance(value, list):
+    if isinstance(value, list):  # not shown, as it may contain a secret
         return "a list"
     return "a table" if isinstance(value, dict) else "a date"
 

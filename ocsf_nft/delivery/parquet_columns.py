@@ -1,9 +1,8 @@
 """Conversion of an event to a row of a Parquet table, whose columns are the same for all events.
 
-A row has all values of its event. A value may have no column, or may not fit the type of its
-column. Such a value goes into the column ``unmapped``, with its path as the key, for example
-``src_endpoint.port``. If the OCSF schema does not fix the attributes of an object, the object is
-stored as JSON text.
+A value without a column goes into the column ``unmapped``, and so does a value of the wrong type.
+Its key there is its path, for example ``src_endpoint.port``. An object is stored as JSON text if
+the OCSF schema does not define its attributes.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ UNMAPPED: Final = "unmapped"
 
 
 class Scalar(Enum):
-    """Type of a Parquet column that has one value: text, boolean, integer or JSON text."""
+    """Type of a Parquet column with a single value: text, boolean, integer or JSON text."""
 
     TEXT = "text"
     FLAG = "flag"
@@ -32,7 +31,7 @@ class Scalar(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Struct:
-    """Parquet column of type struct, which has a column for each attribute of an object.
+    """Type of a Parquet column for an object, with an inner column for each attribute.
 
     A Struct also describes a whole row, since an event is an object.
     """
@@ -42,7 +41,7 @@ class Struct:
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
-    """Parquet column with a list of values of one type."""
+    """Type of a Parquet column with a list of values of one type."""
 
     item: Column
 
@@ -59,9 +58,9 @@ _TYPES: Final = {Scalar.TEXT: str, Scalar.FLAG: bool}
 
 
 def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
-    """Convert a parsed event to a row: the values of the columns, by the columns' names.
+    """Convert a parsed event to a row, which maps the names of columns to values.
 
-    A column is left out if the event has no value for it. ``columns`` must include the column
+    A column is omitted if the event has no value for it. ``columns`` must include the column
     ``unmapped``, of type JSON. That column gets the values that fit no other column.
     """
     unmapped: dict[str, Any] = {}
@@ -72,11 +71,7 @@ def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
 
 
 def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the values without a column into the event's own attribute ``unmapped``.
-
-    ``own`` is that attribute, or None. ``unmapped`` maps the path of each value without a column to
-    the value. A path that is already a key in ``own`` gets the suffix ``_``.
-    """
+    """Merge the values without a column, by path, into the event's own attribute ``unmapped``."""
     merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
     for path, value in unmapped.items():
         key = path
@@ -101,10 +96,9 @@ def _struct(
 
 
 def _value(value: Any, column: Column, path: str, name: str, unmapped: dict[str, Any]) -> Any:
-    """Convert a value of an event to the type of its column, and return it.
+    """Convert a value to the type of its column; return None if it does not fit.
 
-    If the value does not fit the type, return None, and add the value to ``unmapped``. Its key
-    there is ``path`` followed by ``name``, such as ``src_endpoint.port``.
+    A value that does not fit is added to ``unmapped``. Its key is ``path`` followed by ``name``.
     """
     if value is None:
         return _NULL

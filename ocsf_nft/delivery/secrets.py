@@ -1,8 +1,4 @@
-"""Secrets, such as passwords and tokens.
-
-The configuration has only the location of a secret. A sink reads the secret from that location. The
-secret itself is never shown.
-"""
+"""Secrets, such as passwords and tokens; the configuration has only the location of a secret."""
 
 from __future__ import annotations
 
@@ -18,11 +14,11 @@ _MAX_BYTES: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Location of a secret, such as a password or a token; the secret itself is not stored here.
+    """Location of a secret, such as a password or a token.
 
-    ``kind`` determines what ``location`` is. For ``file``, it is the file's path. For
-    ``environment``, it is the name of a variable. For ``credential``, it is the name under which
-    systemd passes the secret (systemd.exec(5), LoadCredential=).
+    If ``kind`` is ``file``, ``location`` is a path. For ``environment``, it is the name of a
+    variable. For ``credential``, it is the name in LoadCredential= of the systemd unit
+    (systemd.exec(5)).
     """
 
     kind: Literal["file", "environment", "credential"]
@@ -31,9 +27,9 @@ class Secret:
     def read(self) -> str:
         """Read and return the secret, without white space at its end.
 
-        Each call reads the secret again, so that a renewed secret is found. Raises DeliveryError if
-        the secret is missing, unreadable, empty, or more than one line. The error's text does not
-        contain the secret.
+        Each call reads the secret again, because the secret may have been renewed. Raises
+        DeliveryError if the secret is missing, unreadable, empty, or more than one line. The
+        error's text does not contain the secret.
         """
         if self.kind == "environment":
             found = os.environ.get(self.location)

@@ -1,24 +1,16 @@
 """IP forwarding on the host of a VM: enabled while the VM has a fence, then restored.
 
-Without IP forwarding, the host does not forward a VM's packets. The sysctls ``net.ipv4.ip_forward``
-and ``net.ipv6.conf.all.forwarding`` belong to a network namespace, and all VMs in it share them. A
-write to one of them changes other sysctls too (``inet_forward_change()`` in net/ipv4/devinet.c,
-``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c):
+The sysctls ``net.ipv4.ip_forward`` and ``net.ipv6.conf.all.forwarding`` belong to a network
+namespace, and all VMs in it share them. When one of them is enabled, other sysctls change too
+(``inet_forward_change()`` in net/ipv4/devinet.c, ``addrconf_fixup_forwarding()`` in
+net/ipv6/addrconf.c):
 
 - ``forwarding`` of every existing and future device;
 - in IPv4 also ``conf.all.accept_redirects``, which gets the opposite value.
 
-A device that forwards IPv6 accepts router advertisements only if its ``accept_ra`` is 2
-(``ipv6_accept_ra()``). Otherwise the kernel at once deletes the default routes that the device got
-from router advertisements (``rt6_purge_dflt_routers()``). So an ``accept_ra`` of 1 is changed to 2
-before forwarding is enabled, except on the TAP device.
-
-The previous values of all these sysctls are stored in the state directory before any of them is
-written. So they can be restored after any crash. A device that is created while forwarding is
-enabled has the kernel's defaults.
-
-One change can't be restored. When forwarding is enabled, the kernel permanently disables large
-receive offload, which a forwarding host must not have (``dev_disable_lro()``).
+The previous values are first stored in the state directory, so that a crash can't prevent their
+restoration. One change is permanent: the kernel disables large receive offload
+(``dev_disable_lro()``).
 """
 
 from __future__ import annotations
@@ -61,7 +53,7 @@ _ACCEPT_RA_ALWAYS: Final = "2"
 
 
 def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
-    """Return the names of the sysctls that are off, but must be on to forward a VM's packets.
+    """Return the names of the forwarding sysctls that a VM's fence needs and that are off.
 
     The result is empty if the fence is not a VM's.
     """
@@ -71,11 +63,10 @@ def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
 
 
 def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
-    """Store the previous values of the forwarding sysctls that :func:`switch_on` will change.
+    """Store the current values of the sysctls that :func:`switch_on` will change.
 
     Does nothing if forwarding is on already, or if the fence is not a VM's. Raises UnsupportedError
-    if a sysctl can't be written, for example in a read-only ``/proc/sys``. In that case nothing is
-    stored or changed.
+    if a sysctl can't be written, for example in a read-only ``/proc/sys``. Then nothing is stored.
     """
     if spec.tap is None:
         return
@@ -88,10 +79,9 @@ def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> Non
 
 
 def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
-    """Enable the forwarding of a VM's packets in a namespace.
+    """Enable the forwarding of a VM's packets in a namespace; call :func:`prepare` before.
 
-    Before this call, :func:`prepare` must have stored the previous values. Does nothing if the
-    fence is not a VM's. Raises UnsupportedError if a sysctl can't be written.
+    Does nothing if the fence is not a VM's. Raises UnsupportedError if a sysctl can't be written.
     """
     if spec.tap is None:
         return
@@ -104,10 +94,9 @@ def release(
 ) -> None:
     """Restore the forwarding sysctls of a namespace, except those that other VMs' fences need.
 
-    ``identity`` identifies the namespace in which forwarding was enabled. If that namespace was
-    deleted or replaced, ``namespace`` has another identity or none, and nothing is restored.
-    ``others`` are the fences that remain in the namespace. Raises UnsupportedError if a sysctl
-    can't be written.
+    ``identity`` identifies the namespace in which forwarding was enabled. If ``namespace`` now has
+    another identity, or does not exist, nothing is restored. ``others`` are the fences that remain
+    in the namespace. Raises UnsupportedError if a sysctl can't be written.
     """
     needed = {version for spec in others for version in _versions(spec)}
     try:
@@ -139,24 +128,18 @@ def _version(key: str) -> _Version:
 
 
 def _missing(spec: FenceSpec) -> Iterator[str]:
-    """Yield the sysctls that a VM's fence needs and that are off, as paths below /proc/sys/net.
-
-    Each IP version has a sysctl for all devices. In IPv4 the TAP device also has its own sysctl
-    (``IN_DEV_FORWARD()``).
-    """
+    """Yield the sysctls that a VM's fence needs and that are off, as paths below /proc/sys/net."""
     for version in _versions(spec):
         keys = [f"ipv{version}/conf/all/forwarding"]
         if version == 4 and spec.tap is not None:
-            keys.append(f"ipv4/conf/{spec.tap.device}/forwarding")
+            keys.append(f"ipv4/conf/{spec.tap.device}/forwarding")  # see IN_DEV_FORWARD()
         yield from (key for key in keys if _read(key) == "0")
 
 
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
     """Return the values that the sysctls had before forwarding was enabled, by path of the sysctl.
 
-    The result has all values in ``stored``. It also has the current values of other sysctls that
-    will change when forwarding is enabled now. Raises UnsupportedError if a sysctl can't be
-    written.
+    They are the values in ``stored``, and the current values of other sysctls that will change now.
     """
     found = dict(stored)
     for key in _missing(spec):
@@ -169,10 +152,7 @@ def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]
 
 
 def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
-    """Yield the paths of all sysctls that change when the sysctl ``key`` is switched on.
-
-    The kernel changes most of them, and :func:`_switch_on` changes ``accept_ra``.
-    """
+    """Yield the paths of all sysctls that change when the sysctl ``key`` is switched on."""
     if "/all/" not in key:
         yield key
         return
@@ -192,6 +172,9 @@ def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
 def _switch_on(spec: FenceSpec, stored: Mapping[str, str]) -> None:
     for key in _missing(spec):
         if key == "ipv6/conf/all/forwarding":
+            # A device that forwards accepts router advertisements only with this value
+            # (ipv6_accept_ra()). With the value 1, the kernel would delete the default routes from
+            # router advertisements at once (rt6_purge_dflt_routers()).
             for other in stored:
                 if other.endswith("/accept_ra") and _read(other) == "1":
                     _write(other, _ACCEPT_RA_ALWAYS)
@@ -199,12 +182,7 @@ def _switch_on(spec: FenceSpec, stored: Mapping[str, str]) -> None:
 
 
 def _restore(before: Mapping[str, str]) -> None:
-    """Write the previous values ``before`` to the sysctls.
-
-    The sysctls for all devices are written first, because a write to them changes other sysctls.
-    ``accept_ra`` is written last.
-    """
-
+    # First the sysctls for all devices, because a write to them changes other sysctls.
     def order(key: str) -> tuple[bool, bool]:
         return key.endswith("/accept_ra"), not key.endswith("/all/forwarding")
 
@@ -221,10 +199,9 @@ def _name(key: str) -> str:
 
 
 def _read(key: str) -> str | None:
-    """Return the value of a sysctl; None if it doesn't exist, because its device was deleted."""
     try:
         return (_NET / key).read_text("ascii").strip()
-    except FileNotFoundError:
+    except FileNotFoundError:  # its device was deleted
         return None
 
 
@@ -254,11 +231,10 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 
 
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
-    """Return the stored previous values of a namespace's sysctls, by sysctl.
+    """Return the stored previous values of a namespace's sysctls; empty if there are none.
 
-    ``identity`` and ``origin`` (see :func:`_origin`) identify the namespace. A later namespace may
-    have the same ``identity``, but another ``origin``. The result is empty if nothing is stored for
-    this namespace. Raises FenceError if the stored values are damaged.
+    A later namespace may have the same ``identity``, but never the same ``origin``
+    (:func:`_origin`). Raises FenceError if the stored values are damaged.
     """
     content = state.forwarding_before(identity)
     if content is None:
@@ -279,11 +255,10 @@ def _store(state: StateDirectory, identity: str, origin: str, values: Mapping[st
 
 
 def _origin() -> str:
-    """Return a text that identifies the calling thread's namespace: boot id and netns cookie.
+    """Return a text that identifies this thread's network namespace: boot id and netns cookie.
 
-    No other namespace ever has the same text. An inode number would not suffice, because another
-    namespace soon reuses it. Linux before 5.14 has no cookie: then the text is only the boot id,
-    the same for all namespaces.
+    Unlike an inode number, the cookie is never used again. Linux before 5.14 has no cookie: then
+    the text is only the boot id, the same for all namespaces.
     """
     boot = _BOOT.read_text("ascii").strip()
     with socket.socket(socket.AF_UNIX) as sock:

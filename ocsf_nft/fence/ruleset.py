@@ -1,9 +1,8 @@
 """Generation of a fence's ruleset text from the policy files in ``rules/``. Runs on any OS.
 
-This module fills in a policy file. It inserts the values of ``define`` lines, and the chains that
-count the packets of each rule (``accounting.nft``). It changes the log statements to the chosen
-transport, and adds the elements of the sets. All text that nft reads comes from the policy files or
-from values that :mod:`ocsf_nft.fence.values` has checked.
+This module completes a policy file: it inserts values, elements of sets, and the chains that count
+packets (``accounting.nft``). It changes the log statements to the chosen transport. Values from
+outside the policy files are checked by :mod:`ocsf_nft.fence.values`.
 """
 
 from __future__ import annotations
@@ -88,26 +87,24 @@ class Table(NamedTuple):
 
 
 def tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return the nftables tables of a fence, without the table of its guard.
-
-    A VM's fence is in the network namespace of the VM's host, and so are its tables.
-    """
+    """Return the nftables tables of a fence, without its guard's table (:func:`guard_tables`)."""
     return tables_of(spec.profile, None if spec.tap is None else spec.tap.device)
 
 
 def tables_of(profile: Profile, device: str | None) -> tuple[Table, ...]:
-    """Return the tables of a fence with the given profile.
+    """Return the nftables tables of a fence with the given profile.
 
-    ``device`` is the name of a VM's TAP device, which the table names contain; None without a VM.
+    ``device`` is the name of a VM's TAP device, which is part of the tables' names; None without a
+    VM.
     """
     name = TABLE if device is None else device_table(device)
     return tuple(Table(family, name, rules) for family, rules in _RULES[profile])
 
 
 def static_sets(spec: FenceSpec) -> tuple[str, ...]:
-    """Return the names of the sets in a fence that get their elements at the installation.
+    """Return the names of the sets in a fence that are filled when the fence is installed.
 
-    All other sets get their elements later, from packets.
+    All other sets are filled later, from packets.
     """
     has_mac = spec.tap is not None and spec.tap.mac is not None
     return (*_STATIC_SETS, "macs") if has_mac else _STATIC_SETS
@@ -116,7 +113,8 @@ def static_sets(spec: FenceSpec) -> tuple[str, ...]:
 def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
     """Return the table of the fence's guard; the result is empty if the fence has no guard.
 
-    The guard is an additional table outside the sandbox, on the host's end of the sandbox's link.
+    The guard is a table on the host, at the host's end of the sandbox's link. It blocks packets
+    that have bypassed the fence inside the sandbox.
     """
     if spec.guard_device is None:
         return ()
@@ -124,10 +122,7 @@ def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
 
 
 def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset of a fence as text for ``nft -f``.
-
-    The ruleset of the fence's guard (:func:`guard`) is not included.
-    """
+    """Return the ruleset of a fence, without the fence's guard, as text for ``nft -f``."""
     links = around.links or (LOOPBACK,)
     defines = {"links": _names(links)}
     if spec.tap is None:
@@ -146,8 +141,8 @@ def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
 def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
     """Return the ruleset of a fence's guard, as text for ``nft -f``.
 
-    The guard is an additional table outside the sandbox. It filters the host's end of the sandbox's
-    link, the device ``spec.guard_device``.
+    The guard is a table on the host, at the host's end of the sandbox's link. It blocks packets
+    that have bypassed the fence inside the sandbox.
     """
     device = spec.guard_device or LOOPBACK
     defines = {"links": _names((device,))}
@@ -164,8 +159,8 @@ def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTranspo
 def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
     """Return the SHA-256 (hex) of the ruleset text of a fence and its guard.
 
-    The state directory has the digest of each installed fence. If the result differs from the
-    stored digest, another version of ocsf-nft has installed the fence.
+    The digest is stored when the fence is installed. If it differs later, another version of
+    ocsf-nft has installed the fence.
     """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
 
@@ -181,9 +176,8 @@ def device_table(device: str) -> str:
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
     """Return the ruleset line that creates a table if it is missing.
 
-    After this line, a statement that deletes the table can't fail. ``persists`` must be true if a
-    persistent table with this name exists. Otherwise the kernel refuses the line, because the flags
-    in the line differ from the table's flags.
+    After this line, deleting the table can't fail. ``persists`` must be true if a persistent table
+    with this name exists. Otherwise the kernel refuses the line, because the table has other flags.
     """
     return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 
@@ -244,10 +238,7 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    """Return text of ``accounting.nft`` with the counter names of one mode of the fence.
-
-    ``body`` is the text. In the permissive mode, the counter names end with ``_permissive``.
-    """
+    """Rename the counters in ``body``; if permissive, the new names end with ``_permissive``."""
     name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 
@@ -282,7 +273,6 @@ def _set_log_transport(text: str, group: int, transport: LogTransport) -> str:
 
 
 def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[str]]:
-    """Return the elements that sets get at the installation, by the name of the set."""
     found: dict[str, list[str]] = {}
     for version in (4, 6):
         found[f"allowed{version}"] = [
@@ -299,10 +289,7 @@ def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[st
 
 
 def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:
-    """Return ``add element`` statements for the sets of a ruleset.
-
-    ``text`` is the ruleset. ``contents`` has the elements to add, by the name of the set.
-    """
+    """Return ``add element`` statements for the sets in the ruleset ``text``."""
     lines = []
     where = ""
     for line in text.splitlines():

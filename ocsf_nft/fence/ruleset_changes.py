@@ -1,10 +1,8 @@
-"""Decoder of the kernel's notices about changes to a fence's nftables tables.
+"""Decoder of the kernel's messages about changes to a fence's nftables tables.
 
 For each transaction, the kernel sends one message for each object that was created, changed or
 deleted. The last message has the number of the new ruleset, and the process that made the
-transaction. Any process with CAP_NET_ADMIN over the namespace can cause many messages with long
-names. So this module stores only a limited number of changes, and only the start of a long name.
-Numbers: ``include/uapi/linux/netfilter/nf_tables.h``. The module only decodes bytes, and runs on
+transaction. The constants are from ``include/uapi/linux/netfilter/nf_tables.h``. The module runs on
 any OS.
 """
 
@@ -51,7 +49,8 @@ _NAMELESS: Final = {
     14: ("element", "removed from set", 2),
 }
 _PARTS: Final = {**_NAMED, **_NAMELESS}
-#: Maximum of different changes that are described for a transaction; the others are counted.
+#: Maximum of different changes that are described for a transaction; the others are counted. A
+#: process with CAP_NET_ADMIN over the namespace can cause any number, with long names.
 _MAX_CHANGES: Final = 8
 _NAME_CHARACTERS: Final = 64
 
@@ -62,10 +61,11 @@ class Transaction:
 
     ``generation`` is the number of the resulting ruleset. ``port`` is the netlink port (address) of
     the socket that sent the transaction. ``pid`` is the id of the sending thread in the initial pid
-    namespace. ``comm`` is the name that this thread gave itself. If the transaction's last message
-    is missing, ``generation``, ``pid`` and ``comm`` are None. ``changes`` is a text for people that
-    describes the changes. ``created`` has the fence's tables that the transaction created, or whose
-    flags it changed.
+    namespace. ``comm`` is the thread's name, which the thread can choose. ``generation``, ``pid``
+    and ``comm`` are None if the kernel's last message about the transaction is missing.
+
+    ``changes`` describes the changes for people. ``created`` has the fence's tables that were
+    created, or whose flags were changed.
     """
 
     generation: int | None = None
@@ -94,7 +94,7 @@ class _Unfinished:
 
 
 class ChangeReader:
-    """Decoder of the kernel's notices about changes to ``tables``, one datagram at a time."""
+    """Decoder of the kernel's messages about changes to ``tables``, one datagram at a time."""
 
     def __init__(self, tables: Iterable[TableId]) -> None:
         self._tables = {
@@ -107,9 +107,8 @@ class ChangeReader:
     def read(self, datagram: memoryview) -> Iterator[Transaction]:
         """Decode a datagram; yield the complete transactions that have changed the tables.
 
-        A transaction is complete when its last message has been received. If the kernel dropped
-        that message, the next transaction begins first. Then the received part of the old
-        transaction is yielded.
+        If the kernel dropped the last message of a transaction, the transaction stays incomplete.
+        Then its received part is yielded when the next transaction begins.
         """
         for message in netlink.messages_with_headers(datagram):
             kind = message.kind - nfnetlink.SUBSYSTEM
@@ -129,10 +128,10 @@ class ChangeReader:
                 self._add(kind, family, dict(attributes))
 
     def take_unfinished(self) -> Iterator[Transaction]:
-        """Yield the received part of an unfinished transaction on the tables, if there is one.
+        """Yield the received part of an incomplete transaction on the tables, if there is one.
 
-        This method is for a transaction whose last message will not arrive any more. The received
-        part is yielded only once.
+        Call this method if the rest of the transaction will not arrive any more. The part is
+        yielded only once.
         """
         found, self._unfinished = self._unfinished, _Unfinished()
         if found.concerns_fence:
@@ -142,7 +141,7 @@ class ChangeReader:
 
     @property
     def is_incomplete(self) -> bool:
-        """Return true if a transaction on the tables has begun, and its last message is missing."""
+        """Return True if a transaction on the tables has begun, and its last message is missing."""
         return self._unfinished.concerns_fence
 
     def _add(self, kind: int, family: int, attributes: dict[int, memoryview]) -> None:

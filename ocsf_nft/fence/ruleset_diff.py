@@ -20,10 +20,9 @@ _LINE_CHARACTERS: Final = 200
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     """Return the lines of a unified diff from the installed tables to the current tables.
 
-    ``expected`` has nft's listing of each installed table, and ``found`` of each current table. The
-    keys are the names of the tables. The result is empty if nothing differs. Handles are ignored.
-    The order of chains, sets and counters is ignored too. It has no effect, and it changes if a
-    fence is replaced while some of its parts are preserved.
+    ``expected`` has the listing of each installed table by nft, under the table's name. ``found``
+    has the current listings. The result is empty if nothing differs. Handles, and the order of
+    chains, sets and counters, are ignored.
     """
     lines: list[str] = []
     for name in sorted({*expected, *found}):
@@ -37,7 +36,7 @@ def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[st
 def shortened(lines: list[str]) -> list[str]:
     """Return the first 20 lines, each cut to 200 characters.
 
-    If lines were omitted, one more line states their number: "… and 3 more lines".
+    If lines were omitted, a last line states how many: "… and 3 more lines".
     """
     shown = [
         line if len(line) <= _LINE_CHARACTERS else f"{line[: _LINE_CHARACTERS - 1]}…"
@@ -49,5 +48,6 @@ def shortened(lines: list[str]) -> list[str]:
 
 
 def _sorted_parts(listing: str) -> list[str]:
+    # The order has no effect. It changes if a fence is replaced while some parts are preserved.
     head, *parts = _PART.split(_HANDLE.sub("", listing))
     return [line for part in (head, *sorted(parts)) for line in part.rstrip().splitlines()]

@@ -1,8 +1,7 @@
 """Netlink queries about an nftables table: its comment, its flags, and the elements of its sets.
 
-Each check of a fence makes these queries, every few seconds. So they do not run the program nft. A
-process with CAP_NET_ADMIN over the namespace may have added a million elements to a small set. So a
-query of elements has a limit. The constants are from ``include/uapi/linux/netfilter/nf_tables.h``.
+The queries do not run the program nft, because the checks of a fence make them every few seconds.
+The constants are from ``include/uapi/linux/netfilter/nf_tables.h``.
 """
 
 from __future__ import annotations
@@ -48,7 +47,8 @@ def comment(namespace: Namespace, family: str, name: str) -> str | None:
     """Return the comment of an nftables table; None if there is no such table.
 
     The comment is empty if the table has none. Raises UnsupportedError if reading is not permitted,
-    and FenceError if the kernel fails. Also raises the errors of :meth:`Namespace.call`.
+    FenceError if the kernel reports another error. Also raises the errors of
+    :meth:`Namespace.call`.
     """
     found = table(namespace, family, name)
     return None if found is None else _comment(found.userdata)
@@ -70,12 +70,11 @@ def table(namespace: Namespace, family: str, name: str) -> Table | None:
 def elements(
     namespace: Namespace, family: str, table: str, sets: Iterable[str], most: int
 ) -> tuple[str, ...]:
-    """Return one line of text for each element of the named sets, in the order of ``sets``.
+    """Return a line for each element of the sets, for example ``allowed4: 192.0.2.1 . tcp . 443``.
 
-    A line has the name of the set and the key of the element. A missing set has no lines. A set
-    with more than ``most`` elements has only one line, which reports that. If another process
-    changes a set during every try to read it, one line reports that. Raises the errors of
-    :func:`comment`.
+    A missing set has no lines. A set with more than ``most`` elements has only one line, which
+    states this. If other processes keep changing a set during its read, one line states this.
+    Raises the errors of :func:`comment`.
     """
     return _call(
         namespace,
@@ -87,6 +86,7 @@ def _lines(family: str, table: str, name: str, most: int) -> list[str]:
     for _ in range(_TRIES):
         # One socket for each list, because a list that was not read to its end makes it unusable.
         with Nftables() as nftables, contextlib.suppress(InterruptedDumpError):
+            # Another process may have added a million elements.
             keys = list(itertools.islice(_keys(nftables, family, table, name), most + 1))
             if len(keys) > most:
                 return [f"{name}: more than {most} elements"]
@@ -95,10 +95,6 @@ def _lines(family: str, table: str, name: str, most: int) -> list[str]:
 
 
 def _keys(nftables: Nftables, family: str, table: str, name: str) -> Iterator[bytes]:
-    """Yield the key of each element of an nftables set; nothing if the set is missing.
-
-    The catch-all element (``*``) has an empty key.
-    """
     attributes = netlink.attribute(_NFTA_SET_ELEM_LIST_TABLE, table.encode() + b"\0")
     attributes += netlink.attribute(_NFTA_SET_ELEM_LIST_SET, name.encode() + b"\0")
     with contextlib.suppress(FileNotFoundError):
@@ -113,17 +109,12 @@ def _nested(payload: memoryview, kind: int) -> memoryview:
 
 
 def _key_text(key: bytes) -> str:
-    """Return the key of an nftables set element as text.
-
-    The text is an address, or an endpoint such as ``192.0.2.1 . tcp . 443``. The text of an empty
-    key is ``*``. Any other key is returned in hex.
-    """
     if len(key) in _ADDRESS_BYTES:
         return str(ipaddress.ip_address(key))
     if len(key) in _ENDPOINT_BYTES and not any(key[-7:-4] + key[-2:]):
         protocol, port = key[-8], int.from_bytes(key[-4:-2], "big")
         return f"{ipaddress.ip_address(key[:-8])} . {_PROTOCOLS.get(protocol, protocol)} . {port}"
-    return key.hex() or "*"
+    return key.hex() or "*"  # the key of the catch-all element is empty
 
 
 def _comment(userdata: bytes) -> str:

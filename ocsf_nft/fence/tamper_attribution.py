@@ -1,9 +1,8 @@
 """Attribution of a change of nftables to the process that made the change.
 
 With each change, the kernel reports the id and the name of the thread that made the change
-(``nf_tables_fill_gen_info``). A thread can choose its name. The thread id is from the initial pid
-namespace, so it is useless if this program runs in another pid namespace. When the notice is read,
-the process may have exited, and another process may have its id.
+(``nf_tables_fill_gen_info``). The id is from the initial pid namespace. A thread can choose its
+name.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ _DELETED: Final = " (deleted)"
 def attribute_change(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
     """Return the process that changed nftables, with the path of its program and its arguments.
 
-    ``pid`` and ``comm`` are the thread's id and name in the kernel's notice. ``arrived_ns`` is the
-    time when the notice was read (CLOCK_BOOTTIME). The result has only ``pid`` and ``comm`` if the
-    process has exited or can't be inspected. The same applies if the process that now has this id
-    is another process: it started after ``arrived_ns``, or has another name.
+    ``pid`` and ``comm`` are the thread's id and name in the kernel's message. ``arrived_ns`` is the
+    time at which this message was read (CLOCK_BOOTTIME). If the process has exited or can't be
+    inspected, the result has only ``pid`` and ``comm``. The same applies if another process may
+    have the id now.
 
-    Returns None if ``pid`` is unknown or this program is not in the initial pid namespace.
+    Return None if ``pid`` is unknown, or if this program is not in the initial pid namespace.
     """
     if pid is None or pid <= 0 or not proc.is_initial():
         return None

@@ -24,8 +24,8 @@ _OWNER_CHAIN: Final = re.compile(
 def addresses(tap: Tap) -> dict[str, str]:
     """Return the values of the ruleset's variables ``vm4``, ``subnet4``, ``vm6`` and ``subnet6``.
 
-    ``vm4`` is a set of the addresses that the VM may have. Variables of an address family without a
-    subnet are omitted.
+    For example, ``subnet4`` is ``10.0.0.0/24``. ``vm4`` is an nftables set of the addresses that
+    the VM may have. If ``tap`` has no IPv4 subnet, both are omitted. The same applies to IPv6.
     """
     found = {}
     for subnet in tap.subnets:
@@ -37,17 +37,17 @@ def addresses(tap: Tap) -> dict[str, str]:
 def zone(around: Surroundings) -> str:
     """Return the number of the conntrack zone for a VM's connections, as text.
 
-    The number is derived from the index of the VM's TAP device, in ``around``. The device of a new
-    VM has another index. So a new VM does not use the connections of the previous VM. After 65535
-    indexes the numbers repeat.
+    The number is derived from the interface index of the VM's TAP device. A new device has another
+    index, so a new VM can't use the tracked connections of an earlier VM. The numbers repeat after
+    65535 indexes.
     """
     return str((around.ifindex or 0) % _ZONES + 1)
 
 
 def without_families(text: str, tap: Tap) -> str:
-    """Return the ruleset text without the lines for an address family that the VM lacks.
+    """Return the ruleset ``text`` without the IPv4 or IPv6 lines that the VM does not need.
 
-    The families are IPv4 and IPv6. The VM lacks a family if ``tap`` has no subnet of it.
+    A VM needs the lines for IPv4 only if ``tap`` has an IPv4 subnet. The same applies to IPv6.
     """
     for version in {4, 6} - {subnet.version for subnet in tap.subnets}:
         named = re.compile(rf"\$(?:vm|subnet){version}\b|^define (?:vm|subnet){version} = ")
@@ -57,11 +57,10 @@ def without_families(text: str, tap: Tap) -> str:
 
 
 def without_owners(accounting: str) -> str:
-    """Return the text of ``accounting.nft`` without its chain that counts packets by owner (uid).
+    """Return the text of ``accounting.nft`` without the chain that counts packets by owner (uid).
 
-    A VM's rules use the result, because the owner that nftables sees is a process on the host. For
-    a packet from a TAP device, the owner is the hypervisor. For a packet to a socket of the host,
-    the owner is the process of that socket.
+    For a VM, this chain would count wrong owners. The kernel reports a process on the host as the
+    owner, for example the hypervisor.
     """
     remaining, count = _OWNER_CHAIN.subn("", accounting)
     if count != 2:
@@ -70,12 +69,11 @@ def without_owners(accounting: str) -> str:
 
 
 def _vm_ranges(subnet: Subnet) -> Iterator[str]:
-    """Yield the address ranges of a subnet that the VM may use, as text.
+    """Yield the addresses that a VM may have in its subnet, for example ``10.0.0.2-10.0.0.254``.
 
-    The VM may use neither the gateway's address nor the first address. The first address is that of
-    the network (IPv4) or of all routers (IPv6: subnet-router anycast, RFC 4291). In IPv4, the VM
-    may not use the last address either, because it is the broadcast address. In a subnet of two
-    addresses, both are hosts (RFC 3021, RFC 6164), and only the gateway's address is excluded.
+    The gateway's address is excluded. So are the first address (network in IPv4, anycast of all
+    routers in IPv6: RFC 4291), and the last address in IPv4 (broadcast). In a subnet of two
+    addresses, only the gateway's address is excluded (RFC 3021, RFC 6164).
     """
     first, last = int(subnet.network[0]), int(subnet.network[-1])
     taken = {int(subnet.ip)}

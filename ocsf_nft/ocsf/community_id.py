@@ -1,6 +1,7 @@
-"""Community ID version 1: an identifier of a flow that is the same in all tools.
+"""Community ID version 1: a hash that identifies a flow, the same in all network tools.
 
-https://github.com/corelight/community-id-spec. The seed is 0, the usual default.
+The specification is https://github.com/corelight/community-id-spec. The seed of the hash is 0, the
+usual default.
 """
 
 from __future__ import annotations
@@ -39,13 +40,14 @@ def community_id(
     *,
     one_way: bool = False,
 ) -> str:
-    """Return the Community ID of a flow from ``source`` to ``destination``.
+    """Return the Community ID of a flow; both directions of the flow have the same id.
 
-    Both addresses are bytes in network order. ``ports`` are the ports of source and destination;
-    None if the protocol has no ports. For ICMP, ``ports`` are two other numbers. For a request or a
-    reply, they are its type and the type of its counterpart. For any other ICMP message, they are
-    its type and code, and ``one_way`` must be set. Both directions of a flow have the same id,
-    unless ``one_way`` is set.
+    The addresses are bytes in network order. ``ports`` are the ports of source and destination;
+    None if the protocol has no ports.
+
+    For an ICMP request or reply, ``ports`` are its type and its counterpart's type, for example 8
+    and 0. For any other ICMP message, ``ports`` are its type and code. Set ``one_way`` for such a
+    message: then the two directions have different ids.
     """
     if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source
@@ -64,10 +66,10 @@ def _is_backwards(source: bytes, destination: bytes, ports: tuple[int, int] | No
 
 
 def of_record(record: Record, source: bytes | None, destination: bytes | None) -> str | None:
-    """Return the Community ID of a log record's flow.
+    """Return the Community ID of a log record's flow; None if the record lacks a needed field.
 
-    ``source`` and ``destination`` are the record's addresses (bytes in network order). Return None
-    if an address, the protocol, a port or the ICMP type or code is missing.
+    ``source`` and ``destination`` are the record's addresses, as bytes in network order. The other
+    needed fields are the protocol, and the ports or the ICMP type and code.
     """
     protocol = record.protocol
     if protocol is None or source is None or destination is None:

@@ -1,7 +1,7 @@
 """OCSF enumerations: each member has an id and its caption, so the two can't disagree.
 
-Ids and captions are those of OCSF 1.8.0. Only the members that we emit are defined. Some attributes
-have different values in different event classes or objects, for example ``activity_id``. Such an
+Ids and captions are those of OCSF 1.8.0. Only the members that ocsf-nft emits are defined. Some
+attributes, for example ``activity_id``, have different values in different event classes. Such an
 attribute has several enumerations here.
 """
 

@@ -1,7 +1,7 @@
 """Generator of the field guide: each attribute of our OCSF events, and the source of its value.
 
-The guide is made from the models of events and objects. This command replaces the guide between two
-markers of a page: ``python -m ocsf_nft.ocsf.field_guide docs/reference/events.md``.
+This command updates the guide between two markers of a page: ``python -m ocsf_nft.ocsf.field_guide
+docs/reference/events.md``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ REWORDED: Final = (
 
 
 def guide() -> str:
-    """Generate the field guide in Markdown, from the models of events and objects."""
+    """Generate the field guide in Markdown, from the classes of the events and objects."""
     parts = ["## Field guide", _INTRODUCTION]
     for uid, event in CLASSES.items():
         parts += [f"### {_title(event)} ({uid})", _summary(event), _table(event)]
@@ -81,7 +81,6 @@ does not have are omitted at any depth, also from `observables` and `metadata.pr
 
 
 def _title(model: type[Model]) -> str:
-    """Return a model's title, for example ``Detection Finding`` or ``Network proxy``."""
     if issubclass(model, Event):
         return str(get_args(model.model_fields["class_name"].annotation)[0])
     return re.sub(r"(?<=[a-z])[A-Z]", lambda found: f" {found[0].lower()}", model.__name__)
@@ -107,7 +106,6 @@ def _objects() -> list[type[Model]]:
 
 
 def _uses(model: type[Model]) -> str:
-    """Return a sentence that lists the attributes whose value is an object of this model."""
     uses: dict[str, list[str]] = {}
     for holder in (*CLASSES.values(), *_objects()):
         for name, kind in children(holder).items():
@@ -141,11 +139,7 @@ def _rows(model: type[Model]) -> Iterator[str]:
 
 
 def _id_of(name: str) -> str:
-    """Return the name of the id that belongs to a caption, for example ``type_id`` for ``type``.
-
-    In OCSF, a caption is an attribute with the text for an id. If ``name`` is not a caption, the
-    model has no attribute with the returned name.
-    """
+    """Return the name of the id that belongs to a caption, for example ``type_id`` for ``type``."""
     return f"{name.removesuffix('_name')}_id"
 
 
@@ -170,7 +164,6 @@ def _in_words(annotation: Any) -> str:
 
 
 def _source(field: FieldInfo) -> str:
-    """Return the guide's text on an attribute: the source of the value, and the possible ids."""
     if get_origin(field.annotation) is Literal:
         return f"`{get_args(field.annotation)[0]}`"
     description = _code(field.description or "")
@@ -202,10 +195,7 @@ def _profiles() -> str:
 
 
 def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """Yield an OCSF profile, a model, and the names of the model's attributes of that profile.
-
-    Models without attributes of a profile are left out.
-    """
+    """Yield each profile with a model, and the names of the model's attributes in that profile."""
     for model in (*CLASSES.values(), *_objects()):
         for profile, names in model.profile_attributes.items():
             if ours := [name for name in names if name in model.model_fields]:
@@ -243,7 +233,7 @@ def _named(names: Iterable[str]) -> str:
 
 
 def with_current_guide(page: str) -> str:
-    """Return ``page`` with a newly generated field guide between the two markers of the guide.
+    """Return ``page`` with a newly generated field guide between its two markers.
 
     Raises UsageError if the page lacks a marker.
     """

@@ -1,7 +1,7 @@
 """Sentences of a Network Activity event: the message for people, and the advice for the program.
 
-The sentences contain only facts from the records and the counters. Other programs choose the names
-in a sentence, for example a process name. So invisible characters in names are escaped first.
+Other programs choose some names in the sentences, for example a process name. So invisible
+characters in these names are escaped.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ _NAME_CHARACTERS: Final = 64
 def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> str:
     """Return the event's sentence for people: outcome, packets, sender and destination.
 
-    ``answer`` is the fence's answer to the sender, for example a TCP reset; None if it is unknown.
+    An example is "Dropped 3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53 (domain)".
+    ``answer`` is the fence's answer to the sender, for example a TCP reset; None if unknown.
     """
     foreign = packet_outcome.foreign_verdict(attempt.record)
     outcome, end = OUTCOMES[answer] if foreign is None else _FOREIGN_OUTCOMES[foreign]
@@ -85,12 +86,11 @@ def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> st
 def sender_text(
     sandbox: str, uid: int | None, by: Attribution | None = None, *, rule: str = ""
 ) -> str:
-    """Return a text that names the sender of packets, for example "uid 1000 in sandbox agent".
+    """Return the sender of packets as text, for example "uid 1000 in sandbox agent".
 
-    ``by`` is the attribution of the packets to a process, if there is one: the text then names the
-    process too. ``rule`` is the fence's rule that refused the packets. If this rule is for a VM,
-    the text has "the VM of sandbox agent". Without ``uid`` and ``by``, it names only the sandbox or
-    VM.
+    ``by`` is the attribution of the packets to a process: the text then names the process too.
+    ``rule`` is the fence's rule that refused the packets. For a rule of a VM's fence, the text has
+    "the VM of sandbox agent". Without ``uid`` and ``by``, the text has only the sandbox or the VM.
     """
     name = f"sandbox {visible(sandbox)}"
     if rule in VM_RULES:
@@ -139,10 +139,7 @@ def elapsed(since_ns: int, until_ns: int) -> str:
 
 
 def _single_text(attempt: Attempt, direction: Direction) -> str:
-    """Return the packets, sender and destination of an attempt with only one flow.
-
-    For example: "3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53 (domain)".
-    """
+    """Return, for example, "3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53"."""
     record, number = attempt.record, attempt.packets
     noun, destination = _noun(record, number), _destination(record)
     if number > 1:
@@ -163,11 +160,7 @@ def _single_text(attempt: Attempt, direction: Direction) -> str:
 
 
 def _link_sources(record: Record) -> str:
-    """Return the source addresses of a VM's frame, for example " (source 10.0.0.9, MAC 02:…:02)".
-
-    The fence may have refused the frame because of these addresses. Without a known address, the
-    result is empty.
-    """
+    """Return a VM's source addresses, for example " (source 10.0.0.9, MAC 02:00:00:00:00:02)"."""
     sources = {"source": record.source, "MAC": record.mac_source}
     known = [f"{name} {visible(value)}" for name, value in sources.items() if value is not None]
     return f" ({', '.join(known)})" if known else ""
@@ -191,10 +184,7 @@ def _aggregate_text(attempt: Attempt, direction: Direction, aggregation: Aggrega
 
 
 def _kind(record: Record) -> str | None:
-    """Return the kind of aggregated packets, for example "TCP", "IPv6" or "ARP".
-
-    Return None if the packets are of different kinds.
-    """
+    """Return the kind of aggregated packets, for example "TCP" or "ARP"; None if mixed."""
     if record.protocol is not None:
         return _protocol(record.protocol)
     if record.ip_version is not None:
@@ -213,11 +203,11 @@ def detail(
     proxy: Proxy | None,
     destination: AddressKind | None,
 ) -> str | None:
-    """Return the event's text for the program that sent: an explanation and advice.
+    """Return an explanation and advice for the program that sent the packets.
 
-    ``answer`` is the fence's answer to the sender; None if it is unknown, as for another firewall's
-    rule. ``proxy`` is the sandbox's proxy. ``destination`` is the kind of the destination address,
-    for example multicast. If ``answer`` is None, return None, except for aggregated packets.
+    ``answer`` is the fence's answer to the sender. ``proxy`` is the sandbox's proxy.
+    ``destination`` is the kind of the destination address, for example multicast. If ``answer`` is
+    None (unknown), only aggregated packets get a text; otherwise return None.
     """
     if attempt.aggregation is not None:
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)
@@ -244,11 +234,7 @@ def _detail_of_many(
 
 
 def _noun(record: Record, number: int) -> str:
-    """Return the noun for a number of packets, in the singular, for example "UDP packet".
-
-    Return "TCP connection" for one TCP packet that opens a connection. Return "frame" for a packet
-    without IP.
-    """
+    """Return a noun for the packets, for example "UDP packet", "TCP connection" or "frame"."""
     if record.destination is None:
         return "frame" if record.ethertype is None else f"{_ethertype(record.ethertype)} frame"
     is_tcp = record.protocol == protocols.TCP
@@ -258,10 +244,7 @@ def _noun(record: Record, number: int) -> str:
 
 
 def _destination(record: Record) -> str:
-    """Return the packet's destination as text, for example " to 192.0.2.1:443 (https)".
-
-    For a frame without IP the text is empty.
-    """
+    """Return, for example, " to 192.0.2.1:443 (https)"; return "" for a frame without IP."""
     if record.destination is None:
         return ""
     known = service(record.protocol, record.destination_port)

@@ -94,11 +94,7 @@ class Answer(Enum):
 
 
 class Outcome(NamedTuple):
-    """Outcome of a packet as OCSF ids: activity, status, action and disposition.
-
-    For example, they are Refuse, Failure, Denied and Blocked for a packet that was refused with an
-    answer.
-    """
+    """Outcome of a packet as OCSF ids, for example Refuse, Failure, Denied and Blocked."""
 
     activity: NetworkActivityId
     status: Status
@@ -123,15 +119,14 @@ _OUTCOMES: Final[dict[ForeignVerdict, Outcome]] = {
 
 
 def is_ours(record: Record) -> bool:
-    """Return true if an ocsf-nft fence logged the packet, and false if another firewall did."""
+    """Return True if an ocsf-nft fence logged the packet, False if another firewall did."""
     return record.sandbox is not None and record.verdict in {None, "permit"}
 
 
 def foreign_verdict(record: Record) -> ForeignVerdict | None:
-    """Return another firewall's verdict on a packet, for example ``drop``.
+    """Return another firewall's verdict on a packet, for example ``drop``; ``log`` if unknown.
 
-    Return ``log`` if that firewall logged the packet, and its verdict is unknown. Return None if an
-    ocsf-nft fence logged the packet.
+    Return None if an ocsf-nft fence logged the packet.
     """
     if record.verdict == "permit":
         return None
@@ -139,10 +134,9 @@ def foreign_verdict(record: Record) -> ForeignVerdict | None:
 
 
 def is_attempt(record: Record) -> bool:
-    """Return true if the packet was refused, or would have been refused by an enforcing fence.
+    """Return True if the packet was refused, or if a permissive fence allowed the packet.
 
-    A permissive fence allows such a packet, and only logs it. Return false if another firewall
-    accepted the packet, or if that firewall's verdict is unknown.
+    Return False if another firewall accepted the packet, or if that firewall's verdict is unknown.
     """
     return foreign_verdict(record) not in {"accept", "log"}
 
@@ -150,20 +144,18 @@ def is_attempt(record: Record) -> bool:
 def outcome(record: Record, answer: Answer | None) -> Outcome:
     """Return the outcome of a packet as OCSF ids, for example action Denied, disposition Blocked.
 
-    If an ocsf-nft fence logged the packet, the outcome depends on ``answer``, the fence's answer to
-    the sender. If another firewall logged the packet, the outcome depends on that firewall's
-    verdict, and ``answer`` is ignored.
+    ``answer`` is the fence's answer to the sender. If another firewall logged the packet, the
+    outcome depends on that firewall's verdict instead.
     """
     verdict = foreign_verdict(record)
     return outcome_of(answer) if verdict is None else _OUTCOMES[verdict]
 
 
 def outcome_of(answer: Answer | None) -> Outcome:
-    """Return the outcome of a packet to whose sender a fence gave this ``answer``.
+    """Return the outcome of a packet, by the fence's answer to the packet's sender.
 
-    If a permissive fence allowed the packet (``PERMITTED``), the disposition is Logged. If the
-    fence dropped the packet silently (``NOTHING``), the disposition is Dropped. In all other cases
-    it is Blocked, also if the answer is unknown (None).
+    The disposition is Logged for ``PERMITTED`` (a permissive fence), and Dropped for ``NOTHING``.
+    In all other cases it is Blocked, also for None (unknown answer).
     """
     if answer is Answer.PERMITTED:
         return _ALLOWED
@@ -173,9 +165,9 @@ def outcome_of(answer: Answer | None) -> Outcome:
 def direction(record: Record, uplinks: frozenset[str]) -> Direction:
     """Return the direction of a packet: inbound, outbound or unknown.
 
-    If a fence logged the packet, outbound means out of the sandbox. If another firewall logged the
-    packet, outbound means out of the host. ``uplinks`` are the network interfaces that lead out of
-    the sandbox. If ``uplinks`` is empty, the direction of a forwarded packet is unknown.
+    Outbound means out of the sandbox. If another firewall logged the packet, outbound means out of
+    the host. ``uplinks`` are the network interfaces that lead out of the sandbox. If ``uplinks`` is
+    empty, the direction of a packet that the sandbox forwards is unknown.
     """
     if is_ours(record):
         if record.rule == FORWARD:
@@ -193,7 +185,7 @@ def direction(record: Record, uplinks: frozenset[str]) -> Direction:
 
 
 def direction_of_rule(rule: str) -> Direction:
-    """Return the direction of the packets that a fence's rule refuses, seen from the sandbox.
+    """Return the direction, seen from the sandbox, of the packets that a fence's rule refuses.
 
     For example, the rule ``egress`` refuses only outbound packets. The result is UNKNOWN for
     ``forward``, because this rule refuses packets of both directions.
@@ -202,10 +194,10 @@ def direction_of_rule(rule: str) -> Direction:
 
 
 def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> Answer | None:
-    """Return the answer of a fence's rule to packets of this direction, if they all get the same.
+    """Return the answer of a fence's rule to a packet's sender, if all packets get the same answer.
 
-    Return None if each packet must be checked separately (:func:`answer`). ``verdict`` is
-    ``permit`` if the fence is permissive (it refuses nothing), else None.
+    Return None if the answer depends on the packet: then call :func:`answer`. ``verdict`` is
+    ``permit`` if the fence is permissive, else None.
     """
     if verdict == "permit":
         return Answer.PERMITTED
@@ -216,13 +208,11 @@ def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> A
 def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
     """Return the fence's answer to the sender of a packet, for example a TCP reset.
 
-    ``destination`` describes the packet's destination address (multicast, for example); None if
-    there is no address. Return None if the answer is unknown. It is unknown if another firewall
-    logged the packet, or if the direction of a forwarded packet is unknown.
+    Return None if the answer is unknown, for example if another firewall logged the packet.
+    ``destination`` describes the packet's destination address; None if there is no address.
 
-    A fence does not answer TCP resets, ICMP errors, multicast, broadcast, later fragments or
-    incomplete headers. This is the behaviour of the kernel in nf_reject_ipv4.c, nf_reject_ipv6.c
-    and both files icmp.c.
+    The kernel never answers TCP resets, ICMP errors, multicast, broadcast, later fragments or
+    incomplete headers (nf_reject_ipv4.c, nf_reject_ipv6.c and both files icmp.c).
     """
     if not is_ours(record):
         return None
@@ -243,10 +233,10 @@ def answer(record: Record, direction: Direction, destination: AddressKind | None
 
 
 def is_name_resolution(record: Record, direction: Direction) -> bool:
-    """Return true if a TCP or UDP packet belongs to name resolution, for example to DNS.
+    """Return True if a TCP or UDP packet belongs to name resolution, for example to DNS.
 
-    Only the ports are checked. A query has the destination port of a name service, for example 53.
-    A response has such a source port, and is not outbound.
+    Only the ports are checked. For example, a DNS query has the destination port 53, and a DNS
+    response has the source port 53.
     """
     if record.protocol not in {protocols.TCP, protocols.UDP}:
         return False
@@ -255,15 +245,14 @@ def is_name_resolution(record: Record, direction: Direction) -> bool:
 
 
 def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
-    """Return true if the kernel itself sends such a packet, without a program and its socket.
+    """Return True if a kernel sends such packets by itself, without a program.
 
     There are three kinds:
 
     - Messages about the local link, for example IGMP or an IPv6 router solicitation.
-    - ARP replies for the sandbox's own address. Exception: refused ARP replies of a VM do not
-      count, because its fence refuses only replies with a false address.
-    - ICMP errors that a fence sends about refused packets. The fence also refuses such an error if
-      the refused packet had a forged source address.
+    - ARP replies for the sandbox's own address. A VM's ARP replies do not count, because its fence
+      refuses only replies with a false address.
+    - ICMP errors that a fence sends about refused packets.
 
     ``destination`` describes the packet's destination address; None if there is no address.
     """
@@ -288,10 +277,10 @@ def _is_answer(record: Record) -> bool:
 
 
 def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
-    """Return the severity of a packet, for the case that no configured severity rule matches.
+    """Return the default severity of a packet; configured severity rules have precedence.
 
-    For example, a refused packet to a cloud metadata address is High. A packet that a permissive
-    fence allowed has the same severity as a refused packet. ``destination`` describes the packet's
+    For example, a refused packet to a cloud metadata address is High. Packets that a permissive
+    fence allowed have the same severity as refused packets. ``destination`` describes the packet's
     destination address; None if there is no address.
     """
     if not is_attempt(record):
@@ -310,10 +299,10 @@ def severity(record: Record, direction: Direction, destination: AddressKind | No
 
 
 def is_initiator_known(record: Record) -> bool:
-    """Return true if the packet proves that its sender began the connection or the ping.
+    """Return True if the packet proves that its sender began the connection or the ping.
 
-    A TCP SYN without ACK and RST proves this, and so does an ICMP echo request. Return false for
-    every other packet, for example UDP, because it may be a reply.
+    A TCP SYN without ACK and RST proves this, and so does an ICMP echo request. Any other packet,
+    for example UDP, may be a reply.
     """
     if record.protocol == protocols.TCP and record.tcp_flags is not None:
         return record.tcp_flags & (_SYN | _ACK | _RST) == _SYN
@@ -321,5 +310,5 @@ def is_initiator_known(record: Record) -> bool:
 
 
 def is_echo_request(record: Record) -> bool:
-    """Return true if the packet is an ICMP or ICMPv6 echo request, as the program ping sends it."""
+    """Return True if the packet is an ICMP or ICMPv6 echo request, also called ping."""
     return (record.protocol, record.details.get("icmp_type")) in _ECHO_REQUESTS

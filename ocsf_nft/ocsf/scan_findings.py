@@ -65,11 +65,10 @@ _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
     """Return the Detection Finding of a scan (``found``) at its current stage.
 
-    All findings of one scan have the same ``finding_info.uid``. Their numbers are totals of the
-    scan so far. Network Activity events report the same packets too. If such an event aggregates
-    flows of the scan, it has the same ``correlation_uid`` as the finding. ``processed_ns`` is the
-    current time, in ns since the epoch, UTC. It appears only in ``metadata.processed_time``:
-    everything else in the finding depends on the other arguments alone.
+    All findings of one scan have the same ``finding_info.uid``. Their counts are totals since the
+    start of the scan. Network Activity events count the same packets: do not add both counts. A
+    Network Activity event that aggregates flows of the scan has the same ``correlation_uid``.
+    ``processed_ns`` is the current time (ns since the epoch, UTC), for ``metadata.processed_time``.
     """
     stage = STAGES[found.stage]
     direction = packet_outcome.direction_of_rule(found.rule)
@@ -168,10 +167,6 @@ def _remedy(context: Context, found: FanOut, direction: Direction) -> str:
 
 
 def _evidences(found: FanOut, direction: Direction, actor: Actor | None) -> tuple[Evidences, ...]:
-    """Return one OCSF evidence for each flow in ``found.sample`` (some of the scan's flows).
-
-    If the sample is empty, return one evidence without a flow.
-    """
     source = None if direction is Direction.INBOUND else endpoint(found.sandbox)
     flows: Iterable[Flow | None] = found.sample or (None,)
     return tuple(

@@ -64,9 +64,9 @@ _BATCH: Final = 256
 class AccountLoop:
     """Task that counts the refused packets of one sandbox, and reports them as attempts.
 
-    The task gets the kernel's log records of these packets, and reads the fence's counters. One
-    transaction stores new events together with the counts that they report. Then the events are
-    delivered. If the service is killed before that, its next start delivers the same events.
+    The task gets the kernel's log records of these packets, and reads the fence's counters. It
+    stores new events together with the counts that they report, and then delivers the events. If
+    the service is killed before the delivery, its next start delivers the same events.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of an account
@@ -84,8 +84,8 @@ class AccountLoop:
         """Create the loop; nothing is opened yet.
 
         ``path`` is the file of the state database. Packets before ``begun_ns`` (ns since the epoch)
-        are not counted. ``fallback_chain`` finds the senders of packets. ``source`` is the name of
-        the kernel log of the records; empty if reading can't resume at a position in this log.
+        are not counted. ``source`` is the name of the log that has the records, for example
+        ``journal``. It is empty if reading can't resume at a position in the log.
         """
         self.sandbox = sandbox
         self._retrier = retrier
@@ -145,9 +145,10 @@ class AccountLoop:
 
     @property
     def position(self) -> str | None:
-        """Return the position in the kernel log after the last processed record.
+        """Return the position after the last processed record in the kernel log.
 
-        Reading resumes there after a restart. None if the log has no positions, or was never read.
+        Reading resumes there after a restart. Return None if the log has no positions, or was never
+        read.
         """
         return self._position
 
@@ -166,23 +167,24 @@ class AccountLoop:
         return self._account.balances()
 
     async def dropped_records(self) -> tuple[state_db.DroppedRecords, ...]:
-        """Return how many log records each source has dropped; raises DeliveryError."""
+        """Return how many log records each source has dropped.
+
+        Raises DeliveryError if the state database can't be read.
+        """
         return await self._work(self._database.dropped_records)
 
     async def resume(self) -> None:
         """Deliver the events of the last transaction once more, and read the counters.
 
-        The previous process may have been killed before their delivery. Raises DeliveryError.
+        The previous process may have been killed before it delivered these events. Raises
+        DeliveryError.
         """
         if again := await self._work(self._database.undelivered):
             await self._reporter.deliver(again)
         await self._observe()
 
     async def take(self, batch: Batch) -> None:
-        """Process a batch of the sandbox's log records, and report the attempts that are due now.
-
-        One transaction stores the results, and the position in the log after these records.
-        """
+        """Process a batch of the sandbox's log records; report the attempts that are due now."""
         records = batch.records
         attributions = await self._fallback_chain.attributions(
             self.sandbox, records, batch.since_ns
@@ -201,7 +203,7 @@ class AccountLoop:
             await self._report(found)
 
     async def count_dropped(self, gap: Gap) -> None:
-        """Add a gap (log records that a source did not read) to the stored totals of its source."""
+        """Add the unread log records of ``gap`` to the stored total of their source."""
         await self._count_dropped(gap.transport, gap.dropped or 0)
 
     async def run(self) -> None:
@@ -211,7 +213,7 @@ class AccountLoop:
             await run_shielded(self._read_and_report())
 
     async def close(self) -> tuple[Balance, ...]:
-        """Read the counters, report all packets without an event, and return the final counts."""
+        """Report all packets that no event has reported yet, and return the final counts."""
         # Two readings must lack a record's packet to show that another element counted it.
         await self._observe()
         await self._observe()
@@ -219,10 +221,7 @@ class AccountLoop:
         return self._account.balances()
 
     async def remove(self) -> None:
-        """Delete the state database of a removed fence.
-
-        Call this only after :meth:`close`, which makes the final report.
-        """
+        """Delete the state database of a removed fence; call :meth:`close` before."""
         await self._work(self._database.remove)
 
     async def _read_and_report(self) -> None:
@@ -233,8 +232,7 @@ class AccountLoop:
     async def _read_new_counters(self, records: Iterable[Record]) -> None:
         """Read the counters if a log record shows that the fence has changed its mode.
 
-        All known counters of the record's rule are then of the other mode (enforcing or
-        permissive). Such records cause at most one reading in ``_CHECK_NS``.
+        A fence is enforcing or permissive, and has separate counters for each mode.
         """
         now_ns = time.monotonic_ns()
         if now_ns - self._checked_ns < _CHECK_NS or not any(map(self._account.lacks, records)):
@@ -307,7 +305,6 @@ class AccountLoop:
             await self._report_gap(fault)
 
     async def _report_gap(self, reason: str) -> None:
-        """Emit an event which states the ``reason`` why the latest counts may be incomplete."""
         now_ns = time.time_ns()
         gap = Gap(
             transport="counters",
@@ -342,12 +339,7 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Return the attempt with its attribution to the process or user that sent its packets.
-
-        An attempt without a log record is attributed to the processes that sent packets of its flow
-        since the last report. If none is known, it is attributed to its user. An attempt is
-        returned unchanged if it has a log record, or several users.
-        """
+        """Add the senders to an attempt that has no log record; return other attempts unchanged."""
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
             if known is not None:
@@ -367,10 +359,10 @@ class AccountLoop:
         )
 
     async def _commit(self, lines: Sequence[bytes]) -> None:
-        """Store the changed counts and new events in one transaction.
+        """Store the changed counts and the new events (``lines``) in one transaction.
 
-        The new events (``lines``) replace the stored events of the previous transaction. Raises
-        DeliveryError if storing fails, or if the previous events are not delivered yet.
+        The new events replace the events of the previous transaction. Raises DeliveryError if
+        storing fails, or if the previous events are not delivered yet.
         """
         if self._has_undelivered:
             # A commit would delete the events from the file; the next run delivers them.
@@ -393,11 +385,8 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Return the record with the packet's send time, if the record has only the time of its read.
-
-    The time of a late read could fit a later packet of another process. Return the record unchanged
-    if it has its own time, or if ``attribution`` has no send time.
-    """
+    """Replace a record's time by the packet's send time, if the record has only its read time."""
+    # The time of a late read could fit a later packet of another process.
     if attribution.sent_ns is None or not record.is_timed_when_read:
         return record
     return replace(record, time_ns=min(attribution.sent_ns, record.received_ns))

@@ -15,8 +15,8 @@ def author_of_facility(facility: int | str, *, kernel: int | str) -> str | None:
 
 
 def reject_forged(author: str, line: str) -> Reject:
-    """Return a Reject for a log line that seems to be a packet record, but that a program wrote.
+    """Return a Reject for a log line that a program wrote to imitate a packet record of the kernel.
 
-    ``author`` describes the program. ``line`` is the log line.
+    ``author`` describes the program, for example "a program of facility 1".
     """
     return Reject(kind="forged", reason=f"{author} wrote it, not the kernel", line=line)

@@ -1,4 +1,4 @@
-"""Waiting for a readable file descriptor; the event loop watches it only during the wait."""
+"""Asynchronous wait for a file descriptor that becomes readable."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import asyncio
 async def until_readable(descriptor: int, timeout_s: float | None = None) -> bool:
     """Wait until ``descriptor`` is readable, for at most ``timeout_s`` seconds (None: no limit).
 
-    Return True if it is readable, False if the time is over. A regular file is always readable:
-    then the call returns True after other tasks have had a turn. The event loop watches the
-    descriptor only during the call. So new data does not wake a busy consumer, and a cancelled wait
-    leaves no watch behind.
+    Return True if it is readable, False after the timeout. A regular file is always readable. The
+    event loop watches the descriptor only during the call.
     """
     loop = asyncio.get_running_loop()
     woken: asyncio.Future[bool] = loop.create_future()

@@ -1,7 +1,7 @@
-"""Faults of an event, as text for people that a hostile event can't manipulate.
+"""Faults of an event, as text that a hostile event can't manipulate.
 
-The names and values of an event are shown as JSON in ASCII, and cut if they are long. So each fault
-is one printable line, whatever the event contains.
+Names and values of the event are shown as JSON in ASCII, and cut if they are long. So each fault is
+one printable line.
 """
 
 from __future__ import annotations
@@ -35,15 +35,12 @@ class Fault:
     message: str
 
     def __str__(self) -> str:
-        """Return the fault as one line of text: severity, path and message.
-
-        The file and the line number of the event are not included.
-        """
+        """Return the fault as one line of text: severity, path and message."""
         return f"{self.severity}: {self.path}: {self.message}"
 
 
 class TooManyError(Exception):
-    """Signal that one event has more than ``LIMIT`` (1000) faults."""
+    """Exception for an event with more than ``LIMIT`` (1000) faults."""
 
 
 class FaultList:
@@ -52,20 +49,19 @@ class FaultList:
     __slots__ = ("faults",)
 
     def __init__(self) -> None:
-        """Create an empty list."""
         self.faults: list[Fault] = []
 
     def error(self, path: str, message: str) -> None:
-        """Add a fault of severity ``error``, which concerns the attribute at ``path``.
+        """Add a fault of severity ``error`` about the attribute at ``path``.
 
-        Raises TooManyError if the list already has ``LIMIT`` faults.
+        Raises TooManyError if the list already has ``LIMIT`` (1000) faults.
         """
         self._add(Fault("error", path, message))
 
     def warning(self, path: str, message: str) -> None:
-        """Add a fault of severity ``warning``, which concerns the attribute at ``path``.
+        """Add a fault of severity ``warning`` about the attribute at ``path``.
 
-        Raises TooManyError if the list already has ``LIMIT`` faults.
+        Raises TooManyError if the list already has ``LIMIT`` (1000) faults.
         """
         self._add(Fault("warning", path, message))
 
@@ -99,10 +95,10 @@ def describe(value: Any) -> str:
 
 
 def child_path(path: str, key: Any) -> str:
-    """Return the path of an attribute in the object at ``path``, for example ``device.os``.
+    """Return the path of the attribute ``key`` of an object, for example ``device.os``.
 
-    ``key`` is the attribute's name. A name that is long or has unusual characters is shown as JSON
-    text, in quotation marks. ``path`` is empty for the event itself.
+    ``path`` is the object's path, empty for the event itself. A name that is long or has unusual
+    characters is shown as JSON text.
     """
     name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else describe(key)
     return f"{path}.{name}" if path else name

@@ -1,7 +1,6 @@
-"""Check of an event's attributes, one after the other, against the tables of the OCSF schema.
+"""Check of each attribute of an event against the OCSF schema.
 
-Two other modules check attributes that must fit each other. ``validate_event`` checks the class and
-the times, and ``observables`` checks the observables.
+The modules ``validate_event`` and ``observables`` check attributes that must fit each other.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ TOO_DEEP: Final = f"is nested more than {DEPTH} levels deep"
 
 
 class Walk:
-    """Walk through one event, in which each attribute is checked alone.
+    """Check of one event, attribute by attribute; ``fault_list`` gets the faults.
 
-    ``fault_list`` gets the faults. After the walk, ``used`` has the profiles in ``listed`` that
-    define at least one of the event's attributes.
+    After the check, ``used`` has some of the profiles in ``listed``: those that define an attribute
+    of the event.
     """
 
     __slots__ = ("_fault_list", "_listed", "_recommended", "_schema", "used")
@@ -37,7 +36,7 @@ class Walk:
     def __init__(
         self, schema: Schema, listed: frozenset[str], fault_list: FaultList, *, recommended: bool
     ) -> None:
-        """Prepare the walk through one event; :meth:`visit` starts it.
+        """Prepare the check of one event; :meth:`visit` starts it.
 
         ``listed`` are the profiles in the event's ``metadata.profiles``. With ``recommended``, each
         missing recommended attribute gives a warning.
@@ -49,10 +48,10 @@ class Walk:
         self.used: set[str] = set()
 
     def visit(self, table: Table, value: Mapping[str, Any], path: str, depth: int = 1) -> None:
-        """Check the object ``value`` of an event, and all objects in it.
+        """Check ``value``, which is the event or an object in the event, and all objects in it.
 
-        ``path`` leads to the object in the event, for example ``actor.process``. ``table`` is the
-        schema's class or object for ``value``. ``depth`` is the level of nesting, 1 for the event.
+        ``path`` is the object's path in the event, for example ``actor.process``. ``table`` is the
+        schema's definition of the object. ``depth`` is the level of nesting, 1 for the event.
         Raises TooManyError if the event has too many faults.
         """
         if depth > DEPTH:
@@ -74,10 +73,7 @@ class Walk:
         self._check_captions(table, value, path)
 
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
-        """Check that an attribute is allowed by the event's profiles, not deprecated and not null.
-
-        Return True if the value is not null, so that the value itself can be checked.
-        """
+        """Check an attribute's profiles and deprecation; return False if ``value`` is null."""
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)
             if self._listed.isdisjoint(attribute.profiles):
@@ -200,11 +196,7 @@ class Walk:
             )
 
     def _check_undefined(self, value: Any, path: str, depth: int) -> None:
-        """Check an object or array whose content the schema doesn't define.
-
-        The content must be valid JSON, with at most 100 levels of nesting in the event. A null in
-        it gives a warning.
-        """
+        """Check an object or array whose content the schema doesn't define."""
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)
             return
@@ -220,12 +212,7 @@ class Walk:
 
 
 def _has_value(value: Any, name: str) -> bool:
-    """Return whether the attribute ``name`` of the object ``value`` is present and not null.
-
-    ``name`` may be a path to an inner attribute, with dots between the names, such as
-    ``actor.user``.
-    """
-    for step in name.split("."):
+    for step in name.split("."):  # an inner attribute is a path such as actor.user
         value = value.get(step) if isinstance(value, dict) else None
     return value is not None
 

@@ -45,7 +45,6 @@ _OWN_HEADERS: Final = frozenset(
 
 
 def _url(text: str) -> str:
-    """Return ``text`` unchanged if it is a URL of http or https; raises UsageError otherwise."""
     if _UNFIT.search(text):
         raise UsageError("must be a URL in printable ASCII: write other characters as %XX")
     try:
@@ -65,11 +64,6 @@ def _url(text: str) -> str:
 
 
 def _base_url(text: str) -> str:
-    """Return ``text`` without a slash at its end, if it is a URL to which a sink can append a path.
-
-    Raises UsageError if ``text`` is no URL, if it has a query, or if it already has the path of an
-    API.
-    """
     if "?" in _url(text):
         raise UsageError("must not hold a query (?), since a path is appended to it")
     text = text.rstrip("/")
@@ -80,10 +74,6 @@ def _base_url(text: str) -> str:
 
 
 def _proxy_url(text: str) -> str:
-    """Return ``text`` unchanged if it is the http URL of a proxy: only a host and a port.
-
-    Raises UsageError otherwise.
-    """
     parts = urlsplit(_url(text))
     if parts.scheme != "http" or parts.path not in {"", "/"} or "?" in text:
         raise UsageError("must be a proxy's URL of http, such as http://proxy.example:3128")
@@ -145,7 +135,7 @@ class WebSink(SinkTable):
 
     @property
     def receiver(self) -> Receiver:
-        """Return the settings for the connection to the receiver, in the form that a sink uses."""
+        """Return the connection settings: URL, headers, credentials, TLS, proxy and compression."""
         return Receiver(
             url=self.url,
             headers={
@@ -186,7 +176,7 @@ class SecuredSink(WebSink):
 
 @contextlib.contextmanager
 def needing_http(kind: str) -> Iterator[None]:
-    """Raise UnsupportedError if the ``with`` body can't import the libraries of the extra ``http``.
+    """Replace an ImportError in the ``with`` body by an UnsupportedError with a remedy.
 
     ``kind`` is the type of the sink, for the error's text.
     """

@@ -59,7 +59,7 @@ class KafkaSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return a URL that names the first server and the topic, as the sink's default name."""
+        """Return the sink's default name, for example ``kafka://kafka.example:9092/ocsf``."""
         return f"kafka://{self.servers[0]}/{self.topic}"
 
     def sink(self) -> Sink:

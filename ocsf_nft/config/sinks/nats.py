@@ -20,10 +20,6 @@ _SCHEMES: Final = ("nats://", "tls://")
 
 
 def _server(text: str) -> str:
-    """Return a NATS server's URL unchanged if it has only a scheme, a host and a port.
-
-    Raises UsageError otherwise, for example if it has a password.
-    """
     if "@" in text:
         raise UsageError("must not hold a user, password or token: give them as separate keys")
     for scheme in _SCHEMES:
@@ -89,10 +85,7 @@ class NatsSink(SinkTable):
 
     @property
     def target(self) -> str:
-        """Return the sink's default name: a URL of the first server and the subject.
-
-        An example is ``nats://nats.example:4222/ocsf``.
-        """
+        """Return the sink's default name, for example ``nats://nats.example:4222/ocsf``."""
         subject = f"{self.subject}.*" if self.class_subjects else self.subject
         return f"nats://{urlsplit(self.servers[0]).netloc}/{subject}"
 

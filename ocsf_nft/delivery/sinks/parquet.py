@@ -2,12 +2,9 @@
 
 The folder of a file is
 ``ext/<source>-<class>/<version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/``. For a
-custom source without a version, ``<version>/`` is left out. Security Lake requires a separate
-custom source for each class, so its name ends with the class. See "Collecting data from custom
-sources" in the Amazon Security Lake User Guide.
-
-Files in a local directory have the same paths, so tools that support Hive partitions can read the
-directory.
+custom source without a version, ``<version>/`` is omitted. ``<class>`` is there because Security
+Lake requires a separate custom source for each class. See "Collecting data from custom sources" in
+the Amazon Security Lake User Guide.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Storage(Protocol):
-    """Storage of whole Parquet files by key (a relative path): a directory or a bucket."""
+    """Storage of Parquet files, each under a key (a relative path): a directory or a bucket."""
 
     async def open(self, prefix: str) -> None:
         """Check that files can be stored under keys that begin with ``prefix``.
@@ -42,7 +39,8 @@ class Storage(Protocol):
     async def put(self, key: str, content: bytes) -> None:
         """Store a file under ``key``; replace an existing file with the same key.
 
-        Raises DeliveryError.
+        Raises RefusedError if the file is too large, DeliveryError if storing fails for another
+        reason.
         """
 
 
@@ -50,10 +48,8 @@ class Parquet(Sink):
     """Sink that stores each batch as Parquet files, one for each class and day of its events.
 
     ``columns`` maps the ``class_uid`` of each class to the columns of that class. If
-    ``source_version`` is empty, the path has no folder for the version.
-
-    If a batch is delivered again, it makes the same files with the same names. So its events are
-    stored only once, even if earlier deliveries were interrupted.
+    ``source_version`` is empty, the path has no folder for the version. A batch that is delivered
+    again replaces the files of its first delivery, so its events are stored only once.
     """
 
     repeats_batches = True
@@ -92,11 +88,10 @@ class Parquet(Sink):
         await self._storage.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Convert a batch to Parquet files, and store these files.
+        """Store a batch as Parquet files; return the messages that were refused.
 
-        The result has the messages that were refused, because they lack a known class or a valid
-        time. Raises RefusedError if a file is larger than the storage allows, DeliveryError if a
-        file can't be stored.
+        A message is refused if it lacks a known class or a valid time. Raises RefusedError if a
+        file is larger than the storage allows, DeliveryError if a file can't be stored.
         """
         loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(self._thread, self._maker.make, messages)

@@ -1,9 +1,7 @@
-r"""Parser of a record of /dev/kmsg.
+r"""Parser of a record of /dev/kmsg (Documentation/ABI/testing/dev-kmsg).
 
-The format is described in Documentation/ABI/testing/dev-kmsg. A record begins with
-``priority,sequence,microseconds,flags;`` and may have more comma-separated values before the
-semicolon. The message follows, up to the end of the line. The next lines are a dictionary
-(`` KEY=value``). The kernel writes unprintable bytes and the backslash as ``\xNN``
+A record begins with ``priority,sequence,microseconds,flags;`` and the message. The next lines are a
+dictionary (`` KEY=value``). The kernel writes unprintable bytes and the backslash as ``\xNN``
 (kernel/printk/printk.c, append_char). So a line break is never part of the message.
 """
 
@@ -23,8 +21,8 @@ _FACILITY_SHIFT: Final = 3
 class KmsgLine:
     """Fields of one record of /dev/kmsg, the kernel log.
 
-    ``facility`` is 0 if the kernel wrote the message. A program can't write a message with facility
-    0, because the kernel changes it. ``stamp_us`` is the kernel's (printk) timestamp in
+    ``facility`` is 0 only if the kernel wrote the message. If a program writes a message with
+    facility 0, the kernel changes the facility. ``stamp_us`` is the kernel's (printk) timestamp in
     microseconds since boot. ``message`` has the logged bytes, without the escapes of /dev/kmsg.
     """
 
@@ -37,9 +35,8 @@ class KmsgLine:
 def identity(line: KmsgLine) -> str:
     """Return a text that identifies a /dev/kmsg record: ``kmsg:SEQUENCE:TIMESTAMP:HASH``.
 
-    A record has the same identity if it is read again, from the kernel or from a file. The sequence
-    number is not enough, because sequence numbers restart with each boot. So the identity also
-    has the timestamp and a hash of the message.
+    A record has the same identity each time it is read, from the kernel or from a file. The
+    sequence number alone is not enough, because it restarts with each boot.
     """
     digest = hashlib.blake2b(line.message, digest_size=12).hexdigest()
     return f"kmsg:{line.sequence}:{line.stamp_us}:{digest}"

@@ -1,9 +1,8 @@
 """Names of a namespace's network interfaces, updated by the kernel's notifications.
 
 An NFLOG record has the index of an interface, not the name. A request to the kernel for every name
-would be slow under load. A cache of requested names would be wrong after a rename. So this module
-subscribes to link notifications (RTNLGRP_LINK, include/uapi/linux/rtnetlink.h). The NFLOG source
-reads new notifications before each batch of records.
+would be slow, and a cache would be wrong after a rename. So this module subscribes to link
+notifications (RTNLGRP_LINK, include/uapi/linux/rtnetlink.h).
 """
 
 from __future__ import annotations
@@ -29,11 +28,10 @@ _DUMP_INTERVAL_NS: Final = 1_000_000_000
 
 
 class InterfaceNames:
-    """Table of a network namespace's interface names by index, current from ``open`` to ``close``.
+    """Table of the interface names of a network namespace, by the index of the interface.
 
     The name of a deleted interface stays in the table, because records of its packets may still
-    arrive. This is safe, because the kernel normally gives a new interface an unused index. The
-    table has only the newest 4096 names.
+    arrive. The table has only the newest 4096 names.
     """
 
     def __init__(self, namespace: Namespace) -> None:
@@ -52,7 +50,7 @@ class InterfaceNames:
         self.refresh()
 
     def close(self) -> None:
-        """Close the socket, and so end the subscription."""
+        """End the subscription to notifications."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -60,7 +58,7 @@ class InterfaceNames:
     def name(self, index: int) -> str | None:
         """Return the name of the interface with this index, or None if the index is unknown.
 
-        For an index that is not in the table, reads new notifications first.
+        If the index is not in the table, :meth:`refresh` is called first.
         """
         found = self._names.get(index)
         if found is None:
@@ -114,10 +112,6 @@ class InterfaceNames:
 
 
 def _request_dump(sock: socket.socket) -> bool:
-    """Request a list of all interfaces from the kernel; return False if sending fails.
-
-    The kernel sends the list to the same socket as its notifications.
-    """
     request = netlink.message(
         rtnetlink.RTM_GETLINK, netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP, rtnetlink.ALL_LINKS
     )
