@@ -11,6 +11,7 @@ from __future__ import annotations
 import compileall
 import importlib.metadata
 import os
+import py_compile
 import re
 import shutil
 import subprocess
@@ -124,7 +125,7 @@ def python() -> Path:
         binaries = [executable, _NFT, libbpf, *root.rglob("*.so")]
         for library in sorted(_libraries(binaries)):
             _copy(library, root)
-        compileall.compile_dir(root, quiet=2, stripdir=root, workers=os.cpu_count() or 1)
+        compile_modules(root)
         finish(root, folder)
 
     of = [sys.version, *versions, *map(cache.stamp, (executable, _NFT, libbpf)), _own()]
@@ -135,7 +136,8 @@ def package(folder: Path) -> Path:
     """Build the layer of the package in the working tree, guest-init, and the tests' programs."""
     root = folder / "root"
     site = root / SITE
-    shutil.copytree(PROJECT / "ocsf_nft", site / "ocsf_nft")
+    bytecode = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PROJECT / "ocsf_nft", site / "ocsf_nft", ignore=bytecode)
     shutil.copytree(PROJECT / "rules", site / "ocsf_nft/rules")
     version = importlib.metadata.version(_PACKAGE)
     about = site / f"ocsf_nft-{version}.dist-info"
@@ -144,7 +146,9 @@ def package(folder: Path) -> Path:
     for name in _TESTS:
         (root / TESTS / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(PROJECT / "tests" / name, root / TESTS / "tests" / name)
-    shutil.copytree(PROJECT / "tests/guest/inside", root / TESTS / "tests/guest/inside")
+    shutil.copytree(
+        PROJECT / "tests/guest/inside", root / TESTS / "tests/guest/inside", ignore=bytecode
+    )
     shutil.copy(PROJECT / "deploy/guest-init/guest-init", root / GUEST_INIT)
     command = root / "usr/bin/ocsf-nft"
     command.parent.mkdir()
@@ -152,7 +156,7 @@ def package(folder: Path) -> Path:
         _COMMAND.format(python=Path(sys.executable).resolve(), site=SITE), encoding="utf-8"
     )
     command.chmod(0o755)
-    compileall.compile_dir(root, quiet=2, stripdir=root)
+    compile_modules(root)
     return _pack(root, folder)
 
 
@@ -212,6 +216,21 @@ def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
         listed = subprocess.run(["ldd", binary], capture_output=True, text=True, check=False)
         for path in re.findall(r"(/\S+) \(0x", listed.stdout):
             yield Path(path)
+
+
+def compile_modules(root: Path) -> None:
+    """Compile all Python modules below ``root`` to bytecode that does not depend on file times.
+
+    Linux gives the files of an initramfs new times (CONFIG_INITRAMFS_PRESERVE_MTIME). With the times
+    of the sources in it, the bytecode would never be valid in the guest.
+    """
+    compileall.compile_dir(
+        root,
+        quiet=2,
+        stripdir=root,
+        workers=os.cpu_count() or 1,
+        invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
+    )
 
 
 def finish(root: Path, folder: Path) -> None:

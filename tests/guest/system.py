@@ -6,7 +6,6 @@ a receiver of events, for ``ocsf-nft-host.service``, which a test starts.
 
 from __future__ import annotations
 
-import compileall
 import re
 import sys
 from pathlib import Path
@@ -75,6 +74,8 @@ _JOURNAL: Final = "[Service]\nSupplementaryGroups=systemd-journal\n"
 _PYTHON: Final = "[Service]\nProtectHome=read-only\n"
 #: Shorter than the timeout of a test.
 _WATCHDOG: Final = "[Service]\nWatchdogSec=20\n"
+#: A unit starts slowly in an emulated machine, and this machine may be busy.
+_SLOW: Final = "[Manager]\nDefaultTimeoutStartSec=600\n"
 _NETWORK: Final = """[Unit]
 Description=The network
 DefaultDependencies=no
@@ -118,6 +119,7 @@ def initramfs(guest_kernel: Kernel, package_layer: Path, folder: Path) -> Path:
         # Created now: systemd distrusts a clock that is years ahead of this file. Without this file
         # it compares with its own build time.
         "usr/lib/clock-epoch": "",
+        "etc/systemd/system.conf.d/slow.conf": _SLOW,
         "etc/ocsf-nft/fence.env": _SETTINGS,
         CONFIG[1:]: HOST_CONFIG,
         "etc/credstore/ocsf-nft.receiver": f"{TOKEN}\n",
@@ -158,7 +160,7 @@ def _http(folder: Path) -> Path:
     root = folder / "root"
     for name in sorted(image._dependencies("aiohttp") | {"aiohttp"}):
         image._copy_distribution(name, root / image.SITE)
-    compileall.compile_dir(root, quiet=2, stripdir=root)
+    image.compile_modules(root)
     return image._pack(root, folder)
 
 
