@@ -221,8 +221,8 @@ def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
 def compile_modules(root: Path) -> None:
     """Compile all Python modules below ``root`` to bytecode that does not depend on file times.
 
-    Linux gives the files of an initramfs new times (CONFIG_INITRAMFS_PRESERVE_MTIME). With the times
-    of the sources in it, the bytecode would never be valid in the guest.
+    Linux gives the files of an initramfs new times, unless CONFIG_INITRAMFS_PRESERVE_MTIME is set.
+    With the times of the sources in it, the bytecode would never be valid in the guest.
     """
     compileall.compile_dir(
         root,
