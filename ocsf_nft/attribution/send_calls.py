@@ -110,10 +110,10 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that some calls before ``now_ns`` may not have been stored.
+        """Record that some system calls before ``now_ns`` may be missing here.
 
-        A missing call may have sent packets up to about ten seconds later. The senders of
-        such packets stay uncertain.
+        A missing call may have sent packets until about ten seconds after ``now_ns``. So the
+        sender of any packet until then stays uncertain.
         """
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 

@@ -32,9 +32,9 @@ _RESERVE_BYTES: Final = 32 << 20
 
 
 class DroppedEvents(NamedTuple):
-    """Name of a sink, and the number of events that were removed before the sink got them.
+    """Name of a sink, and the number of events that were deleted without having been delivered.
 
-    Removed dead letters (events that the sink refused) are included.
+    Deleted dead letters (events that the sink refused) are counted too.
     """
 
     sink: str

@@ -1,7 +1,7 @@
 """Detection Findings (OCSF class 2004) about incidents.
 
-An incident is a series of attempts of one flow. A finding reports an attempt of the incident, or
-the end of the incident.
+An incident is a series of blocked attempts of one user to reach one destination. A finding reports
+one of these attempts, or the end of the incident.
 """
 
 from __future__ import annotations

@@ -301,7 +301,7 @@ def severity(record: Record, direction: Direction, destination: AddressKind | No
 def is_initiator_known(record: Record) -> bool:
     """Return True if the packet proves that its sender began the connection or the ping.
 
-    A TCP SYN without ACK and RST proves this, and so does an ICMP echo request. Any other packet,
+    A TCP SYN with neither ACK nor RST proves this, and so does an ICMP echo request. Any other packet,
     for example UDP, may be a reply.
     """
     if record.protocol == protocols.TCP and record.tcp_flags is not None:

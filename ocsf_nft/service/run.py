@@ -86,8 +86,9 @@ class Service:
         """Create a service; it does nothing until ``async with`` enters it.
 
         ``found`` are sinks to use in place of the configured ones. With ``iterates``, ``async for
-        event in service`` yields the events. The sinks that the configuration names get these
-        events too. Setting the event ``stop`` has the effect of the method :meth:`stop`.
+        event in service`` yields the events, and the sinks get them too. Then standard output is a
+        sink only if the configuration names it. Setting the event ``stop`` has the effect of the
+        method :meth:`stop`.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -290,11 +291,13 @@ class Service:
 
     def _outlets(self, config: Config) -> tuple[Outlet, ...]:
         if self._found is not None:
-            return tuple(self._found)
+            named = tuple(self._found)
+        elif self._iterated is None or config.sink or config.output:
+            named = outlets(config.sinks)
+        else:  # standard output belongs to the caller
+            named = ()
         if self._iterated is None:
-            return outlets(config.sinks)
-        # Standard output belongs to the caller, unless the configuration selects it.
-        named = outlets(config.sinks) if config.sink or config.output else ()
+            return named
         batch_settings = BatchSettings(timeout_seconds=None)
         return (*named, Outlet(name=_ITERATED, sink=self._iterated, batch_settings=batch_settings))
 

@@ -473,6 +473,15 @@ async def test_service_failure_ends_the_code_in_its_context(
     installer.remove(conftest.SANDBOX, state)
 
 
+async def test_service_with_sinks_of_the_caller_can_be_iterated_over(
+    lab: Lab, state: StateDirectory
+) -> None:
+    config = ocsf_nft.parse(settings(lab, state), where="test")
+    outlet = Outlet(name="caller", sink=Receiver())
+    async with ocsf_nft.Service(config, found=[outlet], iterates=True) as service:
+        assert (await anext(aiter(service)))["class_uid"] in {5019, 6002}
+
+
 async def test_service_that_is_not_iterated_over_raises(lab: Lab, state: StateDirectory) -> None:
     service = ocsf_nft.Service(ocsf_nft.parse(settings(lab, state), where="test"))
     with pytest.raises(UsageError, match="iterates=True"):
