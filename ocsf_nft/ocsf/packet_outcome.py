@@ -301,8 +301,8 @@ def severity(record: Record, direction: Direction, destination: AddressKind | No
 def is_initiator_known(record: Record) -> bool:
     """Return True if the packet proves that its sender began the connection or the ping.
 
-    A TCP SYN with neither ACK nor RST proves this, and so does an ICMP echo request. Any other packet,
-    for example UDP, may be a reply.
+    A TCP SYN with neither ACK nor RST proves this, and so does an ICMP echo request. Any other
+    packet, for example UDP, may be a reply.
     """
     if record.protocol == protocols.TCP and record.tcp_flags is not None:
         return record.tcp_flags & (_SYN | _ACK | _RST) == _SYN
