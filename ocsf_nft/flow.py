@@ -39,7 +39,10 @@ _FRAGMENT: Final = frozenset({"fragment_offset", "more_fragments"})
 
 
 class Key(NamedTuple):
-    """Key of a packet counter: the kind of its nftables set, such as ``flows4``, and its bytes."""
+    """Key of a packet counter.
+
+    ``kind`` is the kind of its nftables set, such as ``flows4``. ``data`` has the bytes of the key.
+    """
 
     kind: Kind
     data: bytes
@@ -212,7 +215,7 @@ def keys(record: Record) -> tuple[Key, ...]:
 
 
 def lacks_port(record: Record) -> bool:
-    """Return True if a log record lacks the port by which the kernel may have counted its packet.
+    """Return True if a log record has no port, but the kernel may have counted its packet by port.
 
     The kernel can count by port if it can read the four bytes of the ports. A log record has a port
     only if the packet's transport header is complete.

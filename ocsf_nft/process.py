@@ -67,8 +67,8 @@ class Process:
 class Seen:
     """One of several processes that sent the packets of an attempt, or may have sent them.
 
-    ``calls`` is the minimum number of times that the process sent such packets; None if unknown. It
-    may have sent more, because the kernel does not report each call.
+    ``calls`` is the number of system calls or refused packets of this process that BPF programs
+    captured; None if unknown. The real number may be higher, because some are not captured.
     """
 
     process: Process
@@ -79,11 +79,11 @@ class Seen:
 class Attribution:
     """Process that made an attempt, with the attribution method and the confidence.
 
-    ``process`` is None if the sender is unknown, or if there are several possible senders. ``seen``
-    has possible senders; ``unnamed`` is the minimum number of possible senders that ``seen`` lacks.
-    ``reason`` is a sentence that explains the result. ``user_name`` and ``group_name`` belong to
-    the ids in the kernel's log record. ``sent_ns`` is the time at which BPF programs saw the
-    process send the packet (ns since the epoch). It is None if they did not see that.
+    ``process`` is None if the sender is unknown, or if there are several possible senders. The
+    tuple ``seen`` has possible senders. At least ``unnamed`` further possible senders are not in
+    this tuple. ``reason`` is a sentence that explains the result. ``user_name`` and ``group_name``
+    belong to the ids in the kernel's log record. ``sent_ns`` is the time at which BPF programs saw
+    the process send the packet (ns since the epoch). It is None if they did not see that.
     """
 
     method: Method

@@ -115,16 +115,16 @@ class FlowCounter:
         return fresh
 
     def grow_by(self, more: Count, last_ns: int) -> None:
-        """Add the unreported packets and bytes of another counter to those of this counter.
+        """Add unreported packets and bytes of another counter to those of this counter.
 
-        ``more`` is negative if an event has reported packets before a counter reading shows them.
-        ``last_ns`` is the time of the last packet in ``more``.
+        ``more`` has the numbers to add. They are negative if an event has reported packets before a
+        counter reading shows them. ``last_ns`` is the time of the last of these packets.
         """
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)
 
     def mark_reported(self, packets: int, octets: int) -> None:
-        """Subtract packets and bytes that an event reports from the unreported ones."""
+        """Subtract packets and bytes from the unreported numbers, because an event reports them."""
         # If a log record has a wrong length, the bytes of the next event make up the difference.
         self.unreported_packets -= packets
         self.unreported_bytes -= octets

@@ -152,9 +152,10 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Move flows to this account from the account ``before``, whose counters were replaced.
+        """Move flows from an old account to this account, after the old counters were replaced.
 
-        Only flows without a counter reading are moved: they are known from a log record only.
+        ``before`` is the old account. Only flows without a counter reading are moved: they are
+        known from a log record only.
         """
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
@@ -303,7 +304,7 @@ class RuleAccount:
             report.limit_times(ended_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
-        """Note that the latest counter reading has no set element for the flow ``key``."""
+        """Update the state of a flow that has no set element in the latest counter reading."""
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
         if counter.is_unread:
@@ -320,11 +321,11 @@ class RuleAccount:
                 self._drop(key)
 
     def _move_records(self, *, closing: bool) -> None:
-        """Correct the counters if a packet was logged as one flow, but counted as another flow.
+        """Correct the counters if a packet was logged as flow A, but counted as flow B.
 
-        The packet was already reported for the logged flow. So it is subtracted from the other
-        flow's unreported packets. If no flow has enough of them, the correction waits for later
-        readings, unless ``closing`` is true.
+        An event has reported the packet for A. So it is subtracted from the unreported packets of
+        B. If no flow has enough unreported packets, the correction waits for some later readings.
+        It does not wait if ``closing`` is true.
         """
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
@@ -344,10 +345,11 @@ class RuleAccount:
                 self._drop(key)
 
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
-        """Return the other counters, with their keys, that may have counted a packet of a flow.
+        """Return the counters that may have counted a packet in place of its own flow's counter.
 
-        The kernel uses another counter if the set has no free slot for the flow. The counters of
-        overflow and of evicted flows have the key None.
+        ``key`` identifies the flow. The kernel uses another counter if the set has no free slot for
+        the flow. Each counter is returned with its key. The counters of overflow and of evicted
+        flows have the key None.
         """
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
@@ -365,9 +367,10 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Update the numbers of packets that no set element counts (each element counts one flow).
+        """Update the numbers of packets that are in no set element.
 
-        Such a packet found no free slot in a set, or the kernel evicted its element.
+        Each set element counts the packets of one flow. A packet is in no element if its set had
+        no free slot, or if the kernel evicted the element.
         """
         if self.overflow.counter.grow(*reading.overflow):
             self.overflow.counter.last_ns = began_ns
@@ -375,9 +378,10 @@ class RuleAccount:
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
-        """Count the packets of set elements that the kernel evicted before a reading showed them.
+        """Count the packets that no reading shows because the kernel evicted their set elements.
 
-        Packets count as evicted if eight readings have lacked them; with ``closing``, if two have.
+        The packets must be missing in the last eight readings. If ``closing`` is true, two readings
+        suffice.
         """
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS
@@ -389,10 +393,10 @@ class RuleAccount:
             self.evicted.report.set_growing()
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Yield attempts for waiting log records whose packets another flow's counter has counted.
+        """Yield an attempt for each waiting log record whose packet is in another flow's counter.
 
-        A log record waits if its packet may be in a report of aggregated flows already. If two
-        readings show no packet for it, the log record is discarded.
+        A log record waits if a report of aggregated flows may already include its packet. If two
+        readings show no packet for the log record, it is discarded.
         """
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
@@ -432,7 +436,7 @@ class RuleAccount:
                 yield self._report_counter(counter, key, flow(key), report, now_ns, aggregation)
 
     def _report_of(self, key: Key, counter: FlowCounter, now_ns: int) -> FlowReport | None:
-        """Return the report state of a flow, which is created for a new flow.
+        """Return the FlowReport of a flow; create it if the flow is new.
 
         Return None if the flow gets no separate reports. Its packets were then added to an
         aggregate.
@@ -506,7 +510,8 @@ class RuleAccount:
     def _held_back(self, reason: AggregationReason) -> int:
         """Return the number of packets that an aggregated report must leave out for now.
 
-        Some flows were reported from a log record, but no reading has shown yet which counter has
-        the packet. One packet of each such flow may be in the aggregate.
+        Some flows have a packet that was reported from a log record, but that no reading has shown
+        yet. The aggregate may include this packet. So one packet is left out for each of these
+        flows.
         """
         return 0 if reason == "many" else len(self._unread)

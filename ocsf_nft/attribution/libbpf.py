@@ -118,10 +118,10 @@ class LoadedPrograms:
         self._object = None
 
     def attach(self, name: str) -> None:
-        """Attach the BPF program ``name`` to the hook that is the name of the program's section.
+        """Attach the BPF program ``name`` to its kernel hook.
 
-        For example, the section ``raw_tp/kfree_skb`` names a tracepoint. Raises UnsupportedError on
-        failure.
+        The name of the program's section identifies the hook. For example, ``raw_tp/kfree_skb``
+        stands for a tracepoint. Raises UnsupportedError on failure.
         """
         self._add_link(self._library.bpf_program__attach(self._program(name)), name)
 
@@ -158,8 +158,8 @@ class LoadedPrograms:
     def counter_sums(self, name: str, keys: int) -> tuple[int, ...]:
         """Return the counters in the BPF map ``name``, each summed over all CPUs.
 
-        The map is an array of ``keys`` 64-bit counters for each CPU. Raises UnsupportedError if it
-        can't be read.
+        ``keys`` is the number of counters in the map. Each counter has a 64-bit value for each CPU.
+        Raises UnsupportedError if the map can't be read.
         """
         values = (c_uint64 * self._cpus)()
         found, sums = self._map(name), []

@@ -48,7 +48,7 @@ _PINGS: Final = frozenset({(4, socket.IPPROTO_ICMP), (6, socket.IPPROTO_ICMPV6)}
 
 
 class _PortWatch(NamedTuple):
-    """Source port of a packet, and the listener that notices when a socket with it is closed."""
+    """Source port of a packet, and a listener that detects closed sockets with this port."""
 
     closed: ClosedSockets
     protocol: int
@@ -67,8 +67,8 @@ class _Candidates(NamedTuple):
     """Sockets of the packet's user that may have sent the packet.
 
     ``description`` is a name for them in messages, for example "ping or raw socket of the packet's
-    user". ``watch`` notices when such a socket is closed; None if this can't be noticed.
-    ``has_others`` is true if a socket of another user has the packet's port too.
+    user". ``watch`` is a listener that detects closed sockets with the packet's port; None if there
+    is no listener. ``has_others`` is true if a socket of another user has the packet's port too.
     """
 
     sockets: tuple[Socket, ...]
@@ -237,7 +237,12 @@ class SocketLookup:
         )
 
     def _is_sender(self, found: _Candidates, scan: Scan, holder: Holder) -> bool:
-        """Return True if ``holder``, the only process with such sockets, is surely the sender."""
+        """Return True if the process ``holder`` can be named as the sender of the packet.
+
+        ``found`` has the sockets that may have sent the packet. ``scan`` is the search for the
+        processes with these sockets. Of these processes, only ``holder`` started before the packet
+        was sent.
+        """
         return (
             found.watch is not None
             and not found.has_others

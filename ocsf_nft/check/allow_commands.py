@@ -61,7 +61,7 @@ def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -
 
     ``owner`` is the program that manages that firewall, for example Docker. ``base`` is the base
     chain that leads to the rule that drops the traffic. The result is empty if a command can't be
-    written safely, or if a process owns the table exclusively.
+    written safely. It is also empty if the table of ``base`` has an exclusive owner.
     """
     if request.device is not None and not is_plain_device(request.device):
         return ()

@@ -25,7 +25,7 @@ _CONFIGURATIONS: Final = ("etc/nftables.conf", "etc/sysconfig/nftables.conf")
 
 
 class _Service(NamedTuple):
-    """systemd unit of another firewall, with its effect on the host's rules, and advice."""
+    """systemd unit of another firewall, with its effect on the host's rules, and a remedy."""
 
     unit: str
     name: str

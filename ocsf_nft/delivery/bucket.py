@@ -1,4 +1,4 @@
-"""Client of a bucket of S3, or of a server with the same API, that stores whole objects.
+"""Client that stores whole objects in a bucket of S3, or of a server with the same API.
 
 One request stores an object, completely or not at all. The client does not retry after a failure,
 because its callers do.

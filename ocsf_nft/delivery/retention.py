@@ -123,7 +123,10 @@ class Retention:
         return free_bytes + self.used_bytes >= reserve_bytes
 
     def _disk(self) -> tuple[int, int]:
-        """Return the free bytes on the disk and in the database file, and the bytes to reserve."""
+        """Return the number of free bytes, and the number of bytes that must stay free.
+
+        Free bytes are those on the disk and those inside the database file.
+        """
         disk = os.statvfs(self._database.path.parent)
         free_bytes = disk.f_bavail * disk.f_frsize + self._free_bytes
         return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
@@ -176,7 +179,10 @@ class Retention:
 
 
 def _needed_beyond(connection: sqlite3.Connection) -> int:
-    """Return the highest event number that all sinks have acknowledged; ``LAST`` without sinks."""
+    """Return the highest event number that all sinks have acknowledged.
+
+    Return ``LAST`` if there are no sinks.
+    """
     (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
     return LAST if least is None else int(least)
 

@@ -24,8 +24,8 @@ _TABLE: Final = re.compile(r".*?^\}\n", re.MULTILINE | re.DOTALL)
 class NamespaceBatch:
     """Prepared netlink messages that restore the tables of a fence in one network namespace.
 
-    The messages ``keeping_counters`` preserve existing counters; None if this is impossible. The
-    messages ``full`` first delete the tables with their counters.
+    ``keeping_counters`` are messages that preserve existing counters; None if this is impossible.
+    ``full`` are messages that first delete the tables with their counters.
     """
 
     tables: tuple[TableId, ...]
@@ -116,10 +116,10 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Return ``replacement``, a ruleset text, changed so that a missing table gets its comment.
+    """Return a copy of a ruleset text that creates each missing table with its comment.
 
-    A table that exists keeps its comment. ``is_owned`` is true if the tables have an exclusive
-    owner.
+    ``replacement`` is the ruleset text. A table that exists keeps its comment. ``is_owned`` is true
+    if the tables have an exclusive owner.
     """
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"

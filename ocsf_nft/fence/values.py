@@ -94,9 +94,9 @@ def mac(text: str) -> str:
 def subnet(text: str) -> Subnet:
     """Parse ``ADDR/LENGTH`` of a VM's link; return the gateway's address with the prefix length.
 
-    ADDR is the gateway's address, for example ``172.16.0.1/30``. If it is the subnet's address
-    (``172.16.0.0/30``), the gateway has the first host address. Raises UsageError if a VM can't use
-    the subnet, for example loopback.
+    ADDR is the gateway's address: ``172.16.0.1`` in ``172.16.0.1/30``. If ADDR is the address of
+    the subnet itself, as in ``172.16.0.0/30``, the gateway has the first host address. Raises
+    UsageError if a VM can't use the subnet, for example loopback.
     """
     try:
         found = ipaddress.ip_interface(text)
@@ -151,10 +151,10 @@ def endpoint(text: str, protocol: Protocol = "tcp") -> Endpoint:
 
 
 def exception(text: str) -> Endpoint:
-    """Parse ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``, for example ``udp:10.0.0.1:53``.
+    """Parse an exception of a fence: an endpoint that a sandbox may reach besides its proxies.
 
-    It is an endpoint that a sandbox may reach besides its proxies. Raises UsageError if the text is
-    invalid.
+    The text is ``tcp:ADDR:PORT`` or ``udp:ADDR:PORT``, for example ``udp:10.0.0.1:53``. Raises
+    UsageError if the text is invalid.
     """
     protocol, colon, address_port = text.partition(":")
     if not colon or protocol not in {"tcp", "udp"}:

@@ -102,7 +102,7 @@ class Context:
     that lead out of the sandbox; empty if unknown. ``rules`` maps a rule name in a log record, such
     as ``egress``, to the rule in the kernel. ``container`` is None if the sandbox is not a
     container. The first matching entry of ``severities`` gives the severity of an attempt.
-    ``threshold`` is the condition for a finding.
+    ``threshold`` decides whether attempts are also reported as an OCSF Detection Finding.
     """
 
     host: Host | None = None

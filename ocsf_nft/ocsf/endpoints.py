@@ -147,7 +147,7 @@ def observable(name: str, kind: ObservableType, value: str) -> Observable:
 def observables_of(end: str, one: NetworkEndpoint | None) -> tuple[Observable, ...]:
     """Return the OCSF observables of an endpoint: its IP address, MAC address, uid and port.
 
-    ``end`` is the endpoint's name in the event. The port is included only if this is
+    ``end`` is the endpoint's name in the event. The port is included only if ``end`` is
     ``dst_endpoint``. Return an empty tuple if the endpoint is None.
     """
     if one is None:

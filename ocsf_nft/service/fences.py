@@ -30,9 +30,9 @@ class Fence:
 
     ``installed`` is the fence's record in the state directory. ``reason`` explains a degraded or
     altered state; otherwise it is None. ``is_ours`` is true if this service installed the fence
-    where there was none. The service then removes the fence at its end. ``before`` is the previous
-    state, for the first event about the fence. ``tampering`` is a change by another process that
-    the service has undone.
+    where there was none. The service then removes the fence at its end. ``before`` is the earlier
+    state that :func:`first_event` reports, unless ``is_ours`` is true. ``tampering`` is a change by
+    another process; the service has undone the change.
     """
 
     installed: InstalledFence
@@ -111,10 +111,11 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 
 
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
-    """Return the change by another process that a new installation of the fence has undone.
+    """Return the change that another process had made to a fence before it was installed again.
 
-    ``found`` is the result of comparing the old fence with its record. Return None if there was no
-    change, or if the new fence has another policy or namespace.
+    ``found`` is the result of comparing the old fence with its record. ``installed`` is the record
+    of the new fence. Return None if there was no change, or if the new fence has another policy or
+    namespace.
     """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None

@@ -88,7 +88,7 @@ class Outlet:
         """Send events directly to the open sink, without a store; keyword arguments are ignored.
 
         Raises DeliveryError if the sink does not accept all events: these events are then dropped.
-        So use this method only for log files, which can be read again.
+        So use this method only for events from log files: they can be read from the files again.
         """
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
@@ -111,7 +111,7 @@ def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
 
 
 class SinkDelivery:
-    """Store of events, with a task for each sink that delivers events from the store.
+    """Store of events, and for each sink a task that delivers events from the store to the sink.
 
     The tasks run in this object's ``async with`` block. If a task fails, the block is cancelled,
     and ends with an ExceptionGroup that has the task's error.
@@ -177,11 +177,11 @@ class SinkDelivery:
                 self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
-        """Replace all sinks by the sinks of ``found``; do nothing if delivery has ended.
+        """Replace all sinks by new sinks; do nothing if delivery has ended.
 
-        A new sink with the name of an old sink continues after the last event that the old sink
-        acknowledged. If a new local sink can't be opened, the old sinks stay and DeliveryError is
-        raised.
+        ``found`` are the outlets of the new sinks. A new sink with the name of an old sink
+        continues after the last event that the old sink acknowledged. If a new local sink can't be
+        opened, the old sinks stay and DeliveryError is raised.
         """
         async with self._replacing:
             if not self._is_over:
@@ -212,7 +212,10 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each outlet; open the local sinks that no old forwarder uses."""
+        """Create a forwarder for each outlet, and open the local sinks.
+
+        A local sink is not opened here if a running forwarder has the same name or the same file.
+        """
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
             Forwarder(

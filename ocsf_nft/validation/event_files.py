@@ -126,9 +126,10 @@ def _is_bracket(text: str) -> bool:
 
 
 def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
-    """Return ``first`` and the lines after it, and true if these are all lines of the file.
+    """Return a list of all lines of a file, and true if the list is complete.
 
-    The second value is false if the lines exceed ``LIMIT_BYTES``.
+    ``first`` is the first line, and ``lines`` are the lines after it. The second value is false if
+    the lines exceed ``LIMIT_BYTES``.
     """
     collected, size = [first], len(first.text or "")
     for line in lines:
