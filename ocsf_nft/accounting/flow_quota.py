@@ -14,9 +14,10 @@ _MAX_USERS: Final = 256
 
 
 class Quota:
-    """Limit of separately reported flows for each user: 1,000 at once, then ten more a second.
+    """Limit of separately reported flows per user: 1,000 flows at once, then ten flows a second.
 
-    While 256 users have used a part of their limits, any other user gets no separate reports.
+    At most 256 users have a place in the quota. A user's place becomes free when all 1,000 flows
+    are available again. A user without a place gets no separate reports.
     """
 
     def __init__(self) -> None:
@@ -24,11 +25,10 @@ class Quota:
         self._earned_ns: dict[int | None, int] = {}
 
     def grants(self, uid: int | None, now_ns: int) -> bool:
-        """Return True, and count the flow, if one more flow of a user may be reported separately.
+        """Return True if one more flow of a user may be reported separately, and count it.
 
-        Return False if the user's limit is reached, or if 256 other users have used a part of their
-        limits. ``uid`` is None for packets that no socket sent. ``now_ns`` is from a monotonic
-        clock.
+        Return False if the user's limit is reached, or if there is no free place for a new user.
+        ``uid`` is None for packets that no socket sent. ``now_ns`` is from a monotonic clock.
         """
         if uid not in self._earned_ns and len(self._earned_ns) >= _MAX_USERS:
             self._evict_unused(now_ns)

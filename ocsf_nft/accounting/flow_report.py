@@ -1,4 +1,4 @@
-"""Report state of flows: when the next event of a flow is due, and which flows share an event.
+"""The report state of flows: when a flow's next event is due, and which flows share an event.
 
 A flow is all refused packets of one user with the same protocol, destination and port. A reading is
 one read of all packet counters of a firewall rule.
@@ -54,7 +54,7 @@ class AttributedRecord(NamedTuple):
 
 
 class FlowReport:
-    """Report state of one flow, or of several flows that are reported together (an aggregate).
+    """The report state of one flow, or of several flows that are reported together (an aggregate).
 
     The state has the due time of the next event (of a monotonic clock), and the latest kernel log
     record.
@@ -100,10 +100,10 @@ class FlowReport:
     def is_young(self, reading: int, now_ns: int) -> bool:
         """Return True if it is too early for the first event of a flow without a log record.
 
-        The kernel may log a packet for one flow, but count it for another flow. Then the packet is
-        already reported. The next three counter readings show if this is so. So the event waits for
-        three readings, but at most 60 seconds. ``reading`` is the sequence number of the latest
-        counter reading.
+        The kernel may log a packet as part of one flow, but count it for another flow. Then an
+        event of the first flow reports the packet. Three counter readings show if this has
+        happened. So the event waits for three readings, but at most 60 seconds. ``reading`` is the
+        sequence number of the latest counter reading.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -123,7 +123,10 @@ class FlowReport:
         self.set_growing()
 
     def add_packets(self, last_ns: int) -> None:
-        """Note that a counter shows new packets of the flow, the last packet at ``last_ns``."""
+        """Update the state after a counter reading that shows new packets of the flow.
+
+        ``last_ns`` is the time of the flow's last packet.
+        """
         self.set_growing()
         self._store_shown(last_ns)
 
@@ -162,9 +165,9 @@ class FlowReport:
         self.record = self.record or record
 
     def set_growing(self) -> None:
-        """Note that the flow has new packets.
+        """Mark the flow as growing: it has new packets.
 
-        Their time is the argument ``now_ns`` of the next :meth:`is_due` or :meth:`is_over`.
+        The next call of :meth:`is_due` or :meth:`is_over` uses its ``now_ns`` as the packets' time.
         """
         self._is_growing = True
 
@@ -183,9 +186,9 @@ class FlowReport:
         return self.schedule.is_over(now_ns, last_ns)
 
     def mark_reported(self, now_ns: int, last_ns: int) -> None:
-        """Schedule the flow's next event, after an event at ``now_ns``.
+        """Set the due time of the flow's next event; the latest event is emitted at ``now_ns``.
 
-        ``last_ns`` is the time of the last packet in that event.
+        ``last_ns`` is the time of the last packet in the latest event.
         """
         record = self.record
         self.is_new = self.is_new and record is not None and self._is_later(record, last_ns)

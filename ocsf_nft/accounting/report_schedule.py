@@ -27,9 +27,9 @@ class Schedule:
         self.due_ns = now_ns + self._step_ns
 
     def mark_reported(self, now_ns: int) -> None:
-        """Schedule the next event after an event at ``now_ns``, with twice the previous interval.
+        """Set the due time of the next event; the latest event is emitted at ``now_ns``.
 
-        The interval is at most 60 seconds.
+        The interval is twice the previous one, but at most 60 seconds.
         """
         self._step_ns = min(2 * self._step_ns, _LONGEST_STEP_NS)
         self.reported_ns = now_ns

@@ -1,4 +1,4 @@
-"""Packet account of a sandbox: its counted packets, and how many of them events have reported."""
+"""Packet account of a sandbox: how many packets were counted, and how many were reported."""
 
 from __future__ import annotations
 
@@ -103,10 +103,10 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def lacks(self, record: Record) -> bool:
-        """Return True if a log record shows that the fence's mode has changed.
+        """Return True if a log record shows another fence mode than the last counter reading.
 
-        This is so if the last counter reading had the record's rule, but only in the other mode
-        (enforcing or permissive).
+        The modes are enforcing and permissive. The result is True if the account has counters of
+        the record's rule, but only in the other mode.
         """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
@@ -146,10 +146,10 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return the number of packets in ``reading`` that are new since the last reading.
+        """Return the number of packets counted since the previous reading, for each fence mode.
 
-        The last reading is the latest that :meth:`observe` has processed. The result has a number
-        for each mode of a fence: ``enforcing`` and ``permissive``.
+        ``reading`` is the new counter reading. The previous reading is the latest that
+        :meth:`observe` has processed. The modes are ``enforcing`` and ``permissive``.
         """
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():

@@ -29,8 +29,8 @@ class FlowStop:
     """Rule, or policy of a base chain, that stops or may stop a flow that the fence accepts.
 
     ``is_certain`` is True if the flow is certainly stopped. ``base`` is the base chain from which
-    the rule was reached. ``undecided`` has the rules on which the result depends, because it is
-    unknown if they match the packet.
+    the rule was reached. ``undecided`` has rules for which it is unknown if they match the flow's
+    packets. If ``is_certain`` is False, these rules may decide if the flow is stopped.
     """
 
     flow: AcceptedFlow

@@ -93,9 +93,10 @@ def _json(namespace: Namespace, command: list[str]) -> Any:
 
 
 def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
-    """Return ``found`` with the extensions of iptables decoded by iptables-nft-save, if possible.
+    """Use iptables-nft-save to decode the iptables extensions in a ruleset, if possible.
 
-    The second result has a message for each table that could not be decoded.
+    ``found`` is the ruleset that nft listed. Return the ruleset with the decoded extensions, and a
+    message for each table that could not be decoded.
     """
     chains, unread = dict(found.chains), []
     for family, prefix in _PREFIXES.items():
@@ -133,10 +134,10 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 
 
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
-    """Return the chain with iptables' decoding of the rules that nft can't decode.
+    """Return a chain in which iptables has decoded the rules that nft can't decode.
 
     ``saved`` is the output of iptables-nft-save. Each rule gets its line of this output as
-    ``text``. If the output has another number of rules for the chain, return the chain unchanged.
+    ``text``. If the output has more or fewer rules for the chain, return the chain unchanged.
     """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):

@@ -192,8 +192,8 @@ def _stores(store: Path | None, state_dir: Path | None, config: Path | None) -> 
 class _Selection:
     """Reader of several event stores that shows the selected events.
 
-    ``is_selected`` takes the JSON line of an event. ``write`` shows such lines, and returns True if
-    there were any.
+    ``is_selected`` takes an event's JSON line, and returns True if the event is selected. ``write``
+    shows JSON lines of events, and returns True if it has shown at least one.
     """
 
     def __init__(
@@ -209,9 +209,10 @@ class _Selection:
         self._last = [next(each.newest(), None) for each in archives]
 
     def last(self, number: int | None) -> bool:
-        """Show the last ``number`` (None: all) selected events in order; return True if any.
+        """Show the newest selected events, oldest first; return True if at least one was shown.
 
-        Events that were stored after the reader was created are left to :meth:`follow`.
+        ``number`` is the maximum number of events; None shows all selected events. :meth:`follow`
+        shows the events that were stored after the reader was created.
         """
         if number is None:
             return self._write(

@@ -1,7 +1,7 @@
 """Descriptions of the configuration's keys, which a text editor shows for a configuration file.
 
-They are stored by the name of the table's class, and by key. The descriptions of a class also apply
-to its subclasses.
+:data:`DESCRIPTIONS` maps the name of each configuration class to the descriptions of its keys. The
+descriptions of a class also apply to its subclasses.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class ArchivedEvent(NamedTuple):
 
 
 class SinkBacklog(NamedTuple):
-    """Numbers of a sink's undelivered events (``waiting``) and of its refused events (``dead``)."""
+    """Counts of a sink's undelivered events (``waiting``) and of its refused events (``dead``)."""
 
     sink: str
     waiting: int

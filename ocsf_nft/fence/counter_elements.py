@@ -60,10 +60,11 @@ class _Offsets(NamedTuple):
 class _Layout:
     """Byte layout that all elements of a set share.
 
-    ``form`` splits an element's bytes into columns: equal bytes and values by turns. Equal bytes
-    are the same in all elements. ``same`` has the column number and the content of each column of
-    equal bytes. ``key``, ``packets``, ``bytes`` and ``expiration`` are the column numbers of these
-    values. ``timeout_ms`` is the timeout of each element.
+    ``form`` splits an element's bytes into columns. Columns with odd numbers are the values of the
+    element. ``key``, ``packets``, ``bytes`` and ``expiration`` are their column numbers. Columns
+    with even numbers are the bytes around the values, which are the same in all elements. ``same``
+    has the number and the content of each of these columns. ``timeout_ms`` is the timeout of each
+    element.
     """
 
     form: struct.Struct
@@ -191,9 +192,9 @@ def _parse_uniform(payload: memoryview, layout: _Layout) -> list[Element] | None
 
 
 def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
-    """Yield type and value span of each netlink attribute in the part ``within`` of a payload.
+    """Yield the type and the value span of each netlink attribute in a part of a payload.
 
-    A malformed attribute ends the iteration.
+    ``within`` is the span of this part. A malformed attribute ends the iteration.
     """
     start, end = within
     while start + _ATTRIBUTE.size <= end:

@@ -279,10 +279,11 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return ``spec`` with ``has_changed``: True if the fence was both enforcing and permissive.
+    """Return a copy of ``spec`` with a new value of ``has_changed``.
 
-    Only the namespace ``identity`` counts, because a new namespace has no counters of an earlier
-    mode.
+    The value is True if the fence has been both enforcing and permissive in the same namespace.
+    ``before`` is the previous fence. ``identity`` identifies the namespace of the new fence. In a
+    new namespace the value is False, because there are no counters of an earlier mode.
     """
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -411,7 +412,7 @@ def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> Instal
 
 
 def _default_table_ids(device: str | None) -> tuple[TableId, ...]:
-    """Return the ids of the tables that a fence has if there is no record of it.
+    """Return the ids of the tables that a fence without a record is assumed to have.
 
     ``device`` is a VM's TAP device; None for the fence of a namespace.
     """
@@ -445,7 +446,7 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    The fence of the sandbox ``besides`` does not count.
+    ``besides`` is the name of a sandbox whose fence is ignored, for example because it is removed.
     """
     if state.forwarding_before(identity) is None:
         return

@@ -174,7 +174,10 @@ def _run(
 
 @contextlib.contextmanager
 def _report_shortage() -> Iterator[None]:
-    """Convert an OSError (too few files, processes or memory) to a FenceError."""
+    """Return a context manager that converts an OSError in its block to a FenceError.
+
+    The cause is, for example, a lack of file descriptors, processes or memory.
+    """
     try:
         yield
     except OSError as error:

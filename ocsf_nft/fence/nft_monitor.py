@@ -80,7 +80,7 @@ class NftMonitor:
         self._nftables.close()
 
     def read(self) -> list[Transaction]:
-        """Read the waiting notices; return the transactions of other processes on the tables.
+        """Read the waiting notices; return other processes' transactions that changed the tables.
 
         The list is empty if no notice has arrived. The method blocks only if a part of a
         transaction is missing, at most 0.02 s for each part. If the kernel dropped notices,
@@ -149,7 +149,8 @@ class NftMonitor:
         """Restore the fence after changes: execute ``statements`` in one transaction.
 
         If another process changes the ruleset at the same time, the kernel refuses the transaction.
-        Then the transaction is repeated. After eight refusals, it is executed without this check.
+        Then the transaction is repeated. After eight refusals, it is executed even if another
+        process changes the ruleset.
         """
         with self._lock:
             for _ in range(_TRIES):

@@ -8,8 +8,8 @@ The conversion also adds a jump before and after each jump to an accounting chai
 chains ``skip_…`` and ``mark_…`` are in ``rules/permissive.nft`` (for a VM in
 ``rules/permissive_tap.nft``). A jump to a missing chain is not added.
 
-Names of sandboxes and links are inserted after the conversion, which could mistake them for
-statements.
+Names of sandboxes and network interfaces are inserted after the conversion. Otherwise the
+conversion could mistake a name for a statement.
 """
 
 from __future__ import annotations

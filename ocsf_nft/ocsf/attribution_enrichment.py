@@ -1,4 +1,4 @@
-"""OCSF enrichment of an event with the sending process, and with the method that found it."""
+"""OCSF enrichment of an event: the sending process, and the attribution method that found it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _process_json(seen: Seen) -> dict[str, Any]:
 
 
 def count_others(attribution: Attribution) -> int:
-    """Return the number of possible senders, without the process that the event names."""
+    """Return the number of possible senders other than ``attribution.process``."""
     one = attribution.process
     named = sum(one is None or each.process.pid != one.pid for each in attribution.seen)
     return named + attribution.unnamed
@@ -75,7 +75,8 @@ def count_others(attribution: Attribution) -> int:
 def count_text(number: int, *, was_each: bool) -> str:
     """Return the text for a number of possible senders, for example "3 processes".
 
-    If ``was_each`` is false, perhaps only some processes sent: then "one or more of 3 processes".
+    ``was_each`` is true if each of these processes certainly sent a packet. If it is false, the
+    text is, for example, "one or more of 3 processes".
     """
     processes = f"{number} processes"
     return processes if was_each else f"one or more of {processes}"

@@ -171,9 +171,10 @@ def _sender(event: Mapping[str, Any]) -> str:
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
-    """Count the possible senders in an event, except the process ``pid`` (None: no exception).
+    """Count the possible senders in an event, except the process with the id ``pid``.
 
-    The second result is True if the kernel saw each of the listed processes send.
+    If ``pid`` is None, all possible senders are counted. The second result is True if each of the
+    listed processes certainly sent a packet.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():

@@ -138,8 +138,8 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 class _Cuts(NamedTuple):
     """Attributes to remove from an object, because an older OCSF version lacks them.
 
-    ``names`` are attributes of the object itself. ``below`` has the cuts of the objects inside this
-    object, by the name of the attribute that contains them.
+    ``names`` are attributes of the object itself. The keys of ``below`` are attributes that contain
+    inner objects. Each value of ``below`` has the attributes to remove from these inner objects.
     """
 
     names: tuple[str, ...]
@@ -220,7 +220,7 @@ def _list_the_lineage(event: dict[str, Any]) -> None:
 
 
 def _name_the_thread(event: dict[str, Any]) -> None:
-    """Copy the thread id of each process from ``ptid`` to ``tid``, its name before OCSF 1.6."""
+    """Copy each process's ``ptid`` (thread id) to ``tid``, the attribute's name before OCSF 1.6."""
     for process in _processes(event):
         if "ptid" in process:
             process["tid"] = process["ptid"]

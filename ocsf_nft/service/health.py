@@ -36,7 +36,10 @@ def faults(service: Service) -> tuple[str, ...]:
 
 
 def down(service: Service) -> tuple[str, ...]:
-    """Return a sentence with the cause for each sink that accepts no events now."""
+    """Return one sentence for each sink that accepts no events now.
+
+    The sentence gives the cause.
+    """
     return tuple(
         f"sink {forwarder.name} is down: {forwarder.progress.fault}"
         for forwarder in service.delivery.forwarders

@@ -75,7 +75,7 @@ class _Packet:
         self.length = length
 
     def holds(self, at: int, size: int) -> bool:
-        """Return True if the captured bytes have the ``size`` bytes at offset ``at``.
+        """Return True if all ``size`` bytes that begin at offset ``at`` were captured.
 
         Return False if the packet itself is too short. Raises _CaptureCut if only the captured
         bytes end too early.
@@ -87,7 +87,7 @@ class _Packet:
         return False
 
     def set_incomplete(self, facts: Facts, at: int) -> None:
-        """Set the fact ``incomplete_bytes``: the number of packet bytes from offset ``at`` on."""
+        """Set the fact ``incomplete_bytes``: the packet's length minus the offset ``at``."""
         # As in the kernel: the number wraps around if ``at`` is after the end of the packet.
         facts["incomplete_bytes"] = (self.length - at) & 0xFFFFFFFF
 
@@ -195,11 +195,12 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
 
 
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
-    """Decode the IPv6 extension headers from offset ``at`` on into ``facts``.
+    """Decode the IPv6 extension headers, of which the first begins at offset ``at``.
 
-    ``following`` is the type of the first of them. Return the offset and the type of the header
-    after the extension headers. The third result is True if the packet is a fragment, but not the
-    first fragment. Raises _EndOfPrint where the kernel's text log stops.
+    The values are added to ``facts``. ``following`` is the type of the first header. Return the
+    offset and the type of the header after the extension headers. The third result is True if the
+    packet is a fragment, but not the first fragment. Raises _EndOfPrint where the kernel's text log
+    stops.
     """
     later_fragment = False
     while following in _EXTENSIONS:

@@ -29,19 +29,21 @@ class PrefixFilter:
         self._foreign = foreign
 
     def matches(self, message: str) -> bool:
-        """Return True if a log message has, or may have, a selected prefix.
+        """Return True if a log message seems to have a selected prefix.
 
-        The writer of the message is not checked, so a program may have forged the message.
+        The prefix of another firewall is the text before an ``IN=… OUT=``. A message may contain
+        several such texts, so :meth:`select` checks the parsed record again. The writer of the
+        message is not checked, so a program may have forged the message.
         """
         return message.startswith(self._prefix_starts) or (
             self._foreign is not None and any(map(self._is_known, text.possible_prefixes(message)))
         )
 
     def select(self, found: Record | Reject | None) -> Record | Reject | None:
-        """Return ``found``, or None if it is another firewall's record with an unknown log prefix.
+        """Return the parsed message; None for another firewall's record with an unknown prefix.
 
-        ``found`` is the result of parsing a message that :meth:`matches` accepted. That method also
-        accepts a message that has a known prefix only in a wrong place.
+        ``found`` is the parsed message, which :meth:`matches` has accepted. :meth:`matches` also
+        accepts a message with a known prefix at a wrong position, so the prefix is checked again.
         """
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None

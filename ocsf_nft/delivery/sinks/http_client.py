@@ -87,8 +87,8 @@ class HttpAnswer:
 class HttpSession:
     """HTTP session with a receiver of events.
 
-    :meth:`open` connects once as a test. The test sends no request, because no request is harmless
-    to every receiver.
+    :meth:`open` connects once as a test, but sends no request. Any request could have an effect on
+    some receivers.
     """
 
     def __init__(self, receiver: Receiver) -> None:
