@@ -71,7 +71,7 @@ class Namespace:
 
 
 def named(name: str) -> Namespace:
-    """Return the network namespace with a name of ``ip netns``, or with a path.
+    """Return a network namespace by its name in ``ip netns list``, or by its path.
 
     A ``name`` that contains a slash is the path of the namespace's file. The namespace need not
     exist.

@@ -187,9 +187,9 @@ class Nftables:
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
         """Execute all statements in one transaction of nf_tables: all of them or none.
 
-        Raises OSError with the kernel's error for the first rejected statement. If ``generation``
-        is given, the ruleset must still have this :meth:`generation`. Otherwise OSError with the
-        errno ERESTART is raised.
+        Raises OSError with the kernel's error for the first rejected statement. ``generation`` is
+        the expected result of :meth:`generation`; None accepts any result. If the ruleset has
+        another generation, OSError with the errno ERESTART is raised.
         """
         first = self._sequence + 1
         head = _BATCH
@@ -246,8 +246,8 @@ def subscribe() -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of nftables.
 
     The changes are those in the calling thread's network namespace. Other processes can also send
-    to this socket. So the caller must ignore each sender whose port is not 0 (the kernel). Raises
-    OSError.
+    to this socket. So the caller must ignore messages from all netlink ports except 0, the kernel's
+    port. Raises OSError.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     try:

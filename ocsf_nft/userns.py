@@ -1,7 +1,8 @@
 """Conversion of user ids of another user namespace to those of this process's user namespace.
 
-nftables gives a socket's owner in the user namespace that owns the network namespace (nft_meta.c).
-NFLOG gives the owner in the user namespace of the NFLOG reader (nfnetlink_log.c).
+nftables gives a socket's owner as a user id of the user namespace that owns the network namespace
+(nft_meta.c). NFLOG gives the owner as a user id of the NFLOG reader's user namespace
+(nfnetlink_log.c).
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ class UserIdMap(NamedTuple):
 
 
 def user_id_map() -> UserIdMap | None:
-    """Return the map of the user ids that nftables gives in the thread's network namespace.
+    """Return the map for user ids that nftables gives in the calling thread's network namespace.
 
     Return None if these user ids need no conversion, or if their user namespace is unknown. The map
-    is read from a process in that user namespace, which needs CAP_SYS_PTRACE. If no process there
-    can be inspected, the map is empty, and converts each id to 65534.
+    is read from a process in that user namespace; this needs CAP_SYS_PTRACE. If no such process can
+    be inspected, the map is empty, and converts each id to 65534.
     """
     try:
         owner = _owner()

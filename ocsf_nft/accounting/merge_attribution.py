@@ -54,8 +54,9 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 
 
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
-    """Merge the processes of two attributions; ``first`` is of earlier attempts than ``last``.
+    """Merge the processes of two attributions.
 
+    ``first`` is the attribution of all earlier attempts, and ``last`` that of the latest attempt.
     Return the 16 most recently started processes, and a lower bound for the number of all others.
     """
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)

@@ -1,7 +1,8 @@
 """Comparison of log records with calls, to find the process that sent a logged packet.
 
-A call is what the BPF programs capture: a system call that sends, or a refused packet with its
-sender. Each call and each log record gets a :class:`PacketKey`, and these keys are compared.
+A call is an event that the BPF programs report. In this event, a process sends or connects by a
+system call, or the kernel refuses its packet. Each call and each log record gets a
+:class:`PacketKey`, and these keys are compared.
 """
 
 from __future__ import annotations
@@ -74,10 +75,10 @@ def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
 
 
 def key_of_record(record: Record) -> PacketKey | None:
-    """Return the key of a log record; None without a user id or without a protocol.
+    """Return the key of a log record; None if the user id or the protocol is missing.
 
-    The user id is missing if no known socket sent the packet. Link-layer frames have no protocol,
-    but they all have the same key.
+    The user id is missing if no known socket sent the packet. The log record of a link-layer frame
+    needs no protocol, because all frames have the same key.
     """
     if record.uid is None:
         return None

@@ -62,10 +62,10 @@ class Socket(NamedTuple):
 class ProcNetFiles:
     """Reader of one network namespace's socket tables in /proc/net.
 
-    Only one thread may use a reader at a time. A lookup raises TooManySocketsError if there are too
-    many sockets. It also raises TooManySocketsError after ``deadline_ns``, a time of
-    :func:`time.monotonic_ns`. It raises OSError if a table can't be read, and the errors of
-    :meth:`Namespace.call`.
+    Only one thread may use a reader at a time. Each lookup has a deadline, ``deadline_ns``, which
+    is a time of :func:`time.monotonic_ns`. A lookup raises TooManySocketsError if there are too
+    many sockets, or if it does not end before the deadline. It raises OSError if a table can't be
+    read, and the errors of :meth:`Namespace.call`.
     """
 
     def __init__(self, namespace: Namespace) -> None:

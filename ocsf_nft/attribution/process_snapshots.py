@@ -36,7 +36,7 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class _Caller(NamedTuple):
-    """Key of a cached process: the values of a call on which the process details depend."""
+    """Key of the process cache: captured calls with equal keys have the same process details."""
 
     image: ProcessImage
     tid: int
@@ -48,7 +48,8 @@ class _Caller(NamedTuple):
 class ProcessSnapshots:
     """Store of the process details that the BPF programs report; finds the process of a call.
 
-    A call is a capture event: a system call that sends, or a refused packet.
+    A call is an event that the BPF programs report. In this event, a process sends or connects by a
+    system call, or the kernel refuses its packet.
     """
 
     def __init__(self, names: CachedNames) -> None:
@@ -69,16 +70,17 @@ class ProcessSnapshots:
         self._made.clear()
 
     def note_dropped(self) -> None:
-        """Note that the kernel dropped reports about processes, because its buffer was full.
+        """Mark all stored details as possibly outdated, because the kernel dropped newer ones.
 
-        Until the next report about a process, :meth:`is_latest` returns False for the process.
+        :meth:`is_latest` then returns False for a process, until :meth:`add` stores new details of
+        the process.
         """
         self._latest.clear()
 
     def is_latest(self, image: ProcessImage) -> bool:
-        """Return True if a process has certainly not started another program after ``image``.
+        """Return True if ``image`` is certainly the latest image of its process.
 
-        ``image`` identifies a process and the program that it ran.
+        An image identifies a process and the program that it runs. Each exec makes a new image.
         """
         return self._latest.get(image.pid) == image
 
@@ -133,7 +135,8 @@ class ProcessSnapshots:
     def _arguments(self, snapshot: ProcessSnapshot) -> bytes:
         """Return the command line of a process, as it was at the latest exec.
 
-        If the capture did not see this exec, the command line may have changed since.
+        If the BPF programs did not see this exec, they read the command line later. The process may
+        have changed it by then.
         """
         # After a fork without an exec, use the stored text of the parent. The kernel reported it at
         # the exec, before a process could overwrite it.

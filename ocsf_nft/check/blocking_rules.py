@@ -126,10 +126,11 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Return the stops by fences that are meant to block the traffic, and all other stops.
+    """Separate the rules of fences that are meant to block the traffic from all other rules.
 
-    A stop is a rule or policy that stops a sample packet. ``by_rule`` has a list of stops for each
-    rule, and so has the second part of the result.
+    A stop is a rule or policy that stops, or may stop, a sample packet. ``by_rule`` has a list of
+    stops for each rule. Return one list with the stops of these fences, and the lists of all other
+    rules.
     """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []

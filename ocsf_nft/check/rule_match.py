@@ -33,8 +33,9 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 class Matcher:
     """Evaluator of a ruleset's statements for sample packets.
 
-    ``family`` and ``table`` name the table that contains the rule and its named sets. When set
-    elements are read, ``spend`` is called with their number, or with a multiple of this number.
+    In the methods, ``family`` and ``table`` name the table that contains the rule and its named
+    sets. When set elements are read, ``spend`` is called with the cost. The cost is the number of
+    these elements, or a multiple of this number.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
@@ -94,9 +95,10 @@ class Matcher:
         return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
 
     def _has_values(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
-        """Return YES if each field and map in the expression ``read`` has a value, NO if not.
+        """Return YES if the packet has a value for each field and map of an expression, else NO.
 
-        Return MAYBE if it is unknown whether a map has an element for the packet.
+        ``read`` is the expression in nft's JSON. Return MAYBE if it is unknown whether a map has an
+        element for the packet.
         """
         if isinstance(read, list):
             return min((self._has_values(family, table, part, packet) for part in read),
@@ -140,10 +142,11 @@ class Matcher:
         return Truth.MAYBE if is_short else Truth.YES
 
     def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
-        """Return YES if ``left`` has one of the values ``right``, NO if not, MAYBE if unknown.
+        """Return YES if a packet has one of the expected values, NO if not, MAYBE if unknown.
 
-        ``left`` is an expression in nft's JSON. ``right`` is a value, a list of values, or the name
-        of a set. Return None if the packet lacks the field that ``left`` reads.
+        ``left`` is the expression in nft's JSON that reads a value from the packet. ``right`` has
+        the expected values: a value, a list of values, or the name of a set. Return None if the
+        packet lacks the field that the expression reads.
         """
         test = _test(left, packet)
         if test is None:
@@ -170,10 +173,10 @@ class Matcher:
         return self._sorted[id(items)]
 
     def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
-        """Return the values on the right side of a match.
+        """Return the values on the right side of a match; ``right`` is this side in nft's JSON.
 
-        For the name of a set, such as ``@allowed4``, the values are the elements of that set.
-        Return None if these elements weren't read.
+        If ``right`` is the name of a set, such as ``@allowed4``, return the elements of that set.
+        Return None if the ruleset was read without these elements.
         """
         if isinstance(right, str) and right.startswith("@"):
             found = self._ruleset.sets.get((family, table, right[1:]))
@@ -229,7 +232,10 @@ def _part_answers(parts: list[Operand], values: list[Any]) -> Iterator[Truth]:
 
 
 def _intersects(found: Any, right: Any) -> Truth:
-    """Return YES if ``found`` and ``right`` have a common set bit, NO if not, MAYBE if unknown."""
+    """Return YES if a packet's value and a mask have a common bit, NO if not, MAYBE if unknown.
+
+    ``found`` is the packet's value. ``right`` is the mask in nft's JSON.
+    """
     if isinstance(found, Bits):
         return found.intersects(flags_of(right))
     if isinstance(found, Span) and found.single is not None and is_number(right):

@@ -1,4 +1,4 @@
-"""Safe use of standard output and standard error, even if they are closed, full or unread.
+"""Safe use of standard output and standard error, even if they are closed or can't accept data.
 
 A failed write to standard output raises an error, because the requested data is then missing. A
 failed write to standard error is ignored, so that the exit code stays correct.

@@ -1,7 +1,7 @@
 """Import of structlog and typer without rich; import this module first.
 
-structlog, and typer before 0.16, import rich if it is installed. This import would cost 4 MB of
-memory, and a third of the time of ``--help``.
+structlog, and typer before 0.16, import rich if it is installed. Importing rich would cost 4 MB
+of memory, and a third of the time of ``--help``.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.E
 class Route(NamedTuple):
     """Route to an address: the next hop (``neighbour``) and the index of the outgoing interface.
 
-    Without a route, ``ifindex`` is None, and ``neighbour`` is the address itself. For a local,
-    broadcast or multicast address, both values are None.
+    If the kernel has no route, ``ifindex`` is None, and ``neighbour`` is the address itself. For a
+    local, broadcast or multicast address, both values are None.
     """
 
     neighbour: Address | None

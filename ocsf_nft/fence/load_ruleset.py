@@ -115,7 +115,8 @@ def _load_all(
     """Load the tables of a fence, and of its guard (a table on the host).
 
     With ``preserve``, counters of existing tables are preserved if possible. Return True if
-    counters were preserved. If the guard can't be loaded, a new fence is removed again.
+    counters were preserved. If the guard can't be loaded, the loaded fence is removed, unless it
+    replaced an existing fence.
     """
     spec, around, namespace = intended.spec, intended.around, intended.namespace
     existing = table_query.comment(namespace, *fence_table_ids(spec)[0]) is not None
@@ -217,7 +218,7 @@ def _expected(
 def fence_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
     """Return the identifiers of a fence's tables in the fenced namespace.
 
-    The guard's table is not among them: see :func:`guard_table_ids`.
+    The table of the guard (a table on the host) is not among them: see :func:`guard_table_ids`.
     """
     return tuple(TableId(table.family, table.name) for table in ruleset.tables(spec))
 

@@ -50,7 +50,7 @@ class _Table:
     """Content of an nftables table, parsed from a ruleset or from nft's listing.
 
     ``parts`` has the lines of each set, counter or chain. A key is kind and name, such as ``("set",
-    "allowed4")``. ``persists`` is true for a table that remains after its owner has closed.
+    "allowed4")``. ``persists`` is true if the table remains after its owner socket is closed.
     """
 
     comment: list[str] = field(default_factory=list)

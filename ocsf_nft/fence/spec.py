@@ -56,8 +56,8 @@ class FenceSpec:
 
     With ``is_permissive``, the fence logs the packets that it would refuse, and allows them. With
     ``is_owned``, no other process can change the tables while `ocsf-nft run` monitors the fence.
-    Only the installer sets ``has_changed``, if the fence has been both enforcing and permissive.
-    The tables then have the counters of both modes.
+    ``has_changed`` is true if the fence has been both enforcing and permissive. The tables then
+    have the counters of both modes. Only the installer sets ``has_changed``.
     """
 
     sandbox: str

@@ -30,11 +30,12 @@ _FILE: Final = "fence.json"
 class InstalledFence:
     """Record of an installed fence, as the state directory stores it.
 
-    ``spec`` is the operator's request, and ``around`` has the network interfaces at the
-    installation. ``identity`` (:meth:`Namespace.identity`) shows if the path in ``namespace`` later
-    refers to another namespace. ``policy`` is a digest of the loaded rulesets. ``listings`` has
-    nft's listing of each table by name, such as ``inet ocsf_nft``. ``degraded`` is the reason why
-    the fence can't log packets; None in the normal case.
+    ``spec`` is the operator's request. ``around`` has the network interfaces, as they were when the
+    fence was installed. ``identity`` is the :meth:`Namespace.identity` of ``namespace``. If another
+    namespace later has the same path, the identity normally differs. ``policy`` is a digest of the
+    loaded rulesets. ``listings`` has nft's listing of each table by name, such as
+    ``inet ocsf_nft``. ``degraded`` is the reason why the fence can't log packets; None in the
+    normal case.
     """
 
     spec: FenceSpec
@@ -216,7 +217,7 @@ class StateDirectory:
             directory.rmdir()
 
     def all_netns_before(self) -> str | None:
-        """Return the value of the sysctl ``nf_log_all_netns`` before a fence enabled the sysctl.
+        """Return the value that the sysctl ``nf_log_all_netns`` had before a fence enabled it.
 
         Return None if no fence has enabled the sysctl. Raises FenceError if the stored value can't
         be read.
@@ -232,7 +233,7 @@ class StateDirectory:
         return value.strip()
 
     def store_all_netns_before(self, value: str) -> None:
-        """Store the value of the sysctl ``nf_log_all_netns`` before a fence enables the sysctl.
+        """Store the value that the sysctl ``nf_log_all_netns`` has before a fence enables it.
 
         Raises DeliveryError if the file can't be written.
         """
@@ -266,7 +267,7 @@ class StateDirectory:
         self._write(self._forwarding(identity), content)
 
     def delete_forwarding_before(self, identity: str) -> None:
-        """Delete the stored IP forwarding settings of a namespace, after restoring them."""
+        """Delete the stored IP forwarding settings of a namespace; this does not restore them."""
         self._forwarding(identity).unlink(missing_ok=True)
 
     def _forwarding(self, identity: str) -> Path:

@@ -88,8 +88,8 @@ def aggregation_uid(
     """Return the uid that connects the aggregated attempts of one sandbox, rule, user and reason.
 
     An aggregated attempt counts the packets of several flows. ``uid`` is the user id of these
-    flows; None for several users, or for none. ``reason`` is why these flows share one event. For
-    example, ``many`` means that the user has too many flows.
+    flows; None if the flows have several users, or no known user. ``reason`` is why these flows
+    share one event. For example, ``many`` means that the user has too many flows.
     """
     return stable_uid("aggregation", sandbox, rule, uid, reason)
 

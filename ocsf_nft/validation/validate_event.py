@@ -127,7 +127,7 @@ def _check_profiles(
 
 
 def _check_relations(event: Mapping[str, Any], fault_list: FaultList) -> None:
-    """Check that ``type_uid`` fits class and activity, and that ``duration`` fits the two times."""
+    """Check that ``type_uid`` fits class and activity, and ``duration`` fits start and end time."""
     # The walk has reported attributes that are missing or have a wrong type.
     class_uid, activity, type_uid = map(event.get, ("class_uid", "activity_id", "type_uid"))
     if _is_integer(class_uid) and _is_integer(activity) and _is_integer(type_uid):
