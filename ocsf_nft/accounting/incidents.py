@@ -1,4 +1,7 @@
-"""Incidents: an incident combines successive attempts of one flow, and counts their packets."""
+"""Incidents: an incident combines successive attempts of one flow, and counts their packets.
+
+An attempt is the packets of the flow in one time window.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ def extend_incident(
 ) -> IncidentEnd:
     """Add an attempt to a flow's incident; return the incident including this attempt.
 
-    ``before`` is the incident's previous result; None begins a new incident. ``key`` identifies
-    the flow. ``is_finding(record, packets)`` returns true if the incident must become a
-    finding. ``record`` is the attempt's log record, ``packets`` the incident's number of
-    packets. After the first true result, ``is_finding`` is not called again for the incident.
+    ``before`` is the incident without this attempt; None begins a new incident. ``key``
+    identifies the flow. ``is_finding(record, packets)`` returns true if the incident must
+    become a finding. ``record`` is the attempt's log record, ``packets`` the incident's number
+    of packets. After ``is_finding`` has returned true, it is not called again for the incident.
     """
     identity = attempt.record.origin.identity
     incident = (

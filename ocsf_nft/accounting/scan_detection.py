@@ -102,7 +102,7 @@ class FanOuts:
             found.packets = min(found.packets + packets, MAX_COUNT)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
-        """Yield the due reports of scans: a scan has begun, goes on or has ended.
+        """Yield the scans to report now: a scan has begun, goes on or has ended.
 
         With ``closing``, all scans end now. ``now_ns`` is from a monotonic clock.
         """

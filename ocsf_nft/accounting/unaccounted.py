@@ -25,14 +25,14 @@ class UnaccountedPackets:
     """Numbers of a rule's refused packets that are in no flow's counter, for the last 8 readings.
 
     A reading is one read of all counters of the rule. It may miss some flows, so one number
-    alone does not show that packets were evicted.
+    alone does not show that the kernel evicted a flow's counter.
     """
 
     def __init__(self) -> None:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def add(self, refused: Count, *found: Count) -> None:
-        """Add a reading of the counters: store how many refused packets are in no other counter.
+        """Add a reading: store the difference of ``refused`` and the sum of ``found``.
 
         ``refused`` is the number of all refused packets. Each argument in ``found`` is the
         number of packets in a group of counters, such as the set elements.
@@ -43,9 +43,9 @@ class UnaccountedPackets:
     def beyond(self, known: FlowCounter, readings: int) -> Count:
         """Return the number of refused packets whose counters the kernel has newly evicted.
 
-        It is the smallest stored number of the last ``readings`` readings, minus the
-        packets that the counter ``known`` already has. Return zero if there were fewer
-        readings.
+        ``known`` counts the packets that earlier calls found. The result is the smallest
+        difference in the last ``readings`` readings (see :meth:`add`), minus the packets in
+        ``known``. Return zero if there were fewer readings.
         """
         if len(self._lacked) < readings:
             return Count()

@@ -2,8 +2,8 @@ r"""Container and systemd unit of a process, from the names of its cgroups.
 
 A process that may create a cgroup chooses the cgroup's name, so a name can be false. For example,
 root in a container can create a ``docker-<64 digits>.scope`` and move into it. So a path is trusted
-only from its top down to the first container or unit. A runtime of the host made this container.
-For Docker in Docker, the result is the container of the outer Docker.
+only from its top down to the first container or unit. If that is a container, the host's runtime
+made it. For Docker in Docker, the result is the container of the outer Docker.
 
 A user can falsify containers below ``user@UID.service``. The ``unit`` of such a container begins
 with ``user@UID.service``.

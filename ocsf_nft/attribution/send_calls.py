@@ -1,15 +1,15 @@
 """Match of log records to the system calls that may have sent the logged packets.
 
-The match is for namespaces where the kernel reports no refused packets to BPF programs. The reason:
-the kernel lacks the support, or the fence is permissive (it refuses nothing).
+It is for namespaces where the kernel reports no refused packets to BPF programs. Either the kernel
+lacks the support, or the fence is permissive (it refuses nothing).
 
 A record matches a call with the same protocol, ports and destination, if the time fits too. The
 record of an outbound packet has no time, so a time range is derived. Records come in the order of
 their packets. A packet is sent after its call, and before its socket is closed.
 
-The sender is certain only for the first packet of a TCP connection. No BPF program sees the packets
-of a connected socket, and the later parts of a corked datagram. A socket may also give up its port
-and stay open (``connect`` to AF_UNSPEC).
+The sender is certain only for the first packet of a TCP connection. For other packets, the call may
+be missing. The BPF programs do not see when a connected socket sends, nor the later parts of a
+corked datagram. A socket may also give up its port and stay open (``connect`` to AF_UNSPEC).
 """
 
 from __future__ import annotations
@@ -86,7 +86,10 @@ class SendCalls:
         self._evicted_ns = 0
 
     def mark_closed(self, closed: ClosedSocket) -> None:
-        """Note that a socket was closed: its calls send no later packet."""
+        """Store the time at which a socket was closed.
+
+        The system calls on the socket did not send any later packet.
+        """
         for stored in self._by_socket.get(closed.socket, ()):
             stored.mark_closed(closed.time_ns)
 
@@ -110,7 +113,7 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Record that some system calls before ``now_ns`` may be missing here.
+        """Mark the stored calls as incomplete: calls before ``now_ns`` may be missing.
 
         A missing call may have sent packets until about ten seconds after ``now_ns``. So the
         sender of any packet until then stays uncertain.
@@ -163,7 +166,7 @@ class SendCalls:
         return [each for each in alike if each.may_send_in(time_range)]
 
     def _is_complete(self, record: Record, since_ns: int) -> bool:
-        """Return True if the packet's call is certainly among the stored calls that fit the record.
+        """Return True if the call that sent a packet is certainly among those that fit its record.
 
         Certainty is possible only for the first packet of a TCP connection. ``since_ns`` is
         the earliest possible time of the packet.
@@ -200,8 +203,9 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each record's packet, in ns of CLOCK_BOOTTIME.
 
-    ``read`` has the time at which each record was read. ``found`` has, for each record, calls
-    of which one certainly sent the packet. Without such calls, the sequence is empty.
+    ``read`` has one time for each record: when the record was read. ``found`` has one sequence
+    of calls for each record. One call in the sequence certainly sent the packet. The sequence
+    is empty if that is uncertain.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

@@ -2,7 +2,8 @@
 
 When the kernel frees a TCP or UDP socket, it sends the socket's port to listeners
 (``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``). If no socket with a packet's port was
-closed since the packet, the sending socket still has the port. Listening needs no privilege.
+closed since the packet was sent, the sending socket still has the port. Listening needs no
+privilege.
 
 The kernel sends no notification for UDP-Lite, raw, ping and packet sockets. It also sends none if a
 socket gives up its port and stays open (``connect`` to AF_UNSPEC).
@@ -62,7 +63,7 @@ class ClosedSockets:
         """Start to listen for closed sockets.
 
         Raises AbsentError and UnsupportedError if the namespace can't be entered. Raises OSError if
-        the kernel does not support such listeners.
+        the kernel does not support notifications of closed sockets.
         """
         self._socket = self._namespace.call(_subscribe)
         self._since_ns = _now_ns()
@@ -82,9 +83,10 @@ class ClosedSockets:
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
         """Return a sentence that says why the socket that sent a packet may be closed now.
 
-        Return None if no socket with this ``port`` was closed since the packet, and no
-        notification is missing. ``since_ns`` is the time of the packet; its true time may
-        be up to ``slack_ns`` earlier. ``protocol`` is one of :data:`WATCHED_PROTOCOLS`.
+        Return None if no socket with this ``port`` was closed since the packet was sent,
+        and no notification is missing. ``since_ns`` is the time of the packet; it may have
+        been sent up to ``slack_ns`` earlier. ``protocol`` is one of
+        :data:`WATCHED_PROTOCOLS`.
         """
         with self._lock:
             is_all = self._drain()

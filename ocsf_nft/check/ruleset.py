@@ -81,7 +81,10 @@ class Set:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Flowtable:
-    """nftables flowtable: the packets of its flows skip the forward hook, and so a fence there."""
+    """nftables flowtable.
+
+    The packets of its flows skip the forward hook. So they bypass a fence in this hook.
+    """
 
     family: str
     table: str

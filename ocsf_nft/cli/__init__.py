@@ -137,7 +137,8 @@ def main() -> None:
 def _leave_threads(ended: BaseException) -> None:
     """Exit the process if another thread is blocked, because Python would wait for it for ever.
 
-    Other threads get one second to end first. The exception ``ended`` determines the exit code.
+    Other threads get one second to end first. ``ended`` is the exception that ended the command; it
+    determines the exit code.
     """
     # A name server that does not answer, or a full pipe at standard output, may block a thread.
     until = time.monotonic() + _THREAD_SECONDS

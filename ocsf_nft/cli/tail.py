@@ -88,7 +88,11 @@ class _Screen:
         return self._paint(event) if is_event else None
 
     def write(self, read: Iterable[bytes | None]) -> None:
-        """Write the texts in ``read``; count each None as a line that is no event."""
+        """Write the texts of events, and count the lines that are no events.
+
+        ``read`` has the result of the method :meth:`read` for each line: a text, or None if the
+        line is no event.
+        """
         found = list(read)
         shown = [line for line in found if line is not None]
         self._others += len(found) - len(shown)

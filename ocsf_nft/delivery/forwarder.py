@@ -206,9 +206,9 @@ class Forwarder:
         """Wait for the events of the next batch; return True if there are events to read.
 
         The wait ends when the batch is full, or ``batch_settings.seconds`` after its first
-        event. Return False if a stop is requested before the batch begins. Also return
-        False after a second without an event if there are dead letters: the caller then
-        retries them.
+        event. Return False if a stop is requested before the batch begins. If there are
+        dead letters, also return False when no event has come for one second. The caller
+        then retries them.
         """
         if self._store.end <= self.done:
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
@@ -300,9 +300,9 @@ class Forwarder:
         )
 
     async def _retry_dead_letters(self) -> None:
-        """Send the dead letters again for which a user ran ``ocsf-nft events --dead --retry``.
+        """Send dead letters again if a user requested it (``ocsf-nft events --dead --retry``).
 
-        Does nothing if the previous check was less than a second ago.
+        Searches the store for such dead letters at most once a second.
         """
         if not self.progress.dead or time.monotonic() < self._checked_at + _RETRY_CHECK_SECONDS:
             return

@@ -116,8 +116,8 @@ class Store:
 
         An event is ignored if a stored event has the same ``metadata.uid``. ``source``
         names the log from which the events come. After a restart, reading of this log
-        resumes at ``position``. If ``source`` is empty, no position is stored. After a
-        DeliveryError, nothing is stored.
+        resumes at ``position``. If ``source`` is empty, no position is stored. If the
+        call raises DeliveryError, it has stored nothing.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)
@@ -168,9 +168,9 @@ class Store:
         await self._work(lambda: self._database.acknowledge(sink, until, refused))
 
     async def dead_letters_to_retry(self, sink: str, *, events: int) -> list[DeadLetter]:
-        """Return a sink's dead letters (refused events) with a requested retry, oldest first.
+        """Return a sink's dead letters for which a user requested a retry, oldest first.
 
-        Returns at most ``events`` dead letters.
+        A dead letter is an event that the sink refused. Returns at most ``events`` of them.
         """
         return await self._work(lambda: self._database.dead_letters_to_retry(sink, events))
 

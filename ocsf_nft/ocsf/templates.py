@@ -128,10 +128,10 @@ class Templates:
     ) -> bytes | None:
         """Return the JSON line of an attempt's event, made from a template.
 
-        Return None if there is no template: the caller then uses the slower models. Similar
-        attempts usually get a template at the third attempt. ``derived`` has values
-        computed from the attempt. ``processed_ns`` is the present time, in ns since the
-        epoch. ``version`` is the OCSF version.
+        Return None if there is no template: the caller then uses the slower pydantic
+        models. Usually the third call for similar attempts makes their template.
+        ``derived`` has values computed from the attempt. ``processed_ns`` is the present
+        time, in ns since the epoch. ``version`` is the OCSF version.
         """
         shape = _shape(attempt, derived, version)
         if shape is None:
@@ -215,7 +215,7 @@ def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
 def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | None:
     """Return the header details that affect the event's content, such as ``icmp_type``.
 
-    Return None if no template can be made with one of the details, for example ``arp``.
+    Return None if the details include one for which no template can be made, such as ``arp``.
     """
     if not _SPECIAL.isdisjoint(details):
         return None
@@ -348,7 +348,10 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
 
 
 def _number() -> int:
-    """Return a random placeholder of 18 or 19 digits; the sum of two fits into 64 bits."""
+    """Return a random placeholder of 18 or 19 digits.
+
+    The sum of two such placeholders fits into 64 bits.
+    """
     return (1 << 59) + secrets.randbits(59)
 
 

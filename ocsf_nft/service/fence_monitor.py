@@ -71,9 +71,9 @@ class FenceMonitor:
 
     @property
     def has_given_up(self) -> bool:
-        """Return true if the fence is not active, and is not restored for a while.
+        """Return true if the fence is not active, and restoring it is paused.
 
-        The cause is too many restores in a short time.
+        Restoring pauses after too many restores in a short time.
         """
         return self._given_up and self._reported[0] not in _ACTIVE_STATES
 
@@ -97,10 +97,11 @@ class FenceMonitor:
         return None if state in _ACTIVE_STATES else reason or state.value.lower()
 
     async def announce(self) -> None:
-        """Emit the first event about the fence, unless it was found active and unchanged.
+        """Emit the first event about the fence.
 
-        Also set the facts about the fence, such as its rules, that later events of the
-        sandbox contain.
+        If the fence was already installed, active and unchanged, no event is emitted. Also
+        set the facts about the fence, such as its rules, that later events of the sandbox
+        contain.
         """
         fence, name = self._fence, self.name
         self._update_context(fence.installed)
@@ -253,8 +254,9 @@ class FenceMonitor:
     async def _report_active(
         self, inspection: Inspection, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Emit events about the changes to a fence that ``inspection`` has found active.
+        """Emit events about the changes to an active fence.
 
+        ``inspection`` is the result of the check that found the fence active.
         ``alterations`` are the already noticed changes by other processes.
         """
         fence = inspection.fence
@@ -450,11 +452,12 @@ def _prepare(
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
     """Prepare the netlink messages that restore a fence to its stored description.
 
-    Return None if the description still has the version ``known``. Otherwise return the
-    arguments for :meth:`TamperGuard.use_restore_batch`. The first is the messages; None if they
-    can't be prepared. The second is the version of the description. The third is the result of
-    ``now``; None if the fence is not as installed. ``now`` returns the generation number of the
-    ruleset in each namespace.
+    ``known`` is the version of the description at the last call. If the version is still the
+    same, return None. ``now`` returns the generation number of the ruleset in each namespace.
+
+    Otherwise return the arguments for :meth:`TamperGuard.use_restore_batch`. The first is the
+    messages; None if they can't be prepared. The second is the version of the description. The
+    third is the present generation numbers; None if the fence is not as installed.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:

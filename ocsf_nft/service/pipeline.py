@@ -39,8 +39,9 @@ class Counts:
 
     ``gaps`` is how often a source could not read all log records. ``dropped`` is the number of
     records that were missed then; an unknown number counts as 0. ``rejected`` has the number of
-    rejected lines of each kind, such as ``malformed``. ``given_up`` names the sandboxes whose
-    fence is not active at the end, because it was restored too often.
+    rejected lines of each kind, such as ``malformed``. ``given_up`` has the names of the
+    sandboxes whose fence is not active when the run ends. These fences were restored so often
+    that restoring was paused.
     """
 
     records: int = 0
@@ -83,19 +84,19 @@ class Pipeline:
     ) -> None:
         """Hand each log record to the account of the record's sandbox, until the source ends.
 
-        ``sandboxes`` has the names of the sandboxes that may log in this source. A record
-        with another name is rejected as forged. The entry None allows records of other
-        firewalls. If ``sandboxes`` itself is None, all records are allowed.
+        ``sandboxes`` has the names of the sandboxes whose records may be in this source. A
+        record with another name is rejected as forged. The entry None allows records of
+        other firewalls. If ``sandboxes`` itself is None, all records are allowed.
 
-        The position in the source is stored with the results, so that the next run resumes
-        there. For records of other firewalls, the position is stored under ``name``.
+        The position in the source is stored with the counts and events, so that the next
+        run resumes there. For records of other firewalls, it is stored under ``name``.
 
         After ``stop`` is set, reading ends when no record has come for ``quiet_seconds``.
         If records still come some seconds later, they are only counted, and reported as
         dropped.
 
-        Raises SourceError if the source can't be read, DeliveryError if results can't be
-        stored.
+        Raises SourceError if the source can't be read, DeliveryError if counts or events
+        can't be stored.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -130,8 +131,8 @@ class Pipeline:
     ) -> None:
         """Count the log records that can't be processed before a stop, and report them as dropped.
 
-        ``sandboxes`` are the sandboxes that may log in the source. The counting ends after
-        some seconds; the reported number is then a lower bound.
+        ``sandboxes`` has the names of the sandboxes whose records may be in the source. The
+        counting ends after some seconds; the reported number is then a lower bound.
         """
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS

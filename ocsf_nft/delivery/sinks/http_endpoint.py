@@ -54,7 +54,10 @@ class Receiver:
 
     @property
     def name(self) -> str:
-        """Return the URL for messages, without its query, which may contain a token."""
+        """Return the receiver's name to show in messages: its URL without the query.
+
+        A query may contain a token.
+        """
         return urlsplit(self.url)._replace(query="").geturl()
 
     @property

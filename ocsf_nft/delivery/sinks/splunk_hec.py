@@ -95,8 +95,9 @@ class SplunkHec(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch of events; the result lists the events that the collector finds invalid.
 
-        Raises RefusedError if the collector refuses the whole request, or names no event,
-        or a valid event. Raises DeliveryError for any other failure.
+        Raises RefusedError if the collector refuses the whole request, or does not name the
+        invalid event. Also raises RefusedError if the event that it names is valid. Raises
+        DeliveryError for any other failure.
         """
         refused: list[Refusal] = []
         rest = list(messages)
