@@ -40,9 +40,9 @@ _BACKLOG: Final = 128
 
 @contextlib.asynccontextmanager
 async def serve(service: Service, at: ListenAddress) -> AsyncIterator[None]:
-    """Serve metrics and health at the address ``at`` while the ``async with`` body runs.
+    """Serve metrics and health until the ``async with`` body ends.
 
-    Raises UsageError if the address can't be used.
+    ``at`` is the address of the server. Raises UsageError if the address can't be used.
     """
     application = web.Application(client_max_size=1, middlewares=[_without_timeout])
     application.add_routes(
@@ -86,7 +86,8 @@ async def _listen(runner: web.AppRunner, at: ListenAddress) -> asyncio.Server:
 class _Connections:
     """Open HTTP connections; their number is limited.
 
-    At the limit, a new connection replaces the one that has waited longest for its client.
+    At the limit, a new connection replaces the one with the slowest client. This is the client for
+    which the server has waited longest.
     """
 
     def __init__(self, runner: web.AppRunner) -> None:
@@ -97,8 +98,8 @@ class _Connections:
     def handler(self) -> asyncio.Protocol | None:
         """Return aiohttp's handler for a new connection; None if the connection must be refused.
 
-        At the limit, first close the open connection that has waited longest for its
-        client.
+        At the limit, first close the connection with the slowest client. This is the client for
+        which the server has waited longest.
         """
         server = self._runner.server
         if server is None:

@@ -118,7 +118,10 @@ class CaptureMethod:
         return has_more
 
     def note_dropped(self) -> None:
-        """Mark the senders of all earlier packets as uncertain: capture events were dropped."""
+        """Mark the senders of all earlier packets as uncertain.
+
+        Call this if capture events were dropped, or can't be read in time.
+        """
         now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         for each in self._by_netns.values():
             each.events.note_dropped(now_ns)
@@ -138,7 +141,7 @@ class CaptureMethod:
                     sandbox.events.mark_closed(event)
 
     def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
-        """Return True if the packet of one of the log records has probably not been reported.
+        """Return True if the packet of at least one log record was probably not reported yet.
 
         The result is always False where the capture reports system calls instead of packets.
         """
@@ -150,9 +153,9 @@ class CaptureMethod:
     ) -> Iterator[Match | None]:
         """Yield for each log record the capture events that may belong to its packet; None if none.
 
-        ``records`` must be in the kernel's order. Pass each record only once. ``since_ns`` is a
-        time before all records were logged (CLOCK_BOOTTIME). Call :meth:`read_events` first, until
-        it returns False.
+        ``records`` must be in the order in which the kernel logged them. Pass each record only
+        once. The kernel logged all of them after ``since_ns`` (CLOCK_BOOTTIME). Call
+        :meth:`read_events` first, until it returns False.
         """
         began_ns = self._began_ns + _booted_ns()
         is_refused = self._by_name[sandbox].is_refused
@@ -187,10 +190,11 @@ class CaptureMethod:
     ) -> Attribution | None:
         """Return the processes that sent packets of a flow since the previous call for that flow.
 
-        ``record`` is a log record of the flow. ``packets`` is the number of new packets that the
-        kernel's counters show. The counters were read from ``began_ns`` (since the epoch, UTC)
-        until ``record`` was received. The result names a single process only if the capture saw
-        this process send all new packets. Return None if the capture saw no process.
+        ``record`` was made from the kernel's counters of the flow. ``packets`` is the number of new
+        packets that these counters show. The reading of the counters began at ``began_ns`` (ns
+        since the epoch, UTC), and ended at ``record.received_ns``. The result names a single
+        process only if the capture saw this process send all new packets. Return None if the
+        capture saw no process.
         """
         target = flow_target(record)
         if target is None:

@@ -1,8 +1,9 @@
 """Search for the sender of each logged packet, among the packets that a BPF program reports.
 
 The BPF program reports refused packets with their senders. In a flood, the kernel logs only some of
-these packets, so many have no log record. A log record matches a packet that was reported later and
-has the same bytes. Each packet matches only one log record.
+these packets, so many have no log record. A log record matches a packet with the same bytes. The
+BPF program reports this packet after the kernel has logged it. Each packet matches only one log
+record.
 """
 
 from __future__ import annotations
@@ -66,7 +67,11 @@ class _Query(NamedTuple):
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
-        """Return two keys to search for: an unknown packet of the same user, and this packet."""
+        """Return the two keys that the reported packet may have.
+
+        The first key is for reports that may be about any packet of the user. The second key is
+        the packet's own.
+        """
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
@@ -90,7 +95,10 @@ class _Query(NamedTuple):
 
 
 class _SimilarPackets:
-    """Latest eight reported packets of one process and key that match no log record yet."""
+    """Latest eight reported packets that have the same process and the same ``_Key``.
+
+    :meth:`remove_match` removes a packet that matches a log record.
+    """
 
     __slots__ = ("calls", "incomplete_ns")
 
@@ -161,11 +169,14 @@ class RefusedPackets:
                 self._evict(each)
 
     def note_dropped(self, now_ns: int) -> None:
-        """Mark the senders of packets before ``now_ns`` as uncertain: reports were dropped."""
+        """Mark the senders of packets before ``now_ns`` as uncertain.
+
+        Call this if reports of packets were dropped.
+        """
         self._evicted_ns = now_ns
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
-        """Return True if the packet of one of the log records has probably not been reported."""
+        """Return True if the packet of at least one log record was probably not reported yet."""
         numbers: Counter[tuple[_Key, int | None]] = Counter()
         for each in logged:
             query = _query(each)
@@ -229,7 +240,10 @@ class RefusedPackets:
 
 
 def _latest(calls: Sequence[Call]) -> Call:
-    """Return the latest call of one process, with ``tid`` 0 if the calls are of several threads."""
+    """Return the latest of ``calls``, which are refused packets of one process.
+
+    If several threads sent the packets, the result has the ``tid`` 0.
+    """
     latest = calls[-1]
     return latest if all(each.tid == latest.tid for each in calls) else latest._replace(tid=0)
 

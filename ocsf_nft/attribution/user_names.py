@@ -118,7 +118,7 @@ class CachedNames:
     def resolve(self) -> None:
         """Ask the name service for the names of all ids in ``missing``, and cache the answers.
 
-        Blocks while the name service does.
+        May block for the name service.
         """
         while self.missing:
             kind, number = self.missing.pop()

@@ -76,16 +76,16 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return true for a later packet of a flow, with the same sender as the first packet."""
+        """Return true if the packet follows the first packet of its flow in the same direction."""
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
     def label(self) -> str:
         """Return protocol and port as text for messages, for example ``tcp 443``.
 
-        The port is the destination port of the flow's first packet. If the example port represents
-        all unusual ports, the text is ``tcp other ports``. For a later packet of the same sender,
-        the text ends with ``, once open``.
+        The port is the destination port of the flow's first packet. One example port represents all
+        ports without an example of their own. For this port, the text is ``tcp other ports`` or
+        ``udp other ports``. If ``is_continuation`` is true, the text ends with ``, once open``.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"

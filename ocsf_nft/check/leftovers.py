@@ -134,9 +134,9 @@ def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftov
 
 
 class _LeftoverTest:
-    """Test whether a chain or a rule is a leftover of an older iptables set-up for VMs.
+    """Detector of chains and rules that an older iptables set-up for VMs left behind.
 
-    Each method returns the reason why the argument is a leftover, or None if it is not.
+    Each method returns the reason why its argument is a leftover, or None if it is not.
     """
 
     def __init__(self, present: Mapping[str, NetDevice], scope: CheckScope) -> None:

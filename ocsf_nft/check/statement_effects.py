@@ -63,8 +63,8 @@ def mangled(body: Any, packet: Packet) -> Packet:
 def rewrites_addresses(key: Any) -> bool:
     """Return true if a statement that sets the field ``key`` may change addresses or ports.
 
-    ``key`` is a field in nft's JSON. A header field without a name may be any bytes, and then the
-    result is true.
+    ``key`` is a field in nft's JSON. It may also be raw bytes of a header, without a field name.
+    For raw bytes, the result is true, because they may be an address or a port.
     """
     payload = key.get("payload") if isinstance(key, dict) else None
     return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS

@@ -1,4 +1,4 @@
-"""Checks of kernel settings (sysctls) that affect a fence, or that installing a fence changes."""
+"""Checks of kernel settings (sysctls) that affect a fence, and of settings that a fence changes."""
 
 from __future__ import annotations
 

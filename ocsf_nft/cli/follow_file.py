@@ -178,7 +178,10 @@ class GrowingFile:
         return os.pread(self._descriptor, size, self._at - size) != self._context
 
     def _successor(self) -> int | None:
-        """Open the file that the path names now; None if that is the open file, or is missing."""
+        """Open the file that has the name ``path`` now, and return its descriptor.
+
+        Return None if the reader has this file open already, or if there is no such file.
+        """
         if self._path is None:
             return None
         try:

@@ -67,8 +67,8 @@ class Outcome:
     """Result and duration of one attempt.
 
     ``got_through`` is true if the attempt reached its destination. ``saw`` is a short text about
-    what the program got, such as an answer or an error. ``milliseconds`` is the duration. If
-    ``is_timed_outside`` is true, the duration includes the program's start.
+    the result, such as an answer or an error. ``milliseconds`` is the duration. A program makes the
+    attempt. If ``is_timed_outside`` is true, the duration includes the program's start.
     """
 
     got_through: bool

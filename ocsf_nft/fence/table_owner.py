@@ -69,12 +69,13 @@ def refuse_exclusive(
 def replaced_sandbox(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:
-    """Return the other sandbox whose fence the new fence ``spec`` replaces; None in most cases.
+    """Return the other sandbox whose fence is replaced by a new fence; None if there is none.
 
-    A new VM may get the TAP device name of a deleted VM whose tables still exist. The device's
-    interface index in ``around`` then differs from that in the deleted VM's record. In this case,
-    return the sandbox of the deleted VM. Raises FenceError if the tables belong to another sandbox
-    that may still be in use.
+    A new VM may get the TAP device name of a deleted VM whose tables still exist. In this case,
+    return the sandbox of the deleted VM. The device's interface index in that sandbox's record
+    then differs from that in ``around``. ``spec`` and ``around`` are the specification and the
+    surroundings of the new fence. Raises FenceError if the tables belong to another sandbox that
+    may still be in use.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
@@ -105,7 +106,8 @@ def _refuse_guard(
     """Raise FenceError if a table is the guard of another sandbox.
 
     A guard is a table on the host that filters the traffic of a fenced namespace a second time. The
-    table's comment and the other sandbox's record must both show that.
+    error is raised only if two conditions are true. The table's comment names the other sandbox,
+    and the record of that sandbox has this table as its guard.
     """
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():

@@ -61,7 +61,8 @@ class FenceChange:
     ``restored_after_ns`` is the duration from ``arrived_ns`` until the fence was restored. It is 0
     if the service's periodic check restored the fence first. It is None if the guard did not
     restore the fence, for example because of an error. ``given_up`` is true if the guard pauses
-    after too many restores. ``is_regular`` is true if `ocsf-nft` itself made the change.
+    after too many restores. ``is_regular`` is true if the other process is `ocsf-nft` too, for
+    example because it installs the fence again.
     """
 
     changes: str
@@ -130,14 +131,18 @@ class TamperGuard:
 
     @property
     def is_paused(self) -> bool:
-        """Return true while the guard restores nothing, for a minute after too many restores."""
+        """Return true if the guard pauses now, and so restores nothing.
+
+        A pause begins after too many restores, and lasts a minute.
+        """
         return self._paused_until is not None
 
     @property
     def has_attached_interfaces(self) -> bool:
-        """Return true if the guard has fenced new interfaces since :meth:`use_restore_batch`.
+        """Return true if the guard has attached the fence to new interfaces.
 
-        These interfaces may have been removed again by now.
+        Only interfaces attached since the last call of :meth:`use_restore_batch` count. They may
+        have been removed again by now.
         """
         return bool(self._attached)
 
@@ -173,9 +178,9 @@ class TamperGuard:
         messages were prepared from the fence's record in the state directory. ``version`` is the
         version of that record.
 
-        Give ``generations`` if a check has just found the fence unchanged. It is the result of
-        :meth:`generations` from before the check. The guard accepts all changes up to these
-        generations, and does not revert them.
+        ``generations`` is for a caller that has just checked the fence, and found it unchanged.
+        Pass the result of a call of :meth:`generations` that was made before this check. The guard
+        accepts all changes up to these generations, and does not revert them.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
@@ -321,9 +326,10 @@ class TamperGuard:
             found = self._react(monitor, foreign)
 
     def _react(self, monitor: NftMonitor, foreign: list[Transaction]) -> list[Transaction]:
-        """Restore the fence after the changes ``foreign`` by other processes, and report these.
+        """Restore the fence after other processes have changed it, and report their changes.
 
-        Return the changes that arrived during the restore. The caller must handle them.
+        ``foreign`` has these changes. Return the changes that arrived during the restore. The
+        caller must handle them.
         """
         started, arrival = time.monotonic_ns(), _Arrival.now()
         # A process that changes very much at once, as some do to their own tables, is no conflict.
@@ -405,8 +411,9 @@ class TamperGuard:
         self._notify(None)
 
     def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
-        """Restore the fence after the changes ``foreign`` by other processes; return the outcome.
+        """Restore the fence after other processes have changed it; return the outcome.
 
+        ``foreign`` has the changes of the other processes. The outcome is one of four words.
         ``sent``: prepared messages restored the fence, or a check had already restored it.
         ``renewed``: :meth:`renew` restored the fence. ``none``: `ocsf-nft` itself made the changes,
         so nothing is restored. ``failed``: the fence could not be restored.

@@ -80,7 +80,10 @@ def address_kind(text: str | None) -> AddressKind | None:
 
 
 def _table(version: _Version, size: int) -> tuple[list[bytes], list[AddressKind]]:
-    """Return the first addresses of all ranges of an address family, and the kind of each range."""
+    """Return two lists: the first address of each address range, and the kind of each range.
+
+    ``version`` is the IP version of the addresses, and ``size`` is their size in bytes.
+    """
     networks = (
         *_INTERNAL,
         *_UNASSIGNED,

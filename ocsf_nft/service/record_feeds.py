@@ -34,7 +34,7 @@ _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Jo
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Open source of log records, with the sandboxes whose records the source can have.
+    """Source of log records that is already open, with the sandboxes whose records it can have.
 
     The entry None in ``sandboxes`` stands for records of other firewalls. ``name`` is the key of
     the source's position in the store; empty if no position is stored there.
@@ -47,7 +47,7 @@ class Feed:
     async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
         """Pass the source's log records to the pipeline until ``stop`` is set.
 
-        Records that have arrived before are still passed. Raises the errors of
+        Records that arrived before ``stop`` was set are still passed. Raises the errors of
         :meth:`Pipeline.pump`.
         """
         is_journal = isinstance(self.source, Journal)

@@ -36,7 +36,7 @@ class StdoutSink(SinkTable):
 
     @property
     def file(self) -> Path:
-        """Return ``/dev/stdout``: no other sink may write to the same file."""
+        """Return ``/dev/stdout``, the file that only this sink may write to."""
         return Path("/dev/stdout")
 
     @property

@@ -86,8 +86,9 @@ class LibraryReader:
     async def read(self, timeout_s: float | None) -> Chunk:
         """Return new entries; wait at most ``timeout_s`` seconds for them (None: without limit).
 
-        The result has only entries that the prefix filter selects, so it may be empty. It is also
-        empty if no entry arrives in time. Raises SourceError if the journal can no longer be read.
+        The result has only entries that the reader's :class:`PrefixFilter` selects, so it may be
+        empty. It is also empty if no entry arrives in time. Raises SourceError if the journal can
+        no longer be read.
         """
         end = None if timeout_s is None else time.monotonic() + timeout_s
         while True:

@@ -160,8 +160,8 @@ def parse(line: str) -> Line | None:
 def _datagram(found: Mapping[str, str], numbers: Mapping[str, int | None]) -> Datagram:
     """Build the NFLOG message from the fields of a line.
 
-    ``numbers`` has the decimal fields as integers. Raises _InvalidStringError if the prefix or
-    an interface name is too long or not valid text.
+    ``found`` maps the fields' names to their texts. ``numbers`` has the decimal fields as integers.
+    Raises _InvalidStringError if the log prefix or an interface name is too long or not valid text.
     """
     vlan, seconds = found["vlan"], numbers["seconds"]
     return Datagram(

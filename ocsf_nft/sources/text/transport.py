@@ -73,7 +73,7 @@ def take_transport(
 
 
 def _incomplete(words: Words, facts: Facts) -> bool:
-    """Parse the words ``INCOMPLETE [8 bytes]``; return False if they do not follow.
+    """Parse the words ``INCOMPLETE [8 bytes]``; return False if the line has other words here.
 
     The kernel prints these words instead of a header if the packet ends inside the header.
     """
