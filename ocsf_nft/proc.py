@@ -44,12 +44,12 @@ _NUMBERS: Final = re.compile(rb"^NStgid:((?:\t\d+)+)$", re.MULTILINE)
 class Stat(NamedTuple):
     """Content of /proc/PID/stat of a process or thread (``do_task_stat`` in ``fs/proc/array.c``).
 
-    ``name`` has the bytes that the process chose. ``is_dead`` is true for a zombie or a dead
-    thread, even if other threads still run. ``flags`` are the kernel's PF_ flags. ``had_children``
-    is true if the process has waited for the end of a child process. ``start`` is in clock ticks
-    since boot. ``layout`` has the memory addresses of program, stack and arguments, which change at
-    each program start. ``layout`` is None if we may not see the addresses, or if the process has no
-    arguments (yet).
+    ``name`` is the process's name in bytes, which the process itself can set. ``is_dead`` is true
+    for a zombie or a dead thread, even if other threads still run. ``flags`` are the kernel's PF_
+    flags. ``had_children`` is true if the process has waited for the end of a child process.
+    ``start`` is in clock ticks since boot. ``layout`` has the memory addresses of program, stack
+    and arguments, which change at each program start. ``layout`` is None if we are not allowed to
+    see the addresses, or if the process has no arguments (yet).
     """
 
     name: bytes
@@ -70,7 +70,7 @@ class Stat(NamedTuple):
     def created_ns(self) -> int:
         """Return the start time in ns since the epoch (UTC), rounded down to a clock tick.
 
-        So repeated calls return the same time, unless the wall clock was set meanwhile.
+        Because of the rounding, each call returns the same time, unless the wall clock was set.
         """
         booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         return booted_ns // TICK_NS * TICK_NS + self.started_ns
@@ -79,9 +79,9 @@ class Stat(NamedTuple):
 class Status(NamedTuple):
     """Content of /proc/PID/status of a process or a thread.
 
-    ``group`` is the pid of the process, also for a thread. ``uid`` and ``gid`` are the effective
-    ids in our user namespace. ``numbers`` has the pids of the process in nested pid namespaces,
-    from our namespace to the innermost one.
+    ``group`` is the thread group id: for a thread, it is the pid of the thread's process. ``uid``
+    and ``gid`` are the effective ids in our user namespace. ``numbers`` has the pids of the process
+    in nested pid namespaces, from our namespace to the innermost one.
     """
 
     group: int
@@ -105,7 +105,7 @@ def is_initial() -> bool:
 def directory(path: str, where: int | None = None) -> int:
     """Open a directory such as /proc/PID; return its descriptor, which the caller must close.
 
-    A relative ``path`` begins in the directory with the descriptor ``where``.
+    ``where`` is the descriptor of the directory in which a relative ``path`` begins.
     """
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
 
@@ -114,7 +114,7 @@ def directory(path: str, where: int | None = None) -> int:
 def opened(path: str, where: int | None = None) -> Iterator[int]:
     """Open a directory such as /proc/PID, yield its descriptor, and close it at the end.
 
-    A relative ``path`` begins in the directory with the descriptor ``where``.
+    ``where`` is the descriptor of the directory in which a relative ``path`` begins.
     """
     descriptor = directory(path, where)
     try:
@@ -124,10 +124,10 @@ def opened(path: str, where: int | None = None) -> Iterator[int]:
 
 
 def read(path: str, where: int, *, most: int = _MOST_BYTES) -> bytes:
-    """Return the first ``most`` bytes of a file in a /proc directory, or all of a shorter file.
+    """Return the content of a file in a /proc directory, up to a maximum size.
 
-    ``where`` is the directory's descriptor. If ``most`` is less than a page (4096 bytes), the
-    result may still have a whole page.
+    ``where`` is the directory's descriptor. ``most`` is the maximum number of bytes; a number below
+    4096 (a page) counts as 4096.
     """
     descriptor = os.open(path, os.O_RDONLY, dir_fd=where)
     try:
@@ -156,10 +156,10 @@ def text(content: bytes) -> str:
 
 
 def stat(where: int, path: str = "stat") -> Stat:
-    """Read and parse a ``stat`` file in the directory with the descriptor ``where``.
+    """Read and parse the ``stat`` file of a process or a thread.
 
-    ``path`` is ``stat`` if the directory is /proc/PID. It is for example ``4242/stat`` if the
-    directory is /proc.
+    ``where`` is the descriptor of the directory in which ``path`` begins. For the directory
+    /proc/PID, ``path`` is ``stat``. For the directory /proc, it is for example ``4242/stat``.
     """
     return parsed_stat(read(path, where))
 
@@ -191,8 +191,8 @@ def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
     """Return true if a process ran the same program at two reads of its ``stat`` file.
 
     ``before`` and ``after`` are the contents of the file. ``has_program`` is true if the process's
-    program file was visible between the reads. Then both memory layouts must be known and equal,
-    but the names may differ. Otherwise both the layouts and the names must be equal.
+    program file was visible between the reads. If it is true, both memory layouts must be known
+    and equal, but the names may differ. If it is false, the layouts and the names must be equal.
     """
     if before.layout != after.layout:
         return False
@@ -202,7 +202,10 @@ def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
 
 
 def status(where: int) -> Status:
-    """Read and parse the file ``status`` in a process's /proc directory (descriptor ``where``)."""
+    """Read and parse the file ``status`` of a process or a thread.
+
+    ``where`` is the descriptor of its /proc directory.
+    """
     return parsed_status(read("status", where))
 
 

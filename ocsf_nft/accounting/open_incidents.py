@@ -63,7 +63,7 @@ class OpenIncidents:
         self._orphaned: list[OpenEntry] = []
 
     def update(self, opened: OpenEntry) -> None:
-        """Store a new or grown incident or scan at the next commit."""
+        """Make the next commit store an incident or a scan that is new or has grown."""
         self.changed[opened.identity] = opened
 
     def close(self, identity: str) -> None:

@@ -1,7 +1,7 @@
 """SHA-256 of the programs that processes run.
 
-The hash is of the executed file, not of the memory, into which a process can map other code. A read
-can take long on a slow file system, so call this in a thread that may block.
+The hash is of the executed file. It does not cover the memory, into which a process can map other
+code. A read can take long on a slow file system, so compute hashes in a thread that may block.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class ProgramHashes:
         """Return the hash of an executed file as hexadecimal text, or None.
 
         ``program`` is a descriptor of the file; it may be opened with O_PATH. The result is None if
-        the file is not regular, too large, on FUSE, unreadable, or changed during the read. It is
+        the file is too large, on FUSE, unreadable, not regular, or changed during the read. It is
         also None if the limit of bytes in this minute is reached.
         """
         status = os.fstat(program)

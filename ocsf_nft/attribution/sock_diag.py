@@ -5,8 +5,8 @@ Netlink lists the TCP, UDP and UDP-Lite sockets of one network namespace (``net/
 sockets are never transferred. Raw, ping and packet sockets are read from /proc/net
 (:mod:`proc_net_sockets`). If the kernel has no ``sock_diag``, all sockets are read from /proc/net.
 
-A socket without a port is not found. After a reset, the socket of a refused TCP connection has no
-port (``tcp_done``). A port that the process chose itself (bind) stays.
+A socket without a port is not found. After a reset, the socket of a refused TCP connection keeps
+its port only if the process itself chose the port with bind (``tcp_done``).
 """
 
 from __future__ import annotations
@@ -201,7 +201,10 @@ class SocketTables:
                     raise too_many()
 
     def _raise_for_end(self, payload: memoryview, protocol: int) -> None:
-        """Raise OSError if the last message of a list of sockets (``payload``) has an error."""
+        """Raise OSError if the kernel ended a list of sockets with an error.
+
+        ``payload`` is the content of the last message of the list.
+        """
         # DONE and ERROR both begin with 0 or a negative errno (netlink_dump_done).
         code = int.from_bytes(payload[:4], sys.byteorder, signed=True)
         if code:
@@ -211,7 +214,10 @@ class SocketTables:
             raise OSError(-code, os.strerror(-code))
 
     def _diag(self, protocol: int) -> socket.socket:
-        """Return the netlink socket; raise FileNotFoundError if it can't list this protocol."""
+        """Return the netlink socket that lists the sockets of ``protocol``.
+
+        Raises FileNotFoundError if netlink can't list the sockets of this protocol.
+        """
         if protocol in self._unsupported:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         if self._socket is None:

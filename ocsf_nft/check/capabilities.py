@@ -1,4 +1,4 @@
-"""Check that finds missing Linux capabilities of this process, and the commands that need them."""
+"""Check of this process's Linux capabilities: which are missing, and which commands need them."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class Directory:
 
 
 def _nothing() -> None:
-    """Do nothing: the writer thread has no file to close at its end."""
+    """Do nothing; the writer thread calls this when it stops, because it has no file to close."""
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,10 +1,10 @@
 """Reader of a fence's packet counters over netlink, fast enough for two readings a second.
 
-The counters of single flows are elements of nftables sets. The kernel sends a set in parts, and
-stores only its position between two parts (nf_tables_api.c). If elements are added or expire
-meanwhile, the kernel may send others twice, or omit them, without notice. The reader uses the last
-value of an element that was sent twice. An omitted element's packets are still in the rule's total,
-and a later reading has the element again.
+The counters of single flows are elements of nftables sets. The kernel sends a set in parts. After
+each part, it stores only its position in the set (nf_tables_api.c). If elements are added or expire
+before the next part, the kernel may send other elements twice, or omit them, without notice.
+The reader uses the last value of an element that was sent twice. An omitted element's packets are
+still in the rule's total, and a later reading has the element again.
 
 A process with CAP_NET_ADMIN in the sandbox's namespace can replace the fence's tables with any
 other tables. So the reader ignores elements with an unexpected format, and limits the time and
@@ -331,7 +331,10 @@ class _Rule:
         )
 
     def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
-        """Return the flows that the rule's set ``kind`` has counted, with their latest values."""
+        """Return the flows in one of the rule's sets, with their latest counts.
+
+        ``kind`` is the kind of the set, such as ``flows4``.
+        """
         elements = ElementParser(_KEY_BYTES[kind], timeout_ms)
         found: dict[bytes, Element] = {}
         # A change of the ruleset interrupts a dump. Another process can interrupt every dump: the

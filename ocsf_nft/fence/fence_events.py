@@ -28,9 +28,9 @@ class FenceEvents:
     """Stream of the changes that other processes make to an installed fence.
 
     :meth:`start` starts the tamper guard, a thread that detects the changes. With ``self_heal``,
-    this thread also restores the fence. ``installed`` is the record of the fence, ``state`` the
-    directory of all such records. Needs CAP_NET_ADMIN over the namespaces of the fence, and
-    CAP_SYS_ADMIN to enter another namespace.
+    this thread also restores the fence. ``installed`` describes the fence. ``state`` is the
+    directory that stores this description. Needs CAP_NET_ADMIN over the namespaces of the fence,
+    and CAP_SYS_ADMIN to enter another namespace.
     """
 
     def __init__(
@@ -73,12 +73,12 @@ class FenceEvents:
         await asyncio.to_thread(self.tamper_guard.stop)
 
     async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
-        """Yield the latest changes by other processes, each time the caller should check the fence.
+        """Yield tuples of changes; after each tuple, the caller should check the fence.
 
-        A check is due at once, then about every 5 s. After changes to the fence, links or routes, a
-        check is due earlier. The tuple is empty if no process changed the fence since the previous
-        tuple. While the caller is busy, only the latest 64 changes are stored. If the tamper
-        guard's thread ends with an error, this error is raised.
+        The first tuple comes at once, the others about every 5 s. After changes to the fence, links
+        or routes, the next tuple comes earlier. A tuple has the changes that other processes made
+        since the previous tuple; it may be empty. While the caller is busy, only the latest 64
+        changes are stored. If the tamper guard's thread ends with an error, this error is raised.
         """
         while True:
             yield self.take_pending()

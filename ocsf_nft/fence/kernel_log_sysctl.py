@@ -47,9 +47,9 @@ def probe() -> None:
 
 
 def restore(before: str) -> None:
-    """Set the sysctl ``nf_log_all_netns`` to ``before``, its value before :func:`enable`.
+    """Restore the value that the sysctl ``nf_log_all_netns`` had before :func:`enable`.
 
-    Raises UnsupportedError if the sysctl can't be written.
+    ``before`` is that value. Raises UnsupportedError if the sysctl can't be written.
     """
     _in_initial(lambda: _SYSCTL.write_text(before, "ascii"))
 

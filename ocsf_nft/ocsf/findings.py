@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 class Stage(NamedTuple):
     """Stage of a finding: new, in progress or ended.
 
-    ``text`` is a sentence about the stage for people.
+    ``text`` is a sentence that describes the stage to a person.
     """
 
     activity: FindingActivityId

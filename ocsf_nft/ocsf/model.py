@@ -82,7 +82,10 @@ def _kinds(annotation: Any) -> Iterator[type[Model]]:
 
 @cache
 def _carriers(model: type[Model]) -> tuple[tuple[str, type[Model]], ...]:
-    """Return the name and class of each field of a model whose objects may use OCSF profiles."""
+    """Return the fields of a model that contain objects which may use OCSF profiles.
+
+    The result has the name of each field, and the class of its objects.
+    """
     return tuple(
         (name, kind)
         for name, kind in children(model).items()
@@ -129,5 +132,8 @@ def optional_field(description: str) -> Any:
 
 
 def derived_field(compute: Callable[[dict[str, Any]], Any], description: str) -> Any:
-    """Define a field whose default value ``compute`` derives from the fields declared before it."""
+    """Define a field with a computed default value.
+
+    ``compute`` gets the values of the fields declared before this field, and returns the default.
+    """
     return Field(default_factory=compute, description=description)

@@ -207,10 +207,10 @@ def lifecycle(
 def attribution_degraded(
     context: Context, *, method: Method, reason: str, time_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event that the BPF capture has stopped, so that senders are found less exactly.
+    """Return the event which reports that the BPF capture has stopped.
 
-    The capture sees each process while it sends. ``method`` is the method that finds senders from
-    ``time_ns`` on (ns since the epoch, UTC). ``reason`` is the reason why the capture stopped.
+    The capture is the most exact attribution method. ``method`` is the weaker method that is used
+    from ``time_ns`` on (ns since the epoch, UTC). ``reason`` is why the capture stopped.
     """
     device, observables = device_of(context)
     return ApplicationLifecycle(
@@ -323,10 +323,10 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
     """Return the event about a time in which a fence's counters and log were not read.
 
     That time is from ``since_ns`` to ``until_ns``. ``processed_ns`` is the present time (all in ns
-    since the epoch, UTC). In that time, the fence counted ``packets`` packets: it allowed
-    ``allowed`` of them (if permissive), and blocked the others. The next Network Activity events
-    count the same packets, so don't add their counts to this one. The same arguments always give
-    the same event uid.
+    since the epoch, UTC). ``packets`` is the number of packets that the fence counted in that time.
+    ``allowed`` is the number of those that it allowed (while permissive); it blocked the others.
+    The next Network Activity events count the same packets, so don't add their counts to this one.
+    The same arguments always give the same event uid.
     """
     duration = messages.elapsed(since_ns, until_ns)
     outcomes = {"blocked": packets - allowed, "allowed (the fence is permissive)": allowed}
@@ -374,7 +374,10 @@ def _were(number: int) -> str:
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
-    """Return when a change was detected and when the fence was restored (ms since the epoch)."""
+    """Return the times of a change's detection and of the fence's restoration.
+
+    Both are in ms since the epoch; None if unknown.
+    """
     if tampering is None or tampering.since_ns is None:
         return None, None
     start = tampering.since_ns // 1_000_000

@@ -68,7 +68,8 @@ class Service:
     process changes a fence, the service restores the fence, unless the configuration forbids that.
     On exit, the service removes the fences that it installed, and delivers the last events. Events
     that a sink does not accept within 5 s wait in the store for the next run. After the exit,
-    ``counts.given_up`` names sandboxes without an active fence: their fence was restored too often.
+    ``counts.given_up`` has the names of sandboxes whose fence is not active. Restoring these fences
+    was paused after too many restores.
 
     Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or events
     can't be stored. A later failure cancels the task that entered the context, and is raised on
@@ -86,9 +87,9 @@ class Service:
         """Create a service; it does nothing until ``async with`` enters it.
 
         ``found`` are sinks to use in place of the configured ones. With ``iterates``, ``async for
-        event in service`` yields the events, and the sinks get them too. Then standard output is a
-        sink only if the configuration names it. Setting the event ``stop`` has the effect of the
-        method :meth:`stop`.
+        event in service`` yields the events, and the sinks get them too. The default sink, standard
+        output, is not used with ``iterates``. When the caller sets ``stop``, the service stops, as
+        after a call of :meth:`stop`.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -166,12 +167,12 @@ class Service:
             yield event
 
     async def reload(self, config: Config) -> None:
-        """Replace the sinks, severities and finding conditions by those of another configuration.
+        """Replace the sinks, the severities and the threshold for findings.
 
-        All sinks are opened again, with their secrets and certificates. Raises UsageError if a key
-        that is not in :data:`RELOADED` differs. Raises an OcsfNftError if a local sink (such as a
-        file) with a new name can't be opened. After these errors, the old configuration stays in
-        use.
+        ``config`` is the configuration that has the new ones. All sinks are opened again, with
+        their secrets and certificates. Raises UsageError if a key that is not in :data:`RELOADED`
+        differs. Raises an OcsfNftError if a local sink (such as a file) with a new name can't be
+        opened. After these errors, the old configuration stays in use.
         """
         changed = [
             name
@@ -358,7 +359,8 @@ _ATTRIBUTION_CAPABILITIES: Final = {
 def capabilities(config: Config) -> frozenset[Capability]:
     """Return the Linux capabilities that a :class:`Service` with this configuration needs.
 
-    If the service does not install a sandbox's fence, the stored record of that fence is read.
+    If the service does not install a sandbox's fence, the fence's namespace and log transport are
+    read from the state directory.
     """
     state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()
@@ -383,10 +385,10 @@ def capabilities(config: Config) -> frozenset[Capability]:
 async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
     """Read packet log records from files, and deliver their events directly to a sink.
 
-    The events have no ``device``, because the machine that wrote the files is unknown. Setting the
-    event ``stop`` ends the reading early. Returns the numbers of events, gaps (missing records) and
-    rejected lines. Raises an OcsfNftError if a file can't be read, or if the sink does not accept
-    an event.
+    The events have no ``device``, because the machine that wrote the files is unknown. When the
+    caller sets ``stop``, the reading ends early. Returns the numbers of events, gaps (missing
+    records) and rejected lines. Raises an OcsfNftError if a file can't be read, or if the sink does
+    not accept an event.
     """
     async with outlet.sink, Replay(paths) as source:
         reporter = Reporter(outlet.deliver, host=None)

@@ -26,7 +26,10 @@ _STDOUT: Final = "-"
 
 
 def _with_type(table: Any) -> Any:
-    """Return a sink's table with the default type ``file``, or ``stdout`` if the path is ``-``."""
+    """Add the default type ``file`` to a sink's table without a type, and return the table.
+
+    If the type is ``file`` and the path is ``-``, the type becomes ``stdout``.
+    """
     if not isinstance(table, dict):
         return table
     typed = {"type": "file"} | table

@@ -55,7 +55,10 @@ class File(Sink):
             raise
 
     async def close(self) -> None:
-        """Close the file after a running write; raises DeliveryError if the closing fails."""
+        """Wait until a write in progress has ended, then close the file.
+
+        Raises DeliveryError if the closing fails.
+        """
         await self._writer.stop(self._with_delivery_error(self._close), is_waited_for=True)
 
     async def __aexit__(self, kind: object, *_: object) -> None:

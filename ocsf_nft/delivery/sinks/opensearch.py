@@ -1,4 +1,7 @@
-"""Sink for the bulk API of OpenSearch (page "Bulk" of its document APIs) or Elasticsearch."""
+"""Sink for the bulk API of OpenSearch or Elasticsearch.
+
+OpenSearch documents this API on the page "Bulk", in the part "Document APIs".
+"""
 
 from __future__ import annotations
 
@@ -66,10 +69,10 @@ class _Item:
 class OpenSearch(Sink):
     """Sink that sends each batch as one bulk request, with one document for each event.
 
-    A document's identifier is the event's uid, so an event that is sent twice is stored once. In
-    the name ``index``, ``{date}`` is replaced by the day of the event in UTC, for example
-    2026.11.25. If ``is_data_stream`` is true, each document also has ``@timestamp``. In a data
-    stream, an event that is sent again after a rollover is stored twice.
+    A document's identifier is the event's uid, so an event that is sent twice is stored once.
+    ``index`` is the name of the index. ``{date}`` in this name is replaced by the day of the event
+    in UTC, for example 2026.11.25. If ``is_data_stream`` is true, each document also has
+    ``@timestamp``. In a data stream, an event that is sent again after a rollover is stored twice.
     """
 
     def __init__(

@@ -130,7 +130,7 @@ def _ethertype(datagram: Datagram) -> int:
 
 
 def _egress_frame(datagram: Datagram) -> tuple[int, bytes, bytes]:
-    """Split a packet of the netdev egress hook: ethertype, Ethernet header, network packet.
+    """Split a packet of the netdev egress hook into ethertype, Ethernet header, network packet.
 
     On this hook, the captured bytes begin with the link-layer header. Only Ethernet is supported.
     """

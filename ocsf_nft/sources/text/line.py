@@ -160,7 +160,10 @@ def _flags(words: str) -> int:
 def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is the hot path
     match: re.Match[str],
 ) -> Facts | None:
-    """Return the values by name from a match of ``_COMMON``; None if a value is out of range."""
+    """Return the packet's values by name; None if a value is out of range.
+
+    ``match`` is a match of the regular expression ``_COMMON``.
+    """
     (
         input_device, output_device, mac_source, mac_destination, ethertype,
         source_text, destination_text, length_text, tos, precedence, ttl_text, id_text, df,
