@@ -162,7 +162,7 @@ def _built_in(text: str) -> Meaning | None:
 
 
 def _verdict_in(text: str) -> ForeignVerdict | None:
-    """Return the verdict that the words of a log prefix state, such as "drop"; None without any.
+    """Return the verdict in the words of a log prefix, such as "drop"; None if it has no verdict.
 
     If the words contradict each other, return ``log`` (unknown verdict).
     """

@@ -204,11 +204,12 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the senders of a flow's packets since the previous call for the same flow.
+        """Return the attribution of a flow's packets since the previous call for the same flow.
 
-        ``record`` identifies the flow. Since the previous call, the kernel has counted ``packets``
-        packets of the flow. The reading of the kernel's counters began at ``began_ns`` (ns since
-        the epoch, UTC). Return None if ``capture`` is not in use, or if it saw no process.
+        ``record`` identifies the flow. ``packets`` is the number of packets that the kernel has
+        counted in the flow since that call. The reading of the kernel's counters began at
+        ``began_ns`` (ns since the epoch, UTC). Return None if the method ``capture`` is not in use,
+        or if it saw no process send these packets.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
@@ -216,7 +217,7 @@ class FallbackChain:
         return None if found is None else self._with_names(record, found)
 
     def mark_reported(self, sandbox: str, record: Record, process: Process | None) -> None:
-        """Exclude a packet that an event reports from later results of :meth:`since_last`.
+        """Exclude a packet from later results of :meth:`since_last`, because an event reports it.
 
         ``record`` is the packet's log record. ``process`` is the sender that the event names; None
         if the event names no sender.
@@ -227,8 +228,8 @@ class FallbackChain:
     def user_attribution(self, record: Record) -> Attribution:
         """Return an attribution to the user in ``record``, for a flow without a known process.
 
-        If ``record`` has no user of the sandbox, the method of the result is ``none``. An example
-        is a forwarded packet.
+        If ``record`` has no user, the result has the attribution method ``none``. The same applies
+        if no process of the sandbox sent the packet, for example a forwarded packet.
         """
         return self._with_names(record, _user_attribution(record, _NOT_SEEN))
 
@@ -374,8 +375,9 @@ class FallbackChain:
     async def _run_in_thread(self, work: Callable[[float], None], deadline: float) -> None:
         """Run the blocking function ``work`` in a thread; wait until it ends or until the deadline.
 
-        ``deadline`` is a time of the event loop's clock. ``work`` gets it as a time of
-        time.monotonic. If the thread of an earlier call still runs, ``work`` is not run.
+        ``deadline`` is a time on the event loop's clock. The argument of ``work`` is the same time
+        on the clock of time.monotonic. If the thread of an earlier call still runs, ``work`` is not
+        run.
         """
         left = deadline - asyncio.get_running_loop().time()
         if left > 0 and (self._busy is None or self._busy.done()):
@@ -423,10 +425,11 @@ async def _is_event_pending(
 
 
 def limit_to_one_packet(known: Attribution) -> Attribution:
-    """Return the attribution of several packets, if the sender of only one packet is known.
+    """Convert the attribution of one packet to an attribution of several packets including it.
 
-    ``known`` is the attribution of the one packet. The result names the process in ``known`` as a
-    possible sender, with low confidence. If ``known`` has no process, it is returned unchanged.
+    ``known`` is the attribution of the one packet. The senders of the other packets are unknown. So
+    the result names the process of ``known`` only as a possible sender, with low confidence. If
+    ``known`` has no process, it is returned unchanged.
     """
     if known.process is None:
         return known

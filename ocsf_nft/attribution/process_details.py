@@ -4,8 +4,11 @@ A process may exit or run another program (exec) during the read. So all files a
 descriptor of the process's /proc directory, which never refers to another process.
 
 A process can choose its own name and arguments. It can't falsify its pid, ancestors, users or
-cgroups. But with CAP_CHECKPOINT_RESTORE, even in its own user namespace, it can falsify the path of
-its program. This path begins at the root of the mount namespace that has the program's file.
+cgroups. But with CAP_CHECKPOINT_RESTORE, it can falsify the path of its program. The
+capability in its own user namespace is enough.
+
+The path of the program is the path in the mount namespace of the program's file, for example in a
+container.
 """
 
 from __future__ import annotations
@@ -62,9 +65,10 @@ def read(
     If ``pid`` is the id of a thread, the result is the thread's process. But ``uid``, ``gid`` and
     ``working_directory`` are then those of the thread.
 
-    Give ``started_ns`` or ``started_by_ns`` to get None if another process has the id now.
-    ``started_ns`` is the expected process's exact start. ``started_by_ns`` is a time at which the
-    expected process already existed. Both are CLOCK_BOOTTIME, compared with a precision of 10 ms.
+    The kernel may give the id of an exited process to a new process. To get None instead of the
+    new process, pass ``started_ns`` or ``started_by_ns``. ``started_ns`` is the exact start of the
+    expected process. ``started_by_ns`` is a time at which the expected process already existed.
+    Both are CLOCK_BOOTTIME, compared with a precision of 10 ms.
 
     Call this function in a separate thread, because it may block without a time limit. For example,
     a process can delay the read of its arguments (userfaultfd).
@@ -165,10 +169,10 @@ def _observe(
 
 
 def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
-    """Replace the name and the ``stat`` in a thread's details by those of the thread's process.
+    """Return a thread's details with the name and the ``stat`` of the thread's process.
 
-    ``thread`` and ``leader`` are the /proc directories of the thread and of its process. Raises
-    OSError if the thread has ended.
+    ``seen`` has the thread's details. ``thread`` and ``leader`` are descriptors of the /proc
+    directories of the thread and of its process. Raises OSError if the thread has ended.
     """
     stat = proc.stat(leader)
     # While the thread exists, no other process gets the pid, and no exec has ended the thread. So
@@ -260,7 +264,7 @@ def _program(executed: int) -> _Program:
 
 @functools.cache
 def _memfd_device() -> int | None:
-    """Return the number of the device that has all memfds; None if no memfd can be created."""
+    """Return the device number (``st_dev``) of all memfds; None if no memfd can be created."""
     for flags in (_MFD_CLOEXEC_NOEXEC, os.MFD_CLOEXEC):  # the first since Linux 6.3
         with contextlib.suppress(OSError):
             descriptor = os.memfd_create("", flags)

@@ -1,12 +1,12 @@
 """Search for the processes that have a socket open, and for reasons to doubt that they used it.
 
 The process that has a socket now may not be the one that sent a packet with it before. For example,
-a parent or a child of the process sent the packet and ended. Or another process passed the socket
-to this process (``SCM_RIGHTS``). :attr:`Holder.doubt` names the first such reason that can't be
-excluded.
+its parent or its child sent the packet and ended. Or another process passed the socket to it
+(``SCM_RIGHTS``). :attr:`Holder.doubt` describes the first possible case of this kind.
 
-Two cases are not detected. A child sent the packet, closed its copy of the socket, and is alive. Or
-a process that may trace this process took the socket from it (``pidfd_getfd``).
+Two cases are not detected. In the first case, a child sent the packet, closed the socket, and is
+still alive. In the second case, a process that may trace the socket's holder copied the socket
+(``pidfd_getfd``) and sent the packet.
 
 The search does not find sockets that are registered with io_uring, or in transit through a Unix
 socket.
@@ -205,9 +205,10 @@ class _Search:
             os.close(tasks)
 
     def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
-        """Add the searched sockets in the table ``owner`` (``.`` or ``task/TID``) to ``found``.
+        """Search one descriptor table of a process; add the searched sockets to ``found``.
 
-        Return False if the table was empty, or if a descriptor was closed during the search.
+        ``owner`` is the path of the table's owner below /proc/PID: ``.`` or ``task/TID``. Return
+        False if the table was empty, or if a descriptor was closed during the search.
         """
         seen = closed = 0
         try:
@@ -312,7 +313,7 @@ class _Descriptor(NamedTuple):
 
     @classmethod
     def of(cls, path: str, directory: int) -> _Descriptor:
-        """Read the details of a descriptor from its fdinfo file; raises OSError."""
+        """Read the details of a descriptor from its fdinfo file; raises OSError if that fails."""
         text = proc.read(path, directory, most=proc.PAGE)
         found = _FDINFO.match(text)
         if found is None:  # the lines are missing, or in another order

@@ -132,7 +132,7 @@ def remove_leftovers(scope: CheckScope) -> Iterator[tuple[leftovers.Leftover, st
     """Remove leftovers of an older iptables set-up for VMs; yield each leftover with a result.
 
     The result is None if the leftover was removed, else the reason why it was not removed. Each
-    leftover is removed only when the caller requests the next item. Raises UnsupportedError if the
+    step of the caller's iteration tries to remove one leftover. Raises UnsupportedError if the
     rules can't be read, OcsfNftError if the interfaces can't be listed.
     """
     ruleset = read_ruleset.read(scope.namespace)

@@ -345,7 +345,10 @@ async def _until_signal(
 
 
 class _NonWaitingExecutor(ThreadPoolExecutor):
-    """Thread pool that never waits for its threads: a name server may never answer them."""
+    """Thread pool whose shutdown does not wait for its threads.
+
+    A thread may wait without end for a name server that does not answer.
+    """
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         super().shutdown(wait=False, cancel_futures=cancel_futures)
@@ -364,9 +367,10 @@ def _end_at_once() -> NoReturn:
 
 
 def _require_only(context: typer.Context, allowed: set[str], sentence: str) -> None:
-    """Raise UsageError if an option outside ``allowed`` is given, because it has no effect.
+    """Raise UsageError if the user has given an option that is not in ``allowed``.
 
-    In the error's text ``sentence``, ``{}`` is replaced by the names of all such options.
+    ``sentence`` is the error's text. In it, ``{}`` is replaced by the names of all options that are
+    not allowed.
     """
     given = [
         f"--{name.replace('_', '-')}"

@@ -112,7 +112,7 @@ def load(path: Path) -> Config:
 
 
 def read(path: Path) -> Config:
-    """Return the content of a configuration file, with or without anything to monitor.
+    """Read a configuration file, check its content, and return the configuration.
 
     Unlike :func:`load`, this function also accepts a file with neither a ``[[sandbox]]`` nor a
     ``host_log``. Raises the other errors of :func:`load`.
@@ -128,10 +128,11 @@ def read(path: Path) -> Config:
 
 
 def parse(found: dict[str, Any], *, where: str) -> Config:
-    """Return the configuration in ``found``, the content of a TOML file as Python objects.
+    """Return the configuration from the content of a TOML file.
 
-    ``where`` is the file's name in error messages. Raises UsageError if the content is wrong, or if
-    it has neither a ``[[sandbox]]`` nor a ``host_log``.
+    ``found`` is the content as Python objects. ``where`` is the file's name in error messages.
+    Raises UsageError if the content is wrong, or if it has neither a ``[[sandbox]]`` nor a
+    ``host_log``.
     """
     return _require_watched(_parsed(found, where=where), where=where)
 

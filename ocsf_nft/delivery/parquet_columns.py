@@ -71,7 +71,11 @@ def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
 
 
 def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge the values without a column, by path, into the event's own attribute ``unmapped``."""
+    """Return the content of the column ``unmapped`` for one row.
+
+    ``own`` is the event's own attribute ``unmapped``. ``unmapped`` maps paths to the event's values
+    without a column; they are added to the content of ``own``.
+    """
     merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
     for path, value in unmapped.items():
         key = path

@@ -139,7 +139,8 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
     """Return the values that the sysctls had before forwarding was enabled, by path of the sysctl.
 
-    They are the values in ``stored``, and the current values of other sysctls that will change now.
+    ``stored`` has the values that are stored already, for example for an earlier VM. The result
+    also has the current values of the other sysctls that :func:`switch_on` will change.
     """
     found = dict(stored)
     for key in _missing(spec):
@@ -233,8 +234,9 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
     """Return the stored previous values of a namespace's sysctls; empty if there are none.
 
-    A later namespace may have the same ``identity``, but never the same ``origin``
-    (:func:`_origin`). Raises FenceError if the stored values are damaged.
+    The kernel may give the ``identity`` of a deleted namespace to a new one. So values that were
+    stored with another ``origin`` (:func:`_origin`) are ignored. Raises FenceError if the stored
+    values are damaged.
     """
     content = state.forwarding_before(identity)
     if content is None:

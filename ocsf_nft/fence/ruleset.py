@@ -87,7 +87,10 @@ class Table(NamedTuple):
 
 
 def tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return the nftables tables of a fence, without its guard's table (:func:`guard_tables`)."""
+    """Return the nftables tables of a fence.
+
+    The guard, a second table on the host, is not included: see :func:`guard_tables`.
+    """
     return tables_of(spec.profile, None if spec.tap is None else spec.tap.device)
 
 
@@ -122,7 +125,10 @@ def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
 
 
 def fence(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset of a fence, without the fence's guard, as text for ``nft -f``."""
+    """Return the ruleset of a fence as text for ``nft -f``.
+
+    The guard, a second table on the host, is not included: see :func:`guard`.
+    """
     links = around.links or (LOOPBACK,)
     defines = {"links": _names(links)}
     if spec.tap is None:
@@ -151,7 +157,10 @@ def guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str
 
 
 def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the ruleset text of a fence, and of its guard if ``spec`` has a guard device."""
+    """Return the ruleset of a fence, and of its guard if it has one, as text for ``nft -f``.
+
+    The guard is a second table on the host: see :func:`guard`.
+    """
     text = fence(spec, around, transport)
     return text if spec.guard_device is None else text + guard(spec, around, transport)
 
@@ -176,8 +185,9 @@ def device_table(device: str) -> str:
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
     """Return the ruleset line that creates a table if it is missing.
 
-    After this line, deleting the table can't fail. ``persists`` must be true if a persistent table
-    with this name exists. Otherwise the kernel refuses the line, because the table has other flags.
+    After this line, deleting the table can't fail. ``persists`` must be true if a table with this
+    name exists and is persistent. If ``persists`` is false for such a table, the kernel refuses the
+    line, because the flags differ.
     """
     return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 
@@ -238,7 +248,7 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    """Rename the counters in ``body``; if permissive, the new names end with ``_permissive``."""
+    """Return ``body``; if permissive, append ``_permissive`` to its names of counters and sets."""
     name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 

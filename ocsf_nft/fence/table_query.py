@@ -72,9 +72,10 @@ def elements(
 ) -> tuple[str, ...]:
     """Return a line for each element of the sets, for example ``allowed4: 192.0.2.1 . tcp . 443``.
 
-    A missing set has no lines. A set with more than ``most`` elements has only one line, which
-    states this. If other processes keep changing a set during its read, one line states this.
-    Raises the errors of :func:`comment`.
+    ``sets`` has the names of the sets. A missing set has no lines. ``most`` is the maximum number
+    of elements to list for one set. A larger set has only one line, such as "allowed4: more than
+    100 elements". If other processes keep changing a set during its read, its only line reports
+    that. Raises the errors of :func:`comment`.
     """
     return _call(
         namespace,

@@ -19,12 +19,12 @@ _DELETED: Final = " (deleted)"
 def attribute_change(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
     """Return the process that changed nftables, with the path of its program and its arguments.
 
-    ``pid`` and ``comm`` are the thread's id and name in the kernel's message. ``arrived_ns`` is the
-    time at which this message was read (CLOCK_BOOTTIME). If the process has exited or can't be
-    inspected, the result has only ``pid`` and ``comm``. The same applies if another process may
-    have the id now.
+    ``pid`` and ``comm`` are the id and the name of the thread that made the change, from the
+    kernel's message. ``arrived_ns`` is the time at which this message was read (CLOCK_BOOTTIME). If
+    the process has exited or can't be inspected, the result has only ``pid`` and ``comm``. The same
+    applies if another process may have the id now.
 
-    Return None if ``pid`` is unknown, or if this program is not in the initial pid namespace.
+    Return None if ``pid`` is unknown, or if ocsf-nft is not in the initial pid namespace.
     """
     if pid is None or pid <= 0 or not proc.is_initial():
         return None

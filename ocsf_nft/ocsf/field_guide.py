@@ -195,7 +195,10 @@ def _profiles() -> str:
 
 
 def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """Yield each profile with a model, and the names of the model's attributes in that profile."""
+    """Yield a profile, a model, and the names of the model's attributes in that profile.
+
+    The models are those of the event classes and of the objects.
+    """
     for model in (*CLASSES.values(), *_objects()):
         for profile, names in model.profile_attributes.items():
             if ours := [name for name in names if name in model.model_fields]:

@@ -1,7 +1,7 @@
-"""Sentences of a Network Activity event: the message for people, and the advice for the program.
+"""Sentences of a Network Activity event: a message for people, and advice for the packets' sender.
 
-Other programs choose some names in the sentences, for example a process name. So invisible
-characters in these names are escaped.
+Processes choose some names in the sentences, for example their own names. So invisible characters
+in names are escaped.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def sender_text(
 ) -> str:
     """Return the sender of packets as text, for example "uid 1000 in sandbox agent".
 
-    ``by`` is the attribution of the packets to a process: the text then names the process too.
-    ``rule`` is the fence's rule that refused the packets. For a rule of a VM's fence, the text has
+    ``by`` is the attribution of the packets. If it names a process, the text has the process too.
+    ``rule`` is the fence's rule that refused the packets. If it is a rule for a VM, the text has
     "the VM of sandbox agent". Without ``uid`` and ``by``, the text has only the sandbox or the VM.
     """
     name = f"sandbox {visible(sandbox)}"
@@ -139,7 +139,10 @@ def elapsed(since_ns: int, until_ns: int) -> str:
 
 
 def _single_text(attempt: Attempt, direction: Direction) -> str:
-    """Return, for example, "3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53"."""
+    """Return the packets of one flow as text, with their sender and destination.
+
+    An example is "3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53".
+    """
     record, number = attempt.record, attempt.packets
     noun, destination = _noun(record, number), _destination(record)
     if number > 1:
@@ -206,8 +209,8 @@ def detail(
     """Return an explanation and advice for the program that sent the packets.
 
     ``answer`` is the fence's answer to the sender. ``proxy`` is the sandbox's proxy.
-    ``destination`` is the kind of the destination address, for example multicast. If ``answer`` is
-    None (unknown), only aggregated packets get a text; otherwise return None.
+    ``destination`` is the kind of the destination address, for example multicast. Return None if
+    the answer is unknown (None), except for aggregated packets.
     """
     if attempt.aggregation is not None:
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)

@@ -245,7 +245,7 @@ def is_name_resolution(record: Record, direction: Direction) -> bool:
 
 
 def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
-    """Return True if a kernel sends such packets by itself, without a program.
+    """Return True if the packet is of a kind that a kernel sends by itself, without a program.
 
     There are three kinds:
 

@@ -184,7 +184,10 @@ class AccountLoop:
         await self._observe()
 
     async def take(self, batch: Batch) -> None:
-        """Process a batch of the sandbox's log records; report the attempts that are due now."""
+        """Process a batch of the sandbox's log records.
+
+        Report an attempt now only if its event must be emitted at once. Report the others later.
+        """
         records = batch.records
         attributions = await self._fallback_chain.attributions(
             self.sandbox, records, batch.since_ns
@@ -203,11 +206,14 @@ class AccountLoop:
             await self._report(found)
 
     async def count_dropped(self, gap: Gap) -> None:
-        """Add the unread log records of ``gap`` to the stored total of their source."""
+        """Add a gap in the log records to the stored totals of its source.
+
+        The totals are the number of gaps and the number of missing log records.
+        """
         await self._count_dropped(gap.transport, gap.dropped or 0)
 
     async def run(self) -> None:
-        """Read the counters and report the attempts that are due, repeatedly until cancelled."""
+        """Read the counters and report attempts, in a loop until the task is cancelled."""
         while True:
             await asyncio.sleep(self._wait_seconds)
             await run_shielded(self._read_and_report())
@@ -385,7 +391,11 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Replace a record's time by the packet's send time, if the record has only its read time."""
+    """Return ``record`` with the packet's send time in place of the time of the read.
+
+    If the kernel has recorded the packet's time, or the send time is unknown, return ``record``
+    unchanged.
+    """
     # The time of a late read could fit a later packet of another process.
     if attribution.sent_ns is None or not record.is_timed_when_read:
         return record

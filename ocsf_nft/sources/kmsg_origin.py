@@ -15,8 +15,9 @@ def author_of_facility(facility: int | str, *, kernel: int | str) -> str | None:
 
 
 def reject_forged(author: str, line: str) -> Reject:
-    """Return a Reject for a log line that a program wrote to imitate a packet record of the kernel.
+    """Return a Reject (description of a log line that is not accepted) for a forged line.
 
-    ``author`` describes the program, for example "a program of facility 1".
+    A program wrote the line, and it looks like the kernel's log record of a packet. ``author``
+    describes the program, for example "a program of facility 1".
     """
     return Reject(kind="forged", reason=f"{author} wrote it, not the kernel", line=line)

@@ -1,6 +1,6 @@
 """Check of each attribute of an event against the OCSF schema.
 
-The modules ``validate_event`` and ``observables`` check attributes that must fit each other.
+The modules ``validate_event`` and ``observables`` check whether attributes agree with each other.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ TOO_DEEP: Final = f"is nested more than {DEPTH} levels deep"
 class Walk:
     """Check of one event, attribute by attribute; ``fault_list`` gets the faults.
 
-    After the check, ``used`` has some of the profiles in ``listed``: those that define an attribute
-    of the event.
+    An event lists profiles in its ``metadata.profiles``. After the check, ``used`` has the listed
+    profiles that define an attribute of the event.
     """
 
     __slots__ = ("_fault_list", "_listed", "_recommended", "_schema", "used")
@@ -73,7 +73,11 @@ class Walk:
         self._check_captions(table, value, path)
 
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
-        """Check an attribute's profiles and deprecation; return False if ``value`` is null."""
+        """Check that an attribute may be present; return False if ``value`` is null.
+
+        If the attribute belongs to profiles, the event must list one of them. A deprecated
+        attribute gives a warning.
+        """
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)
             if self._listed.isdisjoint(attribute.profiles):
