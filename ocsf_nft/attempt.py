@@ -36,11 +36,11 @@ class Incident:
     ``identity`` is the same in all events of the incident. ``windows`` is the number of attempts,
     one for each time window. ``packets`` is the number of packets in all attempts. ``start_ns`` is
     the start of the first attempt (ns since the epoch, UTC). ``latest`` has the identities of the
-    latest attempts' log records, oldest first. ``attribution`` is valid for all attempts together;
-    None if no attempt was attributed.
+    latest attempts' log records, oldest first. ``attribution`` is merged from the attributions of
+    all attempts; None if no attempt was attributed.
 
-    A significant incident becomes a finding. ``found_at`` is the number of the attempt at which
-    this happened, for example 3; None if it has not happened.
+    A significant incident becomes a finding. ``found_at`` is 3 if this happened at the third
+    attempt; None if it has not happened.
     """
 
     identity: str

@@ -1,4 +1,4 @@
-"""Settings of the accounting of refused packets: destinations with priority, and findings."""
+"""Settings for the accounting: which destinations have priority, which incidents are findings."""
 
 from __future__ import annotations
 

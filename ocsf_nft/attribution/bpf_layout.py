@@ -39,10 +39,10 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 
 
 class Call(NamedTuple):
-    """Capture event: a system call by which a process sends or connects, or a refused packet.
+    """Capture event: either a system call that sends data or connects, or a refused packet.
 
-    In each namespace, the BPF programs report either system calls or refused packets. An
-    unknown address is empty; an unknown port is 0.
+    In each namespace, the BPF programs report only one of these two kinds. An unknown
+    address is empty; an unknown port is 0.
     """
 
     #: Time of the call, or shortly after the refusal of the packet (CLOCK_BOOTTIME).

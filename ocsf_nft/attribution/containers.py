@@ -5,8 +5,8 @@ root in a container can create a ``docker-<64 digits>.scope`` and move into it. 
 only from its top down to the first container or unit. If that is a container, the host's runtime
 made it. For Docker in Docker, the result is the container of the outer Docker.
 
-A user can falsify containers below ``user@UID.service``. The ``unit`` of such a container begins
-with ``user@UID.service``.
+Below ``user@UID.service``, the user may create any cgroup, so a container there can be false. A
+caller recognizes it by its ``unit``, which begins with ``user@UID.service``.
 
 In a cgroup namespace, paths lack all units above the namespace's root. Those units are not
 reported.
@@ -164,7 +164,7 @@ def _pod(name: str, above: Sequence[str]) -> str | None:
 def _unit(names: Sequence[str]) -> str | None:
     """Return the systemd unit in the parts of a cgroup path, as systemd's cg_path_get_unit does.
 
-    Return None without a unit. A unit of a user's systemd manager becomes
+    Return None if there is no unit. A unit of a user's systemd manager becomes
     ``user@1000.service/NAME``.
     """
     unit, below = _first_unit(names)

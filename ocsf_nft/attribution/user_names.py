@@ -97,10 +97,10 @@ class UserNames:
 
 
 class CachedNames:
-    """Lookup of user and group names only in the cache of ``names``, so that it never blocks.
+    """Lookup of user and group names that reads only cached answers, so that it never blocks.
 
-    ``missing`` has the requested ids without a valid cached answer. :meth:`resolve` asks the name
-    service for their names.
+    ``names`` has the cache. ``missing`` has the requested ids without a valid cached answer.
+    :meth:`resolve` asks the name service for their names.
     """
 
     def __init__(self, names: UserNames) -> None:

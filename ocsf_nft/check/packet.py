@@ -56,8 +56,9 @@ class Packet:
     def joined(self, other: Packet) -> Packet:
         """Return a model that covers both this packet and ``other``.
 
-        Such a model is needed if it is unknown whether a rule has changed a packet. Version,
-        protocol, interfaces, direction and ``is_first`` are those of this packet.
+        Use it if it is unknown whether a packet was changed. The two models are then the packet
+        before and after the change. IP version, protocol, interfaces, direction and ``is_first``
+        are those of this packet.
         """
         if self == other:
             return self

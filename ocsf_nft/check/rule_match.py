@@ -34,8 +34,8 @@ class Matcher:
     """Evaluator of a ruleset's statements for sample packets.
 
     In the methods, ``family`` and ``table`` name the table that contains the rule and its named
-    sets. When set elements are read, ``spend`` is called with the cost. The cost is the number of
-    these elements, or a multiple of this number.
+    sets. ``spend`` limits the work: it gets the cost before set elements are compared or parsed,
+    and may raise an error. The cost is the number of elements, or a multiple of it.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
@@ -71,9 +71,9 @@ class Matcher:
     def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
         """Return YES if the kernel can execute a statement for a packet, NO if not, else MAYBE.
 
-        The kernel ends a rule at a statement that it can't execute. For example, a set is full, or
-        the packet lacks a field. ``kind`` is the statement's name, such as ``mangle``, and ``body``
-        is its JSON.
+        The kernel ends a rule at a statement that it can't execute. For example, the statement adds
+        to a full set, or reads a field that the packet lacks. ``kind`` is the statement's name,
+        such as ``mangle``, and ``body`` is its JSON.
         """
         if not isinstance(body, dict):
             return Truth.YES
@@ -192,7 +192,10 @@ def _key(pair: Any) -> Any:
 
 
 def _in_spans(number: Span, spans: list[Span]) -> Truth:
-    """Return YES if the number is in one of the sorted spans, NO if in none, MAYBE if unknown."""
+    """Return YES if a number is in one of the sorted ``spans``, NO if in none, else MAYBE.
+
+    ``number`` is itself a span: the lowest and the highest possible value of the number.
+    """
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):
         found = max(found, number.within(each))

@@ -118,10 +118,10 @@ class _AtOnce:
 
 
 class _FromOthers(logging.Handler):
-    """Handler that writes log messages of libraries as our log records, without a traceback.
+    """Handler that writes libraries' log messages to ocsf-nft's own log, without a traceback.
 
-    From the same line of code, only the first, second, fourth, eighth … message is written. So a
-    remote peer that sends invalid data can't flood the log.
+    If one line of a library's code logs many messages, only the first, second, fourth, eighth …
+    is written. So a remote peer that sends invalid data can't flood the log.
     """
 
     def __init__(self) -> None:

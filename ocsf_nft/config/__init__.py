@@ -115,7 +115,7 @@ def read(path: Path) -> Config:
     """Read a configuration file, check its content, and return the configuration.
 
     Unlike :func:`load`, this function also accepts a file with neither a ``[[sandbox]]`` nor a
-    ``host_log``. Raises the other errors of :func:`load`.
+    ``host_log``. Raises AbsentError if the file can't be read, UsageError if the content is wrong.
     """
     try:
         with path.open("rb") as file:
@@ -201,10 +201,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 def _model_at(model: type[BaseModel], path: Sequence[int | str]) -> type[BaseModel]:
-    """Return the class of the configuration table at ``path``, a location in an error of pydantic.
+    """Return the class of the configuration table in which pydantic found an error.
 
-    For example, ``("sink", 0, "file")`` is the first ``[[sink]]`` table, which has the type
-    ``file``. The result is then :class:`FileSink`.
+    ``path`` is the error's location, as pydantic gives it. For example, ``("sink", 0, "file")`` is
+    the first ``[[sink]]`` table, of type ``file``; the result is :class:`FileSink`.
     """
     for step in path:
         if isinstance(step, str) and step in model.model_fields:

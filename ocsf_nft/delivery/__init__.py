@@ -1,1 +1,1 @@
-"""Delivery of events from a store on the disk, by forwarders, to sinks (destinations)."""
+"""Delivery of events: forwarders read them from a store on the disk and send them to sinks."""

@@ -68,8 +68,8 @@ class Bucket:
     """Client that stores objects below ``prefix`` in the S3 bucket ``name``.
 
     ``endpoint`` is the URL of a server other than Amazon's. ``ca`` is a file of certificates to
-    trust in addition to the system's. Without ``access_key`` or ``secret``, credentials are found
-    as Amazon's tools find them, for example in environment variables.
+    trust in addition to the system's. If ``access_key`` or ``secret`` is None, credentials are
+    found as Amazon's tools find them, for example in environment variables.
     """
 
     def __init__(  # noqa: PLR0913 - settings of one bucket

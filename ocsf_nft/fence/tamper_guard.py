@@ -178,9 +178,9 @@ class TamperGuard:
         messages were prepared from the fence's record in the state directory. ``version`` is the
         version of that record.
 
-        ``generations`` is for a caller that has just checked the fence, and found it unchanged.
-        Pass the result of a call of :meth:`generations` that was made before this check. The guard
-        accepts all changes up to these generations, and does not revert them.
+        The guard does not revert changes up to ``generations``. Pass this argument only if a check
+        has just found the fence unchanged. Its value is the result of :meth:`generations`, called
+        before that check.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):

@@ -25,7 +25,8 @@ def addresses(tap: Tap) -> dict[str, str]:
     """Return the values of the ruleset's variables ``vm4``, ``subnet4``, ``vm6`` and ``subnet6``.
 
     For example, ``subnet4`` is ``10.0.0.0/24``. ``vm4`` is an nftables set of the addresses that
-    the VM may have. If ``tap`` has no IPv4 subnet, both are omitted. The same applies to IPv6.
+    the VM may have. If ``tap`` has no IPv4 subnet, ``vm4`` and ``subnet4`` are omitted. The same
+    applies to IPv6.
     """
     found = {}
     for subnet in tap.subnets:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class Mapper:
     """Converter of attempts (groups of refused packets) to OCSF events, for one sandbox.
 
-    ``context`` has the facts that log records lack, such as the name of the host. Facts that a
-    record lacks are left out of the event. The same attempt always gives the same event, apart from
-    ``metadata.processed_time``. Several threads may use a mapper at once.
+    ``context`` has the facts that no log record has, such as the name of the host. If a record
+    lacks a fact, such as the port, the event lacks it too. The same attempt always gives the same
+    event, apart from ``metadata.processed_time``. Several threads may use a mapper at once.
     """
 
     def __init__(self, context: Context) -> None:
@@ -35,8 +35,8 @@ class Mapper:
         """Return the Network Activity event of one attempt.
 
         ``processed_ns`` is the current time (ns since the epoch, UTC). The event's ``time`` is the
-        packet's timestamp, or for several packets the end of their time window. The numbers of the
-        attempt's record must be in the ranges that Record documents.
+        packet's timestamp, or for several packets the end of their time window. Each number in the
+        attempt's record must be valid for its header field, for example a port at most 65535.
         """
         derived = derive(attempt, self._context.severities)
         return self._activities.event(attempt, derived, processed_ns=processed_ns)

@@ -101,8 +101,8 @@ def advice(
 ) -> str:
     """Return the advice for the sender of a refused packet: what to do instead.
 
-    ``destination`` is the kind of the destination address, such as multicast; None without an
-    address. ``proxy`` is the sandbox's proxy. With None, the advice contains no URL of a proxy.
+    ``destination`` is the kind of the destination address, such as multicast; None if the packet
+    has no such address. ``proxy`` is the sandbox's proxy; None for advice without its URL.
     """
     if direction is Direction.INBOUND:
         return general_advice(record.rule, direction, proxy)

@@ -72,7 +72,7 @@ def from_json(line: bytes) -> Entry | None:
 
 
 def from_export(fields: Mapping[str, bytes]) -> Entry | None:
-    """Make an entry from fields of ``journalctl -o export``; return None without a message."""
+    """Make an entry from fields of ``journalctl -o export``; return None if they lack MESSAGE."""
     return _entry(fields) if _MESSAGE in fields else None
 
 

@@ -72,10 +72,10 @@ class KernelEntryParser:
     def parse(self, entry: KernelEntry, received_ns: int) -> Record | Reject | Gap | None:
         """Convert a journal entry to a Record.
 
-        Return a Reject if the entry has a selected log prefix, but is forged or can't be parsed.
-        Return a Gap if journald missed kernel messages. Return None if the entry is not from the
-        kernel, or if its log prefix is not selected. ``received_ns`` is the time of reading (ns
-        since the epoch).
+        Return a Reject if the entry can't be parsed, or is forged: a program wrote it to the kernel
+        log. Return a Gap if journald missed kernel messages. Return None if the entry is not from
+        the kernel log, or if its log prefix is not selected. ``received_ns`` is the time of reading
+        (ns since the epoch).
         """
         realtime_ns = entry.realtime_us * 1000
         since_ns = realtime_ns if self._previous_ns is None else min(self._previous_ns, realtime_ns)

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Result of one read of the journal: the selected entries, and the position after the read.
+    """Result of one read of the journal: entries that match a filter, and the new position.
 
-    ``cursor`` is the position of the last entry that was read, selected or not; None if no
-    entry was read. ``cursor_is_missing`` is true if the journal no longer has the entry after
-    which reading was to begin. Later entries may be missing too.
+    ``cursor`` is the position of the last entry that was read, even if it does not match; None
+    if no entry was read. ``cursor_is_missing`` is true if the journal no longer has the entry
+    whose cursor :meth:`JournalReader.open` returned. Later entries may be missing too.
     """
 
     entries: tuple[KernelEntry, ...] = ()
