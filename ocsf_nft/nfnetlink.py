@@ -89,9 +89,9 @@ class Nftables:
     kernel does not answer for 5 seconds. Queries and lists also raise TimeoutError after
     ``deadline``, a time of ``time.monotonic()``.
 
-    Close the socket after any exception that is not an error of the kernel, such as TimeoutError.
-    Also close the socket if a list was not read to its end. Otherwise the rest of the old answer
-    could arrive after the next request.
+    Close the socket after a TimeoutError, and after any other exception that is not an error from
+    the kernel. Also close the socket if a list was not read to its end. Otherwise the rest of the
+    old answer could arrive after the next request.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""Flows of users with too many flows: all these flows of one user share an event."""
+"""Flows without separate events, because a limit (of their user or in total) is reached.
+
+All such flows of one user share one event.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ _MAX_AGGREGATES: Final = 256
 
 
 class OverflowFlows:
-    """Flows that share one event for each user, because the user has too many flows.
+    """Flows without separate events, because a limit (of their user or in total) is reached.
 
-    ``aggregates`` has the unreported packets of these flows by user id. After 256 users, the
-    packets of further users are added to the aggregate of the key None.
+    All such flows of one user share one event. ``aggregates`` maps the user's id to the unreported
+    packets of these flows. After 256 users, the packets of further users are added to the aggregate
+    of the key None.
     """
 
     def __init__(self, aggregates: dict[int | None, FlowAggregate]) -> None:

@@ -67,9 +67,9 @@ class RuleAccount:
     ) -> None:
         """Create an empty account for the kernel counters ``counter_id`` of a rule.
 
-        These counters have no packet from before ``begun_ns``. ``opened`` collects changes of
-        incidents and scans, for the state database. ``add_attribution`` adds the sender to each
-        attempt before it is reported.
+        These counters counted no packet before ``begun_ns``. ``opened`` collects changes of
+        incidents and scans, for the state database. ``priority`` has settings for separate events
+        and findings. ``add_attribution`` adds the sender to each attempt before it is reported.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -112,9 +112,10 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a log record of the rule; return its attempt if it must be reported immediately.
+        """Process a log record of the rule; return an attempt with the logged packet, or None.
 
-        Return None if the packet is reported later, for example with other packets of its flow.
+        An event must report the returned attempt immediately. None means that the packet is
+        reported later, for example with other packets of its flow.
         """
         self.received += 1
         key = keys(record)[0]
@@ -304,7 +305,11 @@ class RuleAccount:
             report.limit_times(ended_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
-        """Update the state of a flow that has no set element in the latest counter reading."""
+        """Mark the counter of the flow ``key`` as missing in the latest counter reading.
+
+        This reading began at ``began_ns``. If two readings lack the flow's set element, the counter
+        may be removed. A counter with unreported packets is not removed.
+        """
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
         if counter.is_unread:
@@ -345,11 +350,11 @@ class RuleAccount:
                 self._drop(key)
 
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
-        """Return the counters that may have counted a packet in place of its own flow's counter.
+        """Return the other counters that may have counted a packet of the flow ``key``.
 
-        ``key`` identifies the flow. The kernel uses another counter if the set has no free slot for
-        the flow. Each counter is returned with its key. The counters of overflow and of evicted
-        flows have the key None.
+        The kernel uses another counter if the set has no free slot for the flow. Each counter is
+        returned with its key. The last two counters have the key None. They count packets without
+        a set element: no slot was free, or the kernel evicted the element.
         """
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
@@ -367,10 +372,11 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Update the numbers of packets that are in no set element.
+        """Update the numbers of packets without a slot, and of unaccounted packets, from a reading.
 
-        Each set element counts the packets of one flow. A packet is in no element if its set had
-        no free slot, or if the kernel evicted the element.
+        Each set element counts the packets of one flow. A packet has no slot if its set was full.
+        All other packets without an element are unaccounted, for example after the kernel evicted
+        the element. The reading began at ``began_ns``.
         """
         if self.overflow.counter.grow(*reading.overflow):
             self.overflow.counter.last_ns = began_ns
@@ -393,10 +399,10 @@ class RuleAccount:
             self.evicted.report.set_growing()
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Yield an attempt for each waiting log record whose packet is in another flow's counter.
+        """Yield an attempt for each waiting log record if another flow's counter has its packet.
 
-        A log record waits if a report of aggregated flows may already include its packet. If two
-        readings show no packet for the log record, it is discarded.
+        A log record waits if a report of aggregated flows may already include its packet. If no
+        counter shows the packet within two readings, the log record is discarded.
         """
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)

@@ -1,6 +1,7 @@
 """Search for the counter of a packet that was logged as one flow, but counted as another flow.
 
-The cause is a header that is cut short, or a frame whose header names a wrong protocol.
+The log and the counter differ if the packet's header is cut short. They also differ for a frame
+whose header names a wrong protocol.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ class UnloggedFlows:
             self._alike.setdefault(without_port(key), []).append((key, counter))
 
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
-        """Return a list with one counter of at least ``packets`` packets that no event reports.
+        """Return a list with one counter that has at least ``packets`` unreported packets.
 
-        The first choice is a counter with the user, protocol and destination of ``key``.
-        The second choice is any counter of that user. If there is none, the list is empty.
-        The search removes counters with fewer packets from the index.
+        A packet is unreported if no event reports it. The first choice is a counter with the user,
+        protocol and destination of ``key``. The second choice is any counter of that user. If there
+        is none, the list is empty. The search removes counters with fewer unreported packets from
+        the index.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)

@@ -141,9 +141,10 @@ class CaptureMethod:
                     sandbox.events.mark_closed(event)
 
     def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
-        """Return True if the packet of at least one log record was probably not reported yet.
+        """Return True if the capture will probably still report the packet of a log record.
 
-        The result is always False where the capture reports system calls instead of packets.
+        One such log record in ``records`` is enough. The result is always False where the capture
+        reports system calls instead of packets.
         """
         events = self._by_name[sandbox].events
         return isinstance(events, RefusedPackets) and events.is_event_pending(_logged(records, 0))

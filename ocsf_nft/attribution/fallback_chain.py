@@ -144,9 +144,10 @@ class FallbackChain:
         self._stack.close()
 
     async def watch_capture(self, on_fallback: Callable[[str], Awaitable[None]]) -> None:
-        """Wait until the method ``capture`` fails, then call ``on_fallback`` with the reason.
+        """Wait until the attribution method ``capture`` fails, then call ``on_fallback``.
 
-        If ``capture`` is not in use, return at once, without that call.
+        The argument of ``on_fallback`` is the reason. If ``capture`` is not in use, return at once,
+        and do not call ``on_fallback``.
         """
         initial = self.method
         while self.method == "capture":
@@ -204,12 +205,12 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the attribution of a flow's packets since the previous call for the same flow.
+        """Return the attribution of the packets that a flow had since the previous call.
 
-        ``record`` identifies the flow. ``packets`` is the number of packets that the kernel has
-        counted in the flow since that call. The reading of the kernel's counters began at
-        ``began_ns`` (ns since the epoch, UTC). Return None if the method ``capture`` is not in use,
-        or if it saw no process send these packets.
+        ``record`` identifies the flow; the previous call is the one for the same flow. ``packets``
+        is the number of these packets, as counted by the kernel. The reading of the kernel's
+        counters began at ``began_ns`` (ns since the epoch, UTC). Return None if the attribution
+        method ``capture`` is not in use, or if it saw no process send these packets.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
@@ -228,8 +229,8 @@ class FallbackChain:
     def user_attribution(self, record: Record) -> Attribution:
         """Return an attribution to the user in ``record``, for a flow without a known process.
 
-        If ``record`` has no user, the result has the attribution method ``none``. The same applies
-        if no process of the sandbox sent the packet, for example a forwarded packet.
+        If ``record`` has no user, the result has the attribution method ``none``. It also has this
+        method if no sandbox process sent the packet of ``record``, for example a forwarded packet.
         """
         return self._with_names(record, _user_attribution(record, _NOT_SEEN))
 
@@ -425,11 +426,11 @@ async def _is_event_pending(
 
 
 def limit_to_one_packet(known: Attribution) -> Attribution:
-    """Convert the attribution of one packet to an attribution of several packets including it.
+    """Convert the attribution of one packet to an attribution of a group of packets.
 
-    ``known`` is the attribution of the one packet. The senders of the other packets are unknown. So
-    the result names the process of ``known`` only as a possible sender, with low confidence. If
-    ``known`` has no process, it is returned unchanged.
+    ``known`` is the attribution of one packet in the group. The senders of the other packets are
+    unknown. So the result names the process of ``known`` only as a possible sender, with low
+    confidence. If ``known`` has no process, it is returned unchanged.
     """
     if known.process is None:
         return known

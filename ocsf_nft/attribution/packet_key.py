@@ -1,7 +1,7 @@
 """Comparison of log records with calls, to find the process that sent a logged packet.
 
-A call is an event that the BPF programs report. In this event, a process sends or connects by a
-system call, or the kernel refuses its packet. Each call and each log record gets a
+A call is an event that the BPF programs report. It is a system call by which a process sends or
+connects, or a packet that the kernel refused. Each call and each log record gets a
 :class:`PacketKey`, and these keys are compared.
 """
 
@@ -54,8 +54,9 @@ class LoggedRecord(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Calls that may have sent the packet of one log record.
+    """Calls that may belong to the packet of one log record.
 
+    A call is an event of the BPF programs: a system call or a refused packet, with its process.
     ``calls`` has the latest call of each process. If ``is_sender`` is true, one of these processes
     certainly sent the packet.
     """
@@ -95,7 +96,7 @@ def key_of_record(record: Record) -> PacketKey | None:
 
 
 def key_of_call(call: Call) -> PacketKey:
-    """Return the key of a call.
+    """Return the key of a call: a system call or refused packet that the BPF programs reported.
 
     The source port of a connect call is 0, because the socket gets its port only after the call.
     """

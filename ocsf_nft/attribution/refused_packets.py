@@ -1,9 +1,9 @@
-"""Search for the sender of each logged packet, among the packets that a BPF program reports.
+"""Search for the process that sent a logged packet, with the help of a BPF program.
 
 The BPF program reports refused packets with their senders. In a flood, the kernel logs only some of
-these packets, so many have no log record. A log record matches a packet with the same bytes. The
-BPF program reports this packet after the kernel has logged it. Each packet matches only one log
-record.
+these packets, so many have no log record. The BPF program reports a packet after the kernel has
+logged it. So a log record matches a later report of a packet with the same bytes. Each reported
+packet matches only one log record.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ class _Query(NamedTuple):
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
-        """Return the two keys that the reported packet may have.
+        """Return the two keys under which the reported packet may be stored.
 
-        The first key is for reports that may be about any packet of the user. The second key is
-        the packet's own.
+        Under the first key are reports that may be about any packet of the user. Under the second
+        key are reports of packets with the same protocol, ports and destination.
         """
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
         """Return True if a reported packet may be the packet of the log record.
 
-        The packet was reported at ``since_ns`` or later. Its bytes are the same as in the record,
-        or unknown.
+        The packet must be reported at ``since_ns`` or later. Its bytes must be the same as in the
+        record, or unknown.
         """
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
@@ -86,8 +86,8 @@ class _Query(NamedTuple):
     def is_likely(self, packet: Call) -> bool:
         """Return True if a reported packet is probably the packet of the log record.
 
-        Both have the same bytes. If bytes are unknown, the packet was reported after the record's
-        timestamp, or at most half a second before it.
+        The condition of :meth:`may_match` must be met. If bytes are unknown, the report must
+        come after the record's timestamp, or at most half a second before it.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
@@ -127,9 +127,10 @@ class _SimilarPackets:
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
-        """Remove one packet that may be that of the log record, so that it matches no other record.
+        """Remove one stored packet that may be the packet of the log record.
 
-        If the record's packet may be missing here, remove nothing.
+        The removed packet then matches no other record. If the record's packet may be missing here,
+        remove nothing.
         """
         if self.is_incomplete(query):
             return
@@ -176,7 +177,10 @@ class RefusedPackets:
         self._evicted_ns = now_ns
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
-        """Return True if the packet of at least one log record was probably not reported yet."""
+        """Return True if the BPF program will probably still report at least one logged packet.
+
+        ``logged`` has the log records of the packets.
+        """
         numbers: Counter[tuple[_Key, int | None]] = Counter()
         for each in logged:
             query = _query(each)

@@ -38,13 +38,15 @@ _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowRequest:
-    """Traffic that another firewall must accept, and the namespace of that firewall's rules.
+    """Traffic of a VM or a sandbox that another firewall must accept.
 
-    ``directions`` are kinds of traffic, for example replies from the internet to the VM.
-    ``versions`` are 4 and 6, for IPv4 and IPv6. ``device`` is the VM's interface, or a pattern such
-    as ``vmtap-*``. ``subnets`` are the VM's subnets. ``port`` is the port of the proxy at the VM's
-    gateway. For a sandbox that is no VM, ``device`` is None, and ``proxies`` are the sandbox's
-    proxies.
+    ``namespace`` is the network namespace of that firewall's rules. ``directions`` are kinds of
+    traffic, for example replies from the internet to the VM. ``versions`` are IP versions: 4, 6 or
+    both.
+
+    ``device`` is the VM's interface, or a pattern such as ``vmtap-*``. ``subnets`` are the VM's
+    subnets. ``port`` is the port of the proxy at the VM's gateway. For a sandbox that is no VM,
+    ``device`` is None, and ``proxies`` are the sandbox's proxies.
     """
 
     namespace: Namespace
@@ -85,7 +87,7 @@ def is_plain_device(name: str) -> bool:
 
 
 def is_plain(name: str) -> bool:
-    """Return True if nft reads the text on its command line as a name and nothing else."""
+    """Return True if an nft command can safely contain ``name`` as the name of a table or chain."""
     return _PLAIN.fullmatch(name) is not None
 
 

@@ -74,9 +74,9 @@ class CheckScope:
 def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
     """Yield a finding for each rule that drops, or may drop, traffic that the fence accepts.
 
-    Rules that could not be read or checked also have a finding, and so has an active fence of
-    ocsf-nft. If all rules were checked and none drops the traffic, a finding has the severity
-    ``ok``.
+    Also yield a finding for rules that could not be read or checked, and for an active fence of
+    ocsf-nft. If all rules were checked and none drops the traffic, yield a finding with the
+    severity ``ok``.
     """
     for sentence in ruleset.unread:
         yield Finding(
@@ -126,11 +126,11 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Separate the rules of fences that are meant to block the traffic from all other rules.
+    """Return the stops of fences that are meant to block the checked traffic, and all other stops.
 
-    A stop is a rule or policy that stops, or may stop, a sample packet. ``by_rule`` has a list of
-    stops for each rule. Return one list with the stops of these fences, and the lists of all other
-    rules.
+    A stop is a case in which a rule or policy stops, or may stop, a sample packet. Each item of
+    ``by_rule`` has the stops of one rule. The first result has the stops of these fences in one
+    list. The second result has the items of ``by_rule`` for all other rules.
     """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
@@ -237,9 +237,10 @@ def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
 
 
 def _is_published_port(flow_stop: FlowStop) -> bool:
-    """Return True if a rule redirects the VM's packets for the gateway's port to another address.
+    """Return True if the VM's packets for the gateway's port are redirected by a rule.
 
-    For example, a container may have this port as a published port.
+    The gateway's port is the host's port that the VM may use. For example, Docker adds such a rule
+    for a container that publishes this port.
     """
     return flow_stop.stop.verb == "redirects" and flow_stop.flow.direction is FlowDirection.GATEWAY
 

@@ -1,4 +1,7 @@
-"""Output of the demo on standard error: a growing table of attempts, and one complete event."""
+"""Output of the demo on standard error: a growing table, and one complete event.
+
+Each row of the table shows an attempt to send packets from the demo's sandbox.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ _OTHER_LINES: Final = 9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Row of the demo's table: an attempt, its outcome, and its event if there is one."""
+    """Row of the demo's table: an attempt to send packets, its outcome, and its event.
+
+    ``event`` is None if no event reports the attempt.
+    """
 
     attempt: Attempt
     outcome: Outcome
@@ -177,8 +183,9 @@ class Screen:
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
     """Return a value as JSON for people, with line breaks where a line would be too long.
 
-    ``width`` is the maximum number of columns of a line. ``indent`` is the number of blanks before
-    the value's line. ``taken`` is the number of columns in that line before the value.
+    ``width`` is the maximum number of columns of a line. ``indent`` is the number of blanks at the
+    start of the value's first line. ``taken`` is the number of columns before the value in this
+    line: these blanks and a key, if any.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:

@@ -1,4 +1,7 @@
-"""Conversion of an attempt to a Network Activity event (class 4001)."""
+"""Conversion of an attempt to a Network Activity event (class 4001).
+
+An attempt consists of the packets of one flow (or of aggregated flows) in one time window.
+"""
 
 from __future__ import annotations
 

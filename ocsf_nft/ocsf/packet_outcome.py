@@ -94,7 +94,10 @@ class Answer(Enum):
 
 
 class Outcome(NamedTuple):
-    """Outcome of a packet as OCSF ids, for example Refuse, Failure, Denied and Blocked."""
+    """Outcome of a packet as OCSF ids: activity, status, action and disposition.
+
+    For example, these are Refuse, Failure, Denied and Blocked.
+    """
 
     activity: NetworkActivityId
     status: Status

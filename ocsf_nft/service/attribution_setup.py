@@ -17,8 +17,8 @@ def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain
     """Return the chain of methods that find the process behind a packet.
 
     The chain tries the configured method first, and weaker methods after it. It excludes VMs, whose
-    processes are not visible on this kernel. ``state`` has the records of fences, with their
-    namespaces.
+    processes are not visible on this kernel. ``state`` is the directory that stores the installed
+    fences with their namespaces.
     """
     settings = config.attribution
     namespaces, permissive = {}, set()

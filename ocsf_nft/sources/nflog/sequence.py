@@ -27,9 +27,10 @@ class Sequence32:
         return self._next + (number - self._next) % _MODULUS
 
     def dropped_before(self, number: int) -> int:
-        """Return how many records were dropped between the previous record and record ``number``.
+        """Return how many records were dropped between the previous record and this record.
 
-        Call this once for each record, in order.
+        ``number`` is the 32-bit sequence number of this record. Call this once for each record, in
+        order.
         """
         dropped = (number - self._next) % _MODULUS
         self._next += dropped + 1
