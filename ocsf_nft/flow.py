@@ -127,10 +127,10 @@ def account_name(rule: str, *, is_permissive: bool) -> str:
 
 
 def counter_suffix(rule: str, *, is_permissive: bool) -> str:
-    """Return the end of the nftables names of a rule's counters and sets, such as ``egress``.
+    """Return the suffix of the names of a rule's nftables counters and sets, such as ``egress``.
 
-    If the fence is permissive, it is, for example, ``egress_permissive``. So refused packets and
-    allowed packets are never counted together.
+    If the fence is permissive, the suffix is, for example, ``egress_permissive``. So refused
+    packets and allowed packets are never counted together.
     """
     return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 

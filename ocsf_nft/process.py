@@ -80,10 +80,11 @@ class Attribution:
     """Process that made an attempt, with the attribution method and the confidence.
 
     ``process`` is None if the sender is unknown, or if there are several possible senders. The
-    tuple ``seen`` has possible senders. At least ``unnamed`` further possible senders are not in
-    this tuple. ``reason`` is a sentence that explains the result. ``user_name`` and ``group_name``
-    belong to the ids in the kernel's log record. ``sent_ns`` is the time at which BPF programs saw
-    the process send the packet (ns since the epoch). It is None if they did not see that.
+    tuple ``seen`` has possible senders. ``unnamed`` is the minimum number of further possible
+    senders, outside this tuple. ``reason`` is a sentence that explains the result. ``user_name``
+    and ``group_name`` belong to the ids in the kernel's log record. ``sent_ns`` is the time at
+    which BPF programs saw the process send the packet (ns since the epoch). It is None if they did
+    not see that.
     """
 
     method: Method

@@ -1,6 +1,7 @@
-"""Limit of the number of one user's flows that are reported separately.
+"""Limit of the flows of one user that are reported separately.
 
-Without this limit, one user with many flows could use up the separate reports of all users.
+The number of separate reports is limited. Without a limit for each user, one user with many flows
+could use up all of them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ _MAX_USERS: Final = 256
 class Quota:
     """Limit of separately reported flows per user: 1,000 flows at once, then ten flows a second.
 
-    At most 256 users have a place in the quota. A user's place becomes free when all 1,000 flows
-    are available again. A user without a place gets no separate reports.
+    At most 256 users have a place in the quota. A user's place becomes free when the user may
+    have 1,000 flows at once again. A user without a place gets no separate reports.
     """
 
     def __init__(self) -> None:

@@ -22,9 +22,9 @@ LAST_READINGS: Final = 2
 
 
 class UnaccountedPackets:
-    """Numbers of a rule's refused packets that are in no flow's counter, for the last 8 readings.
+    """Last 8 readings of a rule's counters, each as the number of packets in no flow's counter.
 
-    A reading is one read of all counters of the rule. It may miss some flows, so one number
+    A reading is one read of all counters of the rule. It may miss some flows. So one reading
     alone does not show that the kernel evicted a flow's counter.
     """
 
@@ -41,11 +41,12 @@ class UnaccountedPackets:
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return the number of refused packets whose counters the kernel has newly evicted.
+        """Return the number of packets of evicted counters that ``known`` does not include yet.
 
-        ``known`` counts the packets that earlier calls found. The result is the smallest
-        difference in the last ``readings`` readings (see :meth:`add`), minus the packets in
-        ``known``. Return zero if there were fewer readings.
+        ``known`` has the packets that earlier calls found. For each reading, :meth:`add` has
+        stored the number of packets in no flow's counter. The result is the smallest number of
+        the last ``readings`` readings, minus the packets in ``known``. Return zero if there were
+        fewer readings.
         """
         if len(self._lacked) < readings:
             return Count()

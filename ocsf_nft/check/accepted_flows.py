@@ -76,7 +76,7 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return true if the packet follows the first packet of its flow in the same direction."""
+        """Return true for a later packet of a flow in the direction of the flow's first packet."""
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
@@ -84,7 +84,7 @@ class AcceptedFlow:
         """Return protocol and port as text for messages, for example ``tcp 443``.
 
         The port is the destination port of the flow's first packet. One example port represents all
-        ports without an example of their own. For this port, the text is ``tcp other ports`` or
+        ports that have no example of their own: its text is ``tcp other ports`` or
         ``udp other ports``. If ``is_continuation`` is true, the text ends with ``, once open``.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
@@ -116,8 +116,8 @@ class Vm:
     def uplink(self, version: int) -> InterfaceName:
         """Return the name of the interface to the internet, for IP ``version`` 4 or 6.
 
-        If the name is unknown, the result matches all names except those of the VM's device and the
-        loopback.
+        If the name is unknown, the result stands for any name except those of the VM's device and
+        the loopback.
         """
         found = self.uplinks.get(version)
         if found is not None:

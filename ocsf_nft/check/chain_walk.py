@@ -205,9 +205,10 @@ class _Walk:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
 
     def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Apply an iptables match or target, of which nft lists only the name, such as ``REJECT``.
+        """Apply an iptables target to the walk; nft lists only its name, such as ``REJECT``.
 
-        Return true if later statements of the rule are skipped.
+        ``matches`` is MAYBE if it is unknown whether the packet reaches the target. Return true
+        if later statements of the rule are skipped.
         """
         name = str(body.get("name")) if isinstance(body, dict) else ""
         if name in statement_effects.XT_STOPS:
@@ -317,7 +318,7 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return true if a statement ends its rule for some packets, but it is unknown for which."""
+    """Return true if it is unknown whether a packet reaches the statement after the given one."""
     # nft doesn't decode the match of an iptables extension.
     if kind == "xt":
         return isinstance(body, dict) and body.get("type") == "match"

@@ -1,8 +1,8 @@
 """Detection and removal of iptables rules that an older set-up for VMs left behind.
 
-A leftover is a rule or chain for a VM's interface that no longer exists. If the check is about one
-VM, old rules for this VM are leftovers too, because a fence replaces them. Rules that other
-programs manage, such as ufw or Docker, are no leftovers.
+A leftover is a rule or chain for a VM whose interface no longer exists. If only one VM is checked,
+its old rules are leftovers even if its interface exists, because a fence replaces them. Rules
+that other programs manage, such as ufw or Docker, are no leftovers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Translation of the output of iptables-save into rules in the form of nft's JSON.
 
-An option that this module does not know becomes a match that may or may not apply to a packet.
+An option that this module does not know becomes a match whose result is always unknown.
 """
 
 from __future__ import annotations
@@ -93,10 +93,10 @@ def split(line: str) -> list[str]:
 
 
 def chains(saved: SavedRuleset, family: str, backend: Backend) -> dict[ChainKey, Chain]:
-    """Return the chains of the parsed output by key, with their rules in the form of nft's JSON.
+    """Return the chains of ``saved`` by their keys, with their rules in the form of nft's JSON.
 
-    ``family`` is ``ip`` or ``ip6``. ``backend`` is ``legacy`` for the kernel's old iptables, else
-    ``nft``.
+    ``saved`` is the parsed output of iptables-save. ``family`` is ``ip`` or ``ip6``.
+    ``backend`` is ``legacy`` for the kernel's old iptables, else ``nft``.
     """
     rules: dict[ChainKey, list[Rule]] = {}
     names = {(table, name) for table, name, _ in saved.chains}

@@ -60,11 +60,11 @@ class _Offsets(NamedTuple):
 class _Layout:
     """Byte layout that all elements of a set share.
 
-    ``form`` splits an element's bytes into columns. Columns with odd numbers are the values of the
-    element. ``key``, ``packets``, ``bytes`` and ``expiration`` are their column numbers. Columns
-    with even numbers are the bytes around the values, which are the same in all elements. ``same``
-    has the number and the content of each of these columns. ``timeout_ms`` is the timeout of each
-    element.
+    ``form`` splits an element's bytes into columns. ``key``, ``packets``, ``bytes`` and
+    ``expiration`` are the column numbers of the element's values (1, 3, 5 and 7 in any order). The
+    other columns are the bytes around the values. These bytes are the same in all elements.
+    ``same`` has a pair for each of these columns: its number and its bytes. ``timeout_ms`` is the
+    timeout of each element.
     """
 
     form: struct.Struct
@@ -206,7 +206,10 @@ def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
 
 
 def _nested(payload: memoryview, nest: _Span | None, kind: int) -> _Span | None:
-    """Return the value span of the last attribute of type ``kind`` in ``nest``; None if missing."""
+    """Return the value span of the last attribute of type ``kind``; None if it is missing.
+
+    ``nest`` is the span that contains the attribute. If ``nest`` is None, so is the result.
+    """
     return None if nest is None else dict(_spans(payload, nest)).get(kind)
 
 
@@ -220,9 +223,10 @@ def _number(payload: memoryview, start: int) -> int:
 
 
 def _counter(payload: memoryview, parts: dict[int, _Span]) -> _Span | None:
-    """Return the data attribute of an element's first counter; None if the element has no counter.
+    """Return the span of an element's counter data (NFTA_EXPR_DATA); None if it has no counter.
 
-    ``parts`` are the attributes of the element, by type.
+    ``parts`` are the attributes of the element, by type. If there are several counters, the first
+    is used.
     """
     expression_list = parts.get(_NFTA_SET_ELEM_EXPRESSIONS)
     expressions = (

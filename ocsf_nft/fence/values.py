@@ -92,11 +92,11 @@ def mac(text: str) -> str:
 
 
 def subnet(text: str) -> Subnet:
-    """Parse ``ADDR/LENGTH`` of a VM's link; return the gateway's address with the prefix length.
+    """Parse a VM's subnet, ``ADDR/LENGTH``; return the gateway's address with the prefix length.
 
-    ADDR is the gateway's address: ``172.16.0.1`` in ``172.16.0.1/30``. If ADDR is the address of
-    the subnet itself, as in ``172.16.0.0/30``, the gateway has the first host address. Raises
-    UsageError if a VM can't use the subnet, for example loopback.
+    ADDR may be the gateway's address, as in ``172.16.0.1/30``. It may also be the address of the
+    subnet, as in ``172.16.0.0/30``: then the gateway has the first host address. Raises UsageError
+    if a VM can't use the subnet, for example loopback.
     """
     try:
         found = ipaddress.ip_interface(text)

@@ -22,7 +22,10 @@ _UNKNOWN: Final = "unknown"
 
 
 def enrichments_of(attribution: Attribution | None) -> tuple[Enrichment, ...] | None:
-    """Return the ``enrichments`` of an event for an attribution; None without an attribution."""
+    """Convert an attribution to an OCSF enrichment, for the attribute ``enrichments`` of an event.
+
+    The result has one enrichment; it is None if ``attribution`` is None.
+    """
     if attribution is None:
         return None
     if attribution.names_no_process:

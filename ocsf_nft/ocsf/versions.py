@@ -138,8 +138,8 @@ def at_version(event: dict[str, Any], version: str) -> dict[str, Any]:
 class _Cuts(NamedTuple):
     """Attributes to remove from an object, because an older OCSF version lacks them.
 
-    ``names`` are attributes of the object itself. The keys of ``below`` are attributes that contain
-    inner objects. Each value of ``below`` has the attributes to remove from these inner objects.
+    ``names`` are attributes of the object itself. ``below`` maps each attribute that contains inner
+    objects to the attributes to remove from those objects.
     """
 
     names: tuple[str, ...]

@@ -241,9 +241,9 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return ``alterations``, followed by the changes of the fence that were noticed later.
+        """Return ``alterations``, followed by changes that the tamper guard has noticed meanwhile.
 
-        If ``alterations`` is empty, first wait 0.1 s for a change to be noticed.
+        If ``alterations`` is empty, first give the guard 0.1 s to notice a change.
         """
         if self._watch is None:
             return alterations
@@ -452,12 +452,13 @@ def _prepare(
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
     """Prepare the netlink messages that restore a fence to its stored description.
 
-    ``known`` is the version of the description at the last call. If the version is still the
-    same, return None. ``now`` returns the generation number of the ruleset in each namespace.
+    ``known`` is the version of the description at the last call. ``now`` is a function that returns
+    the generation number of the ruleset in each namespace.
 
-    Otherwise return the arguments for :meth:`TamperGuard.use_restore_batch`. The first is the
-    messages; None if they can't be prepared. The second is the version of the description. The
-    third is the present generation numbers; None if the fence is not as installed.
+    Return None if the version is still ``known``. Otherwise return the arguments for
+    :meth:`TamperGuard.use_restore_batch`. The first is the messages; None if they can't be
+    prepared. The second is the version of the description. The third is the result of ``now``;
+    None if ``now`` or the preparation fails, or if the fence is not as installed.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:

@@ -30,9 +30,9 @@ class Fence:
 
     ``installed`` is the fence's record in the state directory. ``reason`` explains a degraded or
     altered state; otherwise it is None. ``is_ours`` is true if this service installed the fence
-    where there was none. The service then removes the fence at its end. ``before`` is the earlier
-    state that :func:`first_event` reports, unless ``is_ours`` is true. ``tampering`` is a change by
-    another process; the service has undone the change.
+    where there was none. The service then removes the fence at its end. ``before`` is the previous
+    state, which the event of :func:`first_event` contains. If ``is_ours`` is true, this event has
+    ABSENT instead. ``tampering`` is a change by another process; the service has undone the change.
     """
 
     installed: InstalledFence
@@ -46,10 +46,10 @@ class Fence:
 def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
     """Install a sandbox's fence, or find the installed fence; return its state.
 
-    Without ``sandbox.install``, the fence must exist already. If it was changed or deleted, it is
-    restored, unless ``sandbox.self_heal`` is false. Raises AbsentError if there is no fence, and
-    FenceError if the fence has no record. Raises the errors of :func:`installer.install` too.
-    Blocks for milliseconds.
+    Without ``sandbox.install``, the fence must have been installed earlier. If it was changed or
+    deleted since then, it is restored, unless ``sandbox.self_heal`` is false. Raises AbsentError if
+    the fence is missing and was not restored. Raises FenceError if the fence has no record. Raises
+    the errors of :func:`installer.install` too. Blocks for milliseconds.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -85,7 +85,8 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
     """Restore a fence that was changed or deleted while no service monitored it; return its state.
 
-    Return None if the fence is unchanged or has no record, or if its namespace no longer exists.
+    ``found`` is the result of comparing the fence with its record. Return None if the fence is
+    unchanged or has no record, or if its namespace no longer exists.
     """
     was = found.installed
     if was is None or found.verdict == "as installed":
@@ -111,11 +112,11 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 
 
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
-    """Return the change that another process had made to a fence before it was installed again.
+    """Return the change that another process made to a fence before a new fence replaced it.
 
     ``found`` is the result of comparing the old fence with its record. ``installed`` is the record
-    of the new fence. Return None if there was no change, or if the new fence has another policy or
-    namespace.
+    of the new fence. Return None if the old fence was unchanged or had no readable record. Also
+    return None if the two fences have different policies or namespaces.
     """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
@@ -288,9 +289,9 @@ def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
 
 
 def has_other_links(seen: InstalledFence, inspection: Inspection) -> bool:
-    """Return True if the interfaces, or the routes to the proxies, have changed since ``seen``.
+    """Return True if two records of a fence differ in interfaces, or in routes to the proxies.
 
-    ``seen`` is an earlier record of the fence.
+    ``seen`` is the earlier record; ``inspection`` has the later one.
     """
     return inspection.fence.installed.around != seen.around
 

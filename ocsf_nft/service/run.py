@@ -156,7 +156,7 @@ class Service:
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the events as decoded JSON until the service stops.
 
-        The first event is the one after the last event that an earlier run delivered. An event
+        The iteration begins after the last event that an earlier run delivered. An event
         counts as delivered when the caller requests the next event. If the process is killed before
         this request, the next run yields the event again. Raises UsageError if the service was
         created without ``iterates``.
@@ -169,10 +169,10 @@ class Service:
     async def reload(self, config: Config) -> None:
         """Replace the sinks, the severities and the threshold for findings.
 
-        ``config`` is the configuration that has the new ones. All sinks are opened again, with
-        their secrets and certificates. Raises UsageError if a key that is not in :data:`RELOADED`
-        differs. Raises an OcsfNftError if a local sink (such as a file) with a new name can't be
-        opened. After these errors, the old configuration stays in use.
+        ``config`` is the new configuration. All sinks are opened again, with their secrets and
+        certificates. Raises UsageError if ``config`` changes a key that is not in
+        :data:`RELOADED`. Raises an OcsfNftError if a local sink (such as a file) with a new
+        name can't be opened. After these errors, the old configuration stays in use.
         """
         changed = [
             name
@@ -400,7 +400,10 @@ async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> 
 
 @contextlib.contextmanager
 def _first_error() -> Iterator[None]:
-    """Raise the first error of an exception group if all of its errors are OcsfNftErrors."""
+    """Raise the first error in place of an exception group that the ``with`` block raises.
+
+    If any error of the group is not an OcsfNftError, the group is raised unchanged.
+    """
     try:
         yield
     except BaseExceptionGroup as group:

@@ -29,10 +29,10 @@ class PrefixFilter:
         self._foreign = foreign
 
     def matches(self, message: str) -> bool:
-        """Return True if a log message seems to have a selected prefix.
+        """Return True if a log message may have a selected prefix; :meth:`select` checks it again.
 
-        The prefix of another firewall is the text before an ``IN=… OUT=``. A message may contain
-        several such texts, so :meth:`select` checks the parsed record again. The writer of the
+        The text before ``IN=… OUT=`` is the prefix of another firewall. If a message contains
+        ``IN=… OUT=`` several times, each text before it may be the prefix. The writer of the
         message is not checked, so a program may have forged the message.
         """
         return message.startswith(self._prefix_starts) or (
@@ -40,10 +40,10 @@ class PrefixFilter:
         )
 
     def select(self, found: Record | Reject | None) -> Record | Reject | None:
-        """Return the parsed message; None for another firewall's record with an unknown prefix.
+        """Return ``found``; None if it is another firewall's record whose prefix is not selected.
 
-        ``found`` is the parsed message, which :meth:`matches` has accepted. :meth:`matches` also
-        accepts a message with a known prefix at a wrong position, so the prefix is checked again.
+        ``found`` is the parsed form of a message that :meth:`matches` has accepted. :meth:`matches`
+        also accepts a message with a selected prefix at a wrong position.
         """
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None

@@ -96,8 +96,8 @@ class SplunkHec(Sink):
         """Send a batch of events; the result lists the events that the collector finds invalid.
 
         Raises RefusedError if the collector refuses the whole request, or does not name the
-        invalid event. Also raises RefusedError if the event that it names is valid. Raises
-        DeliveryError for any other failure.
+        invalid event. An event that it names is sent again alone; if the collector then
+        accepts it, RefusedError is raised too. Raises DeliveryError for any other failure.
         """
         refused: list[Refusal] = []
         rest = list(messages)

@@ -131,9 +131,9 @@ class Words:
     ) -> int | None:
         """Take the next word if it is the decimal field ``key``; return its value as a number.
 
-        Returns None if another word is next, or if last digits may be cut off. The numbers 0 and
-        ``certain`` count as complete. Raises MalformedError if the value is not a number, or is
-        greater than ``limit``.
+        Returns None if another word is next, or if last digits may be cut off. The number
+        ``certain`` counts as complete. So does 0, because no longer number begins with 0. Raises
+        MalformedError if the value is not a number, or is greater than ``limit``.
         """
         # No number of several digits begins with 0.
         zero = self.peek() == f"{key}{separator}0"
@@ -179,7 +179,7 @@ class Words:
     def bracket(self, character: str) -> bool:
         """Take the next word if it is ``character``; return True if it was taken.
 
-        ``character`` is a bracket or ``OPT (``.
+        ``character`` is a bracket, or ``OPT (``, which counts as one word.
         """
         # The bracket ends the word, so the word is complete even at the end of a cut line.
         return self.peek() == character and not self._take_word(certain=True)
