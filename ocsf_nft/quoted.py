@@ -1,4 +1,4 @@
-"""Quotation of values in sentences for people."""
+"""Function that puts a text in double quotes, for messages to people."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packet account of a sandbox: how many packets were counted, and how many were reported."""
+"""Accounting of a sandbox's packets: how many were counted, and how many were reported."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 class SandboxAccount:
-    """Packet account of a sandbox: converts log records and counter readings to attempts.
+    """Account of a sandbox's packets: how many were counted, and how many were reported.
 
-    An attempt is a group of packets that one event reports. ``rules`` has an account for each
-    firewall rule.
+    The account converts log records and counter readings to attempts. An attempt is a group of
+    packets that one event reports. ``rules`` has an account for each firewall rule.
     """
 
     def __init__(
@@ -41,9 +41,9 @@ class SandboxAccount:
         """Create an empty account for the sandbox with the name ``sandbox``.
 
         The sandbox's counters counted no packet before ``begun_ns`` (ns since the epoch, UTC).
-        Without ``priority`` all destinations are treated equally. ``add_attribution`` is called
-        once for each attempt. It returns the attempt with the process that sent the packets, if
-        known.
+        ``priority`` defines which destinations are preferred, and which incidents are findings. If
+        it is None, none are. ``add_attribution`` is called once for each attempt. It returns the
+        attempt with the process that sent the packets, if known.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -103,19 +103,20 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def lacks(self, record: Record) -> bool:
-        """Return True if a log record shows another fence mode than the last counter reading.
+        """Return True if the account lacks counters for the fence mode of a log record.
 
-        The modes are enforcing and permissive. The result is True if the account has counters of
-        the record's rule, but only in the other mode.
+        The modes are enforcing and permissive. The result is True only if the account has counters
+        of the record's rule for the other mode. This shows that the fence has changed its mode.
         """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
         )
 
     def renewed_rules(self, reading: Reading) -> tuple[str, ...]:
-        """Return the account names (such as ``egress``) of rules with new counters in ``reading``.
+        """Return the account names (such as ``egress``) of rules whose counters were recreated.
 
-        Call this method before :meth:`observe` processes ``reading``.
+        ``reading`` is the new counter reading, which is compared with the previous one. Call this
+        method before :meth:`observe` processes ``reading``.
         """
         return tuple(
             rule

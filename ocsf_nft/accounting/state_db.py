@@ -189,7 +189,7 @@ class StateDatabase:
                     _reopen(account, *columns)
 
     def position(self, source: str) -> str | None:
-        """Return the stored read position of a source of log records; None without a position."""
+        """Return the stored read position of a source of log records; None if none is stored."""
         with self._file.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)
@@ -227,7 +227,7 @@ class StateDatabase:
                 connection.execute("INSERT INTO cursor VALUES (?, ?)", position)
 
     def undelivered(self) -> tuple[bytes, ...]:
-        """Return the events of the last commit, which may not have been delivered."""
+        """Return the events of the last commit, which are possibly not delivered yet."""
         with self._file.transaction() as connection:
             return tuple(event for (event,) in connection.execute("SELECT event FROM outbox"))
 
@@ -320,7 +320,12 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Restore an incident or a scan from a row of the database."""
+    """Restore an open incident or scan in ``account``.
+
+    The other arguments are the columns of its row in the database. ``epoch`` identifies the
+    counters that the rule had when the row was stored. If the rule has other counters now, the
+    incident or scan ends.
+    """
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)
     if found.identity != identity:

@@ -43,9 +43,9 @@ class _Latest(NamedTuple):
 class FlowCallers(NamedTuple):
     """Processes that sent a flow's packets between two readings of the kernel's counters.
 
-    ``calls`` has, for each process, its latest call and its number of calls. It has room for 32
-    processes; at least ``unnamed`` other processes sent packets too. ``is_mixed`` is true if
-    the numbers of calls are uncertain.
+    A call is a captured system call or packet. ``calls`` has at most 32 processes: for each
+    process, its latest call and its number of calls. ``unnamed`` is the minimum number of further
+    processes that sent packets. ``is_mixed`` is true if the numbers of calls are uncertain.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
@@ -93,8 +93,9 @@ class _Flow:
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
         """Move the calls after ``began_ns`` to a new flow object, and return the new object.
 
-        The kernel's counters were read from ``began_ns`` to ``ended_ns``. If a call was in
-        this time, the new object's numbers of calls are uncertain (``is_mixed``).
+        The kernel's counters were read from ``began_ns`` to ``ended_ns``. The
+        reading may or may not include a call in this time. Such a call makes the new
+        object's numbers of calls uncertain (``is_mixed``).
         """
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]

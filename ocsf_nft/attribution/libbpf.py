@@ -138,7 +138,8 @@ class LoadedPrograms:
     def detached(self) -> str | None:
         """Return the name of a BPF program that is no longer attached to its cgroup.
 
-        Only programs of :meth:`attach_to_cgroup` are checked. Return None if all are attached.
+        Only programs that :meth:`attach_to_cgroup` attached are checked. Return None if all of
+        them are still attached.
         """
         for name, descriptor in self._cgroup_links.items():
             info, size = _CgroupLink(), c_uint32(ctypes.sizeof(_CgroupLink))

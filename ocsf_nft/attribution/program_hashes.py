@@ -63,7 +63,7 @@ class ProgramHashes:
 
         ``program`` is a descriptor of the file; it may be opened with O_PATH. The result is None if
         the file is too large, on FUSE, unreadable, not regular, or changed during the read. It is
-        also None if the limit of bytes in this minute is reached.
+        also None if the read would exceed the limit ``most_bytes_a_minute``.
         """
         status = os.fstat(program)
         key = _key(status)

@@ -1,15 +1,16 @@
 """Match of log records to the system calls that may have sent the logged packets.
 
-It is for namespaces where the kernel reports no refused packets to BPF programs. Either the kernel
-lacks the support, or the fence is permissive (it refuses nothing).
+This match is used in namespaces where the kernel reports no refused packets to BPF programs. Either
+the kernel lacks the support, or the fence is permissive (it refuses nothing).
 
 A record matches a call with the same protocol, ports and destination, if the time fits too. The
-record of an outbound packet has no time, so a time range is derived. Records come in the order of
-their packets. A packet is sent after its call, and before its socket is closed.
+record of an outbound packet has no time, so a time range is derived from two facts. Records come in
+the order of their packets. A packet is sent after its call, and before its socket is closed.
 
-The sender is certain only for the first packet of a TCP connection. For other packets, the call may
-be missing. The BPF programs do not see when a connected socket sends, nor the later parts of a
-corked datagram. A socket may also give up its port and stay open (``connect`` to AF_UNSPEC).
+The sender is certain only for the first packet of a TCP connection. For other packets, the call
+that sent the packet may be missing. The BPF programs do not see when a connected socket sends, nor
+the later parts of a corked datagram. A socket may also give up its port and stay open (``connect``
+to AF_UNSPEC).
 """
 
 from __future__ import annotations
@@ -113,10 +114,10 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Mark the stored calls as incomplete: calls before ``now_ns`` may be missing.
+        """Mark the stored calls as incomplete, because the capture has dropped calls.
 
-        A missing call may have sent packets until about ten seconds after ``now_ns``. So the
-        sender of any packet until then stays uncertain.
+        A dropped call may send packets until about ten seconds after ``now_ns``. So the
+        sender of each packet until then stays uncertain.
         """
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
@@ -124,8 +125,8 @@ class SendCalls:
         """Yield, for each log record, the calls that may have sent the record's packet.
 
         Yield None if no stored call fits, or if calls of too many processes fit. The
-        records must be in the kernel's order, and newer than all records of earlier
-        batches. All system calls until now must have been added before.
+        records must be in the kernel's order, and newer than all records that were
+        matched before. First pass all system calls until now to :meth:`add`.
         """
         time_ranges = self._time_ranges(logged)
         for each, time_range in zip(logged, time_ranges, strict=True):
@@ -166,7 +167,7 @@ class SendCalls:
         return [each for each in alike if each.may_send_in(time_range)]
 
     def _is_complete(self, record: Record, since_ns: int) -> bool:
-        """Return True if the call that sent a packet is certainly among those that fit its record.
+        """Return True if one of the calls that fit a record certainly sent the record's packet.
 
         Certainty is possible only for the first packet of a TCP connection. ``since_ns`` is
         the earliest possible time of the packet.
@@ -203,9 +204,9 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each record's packet, in ns of CLOCK_BOOTTIME.
 
-    ``read`` has one time for each record: when the record was read. ``found`` has one sequence
-    of calls for each record. One call in the sequence certainly sent the packet. The sequence
-    is empty if that is uncertain.
+    Both arguments have one item for each record. An item of ``read`` is the time at which the
+    record was read. An item of ``found`` is a sequence of calls, one of which certainly sent the
+    packet. The sequence is empty if no call is certain.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

@@ -211,8 +211,8 @@ class _Selection:
     def last(self, number: int | None) -> bool:
         """Show the newest selected events, oldest first; return True if at least one was shown.
 
-        ``number`` is the maximum number of events; None shows all selected events. :meth:`follow`
-        shows the events that were stored after the reader was created.
+        ``number`` is the maximum number of events; None shows all selected events. Events that
+        were stored after the reader was created are omitted; :meth:`follow` shows them.
         """
         if number is None:
             return self._write(

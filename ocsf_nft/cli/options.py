@@ -176,10 +176,11 @@ def ocsf_version(text: str) -> str:
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
-    """Return the log prefixes of other firewalls, and the severities, from the file ``config``.
+    """Read the log prefixes of other firewalls, and the severities of events, from a file.
 
-    The second result has the severities of events. If ``config`` is None, both results are the
-    defaults. Raises AbsentError or UsageError if the file can't be used.
+    ``config`` is the configuration file; if it is None, both results are the defaults. In the
+    returned Context, only the severities are set. Raises AbsentError or UsageError if the file
+    can't be used.
     """
     from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
     from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above

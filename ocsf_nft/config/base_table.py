@@ -20,10 +20,10 @@ class Table(BaseModel):
 
 
 def checked(check: Callable[[str], Any]) -> BeforeValidator:
-    """Return a pydantic validator for a text; ``check`` converts the text to the final value.
+    """Return a pydantic validator that accepts only a text, and converts it with ``check``.
 
-    The validator refuses a value that is no text. A UsageError of ``check`` becomes an error of the
-    configuration, with the same message.
+    ``check`` is a function that takes the text and returns the final value. If it raises
+    UsageError, the validator reports a configuration error with the same message.
     """
 
     def validate(value: object) -> object:

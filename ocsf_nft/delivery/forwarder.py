@@ -71,7 +71,7 @@ class _StoppedError(Exception):
 
 @dataclass(slots=True)
 class _Part:
-    """Part of a batch: the messages to deliver (``rest``), and refused messages with reasons."""
+    """Part of a batch: messages still to deliver (``rest``), and refused messages with reasons."""
 
     rest: Sequence[Message]
     refused: list[Refusal] = field(default_factory=list)
@@ -206,9 +206,11 @@ class Forwarder:
         """Wait for the events of the next batch; return True if there are events to read.
 
         The wait ends when the batch is full, or ``batch_settings.seconds`` after its first
-        event. Return False if a stop is requested before the batch begins. If there are
-        dead letters, also return False when no event has come for one second. The caller
-        then retries them.
+        event. Return False in these cases:
+
+        - A stop is requested before the batch begins.
+        - The sink has dead letters, and no event has come for one second. The caller then
+          checks if a user has requested to send dead letters again.
         """
         if self._store.end <= self.done:
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
@@ -224,7 +226,11 @@ class Forwarder:
         return True
 
     async def _read(self, until: int | None = None) -> list[StoredEvent]:
-        """Read the next batch of events from the store; with ``until``, all up to that number."""
+        """Read the events of the next batch from the store.
+
+        ``until`` is the number of the last event to read. If it is None, the batch settings
+        limit the number and the size of the events.
+        """
         if until is not None:
             return await self._retrier(lambda: self._store.read_until(self.done, until))
         settings = self._batch_settings
@@ -235,8 +241,8 @@ class Forwarder:
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
         """Deliver the stored events ``rows`` as one batch, and store the sink's new checkpoint.
 
-        Empty ``rows`` mean that the store has removed all events up to number ``end``. The
-        forwarder then continues after ``end``.
+        ``end`` is used only if ``rows`` is empty: the store has then removed all events up
+        to the number ``end``. The forwarder continues after this number.
         """
         if not rows:
             self._advance(end)

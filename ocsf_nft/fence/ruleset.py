@@ -79,7 +79,7 @@ _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info
 
 
 class Table(NamedTuple):
-    """nftables table of a fence: its family, its name, and the rules whose packets it counts."""
+    """nftables table of a fence: its family, its name, and the rules that have counters in it."""
 
     family: str
     name: str
@@ -168,8 +168,8 @@ def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTranspo
 def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
     """Return the SHA-256 (hex) of the ruleset text of a fence and its guard.
 
-    The digest is stored when the fence is installed. If it differs later, another version of
-    ocsf-nft has installed the fence.
+    The digest is stored when the fence is installed. If the result of a later call differs from
+    the stored digest, another version of ocsf-nft has installed the fence.
     """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
 
@@ -185,9 +185,9 @@ def device_table(device: str) -> str:
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
     """Return the ruleset line that creates a table if it is missing.
 
-    After this line, deleting the table can't fail. ``persists`` must be true if a table with this
-    name exists and is persistent. If ``persists`` is false for such a table, the kernel refuses the
-    line, because the flags differ.
+    After this line, deleting the table can't fail. With ``persists``, the line has the flags
+    ``owner`` and ``persist``. ``persists`` must be true for an existing persistent table, and false
+    for any other existing table. Otherwise the kernel refuses the line, because the flags differ.
     """
     return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 
@@ -248,7 +248,11 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    """Return ``body``; if permissive, append ``_permissive`` to its names of counters and sets."""
+    """Return a ruleset text with the names of counters and sets for the fence's mode.
+
+    ``body`` is the ruleset text with the names for the enforcing mode. If ``is_permissive`` is
+    true, ``_permissive`` is appended to these names.
+    """
     name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)
 
@@ -299,7 +303,10 @@ def _static_elements(spec: FenceSpec, around: Surroundings) -> dict[str, list[st
 
 
 def _fill_sets(text: str, contents: Mapping[str, list[str]]) -> str:
-    """Return ``add element`` statements for the sets in the ruleset ``text``."""
+    """Return ``add element`` statements that fill the sets of a ruleset.
+
+    ``text`` is the ruleset. ``contents`` maps the name of a set to its elements.
+    """
     lines = []
     where = ""
     for line in text.splitlines():

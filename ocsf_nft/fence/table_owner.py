@@ -69,13 +69,12 @@ def refuse_exclusive(
 def replaced_sandbox(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:
-    """Return the other sandbox whose fence is replaced by a new fence; None if there is none.
+    """Return the sandbox of a deleted VM whose fence a new fence replaces; None if there is none.
 
-    A new VM may get the TAP device name of a deleted VM whose tables still exist. In this case,
-    return the sandbox of the deleted VM. The device's interface index in that sandbox's record
-    then differs from that in ``around``. ``spec`` and ``around`` are the specification and the
-    surroundings of the new fence. Raises FenceError if the tables belong to another sandbox that
-    may still be in use.
+    ``spec`` and ``around`` are the specification and the surroundings of the new fence. A new VM
+    may get the TAP device name of a deleted VM whose tables still exist. A VM counts as deleted if
+    its device has another interface index in its sandbox's record than in ``around``. Raises
+    FenceError if the tables belong to another sandbox that may still be in use.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
@@ -103,11 +102,11 @@ def replaced_sandbox(
 def _refuse_guard(
     sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
 ) -> None:
-    """Raise FenceError if a table is the guard of another sandbox.
+    """Raise FenceError if a table is the guard of another sandbox than ``sandbox``.
 
     A guard is a table on the host that filters the traffic of a fenced namespace a second time. The
-    error is raised only if two conditions are true. The table's comment names the other sandbox,
-    and the record of that sandbox has this table as its guard.
+    error is raised only if the table's comment names that sandbox. In addition, that sandbox's
+    record must name the table as the guard.
     """
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():

@@ -36,10 +36,10 @@ Style: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Part of an event's line, with a style.
+    """Part of the one-line form of an event.
 
-    ``style`` is the kind of the part, for example ``time`` or ``rule``. ``text`` is printable and
-    not empty, and has no line end.
+    ``style`` is the kind of the part, for example ``time`` or ``rule``; it selects the colour.
+    ``text`` is printable and not empty, and has no line end.
     """
 
     style: Style
@@ -173,8 +173,8 @@ def _sender(event: Mapping[str, Any]) -> str:
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
     """Count the possible senders in an event, except the process with the id ``pid``.
 
-    If ``pid`` is None, all possible senders are counted. The second result is True if each of the
-    listed processes certainly sent a packet.
+    If ``pid`` is None, all possible senders are counted. The second result is True if each of
+    them certainly sent a packet. It is False if some of them may have sent none.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():

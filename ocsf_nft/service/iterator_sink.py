@@ -33,7 +33,7 @@ class IteratorSink(Sink):
         """Do nothing: after a reload of the configuration, the same sink is used again."""
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Offer a batch of events to the iteration; return when the iteration has taken all."""
+        """Pass a batch of events to :meth:`events`; return when all are acknowledged."""
         self._pending.extend(messages)
         self._notify()
         try:

@@ -87,8 +87,9 @@ class Outlet:
     async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
         """Send events directly to the open sink, without a store; keyword arguments are ignored.
 
-        Raises DeliveryError if the sink does not accept all events: these events are then dropped.
-        So use this method only for events from log files: they can be read from the files again.
+        Raises DeliveryError if the sink does not accept all events. The events that it did not
+        accept are dropped. So use this method only for events from log files, which can be read
+        again.
         """
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
@@ -212,9 +213,10 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each outlet, and open the local sinks.
+        """Create a forwarder for each outlet in ``found``, and open the local sinks.
 
-        A local sink is not opened here if a running forwarder has the same name or the same file.
+        A local sink stays closed if a running forwarder has the same name or the same file. The
+        new forwarder then opens the sink before its first delivery.
         """
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(

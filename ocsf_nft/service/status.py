@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Status:
     """Status of one sandbox: its fence, its packet counts, and its dropped log records.
 
-    ``is_watched`` is true if a running service monitors the sandbox. ``absent`` are the fence's
-    rules without counters in the kernel; if there are any, the fence is not active. ``verdict`` is
-    the result of comparing the fence with its record in the state directory, for example
-    ``differs``. It is None if the comparison is not possible, for example without nft.
+    ``is_watched`` is true if a running service monitors the sandbox. ``absent`` has the fence's
+    rules that lack counters in the kernel. If ``absent`` is not empty, the fence is not active.
+    ``verdict`` is the result of comparing the fence with its record in the state directory, for
+    example ``differs``. It is None if the comparison is not possible, for example without nft.
     """
 
     sandbox: str

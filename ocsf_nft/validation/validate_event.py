@@ -4,7 +4,7 @@ A fault is an error in these cases:
 
 - The validator of the OCSF schema server calls the fault an error.
 - The server's JSON Schema refuses the event.
-- JSON readers refuse the value.
+- JSON readers may refuse a value in the event, for example NaN.
 - Two attributes contradict each other.
 
 All other faults are warnings, for example a deprecated class.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class EventValidator:
-    """Validator of events against an OCSF version, or each event's ``metadata.version``."""
+    """Validator of events, for one OCSF version or for each event's ``metadata.version``."""
 
     def __init__(self, version: str | None = None, *, recommended: bool = False) -> None:
         """Create a validator for an OCSF version, such as ``1.8`` or ``1.8.0``.
