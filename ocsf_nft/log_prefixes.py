@@ -162,9 +162,10 @@ def _built_in(text: str) -> Meaning | None:
 
 
 def _verdict_in(text: str) -> ForeignVerdict | None:
-    """Return the verdict in the words of a log prefix, such as "drop"; None if it has no verdict.
+    """Return the verdict that the words of a log prefix name; None if they name none.
 
-    If the words contradict each other, return ``log`` (unknown verdict).
+    For example, the word "DROP" means ``drop``. If the words contradict each other, return ``log``
+    (unknown verdict).
     """
     words = {word.lower() for word in _WORD.findall(text) if word.isascii()}
     if words & _REFUSED:

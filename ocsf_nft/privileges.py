@@ -1,8 +1,8 @@
 """Functions that drop capabilities, and raise the priority of the service.
 
-Both belong to a thread, and new threads and child processes inherit them. So call these functions
-before the first thread starts. The constants are from ``include/uapi/linux/capability.h`` and
-``prctl.h``.
+Capabilities and priority belong to a thread. New threads and child processes inherit them. So call
+these functions before the first thread starts. The constants are from
+``include/uapi/linux/capability.h`` and ``prctl.h``.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class _Sets(ctypes.Structure):
 
 
 def raise_priority() -> None:
-    """Raise the priority of the calling thread if permitted, and let threads switch more often.
+    """Raise the priority of the calling thread, and shorten Python's thread switch interval.
 
-    Otherwise a sandbox that uses every core could delay the restore of a fence. Without
+    With normal priority, a sandbox that uses every core could delay the restore of a fence. Without
     CAP_SYS_NICE, the priority stays the same. Call this before :func:`keep_only`, which drops
     CAP_SYS_NICE.
     """

@@ -4,11 +4,11 @@ A process may exit or run another program (exec) during the read. So all files a
 descriptor of the process's /proc directory, which never refers to another process.
 
 A process can choose its own name and arguments. It can't falsify its pid, ancestors, users or
-cgroups. But with CAP_CHECKPOINT_RESTORE, it can falsify the path of its program. The
-capability in its own user namespace is enough.
+cgroups. But a process with CAP_CHECKPOINT_RESTORE, even only in its own user namespace, can falsify
+the path of its program.
 
-The path of the program is the path in the mount namespace of the program's file, for example in a
-container.
+For a program file in a container, the path is that in the container's mount namespace, not on the
+host.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def _observe(
 
 
 def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
-    """Return a thread's details with the name and the ``stat`` of the thread's process.
+    """Return a thread's details, with the name and the ``stat`` replaced by those of its process.
 
     ``seen`` has the thread's details. ``thread`` and ``leader`` are descriptors of the /proc
     directories of the thread and of its process. Raises OSError if the thread has ended.

@@ -2,7 +2,7 @@
 
 The process that has a socket now may not be the one that sent a packet with it before. For example,
 its parent or its child sent the packet and ended. Or another process passed the socket to it
-(``SCM_RIGHTS``). :attr:`Holder.doubt` describes the first possible case of this kind.
+(``SCM_RIGHTS``). If such cases are possible, :attr:`Holder.doubt` describes one of them.
 
 Two cases are not detected. In the first case, a child sent the packet, closed the socket, and is
 still alive. In the second case, a process that may trace the socket's holder copied the socket
@@ -58,10 +58,12 @@ class Holder(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Result of a search for the processes (holders) that have some sockets open.
+    """Result of a search for the processes (holders) that have given sockets open.
 
-    ``missed`` is the reason why ``holders`` may be incomplete; None if it is complete. ``unseen``
-    is the reason why not every process of the host was checked; None if all were checked.
+    ``missed`` is the reason why the search is incomplete, for example too little time. ``unseen``
+    is the reason why processes of the host can't be checked: no permission, or another pid
+    namespace. In both cases, ``holders`` may lack a process. None means that there is no such
+    reason.
     """
 
     holders: tuple[Holder, ...]
@@ -134,7 +136,8 @@ class _Search:
     def _is_alive(self, pid: int) -> bool:
         """Return True if at least one thread of a process is alive.
 
-        If the first thread has ended, the process's parent is added to ``_parents_of_dead``.
+        If the first thread has ended, also add the pid of the process's parent to
+        ``_parents_of_dead``.
         """
         try:
             stat = proc.stat(self._root, f"{pid}/stat")
@@ -190,7 +193,11 @@ class _Search:
             raise TimeoutError
 
     def _tables(self, directory: int, pid: int) -> Iterator[str]:
-        """Yield a process's descriptor tables as paths below /proc/PID, such as ``task/TID``."""
+        """Yield a path below /proc/PID for each descriptor table of a process.
+
+        The path is ``.`` for the table of the first thread. It is ``task/TID`` for another thread
+        that has its own table. ``directory`` is a descriptor of /proc/PID.
+        """
         yield "."  # of the first thread; each thread may have a table of its own
         if os.stat("task", dir_fd=directory).st_nlink <= 3:  # itself, its parent, one thread
             return
@@ -205,10 +212,11 @@ class _Search:
             os.close(tasks)
 
     def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
-        """Search one descriptor table of a process; add the searched sockets to ``found``.
+        """Search one descriptor table for the sockets of ``_inodes``; add them to ``found``.
 
-        ``owner`` is the path of the table's owner below /proc/PID: ``.`` or ``task/TID``. Return
-        False if the table was empty, or if a descriptor was closed during the search.
+        ``directory`` is a descriptor of /proc/PID. ``owner`` is a path that :meth:`_tables` yields:
+        ``.`` or ``task/TID``. Return False if the table was empty, or if a descriptor was closed
+        during the search.
         """
         seen = closed = 0
         try:

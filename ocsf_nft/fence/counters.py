@@ -91,8 +91,8 @@ class _NamespaceTables:
     """Tables of a fence in one network namespace, and the netlink socket to read their counters.
 
     ``identity`` identifies the namespace in which the fence was installed; None means any
-    namespace. ``users`` converts user ids of that namespace to ids of this process's namespace.
-    ``users`` is None if the ids are the same in both.
+    namespace. ``users`` converts the user ids of the counted flows to ids of this
+    process's user namespace. ``users`` is None if the ids are not converted.
     """
 
     namespace: Namespace
@@ -125,8 +125,9 @@ class Counters:
     """Reader of the packet counters of an installed fence.
 
     All methods block the calling thread. Only one thread may use a reader at a time. An open reader
-    has a netlink socket in each namespace of the fence, which preserves these namespaces. The
-    reader needs CAP_NET_ADMIN over the namespaces, and CAP_SYS_ADMIN to enter another namespace.
+    has a netlink socket in each namespace of the fence. While these sockets are open, the kernel
+    keeps the namespaces. The reader needs CAP_NET_ADMIN over the namespaces, and CAP_SYS_ADMIN to
+    enter another namespace.
     """
 
     def __init__(self, installed: InstalledFence) -> None:
@@ -197,9 +198,9 @@ class Counters:
         """Read all counters of the fence, for both modes (enforcing and permissive).
 
         The result omits a rule if its table, one of its counters or one of its sets is missing.
-        Raises FenceError if reading fails or lasts 10 s, or if a set is too large for a fence.
-        After an error, the next call opens the sockets again, so it can raise the errors of
-        :meth:`open` too.
+        Raises FenceError if reading fails or lasts 10 s. Also raises it if a set has more elements
+        than a set of a fence can have. After an error, the next call opens the sockets again, so it
+        can raise the errors of :meth:`open` too.
         """
         began_ns = time.time_ns()
         deadline = time.monotonic() + _READ_SECONDS
@@ -246,7 +247,11 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Make ``epoch`` unique across reboots; convert user ids to this process's namespace."""
+        """Return ``epoch`` with the boot id, and ``reading`` with converted user ids.
+
+        With the boot id, the epoch is unique across reboots. The user ids of the counted flows are
+        converted to ids of this process's user namespace.
+        """
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
         return f"{self._boot}:{epoch}", reading
@@ -260,7 +265,10 @@ class Counters:
         return entry.nftables
 
     def _open_here(self, entry: _NamespaceTables) -> Nftables:
-        """Open a netlink socket in the calling thread's namespace, and read its user id mapping."""
+        """Open a netlink socket in the calling thread's network namespace; set ``entry.users``.
+
+        Raises AbsentError if ``entry`` is for another network namespace.
+        """
         if entry.identity not in {None, Namespace().identity()}:
             raise AbsentError(
                 f"{entry.namespace} is no longer the namespace in which the fence of sandbox "

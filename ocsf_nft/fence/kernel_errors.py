@@ -19,9 +19,10 @@ def ownership_failure(error: OSError) -> str:
 
 
 def ruleset_error(error: OSError) -> FenceError | UnsupportedError:
-    """Return the exception to raise if the kernel has refused to load a fence with ``error``.
+    """Return the exception to raise if the kernel has refused to load a fence.
 
-    The exception is an UnsupportedError if the kernel lacks a feature, else a FenceError.
+    ``error`` is the kernel's error. The exception is an UnsupportedError if the kernel lacks
+    a feature, else a FenceError.
     """
     reason = ownership_failure(error)
     if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:

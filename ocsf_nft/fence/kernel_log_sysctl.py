@@ -22,9 +22,10 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
 def blocking_value(namespace: Namespace) -> str | None:
-    """Return the sysctl's value if it keeps a namespace's packets out of the kernel log, else None.
+    """Return the value of ``nf_log_all_netns`` if it is not 1, else None.
 
-    For the initial namespace, the result is always None. Raises UnsupportedError if the value can't
+    With such a value, the kernel log has no packets of ``namespace``. For the initial namespace,
+    which has no such limit, the result is always None. Raises UnsupportedError if the value can't
     be read.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself

@@ -30,12 +30,12 @@ _FILE: Final = "fence.json"
 class InstalledFence:
     """Record of an installed fence, as the state directory stores it.
 
-    ``spec`` is the operator's request. ``around`` has the network interfaces, as they were when the
-    fence was installed. ``identity`` is the :meth:`Namespace.identity` of ``namespace``. If another
-    namespace later has the same path, the identity normally differs. ``policy`` is a digest of the
-    loaded rulesets. ``listings`` has nft's listing of each table by name, such as
-    ``inet ocsf_nft``. ``degraded`` is the reason why the fence can't log packets; None in the
-    normal case.
+    ``spec`` is the operator's request. ``around`` has the namespace's network interfaces and next
+    hops, as found at the installation. ``identity`` is the :meth:`Namespace.identity` of
+    ``namespace``. If another namespace later has the same path, the identity normally differs.
+    ``policy`` is a digest of the loaded rulesets. ``listings`` has nft's listing of each table by
+    name, such as ``inet ocsf_nft``. ``degraded`` is the reason why the fence can't log packets;
+    None in the normal case.
     """
 
     spec: FenceSpec

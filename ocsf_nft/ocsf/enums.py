@@ -74,7 +74,7 @@ class Severity(Captioned):
 
 @unique
 class Status(Captioned):
-    """Values of the OCSF attribute ``status_id``, in every class but the findings."""
+    """Values of the OCSF attribute ``status_id``, in every class except the findings."""
 
     UNKNOWN = 0, "Unknown"
     SUCCESS = 1, "Success"

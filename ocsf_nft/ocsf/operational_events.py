@@ -374,9 +374,9 @@ def _were(number: int) -> str:
 
 
 def _span(tampering: Tampering | None) -> tuple[int | None, int | None]:
-    """Return the times of a change's detection and of the fence's restoration.
+    """Return when the change of a fence was detected, and when the fence was restored.
 
-    Both are in ms since the epoch; None if unknown.
+    Both are in ms since the epoch; None if unknown, or not restored.
     """
     if tampering is None or tampering.since_ns is None:
         return None, None

@@ -69,7 +69,7 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 
 
 class Shape(NamedTuple):
-    """Key of a template: all values that determine an event, except those that are only copied.
+    """Key of a template: all inputs of an event, except the values that are only copied into it.
 
     A port, ``uid`` or ``gid`` that is only copied has the value -1 (``_COPIED``) here.
     ``packets`` is 2 for two or more packets.
@@ -107,7 +107,7 @@ class Shape(NamedTuple):
 
 
 class _Template(NamedTuple):
-    """Format string of an event's line, and the function that selects the values to insert."""
+    """Format string of an event's JSON line, and a function that selects the values to insert."""
 
     form: bytes
     pick: Callable[[_Values], tuple[Any, ...]]
@@ -129,7 +129,7 @@ class Templates:
         """Return the JSON line of an attempt's event, made from a template.
 
         Return None if there is no template: the caller then uses the slower pydantic
-        models. Usually the third call for similar attempts makes their template.
+        models. A template is usually made at the third attempt with the same :class:`Shape`.
         ``derived`` has values computed from the attempt. ``processed_ns`` is the present
         time, in ns since the epoch. ``version`` is the OCSF version.
         """
@@ -162,7 +162,10 @@ class Templates:
 
 
 def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
-    """Return the key of an attempt's template; None for a rare kind that has no template."""
+    """Return the key of an attempt's template; None if the attempt can't have a template.
+
+    For example, an aggregated attempt can't have one.
+    """
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.aggregation is not None:
         return None
@@ -261,7 +264,7 @@ def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
 
 
 def _members(details: Mapping[str, Detail]) -> bytes:
-    """Encode header details as members of a JSON object: ``"ttl":64,"tos":0,``."""
+    """Encode header details as JSON members, each followed by a comma: ``"ttl":64,"tos":0,``."""
     try:
         encoded = orjson.dumps(details, option=orjson.OPT_STRICT_INTEGER)
     except TypeError:  # a long number, a lone surrogate, a mapping that is no dict
@@ -292,7 +295,8 @@ def _template(activities: Activities, shape: Shape) -> _Template:
 def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
     """Return an artificial attempt, its derived values, and a placeholder for ``processed_ns``.
 
-    The attempt has the given shape. All copied values except ports are random placeholders.
+    The event of this attempt becomes the template for ``shape``, the attempt's key. All copied
+    values except ports are random placeholders.
     """
     start = _number()
     record = Record(

@@ -34,10 +34,10 @@ _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Jo
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Source of log records that is already open, with the sandboxes whose records it can have.
+    """Opened source of log records, and the sandboxes that its records may be about.
 
-    The entry None in ``sandboxes`` stands for records of other firewalls. ``name`` is the key of
-    the source's position in the store; empty if no position is stored there.
+    In ``sandboxes``, None stands for records of other firewalls. ``name`` is the key under which
+    the store has the source's read position. ``name`` is empty if the store has no position of it.
     """
 
     source: Source
@@ -91,8 +91,8 @@ class EarlySources:
     ) -> Nflog:
         """Return the open NFLOG source of a namespace and group; open it first if necessary.
 
-        ``stack`` closes the source later. Raises an OcsfNftError if the source can't be opened,
-        also if an earlier attempt failed.
+        ``stack`` closes the source later. Raises an OcsfNftError if the source can't be opened. If
+        opening it has failed before, the same error is raised without a retry.
         """
         await self._open(namespace, group, stack)
         source = self._opened[namespace.identity(), group]
@@ -125,12 +125,12 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     early: EarlySources,
     stack: contextlib.AsyncExitStack,
 ) -> list[Feed]:
-    """Open all sources of log records, each at its stored position.
+    """Open all sources of log records; kmsg and journal are read from their stored positions.
 
     ``active_fences`` has the fence of each configured sandbox, in the order of the configuration.
-    ``accounts`` has the account of each sandbox by name. ``early`` has the NFLOG sources that are
-    open already. ``stack`` closes the sources later. Raises an OcsfNftError if a source can't be
-    opened.
+    ``accounts`` has the task that counts a sandbox's packets, by the sandbox's name. ``early`` has
+    the NFLOG sources that are open already. ``stack`` closes the sources later. Raises an
+    OcsfNftError if a source can't be opened.
     """
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}

@@ -47,8 +47,8 @@ class _Line(NamedTuple):
 def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
     """Validate each event of a file while the file is read; blank lines are skipped.
 
-    Text that is not JSON gives a result with one error, at the path ``line``. Raises OSError if the
-    file can't be read.
+    Text that is not JSON gives a result with one error. The path of this error is ``line``, in
+    place of the path of an attribute. Raises OSError if the file can't be read.
     """
     lines = _lines(file)
     first = next(lines, None)
@@ -112,7 +112,10 @@ def _document_by_document(text: str, validator: EventValidator) -> Iterator[Vali
 
 
 def _may_be_documents(text: str) -> bool:
-    """Return True if a file with the first line ``text`` may consist of JSON documents."""
+    """Return True if a file may have JSON documents instead of one event on each line.
+
+    ``text`` is the file's first line.
+    """
     text = text.strip()
     try:
         Decoder().decode_at(text, 0)

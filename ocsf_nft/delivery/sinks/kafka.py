@@ -109,8 +109,9 @@ class Kafka(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch and wait for its acknowledgements.
 
-        Events that are too large are in the result's ``refused``. Raises RefusedError if brokers
-        refuse the content of all messages that failed. Raises DeliveryError for any other failure.
+        Events that are too large are in the result's ``refused``. Raises RefusedError if
+        brokers refused every failed message because of its content. Raises DeliveryError for any
+        other failure.
         """
         if self._must_reconnect:
             await self.close()
@@ -196,8 +197,8 @@ class Kafka(Sink):
     def _check(self, faults: Sequence[BaseException]) -> None:
         """Raise an error if messages of a batch have failed.
 
-        ``faults`` has the error of each failed message. Raises RefusedError if brokers refuse the
-        content of all failed messages, else DeliveryError.
+        ``faults`` has the error of each failed message. Raises RefusedError if brokers refused
+        every failed message because of its content, else DeliveryError.
         """
         if not faults:
             return

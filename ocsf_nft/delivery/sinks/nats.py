@@ -54,11 +54,11 @@ class _Rejection:
 class Nats(Sink):
     """Sink that publishes events to a NATS subject, and waits until a stream has stored them.
 
-    ``servers`` are URLs, tried in random order. If ``has_class`` is true, the subject ``ocsf``
-    becomes ``ocsf.network_activity``, for example. ``stream`` is the name of the only stream
-    that may store the events; None allows any stream. ``is_tls_first`` is for a server with the
-    setting ``handshake_first``. TLS is required with ``tls``, with ``is_tls_first`` or with a
-    URL ``tls://…``. Otherwise the server decides.
+    ``servers`` are URLs, tried in random order. If ``has_class`` is true, the event's class
+    is appended to the subject, for example ``ocsf.network_activity``. ``stream`` is the name of
+    the only stream that may store the events; None allows any stream. ``is_tls_first`` is for a
+    server with the setting ``handshake_first``. TLS is required with ``tls``, with
+    ``is_tls_first`` or with a URL ``tls://…``. Otherwise the server decides.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a connection and a subject

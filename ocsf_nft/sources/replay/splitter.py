@@ -152,8 +152,8 @@ class Splitter:
         """Read a binary field of an export entry; return the offset after the field.
 
         ``data`` has the field's length at offset ``at``, then the value. Return None if more data
-        is needed. A value longer than LINE_LIMIT is skipped, also in later chunks. Raises
-        _LengthError if the stated length is above journald's maximum.
+        is needed. A value longer than LINE_LIMIT is skipped. Its rest in later chunks is
+        skipped too. Raises _LengthError if the stated length is above journald's maximum.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:
