@@ -1,4 +1,4 @@
-"""SQLite file that survives damage, deletion and the end of the process.
+"""SQLite file that is replaced if it is damaged, and restored if it is deleted.
 
 A damaged file is renamed (quarantined), and a new file is created. Another process may delete or
 replace the file while it is open. Then the next transaction writes the content of the open file to
@@ -40,8 +40,8 @@ class Database:
     """SQLite database in one file; a deleted file is restored, a damaged file is replaced.
 
     With ``synchronous`` NORMAL, a committed transaction survives a crash of the process. With
-    FULL, it survives a power cut as well. With ``is_exclusive``, no other process can open the
-    database with ``is_exclusive`` meanwhile.
+    FULL, it survives a power cut as well. With ``is_exclusive``, :meth:`open` takes a lock, which
+    only one process at a time can have. But :meth:`open` with ``read_only`` takes no lock.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Database:
         """Open the database file; create a missing file, and replace a damaged one.
 
         A damaged file is renamed first. Raises DeliveryError if the file can't be written,
-        ClosedError if another process holds the lock.
+        ClosedError if another process has the lock (``is_exclusive``).
 
         With ``read_only``, nothing is created or replaced. SourceError is raised if the
-        file can't be opened. Damage then appears only at the first transaction, which
-        raises SourceError.
+        file can't be opened. A damaged file is opened without an error, but the first
+        transaction raises SourceError.
         """
         self._is_read_only = read_only
         try:
@@ -266,7 +266,7 @@ class Database:
         """Write the open database to its path again, if its file there was deleted or replaced.
 
         Raises OSError or sqlite3.Error if the writing fails. Raises ClosedError if another
-        process has the lock.
+        process has the lock (``is_exclusive``).
         """
         if self._lock is not None:
             self._lock.acquire()

@@ -191,8 +191,9 @@ def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
     """Return true if a process ran the same program at two reads of its ``stat`` file.
 
     ``before`` and ``after`` are the contents of the file. ``has_program`` is true if the process's
-    program file was visible between the reads. If it is true, both memory layouts must be known
-    and equal, but the names may differ. If it is false, the layouts and the names must be equal.
+    program file was visible between the reads. If ``has_program`` is true, the result is
+    true if both memory layouts are known and equal. Otherwise the result is true if the layouts
+    and the process names are equal.
     """
     if before.layout != after.layout:
         return False

@@ -63,7 +63,7 @@ class OpenIncidents:
         self._orphaned: list[OpenEntry] = []
 
     def update(self, opened: OpenEntry) -> None:
-        """Make the next commit store an incident or a scan that is new or has grown."""
+        """Store a new or grown incident or scan in the state database at the next commit."""
         self.changed[opened.identity] = opened
 
     def close(self, identity: str) -> None:
@@ -83,7 +83,7 @@ class OpenIncidents:
         self._orphaned.clear()
 
     def due(self) -> Iterator[IncidentEnd | FanOut]:
-        """Yield the end of each incident or scan that :meth:`orphan` has marked, only once.
+        """Yield the end of each incident or scan marked by :meth:`orphan`, and delete the mark.
 
         The next commit deletes these incidents and scans from the state database.
         """

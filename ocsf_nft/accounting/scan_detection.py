@@ -97,13 +97,14 @@ class FanOuts:
         found.before = before
 
     def count(self, uid: int | None, packets: int) -> None:
-        """Add refused packets to the total of a user; do nothing for a user without flows here."""
+        """Add refused packets to a user's total; do nothing if the user has no counted flows."""
         if found := self._activities.get(uid):
             found.packets = min(found.packets + packets, MAX_COUNT)
 
     def due(self, now_ns: int, *, closing: bool = False) -> Iterator[FanOut]:
-        """Yield the scans to report now: a scan has begun, goes on or has ended.
+        """Yield each scan for which an event is due now.
 
+        An event is due at the start of a scan, at intervals while it grows, and at its end.
         With ``closing``, all scans end now. ``now_ns`` is from a monotonic clock.
         """
         for uid, found in list(self._activities.items()):
@@ -158,7 +159,11 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """Return ``begun`` or ``goes on`` if a report on the scan is due now, else None."""
+    """Return the stage of a scan (``begun``, ``goes on``) if an event is due now for it, else None.
+
+    ``found`` has the flows of one user, possibly too few for a scan. ``is_over`` is true if the
+    scan ends now; the caller then emits the event for the end.
+    """
     if found.schedule is None:
         if found.before is None and found.flows < FLOWS:
             return None

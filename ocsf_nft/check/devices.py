@@ -65,9 +65,9 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 
 
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
-    """Return the name of the interface through which each address is reached, by the routing table.
+    """Return, for each address, the name of the interface that the routing table selects for it.
 
-    The result has the keys of ``addresses``, without the addresses that have no route. The
+    The result has the same keys as ``addresses``, but an address without a route is omitted. The
     result is empty if the routes can't be read.
     """
 

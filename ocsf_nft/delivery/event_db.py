@@ -86,9 +86,9 @@ class EventDatabase:
     """SQLite database file with the events of one store; it uses at most ``max_bytes`` on the disk.
 
     :meth:`sweep` removes events that are older than ``max_seconds``. If there is no room for new
-    events, events that all sinks have received are removed first. The oldest dead letters follow,
-    and then, if ``drops`` is true, the oldest events that sinks still need. If ``drops`` is false,
-    the new events are refused instead.
+    events, events that all sinks have received are removed first. If that is not enough, the oldest
+    dead letters are removed too. If there is still no room, ``drops`` decides. If it is true, the
+    oldest events that sinks still need are removed. If it is false, the new events are refused.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
@@ -141,8 +141,9 @@ class EventDatabase:
     def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
         """Set the names of all sinks; delete the checkpoint of each sink that is not among them.
 
-        Return the number of undelivered events of each deleted sink, except sinks without any. A
-        new sink gets only events that are stored after this call.
+        Return, for each deleted checkpoint, how many events its sink had not received. Sinks that
+        had received all events are omitted. A new sink gets only events that are stored after
+        this call.
         """
         undelivered: list[DroppedEvents] = []
         with self._database.transaction() as connection:
@@ -266,7 +267,10 @@ class EventDatabase:
             )
 
     def dead_letters_to_retry(self, sink: str, events: int) -> list[DeadLetter]:
-        """Return a sink's dead letters to retry, at most ``events``, oldest first."""
+        """Return a sink's dead letters for which a user requested a retry, oldest first.
+
+        ``events`` is the maximum number of dead letters to return.
+        """
         with self._database.transaction() as connection:
             rows = connection.execute(
                 "SELECT * FROM dead WHERE sink = ? AND is_again ORDER BY id LIMIT ?",
@@ -301,7 +305,7 @@ class EventDatabase:
             )
 
     def position(self, source: str) -> str | None:
-        """Return the stored read position of a source of log records; None without a position."""
+        """Return the stored read position of a source of log records; None if none is stored."""
         with self._database.transaction() as connection:
             row = connection.execute(
                 "SELECT position FROM cursor WHERE source = ?", (source,)

@@ -247,7 +247,7 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class _Put:
-    """Events of a waiting call of :meth:`Store.put`.
+    """Events of one call of :meth:`Store.put`, which waits until they are on the disk.
 
     ``position`` is a pair: the name of the log, and the position in it. It is None if no
     position is to be stored.

@@ -93,9 +93,10 @@ async def _demonstrate(
 async def _watched(
     made: lab.Lab, state: StateDirectory, collector: Collector
 ) -> AsyncIterator[None]:
-    """Install a fence around the demo's sandbox, and run the service until the context ends.
+    """Install a fence around the demo's sandbox; run the service during the ``async with`` body.
 
-    The service delivers the events to ``collector``.
+    ``made`` has the names of the sandbox's namespaces. The service delivers the events to
+    ``collector``.
     """
     sandbox = {
         "name": _SANDBOX,
@@ -148,7 +149,7 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
 
 @contextlib.contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Block SIGINT, SIGTERM and SIGHUP until the context ends, also in new child processes."""
+    """Block SIGINT, SIGTERM and SIGHUP during the ``with`` body, also in new child processes."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _signals())
     try:
         yield

@@ -139,8 +139,9 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
     """Return the values that the sysctls had before forwarding was enabled, by path of the sysctl.
 
-    ``stored`` has the values that are stored already, for example for an earlier VM. The result
-    also has the current values of the other sysctls that :func:`switch_on` will change.
+    ``stored`` has the values that :func:`prepare` stored earlier, for example for another VM. All
+    of them are in the result. For each other sysctl that :func:`switch_on` will change, the result
+    has the current value.
     """
     found = dict(stored)
     for key in _missing(spec):

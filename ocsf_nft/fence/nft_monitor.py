@@ -127,7 +127,7 @@ class NftMonitor:
         )
 
     def generation(self) -> int:
-        """Return the number of the present ruleset, which each transaction increments."""
+        """Return the number of the present ruleset; each transaction increments this number."""
         with self._lock:
             try:
                 return self._nftables.generation()
@@ -168,9 +168,11 @@ class NftMonitor:
             self.commit(statements)
 
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
-        """Execute all statements in one transaction, or none of them, like :meth:`Nftables.commit`.
+        """Execute all statements in one transaction, or none of them.
 
-        After a TimeoutError, the monitor can still be used, because a new socket is opened.
+        ``generation`` is the number that the present ruleset must have; None allows any number.
+        Raises the errors of :meth:`Nftables.commit`. After a TimeoutError, the monitor can still
+        be used, because a new socket is opened.
         """
         with self._lock:
             try:

@@ -116,10 +116,10 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Return a copy of a ruleset text that creates each missing table with its comment.
+    """Add the tables' comments to the lines of a ruleset that create missing tables.
 
-    ``replacement`` is the ruleset text. A table that exists keeps its comment. ``is_owned`` is true
-    if the tables have an exclusive owner.
+    ``replacement`` is the text of the ruleset; the result is the changed text. Existing tables keep
+    their comments. ``is_owned`` is true if one socket is the exclusive owner of the tables.
     """
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"

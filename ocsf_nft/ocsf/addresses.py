@@ -114,7 +114,10 @@ def _changes(networks: tuple[_Network, ...], version: _Version) -> set[int]:
 
 
 def _traits(version: _Version, address: int) -> tuple[NetworkScope | None, tuple[bool, ...]]:
-    """Return the scope of an IP address (a number), and its flags in the order of AddressKind."""
+    """Return the scope of an IP address, and its flags such as ``is_loopback``.
+
+    ``address`` is the address as a number. The flags have the order of the fields in AddressKind.
+    """
     if _is_in(_CARRY_IPV4, version, address):
         return _traits(4, address % (1 << _IPV4_BITS))
     kinds = (_LOOPBACK, _LINK_LOCAL, _MULTICAST, _BROADCAST, _METADATA)

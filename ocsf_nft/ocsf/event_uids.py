@@ -35,7 +35,7 @@ def stable_uid(*parts: str | int | None) -> str:
 
 
 def _json(parts: tuple[str | int | None, ...]) -> bytes:
-    """Encode ``parts`` as JSON without spaces; all but printable ASCII is escaped."""
+    """Encode ``parts`` as JSON without spaces; escape all characters outside printable ASCII."""
     try:
         encoded = orjson.dumps(parts)
     except TypeError:  # a lone surrogate, or a number past 64 bits

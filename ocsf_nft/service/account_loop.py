@@ -345,7 +345,11 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Add the senders to an attempt that has no log record; return other attempts unchanged."""
+        """Add an attribution to an attempt that has no log record of its packets.
+
+        An attribution names the process or the user that sent the packets. Other attempts are
+        returned unchanged. So is an aggregated attempt without a known user.
+        """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
             if known is not None:
@@ -391,7 +395,7 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Return ``record`` with the packet's send time in place of the time of the read.
+    """Return a copy of ``record`` that has the packet's send time instead of the read time.
 
     If the kernel has recorded the packet's time, or the send time is unknown, return ``record``
     unchanged.

@@ -187,10 +187,11 @@ class Pipeline:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
-        """Hand the records of one sandbox to its account; without an account, report them directly.
+        """Hand the records of one sandbox to its account; emit events if there is no account.
 
         ``sandbox`` is None for records of other firewalls. The position after ``batch`` is
-        stored together with the results.
+        stored together with the results. ``source`` is the name under which the position is
+        stored if there is no account.
         """
         # The sandbox in another firewall's record is set after this selection: any process may
         # write such a prefix, so it must not select an account.

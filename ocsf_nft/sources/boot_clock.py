@@ -32,8 +32,8 @@ class KernelClock:
 
     The converter estimates the difference of the two clocks. For this, it uses the age of each
     record: the read time minus the timestamp. A waiting reader reads a record at most ``slack_ns``
-    after the kernel made it. The read time that :meth:`monotonic_ns` gets may be too early, by at
-    most ``lag_ns``. No result is earlier than the previous result.
+    after the kernel made it. A read time from journald can be too early, by at most ``lag_ns``. No
+    result is earlier than the previous result.
     """
 
     __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")

@@ -42,9 +42,9 @@ class DataType:
     observable: int | None = None
 
     def fault(self, value: Any) -> str | None:
-        """Return the fault of a value (not null) of this type; None if the value is valid.
+        """Return the reason why a value is not valid for this type; None if it is valid.
 
-        A fault is a text, for example ``70000 is more than 65535``.
+        ``value`` is not null. The reason is a text, for example ``70000 is more than 65535``.
         """
         if self.primitive == "string_t" and isinstance(value, str):
             return self._text_fault(value)

@@ -4,8 +4,9 @@ A field may be missing, because rules log with different flags. A line with a wo
 position is malformed. Words that the kernel never prints are stored in ``details["unparsed"]``.
 
 A line may be cut anywhere in transit. If no space follows the last value, its end may be cut off.
-Then the value is stored in ``unparsed`` too, and ``details["truncated"]`` is set. But a value that
-is certainly complete (``0``) is accepted, because many tools strip the last space.
+Then the value is not used: it is stored in ``unparsed``, and ``details["truncated"]`` is set.
+Many tools strip the last space. So a value that is certainly complete is used without the space.
+For example, ``0`` is complete, because no longer number begins with 0.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ _IP_ETHERTYPES: Final = frozenset({0x0800, 0x86DD, 0x0806, 0x8035})
 
 
 def read(line: str) -> Facts:
-    """Parse a packet's log line from ``IN=`` on; return its values by name (facts).
+    """Parse the log line of a packet; return the facts: the values in the line, by name.
 
-    Raises MalformedError if the line can't be parsed.
+    ``line`` begins with ``IN=``. Raises MalformedError if the line can't be parsed.
     """
     head = _HEAD.match(line)
     if head is None:
@@ -212,7 +213,7 @@ def _numbers(words: Words, facts: Facts, fields: tuple[tuple[str, str, int], ...
 
 
 def _ipv4(words: Words, facts: Facts) -> bool:
-    """Parse the IPv4 header into ``facts``; return False if the packet ends in it."""
+    """Parse the IPv4 header into ``facts``; return False if the packet ends inside the header."""
     _numbers(words, facts, (("LEN", "length", _LENGTH_LIMIT),))
     tos = words.hexadecimal("TOS", "0x([01][02468ACE])")
     precedence = words.hexadecimal("PREC", "0x([02468ACE]0)")
