@@ -100,10 +100,10 @@ class FlowReport:
     def is_young(self, reading: int, now_ns: int) -> bool:
         """Return True if it is too early for the first event of a flow without a log record.
 
-        The kernel may log a packet as part of one flow, but count it for another flow. Then an
-        event of the first flow reports the packet. Three counter readings show if this has
-        happened. So the event waits for three readings, but at most 60 seconds. ``reading`` is the
-        sequence number of the latest counter reading.
+        The kernel may count a packet for this flow, but log it as part of another flow. Then the
+        event of the other flow reports the packet. Only after three counter readings is it clear
+        whether this flow needs its own event. So the event waits for three readings, but at most 60
+        seconds. ``reading`` is the sequence number of the latest counter reading.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -167,7 +167,8 @@ class FlowReport:
     def set_growing(self) -> None:
         """Mark the flow as growing: it has new packets.
 
-        The next call of :meth:`is_due` or :meth:`is_over` uses its ``now_ns`` as the packets' time.
+        The next call of :meth:`is_due` or :meth:`is_over` sets the time of these packets: it is the
+        argument ``now_ns`` of that call.
         """
         self._is_growing = True
 
@@ -186,9 +187,10 @@ class FlowReport:
         return self.schedule.is_over(now_ns, last_ns)
 
     def mark_reported(self, now_ns: int, last_ns: int) -> None:
-        """Set the due time of the flow's next event; the latest event is emitted at ``now_ns``.
+        """Set the due time of the flow's next event.
 
-        ``last_ns`` is the time of the last packet in the latest event.
+        ``now_ns`` is the time of the latest event. ``last_ns`` is the time of the last packet in
+        that event.
         """
         record = self.record
         self.is_new = self.is_new and record is not None and self._is_later(record, last_ns)
@@ -204,6 +206,7 @@ class FlowReport:
         """Save the current log record for the next event, before a newer record replaces it.
 
         Do nothing if an event has this record already, or if its packet is later than ``last_ns``.
+        ``last_ns`` is the time of the flow's last packet in the latest counter reading.
         """
         if self.is_new and self.record is not None and not self._is_later(self.record, last_ns):
             self._shown = AttributedRecord(self.record, self.attribution)
@@ -233,7 +236,8 @@ class FlowReports(dict["Key", FlowReport]):
         """Create an empty map for the firewall rule of ``counter_id``.
 
         ``opened`` collects the changes of incidents for the state database. ``priority`` has the
-        destinations with reserved places in the map, and the condition for a finding.
+        destinations for which places in the map are reserved. It also has the function that decides
+        if an incident is a finding.
         """
         super().__init__()
         self._counter_id = counter_id
@@ -246,20 +250,21 @@ class FlowReports(dict["Key", FlowReport]):
         self._by_destination: dict[Key, Key] = {}
 
     def find(self, key: Key, record: Record) -> FlowReport | None:
-        """Return the report state of a kernel log record's flow; None if the map has no such flow.
+        """Return the report state of the flow to which a kernel log record belongs.
 
-        ``key`` is the key of the flow, made from the record. If the map lacks this key and the
-        record lacks a port, return the latest flow of the same user, protocol and destination.
+        ``key`` is the flow's key, made from the record. If the record lacks a port, there may be no
+        flow with this key. Then return the latest flow of the same user, protocol and destination.
+        Return None if no flow is found.
         """
         there = self._by_destination.get(key) if lacks_port(record) else None
         return self.get(key) or (None if there is None else self[there])
 
     def admits(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Return True if a new flow may have separate events; count it for the user ``uid``.
+        """Return True if a new flow may have separate events; then count it for its user ``uid``.
 
         Return False if the limit for all flows or for the user is reached. Then the caller must
-        report the flow together with others. Additional places are reserved for destinations with
-        priority. ``now_ns`` is of a monotonic clock.
+        report the flow together with others. A destination with priority has its own, additional
+        limits. ``now_ns`` is of a monotonic clock.
         """
         if len(self) - len(self._priority_users) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
             return True
@@ -340,8 +345,9 @@ class FlowReports(dict["Key", FlowReport]):
     ) -> Iterator[IncidentEnd]:
         """Remove the flows that have ended, and yield the end of their incidents.
 
-        Flows with unreported packets (``unreported``) have not ended. If ``closing`` is true, yield
-        the ends of all other incidents too.
+        ``unreported`` has the keys of the flows with unreported packets: these flows have not
+        ended. If ``closing`` is true, also yield the ends of the incidents of flows that have not
+        ended.
         """
         for key, report in list(self.items()):
             is_over = key not in unreported and report.is_over(now_ns)
@@ -372,9 +378,10 @@ class FlowAggregate:
             self.sample.append(flow)
 
     def take(self, reason: AggregationReason) -> Aggregation:
-        """Return a description of the flows that were added since the last call, and begin again.
+        """Return a description of the flows that were added since the last call of this method.
 
-        ``reason`` is why the flows are reported together, such as ``evicted``.
+        Then reset the number of flows and the sample. ``reason`` is why the flows are reported
+        together, such as ``evicted``.
         """
         aggregation = Aggregation(
             reason=reason, flows=self.flows or None, sample=tuple(self.sample)

@@ -27,7 +27,7 @@ class Schedule:
         self.due_ns = now_ns + self._step_ns
 
     def mark_reported(self, now_ns: int) -> None:
-        """Set the due time of the next event; the latest event is emitted at ``now_ns``.
+        """Set the due time of the next event; ``now_ns`` is the time of the latest event.
 
         The interval is twice the previous one, but at most 60 seconds.
         """

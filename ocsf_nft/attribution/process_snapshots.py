@@ -36,7 +36,10 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class _Caller(NamedTuple):
-    """Key of the process cache: captured calls with equal keys have the same process details."""
+    """Key of the process cache: values of a :class:`Call` on which the process details depend.
+
+    Calls with equal keys have the same process details.
+    """
 
     image: ProcessImage
     tid: int
@@ -48,8 +51,8 @@ class _Caller(NamedTuple):
 class ProcessSnapshots:
     """Store of the process details that the BPF programs report; finds the process of a call.
 
-    A call is an event that the BPF programs report. In this event, a process sends or connects by a
-    system call, or the kernel refuses its packet.
+    The BPF programs also report calls (:class:`Call`). A call is a system call that sends or
+    connects, or the refusal of a packet.
     """
 
     def __init__(self, names: CachedNames) -> None:

@@ -8,9 +8,10 @@ true:
 - Every process that can have these sockets was checked.
 
 If only the first condition is true, all processes with these sockets are possible senders. The
-kernel does not notify of closed raw, ping, packet and UDP-Lite sockets: all processes with a
-similar socket are then possible senders. In all other cases the sender is unknown. This includes
-most TCP packets, because the socket of a refused connection has no port when the search begins.
+kernel sends no notification when a raw, ping, packet or UDP-Lite socket is closed. So for packets
+of such sockets, all processes in which a matching socket is still open are possible senders. In all
+other cases the sender is unknown. This includes most TCP packets, because the socket of a refused
+connection has no port when the search begins.
 """
 
 from __future__ import annotations
@@ -239,9 +240,9 @@ class SocketLookup:
     def _is_sender(self, found: _Candidates, scan: Scan, holder: Holder) -> bool:
         """Return True if the process ``holder`` can be named as the sender of the packet.
 
-        ``found`` has the sockets that may have sent the packet. ``scan`` is the search for the
-        processes with these sockets. Of these processes, only ``holder`` started before the packet
-        was sent.
+        ``found`` has the sockets that may have sent the packet. ``scan`` has the processes in which
+        these sockets are open. ``holder`` must be the only one of them that started before the
+        packet was sent.
         """
         return (
             found.watch is not None

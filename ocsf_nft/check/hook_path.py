@@ -28,9 +28,9 @@ _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 class FlowStop:
     """Rule, or policy of a base chain, that stops or may stop a flow that the fence accepts.
 
-    ``is_certain`` is True if the flow is certainly stopped. ``base`` is the base chain from which
-    the rule was reached. ``undecided`` has rules for which it is unknown if they match the flow's
-    packets. If ``is_certain`` is False, these rules may decide if the flow is stopped.
+    ``base`` is the base chain from which the rule was reached. ``is_certain`` is True if the flow
+    is certainly stopped. If it is False, the result may depend on the rules in ``undecided``. It is
+    unknown whether these rules match the flow's packets.
     """
 
     flow: AcceptedFlow
@@ -44,8 +44,9 @@ class Hooks(NamedTuple):
     """Base chains of a ruleset by the name of their hook, in the order of traversal.
 
     Of two chains with equal priority, packets traverse the newer chain first. But nft does not list
-    the age of a chain, so both orders are possible. ``listed_first`` has such chains in the order
-    of nft's listing, ``listed_last`` in the reverse order.
+    the age of a chain, so both orders are possible. Both fields have all base chains. Chains with
+    equal priority are in the order of nft's listing in ``listed_first``, and in the reverse order
+    in ``listed_last``.
     """
 
     listed_first: Mapping[str, tuple[Chain, ...]]
@@ -156,7 +157,10 @@ def _matches_device(device: InterfaceName, name: str) -> Truth:
 
 
 def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """Return the packet with the connection tracking state that it has at the base chain."""
+    """Return ``packet`` with the connection tracking state that it has at the base chain ``chain``.
+
+    ``step`` is the hook of this chain on the packet's path.
+    """
     # Connection tracking sets the state at the priority -200 of its hooks. For a chain with that
     # priority, both states are possible.
     if step.hook not in _TRACKING_HOOKS or chain.base is None:

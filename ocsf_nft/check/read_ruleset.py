@@ -134,10 +134,11 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 
 
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
-    """Return a chain in which iptables has decoded the rules that nft can't decode.
+    """Return a copy of a chain, with the decoded form of rules that nft can't decode.
 
-    ``saved`` is the output of iptables-nft-save. Each rule gets its line of this output as
-    ``text``. If the output has more or fewer rules for the chain, return the chain unchanged.
+    ``saved`` is the output of iptables-nft-save, which decodes these rules. The ``text`` of each
+    rule in the copy is its line in this output. If the output has more or fewer rules for the
+    chain, return the chain unchanged.
     """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):

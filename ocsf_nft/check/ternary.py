@@ -71,9 +71,9 @@ MARKS: Final = Span(0, 0xFFFFFFFF)
 class InterfaceName(NamedTuple):
     """Name of a packet's interface, known completely or in part.
 
-    ``text`` is the whole name. If ``is_prefix`` is true, ``text`` is only the start of the name,
-    and the name starts with none of ``excluded_prefixes``. If the whole name is empty, the packet
-    has no such interface: a packet that the host sends has no input interface.
+    If ``is_prefix`` is false, ``text`` is the whole name; it is empty if there is no interface. For
+    example, a packet that the host sends has no input interface. If ``is_prefix`` is true, ``text``
+    is only the start of the name. The name then starts with none of ``excluded_prefixes``.
     """
 
     text: str
@@ -136,7 +136,7 @@ class Bits(NamedTuple):
         return self._all(bool(alternative & flags) for alternative in self.alternatives)
 
     def masked(self, flags: frozenset[str]) -> Bits:
-        """Return a copy without the flags that are not in ``flags`` (a bitwise *and*)."""
+        """Return a copy with only those flags that are in ``flags`` (a bitwise *and*)."""
         return Bits(frozenset(alternative & flags for alternative in self.alternatives))
 
     @staticmethod

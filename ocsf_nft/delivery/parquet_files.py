@@ -115,9 +115,9 @@ class Maker:
 
 @dataclass(slots=True)
 class _Part:
-    """Rows of one Parquet file while rows are still added.
+    """Rows of a Parquet file that is not complete yet.
 
-    New rows are Python objects in ``rows``. Each 32 rows are converted to a pyarrow batch, and
+    New rows are Python objects in ``rows``. Every 32 rows are converted to a pyarrow batch, and
     moved to ``batches``.
     """
 

@@ -221,7 +221,10 @@ def _add_dropped(connection: sqlite3.Connection, sink: str, events: int) -> None
 
 
 def _last_of_first(connection: sqlite3.Connection) -> int:
-    """Return the event number up to which one transaction may remove events; 0 without events."""
+    """Return the highest event number that one transaction may remove; 0 without events.
+
+    One transaction may remove only a small part of the events: the oldest ones.
+    """
     first, last = connection.execute(
         "SELECT (SELECT MIN(number) FROM event), (SELECT MAX(number) FROM event)"
     ).fetchone()
@@ -231,10 +234,11 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 
 
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """Return the event number up to which one transaction may remove events because of their age.
+    """Return the highest number of an event that one transaction may remove because of its age.
 
-    Events are too old if they were stored before ``oldest_ms`` (ms since the epoch). If none is too
-    old, the result is lower than all event numbers. Without events, it is 0.
+    One transaction removes a limited number of events. Events are too old if they were stored
+    before ``oldest_ms`` (ms since the epoch). If none is too old, the result is lower than all
+    event numbers. Without events, it is 0.
     """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "

@@ -165,12 +165,12 @@ def verify(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> Verification:
-    """Compare the fence in the kernel, and the sandbox's present interfaces, with their record.
+    """Compare the fence in the kernel, and the sandbox's present interfaces, with the record.
 
-    ``namespace`` is where the fence must be; None means the recorded namespace. Without a record,
-    None means the namespace of this process. ``device`` is a VM's TAP device, needed only if there
-    is no record. Raises UnsupportedError if reading is not permitted, FenceError if the record is
-    damaged.
+    ``namespace`` is where the fence must be; None means the namespace in the record. If there is no
+    record, the result only states whether a fence is there. None for ``namespace`` then means the
+    namespace of this process. ``device`` is a VM's TAP device, needed only if there is no record.
+    Raises UnsupportedError if reading is not permitted, FenceError if the record is damaged.
     """
     installed = state.read(sandbox)
     if installed is None:
@@ -216,7 +216,7 @@ def remove(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> None:
-    """Remove a sandbox's fence, its guard on the host and its record.
+    """Remove a sandbox's fence, its guard (a table on the host) and its record.
 
     ``namespace`` and ``device`` have the meaning that they have in :func:`verify`. Raises
     AbsentError if there is no fence, and FenceError if the fence belongs to another sandbox. Raises
@@ -279,11 +279,11 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return a copy of ``spec`` with a new value of ``has_changed``.
+    """Return a copy of ``spec``, the new fence, with a new value of ``has_changed``.
 
-    The value is True if the fence has been both enforcing and permissive in the same namespace.
-    ``before`` is the previous fence. ``identity`` identifies the namespace of the new fence. In a
-    new namespace the value is False, because there are no counters of an earlier mode.
+    ``before`` is the previous fence. ``identity`` identifies the namespace of the new fence. The
+    value is False if the previous fence is in another namespace. Otherwise the value is True if the
+    sandbox's fence has been both enforcing and permissive.
     """
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -317,9 +317,10 @@ def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 
 
 def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
-    """Return True if a recorded fence is active in a namespace, or if this can't be checked.
+    """Return True if a recorded fence is active in ``namespace``, or if this can't be checked.
 
-    It can't be checked if ``namespace``, for example a path, now refers to another namespace.
+    It can't be checked if ``namespace`` is no longer the namespace in the record. For example, its
+    path may now refer to a new namespace.
     """
     return not _is_there(installed, namespace) or any(
         table_query.comment(namespace, *table_id) is not None
@@ -427,7 +428,10 @@ def _remove_guard(spec: FenceSpec) -> None:
 
 
 def _release_kernel_log(sandbox: str, state: StateDirectory) -> None:
-    """Restore ``nf_log_all_netns``, unless the fence of another sandbox uses the kernel log."""
+    """Restore the value that the sysctl ``nf_log_all_netns`` had before a fence enabled it.
+
+    Do nothing if the fence of a sandbox other than ``sandbox`` may use the kernel log.
+    """
     before = state.all_netns_before()
     if before is None:
         return
@@ -446,7 +450,8 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    ``besides`` is the name of a sandbox whose fence is ignored, for example because it is removed.
+    The previous values are stored under ``identity``, the identity of the namespace. The fence of
+    the sandbox ``besides`` is ignored, for example because it is being removed.
     """
     if state.forwarding_before(identity) is None:
         return

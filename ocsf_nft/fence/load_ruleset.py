@@ -234,8 +234,8 @@ def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
     """Return the content of each table of an installed fence, by a name such as ``inet ocsf_nft``.
 
-    The content is nft's listing of the table, and the elements of the sets that the installer has
-    filled. A missing table is omitted.
+    The content is nft's listing of the table, which omits set elements. A line follows for each
+    element of the sets that the installer has filled. A missing table is omitted.
     """
     most = len(spec.allowed) + _ELEMENTS
     tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [

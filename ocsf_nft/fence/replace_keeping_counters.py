@@ -126,7 +126,10 @@ def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
 
 
 def _has_timeout(lines: list[str]) -> bool:
-    """Return True if a set with these lines is filled by packets, and its elements expire."""
+    """Return True if packets can add elements to a set, and these elements have a timeout.
+
+    ``lines`` are the lines of the set in a ruleset.
+    """
     return any(line.startswith("flags dynamic") and "timeout" in line for line in lines)
 
 
@@ -172,7 +175,10 @@ def _devices(text: str) -> Iterator[str]:
 
 
 def _parse_definition(definition: str, table_id: TableId) -> _Table:
-    """Return the content of a table from all its blocks in the text of a fence's ruleset."""
+    """Return the content of one table, from the text of a fence's ruleset.
+
+    The text may define the table in several blocks; the result has the lines of all blocks.
+    """
     lines = []
     is_here = False
     for line in definition.split("\n"):

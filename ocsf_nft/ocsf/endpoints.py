@@ -32,9 +32,10 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
     """Return the source and the destination of a log record's packet as OCSF endpoints.
 
     ``source`` and ``destination`` classify the record's addresses, for example as loopback. They
-    are None if the address is unknown or invalid. Values that fit into no endpoint are added to
-    ``unmapped``. An endpoint is None if nothing identifies it. But if both would be None, the
-    source is the sandbox, or an endpoint with the name ``unknown``.
+    are None if the address is unknown or invalid. Values that no endpoint can have, such as an
+    invalid address, are added to ``unmapped``. An endpoint is None if nothing identifies it. But if
+    both would be None, the source is the sandbox. If the sandbox is unknown too, the source has the
+    name ``unknown``.
     """
     # Two interfaces: a forwarded packet. A single interface belongs to the source, except the
     # incoming interface of a packet that is not outbound.

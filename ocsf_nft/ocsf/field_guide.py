@@ -139,7 +139,7 @@ def _rows(model: type[Model]) -> Iterator[str]:
 
 
 def _id_of(name: str) -> str:
-    """Return the name of the id that belongs to a caption, for example ``type_id`` for ``type``."""
+    """Return the name of the id for the text attribute ``name``: ``type_id`` for ``type``."""
     return f"{name.removesuffix('_name')}_id"
 
 
@@ -195,9 +195,10 @@ def _profiles() -> str:
 
 
 def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """Yield a profile, a model, and the names of the model's attributes in that profile.
+    """Yield a tuple for each model and each OCSF profile that has attributes of that model.
 
-    The models are those of the event classes and of the objects.
+    The tuple has the profile, the model, and the names of these attributes. The models are all
+    event classes and objects.
     """
     for model in (*CLASSES.values(), *_objects()):
         for profile, names in model.profile_attributes.items():

@@ -1,6 +1,6 @@
 """Sentences of a Network Activity event: a message for people, and advice for the packets' sender.
 
-Processes choose some names in the sentences, for example their own names. So invisible characters
+A process can choose some names in the sentences, for example its own name. So invisible characters
 in names are escaped.
 """
 
@@ -208,9 +208,9 @@ def detail(
 ) -> str | None:
     """Return an explanation and advice for the program that sent the packets.
 
-    ``answer`` is the fence's answer to the sender. ``proxy`` is the sandbox's proxy.
-    ``destination`` is the kind of the destination address, for example multicast. Return None if
-    the answer is unknown (None), except for aggregated packets.
+    ``answer`` is the fence's reaction to the packets, for example a TCP reset; None if unknown.
+    ``proxy`` is the sandbox's proxy. ``destination`` is the kind of the destination address, for
+    example multicast. Return None if ``answer`` is None and the packets are not aggregated.
     """
     if attempt.aggregation is not None:
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)

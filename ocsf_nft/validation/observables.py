@@ -23,10 +23,10 @@ _BUDGET: Final = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """Attribute that an observable names, and the attribute's values in the event.
+    """Attribute to which an observable refers, and the attribute's values in the event.
 
-    ``is_object`` is true if a value is an object or an array. ``texts`` has all other values as
-    text.
+    ``is_object`` is true if one of the values is an object or an array. ``texts`` has the values of
+    all other types as text.
     """
 
     attribute: Attribute

@@ -73,10 +73,10 @@ class Walk:
         self._check_captions(table, value, path)
 
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
-        """Check that an attribute may be present; return False if ``value`` is null.
+        """Check that an attribute may be present; return True if its ``value`` is not null.
 
-        If the attribute belongs to profiles, the event must list one of them. A deprecated
-        attribute gives a warning.
+        Faults are reported for the path ``where``. Null is a fault. If the attribute belongs to
+        profiles, the event must list one of them. A deprecated attribute gives a warning.
         """
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)

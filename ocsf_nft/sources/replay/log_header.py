@@ -4,8 +4,8 @@ The parser recognises the output of ``dmesg``, syslog (RFC 3164 and RFC 5424), a
 of ``journalctl``. A line of any other format counts as a kernel message without a header.
 
 The header shows if the kernel wrote the message: its facility, if present, must be ``kern``. In
-syslog, the program must also be ``kernel``. A program that may send syslog messages under this name
-can forge a message.
+syslog, the program name must also be ``kernel``. Any process that can send syslog messages with the
+program name ``kernel`` can forge a kernel message.
 """
 
 from __future__ import annotations

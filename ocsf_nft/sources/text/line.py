@@ -58,7 +58,7 @@ _COMMON: Final = re.compile(
 
 
 class _AmbiguousError(Exception):
-    """Error: the packet of a log line may begin at several positions, or at none."""
+    """Error: it is unclear at which position of a log line the packet begins."""
 
 
 def is_candidate(message: str) -> bool:
@@ -105,9 +105,11 @@ def _parse_ours(message: str) -> tuple[str, Facts]:
 
 
 def _parse_foreign(message: str) -> tuple[str, Facts]:
-    """Split a message of another firewall into its log prefix and its packet's values by name.
+    """Split a message of another firewall into its log prefix and a dictionary of packet values.
 
     If ``IN=… OUT=`` occurs several times, a complete packet must begin at exactly one of them.
+    Otherwise the function raises _AmbiguousError. It raises MalformedError if the packet can't be
+    parsed.
     """
     starts = _starts(message)
     if len(starts) == 1:
@@ -160,7 +162,7 @@ def _flags(words: str) -> int:
 def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is the hot path
     match: re.Match[str],
 ) -> Facts | None:
-    """Return the packet's values by name; None if a value is out of range.
+    """Return a dictionary of the packet's values; None if a value is out of range.
 
     ``match`` is a match of the regular expression ``_COMMON``.
     """
