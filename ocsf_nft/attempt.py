@@ -33,14 +33,14 @@ class Aggregation:
 class Incident:
     """Series of attempts of one flow, without a pause between the attempts.
 
-    ``identity`` is the same in all events of the incident. ``windows`` is the number of attempts,
-    one for each time window. ``packets`` is the number of packets in all attempts. ``start_ns`` is
-    the start of the first attempt (ns since the epoch, UTC). ``latest`` has the identities of the
-    latest attempts' log records, oldest first. ``attribution`` is merged from the attributions of
-    all attempts; None if no attempt was attributed.
+    ``identity`` is the same in all events of the incident. ``windows`` is the number of attempts:
+    each attempt has the packets of one time window. ``packets`` is the number of packets in all
+    attempts. ``start_ns`` is the start of the first attempt (ns since the epoch, UTC). ``latest``
+    has the identities of the latest attempts' log records, oldest first. ``attribution`` is merged
+    from the attributions of all attempts; None if no attempt was attributed.
 
-    A significant incident becomes a finding. ``found_at`` is 3 if this happened at the third
-    attempt; None if it has not happened.
+    A significant incident becomes a finding. ``found_at`` is the number of the attempt that made
+    the incident a finding, such as 3. ``found_at`` is None if the incident is no finding yet.
     """
 
     identity: str
@@ -112,14 +112,14 @@ class IncidentEnd:
 class FanOut:
     """Scan: one user sends to many destinations or ports within a short time.
 
-    ``identity`` is the same in all events of the scan. ``rule`` is the firewall rule that refused
-    the packets. ``verdict`` is ``permit`` if a permissive fence allowed the packets, otherwise
-    None.
+    ``identity`` identifies the scan: it is the same in all events of the scan. ``rule`` is the
+    firewall rule that refused the packets. ``verdict`` is ``permit`` if a permissive fence allowed
+    the packets, otherwise None.
 
-    ``flows``, ``destinations`` and ``ports`` are the numbers of different flows, addresses and
-    ports since the start of the scan. Like ``packets``, they are lower bounds. ``sample`` has some
-    of the flows. All packets are from the time between ``start_ns`` and ``end_ns`` (ns since the
-    epoch, UTC).
+    ``packets`` is the number of packets since the start of the scan. ``flows``, ``destinations``
+    and ``ports`` are the numbers of different flows, addresses and ports since then. The true
+    numbers may be higher. ``sample`` has some of the flows. All packets are from the time between
+    ``start_ns`` and ``end_ns`` (ns since the epoch, UTC).
     """
 
     identity: str

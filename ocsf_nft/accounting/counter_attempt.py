@@ -1,6 +1,7 @@
-"""Creation of attempts from the kernel's packet counters, for packets that no event reports yet.
+"""Attempts made from the kernel's packet counters, for packets that no event reports yet.
 
-The kernel counts each refused packet, but does not log each one.
+An attempt is a group of refused packets that one event reports. The kernel counts each refused
+packet, but does not log each one. So the log records alone do not show all packets.
 """
 
 from __future__ import annotations
@@ -40,15 +41,17 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
 ) -> Attempt:
     """Build an attempt from a counter's unreported packets, and mark these as reported.
 
-    ``key`` is the counter's key in the nftables set, and ``flow`` is the decoded key. If the
-    counter counts several flows, ``key`` is None, and ``flow`` has only their common fields.
-    ``packets`` is the number of packets to report. ``number`` is the number of packets in all
-    earlier attempts of the firewall rule; it makes the attempt's identity unique. ``read_ns``
-    is the time at which the counters were read (since the epoch, UTC).
+    ``counter_id`` identifies all counters of the firewall rule, and ``counter`` is one of these
+    counters. ``key`` is the counter's key in the nftables set, and ``flow`` is the decoded key. If
+    the counter counts several flows, ``key`` is None, and ``flow`` has only their common fields.
+
+    ``packets`` is the number of packets in this attempt. ``number`` is the number of the rule's
+    packets in earlier events; it makes the attempt's identity unique. ``read_ns`` is the time at
+    which the counters were read (since the epoch, UTC).
 
     ``sample_record`` is a log record of the flow, from which the attempt gets header fields.
-    ``attribution`` names the process that sent one of the packets. ``aggregation`` describes
-    the flows if there are several.
+    ``attribution`` names the process that sent one of the packets. ``aggregation`` describes the
+    flows if there are several.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)
@@ -106,7 +109,10 @@ def _window(counter: FlowCounter) -> tuple[int, int]:
 
 
 def _common_details(sample_record: Record) -> dict[str, Detail]:
-    """Return the fields of a log record that show the kind of packet, such as ``icmp_type``."""
+    """Return the details of a log record that show the kind of packet, such as ``icmp_type``.
+
+    An attempt with several packets of a flow gets these details from the log record of one packet.
+    """
     return {name: sample_record.details[name] for name in _KINDS if name in sample_record.details}
 
 

@@ -1,4 +1,7 @@
-"""Identity of a firewall rule's packet counters."""
+"""Identifier of a firewall rule's packet counters.
+
+The identifier changes if the counters are created again and restart at zero.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +30,20 @@ class CounterId:
 
     @staticmethod
     def named(sandbox: str, name: str, epoch: str) -> CounterId:
-        """Create the identity from ``name``, for example ``egress`` or ``egress:permissive``.
+        """Create a CounterId from the ``name`` of a firewall rule's counters, such as ``egress``.
 
-        The name has the suffix ``:permissive`` if the fence is permissive.
+        The name has the suffix ``:permissive`` if the fence is permissive. ``epoch`` is a text that
+        changes each time the counters restart at zero.
         """
         rule, colon, _ = name.partition(":")
         return CounterId(sandbox=sandbox, rule=rule, epoch=epoch, is_permissive=bool(colon))
 
     @property
     def name(self) -> str:
-        """Return the rule's name, such as ``egress``, or ``egress:permissive`` if permissive."""
+        """Return the name of the counters, such as ``egress``: this is the firewall rule's name.
+
+        If the fence is permissive, the suffix ``:permissive`` follows this name.
+        """
         return account_name(self.rule, is_permissive=self.is_permissive)
 
     @property
@@ -46,5 +53,9 @@ class CounterId:
 
     @property
     def verdict(self) -> Verdict | None:
-        """Return the verdict in the rule's log records: ``permit`` if permissive, else None."""
+        """Return the ``verdict`` that a log record has if these counters count its packet.
+
+        The verdict is ``permit`` if the fence is permissive, because the fence then allows the
+        packet. The verdict is None if the fence refuses the packet.
+        """
         return "permit" if self.is_permissive else None

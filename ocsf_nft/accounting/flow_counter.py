@@ -57,7 +57,7 @@ class FlowCounter:
 
     @property
     def is_unread(self) -> bool:
-        """Return True if log records have shown this flow, but no counter reading has yet."""
+        """Return True if only log records, and no counter reading yet, have shown this flow."""
         return self.seen_packets == 0
 
     def update(self, element: Element, read_ns: int, before_ns: int) -> int:
@@ -92,9 +92,11 @@ class FlowCounter:
         return fresh
 
     def limit_times(self, now_ns: int) -> None:
-        """Correct stored times that are in the future, after the wall clock was set back.
+        """Reduce stored times that are too late because the wall clock was set back.
 
-        ``now_ns`` is the present time (ns since the epoch, UTC).
+        ``now_ns`` is the present time (ns since the epoch, UTC). The expiry time becomes at most
+        ten minutes after ``now_ns``. If no counter reading has shown the flow yet, the last
+        packet's time becomes at most ``now_ns``.
         """
         self.expires_ns = min(self.expires_ns, now_ns + ELEMENT_TIMEOUT_MS * 1_000_000)
         if self.is_unread:
@@ -117,8 +119,9 @@ class FlowCounter:
     def grow_by(self, more: Count, last_ns: int) -> None:
         """Add unreported packets and bytes of another counter to those of this counter.
 
-        ``more`` has the numbers to add. They are negative if an event has reported packets before a
-        counter reading shows them. ``last_ns`` is the time of the last of these packets.
+        ``more`` has the other counter's numbers of packets and bytes. A number is negative if an
+        event has reported packets that no reading of the other counter has shown yet. ``last_ns``
+        becomes the time of this counter's last packet, unless the stored time is later.
         """
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)

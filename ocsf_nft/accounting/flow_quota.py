@@ -1,7 +1,7 @@
-"""Limit of the flows of one user that are reported separately.
+"""Limit for each user: how many of the user's flows are reported separately.
 
-The number of separate reports is limited. Without a limit for each user, one user with many flows
-could use up all of them.
+All users together get a limited number of separate reports. Without a limit for each user, one user
+with many flows could use up this number.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ _MAX_USERS: Final = 256
 class Quota:
     """Limit of separately reported flows per user: 1,000 flows at once, then ten flows a second.
 
-    At most 256 users have a place in the quota. A user's place becomes free when the user may
-    have 1,000 flows at once again. A user without a place gets no separate reports.
+    The limit is a token bucket for each user id. At most 256 users have a place in the quota. A
+    user's place becomes free when the user's bucket is full again. A user without a place gets no
+    separate reports.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,6 @@
 """The report state of flows: when a flow's next event is due, and which flows share an event.
 
-A flow is all refused packets of one user with the same protocol, destination and port. A reading is
-one read of all packet counters of a firewall rule.
+A flow is all refused packets of one user id with the same protocol, destination and port.
 """
 
 from __future__ import annotations
@@ -98,12 +97,12 @@ class FlowReport:
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return True if it is too early for the first event of a flow without a log record.
+        """Return True if the flow has no log record and no event, and its first event must wait.
 
         The kernel may count a packet for this flow, but log it as part of another flow. Then the
-        event of the other flow reports the packet. Only after three counter readings is it clear
-        whether this flow needs its own event. So the event waits for three readings, but at most 60
-        seconds. ``reading`` is the sequence number of the latest counter reading.
+        event of the other flow reports the packet. So the first event of this flow waits for three
+        counter readings, but at most 60 seconds. ``reading`` is the sequence number of the latest
+        counter reading.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -111,9 +110,9 @@ class FlowReport:
         return reading - first < _YOUNG_READINGS and now_ns - begun_ns < _YOUNG_NS
 
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
-        """Store a new kernel log record of this flow, in place of the previous one.
+        """Store a new kernel log record as the latest record of this flow.
 
-        ``last_ns`` is the time of the flow's last packet in the latest counter reading.
+        ``last_ns`` is the time of the flow's last packet, according to the latest counter reading.
         """
         self._store_shown(last_ns)
         self.record = record
@@ -123,27 +122,28 @@ class FlowReport:
         self.set_growing()
 
     def add_packets(self, last_ns: int) -> None:
-        """Update the state after a counter reading that shows new packets of the flow.
+        """Mark the flow as growing, because a counter reading shows new packets of the flow.
 
-        ``last_ns`` is the time of the flow's last packet.
+        Also save the latest log record for the next event, unless the record's packet is later than
+        ``last_ns``. ``last_ns`` is the time of the flow's last packet, according to the reading.
         """
         self.set_growing()
         self._store_shown(last_ns)
 
     def limit_times(self, now_ns: int) -> None:
-        """Mark the time of the stored log record as invalid if it is later than ``now_ns``.
+        """Mark the time of the stored log record as invalid if this time is later than ``now_ns``.
 
-        ``now_ns`` is the end of a counter reading (ns since the epoch). A later time means that the
-        wall clock was set back after the record.
+        ``now_ns`` is the present time (ns since the epoch), taken at the end of a counter reading.
+        A later time means that the wall clock was set back after the record.
         """
         if self.record is not None and self.record.time_ns > now_ns:
             self._is_of_old_clock = True
 
     def new_record(self, since_ns: int, last_ns: int) -> AttributedRecord | None:
-        """Return the log record for the flow's next event; None if no stored record fits.
+        """Return the newest log record that fits the flow's next event; None if no record fits.
 
-        A record fits if its packet is one of the unreported packets, from ``since_ns`` to
-        ``last_ns``. A later record waits for a later event.
+        The next event reports the packets from ``since_ns`` to ``last_ns``. A record fits if its
+        packet is one of these. The record of a later packet stays stored for a later event.
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
@@ -167,8 +167,8 @@ class FlowReport:
     def set_growing(self) -> None:
         """Mark the flow as growing: it has new packets.
 
-        The next call of :meth:`is_due` or :meth:`is_over` sets the time of these packets: it is the
-        argument ``now_ns`` of that call.
+        This method stores no time. The next call of :meth:`is_due` or :meth:`is_over` stores its
+        argument ``now_ns`` as the time of the new packets.
         """
         self._is_growing = True
 
@@ -187,10 +187,10 @@ class FlowReport:
         return self.schedule.is_over(now_ns, last_ns)
 
     def mark_reported(self, now_ns: int, last_ns: int) -> None:
-        """Set the due time of the flow's next event.
+        """Update the state after a new event of the flow, and set the due time of the next event.
 
-        ``now_ns`` is the time of the latest event. ``last_ns`` is the time of the last packet in
-        that event.
+        ``now_ns`` is the time at which the new event was made (of a monotonic clock). ``last_ns``
+        is the time of the last packet in the new event.
         """
         record = self.record
         self.is_new = self.is_new and record is not None and self._is_later(record, last_ns)
@@ -205,8 +205,9 @@ class FlowReport:
     def _store_shown(self, last_ns: int) -> None:
         """Save the current log record for the next event, before a newer record replaces it.
 
-        Do nothing if an event has this record already, or if its packet is later than ``last_ns``.
-        ``last_ns`` is the time of the flow's last packet in the latest counter reading.
+        Do nothing if an earlier event already reports this record. Also do nothing if the record's
+        packet is later than ``last_ns``: no counter reading has shown that packet yet. ``last_ns``
+        is the time of the flow's last packet, according to the latest counter reading.
         """
         if self.is_new and self.record is not None and not self._is_later(self.record, last_ns):
             self._shown = AttributedRecord(self.record, self.attribution)
@@ -233,11 +234,12 @@ class FlowReports(dict["Key", FlowReport]):
     """
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
-        """Create an empty map for the firewall rule of ``counter_id``.
+        """Create an empty map from flow keys to report states, for one firewall rule.
 
-        ``opened`` collects the changes of incidents for the state database. ``priority`` has the
-        destinations for which places in the map are reserved. It also has the function that decides
-        if an incident is a finding.
+        ``counter_id`` identifies the counters of the rule. ``opened`` gets each change of an
+        incident, to store the change in the state database. The map has a limited size. Additional
+        places are reserved for flows to ``priority.destinations``. The function
+        ``priority.is_finding`` decides if an incident is a finding.
         """
         super().__init__()
         self._counter_id = counter_id
@@ -263,8 +265,9 @@ class FlowReports(dict["Key", FlowReport]):
         """Return True if a new flow may have separate events; then count it for its user ``uid``.
 
         Return False if the limit for all flows or for the user is reached. Then the caller must
-        report the flow together with others. A destination with priority has its own, additional
-        limits. ``now_ns`` is of a monotonic clock.
+        report the flow together with others. A flow to a destination with priority may exceed these
+        limits by a reserve, which is limited too. ``destination`` is the flow's destination IP
+        address; None if it is unknown. ``now_ns`` is of a monotonic clock.
         """
         if len(self) - len(self._priority_users) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
             return True
@@ -325,10 +328,12 @@ class FlowReports(dict["Key", FlowReport]):
     def mark_reported(
         self, report: FlowReport, attempt: Attempt, now_ns: int, last_ns: int
     ) -> Attempt:
-        """Add a new attempt to its flow's incident, and schedule the flow's next event.
+        """Update the state and the incident of a flow for a new attempt that an event reports now.
 
-        Return a copy of the attempt with the incident. An attempt of aggregated flows has no
-        incident, and is returned unchanged. ``last_ns`` is the time of the attempt's last packet.
+        ``report`` is the state of the flow: it gets the due time of the flow's next event. Return a
+        copy of ``attempt`` whose field ``incident`` is the flow's incident, including this attempt.
+        An attempt of aggregated flows has no incident, and is returned unchanged. ``last_ns`` is
+        the time of the attempt's last packet.
         """
         report.mark_reported(now_ns, last_ns)
         key = report.key
@@ -343,11 +348,11 @@ class FlowReports(dict["Key", FlowReport]):
     def pop_ended(
         self, unreported: AbstractSet[Key], now_ns: int, *, closing: bool
     ) -> Iterator[IncidentEnd]:
-        """Remove the flows that have ended, and yield the end of their incidents.
+        """Remove the flows that have ended at ``now_ns``, and yield the ends of their incidents.
 
         ``unreported`` has the keys of the flows with unreported packets: these flows have not
-        ended. If ``closing`` is true, also yield the ends of the incidents of flows that have not
-        ended.
+        ended. If ``closing`` is true, also yield the ends of all other incidents. The flows of
+        these other incidents are not removed.
         """
         for key, report in list(self.items()):
             is_over = key not in unreported and report.is_over(now_ns)
@@ -378,10 +383,10 @@ class FlowAggregate:
             self.sample.append(flow)
 
     def take(self, reason: AggregationReason) -> Aggregation:
-        """Return a description of the flows that were added since the last call of this method.
+        """Return a summary of the flows added since the last call, and begin a new summary.
 
-        Then reset the number of flows and the sample. ``reason`` is why the flows are reported
-        together, such as ``evicted``.
+        The summary has the number of these flows, and a sample of at most ten. ``reason`` is why
+        the flows are reported together, such as ``evicted``.
         """
         aggregation = Aggregation(
             reason=reason, flows=self.flows or None, sample=tuple(self.sample)

@@ -1,8 +1,8 @@
-"""Merge of the attributions of several attempts to one attribution.
+"""Merge of several attributions into one.
 
 An attribution names the process that sent the packets of an attempt, or all processes that may have
-sent them. If a process made only some of the attempts, the merged attribution does not name it as
-the only sender.
+sent them. An attempt is a group of refused packets that one event reports. If a process made only
+some of the attempts, the merged attribution does not name it as the only sender.
 """
 
 from __future__ import annotations

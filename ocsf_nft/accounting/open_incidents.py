@@ -16,8 +16,8 @@ class OpenIncident(NamedTuple):
     """Incident with an emitted Create event and no Close event yet.
 
     ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``key`` is
-    the key of the incident's flow. ``end`` describes the incident up to its latest attempt; the
-    Close event is made from ``end`` if no attempt follows.
+    the key of the incident's flow. ``end`` is the content of the Close event if no more attempts
+    follow. If an attempt follows, a new object with a new ``end`` replaces this object.
     """
 
     counter_id: CounterId
@@ -33,9 +33,9 @@ class OpenIncident(NamedTuple):
 class OpenFanOut(NamedTuple):
     """Scan (fan-out) with an emitted Create event and no Close event yet.
 
-    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``end``
-    describes the scan up to its latest flow; the Close event is made from ``end`` if no flow
-    follows.
+    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``end`` is
+    the content of the Close event if no more packets follow. If more packets follow, a new object
+    with a new ``end`` replaces this object.
     """
 
     counter_id: CounterId
@@ -43,7 +43,7 @@ class OpenFanOut(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """Return the identity that all events of the scan share."""
+        """Return the identity that all events of this scan (fan-out) share."""
         return self.end.identity
 
 
@@ -78,14 +78,18 @@ class OpenIncidents:
         self._orphaned.append(opened)
 
     def clear(self) -> None:
-        """Discard the changes for the next commit, and the marks of :meth:`orphan`."""
+        """Discard all changes collected for the next commit, and all ends for :meth:`due`.
+
+        :meth:`StateDatabase.load` calls this method if the database file is damaged.
+        """
         self.changed.clear()
         self._orphaned.clear()
 
     def due(self) -> Iterator[IncidentEnd | FanOut]:
-        """Yield the end of each incident or scan marked by :meth:`orphan`, and delete the mark.
+        """Yield the ends of incidents and scans whose counters no longer exist.
 
-        The next commit deletes these incidents and scans from the state database.
+        These incidents and scans were passed to :meth:`orphan`. Each end is yielded only once. The
+        next commit deletes these incidents and scans from the state database.
         """
         while self._orphaned:
             opened = self._orphaned.pop()

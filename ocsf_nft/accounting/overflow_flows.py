@@ -1,6 +1,7 @@
-"""Flows without separate events, because a limit (of their user or in total) is reached.
+"""Flows without separate events, because too many other flows already have separate events.
 
-All such flows of one user share one event.
+The number of flows with separate events is limited, for each user and in total. All other flows of
+one user share one event.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """Settings that the service passes to the accounting of refused packets.
+    """Settings for the accounting: which destinations have priority, which incidents are findings.
 
-    Only a limited number of flows gets separate events. Additional separate events are reserved for
-    flows to the IP addresses in ``destinations``. ``is_finding`` takes a flow's latest log record,
-    and the number of packets in its incident so far. The function returns true if the incident is a
-    finding.
+    Only a limited number of flows gets separate events. Flows to the IP addresses in
+    ``destinations`` have a reserve of separate events beyond this limit. ``is_finding`` takes a
+    flow's latest log record, and the number of packets in the flow's incident so far. The function
+    returns true if the incident is a finding.
     """
 
     destinations: frozenset[str] = frozenset()

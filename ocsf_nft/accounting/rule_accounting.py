@@ -67,9 +67,11 @@ class RuleAccount:
     ) -> None:
         """Create an empty account for the kernel counters ``counter_id`` of a rule.
 
-        These counters counted no packet before ``begun_ns``. ``opened`` collects changes of
-        incidents and scans, for the state database. ``priority`` has settings for separate events
-        and findings. ``add_attribution`` adds the sender to each attempt before it is reported.
+        These counters counted no packet before ``begun_ns``. ``opened`` gets each change of an
+        incident or scan, to store the change in the state database. Only a limited number of flows
+        gets separate events. ``priority`` names destinations with a reserve of such events, and
+        decides which incidents are findings. ``add_attribution`` adds the sending process, if
+        known, to each attempt before the attempt is reported.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -112,10 +114,11 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a log record of the rule; return an attempt with the logged packet, or None.
+        """Process a log record; return an attempt if the packet must be reported at once.
 
-        An event must report the returned attempt immediately. None means that the packet is
-        reported later, for example with other packets of its flow.
+        The caller must then emit an event for the attempt, which has only the logged packet. Return
+        None if the packet is reported later, for example with other packets of its flow. ``now_ns``
+        is the time of a monotonic clock.
         """
         self.received += 1
         key = keys(record)[0]
@@ -153,10 +156,11 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Move flows from an old account to this account, after the old counters were replaced.
+        """Move some flows from the account of old counters, after new counters replaced these.
 
-        ``before`` is the old account. Only flows without a counter reading are moved: they are
-        known from a log record only.
+        ``before`` is the account of the old counters. A flow is moved if an event reports its
+        packet, but no reading of the old counters shows this packet. The new counters may have
+        counted the packet. All other flows stay in ``before``.
         """
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
@@ -167,7 +171,7 @@ class RuleAccount:
             before._drop(key)
 
     def restore(self, key: Key, counter: FlowCounter) -> None:
-        """Restore the counter of the flow ``key`` from the state database."""
+        """Add the counter of the flow ``key``, as read from the state database."""
         self.entries[key.kind][key.data] = counter
         if counter.unreported_packets > 0:
             self._unreported.add(key)
@@ -255,7 +259,8 @@ class RuleAccount:
     def pending_packets(self) -> int:
         """Return the number of packets that the kernel has counted but no event reports yet.
 
-        Packets that arrived while the counters were last read are included.
+        Packets that arrived during the last counter reading are included, even if their flow's
+        counter was read before.
         """
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [aggregate.counter for aggregate, _, _ in self._aggregates()]
@@ -305,10 +310,11 @@ class RuleAccount:
             report.limit_times(ended_ns)
 
     def _mark_missing(self, key: Key, began_ns: int) -> None:
-        """Mark the counter of the flow ``key`` as missing in the latest counter reading.
+        """Mark a flow as missing: the latest counter reading has no set element for its ``key``.
 
-        This reading began at ``began_ns``. If two readings lack the flow's set element, the counter
-        may be removed. A counter with unreported packets is not removed.
+        If two such readings follow each other, this account may delete its own counter of the flow.
+        Such a counter is not deleted while it has unreported packets. ``began_ns`` is the start of
+        the reading.
         """
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
@@ -328,9 +334,10 @@ class RuleAccount:
     def _move_records(self, *, closing: bool) -> None:
         """Correct the counters if a packet was logged as flow A, but counted as flow B.
 
-        An event has reported the packet for A. So it is subtracted from the unreported packets of
-        B. If no flow has enough unreported packets, the correction waits for some later readings.
-        It does not wait if ``closing`` is true.
+        An event has reported the packet for A. So this method searches for B, and subtracts the
+        packet from the unreported packets of B. B must have enough unreported packets. If no flow
+        has enough, the next readings may show B, and the method tries again then. After eight
+        readings, or if ``closing`` is true, it subtracts the packet from the most likely counter.
         """
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
@@ -352,9 +359,10 @@ class RuleAccount:
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
         """Return the other counters that may have counted a packet of the flow ``key``.
 
-        The kernel uses another counter if the set has no free slot for the flow. Each counter is
-        returned with its key. The last two counters have the key None. They count packets without
-        a set element: no slot was free, or the kernel evicted the element.
+        Each counter is returned with its key. The first counters are those that the kernel uses if
+        the nftables set has no free slot for the flow. Then two counters with the key None follow.
+        The first of these two has the packets for which no slot was free. The second has the
+        packets of set elements that the kernel evicted.
         """
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
@@ -372,11 +380,13 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Update the numbers of packets without a slot, and of unaccounted packets, from a reading.
+        """Update, from a reading, the numbers of packets that no set element has counted.
 
-        Each set element counts the packets of one flow. A packet has no slot if its set was full.
-        All other packets without an element are unaccounted, for example after the kernel evicted
-        the element. The reading began at ``began_ns``.
+        Each set element counts the packets of one flow. A packet gets no element if its set is
+        full: then the packet is in the overflow counter. All other packets without an element are
+        unaccounted, for example after the kernel evicted the element. ``began_ns`` is the start of
+        the reading. If the overflow counter has new packets, this start becomes the time of the
+        last one.
         """
         if self.overflow.counter.grow(*reading.overflow):
             self.overflow.counter.last_ns = began_ns
@@ -384,10 +394,11 @@ class RuleAccount:
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
-        """Count the packets that no reading shows because the kernel evicted their set elements.
+        """Find the number of packets whose set elements the kernel has evicted, and store it.
 
-        The packets must be missing in the last eight readings. If ``closing`` is true, two readings
-        suffice.
+        The rule's total includes these packets, but no set element does. The packets must be
+        missing in each of the last eight readings. Two readings suffice if ``closing`` is true,
+        because no more readings follow.
         """
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS
@@ -399,10 +410,12 @@ class RuleAccount:
             self.evicted.report.set_growing()
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Yield an attempt for each waiting log record if another flow's counter has its packet.
+        """Yield an attempt for each waiting log record whose packet is found in a counter.
 
-        A log record waits if a report of aggregated flows may already include its packet. If no
-        counter shows the packet within two readings, the log record is discarded.
+        A log record waits if the event of an aggregate may already include the record's packet. The
+        packet is found if a counter from :meth:`_other_counters` has enough unreported packets. If
+        no counter has enough within two readings, the event did include the packet: the log record
+        is discarded.
         """
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
@@ -444,8 +457,8 @@ class RuleAccount:
     def _report_of(self, key: Key, counter: FlowCounter, now_ns: int) -> FlowReport | None:
         """Return the FlowReport of a flow; create it if the flow is new.
 
-        Return None if the flow gets no separate reports. Its packets were then added to an
-        aggregate.
+        If too many flows have separate reports, this method adds the flow's unreported packets to
+        an aggregate, and returns None.
         """
         report = self._reports.get(key)
         if report is None and key not in self._overflow_flows:
@@ -514,10 +527,11 @@ class RuleAccount:
         return self._reports.mark_reported(report, self._add_attribution(attempt), now_ns, last_ns)
 
     def _held_back(self, reason: AggregationReason) -> int:
-        """Return the number of packets that an aggregated report must leave out for now.
+        """Return how many packets an aggregated event must leave out, to report none twice.
 
-        Some flows have a packet that was reported from a log record, but that no reading has shown
-        yet. The aggregate may include this packet. So one packet is left out for each of these
-        flows.
+        Some flows have a packet that was reported from a log record, but that no counter reading
+        has shown yet. The aggregate may include this packet. So one packet is left out for each of
+        these flows. ``reason`` is why the flows are aggregated. With ``many``, nothing is left out,
+        because the aggregate has only packets from the flows' own counters.
         """
         return 0 if reason == "many" else len(self._unread)

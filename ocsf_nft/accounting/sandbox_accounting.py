@@ -40,10 +40,12 @@ class SandboxAccount:
     ) -> None:
         """Create an empty account for the sandbox with the name ``sandbox``.
 
-        The sandbox's counters counted no packet before ``begun_ns`` (ns since the epoch, UTC).
-        ``priority`` defines which destinations are preferred, and which incidents are findings. If
-        it is None, none are. ``add_attribution`` is called once for each attempt. It returns the
-        attempt with the process that sent the packets, if known.
+        ``begun_ns`` is a time before the first counted packet of the sandbox (ns since the epoch,
+        UTC). Only a limited number of flows gets separate events. ``priority`` names destinations
+        with a reserve of such events, and decides which incidents are findings. If ``priority`` is
+        None, no destination has a reserve, and no incident is a finding. ``add_attribution`` is
+        called once for each attempt. It returns the attempt with the process that sent the packets,
+        if known.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -75,11 +77,12 @@ class SandboxAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a kernel log record; return an attempt if its packet must be reported at once.
+        """Process a kernel log record; return an attempt if the packet must be reported at once.
 
-        Otherwise return None: then :meth:`due` yields an attempt with this packet later. Also
-        return None if the record's rule has no counters. ``now_ns`` is the current time of a
-        monotonic clock.
+        Otherwise return None: then :meth:`due` yields an attempt with this packet later. A log
+        record is ignored if the account has no counters of its rule; then also return None.
+        ``attribution`` names the process that sent the packet, if known. ``now_ns`` is the current
+        time of a monotonic clock.
         """
         account = self.rules.get(_name(record))
         return None if account is None else account.record(record, now_ns, attribution)
@@ -103,10 +106,10 @@ class SandboxAccount:
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
     def lacks(self, record: Record) -> bool:
-        """Return True if the account lacks counters for the fence mode of a log record.
+        """Return True if a log record shows that the fence has changed its mode.
 
-        The modes are enforcing and permissive. The result is True only if the account has counters
-        of the record's rule for the other mode. This shows that the fence has changed its mode.
+        The modes are enforcing and permissive. The result is True if the account has counters of
+        the record's rule, but only for the other mode.
         """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
@@ -135,10 +138,10 @@ class SandboxAccount:
     def due(
         self, now_ns: int, *, closing: bool = False
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield all attempts, scans and ends of incidents that must be reported now.
+        """Yield all attempts, scans (FanOut) and ends of incidents that must be reported now.
 
-        ``now_ns`` is the current time of a monotonic clock. If ``closing`` is true, all remaining
-        packets are reported, and all incidents and scans end.
+        ``now_ns`` is the current time of a monotonic clock. If ``closing`` is true, also yield
+        attempts for all other unreported packets, and end all incidents and scans.
         """
         yield from self.opened.due()
         while self._ended:
@@ -147,10 +150,10 @@ class SandboxAccount:
             yield from account.due(now_ns, closing=closing)
 
     def unread_since(self, reading: Reading) -> Counter[Mode]:
-        """Return the number of packets counted since the previous reading, for each fence mode.
+        """Return the number of packets between the previous reading and ``reading``, for each mode.
 
         ``reading`` is the new counter reading. The previous reading is the latest that
-        :meth:`observe` has processed. The modes are ``enforcing`` and ``permissive``.
+        :meth:`observe` has processed. The modes of the fence are ``enforcing`` and ``permissive``.
         """
         found: Counter[Mode] = Counter({"enforcing": 0, "permissive": 0})
         for name, of_rule in reading.rules.items():

@@ -97,7 +97,11 @@ class FanOuts:
         found.before = before
 
     def count(self, uid: int | None, packets: int) -> None:
-        """Add refused packets to a user's total; do nothing if the user has no counted flows."""
+        """Add ``packets`` to the number of refused packets of the user ``uid``.
+
+        ``uid`` is None if no socket sent the packets. Do nothing if :meth:`add_flow` has not
+        counted a flow of this user before.
+        """
         if found := self._activities.get(uid):
             found.packets = min(found.packets + packets, MAX_COUNT)
 
@@ -159,10 +163,11 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """Return the stage of a scan (``begun``, ``goes on``) if an event is due now for it, else None.
+    """Return the stage for an event that is due now: ``begun`` or ``goes on``; None if none is due.
 
-    ``found`` has the flows of one user, possibly too few for a scan. ``is_over`` is true if the
-    scan ends now; the caller then emits the event for the end.
+    ``found`` has the flows of one user, possibly too few for a scan. If ``is_over`` is true, the
+    scan ends now, and the caller emits the event for the end. Then the result is ``begun`` if no
+    event has reported the scan yet, else None.
     """
     if found.schedule is None:
         if found.before is None and found.flows < FLOWS:

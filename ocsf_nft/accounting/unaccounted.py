@@ -22,20 +22,21 @@ LAST_READINGS: Final = 2
 
 
 class UnaccountedPackets:
-    """Last 8 readings of a rule's counters, each as the number of packets in no flow's counter.
+    """Last 8 readings of a rule's counters, to find packets whose counter the kernel has evicted.
 
-    A reading is one read of all counters of the rule. It may miss some flows. So one reading
-    alone does not show that the kernel evicted a flow's counter.
+    A reading is one read of all counters of the rule. Each reading is stored as one number: all
+    packets of the rule, minus the packets in the flows' counters. A reading may miss some flows. So
+    one reading alone does not show that the kernel evicted a flow's counter.
     """
 
     def __init__(self) -> None:
         self._lacked: deque[Count] = deque(maxlen=READINGS)
 
     def add(self, refused: Count, *found: Count) -> None:
-        """Add a reading: store the difference of ``refused`` and the sum of ``found``.
+        """Append a reading as one number: ``refused`` minus the sum of ``found``.
 
-        ``refused`` is the number of all refused packets. Each argument in ``found`` is the
-        number of packets in a group of counters, such as the set elements.
+        ``refused`` is the number of all refused packets. Each argument in ``found`` is the number
+        of packets in several counters, such as the counters of all flows.
         """
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
@@ -43,10 +44,10 @@ class UnaccountedPackets:
     def beyond(self, known: FlowCounter, readings: int) -> Count:
         """Return the number of packets of evicted counters that ``known`` does not include yet.
 
-        ``known`` has the packets that earlier calls found. For each reading, :meth:`add` has
-        stored the number of packets in no flow's counter. The result is the smallest number of
-        the last ``readings`` readings, minus the packets in ``known``. Return zero if there were
-        fewer readings.
+        ``known`` has the packets that earlier calls found. For each reading, :meth:`add` has stored
+        how many packets no flow's counter has. Such a number may be too high, because a reading may
+        miss some flows. So the result is the minimum of the last ``readings`` numbers, minus the
+        packets in ``known``. Return zero if fewer numbers are stored.
         """
         if len(self._lacked) < readings:
             return Count()

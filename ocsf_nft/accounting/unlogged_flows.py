@@ -1,7 +1,7 @@
-"""Search for the counter of a packet that was logged as one flow, but counted as another flow.
+"""Search for the counter of a packet that was logged as flow A, but counted as flow B.
 
-The log and the counter differ if the packet's header is cut short. They also differ for a frame
-whose header names a wrong protocol.
+The kernel logs and counts the packet as different flows if the packet's header is cut short. The
+same happens to a frame whose header names a wrong protocol. Flow B then has no log record.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 class UnloggedFlows:
-    """Index of the packet counters of flows without a log record and without an event."""
+    """Packet counters of the flows that have neither a log record nor an event yet.
+
+    The counters are indexed by user, and by user, protocol and destination together.
+    """
 
     def __init__(self, counters: Iterable[tuple[Key, FlowCounter]]) -> None:
         self._of_user: dict[int | None, list[tuple[Key, FlowCounter]]] = {}
@@ -28,12 +31,12 @@ class UnloggedFlows:
             self._alike.setdefault(without_port(key), []).append((key, counter))
 
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
-        """Return a list with one counter that has at least ``packets`` unreported packets.
+        """Find a counter with at least ``packets`` packets that no event reports yet.
 
-        A packet is unreported if no event reports it. The first choice is a counter with the user,
-        protocol and destination of ``key``. The second choice is any counter of that user. If there
-        is none, the list is empty. The search removes counters with fewer unreported packets from
-        the index.
+        The first choice is a counter with the user, protocol and destination of ``key``. The second
+        choice is any counter of that user. Return a list with the found counter and its key; the
+        list is empty if no counter is found. The search removes counters with fewer such packets
+        from this object.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)
