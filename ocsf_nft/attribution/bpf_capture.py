@@ -1,9 +1,14 @@
 """Capture: BPF programs in the kernel that report which processes in a sandbox send packets.
 
-Needs libbpf, and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user namespace. With BTF
-type information in the kernel (CONFIG_DEBUG_INFO_BTF, Linux 5.18 or later), the programs report
-refused packets and process details. Otherwise (Linux 5.15 or later), and for a permissive fence,
-they report system calls that send or connect. Reports of system calls need cgroup v2.
+The capture needs libbpf, and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user
+namespace. In each sandbox, the programs report one of two kinds of events:
+
+- Refused packets. These events need BTF type information in the kernel (CONFIG_DEBUG_INFO_BTF,
+  Linux 5.18 or later).
+- System calls that send or connect. These events need cgroup v2 and Linux 5.15 or later. The
+  programs report system calls if the kernel has no BTF, or if the fence is permissive.
+
+With BTF, the programs also report process details.
 """
 
 from __future__ import annotations
@@ -66,11 +71,12 @@ class Capture:
     ) -> None:
         """Start the capture in the network namespaces that have the given cookies.
 
-        A cookie is the kernel's unique number of a namespace (:func:`cookie`). The capture reports
-        refused packets. In namespaces whose cookie is in ``permissive``, it reports system calls
-        that send or connect instead. If ``knows_types`` is false (the kernel has no BTF type
-        information), it reports these system calls everywhere. If ``knows_types`` is None, BTF is
-        detected. Raises UnsupportedError if this host does not allow the capture.
+        A cookie is the kernel's unique number of a namespace (:func:`cookie`). In namespaces whose
+        cookie is in ``permissive``, the capture reports system calls that send or connect. In other
+        namespaces, the capture reports refused packets. ``knows_types`` is true if the kernel has
+        BTF type information. If ``knows_types`` is None, BTF is detected. Without BTF, the capture
+        reports system calls in all namespaces. Raises UnsupportedError if this host does not allow
+        the capture.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))
@@ -127,8 +133,8 @@ class Capture:
     def read(self) -> tuple[list[CaptureEvent], bool]:
         """Return new capture events, and True if another call may return more events.
 
-        The reports of process details come first. Raises ValueError or struct.error if an event is
-        invalid.
+        The events with details of a process come before all other events. Raises ValueError or
+        struct.error if an event is invalid.
         """
         read = [ring.read(_MOST) for ring in self._rings]
         events = [bpf_layout.decode(sample) for samples in read for sample in samples]

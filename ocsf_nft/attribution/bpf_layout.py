@@ -39,10 +39,10 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 
 
 class Call(NamedTuple):
-    """Capture event: either a system call that sends data or connects, or a refused packet.
+    """Event of the BPF programs: either a system call that sends or connects, or a refused packet.
 
-    In each namespace, the BPF programs report only one of these two kinds. An unknown
-    address is empty; an unknown port is 0.
+    The class has the name of the first kind. In each namespace, the BPF programs report only one of
+    these two kinds. An unknown address (source or destination) is empty; an unknown port is 0.
     """
 
     #: Time of the call, or shortly after the refusal of the packet (CLOCK_BOOTTIME).
@@ -95,11 +95,11 @@ class ClosedSocket(NamedTuple):
 
 
 class ProcessSnapshot(NamedTuple):
-    """Capture event: details of a process, such as the path of its program and its arguments.
+    """Event of the BPF programs: details of a process, such as its program's path and arguments.
 
-    The BPF programs report a process at its exec. If they miss the exec, they report the
-    process at its next fork, call or refused packet. Texts are bytes, because the kernel checks
-    no encoding.
+    The BPF programs report a process at its exec. After a missed exec, the event comes at the next
+    fork, refused packet, or system call that sends or connects. Texts are bytes, because the kernel
+    checks no encoding.
     """
 
     image: ProcessImage

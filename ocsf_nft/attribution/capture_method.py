@@ -54,7 +54,7 @@ class CaptureResult(NamedTuple):
 
 
 class _Sandbox:
-    """Capture events of one network namespace: refused packets, or calls that send or connect."""
+    """Events that the BPF programs captured in one sandbox: refused packets, or system calls."""
 
     def __init__(self, *, is_refused: bool) -> None:
         self.events: RefusedPackets | SendCalls = RefusedPackets() if is_refused else SendCalls()
@@ -63,11 +63,12 @@ class _Sandbox:
 
 
 class CaptureMethod:
-    """Attribution of log records to the processes that sent the packets, by capture events.
+    """Finder of the processes that sent logged packets, by events of BPF programs (the capture).
 
     ``sandboxes`` maps each sandbox's name to the kernel's cookie (a number) of its network
-    namespace. ``permissive`` has the cookies of namespaces with a permissive fence. There the
-    capture reports system calls, because no packet is refused.
+    namespace. The capture normally reports refused packets. ``permissive`` has the cookies of
+    namespaces with a permissive fence, which refuses no packet. There the capture reports system
+    calls that send or connect.
     """
 
     def __init__(
@@ -90,7 +91,11 @@ class CaptureMethod:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Return file descriptors to poll: readable when the capture has much unread data."""
+        """Return the file descriptors to poll.
+
+        A descriptor becomes readable when the capture has much unread data. Then call
+        :meth:`read_events`.
+        """
         return self._capture.descriptors
 
     def check(self) -> None:
@@ -141,9 +146,9 @@ class CaptureMethod:
                     sandbox.events.mark_closed(event)
 
     def is_event_pending(self, sandbox: str, records: Sequence[Record]) -> bool:
-        """Return True if the capture will probably still report the packet of a log record.
+        """Return True if the capture event of at least one logged packet will probably still come.
 
-        One such log record in ``records`` is enough. The result is always False where the capture
+        ``records`` are the log records of the packets. The result is always False where the capture
         reports system calls instead of packets.
         """
         events = self._by_name[sandbox].events
@@ -193,8 +198,11 @@ class CaptureMethod:
 
         ``record`` was made from the kernel's counters of the flow. ``packets`` is the number of new
         packets that these counters show. The reading of the counters began at ``began_ns`` (ns
-        since the epoch, UTC), and ended at ``record.received_ns``. The result names a single
-        process only if the capture saw this process send all new packets. Return None if the
+        since the epoch, UTC), and ended at ``record.received_ns``. Packets sent between these two
+        times may or may not be counted.
+
+        The result names a sender only if the capture saw a single process send all new packets.
+        Otherwise the result lists the processes that the capture saw (``seen``). Return None if the
         capture saw no process.
         """
         target = flow_target(record)

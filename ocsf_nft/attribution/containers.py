@@ -70,7 +70,7 @@ _ESCAPED: Final = re.compile(r"\\x([0-9a-f]{2})")
 
 
 class _Found(NamedTuple):
-    """Container in a cgroup path, and the number of names above it (``above``)."""
+    """Container in a cgroup path, and the number of path parts above the container (``above``)."""
 
     container: Container
     above: int
@@ -175,10 +175,11 @@ def _unit(names: Sequence[str]) -> str | None:
 
 
 def _first_unit(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
-    """Return the systemd unit in a cgroup path, and the parts of the path below it.
+    """Return the systemd unit in a cgroup path, and the parts of the path below the unit.
 
-    Only the first part that does not end with ``.slice`` can be the unit. If this part is no
-    unit's name, the unit is None.
+    ``names`` are the parts of the path. Only the first part that does not end with ``.slice`` can
+    be the unit. If this part is no unit's name, the unit is None, and the second value has no
+    meaning.
     """
     for at, name in enumerate(names):
         if not name.endswith(".slice"):

@@ -205,12 +205,12 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return the attribution of the packets that a flow had since the previous call.
+        """Return which processes sent a flow's packets since the previous call for the same flow.
 
-        ``record`` identifies the flow; the previous call is the one for the same flow. ``packets``
-        is the number of these packets, as counted by the kernel. The reading of the kernel's
-        counters began at ``began_ns`` (ns since the epoch, UTC). Return None if the attribution
-        method ``capture`` is not in use, or if it saw no process send these packets.
+        ``record`` identifies the flow. ``packets`` is the number of packets that the flow had in
+        this time, from the kernel's counters. The reading of these counters began at ``began_ns``
+        (ns since the epoch, UTC). Return None if the attribution method ``capture`` is not in use,
+        or if it saw no sender.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
@@ -294,8 +294,8 @@ class FallbackChain:
     async def read_events(self) -> None:
         """Read all new events of the BPF programs.
 
-        If the events arrive faster than they can be read, stop reading. Unread events then count as
-        dropped.
+        If the events arrive faster than they can be read, the method returns before all are read.
+        The senders of all earlier packets then become uncertain, as after dropped events.
         """
         for _ in range(_MOST_READS):
             try:
@@ -426,7 +426,7 @@ async def _is_event_pending(
 
 
 def limit_to_one_packet(known: Attribution) -> Attribution:
-    """Convert the attribution of one packet to an attribution of a group of packets.
+    """Weaken the attribution of one packet, to use it for a whole group of packets.
 
     ``known`` is the attribution of one packet in the group. The senders of the other packets are
     unknown. So the result names the process of ``known`` only as a possible sender, with low

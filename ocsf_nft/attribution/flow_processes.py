@@ -1,6 +1,8 @@
 """Processes that sent the packets of each flow, for events that report many packets at once.
 
-In this module, a call is a captured system call or a refused packet, with its process.
+BPF programs capture system calls that send packets, or packets that the kernel refused. Each is
+captured with its process. This module uses the name call for both, and counts the calls of each
+process.
 """
 
 from __future__ import annotations
@@ -43,9 +45,10 @@ class _Latest(NamedTuple):
 class FlowCallers(NamedTuple):
     """Processes that sent a flow's packets between two readings of the kernel's counters.
 
-    A call is a captured system call or packet. ``calls`` has at most 32 processes: for each
-    process, its latest call and its number of calls. ``unnamed`` is the minimum number of further
-    processes that sent packets. ``is_mixed`` is true if the numbers of calls are uncertain.
+    ``calls`` has an entry for each of at most 32 processes: its latest call, and the number of its
+    calls. Each call is a captured system call or refused packet. ``unnamed`` is the minimum number
+    of further processes that sent packets. ``is_mixed`` is true if the numbers of calls are
+    uncertain. For example, another event may report some of the same packets.
     """
 
     calls: tuple[tuple[Call, int], ...] = ()
@@ -54,7 +57,7 @@ class FlowCallers(NamedTuple):
 
 
 class _Flow:
-    """Processes that sent packets of one flow, in the order of their latest calls."""
+    """State of one flow: the processes that sent its packets, ordered by their latest packets."""
 
     __slots__ = ("is_mixed", "latest", "recent", "unnamed", "youngest_ns")
 
@@ -93,9 +96,9 @@ class _Flow:
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
         """Move the calls after ``began_ns`` to a new flow object, and return the new object.
 
-        The kernel's counters were read from ``began_ns`` to ``ended_ns``. The
-        reading may or may not include a call in this time. Such a call makes the new
-        object's numbers of calls uncertain (``is_mixed``).
+        The reading of the kernel's counters began at ``began_ns`` and ended at ``ended_ns``. The
+        reading may or may not include calls between these two times. If there are such calls, the
+        new object's numbers of calls are uncertain (``is_mixed``).
         """
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]
@@ -139,8 +142,10 @@ class FlowProcesses:
     def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
         """Remove and return the processes that sent a flow's packets before a counter reading.
 
-        The kernel's counters were read from ``began_ns`` to ``ended_ns`` (CLOCK_BOOTTIME).
-        Calls after ``began_ns`` stay stored.
+        The reading of the kernel's counters began at ``began_ns`` and ended at ``ended_ns``
+        (CLOCK_BOOTTIME). The result has the calls (captured system calls or packets) until
+        ``began_ns``. Later calls stay stored for the next result. A later call until ``ended_ns``
+        makes that result uncertain, because the counters may already include its packet.
         """
         flow = self._flows.pop(target, None)
         if flow is None:
@@ -152,10 +157,10 @@ class FlowProcesses:
         return FlowCallers(calls, flow.unnamed, flow.is_mixed)
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
-        """Remove one packet of process ``pid`` from a flow, because a separate event reports it.
+        """Subtract one call of process ``pid`` from a flow; a separate event reports its packet.
 
-        ``pid`` is None if the packet's sender is unknown. If no process of the flow has
-        this ``pid``, the flow's numbers of calls become uncertain.
+        ``pid`` is None if the packet's sender is unknown. If no process of the flow has this
+        ``pid``, nothing is subtracted. The flow's numbers of calls then become uncertain.
         """
         flow = self._flow(target)
         image = next((each for each in flow.latest if each.pid == pid), None)

@@ -54,11 +54,11 @@ class LoggedRecord(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Calls that may belong to the packet of one log record.
+    """Captured calls that may belong to the packet of one log record.
 
-    A call is an event of the BPF programs: a system call or a refused packet, with its process.
-    ``calls`` has the latest call of each process. If ``is_sender`` is true, one of these processes
-    certainly sent the packet.
+    BPF programs capture a call with its process. A call is a system call that sends or connects, or
+    the refusal of a packet. ``calls`` has the latest call of each process. If ``is_sender`` is
+    true, one of these processes certainly sent the packet.
     """
 
     calls: tuple[Call, ...]
@@ -66,20 +66,22 @@ class Match(NamedTuple):
 
 
 def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
-    """Return a match that has the latest call of each process.
+    """Return the possible senders of one packet: a match with the latest call of each process.
 
-    ``calls`` are all calls that may have sent one packet, oldest first. Return None if there is no
-    call, or if more than 16 processes made the calls.
+    ``calls`` are all calls that may have sent the packet, oldest first. ``is_sender`` is true if
+    one of these calls certainly sent the packet. Return None if there is no call, or if more than
+    16 processes made the calls.
     """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
 
 
 def key_of_record(record: Record) -> PacketKey | None:
-    """Return the key of a log record; None if the user id or the protocol is missing.
+    """Return the key to compare a log record with captured calls; None if the record lacks a value.
 
-    The user id is missing if no known socket sent the packet. The log record of a link-layer frame
-    needs no protocol, because all frames have the same key.
+    Each record needs the user id, which is missing if no known socket sent the packet. The record
+    of an IP packet also needs the protocol. All link-layer frames have the same key, which has no
+    protocol.
     """
     if record.uid is None:
         return None

@@ -103,7 +103,9 @@ class ProcNetFiles:
     def raw(self, version: IpVersion, deadline_ns: int) -> tuple[Socket, ...]:
         """Return all raw sockets of an IP version.
 
-        Each of these sockets can send packets of any protocol (``IP_HDRINCL``).
+        Each of these sockets may send packets of any protocol, because its process can set the
+        option ``IP_HDRINCL``. Raises TooManySocketsError if the sockets can't be read before
+        ``deadline_ns`` (time.monotonic_ns).
         """
         # Not by netlink: that needs the kernel module raw_diag, which many kernels lack.
         return self._listed("raw", version, socket.IPPROTO_RAW, deadline_ns)
@@ -178,9 +180,9 @@ def _text_socket(line: bytes, family: int, protocol: int) -> Socket:
 
 
 def _words(text: bytes) -> bytes:
-    """Convert an address in hexadecimal, as in /proc/net/tcp, to bytes.
+    """Convert an address in hexadecimal, as in /proc/net/tcp, to bytes in network order.
 
-    Each eight digits are a 32-bit number in the machine's byte order.
+    Every group of eight digits is a 32-bit number in the machine's byte order.
     """
     words = [int(text[at : at + 8], 16) for at in range(0, len(text), 8)]
     return b"".join(word.to_bytes(4, sys.byteorder) for word in words)

@@ -1,11 +1,12 @@
-"""Details of a process, read from /proc; a detail that may be wrong is omitted.
+"""Details of a process, read from /proc.
 
 A process may exit or run another program (exec) during the read. So all files are read through one
-descriptor of the process's /proc directory, which never refers to another process.
+descriptor of the process's /proc directory, which never refers to another process. A detail that
+may be of another program is omitted.
 
-A process can choose its own name and arguments. It can't falsify its pid, ancestors, users or
-cgroups. But a process with CAP_CHECKPOINT_RESTORE, even only in its own user namespace, can falsify
-the path of its program.
+The name and the arguments can be false, because a process can choose its own. A process can't
+falsify its pid, ancestors, users or cgroups. But a process with CAP_CHECKPOINT_RESTORE, even only
+in its own user namespace, can falsify the path of its program.
 
 For a program file in a container, the path is that in the container's mount namespace, not on the
 host.
@@ -138,11 +139,12 @@ def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
 def _parent(
     child: int, born: proc.Stat, opened: contextlib.ExitStack
 ) -> tuple[int, _Observation] | None:
-    """Open the /proc directory of a process's parent; return the descriptor and the details.
+    """Open the /proc directory of a process's parent; return descriptor and details of the parent.
 
-    ``child`` is the descriptor of the process's /proc directory, and ``born`` the process's
-    ``stat``. Return None if the parent has exited or may not be read. Also return None if another
-    process may have got the parent's pid.
+    ``child`` is the descriptor of the process's own /proc directory, and ``born`` the content of
+    ``stat`` there. ``opened`` closes the parent's descriptor. Return None if the parent has exited
+    or may not be read. Also return None if the parent's pid may now be that of another process.
+    This is so if the child has a new parent, or if the parent is younger than the child.
     """
     with contextlib.suppress(OSError, ValueError):  # exited, or this process may not read it
         directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))
@@ -169,10 +171,11 @@ def _observe(
 
 
 def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
-    """Return a thread's details, with the name and the ``stat`` replaced by those of its process.
+    """Return a thread's details, but with the name and the /proc/PID/stat of the thread's process.
 
     ``seen`` has the thread's details. ``thread`` and ``leader`` are descriptors of the /proc
-    directories of the thread and of its process. Raises OSError if the thread has ended.
+    directories of the thread and of its process (the thread group leader). Raises OSError if the
+    thread has ended.
     """
     stat = proc.stat(leader)
     # While the thread exists, no other process gets the pid, and no exec has ended the thread. So

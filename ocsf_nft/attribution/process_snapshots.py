@@ -36,10 +36,7 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class _Caller(NamedTuple):
-    """Key of the process cache: values of a :class:`Call` on which the process details depend.
-
-    Calls with equal keys have the same process details.
-    """
+    """Key of the process cache: the fields of a :class:`Call` that determine process details."""
 
     image: ProcessImage
     tid: int
@@ -88,9 +85,10 @@ class ProcessSnapshots:
         return self._latest.get(image.pid) == image
 
     def process(self, call: Call) -> Process:
-        """Return the process that made a call, with all stored details and its ancestors.
+        """Return the process that ``call`` (a captured system call or refused packet) comes from.
 
-        A detail that is not stored is None.
+        The result has the process's ancestors, and the details that :meth:`add` has stored. Other
+        details are None.
         """
         by = _Caller(call.image, call.tid, call.uid, call.gid, call.comm)
         found = self._made.get(by)

@@ -1,9 +1,9 @@
 """Search for the process that sent a logged packet, with the help of a BPF program.
 
-The BPF program reports refused packets with their senders. In a flood, the kernel logs only some of
-these packets, so many have no log record. The BPF program reports a packet after the kernel has
-logged it. So a log record matches a later report of a packet with the same bytes. Each reported
-packet matches only one log record.
+The BPF program reports refused packets with their senders. The program reports each packet after
+the kernel has logged the packet. So for each log record, this module finds a later report of a
+packet with the same bytes. Each report is used for only one log record. In a flood, the kernel logs
+only some of the packets, so many reports have no log record.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _ACK: Final = 0x10
 
 
 class _Key(NamedTuple):
-    """Values that a reported packet and its log record have in common.
+    """Key to find a log record's packet among the packets that the BPF program reported.
 
     ``owner`` is the user id of the socket. ``packet`` has protocol, ports and destination.
     ``is_syn`` is true for a packet that begins a TCP connection.
@@ -53,11 +53,11 @@ _ANY: Final = PacketKey(-1)
 
 
 class _Query(NamedTuple):
-    """Search for the reported packet that belongs to a log record.
+    """Search for the packet of a log record among the packets that the BPF program reported.
 
-    ``since_ns`` is the earliest possible time of the record. ``stamp_ns`` is the record's
-    timestamp, which may be inexact. ``sum`` is the checksum of the packet's bytes in the record;
-    None if the record has no bytes.
+    The kernel did not log the record before ``since_ns``. ``stamp_ns`` is the record's timestamp,
+    which may be inexact. ``sum`` is the checksum of the packet's bytes in the record; None if the
+    record has no bytes.
     """
 
     key: _Key
@@ -67,18 +67,18 @@ class _Query(NamedTuple):
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
-        """Return the two keys under which the reported packet may be stored.
+        """Return the two keys under which a report of the packet may be stored.
 
-        Under the first key are reports that may be about any packet of the user. Under the second
-        key are reports of packets with the same protocol, ports and destination.
+        The first key has only the user id. Reports with this key may be about any packet of this
+        user. The second key also has the packet's protocol, ports and destination.
         """
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
         """Return True if a reported packet may be the packet of the log record.
 
-        The packet must be reported at ``since_ns`` or later. Its bytes must be the same as in the
-        record, or unknown.
+        The packet must not be older than ``self.since_ns``, the earliest possible time of the log
+        record. The packet's bytes must be the same as in the record, or unknown.
         """
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
@@ -86,8 +86,9 @@ class _Query(NamedTuple):
     def is_likely(self, packet: Call) -> bool:
         """Return True if a reported packet is probably the packet of the log record.
 
-        The condition of :meth:`may_match` must be met. If bytes are unknown, the report must
-        come after the record's timestamp, or at most half a second before it.
+        The time and the bytes must fit, as in :meth:`may_match`. If the bytes are unknown in the
+        report or in the log record, another condition applies. The BPF program must have reported
+        the packet after the record's timestamp, or at most half a second before it.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
@@ -95,8 +96,9 @@ class _Query(NamedTuple):
 
 
 class _SimilarPackets:
-    """Latest eight reported packets that have the same process and the same ``_Key``.
+    """Similar packets of one process that the BPF program reported: the latest, at most eight.
 
+    Similar packets have the same ``_Key``: the same user, protocol, ports and destination.
     :meth:`remove_match` removes a packet that matches a log record.
     """
 
@@ -115,22 +117,22 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + _SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the packet of the log record may be missing among the stored packets."""
+        """Return True if the packet that ``query`` searches for is possibly not stored."""
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
-        """Return the stored packets that may be the packet of the log record.
+        """Return the stored packets that may be the packet that ``query`` searches for.
 
-        If the record's packet may be missing here, return all stored packets, because their process
-        may have sent it too.
+        If the searched packet is possibly not stored, return all stored packets. The process that
+        sent the stored packets may then have sent the searched packet too.
         """
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
-        """Remove one stored packet that may be the packet of the log record.
+        """Remove the first stored packet that fits ``query``.
 
-        The removed packet then matches no other record. If the record's packet may be missing here,
-        remove nothing.
+        The removed packet then matches no other log record. If the packet that ``query`` searches
+        for is possibly not stored, remove nothing.
         """
         if self.is_incomplete(query):
             return
@@ -142,9 +144,10 @@ class _SimilarPackets:
 
 
 class RefusedPackets:
-    """Latest refused packets of one network namespace, to find the senders of logged packets.
+    """Latest packets that the kernel refused in one network namespace, with their senders.
 
-    All times are of CLOCK_BOOTTIME.
+    The log record of a packet is compared with these packets, to find the packet's sender. All
+    times are of CLOCK_BOOTTIME.
     """
 
     def __init__(self) -> None:
@@ -172,14 +175,16 @@ class RefusedPackets:
     def note_dropped(self, now_ns: int) -> None:
         """Mark the senders of packets before ``now_ns`` as uncertain.
 
-        Call this if reports of packets were dropped.
+        Call this if the kernel dropped reports of the BPF program. A dropped report may have named
+        another possible sender.
         """
         self._evicted_ns = now_ns
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
-        """Return True if the BPF program will probably still report at least one logged packet.
+        """Return True if the BPF program's report of a logged packet is probably still to come.
 
-        ``logged`` has the log records of the packets.
+        One such packet is enough. ``logged`` has the log records of the packets. A report is
+        probably still to come if there are more log records than stored reports of similar packets.
         """
         numbers: Counter[tuple[_Key, int | None]] = Counter()
         for each in logged:
@@ -244,7 +249,7 @@ class RefusedPackets:
 
 
 def _latest(calls: Sequence[Call]) -> Call:
-    """Return the latest of ``calls``, which are refused packets of one process.
+    """Return the latest of ``calls``: reports of refused packets that one process sent.
 
     If several threads sent the packets, the result has the ``tid`` 0.
     """

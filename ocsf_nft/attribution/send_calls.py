@@ -4,13 +4,15 @@ This match is used in namespaces where the kernel reports no refused packets to 
 the kernel lacks the support, or the fence is permissive (it refuses nothing).
 
 A record matches a call with the same protocol, ports and destination, if the time fits too. The
-record of an outbound packet has no time, so a time range is derived from two facts. Records come in
-the order of their packets. A packet is sent after its call, and before its socket is closed.
+record of an outbound packet has no time, so a time range is derived from two facts:
 
-The sender is certain only for the first packet of a TCP connection. For other packets, the call
-that sent the packet may be missing. The BPF programs do not see when a connected socket sends, nor
-the later parts of a corked datagram. A socket may also give up its port and stay open (``connect``
-to AF_UNSPEC).
+- Records come in the order of their packets.
+- A packet is sent after its call, and before its socket is closed.
+
+The sender is certain only for the first packet of a TCP connection. For other packets, the capture
+may have missed the call that sent the packet. The BPF programs do not see when a connected socket
+sends, nor the later parts of a corked datagram. A socket may also give up its port and stay open
+(``connect`` to AF_UNSPEC). Then another socket may send from this port.
 """
 
 from __future__ import annotations
@@ -89,7 +91,7 @@ class SendCalls:
     def mark_closed(self, closed: ClosedSocket) -> None:
         """Store the time at which a socket was closed.
 
-        The system calls on the socket did not send any later packet.
+        A packet that was sent after this time is not attributed to a system call on the socket.
         """
         for stored in self._by_socket.get(closed.socket, ()):
             stored.mark_closed(closed.time_ns)
@@ -114,19 +116,19 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Mark the stored calls as incomplete, because the capture has dropped calls.
+        """Note that some system calls are not stored, because the capture dropped them.
 
-        A dropped call may send packets until about ten seconds after ``now_ns``. So the
-        sender of each packet until then stays uncertain.
+        A system call that is not stored may send packets until about ten seconds after ``now_ns``.
+        So the sender of each packet until then stays uncertain.
         """
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield, for each log record, the calls that may have sent the record's packet.
+        """Yield, for each log record, the system calls that may have sent the record's packet.
 
-        Yield None if no stored call fits, or if calls of too many processes fit. The
-        records must be in the kernel's order, and newer than all records that were
-        matched before. First pass all system calls until now to :meth:`add`.
+        Before that, :meth:`add` must have stored all system calls until now. Yield None if no
+        stored system call fits, or if system calls of too many processes fit. The records must be
+        in the kernel's order, and newer than all records that were matched before.
         """
         time_ranges = self._time_ranges(logged)
         for each, time_range in zip(logged, time_ranges, strict=True):
@@ -167,10 +169,10 @@ class SendCalls:
         return [each for each in alike if each.may_send_in(time_range)]
 
     def _is_complete(self, record: Record, since_ns: int) -> bool:
-        """Return True if one of the calls that fit a record certainly sent the record's packet.
+        """Return True if the stored calls that fit a record certainly include the sender's call.
 
-        Certainty is possible only for the first packet of a TCP connection. ``since_ns`` is
-        the earliest possible time of the packet.
+        Certainty is possible only for the first packet of a TCP connection. ``since_ns`` is the
+        earliest possible time of the packet.
         """
         key = key_of_record(record)
         # With too many similar calls, the packet may be of one that is not checked.
@@ -204,9 +206,11 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each record's packet, in ns of CLOCK_BOOTTIME.
 
-    Both arguments have one item for each record. An item of ``read`` is the time at which the
-    record was read. An item of ``found`` is a sequence of calls, one of which certainly sent the
-    packet. The sequence is empty if no call is certain.
+    A packet was sent before its record was read, and before the packets of later records. Both
+    arguments have one item for each record. An item of ``read`` is the time at which the record was
+    read. An item of ``found`` has the calls of which one certainly sent the packet. No earlier
+    packet was sent after the sockets of these calls were closed. If the item is empty, this limit
+    is unknown.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

@@ -92,7 +92,7 @@ class SocketTables:
 
     @property
     def namespace(self) -> Namespace:
-        """Return the opened network namespace, even if its path was replaced since."""
+        """Return the opened network namespace, even if its path leads to another one now."""
         return self._namespace
 
     def tcp(
@@ -106,14 +106,14 @@ class SocketTables:
     ) -> tuple[Socket, ...]:
         """Return the TCP sockets that have, or had, the connection from ``local`` to ``remote``.
 
-        ``local`` and ``remote`` are pairs of address and port. The socket of a refused connection
-        is found only if its process chose the local port itself. The remote port of this socket may
-        be 0 (``tcp_disconnect``). ``device`` is the network device through which the packet was
-        sent; None if unknown. Without ``device``, a socket that is bound to a device may not be
-        found.
+        ``local`` and ``remote`` are pairs of address and port. After a refused connection, the
+        socket is found only if its process chose the local port itself. The kernel's function
+        ``tcp_disconnect`` may have set the remote port of this socket to 0. ``device`` is the
+        network device through which the packet was sent; None if unknown. Without ``device``, a
+        socket that is bound to a device may not be found.
 
-        Raises TooManySocketsError if too many sockets have the port, or if the lookup lasts past
-        ``deadline_ns`` (time.monotonic_ns). Raises OSError if the tables can't be read.
+        Raises TooManySocketsError if too many sockets have the local port, or if the lookup lasts
+        past ``deadline_ns`` (time.monotonic_ns). Raises OSError if the tables can't be read.
         """
         expected = (local[1], remote[0], remote[1])
         try:

@@ -73,7 +73,10 @@ class ClosedSockets:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop listening; from then on, :meth:`doubt` raises OSError."""
+        """Stop receiving notifications of closed sockets.
+
+        After this call, :meth:`doubt` raises OSError.
+        """
         os.eventfd_write(self._stop, 1)
         self._thread.join()
         os.close(self._stop)
@@ -81,11 +84,11 @@ class ClosedSockets:
             self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
-        """Return a sentence that says why the socket that sent a packet may be closed now.
+        """Return a sentence that explains why the socket that sent a packet may be closed now.
 
-        Return None if no socket with this ``port`` was closed since the packet was sent,
-        and no notification is missing. ``since_ns`` is the time of the packet; it may have
-        been sent up to ``slack_ns`` earlier. ``protocol`` is one of
+        The kernel sends a notification of each closed socket. Return None if all notifications
+        since the packet was sent were received, and none is about this ``port``. The packet was
+        sent at ``since_ns``, or up to ``slack_ns`` earlier. ``protocol`` is one of
         :data:`WATCHED_PROTOCOLS`.
         """
         with self._lock:

@@ -58,12 +58,12 @@ class Holder(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """Result of a search for the processes (holders) that have given sockets open.
+    """Result of a search for the processes (holders) in which certain sockets are open.
 
     ``missed`` is the reason why the search is incomplete, for example too little time. ``unseen``
     is the reason why processes of the host can't be checked: no permission, or another pid
-    namespace. In both cases, ``holders`` may lack a process. None means that there is no such
-    reason.
+    namespace. Without such a reason, the value is None. With a reason, ``holders`` may lack a
+    process.
     """
 
     holders: tuple[Holder, ...]
@@ -136,8 +136,8 @@ class _Search:
     def _is_alive(self, pid: int) -> bool:
         """Return True if at least one thread of a process is alive.
 
-        If the first thread has ended, also add the pid of the process's parent to
-        ``_parents_of_dead``.
+        If the main thread has ended, the process may be dead. Its parent's pid is then added to
+        ``_parents_of_dead``, because a dead child may have had the parent's socket.
         """
         try:
             stat = proc.stat(self._root, f"{pid}/stat")
@@ -215,8 +215,9 @@ class _Search:
         """Search one descriptor table for the sockets of ``_inodes``; add them to ``found``.
 
         ``directory`` is a descriptor of /proc/PID. ``owner`` is a path that :meth:`_tables` yields:
-        ``.`` or ``task/TID``. Return False if the table was empty, or if a descriptor was closed
-        during the search.
+        ``.`` or ``task/TID``. Return True if the search was complete, even if it found no socket.
+        Return False if the table was empty, or if a descriptor was closed during the search. A
+        socket may then be missing in ``found``.
         """
         seen = closed = 0
         try:
@@ -321,7 +322,10 @@ class _Descriptor(NamedTuple):
 
     @classmethod
     def of(cls, path: str, directory: int) -> _Descriptor:
-        """Read the details of a descriptor from its fdinfo file; raises OSError if that fails."""
+        """Read the details of a descriptor from its fdinfo file; raises OSError if that fails.
+
+        ``path`` is the path of the fdinfo file, relative to the open directory ``directory``.
+        """
         text = proc.read(path, directory, most=proc.PAGE)
         found = _FDINFO.match(text)
         if found is None:  # the lines are missing, or in another order
@@ -331,7 +335,10 @@ class _Descriptor(NamedTuple):
 
 
 def _mount_of_sockets(root: int) -> int:
-    """Return the id of the kernel's internal mount that has the sockets of all processes."""
+    """Return the id of the kernel's internal mount (sockfs) in which all sockets are files.
+
+    ``root`` is a descriptor of /proc.
+    """
     with socket.socket(socket.AF_UNIX) as one:
         return _Descriptor.of(f"self/fdinfo/{one.fileno()}", root).mount
 
@@ -345,7 +352,10 @@ def _is_closed_on_exec(directory: int, owner: str, descriptor: str) -> bool:
 
 
 def _mask(pattern: re.Pattern[bytes], status: bytes) -> int:
-    """Return a bit mask from the text of /proc/PID/status; -1 (all bits) if the mask is missing."""
+    """Return the bit mask that ``pattern`` finds in ``status``, the text of /proc/PID/status.
+
+    Return -1 (all bits) if the pattern finds no mask.
+    """
     found = pattern.search(status)
     return -1 if found is None else int(found[1], 16)
 
@@ -358,7 +368,10 @@ def _share_files(pid: int, tid: int) -> bool:
 
 
 def _shows_all(root: int) -> bool:
-    """Return True if /proc belongs to our pid namespace and shows all processes in it."""
+    """Return True if /proc belongs to our pid namespace and shows all processes in it.
+
+    ``root`` is a descriptor of /proc.
+    """
     try:
         os.stat("1", dir_fd=root)  # not visible with the mount option hidepid
         return os.readlink("self", dir_fd=root) == str(os.getpid())

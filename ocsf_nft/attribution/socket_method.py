@@ -7,11 +7,13 @@ true:
 - Only this process has the sockets with this port, and it opened them.
 - Every process that can have these sockets was checked.
 
-If only the first condition is true, all processes with these sockets are possible senders. The
-kernel sends no notification when a raw, ping, packet or UDP-Lite socket is closed. So for packets
-of such sockets, all processes in which a matching socket is still open are possible senders. In all
-other cases the sender is unknown. This includes most TCP packets, because the socket of a refused
-connection has no port when the search begins.
+If the first condition is true but another is false, each process with such a socket is a possible
+sender. In other cases the sender is unknown. This includes most TCP packets, because the socket of
+a refused connection has no port when the search begins.
+
+Raw, ping, packet and UDP-Lite sockets are an exception, because the kernel sends no notification
+when they are closed. For their packets, all processes in which a matching socket is still open are
+possible senders.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ _PINGS: Final = frozenset({(4, socket.IPPROTO_ICMP), (6, socket.IPPROTO_ICMPV6)}
 
 
 class _PortWatch(NamedTuple):
-    """Source port of a packet, and a listener that detects closed sockets with this port."""
+    """Source port of a packet; ``closed`` detects when a socket with this port is closed."""
 
     closed: ClosedSockets
     protocol: int
@@ -68,8 +70,8 @@ class _Candidates(NamedTuple):
     """Sockets of the packet's user that may have sent the packet.
 
     ``description`` is a name for them in messages, for example "ping or raw socket of the packet's
-    user". ``watch`` is a listener that detects closed sockets with the packet's port; None if there
-    is no listener. ``has_others`` is true if a socket of another user has the packet's port too.
+    user". ``watch`` detects when a socket with the packet's port is closed; None if that can't be
+    detected. ``has_others`` is true if a socket of another user has the packet's port too.
     """
 
     sockets: tuple[Socket, ...]
@@ -122,8 +124,9 @@ class SocketLookup:
         """Return the attribution of a log record's packet to one or more processes.
 
         If no process can be named, return a reason, such as "the sandbox's sockets are no longer
-        watched". Blocks for up to a tenth of a second, or longer if a process delays the read of
-        its details. Several threads may call this method.
+        watched". Blocks for up to a tenth of a second. A process can prolong this, because it can
+        delay the read of its arguments in /proc (userfaultfd). Several threads may call this
+        method.
         """
         reason = _reason_against_lookup(record)
         if reason is not None:
