@@ -63,10 +63,10 @@ class UserNames:
         return time.monotonic() < until, name
 
     def mapped_id(self, number: int) -> int | None:
-        """Return ``number``, a user or group id from /proc; None if it stands for an unknown id.
+        """Return ``number``, a user or group id from /proc; None if it is only a placeholder.
 
-        Outside the initial user namespace, /proc shows 65534 for each unknown id
-        (kernel.overflowuid).
+        Outside the initial user namespace, /proc shows the placeholder 65534 (kernel.overflowuid)
+        for each id without a mapping to that namespace.
         """
         return number if number != _UNMAPPED or self._is_in_initial_namespace() else None
 
@@ -97,10 +97,10 @@ class UserNames:
 
 
 class CachedNames:
-    """Lookup of user and group names that reads only cached answers, so that it never blocks.
+    """Lookup of user and group names in the cache ``names``; the lookup never blocks.
 
-    ``names`` has the cache. ``missing`` has the requested ids without a valid cached answer.
-    :meth:`resolve` asks the name service for their names.
+    An id without a valid cached answer is added to ``missing``. :meth:`resolve` asks the name
+    service about the ids in ``missing``, and may block.
     """
 
     def __init__(self, names: UserNames) -> None:

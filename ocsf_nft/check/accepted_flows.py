@@ -76,16 +76,17 @@ class AcceptedFlow:
 
     @property
     def is_continuation(self) -> bool:
-        """Return true for a later packet of a flow in the direction of the flow's first packet."""
+        """Return true if the packet is neither the first packet of its flow nor a reply."""
         return self.packet.direction == "original" and not self.packet.is_first
 
     @property
     def label(self) -> str:
         """Return protocol and port as text for messages, for example ``tcp 443``.
 
-        The port is the destination port of the flow's first packet. One example port represents all
-        ports that have no example of their own: its text is ``tcp other ports`` or
-        ``udp other ports``. If ``is_continuation`` is true, the text ends with ``, once open``.
+        The port is the destination port of the flow's first packet. The check uses a few example
+        ports, such as 443, and one port that represents all other ports. The text for the latter is
+        ``tcp other ports`` or ``udp other ports``. For a later packet of the flow
+        (``is_continuation``), the text ends with ``, once open``.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
@@ -116,8 +117,8 @@ class Vm:
     def uplink(self, version: int) -> InterfaceName:
         """Return the name of the interface to the internet, for IP ``version`` 4 or 6.
 
-        If the name is unknown, the result stands for any name except those of the VM's device and
-        the loopback.
+        If the name is unknown, the result is a wildcard. It matches all interfaces except the VM's
+        device and the loopback.
         """
         found = self.uplinks.get(version)
         if found is not None:
@@ -128,8 +129,8 @@ class Vm:
 def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
     """Yield example packets of all traffic that a VM's fence accepts.
 
-    These are packets from the VM to the internet and to the gateway's port, and the replies to
-    both.
+    An :class:`AcceptedFlow` is one example packet with its path. The packets go from the VM to the
+    internet, and to TCP port ``vm.port`` of the VM's gateway. Replies to both are included.
     """
     if vm.subnets:
         for subnet in vm.subnets:
@@ -213,7 +214,7 @@ def _subnet_flows(vm: Vm, version: int, gateway: Span, hosts: Span) -> Iterator[
 
 
 def proxy_flows(proxy: Endpoint, link: str | None) -> Iterator[AcceptedFlow]:
-    """Yield example packets of all traffic that a sandbox's fence accepts.
+    """Yield example packets of the accepted traffic between a sandbox and its proxy.
 
     These are packets to ``proxy`` through the interface ``link``, and the proxy's answers. If
     ``link`` is None, the packets may use any interface except the loopback.

@@ -40,13 +40,14 @@ _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 class AllowRequest:
     """Traffic of a VM or a sandbox that another firewall must accept.
 
-    ``namespace`` is the network namespace of that firewall's rules. ``directions`` are kinds of
-    traffic, for example replies from the internet to the VM. ``versions`` are IP versions: 4, 6 or
-    both.
+    ``namespace`` is the network namespace of the other firewall's rules. ``directions`` are kinds
+    of traffic, for example replies from the internet to the VM. ``versions`` are IP versions: 4, 6
+    or both.
 
-    ``device`` is the VM's interface, or a pattern such as ``vmtap-*``. ``subnets`` are the VM's
-    subnets. ``port`` is the port of the proxy at the VM's gateway. For a sandbox that is no VM,
-    ``device`` is None, and ``proxies`` are the sandbox's proxies.
+    Three fields describe a VM. ``device`` is the VM's interface, or a pattern such as ``vmtap-*``.
+    ``subnets`` are the VM's subnets. ``port`` is the port of the proxy at the VM's gateway. For a
+    sandbox that is no VM, ``device`` is None, and ``subnets`` and ``port`` are not used.
+    ``proxies`` are the addresses and ports of such a sandbox's proxies.
     """
 
     namespace: Namespace
@@ -63,7 +64,8 @@ def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -
 
     ``owner`` is the program that manages that firewall, for example Docker. ``base`` is the base
     chain that leads to the rule that drops the traffic. The result is empty if a command can't be
-    written safely. It is also empty if the table of ``base`` has an exclusive owner.
+    written safely. It is also empty if the table of ``base`` has the nftables flag ``owner``. Then
+    only one process can change the table.
     """
     if request.device is not None and not is_plain_device(request.device):
         return ()
@@ -79,9 +81,10 @@ def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -
 
 
 def is_plain_device(name: str) -> bool:
-    """Return True if commands of nft, iptables, ufw and firewalld can contain this interface name.
+    """Return True if an interface name is valid in commands of nft, iptables, ufw and firewalld.
 
-    The name may be a pattern such as ``vmtap-*``.
+    A name with spaces, quotes or similar characters is not valid. The name may be a pattern such as
+    ``vmtap-*``.
     """
     return _DEVICE.fullmatch(name) is not None
 

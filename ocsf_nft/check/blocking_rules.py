@@ -55,9 +55,10 @@ class CheckScope:
     links: Mapping[Endpoint, str] = field(default_factory=dict)
 
     def flows(self) -> Iterator[AcceptedFlow]:
-        """Yield sample packets of all traffic that a fence around this VM or sandbox accepts.
+        """Yield example packets of the traffic that a fence accepts: at least one of each kind.
 
-        An example is a packet from the VM to TCP port 443 of a public address.
+        The fence is the one around this scope's VM or sandbox. An example is a packet from the VM
+        to TCP port 443 of a public address.
         """
         if self.device is not None:
             machine = accepted_flows.Vm(
@@ -126,11 +127,11 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Return the stops of fences that are meant to block the checked traffic, and all other stops.
+    """Separate rules of fences that are meant to block the checked traffic from all other rules.
 
-    A stop is a case in which a rule or policy stops, or may stop, a sample packet. Each item of
-    ``by_rule`` has the stops of one rule. The first result has the stops of these fences in one
-    list. The second result has the items of ``by_rule`` for all other rules.
+    Each item of ``by_rule`` is about one rule. The item lists the cases in which the rule stops, or
+    may stop, an example packet. The first result is one list of the cases for rules of such fences.
+    The second result has the items of ``by_rule`` for all other rules.
     """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
@@ -173,9 +174,10 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
 
 
 def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
-    """Yield each stop: a rule that stops, or may stop, a sample packet that the fence accepts.
+    """Yield each rule or policy that stops, or may stop, an example packet of ``scope``.
 
-    A rule of ocsf-nft itself is included only if the rule certainly stops the packet.
+    The fence accepts these packets, but another rule may drop, reject or redirect them. A rule of
+    ocsf-nft itself is included only if the rule certainly stops the packet.
     """
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()
@@ -237,9 +239,9 @@ def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
 
 
 def _is_published_port(flow_stop: FlowStop) -> bool:
-    """Return True if the VM's packets for the gateway's port are redirected by a rule.
+    """Return True if a rule redirects packets from the VM to the host's port that the VM may use.
 
-    The gateway's port is the host's port that the VM may use. For example, Docker adds such a rule
+    ``flow_stop`` has the rule and an example of such a packet. For example, Docker adds such a rule
     for a container that publishes this port.
     """
     return flow_stop.stop.verb == "redirects" and flow_stop.flow.direction is FlowDirection.GATEWAY

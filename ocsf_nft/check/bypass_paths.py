@@ -28,9 +28,9 @@ def findings(
 ) -> Iterator[Finding]:
     """Yield findings about rules and interfaces through which packets may bypass a fence.
 
-    Only interfaces of the VM in ``scope``, and those that lead to a proxy in ``scope``, are
-    checked. ``devices`` are all interfaces of the namespace by name. Rules of ocsf-nft itself are
-    skipped.
+    All rules of ``ruleset`` are checked, except those of ocsf-nft itself. ``devices`` are all
+    interfaces of the namespace by name. An interface is checked only if it belongs to a VM in
+    ``scope``, or leads to a proxy in ``scope``.
     """
     yield from _flowtables(ruleset)
     yield from _rules(ruleset)

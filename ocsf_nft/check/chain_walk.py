@@ -60,7 +60,7 @@ class TooLargeError(Exception):
 
 
 class Walker:
-    """Walker of modelled packets through the chains of one ruleset.
+    """Simulator of packets in the chains of one ruleset; no real packet is sent.
 
     ``budget`` limits the rules, statements and set elements that all walks together evaluate.
     """
@@ -205,10 +205,11 @@ class _Walk:
             self._stop(rule, _UNKNOWN, Truth.MAYBE)
 
     def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Apply an iptables target to the walk; nft lists only its name, such as ``REJECT``.
+        """Simulate an iptables target of which nft lists only the name, such as ``REJECT``.
 
-        ``matches`` is MAYBE if it is unknown whether the packet reaches the target. Return true
-        if later statements of the rule are skipped.
+        ``body`` is the target in nft's JSON (statement ``xt``). ``matches`` is YES if the packet
+        certainly reaches the target, else MAYBE. Return true if later statements of the rule are
+        skipped.
         """
         name = str(body.get("name")) if isinstance(body, dict) else ""
         if name in statement_effects.XT_STOPS:
@@ -278,9 +279,10 @@ class _Walk:
             self._alter(lambda _: result.packet, matches)
 
     def _vmap(self, rule: Rule, body: Any, matches: Truth) -> bool:
-        """Apply a verdict map, such as ``tcp dport vmap { 22 : drop }``, to the walk.
+        """Simulate a verdict map, such as ``tcp dport vmap { 22 : drop }``, for the walk's packet.
 
-        Return true if later statements of the rule are skipped.
+        ``body`` is the map in nft's JSON. ``matches`` is YES if the packet certainly reaches the
+        map in the rule, else MAYBE. Return true if later statements of the rule are skipped.
         """
         pairs, key = self._pairs(body), body.get("key") if isinstance(body, dict) else None
         if pairs is None:
@@ -318,7 +320,10 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return true if it is unknown whether a packet reaches the statement after the given one."""
+    """Return true if it is unknown for which packets a statement ends its rule.
+
+    ``kind`` is the statement's name, and ``body`` is its JSON.
+    """
     # nft doesn't decode the match of an iptables extension.
     if kind == "xt":
         return isinstance(body, dict) and body.get("type") == "match"

@@ -65,10 +65,11 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 
 
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
-    """Return, for each address, the name of the interface that the routing table selects for it.
+    """Return the names of the interfaces through which the routing table sends packets.
 
-    The result has the same keys as ``addresses``, but an address without a route is omitted. The
-    result is empty if the routes can't be read.
+    ``addresses`` maps a key, which the caller chooses, to a destination address. The result maps
+    the same key to the interface's name. Keys of addresses without a route are omitted. The result
+    is empty if the routes can't be read.
     """
 
     def query() -> dict[int, str]:

@@ -1,9 +1,9 @@
 """Comparison of a packet's fields with the values in a rule.
 
 A match of a rule, such as ``tcp dport 22``, has a left side (``tcp dport``) and a right side
-(``22``). This module converts the left side to an operand: a function that tests one value of the
-right side. If the packet lacks the field, the rule doesn't match, not even with ``!=``: nft inserts
-a test for the field.
+(``22``). For the left side, this module makes an operand. An operand is a function that compares
+the packet's field with one value of the right side. If the packet lacks the field, the match fails,
+even with ``!=``. The reason is that nft adds a test that the field exists.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 
 
 def operand(left: Any, packet: Packet) -> Operand | Absent:
-    """Return a function that tests if the left side of a match has a given value for a packet.
+    """Return a function that compares one field of ``packet`` with a value from a rule.
 
-    ``left`` is the left side in nft's JSON, such as that of ``tcp dport``. The function takes a
-    value in nft's JSON, such as 22, and returns YES, NO or MAYBE. If the packet doesn't have the
-    field, the result is an :class:`Absent`.
+    ``left`` is the left side of a match in nft's JSON. It names the field, such as ``tcp dport``.
+    The function takes the value in nft's JSON, such as 22. It returns YES if the field has this
+    value, NO if not, MAYBE if unknown. If the packet doesn't have the field, the result is an
+    :class:`Absent` in place of a function.
     """
     found = value(left, packet)
     if isinstance(found, Span):

@@ -54,8 +54,8 @@ _READERS: Final = frozenset({"kmsg-reader", "journal-reader"})
 def exit_code(found: Sequence[Finding]) -> int:
     """Return the exit code of the command `check` for the findings ``found``.
 
-    3: no fence can be active here. 1: a fence can be active, but its log records can't be read.
-    Also 1: another rule may drop traffic that the fence accepts. 0: none of these faults.
+    3: no fence can be active on this host. 1: a fence can be active, but its log records can't be
+    read, or another rule may drop accepted traffic. 0: in all other cases.
     """
     bad = {finding.name for finding in found if finding.severity not in {"ok", "info"}}
     if any(finding.severity == "fatal" for finding in found):

@@ -26,11 +26,12 @@ _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowStop:
-    """Rule, or policy of a base chain, that stops or may stop a flow that the fence accepts.
+    """Rule or policy that certainly or possibly stops a flow, although the fence accepts the flow.
 
-    ``base`` is the base chain from which the rule was reached. ``is_certain`` is True if the flow
-    is certainly stopped. If it is False, the result may depend on the rules in ``undecided``. It is
-    unknown whether these rules match the flow's packets.
+    ``base`` is the base chain from which the rule was reached, or which has the policy.
+    ``is_certain`` is True if the flow is stopped in any case. Otherwise the rules in ``undecided``
+    may decide whether the flow is stopped. It is unknown whether these rules match the flow's
+    packets.
     """
 
     flow: AcceptedFlow
@@ -41,12 +42,12 @@ class FlowStop:
 
 
 class Hooks(NamedTuple):
-    """Base chains of a ruleset by the name of their hook, in the order of traversal.
+    """Base chains of a ruleset by hook, in the two possible orders of traversal.
 
-    Of two chains with equal priority, packets traverse the newer chain first. But nft does not list
-    the age of a chain, so both orders are possible. Both fields have all base chains. Chains with
-    equal priority are in the order of nft's listing in ``listed_first``, and in the reverse order
-    in ``listed_last``.
+    Each field maps a hook's name to all base chains of that hook. Of two chains with equal
+    priority, packets traverse the newer chain first. But nft does not list the age of a chain. So
+    ``listed_first`` has such chains in the order of nft's listing, and ``listed_last`` has them in
+    the reverse order.
     """
 
     listed_first: Mapping[str, tuple[Chain, ...]]
@@ -54,7 +55,11 @@ class Hooks(NamedTuple):
 
 
 def by_hook(ruleset: Ruleset) -> Hooks:
-    """Return the base chains of a ruleset by hook, in two possible orders (see :class:`Hooks`)."""
+    """Return the base chains of a ruleset, grouped by hook.
+
+    The order of chains with equal priority is unknown. So the result has the chains in the two
+    possible orders (see :class:`Hooks`).
+    """
     found: dict[str, list[Chain]] = defaultdict(list)
     for chain in ruleset.chains.values():
         if chain.base is not None:
@@ -157,9 +162,9 @@ def _matches_device(device: InterfaceName, name: str) -> Truth:
 
 
 def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """Return ``packet`` with the connection tracking state that it has at the base chain ``chain``.
+    """Return a copy of ``packet`` with the connection tracking state of packets at ``chain``.
 
-    ``step`` is the hook of this chain on the packet's path.
+    ``chain`` is a base chain of the hook ``step.hook``.
     """
     # Connection tracking sets the state at the priority -200 of its hooks. For a chain with that
     # priority, both states are possible.

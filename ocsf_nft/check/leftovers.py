@@ -1,7 +1,7 @@
 """Detection and removal of iptables rules that an older set-up for VMs left behind.
 
-A leftover is a rule or chain for a VM whose interface no longer exists. If only one VM is checked,
-its old rules are leftovers even if its interface exists, because a fence replaces them. Rules
+A leftover is a rule or chain for a VM whose interface no longer exists. If the user names a single
+VM to check, all old rules for this VM are leftovers too. The VM's fence replaces these rules. Rules
 that other programs manage, such as ufw or Docker, are no leftovers.
 """
 
@@ -65,8 +65,9 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Return the rules and chains that an older iptables set-up for VMs left behind.
 
-    ``present`` are the interfaces that exist now, by name. If ``scope`` names a VM, old rules for
-    this VM are leftovers even if its interface exists.
+    A rule for a VM is a leftover if the VM's interface no longer exists. ``present`` are the
+    interfaces that exist now, by name. If ``scope`` names a single VM, old rules for this VM are
+    leftovers even if its interface exists.
     """
     test = _LeftoverTest(present, scope)
     leftover_chains = {

@@ -54,11 +54,11 @@ class Packet:
     has_reverse_route: Truth = Truth.YES
 
     def joined(self, other: Packet) -> Packet:
-        """Return a model that covers both this packet and ``other``.
+        """Return a model that covers all packets of this model and of ``other``.
 
-        Use it if it is unknown whether a packet was changed. The two models are then the packet
-        before and after the change. IP version, protocol, interfaces, direction and ``is_first``
-        are those of this packet.
+        Use this method if it is unknown whether a packet was changed. This model and ``other`` are
+        then the packet before and after the change. IP version, protocol, interfaces, direction and
+        ``is_first`` are those of this model.
         """
         if self == other:
             return self

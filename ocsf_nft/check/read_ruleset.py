@@ -2,7 +2,8 @@
 
 nft lists only the names of iptables-nft's extensions (matches and targets); iptables-nft-save
 decodes them. nft does not list the tables of legacy iptables; iptables-legacy-save reads them. If
-one of the two programs is missing, the result names the rules that could not be read.
+iptables-nft-save or iptables-legacy-save is missing, the result has a message about each table that
+can't be read.
 """
 
 from __future__ import annotations
@@ -134,11 +135,11 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 
 
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
-    """Return a copy of a chain, with the decoded form of rules that nft can't decode.
+    """Return a copy of a chain in which decoded rules replace the rules that nft can't decode.
 
-    ``saved`` is the output of iptables-nft-save, which decodes these rules. The ``text`` of each
-    rule in the copy is its line in this output. If the output has more or fewer rules for the
-    chain, return the chain unchanged.
+    ``saved`` is the output of iptables-nft-save, which decodes these rules. Each rule in the copy,
+    also if nft can decode it, gets its line of this output as ``text``. If the output does not have
+    as many rules for the chain as nft lists, return the chain unchanged.
     """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):

@@ -33,9 +33,10 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 class Matcher:
     """Evaluator of a ruleset's statements for sample packets.
 
-    In the methods, ``family`` and ``table`` name the table that contains the rule and its named
-    sets. ``spend`` limits the work: it gets the cost before set elements are compared or parsed,
-    and may raise an error. The cost is the number of elements, or a multiple of it.
+    The arguments ``family`` and ``table`` of the methods name the table that contains the rule and
+    its named sets. ``spend`` is a function that limits the work. It is called with a cost before
+    set elements are compared or parsed, and may raise an error. The cost is the number of elements,
+    or a multiple of it.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
@@ -95,10 +96,11 @@ class Matcher:
         return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
 
     def _has_values(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
-        """Return YES if the packet has a value for each field and map of an expression, else NO.
+        """Return YES if an expression has a value for the packet, NO if not, MAYBE if unknown.
 
-        ``read`` is the expression in nft's JSON. Return MAYBE if it is unknown whether a map has an
-        element for the packet.
+        ``read`` is the expression in nft's JSON. Two conditions must hold. The packet has each
+        field that the expression reads. Each map in the expression has an element for the packet.
+        ``family`` and ``table`` name the table of these maps.
         """
         if isinstance(read, list):
             return min((self._has_values(family, table, part, packet) for part in read),
@@ -142,11 +144,12 @@ class Matcher:
         return Truth.MAYBE if is_short else Truth.YES
 
     def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
-        """Return YES if a packet has one of the expected values, NO if not, MAYBE if unknown.
+        """Return YES if a field of the packet has an expected value, NO if not, MAYBE if unknown.
 
-        ``left`` is the expression in nft's JSON that reads a value from the packet. ``right`` has
-        the expected values: a value, a list of values, or the name of a set. Return None if the
-        packet lacks the field that the expression reads.
+        ``left`` is the expression in nft's JSON that reads the field, such as ``tcp dport``.
+        ``right`` has the expected values: a value, a list of values, or the name of a set.
+        ``family`` and ``table`` name the table of this set. Return None if the packet lacks the
+        field.
         """
         test = _test(left, packet)
         if test is None:
@@ -192,9 +195,11 @@ def _key(pair: Any) -> Any:
 
 
 def _in_spans(number: Span, spans: list[Span]) -> Truth:
-    """Return YES if a number is in one of the sorted ``spans``, NO if in none, else MAYBE.
+    """Return YES if a number is in one of the sorted ``spans``, NO if in none, MAYBE if unknown.
 
-    ``number`` is itself a span: the lowest and the highest possible value of the number.
+    The exact number may be unknown: ``number`` is the span of its possible values. The result is
+    YES if one of ``spans`` contains this whole span. It is NO if none of ``spans`` contains a part
+    of it.
     """
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):

@@ -29,9 +29,11 @@ class ChainKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rule:
-    """Rule of nftables or iptables, with its statements as pairs (kind, body) of nft's JSON.
+    """Rule of nftables or iptables.
 
-    ``text`` is the rule's line in iptables-save, if there is one.
+    ``statements`` are pairs (kind, body), as in nft's JSON. Rules from iptables-save are converted
+    to this form. ``text`` is the rule's line in the output of iptables-save; None if the rule was
+    read only from nft's JSON.
     """
 
     chain: ChainKey

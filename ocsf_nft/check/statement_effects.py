@@ -48,11 +48,11 @@ XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
 
 
 def mangled(body: Any, packet: Packet) -> Packet:
-    """Return a copy of the packet after a ``mangle`` statement, which sets one field of the packet.
+    """Return the packet after a ``mangle`` statement, which sets one field of the packet.
 
-    ``body`` is the statement in nft's JSON. If it sets the mark to an unknown value, the copy may
-    have any mark. If it may set an address or a port, the copy may have any addresses and ports. If
-    it sets another field, the packet is returned unchanged.
+    ``body`` is the statement in nft's JSON. If the field is the mark, the result has the new mark,
+    which may be unknown. If the field may be an address or a port, all addresses and ports of the
+    result are unknown. For any other field, the packet is returned unchanged.
     """
     key = body.get("key") if isinstance(body, dict) else None
     if key == {"meta": {"key": "mark"}}:
@@ -63,8 +63,8 @@ def mangled(body: Any, packet: Packet) -> Packet:
 def rewrites_addresses(key: Any) -> bool:
     """Return true if a statement that sets the field ``key`` may change addresses or ports.
 
-    ``key`` is a field in nft's JSON. It may also be raw bytes of a header, without a field name.
-    For raw bytes, the result is true, because they may be an address or a port.
+    ``key`` is a field in nft's JSON. It may also be a position in a header, without a field name.
+    Then the result is true, because an address or a port may be at this position.
     """
     payload = key.get("payload") if isinstance(key, dict) else None
     return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS

@@ -107,9 +107,10 @@ NO_INTERFACE: Final = InterfaceName("")
 
 
 def interface(pattern: str) -> InterfaceName:
-    """Return the model of an interface's name from a pattern, such as ``vmtap-*``.
+    """Convert an interface's name, or a pattern such as ``vmtap-*``, to an InterfaceName.
 
-    A pattern without ``*`` at the end is the whole name.
+    The pattern ``vmtap-*`` means that only the start of the name, ``vmtap-``, is known. A pattern
+    without ``*`` at the end is the whole name.
     """
     return (
         InterfaceName(pattern[:-1], is_prefix=True)
@@ -148,8 +149,9 @@ class Bits(NamedTuple):
 
 
 def bits(*alternatives: str) -> Bits:
-    """Return the model of a field in which one of the flags ``alternatives`` is set.
+    """Return the model of a field that has exactly one of the flags ``alternatives``.
 
-    For example, ``bits("new", "")`` is a field with the flag ``new``, or with no flag.
+    An empty text stands for no flag. For example, ``bits("new", "")`` is a field with the flag
+    ``new``, or with no flag.
     """
     return Bits(frozenset(frozenset({flag} if flag else ()) for flag in alternatives))

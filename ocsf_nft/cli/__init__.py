@@ -1,7 +1,7 @@
 """Command line of ocsf-nft.
 
-Standard output has only the requested data, for example events as JSON Lines. All other text goes
-to standard error. Scripts depend on this output.
+Scripts read standard output. So it has only the requested data, for example events as JSON Lines.
+All other text goes to standard error.
 """
 
 from __future__ import annotations

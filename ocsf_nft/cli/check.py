@@ -1,4 +1,4 @@
-"""Command ``check``: examine a host, and list what would block a fence."""
+"""Command ``check``: list what prevents a fence on this host, or drops its accepted traffic."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
@@ -71,14 +71,14 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = False,
 ) -> None:
-    """Check what this host can do, and what would block a fence.
+    """Check whether a fence works on this host, and whether other rules drop its accepted traffic.
 
     Exit 3: no fence works here. Exit 1: a fence works, but its records can't be read, or another
-    rule drops (or may drop) traffic that it accepts. Exit 0: a fence works, its records can be
-    read, and no other rule drops traffic that it accepts.
+    rule may drop accepted traffic. Exit 0: a fence works, its records can be read, and no other
+    rule drops traffic that the fence accepts.
 
-    Changes nothing, unless --remove-leftovers is given. A feature that this user may not test
-    counts as missing.
+    Changes nothing, unless --remove-leftovers is given. A feature counts as missing if the current
+    user lacks the permission to test it.
 
     Example: ocsf-nft check --device vmtap-1 --subnet 172.16.0.1/30 --gateway-port 3128
     """

@@ -124,10 +124,12 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """List stored events: the last 20 events that match the filters.
 
-    Without filters, all events match; --lines changes the number. A run stores each event until
-    every sink has acknowledged it. After that the event stays for 30 days, or until the store has 1
-    GiB; the configuration can change both limits. A run may be active meanwhile. --follow ends with
-    Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store.
+    Without filters, all events match. --lines shows another number than 20. --follow ends with
+    Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store. The command also works while a run is
+    active.
+
+    A run stores each event until every sink has acknowledged it. After that the event stays for 30
+    days, or until the store has 1 GiB; the configuration can change both limits.
 
     Events that a sink refused are dead letters: --dead lists them. When the sink is repaired,
     --dead --retry lets the run, or the next run, send them again.
@@ -211,8 +213,8 @@ class _Selection:
     def last(self, number: int | None) -> bool:
         """Show the newest selected events, oldest first; return True if at least one was shown.
 
-        ``number`` is the maximum number of events; None shows all selected events. Events that
-        were stored after the reader was created are omitted; :meth:`follow` shows them.
+        ``number`` is the maximum number of events; None shows all selected events. Events that were
+        stored after this object was created are omitted; :meth:`follow` shows them.
         """
         if number is None:
             return self._write(

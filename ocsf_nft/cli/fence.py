@@ -42,13 +42,15 @@ def install(  # noqa: PLR0913, PLR0917 - each is an option
     """Fence a sandbox, or replace its fence, in one transaction.
 
     A permissive fence refuses nothing, and reports the packets that it would refuse. With
-    --exclusive, an active `ocsf-nft run` owns the fence's tables. Until it ends, no other process
-    can change them, not even `remove` or `nft flush ruleset` (Linux 6.9).
+    --exclusive, an `ocsf-nft run` that watches the fence owns the fence's tables. Until that run
+    ends, no other process can change the tables, not even `remove` or `nft flush ruleset`. This
+    needs Linux 6.9 or later.
 
     Shows what was installed, and what to do next. Exit 1: the fence is active, but the kernel can't
     log refused packets.
 
-    Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
+    Needs CAP_NET_ADMIN over the fence's network namespace, and CAP_SYS_ADMIN to enter it from
+    another namespace.
 
     Example: ocsf-nft install --sandbox agent --netns agent --proxy 10.0.0.1:3128
     """
@@ -117,7 +119,8 @@ def verify(  # noqa: PLR0913, PLR0917 - each is an option
     Exit 0: the fence is as installed. Exit 1: the fence differs, and the difference is shown. Exit
     2: there is no fence.
 
-    Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
+    Needs CAP_NET_ADMIN over the fence's network namespace, and CAP_SYS_ADMIN to enter it from
+    another namespace.
 
     Example: ocsf-nft verify --sandbox agent
     """
@@ -142,9 +145,10 @@ def remove(  # noqa: PLR0913, PLR0917 - each is an option
     config: options.StateConfig = None,
     as_json: options.EventAsJson = False,
 ) -> None:
-    """Remove a sandbox's fence, and its guard on the host (--host-guard).
+    """Remove a sandbox's fence, and its guard on the host if `install --host-guard` added one.
 
-    Needs CAP_NET_ADMIN over the namespace; CAP_SYS_ADMIN to enter another one.
+    Needs CAP_NET_ADMIN over the fence's network namespace, and CAP_SYS_ADMIN to enter it from
+    another namespace.
 
     Example: ocsf-nft remove --sandbox agent
     """

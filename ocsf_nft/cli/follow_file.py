@@ -43,9 +43,9 @@ class _Cutter:
         return lines, end
 
     def last(self, rest: bytes) -> list[bytes]:
-        """Return the last line of the input in a list, if it has no line end; else an empty list.
+        """Return the input's last line in a list if this line has no line end; else an empty list.
 
-        ``rest`` has the bytes after the last line end.
+        ``rest`` has the bytes after the input's last line end.
         """
         if self._in_long_line:
             return [TOO_LONG]

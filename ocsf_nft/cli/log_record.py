@@ -1,7 +1,8 @@
 """Lines of this program's own log: JSON for programs, text for people.
 
-A log record is a mapping with ``ts``, ``level``, ``event`` and other keys. A simple value is a
-text, a number, a truth value, None, or a list of simple values.
+A log record is a mapping with ``ts``, ``level``, ``event`` and other keys. :func:`simple` converts
+the values of a record to simple values. A simple value is a text, a number, a truth value, None, or
+a list of simple values.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ _PLAIN: Final = re.compile(r'[^ "=\\]+')
 
 
 def as_json(record: Mapping[str, Any]) -> bytes:
-    """Return a log record with simple values as one line of JSON, with its line end."""
+    """Return a record of this program's own log as one line of JSON, with its line end.
+
+    The record's values must be simple: :func:`simple` converts them.
+    """
     import orjson  # noqa: PLC0415 - a command that logs nothing starts without it
 
     return printable(orjson.dumps(record)) + b"\n"

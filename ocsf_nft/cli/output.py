@@ -68,8 +68,8 @@ def prepare() -> None:
     """Make the standard streams safe to use; call this function before any file is opened.
 
     A closed standard stream is opened on the null device. Otherwise a file that is opened later
-    would get the stream's descriptor, and receive printed text. Writing to a closed standard output
-    still fails.
+    would get the stream's descriptor, and receive printed text. A closed standard output is opened
+    only for reading, so that writing to it still fails.
     """
     for number in range(3):
         try:

@@ -117,7 +117,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     ] = "1GiB",
     state_dir: options.StateDir = None,
 ) -> None:
-    """Watch fenced sandboxes and emit an event for each attempt.
+    """Watch fenced sandboxes and emit an event for each attempt to bypass a fence.
 
     The file of --config can also have the key host_log. Then log records of this host's other
     firewalls become events too.
@@ -131,16 +131,16 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     records.
 
     The process behind an attempt is the one that the kernel sees sending (BPF). If that is unknown,
-    it is the process that has the socket afterwards. If that is unknown too, the event has no
-    process. Each event has the method that was used. `check` shows the methods that this host
-    allows.
+    it is the process that has the socket when the run reads the log record. If that is unknown too,
+    the event has no process. Each event has the method that was used. `check` shows the methods
+    that this host allows.
 
     Ctrl-C or SIGTERM ends the run: it stores and delivers the records that the kernel has logged by
     then, and exits with 0. The next run delivers the events that a sink does not accept within some
     seconds. A second signal, more than a second after the first, ends the run at once with exit 3.
     SIGHUP reads the file of --config again, and applies its sinks, severities and findings. Without
-    --config, SIGHUP ends the run like SIGTERM. If the run fails, the fence stays active. Exit 1:
-    the run gave up restoring a fence, and the fence is not active at the end.
+    --config, SIGHUP ends the run like SIGTERM. If the run fails, the run does not remove the fence.
+    Exit 1: the run ended while a fence was not active and restoring the fence was paused.
 
     Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), and CAP_SYS_ADMIN to enter another
     namespace. CAP_SYS_PTRACE is for finding the namespace of another user's process, and for

@@ -1,4 +1,4 @@
-"""Command ``status``: compare the kernel's counts with the reported packets."""
+"""Command ``status``: compare the number of refused packets with the number of reported ones."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
@@ -44,14 +44,17 @@ def status(
     """Show whether every refused packet is accounted for.
 
     It works also while no `ocsf-nft run` watches the sandbox. For each rule, the kernel's number of
-    refused packets must be the sum of reported and pending packets. "Reported" packets are in an
-    event. "Pending" packets are only in a kernel counter, and the next event will report them.
-    "Aggregated" packets are reported packets whose event does not name their flow. "Dropped" is the
-    number of log records that no process has read. Their packets are counted too. "Allowed" packets
-    are those that the rule allowed only because its fence is permissive.
+    refused packets must be the sum of reported and pending packets. If a fence is permissive, its
+    rules allow packets in place of refusing them. Then the kernel's number of "allowed" packets
+    must be this sum.
 
-    Exit 0: the counts match. 1: they don't. 2: no fence is on record, or it has no counters. 3: the
-    counters can't be read.
+    "Reported" packets are in an event. "Pending" packets are only in a kernel counter, and the next
+    event will report them. "Aggregated" packets are reported packets whose event does not name
+    their flow. "Dropped" is the number of log records that no process has read. The kernel has
+    counted the packets of these records too, so events report them.
+
+    Exit 0: the counts match. 1: they don't. 2: no fence is on record, or a fence lacks counters. 3:
+    the counters can't be read.
 
     Needs CAP_NET_ADMIN over the sandboxes' namespaces, and CAP_SYS_ADMIN to enter one.
 

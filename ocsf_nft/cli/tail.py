@@ -90,8 +90,7 @@ class _Screen:
     def write(self, read: Iterable[bytes | None]) -> None:
         """Write the texts of events, and count the lines that are no events.
 
-        ``read`` has the result of the method :meth:`read` for each line: a text, or None if the
-        line is no event.
+        ``read`` has one item for each line: the text of an event, or None if the line is no event.
         """
         found = list(read)
         shown = [line for line in found if line is not None]

@@ -26,7 +26,7 @@ _STDOUT: Final = "-"
 
 
 def _with_type(table: Any) -> Any:
-    """Add the default type ``file`` to a sink's table without a type, and return the table.
+    """Return a sink's table with its type; a table without a type gets the type ``file``.
 
     If the type is ``file`` and the path is ``-``, the type becomes ``stdout``.
     """

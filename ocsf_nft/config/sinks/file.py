@@ -34,14 +34,14 @@ class FileSink(SinkTable):
     ``keep_files``, or if their total size is more than ``keep_bytes``. By default no file is
     deleted.
 
-    If logrotate rotates the file, leave these keys out. It may rename the file, or truncate it
-    (copytruncate).
+    If logrotate rotates the file, leave out ``rotate_bytes``, ``rotate_seconds``, ``compress``,
+    ``keep_files`` and ``keep_bytes``. logrotate may rename the file, or truncate it (copytruncate).
 
     Choose a directory that no other user may write to. The sink follows a symbolic link only if it
-    belongs to root or to our user. In a directory that all users may write to, the sink does not
-    write to a file of another user. Only the owner and the group of a new file may read it. To let
-    a group of readers read new files, set the directory's group to this group, and set the
-    directory's setgid bit.
+    belongs to root or to our user. If all users may write to the directory nevertheless, the sink
+    does not write to a file of another user. Only the owner and the group of a new file may read
+    it. To give another group access to new files, set the directory's group to that group, and set
+    the directory's setgid bit.
     """
 
     is_local: ClassVar[bool] = True
@@ -78,7 +78,7 @@ class FileSink(SinkTable):
 
     @property
     def file(self) -> Path:
-        """Return the path of the file, which only this process may write to."""
+        """Return the path of the sink's file; other processes must not write to this file."""
         return self.path
 
     @property
@@ -87,7 +87,7 @@ class FileSink(SinkTable):
         return str(self.path)
 
     def sink(self) -> Sink:
-        """Create the sink that this table configures."""
+        """Create the sink that this table of the configuration file describes."""
         from ocsf_nft.delivery.sinks.file import File  # noqa: PLC0415 - if configured
 
         return File(path=self.path, sync=self.sync, rotation=self._rotation())
