@@ -37,11 +37,14 @@ _LOG_BYTES: Final = 16 << 20
 
 
 class Database:
-    """SQLite database in one file; a deleted file is restored, a damaged file is replaced.
+    """SQLite database in one file.
 
-    With ``synchronous`` NORMAL, a committed transaction survives a crash of the process. With
-    FULL, it survives a power cut as well. With ``is_exclusive``, :meth:`open` takes a lock, which
-    only one process at a time can have. But :meth:`open` with ``read_only`` takes no lock.
+    If the file is deleted or replaced while the database is open, the next transaction writes it
+    again. :meth:`open` renames a damaged file, and creates a new one.
+
+    With ``synchronous`` NORMAL, a committed transaction survives a crash of the process. With FULL,
+    it survives a power cut as well. With ``is_exclusive``, :meth:`open` takes a lock that only one
+    process at a time can have, unless ``read_only`` is set.
     """
 
     def __init__(
@@ -63,14 +66,15 @@ class Database:
         self._is_read_only = False
 
     def open(self, *, read_only: bool = False) -> None:
-        """Open the database file; create a missing file, and replace a damaged one.
+        """Open the database file, or create a missing file.
 
-        A damaged file is renamed first. Raises DeliveryError if the file can't be written,
-        ClosedError if another process has the lock (``is_exclusive``).
+        If the file is damaged, it is renamed, and a new one is created. Raises DeliveryError if the
+        file can't be written. Raises ClosedError if the constructor argument ``is_exclusive`` was
+        true and another process has the lock.
 
-        With ``read_only``, nothing is created or replaced. SourceError is raised if the
-        file can't be opened. A damaged file is opened without an error, but the first
-        transaction raises SourceError.
+        With ``read_only``, nothing is created or renamed. SourceError is raised if the file can't
+        be opened. A damaged file is opened without an error, but the first transaction raises
+        SourceError.
         """
         self._is_read_only = read_only
         try:
@@ -188,8 +192,8 @@ class Database:
     def quarantine(self, fault: str) -> None:
         """Rename the damaged database file, and create a new one.
 
-        ``fault`` describes the damage. The attribute :attr:`fault` then has a message for
-        the user. Raises DeliveryError if the renaming or the creation fails.
+        ``fault`` describes the damage. This method also sets the attribute :attr:`fault` to a
+        message for the user. Raises DeliveryError if the renaming or the creation fails.
         """
         self._disconnect()
         quarantined = self._free_name()
@@ -265,8 +269,8 @@ class Database:
     def _restore_if_removed(self) -> None:
         """Write the open database to its path again, if its file there was deleted or replaced.
 
-        Raises OSError or sqlite3.Error if the writing fails. Raises ClosedError if another
-        process has the lock (``is_exclusive``).
+        Raises OSError or sqlite3.Error if the writing fails. Raises ClosedError if the constructor
+        argument ``is_exclusive`` was true and another process has the lock.
         """
         if self._lock is not None:
             self._lock.acquire()

@@ -56,12 +56,14 @@ Seconds = Annotated[float, BeforeValidator(_age, json_schema_input_type=float | 
 class StoreConfig(Table):
     """Store of the events on the disk, table ``[store]`` in the file.
 
-    An event stays in the store until each sink has acknowledged it, and for some time after. The
-    store uses at most ``max_bytes`` of the disk. No event stays longer than ``max_age``.
+    An event stays in the store until each sink has acknowledged it, and for some time after. But an
+    event that is older than ``max_age`` is deleted, even if a sink still needs it. The store uses
+    at most ``max_bytes`` of the disk.
+
     ``when_full`` decides what happens if the disk is full, or if the store is full of events that a
-    sink still needs. With ``wait``, the run reads no more log records until there is room. With
-    ``drop``, the run drops the oldest events, and reports for each sink how many events it will
-    never get.
+    sink still needs. With ``wait``, `ocsf-nft run` reads no more log records until there is room.
+    With ``drop``, `ocsf-nft run` drops the oldest events, and reports how many events each sink
+    will never get.
     """
 
     path: Annotated[Path, FileName] | None = None

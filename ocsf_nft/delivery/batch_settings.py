@@ -9,10 +9,10 @@ from dataclasses import dataclass
 class BatchSettings:
     """Limits of the size and time of the batches that a sink gets.
 
-    A batch has at most ``events`` events and ``bytes`` bytes. An event with more than ``bytes``
-    bytes is the only event of its batch. If a batch is not full, its delivery waits at most
-    ``seconds`` for more events. One delivery attempt takes at most ``timeout_seconds`` (None: no
-    limit). The wait between two attempts is at most ``retry_seconds``.
+    A batch has at most ``events`` events and ``bytes`` bytes. There is one exception: an event with
+    more than ``bytes`` bytes gets a batch of its own. If a batch is not full, its delivery waits at
+    most ``seconds`` for more events. One delivery attempt takes at most ``timeout_seconds`` (None:
+    no limit). The wait between two attempts is at most ``retry_seconds``.
     """
 
     events: int = 500

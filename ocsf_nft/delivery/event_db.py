@@ -83,12 +83,16 @@ class RefusedEvent(NamedTuple):
 
 
 class EventDatabase:
-    """SQLite database file with the events of one store; it uses at most ``max_bytes`` on the disk.
+    """SQLite database file with stored events; it uses at most ``max_bytes`` on the disk.
 
-    :meth:`sweep` removes events that are older than ``max_seconds``. If there is no room for new
-    events, events that all sinks have received are removed first. If that is not enough, the oldest
-    dead letters are removed too. If there is still no room, ``drops`` decides. If it is true, the
-    oldest events that sinks still need are removed. If it is false, the new events are refused.
+    :meth:`sweep` removes events that are older than ``max_seconds``, even if sinks still need them.
+    If there is no room for new events, stored events are removed in this order:
+
+    - Events that all sinks have received.
+    - The oldest dead letters (events that a sink refused).
+    - The oldest events that sinks still need, but only if ``drops`` is true.
+
+    If there is still no room, the new events are refused.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
@@ -228,8 +232,9 @@ class EventDatabase:
     def checkpoint(self, sink: str) -> tuple[int, int | None]:
         """Return a sink's checkpoint, and the end of the sink's pending batch.
 
-        The checkpoint is the number of the last event that the sink has acknowledged. The end is
-        the event number that :meth:`begin_batch` has stored, or None if no batch is pending.
+        The checkpoint is the number of the last event that the sink has acknowledged. A batch is
+        pending from :meth:`begin_batch` until the sink acknowledges the batch. The end is the
+        number of the last event in this batch, or None if no batch is pending.
         """
         with self._database.transaction() as connection:
             acknowledged, sending = connection.execute(

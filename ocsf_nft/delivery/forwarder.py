@@ -241,8 +241,8 @@ class Forwarder:
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
         """Deliver the stored events ``rows`` as one batch, and store the sink's new checkpoint.
 
-        ``end`` is used only if ``rows`` is empty: the store has then removed all events up
-        to the number ``end``. The forwarder continues after this number.
+        If ``rows`` is empty, the store has removed all events up to the number ``end``. Then
+        nothing is delivered, and the forwarder continues after this number.
         """
         if not rows:
             self._advance(end)
@@ -277,8 +277,8 @@ class Forwarder:
     ) -> tuple[list[Message], list[RefusedEvent]]:
         """Convert events to the sink's OCSF version.
 
-        Return the messages to send, and the events that can't be converted. Neither list
-        has the events of classes that the sink does not get.
+        Return the messages to send, and the events that can't be converted. Both lists omit the
+        events whose OCSF class is not configured for the sink.
         """
         messages: list[Message] = []
         refused: list[RefusedEvent] = []

@@ -73,8 +73,9 @@ def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
 def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of the column ``unmapped`` for one row.
 
-    ``own`` is the event's own attribute ``unmapped``. ``unmapped`` maps paths to the event's values
-    without a column; they are added to the content of ``own``.
+    ``own`` is the event's own attribute ``unmapped``. The argument ``unmapped`` has the values that
+    fit no column, by their path in the event. The result is the content of ``own`` plus these
+    values.
     """
     merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
     for path, value in unmapped.items():

@@ -60,10 +60,11 @@ class MadeFiles(NamedTuple):
 
 
 class Maker:
-    """Converter of messages to Parquet files.
+    """Converter of events to Parquet files; each message has one event.
 
     ``columns`` maps the ``class_uid`` of each event class to the columns of that class. Each class
-    must have the columns ``time`` (in ms since the epoch) and ``unmapped``.
+    must have the columns ``time`` (in ms since the epoch) and ``unmapped``. The rows of a file are
+    sorted by ``time``. ``unmapped`` gets the values that fit no other column.
     """
 
     def __init__(self, columns: Mapping[int, Struct]) -> None:

@@ -151,16 +151,16 @@ class Retention:
     def dropped_events(self) -> tuple[DroppedEvents, ...]:
         """Return for each sink how many events were removed before the sink got them.
 
-        Numbers that were passed to :meth:`confirm_reported` are subtracted.
+        Events that were already reported (:meth:`confirm_reported`) are not counted.
         """
         with self._database.transaction() as connection:
             rows = connection.execute("SELECT sink, events FROM dropped WHERE events > 0")
             return tuple(DroppedEvents(*row) for row in rows)
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Subtract an earlier result of :meth:`dropped_events` from all later results.
+        """Store that dropped events were reported; :meth:`dropped_events` then omits them.
 
-        Call this after an event has reported the numbers in ``dropped``.
+        ``dropped`` is an earlier result of :meth:`dropped_events`.
         """
         with self._database.transaction() as connection:
             connection.executemany(
@@ -179,9 +179,10 @@ class Retention:
 
 
 def _needed_beyond(connection: sqlite3.Connection) -> int:
-    """Return the highest event number that all sinks have acknowledged.
+    """Return the number of the last event that no sink needs any more.
 
-    Return ``LAST`` if there are no sinks.
+    All sinks have acknowledged the events up to this number. If there are no sinks, no event is
+    needed, and the result is ``LAST`` (the highest possible number).
     """
     (least,) = connection.execute("SELECT MIN(acknowledged) FROM sink").fetchone()
     return LAST if least is None else int(least)
@@ -234,11 +235,11 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 
 
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """Return the highest number of an event that one transaction may remove because of its age.
+    """Return the number up to which one transaction may remove events because they are too old.
 
-    One transaction removes a limited number of events. Events are too old if they were stored
-    before ``oldest_ms`` (ms since the epoch). If none is too old, the result is lower than all
-    event numbers. Without events, it is 0.
+    Events are too old if they were stored before ``oldest_ms`` (ms since the epoch). One
+    transaction removes a limited number of events. If no event is too old, the result is lower than
+    the number of every event. If there are no events, the result is 0.
     """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "

@@ -26,9 +26,9 @@ _SHUTDOWN_GRACE_SECONDS: Final = 3.0
 class StorageRetrier:
     """Retry of storage operations until the disk accepts them.
 
-    While a caller waits for a retry, it reads no log records. Meanwhile, the kernel buffers new
-    records, and counts those that it drops. When ``stop`` is set (the service shuts down), retries
-    continue for 3 s.
+    The caller waits until its operation succeeds. So the service reads no log records meanwhile:
+    the kernel buffers new records, and counts those that it drops. ``stop`` is set when the service
+    shuts down. Retries then continue for 3 s, and after that the error is raised.
     """
 
     def __init__(self, stop: asyncio.Event) -> None:

@@ -1,9 +1,9 @@
-"""Event as a syslog message of RFC 5424, with its JSON as the message's text.
+"""Conversion of an event to a syslog message of RFC 5424, with the event's JSON as its text.
 
-The text is ASCII: all other characters are written as JSON escapes. RFC 5424 requires a byte order
-mark before UTF-8, but RFC 8259 forbids a byte order mark before JSON. A message has no structured
-data, because the JSON has all values. A message may be longer than 2,048 bytes. Configure each
-receiver to accept longer messages.
+The text is ASCII: all characters outside ASCII are written as JSON escapes. So the text needs no
+byte order mark. RFC 5424 requires a byte order mark before UTF-8, but RFC 8259 forbids one before
+JSON. A message has no structured data, because the JSON has all values. A message may be longer
+than 2,048 bytes. Configure each receiver to accept longer messages.
 """
 
 from __future__ import annotations

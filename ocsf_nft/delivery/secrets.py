@@ -1,4 +1,7 @@
-"""Secrets, such as passwords and tokens; the configuration has only the location of a secret."""
+"""Reading of secrets, such as passwords and tokens.
+
+The configuration has only the location of a secret, such as the path of a file.
+"""
 
 from __future__ import annotations
 

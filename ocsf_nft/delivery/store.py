@@ -247,10 +247,10 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class _Put:
-    """Events of one call of :meth:`Store.put`, which waits until they are on the disk.
+    """Events of one call of :meth:`Store.put`; the call waits until they are on the disk.
 
-    ``position`` is a pair: the name of the log, and the position in it. It is None if no
-    position is to be stored.
+    ``position`` is a pair: the name of the log that the events come from, and where to resume
+    reading it. It is None if no position is to be stored.
     """
 
     lines: Sequence[bytes]

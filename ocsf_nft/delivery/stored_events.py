@@ -70,9 +70,10 @@ class Archive:
     def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
         """Open the database file again if another file has replaced it.
 
-        ``last`` is the last event that was read, or None. Returns ``last`` if reading can continue
-        after this event. Returns None if the new file lacks this event: then reading starts at the
-        beginning. Raises SourceError if the new file can't be read.
+        ``last`` is the last event that the caller has read, or None. The result is the event after
+        which the caller must continue: normally ``last``. The result is None if ``last`` is None,
+        or if the new file does not have this event. The caller must then begin with the first
+        event. Raises SourceError if the new file can't be read.
         """
         if not self._database.is_replaced():
             return last

@@ -67,8 +67,9 @@ class Outcome:
     """Result and duration of one attempt.
 
     ``got_through`` is true if the attempt reached its destination. ``saw`` is a short text about
-    the result, such as an answer or an error. ``milliseconds`` is the duration. A program makes the
-    attempt. If ``is_timed_outside`` is true, the duration includes the program's start.
+    the result, such as an answer or an error. ``milliseconds`` is the duration. If
+    ``is_timed_outside`` is true, the duration was measured outside the program that makes the
+    attempt. Then it includes the program's start.
     """
 
     got_through: bool
@@ -81,10 +82,11 @@ class Outcome:
 class Attempt:
     """Attempt of the demo to reach an address from the sandbox, by one program.
 
-    ``command`` is the program with its arguments. ``watch`` reads the program's output until the
-    outcome is known. Its second argument is the start time of the program
-    (:func:`time.perf_counter`). ``trace`` identifies the event about the attempt. It is None for an
-    allowed attempt, which has no event.
+    ``command`` is the program with its arguments. ``watch(process, start)`` reads the output of the
+    running program, and returns the outcome as soon as it is known. ``start`` is the start time of
+    the program (:func:`time.perf_counter`). ``trace`` has values by which the demo finds the event
+    about the attempt, such as protocol and port. It is None for an allowed attempt, which has no
+    event.
     """
 
     title: str

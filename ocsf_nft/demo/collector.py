@@ -1,4 +1,4 @@
-"""Sink of the demo: stores events in memory, and finds a selected event."""
+"""Sink of the demo: stores events in memory, and finds the first event that meets a condition."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ class Collector(Sink):
     ) -> dict[str, Any] | None:
         """Return the first event for which ``is_selected`` returns true; wait until it arrives.
 
-        Returns None if no such event arrives within ``seconds``, or before the sink is
-        closed.
+        Returns None if no such event arrives within ``seconds``, or before :meth:`close` is called.
         """
 
         def found() -> dict[str, Any] | None:

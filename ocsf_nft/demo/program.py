@@ -78,10 +78,10 @@ def ping(address: str) -> Callable[[], str]:
 
 
 def frame(device: str, destination: str) -> Callable[[], str]:
-    """Return a function that sends an Ethernet frame without an IP packet, and returns ``sent``.
+    """Return a function that sends an Ethernet frame without an IP packet.
 
-    ``device`` is the interface that sends the frame. ``destination`` is the receiver's MAC address.
-    The frame bypasses the IP stack.
+    The result of that function is always the text ``sent``. ``device`` is the interface that sends
+    the frame. ``destination`` is the receiver's MAC address. The frame bypasses the IP stack.
     """
     sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
     sock.bind((device, 0))

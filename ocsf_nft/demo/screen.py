@@ -181,11 +181,11 @@ class Screen:
 
 
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
-    """Return a value as JSON for people, with line breaks where a line would be too long.
+    """Return a value as readable JSON, with line breaks where a line would be too long.
 
-    ``width`` is the maximum number of columns of a line. ``indent`` is the number of blanks at the
-    start of the value's first line. ``taken`` is the number of columns before the value in this
-    line: these blanks and a key, if any.
+    ``width`` is the maximum number of columns of a line. ``indent`` is the indentation of the line
+    in which the value begins. ``taken`` is the number of columns before the value in this line,
+    including the indentation and the key, if any.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:

@@ -60,11 +60,11 @@ class _Offsets(NamedTuple):
 class _Layout:
     """Byte layout that all elements of a set share.
 
-    ``form`` splits an element's bytes into columns. ``key``, ``packets``, ``bytes`` and
-    ``expiration`` are the column numbers of the element's values (1, 3, 5 and 7 in any order). The
-    other columns are the bytes around the values. These bytes are the same in all elements.
-    ``same`` has a pair for each of these columns: its number and its bytes. ``timeout_ms`` is the
-    timeout of each element.
+    ``form`` splits an element's bytes into nine columns, with the numbers 0 to 8. Columns 1, 3, 5
+    and 7 are the element's four values. ``key``, ``packets``, ``bytes`` and ``expiration`` are the
+    column numbers of these values. The columns with even numbers are the bytes around the values,
+    which are the same in all elements. ``same`` has a pair for each even column: its number and its
+    bytes. ``timeout_ms`` is the timeout of each element.
     """
 
     form: struct.Struct
@@ -148,7 +148,9 @@ class ElementParser:
     def _find_layout(self, payload: memoryview) -> _Layout | None:
         """Return the byte layout of the first set element in the payload.
 
-        Return None if this element is truncated or ignored, or does not expire.
+        A layout includes an expiration time, so return None if this element does not expire. Also
+        return None if the element is truncated, or if this parser ignores it, for example because
+        it has no counter.
         """
         kind, element = next(_spans(payload, _Span(0, len(payload))), (None, _Span(0, 0)))
         offsets = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
@@ -206,9 +208,10 @@ def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
 
 
 def _nested(payload: memoryview, nest: _Span | None, kind: int) -> _Span | None:
-    """Return the value span of the last attribute of type ``kind``; None if it is missing.
+    """Return where an attribute's value is in ``payload``; None if there is no such attribute.
 
-    ``nest`` is the span that contains the attribute. If ``nest`` is None, so is the result.
+    The attribute has the type ``kind``, and is inside the value at ``nest``. If there are several,
+    the last one is used. If ``nest`` is None, so is the result.
     """
     return None if nest is None else dict(_spans(payload, nest)).get(kind)
 

@@ -247,10 +247,11 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Return ``epoch`` with the boot id, and ``reading`` with converted user ids.
+        """Return ``epoch`` with the boot id before it, and ``reading`` with converted user ids.
 
-        With the boot id, the epoch is unique across reboots. The user ids of the counted flows are
-        converted to ids of this process's user namespace.
+        ``epoch`` is a text that identifies the rule's present counters. With the boot id, this text
+        is unique across reboots. The user ids of the counted flows are converted to ids of this
+        process's user namespace.
         """
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
@@ -265,9 +266,10 @@ class Counters:
         return entry.nftables
 
     def _open_here(self, entry: _NamespaceTables) -> Nftables:
-        """Open a netlink socket in the calling thread's network namespace; set ``entry.users``.
+        """Open and return a netlink socket in the calling thread's network namespace.
 
-        Raises AbsentError if ``entry`` is for another network namespace.
+        Also store in ``entry.users`` the map for the user ids in this namespace. Raises AbsentError
+        if this is no longer the namespace in which the fence was installed.
         """
         if entry.identity not in {None, Namespace().identity()}:
             raise AbsentError(
@@ -339,9 +341,10 @@ class _Rule:
         )
 
     def _elements(self, kind: Kind, timeout_ms: int) -> tuple[Element, ...]:
-        """Return the flows in one of the rule's sets, with their latest counts.
+        """Return the elements of one of the rule's sets: flows with their latest counts.
 
-        ``kind`` is the kind of the set, such as ``flows4``.
+        ``kind`` is the kind of the set, such as ``flows4``. ``timeout_ms`` is the set's timeout for
+        its elements.
         """
         elements = ElementParser(_KEY_BYTES[kind], timeout_ms)
         found: dict[bytes, Element] = {}

@@ -46,7 +46,10 @@ class FenceEvents:
 
     @property
     def tamper_guard(self) -> TamperGuard:
-        """Return the tamper guard (the thread); raises RuntimeError before :meth:`start`."""
+        """Return the thread that detects changes to the fence.
+
+        Raises RuntimeError if :meth:`start` has not been called.
+        """
         if self._tamper_guard is None:
             raise RuntimeError("start the monitoring first")
         return self._tamper_guard
@@ -73,12 +76,13 @@ class FenceEvents:
         await asyncio.to_thread(self.tamper_guard.stop)
 
     async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
-        """Yield tuples of changes; after each tuple, the caller should check the fence.
+        """Yield tuples of fence changes; after each tuple, the caller should check the fence.
 
-        The first tuple comes at once, the others about every 5 s. After changes to the fence, links
-        or routes, the next tuple comes earlier. A tuple has the changes that other processes made
-        since the previous tuple; it may be empty. While the caller is busy, only the latest 64
-        changes are stored. If the tamper guard's thread ends with an error, this error is raised.
+        The first tuple comes at once, the others about every 5 s. After a change to the fence, a
+        network link or a route, the next tuple comes earlier. A tuple has only the changes to the
+        fence that other processes made since the previous tuple. It may be empty. While the caller
+        is busy, only the latest 64 changes are stored. If the tamper guard's thread ends with an
+        error, this error is raised.
         """
         while True:
             yield self.take_pending()

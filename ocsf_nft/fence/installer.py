@@ -165,12 +165,12 @@ def verify(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> Verification:
-    """Compare the fence in the kernel, and the sandbox's present interfaces, with the record.
+    """Compare a sandbox's present fence and interfaces with the record from the installation.
 
-    ``namespace`` is where the fence must be; None means the namespace in the record. If there is no
-    record, the result only states whether a fence is there. None for ``namespace`` then means the
-    namespace of this process. ``device`` is a VM's TAP device, needed only if there is no record.
-    Raises UnsupportedError if reading is not permitted, FenceError if the record is damaged.
+    The fence must be in ``namespace``; None means the namespace in the record. Without a record,
+    None means this process's namespace, and the result only states whether a fence is there.
+    ``device`` is a VM's TAP device, needed only if there is no record. Raises UnsupportedError if
+    reading is not permitted, FenceError if the record is damaged.
     """
     installed = state.read(sandbox)
     if installed is None:
@@ -281,9 +281,9 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
     """Return a copy of ``spec``, the new fence, with a new value of ``has_changed``.
 
-    ``before`` is the previous fence. ``identity`` identifies the namespace of the new fence. The
-    value is False if the previous fence is in another namespace. Otherwise the value is True if the
-    sandbox's fence has been both enforcing and permissive.
+    The value is True if the sandbox's fence was enforcing at one time, and permissive at another.
+    But it is False if the previous fence (``before``) is in another namespace than the new fence.
+    ``identity`` identifies the namespace of the new fence.
     """
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -398,9 +398,10 @@ def _undo(before: InstalledFence | None, intended: InstalledFence, state: StateD
 
 
 def _restore_sysctls(installed: InstalledFence, state: StateDirectory) -> InstalledFence:
-    """Restore the log and forwarding sysctls that no fence needs; return ``installed`` unchanged.
+    """Restore the previous values of the log and forwarding sysctls that no fence needs any more.
 
-    Raises FenceError if a sysctl can't be restored.
+    Raises FenceError if a sysctl can't be restored. The result is ``installed`` itself, because the
+    callers return it.
     """
     sandbox = installed.spec.sandbox
     try:
@@ -451,7 +452,7 @@ def _release_forwarding(
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
     The previous values are stored under ``identity``, the identity of the namespace. The fence of
-    the sandbox ``besides`` is ignored, for example because it is being removed.
+    the sandbox ``besides`` does not count as active, for example because it is being removed.
     """
     if state.forwarding_before(identity) is None:
         return

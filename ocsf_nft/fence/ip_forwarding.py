@@ -139,9 +139,9 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
     """Return the values that the sysctls had before forwarding was enabled, by path of the sysctl.
 
-    ``stored`` has the values that :func:`prepare` stored earlier, for example for another VM. All
-    of them are in the result. For each other sysctl that :func:`switch_on` will change, the result
-    has the current value.
+    ``stored`` has the values that :func:`prepare` stored earlier, for example for another VM. The
+    result has all these values. It also has the present values of the other sysctls that
+    :func:`switch_on` is about to change.
     """
     found = dict(stored)
     for key in _missing(spec):
@@ -154,7 +154,11 @@ def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]
 
 
 def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
-    """Yield the paths of all sysctls that change when the sysctl ``key`` is switched on."""
+    """Yield the paths of all sysctls that change when the sysctl ``key`` is switched on.
+
+    These are ``key`` itself and, if ``key`` is for all devices, other sysctls that change with it.
+    ``spec`` has the VM's TAP device, whose ``accept_ra`` does not change.
+    """
     if "/all/" not in key:
         yield key
         return
@@ -233,11 +237,12 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 
 
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
-    """Return the stored previous values of a namespace's sysctls; empty if there are none.
+    """Return the stored values that a namespace's sysctls had before forwarding was enabled.
 
-    The kernel may give the ``identity`` of a deleted namespace to a new one. So values that were
-    stored with another ``origin`` (:func:`_origin`) are ignored. Raises FenceError if the stored
-    values are damaged.
+    The result is empty if there are none. The kernel may give the ``identity`` of a deleted
+    namespace to a new one. ``origin`` (boot id and netns cookie) distinguishes them, so values that
+    were stored with another ``origin`` are ignored. Raises FenceError if the stored values are
+    damaged.
     """
     content = state.forwarding_before(identity)
     if content is None:

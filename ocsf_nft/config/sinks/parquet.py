@@ -58,13 +58,14 @@ class ParquetSink(SinkTable):
     The path of a file in the directory or bucket begins with ``ext/<source>-<class>/
     <source_version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/``. In Security Lake,
     create a custom source for each event class, such as ``ocsf-nft-4001`` for Network Activity.
-    ``source`` is the part of these names before the class: ``ocsf-nft``. ``source_version`` is by
-    default the OCSF version, because all files of a custom source must have the same columns. If
-    the custom source was created without a version, give ``""``. ``account`` is the AWS account of
-    the events, or a text that begins with ``external``.
+    ``source`` is the beginning of the names of these custom sources, by default ``ocsf-nft``.
+    ``source_version`` is by default the OCSF version, because all files of a custom source must
+    have the same columns. If the custom source was created without a version, give ``""``.
+    ``account`` is the AWS account of the events. For events from outside AWS, it is a text that
+    begins with ``external``.
 
-    The credentials are ``access_key`` and ``secret``. Without these keys, the credentials come from
-    the environment, the container or the machine, as for Amazon's own tools. The credentials need
+    The credentials are ``access_key`` and ``secret``. If both are omitted, the credentials come
+    from the environment, the container or the machine, as for Amazon's tools. The credentials need
     the permission ``s3:PutObject`` for the paths of each custom source. The authorities of
     ``tls.ca`` are trusted in addition to the system's authorities. A client certificate is not
     possible. The environment variable ``HTTPS_PROXY`` sets the proxy.

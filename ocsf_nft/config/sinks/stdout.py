@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 class StdoutSink(SinkTable):
     """JSON Lines on standard output.
 
-    The reader of a pipe acknowledges nothing. If the reader closes the pipe, the events that it had
-    not read are dropped, and `ocsf-nft run` ends. If the pipe is full, `ocsf-nft run` waits for the
-    reader. With ``handshake``, the first line reports that every fence is active and every log
-    record is read. Nothing is written before that line.
+    If standard output is a pipe, the reader of the pipe acknowledges no events. If the reader
+    closes the pipe, the events that it had not read are dropped, and `ocsf-nft run` ends. If the
+    pipe is full, `ocsf-nft run` waits for the reader. With ``handshake``, the first line reports
+    that every fence is active. The line also reports that `ocsf-nft run` has begun to read all
+    sources of log records. Nothing is written before that line.
     """
 
     is_local: ClassVar[bool] = True
@@ -36,12 +37,12 @@ class StdoutSink(SinkTable):
 
     @property
     def file(self) -> Path:
-        """Return ``/dev/stdout``, the file that only this sink may write to."""
+        """Return ``/dev/stdout``; no other sink may write to the same file."""
         return Path("/dev/stdout")
 
     @property
     def target(self) -> str:
-        """Return the sink's default name: ``-``, as for standard output on the command line."""
+        """Return the sink's default name ``-``, which means standard output on the command line."""
         return "-"
 
     def sink(self) -> Sink:

@@ -43,13 +43,17 @@ class SyslogSink(SinkTable):
     An event whose message is longer than ``max_bytes`` becomes a dead letter: receivers truncate
     longer messages, and a truncated event is no JSON. The default, 8096, is the limit of rsyslog.
     If your rsyslog accepts more, for example with ``global(maxMessageSize="64k")``, set
-    ``max_bytes`` to 64000. An event with long arguments of a process may have 40,000 bytes.
+    ``max_bytes`` to 64000. For example, an event about a process with long arguments can have
+    40,000 bytes.
 
     Syslog has no acknowledgement. With TCP and TLS, an event counts as delivered when the
     receiver's system has it. A receiver that crashes drops the events that it had not read or
     stored. With UDP, an event is dropped without an error if the network or the receiver drops its
-    datagram. ``timeout_seconds`` is at least 1, because each new connection is tested for half a
-    second.
+    datagram.
+
+    With every transport, the first delivery to a newly connected receiver waits half a second for
+    an error. This half second is part of ``timeout_seconds``, so ``timeout_seconds`` must be at
+    least 1.
     """
 
     type: Literal["syslog"]

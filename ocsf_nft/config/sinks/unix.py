@@ -36,13 +36,14 @@ class UnixSink(SinkTable):
     """JSON Lines to the program that listens on the Unix stream socket at ``path``.
 
     With ``until_read``, an event counts as delivered when the program has read it. Without
-    ``until_read``, an event counts as delivered when it is in the socket's buffer. Then the event
-    is dropped if the program exits before it reads the event. The program does not acknowledge that
-    it has processed an event.
+    ``until_read``, it is enough that the event is in the socket's buffer. Such an event is dropped
+    if the program exits before it reads the event. The program does not acknowledge that it has
+    processed an event.
 
     If a connection breaks, its last line may be incomplete, without a line end. The next connection
     may repeat events of the broken connection. With ``handshake``, the first line of each
-    connection reports that every fence is active and every log record is read.
+    connection reports that every fence is active. The line also reports that `ocsf-nft run` has
+    begun to read all sources of log records. Nothing is sent before every fence is active.
 
     Choose a path in a directory that only the program's user may write to. Otherwise another user's
     process could listen at the path and get the events.
@@ -65,7 +66,7 @@ class UnixSink(SinkTable):
         return f"unix:{self.path}"
 
     def sink(self) -> Sink:
-        """Create the sink that this table configures."""
+        """Create the sink that this table of the configuration describes."""
         from ocsf_nft.delivery.sinks.unix import Unix  # noqa: PLC0415 - if configured
 
         return Unix(path=self.path, until_read=self.until_read)

@@ -62,8 +62,8 @@ class HttpAnswer:
     """Answer of a receiver to an HTTP request.
 
     ``body`` may be cut (see ``answer_bytes`` of :meth:`HttpSession.request`). ``text`` is the body
-    as short printable text. ``after_seconds`` is the pause before a retry that the receiver
-    requested; None without such a request.
+    as short printable text. ``after_seconds`` is the pause before a retry, from the header
+    Retry-After. It is None if the answer has no valid Retry-After.
     """
 
     status: int

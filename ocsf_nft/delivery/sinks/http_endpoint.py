@@ -38,10 +38,10 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receiver:
-    """HTTP server that receives events.
+    """Settings for requests to an HTTP server that receives events.
 
-    A sink may append a path to ``url``. If ``tls`` is None, the system's authorities are
-    trusted. If ``proxy`` is None, no proxy is used, even if an environment variable names one.
+    A sink may append a path to ``url``. If ``tls`` is None, the system's certificate authorities
+    are trusted. If ``proxy`` is None, no proxy is used, even if an environment variable names one.
     If ``is_compressed`` is true, request bodies are compressed with gzip, except small ones.
     """
 

@@ -33,9 +33,10 @@ class LogCapture(logging.Handler):
         self._thread: int | None = None
 
     def start(self, secrets: tuple[str, ...]) -> None:
-        """Start to capture the log records of the current thread, and clear ``last``.
+        """Start to capture the log records of the current thread.
 
-        Each text in ``secrets`` is masked in ``last``.
+        ``last``, the text about aiokafka's last failure, becomes empty. Each text in ``secrets`` is
+        masked in later texts.
         """
         self.last = ""
         self.secrets = secrets

@@ -36,8 +36,8 @@ class WriterThread:
     def __init__(self, name: str, destination: object) -> None:
         """Create a writer; :meth:`start` starts its thread, which is called ``name``.
 
-        ``destination`` is, for example, the path of the file. Two writers with the same name and
-        the same destination never run at the same time.
+        ``destination`` only identifies the output, for example by the path of the file. If another
+        writer with the same name and destination still runs, :meth:`start` waits for its end.
         """
         self._name = name
         self._destination = f"{name} {destination}"

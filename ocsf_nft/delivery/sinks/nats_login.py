@@ -46,10 +46,12 @@ class LoginValues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Locations from which the credentials for a NATS server are read, such as files.
+    """Credentials for a NATS server: the user's name, and the locations of the secrets.
 
-    Only ``user`` is the value itself: the user's name. ``nkey`` is the location of a user's seed (a
-    private key). ``credentials`` is the path of a credentials file of the tool ``nsc``.
+    Only ``user`` is the value itself. Each other field is a location from which a secret is read,
+    such as a file or an environment variable. ``nkey`` is the location of a user's seed (a private
+    key). ``credentials`` is the path of a credentials file of the tool ``nsc``. ``token``,
+    ``password``, ``nkey`` and ``credentials`` are alternatives.
     """
 
     token: Secret | None = None

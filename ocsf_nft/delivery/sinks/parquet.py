@@ -47,9 +47,10 @@ class Storage(Protocol):
 class Parquet(Sink):
     """Sink that stores each batch as Parquet files, one for each class and day of its events.
 
-    ``columns`` maps the ``class_uid`` of each class to the columns of that class. If
-    ``source_version`` is empty, the path has no folder for the version. A batch that is delivered
-    again replaces the files of its first delivery, so its events are stored only once.
+    ``columns`` maps the ``class_uid`` of each class to the columns of that class. The path of a
+    file has a folder for ``source_version``, the version of the custom source in Security Lake. If
+    ``source_version`` is empty, there is no such folder. A batch that is delivered again replaces
+    the files of its first delivery, so its events are stored only once.
     """
 
     repeats_batches = True

@@ -1,9 +1,10 @@
 """Safe opening of a file for appending, in a directory where other users may write too.
 
-Another user could redirect our writes to a file that only this process may change. So a symbolic
-link is followed only if it belongs to root or to the user of this process. In a world-writable
-directory (/tmp), files of other users and regular files with a second hard link are refused too.
-One risk remains: a user who may write to any directory in the path can replace the file.
+Another user could create a link in the directory. This process would then write to a file that the
+other user may not change. So a symbolic link is followed only if it belongs to root or to the user
+of this process. In a world-writable directory (/tmp), files of other users and regular files with a
+second hard link are refused too. One risk remains: a user who may rename files in one of the path's
+directories can replace the file.
 """
 
 from __future__ import annotations

@@ -95,9 +95,14 @@ class SplunkHec(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch of events; the result lists the events that the collector finds invalid.
 
-        Raises RefusedError if the collector refuses the whole request, or does not name the
-        invalid event. An event that it names is sent again alone; if the collector then
-        accepts it, RefusedError is raised too. Raises DeliveryError for any other failure.
+        If the collector names an invalid event, this event is sent again alone, to check the
+        collector's answer. Raises RefusedError in three cases:
+
+        - The collector accepts the event that was sent alone.
+        - The collector reports an invalid event without naming it.
+        - The collector refuses the whole request.
+
+        Raises DeliveryError for any other failure.
         """
         refused: list[Refusal] = []
         rest = list(messages)
@@ -116,10 +121,12 @@ class SplunkHec(Sink):
             raise DeliveryError(self._session.describe(answer), after_seconds=answer.after_seconds)
 
     async def _send(self, messages: Sequence[Message]) -> _InvalidEvent | None:
-        """Send events; return the first invalid event, or None if the collector has all events.
+        """Send events; return None if the collector accepts all of them.
 
-        Raises RefusedError if the collector refuses the whole request, or does not name the
-        invalid event. Raises DeliveryError for any other failure.
+        Otherwise, return the event that the collector names as invalid. The collector may have
+        indexed the events before it. Raises RefusedError if the collector refuses the whole
+        request, or reports an invalid event without naming it. Raises DeliveryError for any other
+        failure.
         """
         body = await asyncio.to_thread(self._body, messages)
         answer = await self._session.request("POST", _EVENT, body=body, headers=self._channel)

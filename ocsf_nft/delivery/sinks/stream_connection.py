@@ -1,8 +1,8 @@
-"""Stream connection to a peer that sends no acknowledgements.
+"""Stream connection to a peer whose protocol has no acknowledgements.
 
-The kernel reports how many sent bytes are outstanding (``SIOCOUTQ``). For TCP, the peer's kernel
-has not acknowledged these bytes (tcp(7)). For a Unix socket, the peer has not read these bytes
-(unix(7)).
+Instead, the kernel reports how many sent bytes are outstanding (``SIOCOUTQ``), and a caller can
+wait until there are none. For TCP, the outstanding bytes are those without a TCP acknowledgement
+(tcp(7)). For a Unix socket, they are the bytes that the peer has not read (unix(7)).
 """
 
 from __future__ import annotations

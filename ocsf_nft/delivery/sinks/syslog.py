@@ -2,8 +2,8 @@
 
 Syslog has no acknowledgement. Over UDP (RFC 5426), the sink does not notice a dropped datagram.
 Over TCP (RFC 6587) and TLS (RFC 5425), an event counts as delivered when the receiver's kernel has
-it. If the receiver dies, events that it had read but not stored are dropped. If the connection
-breaks, the whole batch is sent again on a new connection.
+it. If the receiver dies later, delivered events that it had not stored are dropped. If the
+connection breaks during a delivery, the whole batch is sent again on a new connection.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _EVENTS_PER_SLICE: Final = 32
 class Syslog(Sink):
     """Sink for the syslog receiver at ``host`` and ``port``.
 
-    ``tls`` is used only if ``transport`` is "tls". None means to trust the certificate authorities
-    of the system. An event becomes a dead letter if its syslog message has more than ``max_bytes``
-    bytes.
+    ``tls`` is used only if ``transport`` is "tls". If ``tls`` is None, the system's certificate
+    authorities are trusted. An event becomes a dead letter if its syslog message has more than
+    ``max_bytes`` bytes.
     """
 
     def __init__(
@@ -64,8 +64,9 @@ class Syslog(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send all events whose syslog message has at most ``max_bytes`` bytes.
 
-        The result lists the other events as refused. Raises DeliveryError if sending fails. Raises
-        RefusedError if a message is too long for a UDP datagram.
+        The other events are not sent, and the result lists them as refused. Raises DeliveryError if
+        sending fails. Over UDP, even a message of at most ``max_bytes`` bytes can be too long for a
+        datagram. RefusedError is raised in that case, and the events after it are not sent.
         """
         frames: list[bytes] = []
         refused: list[Refusal] = []

@@ -58,7 +58,7 @@ class Unix(Sink):
             stream.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send events to the program, one line each.
+        """Send events, one line each, to the program that listens on the Unix socket.
 
         Raises DeliveryError if the connection is not open or breaks.
         """
