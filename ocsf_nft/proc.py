@@ -70,7 +70,8 @@ class Stat(NamedTuple):
     def created_ns(self) -> int:
         """Return the start time in ns since the epoch (UTC), rounded down to a clock tick.
 
-        Because of the rounding, each call returns the same time, unless the wall clock was set.
+        The time is computed from the present wall clock, so it has a small error that varies.
+        Because of the rounding, calls normally return the same time, unless the wall clock was set.
         """
         booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         return booted_ns // TICK_NS * TICK_NS + self.started_ns
@@ -158,8 +159,9 @@ def text(content: bytes) -> str:
 def stat(where: int, path: str = "stat") -> Stat:
     """Read and parse the ``stat`` file of a process or a thread.
 
-    ``where`` is the descriptor of the directory in which ``path`` begins. For the directory
-    /proc/PID, ``path`` is ``stat``. For the directory /proc, it is for example ``4242/stat``.
+    ``where`` is the descriptor of a directory, and ``path`` is relative to this directory. For the
+    directory /proc/PID, ``path`` is ``stat``. For the directory /proc, it is for example
+    ``4242/stat``.
     """
     return parsed_stat(read(path, where))
 
@@ -190,10 +192,10 @@ def parsed_stat(content: bytes) -> Stat:
 def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
     """Return true if a process ran the same program at two reads of its ``stat`` file.
 
-    ``before`` and ``after`` are the contents of the file. ``has_program`` is true if the process's
-    program file was visible between the reads. If ``has_program`` is true, the result is
-    true if both memory layouts are known and equal. Otherwise the result is true if the layouts
-    and the process names are equal.
+    ``before`` and ``after`` are the contents of the file. ``has_program`` is true if /proc/PID/exe,
+    the link to the program file, could be read between the two reads. The memory layouts must be
+    equal. If ``has_program`` is true, the layouts must also be known. Otherwise the process names
+    must also be equal.
     """
     if before.layout != after.layout:
         return False

@@ -19,9 +19,10 @@ ConfidenceLevel: TypeAlias = Literal["high", "medium", "low"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Container:
-    """Container that is a sandbox, or in which a process runs; the names are from its runtime.
+    """Container that is a sandbox, or in which a process runs.
 
-    ``uid`` is the container's id in the runtime. ``pod_uid`` is the uid of its Kubernetes pod.
+    The container runtime, for example Docker, gives a container its ``uid``, its ``name`` and the
+    name of its image. ``pod_uid`` is the uid of the container's Kubernetes pod.
     """
 
     uid: str | None = None
@@ -65,10 +66,11 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One of several processes that sent the packets of an attempt, or may have sent them.
+    """One of several processes that sent packets of an attempt, or that may have sent some.
 
-    ``calls`` is the number of system calls or refused packets of this process that BPF programs
-    captured; None if unknown. The real number may be higher, because some are not captured.
+    ``calls`` is the number of refused packets of this process that BPF programs captured; None if
+    unknown. For a permissive fence, or on a kernel without BTF (type information), system calls are
+    counted instead. The real number may be higher, because some are not captured.
     """
 
     process: Process
@@ -79,12 +81,14 @@ class Seen:
 class Attribution:
     """Process that made an attempt, with the attribution method and the confidence.
 
-    ``process`` is None if the sender is unknown, or if there are several possible senders. The
-    tuple ``seen`` has possible senders. ``unnamed`` is the minimum number of further possible
-    senders, outside this tuple. ``reason`` is a sentence that explains the result. ``user_name``
-    and ``group_name`` belong to the ids in the kernel's log record. ``sent_ns`` is the time at
-    which BPF programs saw the process send the packet (ns since the epoch). It is None if they did
-    not see that.
+    - ``reason`` is a sentence that explains the result.
+    - ``process`` is the sender. It is None if the sender is unknown, or if there are several
+      possible senders.
+    - ``seen`` has the possible senders that were found. There are at least ``unnamed`` more.
+    - ``user_name`` and ``group_name`` are the names for the uid and the gid in the kernel's log
+      record.
+    - ``sent_ns`` is the time at which BPF programs saw the process send the packet (ns since the
+      epoch). It is None if they did not see that.
     """
 
     method: Method

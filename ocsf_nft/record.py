@@ -61,15 +61,16 @@ class Origin:
 class Record:
     """Packet that a firewall rule logged, in most cases because the rule refused the packet.
 
-    All transports give an equal record for the same packet. Equality ignores the times,
-    ``captured_sum`` and ``origin``. ``prefix`` is the text of the rule's log statement. ``sandbox``
-    and ``rule`` are the names in ``prefix``. Addresses are in canonical text form (RFC 5952 for
-    IPv6, lower-case with colons for MACs). Absent values are None. ``length`` is the total length
-    of the IP packet in bytes. ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168, for
-    example SYN=2 and ACK=16.
+    All log transports (NFLOG, journal and others) give an equal record for the same packet.
+    Equality ignores the times, ``captured_sum``, and ``origin`` (the source of the record).
+    ``prefix`` is the text of the rule's log statement. ``sandbox`` and ``rule`` are the names in
+    ``prefix``. Addresses are in canonical text form (RFC 5952 for IPv6, lower-case with colons for
+    MACs). Absent values are None. ``length`` is the total length of the IP packet in bytes.
+    ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168, for example SYN=2 and ACK=16.
 
-    ``verdict`` is None if a fence refused the packet, and ``permit`` if a permissive fence allowed
-    it. For another firewall, it is the verdict in the log prefix, for example ``drop``.
+    ``verdict`` is None in the normal case: a fence refused the packet. It is ``permit`` if a
+    permissive fence allowed the packet. For another firewall, it is the verdict in the log prefix,
+    for example ``drop``.
 
     ``time_ns`` is the time of the packet, and ``received_ns`` the time of the read (ns since the
     epoch, UTC). ``captured_sum`` is the Adler-32 checksum (RFC 1950) of the captured bytes of the
@@ -130,9 +131,9 @@ class Gap:
 class Reject:
     """Line of a log that resembles a log record of a packet, but is not accepted as a log record.
 
-    ``kind`` is the reason. ``forged``: the line is not from the kernel, or names a sandbox that
-    does not log there. ``malformed``: the line can't be parsed. ``ambiguous``: the line can be
-    parsed in more than one way.
+    ``kind`` is the reason. ``forged``: the line is not from the kernel, or names a sandbox whose
+    records can't be in this log. ``malformed``: the line can't be parsed. ``ambiguous``: the line
+    can be parsed in more than one way.
     """
 
     kind: Literal["forged", "malformed", "ambiguous"]
@@ -144,9 +145,10 @@ class Reject:
 class Batch:
     """Result of one read of a source: log records, in the order in which the kernel logged them.
 
-    ``rejected`` are lines that are no valid log records. ``cursor`` is the position after this
-    batch, to resume reading; None if the transport has no position. ``since_ns`` is the earliest
-    time at which the kernel can have logged the records (CLOCK_BOOTTIME); 0 if unknown.
+    ``rejected`` has texts from the log that are no valid log records. ``cursor`` is the position
+    after this batch, at which reading can resume. It is None if reading of the source can't resume.
+    ``since_ns`` is the earliest time at which the kernel can have logged the records
+    (CLOCK_BOOTTIME); 0 if unknown.
     """
 
     records: tuple[Record, ...] = ()

@@ -98,7 +98,7 @@ class Attack(Model):
 
 
 class Analytic(Model):
-    """OCSF object ``analytic``: the detection that made a finding, either attempt or fan-out."""
+    """OCSF object ``analytic``: detection behind a finding, ``attempt`` or ``fan-out`` (a scan)."""
 
     uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
     name: str = Field(description="Attempt or Fan-out")

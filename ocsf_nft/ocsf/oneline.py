@@ -173,8 +173,8 @@ def _sender(event: Mapping[str, Any]) -> str:
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
     """Count the possible senders in an event, except the process with the id ``pid``.
 
-    If ``pid`` is None, all possible senders are counted. The second result is True if each of
-    them certainly sent a packet. It is False if some of them may have sent none.
+    If ``pid`` is None, all possible senders are counted. The second result is True if every
+    possible sender has sent a packet. It is False if some possible senders may have sent none.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():

@@ -147,18 +147,18 @@ def is_attempt(record: Record) -> bool:
 def outcome(record: Record, answer: Answer | None) -> Outcome:
     """Return the outcome of a packet as OCSF ids, for example action Denied, disposition Blocked.
 
-    ``answer`` is the fence's answer to the sender. If another firewall logged the packet, the
-    outcome depends on that firewall's verdict instead.
+    ``answer`` is what the fence sends back to the sender, for example a TCP reset; None if unknown.
+    If another firewall logged the packet, the outcome depends on that firewall's verdict instead.
     """
     verdict = foreign_verdict(record)
     return outcome_of(answer) if verdict is None else _OUTCOMES[verdict]
 
 
 def outcome_of(answer: Answer | None) -> Outcome:
-    """Return the outcome of a packet, by the fence's answer to the packet's sender.
+    """Return the outcome of a packet, which depends on what the fence sends back to the sender.
 
-    The disposition is Logged for ``PERMITTED`` (a permissive fence), and Dropped for ``NOTHING``.
-    In all other cases it is Blocked, also for None (unknown answer).
+    The disposition in the outcome is Logged for ``PERMITTED`` (a permissive fence), and Dropped for
+    ``NOTHING`` (no answer). In all other cases it is Blocked, also if ``answer`` is None (unknown).
     """
     if answer is Answer.PERMITTED:
         return _ALLOWED
@@ -197,10 +197,11 @@ def direction_of_rule(rule: str) -> Direction:
 
 
 def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> Answer | None:
-    """Return the answer of a fence's rule to a packet's sender, if all packets get the same answer.
+    """Return the answer of a fence's rule to senders, if it is the same for all packets.
 
-    Return None if the answer depends on the packet: then call :func:`answer`. ``verdict`` is
-    ``permit`` if the fence is permissive, else None.
+    The result is ``PERMITTED`` if ``verdict`` is ``permit`` (the fence is permissive). It is
+    ``NOTHING`` if the rule sends no answers, or if ``direction`` is inbound. Otherwise it is None,
+    because the answer depends on the packet: then call :func:`answer`.
     """
     if verdict == "permit":
         return Answer.PERMITTED
@@ -214,8 +215,10 @@ def answer(record: Record, direction: Direction, destination: AddressKind | None
     Return None if the answer is unknown, for example if another firewall logged the packet.
     ``destination`` describes the packet's destination address; None if there is no address.
 
-    The kernel never answers TCP resets, ICMP errors, multicast, broadcast, later fragments or
-    incomplete headers (nf_reject_ipv4.c, nf_reject_ipv6.c and both files icmp.c).
+    Return ``NOTHING`` for packets to which the kernel never replies. These are TCP resets, ICMP
+    errors, multicast, broadcast, fragments after the first, and packets with incomplete headers.
+    The kernel's sources are nf_reject_ipv4.c, nf_reject_ipv6.c, net/ipv4/icmp.c and
+    net/ipv6/icmp.c.
     """
     if not is_ours(record):
         return None
@@ -253,8 +256,8 @@ def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
     There are three kinds:
 
     - Messages about the local link, for example IGMP or an IPv6 router solicitation.
-    - ARP replies for the sandbox's own address. A VM's ARP replies do not count, because its fence
-      refuses only replies with a false address.
+    - ARP replies for the sandbox's own address. A VM's fence allows correct ARP replies. So a
+      refused ARP reply of a VM has a false address, and is not of this kind.
     - ICMP errors that a fence sends about refused packets.
 
     ``destination`` describes the packet's destination address; None if there is no address.

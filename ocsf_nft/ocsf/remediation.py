@@ -101,8 +101,9 @@ def advice(
 ) -> str:
     """Return the advice for the sender of a refused packet: what to do instead.
 
-    ``destination`` is the kind of the destination address, such as multicast; None if the packet
-    has no such address. ``proxy`` is the sandbox's proxy; None for advice without its URL.
+    ``destination`` describes the packet's destination address, for example as multicast; None if
+    there is no address. ``proxy`` is the sandbox's proxy. If ``proxy`` is None, the advice has no
+    URL of a proxy.
     """
     if direction is Direction.INBOUND:
         return general_advice(record.rule, direction, proxy)

@@ -63,13 +63,13 @@ _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 
 
 def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
-    """Return the Detection Finding for the current stage of a scan.
+    """Return the Detection Finding for the present stage of a scan: start, growth or end.
 
-    ``found`` is the scan. All findings of one scan have the same ``finding_info.uid``. Their counts
-    are totals since the start of the scan. Network Activity events count the same packets: do not
-    add their counts to those of a finding. A Network Activity event that aggregates flows of the
-    scan has the same ``correlation_uid``. ``processed_ns`` is the current time (ns since the epoch,
-    UTC), for ``metadata.processed_time``.
+    ``found`` is the scan. All findings of one scan have the same ``finding_info.uid``. The counts
+    in a finding are totals since the start of the scan. Network Activity events count the same
+    packets, so do not add the counts of both. Some of these events aggregate flows of the scan.
+    They have the same ``correlation_uid`` as the findings of the scan. ``processed_ns`` is the
+    current time (ns since the epoch, UTC), for ``metadata.processed_time``.
     """
     stage = STAGES[found.stage]
     direction = packet_outcome.direction_of_rule(found.rule)

@@ -72,11 +72,12 @@ def of_flow(
     destination: AddressKind | None,
     rules: Iterable[SeverityRule],
 ) -> Severity:
-    """Return the severity of a flow's packets, to decide if they are a finding.
+    """Return the severity of a flow's packets; a finding depends on this severity.
 
     If a rule in ``rules`` matches, the result is the severity of that rule. Otherwise, packets that
-    the kernel sent without a process, such as ICMP, are Informational. All other packets have a
-    default severity. ``destination`` is the kind of the destination address; None if it is unknown.
+    the kernel sent without a process, such as ICMP, are Informational. For all other packets, the
+    severity depends on ``direction`` and ``destination`` (:func:`packet_outcome.severity`).
+    ``destination`` is the kind of the destination address; None if it is unknown.
     """
     level = configured(record, rules)
     if level is not None:

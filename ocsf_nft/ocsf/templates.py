@@ -69,10 +69,11 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 
 
 class Shape(NamedTuple):
-    """Key of a template: all inputs of an event, except the values that are only copied into it.
+    """Key of an event's template: all inputs that must be equal in the events of one template.
 
-    A port, ``uid`` or ``gid`` that is only copied has the value -1 (``_COPIED``) here.
-    ``packets`` is 2 for two or more packets.
+    The template has slots for all other inputs, whose values are only copied into an event. A port,
+    ``uid`` or ``gid`` has the value -1 (``_COPIED``) here if it is only copied. ``packets`` is 2
+    for two or more packets.
     """
 
     version: str
@@ -128,10 +129,11 @@ class Templates:
     ) -> bytes | None:
         """Return the JSON line of an attempt's event, made from a template.
 
-        Return None if there is no template: the caller then uses the slower pydantic
-        models. A template is usually made at the third attempt with the same :class:`Shape`.
-        ``derived`` has values computed from the attempt. ``processed_ns`` is the present
-        time, in ns since the epoch. ``version`` is the OCSF version.
+        Return None if there is no template: the caller then uses the slower pydantic models. When
+        this method gets the third attempt with the same :class:`Shape`, it usually makes the
+        template. A template that would be too large is not made. ``derived`` has values computed
+        from the attempt. ``processed_ns`` is the present time, in ns since the epoch. ``version``
+        is the OCSF version.
         """
         shape = _shape(attempt, derived, version)
         if shape is None:
@@ -162,9 +164,10 @@ class Templates:
 
 
 def _shape(attempt: Attempt, derived: Derived, version: str) -> Shape | None:
-    """Return the key of an attempt's template; None if the attempt can't have a template.
+    """Return the shape of an attempt: attempts with the same shape share an event template.
 
-    For example, an aggregated attempt can't have one.
+    Return None if the attempt can't have a template, for example because it is aggregated.
+    ``derived`` has values computed from the attempt. ``version`` is the OCSF version.
     """
     record, origin, by = attempt.record, attempt.record.origin, attempt.attribution
     if attempt.aggregation is not None:
@@ -228,9 +231,11 @@ def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | No
 
 
 def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
-    """Return the values that an event copies from its attempt, as they are in the event's JSON.
+    """Return the values for the slots of an event's template, as they are in the event's JSON.
 
-    The order is always the same, with the two ports first. A missing value is None.
+    ``derived`` has values computed from the attempt. ``processed_ns`` is the present time. The
+    order of the result is always the same. The two ports are first, because :func:`_slots_of_ports`
+    gives them the indexes 0 and 1. A missing value is None.
     """
     record, origin = attempt.record, attempt.record.origin
     start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
@@ -295,8 +300,9 @@ def _template(activities: Activities, shape: Shape) -> _Template:
 def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
     """Return an artificial attempt, its derived values, and a placeholder for ``processed_ns``.
 
-    The event of this attempt becomes the template for ``shape``, the attempt's key. All copied
-    values except ports are random placeholders.
+    The event of this attempt becomes the template for all attempts of ``shape``. Values that differ
+    between these attempts are random placeholders, which become slots of the template. Ports are
+    too short for random placeholders: :func:`_with_ports` inserts fixed ones.
     """
     start = _number()
     record = Record(
@@ -352,9 +358,9 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
 
 
 def _number() -> int:
-    """Return a random placeholder of 18 or 19 digits.
+    """Return a random placeholder of 18 or 19 digits, for a number that events copy.
 
-    The sum of two such placeholders fits into 64 bits.
+    :func:`_specimen` adds two placeholders (a start and a duration). Their sum fits into 64 bits.
     """
     return (1 << 59) + secrets.randbits(59)
 

@@ -85,7 +85,8 @@ class AccountLoop:
 
         ``path`` is the file of the state database. Packets before ``begun_ns`` (ns since the epoch)
         are not counted. ``source`` is the name of the log that has the records, for example
-        ``journal``. It is empty if reading can't resume at a position in the log.
+        ``journal``. The database stores the read position in the log under this name. For a log
+        without such positions, ``source`` is empty.
         """
         self.sandbox = sandbox
         self._retrier = retrier
@@ -186,7 +187,8 @@ class AccountLoop:
     async def take(self, batch: Batch) -> None:
         """Process a batch of the sandbox's log records.
 
-        Report an attempt now only if its event must be emitted at once. Report the others later.
+        The first packet of a flow is normally reported now. All other packets are reported later,
+        by :meth:`run`.
         """
         records = batch.records
         attributions = await self._fallback_chain.attributions(
@@ -345,10 +347,10 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Add an attribution to an attempt that has no log record of its packets.
+        """Add an attribution to an attempt: the process or the user that sent the packets.
 
-        An attribution names the process or the user that sent the packets. Other attempts are
-        returned unchanged. So is an aggregated attempt without a known user.
+        If the attempt has a log record from the kernel, the attempt is returned unchanged. An
+        aggregated attempt without a known user is returned unchanged too.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
@@ -395,10 +397,10 @@ class AccountLoop:
 
 
 def _with_send_time(record: Record, attribution: Attribution) -> Record:
-    """Return a copy of ``record`` that has the packet's send time instead of the read time.
+    """Return a copy of ``record`` with the packet's send time, which ``attribution`` has.
 
-    If the kernel has recorded the packet's time, or the send time is unknown, return ``record``
-    unchanged.
+    The send time replaces the time at which the record was read. Return ``record`` unchanged if its
+    time is from the kernel, or if the send time is unknown.
     """
     # The time of a late read could fit a later packet of another process.
     if attribution.sent_ns is None or not record.is_timed_when_read:

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
     """Return the chain of methods that find the process behind a packet.
 
-    The chain tries the configured method first, and weaker methods after it. It excludes VMs, whose
-    processes are not visible on this kernel. ``state`` is the directory that stores the installed
-    fences with their namespaces.
+    The chain tries the configured method first, and weaker methods after it. For a packet of a VM,
+    no process is searched: this kernel does not see a VM's processes. ``state`` is the directory
+    that stores the installed fences with their namespaces.
     """
     settings = config.attribution
     namespaces, permissive = {}, set()

@@ -38,7 +38,11 @@ class StoreEvents(Protocol):
     async def __call__(
         self, lines: Sequence[bytes], *, source: str = "", position: str = ""
     ) -> None:
-        """Store the events ``lines``, and return when they are on the disk."""
+        """Store events, as lines of JSON, and return when they are on the disk.
+
+        ``position`` is the read position in the log ``source``, and is stored with the events. If
+        ``source`` is empty, no position is stored.
+        """
 
 
 class Reporter:
@@ -70,7 +74,8 @@ class Reporter:
     def set_context(self, sandbox: str, context: Context) -> None:
         """Set the facts that later events of a sandbox contain, such as its proxies.
 
-        The severity rules and the threshold of the reporter replace those in ``context``.
+        The reporter uses its own severity rules and its own threshold for findings, not those in
+        ``context``.
         """
         merged_context = replace(
             context,
@@ -83,7 +88,7 @@ class Reporter:
     def set_severity_rules(
         self, severities: tuple[SeverityRule, ...], threshold: Threshold
     ) -> None:
-        """Replace the severity rules and the condition for findings, for all later events."""
+        """Use new severity rules, and a new ``threshold`` for findings, for all later events."""
         self._host_context = replace(self._host_context, severities=severities, threshold=threshold)
         self._unknown = Mapper(self._host_context)
         for sandbox, context in self._contexts.items():

@@ -210,9 +210,9 @@ class FenceMonitor:
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
         """Compare the fence with its stored description, and restore it if it differs.
 
-        If ``may_heal`` is false, nothing is restored. If exclusive table ownership is
-        configured, the tamper guard (a thread) then becomes the owner of the fence's
-        tables. Return None if the fence was removed together with its description.
+        If ``may_heal`` is false, nothing is restored. In both cases, the tamper guard (a thread)
+        then owns the fence's tables, if exclusive ownership is configured. Return the result of the
+        comparison. Return None if `ocsf-nft remove` has removed the fence and its description.
         """
         inspection = await self._inspect_or_renew(may_heal=may_heal)
         if (
@@ -241,9 +241,10 @@ class FenceMonitor:
         return self._watch.tamper_guard.renew()
 
     async def _with_pending(self, alterations: tuple[FenceChange, ...]) -> tuple[FenceChange, ...]:
-        """Return ``alterations``, followed by changes that the tamper guard has noticed meanwhile.
+        """Return ``alterations``, followed by further changes that the tamper guard has noticed.
 
-        If ``alterations`` is empty, first give the guard 0.1 s to notice a change.
+        If ``alterations`` is empty, first wait 0.1 s, because the guard may be about to notice a
+        change.
         """
         if self._watch is None:
             return alterations
@@ -256,8 +257,8 @@ class FenceMonitor:
     ) -> None:
         """Emit events about the changes to an active fence.
 
-        ``inspection`` is the result of the check that found the fence active.
-        ``alterations`` are the already noticed changes by other processes.
+        ``inspection`` is the result of the check that found the fence active. ``alterations`` are
+        the changes by other processes that the tamper guard (a thread) has noticed so far.
         """
         fence = inspection.fence
         # New interfaces were fenced at once, also those that are removed again.
@@ -330,8 +331,9 @@ class FenceMonitor:
     ) -> None:
         """Emit an event about an absent or altered fence, unless the last event reported the same.
 
-        ``reason`` describes the fault. ``alterations`` are the already noticed changes by
-        other processes. While restoring is paused, only the pause is reported.
+        ``reason`` describes the fault. ``alterations`` are changes by other processes that the
+        tamper guard (a thread) has noticed. If restoring is paused, emit only one event, about the
+        pause. Later faults during the pause are not reported.
         """
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
@@ -452,13 +454,17 @@ def _prepare(
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
     """Prepare the netlink messages that restore a fence to its stored description.
 
-    ``known`` is the version of the description at the last call. ``now`` is a function that returns
-    the generation number of the ruleset in each namespace.
+    ``known`` is the version of the description (a file) at the last call. ``now`` is a function
+    that returns the generation number of the ruleset in each namespace.
 
-    Return None if the version is still ``known``. Otherwise return the arguments for
-    :meth:`TamperGuard.use_restore_batch`. The first is the messages; None if they can't be
-    prepared. The second is the version of the description. The third is the result of ``now``;
-    None if ``now`` or the preparation fails, or if the fence is not as installed.
+    Return None if the version is still ``known``. Otherwise return the three arguments for
+    :meth:`TamperGuard.use_restore_batch`:
+
+    - ``batch``: the messages; None if they can't be prepared.
+    - ``version``: the version of the description.
+    - ``generations``: the result of ``now``. It is None if ``now`` or the preparation fails. It is
+      also None if the fence differs from the description: the guard never reverts changes up to
+      ``generations``.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:

@@ -30,9 +30,10 @@ class Fence:
 
     ``installed`` is the fence's record in the state directory. ``reason`` explains a degraded or
     altered state; otherwise it is None. ``is_ours`` is true if this service installed the fence
-    where there was none. The service then removes the fence at its end. ``before`` is the previous
-    state, which the event of :func:`first_event` contains. If ``is_ours`` is true, this event has
-    ABSENT instead. ``tampering`` is a change by another process; the service has undone the change.
+    where there was none. Then the service removes the fence when the service ends. ``before`` is
+    the previous state. But the event of :func:`first_event` has ABSENT as the previous state if
+    ``is_ours`` is true. ``tampering`` is a change by another process; the service has undone the
+    change.
     """
 
     installed: InstalledFence
@@ -44,12 +45,16 @@ class Fence:
 
 
 def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
-    """Install a sandbox's fence, or find the installed fence; return its state.
+    """Install a sandbox's fence, or find the installed fence; return the fence.
 
-    Without ``sandbox.install``, the fence must have been installed earlier. If it was changed or
-    deleted since then, it is restored, unless ``sandbox.self_heal`` is false. Raises AbsentError if
-    the fence is missing and was not restored. Raises FenceError if the fence has no record. Raises
-    the errors of :func:`installer.install` too. Blocks for milliseconds.
+    If ``sandbox.install`` is true, the fence is installed.
+
+    Otherwise the fence must have been installed earlier. If it was changed or deleted since then,
+    it is restored, unless ``sandbox.self_heal`` is false. Raises AbsentError if the kernel has no
+    fence, and the fence was not restored. Raises FenceError if the kernel has a fence without a
+    record in ``state``.
+
+    In both cases, raises the errors of :func:`installer.install` too. Blocks for milliseconds.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -112,11 +117,12 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 
 
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
-    """Return the change that another process made to a fence before a new fence replaced it.
+    """Return the change that another process made to the old fence, before a new fence replaced it.
 
     ``found`` is the result of comparing the old fence with its record. ``installed`` is the record
     of the new fence. Return None if the old fence was unchanged or had no readable record. Also
-    return None if the two fences have different policies or namespaces.
+    return None if the new fence has another policy or namespace, and so does not restore the old
+    fence.
     """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
@@ -144,10 +150,10 @@ def inspect(
 ) -> Inspection | None:
     """Compare a sandbox's fence in the kernel with its record; if they differ, call ``renew``.
 
-    ``renew`` restores the fence and returns the new record; None if the record was deleted. If
-    ``renew`` is None, nothing is restored. Return None if the fence has no record, because it was
-    removed. Raises AbsentError if the fence is missing and was not restored, and the errors of
-    :func:`installer.renew`. Blocks.
+    ``renew`` is a function that restores the fence and returns the new record. It returns None if
+    the record was deleted meanwhile. Without ``renew``, nothing is restored. :func:`inspect`
+    returns None if there is no record, because the fence was removed. Raises AbsentError if the
+    fence is missing and was not restored, and the errors of :func:`installer.renew`. Blocks.
     """
     found = installer.verify(sandbox, state)
     if found.installed is None:
@@ -184,7 +190,7 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
 def requested_transport(sandbox: SandboxConfig) -> LogTransport | None:
     """Return the log transport that a sandbox's configuration requires, for example ``nflog``.
 
-    Return None if the installation may choose the log transport.
+    Return None if the installer of the fence may choose the log transport.
     """
     if sandbox.source == "auto" or sandbox.log_transport is not None:
         return sandbox.log_transport
@@ -280,7 +286,7 @@ def state_of(installed: InstalledFence) -> FenceState:
 
 
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
-    """Return the state of a fence according to its record; ACTIVE without a readable record."""
+    """Return the state that a fence's record implies; ACTIVE if there is no readable record."""
     try:
         installed = state.read(sandbox)
     except FenceError:  # damaged: the installation that follows writes it again

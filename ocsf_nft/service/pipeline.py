@@ -84,19 +84,19 @@ class Pipeline:
     ) -> None:
         """Hand each log record to the account of the record's sandbox, until the source ends.
 
-        ``sandboxes`` has the names of the sandboxes whose records may be in this source. A
-        record with another name is rejected as forged. The entry None allows records of
-        other firewalls. If ``sandboxes`` itself is None, all records are allowed.
+        ``sandboxes`` has the names of the sandboxes whose records may be in this source. A record
+        with another name is rejected as forged. The entry None allows records of other firewalls.
+        If ``sandboxes`` itself is None, all records are allowed.
 
-        The position in the source is stored with the counts and events, so that the next
-        run resumes there. For records of other firewalls, it is stored under ``name``.
+        The position in the source is stored with the counts and events, so that the next run
+        resumes there. For records of other firewalls, the position is stored under ``name``.
 
-        After ``stop`` is set, reading ends when no record has come for ``quiet_seconds``.
-        If records still come some seconds later, they are only counted, and reported as
-        dropped.
+        After ``stop`` is set, reading ends when no record has come for ``quiet_seconds``. If
+        records still come 5 s after ``stop`` was set, further records are only counted, and
+        reported as dropped. The counting ends after at most 4 s.
 
-        Raises SourceError if the source can't be read, DeliveryError if counts or events
-        can't be stored.
+        Raises SourceError if the source can't be read, DeliveryError if counts or events can't be
+        stored.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -129,10 +129,11 @@ class Pipeline:
     async def _give_up(
         self, batches: AsyncIterator[Batch], sandboxes: Iterable[str | None]
     ) -> None:
-        """Count the log records that can't be processed before a stop, and report them as dropped.
+        """Count the log records that a stop leaves unprocessed, and report them as dropped.
 
-        ``sandboxes`` has the names of the sandboxes whose records may be in the source. The
-        counting ends after some seconds; the reported number is then a lower bound.
+        ``batches`` yields these log records. ``sandboxes`` has the names of the sandboxes that they
+        may belong to, and None for other firewalls. The counting ends after some seconds; the
+        reported number is then a lower bound.
         """
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
@@ -187,11 +188,11 @@ class Pipeline:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
-        """Hand the records of one sandbox to its account; emit events if there is no account.
+        """Hand the records of one sandbox to its account, or emit events if there is no account.
 
-        ``sandbox`` is None for records of other firewalls. The position after ``batch`` is
-        stored together with the results. ``source`` is the name under which the position is
-        stored if there is no account.
+        ``sandbox`` is None for records of other firewalls. The position in the log after ``batch``
+        is stored with the counts or events. The next run resumes there. ``source`` is the name
+        under which the position is stored if there is no account.
         """
         # The sandbox in another firewall's record is set after this selection: any process may
         # write such a prefix, so it must not select an account.

@@ -37,7 +37,8 @@ class Feed:
     """Opened source of log records, and the sandboxes that its records may be about.
 
     In ``sandboxes``, None stands for records of other firewalls. ``name`` is the key under which
-    the store has the source's read position. ``name`` is empty if the store has no position of it.
+    the store has the source's read position. ``name`` is empty if the store never has such a
+    position.
     """
 
     source: Source
@@ -125,12 +126,13 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     early: EarlySources,
     stack: contextlib.AsyncExitStack,
 ) -> list[Feed]:
-    """Open all sources of log records; kmsg and journal are read from their stored positions.
+    """Open the sources of log records that are not open yet, and return a feed for each source.
 
-    ``active_fences`` has the fence of each configured sandbox, in the order of the configuration.
-    ``accounts`` has the task that counts a sandbox's packets, by the sandbox's name. ``early`` has
-    the NFLOG sources that are open already. ``stack`` closes the sources later. Raises an
-    OcsfNftError if a source can't be opened.
+    The sources kmsg and journal are read from their stored positions. ``active_fences`` has the
+    fence of each configured sandbox, in the order of the configuration. ``accounts`` has the task
+    that counts a sandbox's packets, by the sandbox's name. ``early`` has the NFLOG sources that are
+    open already. ``stack`` closes the sources later. Raises an OcsfNftError if a source can't be
+    opened.
     """
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}

@@ -68,8 +68,8 @@ class Service:
     process changes a fence, the service restores the fence, unless the configuration forbids that.
     On exit, the service removes the fences that it installed, and delivers the last events. Events
     that a sink does not accept within 5 s wait in the store for the next run. After the exit,
-    ``counts.given_up`` has the names of sandboxes whose fence is not active. Restoring these fences
-    was paused after too many restores.
+    ``counts.given_up`` has the names of sandboxes whose fence was not active when the exit began.
+    Restoring these fences was paused after too many restores.
 
     Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or events
     can't be stored. A later failure cancels the task that entered the context, and is raised on
@@ -86,10 +86,10 @@ class Service:
     ) -> None:
         """Create a service; it does nothing until ``async with`` enters it.
 
-        ``found`` are sinks to use in place of the configured ones. With ``iterates``, ``async for
-        event in service`` yields the events, and the sinks get them too. The default sink, standard
-        output, is not used with ``iterates``. When the caller sets ``stop``, the service stops, as
-        after a call of :meth:`stop`.
+        The sinks in ``found`` are used instead of the configured ones. With ``iterates``, ``async
+        for event in service`` yields the events, and the sinks get them too. Without a configured
+        sink, events are normally written to standard output, but not with ``iterates``. When the
+        caller sets ``stop``, the service stops, as after a call of :meth:`stop`.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -110,7 +110,7 @@ class Service:
         self._run: asyncio.Task[None]
 
     async def __aenter__(self) -> Self:
-        """Start the service; return when every fence is active and every log source is read."""
+        """Start the service; return when every fence is active and every log source is open."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(_first_error())
             group = await stack.enter_async_context(asyncio.TaskGroup())
@@ -303,7 +303,10 @@ class Service:
         return (*named, Outlet(name=_ITERATED, sink=self._iterated, batch_settings=batch_settings))
 
     def _handshake(self) -> bytes:
-        """Return the JSON line that some sinks get first: it shows that every fence is active."""
+        """Return the handshake: the JSON line that some sinks get before the first event.
+
+        Call this method when every fence is active. The line has the state of each fence.
+        """
         return orjson.dumps(
             {
                 "handshake": _HANDSHAKE,
@@ -359,8 +362,8 @@ _ATTRIBUTION_CAPABILITIES: Final = {
 def capabilities(config: Config) -> frozenset[Capability]:
     """Return the Linux capabilities that a :class:`Service` with this configuration needs.
 
-    If the service does not install a sandbox's fence, the fence's namespace and log transport are
-    read from the state directory.
+    These capabilities depend on the namespace and the log transport of each fence. For a fence that
+    the service does not install, this function reads both from the state directory.
     """
     state = StateDirectory(config.state_dir)
     needed: set[Capability] = set()

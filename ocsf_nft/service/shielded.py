@@ -12,11 +12,12 @@ T = TypeVar("T")
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` to its end, even if the calling task is cancelled once; return its result.
+    """Run ``work`` to its end, even if the calling task is cancelled once.
 
-    After a cancellation, wait for the end of the work. Then raise the error of the work, or else
-    CancelledError. After a second cancellation, raise CancelledError at once; the work continues.
-    This is for work in a thread, because a thread can't be cancelled.
+    Without a cancellation, return the result of the work. After a cancellation, wait for the end of
+    the work. Then raise the error of the work, or else CancelledError. After a second cancellation,
+    raise CancelledError at once; the work continues. Use this function if the work waits for a
+    thread, because a thread can't be cancelled.
     """
     task = asyncio.ensure_future(work)
     try:

@@ -43,10 +43,10 @@ class Outlet:
     """Sink of a service, with its name, the events that it gets, and its batch settings.
 
     The sink gets only events whose ``class_uid`` is in ``classes``, in the OCSF version
-    ``version``. If ``is_local`` is true, the service starts only if the sink can be opened. Only
-    this service may write to the sink's ``file``. If ``needs_handshake`` is true, the sink first
-    gets a JSON line, the handshake. It is sent when all fences are active and all log records are
-    read.
+    ``version``. ``is_local`` is true for a file or standard output: the service starts only if such
+    a sink can be opened. ``file`` is the file that the sink writes, if any; only this service may
+    write to it. If ``needs_handshake`` is true, the sink first gets a JSON line, the handshake. It
+    is sent when all fences are active and all log sources are open.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Outlet:
 
 
 def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
-    """Create the outlets for the ``[[sink]]`` tables of a configuration.
+    """Create an outlet (a sink with its settings) for each ``[[sink]]`` table of a configuration.
 
     Raises UsageError if two sinks write to one file. Raises UnsupportedError if a sink needs a
     package extra that is not installed.
@@ -171,7 +171,10 @@ class SinkDelivery:
             await self._stack.__aexit__(kind, error, traceback)
 
     def set_handshake(self, handshake: bytes) -> None:
-        """Set the handshake, a JSON line, and start delivery to the sinks that wait for it."""
+        """Set the handshake, and start delivery to the sinks that wait for it.
+
+        The handshake is a JSON line that these sinks get before the first event.
+        """
         self._handshake = handshake
         for outlet, forwarder in zip(self._found, self.forwarders, strict=True):
             if outlet.needs_handshake:
@@ -213,10 +216,11 @@ class SinkDelivery:
         self._run(forwarder)
 
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
-        """Create a forwarder for each outlet in ``found``, and open the local sinks.
+        """Create a forwarder for each sink in ``found``, and open the local sinks.
 
-        A local sink stays closed if a running forwarder has the same name or the same file. The
-        new forwarder then opens the sink before its first delivery.
+        A forwarder delivers stored events to its sink. If a running forwarder has the same name or
+        the same file, the sink stays closed for now. The new forwarder then opens the sink before
+        its first delivery.
         """
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
@@ -279,14 +283,15 @@ class SinkDelivery:
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:
         """Return for each sink how many events the store removed before the sink got them.
 
-        Numbers that were passed to :meth:`confirm_reported` are subtracted.
+        Events that were already reported (:meth:`confirm_reported`) are not counted.
         """
         return await self._retrier(self.store.dropped_events)
 
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Subtract an earlier result of :meth:`dropped_events` from all later results.
+        """Mark dropped events as reported: :meth:`dropped_events` no longer counts them.
 
-        Call this after an event has reported the numbers in ``dropped``. Retries after a failure.
+        ``dropped`` is an earlier result of :meth:`dropped_events`. If the mark can't be stored,
+        storing is retried.
         """
         await self._retrier(lambda: self.store.confirm_reported(dropped))
 

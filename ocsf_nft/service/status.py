@@ -24,9 +24,10 @@ class Status:
     """Status of one sandbox: its fence, its packet counts, and its dropped log records.
 
     ``is_watched`` is true if a running service monitors the sandbox. ``absent`` has the fence's
-    rules that lack counters in the kernel. If ``absent`` is not empty, the fence is not active.
-    ``verdict`` is the result of comparing the fence with its record in the state directory, for
-    example ``differs``. It is None if the comparison is not possible, for example without nft.
+    rules whose counters are missing in the kernel. If there are any, a part of the fence was
+    deleted, and the fence is not active. ``verdict`` is the result of comparing the fence with its
+    record in the state directory, for example ``differs``. It is None if the comparison is not
+    possible, for example without nft.
     """
 
     sandbox: str

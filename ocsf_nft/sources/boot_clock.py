@@ -30,10 +30,11 @@ _DRIFT_DIVISOR: Final = 10_000
 class KernelClock:
     """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC, in nanoseconds.
 
-    The converter estimates the difference of the two clocks. For this, it uses the age of each
-    record: the read time minus the timestamp. A waiting reader reads a record at most ``slack_ns``
-    after the kernel made it. A read time from journald can be too early, by at most ``lag_ns``. No
-    result is earlier than the previous result.
+    The converter estimates the difference of the two clocks. The age of a record (its read time
+    minus its timestamp) is an upper limit for the difference. If a reader waited for the record,
+    the age exceeds the difference by at most ``slack_ns``. ``lag_ns`` is the maximum error of a
+    read time that is too early, for example from journald. No result is earlier than the previous
+    result.
     """
 
     __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")
@@ -48,11 +49,11 @@ class KernelClock:
         self._last_ns = 0
 
     def monotonic_ns(self, stamp_ns: int, read_ns: int, *, waited: bool) -> int:
-        """Convert ``stamp_ns``, a kernel log timestamp, to CLOCK_MONOTONIC.
+        """Convert ``stamp_ns``, the timestamp of a kernel log record, to CLOCK_MONOTONIC.
 
-        ``read_ns`` is the CLOCK_MONOTONIC time at which the record was read. It must not decrease
+        ``read_ns`` is the CLOCK_MONOTONIC time at which this record was read. It must not decrease
         from call to call. ``waited`` is true if the reader was already waiting when the record
-        arrived.
+        arrived. Then the record was read soon after its timestamp.
         """
         # The difference is at most the age, because no record is from the future. Later it may be
         # greater, by the largest possible drift.
