@@ -1,8 +1,8 @@
 """Conversion of user ids of another user namespace to those of this process's user namespace.
 
-nftables gives a socket's owner as a user id of the user namespace that owns the network namespace
-(nft_meta.c). NFLOG gives the owner as a user id of the NFLOG reader's user namespace
-(nfnetlink_log.c).
+Only user ids from nftables need the conversion. nftables gives a socket's owner as a user id of the
+user namespace that owns the network namespace (nft_meta.c). NFLOG already gives the owner as a user
+id of the reader's user namespace (nfnetlink_log.c). The reader is this process.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ class UserIdMap(NamedTuple):
 
 
 def user_id_map() -> UserIdMap | None:
-    """Return the map for user ids that nftables gives in the calling thread's network namespace.
+    """Return the map that converts user ids from nftables to ids of this process's namespace.
 
-    Return None if these user ids need no conversion, or if their user namespace is unknown. The map
-    is read from a process in that user namespace; this needs CAP_SYS_PTRACE. If no such process can
-    be inspected, the map is empty, and converts each id to 65534.
+    The ids from nftables belong to the user namespace that owns the calling thread's network
+    namespace. Return None if that user namespace is this process's own, or if the kernel does not
+    reveal that namespace. Otherwise the map is read from a process in that user namespace; this
+    needs CAP_SYS_PTRACE. If no such process can be inspected, the map is empty, and converts each
+    id to 65534.
     """
     try:
         owner = _owner()

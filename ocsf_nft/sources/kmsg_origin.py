@@ -6,10 +6,11 @@ from ocsf_nft.record import Reject
 
 
 def author_of_facility(facility: int | str, *, kernel: int | str) -> str | None:
-    """Return a description of the program that wrote a log message; None if the kernel wrote it.
+    """Return None if the kernel wrote a log message; otherwise, return a text about the writer.
 
-    ``facility`` is the message's syslog facility (RFC 5424, 6.2.1). ``kernel`` is the facility of
-    kernel messages in the same form: the number 0, or the name ``kern``.
+    The text has only the facility, for example ``a program of facility 1``. ``facility`` is the
+    message's syslog facility (RFC 5424, 6.2.1), as a number or a name. ``kernel`` is the facility
+    of kernel messages: 0 if ``facility`` is a number, ``kern`` if ``facility`` is a name.
     """
     return None if facility == kernel else f"a program of facility {facility}"
 

@@ -1,11 +1,13 @@
 """Decoder of packet bytes to the header values that the kernel prints in its text log.
 
 A header value with a name, such as ``source_port``, is a fact. The decoder gives the same facts as
-the kernel's log line of the packet, if all log flags are set. So the decoder also stops where the
-kernel's logger stops (net/netfilter/nf_log_syslog.c).
+the kernel's log line of the packet, if all log flags are set. So the decoder decodes no header that
+the kernel does not print (net/netfilter/nf_log_syslog.c).
 
-If the packet itself is too short, the facts have ``incomplete`` or ``incomplete_bytes``. If only
-the captured bytes end too early, the facts have ``truncated``.
+A packet may end inside a header. Where the kernel prints ``TRUNCATED`` for this, the facts have
+``incomplete``. Where the kernel prints ``INCOMPLETE [n bytes]``, the facts have
+``incomplete_bytes``, which is n. If the packet is long enough, but too few of its bytes were
+captured, the facts have ``truncated``.
 """
 
 from __future__ import annotations
@@ -87,7 +89,10 @@ class _Packet:
         return False
 
     def set_incomplete(self, facts: Facts, at: int) -> None:
-        """Set the fact ``incomplete_bytes``: the packet's length minus the offset ``at``."""
+        """Set the fact ``incomplete_bytes`` for an incomplete header, which begins at ``at``.
+
+        The fact is the number of bytes from the offset ``at`` to the end of the packet.
+        """
         # As in the kernel: the number wraps around if ``at`` is after the end of the packet.
         facts["incomplete_bytes"] = (self.length - at) & 0xFFFFFFFF
 
@@ -197,10 +202,10 @@ def _ipv6(packet: _Packet, at: int, facts: Facts, *, quoted: bool) -> None:
 def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple[int, int, bool]:
     """Decode the IPv6 extension headers, of which the first begins at offset ``at``.
 
-    The values are added to ``facts``. ``following`` is the type of the first header. Return the
-    offset and the type of the header after the extension headers. The third result is True if the
-    packet is a fragment, but not the first fragment. Raises _EndOfPrint where the kernel's text log
-    stops.
+    The values are added to ``facts``. ``following`` is the type of the header at ``at``. Return the
+    offset and the type of the first header that is no extension header. The third result is True if
+    the packet is a fragment, but not the first fragment. Raises _EndOfPrint if the kernel's text
+    log of such a packet ends at an extension header.
     """
     later_fragment = False
     while following in _EXTENSIONS:

@@ -51,10 +51,10 @@ def record(  # noqa: PLR0913 - a packet's facts and the metadata from its source
 ) -> Record:
     """Build the Record of a packet from its log prefix and its header values by name (``facts``).
 
-    The function changes ``facts``: it removes the facts that are fields of Record, and the rest
-    becomes ``details``. ``time_ns`` is when the kernel logged the packet, and ``received_ns`` is
-    when the log record was read. Both are in ns since the epoch. ``captured_sum`` is the Adler-32
-    of the captured bytes.
+    The function takes the facts that are fields of Record out of ``facts``. The same dictionary,
+    with the remaining facts, becomes ``details`` of the Record: don't use ``facts`` afterwards.
+    ``time_ns`` is when the kernel logged the packet, and ``received_ns`` is when the log record was
+    read. Both are in ns since the epoch. ``captured_sum`` is the Adler-32 of the captured bytes.
     """
     known: dict[str, Any] = {name: facts.pop(name) for name in _FIELDS if name in facts}
     parts = (_split if len(prefix) <= PREFIX_CHARACTERS else split_prefix)(prefix)

@@ -29,11 +29,12 @@ class PrefixFilter:
         self._foreign = foreign
 
     def matches(self, message: str) -> bool:
-        """Return True if a log message may have a selected prefix; :meth:`select` checks it again.
+        """Return True if a log message may have a selected prefix; this is a test before parsing.
 
-        The text before ``IN=… OUT=`` is the prefix of another firewall. If a message contains
-        ``IN=… OUT=`` several times, each text before it may be the prefix. The writer of the
-        message is not checked, so a program may have forged the message.
+        After parsing, :meth:`select` checks the real prefix. If another firewall, not ocsf-nft,
+        logged the message, the prefix is the text before ``IN=… OUT=``. If ``IN=… OUT=`` occurs
+        several times, the text before each occurrence is tried. The writer of the message is not
+        checked, so a program may have forged the message.
         """
         return message.startswith(self._prefix_starts) or (
             self._foreign is not None and any(map(self._is_known, text.possible_prefixes(message)))
@@ -42,8 +43,9 @@ class PrefixFilter:
     def select(self, found: Record | Reject | None) -> Record | Reject | None:
         """Return ``found``; None if it is another firewall's record whose prefix is not selected.
 
-        ``found`` is the parsed form of a message that :meth:`matches` has accepted. :meth:`matches`
-        also accepts a message with a selected prefix at a wrong position.
+        "Another firewall" means that the record is not of ocsf-nft. ``found`` is the parsed form of
+        a message that :meth:`matches` has accepted. :meth:`matches` tries each possible prefix of
+        the message, so the real prefix must be checked here. A Reject is returned unchanged.
         """
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None

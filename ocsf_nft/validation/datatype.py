@@ -110,10 +110,10 @@ def from_schema(name: str, published: Mapping[str, Any]) -> DataType:
 
 
 def json_fault(value: Any) -> str | None:
-    """Return the fault of a single value in JSON, such as a number; None if the value is valid.
+    """Return the reason why ``value`` is not valid in JSON; None if ``value`` is valid.
 
-    Objects and arrays are not supported. For example, NaN is a fault. An integer of more than 64
-    bits is a fault too, because JSON readers may not accept it.
+    NaN, for example, is not valid. An integer of more than 64 bits is not valid either, because
+    JSON readers may not accept it. ``value`` must not be an object or an array.
     """
     if isinstance(value, str):
         return None if is_utf8(value) else NOT_UTF8

@@ -1,8 +1,9 @@
 """Reader of event files: one JSON object on each line, or JSON documents over several lines.
 
-Usually each line of a file is one event. A file has JSON documents if its first line begins a
-document that continues on the next line. It also has them if its only line is an array. Each
-document is one event, or an array of events.
+A file has one of two formats. In the usual format, each line is one event. In the other format,
+each JSON document is one event or an array of events, and may have several lines. A file has the
+other format if its first line begins a document that continues on the next line. A file whose only
+line is an array also has the other format.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ class _Line(NamedTuple):
 def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
     """Validate each event of a file while the file is read; blank lines are skipped.
 
-    Text that is not JSON gives a result with one error. The path of this error is ``line``, in
-    place of the path of an attribute. Raises OSError if the file can't be read.
+    Text that is not JSON gives a result with one error. The ``path`` of this error is the word
+    "line", because there is no attribute. Raises OSError if the file can't be read.
     """
     lines = _lines(file)
     first = next(lines, None)
@@ -129,10 +130,10 @@ def _is_bracket(text: str) -> bool:
 
 
 def _collect(first: _Line, lines: Iterator[_Line]) -> tuple[list[_Line], bool]:
-    """Return a list of all lines of a file, and true if the list is complete.
+    """Return all lines of a file, and true.
 
-    ``first`` is the first line, and ``lines`` are the lines after it. The second value is false if
-    the lines exceed ``LIMIT_BYTES``.
+    If the lines exceed ``LIMIT_BYTES``, return the lines that were read until then, and false.
+    ``first`` is the first line, and ``lines`` are the lines after it.
     """
     collected, size = [first], len(first.text or "")
     for line in lines:
@@ -164,7 +165,10 @@ def _has_valid_document(text: str, decoder: Decoder) -> bool:
 
 
 def _join(collected: list[_Line]) -> str:
-    """Join lines to one text, with an empty line for each blank line that was skipped."""
+    """Join the lines of a file to one text with the same line numbers.
+
+    ``collected`` lacks the file's blank lines, so the text gets an empty line for each of them.
+    """
     # So the number of line breaks before a position gives the line in the file.
     before = [0, *(line.number for line in collected)]
     return "".join(

@@ -25,8 +25,9 @@ _BUDGET: Final = 1_000_000
 class _Target:
     """Attribute to which an observable refers, and the attribute's values in the event.
 
-    ``is_object`` is true if one of the values is an object or an array. ``texts`` has the values of
-    all other types as text.
+    There are several values if the reference goes through an array. ``is_object`` is true if one of
+    the values is an object or an array. ``texts`` has, as text, the values that are neither objects
+    nor arrays.
     """
 
     attribute: Attribute
@@ -35,9 +36,9 @@ class _Target:
 
 
 class Observables:
-    """Check of the observables of one event against the attributes that they name.
+    """Checker of one event's observables: each must agree with the attribute that it names.
 
-    ``table`` is the event's class in the schema. Faults are added to ``fault_list``.
+    ``table`` is the schema's definition of the event's class. Faults are added to ``fault_list``.
     """
 
     __slots__ = ("_budget", "_event", "_fault_list", "_schema", "_table", "_targets")

@@ -73,10 +73,11 @@ class Walk:
         self._check_captions(table, value, path)
 
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
-        """Check that an attribute may be present; return True if its ``value`` is not null.
+        """Report a fault if an attribute must not be present; return False if ``value`` is null.
 
-        Faults are reported for the path ``where``. Null is a fault. If the attribute belongs to
-        profiles, the event must list one of them. A deprecated attribute gives a warning.
+        Null is a fault; the result is True even if there are other faults. Faults are reported for
+        the path ``where``. If the attribute belongs to profiles, the event must list one of them. A
+        deprecated attribute gives a warning.
         """
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)
@@ -200,7 +201,11 @@ class Walk:
             )
 
     def _check_undefined(self, value: Any, path: str, depth: int) -> None:
-        """Check an object or array whose content the schema doesn't define."""
+        """Check an object or array whose content the schema doesn't define.
+
+        Only the depth is checked, and that the names and values are valid in JSON. Null gives a
+        warning. ``depth`` is the level of nesting.
+        """
         if depth > DEPTH:
             self._fault_list.error(path, TOO_DEEP)
             return

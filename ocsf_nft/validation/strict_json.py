@@ -1,7 +1,7 @@
-"""JSON decoder for validation: it accepts some invalid values, so that their faults are reported.
+"""JSON decoder for validation: it also decodes invalid values, so that they can be reported.
 
-orjson is not used, because it refuses or hides these faults: a lone surrogate, NaN, an integer of
-more than 64 bits, and a name that is in one object twice.
+The decoder accepts a lone surrogate, NaN, and an integer of more than 64 bits. It also lists each
+name that is in one object twice. orjson is not used, because orjson refuses or hides these faults.
 """
 
 from __future__ import annotations

@@ -25,11 +25,11 @@ def samples(directory: Path | None) -> list[Path]:
     """Return one journal file for each combination of features that the journal's files use.
 
     If libsystemd can open these files, it supports all files of the journal. ``directory`` is
-    the journal's folder; None means the default folders. If ``directory`` has no journal file,
-    the result is empty.
+    the journal's folder; None means the default folders.
 
-    Raises AbsentError if the folder does not exist, or if the default folders have no journal.
-    Raises UnsupportedError if there are files, but reading them is not permitted.
+    If a given ``directory`` has no journal file, the result is empty. If the default folders have
+    no journal file, AbsentError is raised. AbsentError is also raised if ``directory`` does not
+    exist. Raises UnsupportedError if there are files, but reading them is not permitted.
     """
     if directory is not None and not directory.is_dir():
         raise AbsentError(f"there is no journal folder at {directory}")

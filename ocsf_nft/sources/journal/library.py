@@ -30,11 +30,12 @@ _CHUNK_NS: Final = 10_000_000
 
 
 def available(directory: Path | None) -> bool:
-    """Return true if systemd-python is installed, and can open the journal's files.
+    """Return true if systemd-python is installed, and supports the journal's files.
 
-    ``directory`` is the journal's folder; None means the default folders. Blocks for some
-    milliseconds. Raises AbsentError if there is no such journal, UnsupportedError if reading it is
-    not permitted.
+    Return false if systemd-python is not installed, or fails to open a file that this process may
+    read. ``directory`` is the journal's folder; None means the default folders. Blocks for some
+    milliseconds. Raises AbsentError if there is no such journal, UnsupportedError if reading the
+    journal is not permitted.
     """
     samples = journal_files.samples(directory)
     try:

@@ -14,8 +14,9 @@ class Chunk:
     """Result of one read of the journal: entries that match a filter, and the new position.
 
     ``cursor`` is the position of the last entry that was read, even if it does not match; None
-    if no entry was read. ``cursor_is_missing`` is true if the journal no longer has the entry
-    whose cursor :meth:`JournalReader.open` returned. Later entries may be missing too.
+    if no entry was read. ``cursor_is_missing`` is not about ``cursor``, but about the cursor that
+    :meth:`JournalReader.open` returned. The flag is true if the journal has deleted the entry at
+    that cursor. Entries after the deleted entry may also have been deleted before they were read.
     """
 
     entries: tuple[KernelEntry, ...] = ()

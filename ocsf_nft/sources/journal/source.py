@@ -39,8 +39,8 @@ class Journal:
     ``sandboxes`` has the names of the sandboxes whose records are read; None means all. ``foreign``
     has the log prefixes of other firewalls whose records are read too. ``directory`` is a folder of
     journal files; None means the journal of this machine. The source begins after the journal entry
-    that ``cursor`` identifies. If ``cursor`` is None, the source begins with the first entry after
-    the context was entered.
+    that ``cursor`` identifies. If ``cursor`` is None, the source begins with the first entry
+    written after the source was opened (``async with``).
     """
 
     def __init__(

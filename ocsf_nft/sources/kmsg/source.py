@@ -57,8 +57,8 @@ class Kmsg:
 
     The source begins after the message at ``cursor``. If ``cursor`` is of an earlier boot, the
     source begins with the oldest message. If ``cursor`` is None, only messages after the start of
-    the ``async with`` block are read. The first batch comes at once, possibly without log records,
-    and has a cursor.
+    the ``async with`` block are read. The source yields batches of log records; each batch has a
+    cursor. The first batch comes at once, even without log records.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Kmsg:
         self._yielded_next = 0
 
     async def __aenter__(self) -> Self:
-        """Open /dev/kmsg and find the message to begin with.
+        """Open /dev/kmsg and find the message to begin with (see ``cursor`` of :class:`Kmsg`).
 
-        Raises UnsupportedError if /dev/kmsg is missing or not permitted. Raises SourceError if the
-        cursor is invalid.
+        Raises UnsupportedError if /dev/kmsg is missing or not permitted. Raises SourceError if
+        ``cursor`` is invalid.
         """
         self._boot = boot_id()
         position = None if self._resume is None else self._position(self._resume)
@@ -169,7 +169,8 @@ class Kmsg:
         """Read the available messages of the kernel log into a batch, for at most 10 ms.
 
         Return the batch, and True if no message is left to read. ``waited`` is true if the source
-        was already waiting when the first message arrived.
+        was already waiting when the first message arrived. Then the first message is at most 20 ms
+        old, which helps to correct the kernel's timestamps.
         """
         records: list[Record] = []
         gaps: list[Gap] = []

@@ -119,7 +119,10 @@ def _network_facts(ethertype: int, data: bytes) -> Facts:
 
 
 def _ethertype(datagram: Datagram) -> int:
-    """Return the ethertype by which the kernel parses the packet; RARP is parsed as ARP."""
+    """Return a packet's ethertype.
+
+    For RARP, return the ethertype of ARP, because the kernel parses both in the same way.
+    """
     if datagram.family == NFPROTO_IPV4:
         return ETH_P_IP
     if datagram.family == NFPROTO_IPV6:

@@ -78,9 +78,10 @@ class _InvalidStringError(Exception):
 
 
 class Line(NamedTuple):
-    """Logged packet of an NFLOG line, and the unique identity of its log record.
+    """Content of an NFLOG line: an NFLOG message that :func:`render` has written as text.
 
-    ``identity`` is ``None`` if the line has no field ``id``.
+    ``datagram`` is the logged packet. ``identity`` is the unique id of the packet's log record;
+    ``None`` if the line has no field ``id``.
     """
 
     datagram: Datagram
@@ -202,7 +203,11 @@ def _string(quoted: str, limit: int) -> str:
 
 
 def _identity(quoted: str | None) -> str | None:
-    """Decode the field ``id``; raises _InvalidStringError if it does not begin with ``nflog:``."""
+    """Decode the JSON string of the field ``id``; return None if the line has no such field.
+
+    Raises _InvalidStringError if the decoded text is too long, is not valid, or does not begin with
+    ``nflog:``.
+    """
     if quoted is None:
         return None
     text = _string(quoted, _IDENTITY_CHARACTERS)

@@ -105,8 +105,8 @@ class StampReference:
     def since_boot(self, microseconds: int) -> int:
         """Convert a time since boot, in microseconds, to nanoseconds since the epoch.
 
-        Raises StampError if ``is_assumed_boot`` is true and the result is more than a
-        minute in the future.
+        If the boot time of the log's machine is unknown (``is_assumed_boot``), this machine's boot
+        time is used. Then a result more than a minute in the future raises StampError.
         """
         time_ns = self.boot_ns + microseconds * 1000
         if self.is_assumed_boot and time_ns > self.now_ns() + _BOOT_AHEAD_NS:
@@ -247,8 +247,8 @@ def _local_ns(match: re.Match[str], year: int, reference: StampReference) -> int
 def _yearless_ns(match: re.Match[str], reference: StampReference) -> int:
     """Complete a timestamp without a year; return it in nanoseconds since the epoch.
 
-    The result is in the latest possible year, but at most one day in the future. Raises
-    StampError if no year gives a valid time.
+    The year is the latest one for which the result is at most one day after the present time
+    (``reference.now_ns()``). Raises StampError if no year gives a valid time.
     """
     latest_ns = reference.now_ns() + _AHEAD_NS
     year = dt.datetime.fromtimestamp(latest_ns // 1_000_000_000, reference.zone).year

@@ -130,8 +130,10 @@ class Reader:
     ) -> Self:
         """Return a reader for an open file.
 
-        Lines without a timestamp get the last modification time of a regular file. In a pipe or
-        socket, they get the time of reading.
+        A line without a timestamp gets the file's last modification time. If the file is a pipe or
+        socket, such a line gets the time of reading. ``boot_ns`` is the time from which kernel
+        timestamps count, in ns since the epoch; None means this machine's boot time. ``tally``
+        counts the lines.
         """
         status = os.fstat(descriptor)
         unstamped_ns = status.st_mtime_ns if stat.S_ISREG(status.st_mode) else None
@@ -144,7 +146,10 @@ class Reader:
         yield from self.finish()
 
     def feed(self, chunk: bytes) -> Iterator[Batch]:
-        """Yield at most one batch: the records of the lines that end in ``chunk``."""
+        """Yield at most one batch: the records of the lines that ``chunk`` completes.
+
+        An incomplete last line waits for the next call.
+        """
         return self._batch(self._splitter.feed(chunk))
 
     def finish(self) -> Iterator[Batch]:

@@ -111,7 +111,11 @@ class Splitter:
         self._limit_rest()
 
     def finish(self) -> Iterator[Piece]:
-        """Yield the last line or journal export entry of the file, if the file ends inside it."""
+        """Yield the rest of the file, if the file does not end with a complete line or entry.
+
+        The rest is a line without a line break, or a journal export entry without an empty line
+        after it.
+        """
         rest, self._rest = self._rest, b""
         if self._overlong is not None:
             yield OverlongLine(self._overlong)
@@ -149,11 +153,12 @@ class Splitter:
         yield BrokenField(f"a field of a journal export entry {problem}: its content can't be read")
 
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
-        """Read a binary field of an export entry; return the offset after the field.
+        """Read a binary field into the current export entry; return the offset after the field.
 
         ``data`` has the field's length at offset ``at``, then the value. Return None if more data
-        is needed. A value longer than LINE_LIMIT is skipped. Its rest in later chunks is
-        skipped too. Raises _LengthError if the stated length is above journald's maximum.
+        is needed. A value longer than LINE_LIMIT is not stored. If such a value continues in later
+        chunks, return the length of ``data``; :meth:`feed` skips the remaining bytes. Raises
+        _LengthError if the stated length is above journald's maximum.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:

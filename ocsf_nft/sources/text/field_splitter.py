@@ -94,9 +94,10 @@ class Words:
             raise MalformedError(f"{name} {problem}")
 
     def _take_word(self, *, certain: bool) -> bool:
-        """Take the next word; return True if it may be cut off, and so must not be used.
+        """Move past the next word; return True if it may be cut off, and so must not be used.
 
-        Such a word is added to ``unparsed``. If ``certain`` is true, the word counts as complete.
+        A caller that needs the word reads it with :meth:`peek` first. A word that may be cut off is
+        added to ``unparsed``. If ``certain`` is true, the caller knows that the word is complete.
         """
         word = self._words[self._next]
         self._next += 1
@@ -107,17 +108,20 @@ class Words:
         return True
 
     def flag(self, name: str, *, certain: bool = False) -> bool:
-        """Take the next word if it is ``name``; return True if it was taken and is complete.
+        """Take the next word if it is ``name``; return True if it is.
 
-        If ``certain`` is true, the word counts as complete even at the end of a cut line.
+        If the line ends directly after ``name``, the line may have been cut inside a longer word.
+        Then the word is taken, but the result is False. If ``certain`` is true, the word counts as
+        complete, and the result is True.
         """
         return self.peek() == name and not self._take_word(certain=certain)
 
     def value(self, key: str, separator: str = "=", *, certain: str | None = None) -> str | None:
-        """Take the next word if it is the field ``key``; return its value, ``64`` for ``TTL=64``.
+        """Take the next word if it is the field ``key``; return the field's value.
 
-        Returns None if another word is next, or if the value may be cut off. A value that equals
-        ``certain`` counts as complete, even at the end of a cut line.
+        For example, the value of ``TTL=64`` is ``64``. Returns None if another word is next. Also
+        returns None if the line ends directly after the value, because the value may be cut off.
+        The value ``certain`` can't be cut off, so it is returned even there.
         """
         start = key + separator
         if not self.peek().startswith(start):
@@ -131,8 +135,9 @@ class Words:
     ) -> int | None:
         """Take the next word if it is the decimal field ``key``; return its value as a number.
 
-        Returns None if another word is next, or if last digits may be cut off. The number
-        ``certain`` counts as complete. So does 0, because no longer number begins with 0. Raises
+        Returns None if another word is next. Also returns None if the line ends directly after the
+        number, because more digits may be cut off. Two numbers are returned even there:
+        ``certain``, and 0, because a number with more digits never begins with 0. Raises
         MalformedError if the value is not a number, or is greater than ``limit``.
         """
         # No number of several digits begins with 0.
@@ -149,9 +154,9 @@ class Words:
     def hexadecimal(self, key: str, form: str, separator: str = "=") -> int | None:
         """Take the next word if it is the hexadecimal field ``key``; return its value as a number.
 
-        ``form`` is the regular expression of a valid value; its group has the digits. Returns None
-        if another word is next, or if last digits may be cut off. Raises MalformedError if the
-        value does not match ``form``.
+        ``form`` is the regular expression of a valid value; its first capture group has the digits.
+        Returns None if another word is next, or if the line may be cut off inside the value. Raises
+        MalformedError if the value does not match ``form``.
         """
         whole = self.peek().removeprefix(key + separator)
         is_whole = form != UNPADDED and re.fullmatch(form, whole, re.ASCII)
@@ -179,7 +184,8 @@ class Words:
     def bracket(self, character: str) -> bool:
         """Take the next word if it is ``character``; return True if it was taken.
 
-        ``character`` is a bracket, or ``OPT (``, which counts as one word.
+        ``character`` is a bracket, or the text ``OPT (``, which the kernel prints before options
+        and extension headers. ``OPT (`` counts as one word.
         """
         # The bracket ends the word, so the word is complete even at the end of a cut line.
         return self.peek() == character and not self._take_word(certain=True)

@@ -6,7 +6,7 @@ position is malformed. Words that the kernel never prints are stored in ``detail
 A line may be cut anywhere in transit. If no space follows the last value, its end may be cut off.
 Then the value is not used: it is stored in ``unparsed``, and ``details["truncated"]`` is set.
 Many tools strip the last space. So a value that is certainly complete is used without the space.
-For example, ``0`` is complete, because no longer number begins with 0.
+For example, ``0`` is complete, because a number with more digits never begins with 0.
 """
 
 from __future__ import annotations
@@ -268,9 +268,10 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
 class _Chain:
     """State of the parsing of one packet's IPv6 extension headers.
 
-    ``headers`` is the number of parsed headers; 0 if it is unknown. ``later_fragment`` is true for
-    a fragment that is not the first one. ``ended`` is true if the kernel prints no protocol after
-    the headers.
+    ``headers`` is the number of headers that were parsed. It is reset to 0 if the line is cut
+    inside a header, because the packet may have more headers. ``later_fragment`` is true for a
+    fragment that is not the first one. ``ended`` is true if parsing the headers ends here, because
+    no ``PROTO=`` field follows.
     """
 
     headers: int = 0

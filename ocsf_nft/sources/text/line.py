@@ -107,9 +107,9 @@ def _parse_ours(message: str) -> tuple[str, Facts]:
 def _parse_foreign(message: str) -> tuple[str, Facts]:
     """Split a message of another firewall into its log prefix and a dictionary of packet values.
 
-    If ``IN=… OUT=`` occurs several times, a complete packet must begin at exactly one of them.
-    Otherwise the function raises _AmbiguousError. It raises MalformedError if the packet can't be
-    parsed.
+    The prefix may itself contain ``IN=… OUT=``. So if ``IN=… OUT=`` occurs several times, exactly
+    one occurrence must begin a complete description of a packet. Otherwise the function raises
+    _AmbiguousError. It raises MalformedError if the packet can't be parsed.
     """
     starts = _starts(message)
     if len(starts) == 1:
@@ -133,7 +133,10 @@ def _parse_foreign(message: str) -> tuple[str, Facts]:
 
 
 def _starts(message: str) -> list[int]:
-    """Return the offset of each ``IN=… OUT=`` that may follow a log prefix in a message."""
+    """Return the offset of each ``IN=… OUT=`` at which a message's packet fields may begin.
+
+    There may be several, because a log prefix can also contain ``IN=… OUT=``.
+    """
     starts = []
     start = message.find("IN=")
     while 0 <= start <= _PREFIX_LIMIT:
@@ -162,9 +165,10 @@ def _flags(words: str) -> int:
 def _common_facts(  # noqa: C901, PLR0912, PLR0915 - one pass, unrolled: this is the hot path
     match: re.Match[str],
 ) -> Facts | None:
-    """Return a dictionary of the packet's values; None if a value is out of range.
+    """Return the values in a usual log line, by name; None if a value is out of range.
 
-    ``match`` is a match of the regular expression ``_COMMON``.
+    A usual line is about a TCP or UDP packet. ``match`` is the line's match of the regular
+    expression ``_COMMON``.
     """
     (
         input_device, output_device, mac_source, mac_destination, ethertype,

@@ -87,8 +87,9 @@ def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) ->
     """Parse a field such as ``SPT=443``, and store its number in ``facts``.
 
     ``key`` is the field's name in the line, ``name`` its name in ``facts``, and ``limit`` its
-    maximum. Return False if the field is missing or may be cut. Call this only where the kernel
-    always prints the field, because a line without it is marked as truncated.
+    maximum. Return False if the field is missing or may be cut off. If the line ends there, this
+    function marks the line as truncated. So call this function only where the kernel always prints
+    the field.
     """
     number = words.number(key, limit)
     if number is None:
@@ -137,7 +138,10 @@ def _udp(words: Words, facts: Facts) -> None:
 
 
 def _payload(facts: Facts) -> int | None:
-    """Return an IP packet's payload size in bytes, with extension headers; None if unknown."""
+    """Return an IP packet's payload size in bytes; None if unknown.
+
+    IPv6 extension headers count as payload.
+    """
     length, options = facts.get("length"), facts.get("ip_options", "")
     if not isinstance(length, int) or not isinstance(options, str):
         return None
