@@ -3,7 +3,9 @@
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
-PYTHON ?= python3
+# The Python of the distribution, to which python3-venv and python3-dev belong; another one in PATH is
+# often built without optimisation.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
 # Many images set this variable. Then each start of a program compiles all its modules again, and a
 # third of the tests' time goes there.
 export PYTHONDONTWRITEBYTECODE :=
