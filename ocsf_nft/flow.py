@@ -72,11 +72,12 @@ class Element(NamedTuple):
 class RuleReading:
     """Values of the kernel counters of one firewall rule, from one reading of these counters.
 
-    ``elements`` maps each kind of nftables set, such as ``flows4``, to its elements. The counter of
-    all refused packets is read twice, because packets arrive meanwhile. ``refused_before`` is its
-    value before the elements were read, and ``refused`` its value afterwards. ``overflow`` counts
-    packets that found no free slot in a set. ``logged`` counts packets that the kernel logged. If
-    the fence is permissive, "refused" packets are those that the rule would have refused.
+    ``elements`` maps each kind of nftables set, such as ``flows4``, to its elements: the counters
+    of single flows. ``refused_before`` is the counter of all refused packets, read before the
+    elements. ``refused`` is the same counter, read after the elements, because packets may arrive
+    in between. ``overflow`` counts packets that found no free slot in a set. ``logged`` counts
+    packets that the kernel logged. If the fence is permissive, "refused" packets are those that the
+    rule would have refused.
     """
 
     refused_before: Count
@@ -90,9 +91,9 @@ class RuleReading:
 class Reading:
     """Values of all packet counters of a fence, read from ``began_ns`` to ``ended_ns``.
 
-    Both times are in ns since the epoch. The keys of ``rules`` and ``epochs`` are account names,
-    such as ``egress``. A value of ``epochs`` is a text that identifies the rule's present counters.
-    The text changes if the counters were created again and began at zero.
+    Both times are in ns since the epoch. ``rules`` maps an account name, such as ``egress``, to the
+    counters of a firewall rule. ``epochs`` maps the account name to a text that identifies these
+    counters. The text changes if the counters were created again and began at zero.
     """
 
     epochs: Mapping[str, str]
@@ -103,12 +104,15 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flow:
-    """User, protocol and destination of the packets that one counter counts: a decoded counter key.
+    """User, protocol and destination of packets that have the same kernel counter.
 
-    ``uid`` is None if no socket sent the packets. ``port`` is the destination port: None if the
-    protocol has no ports, 0 if the packets were counted without ports. Flows of the nftables set
-    ``others`` have no ``destination`` and no ``port``; only these flows have an ``ethertype``. An
-    unknown ``protocol`` is None.
+    - ``uid`` is None if no socket sent the packets.
+    - ``protocol`` is None if unknown.
+    - ``destination`` is None in the nftables set ``others``. This set counts packets that are not
+      IP, and IP packets for which the other sets have no free slot.
+    - ``port`` is the destination port. It is 0 if the packets were counted without ports. It is
+      None if the protocol has no ports, and in the set ``others``.
+    - ``ethertype`` is None except in the set ``others``.
     """
 
     uid: int | None
@@ -129,8 +133,9 @@ def account_name(rule: str, *, is_permissive: bool) -> str:
 def counter_suffix(rule: str, *, is_permissive: bool) -> str:
     """Return the suffix of the names of a rule's nftables counters and sets, such as ``egress``.
 
-    If the fence is permissive, the suffix is, for example, ``egress_permissive``. So refused
-    packets and allowed packets are never counted together.
+    The suffix is the rule's name. If the fence is permissive, ``_permissive`` is appended. A
+    permissive fence allows the packets that it would otherwise refuse. So the counters of allowed
+    packets have other names than the counters of refused packets.
     """
     return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 
@@ -158,7 +163,8 @@ def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading
     """Return a copy of a counter reading in which ``map_uid`` has converted each user id.
 
     ``map_uid`` takes a user id of the sandbox's user namespace. It returns the id in this process's
-    user namespace. If several users get the same id, their packets are added up in one element.
+    user namespace. If several ids become the same id, counters whose keys then are equal are added
+    up to one counter.
     """
     return replace(
         reading,
@@ -217,8 +223,8 @@ def keys(record: Record) -> tuple[Key, ...]:
 def lacks_port(record: Record) -> bool:
     """Return True if a log record has no port, but the kernel may have counted its packet by port.
 
-    The kernel can count by port if it can read the four bytes of the ports. A log record has a port
-    only if the packet's transport header is complete.
+    This happens if the packet's transport header is cut off. The kernel's counter needs only the
+    four bytes of the ports, but the log record needs the complete header.
     """
     return (
         record.protocol in _WITH_PORTS

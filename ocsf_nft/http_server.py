@@ -99,7 +99,8 @@ class _Connections:
         """Return aiohttp's handler for a new connection; None if the connection must be refused.
 
         At the limit, first close the connection with the slowest client. This is the client for
-        which the server has waited longest.
+        which the server has waited longest. If the server waits for no client then, the new
+        connection must be refused. The same applies if the server has stopped.
         """
         server = self._runner.server
         if server is None:

@@ -151,10 +151,11 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 
 
 def set_sysctls() -> None:
-    """Set the sysctls of the calling thread's network namespace to the kernel's defaults.
+    """Set the sysctls of the calling thread's network namespace to defaults, with a few exceptions.
 
-    Only sysctls that a new namespace may inherit from the host are set. A few net.ipv6.conf values
-    differ from the defaults, so that an address is usable at once.
+    Only sysctls that a new namespace may inherit from the host are set. Most of them get the
+    kernel's default. The exceptions are a few net.ipv6.conf sysctls. Their values make, for
+    example, a new address usable at once.
     """
     # These two come first, because they change others.
     _set("ipv4/ip_forward", "0")

@@ -90,8 +90,9 @@ _WORD: Final = re.compile(r"[^\W_]+")
 class Prefixes:
     """Table that decodes the log prefixes of other firewalls.
 
-    Configured rows are tried before built-in rows. If several configured rows match, the one with
-    the longest ``begins`` applies. Raises UsageError if two rows have the same ``begins``.
+    Rows from the configuration are tried before built-in rows. A configured row matches a prefix
+    that begins with the row's text ``begins``. If several match, the row with the longest
+    ``begins`` applies. Raises UsageError if two configured rows have the same ``begins``.
     """
 
     def __init__(self, configured: Sequence[Configured] = ()) -> None:
@@ -113,8 +114,8 @@ class Prefixes:
     def named(self, record: Record) -> Record:
         """Return a log record with the sandbox, rule and verdict that its log prefix stands for.
 
-        A record with a prefix of ocsf-nft is returned unchanged. If the prefix is unknown, only the
-        verdict is set, to ``log``, which means an unknown verdict.
+        The record of a fence already has these values, and is returned unchanged. If the prefix is
+        unknown, only the verdict is set, to ``log``: the packet was logged, its verdict is unknown.
         """
         if record.sandbox is not None:
             return record

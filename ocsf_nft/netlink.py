@@ -1,8 +1,9 @@
 """Netlink messages: encoding, decoding, and a request that waits for the kernel's reply.
 
 A message has a header and a payload (``include/uapi/linux/netlink.h``). The header has 16 bytes in
-native byte order: length, type, flags, sequence, port id. The payload has a fixed part and
-attributes: length, type, value. Each message and each attribute is padded to 4 bytes.
+native byte order: length, type, flags, sequence, port id. The payload has a fixed part, and then
+attributes. Each attribute has a length, a type and a value. Each message and each attribute is
+padded to 4 bytes.
 """
 
 from __future__ import annotations

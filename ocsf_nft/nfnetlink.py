@@ -86,12 +86,12 @@ class Nftables:
 
     Only one thread at a time may use the socket. A method raises OSError if the kernel rejects a
     request; the socket can still be used then. A method raises TimeoutError (an OSError) if the
-    kernel does not answer for 5 seconds. Queries and lists also raise TimeoutError after
-    ``deadline``, a time of ``time.monotonic()``.
+    kernel does not answer for 5 seconds. All requests except :meth:`commit` also raise TimeoutError
+    after ``self.deadline``, a time of ``time.monotonic()``.
 
     Close the socket after a TimeoutError, and after any other exception that is not an error from
-    the kernel. Also close the socket if a list was not read to its end. Otherwise the rest of the
-    old answer could arrive after the next request.
+    the kernel. Also close the socket if the iterator of :meth:`dump` was not read to its end.
+    Otherwise the rest of the old answer could arrive after the next request.
     """
 
     def __init__(self) -> None:
@@ -188,8 +188,8 @@ class Nftables:
         """Execute all statements in one transaction of nf_tables: all of them or none.
 
         Raises OSError with the kernel's error for the first rejected statement. ``generation`` is
-        the expected result of :meth:`generation`; None accepts any result. If the ruleset has
-        another generation, OSError with the errno ERESTART is raised.
+        the number that the present ruleset must have; None allows any number. If the ruleset has
+        another number, OSError with the errno ERESTART is raised.
         """
         first = self._sequence + 1
         head = _BATCH

@@ -8,7 +8,7 @@ from ocsf_nft.errors import FenceError, UnsupportedError
 
 
 def ownership_failure(error: OSError) -> str:
-    """Return the reason why the kernel refused to change a fence's tables, or their ownership.
+    """Return, as text, why the kernel refused to change a fence's tables or the tables' owner.
 
     For a PermissionError, the reason is that another process owns the tables exclusively. For any
     other error, the reason is the error's text.

@@ -1,8 +1,9 @@
 """Setting of the sysctl ``net.netfilter.nf_log_all_netns``, and restoring of its old value.
 
 If the sysctl is 0, the kernel log has only packets of the initial network namespace. If it is 1,
-the kernel log has packets of all namespaces of the host (net/netfilter/nf_log.c). So it is set to 1
-only while a fence uses the kernel log as its transport.
+the kernel log has packets of all namespaces of the host (net/netfilter/nf_log.c). A fence in any
+other namespace needs 1 if the kernel log is its transport. But then all other namespaces can fill
+the kernel log too. So the sysctl is set to 1 only while there is such a fence.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 def blocking_value(namespace: Namespace) -> str | None:
     """Return the value of ``nf_log_all_netns`` if it is not 1, else None.
 
-    With such a value, the kernel log has no packets of ``namespace``. For the initial namespace,
-    which has no such limit, the result is always None. Raises UnsupportedError if the value can't
-    be read.
+    Unless the value is 1, the kernel log has only packets of the initial namespace. For that
+    namespace, the value makes no difference, so the result is always None. Raises UnsupportedError
+    if the value can't be read.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None

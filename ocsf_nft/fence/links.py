@@ -38,8 +38,11 @@ _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.E
 class Route(NamedTuple):
     """Route to an address: the next hop (``neighbour``) and the index of the outgoing interface.
 
-    If the kernel has no route, ``ifindex`` is None, and ``neighbour`` is the address itself. For a
-    local, broadcast or multicast address, both values are None.
+    ``neighbour`` is the gateway. If the route has no gateway, ``neighbour`` is the address itself.
+    For a local, broadcast or multicast address, both values are None.
+
+    If the kernel has no route, ``ifindex`` is None, and ``neighbour`` is the address itself. This
+    suits the usual sandbox, whose proxy is on the same link.
     """
 
     neighbour: Address | None
@@ -59,11 +62,12 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
 
 
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
-    """Return the name and index of the TAP device ``device``, through which a VM sends.
+    """Return the name and index of a VM's TAP device; all other values of the result are empty.
 
-    ``namespace`` is the namespace of the VM's host. Raises AbsentError if the device does not
-    exist, and UsageError for the loopback interface. Raises FenceError if the device is a port of a
-    bridge, a bond or a VRF. Also raises the errors of :func:`survey`.
+    ``device`` is the name of the TAP device, and ``namespace`` is the network namespace that has
+    it. Raises AbsentError if the device does not exist, and UsageError for the loopback interface.
+    Raises FenceError if the device is a port of a bridge, a bond or a VRF. Also raises the errors
+    of :func:`survey`.
     """
     with _report_errors():
         found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])

@@ -232,10 +232,11 @@ def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
 
 
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    """Return the content of each table of an installed fence, by a name such as ``inet ocsf_nft``.
+    """Return a dict with the content of each table of an installed fence.
 
-    The content is nft's listing of the table, which omits set elements. A line follows for each
-    element of the sets that the installer has filled. A missing table is omitted.
+    A key is the name of a table, such as ``inet ocsf_nft``. A value begins with nft's listing of
+    the table, without set elements. Then it has one line for each element of the sets that the
+    installer fills. A missing table has no key.
     """
     most = len(spec.allowed) + _ELEMENTS
     tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [

@@ -47,16 +47,19 @@ class NftMonitor:
     Methods raise OSError if a socket fails.
 
     A generation is the kernel's number of a ruleset; each transaction increments it. Changes up to
-    ``restored_generation`` need no repair. Changes up to ``regular_generation`` count as an
-    installation by ocsf-nft, not as tampering. ``regular_generation`` is None if there are no such
-    changes.
+    ``restored_generation`` need no repair: they were reverted or accepted, or made before the
+    sockets were opened.
+
+    ``regular_generation`` is equal to ``restored_generation`` or lower. Changes up to
+    ``regular_generation`` count as an installation by ocsf-nft, not as tampering.
+    ``regular_generation`` is None if there are no such changes.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
-        """Open both sockets, and subscribe to the kernel's notices about changes to ``tables``.
+        """Open a socket for the kernel's notices about ``tables``, and one for our transactions.
 
-        Raises SourceError if a socket can't be opened, AbsentError if the namespace does not exist.
-        Raises UnsupportedError if the namespace can't be entered.
+        Raises SourceError if a socket can't be opened. Raises AbsentError if the namespace does not
+        exist. Raises UnsupportedError if the namespace can't be entered.
         """
         self.namespace = namespace
         #: Identity of the sockets' namespace; another one may have the same name by now.
@@ -80,11 +83,11 @@ class NftMonitor:
         self._nftables.close()
 
     def read(self) -> list[Transaction]:
-        """Read the waiting notices; return other processes' transactions that changed the tables.
+        """Read the queued notices; return other processes' transactions that changed ``tables``.
 
-        The list is empty if no notice has arrived. The method blocks only if a part of a
-        transaction is missing, at most 0.02 s for each part. If the kernel dropped notices,
-        :data:`OVERRUN` replaces the missing transactions.
+        The list is empty if no notice has arrived. One transaction arrives as several notices. The
+        method blocks only if some of them have not arrived yet, at most 0.02 s for each. If the
+        kernel dropped notices, :data:`OVERRUN` replaces the missing transactions.
         """
         found: list[Transaction] = []
         poll = select.poll()
@@ -107,9 +110,9 @@ class NftMonitor:
         return [each for each in found if each.port != self._nftables.port]
 
     def is_reverted(self, transaction: Transaction) -> bool:
-        """Return True if a transaction needs no repair, because it was reverted or accepted.
+        """Return True if a transaction needs no repair: it was reverted, or checked and accepted.
 
-        Return False if the transaction's ``generation`` is None.
+        If the transaction's ``generation`` is None, this is unknown, and the result is False.
         """
         return transaction.generation is not None and _is_up_to(
             transaction.generation, self.restored_generation
@@ -138,7 +141,8 @@ class NftMonitor:
     def accept(self, generation: int) -> None:
         """Accept all changes up to the ruleset with the number ``generation``.
 
-        Accepted changes are not reverted, and do not count as tampering. Nothing happens if
+        Accepted changes are not reverted, and do not count as tampering. The method sets
+        ``restored_generation`` and ``regular_generation`` to ``generation``. Nothing happens if
         ``restored_generation`` is already higher.
         """
         with self._lock:

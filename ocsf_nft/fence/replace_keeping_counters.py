@@ -84,11 +84,12 @@ def replacement_text(definition: str, existing: Mapping[TableId, str]) -> str | 
 def _empty_table(
     table_id: TableId, defined: _Table, listed: _Table | None, links: str
 ) -> str | None:
-    """Return statements that empty a table, but preserve counters and the sets that packets fill.
+    """Return nft statements that empty a table, except its counters and the sets filled by packets.
 
     ``defined`` is the table in the new definition. ``listed`` is the existing table; None if its
     listing has an unexpected form. ``links`` names the interfaces of the new definition, such as
-    ``"eth0", "eth1"``. Return None if the counters can't be preserved.
+    ``"eth0", "eth1"``. The statements detach the table's chains from all other interfaces. Return
+    None if ``listed`` is None, or if the counters can't be preserved for another reason.
     """
     if listed is None or (listed.comment, listed.persists) != (defined.comment, defined.persists):
         return None
@@ -143,10 +144,12 @@ def _order(part: tuple[str, str]) -> tuple[int, str]:
 
 
 def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[str] | None:
-    """Return the hooks to delete from an existing chain: one for each interface not in ``links``.
+    """Return the hooks to delete from a chain: those on interfaces that the new fence lacks.
 
-    ``defined`` and ``listed`` are the lines of the new chain and of the existing chain. Return None
-    if the whole chain must be deleted, for example because its hook or priority differs.
+    A netdev chain has one hook for each interface. ``listed`` has the lines of the existing chain,
+    and ``defined`` those of the new chain. ``links`` names the interfaces of the new fence, such as
+    ``"eth0", "eth1"``. Return None if the whole chain must be deleted, for example because its hook
+    or priority differs.
     """
     heads = [
         [line for line in lines if line.startswith(("type ", "comment "))]

@@ -36,7 +36,8 @@ class NamespaceBatch:
         """Return the batches of messages to send one after another, until the kernel accepts one.
 
         ``recreated`` are tables that another process has deleted and created again. If one of them
-        is a table of this fence, its counters can't be used. Then ``full`` is the only batch.
+        is a table of this fence, the counters in it are not those of the fence. Then the only batch
+        is ``self.full``, which deletes the tables with their counters.
         """
         if self.keeping_counters is None or set(recreated) & set(self.tables):
             return (self.full,)
@@ -47,9 +48,9 @@ class NamespaceBatch:
 class RestoreBatch:
     """Prepared netlink messages that restore a fence, in all its network namespaces.
 
-    ``installed`` describes the fence that the messages restore. ``batches`` begins with the fenced
-    namespace. If the fence has a guard, the host's namespace follows. A guard is a table on the
-    host that blocks the same packets again.
+    ``installed`` describes the fence that the messages restore. ``batches`` has each namespace with
+    its messages. The first is the fenced namespace. If the fence has a guard, the second is the
+    host's namespace. A guard is a table on the host that blocks packets that bypass the fence.
     """
 
     installed: InstalledFence
@@ -61,10 +62,10 @@ class RestoreBatch:
         return frozenset(self.installed.around.links)
 
     def is_valid_for(self, installed: InstalledFence) -> bool:
-        """Return True if these messages also restore the fence ``installed``.
+        """Return True if these messages, made for ``self.installed``, also restore ``installed``.
 
-        Both fences must have the same specification, log transport, namespace and TAP device. Other
-        interfaces, and routes, may differ.
+        The two fences must have the same specification, log transport, namespace and TAP device.
+        Other interfaces, and routes, may differ.
         """
         own, other = (
             (each.spec, each.transport, each.identity, each.around.ifindex)
@@ -74,10 +75,10 @@ class RestoreBatch:
 
 
 def prepare(installed: InstalledFence) -> RestoreBatch:
-    """Prepare the messages that restore a fence, without any change to the system.
+    """Prepare the netlink messages that restore a fence later; change nothing in the kernel now.
 
-    Runs nft several times, and blocks until nft ends. Raises UnsupportedError or FenceError if nft
-    fails.
+    Runs nft several times, only to generate the messages. Blocks until nft ends. Raises
+    UnsupportedError or FenceError if nft fails.
     """
     spec, around, transport = installed.spec, installed.around, installed.transport
     tables = load_ruleset.fence_table_ids(spec)
@@ -116,10 +117,11 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Add the tables' comments to the lines of a ruleset that create missing tables.
+    """Return a ruleset that creates each missing table with its comment, made from ``replacement``.
 
-    ``replacement`` is the text of the ruleset; the result is the changed text. Existing tables keep
-    their comments. ``is_owned`` is true if one socket is the exclusive owner of the tables.
+    The text ``replacement`` first creates missing tables without comments. The comments are in
+    its later lines. An existing table keeps its comment. ``is_owned`` is true if the ruleset gives
+    the tables the flags ``owner`` and ``persist``.
     """
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"

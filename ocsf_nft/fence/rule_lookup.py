@@ -33,7 +33,7 @@ class LoggingRule:
 
 
 def logging_rules(listings: Iterable[str]) -> tuple[LoggingRule, ...]:
-    """Return all rules that log packets with a prefix of ocsf-nft, in the order of the listings.
+    """Return all rules whose log prefix begins with ``ocsf-nft:``, in the order of the listings.
 
     ``listings`` are outputs of ``nft -a list table``.
     """

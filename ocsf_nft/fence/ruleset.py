@@ -1,8 +1,9 @@
-"""Generation of a fence's ruleset text from the policy files in ``rules/``. Runs on any OS.
+"""Generation of a fence's ruleset text from the policy files in ``rules/``.
 
 This module completes a policy file: it inserts values, elements of sets, and the chains that count
-packets (``accounting.nft``). It changes the log statements to the chosen transport. Values from
-outside the policy files are checked by :mod:`ocsf_nft.fence.values`.
+packets (``accounting.nft``). It changes the log statements for the chosen log transport, for
+example NFLOG or the kernel log. Values from outside the policy files are checked by
+:mod:`ocsf_nft.fence.values`. This module runs on any OS.
 """
 
 from __future__ import annotations
@@ -168,8 +169,9 @@ def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTranspo
 def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
     """Return the SHA-256 (hex) of the ruleset text of a fence and its guard.
 
-    The digest is stored when the fence is installed. If the result of a later call differs from
-    the stored digest, another version of ocsf-nft has installed the fence.
+    The guard is a second table on the host. ``around`` has the network interfaces and next hops of
+    the fence's namespace. The digest is stored when the fence is installed. If a later call with
+    the same arguments returns another digest, another version of ocsf-nft has installed the fence.
     """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
 
@@ -183,11 +185,11 @@ def device_table(device: str) -> str:
 
 
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
-    """Return the ruleset line that creates a table if it is missing.
+    """Return the ruleset line that creates a table if it is missing, so that it can be deleted.
 
-    After this line, deleting the table can't fail. With ``persists``, the line has the flags
-    ``owner`` and ``persist``. ``persists`` must be true for an existing persistent table, and false
-    for any other existing table. Otherwise the kernel refuses the line, because the flags differ.
+    With ``persists``, the line has the flags ``owner`` and ``persist``. If the table exists, the
+    kernel refuses a line with other flags. So ``persists`` must then be true for a persistent
+    table, and false for any other table.
     """
     return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 
@@ -248,10 +250,9 @@ def _add_accounting(text: str, table: str, spec: FenceSpec) -> str:
 
 
 def _named_for_mode(body: str, *, is_permissive: bool) -> str:
-    """Return a ruleset text with the names of counters and sets for the fence's mode.
+    """Return the ruleset text ``body`` with counters and sets renamed for a permissive fence.
 
-    ``body`` is the ruleset text with the names for the enforcing mode. If ``is_permissive`` is
-    true, ``_permissive`` is appended to these names.
+    ``_permissive`` is appended to the names. If ``is_permissive`` is false, no name changes.
     """
     name = counter_suffix("egress", is_permissive=is_permissive)
     return _COUNTER.sub(lambda found: f"{found[1]}_{name}", body)

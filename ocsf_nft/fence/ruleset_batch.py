@@ -94,9 +94,10 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 def compile_ruleset(namespace: Namespace, text: str) -> tuple[Statement, ...]:
     """Return the netlink statements that load a ruleset; the ruleset itself is not loaded.
 
-    ``text`` is a ruleset that this package generated. nft runs in an empty temporary namespace. If
-    this fails, nft runs again in ``namespace``. Blocks while nft runs. Raises FenceError if nft
-    prints messages in an unknown format, and the errors of :func:`nft.show_messages`.
+    ``text`` is a ruleset that this package generated. nft only checks the ruleset and prints the
+    messages. nft runs in an empty temporary namespace first. If this fails, nft is started in
+    ``namespace`` instead. Blocks while nft runs. Raises FenceError if nft prints messages in an
+    unknown format. Also raises the errors of :func:`nft.show_messages`.
     """
     # In an empty namespace, tables of other processes don't disturb nft. For example, this fails
     # if the ruleset refers to existing tables.

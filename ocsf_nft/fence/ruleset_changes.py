@@ -105,10 +105,10 @@ class ChangeReader:
         self._generation = 0
 
     def read(self, datagram: memoryview) -> Iterator[Transaction]:
-        """Decode a datagram; yield the complete transactions that have changed the tables.
+        """Decode a datagram; yield each transaction on the tables when its last message arrives.
 
-        If the kernel dropped the last message of a transaction, the transaction stays incomplete.
-        Then its received part is yielded when the next transaction begins.
+        If the kernel dropped this last message, the received part of the transaction is yielded
+        when the next transaction begins.
         """
         for message in netlink.messages_with_headers(datagram):
             kind = message.kind - nfnetlink.SUBSYSTEM

@@ -56,8 +56,8 @@ class FenceSpec:
 
     With ``is_permissive``, the fence logs the packets that it would refuse, and allows them. With
     ``is_owned``, no other process can change the tables while `ocsf-nft run` monitors the fence.
-    ``has_changed`` is true if the fence has been both enforcing and permissive. The tables then
-    have the counters of both modes. Only the installer sets ``has_changed``.
+    ``has_changed`` is true if the fence has switched between enforcing and permissive. The tables
+    then have the counters of both modes. Only the installer sets ``has_changed``.
     """
 
     sandbox: str
@@ -104,8 +104,9 @@ class Surroundings:
     """Network interfaces and next hops of a namespace, as found when the fence is installed.
 
     ``links`` are the names of all interfaces except loopback. ``uplinks`` are the interfaces that
-    lead to the allowed endpoints; all interfaces if there is no route. ``neighbours`` are the next
-    hops towards these endpoints, and the addresses of the endpoints. For a VM, ``links`` has only
+    lead to the allowed endpoints; all interfaces if no endpoint has a route. ``neighbours`` are the
+    addresses to which the fence allows ARP and IPv6 neighbor discovery. They are the next hops
+    towards the allowed endpoints, and the addresses of the endpoints. For a VM, ``links`` has only
     the TAP device, and ``ifindex`` is the index of this device.
     """
 

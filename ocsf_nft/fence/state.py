@@ -267,7 +267,11 @@ class StateDirectory:
         self._write(self._forwarding(identity), content)
 
     def delete_forwarding_before(self, identity: str) -> None:
-        """Delete the stored IP forwarding settings of a namespace; this does not restore them."""
+        """Delete the stored IP forwarding settings that a namespace had before its fence.
+
+        ``identity`` is the namespace's :meth:`Namespace.identity`. The settings in the kernel do
+        not change.
+        """
         self._forwarding(identity).unlink(missing_ok=True)
 
     def _forwarding(self, identity: str) -> Path:

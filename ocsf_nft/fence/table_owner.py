@@ -69,12 +69,13 @@ def refuse_exclusive(
 def replaced_sandbox(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:
-    """Return the sandbox of a deleted VM whose fence a new fence replaces; None if there is none.
+    """Return the name of the sandbox whose old tables a new fence replaces; None if there is none.
 
     ``spec`` and ``around`` are the specification and the surroundings of the new fence. A new VM
-    may get the TAP device name of a deleted VM whose tables still exist. A VM counts as deleted if
-    its device has another interface index in its sandbox's record than in ``around``. Raises
-    FenceError if the tables belong to another sandbox that may still be in use.
+    may get the TAP device name of a deleted VM. The tables of the deleted VM have the same names,
+    and may still exist. The old VM counts as deleted if its sandbox's record has another interface
+    index than ``around``. Raises FenceError if the existing tables belong to another sandbox that
+    may still be in use.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
@@ -102,11 +103,11 @@ def replaced_sandbox(
 def _refuse_guard(
     sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
 ) -> None:
-    """Raise FenceError if a table is the guard of another sandbox than ``sandbox``.
+    """Raise FenceError if a table is the guard of a sandbox other than ``sandbox``.
 
-    A guard is a table on the host that filters the traffic of a fenced namespace a second time. The
-    error is raised only if the table's comment names that sandbox. In addition, that sandbox's
-    record must name the table as the guard.
+    A guard is a table on the host that filters the traffic of a fenced namespace a second time. Two
+    conditions must be met. The table's comment names the other sandbox, and the record of the other
+    sandbox names the table as its guard.
     """
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():

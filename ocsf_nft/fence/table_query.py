@@ -1,7 +1,8 @@
 """Netlink queries about an nftables table: its comment, its flags, and the elements of its sets.
 
-The queries do not run the program nft, because the checks of a fence make them every few seconds.
-The constants are from ``include/uapi/linux/netfilter/nf_tables.h``.
+Each check of a fence needs these queries, and there is a check every few seconds. So the queries
+use netlink directly, because running the program nft takes longer. The constants are from
+``include/uapi/linux/netfilter/nf_tables.h``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Attribution of a change of nftables to the process that made the change.
 
 With each change, the kernel reports the id and the name of the thread that made the change
-(``nf_tables_fill_gen_info``). The id is from the initial pid namespace. A thread can choose its
-name.
+(``nf_tables_fill_gen_info``). The id is valid only in the initial pid namespace. The name does not
+prove which program made the change, because a thread can choose its name.
 """
 
 from __future__ import annotations

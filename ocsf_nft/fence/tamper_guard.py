@@ -75,7 +75,10 @@ class FenceChange:
 
 
 class _Arrival(NamedTuple):
-    """Time when the kernel's notice of a change was read: since the epoch (UTC) and since boot."""
+    """Time at which the kernel's notice of a change was read, by two clocks.
+
+    One clock counts since the epoch (UTC), the other since boot.
+    """
 
     epoch_ns: int
     since_boot_ns: int
@@ -174,13 +177,12 @@ class TamperGuard:
     ) -> None:
         """Set the prepared messages (``batch``) by which the guard restores the fence from now on.
 
-        If ``batch`` is None, the guard restores the fence by running nft, which takes longer. The
-        messages were prepared from the fence's record in the state directory. ``version`` is the
-        version of that record.
+        If ``batch`` is None, the guard restores the fence by running nft, which takes longer.
+        ``version`` is the version of the fence's record from which the messages were prepared.
 
-        The guard does not revert changes up to ``generations``. Pass this argument only if a check
-        has just found the fence unchanged. Its value is the result of :meth:`generations`, called
-        before that check.
+        ``generations`` are ruleset numbers: the guard accepts all changes up to these rulesets, and
+        does not revert them. To get the numbers, first call :meth:`generations`, then check the
+        fence. Pass the numbers only if the check has found the fence unchanged.
         """
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
@@ -295,7 +297,11 @@ class TamperGuard:
             self._notify(error)
 
     def _turn(self) -> None:
-        """Wait for notices of changes, the end of a pause or :meth:`stop`; handle the notices."""
+        """Wait until a notice arrives, a pause ends or :meth:`stop` is called; handle the notices.
+
+        The kernel sends notices of changes to nftables, network interfaces and routes. A pause
+        begins after too many restores, and after each read of notices about interfaces and routes.
+        """
         now = time.monotonic()
         if self._paused_until is not None and now >= self._paused_until:
             self._end_pause()
@@ -413,10 +419,14 @@ class TamperGuard:
     def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
         """Restore the fence after other processes have changed it; return the outcome.
 
-        ``foreign`` has the changes of the other processes. The outcome is one of four words.
-        ``sent``: prepared messages restored the fence, or a check had already restored it.
-        ``renewed``: :meth:`renew` restored the fence. ``none``: `ocsf-nft` itself made the changes,
-        so nothing is restored. ``failed``: the fence could not be restored.
+        ``foreign`` has the changes of the other processes. The outcome is one of these words:
+
+        - ``sent``: netlink messages prepared in advance restored the fence. Or a check had already
+          restored the fence, so that nothing was sent now.
+        - ``renewed``: :meth:`renew` restored the fence.
+        - ``none``: nothing is restored, because the other process is `ocsf-nft` too. That
+          process has installed or removed the fence.
+        - ``failed``: the fence could not be restored.
         """
         recreated = [table_id for each in foreign for table_id in each.created]
         try:

@@ -56,9 +56,9 @@ if TYPE_CHECKING:
 class Derived(NamedTuple):
     """Values that :func:`derive` computes from an attempt, for its Network Activity event.
 
-    ``source`` and ``destination`` are the kinds of the packets' addresses; None if unknown.
-    ``severity`` is None if no configured rule matches. ``raw_bytes`` is the size of the log
-    record's text.
+    ``source`` and ``destination`` are the kinds of the packets' addresses, for example private or
+    multicast; None if unknown. ``severity`` is None if no severity rule of the configuration
+    matches. ``raw_bytes`` is the size of the log record's text.
     """
 
     source: AddressKind | None
@@ -71,7 +71,7 @@ class Derived(NamedTuple):
 
 
 def derive(attempt: Attempt, severities: Iterable[SeverityRule]) -> Derived:
-    """Compute the values of :class:`Derived` for an attempt.
+    """Compute the event values that follow from an attempt, for example its severity and uid.
 
     ``severities`` are the configured severity rules.
     """

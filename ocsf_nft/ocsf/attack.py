@@ -1,8 +1,8 @@
 """Choice of the MITRE ATT&CK tactic and technique that fit a refused packet.
 
-A packet to the cloud's metadata service has the tactic Credential Access. Any other refused packet
-has the tactic Command and Control. Packets of one user to very many destinations have the tactic
-Discovery (:data:`SCAN`).
+An event about many flows of one user id has the tactic Discovery (:data:`SCAN`). An event about one
+flow has the tactic Credential Access if the destination is the cloud's metadata service. Otherwise
+it has the tactic Command and Control.
 """
 
 from __future__ import annotations

@@ -40,14 +40,14 @@ def community_id(
     *,
     one_way: bool = False,
 ) -> str:
-    """Return the Community ID of a flow; both directions of the flow have the same id.
+    """Return the Community ID of a flow; both directions have the same id, except with ``one_way``.
 
     The addresses are bytes in network order. ``ports`` are the ports of source and destination;
     None if the protocol has no ports.
 
     For an ICMP request or reply, ``ports`` are its type and its counterpart's type, for example 8
-    and 0. For any other ICMP message, ``ports`` are its type and code. Set ``one_way`` for such a
-    message: then the two directions have different ids.
+    and 0. For any other ICMP message, ``ports`` are its type and code, and ``one_way`` must be
+    true.
     """
     if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source

@@ -146,7 +146,7 @@ def own_metadata(uid: str, now_ns: int) -> Metadata:
 
 
 def this_host() -> Host:
-    """Return the name, kernel release and boot of this machine; unknown values are None."""
+    """Return the name, kernel release and boot time of this machine; unknown values are None."""
     return Host(
         hostname=platform.node() or "localhost",
         kernel_release=os.uname().release if hasattr(os, "uname") else None,

@@ -31,11 +31,14 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
     """Return the source and the destination of a log record's packet as OCSF endpoints.
 
-    ``source`` and ``destination`` classify the record's addresses, for example as loopback. They
-    are None if the address is unknown or invalid. Values that no endpoint can have, such as an
-    invalid address, are added to ``unmapped``. An endpoint is None if nothing identifies it. But if
-    both would be None, the source is the sandbox. If the sandbox is unknown too, the source has the
-    name ``unknown``.
+    The arguments ``source`` and ``destination`` classify the record's addresses, for example as
+    loopback. Each is None if its address is unknown or invalid. ``direction`` shows which endpoint
+    is the sandbox; the sandbox's ``container`` is added to this endpoint. Values that no endpoint
+    can have, such as an invalid address, are added to ``unmapped``.
+
+    A returned endpoint is None if nothing identifies it. But if both would be None, the source
+    endpoint is the sandbox. If the sandbox is unknown too, the source endpoint has the name
+    ``unknown``.
     """
     # Two interfaces: a forwarded packet. A single interface belongs to the source, except the
     # incoming interface of a packet that is not outbound.
@@ -93,9 +96,9 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
 ) -> NetworkEndpoint | None:
     """Return an OCSF endpoint with the given values, or None if nothing identifies the endpoint.
 
-    Only ``name``, ``interface``, ``mac`` and a valid ``address`` identify an endpoint. ``kind``
-    classifies ``address``. If ``kind`` is None, the address is invalid, and is omitted.
-    ``svc_name`` is the name of the service at ``port``, for example ``https``.
+    Only ``name``, ``interface``, ``mac`` and a valid ``address`` identify an endpoint. ``kind`` is
+    the caller's classification of ``address``. The caller passes None for an invalid address, which
+    is then omitted. ``svc_name`` is the name of the service at ``port``, for example ``https``.
     """
     is_anonymous = name is None and kind is None and interface is None
     if is_anonymous and mac is None:

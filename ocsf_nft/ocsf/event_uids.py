@@ -57,18 +57,18 @@ def event_uid(class_uid: int, identity: str) -> str:
 
 
 def incident_uid(identity: str) -> str:
-    """Return the uid of an incident; the events of its attempts and its finding share this uid.
+    """Derive the uid of an incident from its identity (:attr:`Incident.identity`).
 
-    ``identity`` is :attr:`Incident.identity`.
+    The incident's finding has this uid, and so does the event of each of its attempts.
     """
     return stable_uid("incident", identity)
 
 
 def flow_uid(record: Record) -> str:
-    """Return the uid that connects the attempts of one flow, if they belong to no incident.
+    """Return the uid that all attempts of one flow have in common.
 
-    ``record`` is any log record of the flow. Sandbox, rule, user, protocol, destination and port
-    identify a flow.
+    This uid is for attempts that belong to no incident. ``record`` is any log record of the flow.
+    Sandbox, rule, user, protocol, destination and port identify a flow.
     """
     return stable_uid(
         "attempt",
@@ -85,9 +85,9 @@ def flow_uid(record: Record) -> str:
 def aggregation_uid(
     sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
 ) -> str:
-    """Return the uid that connects the aggregated attempts of one sandbox, rule, user and reason.
+    """Return the uid that aggregated attempts of one sandbox, rule, user and reason have in common.
 
-    An aggregated attempt counts the packets of several flows. ``uid`` is the user id of these
+    An aggregated attempt counts the packets of several flows. ``uid`` is the Linux user id of these
     flows; None if the flows have several users, or no known user. ``reason`` is why these flows
     share one event. For example, ``many`` means that the user has too many flows.
     """

@@ -195,10 +195,10 @@ def _profiles() -> str:
 
 
 def _profile_attributes() -> Iterator[tuple[str, type[Model], list[str]]]:
-    """Yield a tuple for each model and each OCSF profile that has attributes of that model.
+    """Yield a tuple for each model and each OCSF profile that adds attributes to the model.
 
-    The tuple has the profile, the model, and the names of these attributes. The models are all
-    event classes and objects.
+    A model is an event class or an object. The tuple has the profile, the model, and the names of
+    the added attributes.
     """
     for model in (*CLASSES.values(), *_objects()):
         for profile, names in model.profile_attributes.items():

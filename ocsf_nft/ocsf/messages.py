@@ -187,7 +187,10 @@ def _aggregate_text(attempt: Attempt, direction: Direction, aggregation: Aggrega
 
 
 def _kind(record: Record) -> str | None:
-    """Return the kind of aggregated packets, for example "TCP" or "ARP"; None if mixed."""
+    """Return the kind of the packets that a record combines, for example "TCP" or "ARP".
+
+    Return None if the packets are of several kinds.
+    """
     if record.protocol is not None:
         return _protocol(record.protocol)
     if record.ip_version is not None:
@@ -237,7 +240,10 @@ def _detail_of_many(
 
 
 def _noun(record: Record, number: int) -> str:
-    """Return a noun for the packets, for example "UDP packet", "TCP connection" or "frame"."""
+    """Return a noun in the singular for the packets of a record, such as "UDP packet" or "frame".
+
+    The noun is "TCP connection" only if ``number`` is 1 and the packet opens a connection.
+    """
     if record.destination is None:
         return "frame" if record.ethertype is None else f"{_ethertype(record.ethertype)} frame"
     is_tcp = record.protocol == protocols.TCP
@@ -247,7 +253,10 @@ def _noun(record: Record, number: int) -> str:
 
 
 def _destination(record: Record) -> str:
-    """Return, for example, " to 192.0.2.1:443 (https)"; return "" for a frame without IP."""
+    """Return the part of a message that names the destination of the packets.
+
+    An example is " to 192.0.2.1:443 (https)". For a frame without IP, the part is empty.
+    """
     if record.destination is None:
         return ""
     known = service(record.protocol, record.destination_port)
