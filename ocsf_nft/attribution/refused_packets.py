@@ -178,7 +178,7 @@ class RefusedPackets:
         Call this if the kernel dropped reports of the BPF program. A dropped report may have named
         another possible sender.
         """
-        self._evicted_ns = now_ns
+        self._evicted_ns = max(self._evicted_ns, now_ns)
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
         """Return True if the BPF program's report of a logged packet is probably still to come.

@@ -269,6 +269,16 @@ def test_evicted_sender_with_unreported_packets_stays_possible(
     assert senders(refused, packet, since_ns=NOW + 1) == [({8}, False)]
 
 
+def test_dropped_report_does_not_shorten_the_time_of_an_evicted_sender(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refused_packets, "_MOST_STORED", 1)
+    refused = stored(call(7, NOW, has_more=True), call(8, NOW + 1, source_port=9))
+    refused.note_dropped(NOW)
+    packet = record(NOW, source_port=9)
+    assert senders(refused, packet, since_ns=NOW + 1) == [({8}, False)]
+
+
 def test_evicted_similar_packets_make_earlier_records_uncertain() -> None:
     refused = stored(*(call(7, NOW + each, sum=each + 1) for each in range(1000)))
     assert refused._number == 8
