@@ -234,7 +234,7 @@ def lacks_port(record: Record) -> bool:
 
 
 def without_port(key: Key) -> Key:
-    """Return a copy of a counter key with port 0.
+    """Return a copy of a counter key, with its port replaced by 0.
 
     A key of the set ``others`` has no port, and is returned unchanged.
     """

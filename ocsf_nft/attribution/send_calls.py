@@ -74,7 +74,9 @@ class _StoredCall:
 
 
 class SendCalls:
-    """Latest system calls that send packets in one network namespace, to find packets' senders.
+    """Record of the latest sending system calls in one network namespace.
+
+    It is used to find the process that sent a packet.
 
     All times are of CLOCK_BOOTTIME.
     """

@@ -103,7 +103,7 @@ class Walker:
 
 
 class _Walk:
-    """Walk of one packet through one chain, rule by rule."""
+    """Simulation of one packet's way through the rules of one chain."""
 
     def __init__(self, walker: Walker, chain: Chain, packet: Packet, depth: int) -> None:
         self._walker = walker

@@ -195,11 +195,10 @@ def _key(pair: Any) -> Any:
 
 
 def _in_spans(number: Span, spans: list[Span]) -> Truth:
-    """Return YES if a number is in one of the sorted ``spans``, NO if in none, MAYBE if unknown.
+    """Return whether one of the sorted ``spans`` contains a number of which the range is known.
 
-    The exact number may be unknown: ``number`` is the span of its possible values. The result is
-    YES if one of ``spans`` contains this whole span. It is NO if none of ``spans`` contains a part
-    of it.
+    The result is YES if one of ``spans`` contains the whole range ``number``. It is NO if no span
+    contains a part of the range, and MAYBE in all other cases.
     """
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):

@@ -144,8 +144,8 @@ class TamperGuard:
     def has_attached_interfaces(self) -> bool:
         """Return true if the guard has attached the fence to new interfaces.
 
-        Only interfaces attached since the last call of :meth:`use_restore_batch` count. They may
-        have been removed again by now.
+        This is about the time since the last call of :meth:`use_restore_batch`. The result is true
+        even if these interfaces have been removed again.
         """
         return bool(self._attached)
 

@@ -127,9 +127,9 @@ def is_ours(record: Record) -> bool:
 
 
 def foreign_verdict(record: Record) -> ForeignVerdict | None:
-    """Return another firewall's verdict on a packet, for example ``drop``; ``log`` if unknown.
+    """Return the verdict of another firewall on a packet, for example ``drop``.
 
-    Return None if an ocsf-nft fence logged the packet.
+    If the verdict is unknown, return ``log``. Return None if the record is of an ocsf-nft fence.
     """
     if record.verdict == "permit":
         return None

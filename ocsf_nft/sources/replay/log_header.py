@@ -89,7 +89,7 @@ class StampError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class StampReference:
-    """Reference times that complete a log timestamp without a date, a year or a time zone.
+    """Reference times for log timestamps that lack the date, the year or the time zone.
 
     ``boot_ns`` is the boot time of the log's machine, in ns since the epoch. If that time is
     unknown, ``boot_ns`` is this machine's boot time, and ``is_assumed_boot`` is true.
