@@ -8,12 +8,13 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests import leftovers, scheduling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator
 
 #: On other systems only the pure parts are tested. On Linux no test is skipped.
 collect_ignore = [] if sys.platform == "linux" else ["guest", "kernel"]
@@ -59,6 +60,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> scheduling.FileScheduling:
     """Give each worker whole files (``-n``)."""
     return scheduling.FileScheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def default_log() -> Iterator[None]:
+    """Undo a test's settings of structlog, which apply to all later tests in the process."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -71,7 +71,7 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = False,
 ) -> None:
-    """Check whether a fence works on this host, and whether other rules drop its accepted traffic.
+    """Check whether a fence works here, and what would block it.
 
     Exit 3: no fence works here. Exit 1: a fence works, but its records can't be read, or another
     rule may drop accepted traffic. Exit 0: a fence works, its records can be read, and no other

@@ -10,7 +10,7 @@ import typer  # noqa: TC002 - typer reads it
 
 
 def demo(context: typer.Context) -> None:
-    """Fence a throw-away sandbox, try to bypass the fence, show the events.
+    """Fence a throw-away sandbox, try to get out, show the events.
 
     Creates two network namespaces and runs real programs in them. Removes everything at the end,
     also if it is interrupted. No packet leaves this machine. Needs root.

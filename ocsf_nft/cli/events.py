@@ -122,7 +122,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
         ),
     ] = None,
 ) -> None:
-    """List stored events: the last 20 events that match the filters.
+    """List stored events: the last 20 that match the filters.
 
     Without filters, all events match. --lines shows another number than 20. --follow ends with
     Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store. The command also works while a run is

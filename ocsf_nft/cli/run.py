@@ -117,7 +117,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     ] = "1GiB",
     state_dir: options.StateDir = None,
 ) -> None:
-    """Watch fenced sandboxes and emit an event for each attempt to bypass a fence.
+    """Watch fenced sandboxes and report each bypass attempt.
 
     The file of --config can also have the key host_log. Then log records of this host's other
     firewalls become events too.

@@ -307,7 +307,7 @@ def test_template_renders_any_details_as_model(subtests: pytest.Subtests) -> Non
     )
     others = ({"gid": 9, "ethertype": 0x0800, "mac_destination": "80:00"}, {"uid": 1000})
     for details in _ODD_DETAILS:
-        with subtests.test(details=details):
+        with subtests.test(details=str(details)):
             for held, end, other, protocol in itertools.product(
                 (details, MappingProxyType(details)), ends, others, (1, 6, 58)
             ):
