@@ -125,7 +125,8 @@ def test_unit_is_ready_before_the_network(guest: Machine) -> None:
 
 
 def test_workload_starts_after_the_run_reads_records(guest: Machine) -> None:
-    (started,) = (event for event in guest.ask("events") if event["class_uid"] == _LIFECYCLE)
+    # A busy machine may add others, for example that the attribution is degraded.
+    started, *_ = (event for event in guest.ask("events") if event["class_uid"] == _LIFECYCLE)
     text = show(guest, "workload.service", "ExecMainStartTimestamp")
     at = dt.datetime.strptime(text, "%a %Y-%m-%d %H:%M:%S.%f %Z").replace(tzinfo=dt.UTC)
     assert started["activity_name"] == "Start"
