@@ -3,9 +3,11 @@
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
-# The Python of the distribution, to which python3-venv and python3-dev belong; another one in PATH is
-# often built without optimisation.
-PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+# The Python of the distribution, to which python3-venv and python3-dev belong. Another one in PATH is
+# often built without optimisation; it is used if the distribution's is too old.
+PYTHON ?= $(or $(shell for each in /usr/bin/python3 python3; do \
+    $$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$each && break; \
+done),python3)
 # Many images set this variable. Then each start of a program compiles all its modules again, and a
 # third of the tests' time goes there.
 export PYTHONDONTWRITEBYTECODE :=
