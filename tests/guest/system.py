@@ -6,17 +6,25 @@ a receiver of events, for ``ocsf-nft-host.service``, which a test starts.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from ocsf_nft.lab import GATEWAY4, GATEWAY6, PROXY_PORT
-from tests.guest import cache, distribution, image, kernel
+from tests.guest import cache, distribution, image, kernel, machine, network
+from tests.guest.conftest import TIMEOUT_SECONDS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from tests.guest.kernel import Kernel
     from tests.guest.machine import Machine
+    from tests.guest.network import Network
+
+T = TypeVar("T")
 
 DEPLOYED: Final = cache.PROJECT / "deploy/systemd"
 SANDBOX: Final = "vm-9"
@@ -162,6 +170,34 @@ def _http(folder: Path) -> Path:
         image._copy_distribution(name, root / image.SITE)
     image.compile_modules(root)
     return image._pack(root, folder)
+
+
+@contextlib.contextmanager
+def booted(
+    guest_kernel: Kernel, package_layer: Path, around: Network, folder: Path
+) -> Iterator[Machine]:
+    """Boot the system, wait until its workload has started, and yield it."""
+    with machine.running(
+        guest_kernel,
+        initramfs(guest_kernel, package_layer, folder),
+        around.host_namespace,
+        tap=network.TAP,
+        command_line=f"rdinit=/{image.TESTS}/tests/guest/inside/systemd-init "
+        "systemd.unit=multi-user.target systemd.mask=serial-getty@ttyS0.service "
+        "systemd.journald.forward_to_console=1",
+        megabytes=1024,
+    ) as running:
+        running.wait_for_agent(TIMEOUT_SECONDS)
+        yield running
+
+
+def until(what: Callable[[], T | None]) -> T:
+    """Call until the result is true; return the result."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (found := what()):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+    return found
 
 
 def shell(guest: Machine, *command: str) -> str:

@@ -1,0 +1,177 @@
+"""A complete system whose unit for hosts watches a sandbox in its own namespace."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.guest import system
+from tests.guest.conftest import captured
+from tests.guest.system import AGENT, CONFIG, RECEIVED, shell, show, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.guest.kernel import Kernel
+    from tests.guest.machine import Machine
+    from tests.guest.network import Network
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("system of a host")]
+
+_HOST = "ocsf-nft-host.service"
+_ACTIVE, _ABSENT = 0, 2  # exit codes of `verify`
+_NET_ADMIN, _SYS_PTRACE, _SYS_ADMIN, _PERFMON, _BPF = 12, 19, 21, 38, 39
+_IN_SANDBOX = ("nsenter", f"--net=/run/netns/{AGENT}")
+#: With the namespace, in case there is no record: the machine's own namespace has another fence.
+_WHERE = ("--sandbox", AGENT, "--netns", AGENT)
+_CONNECT_PROGRAM = "import socket, sys; socket.create_connection((sys.argv[1], 443), timeout=5)"
+#: The same, and stays alive for a while.
+_STAY_PROGRAM = """
+import socket, sys, time
+try:
+    socket.create_connection((sys.argv[1], 443), timeout=5)
+except ConnectionRefusedError:
+    time.sleep(10)
+"""
+_PYTHON = str(Path(sys.executable).resolve())
+
+
+@pytest.fixture(scope="module")
+def host(
+    guest_kernel: Kernel,
+    package_layer: Path,
+    around: Network,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Machine]:
+    """Yield a system with a sandbox in its own namespace that the host's unit watches."""
+    folder = tmp_path_factory.mktemp("system")
+    with system.booted(guest_kernel, package_layer, around, folder) as guest:
+        shell(guest, "mkdir", "-p", "/run/netns")
+        shell(guest, "touch", f"/run/netns/{AGENT}")
+        shell(guest, "unshare", f"--net=/run/netns/{AGENT}", "true")
+        for command in (
+            "link set lo up",
+            "link add e0 type veth",  # with veth0 at its other end
+            "link set e0 up",
+            "link set veth0 up",
+            "address add 10.9.0.1/24 dev e0",
+            "route add default via 10.9.0.9",
+        ):
+            shell(guest, *_IN_SANDBOX, "busybox", "ip", *command.split())
+        shell(guest, "systemctl", "start", "receiver.service", _HOST)
+        yield guest
+
+
+def test_hosts_unit_is_ready_when_its_sandbox_is_fenced(host: Machine) -> None:
+    assert show(host, _HOST, "StatusText") == f"watching {AGENT}"
+    assert _verdict(host) == _ACTIVE
+    # It drops the capabilities that this configuration does not need.
+    of_namespaces = {_NET_ADMIN, _SYS_ADMIN, _SYS_PTRACE}
+    assert system.capabilities(host, _HOST) == of_namespaces | {_PERFMON, _BPF}
+    assert system.process(host, _HOST)["Uid"].split()[1] != "0"
+
+
+def test_hosts_unit_delivers_over_http_with_a_secret_of_the_credential_store(
+    host: Machine,
+) -> None:
+    assert _connect(host, "203.0.113.40") == "ConnectionRefusedError"
+    event = until(lambda: _event_to(_received(host), "203.0.113.40"))
+    assert event["unmapped"]["sandbox"] == AGENT
+    # From the record. In another namespace only CAP_SYS_ADMIN allows to read it.
+    assert event["src_endpoint"]["port"]
+
+
+def test_hosts_unit_names_a_process_of_its_sandbox_and_hashes_its_program(
+    host: Machine,
+) -> None:
+    shell(host, *_IN_SANDBOX, _PYTHON, "-c", _STAY_PROGRAM, "203.0.113.44")
+    process = until(lambda: captured(_received(host), "203.0.113.44"))
+    assert process["path"] == _PYTHON
+    assert "203.0.113.44" in process["cmd_line"]
+    program = Path(_PYTHON).read_bytes()
+    hashes = {each["algorithm"]: each["value"] for each in process["file"]["hashes"]}
+    assert hashes["SHA-256"] == hashlib.sha256(program).hexdigest()
+
+
+def test_reload_adds_a_sink_and_refuses_a_wrong_configuration(host: Machine) -> None:
+    before = show(host, _HOST, "MainPID")
+    host.ask("write", CONFIG, f"sinks = 1\n{system.HOST_CONFIG}")
+    reloaded = host.ask("shell", "systemctl", "reload", _HOST)
+    assert reloaded["code"] != 0
+    second = "/var/log/ocsf-nft/second.jsonl"
+    host.ask("write", CONFIG, f'{system.HOST_CONFIG}\n[[sink]]\npath = "{second}"\n')
+    shell(host, "systemctl", "reload", _HOST)
+    until(lambda: host.ask("shell", "test", "-e", second)["code"] == 0)
+    _connect(host, "203.0.113.41")
+    until(lambda: _event_to(host.ask("events", second), "203.0.113.41"))
+    assert show(host, _HOST, "MainPID") == before
+    assert show(host, _HOST, "ActiveState") == "active"
+
+
+def test_hung_run_is_killed_and_restarted_while_its_fence_remains_active(host: Machine) -> None:
+    before = show(host, _HOST, "MainPID")
+    shell(host, "kill", "-s", "STOP", before)
+    until(lambda: show(host, _HOST, "MainPID") not in {before, "0"})
+    assert _connect(host, "203.0.113.42") == "ConnectionRefusedError"
+    until(lambda: _event_to(_received(host), "203.0.113.42"))
+
+
+def test_fence_is_removed_by_the_run_that_installed_it_and_by_no_later_run(host: Machine) -> None:
+    shell(host, "systemctl", "stop", _HOST)
+    # The fence still exists if a run was killed before.
+    assert host.ask("shell", "ocsf-nft", "remove", *_WHERE)["code"] in {_ACTIVE, _ABSENT}
+    shell(host, "systemctl", "start", _HOST)
+    shell(host, "systemctl", "stop", _HOST)
+    assert _verdict(host) == _ABSENT
+    shell(host, "systemctl", "start", _HOST)
+    before = show(host, _HOST, "MainPID")
+    shell(host, "kill", "-s", "KILL", before)
+    until(lambda: show(host, _HOST, "MainPID") not in {before, "0"})
+    until(lambda: show(host, _HOST, "ActiveState") == "active")
+    shell(host, "systemctl", "stop", _HOST)
+    assert _verdict(host) == _ACTIVE
+
+
+def test_unit_works_with_a_dynamic_user_but_only_that_user_reads_its_events(
+    host: Machine,
+) -> None:
+    shell(host, "systemctl", "stop", _HOST)
+    drop_in = f"/etc/systemd/system/{_HOST}.d/dynamic.conf"
+    host.ask("write", drop_in, system.DYNAMIC)
+    host.ask("write", CONFIG, system.DYNAMIC_CONFIG)
+    shell(host, "systemctl", "daemon-reload")
+    shell(host, "systemctl", "start", _HOST)
+    assert _connect(host, "203.0.113.43") == "ConnectionRefusedError"
+    until(lambda: _event_to(_received(host), "203.0.113.43"))
+    user, group = system.process(host, _HOST)["Uid"].split()[0], system.process(host, _HOST)["Gid"]
+    assert int(user) > 60_000  # systemd's own range
+    path = shell(host, "readlink", "-f", system.DYNAMIC_EVENTS)
+    assert shell(host, "stat", "-c", "%u %a", path) == f"{user} 640"
+    of_the_group = ("setpriv", "--reuid=1234", f"--regid={group.split()[0]}", "--clear-groups")
+    printed = host.ask("shell", *of_the_group, "cat", path)
+    assert "Permission denied" in printed["stderr"]
+
+
+def _verdict(host: Machine) -> int:
+    return int(host.ask("shell", "ocsf-nft", "verify", *_WHERE)["code"])
+
+
+def _connect(host: Machine, address: str) -> str:
+    """Attempt to get out of the sandbox; return the name of the error."""
+    done = host.ask("shell", *_IN_SANDBOX, _PYTHON, "-c", _CONNECT_PROGRAM, address)
+    return str(done["stderr"]).strip().splitlines()[-1].partition(":")[0]
+
+
+def _received(host: Machine) -> list[Any]:
+    requests = host.ask("events", RECEIVED)
+    assert {request["authorization"] for request in requests} <= {f"Bearer {system.TOKEN}"}
+    return [event for request in requests for event in request["events"]]
+
+
+def _event_to(events: list[Any], address: str) -> Any:
+    found = (event for event in events if event.get("dst_endpoint", {}).get("ip") == address)
+    return next(found, None)
