@@ -60,7 +60,7 @@ class FlowReport:
     """
 
     __slots__ = (
-        "_grew_ns", "_is_growing", "_is_of_old_clock", "_shown", "attribution", "end",
+        "_grew_ns", "_is_growing", "_is_of_old_clock", "_saved", "attribution", "end",
         "first_reading", "is_new", "key", "record", "schedule",
     )  # fmt: skip
 
@@ -86,7 +86,7 @@ class FlowReport:
         #: Whether the clock was set back after the record's packet, so that its time seems later.
         self._is_of_old_clock = False
         #: Latest record of a packet that a reading has shown, until an attempt counts it.
-        self._shown: AttributedRecord | None = None
+        self._saved: AttributedRecord | None = None
         self.schedule: Schedule | None = None
         #: Totals of the incident so far; None if no attempt of one was reported.
         self.end: IncidentEnd | None = None
@@ -114,7 +114,7 @@ class FlowReport:
 
         ``last_ns`` is the time of the flow's last packet, according to the latest counter reading.
         """
-        self._store_shown(last_ns)
+        self._save_record(last_ns)
         self.record = record
         self.attribution = attribution
         self.is_new = True
@@ -128,7 +128,7 @@ class FlowReport:
         ``last_ns``. ``last_ns`` is the time of the flow's last packet, according to the reading.
         """
         self.set_growing()
-        self._store_shown(last_ns)
+        self._save_record(last_ns)
 
     def limit_times(self, now_ns: int) -> None:
         """Mark the time of the stored log record as invalid if this time is later than ``now_ns``.
@@ -147,7 +147,7 @@ class FlowReport:
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
-        found = [] if self._shown is None else [self._shown]
+        found = [] if self._saved is None else [self._saved]
         if self.is_new and self.record is not None:
             found.append(AttributedRecord(self.record, self.attribution))
         fitting = (
@@ -194,7 +194,7 @@ class FlowReport:
         """
         record = self.record
         self.is_new = self.is_new and record is not None and self._is_later(record, last_ns)
-        self._shown = None
+        self._saved = None
         if self.schedule is None:
             # The flow may have been reported before a restart.
             before = 0 if self.end is None else self.end.incident.windows
@@ -202,15 +202,14 @@ class FlowReport:
         else:
             self.schedule.mark_reported(now_ns)
 
-    def _store_shown(self, last_ns: int) -> None:
-        """Save the current log record for the next event, before a newer record replaces it.
+    def _save_record(self, last_ns: int) -> None:
+        """Save the flow's latest log record for the next event, unless an event already has it.
 
-        Do nothing if an earlier event already reports this record. Also do nothing if the record's
-        packet is later than ``last_ns``: no counter reading has shown that packet yet. ``last_ns``
-        is the time of the flow's last packet, according to the latest counter reading.
+        ``last_ns`` is the time of the last packet that a counter reading has counted. A record of
+        a later packet is not saved: the next event does not count its packet.
         """
         if self.is_new and self.record is not None and not self._is_later(self.record, last_ns):
-            self._shown = AttributedRecord(self.record, self.attribution)
+            self._saved = AttributedRecord(self.record, self.attribution)
 
     def _is_later(self, record: Record, last_ns: int) -> bool:
         """Return True if a log record's packet was certainly refused after ``last_ns``.

@@ -105,11 +105,11 @@ class SandboxAccount:
                     self._ended.append(before)
             yield from account.observe(reading.rules[rule], reading.began_ns, reading.ended_ns)
 
-    def lacks(self, record: Record) -> bool:
+    def is_of_new_mode(self, record: Record) -> bool:
         """Return True if a log record shows that the fence has changed its mode.
 
-        The modes are enforcing and permissive. The result is True if the account has counters of
-        the record's rule, but only for the other mode.
+        The modes are enforcing and permissive. In this case the account has counters of the
+        record's rule for one mode, and the record is of the other mode.
         """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()

@@ -243,7 +243,9 @@ class AccountLoop:
         A fence is enforcing or permissive, and has separate counters for each mode.
         """
         now_ns = time.monotonic_ns()
-        if now_ns - self._checked_ns < _CHECK_NS or not any(map(self._account.lacks, records)):
+        if now_ns - self._checked_ns < _CHECK_NS or not any(
+            map(self._account.is_of_new_mode, records)
+        ):
             return
         self._checked_ns = now_ns
         await self._observe()

@@ -91,13 +91,13 @@ def test_counters_of_a_second_mode_do_not_renew_the_first(account: SandboxAccoun
     assert allowed_now.start_ns >= NOW + SECOND
 
 
-def test_account_without_counters_of_a_mode_lacks_its_records(account: SandboxAccount) -> None:
-    assert account.lacks(permitted())
-    assert not account.lacks(refused(tcp()))
-    assert not account.lacks(replace(permitted(), rule="unknown"))
+def test_record_of_a_mode_without_counters_is_of_a_new_mode(account: SandboxAccount) -> None:
+    assert account.is_of_new_mode(permitted())
+    assert not account.is_of_new_mode(refused(tcp()))
+    assert not account.is_of_new_mode(replace(permitted(), rule="unknown"))
     assert account.record(permitted(), 1000 * SECOND) is None
     observe(account, both(0, 1, NOW + SECOND))
-    assert not account.lacks(permitted())
+    assert not account.is_of_new_mode(permitted())
 
 
 def test_unread_packets_are_counted_by_mode(account: SandboxAccount) -> None:
