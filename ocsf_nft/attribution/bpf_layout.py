@@ -41,7 +41,8 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 class Call(NamedTuple):
     """Event of the BPF programs: either a system call that sends or connects, or a refused packet.
 
-    In each namespace, the BPF programs report only one of these two kinds. An unknown address (source or destination) is empty; an unknown port is 0.
+    In each namespace, the BPF programs report only one of these two kinds. An unknown address
+    (source or destination) is empty; an unknown port is 0.
     """
 
     #: Time of the call, or shortly after the refusal of the packet (CLOCK_BOOTTIME).
