@@ -261,12 +261,12 @@ class FlowReports(dict["Key", FlowReport]):
         return self.get(key) or (None if there is None else self[there])
 
     def admits(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Return True if a new flow may have separate events; then count it for its user ``uid``.
+        """Return True if a new flow may have its own events.
 
-        Return False if the limit for all flows or for the user is reached. Then the caller must
-        report the flow together with others. A flow to a destination with priority may exceed these
-        limits by a reserve, which is limited too. ``destination`` is the flow's destination IP
-        address; None if it is unknown. ``now_ns`` is of a monotonic clock.
+        Return False if there are too many flows, or too many of the user ``uid`` lately. Then the
+        caller must report the flow together with others. Some more flows are admitted to
+        destinations with priority, such as a cloud's metadata service. ``destination`` is the
+        flow's destination IP address; None if it is unknown. ``now_ns`` is of a monotonic clock.
         """
         if len(self) - len(self._priority_users) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
             return True

@@ -349,10 +349,10 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Add an attribution to an attempt: the process or the user that sent the packets.
+        """Add the process or the user that sent the packets to an attempt without a log record.
 
-        If the attempt has a log record from the kernel, the attempt is returned unchanged. An
-        aggregated attempt without a known user is returned unchanged too.
+        An attempt with a log record got its attribution with the record, so it is returned
+        unchanged. An attempt that combines flows of unknown users is returned unchanged too.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":
