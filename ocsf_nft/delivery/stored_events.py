@@ -144,7 +144,14 @@ class Archive:
 
 
 def _is_created(connection: sqlite3.Connection) -> bool:
-    found = connection.execute("SELECT name FROM sqlite_master WHERE name = 'event'")
+    try:
+        found = connection.execute("SELECT name FROM sqlite_master WHERE name = 'event'")
+    except sqlite3.OperationalError as error:
+        # A run was killed while it created the file. Only before the file has a write-ahead log, so
+        # before it has an event, there is a journal that a reader can't roll back.
+        if error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK:
+            return False
+        raise
     return found.fetchone() is not None
 
 

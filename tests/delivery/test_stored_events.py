@@ -175,3 +175,22 @@ async def test_dead_letters_are_listed_beyond_the_first_that_are_read(
         await store.acknowledge("a", 5, refused)
         with Archive(tmp_path / FILE) as archive:
             assert [each.uid for each in archive.dead_letters()] == uids(range(5))
+
+
+def test_archive_of_a_run_that_was_killed_while_it_created_the_file_is_empty(
+    tmp_path: Path,
+) -> None:
+    made, killed = tmp_path / "made", tmp_path / FILE
+    with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE large (text)")
+        writer.execute("PRAGMA cache_size = 1")  # the journal is written before the commit
+        writer.execute("BEGIN IMMEDIATE")
+        for _ in range(1000):
+            writer.execute("INSERT INTO large VALUES (?)", ("x" * 500,))
+        for suffix in ("", "-journal"):
+            copied = made.with_name(f"made{suffix}").read_bytes()
+            killed.with_name(f"{FILE}{suffix}").write_bytes(copied)
+    with Archive(killed) as archive:
+        assert list(archive.beyond(0)) == []
+        assert list(archive.newest()) == []
+    assert killed.with_name(f"{FILE}-journal").exists()  # the next run rolls it back
