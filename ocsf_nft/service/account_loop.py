@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -54,6 +55,8 @@ _GRACE_SECONDS: Final = 0.1
 _JOURNAL_GRACE_SECONDS: Final = 0.6
 #: Longest normal time between two readings; a longer one is reported.
 _LATE_NS: Final = 5 * 1_000_000_000
+#: Maximum time that a report waits for a batch of log records that is being processed.
+_BATCH_SECONDS: Final = 2.0
 #: Shortest time between two readings that unknown records cause. A process that forges log prefixes
 #: must not cause more.
 _CHECK_NS: Final = 500_000_000
@@ -110,6 +113,8 @@ class AccountLoop:
         # One thread, because neither the sockets nor the file allow two operations at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="account")
         self._lock = asyncio.Lock()
+        #: Held while a batch of log records is processed.
+        self._processing = asyncio.Lock()
         # One reading after another, so that no counter seems to decrease.
         self._reading = asyncio.Lock()
         self._checked_ns = 0
@@ -190,6 +195,10 @@ class AccountLoop:
         The first packet of a flow is normally reported now. All other packets are reported later,
         by :meth:`run`.
         """
+        async with self._processing:
+            await self._process(batch)
+
+    async def _process(self, batch: Batch) -> None:
         records = batch.records
         attributions = await self._fallback_chain.attributions(
             self.sandbox, records, batch.since_ns
@@ -235,6 +244,11 @@ class AccountLoop:
     async def _read_and_report(self) -> None:
         await self._observe()
         await asyncio.sleep(self._grace_seconds)
+        # A record that waits for its process may be of a counted packet. Its event is to have the
+        # record's fields, for example the source port.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_BATCH_SECONDS), self._processing:
+                pass
         await self._report_due()
 
     async def _read_new_counters(self, records: Iterable[Record]) -> None:

@@ -16,6 +16,7 @@ from ocsf_nft.errors import DeliveryError, FenceError
 from ocsf_nft.flow import keys
 from ocsf_nft.process import Process
 from ocsf_nft.record import Batch
+from ocsf_nft.service import account_loop
 from tests.accounting.reading import NOW, SECOND, key, reading, record, tcp
 from tests.conformance.attributed import done_by
 from tests.conformance.corpus import as_allowed
@@ -366,6 +367,56 @@ async def test_pause_of_a_permissive_fence_mentions_no_refusal(tmp_path: Path) -
 
 def _by(pid: int) -> Attribution:
     return done_by(Process(pid=pid, path=f"/run/{pid}"))
+
+
+class Waiting(FallbackChain):
+    """Fallback chain that finds a process only after ``found`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.asked, self.found = asyncio.Event(), asyncio.Event()
+
+    async def attributions(
+        self, sandbox: str, records: Sequence[Record], since_ns: int
+    ) -> list[Attribution]:
+        assert (sandbox, since_ns) == ("sb", NOW)
+        self.asked.set()
+        await self.found.wait()
+        return [_by(1) for _ in records]
+
+
+async def test_packet_whose_record_waits_for_its_process_is_reported_with_its_record(
+    tmp_path: Path,
+) -> None:
+    counters, sink, fallback_chain = Given(), MemoryStore(), Waiting()
+    async with keeping.running_account(counters, tmp_path, sink, fallback_chain) as account:
+        logged = record(tcp(), at_ns=counters.at_ns + 1)
+        taking = asyncio.create_task(account.take(batch(logged)))
+        await fallback_chain.asked.wait()
+        counters.counts = {key(tcp()): 1}
+        reporting = asyncio.create_task(account._read_and_report())
+        await asyncio.sleep(2 * account_loop._GRACE_SECONDS)
+        assert not sink.events
+        fallback_chain.found.set()
+        await asyncio.gather(taking, reporting)
+    (event,) = sink.of_class(4001)
+    assert event["actor"]["process"]["pid"] == 1  # of the record
+
+
+async def test_record_whose_process_is_never_found_delays_other_events_only_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(account_loop, "_BATCH_SECONDS", 0.01)
+    counters, sink, fallback_chain = Given(), MemoryStore(), Waiting()
+    async with keeping.running_account(counters, tmp_path, sink, fallback_chain) as account:
+        taking = asyncio.create_task(account.take(batch(record(tcp()))))
+        await fallback_chain.asked.wait()
+        counters.counts = {key(tcp(81)): 1}
+        await account._read_and_report()
+        (event,) = sink.of_class(4001)
+        assert event["dst_endpoint"]["port"] == 81
+        fallback_chain.found.set()
+        await taking
 
 
 class Seeing(FallbackChain):
