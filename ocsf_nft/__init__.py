@@ -1,4 +1,4 @@
-"""Fence a sandbox with nftables and report every bypass attempt as OCSF events.
+"""Fence a sandbox with nftables, and report attempts to bypass its proxy as OCSF events.
 
 A supervisor in Python can do the same as the command line::
 
@@ -8,7 +8,7 @@ A supervisor in Python can do the same as the command line::
         where="my supervisor",
     )
     async with ocsf_nft.Service(config, iterates=True) as service:
-        ...  # the fence is active and its records are read: start the workload
+        ...  # the fence is active, and its log of refused packets is read: start the workload
         async for event in service:
             ...
 

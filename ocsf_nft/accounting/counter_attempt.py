@@ -41,9 +41,10 @@ def attempt(  # noqa: PLR0913 - the facts of one attempt
 ) -> Attempt:
     """Build an attempt from a counter's unreported packets, and mark these as reported.
 
-    ``counter_id`` identifies all counters of the firewall rule, and ``counter`` is one of these
-    counters. ``key`` is the counter's key in the nftables set, and ``flow`` is the decoded key. If
-    the counter counts several flows, ``key`` is None, and ``flow`` has only their common fields.
+    A firewall rule has many counters, such as one for each flow. ``counter_id`` identifies the
+    rule's counters as a group, and ``counter`` is one of the group. ``key`` is the counter's key in
+    the nftables set, and ``flow`` is the decoded key. For a counter without a key, ``key`` is None,
+    and ``flow`` has only the common fields of the counted flows.
 
     ``packets`` is the number of packets in this attempt. ``number`` is the number of the rule's
     packets in earlier events; it makes the attempt's identity unique. ``read_ns`` is the time at

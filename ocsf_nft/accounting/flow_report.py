@@ -99,10 +99,10 @@ class FlowReport:
     def is_young(self, reading: int, now_ns: int) -> bool:
         """Return True if the flow has no log record and no event, and its first event must wait.
 
-        The kernel may count a packet for this flow, but log it as part of another flow. Then the
-        event of the other flow reports the packet. So the first event of this flow waits for three
-        counter readings, but at most 60 seconds. ``reading`` is the sequence number of the latest
-        counter reading.
+        A packet with an incomplete header may be counted for this flow, but logged as another flow.
+        Then the event of the other flow reports the packet. So the first event of this flow waits
+        for three counter readings, but at most 60 seconds. ``reading`` is the sequence number of
+        the latest counter reading.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -112,7 +112,9 @@ class FlowReport:
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
         """Store a new kernel log record as the latest record of this flow.
 
-        ``last_ns`` is the time of the flow's last packet, according to the latest counter reading.
+        Also save the previous record for the next event, unless the previous record's packet is
+        later than ``last_ns``. ``last_ns`` is the time of the flow's last packet, according to the
+        latest counter reading.
         """
         self._save_record(last_ns)
         self.record = record
@@ -235,10 +237,10 @@ class FlowReports(dict["Key", FlowReport]):
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
         """Create an empty map from flow keys to report states, for one firewall rule.
 
-        ``counter_id`` identifies the counters of the rule. ``opened`` gets each change of an
-        incident, to store the change in the state database. The map has a limited size. Additional
-        places are reserved for flows to ``priority.destinations``. The function
-        ``priority.is_finding`` decides if an incident is a finding.
+        ``counter_id`` identifies the counters of the rule. The map has a limited size. Additional
+        places are reserved for flows to ``priority.destinations``. The successive events of one
+        flow form an incident. ``opened`` collects the changes of incidents for the state database.
+        If ``priority.is_finding`` returns true, the incident is also reported as an OCSF finding.
         """
         super().__init__()
         self._counter_id = counter_id
@@ -327,12 +329,13 @@ class FlowReports(dict["Key", FlowReport]):
     def mark_reported(
         self, report: FlowReport, attempt: Attempt, now_ns: int, last_ns: int
     ) -> Attempt:
-        """Update the state and the incident of a flow for a new attempt that an event reports now.
+        """Update the state and the incident of a flow, because an event now reports ``attempt``.
 
+        ``attempt`` has the refused packets that the event reports, the last of them at ``last_ns``.
         ``report`` is the state of the flow: it gets the due time of the flow's next event. Return a
-        copy of ``attempt`` whose field ``incident`` is the flow's incident, including this attempt.
-        An attempt of aggregated flows has no incident, and is returned unchanged. ``last_ns`` is
-        the time of the attempt's last packet.
+        copy of ``attempt`` whose field ``incident`` describes the flow's series of attempts,
+        including this one. An attempt of aggregated flows has no incident, and is returned
+        unchanged.
         """
         report.mark_reported(now_ns, last_ns)
         key = report.key

@@ -46,8 +46,9 @@ def encode(opened: OpenEntry) -> str:
 def decode(counter_id: CounterId, text: str) -> OpenEntry:
     """Convert a JSON text of :func:`encode` back to the open incident or scan.
 
-    ``counter_id`` identifies the counters of a firewall rule; it is not in the text. If the text is
-    damaged, raises one of the errors in ``state_db._DAMAGE``, for example ValueError.
+    The text does not contain the result's field ``counter_id``, so the caller passes it. This field
+    identifies the counters of the firewall rule that refused the packets. If the text is damaged,
+    raises one of the errors in ``state_db._DAMAGE``, for example ValueError.
     """
     state = json.loads(text)
     if "fan_out" in state:

@@ -1,8 +1,8 @@
-"""Merge of several attributions into one.
+"""Merge of the attributions of a flow's successive events into one attribution.
 
-An attribution names the process that sent the packets of an attempt, or all processes that may have
-sent them. An attempt is a group of refused packets that one event reports. If a process made only
-some of the attempts, the merged attribution does not name it as the only sender.
+An attribution names the process that sent the packets of an event, or all processes that may have
+sent them. If a process sent only some of the flow's packets, the merged attribution does not name
+it as the only sender.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 
 
 def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
-    """Merge the attribution of the latest attempt with the attribution of all earlier attempts.
+    """Merge the attributions of a flow's earlier packets and of its latest packets.
 
-    An argument is None if there is no attribution. Return None if both are None.
+    An attribution names the process that sent the packets, or all processes that may have sent
+    them. An argument is None if there is no attribution. Return None if both are None.
     """
     first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
     if first.names_no_process and last.names_no_process:

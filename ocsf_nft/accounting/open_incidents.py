@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 class OpenIncident(NamedTuple):
     """Incident with an emitted Create event and no Close event yet.
 
-    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``key`` is
-    the key of the incident's flow. ``end`` is the content of the Close event if no more attempts
-    follow. If an attempt follows, a new object with a new ``end`` replaces this object.
+    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``key``
+    identifies the flow of these packets: their user, protocol, destination and port. ``end`` is the
+    content of the Close event if no more packets of the flow follow. If more packets follow, a new
+    object with a new ``end`` replaces this object.
     """
 
     counter_id: CounterId
@@ -73,12 +74,12 @@ class OpenIncidents:
     def orphan(self, opened: OpenEntry) -> None:
         """Mark an incident or a scan as ended, because the counters of its rule no longer exist.
 
-        The next call of :meth:`due` yields its end.
+        The next call of :meth:`due` yields the content of the Close event.
         """
         self._orphaned.append(opened)
 
     def clear(self) -> None:
-        """Discard all changes collected for the next commit, and all ends for :meth:`due`.
+        """Discard all changes for the next commit, and all Close events prepared for :meth:`due`.
 
         :meth:`StateDatabase.load` calls this method if the database file is damaged.
         """
@@ -86,10 +87,10 @@ class OpenIncidents:
         self._orphaned.clear()
 
     def due(self) -> Iterator[IncidentEnd | FanOut]:
-        """Yield the ends of incidents and scans whose counters no longer exist.
+        """Yield the content of the Close event of each incident and scan passed to :meth:`orphan`.
 
-        These incidents and scans were passed to :meth:`orphan`. Each end is yielded only once. The
-        next commit deletes these incidents and scans from the state database.
+        Each content is yielded only once. The next commit deletes these incidents and scans from
+        the state database.
         """
         while self._orphaned:
             opened = self._orphaned.pop()

@@ -1,4 +1,4 @@
-"""Settings for the accounting: which destinations have priority, which incidents are findings."""
+"""Settings that reserve events for some destinations, and decide about OCSF findings."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """Settings for the accounting: which destinations have priority, which incidents are findings.
+    """Settings that reserve events for some destinations, and decide about OCSF findings.
 
-    Only a limited number of flows gets separate events. Flows to the IP addresses in
-    ``destinations`` have a reserve of separate events beyond this limit. ``is_finding`` takes a
-    flow's latest log record, and the number of packets in the flow's incident so far. The function
-    returns true if the incident is a finding.
+    Only a limited number of flows gets separate events; the other flows share events. Flows to the
+    IP addresses in ``destinations`` have a reserve of separate events beyond this limit. A series
+    of refused packets of one flow is an incident. ``is_finding`` takes the flow's latest log
+    record, and the number of packets in the incident so far. If ``is_finding`` returns true, the
+    incident is also reported as an OCSF finding.
     """
 
     destinations: frozenset[str] = frozenset()

@@ -18,8 +18,9 @@ class Balance:
 
     An enforcing fence counts packets as ``refused``, and a permissive fence counts them as
     ``allowed``. ``reported`` is the number of packets in events. ``aggregated`` is the part of
-    ``reported`` whose events name no flow. ``pending`` is the number of counted packets that a
-    later event will report. ``dropped`` is the number of log records that no source read.
+    ``reported`` in events that report several flows together. ``pending`` is the number of counted
+    packets that a later event will report. ``dropped`` is the number of log records that no source
+    read.
     """
 
     sandbox: str

@@ -65,13 +65,14 @@ class RuleAccount:
         priority: Priority,
         add_attribution: AddAttribution,
     ) -> None:
-        """Create an empty account for the kernel counters ``counter_id`` of a rule.
+        """Create an empty account for the kernel counters of one firewall rule.
 
-        These counters counted no packet before ``begun_ns``. ``opened`` gets each change of an
-        incident or scan, to store the change in the state database. Only a limited number of flows
-        gets separate events. ``priority`` names destinations with a reserve of such events, and
-        decides which incidents are findings. ``add_attribution`` adds the sending process, if
-        known, to each attempt before the attempt is reported.
+        ``counter_id`` identifies these counters, which counted no packet before ``begun_ns``. A
+        series of refused packets of one flow is an incident. A scan is packets of one user to many
+        destinations or ports. ``opened`` collects changes of both for the state database.
+        ``priority`` reserves events for some destinations, and decides which incidents are also
+        reported as OCSF findings. ``add_attribution`` adds the sending process, if known, to each
+        attempt before the attempt is reported.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -158,9 +159,9 @@ class RuleAccount:
     def take_over(self, before: RuleAccount) -> None:
         """Move some flows from the account of old counters, after new counters replaced these.
 
-        ``before`` is the account of the old counters. A flow is moved if an event reports its
-        packet, but no reading of the old counters shows this packet. The new counters may have
-        counted the packet. All other flows stay in ``before``.
+        ``before`` is the account of the old counters. A flow is moved if an event reports one
+        of its packets that no reading of the old counters shows. The new counters may have counted
+        this packet, and no event may report it again. All other flows stay in ``before``.
         """
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
@@ -259,8 +260,8 @@ class RuleAccount:
     def pending_packets(self) -> int:
         """Return the number of packets that the kernel has counted but no event reports yet.
 
-        Packets that arrived during the last counter reading are included, even if their flow's
-        counter was read before.
+        The number includes packets that arrived during the last counter reading, after their flow's
+        counter was read. Only the rule's total, which is read last, shows these packets.
         """
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [aggregate.counter for aggregate, _, _ in self._aggregates()]
@@ -332,12 +333,13 @@ class RuleAccount:
                 self._drop(key)
 
     def _move_records(self, *, closing: bool) -> None:
-        """Correct the counters if a packet was logged as flow A, but counted as flow B.
+        """Correct the counters if packets were logged as flow A, but counted as flow B.
 
-        An event has reported the packet for A. So this method searches for B, and subtracts the
-        packet from the unreported packets of B. B must have enough unreported packets. If no flow
-        has enough, the next readings may show B, and the method tries again then. After eight
-        readings, or if ``closing`` is true, it subtracts the packet from the most likely counter.
+        This happens, for example, if the nftables set has no free slot for A. An event has reported
+        the packets for A. So this method searches for B, and subtracts the packets from those of B.
+        B must have at least as many unreported packets. If B is not found, the method tries again
+        after the next reading. After eight readings, or if ``closing`` is true, it subtracts the
+        packets from the first counter of :meth:`_other_counters`.
         """
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
@@ -359,10 +361,11 @@ class RuleAccount:
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
         """Return the other counters that may have counted a packet of the flow ``key``.
 
-        Each counter is returned with its key. The first counters are those that the kernel uses if
-        the nftables set has no free slot for the flow. Then two counters with the key None follow.
-        The first of these two has the packets for which no slot was free. The second has the
-        packets of set elements that the kernel evicted.
+        Each counter is returned with its key. First come counters of less specific keys, such as
+        without the port. The kernel tries these keys if the nftables set has no free slot for
+        ``key``. Then come two counters with the key None. The first has the packets for which no
+        slot was free under any key. The second has the packets of set elements that the kernel
+        evicted.
         """
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
@@ -385,10 +388,11 @@ class RuleAccount:
         Each set element counts the packets of one flow. A packet gets no element if its set is
         full: then the packet is in the overflow counter. All other packets without an element are
         unaccounted, for example after the kernel evicted the element. ``began_ns`` is the start of
-        the reading. If the overflow counter has new packets, this start becomes the time of the
-        last one.
+        the reading. If the overflow counter has new packets, ``began_ns`` is stored as the time of
+        the latest packet.
         """
         if self.overflow.counter.grow(*reading.overflow):
+            # The kernel gives no time for this counter.
             self.overflow.counter.last_ns = began_ns
             self.overflow.report.set_growing()
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
@@ -412,10 +416,10 @@ class RuleAccount:
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
         """Yield an attempt for each waiting log record whose packet is found in a counter.
 
-        A log record waits if the event of an aggregate may already include the record's packet. The
-        packet is found if a counter from :meth:`_other_counters` has enough unreported packets. If
-        no counter has enough within two readings, the event did include the packet: the log record
-        is discarded.
+        A log record waits if an event of several flows may already include the record's packet. The
+        packet is found if a counter from :meth:`_other_counters` has an unreported packet that
+        belongs to no other record. If no counter has one within two readings, the event did include
+        the packet: the log record is discarded.
         """
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
@@ -424,6 +428,7 @@ class RuleAccount:
                 del self._waiting[key]
                 continue
             for other_key, counter in self._other_counters(key):
+                # One packet for each flow in _unread may have been reported from its record.
                 if counter.unreported_packets > len(self._unread):
                     del self._waiting[key]
                     named = AttributedRecord(record, report.attribution)
@@ -531,7 +536,8 @@ class RuleAccount:
 
         Some flows have a packet that was reported from a log record, but that no counter reading
         has shown yet. The aggregate may include this packet. So one packet is left out for each of
-        these flows. ``reason`` is why the flows are aggregated. With ``many``, nothing is left out,
-        because the aggregate has only packets from the flows' own counters.
+        these flows. ``reason`` is why the flows are aggregated. With ``many`` (too many flows of
+        one user), nothing is left out. This aggregate is the sum of the flows' own counters, and
+        the reported packets are already subtracted from these.
         """
         return 0 if reason == "many" else len(self._unread)
