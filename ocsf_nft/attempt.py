@@ -1,4 +1,4 @@
-"""Attempts, incidents and scans: the facts from which OCSF events are made."""
+"""Facts for OCSF events: attempts (refused packets), incidents (series of attempts), and scans."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class Incident:
     ``identity`` is the same in all events of the incident. ``windows`` is the number of attempts:
     each attempt has the packets of one time window. ``packets`` is the number of packets in all
     attempts. ``start_ns`` is the start of the first attempt (ns since the epoch, UTC). ``latest``
-    has the identities of the latest attempts' log records, oldest first. ``attribution`` is merged
-    from the attributions of all attempts; None if no attempt was attributed.
+    has the identities of the latest attempts' log records, oldest first. ``attribution`` has the
+    processes that may have sent the packets. It is merged from the attributions of all attempts;
+    None if no attempt has one.
 
     A significant incident becomes a finding. ``found_at`` is the number of the attempt that made
     the incident a finding, such as 3. ``found_at`` is None if the incident is no finding yet.

@@ -41,11 +41,11 @@ class SandboxAccount:
         """Create an empty account for the sandbox with the name ``sandbox``.
 
         ``begun_ns`` is a time before the first counted packet of the sandbox (ns since the epoch,
-        UTC). Only a limited number of flows gets separate events. ``priority`` names destinations
-        with a reserve of such events, and decides which incidents are findings. If ``priority`` is
-        None, no destination has a reserve, and no incident is a finding. ``add_attribution`` is
-        called once for each attempt. It returns the attempt with the process that sent the packets,
-        if known.
+        UTC). Only a limited number of flows gets separate events. Additional separate events are
+        reserved for flows to the destinations in ``priority``. ``priority`` also decides for which
+        incidents (series of attempts of one flow) a Detection Finding is emitted. If ``priority``
+        is None, nothing is reserved, and no finding is emitted. ``add_attribution`` is called once
+        for each attempt. It returns the attempt with the process that sent the packets, if known.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -61,9 +61,9 @@ class SandboxAccount:
     def new_rule_account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
         """Return an empty account for one firewall rule; the caller must add it to ``rules``.
 
-        ``name`` is the rule's account name (:func:`ocsf_nft.flow.account_name`). ``epoch``
-        identifies the rule's current counters. They counted no packet before ``begun_ns`` (ns since
-        the epoch, UTC).
+        ``name`` is the rule's account name (:func:`ocsf_nft.flow.account_name`). ``epoch`` is a
+        text that changes each time the rule's counters restart at zero. The current counters
+        counted no packet before ``begun_ns`` (Unix time in ns).
         """
         counter_id = CounterId.named(self.sandbox, name, epoch)
         return RuleAccount(
@@ -108,8 +108,8 @@ class SandboxAccount:
     def is_of_new_mode(self, record: Record) -> bool:
         """Return True if a log record shows that the fence has changed its mode.
 
-        The modes are enforcing and permissive. In this case the account has counters of the
-        record's rule for one mode, and the record is of the other mode.
+        A record is of one mode: enforcing or permissive. The result is True if the account has
+        counters of the record's rule only for the other mode.
         """
         return _name(record) not in self.rules and any(
             account.counter_id.rule == record.rule for account in self.rules.values()
@@ -140,8 +140,10 @@ class SandboxAccount:
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
         """Yield all attempts, scans (FanOut) and ends of incidents that must be reported now.
 
-        ``now_ns`` is the current time of a monotonic clock. If ``closing`` is true, also yield
-        attempts for all other unreported packets, and end all incidents and scans.
+        An incident is a series of attempts of one flow. The end of a scan is a FanOut with the
+        stage ``ended``. ``now_ns`` is the current time of a monotonic clock. If ``closing`` is
+        true, also yield attempts for all other unreported packets, and the ends of all incidents
+        and scans.
         """
         yield from self.opened.due()
         while self._ended:

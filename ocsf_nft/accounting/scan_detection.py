@@ -165,9 +165,10 @@ class FanOuts:
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
     """Return the stage for an event that is due now: ``begun`` or ``goes on``; None if none is due.
 
-    ``found`` has the flows of one user, possibly too few for a scan. If ``is_over`` is true, the
-    scan ends now, and the caller emits the event for the end. Then the result is ``begun`` if no
-    event has reported the scan yet, else None.
+    ``found`` has the flows of one user. If these are too few for a scan, return None. ``is_over``
+    is true if the scan ends now: the caller itself emits the event for the end. ``begun`` is
+    returned for a scan that no event has reported yet, even at its end. ``goes on`` is returned
+    only before the end.
     """
     if found.schedule is None:
         if found.before is None and found.flows < FLOWS:

@@ -162,11 +162,11 @@ class StateDatabase:
     def load(self, account: SandboxAccount) -> None:
         """Restore ``account`` from the file: packet counts, and incidents that have not ended.
 
-        If the file is damaged and open for writing, it is quarantined (renamed), and ``account``
-        stays empty. Raises DeliveryError if such a file can't be read or renamed.
+        A damaged file is quarantined (renamed), and ``account`` stays empty. Raises DeliveryError
+        if the renaming fails, or if the file can't be read for another reason than damage.
 
-        If the file is open for reading only, no incidents are restored. Raises SourceError if such
-        a file is damaged or can't be read.
+        If the file is open for reading only, no incidents are restored, and nothing is renamed.
+        SourceError is then raised if the file is damaged or can't be read.
         """
         try:
             self._load(account)
@@ -322,12 +322,12 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Restore an open incident or scan in ``account``.
+    """Restore an open incident or scan in ``account``, or mark it as ended.
 
-    The other arguments are the columns of its row in the database. ``name`` is the account name of
-    the firewall rule that refused the packets. ``epoch`` identifies the counters that this rule had
-    when the row was stored. If the counters were created again since then, the incident or scan is
-    not restored: its end is reported.
+    The other arguments are the columns of its row in the database. ``identity`` is the same in all
+    events of the incident or scan. ``name`` is the key of the firewall rule in ``account.rules``,
+    such as ``egress``. ``epoch`` identifies the counters that this rule had when the row was
+    stored. ``state`` is the incident or scan as JSON text.
     """
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)

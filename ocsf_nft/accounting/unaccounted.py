@@ -35,8 +35,9 @@ class UnaccountedPackets:
     def add(self, refused: Count, *found: Count) -> None:
         """Append a reading as one number: ``refused`` minus the sum of ``found``.
 
-        ``refused`` is the number of all refused packets. Each argument in ``found`` is the number
-        of packets in several counters, such as the counters of all flows.
+        ``refused`` is the number of all refused packets. The arguments in ``found`` are the numbers
+        that other counters have counted. One is the sum of the counters in all set elements. The
+        other is the counter of packets that found no free slot in a set.
         """
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
@@ -45,9 +46,10 @@ class UnaccountedPackets:
         """Return the number of packets of evicted counters that ``known`` does not include yet.
 
         ``known`` has the packets that earlier calls found. For each reading, :meth:`add` has stored
-        how many packets no flow's counter has. Such a number may be too high, because a reading may
-        miss some flows. So the result is the minimum of the last ``readings`` numbers, minus the
-        packets in ``known``. Return zero if fewer numbers are stored.
+        a number: all packets of the rule minus the packets in the flows' counters. This number may
+        be too high, because a reading may miss some flows. So the result is the minimum of the last
+        ``readings`` numbers, minus the packets in ``known``. Return zero if fewer numbers are
+        stored.
         """
         if len(self._lacked) < readings:
             return Count()

@@ -35,8 +35,8 @@ class UnloggedFlows:
 
         The first choice is a counter with the user, protocol and destination of ``key``. The second
         choice is any counter of that user. Return a list with the found counter and its key; the
-        list is empty if no counter is found. The search removes counters with fewer such packets
-        from this object.
+        list is empty if no counter is found. Later calls may skip a counter that was too small for
+        this call.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)

@@ -151,7 +151,7 @@ class Capture:
 
 
 def cookie(namespace: Namespace) -> int:
-    """Return the kernel's unique number of a network namespace, which is never used again.
+    """Return the kernel's number of a network namespace; the kernel never uses a number twice.
 
     Raises UnsupportedError if the kernel has no such numbers (before Linux 5.14).
     """

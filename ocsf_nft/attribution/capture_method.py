@@ -45,8 +45,8 @@ _SENT_SOME: Final = (
 class CaptureResult(NamedTuple):
     """Attribution of one packet to processes, and the program (``image``) that its sender ran.
 
-    If several processes may have sent the packet, ``image`` is that of the first process. Both
-    values are None if the capture saw no possible sender.
+    If several processes may have sent the packet, ``image`` is the program of the first process in
+    ``attribution.seen``. Both values are None if the capture saw no possible sender.
     """
 
     attribution: Attribution | None

@@ -5,8 +5,9 @@ root in a container can create a ``docker-<64 digits>.scope`` and move into it. 
 only from its top down to the first container or unit. If that is a container, the host's runtime
 made it. For Docker in Docker, the result is the container of the outer Docker.
 
-Below ``user@UID.service``, the user may create any cgroup, so a container there can be false. A
-caller recognizes it by its ``unit``, which begins with ``user@UID.service``.
+``user@UID.service`` is an exception: a container below this unit is reported, although it can be
+false, because the user may create any cgroup there. The caller recognizes such a container by the
+``unit`` of its :class:`Placement`, which begins with ``user@UID.service``.
 
 In a cgroup namespace, paths lack all units above the namespace's root. Those units are not
 reported.

@@ -395,7 +395,7 @@ class FallbackChain:
     async def _socket_attributions(
         self, sandbox: str, records: Sequence[Record], deadline: float
     ) -> list[Attribution | str]:
-        """Return for each record the attribution by socket, or the reason why there is none."""
+        """Return for each record the processes with the packet's socket, or why none were found."""
         lookup = self._lookups.get(sandbox)
         found: list[Attribution | str] = [_TOO_LONG] * len(records)
         if lookup is None:

@@ -77,11 +77,11 @@ def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
 
 
 def key_of_record(record: Record) -> PacketKey | None:
-    """Return the key to compare a log record with captured calls; None if the record lacks a value.
+    """Return the key to compare a log record with calls; None if the record lacks a value.
 
-    Each record needs the user id, which is missing if no known socket sent the packet. The record
-    of an IP packet also needs the protocol. All link-layer frames have the same key, which has no
-    protocol.
+    A call is a system call or refused packet that the BPF programs reported. Each record needs the
+    user id, which is missing if no socket sent the packet. The record of an IP packet also needs
+    the protocol. All link-layer frames have the same key, which has no protocol.
     """
     if record.uid is None:
         return None
