@@ -36,7 +36,7 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class _Caller(NamedTuple):
-    """Key of the process cache: the fields of a :class:`Call` that determine process details."""
+    """Key of cached details: process, thread and user of a system call or refused packet."""
 
     image: ProcessImage
     tid: int

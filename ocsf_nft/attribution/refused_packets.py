@@ -69,8 +69,9 @@ class _Query(NamedTuple):
     def keys(self) -> tuple[_Key, _Key]:
         """Return the two keys under which a report of the packet may be stored.
 
-        The first key has only the user id. Reports with this key may be about any packet of this
-        user. The second key also has the packet's protocol, ports and destination.
+        The first key has only the user id. It is for reports that may be about any packet of this
+        user, for example because the packet's header could not be read. The second key also has the
+        packet's protocol, ports and destination.
         """
         return _Key(self.key.owner, _ANY), self.key
 
@@ -86,9 +87,9 @@ class _Query(NamedTuple):
     def is_likely(self, packet: Call) -> bool:
         """Return True if a reported packet is probably the packet of the log record.
 
-        The time and the bytes must fit, as in :meth:`may_match`. If the bytes are unknown in the
-        report or in the log record, another condition applies. The BPF program must have reported
-        the packet after the record's timestamp, or at most half a second before it.
+        The time and the bytes must fit, as in :meth:`may_match`. If the report or the log record
+        lacks the bytes, the time must also fit the record's timestamp. The BPF program must then
+        have reported the packet after the timestamp, or at most half a second before it.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS
@@ -181,10 +182,10 @@ class RefusedPackets:
         self._evicted_ns = max(self._evicted_ns, now_ns)
 
     def is_event_pending(self, logged: Sequence[LoggedRecord]) -> bool:
-        """Return True if the BPF program's report of a logged packet is probably still to come.
+        """Return True if the BPF program has probably not yet reported all logged packets.
 
-        One such packet is enough. ``logged`` has the log records of the packets. A report is
-        probably still to come if there are more log records than stored reports of similar packets.
+        ``logged`` has the log records of the packets. A report is probably still to come if there
+        are more log records than stored reports of similar packets.
         """
         numbers: Counter[tuple[_Key, int | None]] = Counter()
         for each in logged:

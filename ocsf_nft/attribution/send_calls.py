@@ -208,11 +208,10 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each record's packet, in ns of CLOCK_BOOTTIME.
 
-    A packet was sent before its record was read, and before the packets of later records. Both
-    arguments have one item for each record. An item of ``read`` is the time at which the record was
-    read. An item of ``found`` has the calls of which one certainly sent the packet. No earlier
-    packet was sent after the sockets of these calls were closed. If the item is empty, this limit
-    is unknown.
+    A packet was sent before its record was read, and before the packets of later records. ``read``
+    has the time at which each record was read. ``found`` has some system calls for each record: one
+    of them certainly sent the record's packet. So all earlier packets were sent before the last
+    socket of these calls was closed. A record without such calls sets no limit of this kind.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

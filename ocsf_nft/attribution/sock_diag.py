@@ -107,10 +107,10 @@ class SocketTables:
         """Return the TCP sockets that have, or had, the connection from ``local`` to ``remote``.
 
         ``local`` and ``remote`` are pairs of address and port. After a refused connection, the
-        socket is found only if its process chose the local port itself. The kernel's function
-        ``tcp_disconnect`` may have set the remote port of this socket to 0. ``device`` is the
-        network device through which the packet was sent; None if unknown. Without ``device``, a
-        socket that is bound to a device may not be found.
+        socket is found only if its process chose the local port itself. The remote port of this
+        socket may be 0 in the result. ``device`` is the network device through which the packet was
+        sent; None if unknown. Without ``device``, a socket that is bound to a device may not be
+        found.
 
         Raises TooManySocketsError if too many sockets have the local port, or if the lookup lasts
         past ``deadline_ns`` (time.monotonic_ns). Raises OSError if the tables can't be read.
@@ -124,6 +124,7 @@ class SocketTables:
             sockets = tuple(dump)
         except FileNotFoundError:
             sockets = self.files.by_port(socket.IPPROTO_TCP, version, local[1], deadline_ns)
+        # After a refused connection, the kernel may clear the remote port (tcp_disconnect).
         return tuple(
             found
             for found in sockets

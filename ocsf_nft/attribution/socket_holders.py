@@ -61,9 +61,9 @@ class Scan(NamedTuple):
     """Result of a search for the processes (holders) in which certain sockets are open.
 
     ``missed`` is the reason why the search is incomplete, for example too little time. ``unseen``
-    is the reason why processes of the host can't be checked: no permission, or another pid
-    namespace. Without such a reason, the value is None. With a reason, ``holders`` may lack a
-    process.
+    is the reason why some processes of the host can't be checked. Either ocsf-nft lacks the
+    permission, or it is not in the host's pid namespace. Without such a reason, the value is None.
+    With a reason, ``holders`` may lack a process.
     """
 
     holders: tuple[Holder, ...]
@@ -101,6 +101,7 @@ class _Search:
         self._inodes = inodes
         self._deadline_ns = deadline_ns
         self._found: dict[int, _Found] = {}
+        #: A dead child of these processes may have had their socket.
         self._parents_of_dead: set[int] = set()
         self._unreadable: list[int] = []
         self._missed = None if _shows_all(root) else "not every process is visible"
@@ -136,8 +137,8 @@ class _Search:
     def _is_alive(self, pid: int) -> bool:
         """Return True if at least one thread of a process is alive.
 
-        If the main thread has ended, the process may be dead. Its parent's pid is then added to
-        ``_parents_of_dead``, because a dead child may have had the parent's socket.
+        If the main thread has ended, the parent's pid is added to ``_parents_of_dead``. This
+        happens even if another thread is alive.
         """
         try:
             stat = proc.stat(self._root, f"{pid}/stat")
@@ -216,8 +217,8 @@ class _Search:
 
         ``directory`` is a descriptor of /proc/PID. ``owner`` is a path that :meth:`_tables` yields:
         ``.`` or ``task/TID``. Return True if the search was complete, even if it found no socket.
-        Return False if the table was empty, or if a descriptor was closed during the search. A
-        socket may then be missing in ``found``.
+        Return False if a descriptor was closed during the search, or if the table was empty. A
+        process that ends has an empty table. In both cases, ``found`` may lack a socket.
         """
         seen = closed = 0
         try:
@@ -275,7 +276,7 @@ class _Search:
         return None
 
     def _has_unix_socket(self, directory: int, pid: int) -> bool:
-        """Return True if a process has a Unix socket open, or if its sockets are unknown."""
+        """Return True if a process may have a Unix socket; ``directory`` is its open /proc/PID."""
         for owner in self._tables(directory, pid):
             try:
                 table = proc.directory(f"{owner}/fdinfo", directory)
@@ -380,5 +381,5 @@ def _shows_all(root: int) -> bool:
 
 
 def _is_in_initial_namespace(root: int) -> bool:
-    """Return True if our pid namespace is the initial one, which shows all host processes."""
+    """Return True if our pid namespace is the initial one; ``root`` is a descriptor of /proc."""
     return os.readlink("self/ns/pid", dir_fd=root) == proc.INITIAL

@@ -65,8 +65,8 @@ class UserNames:
     def mapped_id(self, number: int) -> int | None:
         """Return ``number``, a user or group id from /proc; None if it is only a placeholder.
 
-        Outside the initial user namespace, /proc shows the placeholder 65534 (kernel.overflowuid)
-        for each id without a mapping to that namespace.
+        The placeholder is 65534 (kernel.overflowuid). /proc shows it for each id that the user
+        namespace of this process does not map. In the initial user namespace, 65534 is a real id.
         """
         return number if number != _UNMAPPED or self._is_in_initial_namespace() else None
 

@@ -61,7 +61,7 @@ def check_scope(
 
     For a VM, ``device`` is its TAP device or a pattern such as ``vmtap-*``. ``subnets`` are the
     VM's subnets, and ``port`` is the proxy's port on the VM's gateway. For a sandbox, ``device`` is
-    None, and ``proxies`` are its proxies.
+    None, ``proxies`` are its proxies, and ``port`` is not used.
     """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),

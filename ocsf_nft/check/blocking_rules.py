@@ -127,7 +127,7 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Separate rules of fences that are meant to block the checked traffic from all other rules.
+    """Split ``by_rule`` into rules of fences that are meant to block this traffic, and other rules.
 
     Each item of ``by_rule`` is about one rule. The item lists the cases in which the rule stops, or
     may stop, an example packet. The first result is one list of the cases for rules of such fences.

@@ -153,7 +153,7 @@ def _interface_programs(devices: Mapping[str, NetDevice], scope: CheckScope) -> 
 
 
 def _selected(devices: Mapping[str, NetDevice], scope: CheckScope) -> list[NetDevice]:
-    """Return at most 8 interfaces to check: those of the VM, and those that lead to a proxy."""
+    """Return at most 8 interfaces that belong to a VM in ``scope``, or lead to a proxy in it."""
     found = []
     for device in devices.values():
         pattern = scope.device

@@ -1,6 +1,6 @@
-"""Recognition of the program that made a chain, by the names that firewalls use.
+"""Recognition of the program that made a chain, by the table and chain names of known firewalls.
 
-Any program can use these names. So the recognised program is used only in the findings of `check`.
+Any other program can use the same names, so the recognised program may be the wrong one.
 """
 
 from __future__ import annotations

@@ -320,9 +320,10 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return true if it is unknown for which packets a statement ends its rule.
+    """Return true if a statement matches only some packets, and it is unknown which packets.
 
-    ``kind`` is the statement's name, and ``body`` is its JSON.
+    The rule's later statements apply only to these packets. ``kind`` is the statement's name, and
+    ``body`` is its JSON.
     """
     # nft doesn't decode the match of an iptables extension.
     if kind == "xt":

@@ -162,8 +162,9 @@ def _matches_device(device: InterfaceName, name: str) -> Truth:
 
 
 def _with_state_at(chain: Chain, step: Step, packet: Packet) -> Packet:
-    """Return a copy of ``packet`` with the connection tracking state of packets at ``chain``.
+    """Return a copy of ``packet`` with the connection tracking state that it has at ``chain``.
 
+    The priority of ``chain`` decides whether connection tracking comes before or after the chain.
     ``chain`` is a base chain of the hook ``step.hook``.
     """
     # Connection tracking sets the state at the priority -200 of its hooks. For a chain with that

@@ -195,10 +195,10 @@ def _key(pair: Any) -> Any:
 
 
 def _in_spans(number: Span, spans: list[Span]) -> Truth:
-    """Return whether one of the sorted ``spans`` contains a number of which the range is known.
+    """Return whether one of the sorted ``spans`` contains a number that is known only as a range.
 
-    The result is YES if one of ``spans`` contains the whole range ``number``. It is NO if no span
-    contains a part of the range, and MAYBE in all other cases.
+    ``number`` is this range. The result is YES if one of ``spans`` contains the whole range. It is
+    NO if no span contains a part of the range, and MAYBE in all other cases.
     """
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):

@@ -1,4 +1,4 @@
-"""Command ``events``: list stored events, dead letters or backlogs."""
+"""Command ``events``: list stored events, events that a sink refused, or each sink's backlog."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
