@@ -28,10 +28,10 @@ def explain(
 ) -> None:
     """Show each field of a log line or of an event.
 
-    For a line of a kernel log, shows the fields of the log record in one table. A second table
-    shows the fields of the event made from it. Also prints this event as JSON on standard output.
-    For an event, shows only the table of its fields. The table of an event also shows the source of
-    each value. Tables go to standard error.
+    For a line of a kernel log, shows a table of the log record's fields. A second table shows the
+    fields of the event made from this record, and the source of each value. A source is a text such
+    as "time when ocsf-nft read the record". Also prints the event as JSON on standard output. For
+    an event, shows only the second table. Tables go to standard error.
 
     Exit 1: the line is neither a log record nor an event; a message gives the reason. Needs no
     privilege.

@@ -145,7 +145,9 @@ def remove(  # noqa: PLR0913, PLR0917 - each is an option
     config: options.StateConfig = None,
     as_json: options.EventAsJson = False,
 ) -> None:
-    """Remove a sandbox's fence, and its guard on the host.
+    """Remove a sandbox's fence.
+
+    Also removes the table that --host-guard created on the host, if any.
 
     Needs CAP_NET_ADMIN over the fence's network namespace, and CAP_SYS_ADMIN to enter it from
     another namespace.

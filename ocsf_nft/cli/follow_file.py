@@ -43,7 +43,7 @@ class _Cutter:
         return lines, end
 
     def last(self, rest: bytes) -> list[bytes]:
-        """Return the input's last line in a list if this line has no line end; else an empty list.
+        """Return a list with the input's last line if that line has no line end; else ``[]``.
 
         ``rest`` has the bytes after the input's last line end.
         """

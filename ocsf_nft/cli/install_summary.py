@@ -31,8 +31,8 @@ def sentence(installed: InstalledFence) -> str:
 def summary(installed: InstalledFence, options: Sequence[str]) -> Iterator[str]:
     """Yield lines of text for people about a fence: what it does, its tables, what it allows.
 
-    The last lines are commands to run next. ``options`` is added to these commands, so that they
-    use the same state directory.
+    The last lines are commands to run next. ``options`` are command-line options to add to these
+    commands, such as ``--state-dir`` with the fence's state directory.
     """
     yield sentence(installed)
     spec = installed.spec

@@ -242,8 +242,8 @@ def _default_state_directory() -> Path:
 def one_sandbox(**values: Any) -> SandboxConfig:
     """Build a sandbox's configuration from command-line options.
 
-    ``values`` are keys of a ``[[sandbox]]`` table; a key whose value is None is ignored. Raises
-    UsageError if a value is invalid.
+    Each argument is a key of a ``[[sandbox]]`` table with its value; an argument that is None is
+    ignored. Raises UsageError if a value is invalid.
     """
     return one(values).sandbox[0]
 

@@ -136,11 +136,12 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     that this host allows.
 
     Ctrl-C or SIGTERM ends the run: it stores and delivers the records that the kernel has logged by
-    then, and exits with 0. The next run delivers the events that a sink does not accept within some
-    seconds. A second signal, more than a second after the first, ends the run at once with exit 3.
-    SIGHUP reads the file of --config again, and applies its sinks, severities and findings. Without
-    --config, SIGHUP ends the run like SIGTERM. If the run fails, the run does not remove the fence.
-    Exit 1: the run ended while a fence was not active and restoring the fence was paused.
+    then, and exits with 0. At the end, the run waits at most five seconds for the sinks. The next
+    run delivers the events that remain. A second signal, more than a second after the first, ends
+    the run at once with exit 3. SIGHUP reads the file of --config again, and applies its settings
+    for sinks, severities and findings (Detection Finding events). Without --config, SIGHUP ends the
+    run like SIGTERM. If the run fails, the run does not remove the fence. Exit 1: the run ended
+    while a fence was not active and restoring the fence was paused.
 
     Needs CAP_NET_ADMIN over the namespace (NFLOG, nft), and CAP_SYS_ADMIN to enter another
     namespace. CAP_SYS_PTRACE is for finding the namespace of another user's process, and for

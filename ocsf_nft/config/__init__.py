@@ -38,11 +38,12 @@ class Config(Table):
     """Complete configuration.
 
     Without a ``[[sink]]`` table, the keys ``output``, ``ocsf_version`` and ``handshake`` configure
-    the only sink. ``output`` is the path of a file, or ``-`` for standard output. Only standard
-    output may have a ``handshake``. ``host_log`` is the source of the log records of this host's
-    other firewalls. If it is None, these records are not read. ``listen`` is the address and port
-    at which `ocsf-nft run` serves its metrics and its health. If it is None, they are not served.
-    The first ``[[severity]]`` table that matches an attempt sets the severity of the attempt.
+    the only sink. ``output`` is the path of a file, or ``-`` for standard output. ``handshake``
+    (only for standard output) adds a first line, which reports that every fence is active.
+    ``host_log`` is the source of the log records of this host's other firewalls. If it is None,
+    these records are not read. ``listen`` is the address and port at which `ocsf-nft run` serves
+    its metrics and its health. If it is None, they are not served. The first ``[[severity]]`` table
+    that matches an attempt sets the severity of the attempt.
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()

@@ -83,9 +83,9 @@ class SeverityConfig(Table):
 class FindingConfig(Table):
     """Condition for an attempt to become a finding, table ``[finding]`` in the file.
 
-    An attempt with the severity ``min_severity`` or a higher one always becomes a finding. An
-    attempt with the severity Medium or a higher one also becomes a finding in a second case: the
-    attempts of its flow have at least ``threshold`` packets so far.
+    An attempt is a group of refused packets of one flow that one event reports. An attempt with the
+    severity ``min_severity`` or a higher one becomes a finding. An attempt with the severity Medium
+    or a higher one also becomes a finding if its flow has at least ``threshold`` packets so far.
     """
 
     min_severity: SeverityName = "high"

@@ -62,14 +62,14 @@ class SandboxConfig(Table):
     """Sandbox to watch, table ``[[sandbox]]`` in the file.
 
     ``netns`` (an ``ip netns`` name or a path) or ``pid`` (a process) selects the network namespace.
-    For a VM, select the network namespace of the VM's host. If neither key is given, ``install``
-    decides. With ``install``, the fence is installed in the namespace of this process. Without
-    ``install``, the namespace is the one in the record of the installed fence.
+    For a VM, select the network namespace of the VM's host. Without ``netns`` and ``pid``,
+    ``install = true`` installs the fence in the namespace of `ocsf-nft run`. Without all three
+    keys, the namespace is the one in which the fence was installed.
 
     ``transport`` is the log transport of the fence, and ``source`` the source of its log records.
-    For both keys, ``auto`` selects the best available one. ``proxy_uid`` is for the profile
-    ``sidecar``, in which a proxy is in the same namespace. It has the ids of the users that run the
-    proxy. ``device``, ``subnet``, ``gateway_port`` and ``mac`` are for a VM (profile ``tap``).
+    For both keys, ``auto`` selects the best available one. ``proxy_uid`` has the ids of the users
+    that run the proxy. This key is for the profile ``sidecar``, in which the proxy is in the same
+    namespace. ``device``, ``subnet``, ``gateway_port`` and ``mac`` are for a VM (profile ``tap``).
     ``subnet`` is the gateway's address with the prefix length.
 
     With ``self_heal``, a fence that another process changes is reported and restored. Without it,
@@ -112,7 +112,7 @@ class SandboxConfig(Table):
 
     @property
     def is_container(self) -> Container | None:
-        """Return the container that the sandbox is; None if no container is configured."""
+        """Return the id and names of the sandbox's container; None if none is configured."""
         return None if self.container is None else Container(**self.container.model_dump())
 
     def spec(self) -> FenceSpec:

@@ -51,7 +51,7 @@ _UID: Final = re.compile(rb'"metadata":\{"version":"[^"\\]*","uid":"([^"\\]+)"')
 
 
 class StoredEvent(NamedTuple):
-    """Stored event: its number in the order of storage, its uid, and its JSON (``line``)."""
+    """Stored event: number in the order of storage, unique identifier ``uid``, JSON ``line``."""
 
     number: int
     uid: str

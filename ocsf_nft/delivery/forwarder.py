@@ -241,8 +241,8 @@ class Forwarder:
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
         """Deliver the stored events ``rows`` as one batch, and store the sink's new checkpoint.
 
-        If ``rows`` is empty, the store has removed all events up to the number ``end``. Then
-        nothing is delivered, and the forwarder continues after this number.
+        ``end`` is used only if ``rows`` is empty, because the store had already removed the
+        events up to this number. Then the forwarder continues after ``end``.
         """
         if not rows:
             self._advance(end)

@@ -103,7 +103,8 @@ def _struct(
 def _value(value: Any, column: Column, path: str, name: str, unmapped: dict[str, Any]) -> Any:
     """Convert a value to the type of its column; return None if it does not fit.
 
-    A value that does not fit is added to ``unmapped``. Its key is ``path`` followed by ``name``.
+    A value that does not fit is added to ``unmapped``. Its key is ``path`` (of the object, such as
+    ``src_endpoint.``) plus ``name`` (of the attribute, such as ``port``).
     """
     if value is None:
         return _NULL

@@ -64,7 +64,7 @@ class Retention:
         self._drops = drops
 
     def measure(self, connection: sqlite3.Connection) -> None:
-        """Update ``used_bytes``, and the number of free bytes inside the database file."""
+        """Measure the used bytes (``used_bytes``) and the free bytes of the database file."""
         (pages,), (free,), (size,) = (
             connection.execute(f"PRAGMA {name}").fetchone()
             for name in ("page_count", "freelist_count", "page_size")

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class HttpSink(SecuredSink):
-    """Receiver that accepts JSON over HTTP: a batch is one request to the ``url``.
+    """Sink that sends events as JSON over HTTP: a batch is one request to the ``url``.
 
     ``format`` is ``ndjson`` (one event a line) or ``json_array``. The request uses ``method``. An
     answer 2xx means that the receiver has the batch. 400, 413 or 422 means that the receiver
@@ -21,7 +21,8 @@ class HttpSink(SecuredSink):
 
     Credentials are optional: ``bearer``, or ``user`` with ``password``. ``tls`` with a certificate
     and a key is for a receiver that requires a client certificate (mTLS). The value of a header can
-    be a secret too, such as ``headers = { X-Api-Key = { env = "KEY" } }``.
+    be a secret too: ``headers = { X-Api-Key = { env = "KEY" } }`` reads the environment variable
+    KEY.
     """
 
     type: Literal["http"]

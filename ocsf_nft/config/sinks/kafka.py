@@ -27,16 +27,17 @@ class KafkaSink(SinkTable):
     ``servers`` lists some of the brokers, as ``host:port``. These brokers report all other brokers.
     An event counts as delivered when all in-sync replicas have it (``acks=all``). The key of a
     record is the name of the sandbox. So the events of one sandbox stay in order, in one partition.
-    For an event without a sandbox, the key is the name of the host. The header ``uid`` is the
-    event's ``metadata.uid``; use it to detect an event that arrives twice. The producer is
-    idempotent, but only until it connects again. The topic must not be compacted, since compaction
-    would leave one event for each sandbox.
+    For an event without a sandbox, the key is the name of the host. After the sink connects again,
+    an event can arrive twice. To detect that, use the header ``uid``, which is the event's
+    ``metadata.uid``. The topic must not be compacted, since compaction would leave one event for
+    each sandbox.
 
     An event larger than ``max_message_bytes``, or than the topic's ``max.message.bytes``, becomes a
-    dead letter. ``compress`` sends gzip. ``sasl`` needs ``user`` and ``password``. Without ``tls``,
-    PLAIN sends the password in clear text. With ``tls = {}``, the brokers' certificates are
-    verified with the system's authorities. The account needs the right WRITE on the topic. Before
-    Kafka 2.8, it also needs IDEMPOTENT_WRITE on the cluster.
+    dead letter. ``compress`` sends gzip. ``sasl`` is the login mechanism, and needs ``user`` and
+    ``password``. Without ``tls``, the mechanism PLAIN sends the password in clear text. With
+    ``tls = {}``, the brokers' certificates are verified with the system's authorities. The account
+    needs the right WRITE on the topic. Before Kafka 2.8, it also needs IDEMPOTENT_WRITE on the
+    cluster.
     """
 
     type: Literal["kafka"]

@@ -26,8 +26,9 @@ class SplunkHecSink(WebSink):
     With ``ack_seconds``, an event counts as delivered only when an indexer reports that it is on
     disk. If no such report arrives within ``ack_seconds``, the event is sent again. This needs a
     token with indexer acknowledgement. Without ``ack_seconds``, a crash of the collector drops the
-    events in its memory. Set ``ack_seconds`` to 60 or more, and ``timeout_seconds`` to a higher
-    value than ``ack_seconds``.
+    events in its memory. Set ``ack_seconds`` to 60 or more, since the report can be late.
+    ``timeout_seconds`` limits the complete delivery, with the wait for the report. Set it to a
+    higher value than ``ack_seconds``.
     """
 
     type: Literal["splunk_hec"]

@@ -46,7 +46,7 @@ class StdoutSink(SinkTable):
         return "-"
 
     def sink(self) -> Sink:
-        """Create the sink that this table configures."""
+        """Create the sink that writes to standard output."""
         from ocsf_nft.delivery.sinks.stdout import Stdout  # noqa: PLC0415 - if configured
 
         return Stdout()

@@ -56,10 +56,10 @@ class Otlp(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch as one request, and return its result.
 
-        If the receiver refuses all messages, the result's ``refused`` lists them. If the receiver
-        refuses only some, the answer does not name them. RefusedError is raised in that case, and
-        also if the receiver refuses the content of the request. Raises DeliveryError for any other
-        failure.
+        If the receiver accepts the request but rejects all its records, the result's ``refused``
+        lists all messages. Raises RefusedError if the receiver rejects only some records, which its
+        answer does not name. Also raises RefusedError if the receiver refuses the whole request
+        because of its content. Raises DeliveryError for any other failure.
         """
         body = await asyncio.to_thread(_request, messages)
         answer = await self._session.request("POST", _LOGS, body=body)
