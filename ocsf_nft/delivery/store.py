@@ -155,9 +155,10 @@ class Store:
         return await self._work(lambda: self._database.checkpoint(sink))
 
     async def begin_batch(self, sink: str, until: int) -> None:
-        """Mark the events up to number ``until`` as the batch that is sent to a sink next.
+        """Store which batch is sent to a sink next: ``until`` is the number of its last event.
 
-        After a crash, exactly the same batch can then be sent again.
+        The batch begins with the first event after the sink's :meth:`checkpoint`. After a crash,
+        exactly the same batch can then be sent again.
         """
         await self._work(lambda: self._database.begin_batch(sink, until))
 

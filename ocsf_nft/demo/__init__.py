@@ -120,7 +120,7 @@ async def _until_signal(work: Coroutine[Any, Any, None]) -> int | None:
     """Run ``work`` until it ends, or until SIGINT, SIGTERM or SIGHUP cancels it.
 
     Return the number of the signal; None if no signal arrived. The caller must have blocked the
-    signals with :func:`_blocked_signals`.
+    signals with :func:`_blocked_signals`. This function unblocks the signals while ``work`` runs.
     """
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)

@@ -195,12 +195,13 @@ class Counters:
         )
 
     def read(self) -> Reading:
-        """Read all counters of the fence, for both modes (enforcing and permissive).
+        """Read all counters of the fence.
 
-        The result omits a rule if its table, one of its counters or one of its sets is missing.
-        Raises FenceError if reading fails or lasts 10 s. Also raises it if a set has more elements
-        than a set of a fence can have. After an error, the next call opens the sockets again, so it
-        can raise the errors of :meth:`open` too.
+        If the fence has changed between enforcing and permissive, the result has the counters of
+        both modes. The result omits a rule if its table, one of its counters or one of its sets is
+        missing. Raises FenceError if reading fails or lasts 10 s. Also raises it if a set has more
+        elements than a set of a fence can have. After an error, the next call opens the sockets
+        again, so it can raise the errors of :meth:`open` too.
         """
         began_ns = time.time_ns()
         deadline = time.monotonic() + _READ_SECONDS

@@ -281,9 +281,9 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
     """Return a copy of ``spec``, the new fence, with a new value of ``has_changed``.
 
-    The value is True if the sandbox's fence was enforcing at one time, and permissive at another.
-    But it is False if the previous fence (``before``) is in another namespace than the new fence.
-    ``identity`` identifies the namespace of the new fence.
+    The value is True if the sandbox's fence has ever changed between enforcing and permissive, or
+    changes now. But the value is False if the previous fence (``before``) is in another namespace
+    than the new fence. ``identity`` identifies the namespace of the new fence.
     """
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
@@ -317,10 +317,10 @@ def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 
 
 def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
-    """Return True if a recorded fence is active in ``namespace``, or if this can't be checked.
+    """Return True if a recorded fence is active, or if this can't be checked.
 
-    It can't be checked if ``namespace`` is no longer the namespace in the record. For example, its
-    path may now refer to a new namespace.
+    If ``namespace`` is no longer the namespace in the record, the result is True. The recorded
+    namespace may still exist, with an active fence.
     """
     return not _is_there(installed, namespace) or any(
         table_query.comment(namespace, *table_id) is not None

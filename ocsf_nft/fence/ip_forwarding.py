@@ -156,8 +156,9 @@ def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]
 def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
     """Yield the paths of all sysctls that change when the sysctl ``key`` is switched on.
 
-    These are ``key`` itself and, if ``key`` is for all devices, other sysctls that change with it.
-    ``spec`` has the VM's TAP device, whose ``accept_ra`` does not change.
+    If ``key`` is for all devices, other sysctls change too, such as ``forwarding`` of each device.
+    In IPv6, :func:`_switch_on` also changes ``accept_ra`` of devices, except the VM's TAP device
+    (in ``spec``).
     """
     if "/all/" not in key:
         yield key

@@ -23,11 +23,10 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
 def blocking_value(namespace: Namespace) -> str | None:
-    """Return the value of ``nf_log_all_netns`` if it is not 1, else None.
+    """Return ``nf_log_all_netns`` if its value keeps a namespace out of the kernel log, else None.
 
-    Unless the value is 1, the kernel log has only packets of the initial namespace. For that
-    namespace, the value makes no difference, so the result is always None. Raises UnsupportedError
-    if the value can't be read.
+    Any value except 1 keeps out the packets of all namespaces except the initial one. Raises
+    UnsupportedError if the value can't be read.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None

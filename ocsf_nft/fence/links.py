@@ -41,8 +41,7 @@ class Route(NamedTuple):
     ``neighbour`` is the gateway. If the route has no gateway, ``neighbour`` is the address itself.
     For a local, broadcast or multicast address, both values are None.
 
-    If the kernel has no route, ``ifindex`` is None, and ``neighbour`` is the address itself. This
-    suits the usual sandbox, whose proxy is on the same link.
+    If the kernel has no route, ``ifindex`` is None, and ``neighbour`` is the address itself.
     """
 
     neighbour: Address | None

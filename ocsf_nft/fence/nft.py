@@ -75,8 +75,9 @@ def show_messages(namespace: Namespace, text: str) -> str:
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
     """Return nft's listing of a table, with rule handles; None if there is no such table.
 
-    The listing omits counter values, set elements and the exclusive owner of the table. Raises
-    UnsupportedError if nft or the permission is missing, FenceError if nft fails.
+    The listing omits counter values, set elements and the flag ``owner`` (only one process may
+    change the table). Raises UnsupportedError if nft or the permission is missing, FenceError if
+    nft fails.
     """
     # Counter values and elements of large sets would cost nft time and memory (-s, -t).
     result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])

@@ -46,13 +46,10 @@ class NftMonitor:
     socket changes the tables. One thread reads the notices; any thread may change the tables.
     Methods raise OSError if a socket fails.
 
-    A generation is the kernel's number of a ruleset; each transaction increments it. Changes up to
-    ``restored_generation`` need no repair: they were reverted or accepted, or made before the
-    sockets were opened.
-
-    ``regular_generation`` is equal to ``restored_generation`` or lower. Changes up to
-    ``regular_generation`` count as an installation by ocsf-nft, not as tampering.
-    ``regular_generation`` is None if there are no such changes.
+    A generation is the kernel's number of a ruleset; each transaction increments it. Changes after
+    ``restored_generation`` need repair. Earlier changes need no repair. Of these, the changes up to
+    ``regular_generation`` count as an installation by ocsf-nft, the others as tampering.
+    ``regular_generation`` is None if no change counts as an installation.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:

@@ -4,13 +4,14 @@ A policy file (``rules/*.nft``) refuses packets by the policy of a base chain, a
 ``drop`` and ``reject``. The conversion replaces each of these by ``accept``.
 
 An allowed packet reaches more hooks, and causes more packets, such as answers. An enforcing fence
-never sees these later packets, so they must not be counted. The conversion therefore adds a jump
-before and after each jump to an accounting chain. For example:
+would see neither, so neither may be counted. The conversion therefore adds a jump before and after
+each jump to an accounting chain. For example:
 
 - ``jump skip_egress`` is added before ``jump account_egress``. The chain ``skip_egress`` accepts
-  later packets, so that they are not counted.
-- ``jump mark_egress`` is added after ``jump account_egress``. The chain ``mark_egress`` stores the
-  packet's destination and marks the packet. By these, ``skip_…`` chains identify later packets.
+  packets that must not be counted.
+- ``jump mark_egress`` is added after ``jump account_egress``. The chain ``mark_egress`` marks the
+  packet, and stores its destination. Chains ``skip_…`` identify the packet at later hooks by the
+  mark, and the packets that it causes by the destination.
 
 The chains ``skip_…`` and ``mark_…`` are in ``rules/permissive.nft`` (for a VM in
 ``rules/permissive_tap.nft``). If the file lacks a chain, no jump to this chain is added.

@@ -117,11 +117,11 @@ def _prepare_namespace(
 
 
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
-    """Return a ruleset that creates each missing table with its comment, made from ``replacement``.
+    """Return the ruleset ``replacement``, changed to create missing tables with their comments.
 
-    The text ``replacement`` first creates missing tables without comments. The comments are in
-    its later lines. An existing table keeps its comment. ``is_owned`` is true if the ruleset gives
-    the tables the flags ``owner`` and ``persist``.
+    Unchanged, the ruleset creates a missing table first, and gives the table's comment later. The
+    kernel ignores a comment for a table that exists already. ``is_owned`` is true if the ruleset
+    gives the tables the flags ``owner`` and ``persist``.
     """
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"

@@ -170,8 +170,9 @@ def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> st
     """Return the SHA-256 (hex) of the ruleset text of a fence and its guard.
 
     The guard is a second table on the host. ``around`` has the network interfaces and next hops of
-    the fence's namespace. The digest is stored when the fence is installed. If a later call with
-    the same arguments returns another digest, another version of ocsf-nft has installed the fence.
+    the fence's namespace. The digest is stored when the fence is installed. A version of ocsf-nft
+    with other rules returns another digest. So the stored digest shows whether the fence has the
+    rules of this version.
     """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
 
@@ -185,11 +186,12 @@ def device_table(device: str) -> str:
 
 
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
-    """Return the ruleset line that creates a table if it is missing, so that it can be deleted.
+    """Return the ruleset line that creates a table if it is missing.
 
-    With ``persists``, the line has the flags ``owner`` and ``persist``. If the table exists, the
-    kernel refuses a line with other flags. So ``persists`` must then be true for a persistent
-    table, and false for any other table.
+    Put the line before ``delete table``, which fails if the table is missing. With ``persists``,
+    the line has the flags ``owner`` and ``persist``. If the table exists, the kernel refuses a line
+    with other flags. So ``persists`` must then be true for a persistent table, and false for any
+    other table.
     """
     return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 

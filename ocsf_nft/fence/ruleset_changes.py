@@ -65,7 +65,7 @@ class Transaction:
     and ``comm`` are None if the kernel's last message about the transaction is missing.
 
     ``changes`` describes the changes for people. ``created`` has the fence's tables that were
-    created, or whose flags were changed.
+    created, or whose flags were changed: the kernel's message is the same for both.
     """
 
     generation: int | None = None

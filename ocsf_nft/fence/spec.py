@@ -26,9 +26,10 @@ Profile: TypeAlias = Literal["sandbox", "sidecar", "tap"]
 class Tap:
     """TAP device of a virtual machine on its host, and the addresses that the machine may use.
 
-    Each of the ``subnets`` is the gateway's address with a prefix length, such as 10.0.0.1/24.
-    There is at most one subnet of IPv4, and one of IPv6. If ``mac`` is None, the fence learns the
-    MAC address from the machine's first packet.
+    Each of the ``subnets`` is the gateway's address with a prefix length, such as 10.0.0.1/24. The
+    machine may use the other host addresses of the subnet. There is at most one subnet of IPv4, and
+    one of IPv6. If ``mac`` is None, the fence learns the MAC address from the machine's first
+    packet.
     """
 
     device: str

@@ -71,11 +71,11 @@ def replaced_sandbox(
 ) -> str | None:
     """Return the name of the sandbox whose old tables a new fence replaces; None if there is none.
 
-    ``spec`` and ``around`` are the specification and the surroundings of the new fence. A new VM
-    may get the TAP device name of a deleted VM. The tables of the deleted VM have the same names,
-    and may still exist. The old VM counts as deleted if its sandbox's record has another interface
-    index than ``around``. Raises FenceError if the existing tables belong to another sandbox that
-    may still be in use.
+    ``spec`` is the specification of the new fence. ``around`` has the interface index of the new
+    VM's TAP device. The new VM may have the TAP device name of a deleted VM, whose tables have the
+    same names and may still exist. A VM counts as deleted if its sandbox's record has another
+    interface index than ``around``. Raises FenceError if the existing tables belong to another
+    sandbox that may still be in use.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:

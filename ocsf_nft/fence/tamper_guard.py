@@ -178,10 +178,12 @@ class TamperGuard:
         """Set the prepared messages (``batch``) by which the guard restores the fence from now on.
 
         If ``batch`` is None, the guard restores the fence by running nft, which takes longer.
-        ``version`` is the version of the fence's record from which the messages were prepared.
+        ``version`` is the version of the fence's stored record from which the messages were
+        prepared; None without a record. If the record has another version later, the guard restores
+        nothing: another `ocsf-nft` process has installed or removed the fence.
 
-        ``generations`` are ruleset numbers: the guard accepts all changes up to these rulesets, and
-        does not revert them. To get the numbers, first call :meth:`generations`, then check the
+        ``generations`` has a ruleset number for each namespace: the guard does not revert changes
+        up to these rulesets. To get the numbers, first call :meth:`generations`, then check the
         fence. Pass the numbers only if the check has found the fence unchanged.
         """
         is_settled = generations is not None
@@ -299,8 +301,9 @@ class TamperGuard:
     def _turn(self) -> None:
         """Wait until a notice arrives, a pause ends or :meth:`stop` is called; handle the notices.
 
-        The kernel sends notices of changes to nftables, network interfaces and routes. A pause
-        begins after too many restores, and after each read of notices about interfaces and routes.
+        The kernel sends notices of changes to nftables, network interfaces and routes. After too
+        many restores, the guard restores nothing for a minute. After each read of notices about
+        interfaces and routes, the guard reads no more of these notices for 0.02 s.
         """
         now = time.monotonic()
         if self._paused_until is not None and now >= self._paused_until:

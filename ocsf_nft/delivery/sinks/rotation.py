@@ -96,8 +96,8 @@ class _StoppedError(Exception):
 class OldFiles:
     """Old (rotated) files of the event file ``path``, and the thread that maintains them.
 
-    The thread compresses old files, and removes those above the limits. Only regular files of this
-    process's user count as old files.
+    The thread compresses old files. The thread removes the oldest files if ``rotation`` limits the
+    number or total size of old files. Only regular files of this process's user count as old files.
     """
 
     def __init__(self, path: Path, rotation: Rotation) -> None:

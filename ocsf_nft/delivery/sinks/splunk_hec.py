@@ -98,7 +98,7 @@ class SplunkHec(Sink):
         If the collector names an invalid event, this event is sent again alone, to check the
         collector's answer. Raises RefusedError in three cases:
 
-        - The collector accepts the event that was sent alone.
+        - The collector accepts the event alone, so the first answer named the wrong event.
         - The collector reports an invalid event without naming it.
         - The collector refuses the whole request.
 

@@ -82,8 +82,8 @@ class Stream:
     def close(self) -> None:
         """Close the connection.
 
-        If the last delivery is incomplete, a TCP connection is reset, and unsent bytes are
-        discarded.
+        If no :meth:`wait_until_acknowledged` has succeeded since the last :meth:`send`, a TCP
+        connection is reset. The kernel then discards unsent bytes.
         """
         try:
             if self._is_incomplete:
