@@ -91,9 +91,10 @@ class RuleReading:
 class Reading:
     """Values of all packet counters of a fence, read from ``began_ns`` to ``ended_ns``.
 
-    Both times are in ns since the epoch. ``rules`` maps an account name, such as ``egress``, to the
-    counters of a firewall rule. ``epochs`` maps the account name to a text that identifies these
-    counters. The text changes if the counters were created again and began at zero.
+    Both times are in ns since the epoch. ``rules`` maps the name of a firewall rule's counters (see
+    :func:`account_name`), such as ``egress``, to their values. ``epochs`` maps the same name to a
+    text that identifies these counters. The text changes if the counters were created again and
+    began at zero.
     """
 
     epochs: Mapping[str, str]

@@ -98,9 +98,9 @@ class _Connections:
     def handler(self) -> asyncio.Protocol | None:
         """Return aiohttp's handler for a new connection; None if the connection must be refused.
 
-        At the limit, first close the connection with the slowest client. This is the client for
-        which the server has waited longest. If the server waits for no client then, the new
-        connection must be refused. The same applies if the server has stopped.
+        If too many connections are open, close the one with the client for which the server has
+        waited longest. If the server waits for no client, refuse the new connection instead. A
+        stopped server refuses all new connections.
         """
         server = self._runner.server
         if server is None:

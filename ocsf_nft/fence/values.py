@@ -56,7 +56,7 @@ def sandbox_name(text: str) -> str:
 
 
 def device_name(text: str) -> str:
-    """Return the given interface name unchanged; raise UsageError if no ruleset can contain it."""
+    """Return the given interface name unchanged; raise UsageError if Linux or nft forbids it."""
     if not _DEVICE.fullmatch(text) or text in {".", ".."}:
         raise UsageError(
             f"the interface name {quoted(text)} can't be written in a ruleset: rename it"

@@ -58,7 +58,7 @@ class Derived(NamedTuple):
 
     ``source`` and ``destination`` are the kinds of the packets' addresses, for example private or
     multicast; None if unknown. ``severity`` is None if no severity rule of the configuration
-    matches. ``raw_bytes`` is the size of the log record's text.
+    matches. ``raw_bytes`` is the size, in bytes, of the log record of the attempt's first packet.
     """
 
     source: AddressKind | None

@@ -173,7 +173,7 @@ def _hashes(sha256: str | None) -> tuple[Fingerprint, ...] | None:
 def container_of(container: Container | None) -> objects.Container | None:
     """Convert a container to its OCSF object.
 
-    Return None if ``container`` is None, or if it has neither uid nor name.
+    Return None if ``container`` is None, or if it has neither an id nor a name.
     """
     if container is None or container.uid is container.name is None:
         return None

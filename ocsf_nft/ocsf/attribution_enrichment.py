@@ -76,10 +76,10 @@ def count_others(attribution: Attribution) -> int:
 
 
 def count_text(number: int, *, was_each: bool) -> str:
-    """Return the text for a number of possible senders, for example "3 processes".
+    """Return the text for a number of processes that sent packets, for example "3 processes".
 
-    ``was_each`` is true if each of these processes certainly sent a packet. If it is false, the
-    text is, for example, "one or more of 3 processes".
+    If ``was_each`` is false, perhaps only some of these processes sent packets. The text is then,
+    for example, "one or more of 3 processes".
     """
     processes = f"{number} processes"
     return processes if was_each else f"one or more of {processes}"

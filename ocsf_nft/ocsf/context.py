@@ -101,8 +101,9 @@ class Context:
     ``host`` is None if the log records come from another machine. ``uplinks`` are the interfaces
     that lead out of the sandbox; empty if unknown. ``rules`` maps a rule name in a log record, such
     as ``egress``, to the rule in the kernel. ``container`` is None if the sandbox is not a
-    container. The first matching entry of ``severities`` gives the severity of an attempt.
-    ``threshold`` decides whether attempts are also reported as an OCSF Detection Finding.
+    container. The first matching entry of ``severities`` gives the severity of refused packets. If
+    the severity or the number of packets reaches ``threshold``, an OCSF Detection Finding also
+    reports the packets.
     """
 
     host: Host | None = None

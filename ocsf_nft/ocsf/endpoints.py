@@ -37,8 +37,7 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
     can have, such as an invalid address, are added to ``unmapped``.
 
     A returned endpoint is None if nothing identifies it. But if both would be None, the source
-    endpoint is the sandbox. If the sandbox is unknown too, the source endpoint has the name
-    ``unknown``.
+    endpoint has the name ``record.sandbox``, or ``unknown`` if ``record.sandbox`` is None.
     """
     # Two interfaces: a forwarded packet. A single interface belongs to the source, except the
     # incoming interface of a packet that is not outbound.
@@ -97,8 +96,8 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
     """Return an OCSF endpoint with the given values, or None if nothing identifies the endpoint.
 
     Only ``name``, ``interface``, ``mac`` and a valid ``address`` identify an endpoint. ``kind`` is
-    the caller's classification of ``address``. The caller passes None for an invalid address, which
-    is then omitted. ``svc_name`` is the name of the service at ``port``, for example ``https``.
+    the caller's classification of ``address``. If ``kind`` is None, ``address`` is omitted as
+    invalid. ``svc_name`` is the name of the service at ``port``, for example ``https``.
     """
     is_anonymous = name is None and kind is None and interface is None
     if is_anonymous and mac is None:
@@ -127,8 +126,8 @@ def _mac(text: str | None, key: str, unmapped: dict[str, Any]) -> str | None:
 def boundary(source: AddressKind | None, destination: AddressKind | None) -> Boundary | None:
     """Return the OCSF boundary that a packet between two addresses would have crossed.
 
-    It is ``LOCALHOST`` between loopback addresses. It is ``EXTERNAL`` if one address is external,
-    and ``INTERNAL`` if both are internal. In all other cases, return None.
+    It is ``LOCALHOST`` between loopback addresses. It is ``EXTERNAL`` if at least one address is
+    external, and ``INTERNAL`` if both are internal. In all other cases, return None.
     """
     if source is None or destination is None:
         return None

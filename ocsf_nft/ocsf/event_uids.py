@@ -59,7 +59,8 @@ def event_uid(class_uid: int, identity: str) -> str:
 def incident_uid(identity: str) -> str:
     """Derive the uid of an incident from its identity (:attr:`Incident.identity`).
 
-    The incident's finding has this uid, and so does the event of each of its attempts.
+    This uid is ``finding_info.uid`` of the incident's finding. It is also
+    ``metadata.correlation_uid`` of this finding, and of the events of the incident's attempts.
     """
     return stable_uid("incident", identity)
 

@@ -29,7 +29,7 @@ def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule
     """Return the OCSF object of the rule that logged a packet; None if the rule has no name.
 
     ``rule`` is the rule's name. For a rule of a fence (``is_ours``), the object also has the rule's
-    uid and condition, if known.
+    unique id (OCSF ``uid``) and condition, if known.
     """
     if not rule:
         return None

@@ -1,4 +1,4 @@
-"""Conversion of attempts (groups of refused packets) to OCSF events of classes 4001 and 2004."""
+"""Conversion of refused packets to OCSF events: Network Activity and Detection Finding."""
 
 from __future__ import annotations
 
@@ -65,10 +65,11 @@ class Mapper:
     def finding(
         self, found: Attempt | IncidentEnd, *, processed_ns: int
     ) -> DetectionFinding | None:
-        """Return the Detection Finding of an attempt, or of the end of an incident.
+        """Return the Detection Finding of an incident: a series of refused packets of one flow.
 
-        Return None if the incident (the successive attempts of one flow) is not significant enough.
-        ``processed_ns`` is the current time (ns since the epoch, UTC).
+        ``found`` is the incident's end, or its latest attempt (packets that one event reports).
+        Return None if ``found`` has no incident, or if the incident has not reached the threshold
+        for findings. ``processed_ns`` is the current time (ns since the epoch, UTC).
         """
         record, incident = found.record, found.incident
         if incident is None or incident.found_at is None:

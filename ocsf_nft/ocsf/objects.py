@@ -98,7 +98,7 @@ class Attack(Model):
 
 
 class Analytic(Model):
-    """OCSF object ``analytic``: detection behind a finding, ``attempt`` or ``fan-out`` (a scan)."""
+    """OCSF object ``analytic``: detection (of one refused flow, or of a scan) behind a finding."""
 
     uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
     name: str = Field(description="Attempt or Fan-out")
@@ -115,7 +115,7 @@ class RelatedEvent(Model):
 
 
 class FindingInfo(Model):
-    """OCSF object ``finding_info``: description of a finding; ``uid`` identifies the incident."""
+    """OCSF object ``finding_info``: title, description and times of a finding."""
 
     uid: str = Field(description="identifier of the incident, from Create to Close")
     title: str = Field(description="short description")

@@ -171,10 +171,10 @@ def _sender(event: Mapping[str, Any]) -> str:
 
 
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
-    """Count the possible senders in an event, except the process with the id ``pid``.
+    """Count the processes in an event that may have sent its packets, except the process ``pid``.
 
-    If ``pid`` is None, all possible senders are counted. The second result is True if every
-    possible sender has sent a packet. It is False if some possible senders may have sent none.
+    If ``pid`` is None, count all of them. The second result is True if each of them certainly sent
+    one of these packets. It is False if some of them perhaps sent none.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():

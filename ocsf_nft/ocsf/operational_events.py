@@ -130,9 +130,11 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     """Return the event about a change of a fence's state, from ``before`` to ``after``.
 
     ``time_ns`` is the time of the change (ns since the epoch, UTC). ``tables`` are the fence's
-    tables, for example ``inet ocsf_nft``. ``reason`` is the cause of a fault, or a text about the
-    change. ``tampering`` is given if another process changed the fence. ``is_regular`` is true if
-    the fence was removed as requested. The same arguments always give the same event uid.
+    tables, for example ``inet ocsf_nft``. ``transport`` is the way in which the fence's log
+    records arrive, for example ``nflog``; ``none`` if the fence logs nothing. ``reason`` is the
+    cause of a fault, or a text about the change. ``tampering`` is given if another process changed
+    the fence. ``is_regular`` is true if the fence was removed as requested. The same arguments
+    always give the same event uid.
     """
     state = _CONFIG_STATES[after]
     sentences = _SENTENCES | _UNLOGGED if transport == "none" else _SENTENCES

@@ -137,7 +137,7 @@ def foreign_verdict(record: Record) -> ForeignVerdict | None:
 
 
 def is_attempt(record: Record) -> bool:
-    """Return True if the packet was refused, or if a permissive fence allowed the packet.
+    """Return True if the packet broke a rule: it was refused, or a permissive fence only logged it.
 
     Return False if another firewall accepted the packet, or if that firewall's verdict is unknown.
     """
@@ -169,8 +169,11 @@ def direction(record: Record, uplinks: frozenset[str]) -> Direction:
     """Return the direction of a packet: inbound, outbound or unknown.
 
     Outbound means out of the sandbox. If another firewall logged the packet, outbound means out of
-    the host. ``uplinks`` are the network interfaces that lead out of the sandbox. If ``uplinks`` is
-    empty, the direction of a packet that the sandbox forwards is unknown.
+    the host.
+
+    ``uplinks`` are the network interfaces that lead out of the sandbox. They are needed only if the
+    sandbox is a router, for example for containers inside it. If ``uplinks`` is empty, the
+    direction of a packet that the sandbox would forward is unknown.
     """
     if is_ours(record):
         if record.rule == FORWARD:
@@ -256,8 +259,7 @@ def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
     There are three kinds:
 
     - Messages about the local link, for example IGMP or an IPv6 router solicitation.
-    - ARP replies for the sandbox's own address. A VM's fence allows correct ARP replies. So a
-      refused ARP reply of a VM has a false address, and is not of this kind.
+    - ARP replies, except those that a VM's fence refused.
     - ICMP errors that a fence sends about refused packets.
 
     ``destination`` describes the packet's destination address; None if there is no address.
@@ -277,6 +279,7 @@ def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
 def _is_answer(record: Record) -> bool:
     arp = record.details.get("arp")
     if isinstance(arp, Mapping):
+        # A VM's fence allows correct ARP replies: a refused one has a false address.
         return record.rule != VM_LINK and arp.get("operation") == _ARP_REPLY
     type_and_code = record.details.get("icmp_type"), record.details.get("icmp_code")
     return _PROHIBITED.get(record.protocol) == type_and_code
