@@ -194,8 +194,8 @@ def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
 
     ``before`` and ``after`` are the contents of the file. ``has_program`` is true if /proc/PID/exe,
     the link to the program file, could be read between the two reads. The memory layouts must be
-    equal. If ``has_program`` is true, the layouts must also be known. Otherwise the process names
-    must also be equal.
+    equal. If ``has_program`` is true, the result is false for unknown layouts (None). Otherwise two
+    unknown layouts are equal, but the process names must be equal too.
     """
     if before.layout != after.layout:
         return False

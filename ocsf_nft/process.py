@@ -66,7 +66,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One of several processes that sent packets of an attempt, or that may have sent some.
+    """One of several processes that sent, or may have sent, packets that one event reports.
 
     ``calls`` is the number of refused packets of this process that BPF programs captured; None if
     unknown. For a permissive fence, or on a kernel without BTF (type information), system calls are
@@ -79,16 +79,16 @@ class Seen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """Process that made an attempt, with the attribution method and the confidence.
+    """Process that sent the packets of an event, with the attribution method and the confidence.
 
     - ``reason`` is a sentence that explains the result.
     - ``process`` is the sender. It is None if the sender is unknown, or if there are several
       possible senders.
-    - ``seen`` has the possible senders that were found. There are at least ``unnamed`` more.
+    - ``seen`` lists possible senders. ``unnamed`` is the minimum number of others, not listed.
     - ``user_name`` and ``group_name`` are the names for the uid and the gid in the kernel's log
       record.
-    - ``sent_ns`` is the time at which BPF programs saw the process send the packet (ns since the
-      epoch). It is None if they did not see that.
+    - ``sent_ns`` is the time at which BPF programs saw the process send the packet of the kernel's
+      log record (ns since the epoch). It is None if they did not see that.
     """
 
     method: Method

@@ -1,4 +1,4 @@
-"""Mapping of a scan to a Detection Finding: one user tries many destinations or ports."""
+"""Mapping of a scan (one user tries many destinations or ports) to a Detection Finding."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
 
     ``found`` is the scan. All findings of one scan have the same ``finding_info.uid``. The counts
     in a finding are totals since the start of the scan. Network Activity events count the same
-    packets, so do not add the counts of both. Some of these events aggregate flows of the scan.
-    They have the same ``correlation_uid`` as the findings of the scan. ``processed_ns`` is the
+    packets, so do not add the counts of both. A Network Activity event that combines several flows
+    of the user who scans has the same ``correlation_uid`` as the findings. ``processed_ns`` is the
     current time (ns since the epoch, UTC), for ``metadata.processed_time``.
     """
     stage = STAGES[found.stage]

@@ -72,10 +72,10 @@ def of_flow(
     destination: AddressKind | None,
     rules: Iterable[SeverityRule],
 ) -> Severity:
-    """Return the severity of a flow's packets; a finding depends on this severity.
+    """Return the severity of a flow's packets; :class:`Threshold` decides if it makes a finding.
 
     If a rule in ``rules`` matches, the result is the severity of that rule. Otherwise, packets that
-    the kernel sent without a process, such as ICMP, are Informational. For all other packets, the
+    the kernel sends by itself, such as ICMP errors, are Informational. For all other packets, the
     severity depends on ``direction`` and ``destination`` (:func:`packet_outcome.severity`).
     ``destination`` is the kind of the destination address; None if it is unknown.
     """

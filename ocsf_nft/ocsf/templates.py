@@ -231,11 +231,11 @@ def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | No
 
 
 def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
-    """Return the values for the slots of an event's template, as they are in the event's JSON.
+    """Return the values for the slots of an event's template: numbers, and texts as JSON bytes.
 
     ``derived`` has values computed from the attempt. ``processed_ns`` is the present time. The
     order of the result is always the same. The two ports are first, because :func:`_slots_of_ports`
-    gives them the indexes 0 and 1. A missing value is None.
+    gives them the indexes 0 and 1. A value that the attempt lacks is None, and has no slot.
     """
     record, origin = attempt.record, attempt.record.origin
     start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
@@ -301,8 +301,8 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
     """Return an artificial attempt, its derived values, and a placeholder for ``processed_ns``.
 
     The event of this attempt becomes the template for all attempts of ``shape``. Values that differ
-    between these attempts are random placeholders, which become slots of the template. Ports are
-    too short for random placeholders: :func:`_with_ports` inserts fixed ones.
+    between these attempts are random placeholders, which become slots of the template. The ports
+    have no placeholders yet: the caller adds them with :func:`_with_ports`.
     """
     start = _number()
     record = Record(
@@ -358,10 +358,8 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
 
 
 def _number() -> int:
-    """Return a random placeholder of 18 or 19 digits, for a number that events copy.
-
-    :func:`_specimen` adds two placeholders (a start and a duration). Their sum fits into 64 bits.
-    """
+    """Return a random number of 18 or 19 digits, as the placeholder for a number in an event."""
+    # The end of an attempt is the sum of two such numbers, which must fit into 64 bits.
     return (1 << 59) + secrets.randbits(59)
 
 

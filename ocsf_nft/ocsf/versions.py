@@ -212,7 +212,7 @@ def _replace_observed(event: dict[str, Any]) -> None:
 
 
 def _list_the_lineage(event: dict[str, Any]) -> None:
-    """Add to each process the paths of its ancestors as ``lineage``, oldest first."""
+    """Add ``lineage`` to each process: the program paths of its ancestors, oldest first."""
     for process in _processes(event):
         paths = [each["path"] for each in process.get("ancestry", ()) if "path" in each]
         if paths:

@@ -1,4 +1,5 @@
 """Running service: fences sandboxes, reads log records, and stores and delivers events.
 
-Import its modules one by one: a command that installs a fence does not need the whole service.
+This package exports nothing: import only the modules that you need. For example, a command that
+installs a fence does not need the whole service.
 """

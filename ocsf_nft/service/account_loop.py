@@ -363,7 +363,7 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Add the process or the user that sent the packets to an attempt without a log record.
+        """Add the sender (a process or a user) to an attempt, if the attempt has no log record.
 
         An attempt with a log record got its attribution with the record, so it is returned
         unchanged. An attempt that combines flows of unknown users is returned unchanged too.

@@ -1,4 +1,4 @@
-"""Conversion of attempts to OCSF events, and of events to JSON lines."""
+"""Conversion of blocked packets to OCSF events, and of events to JSON lines."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Reporter:
         )
 
     async def lines(self, found: Iterable[Attempt | FanOut | IncidentEnd]) -> list[bytes]:
-        """Return the OCSF events of attempts, scans and ended incidents, as JSON lines."""
+        """Return the OCSF events of attempts, scans (FanOut) and ended incidents, as JSON lines."""
         lines: list[bytes] = []
         for number, each in enumerate(found, 1):
             lines.extend(self._events(each))

@@ -255,7 +255,7 @@ class FenceMonitor:
     async def _report_active(
         self, inspection: Inspection, alterations: tuple[FenceChange, ...]
     ) -> None:
-        """Emit events about the changes to an active fence.
+        """Emit events about past changes to a fence that is active now, for example restored.
 
         ``inspection`` is the result of the check that found the fence active. ``alterations`` are
         the changes by other processes that the tamper guard (a thread) has noticed so far.
@@ -455,16 +455,15 @@ def _prepare(
     """Prepare the netlink messages that restore a fence to its stored description.
 
     ``known`` is the version of the description (a file) at the last call. ``now`` is a function
-    that returns the generation number of the ruleset in each namespace.
+    that returns the ruleset's generation number in each namespace where the fence has tables.
 
     Return None if the version is still ``known``. Otherwise return the three arguments for
     :meth:`TamperGuard.use_restore_batch`:
 
     - ``batch``: the messages; None if they can't be prepared.
     - ``version``: the version of the description.
-    - ``generations``: the result of ``now``. It is None if ``now`` or the preparation fails. It is
-      also None if the fence differs from the description: the guard never reverts changes up to
-      ``generations``.
+    - ``generations``: the result of ``now``. It is None if the fence differs from the description,
+      or if ``now`` or the preparation fails.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:
@@ -481,6 +480,7 @@ def _prepare(
     except OcsfNftError as error:
         _log.warning("restoring the fence will take longer", sandbox=sandbox, reason=str(error))
         return None, version, None
+    # The guard reverts no changes up to ``generations``, so they must not include a difference.
     return prepared, version, generations if _is_as_installed(sandbox, state) else None
 
 

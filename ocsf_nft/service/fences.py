@@ -31,9 +31,8 @@ class Fence:
     ``installed`` is the fence's record in the state directory. ``reason`` explains a degraded or
     altered state; otherwise it is None. ``is_ours`` is true if this service installed the fence
     where there was none. Then the service removes the fence when the service ends. ``before`` is
-    the previous state. But the event of :func:`first_event` has ABSENT as the previous state if
-    ``is_ours`` is true. ``tampering`` is a change by another process; the service has undone the
-    change.
+    the previous state. Ignore ``before`` if ``is_ours`` is true: the previous state is then ABSENT.
+    ``tampering`` is a change by another process; the service has undone the change.
     """
 
     installed: InstalledFence
@@ -308,7 +307,7 @@ def describe_change(
     """Describe how a fence has changed since its earlier record ``seen``; None if it has not.
 
     ``inspection`` is the latest inspection of the fence. ``has_new_links`` is true if interfaces
-    were added since then, even if they were removed again.
+    were added since the record ``seen``, even if they were removed again.
     """
     now = inspection.fence.installed
     if now.spec.is_permissive != seen.spec.is_permissive:

@@ -40,8 +40,8 @@ class Counts:
     ``gaps`` is how often a source could not read all log records. ``dropped`` is the number of
     records that were missed then; an unknown number counts as 0. ``rejected`` has the number of
     rejected lines of each kind, such as ``malformed``. ``given_up`` has the names of the
-    sandboxes whose fence is not active when the run ends. These fences were restored so often
-    that restoring was paused.
+    sandboxes whose fence is not active when the run ends, because restoring is paused. Restoring
+    pauses after too many restores in a short time.
     """
 
     records: int = 0
