@@ -67,9 +67,11 @@ class Service:
     Inside ``async with``, each fence (the nftables rules of a sandbox) is active. If another
     process changes a fence, the service restores the fence, unless the configuration forbids that.
     On exit, the service removes the fences that it installed, and delivers the last events. Events
-    that a sink does not accept within 5 s wait in the store for the next run. After the exit,
-    ``counts.given_up`` has the names of sandboxes whose fence was not active when the exit began.
-    Restoring these fences was paused after too many restores.
+    that a sink does not accept within 5 s wait in the store for the next run.
+
+    After too many restores of a fence, the service pauses restoring the fence. After the exit,
+    ``counts.given_up`` has the names of sandboxes whose fence was inactive for this reason when the
+    exit began.
 
     Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or events
     can't be stored. A later failure cancels the task that entered the context, and is raised on
@@ -171,8 +173,9 @@ class Service:
 
         ``config`` is the new configuration. All sinks are opened again, with their secrets and
         certificates. Raises UsageError if ``config`` changes a key that is not in
-        :data:`RELOADED`. Raises an OcsfNftError if a local sink (such as a file) with a new
-        name can't be opened. After these errors, the old configuration stays in use.
+        :data:`RELOADED`. Raises an OcsfNftError if a local sink (such as a file) can't be opened
+        and the old configuration has no sink of this name. After these errors, the old
+        configuration stays in use. If another sink can't be opened, opening is retried.
         """
         changed = [
             name

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Status of one sandbox: its fence, its packet counts, and its dropped log records.
+    """Status of one sandbox: its fence, its packet counts, and how many log records were missed.
 
     ``is_watched`` is true if a running service monitors the sandbox. ``absent`` has the fence's
     rules whose counters are missing in the kernel. If there are any, a part of the fence was
     deleted, and the fence is not active. ``verdict`` is the result of comparing the fence with its
     record in the state directory, for example ``differs``. It is None if the comparison is not
-    possible, for example without nft.
+    possible, for example without nft. ``dropped_records`` has the number of log records that each
+    source could not read.
     """
 
     sandbox: str

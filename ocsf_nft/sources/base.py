@@ -34,7 +34,7 @@ class Source(Protocol):
     def batches(self) -> AsyncIterator[Batch]:
         """Yield batches of log records, in the order in which the kernel logged them.
 
-        A batch has at least one of these: a record, a Gap, a rejected line, or a new cursor (the
-        position to resume from). Without new records, the source yields at most one batch per
-        second, with only a new cursor.
+        A batch has at least one of these: a record, a Gap, a Reject (text that is no valid record),
+        or a new cursor (the position to resume from). The cursor also moves past other messages in
+        the log. A batch with only a new cursor comes at most once per second.
         """

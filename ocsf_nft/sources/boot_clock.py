@@ -30,11 +30,10 @@ _DRIFT_DIVISOR: Final = 10_000
 class KernelClock:
     """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC, in nanoseconds.
 
-    The converter estimates the difference of the two clocks. The age of a record (its read time
-    minus its timestamp) is an upper limit for the difference. If a reader waited for the record,
-    the age exceeds the difference by at most ``slack_ns``. ``lag_ns`` is the maximum error of a
-    read time that is too early, for example from journald. No result is earlier than the previous
-    result.
+    The converter estimates the difference of the two clocks from the records' timestamps and read
+    times. ``slack_ns`` is the maximum age of a new record when a waiting reader reads it.
+    ``lag_ns`` is the maximum by which a read time is earlier than the actual read: journald takes
+    the time before it reads. No result is earlier than the previous result.
     """
 
     __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")

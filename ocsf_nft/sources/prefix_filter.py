@@ -45,7 +45,8 @@ class PrefixFilter:
 
         "Another firewall" means that the record is not of ocsf-nft. ``found`` is the parsed form of
         a message that :meth:`matches` has accepted. :meth:`matches` tries each possible prefix of
-        the message, so the real prefix must be checked here. A Reject is returned unchanged.
+        the message, so the real prefix must be checked here. A Reject (a message that is no valid
+        record) is returned unchanged.
         """
         if isinstance(found, Record) and found.sandbox is None and not self._is_known(found.prefix):
             return None

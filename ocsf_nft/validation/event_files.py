@@ -48,8 +48,8 @@ class _Line(NamedTuple):
 def validate_events(file: BinaryIO, validator: EventValidator) -> Iterator[ValidatedEvent]:
     """Validate each event of a file while the file is read; blank lines are skipped.
 
-    Text that is not JSON gives a result with one error. The ``path`` of this error is the word
-    "line", because there is no attribute. Raises OSError if the file can't be read.
+    The ``path`` of a fault normally names an attribute of the event. Text that is not JSON gives
+    one fault, with the path "line". Raises OSError if the file can't be read.
     """
     lines = _lines(file)
     first = next(lines, None)
@@ -113,9 +113,9 @@ def _document_by_document(text: str, validator: EventValidator) -> Iterator[Vali
 
 
 def _may_be_documents(text: str) -> bool:
-    """Return True if a file may have JSON documents instead of one event on each line.
+    """Return True if a file may have JSON documents of several lines, or arrays of events.
 
-    ``text`` is the file's first line.
+    ``text`` is the file's first line. False means that each line is one event.
     """
     text = text.strip()
     try:

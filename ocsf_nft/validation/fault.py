@@ -97,8 +97,8 @@ def describe(value: Any) -> str:
 def child_path(path: str, key: Any) -> str:
     """Return the path of the attribute ``key`` of an object, for example ``device.os``.
 
-    ``path`` is the object's path, empty for the event itself. A name that is long or has unusual
-    characters is shown as JSON text.
+    ``path`` is the object's path, empty for the event itself. A name with unusual characters is
+    shown as a JSON string in quotes. A name longer than 60 characters is also quoted, and cut.
     """
     name = key if isinstance(key, str) and _PLAIN.fullmatch(key) else describe(key)
     return f"{path}.{name}" if path else name

@@ -174,7 +174,7 @@ def versions() -> tuple[str, ...]:
 def full_version(version: str) -> str:
     """Return an OCSF version with all three numbers: ``1.1.0`` for both ``1.1`` and ``1.1.0``.
 
-    Raises UsageError if the version is not one of :func:`versions`.
+    Raises UsageError if the full version is not one of :func:`versions`.
     """
     known = versions()
     for full in (version, f"{version}.0"):

@@ -73,11 +73,11 @@ class Walk:
         self._check_captions(table, value, path)
 
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
-        """Report a fault if an attribute must not be present; return False if ``value`` is null.
+        """Report an attribute that must not be present; return True if its value can be checked.
 
-        Null is a fault; the result is True even if there are other faults. Faults are reported for
-        the path ``where``. If the attribute belongs to profiles, the event must list one of them. A
-        deprecated attribute gives a warning.
+        An attribute of profiles is a fault if the event lists none of these profiles. A deprecated
+        attribute gives a warning. A ``value`` of null is a fault, and the only case in which the
+        result is False. Faults are reported for the path ``where``.
         """
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)

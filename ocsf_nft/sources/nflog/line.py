@@ -6,9 +6,9 @@ An example, which is one line in reality::
     id="nflog:…:7" prefix="ocsf-nft:sb:egress:" out="eth0"#2 uid=1000 gid=1000 packet=4500…
 
 Names and log prefixes are JSON strings in ASCII, so no byte in them can be mistaken for another
-field. The packet and the headers are hexadecimal. Absent fields are left out. The field ``id``
-identifies the log record uniquely. So an event made from the line has the same uid as the live
-event.
+field. The packet is hexadecimal, as are ``hwheader``, ``hwaddr`` and ``l2header``. Absent fields
+are left out. The field ``id`` is the unique id of the log record. So an event has the same
+``metadata.uid``, whether it is made from the line or from the NFLOG message.
 """
 
 from __future__ import annotations

@@ -63,9 +63,10 @@ _NFLOG: Final = nflog_line.START.encode()
 class LineTally:
     """Numbers of lines that were read from log files.
 
-    ``lines`` is the total. ``records`` counts the lines with a packet record, ``skipped`` the lines
-    without one. ``rejected`` counts the rejected lines by ``Reject.kind``, for example
-    ``malformed``. A journal export entry counts as one line.
+    ``lines`` is the total. ``records`` counts the lines with a valid packet record. ``rejected``
+    counts the lines that may be a packet record but are not valid. Its keys are values of
+    ``Reject.kind``, for example ``malformed``. ``skipped`` counts all other lines. A journal export
+    entry counts as one line.
     """
 
     lines: int = 0
@@ -76,10 +77,10 @@ class LineTally:
 
 @dataclass(frozen=True, slots=True)
 class _LoggedLine:
-    """Kernel message in a line of a log file, and the content of the line's header.
+    """Message in a line of a log file, and the content of the line's header.
 
     ``raw`` is the text of the whole line. ``author`` describes the program that wrote the message;
-    None for the kernel. ``stamp`` is the timestamp as text.
+    None if the kernel wrote it. ``stamp`` is the timestamp as text.
     """
 
     message: str

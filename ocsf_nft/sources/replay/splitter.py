@@ -155,10 +155,10 @@ class Splitter:
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
         """Read a binary field into the current export entry; return the offset after the field.
 
-        ``data`` has the field's length at offset ``at``, then the value. Return None if more data
-        is needed. A value longer than LINE_LIMIT is not stored. If such a value continues in later
-        chunks, return the length of ``data``; :meth:`feed` skips the remaining bytes. Raises
-        _LengthError if the stated length is above journald's maximum.
+        ``data`` has the field's length at offset ``at``, then the value. Return None if ``data``
+        ends inside the field. A value longer than LINE_LIMIT is not stored. If ``data`` ends inside
+        such a value, return the length of ``data`` instead; :meth:`feed` skips the rest of the
+        value. Raises _LengthError if the stated length is above journald's maximum.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:

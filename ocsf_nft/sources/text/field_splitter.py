@@ -121,7 +121,8 @@ class Words:
 
         For example, the value of ``TTL=64`` is ``64``. Returns None if another word is next. Also
         returns None if the line ends directly after the value, because the value may be cut off.
-        The value ``certain`` can't be cut off, so it is returned even there.
+        ``certain`` is a value that the caller knows to be complete: if the field has this value, it
+        is returned even at the end of the line.
         """
         start = key + separator
         if not self.peek().startswith(start):
@@ -136,8 +137,8 @@ class Words:
         """Take the next word if it is the decimal field ``key``; return its value as a number.
 
         Returns None if another word is next. Also returns None if the line ends directly after the
-        number, because more digits may be cut off. Two numbers are returned even there:
-        ``certain``, and 0, because a number with more digits never begins with 0. Raises
+        number, because more digits may be cut off. Two numbers are returned even at the end of the
+        line: 0, and ``certain``, a number that the caller knows to be complete. Raises
         MalformedError if the value is not a number, or is greater than ``limit``.
         """
         # No number of several digits begins with 0.

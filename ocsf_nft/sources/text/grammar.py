@@ -268,10 +268,9 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
 class _Chain:
     """State of the parsing of one packet's IPv6 extension headers.
 
-    ``headers`` is the number of headers that were parsed. It is reset to 0 if the line is cut
-    inside a header, because the packet may have more headers. ``later_fragment`` is true for a
-    fragment that is not the first one. ``ended`` is true if parsing the headers ends here, because
-    no ``PROTO=`` field follows.
+    ``headers`` is the number of parsed headers. If the line is cut inside a header, the number is
+    unknown, and ``headers`` is 0. ``later_fragment`` is true for a fragment that is not the first
+    one. ``ended`` is true if parsing the headers ends here, because no ``PROTO=`` field follows.
     """
 
     headers: int = 0

@@ -87,9 +87,9 @@ def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) ->
     """Parse a field such as ``SPT=443``, and store its number in ``facts``.
 
     ``key`` is the field's name in the line, ``name`` its name in ``facts``, and ``limit`` its
-    maximum. Return False if the field is missing or may be cut off. If the line ends there, this
-    function marks the line as truncated. So call this function only where the kernel always prints
-    the field.
+    maximum. Return False if the field is missing or may be cut off. If the line ends before or in
+    the field, the line is marked as truncated. So call this function only for a field that the
+    kernel always prints here.
     """
     number = words.number(key, limit)
     if number is None:
