@@ -111,7 +111,7 @@ class SandboxConfig(Table):
         return None if self.transport == "auto" else self.transport
 
     @property
-    def is_container(self) -> Container | None:
+    def event_container(self) -> Container | None:
         """Return the id and names of the sandbox's container; None if none is configured."""
         return None if self.container is None else Container(**self.container.model_dump())
 

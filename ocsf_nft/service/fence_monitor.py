@@ -383,7 +383,7 @@ class FenceMonitor:
             _, self._prepared_version, _ = prepared
 
     def _update_context(self, installed: InstalledFence) -> None:
-        known = fences.context(installed, self._reporter.host, self._sandbox.is_container)
+        known = fences.context(installed, self._reporter.host, self._sandbox.event_container)
         self._reporter.set_context(self.name, known)
 
     async def _report_change(
