@@ -93,14 +93,14 @@ def test_threshold_of_findings_is_optional(tmp_path: Path) -> None:
 
 def test_a_sandbox_may_be_a_container(tmp_path: Path) -> None:
     first, second = read_from(tmp_path, FILE).sandbox
-    assert first.is_container == Container(
+    assert first.event_container == Container(
         uid="3f4e0c2c9d1a",
         name="agent",
         runtime="containerd",
         image_uid="sha256:77af",
         image_name="registry.example/agent:1",
     )
-    assert second.is_container is None
+    assert second.event_container is None
 
 
 def test_one_sink_needs_no_table() -> None:
