@@ -89,6 +89,7 @@ def test_without_privileges(lab: Lab, state: StateDirectory) -> None:
     assert "CAP_NET_ADMIN" in refused.sentence
 
 
+@pytest.mark.kernel_log  # without NFLOG the kernel log is tried
 def test_without_nft(lab: Lab, state: StateDirectory) -> None:
     refused = command.run(*_install(lab, state), under=_over_nft(Path("/dev/null")))
     assert refused.code == 3
@@ -111,6 +112,7 @@ def nft_without_log(tmp_path: Path) -> Path:
     return wrapper
 
 
+@pytest.mark.kernel_log  # without NFLOG the kernel log is tried
 def test_without_log_support_the_fence_is_active_and_the_lack_is_reported(
     lab: Lab, state: StateDirectory, nft_without_log: Path
 ) -> None:

@@ -184,6 +184,7 @@ def test_demo_fails_with_its_first_failed_attempt(
         assert f"0 of {count} attempts refused and reported" in capsys.readouterr().err
 
 
+@pytest.mark.kernel_log  # without NFLOG the kernel log is tried
 def test_demo_needs_a_kernel_that_can_log_refused_packets(
     shim: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

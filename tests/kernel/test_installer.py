@@ -281,6 +281,7 @@ def test_interface_that_nft_cannot_name_stops_the_installation(
     assert conftest.nft(lab.sandbox_namespace, "list", "ruleset") == ""
 
 
+@pytest.mark.kernel_log  # without NFLOG the kernel log is tried
 def test_without_nft_nothing_is_installed(
     lab: Lab,
     spec: FenceSpec,
