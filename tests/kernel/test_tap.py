@@ -497,6 +497,7 @@ def test_bridged_device_is_not_fenced(site: tap.Site, state: StateDirectory) -> 
         installer.install(tap.spec(_NAME), site.host, state, "nflog")
 
 
+@pytest.mark.kernel_log  # each log transport is tried
 @pytest.mark.usefixtures("machine")
 @pytest.mark.parametrize(
     ("without", "module"), [("ct", "nf_conntrack"), ("masq", "nft_masq"), ("nat", "nft_chain_nat")]
