@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ocsf_nft.fence import installer
@@ -23,6 +24,7 @@ INSTALLED = InstalledFence(
     policy="",
     listings={"inet ocsf_nft": ""},
 )
+PERMISSIVE = replace(INSTALLED, spec=replace(INSTALLED.spec, is_permissive=True))
 
 
 def verified(
@@ -30,6 +32,8 @@ def verified(
     verdict: Any,
     difference: str = "",
     error: Exception | None = None,
+    *,
+    installed: InstalledFence = INSTALLED,
 ) -> None:
     """Make the installer return this verdict, and raise ``error``, if given, on removal."""
 
@@ -37,6 +41,6 @@ def verified(
         if error is not None:
             raise error
 
-    found = Verification(verdict=verdict, difference=difference, installed=INSTALLED)
+    found = Verification(verdict=verdict, difference=difference, installed=installed)
     monkeypatch.setattr(installer, "verify", lambda *_: found)
     monkeypatch.setattr(installer, "remove", remove)

@@ -338,7 +338,9 @@ class FenceMonitor:
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
             if each.restored_after_ns is not None:
-                await self._report_change(FenceState.ACTIVE, _restored_text(each), _tampering(each))
+                await self._report_change(
+                    fences.state_of(self._installed), _restored_text(each), _tampering(each)
+                )
         if last is not None and last.given_up:
             await self._give_up(state, last)
         elif self._given_up and self._reported[0] not in _ACTIVE_STATES:

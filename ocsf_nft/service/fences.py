@@ -182,6 +182,7 @@ def _altered(installed: InstalledFence, difference: str) -> Fence:
         installed=installed,
         state=FenceState.ALTERED,
         is_ours=False,
+        before=state_of(installed),
         reason=f"it is not as it was installed: {difference}",
     )
 

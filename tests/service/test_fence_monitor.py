@@ -19,7 +19,7 @@ from ocsf_nft.service.event_rendering import Reporter
 from ocsf_nft.service.fence_monitor import FenceMonitor
 from ocsf_nft.service.fences import Fence, Inspection
 from tests.service.keeping import MemoryStore
-from tests.standing import INSTALLED, verified
+from tests.standing import INSTALLED, PERMISSIVE, verified
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,6 +213,20 @@ async def test_unrestored_fence_is_reported_as_altered_once(
     ]  # fmt: skip
     assert (sink.events[0]["severity"], sink.events[0]["status"]) == ("High", "Failure")
     assert sink.events[0]["actor"]["process"]["name"] == "nft"
+
+
+async def test_permissive_fence_was_restored_to_permissive_before_a_later_fault(
+    sink: MemoryStore, make: Callable[..., FenceMonitor], set_inspections: Callable[..., None]
+) -> None:
+    permissive = Fence(installed=PERMISSIVE, state=FenceState.PERMISSIVE, is_ours=True)
+    set_inspections(
+        Inspection(fence=replace(permissive, state=FenceState.ALTERED, reason="a rule came"))
+    )
+    await make(permissive, self_heal=True)._inspect((TAMPERED, UNMENDED))
+    assert [states for *states, _ in state_changes(sink)] == [
+        ["Permissive", "Permissive"],
+        ["Permissive", "Altered"],
+    ]
 
 
 async def test_reverted_change_is_reported_without_self_heal(

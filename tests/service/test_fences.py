@@ -14,7 +14,7 @@ from ocsf_nft.netns import named
 from ocsf_nft.ocsf.operational_events import FenceState
 from ocsf_nft.service import fences
 from ocsf_nft.service.shielded import run_shielded
-from tests.standing import INSTALLED, verified
+from tests.standing import INSTALLED, PERMISSIVE, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +31,15 @@ def test_fence_that_differs_from_its_record_is_altered(
         FenceState.ALTERED,
         "it is not as it was installed: +accept",
     )
+
+
+def test_permissive_fence_that_differs_from_its_record_was_permissive(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sandbox = config.parse({"sandbox": [{"name": "sb1"}]}, where="test").sandbox[0]
+    verified(monkeypatch, "differs", "+accept", installed=PERMISSIVE)
+    found = fences.activate(sandbox, StateDirectory(tmp_path))
+    assert (found.before, found.state) == (FenceState.PERMISSIVE, FenceState.ALTERED)
 
 
 def test_inspection_of_a_fence_removed_during_its_restore_finds_none(
