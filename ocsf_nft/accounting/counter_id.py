@@ -40,9 +40,10 @@ class CounterId:
 
     @property
     def name(self) -> str:
-        """Return the name of the counters, such as ``egress``: this is the firewall rule's name.
+        """Return the name of the counters, such as ``egress`` or ``egress:permissive``.
 
-        If the fence is permissive, the suffix ``:permissive`` follows this name.
+        The name is the firewall rule's name, plus the suffix ``:permissive`` if the fence is
+        permissive.
         """
         return account_name(self.rule, is_permissive=self.is_permissive)
 

@@ -94,12 +94,11 @@ class FlowCounter:
     def limit_times(self, now_ns: int) -> None:
         """Reduce stored times that are too late because the wall clock was set back.
 
-        ``now_ns`` is the present time (ns since the epoch, UTC). The kernel deletes a flow's
-        counter ten minutes after the flow's last packet. So the stored time of the deletion becomes
-        at most ten minutes after ``now_ns``. If no counter reading has shown the flow yet, the last
-        packet's time becomes at most ``now_ns``.
+        ``now_ns`` is the present time (ns since the epoch, UTC).
         """
+        # The kernel deletes a flow's counter ten minutes after the flow's last packet.
         self.expires_ns = min(self.expires_ns, now_ns + ELEMENT_TIMEOUT_MS * 1_000_000)
+        # The account counts a reading without the flow only if it began after ``last_ns``.
         if self.is_unread:
             self.last_ns = min(self.last_ns, now_ns)
 

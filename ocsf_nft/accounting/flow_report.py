@@ -97,12 +97,12 @@ class FlowReport:
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return True if the flow has no log record and no event, and its first event must wait.
+        """Return True if the flow's first event must wait: its packets may already be reported.
 
         A packet with an incomplete header may be counted for this flow, but logged as another flow.
-        Then the event of the other flow reports the packet. So the first event of this flow waits
-        for three counter readings, but at most 60 seconds. ``reading`` is the sequence number of
-        the latest counter reading.
+        Then the event of the other flow reports the packet, and the packet is later subtracted from
+        this flow. So a flow without a log record waits for three counter readings, but at most 60
+        seconds. ``reading`` is the sequence number of the latest counter reading.
         """
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
@@ -110,11 +110,11 @@ class FlowReport:
         return reading - first < _YOUNG_READINGS and now_ns - begun_ns < _YOUNG_NS
 
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
-        """Store a new kernel log record as the latest record of this flow.
+        """Add a kernel log record; it replaces the flow's latest log record.
 
-        Also save the previous record for the next event, unless the previous record's packet is
-        later than ``last_ns``. ``last_ns`` is the time of the flow's last packet, according to the
-        latest counter reading.
+        The replaced record is kept only if the flow's next event will report its packet. That event
+        reports packets up to ``last_ns``: this is the time of the flow's last packet, according to
+        the latest counter reading.
         """
         self._save_record(last_ns)
         self.record = record
@@ -237,10 +237,10 @@ class FlowReports(dict["Key", FlowReport]):
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
         """Create an empty map from flow keys to report states, for one firewall rule.
 
-        ``counter_id`` identifies the counters of the rule. The map has a limited size. Additional
-        places are reserved for flows to ``priority.destinations``. The successive events of one
-        flow form an incident. ``opened`` collects the changes of incidents for the state database.
-        If ``priority.is_finding`` returns true, the incident is also reported as an OCSF finding.
+        ``counter_id`` identifies the counters of the rule. ``priority`` names destinations whose
+        flows get additional places if the map is full. A series of refused packets of one flow is
+        an incident. ``priority`` also decides which incidents are reported as OCSF findings.
+        ``opened`` collects the changes of incidents for the state database.
         """
         super().__init__()
         self._counter_id = counter_id

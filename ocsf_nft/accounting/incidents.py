@@ -23,12 +23,13 @@ LATEST: Final = 10
 def extend_incident(
     before: IncidentEnd | None, key: Key, attempt: Attempt, is_finding: IsFinding
 ) -> IncidentEnd:
-    """Add an attempt to a flow's incident; return the incident including this attempt.
+    """Add an attempt (a flow's packets in one time window) to the flow's incident.
 
-    ``before`` is the incident without this attempt; None begins a new incident. ``key``
-    identifies the flow. ``is_finding(record, packets)`` returns true if the incident must
-    become a finding. ``record`` is the attempt's log record, ``packets`` the incident's number
-    of packets. After ``is_finding`` has returned true, it is not called again for the incident.
+    Return the incident including this attempt, with its end as if this attempt were the last.
+    ``before`` is the incident without this attempt; None begins a new incident. ``key`` identifies
+    the flow. ``is_finding(record, packets)`` returns true if the incident must be reported as an
+    OCSF finding. ``record`` is the attempt's log record, ``packets`` the incident's number of
+    packets.
     """
     identity = attempt.record.origin.identity
     incident = (
@@ -38,6 +39,7 @@ def extend_incident(
     )
     packets = min(incident.packets + attempt.packets, MAX_COUNT)
     found_at = incident.found_at
+    # After ``is_finding`` has returned true, it is not called again for the incident.
     if found_at is None and is_finding(attempt.record, packets):
         found_at = incident.windows + 1
     return IncidentEnd(

@@ -55,10 +55,10 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 
 
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
-    """Merge the processes of two attributions.
+    """Return the processes of two attributions, and the minimum number of further processes.
 
-    ``first`` is the attribution of all earlier attempts, and ``last`` that of the latest attempt.
-    Return the 16 most recently started processes, and a lower bound for the number of all others.
+    ``first`` is the attribution of a flow's earlier packets, ``last`` that of its latest packets.
+    At most 16 processes are returned: those that started last. All others are only counted.
     """
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
     for one in latest:

@@ -1,4 +1,7 @@
-"""Settings that reserve events for some destinations, and decide about OCSF findings."""
+"""Settings that prefer some destinations for separate events, and that select OCSF findings.
+
+If there are too many flows, flows to a preferred destination can still get separate events.
+"""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ Mode: TypeAlias = Literal["enforcing", "permissive"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """Numbers of packets of one firewall rule of a sandbox, since the rule's counters were created.
+    """Numbers of packets and lost log records of a firewall rule, since its counters were created.
 
     An enforcing fence counts packets as ``refused``, and a permissive fence counts them as
     ``allowed``. ``reported`` is the number of packets in events. ``aggregated`` is the part of
     ``reported`` in events that report several flows together. ``pending`` is the number of counted
-    packets that a later event will report. ``dropped`` is the number of log records that no source
-    read.
+    packets that a later event will report. ``dropped`` is the number of kernel log records that
+    were lost before ocsf-nft read them.
     """
 
     sandbox: str

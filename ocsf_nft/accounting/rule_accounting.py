@@ -70,9 +70,10 @@ class RuleAccount:
         ``counter_id`` identifies these counters, which counted no packet before ``begun_ns``. A
         series of refused packets of one flow is an incident. A scan is packets of one user to many
         destinations or ports. ``opened`` collects changes of both for the state database.
-        ``priority`` reserves events for some destinations, and decides which incidents are also
-        reported as OCSF findings. ``add_attribution`` adds the sending process, if known, to each
-        attempt before the attempt is reported.
+        ``priority`` names destinations whose flows can get separate events even if other flows must
+        share events. ``priority`` also decides which incidents are reported as OCSF findings.
+        ``add_attribution`` adds the sending process, if known, to each attempt before the attempt
+        is reported.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -157,11 +158,12 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Move some flows from the account of old counters, after new counters replaced these.
+        """Move flows from ``before``, the account of the rule's old counters, to this account.
 
-        ``before`` is the account of the old counters. A flow is moved if an event reports one
-        of its packets that no reading of the old counters shows. The new counters may have counted
-        this packet, and no event may report it again. All other flows stay in ``before``.
+        Call this method after new counters replaced the old ones. A flow is moved if an event has
+        reported its packet from a log record, but the old counters have not shown the packet. The
+        new counters may then show it, and it must not be reported again. All other flows stay in
+        ``before``.
         """
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
@@ -335,11 +337,11 @@ class RuleAccount:
     def _move_records(self, *, closing: bool) -> None:
         """Correct the counters if packets were logged as flow A, but counted as flow B.
 
-        This happens, for example, if the nftables set has no free slot for A. An event has reported
-        the packets for A. So this method searches for B, and subtracts the packets from those of B.
-        B must have at least as many unreported packets. If B is not found, the method tries again
-        after the next reading. After eight readings, or if ``closing`` is true, it subtracts the
-        packets from the first counter of :meth:`_other_counters`.
+        The kernel does this, for example, if the nftables set has no free slot for A. An event has
+        already reported the packets for A. So this method finds a counter B with enough unreported
+        packets, and subtracts the packets from B. If there is no such counter, a later call
+        searches again. If ``closing`` is true, B is the most likely counter, even with too few
+        packets.
         """
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
@@ -350,6 +352,7 @@ class RuleAccount:
             packets = -counter.unreported_packets
             candidates = [*self._other_counters(key), *unlogged.find(packets, key)]
             enough = (each for each in candidates if each[1].unreported_packets >= packets)
+            # At the end, or after eight readings: take the first of the other counters.
             is_last = closing or counter.missed > READINGS
             other_key, other = next(enough, candidates[0] if is_last else (None, None))
             if other is not None:
@@ -414,12 +417,12 @@ class RuleAccount:
             self.evicted.report.set_growing()
 
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
-        """Yield an attempt for each waiting log record whose packet is found in a counter.
+        """Yield an attempt for each waiting log record whose packet turns out to be unreported.
 
-        A log record waits if an event of several flows may already include the record's packet. The
-        packet is found if a counter from :meth:`_other_counters` has an unreported packet that
-        belongs to no other record. If no counter has one within two readings, the event did include
-        the packet: the log record is discarded.
+        A log record waits if its packet may already be in an event that reports several flows. If a
+        common counter of several flows has an unreported packet, the attempt reports this packet.
+        If no such counter has one within two readings, the log record is discarded: the event of
+        several flows has reported its packet.
         """
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
@@ -532,12 +535,13 @@ class RuleAccount:
         return self._reports.mark_reported(report, self._add_attribution(attempt), now_ns, last_ns)
 
     def _held_back(self, reason: AggregationReason) -> int:
-        """Return how many packets an aggregated event must leave out, to report none twice.
+        """Return how many packets an event of several flows must leave out, to report none twice.
 
-        Some flows have a packet that was reported from a log record, but that no counter reading
-        has shown yet. The aggregate may include this packet. So one packet is left out for each of
-        these flows. ``reason`` is why the flows are aggregated. With ``many`` (too many flows of
-        one user), nothing is left out. This aggregate is the sum of the flows' own counters, and
-        the reported packets are already subtracted from these.
+        Another event may have reported a packet from its log record, before any counter reading
+        showed the packet. The common counter of several flows may include this packet. So one
+        packet is left out for each flow with such a packet. ``reason`` is why the event reports
+        several flows.
         """
+        # With ``many`` (too many flows of one user), the aggregate is the sum of the flows' own
+        # counters, and the reported packets are already subtracted from these.
         return 0 if reason == "many" else len(self._unread)

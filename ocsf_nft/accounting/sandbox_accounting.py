@@ -1,4 +1,4 @@
-"""Accounting of a sandbox's packets: how many were counted, and how many were reported."""
+"""Numbers of a sandbox's packets: counted by the firewall, and reported in events."""
 
 from __future__ import annotations
 

@@ -322,12 +322,11 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Restore an open incident or scan in ``account``, or mark it as ended.
+    """Restore an open incident or scan in ``account``, from its row of the state database.
 
-    The other arguments are the columns of its row in the database. ``identity`` is the same in all
-    events of the incident or scan. ``name`` is the key of the firewall rule in ``account.rules``,
-    such as ``egress``. ``epoch`` identifies the counters that this rule had when the row was
-    stored. ``state`` is the incident or scan as JSON text.
+    If the stored state of the rule is of other counters than ``epoch``, mark the incident or scan
+    as ended instead. The other arguments are the columns of the row. ``name`` is the key of the
+    firewall rule in ``account.rules``. ``state`` is the incident or scan as JSON text.
     """
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)

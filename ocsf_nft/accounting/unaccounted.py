@@ -35,23 +35,23 @@ class UnaccountedPackets:
     def add(self, refused: Count, *found: Count) -> None:
         """Append a reading as one number: ``refused`` minus the sum of ``found``.
 
-        ``refused`` is the number of all refused packets. The arguments in ``found`` are the numbers
-        that other counters have counted. One is the sum of the counters in all set elements. The
-        other is the counter of packets that found no free slot in a set.
+        ``refused`` is the number of all refused packets of the rule. ``found`` has two parts of
+        this number: the packets in the counters of flows, and the packets in the overflow counter.
+        The overflow counter counts a packet if the nftables set has no free slot for the packet's
+        flow.
         """
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return the number of packets of evicted counters that ``known`` does not include yet.
+        """Return how many packets are in no flow's counter, because the kernel removed the counter.
 
-        ``known`` has the packets that earlier calls found. For each reading, :meth:`add` has stored
-        a number: all packets of the rule minus the packets in the flows' counters. This number may
-        be too high, because a reading may miss some flows. So the result is the minimum of the last
-        ``readings`` numbers, minus the packets in ``known``. Return zero if fewer numbers are
-        stored.
+        Packets in ``known``, which earlier calls found, are not included. A packet must be missing
+        in each of the latest ``readings`` readings of the counters. Return zero if there were fewer
+        readings.
         """
         if len(self._lacked) < readings:
             return Count()
+        # A reading may miss some flows, so that its number is too high.
         least = min(list(self._lacked)[-readings:])
         return Count(max(0, least.packets - known.seen_packets), least.bytes - known.seen_bytes)

@@ -18,25 +18,22 @@ if TYPE_CHECKING:
 
 
 class UnloggedFlows:
-    """Packet counters of the flows that have neither a log record nor an event yet.
-
-    The counters are indexed by user, and by user, protocol and destination together.
-    """
+    """Packet counters of the flows that have neither a log record nor an event yet."""
 
     def __init__(self, counters: Iterable[tuple[Key, FlowCounter]]) -> None:
         self._of_user: dict[int | None, list[tuple[Key, FlowCounter]]] = {}
+        #: Counters by user, protocol and destination.
         self._alike: dict[Key, list[tuple[Key, FlowCounter]]] = {}
         for key, counter in counters:
             self._of_user.setdefault(user_of(key), []).append((key, counter))
             self._alike.setdefault(without_port(key), []).append((key, counter))
 
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
-        """Find a counter with at least ``packets`` packets that no event reports yet.
+        """Find a counter with at least ``packets`` packets that are in no event yet.
 
         The first choice is a counter with the user, protocol and destination of ``key``. The second
         choice is any counter of that user. Return a list with the found counter and its key; the
-        list is empty if no counter is found. Later calls may skip a counter that was too small for
-        this call.
+        list is empty if no counter is found.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)
@@ -44,5 +41,6 @@ class UnloggedFlows:
 
 def _last(found: list[tuple[Key, FlowCounter]], packets: int) -> list[tuple[Key, FlowCounter]]:
     while found and found[-1][1].unreported_packets < packets:
+        # Later calls do not find this counter, even if they need fewer packets.
         found.pop()
     return found[-1:]
