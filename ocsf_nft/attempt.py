@@ -33,15 +33,15 @@ class Aggregation:
 class Incident:
     """Series of attempts of one flow, without a pause between the attempts.
 
-    ``identity`` is the same in all events of the incident. ``windows`` is the number of attempts:
-    each attempt has the packets of one time window. ``packets`` is the number of packets in all
-    attempts. ``start_ns`` is the start of the first attempt (ns since the epoch, UTC). ``latest``
-    has the identities of the latest attempts' log records, oldest first. ``attribution`` has the
-    processes that may have sent the packets. It is merged from the attributions of all attempts;
-    None if no attempt has one.
+    An attempt is the refused packets of the flow in one time window. ``windows`` is the number of
+    attempts, and ``packets`` the number of packets in all attempts. ``identity`` is the same in all
+    events of the incident. ``start_ns`` is the start of the first attempt (ns since the epoch,
+    UTC). ``latest`` has the identities of the latest attempts' log records, oldest first.
+    ``attribution`` has the processes that may have sent the packets. It is merged from the
+    attributions of all attempts; None if no attempt has one.
 
-    A significant incident becomes a finding. ``found_at`` is the number of the attempt that made
-    the incident a finding, such as 3. ``found_at`` is None if the incident is no finding yet.
+    An incident becomes a finding when its severity and number of packets reach the configured
+    threshold. ``found_at`` is 3 if the third attempt reached the threshold; None if none has yet.
     """
 
     identity: str
@@ -60,10 +60,10 @@ class Incident:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """Packets of one flow (or of aggregated flows) in one time window.
+    """Refused packets of one flow (or of aggregated flows) in one time window.
 
     Each packet belongs to exactly one attempt. ``record`` is the kernel's log record of the first
-    packet. If the kernel logged none of the packets, ``record`` is made from the packet counter.
+    packet. If the kernel counted the packets but logged none, ``record`` has the counter's data.
     ``packets`` and ``bytes`` are exact; ``bytes`` is None if bytes were not counted. All packets
     are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC). ``aggregation``
     is None if the attempt has only one flow.
@@ -114,13 +114,13 @@ class FanOut:
     """Scan: one user sends to many destinations or ports within a short time.
 
     ``identity`` identifies the scan: it is the same in all events of the scan. ``rule`` is the
-    firewall rule that refused the packets. ``verdict`` is ``permit`` if a permissive fence allowed
-    the packets, otherwise None.
+    firewall rule that the packets matched. ``verdict`` is None if the rule refused the packets. It
+    is ``permit`` if the rule allowed the packets, because the fence is permissive.
 
     ``packets`` is the number of packets since the start of the scan. ``flows``, ``destinations``
-    and ``ports`` are the numbers of different flows, addresses and ports since then. The true
-    numbers may be higher. ``sample`` has some of the flows. All packets are from the time between
-    ``start_ns`` and ``end_ns`` (ns since the epoch, UTC).
+    and ``ports`` are the numbers of different flows, addresses and ports since then. All these are
+    minimum numbers, because the memory for flows is limited. ``sample`` has some of the flows. All
+    packets are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC).
     """
 
     identity: str

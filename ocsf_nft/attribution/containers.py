@@ -5,9 +5,9 @@ root in a container can create a ``docker-<64 digits>.scope`` and move into it. 
 only from its top down to the first container or unit. If that is a container, the host's runtime
 made it. For Docker in Docker, the result is the container of the outer Docker.
 
-``user@UID.service`` is an exception: a container below this unit is reported, although it can be
-false, because the user may create any cgroup there. The caller recognizes such a container by the
-``unit`` of its :class:`Placement`, which begins with ``user@UID.service``.
+Rootless containers are an exception: they are below the unit ``user@UID.service``, where the user
+may create any cgroup. Rootless containers are reported, although their names can be false. The
+``unit`` in the :class:`Placement` of such a container begins with ``user@UID.service``.
 
 In a cgroup namespace, paths lack all units above the namespace's root. Those units are not
 reported.

@@ -69,7 +69,8 @@ class FallbackChain:
     Use the chain in ``async with``. ``sandboxes`` maps the name of each sandbox to the network
     namespace of its processes. ``permissive`` has the names of the sandboxes whose fences refuse
     nothing. ``top`` is the best method to try. A log record waits at most ``wait_seconds`` for its
-    attribution. A program file is hashed if it has at most ``hashed_bytes``; 0 disables hashes.
+    attribution. The attribution has a hash of the sender's program file, if this file has at most
+    ``hashed_bytes`` bytes; 0 disables hashes.
     """
 
     def __init__(
@@ -169,8 +170,8 @@ class FallbackChain:
     ) -> list[Attribution]:
         """Return one attribution for each log record, in the order of ``records``.
 
-        ``records`` must be in the order in which the kernel logged them. ``since_ns`` is a time
-        before the kernel logged the first of them (CLOCK_BOOTTIME).
+        ``records`` must be in the order in which the kernel logged them. The kernel must have
+        logged all of them after ``since_ns`` (CLOCK_BOOTTIME): earlier packets are ignored.
         """
         if not records or sandbox not in self._sandboxes:
             return [_user_attribution(each, _LOOKUP_INACTIVE) for each in records]
@@ -207,10 +208,10 @@ class FallbackChain:
     ) -> Attribution | None:
         """Return which processes sent a flow's packets since the previous call for the same flow.
 
-        ``record`` identifies the flow. ``packets`` is the number of packets that the flow had in
-        this time, from the kernel's counters. The reading of these counters began at ``began_ns``
-        (ns since the epoch, UTC). Return None if the attribution method ``capture`` is not in use,
-        or if it saw no sender.
+        ``record`` identifies the flow. ``packets`` is the number of these packets, as the kernel
+        counted them. ``began_ns`` is the time at which the reading of this count began (ns since
+        the epoch, UTC): later packets are left for the next call. Return None if the attribution
+        method ``capture`` is not in use, or if it saw no sender.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
@@ -292,11 +293,7 @@ class FallbackChain:
             captured.close()
 
     async def read_events(self) -> None:
-        """Read all new events of the BPF programs.
-
-        If the events arrive faster than they can be read, the method returns before all are read.
-        The senders of all earlier packets then become uncertain, as after dropped events.
-        """
+        """Read the new events of the BPF programs; in a flood of events, some stay unread."""
         for _ in range(_MOST_READS):
             try:
                 if self._capture is None or not self._capture.read_events():
@@ -304,6 +301,7 @@ class FallbackChain:
             except UnsupportedError as error:
                 self._fall_back(error)
             await asyncio.sleep(0)
+        # An unread event may name another sender of any packet so far.
         if self._capture is not None:
             self._capture.note_dropped()
 

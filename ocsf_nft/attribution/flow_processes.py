@@ -94,17 +94,16 @@ class _Flow:
             self.recent.remove(removed)
 
     def split_after(self, began_ns: int, ended_ns: int) -> _Flow:
-        """Move the calls after ``began_ns`` to a new flow object, and return the new object.
+        """Move the packets after ``began_ns`` to a new flow object, and return the new object.
 
-        The reading of the kernel's counters began at ``began_ns`` and ended at ``ended_ns``. The
-        reading may or may not include calls between these two times. If there are such calls, the
-        new object's numbers of calls are uncertain (``is_mixed``).
+        The kernel's packet counters were read between ``began_ns`` and ``ended_ns``. If the flow
+        has packets from this time, the new object is marked as uncertain (``is_mixed``).
         """
         rest = _Flow()
         later = [each for each in self.recent if each.time_ns > began_ns]
         if len(later) == _RECENT:  # there were more than these
             self.is_mixed = rest.is_mixed = True
-        # Calls during the reading may have been counted.
+        # The counters may or may not include the packets of calls during the reading.
         rest.is_mixed |= any(each.time_ns <= ended_ns for each in later)
         for call in later:
             self.remove_one(call.image)
@@ -142,10 +141,10 @@ class FlowProcesses:
     def take(self, target: FlowTarget, began_ns: int, ended_ns: int) -> FlowCallers:
         """Remove and return the processes that sent a flow's packets before a counter reading.
 
-        The reading of the kernel's counters began at ``began_ns`` and ended at ``ended_ns``
-        (CLOCK_BOOTTIME). The result has the calls (captured system calls or packets) until
-        ``began_ns``. Later calls stay stored for the next result. A later call until ``ended_ns``
-        makes that result uncertain, because the counters may already include its packet.
+        The kernel's packet counters were read between ``began_ns`` and ``ended_ns``
+        (CLOCK_BOOTTIME). The result has the senders of packets until ``began_ns``. Later packets
+        stay stored for the next result. The next result is marked as uncertain (``is_mixed``) if
+        the counters may already include some of its packets.
         """
         flow = self._flows.pop(target, None)
         if flow is None:
@@ -157,10 +156,10 @@ class FlowProcesses:
         return FlowCallers(calls, flow.unnamed, flow.is_mixed)
 
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
-        """Subtract one call of process ``pid`` from a flow; a separate event reports its packet.
+        """Subtract one packet from a flow, because a separate event reports this packet.
 
-        ``pid`` is None if the packet's sender is unknown. If no process of the flow has this
-        ``pid``, nothing is subtracted. The flow's numbers of calls then become uncertain.
+        ``pid`` is the process that sent the packet; None if unknown. If the flow has no packet of
+        this process, nothing is subtracted, and the flow's next result is marked as uncertain.
         """
         flow = self._flow(target)
         image = next((each for each in flow.latest if each.pid == pid), None)

@@ -226,7 +226,8 @@ class RingBuffer:
 
     @property
     def descriptor(self) -> int:
-        """Return a file descriptor to poll: readable when a BPF program requests a wake-up."""
+        """Return a file descriptor to poll; it is readable only when there is much unread data."""
+        # The BPF programs decide how much that is (``capture.bpf.c``: wakeup_flag).
         found: int = self._library.ring_buffer__epoll_fd(self._ring)
         return found
 

@@ -24,7 +24,7 @@ FRAME_RULES: Final = frozenset({"link"})
 
 
 class PacketKey(NamedTuple):
-    """Key to compare a call with a log record: protocol, ports and destination of the packet.
+    """Protocol, ports and destination of a packet, to compare a log record with a BPF event.
 
     ``destination`` is the address in 4 bytes (IPv4) or 16 bytes (IPv6), or empty. A missing port is
     0. For a link-layer frame, ``protocol`` is None, ``destination`` is empty, and both ports are 0.

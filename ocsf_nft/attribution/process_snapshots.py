@@ -36,7 +36,7 @@ _IN_MEMORY: Final = b"memfd:"
 
 
 class _Caller(NamedTuple):
-    """Key of cached details: process, thread and user of a system call or refused packet."""
+    """Key of the cache for the results of :meth:`ProcessSnapshots.process`."""
 
     image: ProcessImage
     tid: int

@@ -118,22 +118,22 @@ class _SimilarPackets:
             self.incomplete_ns = call.time_ns + _SILENCE_NS
 
     def is_incomplete(self, query: _Query) -> bool:
-        """Return True if the packet that ``query`` searches for is possibly not stored."""
+        """Return True if the searched packet may be missing: at most eight are stored."""
         return self.incomplete_ns >= query.since_ns
 
     def candidates(self, query: _Query) -> list[Call]:
         """Return the stored packets that may be the packet that ``query`` searches for.
 
-        If the searched packet is possibly not stored, return all stored packets. The process that
-        sent the stored packets may then have sent the searched packet too.
+        If the searched packet may be missing (:meth:`is_incomplete`), return all stored packets.
+        The process that sent them may also have sent the missing packet.
         """
         return [each for each in self.calls if self.is_incomplete(query) or query.may_match(each)]
 
     def remove_match(self, query: _Query) -> None:
-        """Remove the first stored packet that fits ``query``.
+        """Remove the first stored packet that fits ``query``, so that no other record matches it.
 
-        The removed packet then matches no other log record. If the packet that ``query`` searches
-        for is possibly not stored, remove nothing.
+        If the searched packet may be missing (:meth:`is_incomplete`), remove nothing, because the
+        stored packet may belong to another log record.
         """
         if self.is_incomplete(query):
             return

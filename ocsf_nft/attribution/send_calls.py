@@ -3,8 +3,8 @@
 This match is used in namespaces where the kernel reports no refused packets to BPF programs. Either
 the kernel lacks the support, or the fence is permissive (it refuses nothing).
 
-A record matches a call with the same protocol, ports and destination, if the time fits too. The
-record of an outbound packet has no time, so a time range is derived from two facts:
+A record matches a call with the same protocol, ports and destination, if the time fits too. NFLOG
+gives no time for an outbound packet. So two facts limit the time at which the packet was sent:
 
 - Records come in the order of their packets.
 - A packet is sent after its call, and before its socket is closed.
@@ -118,10 +118,10 @@ class SendCalls:
             self._evict(self._order.popleft())
 
     def note_dropped(self, now_ns: int) -> None:
-        """Note that some system calls are not stored, because the capture dropped them.
+        """Mark the senders of packets until about ten seconds after ``now_ns`` as uncertain.
 
-        A system call that is not stored may send packets until about ten seconds after ``now_ns``.
-        So the sender of each packet until then stays uncertain.
+        Call this if the capture has dropped system calls. The kernel may send packets of a dropped
+        call up to ten seconds after the call, for example as TCP retransmissions.
         """
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
@@ -208,14 +208,14 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each record's packet, in ns of CLOCK_BOOTTIME.
 
-    A packet was sent before its record was read, and before the packets of later records. ``read``
-    has the time at which each record was read. ``found`` has some system calls for each record: one
-    of them certainly sent the record's packet. So all earlier packets were sent before the last
-    socket of these calls was closed. A record without such calls sets no limit of this kind.
+    The records are in the order of their packets. ``read`` has the time at which each record was
+    read. ``found`` has, for each record, all system calls that may have sent its packet. An entry
+    of ``found`` is empty if some of these calls may be unknown.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):
         latest = min(latest, read_ns)
         times.append(latest)
+        # One of the calls sent this packet, so earlier packets left before the last socket closed.
         latest = min(latest, max((each.until_ns for each in calls), default=_FOREVER))
     return times[::-1]
