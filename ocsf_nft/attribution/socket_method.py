@@ -114,19 +114,19 @@ class SocketLookup:
     def __exit__(self, *_: object) -> None:
         """Stop watching the sandbox's sockets; blocks for at most a tenth of a second.
 
-        After this call, :meth:`attribution` returns a reason in place of an attribution.
+        After this call, :meth:`attribution` names no process.
         """
         with self._lock:
             self._is_open = False
             self._opened.close()
 
     def attribution(self, record: Record) -> Attribution | str:
-        """Return the attribution of a log record's packet to one or more processes.
+        """Return the process that sent the packet of a log record, or several possible senders.
 
-        If no process can be named, return a reason, such as "the sandbox's sockets are no longer
-        watched". Blocks for up to a tenth of a second. A process can prolong this, because it can
-        delay the read of its arguments in /proc (userfaultfd). Several threads may call this
-        method.
+        If no process can be named, return a text with the reason, such as "the sandbox's sockets
+        are no longer watched". A call normally takes at most a tenth of a second. There is no hard
+        limit: the call reads the senders' details in /proc, and a hostile sender can delay this.
+        Several threads may call this method.
         """
         reason = _reason_against_lookup(record)
         if reason is not None:
@@ -241,12 +241,7 @@ class SocketLookup:
         )
 
     def _is_sender(self, found: _Candidates, scan: Scan, holder: Holder) -> bool:
-        """Return True if the process ``holder`` can be named as the sender of the packet.
-
-        ``found`` has the sockets that may have sent the packet. ``scan`` has the processes in which
-        these sockets are open. ``holder`` must be the only one of them that started before the
-        packet was sent.
-        """
+        # No other holder started before the packet. The module's docstring has the conditions.
         return (
             found.watch is not None
             and not found.has_others
@@ -256,6 +251,7 @@ class SocketLookup:
         )
 
     def _process(self, holder: Holder) -> Process | None:
+        # The holder can delay the read of its arguments (userfaultfd).
         return process_details.read(holder.pid, started_ns=holder.started_ns, hashes=self._hashes)
 
 

@@ -75,9 +75,9 @@ class CheckScope:
 def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
     """Yield a finding for each rule that drops, or may drop, traffic that the fence accepts.
 
-    Also yield a finding for rules that could not be read or checked, and for an active fence of
-    ocsf-nft. If all rules were checked and none drops the traffic, yield a finding with the
-    severity ``ok``.
+    If the fence is already active, its rules have one common finding with the severity ``info``.
+    Rules that can't be read or checked have a finding with the severity ``blocked``. If all rules
+    were checked and no other rule may drop the traffic, yield a finding with the severity ``ok``.
     """
     for sentence in ruleset.unread:
         yield Finding(
@@ -127,11 +127,11 @@ def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
 def _by_owner(
     by_rule: Iterable[list[FlowStop]], scope: CheckScope
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
-    """Split ``by_rule`` into rules of fences that are meant to block this traffic, and other rules.
+    """Separate intended stops, by rules of a fence of ocsf-nft, from all other stops.
 
-    Each item of ``by_rule`` is about one rule. The item lists the cases in which the rule stops, or
-    may stop, an example packet. The first result is one list of the cases for rules of such fences.
-    The second result has the items of ``by_rule`` for all other rules.
+    A stop is a case in which a rule keeps, or may keep, an example packet from its destination.
+    ``by_rule`` has one list of stops for each rule. The first result is a single list of all
+    intended stops. The second result has the lists of the other rules, unchanged.
     """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
@@ -239,11 +239,7 @@ def _location(stop: Stop, owner: str, text: str | None) -> RuleLocation:
 
 
 def _is_published_port(flow_stop: FlowStop) -> bool:
-    """Return True if a rule redirects packets from the VM to the host's port that the VM may use.
-
-    ``flow_stop`` has the rule and an example of such a packet. For example, Docker adds such a rule
-    for a container that publishes this port.
-    """
+    # Docker redirects packets for the host's port to a container that publishes this port.
     return flow_stop.stop.verb == "redirects" and flow_stop.flow.direction is FlowDirection.GATEWAY
 
 

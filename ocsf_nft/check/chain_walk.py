@@ -167,9 +167,11 @@ class _Walk:
                 return
 
     def _apply(self, rule: Rule, kind: str, body: Any, matches: Truth) -> bool:
-        """Apply a statement to the walk; return true if later statements of the rule are skipped.
+        """Simulate a statement of ``rule``, such as ``drop`` or ``jump``, for the walk's packet.
 
-        ``matches`` is MAYBE if it is unknown whether the packet reaches the statement.
+        ``kind`` is the statement's name, and ``body`` is its value in nft's JSON. ``matches`` is
+        YES if the packet certainly reaches the statement, else MAYBE. Return true if later
+        statements of the rule are skipped.
         """
         if kind in statement_effects.STOPS:
             self._stop(rule, statement_effects.STOPS[kind], matches)
@@ -320,10 +322,10 @@ class _Walk:
 
 
 def _is_conditional(kind: str, body: Any) -> bool:
-    """Return true if a statement matches only some packets, and it is unknown which packets.
+    """Return true if a statement has a condition that the simulation can't evaluate.
 
-    The rule's later statements apply only to these packets. ``kind`` is the statement's name, and
-    ``body`` is its JSON.
+    An example is the match of an iptables extension. A packet that fails the condition skips the
+    rest of the rule. ``kind`` is the statement's name, and ``body`` is its JSON.
     """
     # nft doesn't decode the match of an iptables extension.
     if kind == "xt":

@@ -1,4 +1,7 @@
-"""Checks for other firewall services, which may remove a fence or rules that a VM needs.
+"""Checks for other firewall services, which may remove a fence or block a fenced VM's traffic.
+
+For example, netfilter-persistent restores its saved rules. This may remove a rule that accepts the
+VM's traffic.
 
 The checks only read files: they send no requests to a service manager.
 """
@@ -71,10 +74,10 @@ _SERVICES: Final = (
 
 
 def findings(root: Path = Path("/")) -> Iterator[Finding]:
-    """Yield a finding for each enabled service that may remove a fence or rules that a VM needs.
+    """Yield a finding for each enabled firewall service that may block a fenced VM's traffic.
 
-    If the configuration of nftables.service flushes the ruleset, there is a finding even if this
-    service is not enabled. Files are read below the directory ``root``.
+    Also yield a finding if nftables' configuration file contains ``flush ruleset``: loading this
+    file would remove a fence too. Files are read below the directory ``root``.
     """
     enabled = _enabled(root)
     yield from _nftables(root, is_enabled="nftables.service" in enabled)

@@ -54,8 +54,10 @@ _READERS: Final = frozenset({"kmsg-reader", "journal-reader"})
 def exit_code(found: Sequence[Finding]) -> int:
     """Return the exit code of the command `check` for the findings ``found``.
 
-    3: no fence can be active on this host. 1: a fence can be active, but its log records can't be
-    read, or another rule may drop accepted traffic. 0: in all other cases.
+    - 3: No fence can be active on this host.
+    - 1: A fence can be active, but its log records can't be read. Or a rule outside the fence may
+      drop traffic that the fence accepts.
+    - 0: All other cases.
     """
     bad = {finding.name for finding in found if finding.severity not in {"ok", "info"}}
     if any(finding.severity == "fatal" for finding in found):

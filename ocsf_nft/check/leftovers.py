@@ -274,8 +274,9 @@ def _without_counters(rule: Rule) -> tuple[Any, ...]:
 def _commands(leftover: Leftover) -> Iterator[list[str]]:
     """Yield the commands that remove a leftover rule or chain, each as a list of arguments.
 
-    Raises CommandError if iptables-legacy is needed but not installed. Raises CommandError too if
-    nft could misread the name of the table or chain.
+    The commands use nft, or iptables-legacy for rules that nft doesn't list. Raises CommandError if
+    iptables-legacy is needed but not installed. Raises CommandError also if the table or chain has
+    a name that is not safe in an nft command, such as a name with spaces.
     """
     key, rule = leftover.chain.key, leftover.rule
     if key.backend == "legacy":

@@ -31,10 +31,10 @@ _UNMARKED: Final = exactly(0)
 class Packet:
     """Model of a packet at one netfilter hook, with the fields that firewall rules can match.
 
-    If the exact value of a field is unknown, the field covers all possible values.
-    ``is_destination_local`` and ``is_source_local`` are YES if the address belongs to the host.
-    ``has_reverse_route`` is YES if a route to the source leads through the input interface.
-    ``is_first`` is true for the first packet of a flow.
+    If the exact value of a field is unknown, the field covers all possible values. A field of type
+    Truth is YES, NO, or MAYBE if unknown. ``is_destination_local`` and ``is_source_local`` are YES
+    if the address belongs to the host. ``has_reverse_route`` is YES if a route to the source leads
+    through the input interface. ``is_first`` is true for the first packet of a flow.
     """
 
     version: Literal[4, 6]
@@ -56,9 +56,9 @@ class Packet:
     def joined(self, other: Packet) -> Packet:
         """Return a model that covers all packets of this model and of ``other``.
 
-        Use this method if it is unknown whether a packet was changed. This model and ``other`` are
-        then the packet before and after the change. IP version, protocol, interfaces, direction and
-        ``is_first`` are those of this model.
+        Use this method if it is unknown which of the two models is true of a packet. For example, a
+        rule may have changed the packet. IP version, protocol, interfaces, direction and
+        ``is_first`` must be equal in both models.
         """
         if self == other:
             return self

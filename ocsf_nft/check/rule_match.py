@@ -166,7 +166,10 @@ class Matcher:
         return any_of(test(plain_value(item)) for item in items)
 
     def _spans(self, items: Sequence[Any]) -> list[Span] | None:
-        """Return the elements of a set as sorted spans; None if an element can't be parsed."""
+        """Return the elements of a set as sorted ranges of numbers; None if one can't be parsed.
+
+        An address counts as a number, and a single number as a range.
+        """
         # Ids stay valid: large lists are of the ruleset, or are stored in self._keys.
         if id(items) not in self._sorted:
             self._spend(_COST_OF_PARSING * len(items))

@@ -1,4 +1,4 @@
-"""Command ``check``: list what prevents a fence on this host, or drops its accepted traffic."""
+"""Command ``check``: list what prevents a fence here, or drops traffic that a fence accepts."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
@@ -73,9 +73,9 @@ def check(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Check whether a fence works here, and what would block it.
 
-    Exit 3: no fence works here. Exit 1: a fence works, but its records can't be read, or another
-    rule may drop accepted traffic. Exit 0: a fence works, its records can be read, and no other
-    rule drops traffic that the fence accepts.
+    Exit 3: no fence works here. Exit 1: a fence works, but its log records of blocked packets can't
+    be read. Exit 1 also: a rule outside the fence may drop traffic that the fence accepts. Exit 0:
+    a fence works without these problems.
 
     Changes nothing, unless --remove-leftovers is given. A feature counts as missing if the current
     user lacks the permission to test it.

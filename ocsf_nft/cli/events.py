@@ -128,8 +128,8 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     Ctrl-C or SIGTERM, exit 0. Exit 2: there is no store. The command also works while a run is
     active.
 
-    A run stores each event until every sink has acknowledged it. After that the event stays for 30
-    days, or until the store has 1 GiB; the configuration can change both limits.
+    A run deletes stored events after 30 days. If the store reaches 1 GiB, the run deletes the
+    oldest events that every sink has acknowledged. The configuration can change these rules.
 
     Events that a sink refused are dead letters: --dead lists them. When the sink is repaired,
     --dead --retry lets the run, or the next run, send them again.

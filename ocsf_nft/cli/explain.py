@@ -1,4 +1,4 @@
-"""Command ``explain``: show a log line or an event field by field."""
+"""Command ``explain``: show each field of a log line or of an event."""
 
 # ruff: noqa: PLC0415 - what a command needs is imported when it runs, so that --help is quick
 
