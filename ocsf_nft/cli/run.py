@@ -130,10 +130,11 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     acknowledged it: see `ocsf-nft events`. While the disk is full, the run waits and reads no
     records.
 
-    The process behind an attempt is the one that the kernel sees sending (BPF). If that is unknown,
-    it is the process that has the socket when the run reads the log record. If that is unknown too,
-    the event has no process. Each event has the method that was used. `check` shows the methods
-    that this host allows.
+    The run has three methods to find the process behind an attempt. `capture` (BPF) finds the
+    process that the kernel sees sending. `socket` finds the process that has the socket when the
+    run reads the log record. `user` finds only the user. The run tries the method of --attribution
+    first, and then the methods after it. Each event has the method that was used. `check` shows the
+    methods that this host allows.
 
     Ctrl-C or SIGTERM ends the run: it stores and delivers the records that the kernel has logged by
     then, and exits with 0. At the end, the run waits at most five seconds for the sinks. The next

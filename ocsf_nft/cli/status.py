@@ -43,18 +43,18 @@ def status(
 ) -> None:
     """Show whether every refused packet is accounted for.
 
-    It works also while no `ocsf-nft run` watches the sandbox. For each rule, the kernel's number of
-    refused packets must be the sum of reported and pending packets. If a fence is permissive, its
-    rules allow packets in place of refusing them. Then the kernel's number of "allowed" packets
-    must be this sum.
+    It works also while no `ocsf-nft run` watches the sandbox. For each rule, the kernel counts
+    refused packets twice: in total, and by flow. The total must be the sum of reported and pending
+    packets. If a fence is permissive, its rules allow packets in place of refusing them. Then the
+    total of "allowed" packets must be this sum.
 
-    "Reported" packets are in an event. "Pending" packets are only in a kernel counter, and the next
+    "Reported" packets are in an event. "Pending" packets are in the counts by flow, and a later
     event will report them. "Aggregated" packets are reported packets whose event does not name
     their flow. "Dropped" is the number of log records that no process has read. The kernel has
     counted the packets of these records too, so events report them.
 
-    Exit 0: the counts match. 1: they don't. 2: no fence is on record, or a fence lacks counters. 3:
-    the counters can't be read.
+    Exit 0: the counts match. 1: they don't, for example because another process logs in the fence's
+    name. 2: no fence is on record, or a fence lacks counters. 3: the counters can't be read.
 
     Needs CAP_NET_ADMIN over the sandboxes' namespaces, and CAP_SYS_ADMIN to enter one.
 

@@ -43,7 +43,7 @@ class Config(Table):
     ``host_log`` is the source of the log records of this host's other firewalls. If it is None,
     these records are not read. ``listen`` is the address and port at which `ocsf-nft run` serves
     its metrics and its health. If it is None, they are not served. The first ``[[severity]]`` table
-    that matches an attempt sets the severity of the attempt.
+    that matches refused packets sets the severity of these packets.
     """
 
     sandbox: tuple[SandboxConfig, ...] = ()
@@ -81,7 +81,7 @@ class Config(Table):
 
     @property
     def severities(self) -> tuple[SeverityRule, ...]:
-        """Return the configured rules for the severity of attempts."""
+        """Return the rules that set the severity of refused packets (``[[severity]]`` tables)."""
         return tuple(each.as_rule() for each in self.severity)
 
     @property

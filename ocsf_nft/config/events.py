@@ -44,10 +44,10 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
 
 
 class SeverityConfig(Table):
-    """Rule for the severity of attempts, table ``[[severity]]`` in the file.
+    """Rule for the severity of refused packets, table ``[[severity]]`` in the file.
 
-    The rule applies to an attempt that matches all keys in the table. A key that the table lacks
-    matches every attempt. If several rules match, the first one in the file applies.
+    The rule applies to packets that match all keys in the table except ``severity``. A key that the
+    table lacks matches every packet. If several rules match, the first one in the file applies.
     """
 
     severity: SeverityName

@@ -61,10 +61,12 @@ class ContainerConfig(Table):
 class SandboxConfig(Table):
     """Sandbox to watch, table ``[[sandbox]]`` in the file.
 
+    With ``install``, `ocsf-nft run` installs the fence. Without ``install``, `ocsf-nft run` watches
+    a fence that is already installed.
+
     ``netns`` (an ``ip netns`` name or a path) or ``pid`` (a process) selects the network namespace.
-    For a VM, select the network namespace of the VM's host. Without ``netns`` and ``pid``,
-    ``install = true`` installs the fence in the namespace of `ocsf-nft run`. Without all three
-    keys, the namespace is the one in which the fence was installed.
+    For a VM, select the network namespace of the VM's host. With ``install``, the default is the
+    namespace of `ocsf-nft run`. Without ``install``, it is the namespace of the installed fence.
 
     ``transport`` is the log transport of the fence, and ``source`` the source of its log records.
     For both keys, ``auto`` selects the best available one. ``proxy_uid`` has the ids of the users

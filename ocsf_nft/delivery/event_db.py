@@ -203,7 +203,7 @@ class EventDatabase:
         return self._retention.dropped_events()
 
     def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
-        """Store that dropped events were reported; :meth:`dropped_events` then omits them.
+        """Mark dropped events as reported: :meth:`dropped_events` no longer counts them.
 
         ``dropped`` is an earlier result of :meth:`dropped_events`.
         """

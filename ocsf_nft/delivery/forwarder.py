@@ -241,10 +241,9 @@ class Forwarder:
     async def _forward(self, rows: Sequence[StoredEvent], end: int) -> None:
         """Deliver the stored events ``rows`` as one batch, and store the sink's new checkpoint.
 
-        ``end`` is used only if ``rows`` is empty, because the store had already removed the
-        events up to this number. Then the forwarder continues after ``end``.
+        If ``rows`` is empty, deliver nothing, and continue after the event number ``end``.
         """
-        if not rows:
+        if not rows:  # the store has removed the events up to ``end``
             self._advance(end)
             return
         until = rows[-1].number
@@ -351,12 +350,12 @@ class Forwarder:
         return refused
 
     async def _deliver_part(self, part: _Part) -> None:
-        """Deliver a part of a batch, with retries, until each message is delivered or refused.
+        """Deliver a part of a batch; after a failure, retry.
 
-        Raises RefusedError if the receiver refuses the whole part. Raises _SlowError after
-        repeated timeouts: the caller then sends halves. Raises ClosedError if the sink is
-        closed permanently. Raises _StoppedError if a stop is requested while the sink is
-        down.
+        ``part.refused`` gets the messages that the receiver refuses individually. Raises
+        RefusedError if the receiver refuses the part without naming a message. Raises
+        _SlowError after repeated timeouts, and ClosedError if the sink is closed permanently.
+        Raises _StoppedError if a stop is requested while the sink is down.
         """
         slow = 0
         backoff = Backoff(max_seconds=self._batch_settings.retry_seconds)

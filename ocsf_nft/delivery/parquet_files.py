@@ -60,7 +60,7 @@ class MadeFiles(NamedTuple):
 
 
 class Maker:
-    """Converter of events to Parquet files; each message has one event.
+    """Converter of events to Parquet files.
 
     ``columns`` maps the ``class_uid`` of each event class to the columns of that class. Each class
     must have the columns ``time`` (in ms since the epoch) and ``unmapped``. The rows of a file are

@@ -235,11 +235,10 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 
 
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """Return the number up to which one transaction may remove events because they are too old.
+    """Return the highest event number that one transaction may remove because of the event's age.
 
-    Events are too old if they were stored before ``oldest_ms`` (ms since the epoch). One
-    transaction removes a limited number of events. If no event is too old, the result is lower than
-    the number of every event. If there are no events, the result is 0.
+    An event is too old if it was stored before ``oldest_ms`` (ms since the epoch). If no event is
+    too old, the result is lower than every event number.
     """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "

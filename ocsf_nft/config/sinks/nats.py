@@ -43,11 +43,11 @@ class NatsSink(SinkTable):
     ``servers`` are URLs that begin with nats:// or tls://. The sink tries them in random order, and
     uses the first server that it can reach. It never uses a server that is not listed, even if the
     server is in the same cluster. With ``class_subjects``, the class of the event is appended to
-    the subject: ``ocsf.network_activity``.
+    the subject, for example ``ocsf.network_activity``.
 
-    The sink does not create the stream. This command creates a stream with the subject: ``nats
-    stream add ocsf --subjects 'ocsf.>'``. If ``stream`` is given, the subject must belong to the
-    stream of that name.
+    The sink does not create the stream. For the ``subject`` ``ocsf``, create one with
+    ``nats stream add ocsf --subjects ocsf``. With ``class_subjects``, write ``--subjects 'ocsf.*'``
+    instead. If ``stream`` is given, the subject must belong to the stream of that name.
 
     The header ``Nats-Msg-Id`` is the event's ``metadata.uid``. So an event that is sent twice
     within the stream's duplicate window is stored only once. Choose a duplicate window

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 class StdoutSink(SinkTable):
     """JSON Lines on standard output.
 
-    If standard output is a pipe, the reader of the pipe acknowledges no events. If the reader
-    closes the pipe, the events that it had not read are dropped, and `ocsf-nft run` ends. If the
-    pipe is full, `ocsf-nft run` waits for the reader. With ``handshake``, the first line reports
-    that every fence is active. The line also reports that `ocsf-nft run` has begun to read all
-    sources of log records. Nothing is written before that line.
+    An event counts as delivered when it is written. If standard output is a full pipe, the sink
+    waits for the reader. If the reader closes the pipe, `ocsf-nft run` ends, and the events in the
+    pipe are dropped. The events that are not written yet stay in the store.
+
+    With ``handshake``, the first line reports that every fence is active. The line also reports
+    that `ocsf-nft run` has begun to read all sources of log records. Nothing is written before that
+    line.
     """
 
     is_local: ClassVar[bool] = True

@@ -41,9 +41,11 @@ class UnixSink(SinkTable):
     processed an event.
 
     If a connection breaks, its last line may be incomplete, without a line end. The next connection
-    may repeat events of the broken connection. With ``handshake``, the first line of each
-    connection reports that every fence is active. The line also reports that `ocsf-nft run` has
-    begun to read all sources of log records. Nothing is sent before every fence is active.
+    may repeat events of the broken connection.
+
+    With ``handshake``, the first line of each connection reports that every fence is active. The
+    line also reports that `ocsf-nft run` has begun to read all sources of log records. Nothing is
+    sent before that line.
 
     Choose a path in a directory that only the program's user may write to. Otherwise another user's
     process could listen at the path and get the events.
@@ -57,7 +59,7 @@ class UnixSink(SinkTable):
 
     @property
     def needs_handshake(self) -> bool:
-        """Return true if the first line of each connection is a handshake."""
+        """Return true if the first line of each connection reports that every fence is active."""
         return self.handshake
 
     @property

@@ -22,10 +22,10 @@ _WHITE_SPACE: Final = re.compile(r"\s+")
 
 
 def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
-    """Return the cause of an error as one line about the receiver of events.
+    """Return the cause of a delivery error as one line, such as "it does not answer in time".
 
-    For example, "it does not answer in time" means that the receiver does not answer. ``secrets``
-    are texts to mask in the line, because the receiver's error message may contain them.
+    In this line, "it" is the receiver of events. ``secrets`` are texts to mask in the line, because
+    the receiver's error message may contain them.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return (

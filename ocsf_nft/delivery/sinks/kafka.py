@@ -109,9 +109,9 @@ class Kafka(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch and wait for its acknowledgements.
 
-        Events that are too large are in the result's ``refused``. Raises RefusedError if
-        brokers refused every failed message because of its content. Raises DeliveryError for any
-        other failure.
+        Events that are too large are not sent, but returned in the result's ``refused``. Raises
+        RefusedError if brokers refuse sent events because of their content. Raises DeliveryError
+        if any event fails for another reason.
         """
         if self._must_reconnect:
             await self.close()
@@ -233,7 +233,7 @@ class Kafka(Sink):
 
 
 def _record_key(event: Any) -> bytes | None:
-    """Return the key of an event's Kafka record: the name of its sandbox, or else of its host."""
+    """Return the key of an event's Kafka record: the sandbox's name, else the host's, else None."""
     for path in (("unmapped", "sandbox"), ("device", "hostname")):
         value = event
         for name in path:

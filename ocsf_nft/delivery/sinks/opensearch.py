@@ -71,8 +71,11 @@ class OpenSearch(Sink):
 
     A document's identifier is the event's uid, so an event that is sent twice is stored once.
     ``index`` is the name of the index. ``{date}`` in this name is replaced by the day of the event
-    in UTC, for example 2026.11.25. If ``is_data_stream`` is true, each document also has
-    ``@timestamp``. In a data stream, an event that is sent again after a rollover is stored twice.
+    in UTC, for example 2026.11.25.
+
+    If ``is_data_stream`` is true, ``index`` is a data stream: a series of indexes. Each document
+    then also has ``@timestamp``. An identifier is unique only within one of the indexes. So an
+    event that is sent again after the stream has begun a new index is stored twice.
     """
 
     def __init__(
