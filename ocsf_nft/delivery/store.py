@@ -165,7 +165,10 @@ class Store:
     async def acknowledge(
         self, sink: str, until: int, refused: Sequence[RefusedEvent] = ()
     ) -> None:
-        """Set a sink's checkpoint to event ``until``; store refused events as dead letters."""
+        """Store that a sink no longer needs the events up to and including number ``until``.
+
+        ``refused`` are the events that the sink refused: they are stored as dead letters.
+        """
         await self._work(lambda: self._database.acknowledge(sink, until, refused))
 
     async def dead_letters_to_retry(self, sink: str, *, events: int) -> list[DeadLetter]:
@@ -182,10 +185,10 @@ class Store:
     async def finish_retries(
         self, delivered: Sequence[DeadLetter], refused: Sequence[tuple[DeadLetter, str]]
     ) -> None:
-        """Delete the dead letters in ``delivered``; store the new reasons of those in ``refused``.
+        """Store the results of retries: delete delivered dead letters, and keep refused ones.
 
-        A dead letter is an event that a sink refused. Dead letters that no longer exist are
-        ignored.
+        A dead letter is an event that a sink refused. ``refused`` has pairs: a dead letter, and
+        why the sink refused it again.
         """
         await self._work(lambda: self._database.finish_retries(delivered, refused))
 
@@ -204,7 +207,8 @@ class Store:
     async def confirm_reported(self, dropped: Sequence[DroppedEvents]) -> None:
         """Mark dropped events as reported: :meth:`dropped_events` no longer counts them.
 
-        ``dropped`` is an earlier result of :meth:`dropped_events`.
+        A dropped event was removed from the store before a sink had received it. ``dropped`` is
+        an earlier result of :meth:`dropped_events`.
         """
         await self._work(lambda: self._database.confirm_reported(dropped))
 

@@ -61,10 +61,10 @@ class Row:
 
 
 class Screen:
-    """Table of the demo's attempts, on standard error; ``rows`` are the rows so far.
+    """Table on standard error, with a row for each attempt of the demo to send packets.
 
-    A terminal shows the table again after each new row. Any other output gets the table only at the
-    end of the ``with`` block.
+    ``rows`` are the rows so far. A terminal shows the table again after each new row. Any other
+    output gets the table only at the end of the ``with`` block.
     """
 
     def __init__(self) -> None:

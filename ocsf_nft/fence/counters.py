@@ -269,8 +269,8 @@ class Counters:
     def _open_here(self, entry: _NamespaceTables) -> Nftables:
         """Open and return a netlink socket in the calling thread's network namespace.
 
-        Also store in ``entry.users`` the map for the user ids in this namespace. Raises AbsentError
-        if this is no longer the namespace in which the fence was installed.
+        Also set ``entry.users``, which converts the user ids in the counters to user ids of this
+        process. Raises AbsentError if the fence was installed in another network namespace.
         """
         if entry.identity not in {None, Namespace().identity()}:
             raise AbsentError(

@@ -6,7 +6,7 @@ All functions block for some milliseconds, so asyncio code must call them in a t
 - CAP_SYS_ADMIN to enter a namespace that is not the process's own;
 - CAP_NET_ADMIN over the process's own namespace for a guard (a table at the host's end of the
   sandbox's veth pair);
-- root on the host to enable the kernel-log transport.
+- root on the host if the fence logs packets to the kernel log instead of NFLOG.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
     """Load a sandbox's fence again if it differs from its record, and return the record.
 
     The fence is also loaded again in three other cases: the network interfaces have changed, the
-    record is from another version of ocsf-nft, or the fence has no log transport. Returns None if
-    there is no record. Raises the errors of :func:`install`.
+    record is from another version of ocsf-nft, or the kernel could not log packets for the fence.
+    Returns None if there is no record. Raises the errors of :func:`install`.
     """
     with state.locked():
         return renew_locked(sandbox, state, nft.load)
@@ -317,11 +317,7 @@ def _read_record(sandbox: str, state: StateDirectory) -> InstalledFence | None:
 
 
 def _may_be_active(installed: InstalledFence, namespace: Namespace) -> bool:
-    """Return True if a recorded fence is active, or if this can't be checked.
-
-    If ``namespace`` is no longer the namespace in the record, the result is True. The recorded
-    namespace may still exist, with an active fence.
-    """
+    # If ``namespace`` is now another one, the recorded one may still exist, with an active fence.
     return not _is_there(installed, namespace) or any(
         table_query.comment(namespace, *table_id) is not None
         for table_id in load_ruleset.fence_table_ids(installed.spec)

@@ -2,7 +2,7 @@
 
 If the sysctl is 0, the kernel log has only packets of the initial network namespace. If it is 1,
 the kernel log has packets of all namespaces of the host (net/netfilter/nf_log.c). A fence in any
-other namespace needs 1 if the kernel log is its transport. But then all other namespaces can fill
+other namespace needs 1 if it logs packets to the kernel log. But then all other namespaces can fill
 the kernel log too. So the sysctl is set to 1 only while there is such a fence.
 """
 
@@ -23,10 +23,10 @@ _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 
 def blocking_value(namespace: Namespace) -> str | None:
-    """Return ``nf_log_all_netns`` if its value keeps a namespace out of the kernel log, else None.
+    """Return the value of a sysctl if it excludes a namespace from the kernel log, else None.
 
-    Any value except 1 keeps out the packets of all namespaces except the initial one. Raises
-    UnsupportedError if the value can't be read.
+    The sysctl is ``nf_log_all_netns``. Any value except 1 excludes all namespaces except the
+    initial one. Raises UnsupportedError if the value can't be read.
     """
     if namespace.call(_SYSCTL.exists):  # the initial namespace itself
         return None

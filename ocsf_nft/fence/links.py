@@ -49,11 +49,11 @@ class Route(NamedTuple):
 
 
 def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surroundings:
-    """Return the interfaces of a namespace, and its next hops towards ``destinations``.
+    """Return the interfaces of a namespace, and the addresses to which its fence must allow ARP.
 
-    The ``neighbours`` of the result are these next hops and the destinations themselves. Raises
-    AbsentError or UnsupportedError if the namespace can't be entered. Raises FenceError if netlink
-    fails.
+    These addresses (``neighbours``) are the ``destinations``, and the next hops towards them. A
+    gateway may use the address of a destination for ARP. Raises AbsentError or UnsupportedError if
+    the namespace can't be entered. Raises FenceError if netlink fails.
     """
     requested = tuple(destinations)
     with _report_errors():

@@ -44,9 +44,10 @@ def load(
     state: StateDirectory,
     load_text: LoadText,
 ) -> InstalledFence:
-    """Load a fence with the first log transport that the kernel supports; return the loaded fence.
+    """Load a fence with the first of the log ``transports`` that the kernel supports.
 
-    The result is ``intended`` with the transport, the digest and the listings of the loaded fence.
+    A log transport is the way of log records out of the kernel, such as NFLOG. Returns ``intended``
+    with the transport used, a digest of the ruleset text, and nft's listing of each loaded table.
     ``load_text`` loads the text of a ruleset into a namespace. If a sysctl must be changed, its
     previous value is stored in ``state``.
 

@@ -46,10 +46,12 @@ class NftMonitor:
     socket changes the tables. One thread reads the notices; any thread may change the tables.
     Methods raise OSError if a socket fails.
 
-    A generation is the kernel's number of a ruleset; each transaction increments it. Changes after
-    ``restored_generation`` need repair. Earlier changes need no repair. Of these, the changes up to
-    ``regular_generation`` count as an installation by ocsf-nft, the others as tampering.
-    ``regular_generation`` is None if no change counts as an installation.
+    A generation is the kernel's number of a ruleset; each transaction increments it.
+    The monitor stores two generations:
+
+    - ``restored_generation``: only changes after this ruleset need repair.
+    - ``regular_generation``: changes up to this ruleset count as made by ocsf-nft, later changes as
+      tampering. None means that all changes count as tampering.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:

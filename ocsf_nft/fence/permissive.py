@@ -3,15 +3,15 @@
 A policy file (``rules/*.nft``) refuses packets by the policy of a base chain, and by the statements
 ``drop`` and ``reject``. The conversion replaces each of these by ``accept``.
 
-An allowed packet reaches more hooks, and causes more packets, such as answers. An enforcing fence
-would see neither, so neither may be counted. The conversion therefore adds a jump before and after
-each jump to an accounting chain. For example:
+An accepted packet passes further hooks, and causes other packets, such as answers. But the packet
+must be counted only once, and the other packets not at all. So the conversion adds a jump before
+and after each jump to a chain that counts packets. For example:
 
 - ``jump skip_egress`` is added before ``jump account_egress``. The chain ``skip_egress`` accepts
   packets that must not be counted.
 - ``jump mark_egress`` is added after ``jump account_egress``. The chain ``mark_egress`` marks the
   packet, and stores its destination. Chains ``skip_…`` identify the packet at later hooks by the
-  mark, and the packets that it causes by the destination.
+  mark, and the other packets by the stored destination.
 
 The chains ``skip_…`` and ``mark_…`` are in ``rules/permissive.nft`` (for a VM in
 ``rules/permissive_tap.nft``). If the file lacks a chain, no jump to this chain is added.

@@ -80,7 +80,7 @@ _KERNEL_LOG: Final = ("limit rate 1000/second burst 2000 packets ", " level info
 
 
 class Table(NamedTuple):
-    """nftables table of a fence: its family, its name, and the rules that have counters in it."""
+    """nftables table of a fence: its family, its name, and the names of its rules with counters."""
 
     family: str
     name: str

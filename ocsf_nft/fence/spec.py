@@ -52,13 +52,14 @@ class FenceSpec:
 
     ``proxies`` and ``exceptions`` are the endpoints that the sandbox may reach. ``proxy_uids`` are
     the user ids of a pod's sidecar proxy. ``tap`` is the TAP device of a virtual machine. ``group``
-    is the NFLOG group. ``guard_device`` is the host's end of the sandbox's link: a second table on
-    the host (the guard) filters this link.
+    is the NFLOG group. ``guard_device`` is the interface at the host's end of the sandbox's link.
+    If it is set, an additional table on the host (the guard) filters the packets of this interface.
 
     With ``is_permissive``, the fence logs the packets that it would refuse, and allows them. With
     ``is_owned``, no other process can change the tables while `ocsf-nft run` monitors the fence.
-    ``has_changed`` is true if the fence has switched between enforcing and permissive. The tables
-    then have the counters of both modes. Only the installer sets ``has_changed``.
+    ``has_changed`` is true if the fence has switched between enforcing and permissive. Then the
+    tables have the counters of refused packets, and also those of packets that were only logged.
+    Only the installer sets ``has_changed``.
     """
 
     sandbox: str

@@ -69,13 +69,12 @@ def refuse_exclusive(
 def replaced_sandbox(
     spec: FenceSpec, around: Surroundings, namespace: Namespace, state: StateDirectory
 ) -> str | None:
-    """Return the name of the sandbox whose old tables a new fence replaces; None if there is none.
+    """Return the sandbox of a deleted VM whose tables a new fence replaces; None if there is none.
 
-    ``spec`` is the specification of the new fence. ``around`` has the interface index of the new
-    VM's TAP device. The new VM may have the TAP device name of a deleted VM, whose tables have the
-    same names and may still exist. A VM counts as deleted if its sandbox's record has another
-    interface index than ``around``. Raises FenceError if the existing tables belong to another
-    sandbox that may still be in use.
+    The tables of a VM's fence are named for the VM's TAP device. A new VM may get the device name
+    of a deleted VM, but the new device has another interface index. So a VM counts as deleted if
+    its sandbox's record has another index than ``around``. Raises FenceError if the existing tables
+    belong to another sandbox that may still be in use.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:

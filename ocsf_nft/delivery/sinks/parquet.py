@@ -83,8 +83,9 @@ class Parquet(Sink):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="parquet")
 
     async def close(self) -> None:
-        """Close the storage and discard unfinished files."""
+        """Close the storage."""
         if self._thread is not None:
+            # A running conversion is useless: its batch will be delivered again.
             self._thread.shutdown(wait=False, cancel_futures=True)
         await self._storage.close()
 

@@ -1,9 +1,9 @@
 """Rotation of an event file: the names, the compression and the removal of old files.
 
-A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl`` (UTC). Names sort by
-time, even if a clock was set back. With compression, a file ``….jsonl.gz`` replaces the renamed
-file when the compressed file is completely on the disk. So each event is in a complete file, even
-after a kill or a power cut. The next opening of the event file removes incomplete files.
+A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl`` (UTC). The names sort
+in the order of the rotations. With compression, a file ``….jsonl.gz`` replaces the renamed file
+when the compressed file is completely on the disk. So each event is in a complete file, even after
+a kill or a power cut. The next opening of the event file removes incomplete files.
 """
 
 from __future__ import annotations
@@ -204,6 +204,7 @@ class OldFiles:
         last = max((old.stamp for old in self._list()), default="")
         if stamp > last:
             return stamp
+        # The clock was set back: the new name must still sort after the others.
         return (dt.datetime.strptime(last, _STAMP).replace(tzinfo=dt.UTC) + _TICK).strftime(_STAMP)
 
     def _path_of(self, stamp: str, suffix: str = "") -> Path:

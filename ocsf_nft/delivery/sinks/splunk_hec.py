@@ -95,10 +95,10 @@ class SplunkHec(Sink):
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
         """Send a batch of events; the result lists the events that the collector finds invalid.
 
-        If the collector names an invalid event, this event is sent again alone, to check the
-        collector's answer. Raises RefusedError in three cases:
+        If the collector names an invalid event, all other events are sent again without it. Raises
+        RefusedError in three cases:
 
-        - The collector accepts the event alone, so the first answer named the wrong event.
+        - The collector names an event as invalid, but accepts it when it is sent alone.
         - The collector reports an invalid event without naming it.
         - The collector refuses the whole request.
 
