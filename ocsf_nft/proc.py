@@ -48,8 +48,8 @@ class Stat(NamedTuple):
     for a zombie or a dead thread, even if other threads still run. ``flags`` are the kernel's PF_
     flags. ``had_children`` is true if the process has waited for the end of a child process.
     ``start`` is in clock ticks since boot. ``layout`` has the memory addresses of program, stack
-    and arguments, which change at each program start. ``layout`` is None if we are not allowed to
-    see the addresses, or if the process has no arguments (yet).
+    and arguments, which change at each program start. ``layout`` is None if the kernel shows us no
+    such addresses, for example of another user's process or of a kernel thread.
     """
 
     name: bytes
@@ -192,10 +192,10 @@ def parsed_stat(content: bytes) -> Stat:
 def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
     """Return true if a process ran the same program at two reads of its ``stat`` file.
 
-    ``before`` and ``after`` are the contents of the file. ``has_program`` is true if /proc/PID/exe,
-    the link to the program file, could be read between the two reads. The memory layouts must be
-    equal. If ``has_program`` is true, the result is false for unknown layouts (None). Otherwise two
-    unknown layouts are equal, but the process names must be equal too.
+    ``before`` and ``after`` are the contents of the file. Their memory layouts must be equal.
+    ``has_program`` is true if /proc/PID/exe, the link to the program file, could be read between
+    the two reads. In this case, the layouts must also be known (not None). If ``has_program`` is
+    false, both layouts may be None, but the process names must also be equal.
     """
     if before.layout != after.layout:
         return False

@@ -68,12 +68,13 @@ class Process:
 class Seen:
     """One of several processes that sent, or may have sent, packets that one event reports.
 
-    ``calls`` is the number of refused packets of this process that BPF programs captured; None if
-    unknown. For a permissive fence, or on a kernel without BTF (type information), system calls are
-    counted instead. The real number may be higher, because some are not captured.
+    ``calls`` is the number of refused packets of this process that BPF programs saw; None if
+    unknown. If BPF programs can't see refused packets, ``calls`` is the number of the process's
+    system calls that send or connect. The real number may be higher.
     """
 
     process: Process
+    # Refused packets are not seen if the fence is permissive, or if the kernel has no BTF.
     calls: int | None = None
 
 

@@ -1,8 +1,8 @@
-"""Choice of the MITRE ATT&CK tactic and technique that fit a refused packet.
+"""Choice of the MITRE ATT&CK tactic and technique for an event about refused packets.
 
-An event about many flows of one user id has the tactic Discovery (:data:`SCAN`). An event about one
-flow has the tactic Credential Access if the destination is the cloud's metadata service. Otherwise
-it has the tactic Command and Control.
+The tactic is normally Command and Control. For packets to the cloud's metadata service, the tactic
+is Credential Access. If one event combines many flows of one user, the packets look like a scan:
+the tactic is Discovery (:data:`SCAN`).
 """
 
 from __future__ import annotations

@@ -101,9 +101,9 @@ class Context:
     ``host`` is None if the log records come from another machine. ``uplinks`` are the interfaces
     that lead out of the sandbox; empty if unknown. ``rules`` maps a rule name in a log record, such
     as ``egress``, to the rule in the kernel. ``container`` is None if the sandbox is not a
-    container. The first matching entry of ``severities`` gives the severity of refused packets. If
-    the severity or the number of packets reaches ``threshold``, an OCSF Detection Finding also
-    reports the packets.
+    container. Each rule in ``severities`` gives a severity to the refused packets that match its
+    conditions; the first matching rule applies. An OCSF Detection Finding also reports refused
+    packets of high severity, or many refused packets: ``threshold`` has these two limits.
     """
 
     host: Host | None = None

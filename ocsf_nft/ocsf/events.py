@@ -100,7 +100,10 @@ class Event(Model):
         return data
 
     def to_json(self) -> bytes:
-        """Return the event as one line of printable JSON, without line end and null values."""
+        """Return the event as one line of JSON, without a line end and without null values.
+
+        Characters that are not printable are escaped.
+        """
         return printable(
             orjson.dumps(
                 {name: value for name, value in self.__dict__.items() if value is not None},

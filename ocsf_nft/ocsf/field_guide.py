@@ -139,7 +139,6 @@ def _rows(model: type[Model]) -> Iterator[str]:
 
 
 def _id_of(name: str) -> str:
-    """Return the name of the id for the text attribute ``name``: ``type_id`` for ``type``."""
     return f"{name.removesuffix('_name')}_id"
 
 

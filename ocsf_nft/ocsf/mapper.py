@@ -32,11 +32,11 @@ class Mapper:
         self._templates = Templates(self._activities)
 
     def network_activity(self, attempt: Attempt, *, processed_ns: int) -> NetworkActivity:
-        """Return the Network Activity event of one attempt.
+        """Return the Network Activity event of an attempt: one or more refused packets.
 
         ``processed_ns`` is the current time (ns since the epoch, UTC). The event's ``time`` is the
-        packet's timestamp, or for several packets the end of their time window. Each number in the
-        attempt's record must be valid for its header field, for example a port at most 65535.
+        timestamp of a single packet; for several packets, it is ``attempt.end_ns``. Each number in
+        the attempt's record must be valid for its header field, for example a port at most 65535.
         """
         derived = derive(attempt, self._context.severities)
         return self._activities.event(attempt, derived, processed_ns=processed_ns)
@@ -55,10 +55,11 @@ class Mapper:
         return line
 
     def is_finding(self, record: Record, packets: int) -> bool:
-        """Return True if the attempts of a flow must become a Detection Finding.
+        """Return True if a series of refused packets of one flow must become a Detection Finding.
 
-        ``record`` is the flow's latest log record, which gives the severity. ``packets`` is the
-        number of packets in all attempts of the flow.
+        A high severity is enough. If the severity is lower but at least Medium, many packets are
+        enough too. The configuration can change both limits. ``record`` is the latest log record of
+        the series, which gives the severity. ``packets`` is the number of packets in the series.
         """
         return self._context.threshold.is_reached(self._severity(record), packets)
 

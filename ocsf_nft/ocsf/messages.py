@@ -213,7 +213,8 @@ def detail(
 
     ``answer`` is the fence's reaction to the packets, for example a TCP reset; None if unknown.
     ``proxy`` is the sandbox's proxy. ``destination`` is the kind of the destination address, for
-    example multicast. Return None if ``answer`` is None and the packets are all of one flow.
+    example multicast. If ``attempt`` combines several flows, the text also says why they are
+    combined. For packets of one flow, return None if ``answer`` is None.
     """
     if attempt.aggregation is not None:
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)

@@ -98,7 +98,7 @@ class Attack(Model):
 
 
 class Analytic(Model):
-    """OCSF object ``analytic``: detection (of one refused flow, or of a scan) behind a finding."""
+    """OCSF object ``analytic``: the detection method of a finding, for one flow or for a scan."""
 
     uid: str = Field(description="ocsf-nft/attempt, or ocsf-nft/fan-out")
     name: str = Field(description="Attempt or Fan-out")

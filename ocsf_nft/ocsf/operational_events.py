@@ -131,10 +131,10 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
 
     ``time_ns`` is the time of the change (ns since the epoch, UTC). ``tables`` are the fence's
     tables, for example ``inet ocsf_nft``. ``transport`` is the way in which the fence's log
-    records arrive, for example ``nflog``; ``none`` if the fence logs nothing. ``reason`` is the
-    cause of a fault, or a text about the change. ``tampering`` is given if another process changed
-    the fence. ``is_regular`` is true if the fence was removed as requested. The same arguments
-    always give the same event uid.
+    records arrive, for example ``nflog``; ``none`` if the fence logs nothing. ``reason`` is a text
+    that explains the change, for example why the fence is altered. ``tampering`` is given if
+    another process changed the fence. ``is_regular`` is true if the fence was removed as requested.
+    The same arguments always give the same event uid.
     """
     state = _CONFIG_STATES[after]
     sentences = _SENTENCES | _UNLOGGED if transport == "none" else _SENTENCES
@@ -209,10 +209,10 @@ def lifecycle(
 def attribution_degraded(
     context: Context, *, method: Method, reason: str, time_ns: int
 ) -> ApplicationLifecycle:
-    """Return the event which reports that the BPF capture has stopped.
+    """Return the event which reports that BPF programs no longer find the senders of packets.
 
-    The capture is the most exact attribution method. ``method`` is the weaker method that is used
-    from ``time_ns`` on (ns since the epoch, UTC). ``reason`` is why the capture stopped.
+    From ``time_ns`` on (ns since the epoch, UTC), the less exact ``method`` is used to find the
+    senders. ``reason`` is why the BPF programs stopped.
     """
     device, observables = device_of(context)
     return ApplicationLifecycle(

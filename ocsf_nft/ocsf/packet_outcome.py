@@ -220,8 +220,8 @@ def answer(record: Record, direction: Direction, destination: AddressKind | None
 
     Return ``NOTHING`` for packets to which the kernel never replies. These are TCP resets, ICMP
     errors, multicast, broadcast, fragments after the first, and packets with incomplete headers.
-    The kernel's sources are nf_reject_ipv4.c, nf_reject_ipv6.c, net/ipv4/icmp.c and
-    net/ipv6/icmp.c.
+    This list follows the kernel's source files nf_reject_ipv4.c, nf_reject_ipv6.c, net/ipv4/icmp.c
+    and net/ipv6/icmp.c.
     """
     if not is_ours(record):
         return None
@@ -259,7 +259,7 @@ def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
     There are three kinds:
 
     - Messages about the local link, for example IGMP or an IPv6 router solicitation.
-    - ARP replies, except those that a VM's fence refused.
+    - ARP replies, unless a VM's fence refused the reply because of a false address.
     - ICMP errors that a fence sends about refused packets.
 
     ``destination`` describes the packet's destination address; None if there is no address.

@@ -65,11 +65,10 @@ _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
     """Return the Detection Finding for the present stage of a scan: start, growth or end.
 
-    ``found`` is the scan. All findings of one scan have the same ``finding_info.uid``. The counts
-    in a finding are totals since the start of the scan. Network Activity events count the same
-    packets, so do not add the counts of both. A Network Activity event that combines several flows
-    of the user who scans has the same ``correlation_uid`` as the findings. ``processed_ns`` is the
-    current time (ns since the epoch, UTC), for ``metadata.processed_time``.
+    ``found`` is the scan: one user tries many destinations or ports. All findings of one scan have
+    the same ``finding_info.uid``. The counts in a finding are totals since the start of the scan.
+    Network Activity events count the same packets, so do not add the counts of both.
+    ``processed_ns`` is the current time (ns since the epoch, UTC), for ``metadata.processed_time``.
     """
     stage = STAGES[found.stage]
     direction = packet_outcome.direction_of_rule(found.rule)
@@ -128,6 +127,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         },
         metadata=metadata.model_copy(
             update={
+                # Network Activity events that combine flows of this user have the same uid.
                 "correlation_uid": aggregation_uid(found.sandbox, found.rule, found.uid, "many")
             }
         ),

@@ -1,7 +1,8 @@
 """Templates that make the JSON of Network Activity events faster than the pydantic models do.
 
-An event copies some values of its attempt, such as the time. All other inputs of the event are the
-*shape*. Events with the same shape share a template: their JSON, with a slot for each copied value.
+An event reports refused packets, and copies some of their values, such as the time. All other
+inputs of the event are its *shape*. Events with the same shape share a template: their JSON, with a
+slot for each copied value.
 
 To make a template, the models make one event with a random placeholder for each copied value. Each
 placeholder in the event's JSON becomes a slot.

@@ -363,10 +363,10 @@ class AccountLoop:
             self._has_undelivered = False
 
     def _add_attribution(self, attempt: Attempt) -> Attempt:
-        """Add the sender (a process or a user) to an attempt, if the attempt has no log record.
+        """Return an attempt (refused packets of one event) with its sender: a process or a user.
 
-        An attempt with a log record got its attribution with the record, so it is returned
-        unchanged. An attempt that combines flows of unknown users is returned unchanged too.
+        An attempt with a log record got its sender with the record, and is returned unchanged. So
+        is an attempt whose packets may be of several users.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":

@@ -464,8 +464,9 @@ def _prepare(
 
     - ``batch``: the messages; None if they can't be prepared.
     - ``version``: the version of the description.
-    - ``generations``: the result of ``now``. It is None if the fence differs from the description,
-      or if ``now`` or the preparation fails.
+    - ``generations``: the result of ``now``. The guard does not revert changes up to these numbers,
+      so ``generations`` is None if the fence differs from the description. It is also None if
+      ``now`` or the preparation fails.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:
