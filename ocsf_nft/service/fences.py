@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 class Fence:
     """State of a sandbox's fence at the start of the service, or after an inspection.
 
-    ``installed`` is the fence's record in the state directory. ``reason`` explains a degraded or
-    altered state; otherwise it is None. ``is_ours`` is true if this service installed the fence
-    where there was none. Then the service removes the fence when the service ends. ``before`` is
-    the previous state. Ignore ``before`` if ``is_ours`` is true: the previous state is then ABSENT.
-    ``tampering`` is a change by another process; the service has undone the change.
+    ``installed`` is the fence's record in the state directory. ``is_ours`` is true if this service
+    installed the fence where there was none. The service removes such a fence when the service
+    ends. ``before`` is the last known state before the start of the service. ``reason`` explains a
+    degraded or altered state; otherwise it is None. ``tampering`` is a change by another process;
+    the service has undone the change.
     """
 
     installed: InstalledFence
     state: FenceState
     is_ours: bool
+    # Used only at the start, and only for a fence that is not ours: ours was absent before.
     before: FenceState = FenceState.ACTIVE
     reason: str | None = None
     tampering: Tampering | None = None
@@ -286,11 +287,11 @@ def state_of(installed: InstalledFence) -> FenceState:
 
 
 def _recorded_state(sandbox: str, state: StateDirectory) -> FenceState:
-    """Return the state that a fence's record implies; ACTIVE if there is no readable record."""
     try:
         installed = state.read(sandbox)
     except FenceError:  # damaged: the installation that follows writes it again
         installed = None
+    # A fence without a readable record is assumed to have been active.
     return FenceState.ACTIVE if installed is None else state_of(installed)
 
 

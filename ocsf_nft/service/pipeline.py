@@ -88,8 +88,9 @@ class Pipeline:
         with another name is rejected as forged. The entry None allows records of other firewalls.
         If ``sandboxes`` itself is None, all records are allowed.
 
-        The position in the source is stored with the counts and events, so that the next run
-        resumes there. For records of other firewalls, the position is stored under ``name``.
+        The account of a sandbox stores the position in the source, so that the next run resumes
+        there. For records of other firewalls, the position is stored with their events; ``name`` is
+        the key of this position.
 
         After ``stop`` is set, reading ends when no record has come for ``quiet_seconds``. If
         records still come 5 s after ``stop`` was set, further records are only counted, and

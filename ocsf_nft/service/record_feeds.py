@@ -36,9 +36,9 @@ _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Jo
 class Feed:
     """Opened source of log records, and the sandboxes that its records may be about.
 
-    In ``sandboxes``, None stands for records of other firewalls. ``name`` is the key under which
-    the store has the source's read position. ``name`` is empty if the store never has such a
-    position.
+    ``sandboxes`` has the names of these sandboxes. It contains None if the source may have records
+    of other firewalls, which belong to no sandbox. ``name`` is the key of the source's read
+    position in the store. It is empty if the store never has such a position.
     """
 
     source: Source
@@ -73,10 +73,10 @@ class EarlySources:
     async def open(
         self, sandbox: SandboxConfig, state: StateDirectory, stack: contextlib.AsyncExitStack
     ) -> None:
-        """Open the NFLOG sources to which the fence of a sandbox may log.
+        """Open the NFLOG sources from which to read the log records of a sandbox's fence.
 
-        Open none if the configuration requires another log transport. ``stack`` closes the sources
-        later. A failure is not raised here, but by :meth:`take`.
+        Open none if the configuration requires another log transport than NFLOG. ``stack`` closes
+        the sources later. If a source can't be opened, :meth:`take` raises the error.
         """
         if fences.requested_transport(sandbox) not in {None, "nflog"}:
             return

@@ -169,13 +169,12 @@ class Service:
             yield event
 
     async def reload(self, config: Config) -> None:
-        """Replace the sinks, the severities and the threshold for findings.
+        """Apply the new configuration ``config`` to the running service.
 
-        ``config`` is the new configuration. All sinks are opened again, with their secrets and
-        certificates. Raises UsageError if ``config`` changes a key that is not in
-        :data:`RELOADED`. Raises an OcsfNftError if a local sink (such as a file) can't be opened
-        and the old configuration has no sink of this name. After these errors, the old
-        configuration stays in use. If another sink can't be opened, opening is retried.
+        Raises UsageError if ``config`` changes a key that is not in :data:`RELOADED`. All sinks are
+        opened again, with their secrets and certificates. Raises an OcsfNftError if a new sink is a
+        file or standard output, and can't be opened. After these errors, the old configuration
+        stays in use. Opening any other sink is retried until it succeeds.
         """
         changed = [
             name

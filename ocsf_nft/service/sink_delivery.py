@@ -43,10 +43,10 @@ class Outlet:
     """Sink of a service, with its name, the events that it gets, and its batch settings.
 
     The sink gets only events whose ``class_uid`` is in ``classes``, in the OCSF version
-    ``version``. ``is_local`` is true for a file or standard output: the service starts only if such
-    a sink can be opened. ``file`` is the file that the sink writes, if any; only this service may
-    write to it. If ``needs_handshake`` is true, the sink first gets a JSON line, the handshake. It
-    is sent when all fences are active and all log sources are open.
+    ``version``. ``is_local`` is true for a file or standard output. If a local sink can't be
+    opened, the service does not start. ``file`` is the file that the sink writes, if any; only this
+    service may write to it. If ``needs_handshake`` is true, the sink first gets a JSON line, the
+    handshake. It is sent when all fences are active and all log sources are open.
     """
 
     name: str
@@ -277,7 +277,7 @@ class SinkDelivery:
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 
     async def sweep(self) -> None:
-        """Remove events and dead letters above the store's age limit; retry after a failure."""
+        """Remove stored events above the age limit, also refused events; retry after a failure."""
         await self._retrier(self.store.sweep)
 
     async def dropped_events(self) -> tuple[DroppedEvents, ...]:

@@ -31,9 +31,9 @@ class KernelClock:
     """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC, in nanoseconds.
 
     The converter estimates the difference of the two clocks from the records' timestamps and read
-    times. ``slack_ns`` is the maximum age of a new record when a waiting reader reads it.
-    ``lag_ns`` is the maximum by which a read time is earlier than the actual read: journald takes
-    the time before it reads. No result is earlier than the previous result.
+    times. A reader that waits for a record reads it at most ``slack_ns`` after the record's
+    timestamp. ``lag_ns`` is the maximum error of the read times, which may be too early. No result
+    is earlier than the previous result.
     """
 
     __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")

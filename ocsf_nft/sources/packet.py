@@ -205,7 +205,7 @@ def _extensions(packet: _Packet, at: int, facts: Facts, following: int) -> tuple
     The values are added to ``facts``. ``following`` is the type of the header at ``at``. Return the
     offset and the type of the first header that is no extension header. The third result is True if
     the packet is a fragment, but not the first fragment. Raises _EndOfPrint if the kernel's text
-    log of such a packet ends at an extension header.
+    log prints no header after the extension headers.
     """
     later_fragment = False
     while following in _EXTENSIONS:

@@ -75,9 +75,9 @@ class Walk:
     def _check_presence(self, attribute: Attribute, where: str, value: Any) -> bool:
         """Report an attribute that must not be present; return True if its value can be checked.
 
-        An attribute of profiles is a fault if the event lists none of these profiles. A deprecated
-        attribute gives a warning. A ``value`` of null is a fault, and the only case in which the
-        result is False. Faults are reported for the path ``where``.
+        An attribute that only certain profiles define is a fault if the event lists none of these
+        profiles. A deprecated attribute gives a warning. A ``value`` of null is a fault, and the
+        only case in which the result is False. Faults are reported for the path ``where``.
         """
         if attribute.profiles:
             self.used.update(self._listed & attribute.profiles)

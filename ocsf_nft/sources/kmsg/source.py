@@ -169,8 +169,7 @@ class Kmsg:
         """Read the available messages of the kernel log into a batch, for at most 10 ms.
 
         Return the batch, and True if no message is left to read. ``waited`` is true if the source
-        was already waiting when the first message arrived. Then the first message is at most 20 ms
-        old, which helps to correct the kernel's timestamps.
+        was already waiting when the first message arrived, so that this message is new.
         """
         records: list[Record] = []
         gaps: list[Gap] = []

@@ -1,7 +1,8 @@
-"""Source that reads packet records from log files: kernel log text and NFLOG lines.
+"""Source that reads packet records from log files.
 
 The format is detected for each line, so a file may mix formats. The formats are /dev/kmsg,
-``dmesg``, syslog, ``journalctl`` (short, json and export), and the NFLOG lines of ocsf-nft.
+``dmesg``, syslog, ``journalctl`` (short, json and export), and NFLOG lines. An NFLOG line is the
+text form, ``NFLOG group=…``, in which ocsf-nft writes a packet record from NFLOG.
 
 **Time.** A kernel timestamp counts from boot, so the time of that boot (``boot_ns``) is added.
 Without ``boot_ns``, the last boot of this machine is assumed. So a log of another machine or of an

@@ -155,10 +155,9 @@ class Splitter:
     def _binary(self, name: bytes, data: bytes, at: int) -> int | None:
         """Read a binary field into the current export entry; return the offset after the field.
 
-        ``data`` has the field's length at offset ``at``, then the value. Return None if ``data``
-        ends inside the field. A value longer than LINE_LIMIT is not stored. If ``data`` ends inside
-        such a value, return the length of ``data`` instead; :meth:`feed` skips the rest of the
-        value. Raises _LengthError if the stated length is above journald's maximum.
+        ``data`` has the field's length at offset ``at``, then the value. A value longer than
+        LINE_LIMIT is skipped. Return None if the caller must call again with more data. Raises
+        _LengthError if the stated length is above journald's maximum.
         """
         start = at + _LENGTH_BYTES
         if len(data) < start:
@@ -170,6 +169,7 @@ class Splitter:
         if len(data) <= end:
             if size <= LINE_LIMIT:
                 return None
+            # Without waiting for the rest of the value, which feed() skips.
             self._skip = end + 1 - len(data)
             return len(data)
         if size <= LINE_LIMIT:

@@ -1,12 +1,12 @@
 """Parser of the packet log lines of nf_log_syslog.c, in the forms of all kernel versions.
 
 A field may be missing, because rules log with different flags. A line with a word at a wrong
-position is malformed. Words that the kernel never prints are stored in ``details["unparsed"]``.
+position is malformed. Words that the kernel never prints are returned as the value ``unparsed``.
 
 A line may be cut anywhere in transit. If no space follows the last value, its end may be cut off.
-Then the value is not used: it is stored in ``unparsed``, and ``details["truncated"]`` is set.
-Many tools strip the last space. So a value that is certainly complete is used without the space.
-For example, ``0`` is complete, because a number with more digits never begins with 0.
+Then the value is returned only in ``unparsed``, and ``truncated`` is set. But many tools strip the
+last space. So a value that is certainly complete is used even if no space follows it. For example,
+``0`` is complete, because a number with more digits never begins with 0.
 """
 
 from __future__ import annotations
@@ -268,9 +268,9 @@ def _ipv6(words: Words, facts: Facts) -> _Chain:
 class _Chain:
     """State of the parsing of one packet's IPv6 extension headers.
 
-    ``headers`` is the number of parsed headers. If the line is cut inside a header, the number is
-    unknown, and ``headers`` is 0. ``later_fragment`` is true for a fragment that is not the first
-    one. ``ended`` is true if parsing the headers ends here, because no ``PROTO=`` field follows.
+    ``headers`` is the number of parsed headers. It is also 0 if the number is unknown, because the
+    line is cut inside a header. ``later_fragment`` is true for a fragment that is not the first
+    one. ``ended`` is true if neither another header nor a ``PROTO=`` field can follow.
     """
 
     headers: int = 0

@@ -84,15 +84,15 @@ def _incomplete(words: Words, facts: Facts) -> bool:
 
 
 def _take_number(words: Words, facts: Facts, key: str, name: str, limit: int) -> bool:
-    """Parse a field such as ``SPT=443``, and store its number in ``facts``.
+    """Parse a field such as ``SPT=443``; return True if its number was stored in ``facts``.
 
-    ``key`` is the field's name in the line, ``name`` its name in ``facts``, and ``limit`` its
-    maximum. Return False if the field is missing or may be cut off. If the line ends before or in
-    the field, the line is marked as truncated. So call this function only for a field that the
-    kernel always prints here.
+    ``key`` is the field's name in the line, and ``name`` its name in ``facts``. The number is not
+    stored if the line ends directly after it, and more digits may be cut off. Raises MalformedError
+    if the number is above ``limit``.
     """
     number = words.number(key, limit)
     if number is None:
+        # The kernel always prints this field, so a line that ends before it is cut.
         words.expect_more()
         return False
     facts[name] = number
