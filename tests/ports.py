@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 from contextlib import ExitStack
@@ -11,19 +12,28 @@ from typing import Final
 #: (net.ipv4.ip_local_port_range). So no other socket takes a port before its server does.
 _FIRST, _LAST = 10_000, 32_767
 _KINDS: Final = (socket.SOCK_STREAM, socket.SOCK_DGRAM)
+#: Ports that this process has returned. A server may not have bound them yet.
+_returned: set[int] = set()
 
 
 def free_ports(number: int) -> list[int]:
-    """Return `number` different ports that are free on 127.0.0.1 for TCP and UDP."""
+    """Return `number` different ports that are free on 127.0.0.1 for TCP and UDP.
+
+    No port is returned twice, and no two workers of pytest-xdist get the same port.
+    """
     found: list[int] = []
+    own = _ports_of_worker()
     with ExitStack() as bound:
         while len(found) < number:
-            port = _FIRST + secrets.randbelow(_LAST - _FIRST + 1)
+            port = secrets.choice(own)
+            if port in _returned:
+                continue
             try:
                 for kind in _KINDS:
                     bound.enter_context(socket.socket(type=kind)).bind(("127.0.0.1", port))
             except OSError:
                 continue
+            _returned.add(port)
             found.append(port)
     return found
 
@@ -32,3 +42,10 @@ def free_port() -> int:
     """Return a port that is free on 127.0.0.1 for TCP and UDP."""
     (port,) = free_ports(1)
     return port
+
+
+def _ports_of_worker() -> range:
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    # A replaced worker (after a crash) has a higher number.
+    return range(_FIRST + number % workers, _LAST + 1, workers)

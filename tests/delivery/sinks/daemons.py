@@ -144,8 +144,10 @@ class Rsyslog:
 
 @contextlib.contextmanager
 def stopped_at_exit(daemon: Rsyslog) -> Iterator[Rsyslog]:
-    """Yield a daemon and stop it at the end, also after an error."""
+    """Yield a daemon and stop it at the end, also after an error; print its messages."""
     try:
         yield daemon
     finally:
         daemon.stop()
+        if (daemon.folder / "output").exists():
+            print(daemon.output)  # noqa: T201 - pytest shows it if the test failed
