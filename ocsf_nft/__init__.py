@@ -1,18 +1,7 @@
 """Fence a sandbox with nftables, and report attempts to bypass its proxy as OCSF events.
 
-A supervisor in Python can do the same as the command line::
-
-    config = ocsf_nft.parse(
-        {"sandbox": [{"name": "agent", "netns": "agent", "proxy": ["10.0.0.1:3128"],
-                      "install": True}]},
-        where="my supervisor",
-    )
-    async with ocsf_nft.Service(config, iterates=True) as service:
-        ...  # the fence is active, and its log of refused packets is read: start the workload
-        async for event in service:
-            ...
-
-Only the names in ``__all__`` are public: all others may change with each version.
+A Python program can run :class:`Service` itself. Only the names in ``__all__`` are public: others
+may change with each version.
 """
 
 from __future__ import annotations

@@ -33,23 +33,24 @@ class Aggregation:
 class Incident:
     """Series of attempts of one flow, without a pause between the attempts.
 
-    An attempt is the refused packets of the flow in one time window. ``windows`` is the number of
-    attempts, and ``packets`` the number of packets in all attempts. ``identity`` is the same in all
-    events of the incident. ``start_ns`` is the start of the first attempt (ns since the epoch,
-    UTC). ``latest`` has the identities of the latest attempts' log records, oldest first.
-    ``attribution`` has the processes that may have sent the packets. It is merged from the
-    attributions of all attempts; None if no attempt has one.
-
-    An incident becomes a finding when its severity and number of packets reach the configured
-    threshold. ``found_at`` is 3 if the third attempt reached the threshold; None if none has yet.
+    An attempt is the refused packets of the flow in one time window.
     """
 
+    #: Text that is the same in all events of the incident.
     identity: str
+    #: Number of attempts.
     windows: int
+    #: Number of packets in all attempts.
     packets: int
+    #: The incident becomes a finding when its severity and number of packets reach the configured
+    #: threshold. The value is 3 if the third attempt reached the threshold; None if none has yet.
     found_at: int | None
+    #: Start of the first attempt (ns since the epoch, UTC).
     start_ns: int
+    #: Identities of the latest attempts' log records, oldest first.
     latest: tuple[str, ...]
+    #: Processes that may have sent the packets, merged from the attributions of all attempts. None
+    #: if no attempt has one.
     attribution: Attribution | None = None
 
     @property
@@ -62,18 +63,19 @@ class Incident:
 class Attempt:
     """Refused packets of one flow (or of aggregated flows) in one time window.
 
-    Each packet belongs to exactly one attempt. ``record`` is the kernel's log record of the first
-    packet. If the kernel counted the packets but logged none, ``record`` has the counter's data.
-    ``packets`` and ``bytes`` are exact; ``bytes`` is None if bytes were not counted. All packets
-    are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC). ``aggregation``
-    is None if the attempt has only one flow.
+    Each packet belongs to exactly one attempt.
     """
 
+    #: Kernel log record of the first packet. If no packet was logged, it has the counter's data.
     record: Record
+    #: Exact, like ``bytes``.
     packets: int
+    #: None if bytes were not counted.
     bytes: int | None
+    #: All packets are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC).
     start_ns: int
     end_ns: int
+    #: None if the attempt has only one flow.
     aggregation: Aggregation | None = None
     incident: Incident | None = None
     attribution: Attribution | None = None
@@ -111,28 +113,25 @@ class IncidentEnd:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FanOut:
-    """Scan: one user sends to many destinations or ports within a short time.
+    """Scan: one user sends to many destinations or ports within a short time."""
 
-    ``identity`` identifies the scan: it is the same in all events of the scan. ``rule`` is the
-    firewall rule that the packets matched. ``verdict`` is None if the rule refused the packets. It
-    is ``permit`` if the rule allowed the packets, because the fence is permissive.
-
-    ``packets`` is the number of packets since the start of the scan. ``flows``, ``destinations``
-    and ``ports`` are the numbers of different flows, addresses and ports since then. All these are
-    minimum numbers, because the memory for flows is limited. ``sample`` has some of the flows. All
-    packets are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC).
-    """
-
+    #: Text that is the same in all events of the scan.
     identity: str
     stage: Literal["begun", "goes on", "ended"]
     sandbox: str
+    #: Firewall rule that the packets matched.
     rule: str
+    #: None if the rule refused the packets; ``permit`` if a permissive fence allowed them.
     verdict: Verdict | None = None
     uid: int | None
+    #: Numbers of different flows, addresses and ports since the start of the scan. These, and
+    #: ``packets``, are minimum numbers, because the memory for flows is limited.
     flows: int
     destinations: int
     ports: int
     packets: int
+    #: Some of the flows.
     sample: tuple[Flow, ...]
+    #: All packets are from the time between ``start_ns`` and ``end_ns`` (ns since the epoch, UTC).
     start_ns: int
     end_ns: int

@@ -1,7 +1,6 @@
-"""Attempts made from the kernel's packet counters, for packets that no event reports yet.
+"""Attempts (refused packets that one event reports), made from the kernel's packet counters.
 
-An attempt is a group of refused packets that one event reports. The kernel counts each refused
-packet, but does not log each one. So the log records alone do not show all packets.
+The counters are needed, because the kernel counts each refused packet, but does not log each one.
 """
 
 from __future__ import annotations
@@ -27,32 +26,27 @@ _READ_NS: Final = 12 * 1_000_000_000
 
 
 def attempt(  # noqa: PLR0913 - the facts of one attempt
+    # Identity of all counters of the rule; `counter` is one of these counters.
     counter_id: CounterId,
     counter: FlowCounter,
+    # Key in the nftables set; None for a counter without a key.
     key: Key | None,
     flow: Flow,
     *,
     packets: int,
+    # Number of the rule's packets in earlier events. It makes the attempt's identity unique.
     number: int,
+    # Time at which the counters were read (ns since the epoch, UTC).
     read_ns: int,
     sample_record: Record | None = None,
     attribution: Attribution | None = None,
     aggregation: Aggregation | None = None,
 ) -> Attempt:
-    """Build an attempt from a counter's unreported packets, and mark these as reported.
+    """Build an attempt (refused packets that one event reports) from a counter's packets.
 
-    A firewall rule has many counters, such as one for each flow. ``counter_id`` identifies the
-    rule's counters as a group, and ``counter`` is one of the group. ``key`` is the counter's key in
-    the nftables set, and ``flow`` is the decoded key. For a counter without a key, ``key`` is None,
-    and ``flow`` has only the common fields of the counted flows.
-
-    ``packets`` is the number of packets in this attempt. ``number`` is the number of the rule's
-    packets in earlier events; it makes the attempt's identity unique. ``read_ns`` is the time at
-    which the counters were read (since the epoch, UTC).
-
-    ``sample_record`` is a log record of the flow, from which the attempt gets header fields.
-    ``attribution`` names the process that sent one of the packets. ``aggregation`` describes the
-    flows if there are several.
+    The counter then has ``packets`` fewer unreported packets. ``flow`` is the decoded ``key``;
+    without a key, ``flow`` has only the flows' common fields. Header fields come from
+    ``sample_record``, a log record.
     """
     octets = max(counter.unreported_bytes, 0)
     start_ns, end_ns = _window(counter)

@@ -20,10 +20,7 @@ MAX_COUNT: Final = 1 << 62
 class FlowCounter:
     """Last value of the kernel's packet counter of a flow, and packets that no event reports yet.
 
-    ``unreported_packets`` and ``unreported_bytes`` were counted by the kernel, but are in no event
-    yet. They are negative if an event reports a packet before a reading of the counter shows it.
-    ``last_ns`` is the latest possible time of the last packet (ns since the epoch, UTC).
-    ``since_ns`` is the earliest possible time of the first unreported packet.
+    Times in ns are since the epoch (UTC).
     """
 
     __slots__ = (
@@ -41,11 +38,15 @@ class FlowCounter:
         unreported_bytes: int = 0,
         last_ns: int = 0,
     ) -> None:
+        #: Earliest possible time of the first unreported packet.
         self.since_ns = since_ns
         self.seen_packets = seen_packets
         self.seen_bytes = seen_bytes
+        #: Counted by the kernel, but in no event yet. The numbers are negative if an event reports
+        #: a packet before a reading of the counter shows it.
         self.unreported_packets = unreported_packets
         self.unreported_bytes = unreported_bytes
+        #: Latest possible time of the last packet.
         self.last_ns = last_ns or since_ns
         self.expires_ns = self.last_ns + ELEMENT_TIMEOUT_MS * 1_000_000
         #: Consecutive readings without the element, though it can't have expired yet.
@@ -119,10 +120,10 @@ class FlowCounter:
     def grow_by(self, more: Count, last_ns: int) -> None:
         """Add unreported packets and bytes of another counter to those of this counter.
 
-        ``more`` has the other counter's numbers of packets and bytes. A number is negative if an
-        event has reported packets that no reading of the other counter has shown yet. ``last_ns``
-        becomes the time of this counter's last packet, unless the stored time is later.
+        ``more`` may have negative numbers. ``last_ns`` is the time of the last added packet (ns
+        since the epoch, UTC).
         """
+        # Negative if an event has reported packets that no reading of the other counter has shown.
         self._add_unreported(more.packets, more.bytes)
         self.last_ns = max(self.last_ns, last_ns)
 

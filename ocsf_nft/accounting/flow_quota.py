@@ -17,19 +17,16 @@ _MAX_USERS: Final = 256
 class Quota:
     """Limit of separately reported flows per user: 1,000 flows at once, then ten flows a second.
 
-    The limit is a token bucket for each user id. At most 256 users have a place in the quota. A
-    user's place becomes free when the user's bucket is full again. A user without a place gets no
-    separate reports.
+    The limit has room for 256 users at a time. Flows of further users are not reported separately.
     """
 
     def __init__(self) -> None:
-        # For each user, the time at which all granted flows will have been earned.
+        # A token bucket for each user: the time at which all granted flows will have been earned.
         self._earned_ns: dict[int | None, int] = {}
 
     def grants(self, uid: int | None, now_ns: int) -> bool:
         """Return True if one more flow of a user may be reported separately, and count it.
 
-        Return False if the user's limit is reached, or if there is no free place for a new user.
         ``uid`` is None for packets that no socket sent. ``now_ns`` is from a monotonic clock.
         """
         if uid not in self._earned_ns and len(self._earned_ns) >= _MAX_USERS:
@@ -44,5 +41,6 @@ class Quota:
         return True
 
     def _evict_unused(self, now_ns: int) -> None:
+        # A user needs no entry when the user's bucket is full again.
         full = now_ns - _BURST * _NS_PER_FLOW
         self._earned_ns = {uid: at for uid, at in self._earned_ns.items() if at > full}

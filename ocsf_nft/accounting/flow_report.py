@@ -97,13 +97,14 @@ class FlowReport:
         return self.record is None and self.schedule is None
 
     def is_young(self, reading: int, now_ns: int) -> bool:
-        """Return True if the flow's first event must wait: its packets may already be reported.
+        """Return True if a flow's event must wait, because its packets may already be reported.
 
-        A packet with an incomplete header may be counted for this flow, but logged as another flow.
-        Then the event of the other flow reports the packet, and the packet is later subtracted from
-        this flow. So a flow without a log record waits for three counter readings, but at most 60
-        seconds. ``reading`` is the sequence number of the latest counter reading.
+        The wait lasts three counter readings, at most 60 seconds. ``reading`` is the sequence
+        number of the latest reading.
         """
+        # A packet with an incomplete header may be counted for this flow, but logged as another.
+        # Then the other flow's event reports it, and it is later subtracted from this flow. A flow
+        # with a log record does not wait.
         first, begun_ns = self.first_reading, self._grew_ns
         if not self.is_unlogged or first is None or begun_ns is None:
             return False
@@ -112,9 +113,7 @@ class FlowReport:
     def add_record(self, record: Record, attribution: Attribution | None, last_ns: int) -> None:
         """Add a kernel log record; it replaces the flow's latest log record.
 
-        The replaced record is kept only if the flow's next event will report its packet. That event
-        reports packets up to ``last_ns``: this is the time of the flow's last packet, according to
-        the latest counter reading.
+        ``last_ns`` is the time of the flow's last packet that a counter reading has shown.
         """
         self._save_record(last_ns)
         self.record = record
@@ -126,8 +125,7 @@ class FlowReport:
     def add_packets(self, last_ns: int) -> None:
         """Mark the flow as growing, because a counter reading shows new packets of the flow.
 
-        Also save the latest log record for the next event, unless the record's packet is later than
-        ``last_ns``. ``last_ns`` is the time of the flow's last packet, according to the reading.
+        ``last_ns`` is the time of the last of these packets (ns since the epoch, UTC).
         """
         self.set_growing()
         self._save_record(last_ns)
@@ -135,17 +133,17 @@ class FlowReport:
     def limit_times(self, now_ns: int) -> None:
         """Mark the time of the stored log record as invalid if this time is later than ``now_ns``.
 
-        ``now_ns`` is the present time (ns since the epoch), taken at the end of a counter reading.
-        A later time means that the wall clock was set back after the record.
+        ``now_ns`` is the end of a counter reading (ns since the epoch, UTC).
         """
         if self.record is not None and self.record.time_ns > now_ns:
+            # The wall clock was set back after the record.
             self._is_of_old_clock = True
 
     def new_record(self, since_ns: int, last_ns: int) -> AttributedRecord | None:
         """Return the newest log record that fits the flow's next event; None if no record fits.
 
-        The next event reports the packets from ``since_ns`` to ``last_ns``. A record fits if its
-        packet is one of these. The record of a later packet stays stored for a later event.
+        The event reports the packets from ``since_ns`` to ``last_ns``. A record fits if its packet
+        is one of these.
         """
         is_first = self.schedule is None and self.end is None
         earliest_ns = since_ns - _MAX_CLOCK_DIFFERENCE_NS if is_first else since_ns
@@ -191,9 +189,9 @@ class FlowReport:
     def mark_reported(self, now_ns: int, last_ns: int) -> None:
         """Update the state after a new event of the flow, and set the due time of the next event.
 
-        ``now_ns`` is the time at which the new event was made (of a monotonic clock). ``last_ns``
-        is the time of the last packet in the new event.
+        ``now_ns`` is from a monotonic clock. ``last_ns`` is the time of the event's last packet.
         """
+        # The record of a later packet stays stored for a later event.
         record = self.record
         self.is_new = self.is_new and record is not None and self._is_later(record, last_ns)
         self._saved = None
@@ -205,11 +203,7 @@ class FlowReport:
             self.schedule.mark_reported(now_ns)
 
     def _save_record(self, last_ns: int) -> None:
-        """Save the flow's latest log record for the next event, unless an event already has it.
-
-        ``last_ns`` is the time of the last packet that a counter reading has counted. A record of
-        a later packet is not saved: the next event does not count its packet.
-        """
+        # The next event counts only packets up to `last_ns`, the last that a reading has shown.
         if self.is_new and self.record is not None and not self._is_later(self.record, last_ns):
             self._saved = AttributedRecord(self.record, self.attribution)
 
@@ -235,12 +229,10 @@ class FlowReports(dict["Key", FlowReport]):
     """
 
     def __init__(self, counter_id: CounterId, opened: OpenIncidents, priority: Priority) -> None:
-        """Create an empty map from flow keys to report states, for one firewall rule.
+        """Create an empty map for the flows of one firewall rule.
 
-        ``counter_id`` identifies the counters of the rule. ``priority`` names destinations whose
-        flows get additional places if the map is full. A series of refused packets of one flow is
-        an incident. ``priority`` also decides which incidents are reported as OCSF findings.
-        ``opened`` collects the changes of incidents for the state database.
+        ``opened`` collects changes of incidents (series of a flow's refused packets) for the state
+        database. ``priority`` prefers some destinations, and selects OCSF findings.
         """
         super().__init__()
         self._counter_id = counter_id
@@ -253,25 +245,23 @@ class FlowReports(dict["Key", FlowReport]):
         self._by_destination: dict[Key, Key] = {}
 
     def find(self, key: Key, record: Record) -> FlowReport | None:
-        """Return the report state of the flow to which a kernel log record belongs.
+        """Return the report state of a log record's flow; None if not found.
 
-        ``key`` is the flow's key, made from the record. If the record lacks a port, there may be no
-        flow with this key. Then return the latest flow of the same user, protocol and destination.
-        Return None if no flow is found.
+        ``key`` is made from the record. If the record lacks the port, the found flow may have
+        another key.
         """
+        # The latest flow of the same user, protocol and destination.
         there = self._by_destination.get(key) if lacks_port(record) else None
         return self.get(key) or (None if there is None else self[there])
 
     def admits(self, key: Key, uid: int | None, destination: str | None, now_ns: int) -> bool:
-        """Return True if a new flow may have its own events.
+        """Return True if a new flow may have its own events, and count the flow toward the limits.
 
-        Return False if there are too many flows, or too many of the user ``uid`` lately. Then the
-        caller must report the flow together with others. Some more flows are admitted to
-        destinations with priority, such as a cloud's metadata service. ``destination`` is the
-        flow's destination IP address; None if it is unknown. ``now_ns`` is of a monotonic clock.
+        Otherwise the flow must share events with other flows. ``now_ns`` is of a monotonic clock.
         """
         if len(self) - len(self._priority_users) < _MAX_REPORTS and self._quota.grants(uid, now_ns):
             return True
+        # Some more flows are admitted to destinations such as a cloud's metadata service.
         if (
             destination not in self._priority.destinations
             or len(self._priority_users) >= _MAX_PRIORITY_REPORTS
@@ -329,13 +319,10 @@ class FlowReports(dict["Key", FlowReport]):
     def mark_reported(
         self, report: FlowReport, attempt: Attempt, now_ns: int, last_ns: int
     ) -> Attempt:
-        """Update the state and the incident of a flow, because an event now reports ``attempt``.
+        """Update a flow's report state after an event; return ``attempt`` with the flow's incident.
 
-        ``attempt`` has the refused packets that the event reports, the last of them at ``last_ns``.
-        ``report`` is the state of the flow: it gets the due time of the flow's next event. Return a
-        copy of ``attempt`` whose field ``incident`` describes the flow's series of attempts,
-        including this one. An attempt of aggregated flows has no incident, and is returned
-        unchanged.
+        ``attempt`` has the event's packets, the last of them at ``last_ns``. An incident is a
+        series of attempts of one flow; aggregated flows have none.
         """
         report.mark_reported(now_ns, last_ns)
         key = report.key
@@ -352,9 +339,8 @@ class FlowReports(dict["Key", FlowReport]):
     ) -> Iterator[IncidentEnd]:
         """Remove the flows that have ended at ``now_ns``, and yield the ends of their incidents.
 
-        ``unreported`` has the keys of the flows with unreported packets: these flows have not
-        ended. If ``closing`` is true, also yield the ends of all other incidents. The flows of
-        these other incidents are not removed.
+        Flows in ``unreported`` have not ended. With ``closing``, also yield the ends of all other
+        incidents, but keep their flows.
         """
         for key, report in list(self.items()):
             is_over = key not in unreported and report.is_over(now_ns)

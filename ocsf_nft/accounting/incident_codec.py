@@ -1,8 +1,6 @@
-"""Conversion of open incidents and scans (fan-outs) to JSON text for the state database, and back.
+"""Conversion of open incidents and scans to JSON text for the state database, and back.
 
-An incident or scan is open if its end is not reported yet. A field that an earlier version of
-ocsf-nft did not store is read as None. A number outside its valid range raises an error, because it
-shows that the database is damaged.
+An incident is a series of a flow's refused packets. The end of an open one is not reported yet.
 """
 
 from __future__ import annotations
@@ -46,9 +44,8 @@ def encode(opened: OpenEntry) -> str:
 def decode(counter_id: CounterId, text: str) -> OpenEntry:
     """Convert a JSON text of :func:`encode` back to the open incident or scan.
 
-    The text does not contain the result's field ``counter_id``, so the caller passes it. This field
-    identifies the counters of the firewall rule that refused the packets. If the text is damaged,
-    raises one of the errors in ``state_db._DAMAGE``, for example ValueError.
+    The result's ``counter_id`` is not in the text. Raises ValueError, or another error of
+    ``state_db._DAMAGE``, if the text is damaged.
     """
     state = json.loads(text)
     if "fan_out" in state:
@@ -64,6 +61,7 @@ def _fields(found: Any) -> dict[str, Any]:
 
 
 def _build(kind: Callable[..., _T], readers: Mapping[str, _Reader], state: Any) -> _T:
+    # A field that an earlier version of ocsf-nft did not store is read as None.
     return kind(**{name: reader(state.get(name)) for name, reader in readers.items()})
 
 
@@ -95,6 +93,7 @@ def _one_of(*values: str) -> _Reader:
 
 def _up_to(most: int, least: int = 0) -> _Reader:
     def reader(value: Any) -> int:
+        # A number outside its valid range shows that the database is damaged.
         if type(value) is not int or not least <= value <= most:
             raise ValueError("no such number")
         return value

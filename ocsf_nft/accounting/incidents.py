@@ -25,11 +25,8 @@ def extend_incident(
 ) -> IncidentEnd:
     """Add an attempt (a flow's packets in one time window) to the flow's incident.
 
-    Return the incident including this attempt, with its end as if this attempt were the last.
-    ``before`` is the incident without this attempt; None begins a new incident. ``key`` identifies
-    the flow. ``is_finding(record, packets)`` returns true if the incident must be reported as an
-    OCSF finding. ``record`` is the attempt's log record, ``packets`` the incident's number of
-    packets.
+    Return the incident as if ``attempt`` were its last one. ``before`` is None for a new incident.
+    ``is_finding`` decides whether the incident becomes an OCSF finding.
     """
     identity = attempt.record.origin.identity
     incident = (

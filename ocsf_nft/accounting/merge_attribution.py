@@ -1,8 +1,6 @@
 """Merge of the attributions of a flow's successive events into one attribution.
 
-An attribution names the process that sent the packets of an event, or all processes that may have
-sent them. If a process sent only some of the flow's packets, the merged attribution does not name
-it as the only sender.
+An attribution names the process that sent the packets, or all processes that may have sent them.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ _NOT_ATTRIBUTED: Final = Attribution(method="none", reason=_REASON)
 def merge(before: Attribution | None, latest: Attribution | None) -> Attribution | None:
     """Merge the attributions of a flow's earlier packets and of its latest packets.
 
-    An attribution names the process that sent the packets, or all processes that may have sent
-    them. An argument is None if there is no attribution. Return None if both are None.
+    An attribution names the process that sent the packets, or all possible senders. Return None if
+    both arguments are None.
     """
     first, last = before or _NOT_ATTRIBUTED, latest or _NOT_ATTRIBUTED
     if first.names_no_process and last.names_no_process:
@@ -38,6 +36,7 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
     least_confident = max(last, first, key=lambda each: _CONFIDENCES.index(each.confidence))
     if _is_by_one_program(first, last):
         return least_confident
+    # A process that sent only some of the packets is not named as the only sender.
     seen, unnamed = _merged(first, last)
     naming = [each for each in (first, last) if not each.names_no_process]
     confidence = least_confident.confidence if len(naming) == 2 else "low"
@@ -57,9 +56,9 @@ def merge(before: Attribution | None, latest: Attribution | None) -> Attribution
 def _merged(first: Attribution, last: Attribution) -> tuple[list[Seen], int]:
     """Return the processes of two attributions, and the minimum number of further processes.
 
-    ``first`` is the attribution of a flow's earlier packets, ``last`` that of its latest packets.
     At most 16 processes are returned: those that started last. All others are only counted.
     """
+    # `first` is the attribution of the flow's earlier packets, `last` that of its latest packets.
     seen, unnamed, latest = list(_named(first)), first.unnamed, _named(last)
     for one in latest:
         same = next((each for each in seen if _is_same(each.process, one.process)), None)

@@ -13,16 +13,13 @@ if TYPE_CHECKING:
 
 
 class OpenIncident(NamedTuple):
-    """Incident with an emitted Create event and no Close event yet.
+    """Incident (series of a flow's refused packets) with a Create event and no Close event yet."""
 
-    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``key``
-    identifies the flow of these packets: their user, protocol, destination and port. ``end`` is the
-    content of the Close event if no more packets of the flow follow. If more packets follow, a new
-    object with a new ``end`` replaces this object.
-    """
-
+    #: Counters of the firewall rule that refused the packets.
     counter_id: CounterId
+    #: User, protocol, destination and port of the packets.
     key: Key
+    #: Content of the Close event, unless more packets follow. Then a new object replaces this one.
     end: IncidentEnd
 
     @property
@@ -32,14 +29,11 @@ class OpenIncident(NamedTuple):
 
 
 class OpenFanOut(NamedTuple):
-    """Scan (fan-out) with an emitted Create event and no Close event yet.
+    """Scan (fan-out) with an emitted Create event and no Close event yet."""
 
-    ``counter_id`` identifies the counters of the firewall rule that refused the packets. ``end`` is
-    the content of the Close event if no more packets follow. If more packets follow, a new object
-    with a new ``end`` replaces this object.
-    """
-
+    #: Counters of the firewall rule that refused the packets.
     counter_id: CounterId
+    #: Content of the Close event, unless more packets follow. Then a new object replaces this one.
     end: FanOut
 
     @property

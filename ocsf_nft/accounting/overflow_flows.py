@@ -15,16 +15,16 @@ from ocsf_nft.flow import Count, flow
 if TYPE_CHECKING:
     from ocsf_nft.flow import Key
 
-#: Maximum number of users with an aggregate of their own; the flows of all others share one.
+#: Maximum number of users with an aggregate of their own; the flows of all others share one, with
+#: the key None.
 _MAX_AGGREGATES: Final = 256
 
 
 class OverflowFlows:
     """Flows without separate events, because a limit (of their user or in total) is reached.
 
-    All such flows of one user share one event. ``aggregates`` maps the user's id to the unreported
-    packets of these flows. After 256 users, the packets of further users are added to the aggregate
-    of the key None.
+    All such flows of one user share one event. ``aggregates`` maps user ids to the unreported
+    packets of these flows.
     """
 
     def __init__(self, aggregates: dict[int | None, FlowAggregate]) -> None:

@@ -22,14 +22,13 @@ def _never(_record: Record, _packets: int) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priority:
-    """Settings that reserve events for some destinations, and decide about OCSF findings.
+    """Settings that reserve separate events for some destinations, and select OCSF findings.
 
-    Only a limited number of flows gets separate events; the other flows share events. Flows to the
-    IP addresses in ``destinations`` have a reserve of separate events beyond this limit. A series
-    of refused packets of one flow is an incident. ``is_finding`` takes the flow's latest log
-    record, and the number of packets in the incident so far. If ``is_finding`` returns true, the
-    incident is also reported as an OCSF finding.
+    Only a limited number of flows gets separate events; the other flows share events.
     """
 
+    #: IP addresses. Flows to them have a reserve of separate events beyond the common limit.
     destinations: frozenset[str] = frozenset()
+    #: Takes a flow's latest log record, and the number of packets in its incident so far. An
+    #: incident is a series of a flow's refused packets. True: also report it as an OCSF finding.
     is_finding: IsFinding = _never

@@ -14,23 +14,25 @@ Mode: TypeAlias = Literal["enforcing", "permissive"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Balance:
-    """Numbers of packets and lost log records of a firewall rule, since its counters were created.
+    """Numbers of counted and reported packets of a firewall rule, and of dropped log records.
 
-    An enforcing fence counts packets as ``refused``, and a permissive fence counts them as
-    ``allowed``. ``reported`` is the number of packets in events. ``aggregated`` is the part of
-    ``reported`` in events that report several flows together. ``pending`` is the number of counted
-    packets that a later event will report. ``dropped`` is the number of kernel log records that
-    were lost before ocsf-nft read them.
+    The numbers begin at 0 when the rule's counters are created.
     """
 
     sandbox: str
     rule: str
     mode: Mode = "enforcing"
+    #: Packets that an enforcing fence has counted.
     refused: int = 0
+    #: Packets that a permissive fence has counted.
     allowed: int = 0
+    #: Packets in events.
     reported: int
+    #: Part of ``reported``: packets in events that report several flows together.
     aggregated: int
+    #: Counted packets that a later event will report.
     pending: int
+    #: Kernel log records that were dropped before ocsf-nft read them.
     dropped: int
 
     @property

@@ -49,11 +49,10 @@ _OUTBOUND: Final = frozenset(
 
 
 class RuleAccount:
-    """Account of one firewall rule: makes attempts from log records and counter readings.
+    """Account of one firewall rule: assigns each refused packet to one attempt (for one event).
 
-    An attempt is a number of refused packets that one event reports. Each packet is in exactly one
-    attempt. All calls must come from one thread. ``now_ns`` is the time of a monotonic clock; it
-    only decides when to report. All other times are in ns since the epoch (UTC).
+    All calls must come from one thread. ``now_ns`` is of a monotonic clock; other times are since
+    the epoch (UTC).
     """
 
     def __init__(
@@ -67,13 +66,9 @@ class RuleAccount:
     ) -> None:
         """Create an empty account for the kernel counters of one firewall rule.
 
-        ``counter_id`` identifies these counters, which counted no packet before ``begun_ns``. A
-        series of refused packets of one flow is an incident. A scan is packets of one user to many
-        destinations or ports. ``opened`` collects changes of both for the state database.
-        ``priority`` names destinations whose flows can get separate events even if other flows must
-        share events. ``priority`` also decides which incidents are reported as OCSF findings.
-        ``add_attribution`` adds the sending process, if known, to each attempt before the attempt
-        is reported.
+        ``begun_ns`` is before the counters' first packet. ``opened`` collects changes for the state
+        database. ``priority`` prefers some destinations, and selects OCSF findings.
+        ``add_attribution`` adds the sending process, if known, to an attempt.
         """
         self.epoch = counter_id.epoch
         self.entries: dict[Kind, dict[bytes, FlowCounter]] = {kind: {} for kind in KINDS}
@@ -116,11 +111,9 @@ class RuleAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a log record; return an attempt if the packet must be reported at once.
+        """Process a log record; return an attempt if its packet must be reported at once.
 
-        The caller must then emit an event for the attempt, which has only the logged packet. Return
-        None if the packet is reported later, for example with other packets of its flow. ``now_ns``
-        is the time of a monotonic clock.
+        An attempt is the packets of one event. Return None if a later event reports the packet.
         """
         self.received += 1
         key = keys(record)[0]
@@ -158,13 +151,11 @@ class RuleAccount:
         )
 
     def take_over(self, before: RuleAccount) -> None:
-        """Move flows from ``before``, the account of the rule's old counters, to this account.
+        """Move some flows from ``before``, the account of the rule's old counters, to this account.
 
-        Call this method after new counters replaced the old ones. A flow is moved if an event has
-        reported its packet from a log record, but the old counters have not shown the packet. The
-        new counters may then show it, and it must not be reported again. All other flows stay in
-        ``before``.
+        A flow is moved if an event has reported a packet that the old counters have not shown.
         """
+        # The new counters may still show such a packet, and it must not be reported again.
         for key in list(before._unread):
             counter = before.entries[key.kind][key.data]
             self.entries[key.kind][key.data] = counter
@@ -262,12 +253,13 @@ class RuleAccount:
     def pending_packets(self) -> int:
         """Return the number of packets that the kernel has counted but no event reports yet.
 
-        The number includes packets that arrived during the last counter reading, after their flow's
-        counter was read. Only the rule's total, which is read last, shows these packets.
+        The counted packets are those of the last counter reading.
         """
         counters = [each for kind in self.entries.values() for each in kind.values()]
         counters += [aggregate.counter for aggregate, _, _ in self._aggregates()]
         seen = self.in_sets.packets + self.overflow.counter.seen_packets
+        # Some packets arrived during the last reading, after their flow's counter was read. Only
+        # the rule's total, which is read last, shows them.
         unseen = self.refused.packets - seen - self.evicted.counter.seen_packets
         # Packets that were reported and not read yet do not reduce the others' number.
         evicted = self._unaccounted.beyond(self.evicted.counter, LAST_READINGS).packets
@@ -315,9 +307,8 @@ class RuleAccount:
     def _mark_missing(self, key: Key, began_ns: int) -> None:
         """Mark a flow as missing: the latest counter reading has no set element for its ``key``.
 
-        If two such readings follow each other, this account may delete its own counter of the flow.
-        Such a counter is not deleted while it has unreported packets. ``began_ns`` is the start of
-        the reading.
+        ``began_ns`` is the start of the reading. After two such readings, the flow's counter may be
+        deleted.
         """
         counter = self.entries[key.kind][key.data]
         counter.is_shown = False
@@ -337,12 +328,10 @@ class RuleAccount:
     def _move_records(self, *, closing: bool) -> None:
         """Correct the counters if packets were logged as flow A, but counted as flow B.
 
-        The kernel does this, for example, if the nftables set has no free slot for A. An event has
-        already reported the packets for A. So this method finds a counter B with enough unreported
-        packets, and subtracts the packets from B. If there is no such counter, a later call
-        searches again. If ``closing`` is true, B is the most likely counter, even with too few
-        packets.
+        An event has reported these packets for A, so they are subtracted from B. ``closing`` marks
+        the last call.
         """
+        # The kernel counts a packet as B, for example, if the nftables set has no free slot for A.
         unlogged: UnloggedFlows | None = None
         for key in list(self._unread):
             counter = self._entry(key)
@@ -352,7 +341,8 @@ class RuleAccount:
             packets = -counter.unreported_packets
             candidates = [*self._other_counters(key), *unlogged.find(packets, key)]
             enough = (each for each in candidates if each[1].unreported_packets >= packets)
-            # At the end, or after eight readings: take the first of the other counters.
+            # At the end, or after eight readings: take the first of the other counters. Before
+            # that, a later call searches again if no counter has enough packets.
             is_last = closing or counter.missed > READINGS
             other_key, other = next(enough, candidates[0] if is_last else (None, None))
             if other is not None:
@@ -362,14 +352,12 @@ class RuleAccount:
                 self._drop(key)
 
     def _other_counters(self, key: Key) -> list[tuple[Key | None, FlowCounter]]:
-        """Return the other counters that may have counted a packet of the flow ``key``.
+        """Return other counters that may have counted packets of the flow ``key``, likeliest first.
 
-        Each counter is returned with its key. First come counters of less specific keys, such as
-        without the port. The kernel tries these keys if the nftables set has no free slot for
-        ``key``. Then come two counters with the key None. The first has the packets for which no
-        slot was free under any key. The second has the packets of set elements that the kernel
-        evicted.
+        Each counter is returned with its key; None if the counter is no set element.
         """
+        # `overflow` has the packets for which no slot was free under any key. `evicted` has those
+        # of set elements that the kernel evicted.
         found = [(each, there) for each in fallback_keys(key) if (there := self._entry(each))]
         return [*found, (None, self.overflow.counter), (None, self.evicted.counter)]
 
@@ -386,26 +374,22 @@ class RuleAccount:
         self._unread.discard(key)
 
     def _reconcile(self, reading: RuleReading, began_ns: int) -> None:
-        """Update, from a reading, the numbers of packets that no set element has counted.
+        """Update, from a counter reading, the numbers of packets without a set element.
 
-        Each set element counts the packets of one flow. A packet gets no element if its set is
-        full: then the packet is in the overflow counter. All other packets without an element are
-        unaccounted, for example after the kernel evicted the element. ``began_ns`` is the start of
-        the reading. If the overflow counter has new packets, ``began_ns`` is stored as the time of
-        the latest packet.
+        A set element counts the packets of one flow. ``began_ns`` is the start of the reading.
         """
         if self.overflow.counter.grow(*reading.overflow):
-            # The kernel gives no time for this counter.
+            # This counter has the packets whose set is full. The kernel gives no time for it.
             self.overflow.counter.last_ns = began_ns
             self.overflow.report.set_growing()
+        # Other packets without an element: for example, the kernel has evicted the element.
         self._unaccounted.add(reading.refused_before, self.in_sets, reading.overflow)
 
     def _find_evicted(self, *, closing: bool) -> None:
         """Find the number of packets whose set elements the kernel has evicted, and store it.
 
-        The rule's total includes these packets, but no set element does. The packets must be
-        missing in each of the last eight readings. Two readings suffice if ``closing`` is true,
-        because no more readings follow.
+        The last eight counter readings must lack these packets; two readings suffice if ``closing``
+        is true.
         """
         sure = self._unaccounted.beyond(
             self.evicted.counter, LAST_READINGS if closing else READINGS
@@ -419,10 +403,7 @@ class RuleAccount:
     def _due_of_waiting(self, now_ns: int) -> Iterator[Attempt]:
         """Yield an attempt for each waiting log record whose packet turns out to be unreported.
 
-        A log record waits if its packet may already be in an event that reports several flows. If a
-        common counter of several flows has an unreported packet, the attempt reports this packet.
-        If no such counter has one within two readings, the log record is discarded: the event of
-        several flows has reported its packet.
+        A log record waits if an event of several flows may have reported its packet already.
         """
         for key, readings in list(self._waiting.items()):
             report = self._reports.get(key)
@@ -430,6 +411,7 @@ class RuleAccount:
             if report is None or record is None or self._entry(key) is not None:
                 del self._waiting[key]
                 continue
+            # A common counter of several flows may have the packet.
             for other_key, counter in self._other_counters(key):
                 # One packet for each flow in _unread may have been reported from its record.
                 if counter.unreported_packets > len(self._unread):
@@ -438,6 +420,7 @@ class RuleAccount:
                     yield self._report_record(other_key, counter, report, named, now_ns)
                     break
             else:
+                # No such counter has it: the event of several flows has reported the packet.
                 if self._readings - readings >= LAST_READINGS:
                     del self._waiting[key], self._reports[key]
 
@@ -537,11 +520,10 @@ class RuleAccount:
     def _held_back(self, reason: AggregationReason) -> int:
         """Return how many packets an event of several flows must leave out, to report none twice.
 
-        Another event may have reported a packet from its log record, before any counter reading
-        showed the packet. The common counter of several flows may include this packet. So one
-        packet is left out for each flow with such a packet. ``reason`` is why the event reports
-        several flows.
+        ``reason`` is why the event reports several flows.
         """
+        # An event may report a packet from its log record before any reading shows the packet. The
+        # common counter of several flows may include it, so one is left out for each such flow.
         # With ``many`` (too many flows of one user), the aggregate is the sum of the flows' own
         # counters, and the reported packets are already subtracted from these.
         return 0 if reason == "many" else len(self._unread)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class SandboxAccount:
     """Account of a sandbox's packets: how many were counted, and how many were reported.
 
-    The account converts log records and counter readings to attempts. An attempt is a group of
-    packets that one event reports. ``rules`` has an account for each firewall rule.
+    The account converts log records and counter readings to attempts: groups of packets that one
+    event reports.
     """
 
     def __init__(
@@ -40,12 +40,9 @@ class SandboxAccount:
     ) -> None:
         """Create an empty account for the sandbox with the name ``sandbox``.
 
-        ``begun_ns`` is a time before the first counted packet of the sandbox (ns since the epoch,
-        UTC). Only a limited number of flows gets separate events. Additional separate events are
-        reserved for flows to the destinations in ``priority``. ``priority`` also decides for which
-        incidents (series of attempts of one flow) a Detection Finding is emitted. If ``priority``
-        is None, nothing is reserved, and no finding is emitted. ``add_attribution`` is called once
-        for each attempt. It returns the attempt with the process that sent the packets, if known.
+        No packet was counted before ``begun_ns`` (ns since the epoch). ``priority`` reserves
+        separate events for some destinations, and selects OCSF findings. ``add_attribution`` adds
+        the sending process, if known, to the packets of one event.
         """
         self.sandbox = sandbox
         #: Accounts of the current counters, by account name.
@@ -61,9 +58,8 @@ class SandboxAccount:
     def new_rule_account(self, name: str, epoch: str, *, begun_ns: int) -> RuleAccount:
         """Return an empty account for one firewall rule; the caller must add it to ``rules``.
 
-        ``name`` is the rule's account name (:func:`ocsf_nft.flow.account_name`). ``epoch`` is a
-        text that changes each time the rule's counters restart at zero. The current counters
-        counted no packet before ``begun_ns`` (Unix time in ns).
+        ``name`` is the rule's :func:`ocsf_nft.flow.account_name`. ``epoch`` changes if the rule's
+        counters restart at zero. No packet was counted before ``begun_ns`` (Unix time).
         """
         counter_id = CounterId.named(self.sandbox, name, epoch)
         return RuleAccount(
@@ -77,13 +73,12 @@ class SandboxAccount:
     def record(
         self, record: Record, now_ns: int, attribution: Attribution | None = None
     ) -> Attempt | None:
-        """Process a kernel log record; return an attempt if the packet must be reported at once.
+        """Process a log record; return an attempt if its packet must be reported at once.
 
-        Otherwise return None: then :meth:`due` yields an attempt with this packet later. A log
-        record is ignored if the account has no counters of its rule; then also return None.
-        ``attribution`` names the process that sent the packet, if known. ``now_ns`` is the current
-        time of a monotonic clock.
+        An attempt is the packets of one event. Return None if :meth:`due` reports the packet later.
+        ``now_ns`` is monotonic.
         """
+        # A log record is ignored if the account has no counters of its rule.
         account = self.rules.get(_name(record))
         return None if account is None else account.record(record, now_ns, attribution)
 
@@ -138,12 +133,10 @@ class SandboxAccount:
     def due(
         self, now_ns: int, *, closing: bool = False
     ) -> Iterator[Attempt | FanOut | IncidentEnd]:
-        """Yield all attempts, scans (FanOut) and ends of incidents that must be reported now.
+        """Yield refused packets, scans and ended incidents (series of packets) to be reported now.
 
-        An incident is a series of attempts of one flow. The end of a scan is a FanOut with the
-        stage ``ended``. ``now_ns`` is the current time of a monotonic clock. If ``closing`` is
-        true, also yield attempts for all other unreported packets, and the ends of all incidents
-        and scans.
+        ``now_ns`` is monotonic. With ``closing``, also yield all other unreported packets, and end
+        all incidents and scans.
         """
         yield from self.opened.due()
         while self._ended:

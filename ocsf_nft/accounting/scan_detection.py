@@ -163,17 +163,16 @@ class FanOuts:
 
 
 def _stage(found: _UserActivity, now_ns: int, *, is_over: bool) -> _Stage | None:
-    """Return the stage for an event that is due now: ``begun`` or ``goes on``; None if none is due.
+    """Return the stage of the scan event that is due now: ``begun``, ``goes on``, or None.
 
-    ``found`` has the flows of one user. If these are too few for a scan, return None. ``is_over``
-    is true if the scan ends now: the caller itself emits the event for the end. ``begun`` is
-    returned for a scan that no event has reported yet, even at its end. ``goes on`` is returned
-    only before the end.
+    ``is_over`` is true if the scan ends now; the caller itself emits the event for the end.
     """
     if found.schedule is None:
+        # Too few flows for a scan.
         if found.before is None and found.flows < FLOWS:
             return None
         found.schedule = Schedule(now_ns)
+        # A scan that no event has reported yet begins, even at its end.
         return "begun" if found.before is None else None
     if found.is_reported or is_over or now_ns < found.schedule.due_ns:
         return None

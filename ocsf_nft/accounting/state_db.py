@@ -1,10 +1,7 @@
-"""State database of one sandbox: a SQLite file that outlives the service process.
+"""State database of one sandbox: a SQLite file that outlives the service.
 
-One transaction stores the counts of reported packets, and the events that report these packets. If
-the service is killed before it delivers the events, it delivers them after its next start. A
-receiver can recognize a repeated event by its uid.
-
-All functions block. Call them from one thread at a time.
+One transaction stores packet counts, and the events that report the packets. All functions block;
+call them from one thread at a time.
 """
 
 from __future__ import annotations
@@ -127,8 +124,8 @@ class Changes:
 class StateDatabase:
     """SQLite file with all values of one sandbox that the service needs after a restart.
 
-    These are the packet counts, the incidents that have not ended, and the events of the last
-    commit. The read position in the source of log records is also stored.
+    These are packet counts, open incidents, the last commit's events, and the read position in the
+    log source.
     """
 
     def __init__(self, path: Path) -> None:
@@ -160,13 +157,11 @@ class StateDatabase:
         return fault
 
     def load(self, account: SandboxAccount) -> None:
-        """Restore ``account`` from the file: packet counts, and incidents that have not ended.
+        """Restore the packet counts and open incidents of ``account`` from the file.
 
-        A damaged file is quarantined (renamed), and ``account`` stays empty. Raises DeliveryError
-        if the renaming fails, or if the file can't be read for another reason than damage.
-
-        If the file is open for reading only, no incidents are restored, and nothing is renamed.
-        SourceError is then raised if the file is damaged or can't be read.
+        A damaged file is renamed, and ``account`` stays empty. A file opened read-only is not
+        renamed, and restores no incidents. Raises DeliveryError (SourceError if read-only) if the
+        file can't be read or renamed.
         """
         try:
             self._load(account)
@@ -203,9 +198,8 @@ class StateDatabase:
     ) -> None:
         """Store changed counts, and the events that report these changes, in one transaction.
 
-        The events of the previous commit are deleted: the caller must have delivered them.
-        ``position`` has the name of a source of log records, and its new read position. With None,
-        the stored position stays the same.
+        The previous commit's events are deleted: the caller must have delivered them. ``position``
+        is a log source and its new read position.
         """
         with self._file.transaction() as connection:
             connection.executemany("DELETE FROM counted WHERE rule = ?", changed.renewed_rules)
@@ -219,6 +213,8 @@ class StateDatabase:
             connection.executemany("DELETE FROM opened WHERE identity = ?", changed.closed)
             connection.executemany("REPLACE INTO opened VALUES (?, ?, ?, ?)", changed.opened)
             connection.execute("DELETE FROM outbox")
+            # If the service is killed before it delivers these events, it delivers them after its
+            # next start. A receiver can recognize a repeated event by its uid.
             connection.executemany(
                 "INSERT INTO outbox (event) VALUES (?)", [(event,) for event in events]
             )
@@ -322,11 +318,10 @@ def _restore_rule_account(
 
 
 def _reopen(account: SandboxAccount, identity: str, name: str, epoch: str, state: str) -> None:
-    """Restore an open incident or scan in ``account``, from its row of the state database.
+    """Restore an open incident or scan in ``account``, from the columns of its database row.
 
-    If the stored state of the rule is of other counters than ``epoch``, mark the incident or scan
-    as ended instead. The other arguments are the columns of the row. ``name`` is the key of the
-    firewall rule in ``account.rules``. ``state`` is the incident or scan as JSON text.
+    ``name`` is the key in ``account.rules``. If the rule's counters have another ``epoch`` now, the
+    incident or scan ends.
     """
     counter_id = CounterId.named(account.sandbox, name, epoch)
     found = incident_codec.decode(counter_id, state)

@@ -1,8 +1,7 @@
-"""Calculation of the refused packets that the kernel has counted for a rule, but for no flow.
+"""Calculation of refused packets that the kernel has counted for a rule, but for no flow.
 
-A rule has a counter of all refused packets, and a set element with a counter for each flow. The
-kernel may evict a set element before its counter is read. Then only the rule's counter has the
-packets of that flow.
+The kernel may evict a flow's counter before it is read. Then only the rule's counter has these
+packets.
 """
 
 from __future__ import annotations
@@ -24,9 +23,8 @@ LAST_READINGS: Final = 2
 class UnaccountedPackets:
     """Last 8 readings of a rule's counters, to find packets whose counter the kernel has evicted.
 
-    A reading is one read of all counters of the rule. Each reading is stored as one number: all
-    packets of the rule, minus the packets in the flows' counters. A reading may miss some flows. So
-    one reading alone does not show that the kernel evicted a flow's counter.
+    Each reading is stored as one number: all packets of the rule, minus those in the flows'
+    counters.
     """
 
     def __init__(self) -> None:
@@ -35,19 +33,16 @@ class UnaccountedPackets:
     def add(self, refused: Count, *found: Count) -> None:
         """Append a reading as one number: ``refused`` minus the sum of ``found``.
 
-        ``refused`` is the number of all refused packets of the rule. ``found`` has two parts of
-        this number: the packets in the counters of flows, and the packets in the overflow counter.
-        The overflow counter counts a packet if the nftables set has no free slot for the packet's
-        flow.
+        ``refused`` has all refused packets of the rule. ``found`` has those in the flows' counters,
+        and those for which no counter was free.
         """
         packets = refused.packets - sum(each.packets for each in found)
         self._lacked.append(Count(packets, refused.bytes - sum(each.bytes for each in found)))
 
     def beyond(self, known: FlowCounter, readings: int) -> Count:
-        """Return how many packets are in no flow's counter, because the kernel removed the counter.
+        """Return the number of packets whose flow's counter was evicted, except those in ``known``.
 
-        Packets in ``known``, which earlier calls found, are not included. A packet must be missing
-        in each of the latest ``readings`` readings of the counters. Return zero if there were fewer
+        All of the latest ``readings`` readings must lack a packet. Return zero if there were fewer
         readings.
         """
         if len(self._lacked) < readings:

@@ -1,7 +1,6 @@
 """Search for the counter of a packet that was logged as flow A, but counted as flow B.
 
-The kernel logs and counts the packet as different flows if the packet's header is cut short. The
-same happens to a frame whose header names a wrong protocol. Flow B then has no log record.
+This happens if the packet's header is cut short, or names a wrong protocol.
 """
 
 from __future__ import annotations
@@ -29,11 +28,10 @@ class UnloggedFlows:
             self._alike.setdefault(without_port(key), []).append((key, counter))
 
     def find(self, packets: int, key: Key) -> list[tuple[Key, FlowCounter]]:
-        """Find a counter with at least ``packets`` packets that are in no event yet.
+        """Find a counter with at least ``packets`` unreported packets, of the same user as ``key``.
 
-        The first choice is a counter with the user, protocol and destination of ``key``. The second
-        choice is any counter of that user. Return a list with the found counter and its key; the
-        list is empty if no counter is found.
+        A counter with the protocol and destination of ``key`` is preferred. The list has at most
+        one entry.
         """
         alike = self._alike.get(without_port(key), [])
         return _last(alike, packets) or _last(self._of_user.get(user_of(key), []), packets)

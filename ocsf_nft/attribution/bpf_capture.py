@@ -1,14 +1,7 @@
 """Capture: BPF programs in the kernel that report which processes in a sandbox send packets.
 
 The capture needs libbpf, and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN over the initial user
-namespace. In each sandbox, the programs report one of two kinds of events:
-
-- Refused packets. These events need BTF type information in the kernel (CONFIG_DEBUG_INFO_BTF,
-  Linux 5.18 or later).
-- System calls that send or connect. These events need cgroup v2 and Linux 5.15 or later. The
-  programs report system calls if the kernel has no BTF, or if the fence is permissive.
-
-With BTF, the programs also report process details.
+namespace.
 """
 
 from __future__ import annotations
@@ -35,11 +28,15 @@ _PROGRAMS: Final = "ocsf_nft.attribution.bpf"
 _TYPES: Final = Path("/sys/kernel/btf/vmlinux")
 #: include/uapi/asm-generic/socket.h, since Linux 5.14.
 _SO_NETNS_COOKIE: Final = 71
-#: Report mode of a namespace (``capture.bpf.c``).
+#: Report mode of a namespace (``capture.bpf.c``): refused packets, or system calls that send or
+#: connect. Refused packets need BTF type information in the kernel (CONFIG_DEBUG_INFO_BTF, Linux
+#: 5.18 or later). System calls need cgroup v2 and Linux 5.15 or later. They are reported if the
+#: kernel has no BTF, or if the fence is permissive.
 _REFUSALS, _CALLS = b"\1", b"\2"
 _CGROUP_PROGRAMS: Final = (
     "connect4", "connect6", "sendmsg4", "sendmsg6", "established", "released"
 )  # fmt: skip
+#: Programs that need BTF. They also report process details.
 _TYPES_PROGRAMS: Final = ("forked", "executed", "refused")
 #: Maximum number of samples of a ring in one read: a few milliseconds of work.
 _MOST: Final = 256
@@ -69,14 +66,11 @@ class Capture:
         permissive: Collection[int] = (),
         knows_types: bool | None = None,
     ) -> None:
-        """Start the capture in the network namespaces that have the given cookies.
+        """Start to report refused packets in network namespaces, each given by its :func:`cookie`.
 
-        A cookie is the kernel's unique number of a namespace (:func:`cookie`). In namespaces whose
-        cookie is in ``permissive``, the capture reports system calls that send or connect. In other
-        namespaces, the capture reports refused packets. ``knows_types`` is true if the kernel has
-        BTF type information. If ``knows_types`` is None, BTF is detected. Without BTF, the capture
-        reports system calls in all namespaces. Raises UnsupportedError if this host does not allow
-        the capture.
+        In namespaces in ``permissive``, and without BTF type information, report system calls that
+        send or connect. ``knows_types`` is true if the kernel has BTF; None detects BTF. Raises
+        UnsupportedError.
         """
         self.knows_types = _TYPES.exists() if knows_types is None else knows_types
         self._loaded = LoadedPrograms(_object("types" if self.knows_types else "plain"))

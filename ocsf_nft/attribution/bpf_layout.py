@@ -41,9 +41,10 @@ UNKNOWN_IMAGE: Final = ProcessImage(0, 0, 0)
 class Call(NamedTuple):
     """Event of the BPF programs: either a system call that sends or connects, or a refused packet.
 
-    In each namespace, the BPF programs report only one of these two kinds. An unknown address
-    (source or destination) is empty; an unknown port is 0.
+    An unknown address is empty; an unknown port is 0.
     """
+
+    # In each namespace, the BPF programs report only one of these two kinds.
 
     #: Time of the call, or shortly after the refusal of the packet (CLOCK_BOOTTIME).
     time_ns: int
@@ -97,11 +98,11 @@ class ClosedSocket(NamedTuple):
 class ProcessSnapshot(NamedTuple):
     """Event of the BPF programs: details of a process, such as its program's path and arguments.
 
-    The BPF programs report a process at its exec. After a missed exec, the event comes at the next
-    fork, refused packet, or system call that sends or connects. Texts are bytes, because the kernel
-    checks no encoding.
+    Texts are bytes, because the kernel checks no encoding.
     """
 
+    # The BPF programs report a process at its exec. After a missed exec, the event comes at the
+    # next fork, refused packet, or system call that sends or connects.
     image: ProcessImage
     parent: ProcessImage
     namespace_pid: int

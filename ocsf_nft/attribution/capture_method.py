@@ -45,11 +45,11 @@ _SENT_SOME: Final = (
 class CaptureResult(NamedTuple):
     """Attribution of one packet to processes, and the program (``image``) that its sender ran.
 
-    If several processes may have sent the packet, ``image`` is the program of the first process in
-    ``attribution.seen``. Both values are None if the capture saw no possible sender.
+    Both values are None if the BPF programs saw no possible sender.
     """
 
     attribution: Attribution | None
+    #: If several processes may have sent the packet: that of the first in ``attribution.seen``.
     image: ProcessImage | None = None
 
 
@@ -65,10 +65,8 @@ class _Sandbox:
 class CaptureMethod:
     """Finder of the processes that sent logged packets, by events of BPF programs (the capture).
 
-    ``sandboxes`` maps each sandbox's name to the kernel's cookie (a number) of its network
-    namespace. The capture normally reports refused packets. ``permissive`` has the cookies of
-    namespaces with a permissive fence, which refuses no packet. There the capture reports system
-    calls that send or connect.
+    ``sandboxes`` maps sandbox names to the kernel's numbers (cookies) of their network namespaces.
+    ``permissive`` has the cookies of those with a permissive fence.
     """
 
     def __init__(
@@ -81,6 +79,7 @@ class CaptureMethod:
     ) -> None:
         self._capture = capture
         self._snapshots = ProcessSnapshots(names)
+        # A permissive fence refuses no packet: there the capture reports system calls.
         self._by_netns = {
             number: _Sandbox(is_refused=capture.knows_types and number not in permissive)
             for number in sandboxes.values()
@@ -157,11 +156,10 @@ class CaptureMethod:
     def matches(
         self, sandbox: str, records: Sequence[Record], since_ns: int
     ) -> Iterator[Match | None]:
-        """Yield for each log record the capture events that may belong to its packet; None if none.
+        """Yield for each log record the BPF events that may belong to its packet; None if none.
 
-        ``records`` must be in the order in which the kernel logged them. Pass each record only
-        once. The kernel logged all of them after ``since_ns`` (CLOCK_BOOTTIME). Call
-        :meth:`read_events` first, until it returns False.
+        Pass each record once, in the order of the kernel's log. The kernel logged all of them after
+        ``since_ns`` (CLOCK_BOOTTIME). First call :meth:`read_events` until it returns False.
         """
         began_ns = self._began_ns + _booted_ns()
         is_refused = self._by_name[sandbox].is_refused
@@ -196,20 +194,15 @@ class CaptureMethod:
     ) -> Attribution | None:
         """Return the processes that sent packets of a flow since the previous call for that flow.
 
-        ``record`` was made from the kernel's counters of the flow. ``packets`` is the number of new
-        packets that these counters show. The reading of the counters began at ``began_ns`` (ns
-        since the epoch, UTC), and ended at ``record.received_ns``. Packets sent between these two
-        times may or may not be counted.
-
-        The result names a sender only if the capture saw a single process send all new packets.
-        Otherwise the result lists the processes that the capture saw (``seen``). Return None if the
-        capture saw no process.
+        ``record`` was made from the flow's kernel counters, which show ``packets`` new packets. The
+        reading began at ``began_ns`` (since the epoch). Return None if no process is known.
         """
         target = flow_target(record)
         if target is None:
             return None
         state = self._by_name[sandbox]
         booted_ns = _booted_ns()
+        # Packets sent between the start and the end of the reading may or may not be counted.
         calls, unnamed, is_mixed = state.flows.take(
             target, began_ns - booted_ns, record.received_ns - booted_ns
         )
@@ -219,6 +212,7 @@ class CaptureMethod:
             Seen(process=self._snapshots.process(call), calls=times) for call, times in calls
         )
         times = sum(times for _, times in calls)
+        # A sender is named only if the capture saw a single process send all new packets.
         is_all = state.is_refused and times == packets and not unnamed and not is_mixed
         if is_all and len(seen) == 1:
             process = seen[0].process

@@ -13,8 +13,7 @@ _MOUNTS: Final = Path("/proc/self/mountinfo")
 def hierarchy(mounts: str | None = None) -> Path:
     """Return the mount point of cgroup v2.
 
-    If there are several, return the one that shows the largest part of the cgroup tree. ``mounts``
-    is a text in the format of /proc/self/mountinfo; None means the content of that file. Raises
+    ``mounts`` is a text in the format of /proc/self/mountinfo; None reads that file. Raises
     UnsupportedError if cgroup v2 is not mounted.
     """
     found: list[tuple[str, Path]] = []
@@ -29,6 +28,7 @@ def hierarchy(mounts: str | None = None) -> Path:
         raise UnsupportedError(
             "cgroup v2 is not mounted: mount -t cgroup2 none /sys/fs/cgroup/unified"
         )
+    # Of several, the mount point that shows the largest part of the cgroup tree.
     # In a cgroup namespace, roots of mounts above the namespace's root are "/..", "/../.." etc.
     _, path = min(found, key=lambda each: (-each[0].count("/.."), len(each[0])))
     return path

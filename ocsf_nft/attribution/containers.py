@@ -1,16 +1,7 @@
-r"""Container and systemd unit of a process, from the names of its cgroups.
+"""Container and systemd unit of a process, from the names of its cgroups.
 
-A process that may create a cgroup chooses the cgroup's name, so a name can be false. For example,
-root in a container can create a ``docker-<64 digits>.scope`` and move into it. So a path is trusted
-only from its top down to the first container or unit. If that is a container, the host's runtime
-made it. For Docker in Docker, the result is the container of the outer Docker.
-
-Rootless containers are an exception: they are below the unit ``user@UID.service``, where the user
-may create any cgroup. Rootless containers are reported, although their names can be false. The
-``unit`` in the :class:`Placement` of such a container begins with ``user@UID.service``.
-
-In a cgroup namespace, paths lack all units above the namespace's root. Those units are not
-reported.
+Processes can create cgroups with false names. So only the top of a path is trusted, down to the
+first container or unit.
 """
 
 from __future__ import annotations
@@ -25,14 +16,11 @@ if TYPE_CHECKING:
 
 
 class Placement(NamedTuple):
-    """Container and systemd unit of a process; None for a value that is absent or unknown.
-
-    ``unit`` is a name such as ``ssh.service``. For a unit of a user's systemd manager, it is
-    ``user@1000.service/NAME``. ``unit`` is never the scope that a runtime made for the
-    container itself, such as ``docker-….scope``.
-    """
+    """Container and systemd unit of a process; None for a value that is absent or unknown."""
 
     container: Container | None = None
+    #: Such as ``ssh.service``; ``user@1000.service/NAME`` for a unit of a user's systemd manager.
+    #: Never the scope that a runtime made for the container itself, such as ``docker-….scope``.
     unit: str | None = None
 
 
@@ -61,6 +49,8 @@ _NSPAWN: Final = re.compile(r"machine-(?P<scope>.+)\.scope|systemd-nspawn@(?P<se
 _POD: Final = re.compile(_POD_ID)
 _POD_SLICE: Final = re.compile(rf"(?:.+-)?kubepods(?:-burstable|-besteffort)?-{_POD_ID}\.slice")
 _UNIT: Final = re.compile(r"[A-Za-z0-9:_.\\@-]+\.(?:service|scope|socket|mount|swap)")
+#: Unit above rootless containers, in which the user may create any cgroup. These containers are
+#: reported, although their names can be false. Their ``Placement.unit`` begins with this unit.
 _USER_MANAGER: Final = re.compile(r"user@[0-9]+\.service")
 #: Below their own units, runtimes put containers as they do at the top.
 _RUNTIME_SERVICE: Final = re.compile(
@@ -79,6 +69,8 @@ class _Found(NamedTuple):
 
 def parse_cgroups(cgroup_text: str) -> Placement:
     """Return container and systemd unit from the content of /proc/PID/cgroup (cgroup v1 or v2)."""
+    # In a cgroup namespace, paths lack all units above the namespace's root: these units are not
+    # reported.
     paths = dict(_paths(cgroup_text))
     found = {controllers: _container(names) for controllers, names in paths.items()}
     # Runtimes skip some hierarchies, and never put a process into two containers.
@@ -111,6 +103,9 @@ def _split(path: str) -> Iterator[str]:
 
 
 def _container(names: Sequence[str]) -> _Found | None:
+    # Root in a container can create a `docker-<64 digits>.scope`, and move into it. So only the
+    # first container from the top is trusted: the host's runtime made it, except below
+    # `_USER_MANAGER`. For Docker in Docker, it is the container of the outer Docker.
     unit = pod = None
     for at, name in enumerate(names):
         above = names[:at]
@@ -178,10 +173,9 @@ def _unit(names: Sequence[str]) -> str | None:
 def _first_unit(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """Return the systemd unit in a cgroup path, and the parts of the path below the unit.
 
-    ``names`` are the parts of the path. Only the first part that does not end with ``.slice`` can
-    be the unit. If this part is no unit's name, the unit is None, and the second value has no
-    meaning.
+    If the path has no unit, the first value is None, and the second has no meaning.
     """
+    # Only the first part that does not end with `.slice` can be the unit.
     for at, name in enumerate(names):
         if not name.endswith(".slice"):
             return _unit_of(name), names[at + 1 :]
