@@ -1,11 +1,7 @@
-"""Attribution of log records to processes, by the best available method.
+"""Attribution of log records to the processes that sent the packets, by the best method.
 
-An attribution states which process sent a packet. The methods are tried in this order:
-
-- ``capture``: BPF programs have seen the process send the packet.
-- ``socket``: the process has the packet's socket open when the log record is read.
-- ``user``: the process is unknown, but the kernel's log record has its user id.
-- ``none``: the user is unknown too.
+The methods, best first: ``capture`` (BPF programs saw the sender), ``socket`` (a process still has
+the packet's socket open), ``user`` (only the user id is known), ``none``.
 """
 
 from __future__ import annotations
@@ -64,13 +60,11 @@ _NO_PROCESS: Final = Attribution(
 
 
 class FallbackChain:
-    """Attribution of log records to processes by the best method that this host allows.
+    """Finder of the process that sent each logged packet, by the best method that this host allows.
 
-    Use the chain in ``async with``. ``sandboxes`` maps the name of each sandbox to the network
-    namespace of its processes. ``permissive`` has the names of the sandboxes whose fences refuse
-    nothing. ``top`` is the best method to try. A log record waits at most ``wait_seconds`` for its
-    attribution. The attribution has a hash of the sender's program file, if this file has at most
-    ``hashed_bytes`` bytes; 0 disables hashes.
+    ``sandboxes`` maps names to network namespaces; the sandboxes in ``permissive`` block nothing. A
+    lookup takes at most ``wait_seconds``. Program files up to ``hashed_bytes`` are hashed; 0
+    disables hashes.
     """
 
     def __init__(
@@ -206,15 +200,15 @@ class FallbackChain:
     def since_last(
         self, sandbox: str, record: Record, packets: int, began_ns: int
     ) -> Attribution | None:
-        """Return which processes sent a flow's packets since the previous call for the same flow.
+        """Return the processes that sent a flow's packets since the previous call for this flow.
 
-        ``record`` identifies the flow. ``packets`` is the number of these packets, as the kernel
-        counted them. ``began_ns`` is the time at which the reading of this count began (ns since
-        the epoch, UTC): later packets are left for the next call. Return None if the attribution
-        method ``capture`` is not in use, or if it saw no sender.
+        ``record`` identifies the flow. ``packets`` is the kernel's packet count. The reading of
+        this count began at ``began_ns`` (ns since the epoch). Return None if BPF programs saw no
+        sender.
         """
         if self._capture is None or sandbox not in self._sandboxes:
             return None
+        # Packets after ``began_ns`` are left for the next call.
         found = self._capture.since_last(sandbox, record, packets, began_ns)
         return None if found is None else self._with_names(record, found)
 
@@ -230,8 +224,8 @@ class FallbackChain:
     def user_attribution(self, record: Record) -> Attribution:
         """Return an attribution to the user in ``record``, for a flow without a known process.
 
-        If ``record`` has no user, the result has the attribution method ``none``. It also has this
-        method if no sandbox process sent the packet of ``record``, for example a forwarded packet.
+        The attribution has the method ``none`` if ``record`` has no user, or if no process of the
+        sandbox sent its packet.
         """
         return self._with_names(record, _user_attribution(record, _NOT_SEEN))
 
@@ -372,11 +366,10 @@ class FallbackChain:
         return results
 
     async def _run_in_thread(self, work: Callable[[float], None], deadline: float) -> None:
-        """Run the blocking function ``work`` in a thread; wait until it ends or until the deadline.
+        """Run ``work`` in a thread; wait until it ends or until the deadline.
 
-        ``deadline`` is a time on the event loop's clock. The argument of ``work`` is the same time
-        on the clock of time.monotonic. If the thread of an earlier call still runs, ``work`` is not
-        run.
+        ``deadline`` is on the event loop's clock; ``work`` gets it on the clock of time.monotonic.
+        While the thread of an earlier call runs, ``work`` is skipped.
         """
         left = deadline - asyncio.get_running_loop().time()
         if left > 0 and (self._busy is None or self._busy.done()):
@@ -426,9 +419,8 @@ async def _is_event_pending(
 def limit_to_one_packet(known: Attribution) -> Attribution:
     """Weaken the attribution of one packet, to use it for a whole group of packets.
 
-    ``known`` is the attribution of one packet in the group. The senders of the other packets are
-    unknown. So the result names the process of ``known`` only as a possible sender, with low
-    confidence. If ``known`` has no process, it is returned unchanged.
+    The result names the process of ``known`` only as a possible sender, with low confidence.
+    Without a process, ``known`` is returned unchanged.
     """
     if known.process is None:
         return known

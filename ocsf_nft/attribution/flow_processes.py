@@ -1,8 +1,7 @@
 """Processes that sent the packets of each flow, for events that report many packets at once.
 
-BPF programs capture system calls that send packets, or packets that the kernel refused. Each is
-captured with its process. This module uses the name call for both, and counts the calls of each
-process.
+BPF programs report a process's calls: system calls that send packets, or packets that the kernel
+refused.
 """
 
 from __future__ import annotations
@@ -43,16 +42,13 @@ class _Latest(NamedTuple):
 
 
 class FlowCallers(NamedTuple):
-    """Processes that sent a flow's packets between two readings of the kernel's counters.
+    """Processes that sent a flow's packets between two readings of the kernel's counters."""
 
-    ``calls`` has an entry for each of at most 32 processes: its latest call, and the number of its
-    calls. Each call is a captured system call or refused packet. ``unnamed`` is the minimum number
-    of further processes that sent packets. ``is_mixed`` is true if the numbers of calls are
-    uncertain. For example, another event may report some of the same packets.
-    """
-
+    #: For each of at most 32 processes: its latest call, and the number of its calls.
     calls: tuple[tuple[Call, int], ...] = ()
+    #: Minimum number of further processes that sent packets.
     unnamed: int = 0
+    #: True if the numbers of calls are uncertain: another event may report some of the packets.
     is_mixed: bool = False
 
 
@@ -142,9 +138,7 @@ class FlowProcesses:
         """Remove and return the processes that sent a flow's packets before a counter reading.
 
         The kernel's packet counters were read between ``began_ns`` and ``ended_ns``
-        (CLOCK_BOOTTIME). The result has the senders of packets until ``began_ns``. Later packets
-        stay stored for the next result. The next result is marked as uncertain (``is_mixed``) if
-        the counters may already include some of its packets.
+        (CLOCK_BOOTTIME). Packets after ``began_ns`` stay stored for the next result.
         """
         flow = self._flows.pop(target, None)
         if flow is None:
@@ -158,8 +152,8 @@ class FlowProcesses:
     def remove_reported(self, target: FlowTarget, pid: int | None) -> None:
         """Subtract one packet from a flow, because a separate event reports this packet.
 
-        ``pid`` is the process that sent the packet; None if unknown. If the flow has no packet of
-        this process, nothing is subtracted, and the flow's next result is marked as uncertain.
+        ``pid`` is the packet's sender; None if unknown. If the flow has no packet of this sender,
+        its next result is marked as uncertain instead.
         """
         flow = self._flow(target)
         image = next((each for each in flow.latest if each.pid == pid), None)

@@ -1,8 +1,7 @@
-"""Comparison of log records with calls, to find the process that sent a logged packet.
+"""Comparison of log records with reports of BPF programs, to find who sent a logged packet.
 
-A call is an event that the BPF programs report. It is a system call by which a process sends or
-connects, or a packet that the kernel refused. Each call and each log record gets a
-:class:`PacketKey`, and these keys are compared.
+Each report is a :class:`Call`: a system call that sends or connects, or a packet that the kernel
+refused.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ FRAME_RULES: Final = frozenset({"link"})
 class PacketKey(NamedTuple):
     """Protocol, ports and destination of a packet, to compare a log record with a BPF event.
 
-    ``destination`` is the address in 4 bytes (IPv4) or 16 bytes (IPv6), or empty. A missing port is
-    0. For a link-layer frame, ``protocol`` is None, ``destination`` is empty, and both ports are 0.
+    A missing port is 0.
     """
 
+    #: None for a link-layer frame.
     protocol: int | None
     source_port: int = 0
+    #: Address in 4 bytes (IPv4) or 16 bytes (IPv6), or empty.
     destination: bytes = b""
     destination_port: int = 0
 
@@ -54,36 +54,33 @@ class LoggedRecord(NamedTuple):
 
 
 class Match(NamedTuple):
-    """Captured calls that may belong to the packet of one log record.
+    """Possible senders of a logged packet, found among the reports of BPF programs.
 
-    BPF programs capture a call with its process. A call is a system call that sends or connects, or
-    the refusal of a packet. ``calls`` has the latest call of each process. If ``is_sender`` is
-    true, one of these processes certainly sent the packet.
+    Each report (:class:`Call`) is a system call that sends or connects, or a refused packet.
     """
 
+    #: Latest call of each process.
     calls: tuple[Call, ...]
+    #: True if one of these processes certainly sent the packet.
     is_sender: bool
 
 
 def make_match(calls: Iterable[Call], *, is_sender: bool) -> Match | None:
-    """Return the possible senders of one packet: a match with the latest call of each process.
+    """Return the possible senders of one packet: the latest of each process's BPF reports.
 
-    ``calls`` are all calls that may have sent the packet, oldest first. ``is_sender`` is true if
-    one of these calls certainly sent the packet. Return None if there is no call, or if more than
-    16 processes made the calls.
+    ``calls`` has the oldest report first. ``is_sender`` is true if one of these processes certainly
+    sent the packet. Return None for no process or more than 16.
     """
     latest = {each.image: each for each in calls}
     return Match(tuple(latest.values()), is_sender) if 0 < len(latest) <= MOST else None
 
 
 def key_of_record(record: Record) -> PacketKey | None:
-    """Return the key to compare a log record with calls; None if the record lacks a value.
+    """Return the key to compare a log record with reports of BPF programs.
 
-    A call is a system call or refused packet that the BPF programs reported. Each record needs the
-    user id, which is missing if no socket sent the packet. The record of an IP packet also needs
-    the protocol. All link-layer frames have the same key, which has no protocol.
+    Return None if the record lacks the user id or, for an IP packet, the protocol.
     """
-    if record.uid is None:
+    if record.uid is None:  # no socket sent the packet
         return None
     if record.rule in FRAME_RULES:
         return FRAME_KEY

@@ -39,33 +39,29 @@ class TooManySocketsError(OcsfNftError):
 
 
 class Socket(NamedTuple):
-    """Socket as listed in a socket table of the kernel.
-
-    An IPv6 address such as ``::ffff:192.0.2.1`` appears as the IPv4 address ``192.0.2.1``. For a
-    raw socket, ``local_port`` is the IP protocol. For a ping socket, ``local_port`` is the ICMP id.
-    A packet socket has empty addresses, and 0 as ports. ``inode`` is 0 if no process has the
-    socket. ``is_only_ipv6`` is None if the table does not show this property.
-    """
+    """Socket as listed in a socket table of the kernel."""
 
     family: int
     protocol: int
+    #: ``::ffff:192.0.2.1`` appears as the IPv4 address 192.0.2.1; empty for a packet socket.
     local: str
+    #: The IP protocol for a raw socket, the ICMP id for a ping socket, 0 for a packet socket.
     local_port: int
     remote: str
     remote_port: int
     state: int
+    #: 0 if no process has the socket.
     inode: int
     uid: int
+    #: None if the table does not show this property.
     is_only_ipv6: bool | None = None
 
 
 class ProcNetFiles:
-    """Reader of one network namespace's socket tables in /proc/net.
+    """Reader of one network namespace's socket tables in /proc/net; for one thread at a time.
 
-    Only one thread may use a reader at a time. Each lookup has a deadline, ``deadline_ns``, which
-    is a time of :func:`time.monotonic_ns`. A lookup raises TooManySocketsError if there are too
-    many sockets, or if it does not end before the deadline. It raises OSError if a table can't be
-    read, and the errors of :meth:`Namespace.call`.
+    Each ``deadline_ns`` is a time of :func:`time.monotonic_ns`. A lookup raises TooManySocketsError
+    (also if it lasts past the deadline), OSError, AbsentError, UnsupportedError.
     """
 
     def __init__(self, namespace: Namespace) -> None:

@@ -1,15 +1,6 @@
 """Details of a process, read from /proc.
 
-A process may exit or run another program (exec) during the read. So all files are read through one
-descriptor of the process's /proc directory, which never refers to another process. A detail that
-may be of another program is omitted.
-
-The name and the arguments can be false, because a process can choose its own. A process can't
-falsify its pid, ancestors, users or cgroups. But a process with CAP_CHECKPOINT_RESTORE, even only
-in its own user namespace, can falsify the path of its program.
-
-For a program file in a container, the path is that in the container's mount namespace, not on the
-host.
+A process can falsify its name and arguments, but not its pid, ancestors, users and cgroups.
 """
 
 from __future__ import annotations
@@ -39,6 +30,8 @@ _NAMES: Final = UserNames()
 
 
 class _Program(NamedTuple):
+    #: Path in the process's mount namespace. With CAP_CHECKPOINT_RESTORE, even only in
+    #: its own user namespace, a process can falsify the path.
     path: str
     is_deleted: bool | None
 
@@ -61,22 +54,17 @@ def read(
     started_ns: int | None = None,
     hashes: ProgramHashes | None = None,
 ) -> Process | None:
-    """Return the details of the process with the id ``pid``; None if they can't be read.
+    """Return the details of the process with this id or thread id; None if they can't be read.
 
-    If ``pid`` is the id of a thread, the result is the thread's process. But ``uid``, ``gid`` and
-    ``working_directory`` are then those of the thread.
-
-    The kernel may give the id of an exited process to a new process. To get None instead of the
-    new process, pass ``started_ns`` or ``started_by_ns``. ``started_ns`` is the exact start of the
-    expected process. ``started_by_ns`` is a time at which the expected process already existed.
-    Both are CLOCK_BOOTTIME, compared with a precision of 10 ms.
-
-    Call this function in a separate thread, because it may block without a time limit. For example,
-    a process can delay the read of its arguments (userfaultfd).
+    To exclude later processes with the same id, pass the exact start (``started_ns``) or the latest
+    possible start (``started_by_ns``), of CLOCK_BOOTTIME. May block without a time limit.
     """
     try:
+        # The process may exit or run another program meanwhile. This descriptor never refers to
+        # another process.
         with proc.opened(f"/proc/{pid}") as directory:
             stat = proc.stat(directory)
+            # The precision of both comparisons is a clock tick, 10 ms.
             if started_by_ns is not None and stat.started_ns > started_by_ns:
                 return None
             if started_ns is not None and stat.start != started_ns // proc.TICK_NS:
@@ -92,6 +80,7 @@ def _details(directory: int, pid: int, stat: proc.Stat, hashes: ProgramHashes | 
     if group == pid:
         return _process(pid, seen, ancestors=_ancestors(directory, seen))
     with proc.opened(f"/proc/{group}") as leader:
+        # The user, the group and the working directory stay those of the thread.
         seen = _with_leader(seen, directory, leader)
         return _process(group, seen, tid=pid, ancestors=_ancestors(leader, seen))
 
@@ -139,16 +128,15 @@ def _ancestors(directory: int, seen: _Observation) -> tuple[Process, ...]:
 def _parent(
     child: int, born: proc.Stat, opened: contextlib.ExitStack
 ) -> tuple[int, _Observation] | None:
-    """Open the /proc directory of a process's parent; return descriptor and details of the parent.
+    """Open the /proc directory of a process's parent; return its descriptor and details.
 
-    ``child`` is the descriptor of the process's own /proc directory, and ``born`` the content of
-    ``stat`` there. ``opened`` closes the parent's descriptor. Return None if the parent has exited
-    or may not be read. Also return None if the parent's pid may now be that of another process.
-    This is so if the child has a new parent, or if the parent is younger than the child.
+    ``child`` and ``born`` are the process's own /proc directory and ``stat``. ``opened`` closes the
+    descriptor. Return None if the parent has exited or can't be read.
     """
     with contextlib.suppress(OSError, ValueError):  # exited, or this process may not read it
         directory = opened.enter_context(proc.opened(f"/proc/{born.parent}"))
         seen = _observe(directory, proc.stat(directory), is_ancestor=True)
+        # If this is false, the parent's number may be that of another process.
         # The kernel gives an orphan its new parent before it frees the old parent's number.
         if seen.stat.start <= born.start and proc.stat(child).parent == born.parent:
             return directory, seen
@@ -173,9 +161,8 @@ def _observe(
 def _with_leader(seen: _Observation, thread: int, leader: int) -> _Observation:
     """Return a thread's details, but with the name and the /proc/PID/stat of the thread's process.
 
-    ``seen`` has the thread's details. ``thread`` and ``leader`` are descriptors of the /proc
-    directories of the thread and of its process (the thread group leader). Raises OSError if the
-    thread has ended.
+    ``thread`` and ``leader`` are descriptors of the thread's and the process's /proc directories.
+    Raises OSError if the thread has ended.
     """
     stat = proc.stat(leader)
     # While the thread exists, no other process gets the pid, and no exec has ended the thread. So
@@ -198,12 +185,13 @@ def _read_once(
 ) -> tuple[_Observation, bool]:
     """Return the details of a process, and True if it ran the same program during the whole read.
 
-    If it ran another program (exec), details that may be of the wrong program are omitted, such as
-    the arguments. ``before`` is the process's ``stat`` before the read.
+    Otherwise, details that may be of the wrong program are None. ``before`` is the process's
+    ``stat`` before the read.
     """
     status = proc.status(directory)
     with _open_program(directory) as executed:
-        # No arguments of ancestors: they may hold secrets, and reading them may block.
+        # No arguments of ancestors: they may hold secrets, and reading them may block, because a
+        # process can delay it (userfaultfd).
         arguments = None if is_ancestor else proc.arguments(directory)
         working_directory = None if is_ancestor else proc.link("cwd", directory)
         cgroups = "" if is_ancestor else _cgroups(directory)

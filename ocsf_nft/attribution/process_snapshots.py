@@ -1,7 +1,7 @@
 """Store of the process details that the BPF programs report, such as path and command line.
 
-The details of an exited process stay until the store is full. They never belong to a later process
-with the same pid, because the kernel read them while the process ran.
+The kernel reads them while the process runs, so they never belong to a later process with the same
+pid.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class ProcessSnapshots:
         self._names = names
         #: Read once, so that the start time of a process is the same in all events.
         self._booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
+        #: Also the details of exited processes, until the store is full.
         self._known: OrderedDict[ProcessImage, ProcessSnapshot] = OrderedDict()
         #: Results since the last new snapshot.
         self._made: OrderedDict[_Caller, Process] = OrderedDict()
@@ -191,17 +192,16 @@ def _placement(cgroup: tuple[bytes, ...]) -> Placement:
 
 
 def _path(names: Sequence[bytes]) -> str | None:
-    """Return the path that consists of ``names``, for example ``/usr/bin/curl``.
+    """Return the path that consists of ``names``, last part first; None if it is incomplete.
 
-    ``names`` begins with the last part of the path: ``curl``, ``bin``, ``usr``, ``/``. Without
-    ``/`` at the end, the path is incomplete, and the result is None. The single name ``memfd:NAME``
-    (a program that exists only in memory) is returned unchanged.
+    For example, ``curl``, ``bin``, ``/`` become ``/bin/curl``. The single name ``memfd:NAME`` (a
+    program in memory) is returned unchanged.
     """
     if names and names[-1] == _ROOT:
         return _text(_ROOT + _ROOT.join(reversed(names[:-1])))
     if len(names) == 1 and names[0].startswith(_IN_MEMORY):
         return _text(names[0])
-    return None
+    return None  # it does not begin at the root
 
 
 def _command(arguments: bytes) -> str | None:

@@ -1,7 +1,6 @@
-"""SHA-256 of the programs that processes run.
+"""SHA-256 of the programs that processes run, computed from the executed files.
 
-The hash is of the executed file. It does not cover the memory, into which a process can map other
-code. A read can take long on a slow file system, so compute hashes in a thread that may block.
+The hash does not cover the memory, into which a process can map other code.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ class _Key(NamedTuple):
 class ProgramHashes:
     """Cache of the SHA-256 of executed files; a cached file is read again only if it has changed.
 
-    The cache has at most ``most_entries`` files. Files larger than ``most_bytes`` have no hash. At
-    most ``most_bytes_a_minute`` are read in a minute. A file beyond this limit has no hash until
-    the next minute. Threads may share an instance.
+    Files over ``most_bytes`` get no hash. Files beyond ``most_bytes_a_minute`` get none until the
+    next minute. Threads may share an instance.
     """
 
     def __init__(
@@ -61,9 +59,8 @@ class ProgramHashes:
     def sha256(self, program: int) -> str | None:
         """Return the hash of an executed file as hexadecimal text, or None.
 
-        ``program`` is a descriptor of the file; it may be opened with O_PATH. The result is None if
-        the file is too large, on FUSE, unreadable, not regular, or changed during the read. It is
-        also None if the read would exceed the limit ``most_bytes_a_minute``.
+        ``program`` is a descriptor; O_PATH is enough. The result is None if the file is over a size
+        limit, on FUSE, unreadable, not regular, or changed during the read. May block.
         """
         status = os.fstat(program)
         key = _key(status)
@@ -86,6 +83,7 @@ class ProgramHashes:
             # A FUSE server may show the kernel and this process different content.
             if _file_system(descriptor) == _FUSE_SUPER_MAGIC or not self._may_read(key.size):
                 return None
+            # A slow file system may delay this, so the caller uses a thread that may block.
             digest = _digest(descriptor, key.size)
             status = os.fstat(descriptor)
             if digest is None or _key(status) != key:

@@ -1,9 +1,7 @@
-"""Search for the process that sent a logged packet, with the help of a BPF program.
+"""Search for the processes that sent logged packets, in a BPF program's reports.
 
-The BPF program reports refused packets with their senders. The program reports each packet after
-the kernel has logged the packet. So for each log record, this module finds a later report of a
-packet with the same bytes. Each report is used for only one log record. In a flood, the kernel logs
-only some of the packets, so many reports have no log record.
+The BPF program reports each refused packet after the kernel has logged it. In a flood, many reports
+have no log record.
 """
 
 from __future__ import annotations
@@ -48,38 +46,33 @@ class _Key(NamedTuple):
     is_syn: bool = False
 
 
-#: Key of packets that may be any packet of a user.
+#: Key of packets that may be any packet of a user, for example because the header is unreadable.
 _ANY: Final = PacketKey(-1)
 
 
 class _Query(NamedTuple):
-    """Search for the packet of a log record among the packets that the BPF program reported.
-
-    The kernel did not log the record before ``since_ns``. ``stamp_ns`` is the record's timestamp,
-    which may be inexact. ``sum`` is the checksum of the packet's bytes in the record; None if the
-    record has no bytes.
-    """
+    """Search for the packet of a log record among the packets that the BPF program reported."""
 
     key: _Key
+    #: Checksum of the packet's bytes in the record; None if the record has no bytes.
     sum: int | None
+    #: Earliest possible time of the record.
     since_ns: int
+    #: Timestamp of the record, which may be inexact.
     stamp_ns: int
 
     @property
     def keys(self) -> tuple[_Key, _Key]:
         """Return the two keys under which a report of the packet may be stored.
 
-        The first key has only the user id. It is for reports that may be about any packet of this
-        user, for example because the packet's header could not be read. The second key also has the
-        packet's protocol, ports and destination.
+        The first key is for reports that may be about any packet of the user.
         """
         return _Key(self.key.owner, _ANY), self.key
 
     def may_match(self, packet: Call) -> bool:
         """Return True if a reported packet may be the packet of the log record.
 
-        The packet must not be older than ``self.since_ns``, the earliest possible time of the log
-        record. The packet's bytes must be the same as in the record, or unknown.
+        The report must not be older than ``since_ns``. The bytes must be the same, or unknown.
         """
         is_alike = self.sum is None or packet.sum in {0, self.sum}
         return is_alike and packet.time_ns >= self.since_ns
@@ -87,9 +80,8 @@ class _Query(NamedTuple):
     def is_likely(self, packet: Call) -> bool:
         """Return True if a reported packet is probably the packet of the log record.
 
-        The time and the bytes must fit, as in :meth:`may_match`. If the report or the log record
-        lacks the bytes, the time must also fit the record's timestamp. The BPF program must then
-        have reported the packet after the timestamp, or at most half a second before it.
+        It must pass :meth:`may_match`. If the bytes are unknown, the report must also fit the
+        record's timestamp.
         """
         has_bytes = self.sum is not None and packet.sum != 0
         is_soon = packet.time_ns >= self.stamp_ns - _SOON_NS

@@ -1,18 +1,7 @@
 """Match of log records to the system calls that may have sent the logged packets.
 
-This match is used in namespaces where the kernel reports no refused packets to BPF programs. Either
-the kernel lacks the support, or the fence is permissive (it refuses nothing).
-
-A record matches a call with the same protocol, ports and destination, if the time fits too. NFLOG
-gives no time for an outbound packet. So two facts limit the time at which the packet was sent:
-
-- Records come in the order of their packets.
-- A packet is sent after its call, and before its socket is closed.
-
-The sender is certain only for the first packet of a TCP connection. For other packets, the capture
-may have missed the call that sent the packet. The BPF programs do not see when a connected socket
-sends, nor the later parts of a corked datagram. A socket may also give up its port and stay open
-(``connect`` to AF_UNSPEC). Then another socket may send from this port.
+It is used where the kernel reports no refused packets to BPF programs, for example because the
+fence is permissive (refuses nothing).
 """
 
 from __future__ import annotations
@@ -120,23 +109,24 @@ class SendCalls:
     def note_dropped(self, now_ns: int) -> None:
         """Mark the senders of packets until about ten seconds after ``now_ns`` as uncertain.
 
-        Call this if the capture has dropped system calls. The kernel may send packets of a dropped
-        call up to ten seconds after the call, for example as TCP retransmissions.
+        Call this if the BPF programs' reports of some system calls were dropped.
         """
+        # The kernel may send packets of a dropped call later, for example as TCP retransmissions.
         self._evicted_ns = max(self._evicted_ns, now_ns + _SILENCE_NS + _LATEST_NS)
 
     def matches(self, logged: Sequence[LoggedRecord]) -> Iterator[Match | None]:
-        """Yield, for each log record, the system calls that may have sent the record's packet.
+        """Yield for each log record the system calls that may have sent its packet, or None.
 
-        Before that, :meth:`add` must have stored all system calls until now. Yield None if no
-        stored system call fits, or if system calls of too many processes fit. The records must be
-        in the kernel's order, and newer than all records that were matched before.
+        Store all system calls with :meth:`add` first. The records must be in the kernel's order,
+        and newer than all records of earlier calls.
         """
         time_ranges = self._time_ranges(logged)
         for each, time_range in zip(logged, time_ranges, strict=True):
             yield self._match(each.record, time_range)
 
     def _time_ranges(self, logged: Sequence[LoggedRecord]) -> list[_TimeRange]:
+        # NFLOG gives no time for an outbound packet. But records come in the order of their
+        # packets, and a packet is sent after its call, and before its socket is closed.
         since = []
         #: For each record: calls, one of which certainly sent the packet; empty if uncertain.
         found: list[Sequence[_StoredCall]] = []
@@ -180,6 +170,9 @@ class SendCalls:
         # With too many similar calls, the packet may be of one that is not checked.
         if key is None or len(self._by_key.get(key, ())) >= _MOST_ALIKE:
             return False
+        # The BPF programs do not see when a connected socket sends, nor the later parts of a corked
+        # datagram. Or a socket gives up its port and stays open (``connect`` to AF_UNSPEC), and
+        # another socket sends from this port.
         is_first = record.protocol == _TCP and (record.tcp_flags or 0) & (_SYN | _ACK) == _SYN
         return is_first and since_ns >= self._evicted_ns and _REROUTING.isdisjoint(record.details)
 
@@ -208,9 +201,8 @@ def _remove(table: dict[_T, list[_StoredCall]], key: _T, stored: _StoredCall) ->
 def _latest_times(found: Sequence[Sequence[_StoredCall]], read: Sequence[int]) -> list[int]:
     """Return the latest possible sending time of each record's packet, in ns of CLOCK_BOOTTIME.
 
-    The records are in the order of their packets. ``read`` has the time at which each record was
-    read. ``found`` has, for each record, all system calls that may have sent its packet. An entry
-    of ``found`` is empty if some of these calls may be unknown.
+    For each record, in packet order, ``found`` has all possible system calls, or none if some are
+    unknown. ``read`` has the time at which the record was read.
     """
     latest, times = _FOREVER, []
     for calls, read_ns in zip(reversed(found), reversed(read), strict=True):

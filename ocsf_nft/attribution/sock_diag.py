@@ -1,12 +1,7 @@
 """Lookup of the sockets that may have sent a packet, by netlink (``sock_diag``).
 
-Netlink lists the TCP, UDP and UDP-Lite sockets of one network namespace (``net/ipv4/inet_diag.c``,
-``tcp_diag.c``, ``udp_diag.c``). The kernel returns only sockets with the packet's port, so other
-sockets are never transferred. Raw, ping and packet sockets are read from /proc/net
-(:mod:`proc_net_sockets`). If the kernel has no ``sock_diag``, all sockets are read from /proc/net.
-
-A socket without a port is not found. After a reset, the socket of a refused TCP connection keeps
-its port only if the process itself chose the port with bind (``tcp_done``).
+Raw, ping and packet sockets are read from /proc/net instead, and so are all sockets if the kernel
+lacks ``sock_diag``. A socket without a port is not found.
 """
 
 from __future__ import annotations
@@ -106,14 +101,9 @@ class SocketTables:
     ) -> tuple[Socket, ...]:
         """Return the TCP sockets that have, or had, the connection from ``local`` to ``remote``.
 
-        ``local`` and ``remote`` are pairs of address and port. After a refused connection, the
-        socket is found only if its process chose the local port itself. The remote port of this
-        socket may be 0 in the result. ``device`` is the network device through which the packet was
-        sent; None if unknown. Without ``device``, a socket that is bound to a device may not be
-        found.
-
-        Raises TooManySocketsError if too many sockets have the local port, or if the lookup lasts
-        past ``deadline_ns`` (time.monotonic_ns). Raises OSError if the tables can't be read.
+        Both are pairs of address and port. Without the packet's network ``device``, sockets that
+        are bound to a device may be missing. Raises TooManySocketsError (also past ``deadline_ns``,
+        a time.monotonic_ns), OSError.
         """
         expected = (local[1], remote[0], remote[1])
         try:
@@ -124,7 +114,8 @@ class SocketTables:
             sockets = tuple(dump)
         except FileNotFoundError:
             sockets = self.files.by_port(socket.IPPROTO_TCP, version, local[1], deadline_ns)
-        # After a refused connection, the kernel may clear the remote port (tcp_disconnect).
+        # After a refused connection, a socket keeps its port only if its process chose the port
+        # with bind (tcp_done). The kernel may clear the remote port (tcp_disconnect).
         return tuple(
             found
             for found in sockets
@@ -136,14 +127,15 @@ class SocketTables:
     ) -> tuple[Socket, ...]:
         """Return all sockets with the local port ``port`` that can send packets of an IP version.
 
-        ``protocol`` is the IP protocol number of UDP or UDP-Lite. Addresses are not compared: a
-        process can choose both addresses of each packet (``sendto``, ``IP_PKTINFO``). Raises
-        TooManySocketsError and OSError in the same cases as :meth:`tcp`.
+        ``protocol`` is the number of UDP or UDP-Lite. Raises TooManySocketsError (also past
+        ``deadline_ns``, a time.monotonic_ns), OSError.
         """
         try:
             sockets = tuple(self._dump(protocol, version, port, _ALL_STATES, deadline_ns))
         except FileNotFoundError:
             sockets = self.files.by_port(protocol, version, port, deadline_ns)
+        # Addresses are not compared: a process can choose both for each packet (``sendto``,
+        # ``IP_PKTINFO``).
         # IPV6_V6ONLY can't change once the socket has a port (do_ipv6_setsockopt).
         return tuple(found for found in sockets if version == 6 or not found.is_only_ipv6)
 
@@ -180,6 +172,8 @@ class SocketTables:
     ) -> Iterator[Socket]:
         # An IPv6 socket can also send to IPv4 addresses, but not the other way round.
         families = (socket.AF_INET6,) if version == 6 else (socket.AF_INET, socket.AF_INET6)
+        # The kernel returns only sockets with this port (``net/ipv4/inet_diag.c``, ``tcp_diag.c``,
+        # ``udp_diag.c``).
         identity = _IDENTITY.pack(port, 0, b"", b"")
         number = 0
         for family in families:

@@ -1,12 +1,6 @@
 """Listener for closed sockets, to check if the socket that sent a packet still has its port.
 
-When the kernel frees a TCP or UDP socket, it sends the socket's port to listeners
-(``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``). If no socket with a packet's port was
-closed since the packet was sent, the sending socket still has the port. Listening needs no
-privilege.
-
-The kernel sends no notification for UDP-Lite, raw, ping and packet sockets. It also sends none if a
-socket gives up its port and stays open (``connect`` to AF_UNSPEC).
+The sending socket still has the port if no socket with this port was closed since the packet.
 """
 
 from __future__ import annotations
@@ -40,7 +34,7 @@ _RECEIVE_BYTES: Final = 4096
 _MOST: Final = 512
 _PACE_SECONDS: Final = 0.02
 
-#: The protocols with notifications.
+#: The protocols with notifications; UDP-Lite, raw, ping and packet sockets have none.
 WATCHED_PROTOCOLS: Final = frozenset({socket.IPPROTO_TCP, socket.IPPROTO_UDP})
 
 
@@ -84,12 +78,10 @@ class ClosedSockets:
             self._socket.close()
 
     def doubt(self, protocol: int, port: int, since_ns: int, *, slack_ns: int = 0) -> str | None:
-        """Return a sentence that explains why the socket that sent a packet may be closed now.
+        """Return the reason why the socket that sent a packet may be closed; None if it is open.
 
-        The kernel sends a notification of each closed socket. Return None if all notifications
-        since the packet was sent were received, and none is about this ``port``. The packet was
-        sent at ``since_ns``, or up to ``slack_ns`` earlier. ``protocol`` is one of
-        :data:`WATCHED_PROTOCOLS`.
+        The packet was sent from ``port`` at ``since_ns``, or up to ``slack_ns`` earlier.
+        ``protocol`` is one of :data:`WATCHED_PROTOCOLS`.
         """
         with self._lock:
             is_all = self._drain()
@@ -102,6 +94,7 @@ class ClosedSockets:
             return "a socket that had the packet's port was closed"
         if not is_all or (dropped_ns is not None and dropped_ns >= since_ns):
             return "the sandbox closes so many sockets that not each is reported"
+        # Not detected: a socket gives up its port and stays open (``connect`` to AF_UNSPEC).
         return None
 
     def _listen(self) -> None:
@@ -148,6 +141,8 @@ def _now_ns() -> int:
 
 
 def _subscribe() -> socket.socket:
+    # When the kernel frees a socket, it sends the port to listeners, which need no privilege
+    # (``sock_diag_broadcast_destroy`` in ``net/core/sock_diag.c``).
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
     try:
         try:

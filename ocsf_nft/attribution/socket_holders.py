@@ -1,15 +1,6 @@
 """Search for the processes that have a socket open, and for reasons to doubt that they used it.
 
-The process that has a socket now may not be the one that sent a packet with it before. For example,
-its parent or its child sent the packet and ended. Or another process passed the socket to it
-(``SCM_RIGHTS``). If such cases are possible, :attr:`Holder.doubt` describes one of them.
-
-Two cases are not detected. In the first case, a child sent the packet, closed the socket, and is
-still alive. In the second case, a process that may trace the socket's holder copied the socket
-(``pidfd_getfd``) and sent the packet.
-
-The search does not find sockets that are registered with io_uring, or in transit through a Unix
-socket.
+For example, a parent or child that has ended may have sent the packet with the same socket.
 """
 
 from __future__ import annotations
@@ -44,30 +35,28 @@ _PERMITTED: Final = re.compile(rb"^CapPrm:\t([0-9a-f]+)$", re.MULTILINE)
 
 
 class Holder(NamedTuple):
-    """Process that has one or more of the searched sockets open.
-
-    ``started_ns`` is the process's start (CLOCK_BOOTTIME), rounded down to a clock tick. ``inodes``
-    are the searched sockets that it has. ``doubt`` is a reason why another process may have used
-    these sockets; None if there is no such reason.
-    """
+    """Process that has one or more of the searched sockets open."""
 
     pid: int
+    #: Start of the process (CLOCK_BOOTTIME), rounded down to a clock tick.
     started_ns: int
+    #: The searched sockets that it has.
     inodes: frozenset[int]
+    #: Reason why another process may have used these sockets; None if there is no such reason.
     doubt: str | None
 
 
 class Scan(NamedTuple):
     """Result of a search for the processes (holders) in which certain sockets are open.
 
-    ``missed`` is the reason why the search is incomplete, for example too little time. ``unseen``
-    is the reason why some processes of the host can't be checked. Either ocsf-nft lacks the
-    permission, or it is not in the host's pid namespace. Without such a reason, the value is None.
-    With a reason, ``holders`` may lack a process.
+    If ``missed`` or ``unseen`` is not None, ``holders`` may lack a process.
     """
 
     holders: tuple[Holder, ...]
+    #: Reason why the search is incomplete, for example too little time.
     missed: str | None
+    #: Reason why some processes of the host can't be checked: ocsf-nft lacks the permission, or it
+    #: is not in the host's pid namespace.
     unseen: str | None
 
 
@@ -116,7 +105,7 @@ class _Search:
                     self._search_process(pid, is_inside=True)
                 else:
                     others.append(pid)
-            for pid in others:  # a socket may have been passed to them
+            for pid in others:  # a socket may have been passed to them (``SCM_RIGHTS``)
                 self._search_process(pid, is_inside=False)
         except TimeoutError:
             self._miss("there was no time to check all processes")
@@ -215,11 +204,10 @@ class _Search:
     def _search_table(self, directory: int, owner: str, found: _Found) -> bool:
         """Search one descriptor table for the sockets of ``_inodes``; add them to ``found``.
 
-        ``directory`` is a descriptor of /proc/PID. ``owner`` is a path that :meth:`_tables` yields:
-        ``.`` or ``task/TID``. Return True if the search was complete, even if it found no socket.
-        Return False if a descriptor was closed during the search, or if the table was empty. A
-        process that ends has an empty table. In both cases, ``found`` may lack a socket.
+        ``directory`` is a descriptor of /proc/PID, and ``owner`` a path that :meth:`_tables`
+        yields. Return False if the search may have missed a socket.
         """
+        # Not found: sockets that are registered with io_uring, or in transit through a Unix socket.
         seen = closed = 0
         try:
             table = proc.directory(f"{owner}/fdinfo", directory)
@@ -243,6 +231,7 @@ class _Search:
                         found.inodes.add(descriptor.inode)
         finally:
             os.close(table)
+        # A process that ends has an empty table.
         return seen > 0 and closed == 0
 
     def _holder(self, pid: int, found: _Found) -> Holder:
@@ -273,6 +262,8 @@ class _Search:
             return "its user can make packets that seem to come from it"
         if self._has_unix_socket(directory, pid):
             return "it has a Unix socket, so it may have received this socket"
+        # Not detected: a child sent the packet, closed the socket, and is still alive. Or a process
+        # that may trace this one copied the socket (``pidfd_getfd``) and sent the packet.
         return None
 
     def _has_unix_socket(self, directory: int, pid: int) -> bool:

@@ -1,19 +1,6 @@
 """Attribution method ``socket``: search for the process that has the socket of a refused packet.
 
-The search begins after the packet was sent. A process is named as the sender if all of this is
-true:
-
-- No socket with the packet's port was closed since the packet was sent.
-- Only this process has the sockets with this port, and it opened them.
-- Every process that can have these sockets was checked.
-
-If the first condition is true but another is false, each process with such a socket is a possible
-sender. In other cases the sender is unknown. This includes most TCP packets, because the socket of
-a refused connection has no port when the search begins.
-
-Raw, ping, packet and UDP-Lite sockets are an exception, because the kernel sends no notification
-when they are closed. For their packets, all processes in which a matching socket is still open are
-possible senders.
+The search begins after the packet was sent, so the sender is often unknown or only a possible one.
 """
 
 from __future__ import annotations
@@ -67,16 +54,14 @@ class _PortWatch(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Sockets of the packet's user that may have sent the packet.
-
-    ``description`` is a name for them in messages, for example "ping or raw socket of the packet's
-    user". ``watch`` detects when a socket with the packet's port is closed; None if that can't be
-    detected. ``has_others`` is true if a socket of another user has the packet's port too.
-    """
+    """Sockets of the packet's user that may have sent the packet."""
 
     sockets: tuple[Socket, ...]
+    #: Name in messages, for example "ping or raw socket of the packet's user".
     description: str
+    #: Detects when a socket with the packet's port is closed; None if that can't be detected.
     watch: _PortWatch | None = None
+    #: True if a socket of another user has the packet's port too.
     has_others: bool = False
 
 
@@ -92,6 +77,7 @@ class SocketLookup:
         self._hashes = hashes
         self._closed: ClosedSockets | None = None
         self._since_ns = 0
+        #: Several threads may call :meth:`attribution`.
         self._lock = threading.Lock()
         self._opened = contextlib.ExitStack()
         self._is_open = False
@@ -123,10 +109,8 @@ class SocketLookup:
     def attribution(self, record: Record) -> Attribution | str:
         """Return the process that sent the packet of a log record, or several possible senders.
 
-        If no process can be named, return a text with the reason, such as "the sandbox's sockets
-        are no longer watched". A call normally takes at most a tenth of a second. There is no hard
-        limit: the call reads the senders' details in /proc, and a hostile sender can delay this.
-        Several threads may call this method.
+        Return a text with the reason if no process can be named. A call normally takes at most
+        0.1 s, but a hostile sender can delay the result.
         """
         reason = _reason_against_lookup(record)
         if reason is not None:
@@ -149,6 +133,7 @@ class SocketLookup:
             if not self._is_open:  # descriptors may be of another namespace by now
                 return "the sandbox's sockets are no longer watched"
             found = self._candidates(record, deadline_ns)
+        # This is so for most TCP packets: the socket of a refused connection has no port any more.
         if not found.sockets:
             return f"the sandbox no longer has a {found.description}"
         inodes = {sock.inode for sock in found.sockets} - {0}
@@ -163,6 +148,8 @@ class SocketLookup:
         if not holders:
             return _reason_without_holder(found, scan)
         result = self._attribution(found, scan, holders)
+        # The kernel sends no notification when a raw, ping, packet or UDP-Lite socket is closed, so
+        # the result has only possible senders.
         if found.watch is None:
             return result
         elapsed = (time.monotonic_ns() - read_ns) / 1e9
@@ -228,6 +215,7 @@ class SocketLookup:
             # ``connect`` to AF_UNSPEC or as a child with an inherited socket. Then this process may
             # have taken the port.
             return Attribution(method="socket", confidence="medium", reason=reason, process=process)
+        # Otherwise, each process with such a socket is a possible sender.
         seen = tuple(
             Seen(process=self._process(holder) or Process(pid=holder.pid))
             for holder in holders[:_MOST_SEEN]
@@ -241,7 +229,10 @@ class SocketLookup:
         )
 
     def _is_sender(self, found: _Candidates, scan: Scan, holder: Holder) -> bool:
-        # No other holder started before the packet. The module's docstring has the conditions.
+        # A process is named as the sender only if all of this is true: no socket with the packet's
+        # port was closed since the packet (the caller checks it), only this process has the sockets
+        # with the port, it opened them, and every process that can have them was checked. No other
+        # holder started before the packet.
         return (
             found.watch is not None
             and not found.has_others

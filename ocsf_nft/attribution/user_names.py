@@ -30,8 +30,7 @@ _CACHE_SECONDS: Final = 300.0
 class UserNames:
     """Cached lookup of user and group names, for the ids that /proc shows.
 
-    If this process is not in the initial user namespace, every lookup returns None. In another user
-    namespace, /proc shows ids that differ from the host's ids. ``most`` is the maximum number of
+    Every lookup returns None outside the initial user namespace. ``most`` limits the number of
     cached answers. Threads may share an instance.
     """
 
@@ -39,6 +38,7 @@ class UserNames:
         self._most = most
         self._lock = threading.Lock()
         self._cache: dict[tuple[Kind, int], tuple[float, str | None]] = {}
+        #: In another user namespace, /proc shows ids that differ from the host's ids.
         self._is_initial: bool | None = None
 
     def user(self, uid: int | None) -> str | None:
@@ -52,9 +52,8 @@ class UserNames:
     def cached(self, kind: Kind, number: int) -> tuple[bool, str | None]:
         """Return whether the cache has a valid answer for an id, and the cached name.
 
-        ``number`` is a user or group id. ``(True, None)`` means that the id has no name. ``(False,
-        "root")`` is an answer that is too old, and ``(False, None)`` means that no name is cached.
-        This method never asks the name service.
+        ``(True, None)`` means that the id has no name. ``(False, "root")`` is an answer that is too
+        old. This method never blocks.
         """
         if not self._is_in_initial_namespace():
             return True, None
@@ -65,9 +64,9 @@ class UserNames:
     def mapped_id(self, number: int) -> int | None:
         """Return ``number``, a user or group id from /proc; None if it is only a placeholder.
 
-        The placeholder is 65534 (kernel.overflowuid). /proc shows it for each id that the user
-        namespace of this process does not map. In the initial user namespace, 65534 is a real id.
+        The placeholder 65534 stands for ids that this process's user namespace does not map.
         """
+        # In the initial user namespace, 65534 is a real id.
         return number if number != _UNMAPPED or self._is_in_initial_namespace() else None
 
     def _name(self, kind: Kind, number: int | None, ask: Callable[[int], str]) -> str | None:

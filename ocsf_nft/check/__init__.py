@@ -1,9 +1,7 @@
 """Checks of a host before a fence (the firewall rules around a sandbox or a VM) is installed.
 
-The checks find missing features of the system. They also find other rules of the host that drop
-traffic that the fence accepts. For this, they compare example packets of the traffic with the
-rules. Only some fields of a packet are known, so some findings report "may drop". The checks change
-nothing. Only :func:`remove_leftovers` makes changes.
+They find missing features, and rules that drop or may drop traffic that the fence accepts. Only
+:func:`remove_leftovers` changes the host.
 """
 
 from __future__ import annotations
@@ -57,11 +55,10 @@ def check_scope(
     port: int,
     proxies: tuple[Endpoint, ...] = (),
 ) -> CheckScope:
-    """Return the scope of a check: a namespace, and the VM or sandbox whose traffic is checked.
+    """Return the scope of a check: a VM or a sandbox in a network namespace.
 
-    For a VM, ``device`` is its TAP device or a pattern such as ``vmtap-*``. ``subnets`` are the
-    VM's subnets, and ``port`` is the proxy's port on the VM's gateway. For a sandbox, ``device`` is
-    None, ``proxies`` are its proxies, and ``port`` is not used.
+    For a VM, pass its TAP ``device`` or a pattern, its ``subnets``, and the ``port`` of its
+    gateway's proxy. For a sandbox, pass ``proxies`` and None as ``device``; ``port`` is unused.
     """
     internet: dict[int, Address] = {
         4: ipaddress.IPv4Address(INTERNET[4]),
@@ -114,8 +111,7 @@ def findings(scope: CheckScope) -> Iterator[Finding]:
 def blocking(scope: CheckScope) -> tuple[Finding, ...]:
     """Return only the findings about rules that drop, or may drop, traffic that a fence accepts.
 
-    Such a rule may be part of another fence of ocsf-nft. If the rules can't be read, for example
-    without CAP_NET_ADMIN, the result is one finding that reports this.
+    If the rules can't be read, the result is one finding that reports this.
     """
     try:
         ruleset = read_ruleset.read(scope.namespace)
@@ -124,6 +120,7 @@ def blocking(scope: CheckScope) -> tuple[Finding, ...]:
     return tuple(
         finding
         for finding in blocking_rules.judge(ruleset, scope)
+        # Another fence of ocsf-nft may refuse the traffic too.
         if finding.severity == "blocked" or finding.name == blocking_rules.ACTIVE_FENCE
     )
 
@@ -131,9 +128,8 @@ def blocking(scope: CheckScope) -> tuple[Finding, ...]:
 def remove_leftovers(scope: CheckScope) -> Iterator[tuple[leftovers.Leftover, str | None]]:
     """Remove leftovers of an older iptables set-up for VMs; yield each leftover with a result.
 
-    The result is None if the leftover was removed, else the reason why it was not removed. Each
-    step of the caller's iteration tries to remove one leftover. Raises UnsupportedError if the
-    rules can't be read, OcsfNftError if the interfaces can't be listed.
+    The result is None, or the reason why the leftover remains. Each step of the iteration removes
+    one leftover. Raises UnsupportedError, OcsfNftError.
     """
     ruleset = read_ruleset.read(scope.namespace)
     found = leftovers.find_leftovers(ruleset, _list_devices(scope), scope)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 #: Addresses that model the internet. They are in no list of private or reserved addresses. Nothing
 #: is ever sent to them.
 INTERNET: Final = {4: 0x5DB8D70E, 6: 0x2606_2800_021F_CB07_6820_80DA_AF6B_8B2C}
+#: Port that represents all other ports.
 _UNUSUAL_PORT: Final = 47011
 #: Source ports of a system's own connections (net.ipv4.ip_local_port_range).
 _EPHEMERAL: Final = Span(32768, 60999)
@@ -50,14 +51,12 @@ class FlowDirection(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One netfilter hook on the path of a modelled packet, and the changes to the packet there.
-
-    ``changes`` maps names of :class:`Packet` fields to their new values at this hook. ``device`` is
-    the interface of an ingress or egress hook; None for other hooks.
-    """
+    """One netfilter hook on the path of a modelled packet, and the changes to the packet there."""
 
     hook: str
+    #: New values of :class:`Packet` fields at this hook, by the field's name.
     changes: Mapping[str, Any]
+    #: Interface of an ingress or egress hook; None for other hooks.
     device: InterfaceName | None = None
 
 
@@ -81,12 +80,10 @@ class AcceptedFlow:
 
     @property
     def label(self) -> str:
-        """Return protocol and port as text for messages, for example ``tcp 443``.
+        """Return protocol and destination port of the flow's first packet, for example ``tcp 443``.
 
-        The port is the destination port of the flow's first packet. The check uses a few example
-        ports, such as 443, and one port that represents all other ports. The text for the latter is
-        ``tcp other ports`` or ``udp other ports``. For a later packet of the flow
-        (``is_continuation``), the text ends with ``, once open``.
+        A port that represents all others is ``other ports``. For a later packet of the flow, the
+        text ends with ``, once open``.
         """
         protocol = "tcp" if self.packet.protocol == TCP else "udp"
         opening = self.packet.direction == "original"
@@ -97,17 +94,15 @@ class AcceptedFlow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vm:
-    """Virtual machine (VM) whose accepted traffic is modelled.
+    """Virtual machine (VM) whose accepted traffic is modelled."""
 
-    ``device`` is the name of the VM's TAP device, or a pattern such as ``vmtap-*``. ``subnets`` has
-    the VM's addresses; empty means any address. ``port`` is the TCP port that the VM may reach at
-    its gateway. ``uplinks`` maps an IP version (4 or 6) to the interface that leads to the
-    internet, if known.
-    """
-
+    #: Name of the TAP device, or a pattern such as ``vmtap-*``.
     device: str
+    #: Addresses of the VM; empty means any address.
     subnets: tuple[Subnet, ...] = ()
+    #: TCP port that the VM may reach at its gateway.
     port: int
+    #: Interface that leads to the internet, if known, by IP version (4 or 6).
     uplinks: Mapping[int, str]
 
     def name(self) -> InterfaceName:
@@ -127,10 +122,10 @@ class Vm:
 
 
 def vm_flows(vm: Vm) -> Iterator[AcceptedFlow]:
-    """Yield example packets of all traffic that a VM's fence accepts.
+    """Yield example packets, each with its path, of all traffic that a VM's fence accepts.
 
-    An :class:`AcceptedFlow` is one example packet with its path. The packets go from the VM to the
-    internet, and to TCP port ``vm.port`` of the VM's gateway. Replies to both are included.
+    The packets go to the internet, and to TCP port ``vm.port`` of the VM's gateway. Replies are
+    included.
     """
     if vm.subnets:
         for subnet in vm.subnets:

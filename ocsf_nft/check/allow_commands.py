@@ -1,8 +1,7 @@
 """Shell commands that make another firewall accept the traffic that a fence accepts.
 
-Findings show such commands as the remedy for a rule that drops this traffic. An administrator runs
-the commands as root, so every word is quoted for a shell. No command is shown if a name in it has
-unusual characters.
+An administrator runs the commands as root, so every word is quoted. No command is shown if a name
+in it has unusual characters.
 """
 
 from __future__ import annotations
@@ -38,34 +37,28 @@ _STATES: Final = ("-m", "conntrack", "--ctstate", "RELATED,ESTABLISHED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllowRequest:
-    """Traffic of a VM or a sandbox that another firewall must accept.
+    """Traffic of a VM or a sandbox that another firewall must accept."""
 
-    ``namespace`` is the network namespace of the other firewall's rules. ``directions`` are kinds
-    of traffic, for example replies from the internet to the VM. ``versions`` are IP versions: 4, 6
-    or both.
-
-    Three fields describe a VM. ``device`` is the VM's interface, or a pattern such as ``vmtap-*``.
-    ``subnets`` are the VM's subnets. ``port`` is the port of the proxy at the VM's gateway. For a
-    sandbox that is no VM, ``device`` is None, and ``subnets`` and ``port`` are not used.
-    ``proxies`` are the addresses and ports of such a sandbox's proxies.
-    """
-
+    #: Network namespace of the other firewall's rules.
     namespace: Namespace
     directions: AbstractSet[FlowDirection]
+    #: IP versions: 4, 6 or both.
     versions: AbstractSet[int]
+    #: Interface of the VM, or a pattern such as ``vmtap-*``; None for a sandbox that is no VM.
     device: str | None
+    #: Subnets of the VM; not used for a sandbox.
     subnets: tuple[Subnet, ...] = ()
+    #: Port of the proxy at the VM's gateway; not used for a sandbox.
     port: int
+    #: Proxies of the sandbox.
     proxies: tuple[Endpoint, ...] = ()
 
 
 def commands(owner: str, base: Chain, ruleset: Ruleset, request: AllowRequest) -> tuple[str, ...]:
     """Return shell commands that make another firewall accept the requested traffic.
 
-    ``owner`` is the program that manages that firewall, for example Docker. ``base`` is the base
-    chain that leads to the rule that drops the traffic. The result is empty if a command can't be
-    written safely. It is also empty if the table of ``base`` has the nftables flag ``owner``. Then
-    only one process can change the table.
+    ``owner`` is the program that manages that firewall. ``base`` is the base chain that leads to
+    the dropping rule. The result is empty if no safe command exists.
     """
     if request.device is not None and not is_plain_device(request.device):
         return ()

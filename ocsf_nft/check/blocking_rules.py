@@ -38,27 +38,26 @@ ACTIVE_FENCE: Final = "active-fence"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckScope:
-    """Scope of a check: a network namespace, and the VM or sandbox to check in this namespace.
-
-    ``device`` is the VM's interface, or a pattern such as ``vmtap-*``; None without a VM.
-    ``subnets`` are the VM's subnets. ``port`` is the host's port that the VM may use. ``proxies``
-    are the sandbox's proxies, and ``links`` are the interfaces that lead to these proxies.
-    ``uplinks`` are the interfaces that lead to the internet, by IP version (4 or 6).
-    """
+    """Scope of a check: a network namespace, and the VM or sandbox to check in this namespace."""
 
     namespace: Namespace
+    #: Interface of the VM, or a pattern such as ``vmtap-*``; None without a VM.
     device: str | None = None
+    #: Subnets of the VM.
     subnets: tuple[Subnet, ...] = ()
+    #: Port of the host that the VM may use.
     port: int
+    #: Proxies of the sandbox.
     proxies: tuple[Endpoint, ...] = ()
+    #: Interfaces that lead to the internet, by IP version (4 or 6).
     uplinks: Mapping[int, str] = field(default_factory=dict)
+    #: Interfaces that lead to the proxies.
     links: Mapping[Endpoint, str] = field(default_factory=dict)
 
     def flows(self) -> Iterator[AcceptedFlow]:
         """Yield example packets of the traffic that a fence accepts: at least one of each kind.
 
-        The fence is the one around this scope's VM or sandbox. An example is a packet from the VM
-        to TCP port 443 of a public address.
+        The fence is the one around this scope's VM or sandbox.
         """
         if self.device is not None:
             machine = accepted_flows.Vm(
@@ -75,9 +74,8 @@ class CheckScope:
 def judge(ruleset: Ruleset, scope: CheckScope) -> Iterator[Finding]:
     """Yield a finding for each rule that drops, or may drop, traffic that the fence accepts.
 
-    If the fence is already active, its rules have one common finding with the severity ``info``.
-    Rules that can't be read or checked have a finding with the severity ``blocked``. If all rules
-    were checked and no other rule may drop the traffic, yield a finding with the severity ``ok``.
+    An active fence gets one ``info`` finding, unchecked rules a ``blocked`` finding. Without
+    findings about other rules, yield an ``ok`` finding.
     """
     for sentence in ruleset.unread:
         yield Finding(
@@ -129,9 +127,8 @@ def _by_owner(
 ) -> tuple[list[FlowStop], list[list[FlowStop]]]:
     """Separate intended stops, by rules of a fence of ocsf-nft, from all other stops.
 
-    A stop is a case in which a rule keeps, or may keep, an example packet from its destination.
-    ``by_rule`` has one list of stops for each rule. The first result is a single list of all
-    intended stops. The second result has the lists of the other rules, unchanged.
+    A stop is a rule that blocks, or may block, an example packet. ``by_rule`` has one list for each
+    rule.
     """
     ours: list[FlowStop] = []
     others: list[list[FlowStop]] = []
@@ -146,8 +143,7 @@ def _by_owner(
 def _is_fence_in_question(key: ChainKey, scope: CheckScope) -> bool:
     """Return True if a chain belongs to a fence that is meant to block the checked traffic.
 
-    For a single VM, this is only the fence of the VM's interface. Without a VM, or with a pattern
-    such as ``vmtap-*``, this is every fence of ocsf-nft.
+    For a single VM, this is the fence of its interface; otherwise, every fence of ocsf-nft.
     """
     if not chain_owner.is_ours(key):
         return False
@@ -174,10 +170,9 @@ def _active_fence(flow_stops: list[FlowStop]) -> Finding:
 
 
 def _flow_stops(ruleset: Ruleset, scope: CheckScope) -> Iterator[FlowStop]:
-    """Yield each rule or policy that stops, or may stop, an example packet of ``scope``.
+    """Yield each rule or policy that stops, or may stop, an example packet that the fence accepts.
 
-    The fence accepts these packets, but another rule may drop, reject or redirect them. A rule of
-    ocsf-nft itself is included only if the rule certainly stops the packet.
+    A rule of ocsf-nft itself is included only if it certainly stops the packet.
     """
     hooks, walker = hook_path.by_hook(ruleset), Walker(ruleset)
     opening: set[tuple[Stop, bool]] = set()

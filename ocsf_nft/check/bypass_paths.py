@@ -28,9 +28,8 @@ def findings(
 ) -> Iterator[Finding]:
     """Yield findings about rules and interfaces through which packets may bypass a fence.
 
-    All rules of ``ruleset`` are checked, except those of ocsf-nft itself. ``devices`` are all
-    interfaces of the namespace by name. An interface is checked only if it belongs to a VM in
-    ``scope``, or leads to a proxy in ``scope``.
+    ``devices`` are all interfaces, by name. Only interfaces of the VM in ``scope``, or that lead to
+    its proxies, are checked.
     """
     yield from _flowtables(ruleset)
     yield from _rules(ruleset)

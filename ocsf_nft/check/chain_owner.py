@@ -72,9 +72,8 @@ def is_ours(key: ChainKey) -> bool:
 def owner(chain: Chain, ruleset: Ruleset) -> str:
     """Return the name of the program that made a chain, such as firewalld or Docker.
 
-    If no program is recognised, return the kind of the chain instead. ``legacy iptables`` is a
-    chain in the old kernel tables, ``iptables`` a chain that iptables made in nf_tables. Any other
-    chain is ``nftables``.
+    If no program is recognised, return ``legacy iptables`` (old kernel tables), ``iptables`` (made
+    by iptables in nf_tables) or ``nftables``.
     """
     key = chain.key
     if is_ours(key):

@@ -41,17 +41,15 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WalkResult:
-    """Result of the walk of a modelled packet through one chain.
-
-    ``stops`` are the rules that may stop the packet. ``undecided`` are up to three rules on which
-    the result depends, because it is unknown whether they match. ``packet`` is the packet as it
-    leaves the chain: a rule may have changed its fields.
-    """
+    """Result of the walk of a modelled packet through one chain."""
 
     reaches_end: Truth
     may_be_accepted: bool
+    #: Rules and policies that stop, or may stop, the packet.
     stops: tuple[Stop, ...]
+    #: At most three rules on which the result depends: it is unknown whether they match.
     undecided: tuple[Rule, ...]
+    #: Packet as it leaves the chain: a rule may have changed its fields.
     packet: Packet
 
 
@@ -86,9 +84,8 @@ class Walker:
     def enter(self, key: ChainKey, packet: Packet, depth: int) -> WalkResult | None:
         """Return the result of a packet's walk through the chain ``key``, the target of a jump.
 
-        ``depth`` is the number of nested jumps that are still permitted, including this jump.
-        Return None if ``depth`` is 0, or if the chain doesn't exist. Raises TooLargeError if the
-        walker's budget is exhausted.
+        Return None if the chain doesn't exist, or if ``depth`` (the nested jumps still permitted)
+        is 0. Raises TooLargeError.
         """
         chain = self._ruleset.chains.get(key)
         if chain is None or depth <= 0:
@@ -169,9 +166,8 @@ class _Walk:
     def _apply(self, rule: Rule, kind: str, body: Any, matches: Truth) -> bool:
         """Simulate a statement of ``rule``, such as ``drop`` or ``jump``, for the walk's packet.
 
-        ``kind`` is the statement's name, and ``body`` is its value in nft's JSON. ``matches`` is
-        YES if the packet certainly reaches the statement, else MAYBE. Return true if later
-        statements of the rule are skipped.
+        ``body`` is the statement's JSON. ``matches`` is YES if the packet certainly reaches the
+        statement, else MAYBE. Return true if the rule's later statements are skipped.
         """
         if kind in statement_effects.STOPS:
             self._stop(rule, statement_effects.STOPS[kind], matches)
@@ -209,9 +205,8 @@ class _Walk:
     def _xt(self, rule: Rule, body: Any, matches: Truth) -> bool:
         """Simulate an iptables target of which nft lists only the name, such as ``REJECT``.
 
-        ``body`` is the target in nft's JSON (statement ``xt``). ``matches`` is YES if the packet
-        certainly reaches the target, else MAYBE. Return true if later statements of the rule are
-        skipped.
+        ``matches`` is YES if the packet certainly reaches the target, else MAYBE. Return true if
+        the rule's later statements are skipped.
         """
         name = str(body.get("name")) if isinstance(body, dict) else ""
         if name in statement_effects.XT_STOPS:
@@ -283,8 +278,8 @@ class _Walk:
     def _vmap(self, rule: Rule, body: Any, matches: Truth) -> bool:
         """Simulate a verdict map, such as ``tcp dport vmap { 22 : drop }``, for the walk's packet.
 
-        ``body`` is the map in nft's JSON. ``matches`` is YES if the packet certainly reaches the
-        map in the rule, else MAYBE. Return true if later statements of the rule are skipped.
+        ``matches`` is YES if the packet certainly reaches the map, else MAYBE. Return true if the
+        rule's later statements are skipped.
         """
         pairs, key = self._pairs(body), body.get("key") if isinstance(body, dict) else None
         if pairs is None:
@@ -324,10 +319,10 @@ class _Walk:
 def _is_conditional(kind: str, body: Any) -> bool:
     """Return true if a statement has a condition that the simulation can't evaluate.
 
-    An example is the match of an iptables extension. A packet that fails the condition skips the
-    rest of the rule. ``kind`` is the statement's name, and ``body`` is its JSON.
+    ``kind`` is the statement's name, and ``body`` is its JSON.
     """
-    # nft doesn't decode the match of an iptables extension.
+    # nft doesn't decode the match of an iptables extension. A packet that fails the match skips the
+    # rest of the rule.
     if kind == "xt":
         return isinstance(body, dict) and body.get("type") == "match"
     # The effect of a limit in a set depends on the number of earlier packets.
