@@ -11,11 +11,10 @@ _TRIES: Final = 10
 
 
 def epoch_of(clock: int) -> int:
-    """Return the wall-clock time at which a kernel clock was 0 (ns since the epoch, UTC).
+    """Return the wall-clock time (ns since the epoch) at which a kernel clock was 0.
 
-    ``clock`` is ``time.CLOCK_BOOTTIME`` or ``time.CLOCK_MONOTONIC``. Add the result to a time of
-    ``clock`` to get the wall-clock time. The conversion is wrong for a time before the wall clock
-    was last set. For CLOCK_MONOTONIC, it is also wrong for a time before the last suspend.
+    ``clock`` is ``time.CLOCK_BOOTTIME`` or ``time.CLOCK_MONOTONIC``. The result is wrong for times
+    before the wall clock was last set or, for CLOCK_MONOTONIC, before the last suspend.
     """
     width_ns, epoch_ns = _read(clock)
     # The scheduler may stop the thread between two reads: use the fastest try.

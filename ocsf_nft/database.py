@@ -1,8 +1,4 @@
-"""SQLite file that is replaced if it is damaged, and restored if it is deleted.
-
-A damaged file is renamed (quarantined), and a new file is created. Another process may delete or
-replace the file while it is open. Then the next transaction writes the content of the open file to
-the path again.
+"""SQLite file that is replaced if it is damaged, and restored if another process deletes it.
 
 All functions block. Only one thread at a time may call them.
 """
@@ -37,14 +33,10 @@ _LOG_BYTES: Final = 16 << 20
 
 
 class Database:
-    """SQLite database in one file.
+    """SQLite database whose file the next transaction restores if it was deleted or replaced.
 
-    If the file is deleted or replaced while the database is open, the next transaction writes it
-    again. :meth:`open` renames a damaged file, and creates a new one.
-
-    With ``synchronous`` NORMAL, a committed transaction survives a crash of the process. With FULL,
-    it survives a power cut as well. With ``is_exclusive``, :meth:`open` takes a lock that only one
-    process at a time can have, unless ``read_only`` is set.
+    A committed transaction survives a crash of the process; with ``synchronous`` FULL, also a power
+    cut. With ``is_exclusive``, only one process at a time can open it for writing.
     """
 
     def __init__(
@@ -66,15 +58,11 @@ class Database:
         self._is_read_only = False
 
     def open(self, *, read_only: bool = False) -> None:
-        """Open the database file, or create a missing file.
+        """Open the database file; create a missing file, and rename and replace a damaged file.
 
-        If the file is damaged, it is renamed, and a new one is created. Raises DeliveryError if the
-        file can't be written. Raises ClosedError if the constructor argument ``is_exclusive`` was
-        true and another process has the lock.
-
-        With ``read_only``, nothing is created or renamed. SourceError is raised if the file can't
-        be opened. A damaged file is opened without an error, but the first transaction raises
-        SourceError.
+        With ``read_only``, nothing is created or renamed; a damaged file fails at the first
+        transaction. Raises ClosedError if another process has the lock, DeliveryError for
+        other failures, SourceError with ``read_only``.
         """
         self._is_read_only = read_only
         try:
@@ -146,9 +134,8 @@ class Database:
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """Run the ``with`` body as one transaction, which is rolled back if the body raises.
 
-        Raises ClosedError if the file is damaged; the next :meth:`open` quarantines the
-        file. Raises DeliveryError for all other errors of SQLite and of the system. If the
-        file is open for reading only, all these errors become SourceError.
+        Raises ClosedError if the file is damaged or another process has its lock, DeliveryError for
+        other failures. If the file is open read-only, raises only SourceError.
         """
         try:
             with self.raw_transaction() as connection:

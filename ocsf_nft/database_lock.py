@@ -1,7 +1,6 @@
 """Lock on a SQLite file, so that only one process at a time uses the file.
 
-The lock is flock(2) on a separate lock file in the same folder. A lock on the SQLite file itself
-would be unsafe: closing any descriptor of that file drops SQLite's own locks.
+The lock is flock(2) on a separate lock file in the same folder.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self._protected = path
+        # Not the SQLite file itself: closing any descriptor of it would drop SQLite's own locks.
         self._path = path.with_name(f".{path.name}.lock")
         self._descriptor: int | None = None
 

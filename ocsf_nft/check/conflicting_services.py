@@ -1,9 +1,7 @@
-"""Checks for other firewall services, which may remove a fence or block a fenced VM's traffic.
+"""Checks for other firewall services that may remove a fence or block a fenced VM's traffic.
 
-For example, netfilter-persistent restores its saved rules. This may remove a rule that accepts the
-VM's traffic.
-
-The checks only read files: they send no requests to a service manager.
+For example, netfilter-persistent restores saved rules, and so may remove a rule that accepts the
+traffic. The checks only read files.
 """
 
 from __future__ import annotations
@@ -113,6 +111,7 @@ def _nftables(root: Path, *, is_enabled: bool) -> Iterator[Finding]:
 
 
 def _enabled(root: Path) -> set[str]:
+    # From the links of enabled units: no request to a service manager.
     found = set()
     for folder in ("etc/systemd/system", "run/systemd/system"):
         for directory in sorted((root / folder).glob("*.wants"))[:_FILES]:

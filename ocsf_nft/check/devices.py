@@ -65,11 +65,10 @@ def list_devices(namespace: Namespace) -> Mapping[str, NetDevice]:
 
 
 def uplinks(namespace: Namespace, addresses: Mapping[int, Address]) -> dict[int, str]:
-    """Return the names of the interfaces through which the routing table sends packets.
+    """Return the name of the network interface through which packets to each address are sent.
 
-    ``addresses`` maps a key, which the caller chooses, to a destination address. The result maps
-    the same key to the interface's name. Keys of addresses without a route are omitted. The result
-    is empty if the routes can't be read.
+    The result has those keys of ``addresses`` whose address has a route; none if the routes can't
+    be read.
     """
 
     def query() -> dict[int, str]:

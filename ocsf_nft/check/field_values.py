@@ -1,9 +1,7 @@
-"""Comparison of a packet's fields with the values in a rule.
+"""Comparison of a packet's fields with the values in firewall rules.
 
-A match of a rule, such as ``tcp dport 22``, has a left side (``tcp dport``) and a right side
-(``22``). For the left side, this module makes an operand. An operand is a function that compares
-the packet's field with one value of the right side. If the packet lacks the field, the match fails,
-even with ``!=``. The reason is that nft adds a test that the field exists.
+For example, the match ``tcp dport 22`` of a rule has the field ``tcp dport`` (left side) and the
+value 22 (right side).
 """
 
 from __future__ import annotations
@@ -43,10 +41,10 @@ _EXTENSION_HEADERS: Final = frozenset({"rt", "rt0", "rt2", "srh", "hbh", "frag",
 
 
 def value(left: Any, packet: Packet) -> Value | Absent:
-    """Return the value that the left side of a match, such as ``tcp dport``, has for a packet.
+    """Return the value that a field, such as ``tcp dport``, has in a packet.
 
-    ``left`` is the left side in nft's JSON. Returns None if the value is unknown, and an
-    :class:`Absent` if the packet doesn't have the field.
+    ``left`` is the field in nft's JSON. Returns None if the value is unknown, an :class:`Absent` if
+    the field is missing.
     """
     if not isinstance(left, dict) or len(left) != 1:
         return None
@@ -60,12 +58,10 @@ def value(left: Any, packet: Packet) -> Value | Absent:
 
 
 def operand(left: Any, packet: Packet) -> Operand | Absent:
-    """Return a function that compares one field of ``packet`` with a value from a rule.
+    """Return a function that compares a packet's field with a value from a firewall rule.
 
-    ``left`` is the left side of a match in nft's JSON. It names the field, such as ``tcp dport``.
-    The function takes the value in nft's JSON, such as 22. It returns YES if the field has this
-    value, NO if not, MAYBE if unknown. If the packet doesn't have the field, the result is an
-    :class:`Absent` in place of a function.
+    ``left`` (the field) and the value are in nft's JSON. The function returns YES, NO, or MAYBE if
+    unknown. If the packet doesn't have the field, return an :class:`Absent`.
     """
     found = value(left, packet)
     if isinstance(found, Span):
@@ -282,10 +278,9 @@ def _number_matches(number: Span, item: Any) -> Truth:
 
 
 def span(item: Any) -> Span | None:
-    """Return the lowest and the highest number of a value in nft's JSON, such as a range of ports.
+    """Return the lowest and the highest number that a number, range, IP address or prefix covers.
 
-    The value is a number, an address, a prefix or a range. An address counts as a number. Returns
-    None for any other value.
+    ``item`` is in nft's JSON. An address counts as a number. Returns None for any other value.
     """
     if is_number(item):
         return exactly(item)

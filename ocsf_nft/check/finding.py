@@ -16,35 +16,33 @@ Severity: TypeAlias = Literal["ok", "info", "degraded", "blocked", "fatal"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleLocation:
-    """Location of a rule, chain or table in a ruleset.
+    """Location of a rule, chain or table in a firewall ruleset."""
 
-    ``backend`` is ``legacy`` for the kernel's old iptables (ip_tables), which nft doesn't list.
-    ``handle`` is the rule's number in the kernel, ``rule`` its text. Both are None for a chain or
-    table. ``owner`` is the program that manages the rule, for example Docker; None if unknown.
-    """
-
+    #: ``nft``, or ``legacy`` for the kernel's old iptables (ip_tables), which nft doesn't list.
     backend: str
     family: str
     table: str
     chain: str | None = None
+    #: Number of the rule in the kernel; None for a chain or table.
     handle: int | None = None
+    #: Text of the rule; None for a chain or table.
     rule: str | None = None
+    #: Program that manages the rule, for example Docker; None if unknown.
     owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """Result of one check of a host: its name, severity, meaning and remedy.
-
-    ``meaning`` is a sentence for people. ``commands`` are shell commands that carry out the remedy.
-    ``location`` is the rule that the finding is about; None if it is about no rule.
-    """
+    """Result of one check of a host: its name, severity, meaning and remedy."""
 
     name: str
     severity: Severity
+    #: Sentence for people.
     meaning: str
     remedy: str | None = None
+    #: Shell commands that carry out the remedy.
     commands: tuple[str, ...] = ()
+    #: The rule that the finding is about; None if it is about no rule.
     location: RuleLocation | None = None
 
 
@@ -55,8 +53,7 @@ def exit_code(found: Sequence[Finding]) -> int:
     """Return the exit code of the command `check` for the findings ``found``.
 
     - 3: No fence can be active on this host.
-    - 1: A fence can be active, but its log records can't be read. Or a rule outside the fence may
-      drop traffic that the fence accepts.
+    - 1: Log records can't be read, or another rule may drop traffic that a fence accepts.
     - 0: All other cases.
     """
     bad = {finding.name for finding in found if finding.severity not in {"ok", "info"}}

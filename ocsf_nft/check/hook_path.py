@@ -26,31 +26,28 @@ _TRACKING_HOOKS: Final = frozenset({"prerouting", "output"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowStop:
-    """Rule or policy that certainly or possibly stops a flow, although the fence accepts the flow.
-
-    ``base`` is the base chain from which the rule was reached, or which has the policy.
-    ``is_certain`` is True if the flow is stopped in any case. Otherwise the rules in ``undecided``
-    may decide whether the flow is stopped. It is unknown whether these rules match the flow's
-    packets.
-    """
+    """Firewall rule or policy that stops, or may stop, a flow that the fence accepts."""
 
     flow: AcceptedFlow
     stop: Stop
+    #: Base chain from which the rule was reached, or which has the policy.
     base: Chain
+    #: True if the flow is stopped in any case.
     is_certain: bool
+    #: Rules that may decide whether the flow is stopped: it is unknown if they match its packets.
     undecided: tuple[Rule, ...]
 
 
 class Hooks(NamedTuple):
-    """Base chains of a ruleset by hook, in the two possible orders of traversal.
+    """Base chains of each netfilter hook, in the two possible orders of traversal.
 
-    Each field maps a hook's name to all base chains of that hook. Of two chains with equal
-    priority, packets traverse the newer chain first. But nft does not list the age of a chain. So
-    ``listed_first`` has such chains in the order of nft's listing, and ``listed_last`` has them in
-    the reverse order.
+    The order of two chains with equal priority is unknown.
     """
 
+    # Packets traverse the newer of two such chains first, but nft does not list their age.
+    #: By hook. Chains with equal priority are in the order of nft's listing.
     listed_first: Mapping[str, tuple[Chain, ...]]
+    #: By hook. Chains with equal priority are in the reverse order.
     listed_last: Mapping[str, tuple[Chain, ...]]
 
 

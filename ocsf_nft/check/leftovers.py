@@ -1,8 +1,6 @@
 """Detection and removal of iptables rules that an older set-up for VMs left behind.
 
-A leftover is a rule or chain for a VM whose interface no longer exists. If the user names a single
-VM to check, all old rules for this VM are leftovers too. The VM's fence replaces these rules. Rules
-that other programs manage, such as ufw or Docker, are no leftovers.
+Rules that other programs manage, such as ufw or Docker, are no leftovers.
 """
 
 from __future__ import annotations
@@ -65,9 +63,8 @@ def find_leftovers(
 ) -> list[Leftover]:
     """Return the rules and chains that an older iptables set-up for VMs left behind.
 
-    A rule for a VM is a leftover if the VM's interface no longer exists. ``present`` are the
-    interfaces that exist now, by name. If ``scope`` names a single VM, old rules for this VM are
-    leftovers even if its interface exists.
+    They are for a VM whose interface is not in ``present``, or for the single VM that ``scope``
+    names.
     """
     test = _LeftoverTest(present, scope)
     leftover_chains = {
@@ -111,11 +108,10 @@ def findings(found: list[Leftover]) -> Iterator[Finding]:
 
 
 def remove(found: list[Leftover], namespace: Namespace) -> Iterator[tuple[Leftover, str | None]]:
-    """Remove leftover rules and chains, and yield each leftover with its result.
+    """Remove leftover iptables rules and chains; yield each with None or the reason of a failure.
 
-    The result is None if the leftover was removed, else the reason why it was not. A leftover that
-    has changed since it was found is not removed. After a failure, the next leftovers are still
-    removed.
+    A leftover that has changed since it was found is not removed. After a failure, the removal
+    continues.
     """
     for leftover in found:
         try:
@@ -142,6 +138,7 @@ class _LeftoverTest:
 
     def __init__(self, present: Mapping[str, NetDevice], scope: CheckScope) -> None:
         self._present = present
+        # The fence of the single VM that the user checks replaces the old rules for this VM.
         device = scope.device or "*"
         # Rules for an interface that can't be a VM's (loopback, uplink, bridge) are no leftovers.
         is_vm_device = device not in present or present[device].kind == _TAP
@@ -272,14 +269,13 @@ def _without_counters(rule: Rule) -> tuple[Any, ...]:
 
 
 def _commands(leftover: Leftover) -> Iterator[list[str]]:
-    """Yield the commands that remove a leftover rule or chain, each as a list of arguments.
+    """Yield the nft or iptables-legacy commands that remove a leftover rule or chain.
 
-    The commands use nft, or iptables-legacy for rules that nft doesn't list. Raises CommandError if
-    iptables-legacy is needed but not installed. Raises CommandError also if the table or chain has
-    a name that is not safe in an nft command, such as a name with spaces.
+    Raises CommandError if iptables-legacy is needed but missing, or if a name is not safe in a
+    command.
     """
     key, rule = leftover.chain.key, leftover.rule
-    if key.backend == "legacy":
+    if key.backend == "legacy":  # nft doesn't list these rules
         program = nft.find_program("iptables-legacy" if key.family == "ip" else "ip6tables-legacy")
         if program is None:
             raise CommandError("iptables-legacy is not installed")

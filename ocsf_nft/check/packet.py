@@ -31,10 +31,7 @@ _UNMARKED: Final = exactly(0)
 class Packet:
     """Model of a packet at one netfilter hook, with the fields that firewall rules can match.
 
-    If the exact value of a field is unknown, the field covers all possible values. A field of type
-    Truth is YES, NO, or MAYBE if unknown. ``is_destination_local`` and ``is_source_local`` are YES
-    if the address belongs to the host. ``has_reverse_route`` is YES if a route to the source leads
-    through the input interface. ``is_first`` is true for the first packet of a flow.
+    If the exact value of a field is unknown, the field covers all possible values.
     """
 
     version: Literal[4, 6]
@@ -48,17 +45,20 @@ class Packet:
     mark: Span = _UNMARKED
     state: Bits = NEW
     direction: str = "original"
+    #: True for the first packet of a flow.
     is_first: bool = True
+    #: YES if the address belongs to the host, MAYBE if unknown.
     is_destination_local: Truth = Truth.NO
+    #: YES if the address belongs to the host, MAYBE if unknown.
     is_source_local: Truth = Truth.NO
+    #: YES if a route to the source leads through the input interface, MAYBE if unknown.
     has_reverse_route: Truth = Truth.YES
 
     def joined(self, other: Packet) -> Packet:
-        """Return a model that covers all packets of this model and of ``other``.
+        """Return a packet model that covers all packets of this model and of ``other``.
 
-        Use this method if it is unknown which of the two models is true of a packet. For example, a
-        rule may have changed the packet. IP version, protocol, interfaces, direction and
-        ``is_first`` must be equal in both models.
+        Use it if a rule may have changed a packet. IP version, protocol, interfaces, direction and
+        ``is_first`` must be equal in both.
         """
         if self == other:
             return self

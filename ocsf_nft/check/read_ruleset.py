@@ -1,9 +1,7 @@
 """Reader of all firewall rules in a namespace, including rules that nft doesn't list or decode.
 
-nft lists only the names of iptables-nft's extensions (matches and targets); iptables-nft-save
-decodes them. nft does not list the tables of legacy iptables; iptables-legacy-save reads them. If
-iptables-nft-save or iptables-legacy-save is missing, the result has a message about each table that
-can't be read.
+These need iptables-nft-save and iptables-legacy-save. If one is missing, the result has a message
+about each unread table.
 """
 
 from __future__ import annotations
@@ -123,6 +121,7 @@ def _decoded(namespace: Namespace, found: Ruleset) -> tuple[Ruleset, list[str]]:
 
 
 def _is_opaque(chain: Chain) -> bool:
+    # nft lists only the names of iptables-nft's extensions (matches and targets), as xt.
     return any(kind == "xt" for rule in chain.rules for kind, _ in rule.statements)
 
 
@@ -137,9 +136,8 @@ def _saved(namespace: Namespace, program: str, table: str) -> xtables.SavedRules
 def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
     """Return a copy of a chain in which decoded rules replace the rules that nft can't decode.
 
-    ``saved`` is the output of iptables-nft-save, which decodes these rules. Each rule in the copy,
-    also if nft can decode it, gets its line of this output as ``text``. If the output does not have
-    as many rules for the chain as nft lists, return the chain unchanged.
+    ``saved`` has the decoded rules, from iptables-nft-save. Returns the chain unchanged if the
+    numbers of rules differ.
     """
     lines = [line for line in saved.rules if line.chain == chain.key.name]
     if len(lines) != len(chain.rules):
@@ -154,7 +152,8 @@ def _with_saved_rules(chain: Chain, saved: xtables.SavedRuleset) -> Chain:
 def _decoded_rule(rule: Rule, line: xtables.SavedRule, names: set[tuple[str, str]]) -> Rule:
     decoded = xtables.rule(line, rule.chain, names, rule.handle)
     is_opaque = any(kind == "xt" for kind, _ in rule.statements)
-    # nft's own decoding is exact; iptables' decoding is needed only for opaque rules.
+    # nft's own decoding is exact; iptables' decoding is needed only for opaque rules. But each rule
+    # gets its text from iptables-nft-save.
     return decoded if is_opaque else replace(decoded, statements=rule.statements)
 
 

@@ -31,16 +31,15 @@ _VERSIONS: Final = {"ip": 4, "ip6": 6, "icmp": 4, "icmpv6": 6}
 
 
 class Matcher:
-    """Evaluator of a ruleset's statements for sample packets.
+    """Evaluator of a firewall ruleset's statements for sample packets.
 
-    The arguments ``family`` and ``table`` of the methods name the table that contains the rule and
-    its named sets. ``spend`` is a function that limits the work. It is called with a cost before
-    set elements are compared or parsed, and may raise an error. The cost is the number of elements,
-    or a multiple of it.
+    ``family`` and ``table`` of the methods name the table of the rule and its sets. ``spend`` is
+    called with a cost before set elements are compared; it may raise an error, to limit the work.
     """
 
     def __init__(self, ruleset: Ruleset, spend: Callable[[int], None]) -> None:
         self._ruleset = ruleset
+        #: The cost is the number of elements to compare or to parse, or a multiple of it.
         self._spend = spend
         self._sorted: dict[int, list[Span] | None] = {}
         self._keys: dict[int, list[Any]] = {}
@@ -54,6 +53,7 @@ class Matcher:
             return Truth.MAYBE
         left, operator, right = body.get("left"), str(body.get("op")), body.get("right")
         found = value(left, packet)
+        # Even with !=: nft adds a test that the packet has the field.
         if isinstance(found, Absent):
             return Truth.NO
         if operator in {"<", ">", "<=", ">="}:
@@ -72,13 +72,13 @@ class Matcher:
     def can_run(self, family: str, table: str, kind: str, body: Any, packet: Packet) -> Truth:
         """Return YES if the kernel can execute a statement for a packet, NO if not, else MAYBE.
 
-        The kernel ends a rule at a statement that it can't execute. For example, the statement adds
-        to a full set, or reads a field that the packet lacks. ``kind`` is the statement's name,
-        such as ``mangle``, and ``body`` is its JSON.
+        For example, the kernel can't add an element to a full set. ``kind`` is the statement's
+        name, such as ``mangle``, and ``body`` is its JSON.
         """
         if not isinstance(body, dict):
             return Truth.YES
-        # nft_lookup.c, nft_objref.c, nft_payload.c, nft_ct.c and nft_dynset.c in the kernel.
+        # The kernel ends a rule at a statement that it can't execute: nft_lookup.c, nft_objref.c,
+        # nft_payload.c, nft_ct.c and nft_dynset.c.
         version = _VERSIONS.get(str(body.get("type" if kind == "reject" else "family")))
         if version not in {None, packet.version} or (kind == "synproxy" and packet.protocol != TCP):
             return Truth.NO
@@ -96,11 +96,9 @@ class Matcher:
         return Truth.NO if is_of_header and isinstance(value(key, packet), Absent) else answer
 
     def _has_values(self, family: str, table: str, read: Any, packet: Packet) -> Truth:
-        """Return YES if an expression has a value for the packet, NO if not, MAYBE if unknown.
+        """Return YES if the fields and map elements that an expression reads exist for the packet.
 
-        ``read`` is the expression in nft's JSON. Two conditions must hold. The packet has each
-        field that the expression reads. Each map in the expression has an element for the packet.
-        ``family`` and ``table`` name the table of these maps.
+        Return NO if one is missing, MAYBE if unknown. ``read`` is the expression in nft's JSON.
         """
         if isinstance(read, list):
             return min((self._has_values(family, table, part, packet) for part in read),
@@ -144,12 +142,10 @@ class Matcher:
         return Truth.MAYBE if is_short else Truth.YES
 
     def holds(self, family: str, table: str, left: Any, right: Any, packet: Packet) -> Truth | None:
-        """Return YES if a field of the packet has an expected value, NO if not, MAYBE if unknown.
+        """Return YES if a packet's field has an expected value, NO if not, MAYBE if unknown.
 
-        ``left`` is the expression in nft's JSON that reads the field, such as ``tcp dport``.
-        ``right`` has the expected values: a value, a list of values, or the name of a set.
-        ``family`` and ``table`` name the table of this set. Return None if the packet lacks the
-        field.
+        ``left`` (the field) and ``right`` (a value, a list, or a set's name) are in nft's JSON.
+        Returns None if the packet doesn't have the field.
         """
         test = _test(left, packet)
         if test is None:
@@ -179,10 +175,10 @@ class Matcher:
         return self._sorted[id(items)]
 
     def elements(self, family: str, table: str, right: Any) -> Sequence[Any] | None:
-        """Return the values on the right side of a match; ``right`` is this side in nft's JSON.
+        """Return the values with which a rule compares a packet's field.
 
-        If ``right`` is the name of a set, such as ``@allowed4``, return the elements of that set.
-        Return None if the ruleset was read without these elements.
+        ``right`` has them in nft's JSON, or names a set, such as ``@allowed4``. Returns None if the
+        elements of the set were not read.
         """
         if isinstance(right, str) and right.startswith("@"):
             found = self._ruleset.sets.get((family, table, right[1:]))
@@ -198,10 +194,9 @@ def _key(pair: Any) -> Any:
 
 
 def _in_spans(number: Span, spans: list[Span]) -> Truth:
-    """Return whether one of the sorted ``spans`` contains a number that is known only as a range.
+    """Return YES if one of ``spans`` (sorted) contains the whole range ``number``.
 
-    ``number`` is this range. The result is YES if one of ``spans`` contains the whole range. It is
-    NO if no span contains a part of the range, and MAYBE in all other cases.
+    Return NO if no span contains a part of the range, else MAYBE.
     """
     found, end = Truth.NO, bisect.bisect_right(spans, number.high, key=lambda each: each.low)
     for each in reversed(spans[max(0, end - 2) : end]):

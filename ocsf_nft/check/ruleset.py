@@ -1,7 +1,7 @@
 """Model of a host's whole ruleset: the rules of nftables and of iptables, in one form.
 
-Statements have the form of nft's JSON (libnftables-json(5)). Other programs choose the names in a
-ruleset. So a name may contain any characters, and is not safe in a message or a command.
+Statements have the form of nft's JSON (libnftables-json(5)). Names in a ruleset may have any
+characters; they are not safe in messages or commands.
 """
 
 from __future__ import annotations

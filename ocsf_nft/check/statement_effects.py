@@ -50,21 +50,21 @@ XT_TRACKING: Final = frozenset({"CT", "NOTRACK"})
 def mangled(body: Any, packet: Packet) -> Packet:
     """Return the packet after a ``mangle`` statement, which sets one field of the packet.
 
-    ``body`` is the statement in nft's JSON. If the field is the mark, the result has the new mark,
-    which may be unknown. If the field may be an address or a port, all addresses and ports of the
-    result are unknown. For any other field, the packet is returned unchanged.
+    ``body`` is the statement in nft's JSON. If the field may be an address or a port, all addresses
+    and ports become unknown.
     """
     key = body.get("key") if isinstance(body, dict) else None
     if key == {"meta": {"key": "mark"}}:
         return replace(packet, mark=_mark(body.get("value"), packet))
+    # No other assignment changes the model.
     return with_any_addresses(packet) if rewrites_addresses(key) else packet
 
 
 def rewrites_addresses(key: Any) -> bool:
-    """Return true if a statement that sets the field ``key`` may change addresses or ports.
+    """Return true if setting the packet field ``key`` may change addresses or ports.
 
-    ``key`` is a field in nft's JSON. It may also be a position in a header, without a field name.
-    Then the result is true, because an address or a port may be at this position.
+    ``key`` is a field in nft's JSON. For a position in a header without a field name, the result is
+    true.
     """
     payload = key.get("payload") if isinstance(key, dict) else None
     return isinstance(payload, dict) and payload.get("field") not in _OTHER_FIELDS

@@ -1,7 +1,7 @@
 """Three-valued logic, and models of a packet's fields that are known only in part.
 
-For example, a packet's source port may only be known to be an ephemeral port. So the answer to
-"does a rule match this packet" is yes, no or maybe.
+For example, a source port may be known only as a range. So tests have the answers yes, no and
+maybe.
 """
 
 from __future__ import annotations
@@ -69,15 +69,12 @@ MARKS: Final = Span(0, 0xFFFFFFFF)
 
 
 class InterfaceName(NamedTuple):
-    """Name of a packet's interface, known completely or in part.
+    """Name of a packet's network interface, known completely or in part."""
 
-    If ``is_prefix`` is false, ``text`` is the whole name; it is empty if there is no interface. For
-    example, a packet that the host sends has no input interface. If ``is_prefix`` is true, ``text``
-    is only the start of the name. The name then starts with none of ``excluded_prefixes``.
-    """
-
+    #: The name, or only its start if ``is_prefix`` is true; empty if there is no interface.
     text: str
     is_prefix: bool = False
+    #: If ``is_prefix`` is true, the name starts with none of these texts.
     excluded_prefixes: tuple[str, ...] = ()
 
     def equals(self, other: str) -> Truth:
@@ -103,6 +100,7 @@ class InterfaceName(NamedTuple):
         return Truth.NO if any(map(start.startswith, self.excluded_prefixes)) else Truth.MAYBE
 
 
+#: For example, a packet that the host sends has no input interface.
 NO_INTERFACE: Final = InterfaceName("")
 
 

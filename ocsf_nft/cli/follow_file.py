@@ -111,9 +111,8 @@ class GrowingFile:
     def last_lines(self, number: int, *, growing: bool) -> Iterator[list[bytes]]:
         """Yield the last ``number`` lines of the file, in lists of lines.
 
-        If ``growing`` is false, a last line without a line end is yielded too. If ``growing`` is
-        true, :meth:`new_lines` yields that line later, when it is complete. Raises OSError if the
-        file can't be read.
+        If ``growing`` is true, :meth:`new_lines` later yields an incomplete last line. Raises
+        OSError if the file can't be read.
         """
         # No further: a writer that is faster than this reader would keep the loop going.
         end = os.fstat(self._descriptor).st_size
@@ -127,9 +126,8 @@ class GrowingFile:
     def new_lines(self) -> Iterator[list[bytes]]:
         """Yield the lines that became complete since the last call, in lists of lines.
 
-        A file that was emptied or rewritten is read from its beginning. After a log rotation, the
-        old file is read until it has stopped growing, then the new file. Raises OSError if a file
-        can't be read, AbsentError if the new file can't be opened.
+        A rewritten file is read from its beginning. After a log rotation, the new file is read
+        after the old. Raises OSError, or AbsentError if the new file can't be opened.
         """
         if self._is_rewritten():
             self._begin(0)
@@ -138,6 +136,7 @@ class GrowingFile:
             grown = True
             yield lines
         successor = self._successor()
+        # After a log rotation, the old file is read until it has stopped growing.
         if successor is None or grown or not self._is_left:
             self._is_left = successor is not None
             if successor is not None:

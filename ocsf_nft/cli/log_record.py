@@ -1,8 +1,6 @@
 """Lines of this program's own log: JSON for programs, text for people.
 
-A log record is a mapping with ``ts``, ``level``, ``event`` and other keys. :func:`simple` converts
-the values of a record to simple values. A simple value is a text, a number, a truth value, None, or
-a list of simple values.
+A log record is a mapping with the keys ``ts``, ``level``, ``event`` and others.
 """
 
 from __future__ import annotations
@@ -78,10 +76,10 @@ def limited(
 
 
 def simple(_: object, __: str, values: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Convert the values of a log record to simple ones, which JSON and text can show.
+    """Convert the values of a log record to text, numbers, booleans, None, and lists of these.
 
-    ``exc_info`` is replaced by ``error`` (the exception as text) and ``at`` (its source file and
-    line). structlog calls this function as a processor; the first two arguments are not used.
+    ``exc_info`` is replaced by ``error`` (the exception as text) and ``at`` (its source line).
+    structlog calls this function.
     """
     given = values.pop("exc_info", None)
     error = sys.exc_info()[1] if given is True else given

@@ -67,17 +67,16 @@ def log_settings(
 def to_stderr(settings: LogSettings = _DEFAULT) -> None:
     """Configure ocsf-nft's log: write each log record to standard error with one write call.
 
-    No write exceeds PIPE_BUF bytes, so the log records of several processes in one pipe never mix.
-    If the pipe is full, a write blocks until the pipe is read.
+    If standard error is a full pipe, a write blocks until the pipe is read.
     """
     _configure(_Waiting(_line_writer(settings)), settings)
 
 
 def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
-    """Configure the log as :func:`to_stderr` does, but never wait for a reader of standard error.
+    """Configure ocsf-nft's log: write to standard error, but never wait for its reader.
 
-    A log record that can't be written at once is dropped. The next written record has the number of
-    dropped records as ``log_dropped``. Log messages of libraries are handled in the same way.
+    A log record that can't be written at once is dropped. The next record has the number of dropped
+    records as ``log_dropped``.
     """
     # A sandboxed program can cause log records, so a full pipe must not block the service.
     _configure(_AtOnce(_line_writer(settings)), settings)
@@ -88,6 +87,7 @@ def to_stderr_at_once(settings: LogSettings = _DEFAULT) -> None:
 
 def _line_writer(settings: LogSettings) -> Callable[[Mapping[str, Any]], bytes]:
     encode = log_record.as_json if settings.is_json else log_record.as_text
+    # At most PIPE_BUF bytes, so the log records of several processes in one pipe never mix.
     return partial(log_record.limited, encode=encode, size=output.AT_ONCE_BYTES)
 
 
@@ -120,8 +120,7 @@ class _AtOnce:
 class _FromOthers(logging.Handler):
     """Handler that writes libraries' log messages to ocsf-nft's own log, without a traceback.
 
-    If one line of a library's code logs many messages, only the first, second, fourth, eighth …
-    is written. So a remote peer that sends invalid data can't flood the log.
+    If one line of code logs many messages, only the first, second, fourth, eighth … is written.
     """
 
     def __init__(self) -> None:
@@ -133,6 +132,7 @@ class _FromOthers(logging.Handler):
         origin = record.pathname, record.lineno, type(error)
         self._numbers[origin] += 1
         number = self._numbers[origin]
+        # So a remote peer that sends invalid data can't flood the log.
         if number & (number - 1) == 0:
             _log.warning(
                 "warning from a library", library=record.name, number=number,

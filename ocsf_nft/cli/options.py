@@ -176,10 +176,10 @@ def ocsf_version(text: str) -> str:
 
 
 def prefixes_and_context(config: Path | None) -> tuple[Prefixes, Context]:
-    """Read other firewalls' log prefixes and the severities of events from the configuration file.
+    """Read other firewalls' log prefixes and event severities from a configuration file.
 
-    The severities are in the returned Context; its other fields have their defaults. If ``config``
-    is None, everything has its default. Raises AbsentError or UsageError if the file can't be used.
+    The Context has the severities. If ``config`` is None, both have their defaults. Raises
+    AbsentError or UsageError if the file can't be used.
     """
     from ocsf_nft.log_prefixes import Prefixes  # noqa: PLC0415 - the same
     from ocsf_nft.ocsf.context import Context  # noqa: PLC0415 - slow to import, as above

@@ -1,7 +1,6 @@
 """Safe use of standard output and standard error, even if they are closed or can't accept data.
 
-A failed write to standard output raises an error, because the requested data is then missing. A
-failed write to standard error is ignored, so that the exit code stays correct.
+A failed write to standard output raises an error; a failed write to standard error is ignored.
 """
 
 from __future__ import annotations
@@ -60,17 +59,17 @@ class _Stderr(io.FileIO):
         size = memoryview(data).nbytes
         try:
             return super().write(data) or size  # None: a non-blocking pipe is full
-        except OSError:
+        except OSError:  # ignored, so that the exit code stays correct
             return size
 
 
 def prepare() -> None:
     """Make the standard streams safe to use; call this function before any file is opened.
 
-    A closed standard stream is opened on the null device. Otherwise a file that is opened later
-    would get the stream's descriptor, and receive printed text. A closed standard output is opened
-    only for reading, so that writing to it still fails.
+    A closed stream is opened on the null device. Writing to a closed standard output still fails.
     """
+    # A file that is opened later would get the descriptor of a closed stream, and receive printed
+    # text. Standard output is opened only for reading, so that writing to it still fails.
     for number in range(3):
         try:
             os.fstat(number)

@@ -1,7 +1,6 @@
 """JSON Schema of a configuration file, for editors.
 
-The schema is generated from the classes that check a configuration. It accepts each valid file. It
-also accepts some invalid files: for example, it does not check the form of an address. The command
+The schema accepts each valid file, but also some files with errors, such as a wrong address.
 ``ocsf-nft config FILE`` makes the full check.
 """
 

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSettings:
-    """Limits of the size and time of the batches that a sink gets.
+    """Limits of the size and time of the batches of events that a sink gets."""
 
-    A batch has at most ``events`` events and ``bytes`` bytes. There is one exception: an event with
-    more than ``bytes`` bytes gets a batch of its own. If a batch is not full, its delivery waits at
-    most ``seconds`` for more events. One delivery attempt takes at most ``timeout_seconds`` (None:
-    no limit). The wait between two attempts is at most ``retry_seconds``.
-    """
-
+    #: Maximum number of events in a batch.
     events: int = 500
+    #: Maximum size of a batch. A larger event gets a batch of its own.
     bytes: int = 1 << 20
+    #: Maximum wait for more events, if a batch is not full.
     seconds: float = 0.0
+    #: Maximum duration of one delivery attempt; None: no limit.
     timeout_seconds: float | None = 30.0
+    #: Maximum wait between two attempts to deliver.
     retry_seconds: float = 30.0

@@ -67,9 +67,9 @@ _CERTIFICATES: Final = {
 class Bucket:
     """Client that stores objects below ``prefix`` in the S3 bucket ``name``.
 
-    ``endpoint`` is the URL of a server other than Amazon's. ``ca`` is a file of certificates to
-    trust in addition to the system's. If ``access_key`` or ``secret`` is None, credentials are
-    found as Amazon's tools find them, for example in environment variables.
+    ``endpoint`` is the URL of a server other than Amazon's. ``ca`` has certificates to trust in
+    addition to the system's. Without ``access_key`` or ``secret``, credentials are found as
+    Amazon's tools find them.
     """
 
     def __init__(  # noqa: PLR0913 - settings of one bucket
@@ -93,11 +93,10 @@ class Bucket:
         self._store: S3Store | None = None
 
     async def open(self, prefix: str) -> None:
-        """Read the secret and the certificates, and check that the bucket exists.
+        """Read the secret and the certificates, and check that the S3 bucket exists.
 
-        The check requests an object below ``prefix``; the object need not exist. The permission to
-        store objects is not checked. Raises DeliveryError if the bucket does not exist or can't be
-        reached.
+        For the check, an object below ``prefix`` is requested. The permission to store objects is
+        not checked. Raises DeliveryError if the check fails.
         """
         try:
             self._store = await asyncio.to_thread(self._create_store)

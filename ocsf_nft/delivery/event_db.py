@@ -1,10 +1,7 @@
-"""SQLite database of the event store: events, checkpoints of sinks, dead letters, read positions.
+"""SQLite database of the event store: events, sinks' checkpoints, refused events, read positions.
 
-A checkpoint is the number of the last event that a sink has acknowledged. A dead letter is an event
-that a sink has refused. A read position is where to resume reading a source of log records.
-
-All functions block, and raise DeliveryError if the disk can't be written. Call them from one thread
-at a time.
+All functions block, and raise DeliveryError if the disk can't be written. Only one thread at a time
+may call them.
 """
 
 from __future__ import annotations
@@ -26,6 +23,9 @@ if TYPE_CHECKING:
 #: A version of the program with another schema gives its file another name.
 FILE: Final = "events-2.sqlite3"
 
+#: ``acknowledged`` is a sink's checkpoint: the number of the last event that it has acknowledged.
+#: ``dead`` has the dead letters: events that a sink has refused. ``cursor`` has the read positions:
+#: where to resume reading a source of log records.
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS event (
     number INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, stored_ms INTEGER NOT NULL,
@@ -59,18 +59,17 @@ class StoredEvent(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """Dead letter: an event that a sink has refused, with the reason.
-
-    ``line`` is the event's JSON. ``since_ms`` is the time of the first refusal (ms since the
-    epoch). ``is_again`` is true from the request for a retry until the retry is finished.
-    """
+    """Dead letter: an event that a sink has refused, with the reason."""
 
     id: int
     sink: str
     uid: str
+    #: Time of the first refusal, in ms since the epoch.
     since_ms: int
     reason: str
+    #: True from the request for a retry until the retry is finished.
     is_again: bool
+    #: JSON of the event.
     line: bytes
 
 
@@ -85,14 +84,8 @@ class RefusedEvent(NamedTuple):
 class EventDatabase:
     """SQLite database file with stored events; it uses at most ``max_bytes`` on the disk.
 
-    :meth:`sweep` removes events that are older than ``max_seconds``, even if sinks still need them.
-    If there is no room for new events, stored events are removed in this order:
-
-    - Events that all sinks have received.
-    - The oldest dead letters (events that a sink refused).
-    - The oldest events that sinks still need, but only if ``drops`` is true.
-
-    If there is still no room, the new events are refused.
+    Delivered and refused events are removed to make room; undelivered events only if ``drops`` is
+    true. :meth:`sweep` removes any event older than ``max_seconds``.
     """
 
     def __init__(self, path: Path, *, max_bytes: int, max_seconds: float, drops: bool) -> None:
@@ -143,11 +136,10 @@ class EventDatabase:
         self._database.close()
 
     def register(self, names: frozenset[str]) -> tuple[DroppedEvents, ...]:
-        """Set the names of all sinks; delete the checkpoint of each sink that is not among them.
+        """Set the names of all sinks; delete the checkpoints (delivery progress) of other sinks.
 
-        Return, for each deleted checkpoint, how many events its sink had not received. Sinks that
-        had received all events are omitted. A new sink gets only events that are stored after
-        this call.
+        A new sink gets only events that are stored later. Returns the number of undelivered events
+        of each deleted sink that has any.
         """
         undelivered: list[DroppedEvents] = []
         with self._database.transaction() as connection:
@@ -166,10 +158,10 @@ class EventDatabase:
         return tuple(undelivered)
 
     def put(self, lines: Sequence[bytes], positions: Sequence[tuple[str, str]]) -> None:
-        """Store events, and the read positions of sources of log records, in one transaction.
+        """Store events, and read positions in sources of log records, in one transaction.
 
-        ``lines`` are events as JSON. ``positions`` are pairs: the name of a source, and its read
-        position. Raises FullError if there is no room, and DeliveryError for other failures.
+        ``lines`` are events as JSON. ``positions`` are pairs of a source's name and its read
+        position. Raises FullError if there is no room, DeliveryError for other failures.
         """
         self._retention.make_room()
         # A power cut may undo a position without events: its records are then read again.
@@ -230,11 +222,10 @@ class EventDatabase:
         return found
 
     def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """Return a sink's checkpoint, and the end of the sink's pending batch.
+        """Return the last event number that a sink acknowledged, and the last of its pending batch.
 
-        The checkpoint is the number of the last event that the sink has acknowledged. A batch is
-        pending from :meth:`begin_batch` until the sink acknowledges the batch. The end is the
-        number of the last event in this batch, or None if no batch is pending.
+        The second number is None if no batch is between :meth:`begin_batch` and
+        :meth:`acknowledge`.
         """
         with self._database.transaction() as connection:
             acknowledged, sending = connection.execute(

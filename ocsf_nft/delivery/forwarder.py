@@ -1,9 +1,7 @@
-"""Forwarder: a task that delivers the events of the store to one sink, in order.
+"""Task that delivers stored events to one sink, in order, and retries failed deliveries.
 
-Each sink has its own forwarder, so a sink that is down delays no other sink. A failed delivery is
-retried until it succeeds, after longer and longer pauses. If the receiver refuses a batch, the
-batch is sent again in halves, until each refused event is alone. A refused event becomes a dead
-letter: it stays in the store, with the reason.
+Each sink has its own forwarder, so a sink that is down delays no other sink. Refused events stay in
+the store as dead letters.
 """
 
 from __future__ import annotations
@@ -45,19 +43,19 @@ _SLICE: Final = 32
 
 @dataclass(slots=True)
 class Progress:
-    """Counts and condition of the delivery to one sink.
+    """Counts and present state of the delivery of events to one sink."""
 
-    ``delivered`` and ``refused`` are numbers of events. ``failures`` is the number of failed
-    attempts to deliver. ``dead`` is the number of dead letters: refused events that are in the
-    store now. ``fault`` is the reason why the sink is down; None while it works. ``since`` is
-    the start of the latest outage, by :func:`time.monotonic`; 0 if there was none.
-    """
-
+    #: Number of delivered events.
     delivered: int = 0
+    #: Number of refused events.
     refused: int = 0
+    #: Number of failed attempts to deliver.
     failures: int = 0
+    #: Number of dead letters: refused events that are in the store now.
     dead: int = 0
+    #: Reason why the sink is down; None while it works.
     fault: str | None = None
+    #: Start of the latest outage, by :func:`time.monotonic`; 0 if there was none.
     since: float = 0.0
 
 
@@ -83,12 +81,10 @@ class _Part:
 
 
 class Forwarder:
-    """Task that delivers the events of a store to one sink, beginning after the sink's checkpoint.
+    """Task that delivers stored events to one sink, beginning after the last acknowledged event.
 
-    The checkpoint is an event number: the sink needs no event up to this number any more.
-    ``convert`` returns an event's JSON line in the sink's OCSF version. It returns None if the
-    sink does not get the event. ``retrier`` runs each operation of the store, and repeats it
-    after a failure. The forwarder adds to the counts in ``progress``.
+    ``convert`` returns an event's JSON line in the sink's OCSF version, or None to omit the event.
+    ``retrier`` repeats an operation of the store after a failure.
     """
 
     def __init__(  # noqa: PLR0913 - parts of one forwarder
@@ -103,6 +99,7 @@ class Forwarder:
         progress: Progress | None = None,
     ) -> None:
         self.name = name
+        #: The forwarder adds to these counts.
         self.progress = progress or Progress()
         #: Number of the last event that needs no delivery any more.
         self.done = 0
@@ -156,11 +153,10 @@ class Forwarder:
         self._stop_requested.set()
 
     async def run(self) -> None:
-        """Deliver events to the sink, until cancelled or until :meth:`request_stop` is called.
+        """Deliver events until cancelled or until a stop is requested; then close the sink.
 
-        At its end, the method closes the sink. Raises ClosedError if the sink is closed
-        permanently, for example a pipe without a reader. Raises DeliveryError if the store
-        can't be used.
+        Raises ClosedError if the sink is closed permanently (a pipe without a reader),
+        DeliveryError if the store can't be used.
         """
         try:
             self.done, batch_end = await self._retrier(lambda: self._store.checkpoint(self.name))
@@ -203,16 +199,13 @@ class Forwarder:
         self.progress.dead = await self._retrier(lambda: self._store.count_dead_letters(self.name))
 
     async def _wait(self) -> bool:
-        """Wait for the events of the next batch; return True if there are events to read.
+        """Wait until a batch is full or its time limit has passed; return True if there are events.
 
-        The wait ends when the batch is full, or ``batch_settings.seconds`` after its first
-        event. Return False in these cases:
-
-        - A stop is requested before the batch begins.
-        - The sink has dead letters, and no event has come for one second. The caller then
-          checks if a user has requested to send dead letters again.
+        Return False if a stop is requested before the batch begins, or dead letters are to be
+        checked.
         """
         if self._store.end <= self.done:
+            # The caller then checks if a user has requested to send dead letters again.
             interval = _RETRY_CHECK_SECONDS if self.progress.dead else None
             await _wait_for_first(
                 (self._store.wait_for_event(self.done), self._stop_requested.wait()), interval
@@ -352,10 +345,9 @@ class Forwarder:
     async def _deliver_part(self, part: _Part) -> None:
         """Deliver a part of a batch; after a failure, retry.
 
-        ``part.refused`` gets the messages that the receiver refuses individually. Raises
-        RefusedError if the receiver refuses the part without naming a message. Raises
-        _SlowError after repeated timeouts, and ClosedError if the sink is closed permanently.
-        Raises _StoppedError if a stop is requested while the sink is down.
+        ``part.refused`` gets individually refused messages. Raises RefusedError (the whole part is
+        refused), _SlowError (repeated timeouts), ClosedError, _StoppedError (stop requested while
+        the sink is down).
         """
         slow = 0
         backoff = Backoff(max_seconds=self._batch_settings.retry_seconds)

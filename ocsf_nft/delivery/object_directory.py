@@ -1,8 +1,6 @@
 """Directory that stores whole files by key (a relative path), like the objects in an S3 bucket.
 
-A file is first written under a temporary name that begins with a dot and ends with ``.part``. It
-gets its final name only after all of it is on the disk, safe from a power cut. Readers of a data
-lake ignore temporary files: Hive and Athena skip hidden files, others only read ``*.parquet``.
+A file gets its final name only after all of it is on the disk, safe from a power cut.
 """
 
 from __future__ import annotations
@@ -68,6 +66,8 @@ class Directory:
 
     def _put(self, key: PurePath, content: bytes) -> None:
         path = self._path / key
+        # Readers of a data lake ignore this name: Hive and Athena skip hidden files, others only
+        # read ``*.parquet``.
         part = path.with_name(f".{path.name}.part")
         try:
             _make_directory(path.parent)

@@ -1,8 +1,7 @@
-"""Conversion of an event to a row of a Parquet table, whose columns are the same for all events.
+"""Conversion of an event to a row of a Parquet table with fixed columns.
 
-A value without a column goes into the column ``unmapped``, and so does a value of the wrong type.
-Its key there is its path, for example ``src_endpoint.port``. An object is stored as JSON text if
-the OCSF schema does not define its attributes.
+A value without a column, or of the wrong type, goes into the column ``unmapped``, with its path
+(``src_endpoint.port``) as key.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ class Scalar(Enum):
     FLAG = "flag"
     INT32 = "int32"
     INT64 = "int64"
+    #: For example for an object whose attributes the OCSF schema does not define.
     JSON = "json"
 
 
@@ -58,10 +58,10 @@ _TYPES: Final = {Scalar.TEXT: str, Scalar.FLAG: bool}
 
 
 def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
-    """Convert a parsed event to a row, which maps the names of columns to values.
+    """Convert a parsed event to a row, which maps the names of Parquet columns to values.
 
-    A column is omitted if the event has no value for it. ``columns`` must include the column
-    ``unmapped``, of type JSON. That column gets the values that fit no other column.
+    Columns without a value are omitted. ``columns`` must include ``unmapped`` (JSON), which gets
+    the values that fit no other column.
     """
     unmapped: dict[str, Any] = {}
     row: dict[str, Any] = _struct(event, columns, "", unmapped)
@@ -71,11 +71,9 @@ def row_of(event: Mapping[str, Any], columns: Struct) -> dict[str, Any]:
 
 
 def _merge_unmapped(own: Any, unmapped: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of the column ``unmapped`` for one row.
+    """Combine the event's own attribute ``unmapped`` (``own``) with the values that fit no column.
 
-    ``own`` is the event's own attribute ``unmapped``. The argument ``unmapped`` has the values that
-    fit no column, by their path in the event. The result is the content of ``own`` plus these
-    values.
+    The argument ``unmapped`` has these values by their path in the event.
     """
     merged = dict(own) if isinstance(own, dict) else {} if own is None else {UNMAPPED: own}
     for path, value in unmapped.items():
@@ -103,8 +101,8 @@ def _struct(
 def _value(value: Any, column: Column, path: str, name: str, unmapped: dict[str, Any]) -> Any:
     """Convert a value to the type of its column; return None if it does not fit.
 
-    A value that does not fit is added to ``unmapped``. Its key is ``path`` (of the object, such as
-    ``src_endpoint.``) plus ``name`` (of the attribute, such as ``port``).
+    A value that does not fit is added to ``unmapped`` with the key ``path`` plus ``name``, for
+    example ``src_endpoint.`` plus ``port``.
     """
     if value is None:
         return _NULL

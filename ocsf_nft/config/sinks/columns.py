@@ -1,7 +1,6 @@
 """Parquet columns of each OCSF event class, derived from the models of the events.
 
-All events of a class in an OCSF version have the same columns, even if an event lacks some
-attributes. Columns of OCSF's ``integer_t`` have 32 bits, and columns of ``long_t`` have 64 bits.
+All events of a class in one OCSF version have the same columns.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from ocsf_nft.ocsf.objects import Process, RelatedEvent
 from ocsf_nft.ocsf.versions import SINCE, is_before
 
 _UNIONS: Final = frozenset({Union, UnionType})
+#: Columns of OCSF's ``integer_t`` have 32 bits, and columns of ``long_t`` have 64 bits.
 _INT32_MAX: Final = (1 << 31) - 1
 #: Nesting depth of objects with columns. Deeper objects are JSON, so a model may contain itself.
 _DEPTH: Final = 8
