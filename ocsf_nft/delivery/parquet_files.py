@@ -1,8 +1,6 @@
 """Conversion of events to Apache Parquet files, for a custom source of Amazon Security Lake.
 
-Each file has events of one OCSF class and one day, in order of time. Source: "Collecting data from
-custom sources", Amazon Security Lake User Guide. The same batch always produces the same files with
-the same names. So a repeated delivery of a batch overwrites the files of its first delivery.
+Each file has the events of one OCSF class and one day, in order of time.
 """
 
 from __future__ import annotations
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.envelope import Message
     from ocsf_nft.delivery.parquet_columns import Column
+
+# Format: "Collecting data from custom sources", Amazon Security Lake User Guide.
 
 #: Rows that pyarrow converts at a time, during which it holds the interpreter lock: a few
 #: milliseconds.
@@ -62,9 +62,8 @@ class MadeFiles(NamedTuple):
 class Maker:
     """Converter of events to Parquet files.
 
-    ``columns`` maps the ``class_uid`` of each event class to the columns of that class. Each class
-    must have the columns ``time`` (in ms since the epoch) and ``unmapped``. The rows of a file are
-    sorted by ``time``. ``unmapped`` gets the values that fit no other column.
+    ``columns`` maps the ``class_uid`` of each event class to its columns. Each class must have the
+    columns ``time`` (ms since the epoch) and ``unmapped`` (values that fit no other column).
     """
 
     def __init__(self, columns: Mapping[int, Struct]) -> None:
@@ -140,6 +139,7 @@ class _Part:
         self.rows.clear()
 
     def name(self) -> str:
+        # The same batch has the same name: its repeated delivery overwrites the earlier files.
         digest = hashlib.sha256(orjson.dumps(self.uids)).hexdigest()[:_DIGEST_LENGTH]
         second = self.first[:19].replace("-", "").replace(":", "")
         return f"{second}Z-{digest}.parquet"

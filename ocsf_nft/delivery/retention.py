@@ -1,8 +1,7 @@
 """Removal of stored events, by limits of size and age.
 
-Events that every sink has acknowledged are removed first. The oldest dead letters (events that a
-sink refused) are next. The oldest events that a sink still needs are last, if the configuration
-allows that. An event that is removed before a sink got it counts as dropped for that sink.
+To make room, events that every sink (destination) has acknowledged are removed first, then refused
+events. Events that a sink still needs are last, if allowed.
 """
 
 from __future__ import annotations
@@ -48,18 +47,19 @@ class FullError(DeliveryError):
 class Retention:
     """Removal of events from a store's database, by limits of size and age.
 
-    Events use at most ``max_bytes`` on the disk, and are at most ``max_ms`` milliseconds old. If
-    ``drops`` is true, the oldest events that a sink still needs may be removed to make room.
+    If ``drops`` is true, a full store removes events that a sink (destination) still needs.
     Otherwise a full store refuses new events.
     """
 
     def __init__(self, database: Database, *, max_bytes: int, max_ms: int, drops: bool) -> None:
+        #: Maximum size of the events on the disk.
         self.max_bytes = max_bytes
         #: Size of the events on the disk in bytes, as of the last transaction.
         self.used_bytes = 0
         #: Space in the file for new events, in bytes.
         self._free_bytes = 0
         self._database = database
+        #: Maximum age of the events in milliseconds.
         self._max_ms = max_ms
         self._drops = drops
 
@@ -132,10 +132,10 @@ class Retention:
         return free_bytes, min(_RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 4)
 
     def sweep(self, now_ms: int) -> bool:
-        """Remove some of the events and dead letters that are older than the limit ``max_ms``.
+        """Remove some of the events and dead letters (refused events) that are too old.
 
-        Return True if more of them may remain: then call again. ``now_ms`` is the current time in
-        ms since the epoch. Raises DeliveryError if the database can't be written.
+        ``now_ms`` is the current time in ms since the epoch. Return True if another call may remove
+        more. Raises DeliveryError.
         """
         oldest_ms = now_ms - self._max_ms
         with self._database.unsynced_transaction() as connection:
@@ -235,10 +235,10 @@ def _last_of_first(connection: sqlite3.Connection) -> int:
 
 
 def _last_too_old(connection: sqlite3.Connection, oldest_ms: int) -> int:
-    """Return the highest event number that one transaction may remove because of the event's age.
+    """Return the number of the last event that one transaction may remove because of its age.
 
-    An event is too old if it was stored before ``oldest_ms`` (ms since the epoch). If no event is
-    too old, the result is lower than every event number.
+    Events stored before ``oldest_ms`` (ms since the epoch) are too old. Without any, the result is
+    lower than every event number.
     """
     young, last = connection.execute(
         "SELECT MIN(CASE WHEN stored_ms >= ? THEN number END), MAX(number) FROM "

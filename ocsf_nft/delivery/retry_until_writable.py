@@ -26,9 +26,8 @@ _SHUTDOWN_GRACE_SECONDS: Final = 3.0
 class StorageRetrier:
     """Retry of storage operations until the disk accepts them.
 
-    The caller waits until its operation succeeds. So the service reads no log records meanwhile:
-    the kernel buffers new records, and counts those that it drops. ``stop`` is set when the service
-    shuts down. Retries then continue for 3 s, and after that the error is raised.
+    The caller waits meanwhile. When the service shuts down (``stop``), retries continue for 3 s.
+    After that, the error is raised.
     """
 
     def __init__(self, stop: asyncio.Event) -> None:
@@ -81,6 +80,8 @@ class StorageRetrier:
         return time.monotonic() >= self._deadline
 
     async def _wait(self) -> None:
+        # The caller waits too, so the service reads no log records: the kernel buffers new records,
+        # and counts those that it drops.
         if self._stop.is_set():
             await asyncio.sleep(_RETRY_SECONDS)
             return

@@ -1,9 +1,6 @@
 """Conversion of an event to a syslog message of RFC 5424, with the event's JSON as its text.
 
-The text is ASCII: all characters outside ASCII are written as JSON escapes. So the text needs no
-byte order mark. RFC 5424 requires a byte order mark before UTF-8, but RFC 8259 forbids one before
-JSON. A message has no structured data, because the JSON has all values. A message may be longer
-than 2,048 bytes. Configure each receiver to accept longer messages.
+A message may be longer than 2,048 bytes. Configure each receiver to accept longer messages.
 """
 
 from __future__ import annotations
@@ -47,6 +44,7 @@ def frame(event: Mapping[str, Any], json: bytes) -> bytes:
         _APP_NAME,
         _NIL,
         _message_id(event.get("type_uid")),
+        # No structured data: the JSON has all values.
         _NIL,
     )
     return f"{' '.join(head)} ".encode("ascii") + _ascii(json)
@@ -73,6 +71,8 @@ def _is_whole(value: object) -> TypeGuard[int]:
 
 
 def _ascii(json: bytes) -> bytes:
+    # ASCII needs no byte order mark: RFC 5424 requires one before UTF-8, RFC 8259 forbids one
+    # before JSON.
     line = _LINE_ENDS.sub(b" ", json)
     return _ESCAPED.sub(_escape, line.decode()).encode("ascii")
 

@@ -30,10 +30,10 @@ class Secret:
     def read(self) -> str:
         """Read and return the secret, without white space at its end.
 
-        Each call reads the secret again, because the secret may have been renewed. Raises
-        DeliveryError if the secret is missing, unreadable, empty, or more than one line. The
+        Raises DeliveryError if the secret is missing, unreadable, empty, or more than one line. The
         error's text does not contain the secret.
         """
+        # Not cached: the secret may have been renewed.
         if self.kind == "environment":
             found = os.environ.get(self.location)
             if found is None:

@@ -1,12 +1,7 @@
-"""Store of events on disk, from which each sink gets its events.
+"""Store of events on disk, from which each sink (destination) gets its events.
 
-An event stays stored until every sink has acknowledged it, and for some time after that. Limits of
-size and age (:mod:`ocsf_nft.delivery.retention`) may remove an event earlier.
-
-Each sink has a checkpoint. This is an event number: the sink needs no event up to this number any
-more. An event that a sink refuses is stored as a dead letter, with the reason.
-
-All methods may raise DeliveryError.
+An event stays until every sink has acknowledged it, unless limits of size and age remove it. All
+methods may raise DeliveryError.
 """
 
 from __future__ import annotations
@@ -103,21 +98,19 @@ class Store:
         return self._database.fault()
 
     async def register(self, names: Iterable[str]) -> tuple[DroppedEvents, ...]:
-        """Set the names of all sinks; delete the checkpoint of each sink that is not named.
+        """Set the names of all sinks (destinations of events); remove all other sinks.
 
-        Returns, for each deleted checkpoint, how many events its sink had not received.
-        Sinks that had received all events are omitted. A new sink gets only events that are
-        stored from now on.
+        Return how many events each removed sink had not received, if any. A new sink gets only
+        events stored from now on.
         """
         return await self._work(lambda: self._database.register(frozenset(names)))
 
     async def put(self, lines: Sequence[bytes], *, source: str = "", position: str = "") -> None:
         """Store events (one JSON line each), and return when they are on the disk.
 
-        An event is ignored if a stored event has the same ``metadata.uid``. ``source``
-        names the log from which the events come. After a restart, reading of this log
-        resumes at ``position``. If ``source`` is empty, no position is stored. If the
-        call raises DeliveryError, it has stored nothing.
+        An event with the ``metadata.uid`` of a stored event is ignored. ``position`` is where to
+        resume reading the log ``source``, if any. If the call raises DeliveryError, nothing is
+        stored.
         """
         put = _Put(lines, (source, position) if source else None)
         self._waiting.append(put)
@@ -146,11 +139,10 @@ class Store:
         return await self._work(lambda: self._database.read(beyond, until, LAST, LAST))
 
     async def checkpoint(self, sink: str) -> tuple[int, int | None]:
-        """Return a sink's checkpoint, and the number of the last event in its pending batch.
+        """Return the last event number that a sink no longer needs, and the last one being sent.
 
-        The checkpoint is an event number: the sink needs no event up to this number any
-        more. A batch is pending from :meth:`begin_batch` until :meth:`acknowledge`. If no
-        batch is pending, the second value is None.
+        A batch of events is being sent from :meth:`begin_batch` until :meth:`acknowledge`. Without
+        a batch, the second number is None.
         """
         return await self._work(lambda: self._database.checkpoint(sink))
 
@@ -221,10 +213,9 @@ class Store:
         return await self._work(lambda: self._database.position(source))
 
     async def remove(self) -> bool:
-        """Delete the database file if no event in it is needed; return true if it was deleted.
+        """Delete the database file, unless it has undelivered or refused events.
 
-        The file is needed while a sink has not received all events, or while there is a
-        dead letter. After a deletion, the caller must close the store.
+        Return True if the file was deleted. After a deletion, the caller must close the store.
         """
         return await self._work(self._database.remove)
 
@@ -252,12 +243,9 @@ class Store:
 
 @dataclass(slots=True, eq=False)
 class _Put:
-    """Events of one call of :meth:`Store.put`; the call waits until they are on the disk.
-
-    ``position`` is a pair: the name of the log that the events come from, and where to resume
-    reading it. It is None if no position is to be stored.
-    """
+    """Events of one call of :meth:`Store.put`; the call waits until they are on the disk."""
 
     lines: Sequence[bytes]
+    #: Name of the events' log, and where to resume reading it; None to store no position.
     position: tuple[str, str] | None
     is_stored: bool = False

@@ -70,10 +70,8 @@ class Archive:
     def follow(self, last: ArchivedEvent | None) -> ArchivedEvent | None:
         """Open the database file again if another file has replaced it.
 
-        ``last`` is the last event that the caller has read, or None. The result is the event after
-        which the caller must continue: normally ``last``. The result is None if ``last`` is None,
-        or if the new file does not have this event. The caller must then begin with the first
-        event. Raises SourceError if the new file can't be read.
+        ``last`` is the last event that the caller has read. Return the event after which the caller
+        continues; None means from the first event. Raises SourceError.
         """
         if not self._database.is_replaced():
             return last
@@ -158,9 +156,8 @@ def _is_created(connection: sqlite3.Connection) -> bool:
 def retry_dead_letters(path: Path, sink: str | None, uid: str | None) -> int:
     """Request a retry of dead letters (refused events) in the store ``path``; return their number.
 
-    ``sink`` and ``uid`` (the event's ``metadata.uid``) limit the retry, unless they are None. The
-    service that uses the store sends the events again within seconds, or after its next start.
-    Raises DeliveryError if the store can't be written.
+    ``sink`` and the event's ``uid`` select dead letters; None selects all. A running service sends
+    them within seconds. Raises DeliveryError.
     """
     # Not by Database, which quarantines a damaged file.
     uri = f"{path.absolute().as_uri()}?mode=rw"

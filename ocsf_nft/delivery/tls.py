@@ -14,16 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """TLS settings for a receiver of events, whose certificate is always verified.
+    """TLS settings for a receiver of events, whose certificate is always verified."""
 
-    ``ca`` is a file of certificates to trust, in place of the system's. If the receiver's
-    certificate is self-signed, ``ca`` must contain it. ``certificate`` and ``key`` are the
-    files of our own certificate and its key. They are for a receiver that requests a client
-    certificate (mTLS).
-    """
-
+    #: Certificates to trust, in place of the system's. If the receiver's certificate is
+    #: self-signed, this file must contain it.
     ca: Path | None = None
+    #: Our own certificate, for a receiver that requests a client certificate (mTLS).
     certificate: Path | None = None
+    #: Key of our own certificate.
     key: Path | None = None
 
     def context(self) -> ssl.SSLContext:

@@ -42,12 +42,10 @@ class DemoError(OcsfNftError):
 
 
 def demonstrate() -> None:
-    """Run the demo; blocks for some seconds. Call it from the main thread, as root.
+    """Run the demo for some seconds: try to bypass a fence, and show the reported events.
 
-    Raises UnsupportedError if the system does not permit the demo. Raises DemoError if an attempt
-    had an unexpected result, or if the attempt's event is missing. Also raises the errors of
-    :class:`Service`. On SIGINT, SIGTERM or SIGHUP, raises SystemExit with 128 plus the signal's
-    number as exit code.
+    Call it from the main thread, as root. Raises DemoError, UnsupportedError and errors of
+    :class:`Service`. Raises SystemExit on SIGINT, SIGTERM or SIGHUP.
     """
     if os.geteuid() != 0:
         raise UnsupportedError(

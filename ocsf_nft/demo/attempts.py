@@ -64,34 +64,28 @@ class Trace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """Result and duration of one attempt.
+    """Result and duration of one attempt of the demo to send packets."""
 
-    ``got_through`` is true if the attempt reached its destination. ``saw`` is a short text about
-    the result, such as an answer or an error. ``milliseconds`` is the duration. If
-    ``is_timed_outside`` is true, the duration was measured outside the program that makes the
-    attempt. Then it includes the program's start.
-    """
-
+    #: The attempt reached its destination.
     got_through: bool
+    #: Short text about the result, such as an answer or an error.
     saw: str
     milliseconds: float
+    #: The duration includes the start of the program that makes the attempt.
     is_timed_outside: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """Attempt of the demo to reach an address from the sandbox, by one program.
-
-    ``command`` is the program with its arguments. ``watch(process, start)`` reads the output of the
-    running program, and returns the outcome as soon as it is known. ``start`` is the start time of
-    the program (:func:`time.perf_counter`). ``trace`` has values by which the demo finds the event
-    about the attempt, such as protocol and port. It is None for an allowed attempt, which has no
-    event.
-    """
+    """Attempt of the demo to reach an address from the sandbox, by one program."""
 
     title: str
+    #: Program with its arguments.
     command: tuple[str, ...]
+    #: Reads the output of the running program until the outcome is known. The number is the start
+    #: time of the program (:func:`time.perf_counter`).
     watch: Callable[[subprocess.Popen[str], float], Outcome]
+    #: Values of the event about the attempt; None for an allowed attempt, which has no event.
     trace: Trace | None
 
     async def make(self, sandbox: Namespace) -> Outcome:

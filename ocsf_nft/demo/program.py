@@ -1,9 +1,7 @@
-"""Program that tries once to send a packet or a request out of the sandbox, and times the attempt.
+"""Program that tries once to send a packet or a request out of the sandbox.
 
-The program prints one line of JSON with the result and the duration in milliseconds. The exit code
-is 0 on success, and 1 on failure. Each public function prepares an attempt, and returns a function
-that makes the attempt. So only the attempt is timed. The returned function returns the result as
-text, or raises OSError if the attempt fails.
+The program prints the result and the duration in milliseconds as JSON. The exit code is 1 if the
+attempt fails.
 """
 
 from __future__ import annotations
@@ -24,6 +22,10 @@ ETHERTYPE: Final = 0x88B5
 _DNS_PORT: Final = 53
 _ICMP_ECHO: Final = 8
 _ICMPV6_ECHO_REQUEST: Final = 128
+
+
+# Each public function prepares an attempt, and returns a function that makes it: only the attempt
+# is timed. The returned function returns the result as text, or raises OSError.
 
 
 def http(url: str, proxy: str = "") -> Callable[[], str]:

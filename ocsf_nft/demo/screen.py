@@ -63,8 +63,8 @@ class Row:
 class Screen:
     """Table on standard error, with a row for each attempt of the demo to send packets.
 
-    ``rows`` are the rows so far. A terminal shows the table again after each new row. Any other
-    output gets the table only at the end of the ``with`` block.
+    A terminal shows each new row at once. Any other output gets the table at the end of the
+    ``with`` block.
     """
 
     def __init__(self) -> None:
@@ -181,11 +181,10 @@ class Screen:
 
 
 def folded(value: Any, width: int, indent: int = 0, taken: int = 0) -> str:
-    """Return a value as readable JSON, with line breaks where a line would be too long.
+    """Return a value as readable JSON, with line breaks so that lines fit in ``width`` columns.
 
-    ``width`` is the maximum number of columns of a line. ``indent`` is the indentation of the line
-    in which the value begins. ``taken`` is the number of columns before the value in this line,
-    including the indentation and the key, if any.
+    ``indent`` is the indentation of the value's first line. ``taken`` is the number of columns
+    before the value in this line.
     """
     flat = json.dumps(value, ensure_ascii=False)
     if not isinstance(value, dict | list) or taken + len(flat) + len(",") <= width:

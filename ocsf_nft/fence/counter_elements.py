@@ -1,9 +1,6 @@
 """Decoder for the elements of an nftables set with counters, as the kernel sends them.
 
-Each element has a flow as its key, and counts the packets and bytes of that flow. A set may have
-tens of thousands of elements, so decoding must be fast. If all elements have the same byte layout,
-they are decoded together, otherwise one after the other. The attribute types are from
-``include/uapi/linux/netfilter/nf_tables.h``.
+Each element has a flow as its key, and counts the packets and bytes of that flow.
 """
 
 from __future__ import annotations
@@ -21,6 +18,7 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 _NUMBER: Final = struct.Struct("!Q")
 _TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 
+# include/uapi/linux/netfilter/nf_tables.h
 _NFTA_LIST_ELEM: Final = 1
 _NFTA_DATA_VALUE: Final = 1
 _NFTA_SET_ELEM_KEY: Final = 1
@@ -58,33 +56,30 @@ class _Offsets(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Byte layout that all elements of a set share.
+    """Byte layout that all elements of a set share: four values, and constant bytes around them."""
 
-    ``form`` splits an element's bytes into nine columns, with the numbers 0 to 8. Columns 1, 3, 5
-    and 7 are the element's four values. ``key``, ``packets``, ``bytes`` and ``expiration`` are the
-    column numbers of these values. The columns with even numbers are the bytes around the values,
-    which are the same in all elements. ``same`` has a pair for each even column: its number and its
-    bytes. ``timeout_ms`` is the timeout of each element.
-    """
-
+    #: Splits an element into the columns 0 to 8. Columns 1, 3, 5 and 7 are the values.
     form: struct.Struct
+    #: Number and constant bytes of each even column.
     same: tuple[tuple[int, bytes], ...]
+    #: Column numbers of the values.
     key: int
     packets: int
     bytes: int
     expiration: int
+    #: Timeout of each element.
     timeout_ms: int
 
 
 class ElementParser:
     """Parser for the elements of one nftables set that counts packets by flow.
 
-    ``key_bytes`` is the length of the set's keys. Elements with a key of another length, or without
-    a counter, are ignored. ``timeout_ms`` is the timeout of elements for which the kernel sends no
-    timeout. ``seen`` is the number of all parsed elements, including the ignored ones.
+    Elements without a counter, or with a key of another length than ``key_bytes``, are ignored.
+    ``timeout_ms`` is the timeout of elements without their own.
     """
 
     def __init__(self, key_bytes: int, timeout_ms: int) -> None:
+        #: Number of all parsed elements, including the ignored ones.
         self.seen = 0
         self._key_bytes = key_bytes
         self._timeout_ms = timeout_ms
@@ -95,6 +90,8 @@ class ElementParser:
 
         If an element has an invalid length, only the elements before it are returned.
         """
+        # A set may have tens of thousands of elements: those of the same layout are decoded
+        # together.
         if self._layout is None:
             self._layout = self._find_layout(payload)
         if self._layout is not None:
@@ -148,9 +145,7 @@ class ElementParser:
     def _find_layout(self, payload: memoryview) -> _Layout | None:
         """Return the byte layout of the first set element in the payload.
 
-        A layout includes an expiration time, so return None if this element does not expire. Also
-        return None if the element is truncated, or if this parser ignores it, for example because
-        it has no counter.
+        Return None if this element does not expire, is truncated, or is ignored by this parser.
         """
         kind, element = next(_spans(payload, _Span(0, len(payload))), (None, _Span(0, 0)))
         offsets = self._locate(payload, element) if kind == _NFTA_LIST_ELEM else None
@@ -208,11 +203,8 @@ def _spans(payload: memoryview, within: _Span) -> Iterator[tuple[int, _Span]]:
 
 
 def _nested(payload: memoryview, nest: _Span | None, kind: int) -> _Span | None:
-    """Return where an attribute's value is in ``payload``; None if there is no such attribute.
-
-    The attribute has the type ``kind``, and is inside the value at ``nest``. If there are several,
-    the last one is used. If ``nest`` is None, so is the result.
-    """
+    """Return the span of the attribute ``kind`` inside ``nest``; None if it is missing."""
+    # The last one, if there are several.
     return None if nest is None else dict(_spans(payload, nest)).get(kind)
 
 

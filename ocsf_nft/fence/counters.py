@@ -1,14 +1,7 @@
 """Reader of a fence's packet counters over netlink, fast enough for two readings a second.
 
-The counters of single flows are elements of nftables sets. The kernel sends a set in parts. After
-each part, it stores only its position in the set (nf_tables_api.c). If elements are added or expire
-before the next part, the kernel may send other elements twice, or omit them, without notice.
-The reader uses the last value of an element that was sent twice. An omitted element's packets are
-still in the rule's total, and a later reading has the element again.
-
-A process with CAP_NET_ADMIN in the sandbox's namespace can replace the fence's tables with any
-other tables. So the reader ignores elements with an unexpected format, and limits the time and
-memory of a reading.
+A process with CAP_NET_ADMIN in the sandbox can replace the fence's tables. So the reader ignores
+unexpected elements, and limits the time and memory of a reading.
 """
 
 from __future__ import annotations
@@ -88,28 +81,22 @@ _DATA: Final = operator.attrgetter("data")
 
 @dataclass(slots=True, kw_only=True)
 class _NamespaceTables:
-    """Tables of a fence in one network namespace, and the netlink socket to read their counters.
-
-    ``identity`` identifies the namespace in which the fence was installed; None means any
-    namespace. ``users`` converts the user ids of the counted flows to ids of this
-    process's user namespace. ``users`` is None if the ids are not converted.
-    """
+    """Tables of a fence in one network namespace, and the netlink socket to read their counters."""
 
     namespace: Namespace
+    #: Identifies the namespace in which the fence was installed; None means any namespace.
     identity: str | None = None
     tables: tuple[ruleset.Table, ...]
     nftables: Nftables | None = field(default=None)
+    #: Converts user ids of counted flows to our user namespace; None if they are not converted.
     users: UserIdMap | None = field(default=None)
 
 
 class _Snapshot(NamedTuple):
-    """Totals of one rule's counters at one time, without the counters of single flows.
+    """Totals of one rule's counters at one time, without the counters of single flows."""
 
-    ``handles`` are the kernel's numbers of the table, its sets and its counters. The kernel never
-    reuses such a number. So if two snapshots have equal ``handles``, no set or counter was deleted
-    between them.
-    """
-
+    #: The kernel's numbers of the table, its sets and its counters. The kernel never reuses a
+    #: number: if two snapshots have equal numbers, nothing was deleted between them.
     handles: tuple[int, ...]
     timeouts_ms: Mapping[Kind, int]
     logged: Count
@@ -124,10 +111,8 @@ class _ReplacedError(Exception):
 class Counters:
     """Reader of the packet counters of an installed fence.
 
-    All methods block the calling thread. Only one thread may use a reader at a time. An open reader
-    has a netlink socket in each namespace of the fence. While these sockets are open, the kernel
-    keeps the namespaces. The reader needs CAP_NET_ADMIN over the namespaces, and CAP_SYS_ADMIN to
-    enter another namespace.
+    All methods block, and only one thread may use them at a time. The reader needs CAP_NET_ADMIN
+    over the fence's namespaces, and CAP_SYS_ADMIN to enter another namespace.
     """
 
     def __init__(self, installed: InstalledFence) -> None:
@@ -163,8 +148,8 @@ class Counters:
         """Open a netlink socket in each namespace of the fence.
 
         Raises AbsentError if the sandbox's namespace is missing or is not the fenced one. Raises
-        UnsupportedError if a kernel feature or a privilege is missing, or if the boot id can't be
-        read. Raises FenceError for other errors.
+        UnsupportedError if a kernel feature, a privilege or the boot id is missing. Raises
+        FenceError for other errors.
         """
         try:
             self._boot = _BOOT_ID.read_text("ascii").strip()
@@ -195,13 +180,10 @@ class Counters:
         )
 
     def read(self) -> Reading:
-        """Read all counters of the fence.
+        """Read all counters of the fence, except those of rules whose counters or sets are missing.
 
-        If the fence has changed between enforcing and permissive, the result has the counters of
-        both modes. The result omits a rule if its table, one of its counters or one of its sets is
-        missing. Raises FenceError if reading fails or lasts 10 s. Also raises it if a set has more
-        elements than a set of a fence can have. After an error, the next call opens the sockets
-        again, so it can raise the errors of :meth:`open` too.
+        Raises FenceError if reading fails, lasts 10 s, or finds a set that is too large. Also
+        raises the errors of :meth:`open`.
         """
         began_ns = time.time_ns()
         deadline = time.monotonic() + _READ_SECONDS
@@ -209,6 +191,7 @@ class Counters:
         epochs: dict[str, str] = {}
         for entry in self._namespaces:
             for family, table, names in entry.tables:
+                # Both modes, if the fence has changed between enforcing and permissive.
                 for rule, is_permissive in itertools.product(names, (False, True)):
                     counting = counter_suffix(rule, is_permissive=is_permissive)
                     found = self._read(entry, family, table, counting, deadline)
@@ -222,13 +205,12 @@ class Counters:
     ) -> tuple[str, RuleReading] | None:
         """Read one rule's counters; return their epoch and values, or None if they are missing.
 
-        The epoch is a text that changes if the counters are deleted and created again. ``rule`` is
-        the suffix of the counters' names in nftables, for example ``egress``. ``deadline`` is the
-        time of :func:`time.monotonic` at which the read fails.
+        The epoch is a text that changes if the counters are created again. ``rule`` is the suffix
+        of the counters' names in nftables. ``deadline`` is a time of :func:`time.monotonic`.
         """
         for _ in range(_TRIES):
             try:
-                nftables = self._open(entry)
+                nftables = self._open(entry)  # again after an error
                 nftables.deadline = deadline
                 found = _Rule(nftables, family, table, rule).read()
                 return None if found is None else self._localize(entry, *found)
@@ -248,14 +230,11 @@ class Counters:
     def _localize(
         self, entry: _NamespaceTables, epoch: str, reading: RuleReading
     ) -> tuple[str, RuleReading]:
-        """Return ``epoch`` with the boot id before it, and ``reading`` with converted user ids.
-
-        ``epoch`` is a text that identifies the rule's present counters. With the boot id, this text
-        is unique across reboots. The user ids of the counted flows are converted to ids of this
-        process's user namespace.
-        """
+        """Add the boot id to ``epoch``; convert user ids in ``reading`` to our user namespace."""
         if entry.users is not None:
             reading = map_uids(reading, entry.users.to_local)
+        # The epoch identifies the rule's present counters. With the boot id, it is unique across
+        # reboots.
         return f"{self._boot}:{epoch}", reading
 
     def _open(self, entry: _NamespaceTables) -> Nftables:
@@ -278,6 +257,7 @@ class Counters:
                 f"{self._sandbox} was installed"
             )
         entry.users = userns.user_id_map()
+        # While this socket is open, the kernel keeps the namespace.
         return Nftables()
 
 
@@ -347,6 +327,10 @@ class _Rule:
         ``kind`` is the kind of the set, such as ``flows4``. ``timeout_ms`` is the set's timeout for
         its elements.
         """
+        # The kernel sends a set in parts, and stores only its position (nf_tables_api.c). If
+        # elements are added or expire between two parts, it may repeat or omit others without
+        # notice. The last value of a repeated element counts. An omitted element's packets are in
+        # the rule's total, and a later reading has the element again.
         elements = ElementParser(_KEY_BYTES[kind], timeout_ms)
         found: dict[bytes, Element] = {}
         # A change of the ruleset interrupts a dump. Another process can interrupt every dump: the

@@ -21,17 +21,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchResult:
-    """Result of the delivery of a batch: which messages the receiver has not accepted.
+    """Result of a delivery of events: which events the receiver has not accepted."""
 
-    The receiver will never accept the messages in ``refused``. The messages in ``again`` must
-    be delivered again later, in this order. ``reason`` states why the receiver did not accept
-    them now. ``after_seconds`` is the pause that the receiver requested before the next
-    delivery; None without a request.
-    """
-
+    #: Events that the receiver will never accept.
     refused: tuple[Refusal, ...] = ()
+    #: Events that must be delivered again later, in this order.
     again: tuple[Message, ...] = ()
+    #: Reason why the receiver did not accept the events in ``again`` now.
     reason: str = ""
+    #: Pause that the receiver requested before the next delivery; None without a request.
     after_seconds: float | None = None
 
 
@@ -39,16 +37,16 @@ DELIVERED: Final = BatchResult()
 
 
 class Sink(Protocol):
-    """Interface of a destination of events, with the methods open, deliver and close.
+    """Interface of a destination of events; only one task uses a destination.
 
-    Only one task uses a sink. After a failure, the task closes the sink and opens it again.
-    Each opening must read secrets and certificates again, because they may be renewed. Any call
-    of a method may be cancelled.
+    After a failure, the task closes the destination and opens it again. Each opening must read
+    secrets and certificates again. Any call may be cancelled.
     """
 
     #: True if an interrupted batch must be delivered again with exactly the same messages.
     repeats_batches: bool = False
 
+    # Secrets and certificates may be renewed before the next opening.
     async def open(self) -> None:
         """Open the sink; raises DeliveryError if this fails.
 
@@ -68,15 +66,13 @@ class Sink(Protocol):
         await self.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Deliver one or more messages in order, and wait until the receiver has acknowledged them.
+        """Deliver one or more events in order, and wait until the receiver has acknowledged them.
 
-        If the transport has no acknowledgements, wait until the kernel has accepted the
-        whole batch. Raises DeliveryError if it is unknown which messages have arrived: the
-        caller then repeats the whole batch. Raises RefusedError if the receiver refuses the
-        batch without naming the message at fault. The caller then delivers parts of the
-        batch.
-
-        Messages arrive whole, with two exceptions. A byte stream (Unix socket, TCP or pipe)
-        may break inside a message. A regular file may have an incomplete last line after a
-        crash.
+        Without acknowledgements, wait until the kernel has accepted all events. Raises
+        DeliveryError if it is unknown which events arrived, RefusedError if the receiver refuses
+        events without naming them.
         """
+        # After a DeliveryError, the caller repeats the whole batch; after a RefusedError, it
+        # delivers parts of it. Messages arrive whole, with two exceptions. A byte stream (Unix
+        # socket, TCP or pipe) may break inside a message. A regular file may have an incomplete
+        # last line after a crash.

@@ -14,8 +14,7 @@ async def connect(host: str, port: int, kind: socket.SocketKind) -> socket.socke
     """Connect to a host by its name; return a non-blocking socket.
 
     ``kind`` is ``SOCK_STREAM`` or ``SOCK_DGRAM``. The host's addresses are tried in order, each for
-    at most 5 s. Raises OSError if no address accepts the connection, or if the name can't be
-    resolved.
+    at most 5 s. Raises OSError.
     """
     loop = asyncio.get_running_loop()
     failure = OSError("it has no address")

@@ -24,8 +24,7 @@ _WHITE_SPACE: Final = re.compile(r"\s+")
 def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
     """Return the cause of a delivery error as one line, such as "it does not answer in time".
 
-    In this line, "it" is the receiver of events. ``secrets`` are texts to mask in the line, because
-    the receiver's error message may contain them.
+    "It" is the receiver of events. ``secrets`` are texts to mask in the line.
     """
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
@@ -42,6 +41,7 @@ def cause(error: BaseException, secrets: Iterable[str] = ()) -> str:
         return printable(error.strerror)
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
+    # The receiver's error message may contain secrets.
     return printable(error, secrets) or type(error).__name__
 
 

@@ -1,9 +1,6 @@
 """Sink that writes JSON Lines to a file.
 
-If a write fails, the sink removes the part that was written. After a crash of this process, the
-next opening removes an incomplete last line. If another program renames or removes the file
-(logrotate), the sink creates a new file at the same path. If another program truncates the file
-(copytruncate), the sink continues to write to it.
+The sink continues if another program, such as logrotate, renames, removes or truncates the file.
 """
 
 from __future__ import annotations
@@ -30,9 +27,8 @@ _TAIL_BYTES: Final = 1 << 16
 class File(Sink):
     """Sink that appends events to a file; no other process may append to it.
 
-    With ``sync``, a batch counts as delivered only when it is on the disk. Without ``sync``, a
-    power cut may delete delivered events. With a ``rotation``, the sink renames a full file, and
-    continues in a new one.
+    If ``sync`` is false, a power cut may delete delivered events. With ``rotation``, a full file is
+    renamed, and a new one is created.
     """
 
     def __init__(self, *, path: Path, sync: bool = True, rotation: Rotation | None = None) -> None:
@@ -95,6 +91,7 @@ class File(Sink):
         try:
             is_file = _is_file(descriptor)
             if is_file:
+                # This process may have crashed during a write of the last line.
                 _truncate_torn_line(descriptor)
         except OSError:
             os.close(descriptor)

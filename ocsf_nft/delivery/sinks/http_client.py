@@ -59,16 +59,14 @@ _REDIRECT_REMEDY: Final = "redirects are not followed, so give the URL that it p
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAnswer:
-    """Answer of a receiver to an HTTP request.
-
-    ``body`` may be cut (see ``answer_bytes`` of :meth:`HttpSession.request`). ``text`` is the body
-    as short printable text. ``after_seconds`` is the pause before a retry, from the header
-    Retry-After. It is None if the answer has no valid Retry-After.
-    """
+    """Answer of a receiver of events to an HTTP request."""
 
     status: int
+    #: May be cut: see ``answer_bytes`` of :meth:`HttpSession.request`.
     body: bytes
+    #: Body as short printable text.
     text: str
+    #: Pause before a retry, from the header Retry-After; None if that is missing or invalid.
     after_seconds: float | None
 
     @property

@@ -16,13 +16,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Credentials for an HTTP receiver, for the header ``Authorization`` (RFC 9110, 11.6.2).
+    """Credentials for an HTTP server, for the header ``Authorization`` (RFC 9110, 11.6.2)."""
 
-    ``scheme`` is the first word of the header's value. ``secret`` is the location of a token.
-    For the scheme Basic, it is the location of the password of ``user`` (RFC 7617, 2).
-    """
-
+    #: First word of the header's value.
     scheme: Literal["Basic", "Bearer", "ApiKey", "Splunk"]
+    #: Location of a token. For Basic, location of the password of ``user`` (RFC 7617, 2).
     secret: Secret
     user: str = ""
 
@@ -38,18 +36,17 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Receiver:
-    """Settings for requests to an HTTP server that receives events.
+    """Settings for requests to an HTTP server that receives events."""
 
-    A sink may append a path to ``url``. If ``tls`` is None, the system's certificate authorities
-    are trusted. If ``proxy`` is None, no proxy is used, even if an environment variable names one.
-    If ``is_compressed`` is true, request bodies are compressed with gzip, except small ones.
-    """
-
+    #: A sink may append a path.
     url: str
     headers: Mapping[str, str | Secret] = field(default_factory=dict)
     credentials: Credentials | None = None
+    #: None: the system's certificate authorities are trusted.
     tls: Tls | None = None
+    #: URL of a proxy. None: no proxy is used, even if an environment variable names one.
     proxy: str | None = None
+    #: Request bodies are compressed with gzip, except small ones.
     is_compressed: bool = True
 
     @property

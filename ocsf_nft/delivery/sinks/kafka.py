@@ -1,9 +1,6 @@
-"""Sink for a topic of Kafka.
+"""Sink for a topic of Kafka, with one record for each event.
 
-Each event is one record of the topic. The record's key is the name of the event's sandbox. So all
-events of a sandbox stay in one partition, in order. The record's header ``uid`` is the event's
-identifier, by which a consumer can recognize duplicates. The topic must not be compacted:
-compaction would leave only one event for each sandbox.
+The topic must not be compacted: compaction would leave only one event for each sandbox.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ if TYPE_CHECKING:
 
 Mechanism: TypeAlias = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
+#: Header with the event's identifier, by which a consumer can recognize duplicates.
 _UID: Final = "uid"
 #: Maximum size of a batch for one partition; a broker accepts 1 MiB by default.
 _BATCH_BYTES: Final = 1 << 18
@@ -55,10 +53,9 @@ _PROTOCOLS: Final = {
 class Kafka(Sink):
     """Sink that sends events to a topic, and waits until all in-sync replicas have them.
 
-    ``servers`` are the addresses (``host:port``) of some brokers. An event that has more than
-    ``max_bytes``, with its key and header, is refused. ``mechanism`` is the SASL mechanism for the
-    login with ``user`` and ``password``; None means no login. ``timeout_seconds`` is the maximum
-    duration of a delivery.
+    ``servers`` are addresses (``host:port``) of some brokers. An event with more than
+    ``max_bytes``, key and header included, is refused. ``mechanism`` is for the SASL login; None
+    means no login.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a producer
@@ -189,6 +186,7 @@ class Kafka(Sink):
         sent: asyncio.Future[Any] = await self._producer.send(
             self._topic,
             message.line,
+            # All events of a sandbox have one key, so they stay in one partition, in order.
             key=_record_key(message.event()),
             headers=[(_UID, message.uid.encode())],
         )

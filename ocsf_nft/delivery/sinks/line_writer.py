@@ -23,14 +23,10 @@ _ENDS: Final[dict[str, Future[None]]] = {}
 
 
 class WriterThread:
-    """Thread that does all work on one sink's file descriptor, from its opening to its closing.
+    """Thread that does all work on one output's file descriptor, one job after another.
 
-    The thread runs one job after another. So no other job writes between the parts of a batch, or
-    closes the descriptor during a write.
-
-    If a caller is cancelled during its write, the write continues in the thread. The write may
-    never end, for example if no process reads from a full pipe. If a caller is cancelled before its
-    job has begun, the job is not run.
+    If a caller is cancelled, a job that has begun continues, and may never end. A job that still
+    waits is not run.
     """
 
     def __init__(self, name: str, destination: object) -> None:
@@ -53,12 +49,14 @@ class WriterThread:
         while (before := _ENDS.get(self._destination)) is not None and not before.done():
             await asyncio.wait([asyncio.wrap_future(before)])
         self._ended = _ENDS[self._destination] = Future()
+        # One thread: no other job writes between the parts of a batch, or closes the descriptor.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=self._name)
         await self.run(job)
 
     async def run(self, job: Callable[[], None]) -> None:
         """Run a job after all earlier jobs, and wait for its end; raises the error of the job."""
-        # Not shielded: a running job can't be stopped, and a waiting one must not start.
+        # Not shielded: a running job can't be stopped, and a waiting one must not start. A write
+        # never ends, for example, if no process reads from a full pipe.
         await asyncio.get_running_loop().run_in_executor(self._thread, job)
 
     async def stop(self, close: Callable[[], None], *, is_waited_for: bool) -> None:
@@ -83,11 +81,10 @@ def lines_of(messages: Sequence[Message]) -> bytes:
 
 
 def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
-    """Write lines to a file descriptor; if it is a regular file, append them at its end.
+    """Append lines to a regular file, or write them to a pipe or another stream.
 
-    If a write to a regular file fails (full disk), the bytes that were already written are removed.
-    If ``sync`` is true, the lines of a regular file are on the disk when this function returns.
-    Raises OSError.
+    A failed write to a regular file is undone. With ``sync``, a regular file's lines are on the
+    disk afterwards. Raises OSError.
     """
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         _write_all(descriptor, lines)
@@ -98,7 +95,7 @@ def write_lines(descriptor: int, lines: bytes, *, sync: bool = False) -> None:
         _write_all(descriptor, lines)
         if sync:
             os.fdatasync(descriptor)
-    except OSError:
+    except OSError:  # for example, a full disk after a part of the lines
         if os.fstat(descriptor).st_size > size:
             os.ftruncate(descriptor, size)
         raise

@@ -1,8 +1,6 @@
-"""Event loop in a separate thread, in which a sink runs its client library.
+"""Event loop in a separate thread, in which a sink (destination) runs its client library.
 
-Some client libraries ignore a cancellation, leave tasks running, or block their event loop. In a
-separate thread, they block no other code. If a caller is cancelled, it returns at once. Tasks that
-still run are cancelled when the thread is stopped.
+So a library that blocks its loop, or ignores a cancellation, does not block other code.
 """
 
 from __future__ import annotations
@@ -85,6 +83,7 @@ class _Loop(asyncio.SelectorEventLoop):
         for transport in tuple(self._open_transports):
             transport.abort()
         await asyncio.sleep(0)  # lets the transports notify their protocols
+        # Some libraries leave tasks running.
         unfinished = asyncio.all_tasks() - {asyncio.current_task()}
         for task in unfinished:
             task.cancel()

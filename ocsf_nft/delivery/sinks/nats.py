@@ -54,11 +54,8 @@ class _Rejection:
 class Nats(Sink):
     """Sink that publishes events to a NATS subject, and waits until a stream has stored them.
 
-    ``servers`` are URLs, tried in random order. If ``has_class`` is true, the event's class
-    is appended to the subject, for example ``ocsf.network_activity``. ``stream`` is the name of
-    the only stream that may store the events; None allows any stream. ``is_tls_first`` is for a
-    server with the setting ``handshake_first``. TLS is required with ``tls``, with
-    ``is_tls_first`` or with a URL ``tls://…``. Otherwise the server decides.
+    If ``has_class`` is true, the subject ends with the event's class. Only ``stream`` may store the
+    events; None allows any stream. ``is_tls_first`` is for the server setting ``handshake_first``.
     """
 
     def __init__(  # noqa: PLR0913 - the settings of a connection and a subject
@@ -72,6 +69,7 @@ class Nats(Sink):
         tls: Tls | None = None,
         is_tls_first: bool = False,
     ) -> None:
+        #: URLs, tried in random order.
         self._servers = tuple(servers)
         self._subject = subject
         self._has_class = has_class

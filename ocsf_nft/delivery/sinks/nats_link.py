@@ -51,10 +51,11 @@ class NatsConnection:
     async def open(self, login: LoginValues, *, tls: Tls | None, is_tls_first: bool) -> None:
         """Connect to the server and log in.
 
-        TLS is required with ``tls`` or ``is_tls_first``, or if the URL begins with ``tls://``. With
-        ``is_tls_first``, the TLS handshake comes before the first NATS message. Raises
-        DeliveryError; the error's text is only the cause, without the server's name.
+        TLS is required with ``tls``, with ``is_tls_first`` or for a URL ``tls://…``. With
+        ``is_tls_first``, TLS begins before the first NATS message. Raises DeliveryError, without
+        the server's name in its text.
         """
+        # In other cases, the server decides.
         requires_tls = tls is not None or is_tls_first or urlsplit(self.server).scheme == "tls"
         context = (tls or Tls()).context() if requires_tls else None
         self.secrets = login.secrets

@@ -28,19 +28,19 @@ _CREDENTIALS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class LoginValues:
-    """Credentials for one login to a NATS server, as read from their files or variables.
+    """Credentials for one login to a NATS server, as read from files or environment variables.
 
-    At most one of these is set: ``token``, ``seed``, ``credentials``, or ``user`` with
-    ``password``. ``seed`` is a private key, which signs the server's challenge. ``credentials`` is
-    the text of a credentials file. ``secrets`` has all secret texts, so that they can be masked in
-    errors.
+    At most one of ``token``, ``password``, ``seed`` and ``credentials`` is set.
     """
 
     token: str | None = None
     user: str | None = None
     password: str | None = None
+    #: Private key, which signs the server's challenge.
     seed: str | None = None
+    #: Text of a credentials file.
     credentials: str | None = None
+    #: All secret texts, so that they can be masked in errors.
     secrets: tuple[str, ...] = ()
 
 
@@ -48,16 +48,15 @@ class LoginValues:
 class Login:
     """Credentials for a NATS server: the user's name, and the locations of the secrets.
 
-    Only ``user`` is the value itself. Each other field is a location from which a secret is read,
-    such as a file or an environment variable. ``nkey`` is the location of a user's seed (a private
-    key). ``credentials`` is the path of a credentials file of the tool ``nsc``. ``token``,
-    ``password``, ``nkey`` and ``credentials`` are alternatives.
+    ``token``, ``password``, ``nkey`` and ``credentials`` are alternatives.
     """
 
     token: Secret | None = None
     user: str | None = None
     password: Secret | None = None
+    #: Location of a user's seed (a private key).
     nkey: Secret | None = None
+    #: Credentials file of the tool ``nsc``.
     credentials: Path | None = None
 
     def read(self) -> LoginValues:

@@ -67,15 +67,10 @@ class _Item:
 
 
 class OpenSearch(Sink):
-    """Sink that sends each batch as one bulk request, with one document for each event.
+    """Sink that sends events to OpenSearch or Elasticsearch, many in one bulk request.
 
-    A document's identifier is the event's uid, so an event that is sent twice is stored once.
-    ``index`` is the name of the index. ``{date}`` in this name is replaced by the day of the event
-    in UTC, for example 2026.11.25.
-
-    If ``is_data_stream`` is true, ``index`` is a data stream: a series of indexes. Each document
-    then also has ``@timestamp``. An identifier is unique only within one of the indexes. So an
-    event that is sent again after the stream has begun a new index is stored twice.
+    ``{date}`` in ``index`` is replaced by the event's day in UTC, such as 2026.11.25. If
+    ``is_data_stream`` is true, ``index`` is a data stream.
     """
 
     def __init__(
@@ -140,6 +135,9 @@ class OpenSearch(Sink):
     def _document(self, message: Message) -> bytes:
         time = milliseconds(message.event(), "time")
         day = (utc_text(time) or "")[:_DAY_LENGTH].replace("-", ".")
+        # An event that is sent twice is stored once, because its uid is the identifier. In a data
+        # stream, the identifier is unique only within one index: the event is stored twice if the
+        # stream has begun a new index in between.
         target = {"_index": self._index.replace(DATE, day), "_id": message.uid}
         line = message.line
         if self._is_data_stream:

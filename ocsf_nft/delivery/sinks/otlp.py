@@ -33,13 +33,9 @@ _SEVERITIES: Final = {1: 9, 2: 10, 3: 13, 4: 17, 5: 18, 6: 21}
 
 
 class Otlp(Sink):
-    """Sink that sends each batch as one request, with one log record for each event.
+    """Sink that sends events as OpenTelemetry log records, many in one request.
 
-    A record's body has the event as nested values. So a collector can read for example
-    ``body["dst_endpoint"]["ip"]`` without parsing. The attribute ``log.record.uid`` stays the same
-    if a record is sent again. A receiver reports how many records it has rejected, but not which
-    ones. If it rejects only some, the batch is sent again in smaller parts, so accepted records may
-    arrive twice.
+    If a receiver rejects only some of the records, accepted records may arrive twice.
     """
 
     def __init__(self, *, receiver: Receiver) -> None:
@@ -54,12 +50,11 @@ class Otlp(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch as one request, and return its result.
+        """Send events as log records in one request, and return the result.
 
-        If the receiver accepts the request but rejects all its records, the result's ``refused``
-        lists all messages. Raises RefusedError if the receiver rejects only some records, which its
-        answer does not name. Also raises RefusedError if the receiver refuses the whole request
-        because of its content. Raises DeliveryError for any other failure.
+        The result's ``refused`` has either no events or all of them. Raises RefusedError if the
+        receiver rejects only some records, or the request's content. Raises DeliveryError for other
+        failures.
         """
         body = await asyncio.to_thread(_request, messages)
         answer = await self._session.request("POST", _LOGS, body=body)
@@ -73,6 +68,8 @@ class Otlp(Sink):
             return DELIVERED
         error = self._session.printable(text(reply, "partialSuccess", "errorMessage"))
         reason = f"the receiver rejected {rejected} of {len(messages)} log records: {error}"
+        # The answer does not name the rejected records. The caller sends smaller parts, again with
+        # the accepted records.
         if rejected < len(messages):
             raise RefusedError(reason)
         return BatchResult(refused=tuple(Refusal(message, reason) for message in messages))
@@ -114,6 +111,7 @@ def _record(event: Any, uid: str) -> Any:
         # The attribute had the event's name before the field eventName existed (OTLP 1.5).
         "event.name": name,
         "ocsf.class_uid": integer(event, "class_uid"),
+        # The same if the record is sent again.
         "log.record.uid": uid,
     }
     return {
@@ -122,6 +120,7 @@ def _record(event: Any, uid: str) -> Any:
         "severityNumber": _SEVERITIES.get(integer(event, "severity_id") or 0, 0),
         "severityText": text(event, "severity"),
         "eventName": name,
+        # Nested: a collector can read body["dst_endpoint"]["ip"] without parsing.
         "body": _value(event),
         "attributes": _pairs(attributes),
     }

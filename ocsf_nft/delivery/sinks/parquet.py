@@ -1,11 +1,4 @@
-"""Sink for Parquet files at the paths that Amazon Security Lake reads for custom sources.
-
-The folder of a file is
-``ext/<source>-<class>/<version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/``. For a
-custom source without a version, ``<version>/`` is omitted. ``<class>`` is there because Security
-Lake requires a separate custom source for each class. See "Collecting data from custom sources" in
-the Amazon Security Lake User Guide.
-"""
+"""Sink for Parquet files at the paths that Amazon Security Lake reads for custom sources."""
 
 from __future__ import annotations
 
@@ -45,14 +38,13 @@ class Storage(Protocol):
 
 
 class Parquet(Sink):
-    """Sink that stores each batch as Parquet files, one for each class and day of its events.
+    """Sink that stores events as Parquet files, one for each class and day of the events.
 
-    ``columns`` maps the ``class_uid`` of each class to the columns of that class. The path of a
-    file has a folder for ``source_version``, the version of the custom source in Security Lake. If
-    ``source_version`` is empty, there is no such folder. A batch that is delivered again replaces
-    the files of its first delivery, so its events are stored only once.
+    ``columns`` maps each ``class_uid`` to the columns of that class. ``source_version`` is the
+    version of the custom source in Security Lake, or empty.
     """
 
+    # A batch that is delivered again replaces its files, so each event is stored only once.
     repeats_batches = True
 
     def __init__(  # noqa: PLR0913 - the parts of a path
@@ -90,10 +82,11 @@ class Parquet(Sink):
         await self._storage.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Store a batch as Parquet files; return the messages that were refused.
+        """Store events as Parquet files.
 
-        A message is refused if it lacks a known class or a valid time. Raises RefusedError if a
-        file is larger than the storage allows, DeliveryError if a file can't be stored.
+        The result lists events without a known class or a valid time as refused. Raises
+        RefusedError if a file is larger than the storage allows. Raises DeliveryError for other
+        failures.
         """
         loop = asyncio.get_running_loop()
         made = await loop.run_in_executor(self._thread, self._maker.make, messages)
@@ -101,7 +94,11 @@ class Parquet(Sink):
             await self._storage.put(self._key(file), file.content)
         return BatchResult(refused=made.refused)
 
+    # ext/<source>-<class>/<version>/region=<region>/accountId=<account>/eventDay=<YYYYMMDD>/<name>
+    # Source: "Collecting data from custom sources", Amazon Security Lake User Guide.
+
     def _location(self, class_uid: int) -> str:
+        # Security Lake requires a separate custom source for each class.
         location = f"ext/{self._source}-{class_uid}"
         return f"{location}/{self._source_version}" if self._source_version else location
 

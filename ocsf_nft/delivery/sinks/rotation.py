@@ -1,9 +1,7 @@
 """Rotation of an event file: the names, the compression and the removal of old files.
 
-A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl`` (UTC). The names sort
-in the order of the rotations. With compression, a file ``….jsonl.gz`` replaces the renamed file
-when the compressed file is completely on the disk. So each event is in a complete file, even after
-a kill or a power cut. The next opening of the event file removes incomplete files.
+A full ``events.jsonl`` is renamed to ``events-20261125T204400.123456Z.jsonl`` (UTC). If compression
+is on, ``….jsonl.gz`` replaces the renamed file.
 """
 
 from __future__ import annotations
@@ -31,6 +29,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger()
 
+#: The names of old files sort in the order of their rotations.
 _STAMP: Final = "%Y%m%dT%H%M%S.%fZ"
 _TICK: Final = dt.timedelta(microseconds=1)
 _COMPRESSED: Final = ".gz"
@@ -41,18 +40,20 @@ _CHUNK_BYTES: Final = 1 << 18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotation:
-    """Settings of a rotation: when a file is full, and which old files remain.
+    """Settings of a file rotation: when a file is full, and which old files remain.
 
-    A file is full if the next write would exceed ``full_bytes``, or if a new period of
-    ``full_seconds`` has begun. Periods are counted in UTC: 86400 means each midnight. The newest
-    ``keep_files`` old files remain. If their total size exceeds ``keep_bytes``, the oldest are
-    removed. None means no limit. ``compress`` is true if old files are compressed.
+    None means no limit.
     """
 
+    #: A file is full if the next write would exceed this size.
     full_bytes: int | None = None
+    #: A file is full if a new period of this length has begun, in UTC: 86400 means each midnight.
     full_seconds: int | None = None
+    #: Maximum number of old files. The newest remain.
     keep_files: int | None = None
+    #: Maximum total size of old files. The oldest are removed.
     keep_bytes: int | None = None
+    #: Old files are compressed.
     compress: bool = False
 
     def is_full(self, status: os.stat_result, added_bytes: int) -> bool:
@@ -96,8 +97,8 @@ class _StoppedError(Exception):
 class OldFiles:
     """Old (rotated) files of the event file ``path``, and the thread that maintains them.
 
-    The thread compresses old files. The thread removes the oldest files if ``rotation`` limits the
-    number or total size of old files. Only regular files of this process's user count as old files.
+    The thread compresses old files. The thread also removes the oldest files if a limit of
+    ``rotation`` is exceeded.
     """
 
     def __init__(self, path: Path, rotation: Rotation) -> None:
@@ -177,7 +178,9 @@ class OldFiles:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        sync_directory(self.path.parent)  # before the removal of the plain file
+        # Before the removal of the plain file: even after a kill or a power cut, each event is in a
+        # complete file.
+        sync_directory(self.path.parent)
         old.path.unlink()
 
     def _compress(self, source: Path, target: Path) -> None:
@@ -222,6 +225,7 @@ class OldFiles:
                 status = path.lstat()
             except FileNotFoundError:  # compressed or removed meanwhile
                 continue
+            # Files of other users, links and directories are no old files.
             if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
                 found.append(_OldFile(match[1], match[2] or "", path, status.st_size))
         return sorted(found)

@@ -1,10 +1,7 @@
 """Safe opening of a file for appending, in a directory where other users may write too.
 
-Another user could create a link in the directory. This process would then write to a file that the
-other user may not change. So a symbolic link is followed only if it belongs to root or to the user
-of this process. In a world-writable directory (/tmp), files of other users and regular files with a
-second hard link are refused too. One risk remains: a user who may rename files in one of the path's
-directories can replace the file.
+Another user could otherwise create a link there, through which this process would write to any
+file.
 """
 
 from __future__ import annotations
@@ -41,6 +38,8 @@ def open_to_append(path: Path) -> OpenedFile:
     The descriptor of a regular file is readable too. Raises DeliveryError if another user could
     have redirected or created the file. Raises OSError if the opening fails.
     """
+    # One risk remains: a user who may rename files in one of the path's directories can replace the
+    # file.
     for _ in range(_MAX_FOLLOWED_LINKS):
         try:
             handle = os.open(path, os.O_PATH | os.O_NOFOLLOW)
@@ -115,6 +114,7 @@ def _check_link(path: Path, status: os.stat_result) -> None:
 
 
 def _check_file(path: Path, status: os.stat_result) -> None:
+    # Only a world-writable directory, such as /tmp, lets any user create files and hard links.
     if not path.parent.stat().st_mode & stat.S_IWOTH:
         return
     if not _is_trusted(status) or (stat.S_ISREG(status.st_mode) and status.st_nlink > 1):

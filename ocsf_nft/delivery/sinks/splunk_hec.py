@@ -53,12 +53,10 @@ class _InvalidEvent:
 
 
 class SplunkHec(Sink):
-    """Sink that sends each batch as one HTTP request, with one HEC envelope for each event.
+    """Sink that sends events to Splunk's HTTP Event Collector, many in one request.
 
-    Without ``ack_seconds``, a batch counts as delivered when the collector has it in memory.
-    With ``ack_seconds``, an indexer must have the batch on disk within this time. This requires
-    a token with indexer acknowledgement. If one event of a batch is invalid, other events may
-    be indexed twice.
+    ``ack_seconds`` is the time within which an indexer must have the events on disk. If it is None,
+    events in the collector's memory count as delivered.
     """
 
     def __init__(
@@ -74,6 +72,7 @@ class SplunkHec(Sink):
         self._metadata = {"source": source, "sourcetype": sourcetype}
         if index is not None:
             self._metadata["index"] = index
+        # Requires a token with indexer acknowledgement.
         self._ack_seconds = ack_seconds
         self._channel: dict[str, str] = {}
 
@@ -93,24 +92,20 @@ class SplunkHec(Sink):
         await self._session.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send a batch of events; the result lists the events that the collector finds invalid.
+        """Send events; the result's ``refused`` lists the events that the collector finds invalid.
 
-        If the collector names an invalid event, all other events are sent again without it. Raises
-        RefusedError in three cases:
-
-        - The collector names an event as invalid, but accepts it when it is sent alone.
-        - The collector reports an invalid event without naming it.
-        - The collector refuses the whole request.
-
-        Raises DeliveryError for any other failure.
+        Raises RefusedError if the collector refuses the whole request, or does not correctly name
+        the invalid event. Raises DeliveryError for any other failure.
         """
         refused: list[Refusal] = []
         rest = list(messages)
         while rest and (invalid := await self._send(rest)) is not None:
             # Splunk does not document whether the events before the invalid one were indexed, so
-            # all others are sent again. The suspect is sent alone, to check the position.
+            # all others are sent again. Some may be indexed twice. The suspect is sent alone, to
+            # check the position.
             suspect = rest.pop(invalid.position)
             if rest and await self._send([suspect]) is None:
+                # The collector accepts the event alone, so it had named the wrong one.
                 raise RefusedError(invalid.reason)
             refused.append(Refusal(suspect, invalid.reason))
         return BatchResult(refused=tuple(refused))
@@ -121,12 +116,10 @@ class SplunkHec(Sink):
             raise DeliveryError(self._session.describe(answer), after_seconds=answer.after_seconds)
 
     async def _send(self, messages: Sequence[Message]) -> _InvalidEvent | None:
-        """Send events; return None if the collector accepts all of them.
+        """Send events; return the event that the collector names as invalid, else None.
 
-        Otherwise, return the event that the collector names as invalid. The collector may have
-        indexed the events before it. Raises RefusedError if the collector refuses the whole
-        request, or reports an invalid event without naming it. Raises DeliveryError for any other
-        failure.
+        Raises RefusedError if the collector refuses the whole request, or names no invalid event.
+        Raises DeliveryError for any other failure.
         """
         body = await asyncio.to_thread(self._body, messages)
         answer = await self._session.request("POST", _EVENT, body=body, headers=self._channel)

@@ -1,8 +1,7 @@
 """Stream connection to a peer whose protocol has no acknowledgements.
 
-Instead, the kernel reports how many sent bytes are outstanding (``SIOCOUTQ``), and a caller can
-wait until there are none. For TCP, the outstanding bytes are those without a TCP acknowledgement
-(tcp(7)). For a Unix socket, they are the bytes that the peer has not read (unix(7)).
+Instead, a caller can wait until the peer's kernel has all sent bytes (TCP), or until the peer has
+read them (Unix socket).
 """
 
 from __future__ import annotations
@@ -97,6 +96,8 @@ class Stream:
             self._socket.close()
 
     def _outstanding_bytes(self) -> int:
+        # SIOCOUTQ counts bytes without a TCP acknowledgement (tcp(7)), or bytes that the peer of a
+        # Unix socket has not read (unix(7)).
         answer = fcntl.ioctl(self._socket, termios.TIOCOUTQ, struct.pack("i", 0))
         return int(struct.unpack("i", answer)[0])
 

@@ -1,9 +1,7 @@
 """Sink for syslog messages of RFC 5424 over UDP, TCP or TLS.
 
-Syslog has no acknowledgement. Over UDP (RFC 5426), the sink does not notice a dropped datagram.
-Over TCP (RFC 6587) and TLS (RFC 5425), an event counts as delivered when the receiver's kernel has
-it. If the receiver dies later, delivered events that it had not stored are dropped. If the
-connection breaks during a delivery, the whole batch is sent again on a new connection.
+Over UDP, a dropped datagram is not noticed. Over TCP and TLS, an event counts as delivered when the
+receiver's kernel has it.
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
 
     from ocsf_nft.delivery.envelope import Message
 
+#: RFC 5426, RFC 6587 and RFC 5425.
 Transport: TypeAlias = Literal["udp", "tcp", "tls"]
 
 #: Default limit of rsyslog: its maxMessageSize of "8k" means this number (8.2504).
@@ -62,11 +61,10 @@ class Syslog(Sink):
         self._transport.close()
 
     async def deliver(self, messages: Sequence[Message]) -> BatchResult:
-        """Send all events whose syslog message has at most ``max_bytes`` bytes.
+        """Send each event whose syslog message has at most ``max_bytes`` bytes.
 
-        The other events are not sent, and the result lists them as refused. Raises DeliveryError if
-        sending fails. Over UDP, even a message of at most ``max_bytes`` bytes can be too long for a
-        datagram. RefusedError is raised in that case, and the events after it are not sent.
+        The result lists the other events as refused. Raises RefusedError if a message is too long
+        for a UDP datagram. Raises DeliveryError for other failures.
         """
         frames: list[bytes] = []
         refused: list[Refusal] = []
@@ -78,6 +76,7 @@ class Syslog(Sink):
                 frames.append(framed)
             if number % _EVENTS_PER_SLICE == 0:
                 await asyncio.sleep(0)
+        # Syslog has no acknowledgement. After a RefusedError (UDP), the later events are not sent.
         await self._transport.send(frames)
         return BatchResult(refused=tuple(refused))
 

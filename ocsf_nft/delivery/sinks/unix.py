@@ -1,8 +1,6 @@
-"""Sink that writes JSON Lines to a Unix stream socket of a program on this host.
+"""Sink that writes JSON Lines to the Unix stream socket of a program on this host.
 
-The program (Vector, Fluent Bit, a supervisor) sends no acknowledgement. If the connection breaks
-during a batch, the whole batch is sent again. So the program may read an event twice. The last line
-that the program read before the break may be incomplete.
+If the connection breaks, the program's last line may be incomplete, and events may arrive twice.
 """
 
 from __future__ import annotations
@@ -27,9 +25,8 @@ if TYPE_CHECKING:
 class Unix(Sink):
     """Sink for a program that listens on the Unix socket ``path``.
 
-    With ``until_read``, a delivery waits until the program has read all its events. Without
-    ``until_read``, a delivery waits only until all its events are in the socket's buffer. Delivered
-    events are not sent again, even if the program exits before it has processed them.
+    If ``until_read`` is true, events count as delivered when the program has read them. Otherwise
+    they count as delivered when they are in the socket's buffer.
     """
 
     def __init__(self, *, path: Path, until_read: bool = True) -> None:
@@ -66,8 +63,10 @@ class Unix(Sink):
             raise DeliveryError(f"{self._path} is not connected")
         try:
             await self._stream.send(lines_of(messages))
+            # The program sends no acknowledgement, but the kernel counts the unread bytes.
             if self._until_read:
                 await self._stream.wait_until_acknowledged()
         except OSError as error:
             raise DeliveryError(f"the connection to {self._path} broke: {cause(error)}") from error
+        # Not sent again, even if the program exits before it has processed the events.
         return DELIVERED
