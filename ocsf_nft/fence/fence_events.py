@@ -25,12 +25,10 @@ _MAX_PENDING: Final = 64
 
 
 class FenceEvents:
-    """Stream of the changes that other processes make to an installed fence.
+    """Stream of the changes that other processes make to a fence's nftables tables.
 
-    :meth:`start` starts the tamper guard, a thread that detects the changes. With ``self_heal``,
-    this thread also restores the fence. ``installed`` describes the fence. ``state`` is the
-    directory that stores this description. Needs CAP_NET_ADMIN over the namespaces of the fence,
-    and CAP_SYS_ADMIN to enter another namespace.
+    With ``self_heal``, a thread also reverts the changes. Needs CAP_NET_ADMIN over the fence's
+    network namespaces, and CAP_SYS_ADMIN to enter another namespace.
     """
 
     def __init__(
@@ -76,14 +74,13 @@ class FenceEvents:
         await asyncio.to_thread(self.tamper_guard.stop)
 
     async def changes(self) -> AsyncIterator[tuple[FenceChange, ...]]:
-        """Yield tuples of fence changes; after each tuple, the caller should check the fence.
+        """Yield tuples of changes to the fence by other processes; a tuple may be empty.
 
-        The first tuple comes at once, the others about every 5 s. After a change to the fence, a
-        network link or a route, the next tuple comes earlier. A tuple has only the changes to the
-        fence that other processes made since the previous tuple. It may be empty. While the caller
-        is busy, only the latest 64 changes are stored. If the tamper guard's thread ends with an
-        error, this error is raised.
+        Each tuple comes within about 5 s. The caller should check the fence after each tuple.
+        Raises any error of the monitoring thread.
         """
+        # A tuple also comes early after a change of a network interface or a route. The tuple does
+        # not contain that change, so the caller has to check the fence.
         while True:
             yield self.take_pending()
             await asyncio.sleep(_MIN_INTERVAL_SECONDS)

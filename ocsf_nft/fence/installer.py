@@ -1,12 +1,7 @@
-"""Installation, verification and removal of a fence: atomic and idempotent.
+"""Installation, verification and removal of a sandbox's nftables fence: atomic and idempotent.
 
-All functions block for some milliseconds, so asyncio code must call them in a thread. They need:
-
-- CAP_NET_ADMIN over the sandbox's namespace;
-- CAP_SYS_ADMIN to enter a namespace that is not the process's own;
-- CAP_NET_ADMIN over the process's own namespace for a guard (a table at the host's end of the
-  sandbox's veth pair);
-- root on the host if the fence logs packets to the kernel log instead of NFLOG.
+The functions block, so asyncio code must call them in a thread. The functions need CAP_NET_ADMIN
+over the fence's network namespaces, and CAP_SYS_ADMIN to enter another namespace.
 """
 
 from __future__ import annotations
@@ -64,15 +59,11 @@ def install(
     state: StateDirectory,
     transport: LogTransport | None = None,
 ) -> InstalledFence:
-    """Install or replace the fence of a namespace, and store its record in the state directory.
+    """Install or replace a network namespace's fence, and store its record.
 
-    A fence that is already installed in the same form is not loaded again. ``transport`` is the way
-    in which the kernel's log records reach this program. If it is given and does not work, the
-    installation fails. None selects the first that works: NFLOG, then the kernel log. If none
-    works, refused packets are not logged, and ``degraded`` of the result has the reason.
-
-    Raises AbsentError, UnsupportedError, FenceError or DeliveryError. After an error the previous
-    fence is still active, unless the message states otherwise.
+    ``transport`` is the way to log packets; None selects the first that works. If none works, the
+    result's ``degraded`` has the reason. Raises AbsentError, UnsupportedError, FenceError,
+    DeliveryError; then the previous fence normally stays active.
     """
     around = _survey(spec, namespace)
     with state.locked():
@@ -80,11 +71,10 @@ def install(
 
 
 def renew(sandbox: str, state: StateDirectory) -> InstalledFence | None:
-    """Load a sandbox's fence again if it differs from its record, and return the record.
+    """Load a sandbox's fence again if the fence or a network interface changed.
 
-    The fence is also loaded again in three other cases: the network interfaces have changed, the
-    record is from another version of ocsf-nft, or the kernel could not log packets for the fence.
-    Returns None if there is no record. Raises the errors of :func:`install`.
+    The fence is also loaded again after an update of ocsf-nft's rules. Returns the fence's stored
+    record, or None without a record. Raises the errors of :func:`install`.
     """
     with state.locked():
         return renew_locked(sandbox, state, nft.load)
@@ -132,7 +122,7 @@ def _install(  # noqa: PLR0913, PLR0917 - the arguments of install, and derived 
             and (before.transport == transport if transport else before.degraded is None)
             and _is_of_this_version(before)
             and verify(spec.sandbox, state, namespace).verdict == "as installed"
-        ):
+        ):  # not loaded again
             return _restore_sysctls(before, state)
     if load_text is nft.load:
         table_owner.refuse_exclusive(namespace, table_ids, state)
@@ -165,15 +155,14 @@ def verify(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> Verification:
-    """Compare a sandbox's present fence and interfaces with the record from the installation.
+    """Compare a sandbox's present fence and interfaces with the record of the installation.
 
-    The fence must be in ``namespace``; None means the namespace in the record. Without a record,
-    None means this process's namespace, and the result only states whether a fence is there.
-    ``device`` is a VM's TAP device, needed only if there is no record. Raises UnsupportedError if
-    reading is not permitted, FenceError if the record is damaged.
+    By default, ``namespace`` is that of the record, or without a record this process's own.
+    ``device`` is a VM's TAP device, needed only without a record. Raises AbsentError,
+    UnsupportedError, FenceError.
     """
     installed = state.read(sandbox)
-    if installed is None:
+    if installed is None:  # then the result only states whether a fence is there
         where = namespace or load_ruleset.HOST
         if not is_installed(where, device):
             return Verification(verdict="absent")
@@ -216,11 +205,10 @@ def remove(
     namespace: Namespace | None = None,
     device: str | None = None,
 ) -> None:
-    """Remove a sandbox's fence, its guard (a table on the host) and its record.
+    """Remove a sandbox's fence, its guard (an additional table on the host) and its record.
 
-    ``namespace`` and ``device`` have the meaning that they have in :func:`verify`. Raises
-    AbsentError if there is no fence, and FenceError if the fence belongs to another sandbox. Raises
-    UnsupportedError if removal is not permitted.
+    ``namespace`` and ``device`` have the same meaning as in :func:`verify`. Raises AbsentError,
+    UnsupportedError, FenceError.
     """
     with state.locked() if state.path.exists() else contextlib.nullcontext():
         installed = state.read(sandbox)
@@ -279,12 +267,8 @@ def _unfenced(installed: InstalledFence, where: Namespace) -> list[str]:
 
 
 def _with_previous_mode(spec: FenceSpec, before: InstalledFence, identity: str) -> FenceSpec:
-    """Return a copy of ``spec``, the new fence, with a new value of ``has_changed``.
-
-    The value is True if the sandbox's fence has ever changed between enforcing and permissive, or
-    changes now. But the value is False if the previous fence (``before``) is in another namespace
-    than the new fence. ``identity`` identifies the namespace of the new fence.
-    """
+    """Return ``spec`` with ``has_changed`` true if the mode (permissive or not) ever changed."""
+    # In another namespace, no counters of an earlier mode exist.
     has_changed = before.identity == identity and (
         before.spec.has_changed or before.spec.is_permissive != spec.is_permissive
     )
@@ -447,8 +431,8 @@ def _release_forwarding(
 ) -> None:
     """Restore a namespace's IP forwarding sysctls, except those that active fences of VMs need.
 
-    The previous values are stored under ``identity``, the identity of the namespace. The fence of
-    the sandbox ``besides`` does not count as active, for example because it is being removed.
+    ``identity`` identifies the namespace whose values were stored. The fence of the sandbox
+    ``besides`` does not count as active.
     """
     if state.forwarding_before(identity) is None:
         return

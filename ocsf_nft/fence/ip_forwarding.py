@@ -1,16 +1,6 @@
-"""IP forwarding on the host of a VM: enabled while the VM has a fence, then restored.
+"""IP forwarding sysctls of a VM's host: enabled while the VM has a fence, then restored.
 
-The sysctls ``net.ipv4.ip_forward`` and ``net.ipv6.conf.all.forwarding`` belong to a network
-namespace, and all VMs in it share them. When one of them is enabled, other sysctls change too
-(``inet_forward_change()`` in net/ipv4/devinet.c, ``addrconf_fixup_forwarding()`` in
-net/ipv6/addrconf.c):
-
-- ``forwarding`` of every existing and future device;
-- in IPv4 also ``conf.all.accept_redirects``, which gets the opposite value.
-
-The previous values are first stored in the state directory, so that a crash can't prevent their
-restoration. One change is permanent: the kernel disables large receive offload
-(``dev_disable_lro()``).
+The previous values are stored before the change, so that a crash can't prevent their restoration.
 """
 
 from __future__ import annotations
@@ -39,6 +29,11 @@ _KEY: Final = re.compile(
     r"ipv([46])/conf/(?!\.{1,2}/)[^/\0]+/(?:forwarding|accept_redirects|accept_ra)"
 )
 _VALUE: Final = re.compile(r"-?[0-9]{1,10}", re.ASCII)
+#: Sysctls of a network namespace; all VMs in it share them. If one is enabled, others change too:
+#: ``forwarding`` of every existing and future device, and in IPv4 ``conf.all.accept_redirects``,
+#: which gets the opposite value (``inet_forward_change()`` in net/ipv4/devinet.c,
+#: ``addrconf_fixup_forwarding()`` in net/ipv6/addrconf.c). One change is permanent: the kernel
+#: disables large receive offload (``dev_disable_lro()``).
 _NAMES: Final[Mapping[_Version, str]] = {
     4: "net.ipv4.ip_forward",
     6: "net.ipv6.conf.all.forwarding",
@@ -65,8 +60,8 @@ def disabled_sysctls(spec: FenceSpec, namespace: Namespace) -> tuple[str, ...]:
 def prepare(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> None:
     """Store the current values of the sysctls that :func:`switch_on` will change.
 
-    Does nothing if forwarding is on already, or if the fence is not a VM's. Raises UnsupportedError
-    if a sysctl can't be written, for example in a read-only ``/proc/sys``. Then nothing is stored.
+    Does nothing if the fence is not a VM's. Raises UnsupportedError if a sysctl can't be written;
+    then nothing is stored.
     """
     if spec.tap is None:
         return
@@ -92,11 +87,10 @@ def switch_on(spec: FenceSpec, namespace: Namespace, state: StateDirectory) -> N
 def release(
     identity: str, namespace: Namespace, others: Iterable[FenceSpec], state: StateDirectory
 ) -> None:
-    """Restore the forwarding sysctls of a namespace, except those that other VMs' fences need.
+    """Restore the forwarding sysctls of a namespace, except those that remaining VMs' fences need.
 
-    ``identity`` identifies the namespace in which forwarding was enabled. If ``namespace`` now has
-    another identity, or does not exist, nothing is restored. ``others`` are the fences that remain
-    in the namespace. Raises UnsupportedError if a sysctl can't be written.
+    ``others`` are the remaining fences. Nothing is restored if ``namespace`` is deleted or now has
+    another ``identity``. Raises UnsupportedError if a sysctl can't be written.
     """
     needed = {version for spec in others for version in _versions(spec)}
     try:
@@ -137,12 +131,11 @@ def _missing(spec: FenceSpec) -> Iterator[str]:
 
 
 def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]:
-    """Return the values that the sysctls had before forwarding was enabled, by path of the sysctl.
+    """Return the values of the sysctls before forwarding is enabled, by path below /proc/sys/net.
 
-    ``stored`` has the values that :func:`prepare` stored earlier, for example for another VM. The
-    result has all these values. It also has the present values of the other sysctls that
-    :func:`switch_on` is about to change.
+    A value in ``stored`` replaces the present value.
     """
+    # Stored earlier, for example for another VM. The present value may be the changed one.
     found = dict(stored)
     for key in _missing(spec):
         _check_writable(key)
@@ -154,12 +147,7 @@ def _values_before(spec: FenceSpec, stored: Mapping[str, str]) -> dict[str, str]
 
 
 def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
-    """Yield the paths of all sysctls that change when the sysctl ``key`` is switched on.
-
-    If ``key`` is for all devices, other sysctls change too, such as ``forwarding`` of each device.
-    In IPv6, :func:`_switch_on` also changes ``accept_ra`` of devices, except the VM's TAP device
-    (in ``spec``).
-    """
+    """Yield the paths of all sysctls that change when the sysctl ``key`` is switched on."""
     if "/all/" not in key:
         yield key
         return
@@ -169,6 +157,7 @@ def _affected(key: str, spec: FenceSpec) -> Iterator[str]:
     if version == 4:
         yield "ipv4/conf/all/accept_redirects"
         return
+    # _switch_on() also changes accept_ra of devices, except the VM's TAP device.
     tap = None if spec.tap is None else spec.tap.device
     for device in devices:
         values = [_read(f"ipv6/conf/{device}/{name}") for name in ("forwarding", "accept_ra")]
@@ -213,7 +202,7 @@ def _read(key: str) -> str | None:
 
 
 def _check_writable(key: str) -> None:
-    try:
+    try:  # /proc/sys may be read-only
         (_NET / key).open("r+").close()
     except OSError as error:
         raise _unwritable(key, error) from error
@@ -240,10 +229,8 @@ def _unwritable(key: str, error: OSError) -> UnsupportedError:
 def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]:
     """Return the stored values that a namespace's sysctls had before forwarding was enabled.
 
-    The result is empty if there are none. The kernel may give the ``identity`` of a deleted
-    namespace to a new one. ``origin`` (boot id and netns cookie) distinguishes them, so values that
-    were stored with another ``origin`` are ignored. Raises FenceError if the stored values are
-    damaged.
+    The result is empty without stored values, or if the values have another ``origin`` (see
+    :func:`_origin`). Raises FenceError if the values are damaged.
     """
     content = state.forwarding_before(identity)
     if content is None:
@@ -255,6 +242,7 @@ def _stored(state: StateDirectory, identity: str, origin: str) -> dict[str, str]
         raise _damaged(state) from error
     if not well_formed:
         raise _damaged(state)
+    # The kernel may give the identity of a deleted namespace to a new one, with another origin.
     return dict(values) if found == origin else {}
 
 
@@ -264,16 +252,12 @@ def _store(state: StateDirectory, identity: str, origin: str, values: Mapping[st
 
 
 def _origin() -> str:
-    """Return a text that identifies this thread's network namespace: boot id and netns cookie.
-
-    Unlike an inode number, the cookie is never used again. Linux before 5.14 has no cookie: then
-    the text is only the boot id, the same for all namespaces.
-    """
+    """Return a text that identifies this thread's network namespace: boot id and netns cookie."""
     boot = _BOOT.read_text("ascii").strip()
     with socket.socket(socket.AF_UNIX) as sock:
-        try:
+        try:  # unlike an inode number, a cookie is never used again
             raw = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, _COOKIE.size)
-        except OSError:
+        except OSError:  # before Linux 5.14: the same text for all namespaces
             return boot
     return f"{boot} {_COOKIE.unpack(raw)[0]}"
 

@@ -1,9 +1,7 @@
 """Setting of the sysctl ``net.netfilter.nf_log_all_netns``, and restoring of its old value.
 
-If the sysctl is 0, the kernel log has only packets of the initial network namespace. If it is 1,
-the kernel log has packets of all namespaces of the host (net/netfilter/nf_log.c). A fence in any
-other namespace needs 1 if it logs packets to the kernel log. But then all other namespaces can fill
-the kernel log too. So the sysctl is set to 1 only while there is such a fence.
+With the value 1, packets of all network namespaces can be logged to the kernel log. With 0, only
+those of the initial namespace can (net/netfilter/nf_log.c).
 """
 
 from __future__ import annotations
@@ -19,6 +17,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+#: Set to 1 only while the fence of a namespace, except the initial one, logs to the kernel log:
+#: with 1, all other namespaces can fill the kernel log too.
 _SYSCTL: Final = Path("/proc/sys/net/netfilter/nf_log_all_netns")
 
 

@@ -36,24 +36,20 @@ _NO_ROUTE: Final = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.E
 
 
 class Route(NamedTuple):
-    """Route to an address: the next hop (``neighbour``) and the index of the outgoing interface.
+    """Route to an address: the next hop (``neighbour``) and the index of the outgoing interface."""
 
-    ``neighbour`` is the gateway. If the route has no gateway, ``neighbour`` is the address itself.
-    For a local, broadcast or multicast address, both values are None.
-
-    If the kernel has no route, ``ifindex`` is None, and ``neighbour`` is the address itself.
-    """
-
+    #: The gateway. Without a gateway or a route, the address itself. None for a local, broadcast or
+    #: multicast address.
     neighbour: Address | None
+    #: None if the kernel has no route, and for a local, broadcast or multicast address.
     ifindex: int | None
 
 
 def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surroundings:
     """Return the interfaces of a namespace, and the addresses to which its fence must allow ARP.
 
-    These addresses (``neighbours``) are the ``destinations``, and the next hops towards them. A
-    gateway may use the address of a destination for ARP. Raises AbsentError or UnsupportedError if
-    the namespace can't be entered. Raises FenceError if netlink fails.
+    ``destinations`` are the addresses that the sandbox may reach. Raises AbsentError,
+    UnsupportedError, FenceError.
     """
     requested = tuple(destinations)
     with _report_errors():
@@ -63,10 +59,8 @@ def survey(namespace: Namespace, destinations: Iterable[Address]) -> Surrounding
 def survey_device(namespace: Namespace, device: str) -> Surroundings:
     """Return the name and index of a VM's TAP device; all other values of the result are empty.
 
-    ``device`` is the name of the TAP device, and ``namespace`` is the network namespace that has
-    it. Raises AbsentError if the device does not exist, and UsageError for the loopback interface.
-    Raises FenceError if the device is a port of a bridge, a bond or a VRF. Also raises the errors
-    of :func:`survey`.
+    Raises AbsentError if ``device`` does not exist, and UsageError for loopback. Raises FenceError
+    for a port of a bridge, a bond or a VRF. Also raises UnsupportedError.
     """
     with _report_errors():
         found = namespace.call(lambda: [link for link in rtnetlink.links() if link.name == device])

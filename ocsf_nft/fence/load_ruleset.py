@@ -1,7 +1,6 @@
 """Loading of a fence into the kernel, with the first log transport that the kernel supports.
 
-A log transport is the way of log records from the kernel to a reader: NFLOG or the kernel log. With
-the transport ``none``, the fence logs nothing.
+A log transport is the way of log records to a reader: NFLOG, the kernel log, or ``none``.
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
 #: Function that loads a ruleset inside a namespace as :func:`nft.load` does. A process that owns
 #: the tables of a fence exclusively has to load them itself.
 LoadText: TypeAlias = "Callable[[Namespace, str], None]"
-#: Namespace of the guards: the host's side, where the installer runs.
+#: Namespace of the guards: the host's side, where the installer runs. Guards need CAP_NET_ADMIN
+#: over it.
 HOST: Final = Namespace()
 #: Elements that a check reads in addition to the allowed endpoints, before it stops counting.
 _ELEMENTS: Final = 1000
@@ -44,15 +44,11 @@ def load(
     state: StateDirectory,
     load_text: LoadText,
 ) -> InstalledFence:
-    """Load a fence with the first of the log ``transports`` that the kernel supports.
+    """Load a fence with the first of ``transports`` (ways to log packets) that the kernel supports.
 
-    A log transport is the way of log records out of the kernel, such as NFLOG. Returns ``intended``
-    with the transport used, a digest of the ruleset text, and nft's listing of each loaded table.
-    ``load_text`` loads the text of a ruleset into a namespace. If a sysctl must be changed, its
-    previous value is stored in ``state``.
-
-    Raises UnsupportedError if the kernel supports none of ``transports``. Raises FenceError if the
-    fence can't be loaded, or if another process changed the fence during the loading.
+    Returns ``intended`` with the resulting ``transport``, ``degraded``, ``policy`` and
+    ``listings``. If a sysctl is changed, ``state`` stores its previous value. Raises
+    UnsupportedError, FenceError, DeliveryError.
     """
     failures: list[str] = []
     for transport in transports:
@@ -113,11 +109,10 @@ def _load_with_transport(
 def _load_all(
     intended: InstalledFence, transport: LogTransport, load_text: LoadText, *, preserve: bool
 ) -> bool:
-    """Load the tables of a fence, and of its guard (a table on the host).
+    """Load the tables of a fence, and of its guard (an additional table on the host).
 
-    With ``preserve``, counters of existing tables are preserved if possible. Return True if
-    counters were preserved. If the guard can't be loaded, the loaded fence is removed, unless it
-    replaced an existing fence.
+    With ``preserve``, existing counters are preserved if possible. Return True if counters were
+    preserved.
     """
     spec, around, namespace = intended.spec, intended.around, intended.namespace
     existing = table_query.comment(namespace, *fence_table_ids(spec)[0]) is not None
@@ -136,6 +131,7 @@ def _load_all(
     except OcsfNftError as error:
         if existing:
             raise FenceError(f"the fence inside was replaced, but the guard: {error}") from error
+        # A fence that replaced none is removed again: without the guard, it is incomplete.
         remove(namespace, fence_table_ids(spec), load_text)
         raise
 
@@ -233,11 +229,10 @@ def guard_table_ids(spec: FenceSpec) -> tuple[TableId, ...]:
 
 
 def listings(spec: FenceSpec, namespace: Namespace) -> dict[str, str]:
-    """Return a dict with the content of each table of an installed fence.
+    """Return the content of each table of an installed fence, by name, such as ``inet ocsf_nft``.
 
-    A key is the name of a table, such as ``inet ocsf_nft``. A value begins with nft's listing of
-    the table, without set elements. Then it has one line for each element of the sets that the
-    installer fills. A missing table has no key.
+    The content is nft's listing, then one line for each element of the sets that the installer
+    fills. Missing tables are omitted.
     """
     most = len(spec.allowed) + _ELEMENTS
     tables = [(namespace, table_id) for table_id in fence_table_ids(spec)] + [

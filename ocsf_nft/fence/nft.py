@@ -52,10 +52,8 @@ _MODULES: Final = {
 def load(namespace: Namespace, text: str) -> None:
     """Load the ruleset ``text`` into a namespace in one transaction: all of it or nothing.
 
-    Needs CAP_NET_ADMIN over the namespace. Raises UnsupportedError if nft, the privilege or a
-    kernel feature is missing. Raises FenceError for any other failure. After an error, the ruleset
-    in the kernel is unchanged, with one exception. If nft does not end within 30 s, the ruleset may
-    have changed.
+    Needs CAP_NET_ADMIN over the namespace. Raises AbsentError, UnsupportedError, FenceError. After
+    a timeout of 30 s (a FenceError), the ruleset may have been loaded.
     """
     result = _run_on(namespace, text)
     if result.returncode != 0:
@@ -65,23 +63,23 @@ def load(namespace: Namespace, text: str) -> None:
 def show_messages(namespace: Namespace, text: str) -> str:
     """Return the netlink messages that nft would send for a ruleset, as text; load nothing.
 
-    The format is that of libmnl (``mnl_nlmsg_fprintf``). The text is complete even if the kernel
-    would reject the ruleset. Raises UnsupportedError if nft is missing, FenceError if nft can't be
-    run.
+    The format is that of libmnl (``mnl_nlmsg_fprintf``). Raises AbsentError, UnsupportedError,
+    FenceError.
     """
+    # The exit code is ignored: the text is complete even if the kernel would reject the ruleset.
     return _run_on(namespace, text, "-c", "--debug=mnl").stdout
 
 
 def list_table(namespace: Namespace, family: str, table: str) -> str | None:
     """Return nft's listing of a table, with rule handles; None if there is no such table.
 
-    The listing omits counter values, set elements and the flag ``owner`` (only one process may
-    change the table). Raises UnsupportedError if nft or the permission is missing, FenceError if
-    nft fails.
+    The listing omits counter values, set elements and the flag ``owner``. Raises AbsentError,
+    UnsupportedError, FenceError.
     """
     # Counter values and elements of large sets would cost nft time and memory (-s, -t).
     result = _run(namespace, [str(find()), "-a", "-s", "-t", "list", "table", family, table])
     if result.returncode == 0:
+        # With the flag ``owner``, only one process may change the table.
         exclusive = _EXCLUSIVE.match(result.stdout)
         if exclusive is None:
             return result.stdout

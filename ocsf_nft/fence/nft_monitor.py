@@ -42,16 +42,8 @@ OVERRUN: Final = Transaction(
 class NftMonitor:
     """Monitor of a fence's nftables tables, with two netlink sockets in one network namespace.
 
-    The socket ``notices`` receives the kernel's notices about changes to the tables. The second
-    socket changes the tables. One thread reads the notices; any thread may change the tables.
-    Methods raise OSError if a socket fails.
-
-    A generation is the kernel's number of a ruleset; each transaction increments it.
-    The monitor stores two generations:
-
-    - ``restored_generation``: only changes after this ruleset need repair.
-    - ``regular_generation``: changes up to this ruleset count as made by ocsf-nft, later changes as
-      tampering. None means that all changes count as tampering.
+    One socket receives notices of changes, the other changes the tables. Only one thread may call
+    :meth:`read`. Methods raise OSError if a socket fails.
     """
 
     def __init__(self, namespace: Namespace, tables: tuple[TableId, ...]) -> None:
@@ -64,11 +56,15 @@ class NftMonitor:
         #: Identity of the sockets' namespace; another one may have the same name by now.
         self.identity = namespace.identity()
         self.is_owner = False
+        #: A generation is the kernel's number of a ruleset; each transaction increments it. Changes
+        #: up to this one count as made by ocsf-nft, later changes as tampering. None: all changes
+        #: count as tampering.
         self.regular_generation: int | None = None
         self.tables = tables
         self._changes = ChangeReader(tables)
         #: Held during each change by the socket.
         self._lock = threading.RLock()
+        # Only changes after the ruleset ``restored_generation`` need repair.
         try:
             self.notices, self._nftables, self.restored_generation = namespace.call(_open_sockets)
         except OSError as error:
@@ -84,9 +80,8 @@ class NftMonitor:
     def read(self) -> list[Transaction]:
         """Read the queued notices; return other processes' transactions that changed ``tables``.
 
-        The list is empty if no notice has arrived. One transaction arrives as several notices. The
-        method blocks only if some of them have not arrived yet, at most 0.02 s for each. If the
-        kernel dropped notices, :data:`OVERRUN` replaces the missing transactions.
+        The method blocks only briefly, if a transaction has not arrived completely. :data:`OVERRUN`
+        replaces transactions whose notices the kernel dropped.
         """
         found: list[Transaction] = []
         poll = select.poll()
@@ -151,9 +146,8 @@ class NftMonitor:
     def restore(self, statements: Sequence[Statement]) -> None:
         """Restore the fence after changes: execute ``statements`` in one transaction.
 
-        If another process changes the ruleset at the same time, the kernel refuses the transaction.
-        Then the transaction is repeated. After eight refusals, it is executed even if another
-        process changes the ruleset.
+        The transaction is repeated if another process changes the ruleset at the same time. Raises
+        OSError if the kernel rejects a statement.
         """
         with self._lock:
             for _ in range(_TRIES):
@@ -174,21 +168,20 @@ class NftMonitor:
         """Execute all statements in one transaction, or none of them.
 
         ``generation`` is the number that the present ruleset must have; None allows any number.
-        Raises the errors of :meth:`Nftables.commit`. After a TimeoutError, the monitor can still
-        be used, because a new socket is opened.
+        Raises the errors of :meth:`Nftables.commit`.
         """
         with self._lock:
             try:
                 self._nftables.commit(statements, generation)
             except TimeoutError:
-                self._reopen()
+                self._reopen()  # so that the monitor can still be used
                 raise
 
     def take_ownership(self) -> None:
-        """Make our socket the exclusive owner of the fence's tables, and set ``is_owner`` to True.
+        """Make this monitor's socket the only one that can change the fence's tables.
 
-        Then no other socket can change the tables. If a table is missing, nothing is changed, and
-        ``is_owner`` is False. Raises PermissionError if another socket owns one of the tables.
+        Sets ``is_owner`` to True. If a table is missing, nothing changes and ``is_owner`` is False.
+        Raises PermissionError if another socket owns a table.
         """
         with self._lock:
             self.is_owner = False

@@ -1,23 +1,7 @@
 """Conversion of a policy file to its permissive form, which logs packets but refuses none.
 
-A policy file (``rules/*.nft``) refuses packets by the policy of a base chain, and by the statements
-``drop`` and ``reject``. The conversion replaces each of these by ``accept``.
-
-An accepted packet passes further hooks, and causes other packets, such as answers. But the packet
-must be counted only once, and the other packets not at all. So the conversion adds a jump before
-and after each jump to a chain that counts packets. For example:
-
-- ``jump skip_egress`` is added before ``jump account_egress``. The chain ``skip_egress`` accepts
-  packets that must not be counted.
-- ``jump mark_egress`` is added after ``jump account_egress``. The chain ``mark_egress`` marks the
-  packet, and stores its destination. Chains ``skip_…`` identify the packet at later hooks by the
-  mark, and the other packets by the stored destination.
-
-The chains ``skip_…`` and ``mark_…`` are in ``rules/permissive.nft`` (for a VM in
-``rules/permissive_tap.nft``). If the file lacks a chain, no jump to this chain is added.
-
-Names of sandboxes and network interfaces are inserted after the conversion. Otherwise the
-conversion could mistake a name for a statement.
+Statements and chain policies of ``rules/*.nft`` that refuse become ``accept``. Added jumps let each
+packet be counted once, without the packets that it causes, such as answers.
 """
 
 from __future__ import annotations
@@ -31,18 +15,23 @@ _REJECT_WITH: Final = r"(?: with (?:tcp reset|icmp[x46v]* (?:type )?[a-z-]+))?"
 _REFUSAL: Final = re.compile(rf"(?<![\w.-])(?:drop|reject{_REJECT_WITH})(?![\w.-])")
 #: Quoted text may contain one of these words without being a statement.
 _QUOTED: Final = re.compile(r'"[^"]*"')
+#: An accepted packet passes further hooks, and causes other packets, such as answers. Therefore
+#: ``jump skip_egress`` is added before ``jump account_egress``, and ``jump mark_egress`` after it.
 _ACCOUNTED: Final = re.compile(r"^(\t+)jump account_([\w-]+)\n", re.MULTILINE)
+#: Chains of ``rules/permissive.nft`` (for a VM ``rules/permissive_tap.nft``). A chain ``mark_…``
+#: marks a counted packet, and stores its destination. A chain ``skip_…`` accepts packets that must
+#: not be counted: a counted packet at later hooks, by its mark, and the packets that it causes, by
+#: the stored destination.
 _PERMISSIVE_CHAIN: Final = re.compile(r"^\tchain ((?:skip|mark)_[\w-]+) \{$", re.MULTILINE)
 #: Beginning of a policy file's own rules: their accounting.
 _BEGIN: Final = re.compile(r"^# accounting\.nft: ", re.MULTILINE)
 
 
 def make_permissive(policy: str, additions: str) -> str:
-    """Return the permissive form of a policy file's text, with the chains of ``additions``.
+    """Return the permissive form of a policy file's text, which logs packets but refuses none.
 
-    ``additions`` is the text of a file such as ``rules/permissive.nft``; it may be empty. Raises
-    AssertionError if the conversion could be wrong, for example because of a comment after a
-    statement.
+    ``additions`` is the text of a file such as ``rules/permissive.nft``, or empty. Raises
+    AssertionError if the conversion could be wrong.
     """
     chains = set(_PERMISSIVE_CHAIN.findall(additions))
     lines = "".join(map(_accept, policy.splitlines(keepends=True)))
@@ -72,6 +61,8 @@ def _unquoted(line: str) -> str:
 def _accept(line: str) -> str:
     if not _REFUSAL.search(_unquoted(line)):
         return line
+    # Names of sandboxes and interfaces are inserted after the conversion: a name could be mistaken
+    # for a statement.
     if '"' in line.replace('"lo"', ""):
         raise AssertionError(f"a line that refuses must not contain names: {line.strip()}")
     return _REFUSAL.sub("accept", line)

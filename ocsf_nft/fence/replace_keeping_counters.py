@@ -1,12 +1,6 @@
-"""Text of a ruleset that replaces a fence and preserves its packet counters.
+"""Text of a ruleset that replaces a fence's tables, and preserves their packet counters.
 
-The ruleset of a fence deletes each table before it defines the table, and so deletes the counts.
-This module replaces the deletion by statements that empty the table in the same transaction. The
-counters stay, and so do the sets that packets fill (flows and log limits).
-
-An existing table is untrusted, because another process may have created it. If its listing is not
-clearly that of our table, the table is deleted with its counters. A forged listing can't weaken the
-new fence: all rules, and all sets that the installer fills, are created again.
+Instead of deleting a table, the text empties the table in the same transaction.
 """
 
 from __future__ import annotations
@@ -47,14 +41,12 @@ class TableId(NamedTuple):
 
 @dataclass(slots=True)
 class _Table:
-    """Content of an nftables table, parsed from a ruleset or from nft's listing.
-
-    ``parts`` has the lines of each set, counter or chain. A key is kind and name, such as ``("set",
-    "allowed4")``. ``persists`` is true if the table remains after its owner socket is closed.
-    """
+    """Content of an nftables table, parsed from a ruleset or from nft's listing."""
 
     comment: list[str] = field(default_factory=list)
+    #: True if the table remains after its owner socket is closed.
     persists: bool = False
+    #: Lines of each set, counter or chain, by kind and name, such as ``("set", "allowed4")``.
     parts: dict[tuple[str, str], list[str]] = field(default_factory=dict)
 
 
@@ -86,11 +78,11 @@ def _empty_table(
 ) -> str | None:
     """Return nft statements that empty a table, except its counters and the sets filled by packets.
 
-    ``defined`` is the table in the new definition. ``listed`` is the existing table; None if its
-    listing has an unexpected form. ``links`` names the interfaces of the new definition, such as
-    ``"eth0", "eth1"``. The statements detach the table's chains from all other interfaces. Return
-    None if ``listed`` is None, or if the counters can't be preserved for another reason.
+    ``listed`` is the existing table; None if its listing has an unexpected form. ``links`` names
+    the new interfaces, such as ``"eth0", "eth1"``. Return None if the counters can't be preserved.
     """
+    # A table that is not clearly ours is deleted with its counters: another process may have
+    # created it.
     if listed is None or (listed.comment, listed.persists) != (defined.comment, defined.persists):
         return None
     where = f"{table_id.family} {table_id.name}"
@@ -100,6 +92,8 @@ def _empty_table(
         for part in preserved & set(listed.parts)
     ):
         return None
+    # A forged listing can't weaken the new fence: all rules, and all sets that the installer fills,
+    # are created again.
     lines = [f"flush table {where}"]
     opened = f"table {where} {{" + (f"\n\t{EXCLUSIVE_FLAGS}" if defined.persists else "")
     static = [part for part in defined.parts if part[0] == "set" and part not in preserved]
@@ -121,6 +115,7 @@ def _empty_table(
 
 
 def _is_preserved(part: tuple[str, str], lines: list[str]) -> bool:
+    # These are the counters, and the sets that packets fill (flows and log limits).
     # One of these sets lets a sidecar's fence accept the last packets of connections that the proxy
     # has closed. Another process may have added elements to it, which can't be detected.
     return part[0] == "counter" or (part[0] == "set" and _has_timeout(lines))
@@ -144,12 +139,10 @@ def _order(part: tuple[str, str]) -> tuple[int, str]:
 
 
 def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[str] | None:
-    """Return the hooks to delete from a chain: those on interfaces that the new fence lacks.
+    """Return the hooks to delete from a netdev chain: those on interfaces not in ``links``.
 
-    A netdev chain has one hook for each interface. ``listed`` has the lines of the existing chain,
-    and ``defined`` those of the new chain. ``links`` names the interfaces of the new fence, such as
-    ``"eth0", "eth1"``. Return None if the whole chain must be deleted, for example because its hook
-    or priority differs.
+    ``defined`` and ``listed`` are the lines of the new and the existing chain. ``links`` is a text
+    such as ``"eth0", "eth1"``. Return None if the whole chain must be deleted.
     """
     heads = [
         [line for line in lines if line.startswith(("type ", "comment "))]
@@ -164,6 +157,7 @@ def _removed_hooks(defined: list[str], listed: list[str], links: str) -> list[st
         return None
     if new["devices"] is None or old["devices"] is None:
         return [] if new["devices"] is old["devices"] else None
+    # A netdev chain has one hook for each interface.
     fenced = set(_devices(old["devices"]))
     if not all(map(_DEVICE.fullmatch, fenced)):
         return None

@@ -33,12 +33,11 @@ class NamespaceBatch:
     full: tuple[Statement, ...]
 
     def candidates(self, recreated: Iterable[TableId]) -> tuple[tuple[Statement, ...], ...]:
-        """Return the batches of messages to send one after another, until the kernel accepts one.
+        """Return sequences of netlink messages to send in turn, until the kernel accepts one.
 
-        ``recreated`` are tables that another process has deleted and created again. If one of them
-        is a table of this fence, the counters in it are not those of the fence. Then the only batch
-        is ``self.full``, which deletes the tables with their counters.
+        ``recreated`` are tables that another process has deleted and created again.
         """
+        # A recreated table of this fence has counters that are not the fence's.
         if self.keeping_counters is None or set(recreated) & set(self.tables):
             return (self.full,)
         return self.keeping_counters, self.full
@@ -46,14 +45,12 @@ class NamespaceBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreBatch:
-    """Prepared netlink messages that restore a fence, in all its network namespaces.
+    """Prepared netlink messages that restore a fence, in all its network namespaces."""
 
-    ``installed`` describes the fence that the messages restore. ``batches`` has each namespace with
-    its messages. The first is the fenced namespace. If the fence has a guard, the second is the
-    host's namespace. A guard is a table on the host that blocks packets that bypass the fence.
-    """
-
+    #: Fence that the messages restore.
     installed: InstalledFence
+    #: Each namespace with its messages. The first is the fenced namespace. The second is the host's
+    #: if the fence has a guard: a table on the host that blocks packets that bypass the fence.
     batches: tuple[tuple[Namespace, NamespaceBatch], ...]
 
     @property
@@ -119,10 +116,10 @@ def _prepare_namespace(
 def _set_comments(replacement: str, tables: tuple[TableId, ...], *, is_owned: bool) -> str:
     """Return the ruleset ``replacement``, changed to create missing tables with their comments.
 
-    Unchanged, the ruleset creates a missing table first, and gives the table's comment later. The
-    kernel ignores a comment for a table that exists already. ``is_owned`` is true if the ruleset
-    gives the tables the flags ``owner`` and ``persist``.
+    ``is_owned`` is true if the ruleset gives the tables the flags ``owner`` and ``persist``.
     """
+    # Unchanged, the ruleset creates a missing table first, and gives its comment later. The kernel
+    # ignores a comment for a table that exists already.
     for table_id in tables:
         where = f"table {table_id.family} {table_id.name}"
         pattern = rf'^{re.escape(where)} \{{\n(?:\tflags .*\n)?\tcomment ".*"\n\}}\n'

@@ -1,9 +1,7 @@
-"""Generation of a fence's ruleset text from the policy files in ``rules/``.
+"""Generation of a fence's ruleset text from the policy files in ``rules/``; runs on any OS.
 
-This module completes a policy file: it inserts values, elements of sets, and the chains that count
-packets (``accounting.nft``). It changes the log statements for the chosen log transport, for
-example NFLOG or the kernel log. Values from outside the policy files are checked by
-:mod:`ocsf_nft.fence.values`. This module runs on any OS.
+This module inserts values, set elements and packet counters, and adapts the log statements.
+:mod:`ocsf_nft.fence.values` checks values from outside the policy files.
 """
 
 from __future__ import annotations
@@ -115,10 +113,9 @@ def static_sets(spec: FenceSpec) -> tuple[str, ...]:
 
 
 def guard_tables(spec: FenceSpec) -> tuple[Table, ...]:
-    """Return the table of the fence's guard; the result is empty if the fence has no guard.
+    """Return the guard of a fence, an additional table on the host; empty if there is no guard.
 
-    The guard is a table on the host, at the host's end of the sandbox's link. It blocks packets
-    that have bypassed the fence inside the sandbox.
+    The guard blocks packets that have bypassed the fence inside the sandbox.
     """
     if spec.guard_device is None:
         return ()
@@ -167,12 +164,9 @@ def fence_and_guard(spec: FenceSpec, around: Surroundings, transport: LogTranspo
 
 
 def digest(spec: FenceSpec, around: Surroundings, transport: LogTransport) -> str:
-    """Return the SHA-256 (hex) of the ruleset text of a fence and its guard.
+    """Return the SHA-256 (hex) of the ruleset text of a fence and its guard (a table on the host).
 
-    The guard is a second table on the host. ``around`` has the network interfaces and next hops of
-    the fence's namespace. The digest is stored when the fence is installed. A version of ocsf-nft
-    with other rules returns another digest. So the stored digest shows whether the fence has the
-    rules of this version.
+    A version of ocsf-nft with other rules returns another digest.
     """
     return hashlib.sha256(fence_and_guard(spec, around, transport).encode()).hexdigest()
 
@@ -188,11 +182,11 @@ def device_table(device: str) -> str:
 def ensure_table(family: str, name: str, *, persists: bool) -> str:
     """Return the ruleset line that creates a table if it is missing.
 
-    Put the line before ``delete table``, which fails if the table is missing. With ``persists``,
-    the line has the flags ``owner`` and ``persist``. If the table exists, the kernel refuses a line
-    with other flags. So ``persists`` must then be true for a persistent table, and false for any
-    other table.
+    With ``persists``, the line has the flags ``owner`` and ``persist``. For an existing table,
+    ``persists`` must be true if the table is persistent, else false.
     """
+    # ``delete table`` fails without the table, so this line comes before it. The kernel refuses a
+    # line with other flags than the existing table has.
     return f"table {family} {name}{f' {{ {EXCLUSIVE_FLAGS} }}' if persists else ''}\n"
 
 

@@ -1,8 +1,7 @@
 """Compilation of a ruleset to netlink messages, so that it can be loaded later without nft.
 
-A removed fence must be restored at once, and nft is too slow: it first reads all tables. So nft
-prints the messages of the ruleset in advance, and this module parses them. One system call then
-restores the fence.
+nft first reads all tables, so nft is too slow to restore a fence. This module parses messages that
+nft prints in advance.
 """
 
 from __future__ import annotations
@@ -94,10 +93,8 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 def compile_ruleset(namespace: Namespace, text: str) -> tuple[Statement, ...]:
     """Return the netlink statements that load a ruleset; the ruleset itself is not loaded.
 
-    ``text`` is a ruleset that this package generated. nft only checks the ruleset and prints the
-    messages. nft runs in an empty temporary namespace first. If this fails, nft is started in
-    ``namespace`` instead. Blocks while nft runs. Raises FenceError if nft prints messages in an
-    unknown format. Also raises the errors of :func:`nft.show_messages`.
+    ``text`` is a ruleset that this package generated. nft runs in ``namespace`` only if nft fails
+    in an empty temporary namespace. Raises AbsentError, UnsupportedError, FenceError.
     """
     # In an empty namespace, tables of other processes don't disturb nft. For example, this fails
     # if the ruleset refers to existing tables.

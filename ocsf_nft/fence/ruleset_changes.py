@@ -1,9 +1,7 @@
-"""Decoder of the kernel's messages about changes to a fence's nftables tables.
+"""Decoder of the kernel's messages about changes to a fence's nftables tables; runs on any OS.
 
-For each transaction, the kernel sends one message for each object that was created, changed or
-deleted. The last message has the number of the new ruleset, and the process that made the
-transaction. The constants are from ``include/uapi/linux/netfilter/nf_tables.h``. The module runs on
-any OS.
+For each transaction, the kernel sends one message for each changed object. The last message has the
+number of the new ruleset, and the process that made the transaction.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
 _HEADER: Final = struct.Struct("!BBH")  # family, version, last 16 bits of the ruleset's number
 _NUMBER32: Final = struct.Struct("!I")
 
+# include/uapi/linux/netfilter/nf_tables.h
 _NEWTABLE: Final = 0
 _DELTABLE: Final = 2
 _NEWGEN: Final = 15
@@ -59,20 +58,22 @@ _NAME_CHARACTERS: Final = 64
 class Transaction:
     """nftables transaction that changed a fence's tables, and the process that made it.
 
-    ``generation`` is the number of the resulting ruleset. ``port`` is the netlink port (address) of
-    the socket that sent the transaction. ``pid`` is the id of the sending thread in the initial pid
-    namespace. ``comm`` is the thread's name, which the thread can choose. ``generation``, ``pid``
-    and ``comm`` are None if the kernel's last message about the transaction is missing.
-
-    ``changes`` describes the changes for people. ``created`` has the fence's tables that were
-    created, or whose flags were changed: the kernel's message is the same for both.
+    ``generation``, ``pid`` and ``comm`` are None if the kernel's last message about the transaction
+    is missing.
     """
 
+    #: Number of the resulting ruleset.
     generation: int | None = None
+    #: Netlink port (address) of the socket that sent the transaction.
     port: int | None = None
+    #: Id of the sending thread in the initial pid namespace.
     pid: int | None = None
+    #: Name of the sending thread, which the thread can choose.
     comm: str | None = None
+    #: Description for people.
     changes: str
+    #: The fence's tables that were created, or whose flags were changed: both have the same message
+    #: of the kernel.
     created: frozenset[TableId] = frozenset()
 
 

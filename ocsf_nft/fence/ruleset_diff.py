@@ -20,9 +20,8 @@ _LINE_CHARACTERS: Final = 200
 def difference(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
     """Return the lines of a unified diff from the installed tables to the current tables.
 
-    ``expected`` maps the name of each installed table to nft's listing of the table at the
-    installation. ``found`` maps the name of each current table to its current listing. The result
-    is empty if nothing differs. Handles, and the order of chains, sets and counters, are ignored.
+    ``expected`` (installed) and ``found`` (current) map table names to nft's listings. Handles, and
+    the order of chains, sets and counters, are ignored.
     """
     lines: list[str] = []
     for name in sorted({*expected, *found}):

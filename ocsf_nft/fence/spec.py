@@ -24,16 +24,13 @@ Profile: TypeAlias = Literal["sandbox", "sidecar", "tap"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tap:
-    """TAP device of a virtual machine on its host, and the addresses that the machine may use.
-
-    Each of the ``subnets`` is the gateway's address with a prefix length, such as 10.0.0.1/24. The
-    machine may use the other host addresses of the subnet. There is at most one subnet of IPv4, and
-    one of IPv6. If ``mac`` is None, the fence learns the MAC address from the machine's first
-    packet.
-    """
+    """TAP device of a virtual machine on its host, and the addresses that the machine may use."""
 
     device: str
+    #: The gateway's address with a prefix length, such as 10.0.0.1/24: at most one of IPv4, and one
+    #: of IPv6. The machine may use the other host addresses of the subnet.
     subnets: tuple[Subnet, ...]
+    #: If None, the fence learns the MAC address from the machine's first packet.
     mac: str | None = None
 
     def __post_init__(self) -> None:
@@ -48,29 +45,26 @@ class Tap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceSpec:
-    """Fence that the operator requests; an invalid value raises UsageError.
-
-    ``proxies`` and ``exceptions`` are the endpoints that the sandbox may reach. ``proxy_uids`` are
-    the user ids of a pod's sidecar proxy. ``tap`` is the TAP device of a virtual machine. ``group``
-    is the NFLOG group. ``guard_device`` is the interface at the host's end of the sandbox's link.
-    If it is set, an additional table on the host (the guard) filters the packets of this interface.
-
-    With ``is_permissive``, the fence logs the packets that it would refuse, and allows them. With
-    ``is_owned``, no other process can change the tables while `ocsf-nft run` monitors the fence.
-    ``has_changed`` is true if the fence has switched between enforcing and permissive. Then the
-    tables have the counters of refused packets, and also those of packets that were only logged.
-    Only the installer sets ``has_changed``.
-    """
+    """Specification of a sandbox's fence by the operator; an invalid value raises UsageError."""
 
     sandbox: str
+    #: Endpoints that the sandbox may reach: ``proxies`` and ``exceptions``.
     proxies: tuple[Endpoint, ...] = ()
     exceptions: tuple[Endpoint, ...] = ()
+    #: User ids of a pod's sidecar proxy.
     proxy_uids: tuple[int, ...] = ()
     tap: Tap | None = None
+    #: NFLOG group.
     group: int = DEFAULT_GROUP
+    #: Interface at the host's end of the sandbox's link. If it is set, an additional table on the
+    #: host (the guard) filters the packets of this interface.
     guard_device: str | None = None
+    #: If true, the fence logs the packets that it would refuse, and allows them.
     is_permissive: bool = False
+    #: True if the fence has switched between enforcing and permissive. Then the tables have the
+    #: counters of refused packets, and of packets that were only logged. Set only by the installer.
     has_changed: bool = False
+    #: If true, no other process can change the tables while `ocsf-nft run` monitors the fence.
     is_owned: bool = False
 
     def __post_init__(self) -> None:
@@ -103,19 +97,17 @@ class FenceSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """Network interfaces and next hops of a namespace, as found when the fence is installed.
+    """Network interfaces and next hops of a namespace, as found when the fence is installed."""
 
-    ``links`` are the names of all interfaces except loopback. ``uplinks`` are the interfaces that
-    lead to the allowed endpoints; all interfaces if no endpoint has a route. ``neighbours`` are the
-    addresses to which the fence allows ARP and IPv6 neighbor discovery. They are the next hops
-    towards the allowed endpoints, and the addresses of the endpoints. For a VM, ``links`` has only
-    the TAP device, and ``ifindex`` is the index of this device.
-    """
-
+    #: Names of all interfaces except loopback; for a VM, only the TAP device.
     links: tuple[str, ...] = ()
+    #: Interfaces that lead to the allowed endpoints; all interfaces if no endpoint has a route.
     uplinks: tuple[str, ...] = ()
+    #: Addresses to which the fence allows ARP and IPv6 neighbor discovery: the allowed endpoints,
+    #: and the next hops towards them.
     neighbours: tuple[Address, ...] = ()
-    # Shows that a device was deleted and created again with the same name.
+    #: Index of a VM's TAP device. Shows that a device was deleted and created again with the same
+    #: name.
     ifindex: int | None = None
 
     def __post_init__(self) -> None:

@@ -1,7 +1,6 @@
 """State directory: one file for each sandbox, with the record of the sandbox's installed fence.
 
-Commands such as ``verify``, ``remove`` and ``run`` find this record by the name of the sandbox. A
-reader finds the old or the new record, never a part of a record, even after a crash.
+Commands such as ``verify``, ``remove`` and ``run`` find this record by the sandbox's name.
 """
 
 from __future__ import annotations
@@ -28,23 +27,22 @@ _FILE: Final = "fence.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledFence:
-    """Record of an installed fence, as the state directory stores it.
+    """Record of an installed fence, as the state directory stores it."""
 
-    ``spec`` is the operator's request. ``around`` has the namespace's network interfaces and next
-    hops, as found at the installation. ``identity`` is the :meth:`Namespace.identity` of
-    ``namespace``. If another namespace later has the same path, the identity normally differs.
-    ``policy`` is a digest of the loaded rulesets. ``listings`` has nft's listing of each table by
-    name, such as ``inet ocsf_nft``. ``degraded`` is the reason why the fence can't log packets;
-    None in the normal case.
-    """
-
+    #: The operator's request.
     spec: FenceSpec
+    #: Network interfaces and next hops, as found at the installation.
     around: Surroundings
     namespace: Namespace
+    #: :meth:`Namespace.identity` of ``namespace``. If another namespace later has the same path,
+    #: the identity normally differs.
     identity: str
     transport: LogTransport
+    #: Reason why the fence can't log packets; None in the normal case.
     degraded: str | None = None
+    #: Digest of the loaded rulesets.
     policy: str
+    #: nft's listing of each table, by name, such as ``inet ocsf_nft``.
     listings: Mapping[str, str]
 
 
@@ -202,7 +200,7 @@ class StateDirectory:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            # A reader finds the old or the new file, never a part of one.
+            # A reader finds the old or the new file, never a part of one, even after a crash.
             temporary.replace(path)
         except OSError as error:
             with contextlib.suppress(OSError):  # report the first error, not this one

@@ -71,10 +71,8 @@ def replaced_sandbox(
 ) -> str | None:
     """Return the sandbox of a deleted VM whose tables a new fence replaces; None if there is none.
 
-    The tables of a VM's fence are named for the VM's TAP device. A new VM may get the device name
-    of a deleted VM, but the new device has another interface index. So a VM counts as deleted if
-    its sandbox's record has another index than ``around``. Raises FenceError if the existing tables
-    belong to another sandbox that may still be in use.
+    ``spec`` and ``around`` describe the new fence. Raises FenceError if the tables belong to
+    another sandbox that may still be in use.
     """
     table_id, link_table = load_ruleset.fence_table_ids(spec)
     if spec.tap is not None:
@@ -94,6 +92,8 @@ def replaced_sandbox(
         or table_id not in load_ruleset.fence_table_ids(installed.spec)
     ):
         return None
+    # The tables of a VM's fence are named for its TAP device. A new VM may get the device name of a
+    # deleted VM, but then the device has another index.
     if installed.around.ifindex == around.ifindex:
         raise _other_sandbox_error(found, namespace, table_id)
     return found
@@ -102,12 +102,7 @@ def replaced_sandbox(
 def _refuse_guard(
     sandbox: str, namespace: Namespace, table_id: TableId, state: StateDirectory
 ) -> None:
-    """Raise FenceError if a table is the guard of a sandbox other than ``sandbox``.
-
-    A guard is a table on the host that filters the traffic of a fenced namespace a second time. Two
-    conditions must be met. The table's comment names the other sandbox, and the record of the other
-    sandbox names the table as its guard.
-    """
+    """Raise FenceError if a table on the host is the guard (second filter) of another sandbox."""
     found = owning_sandbox(namespace, table_id)
     if found is None or found == sandbox or namespace.identity() != load_ruleset.HOST.identity():
         return
@@ -115,6 +110,7 @@ def _refuse_guard(
         installed = state.read(found)
     except UsageError:  # as in replaced_sandbox()
         return
+    # The untrusted comment is not enough: the record of that sandbox must name the table too.
     if installed is not None and table_id in load_ruleset.guard_table_ids(installed.spec):
         raise _other_sandbox_error(found, namespace, table_id)
 

@@ -1,8 +1,6 @@
 """Netlink queries about an nftables table: its comment, its flags, and the elements of its sets.
 
-Each check of a fence needs these queries, and there is a check every few seconds. So the queries
-use netlink directly, because running the program nft takes longer. The constants are from
-``include/uapi/linux/netfilter/nf_tables.h``.
+The program nft is too slow for these queries, which run every few seconds.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# include/uapi/linux/netfilter/nf_tables.h
 _NFT_MSG_GETSETELEM: Final = 13
 _NFTA_SET_ELEM_LIST_TABLE: Final = 1
 _NFTA_SET_ELEM_LIST_SET: Final = 2
@@ -45,11 +44,9 @@ _TRIES: Final = 3
 
 
 def comment(namespace: Namespace, family: str, name: str) -> str | None:
-    """Return the comment of an nftables table; None if there is no such table.
+    """Return the comment of an nftables table, which may be empty; None if there is no such table.
 
-    The comment is empty if the table has none. Raises UnsupportedError if reading is not permitted,
-    FenceError if the kernel reports another error. Also raises the errors of
-    :meth:`Namespace.call`.
+    Raises AbsentError, UnsupportedError, FenceError.
     """
     found = table(namespace, family, name)
     return None if found is None else _comment(found.userdata)
@@ -73,10 +70,8 @@ def elements(
 ) -> tuple[str, ...]:
     """Return a line for each element of the sets, for example ``allowed4: 192.0.2.1 . tcp . 443``.
 
-    ``sets`` has the names of the sets. A missing set has no lines. ``most`` is the maximum number
-    of elements to list for one set. A larger set has only one line, such as "allowed4: more than
-    100 elements". If other processes keep changing a set during its read, its only line reports
-    that. Raises the errors of :func:`comment`.
+    A missing set has no lines. A set with more than ``most`` elements has only one line, which
+    states this. Raises the errors of :func:`comment`.
     """
     return _call(
         namespace,

@@ -1,8 +1,7 @@
 """Attribution of a change of nftables to the process that made the change.
 
-With each change, the kernel reports the id and the name of the thread that made the change
-(``nf_tables_fill_gen_info``). The id is valid only in the initial pid namespace. The name does not
-prove which program made the change, because a thread can choose its name.
+With each change, the kernel reports the id and name of the thread (``nf_tables_fill_gen_info``). A
+thread can choose its name, so the name proves nothing.
 """
 
 from __future__ import annotations
@@ -17,15 +16,13 @@ _DELETED: Final = " (deleted)"
 
 
 def attribute_change(pid: int | None, comm: str | None, arrived_ns: int) -> Process | None:
-    """Return the process that changed nftables, with the path of its program and its arguments.
+    """Return the process that changed nftables, with its program's path and arguments if known.
 
-    ``pid`` and ``comm`` are the id and the name of the thread that made the change, from the
-    kernel's message. ``arrived_ns`` is the time at which this message was read (CLOCK_BOOTTIME). If
-    the process has exited or can't be inspected, the result has only ``pid`` and ``comm``. The same
-    applies if another process may have the id now.
-
-    Return None if ``pid`` is unknown, or if ocsf-nft is not in the initial pid namespace.
+    ``pid`` and ``comm`` are the thread's id and name in the kernel's message, which was read at
+    ``arrived_ns`` (CLOCK_BOOTTIME). Return None if ``pid`` is None, or outside the initial pid
+    namespace.
     """
+    # The kernel's id is valid only in the initial pid namespace.
     if pid is None or pid <= 0 or not proc.is_initial():
         return None
     found = Process(pid=pid, name=comm)
@@ -39,7 +36,7 @@ def attribute_change(pid: int | None, comm: str | None, arrived_ns: int) -> Proc
 
 def _inspect(directory: int, found: Process, arrived_ns: int) -> Process:
     before = proc.stat(directory)
-    # Decoded in the same way as the name in the notice.
+    # Another process may have the id now. Decoded in the same way as the name in the notice.
     if before.started_ns > arrived_ns or before.name.decode("utf-8", "replace") != found.name:
         return found
     group = proc.status(directory).group

@@ -1,7 +1,7 @@
 """Thread that detects changes to a fence at once, and restores the fence.
 
-To be fast, the thread sends netlink messages that were prepared before. It does not compare the
-fence with its record in the state directory. The service makes that comparison later.
+To be fast, the thread sends netlink messages that were prepared before. The service later compares
+the fence with its stored record.
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ _PAUSE_BETWEEN_TURNS_SECONDS: Final = 0.002
 _IDLE_PAUSE_SECONDS: Final = 0.05
 #: Pause between two reads of link notices; the first one is immediate.
 _LINKS_SECONDS: Final = 0.02
-#: Result of a restore: prepared messages sent; renewed with nft; not necessary; impossible.
+#: Result of a restore. ``sent``: prepared messages restored the fence, or a check had restored it
+#: already. ``renewed``: :meth:`TamperGuard.renew` restored it. ``none``: nothing is restored,
+#: because another `ocsf-nft` process installed or removed the fence. ``failed``: the fence could
+#: not be restored.
 _Outcome: TypeAlias = Literal["sent", "renewed", "none", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FenceChange:
-    """Change to a fence by another process, and the reaction of the tamper guard.
+    """Change to a fence by another process, and the reaction of the monitoring thread."""
 
-    ``changes`` is a text about the change. ``process`` made the change; None if the process is
-    unknown. ``comm`` is the name that the process gave itself. ``arrived_ns`` is the time when the
-    guard noticed the change (ns since the epoch, UTC).
-
-    ``restored_after_ns`` is the duration from ``arrived_ns`` until the fence was restored. It is 0
-    if the service's periodic check restored the fence first. It is None if the guard did not
-    restore the fence, for example because of an error. ``given_up`` is true if the guard pauses
-    after too many restores. ``is_regular`` is true if the other process is `ocsf-nft` too, for
-    example because it installs the fence again.
-    """
-
+    #: Text about the change.
     changes: str
+    #: None if unknown.
     process: Process | None
+    #: Name that the process gave itself.
     comm: str | None
+    #: Time when the guard noticed the change (ns since the epoch, UTC).
     arrived_ns: int
+    #: Duration from ``arrived_ns`` until the fence was restored. 0 if the service's periodic check
+    #: restored it first. None if the guard did not restore it, for example because of an error.
     restored_after_ns: int | None = None
+    #: True if the guard pauses after too many restores.
     given_up: bool = False
+    #: True if the other process is `ocsf-nft` too, for example because it installs the fence again.
     is_regular: bool = False
 
 
@@ -91,10 +91,8 @@ class _Arrival(NamedTuple):
 class TamperGuard:
     """Thread that monitors an installed fence, and restores it if another process changes it.
 
-    The thread runs from :meth:`start` to :meth:`stop`. The thread calls ``notify`` with one of
-    three values: a :class:`FenceChange`, an exception that ended the thread, or None. None means
-    that the fence should be checked, for example after a change of routes. Without ``self_heal``,
-    the thread reports changes but restores nothing.
+    The thread calls ``notify`` with a :class:`FenceChange`, an exception that ended the thread, or
+    None (the fence should be checked). Without ``self_heal``, the thread restores nothing.
     """
 
     def __init__(
@@ -175,17 +173,13 @@ class TamperGuard:
         version: tuple[int, ...] | None,
         generations: tuple[int, ...] | None = None,
     ) -> None:
-        """Set the prepared messages (``batch``) by which the guard restores the fence from now on.
+        """Set the prepared netlink messages that restore the fence; with None, nft restores it.
 
-        If ``batch`` is None, the guard restores the fence by running nft, which takes longer.
-        ``version`` is the version of the fence's stored record from which the messages were
-        prepared; None without a record. If the record has another version later, the guard restores
-        nothing: another `ocsf-nft` process has installed or removed the fence.
-
-        ``generations`` has a ruleset number for each namespace: the guard does not revert changes
-        up to these rulesets. To get the numbers, first call :meth:`generations`, then check the
-        fence. Pass the numbers only if the check has found the fence unchanged.
+        ``version`` is that of the stored record from which the messages were prepared.
+        ``generations`` is the result of :meth:`generations` before a check that found the fence
+        unchanged; else None.
         """
+        # The guard does not revert changes up to these rulesets.
         is_settled = generations is not None
         for monitor, generation in zip(self._monitors, generations or (), strict=is_settled):
             monitor.accept(generation)
@@ -193,11 +187,10 @@ class TamperGuard:
         self._attached = set()
 
     def take_ownership(self) -> None:
-        """Make the guard's sockets exclusive owners of the fence's tables until the guard stops.
+        """Let only the guard's sockets change the fence's tables, until the guard stops.
 
-        No other process can change owned tables. Blocks until the kernel has answered. If a table
-        is missing, the tables in its namespace stay without an owner, and no error is raised.
-        Raises FenceError if the kernel refuses, for example because another socket owns a table.
+        Blocks until the kernel answers. Nothing changes in a namespace where a table is missing.
+        Raises FenceError if the kernel refuses.
         """
         try:
             for monitor in self._monitors:
@@ -210,17 +203,17 @@ class TamperGuard:
             ) from error
 
     def renew(self) -> InstalledFence | None:
-        """Restore the fence from its record in the state directory; return the record, or None.
+        """Restore the fence from its stored record, and return the record; None if there is none.
 
-        This method does the same as :func:`installer.renew`, but through the guard's sockets. Only
-        these sockets can change tables that they own exclusively. Blocks. Returns None if there is
-        no record. Raises the errors of :func:`installer.renew`.
+        Works like :func:`installer.renew`, but through the guard's sockets. Blocks. Raises the
+        errors of :func:`installer.renew`.
         """
         try:
             with self._state.locked():
                 # Another process may have installed it again. The guard may read the notices of
                 # that installation later.
                 is_same = self._state.version(self._sandbox) == self._record_version
+                # Only the guard's sockets can change tables that they own exclusively.
                 renewed = installer.renew_locked(self._sandbox, self._state, self._load)
                 batch = self._restore_batch
                 if is_same and (batch is None or (renewed and batch.is_valid_for(renewed))):
@@ -233,11 +226,9 @@ class TamperGuard:
         return renewed
 
     def _load(self, namespace: Namespace, text: str) -> None:
-        """Load the ruleset ``text`` into ``namespace`` through the guard's socket, or with nft.
+        """Load the ruleset ``text`` into ``namespace`` by the guard's socket, or else by nft.
 
-        nft is the fallback, for example if the ruleset is too large for the socket. nft can't
-        change tables that the socket owns exclusively. Raises FenceError if the ruleset can't be
-        loaded.
+        Raises UnsupportedError, FenceError.
         """
         where = namespace.identity()
         monitor = next((each for each in self._monitors if each.identity == where), None)
@@ -247,7 +238,7 @@ class TamperGuard:
         try:
             statements = ruleset_batch.compile_ruleset(namespace, text)
         except FenceError:
-            if monitor.is_owner:
+            if monitor.is_owner:  # nft can't change tables that the socket owns exclusively
                 raise
             nft.load(namespace, text)
             return
@@ -299,12 +290,7 @@ class TamperGuard:
             self._notify(error)
 
     def _turn(self) -> None:
-        """Wait until a notice arrives, a pause ends or :meth:`stop` is called; handle the notices.
-
-        The kernel sends notices of changes to nftables, network interfaces and routes. After too
-        many restores, the guard restores nothing for a minute. After each read of notices about
-        interfaces and routes, the guard reads no more of these notices for 0.02 s.
-        """
+        """Wait for notices, the end of a pause or a call of :meth:`stop`; handle the notices."""
         now = time.monotonic()
         if self._paused_until is not None and now >= self._paused_until:
             self._end_pause()
@@ -420,17 +406,7 @@ class TamperGuard:
         self._notify(None)
 
     def _restore(self, monitor: NftMonitor, foreign: Iterable[Transaction]) -> _Outcome:
-        """Restore the fence after other processes have changed it; return the outcome.
-
-        ``foreign`` has the changes of the other processes. The outcome is one of these words:
-
-        - ``sent``: netlink messages prepared in advance restored the fence. Or a check had already
-          restored the fence, so that nothing was sent now.
-        - ``renewed``: :meth:`renew` restored the fence.
-        - ``none``: nothing is restored, because the other process is `ocsf-nft` too. That
-          process has installed or removed the fence.
-        - ``failed``: the fence could not be restored.
-        """
+        """Restore the fence after other processes' changes (``foreign``); return the outcome."""
         recreated = [table_id for each in foreign for table_id in each.created]
         try:
             with self._state.locked():
@@ -479,7 +455,7 @@ class TamperGuard:
         if self._self_heal and self._paused_until is None:
             self._attach(names)
         self._links_from = time.monotonic() + _LINKS_SECONDS
-        self._notify(None)
+        self._notify(None)  # a link or a route has changed: the fence should be checked
 
     def _take_links(self, datagram: bytes, names: set[str]) -> None:
         fenced = self._new_links | (
