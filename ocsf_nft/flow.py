@@ -1,8 +1,7 @@
 """Kernel counters of the packets that a fence refused, and the keys of these counters.
 
-Each rule of a fence has three nftables sets of counters: ``flows4``, ``flows6`` and ``others``. A
-key in ``flows4`` (IPv4) or ``flows6`` (IPv6) has user, protocol, destination address and port. A
-key in ``others`` has user, ethertype and protocol. :func:`flow` decodes a key.
+Each rule of a fence has three nftables sets of counters: ``flows4``, ``flows6`` and ``others``.
+:func:`flow` decodes a key.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ KINDS: Final[tuple[Kind, ...]] = ("flows4", "flows6", "others")
 
 #: User id in the key of a packet that no socket sent.
 _NO_UID: Final = 0xFFFFFFFF
-#: Layouts of a key in nftables. Each field is padded to a multiple of four bytes. The user id is in
-#: the machine's byte order, all other fields are in network byte order.
+#: Layouts of a key in nftables: user, protocol, destination address and port; in ``others``: user,
+#: ethertype and protocol. Each field is padded to a multiple of four bytes. The user id is in the
+#: machine's byte order, all other fields are in network byte order.
 _FLOW4: Final = struct.Struct("=IB3x4s2s2x")
 _FLOW6: Final = struct.Struct("=IB3x16s2s2x")
 _UID: Final = struct.Struct("=I")
@@ -72,18 +72,19 @@ class Element(NamedTuple):
 class RuleReading:
     """Values of the kernel counters of one firewall rule, from one reading of these counters.
 
-    ``elements`` maps each kind of nftables set, such as ``flows4``, to its elements: the counters
-    of single flows. ``refused_before`` is the counter of all refused packets, read before the
-    elements. ``refused`` is the same counter, read after the elements, because packets may arrive
-    in between. ``overflow`` counts packets that found no free slot in a set. ``logged`` counts
-    packets that the kernel logged. If the fence is permissive, "refused" packets are those that the
-    rule would have refused.
+    In a permissive fence, which allows all packets, "refused" means that the rule would have
+    refused them.
     """
 
+    #: All refused packets, read before the elements.
     refused_before: Count
+    #: The same counter, read after the elements, because packets may arrive in between.
     refused: Count
+    #: Packets that found no free slot in a set.
     overflow: Count
+    #: Packets that the kernel logged.
     logged: int = 0
+    #: Counters of single flows, by the kind of their nftables set.
     elements: Mapping[Kind, Sequence[Element]]
 
 
@@ -91,12 +92,11 @@ class RuleReading:
 class Reading:
     """Values of all packet counters of a fence, read from ``began_ns`` to ``ended_ns``.
 
-    Both times are in ns since the epoch. ``rules`` maps the name of a firewall rule's counters (see
-    :func:`account_name`), such as ``egress``, to their values. ``epochs`` maps the same name to a
-    text that identifies these counters. The text changes if the counters were created again and
-    began at zero.
+    Both times are in ns since the epoch. The keys of ``rules`` and ``epochs`` are results of
+    :func:`account_name`, such as ``egress``.
     """
 
+    #: Texts that identify the counters: a text changes if its counters are created again, at zero.
     epochs: Mapping[str, str]
     began_ns: int
     ended_ns: int
@@ -107,19 +107,19 @@ class Reading:
 class Flow:
     """User, protocol and destination of packets that have the same kernel counter.
 
-    - ``uid`` is None if no socket sent the packets.
-    - ``protocol`` is None if unknown.
-    - ``destination`` is None in the nftables set ``others``. This set counts packets that are not
-      IP, and IP packets for which the other sets have no free slot.
-    - ``port`` is the destination port. It is 0 if the packets were counted without ports. It is
-      None if the protocol has no ports, and in the set ``others``.
-    - ``ethertype`` is None except in the set ``others``.
+    A value is None if it is unknown or if the packets have no such value.
     """
 
+    #: None if no socket sent the packets.
     uid: int | None
     protocol: int | None
+    #: None in the nftables set ``others``. This set counts packets that are not IP, and IP packets
+    #: for which the other sets have no free slot.
     destination: str | None = None
+    #: Destination port; 0 if the packets were counted without ports. None if the protocol has no
+    #: ports, and in the set ``others``.
     port: int | None = None
+    #: None except in the set ``others``.
     ethertype: int | None = None
 
 
@@ -134,10 +134,9 @@ def account_name(rule: str, *, is_permissive: bool) -> str:
 def counter_suffix(rule: str, *, is_permissive: bool) -> str:
     """Return the suffix of the names of a rule's nftables counters and sets, such as ``egress``.
 
-    The suffix is the rule's name. If the fence is permissive, ``_permissive`` is appended. A
-    permissive fence allows the packets that it would otherwise refuse. So the counters of allowed
-    packets have other names than the counters of refused packets.
+    If the fence is permissive, the suffix is, for example, ``egress_permissive``.
     """
+    # A permissive fence allows the packets, so they have other counters than refused packets.
     return f"{rule}_{PERMISSIVE}" if is_permissive else rule
 
 
@@ -163,9 +162,8 @@ def flow(key: Key) -> Flow:
 def map_uids(reading: RuleReading, map_uid: Callable[[int], int]) -> RuleReading:
     """Return a copy of a counter reading in which ``map_uid`` has converted each user id.
 
-    ``map_uid`` takes a user id of the sandbox's user namespace. It returns the id in this process's
-    user namespace. If several ids become the same id, counters whose keys then are equal are added
-    up to one counter.
+    ``map_uid`` converts an id from the sandbox's user namespace to this process's. Counters whose
+    keys become equal are added up.
     """
     return replace(
         reading,
@@ -224,9 +222,10 @@ def keys(record: Record) -> tuple[Key, ...]:
 def lacks_port(record: Record) -> bool:
     """Return True if a log record has no port, but the kernel may have counted its packet by port.
 
-    This happens if the packet's transport header is cut off. The kernel's counter needs only the
-    four bytes of the ports, but the log record needs the complete header.
+    This happens if the packet's transport header is incomplete.
     """
+    # The kernel's counter needs only the four bytes of the ports, but the log record needs the
+    # complete header.
     return (
         record.protocol in _WITH_PORTS
         and record.destination_port is None
@@ -250,8 +249,7 @@ def user_of(key: Key) -> int | None:
 def fallback_keys(key: Key) -> tuple[Key, ...]:
     """Return the keys that the kernel tries, in this order, if a set has no free slot for ``key``.
 
-    Each key lacks one more part of ``key``: the port, then the destination, then the protocol. The
-    result is empty if ``key`` has none of these parts.
+    Each key lacks one more part of ``key``: the port, then the destination, then the protocol.
     """
     if key.kind == "others":
         uid, ethertype, protocol = _OTHER.unpack(key.data)

@@ -1,11 +1,7 @@
 """HTTP server of the service (a process ``ocsf-nft run``): metrics, liveness and readiness.
 
-``/metrics`` is for Prometheus. ``/healthz`` returns the status 503 if there is a fault that a
-restart could repair, and otherwise 200. ``/readyz`` returns 503 if a fence is not active, counters
-can't be read, or events can't be stored. Otherwise it returns 200, even if a sink is down.
-
-A process in a sandbox may be able to connect to this server. So the number of connections is
-limited, and slow clients are disconnected.
+Processes in a sandbox may reach this server, so the number of connections is limited and slow
+clients are disconnected.
 """
 
 from __future__ import annotations
@@ -47,8 +43,12 @@ async def serve(service: Service, at: ListenAddress) -> AsyncIterator[None]:
     application = web.Application(client_max_size=1, middlewares=[_without_timeout])
     application.add_routes(
         [
+            # For Prometheus.
             web.get("/metrics", partial(_metrics, service)),
+            # 503 if there is a fault that a restart could repair.
             web.get("/healthz", partial(_alive, service)),
+            # 503 if a fence is not active, counters can't be read, or events can't be stored. The
+            # status stays 200 if a sink is down.
             web.get("/readyz", partial(_ready, service)),
         ]
     )
@@ -98,17 +98,15 @@ class _Connections:
     def handler(self) -> asyncio.Protocol | None:
         """Return aiohttp's handler for a new connection; None if the connection must be refused.
 
-        If too many connections are open, close the one with the client for which the server has
-        waited longest. If the server waits for no client, refuse the new connection instead. A
-        stopped server refuses all new connections.
+        If too many connections are open, the connection with the slowest client is closed.
         """
         server = self._runner.server
-        if server is None:
+        if server is None:  # the server has stopped
             return None
         if len(server.connections) >= _MOST:
             # A client that sends its request as soon as it is connected is never the slowest.
             slowest = next(iter(self.waiting_for_client), None)
-            if slowest is None:
+            if slowest is None:  # the server waits for no client
                 return None
             slowest.end()
         return server()

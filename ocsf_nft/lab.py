@@ -151,11 +151,10 @@ def new_namespace(name: str) -> Iterator[netns.Namespace]:
 
 
 def set_sysctls() -> None:
-    """Set the sysctls of the calling thread's network namespace to defaults, with a few exceptions.
+    """Reset sysctls that the calling thread's network namespace may have inherited from the host.
 
-    Only sysctls that a new namespace may inherit from the host are set. Most of them get the
-    kernel's default. The exceptions are a few net.ipv6.conf sysctls. Their values make, for
-    example, a new address usable at once.
+    Most of them get the kernel's default. A few for IPv6 differ: for example, a new address is
+    usable at once.
     """
     # These two come first, because they change others.
     _set("ipv4/ip_forward", "0")

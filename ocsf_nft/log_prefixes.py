@@ -1,8 +1,6 @@
-"""Decoding of the log prefixes of other firewalls to sandbox, rule and verdict.
+"""Decoding of other firewalls' log prefixes, such as ``[UFW BLOCK]``, to sandbox, rule and verdict.
 
-A firewall rule puts its log prefix, such as ``[UFW BLOCK]``, at the start of its log records. This
-module has a table of the prefixes of common firewalls. A configuration can add rows. A prefix that
-matches no row is unknown.
+A log prefix is the text at the start of a log record. The configuration can add prefixes.
 """
 
 from __future__ import annotations
@@ -90,9 +88,8 @@ _WORD: Final = re.compile(r"[^\W_]+")
 class Prefixes:
     """Table that decodes the log prefixes of other firewalls.
 
-    Rows from the configuration are tried before built-in rows. A configured row matches a prefix
-    that begins with the row's text ``begins``. If several match, the row with the longest
-    ``begins`` applies. Raises UsageError if two configured rows have the same ``begins``.
+    Configured rows are tried before built-in rows, the longest prefix text (``begins``) first.
+    Raises UsageError if two configured rows have the same ``begins``.
     """
 
     def __init__(self, configured: Sequence[Configured] = ()) -> None:
@@ -114,14 +111,14 @@ class Prefixes:
     def named(self, record: Record) -> Record:
         """Return a log record with the sandbox, rule and verdict that its log prefix stands for.
 
-        The record of a fence already has these values, and is returned unchanged. If the prefix is
-        unknown, only the verdict is set, to ``log``: the packet was logged, its verdict is unknown.
+        If the prefix is unknown, only the verdict is set, to ``log``. An ocsf-nft record is
+        returned unchanged.
         """
-        if record.sandbox is not None:
+        if record.sandbox is not None:  # the record of a fence already has these values
             return record
         meaning = self.of(record.prefix)
         if meaning is None:
-            return replace(record, verdict="log")
+            return replace(record, verdict="log")  # it was logged, its verdict is unknown
         return replace(record, sandbox=meaning.sandbox, rule=meaning.rule, verdict=meaning.verdict)
 
     def _find(self, prefix: str) -> Meaning | None:

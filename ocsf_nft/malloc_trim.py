@@ -11,15 +11,14 @@ from typing import Final
 
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
-#: glibc's initial threshold.
+#: glibc's initial threshold. By default, glibc raises it when a large block is freed (mallopt(3)).
 _MMAP_BYTES: Final = 128 << 10
 
 
 def fix_mmap_threshold() -> None:
     """Make glibc allocate blocks of 128 KiB or more outside the heap, until the process ends.
 
-    When such a block is freed, its memory returns to the system. By default, glibc raises the
-    limit of 128 KiB when a large block is freed (mallopt(3)).
+    When such a block is freed, its memory returns to the system.
     """
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _MMAP_BYTES)

@@ -1,9 +1,7 @@
 """Netlink messages: encoding, decoding, and a request that waits for the kernel's reply.
 
-A message has a header and a payload (``include/uapi/linux/netlink.h``). The header has 16 bytes in
-native byte order: length, type, flags, sequence, port id. The payload has a fixed part, and then
-attributes. Each attribute has a length, a type and a value. Each message and each attribute is
-padded to 4 bytes.
+A message has a header and a payload: a fixed part, and then attributes.
+``include/uapi/linux/netlink.h`` describes the format.
 """
 
 from __future__ import annotations
@@ -27,7 +25,9 @@ NLM_F_DUMP: Final = 0x300
 NLMSG_ERROR: Final = 2
 NLMSG_DONE: Final = 3
 
+#: Length, type, flags, sequence and port id, in native byte order.
 _HEADER: Final = struct.Struct("=IHHII")
+#: Length and type; the value follows. Each message and each attribute is padded to 4 bytes.
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _TYPE_MASK: Final = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _RECEIVE_BYTES: Final = 1 << 17
@@ -107,12 +107,10 @@ def raise_for_error(payload: memoryview) -> None:
 
 
 def request(protocol: int, kind: int, payload: bytes, *, dump: bool = False) -> list[bytes]:
-    """Send one netlink request to the kernel; return the payloads of the replies.
+    """Send a netlink request in the calling thread's network namespace; return the reply payloads.
 
-    ``protocol`` is a netlink protocol, for example NETLINK_ROUTE. ``kind`` is the message type.
-    With ``dump``, the kernel returns a list of objects. The network namespace is that of the
-    calling thread. Waits up to 5 s for each reply. Raises ``OSError`` with the kernel's errno, or
-    TimeoutError if no reply arrives.
+    ``protocol`` is, for example, NETLINK_ROUTE. ``kind`` is the message type. ``dump`` requests a
+    list of objects. Raises OSError with the kernel's errno, TimeoutError after 5 s without a reply.
     """
     flags = NLM_F_REQUEST | (NLM_F_DUMP if dump else NLM_F_ACK)
     replies: list[bytes] = []

@@ -1,10 +1,7 @@
 """Network namespaces: find one by name, and run code inside it.
 
-``setns(2)`` moves only the calling thread. So the code runs in a new thread, which enters the
-namespace. Sockets and child processes of this code stay in the entered namespace.
-
-To enter a namespace, the process needs CAP_SYS_ADMIN, also in the user namespace that owns the
-network namespace.
+The code runs in a new thread, which enters the namespace. To enter a namespace, the process needs
+CAP_SYS_ADMIN.
 """
 
 from __future__ import annotations
@@ -47,14 +44,14 @@ class Namespace:
     def identity(self) -> str:
         """Return the device and inode of the namespace's file, as a text such as ``4:4026531840``.
 
-        The text changes if another namespace replaces this one, unless the kernel reuses the inode
-        number. Raises AbsentError if the namespace does not exist, UnsupportedError if its file
-        can't be inspected.
+        The text changes if another namespace replaces this one. Raises AbsentError,
+        UnsupportedError.
         """
         try:
             status = (self.path or _OWN).stat()
         except OSError as error:
             raise _unreachable(self, error) from error
+        # The kernel may reuse the inode number: then a new namespace has the text of an old one.
         return f"{status.st_dev}:{status.st_ino}"
 
     def call(self, work: Callable[[], T]) -> T:
@@ -103,6 +100,8 @@ def _require_linux() -> None:
 
 
 def _in_thread(enter: Callable[[], None], work: Callable[[], T]) -> T:
+    # setns(2) and unshare(2) affect only the calling thread. Sockets and child processes that
+    # ``work`` makes stay in the entered namespace.
     results: list[T] = []
     errors: list[BaseException] = []
 
@@ -150,6 +149,7 @@ def _enter(namespace: Namespace, path: Path) -> None:
         raise _unreachable(namespace, error) from error
     try:
         libc = ctypes.CDLL(None, use_errno=True)
+        # CAP_SYS_ADMIN is also needed in the user namespace that owns the network namespace.
         if libc.setns(descriptor, CLONE_NEWNET) != 0:
             code = ctypes.get_errno()
             raise UnsupportedError(

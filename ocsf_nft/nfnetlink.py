@@ -50,6 +50,7 @@ _SO_NETNS_COOKIE: Final = 71
 _COOKIE: Final = struct.Struct("=Q")
 #: The kernel fills at most 32 KiB at once, and only if the receive buffer is that large.
 _RECEIVE_BYTES: Final = 1 << 16
+#: Maximum time for an answer of the kernel.
 _TIMEOUT_SECONDS: Final = 5.0
 
 
@@ -69,32 +70,27 @@ class Statement(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Properties of an nftables table.
+    """Ownership, persistence and comment of an nftables table."""
 
-    If ``is_exclusive`` is true, only the netlink socket that owns the table can change the table.
-    If ``is_persistent`` is true, the table remains after its owner socket is closed (Linux 6.9).
-    ``userdata`` has the comment of the table, as nft encodes it.
-    """
-
+    #: True if only the netlink socket that owns the table can change the table.
     is_exclusive: bool
+    #: True if the table remains after its owner socket is closed (Linux 6.9).
     is_persistent: bool
+    #: Comment of the table, as nft encodes it.
     userdata: bytes
 
 
 class Nftables:
     """Netlink socket to nf_tables, in the network namespace of the thread that creates it.
 
-    Only one thread at a time may use the socket. A method raises OSError if the kernel rejects a
-    request; the socket can still be used then. A method raises TimeoutError (an OSError) if the
-    kernel does not answer for 5 seconds. All requests except :meth:`commit` also raise TimeoutError
-    after ``self.deadline``, a time of ``time.monotonic()``.
-
-    Close the socket after a TimeoutError, and after any other exception that is not an error from
-    the kernel. Also close the socket if the iterator of :meth:`dump` was not read to its end.
-    Otherwise the rest of the old answer could arrive after the next request.
+    Not thread-safe. Methods raise OSError with the kernel's error, or TimeoutError. Close the
+    socket after TimeoutError or any other error except the kernel's, and after an unfinished
+    :meth:`dump`.
     """
 
     def __init__(self) -> None:
+        #: Time of ``time.monotonic()`` after which all requests except :meth:`commit` raise
+        #: TimeoutError.
         self.deadline = float("inf")
         self._sequence = 0
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
@@ -147,13 +143,14 @@ class Nftables:
                 }
 
     def dump(self, kind: int, family: int, attributes: bytes) -> Iterator[memoryview]:
-        """Request a list of nf_tables objects; yield the netlink attributes of each message.
+        """Request a list of nf_tables objects; yield each message's netlink attributes.
 
-        The arguments are those of :meth:`query`. A yielded value is valid only until the next value
-        is read. Raises InterruptedDumpError after the last message if the list changed while the
-        kernel sent it. Then objects may be missing or repeated.
+        The arguments are those of :meth:`query`. A yielded value is valid until the next. Raises
+        InterruptedDumpError at the end if the list changed meanwhile.
         """
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_DUMP
+        # If the caller does not read to the end, the rest of the answer could arrive after the next
+        # request. The same applies after a timeout.
         self._send(kind, flags, family, attributes)
         seen = 0
         while True:
@@ -161,7 +158,7 @@ class Nftables:
                 seen |= answer.flags
                 if answer.kind in {netlink.NLMSG_DONE, netlink.NLMSG_ERROR}:
                     _raise_for_error(answer.payload)
-                    if seen & netlink.NLM_F_DUMP_INTR:
+                    if seen & netlink.NLM_F_DUMP_INTR:  # objects may be missing or repeated
                         raise InterruptedDumpError
                     return
                 yield answer.payload[_HEADER.size :]
@@ -187,9 +184,9 @@ class Nftables:
     def commit(self, statements: Sequence[Statement], generation: int | None = None) -> None:
         """Execute all statements in one transaction of nf_tables: all of them or none.
 
-        Raises OSError with the kernel's error for the first rejected statement. ``generation`` is
-        the number that the present ruleset must have; None allows any number. If the ruleset has
-        another number, OSError with the errno ERESTART is raised.
+        ``generation`` is the required generation number of the ruleset; None allows any. Raises
+        OSError: the kernel's error for the first rejected statement, or ERESTART for another
+        generation.
         """
         first = self._sequence + 1
         head = _BATCH
@@ -245,14 +242,14 @@ class Nftables:
 def subscribe() -> socket.socket:
     """Return a non-blocking socket that receives a notification for each change of nftables.
 
-    The changes are those in the calling thread's network namespace. Other processes can also send
-    to this socket. So the caller must ignore messages from all netlink ports except 0, the kernel's
-    port. Raises OSError.
+    The changes are those in the calling thread's network namespace. Ignore messages from netlink
+    ports other than 0, the kernel's. Raises OSError.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_NETFILTER)
     try:
         _set_buffer_size(sock, _SO_RCVBUFFORCE, socket.SO_RCVBUF, _NOTICE_BYTES)
-        sock.bind((0, 0))  # a socket without a port receives no notices
+        # A socket without a port receives no notices. Other processes can send to this port too.
+        sock.bind((0, 0))
         sock.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
         sock.setblocking(False)
     except BaseException:

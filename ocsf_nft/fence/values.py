@@ -92,11 +92,10 @@ def mac(text: str) -> str:
 
 
 def subnet(text: str) -> Subnet:
-    """Parse a VM's subnet, ``ADDR/LENGTH``; return the gateway's address with the prefix length.
+    """Parse a VM's subnet ``ADDR/LENGTH``; return the gateway's address with the prefix length.
 
-    ADDR may be the gateway's address, as in ``172.16.0.1/30``. It may also be the address of the
-    subnet, as in ``172.16.0.0/30``: then the gateway has the first host address. Raises UsageError
-    if a VM can't use the subnet, for example loopback.
+    ADDR is the gateway's address. If ADDR is the network's own address, the gateway has the next
+    address. Raises UsageError.
     """
     try:
         found = ipaddress.ip_interface(text)
@@ -108,6 +107,7 @@ def subnet(text: str) -> Subnet:
         raise UsageError(f"{quoted(text)} has no room for a gateway and a VM: write 172.16.0.0/30")
     if isinstance(found, ipaddress.IPv6Interface) and found.scope_id is not None:
         raise UsageError(f"{quoted(text)} has a zone: a fence can't match an address by its zone")
+    # In a subnet of two addresses, the first is a host's address too.
     if found.ip == found.network.network_address and found.network.num_addresses > 2:
         found = ipaddress.ip_interface(f"{found.ip + 1}/{found.network.prefixlen}")
     is_unusable = found.is_multicast or found.is_loopback

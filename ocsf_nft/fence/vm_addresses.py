@@ -24,9 +24,8 @@ _OWNER_CHAIN: Final = re.compile(
 def addresses(tap: Tap) -> dict[str, str]:
     """Return the values of the ruleset's variables ``vm4``, ``subnet4``, ``vm6`` and ``subnet6``.
 
-    For example, ``subnet4`` is ``10.0.0.0/24``. ``vm4`` is an nftables set of the addresses that
-    the VM may have. If ``tap`` has no IPv4 subnet, ``vm4`` and ``subnet4`` are omitted. The same
-    applies to IPv6.
+    ``vm4`` and ``vm6`` are nftables sets of the addresses that the VM may have. Variables of an IP
+    version without a subnet are omitted.
     """
     found = {}
     for subnet in tap.subnets:
@@ -38,10 +37,10 @@ def addresses(tap: Tap) -> dict[str, str]:
 def zone(around: Surroundings) -> str:
     """Return the number of the conntrack zone for a VM's connections, as text.
 
-    The number is derived from the interface index of the VM's TAP device. A new device has another
-    index, so a new VM can't use the tracked connections of an earlier VM. The numbers repeat after
-    65535 indexes.
+    The number depends on the interface index of the VM's TAP device.
     """
+    # A new device has another index, so a new VM can't use the tracked connections of an earlier
+    # VM. The numbers repeat after 65535 indexes.
     return str((around.ifindex or 0) % _ZONES + 1)
 
 
@@ -72,12 +71,12 @@ def without_owners(accounting: str) -> str:
 def _vm_ranges(subnet: Subnet) -> Iterator[str]:
     """Yield the addresses that a VM may have in its subnet, for example ``10.0.0.2-10.0.0.254``.
 
-    The gateway's address is excluded. So are the first address (network in IPv4, anycast of all
-    routers in IPv6: RFC 4291), and the last address in IPv4 (broadcast). In a subnet of two
-    addresses, only the gateway's address is excluded (RFC 3021, RFC 6164).
+    The gateway's address and reserved addresses, such as broadcast, are excluded.
     """
     first, last = int(subnet.network[0]), int(subnet.network[-1])
     taken = {int(subnet.ip)}
+    # The first address is reserved (network in IPv4, anycast of all routers in IPv6: RFC 4291), and
+    # the last in IPv4 (broadcast). A subnet of two addresses reserves none (RFC 3021, RFC 6164).
     if last - first > 1:
         taken |= {first, last} if subnet.version == 4 else {first}
     make = type(subnet.ip)

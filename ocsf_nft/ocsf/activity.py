@@ -54,19 +54,18 @@ if TYPE_CHECKING:
 
 
 class Derived(NamedTuple):
-    """Values that :func:`derive` computes from an attempt, for its Network Activity event.
+    """Values computed by :func:`derive` from refused packets, for their Network Activity event."""
 
-    ``source`` and ``destination`` are the kinds of the packets' addresses, for example private or
-    multicast; None if unknown. ``severity`` is None if no severity rule of the configuration
-    matches. ``raw_bytes`` is the size, in bytes, of the log record of the attempt's first packet.
-    """
-
+    #: Kind of the packets' source address, for example private; None if unknown.
     source: AddressKind | None
+    #: The same for the destination address.
     destination: AddressKind | None
+    #: None if no severity rule of the configuration matches.
     severity: Severity | None
     uid: str
     correlation_uid: str
     community_uid: str | None
+    #: Size of the log record of the first packet, in bytes.
     raw_bytes: int
 
 
@@ -150,6 +149,7 @@ class Activities:
         start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
         return NetworkActivity(
             activity_id=outcome.activity,
+            # A single packet has its own timestamp.
             time=end if attempt.packets > 1 else record.time_ns // 1_000_000,
             start_time=start,
             end_time=end,

@@ -41,8 +41,7 @@ def actor_of(
 ) -> Actor | None:
     """Return the sender of a log record's packet as an OCSF actor; None if the sender is unknown.
 
-    If the record has a group but no user, the group id is added to ``unmapped``. ``unmapped`` is
-    the event's dictionary for values without an OCSF attribute.
+    A group id without a user id is added to ``unmapped``, the values without an OCSF attribute.
     """
     if record.uid is None and record.gid is not None:
         unmapped["gid"] = record.gid

@@ -1,8 +1,7 @@
 """Choice of the MITRE ATT&CK tactic and technique for an event about refused packets.
 
-The tactic is normally Command and Control. For packets to the cloud's metadata service, the tactic
-is Credential Access. If one event combines many flows of one user, the packets look like a scan:
-the tactic is Discovery (:data:`SCAN`).
+The tactic is Command and Control, except for packets to the cloud's metadata service (Credential
+Access) and for scans (Discovery).
 """
 
 from __future__ import annotations
@@ -53,7 +52,8 @@ _METADATA_API: Final = _attacks(
     ("T1552.005", "Cloud Instance Metadata API"),
 )
 
-#: Technique of many flows of one user, independent of the technique of each flow.
+#: Technique of many flows of one user, which look like a scan; independent of the technique of each
+#: flow.
 SCAN: Final = _attacks(_DISCOVERY, ("T1046", "Network Service Discovery"))
 
 #: Technique by kind of service. A port without a known service is a non-standard port.

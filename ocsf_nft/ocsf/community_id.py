@@ -40,14 +40,10 @@ def community_id(
     *,
     one_way: bool = False,
 ) -> str:
-    """Return the Community ID of a flow; both directions have the same id, except with ``one_way``.
+    """Return the Community ID of a flow, the same for both directions except with ``one_way``.
 
-    The addresses are bytes in network order. ``ports`` are the ports of source and destination;
-    None if the protocol has no ports.
-
-    For an ICMP request or reply, ``ports`` are its type and its counterpart's type, for example 8
-    and 0. For any other ICMP message, ``ports`` are its type and code, and ``one_way`` must be
-    true.
+    Addresses are bytes in network order. For ICMP, ``ports`` are the types of message and
+    counterpart, such as (8, 0). Without a counterpart, they are type and code, with ``one_way``.
     """
     if not one_way and _is_backwards(source, destination, ports):
         source, destination = destination, source
@@ -68,8 +64,7 @@ def _is_backwards(source: bytes, destination: bytes, ports: tuple[int, int] | No
 def of_record(record: Record, source: bytes | None, destination: bytes | None) -> str | None:
     """Return the Community ID of a log record's flow; None if the record lacks a needed field.
 
-    ``source`` and ``destination`` are the record's addresses, as bytes in network order. The other
-    needed fields are the protocol, and the ports or the ICMP type and code.
+    ``source`` and ``destination`` are the record's addresses, as bytes in network order.
     """
     protocol = record.protocol
     if protocol is None or source is None or destination is None:

@@ -96,22 +96,20 @@ class RuleFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """Facts about one sandbox that its events need but its log records do not contain.
+    """Facts about one sandbox that its events need but its log records do not contain."""
 
-    ``host`` is None if the log records come from another machine. ``uplinks`` are the interfaces
-    that lead out of the sandbox; empty if unknown. ``rules`` maps a rule name in a log record, such
-    as ``egress``, to the rule in the kernel. ``container`` is None if the sandbox is not a
-    container. Each rule in ``severities`` gives a severity to the refused packets that match its
-    conditions; the first matching rule applies. An OCSF Detection Finding also reports refused
-    packets of high severity, or many refused packets: ``threshold`` has these two limits.
-    """
-
+    #: None if the log records come from another machine.
     host: Host | None = None
     proxies: tuple[Proxy, ...] = ()
+    #: Interfaces that lead out of the sandbox; empty if unknown.
     uplinks: frozenset[str] = frozenset()
+    #: Rules in the kernel, by the name in a log record, such as ``egress``.
     rules: Mapping[str, RuleFacts] = field(default_factory=lambda: MappingProxyType({}))
+    #: None if the sandbox is not a container.
     container: Container | None = None
+    #: Severities of the refused packets that match a rule; the first matching rule applies.
     severities: tuple[SeverityRule, ...] = ()
+    #: Severity and number from which an OCSF Detection Finding reports the refused packets too.
     threshold: Threshold = field(default_factory=Threshold)
 
 

@@ -29,15 +29,11 @@ def endpoints(  # noqa: PLR0913, PLR0917 - facts about two endpoints
     container: Container | None,
     unmapped: dict[str, Any],
 ) -> tuple[NetworkEndpoint | None, NetworkEndpoint | None]:
-    """Return the source and the destination of a log record's packet as OCSF endpoints.
+    """Return source and destination of a log record's packet as OCSF endpoints.
 
-    The arguments ``source`` and ``destination`` classify the record's addresses, for example as
-    loopback. Each is None if its address is unknown or invalid. ``direction`` shows which endpoint
-    is the sandbox; the sandbox's ``container`` is added to this endpoint. Values that no endpoint
-    can have, such as an invalid address, are added to ``unmapped``.
-
-    A returned endpoint is None if nothing identifies it. But if both would be None, the source
-    endpoint has the name ``record.sandbox``, or ``unknown`` if ``record.sandbox`` is None.
+    ``source`` and ``destination`` classify the addresses; None if invalid. ``direction`` shows
+    which endpoint ``container`` belongs to. Values that fit no endpoint are added to ``unmapped``.
+    At least one result is not None.
     """
     # Two interfaces: a forwarded packet. A single interface belongs to the source, except the
     # incoming interface of a packet that is not outbound.
@@ -95,9 +91,8 @@ def endpoint(  # noqa: PLR0913, PLR0917 - facts about one endpoint
 ) -> NetworkEndpoint | None:
     """Return an OCSF endpoint with the given values, or None if nothing identifies the endpoint.
 
-    Only ``name``, ``interface``, ``mac`` and a valid ``address`` identify an endpoint. ``kind`` is
-    the caller's classification of ``address``. If ``kind`` is None, ``address`` is omitted as
-    invalid. ``svc_name`` is the name of the service at ``port``, for example ``https``.
+    Only ``name``, ``interface``, ``mac`` and a valid ``address`` identify an endpoint. ``kind``
+    classifies ``address``; without ``kind``, ``address`` is omitted as invalid.
     """
     is_anonymous = name is None and kind is None and interface is None
     if is_anonymous and mac is None:

@@ -1,8 +1,7 @@
-"""OCSF enumerations: each member has an id and its caption, so the two can't disagree.
+"""Enumerations of OCSF 1.8.0: each member has an id and its caption.
 
-Ids and captions are those of OCSF 1.8.0. Only the members that ocsf-nft emits are defined. Some
-attributes, for example ``activity_id``, have different values in different event classes. Such an
-attribute has several enumerations here.
+Only the members that ocsf-nft emits are defined. An attribute whose values depend on the event
+class has one enumeration for each class.
 """
 
 from __future__ import annotations

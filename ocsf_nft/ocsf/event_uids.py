@@ -86,11 +86,10 @@ def flow_uid(record: Record) -> str:
 def aggregation_uid(
     sandbox: str | None, rule: str, uid: int | None, reason: AggregationReason
 ) -> str:
-    """Return the uid that aggregated attempts of one sandbox, rule, user and reason have in common.
+    """Return the uid shared by events that combine flows of one sandbox, rule, user and reason.
 
-    An aggregated attempt counts the packets of several flows. ``uid`` is the Linux user id of these
-    flows; None if the flows have several users, or no known user. ``reason`` is why these flows
-    share one event. For example, ``many`` means that the user has too many flows.
+    ``uid`` is a Linux user id; None for several or unknown users. ``reason`` is why the flows are
+    combined.
     """
     return stable_uid("aggregation", sandbox, rule, uid, reason)
 

@@ -140,12 +140,11 @@ def of_attempt(  # noqa: PLR0913 - facts about an attempt, named at the call
     proxy: Proxy | None,
     processed_ns: int,
 ) -> DetectionFinding:
-    """Return the Detection Finding for an attempt of an incident, or for the incident's end.
+    """Return the Detection Finding of an incident: a series of refused packets of one flow.
 
-    ``found`` is that attempt or end. ``incident`` has the totals of all its attempts so far.
-    ``event`` is the Network Activity event with the same totals. ``destination`` is the kind of the
-    destination's address. ``processed_ns`` is the current time (ns since the epoch, UTC). It
-    appears only in ``metadata.processed_time``.
+    ``found`` is the incident's latest attempt (part), or its end. ``event`` is the Network Activity
+    event with the incident's totals. ``processed_ns`` is the current time (ns since the epoch,
+    UTC).
     """
     record = found.record
     direction = event.connection_info.direction_id

@@ -28,8 +28,7 @@ _DESCRIPTIONS: Final = {
 def firewall_rule(context: Context, rule: str, *, is_ours: bool) -> FirewallRule | None:
     """Return the OCSF object of the rule that logged a packet; None if the rule has no name.
 
-    ``rule`` is the rule's name. For a rule of a fence (``is_ours``), the object also has the rule's
-    unique id (OCSF ``uid``) and condition, if known.
+    ``is_ours`` means a rule of an ocsf-nft fence: its unique id and condition are added, if known.
     """
     if not rule:
         return None

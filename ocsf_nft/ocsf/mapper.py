@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 class Mapper:
     """Converter of attempts (groups of refused packets) to OCSF events, for one sandbox.
 
-    ``context`` has the facts that no log record has, such as the name of the host. If a record
-    lacks a fact, such as the port, the event lacks it too. The same attempt always gives the same
-    event, apart from ``metadata.processed_time``. Several threads may use a mapper at once.
+    The same attempt always gives the same event, apart from ``metadata.processed_time``. Several
+    threads may use a mapper at once.
     """
 
     def __init__(self, context: Context) -> None:
@@ -34,9 +33,8 @@ class Mapper:
     def network_activity(self, attempt: Attempt, *, processed_ns: int) -> NetworkActivity:
         """Return the Network Activity event of an attempt: one or more refused packets.
 
-        ``processed_ns`` is the current time (ns since the epoch, UTC). The event's ``time`` is the
-        timestamp of a single packet; for several packets, it is ``attempt.end_ns``. Each number in
-        the attempt's record must be valid for its header field, for example a port at most 65535.
+        ``processed_ns`` is the current time (ns since the epoch, UTC). Numbers in
+        ``attempt.record`` must be valid, such as ports up to 65535.
         """
         derived = derive(attempt, self._context.severities)
         return self._activities.event(attempt, derived, processed_ns=processed_ns)
@@ -57,9 +55,8 @@ class Mapper:
     def is_finding(self, record: Record, packets: int) -> bool:
         """Return True if a series of refused packets of one flow must become a Detection Finding.
 
-        A high severity is enough. If the severity is lower but at least Medium, many packets are
-        enough too. The configuration can change both limits. ``record`` is the latest log record of
-        the series, which gives the severity. ``packets`` is the number of packets in the series.
+        The severity must be high, or at least Medium with many packets. ``record`` is the latest
+        log record.
         """
         return self._context.threshold.is_reached(self._severity(record), packets)
 
@@ -68,9 +65,8 @@ class Mapper:
     ) -> DetectionFinding | None:
         """Return the Detection Finding of an incident: a series of refused packets of one flow.
 
-        ``found`` is the incident's end, or its latest attempt (packets that one event reports).
-        Return None if ``found`` has no incident, or if the incident has not reached the threshold
-        for findings. ``processed_ns`` is the current time (ns since the epoch, UTC).
+        Return None if ``found.incident`` is None or below the threshold for findings.
+        ``processed_ns`` is the current time since the epoch.
         """
         record, incident = found.record, found.incident
         if incident is None or incident.found_at is None:

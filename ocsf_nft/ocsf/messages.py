@@ -71,7 +71,6 @@ _NAME_CHARACTERS: Final = 64
 def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> str:
     """Return the event's sentence for people: outcome, packets, sender and destination.
 
-    An example is "Dropped 3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53 (domain)".
     ``answer`` is the fence's answer to the sender, for example a TCP reset; None if unknown.
     """
     foreign = packet_outcome.foreign_verdict(attempt.record)
@@ -80,6 +79,7 @@ def message(attempt: Attempt, direction: Direction, answer: Answer | None) -> st
         packets = _single_text(attempt, direction)
     else:
         packets = _aggregate_text(attempt, direction, attempt.aggregation)
+    # For example "Dropped 3 UDP packets from uid 1000 in sandbox agent to 192.0.2.1:53 (domain)"
     return f"{outcome} {packets}{end}"
 
 
@@ -88,9 +88,8 @@ def sender_text(
 ) -> str:
     """Return the sender of packets as text, for example "uid 1000 in sandbox agent".
 
-    ``by`` is the attribution of the packets. If it names a process, the text has the process too.
-    ``rule`` is the fence's rule that refused the packets. If it is a rule for a VM, the text has
-    "the VM of sandbox agent". Without ``uid`` and ``by``, the text has only the sandbox or the VM.
+    The text includes a process that ``by`` names. For a VM's firewall ``rule``, the text has "the
+    VM of sandbox agent".
     """
     name = f"sandbox {visible(sandbox)}"
     if rule in VM_RULES:
@@ -209,12 +208,10 @@ def detail(
     proxy: Proxy | None,
     destination: AddressKind | None,
 ) -> str | None:
-    """Return an explanation and advice for the program that sent the packets.
+    """Return an explanation and advice for the program that sent the packets of ``attempt``.
 
-    ``answer`` is the fence's reaction to the packets, for example a TCP reset; None if unknown.
-    ``proxy`` is the sandbox's proxy. ``destination`` is the kind of the destination address, for
-    example multicast. If ``attempt`` combines several flows, the text also says why they are
-    combined. For packets of one flow, return None if ``answer`` is None.
+    ``answer`` is the fence's reaction, for example a TCP reset; None if unknown. Return None if
+    ``answer`` is None, unless ``attempt`` combines several flows.
     """
     if attempt.aggregation is not None:
         return _detail_of_many(attempt.record, attempt.aggregation, direction, answer, proxy)

@@ -29,10 +29,10 @@ class Model(BaseModel):
     def profiles_of(cls, values: Mapping[str, Any]) -> Iterator[str]:
         """Yield the names of the OCSF profiles that an object uses, such as ``host``.
 
-        An object uses a profile if it has a value for an attribute of the profile, such as
-        ``device``. It also uses the profiles of the objects inside it. ``values`` are the object's
-        attributes by name. A profile may be yielded more than once.
+        ``values`` are the object's attributes by name. A profile may be yielded more than once.
         """
+        # An object uses a profile if it has a value for an attribute of the profile, such as
+        # ``device``. It also uses the profiles of the objects inside it.
         for profile, names in cls.profile_attributes.items():
             if any(values.get(name) is not None for name in names):
                 yield profile

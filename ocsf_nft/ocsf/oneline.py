@@ -1,12 +1,11 @@
 """Short form of an OCSF event: one line for the person on call.
 
-The line has time, severity, sandbox, sender, packet, outcome, rule and advice. It also has the
-number of packets if there are several. An example, which is one line in reality:
+An example, which is one line in reality:
 
     2026-11-24T23:47:46.123Z  MEDIUM  agent  uid 1000 curl[4242]  TCP 203.0.113.7:443 https
     blocked  [egress]  Use the proxy: set HTTPS_PROXY=http://10.200.0.1:3128 and try again.
 
-The event may have any version and class of OCSF. The line omits missing and invalid values.
+The event may have any version and class of OCSF. Missing and invalid values are omitted.
 """
 
 from __future__ import annotations
@@ -173,8 +172,8 @@ def _sender(event: Mapping[str, Any]) -> str:
 def _others(event: Mapping[str, Any], pid: Any) -> tuple[int, bool]:
     """Count the processes in an event that may have sent its packets, except the process ``pid``.
 
-    If ``pid`` is None, count all of them. The second result is True if each of them certainly sent
-    one of these packets. It is False if some of them perhaps sent none.
+    If ``pid`` is None, count all. The second result is True if each process certainly sent a
+    packet.
     """
     found = event.get("enrichments")
     for each in found if isinstance(found, list) else ():

@@ -50,18 +50,17 @@ class FenceState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tampering:
-    """Change of a fence by another process, and the restoration of the fence.
+    """Change of a fence by another process, and the restoration of the fence."""
 
-    ``changes`` is a text about the change. ``process`` made the change; None if unknown.
-    ``since_ns`` is the time when the change was detected (ns since the epoch, UTC); None if
-    unknown. ``lasted_ns`` is the duration in ns from then until the fence was restored; None if
-    unknown, or not restored. ``given_up`` is true if restoring is paused after too many restores.
-    """
-
+    #: Text about the change.
     changes: str
+    #: Process that made the change; None if unknown.
     process: Process | None = None
+    #: Time when the change was detected (ns since the epoch, UTC); None if unknown.
     since_ns: int | None = None
+    #: Duration in ns from then until the restoration; None if unknown, or not restored.
     lasted_ns: int | None = None
+    #: True if restoring is paused after too many restores.
     given_up: bool = False
 
 
@@ -121,20 +120,16 @@ def fence_state(  # noqa: PLR0913 - each is one fact of the event, named at the 
     before: FenceState,
     after: FenceState,
     time_ns: int,
-    tables: Sequence[str],
-    transport: str | None = None,
-    reason: str | None = None,
+    tables: Sequence[str],  # for example "inet ocsf_nft"
+    transport: str | None = None,  # "none" if the fence logs nothing
+    reason: str | None = None,  # for example why the fence is altered
     tampering: Tampering | None = None,
     is_regular: bool = False,
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state, from ``before`` to ``after``.
 
-    ``time_ns`` is the time of the change (ns since the epoch, UTC). ``tables`` are the fence's
-    tables, for example ``inet ocsf_nft``. ``transport`` is the way in which the fence's log
-    records arrive, for example ``nflog``; ``none`` if the fence logs nothing. ``reason`` is a text
-    that explains the change, for example why the fence is altered. ``tampering`` is given if
-    another process changed the fence. ``is_regular`` is true if the fence was removed as requested.
-    The same arguments always give the same event uid.
+    ``time_ns`` is in ns since the epoch. ``transport`` is how log records arrive, such as ``nflog``
+    or ``none``. ``is_regular`` means a requested removal. Equal arguments give the same event uid.
     """
     state = _CONFIG_STATES[after]
     sentences = _SENTENCES | _UNLOGGED if transport == "none" else _SENTENCES
@@ -324,11 +319,8 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
 ) -> ApplicationLifecycle:
     """Return the event about a time in which a fence's counters and log were not read.
 
-    That time is from ``since_ns`` to ``until_ns``. ``processed_ns`` is the present time (all in ns
-    since the epoch, UTC). ``packets`` is the number of packets that the fence counted in that time.
-    ``allowed`` is the number of those that it allowed (while permissive); it blocked the others.
-    The next Network Activity events count the same packets, so don't add their counts to this one.
-    The same arguments always give the same event uid.
+    Times are in ns since the epoch. ``packets`` is the number that the fence counted meanwhile;
+    ``allowed`` of them were not blocked. Later events count the same packets too.
     """
     duration = messages.elapsed(since_ns, until_ns)
     outcomes = {"blocked": packets - allowed, "allowed (the fence is permissive)": allowed}
@@ -359,6 +351,7 @@ def collection_gap(  # noqa: PLR0913 - each is one fact of the event, named at t
         device=device,
         observables=observables or None,
         unmapped={"sandbox": visible(sandbox)},
+        # If the event is made again, it has the same uid: ``processed_ns`` is not a part.
         metadata=own_metadata(
             stable_uid("collection gap", sandbox, packets, since_ns, until_ns, reason), processed_ns
         ),

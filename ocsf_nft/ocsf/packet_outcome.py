@@ -1,7 +1,6 @@
 """Meaning of log records: direction, answer to the sender, outcome and severity of a packet.
 
-The answer is what a fence sends back to the sender, for example a TCP reset. The outcome is what
-happened to the packet, as OCSF ids, for example action Denied.
+The answer is what a fence sends back, for example a TCP reset. The outcome consists of OCSF ids.
 """
 
 from __future__ import annotations
@@ -147,18 +146,18 @@ def is_attempt(record: Record) -> bool:
 def outcome(record: Record, answer: Answer | None) -> Outcome:
     """Return the outcome of a packet as OCSF ids, for example action Denied, disposition Blocked.
 
-    ``answer`` is what the fence sends back to the sender, for example a TCP reset; None if unknown.
-    If another firewall logged the packet, the outcome depends on that firewall's verdict instead.
+    ``answer`` is what the fence sends back; None if unknown. If another firewall logged the packet,
+    that firewall's verdict decides.
     """
     verdict = foreign_verdict(record)
     return outcome_of(answer) if verdict is None else _OUTCOMES[verdict]
 
 
 def outcome_of(answer: Answer | None) -> Outcome:
-    """Return the outcome of a packet, which depends on what the fence sends back to the sender.
+    """Return the outcome of a packet, which depends on the fence's answer to the sender.
 
-    The disposition in the outcome is Logged for ``PERMITTED`` (a permissive fence), and Dropped for
-    ``NOTHING`` (no answer). In all other cases it is Blocked, also if ``answer`` is None (unknown).
+    The disposition is Logged for ``PERMITTED`` and Dropped for ``NOTHING``. Otherwise it is
+    Blocked, also if ``answer`` is None (unknown).
     """
     if answer is Answer.PERMITTED:
         return _ALLOWED
@@ -168,15 +167,11 @@ def outcome_of(answer: Answer | None) -> Outcome:
 def direction(record: Record, uplinks: frozenset[str]) -> Direction:
     """Return the direction of a packet: inbound, outbound or unknown.
 
-    Outbound means out of the sandbox. If another firewall logged the packet, outbound means out of
-    the host.
-
-    ``uplinks`` are the network interfaces that lead out of the sandbox. They are needed only if the
-    sandbox is a router, for example for containers inside it. If ``uplinks`` is empty, the
-    direction of a packet that the sandbox would forward is unknown.
+    Outbound means out of the sandbox (or host, for another firewall's record). ``uplinks`` are the
+    interfaces out of the sandbox, needed only for forwarded packets.
     """
     if is_ours(record):
-        if record.rule == FORWARD:
+        if record.rule == FORWARD:  # the sandbox is a router, for example for containers inside it
             if not uplinks or record.in_interface is None:
                 return Direction.UNKNOWN
             inbound = record.in_interface in uplinks
@@ -202,11 +197,9 @@ def direction_of_rule(rule: str) -> Direction:
 def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> Answer | None:
     """Return the answer of a fence's rule to senders, if it is the same for all packets.
 
-    The result is ``PERMITTED`` if ``verdict`` is ``permit`` (the fence is permissive). It is
-    ``NOTHING`` if the rule sends no answers, or if ``direction`` is inbound. Otherwise it is None,
-    because the answer depends on the packet: then call :func:`answer`.
+    If the answer depends on the packet, return None: then call :func:`answer`.
     """
-    if verdict == "permit":
+    if verdict == "permit":  # the fence is permissive
         return Answer.PERMITTED
     is_silent = rule in _SILENT or direction is Direction.INBOUND
     return Answer.NOTHING if is_silent else None
@@ -215,13 +208,8 @@ def answer_to_all(rule: str, direction: Direction, verdict: Verdict | None) -> A
 def answer(record: Record, direction: Direction, destination: AddressKind | None) -> Answer | None:
     """Return the fence's answer to the sender of a packet, for example a TCP reset.
 
-    Return None if the answer is unknown, for example if another firewall logged the packet.
-    ``destination`` describes the packet's destination address; None if there is no address.
-
-    Return ``NOTHING`` for packets to which the kernel never replies. These are TCP resets, ICMP
-    errors, multicast, broadcast, fragments after the first, and packets with incomplete headers.
-    This list follows the kernel's source files nf_reject_ipv4.c, nf_reject_ipv6.c, net/ipv4/icmp.c
-    and net/ipv6/icmp.c.
+    Return ``NOTHING`` if the kernel never replies to such a packet. None means unknown, for example
+    for another firewall's packet.
     """
     if not is_ours(record):
         return None
@@ -230,8 +218,11 @@ def answer(record: Record, direction: Direction, destination: AddressKind | None
         return to_all
     if record.rule not in {EGRESS, FORWARD} or direction is Direction.UNKNOWN:
         return None
+    # The kernel replies to none of the packets below: nf_reject_ipv4.c, nf_reject_ipv6.c,
+    # net/ipv4/icmp.c, net/ipv6/icmp.c.
     if destination is None or destination.is_multicast or destination.is_broadcast:
         return Answer.NOTHING
+    # A fragment after the first, or an incomplete header.
     if record.details.get("fragment_offset") or "incomplete_bytes" in record.details:
         return Answer.NOTHING
     if record.protocol == protocols.TCP:
@@ -256,13 +247,7 @@ def is_name_resolution(record: Record, direction: Direction) -> bool:
 def is_housekeeping(record: Record, destination: AddressKind | None) -> bool:
     """Return True if the packet is of a kind that a kernel sends by itself, without a program.
 
-    There are three kinds:
-
-    - Messages about the local link, for example IGMP or an IPv6 router solicitation.
-    - ARP replies, unless a VM's fence refused the reply because of a false address.
-    - ICMP errors that a fence sends about refused packets.
-
-    ``destination`` describes the packet's destination address; None if there is no address.
+    These are ARP replies, a fence's ICMP errors, and messages about the local link such as IGMP.
     """
     if record.uid is not None:
         return False
@@ -288,11 +273,10 @@ def _is_answer(record: Record) -> bool:
 def severity(record: Record, direction: Direction, destination: AddressKind | None) -> Severity:
     """Return the default severity of a packet; configured severity rules have precedence.
 
-    For example, a refused packet to a cloud metadata address is High. Packets that a permissive
-    fence allowed have the same severity as refused packets. ``destination`` describes the packet's
-    destination address; None if there is no address.
+    For example, a refused packet to a cloud metadata address is High. ``destination`` is None if
+    there is no address.
     """
-    if not is_attempt(record):
+    if not is_attempt(record):  # a packet that a permissive fence allowed is an attempt too
         return Severity.INFORMATIONAL
     if (
         direction is Direction.OUTBOUND

@@ -101,9 +101,8 @@ def advice(
 ) -> str:
     """Return the advice for the sender of a refused packet: what to do instead.
 
-    ``destination`` describes the packet's destination address, for example as multicast; None if
-    there is no address. ``proxy`` is the sandbox's proxy. If ``proxy`` is None, the advice has no
-    URL of a proxy.
+    If ``proxy`` is None, the advice has no URL of a proxy. ``destination`` is None if there is no
+    address.
     """
     if direction is Direction.INBOUND:
         return general_advice(record.rule, direction, proxy)

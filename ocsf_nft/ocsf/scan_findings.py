@@ -63,12 +63,10 @@ _VERSIONS: Final = {4: ProtocolVersion.IPV4, 6: ProtocolVersion.IPV6}
 
 
 def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionFinding:
-    """Return the Detection Finding for the present stage of a scan: start, growth or end.
+    """Return the Detection Finding for a stage of a scan: start, growth or end.
 
-    ``found`` is the scan: one user tries many destinations or ports. All findings of one scan have
-    the same ``finding_info.uid``. The counts in a finding are totals since the start of the scan.
-    Network Activity events count the same packets, so do not add the counts of both.
-    ``processed_ns`` is the current time (ns since the epoch, UTC), for ``metadata.processed_time``.
+    Counts are totals since the start. Network Activity events count the same packets too.
+    ``processed_ns`` is the current time since the epoch.
     """
     stage = STAGES[found.stage]
     direction = packet_outcome.direction_of_rule(found.rule)
@@ -99,7 +97,7 @@ def fan_out(context: Context, found: FanOut, *, processed_ns: int) -> DetectionF
         is_alert=found.stage != "ended",
         confidence_id=Confidence.HIGH,
         finding_info=FindingInfo(
-            uid=stable_uid("fan-out", found.identity),
+            uid=stable_uid("fan-out", found.identity),  # the same in all findings of the scan
             title=f"Fan-out to many destinations or ports {action.title}",
             desc=(
                 f"{_DESCS[direction]} This is typical of a scan. {action.desc} "

@@ -1,7 +1,6 @@
 """Table of well-known ports: the name and the kind of the service at each port.
 
-Names are from IANA's registry of service names and port numbers. A service that is not registered
-has the name of its product. A port shows only a probable service: another service may use the port.
+A port shows only a probable service: another service may use the port.
 """
 
 from __future__ import annotations
@@ -52,6 +51,8 @@ def _at(
     return {(each, port): Service(name, kind) for each in both for port, name in names.items()}
 
 
+#: Names from IANA's registry of service names and port numbers. A service that is not registered
+#: has the name of its product.
 _SERVICES: Final = (
     _at(Kind.WEB, _TCP, {80: "http", 443: "https", 8000: "http-alt", 8080: "http-alt",
                          8443: "https-alt", 8888: "http-alt"})

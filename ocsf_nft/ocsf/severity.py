@@ -72,12 +72,9 @@ def of_flow(
     destination: AddressKind | None,
     rules: Iterable[SeverityRule],
 ) -> Severity:
-    """Return the severity of a flow's packets; :class:`Threshold` decides if it makes a finding.
+    """Return the severity of a flow's packets: that of the first matching rule, or a default.
 
-    If a rule in ``rules`` matches, the result is the severity of that rule. Otherwise, packets that
-    the kernel sends by itself, such as ICMP errors, are Informational. For all other packets, the
-    severity depends on ``direction`` and ``destination`` (:func:`packet_outcome.severity`).
-    ``destination`` is the kind of the destination address; None if it is unknown.
+    By default, packets that a kernel sends by itself, such as ICMP errors, are Informational.
     """
     level = configured(record, rules)
     if level is not None:
@@ -93,8 +90,8 @@ def of_flow(
 class Threshold:
     """Condition for blocked packets to be a finding: a high severity, or many packets.
 
-    The packets are a finding if their severity is at least ``min_severity``. They are also a
-    finding if their severity is at least Medium and their number is at least ``packets``.
+    A severity of at least ``min_severity`` is enough. For a lower severity, at least Medium,
+    ``packets`` is the minimum number.
     """
 
     min_severity: Severity = Severity.HIGH

@@ -1,11 +1,7 @@
 """Templates that make the JSON of Network Activity events faster than the pydantic models do.
 
-An event reports refused packets, and copies some of their values, such as the time. All other
-inputs of the event are its *shape*. Events with the same shape share a template: their JSON, with a
-slot for each copied value.
-
-To make a template, the models make one event with a random placeholder for each copied value. Each
-placeholder in the event's JSON becomes a slot.
+Events that differ only in copied values, such as times, share a template: JSON with slots for these
+values.
 """
 
 from __future__ import annotations
@@ -72,9 +68,7 @@ _Values: TypeAlias = tuple[bytes | int | None, ...]
 class Shape(NamedTuple):
     """Key of an event's template: all inputs that must be equal in the events of one template.
 
-    The template has slots for all other inputs, whose values are only copied into an event. A port,
-    ``uid`` or ``gid`` has the value -1 (``_COPIED``) here if it is only copied. ``packets`` is 2
-    for two or more packets.
+    All other inputs are only copied. A copied port, ``uid`` or ``gid`` has the value -1 here.
     """
 
     version: str
@@ -97,6 +91,7 @@ class Shape(NamedTuple):
     log_source: str
     log_format: LogFormat
     severity: Severity | None
+    #: 2 for two or more packets.
     packets: int
     is_instant: bool
     has_bytes: bool
@@ -128,13 +123,10 @@ class Templates:
     def line(
         self, attempt: Attempt, derived: Derived, *, processed_ns: int, version: str
     ) -> bytes | None:
-        """Return the JSON line of an attempt's event, made from a template.
+        """Return the JSON line of an event about refused packets (an attempt), from a template.
 
-        Return None if there is no template: the caller then uses the slower pydantic models. When
-        this method gets the third attempt with the same :class:`Shape`, it usually makes the
-        template. A template that would be too large is not made. ``derived`` has values computed
-        from the attempt. ``processed_ns`` is the present time, in ns since the epoch. ``version``
-        is the OCSF version.
+        Return None if there is no template. ``processed_ns`` is the current time, in ns since the
+        epoch.
         """
         shape = _shape(attempt, derived, version)
         if shape is None:
@@ -234,13 +226,13 @@ def _decisive(details: Mapping[str, Detail]) -> tuple[tuple[str, int], ...] | No
 def _values(attempt: Attempt, derived: Derived, processed_ns: int) -> _Values:
     """Return the values for the slots of an event's template: numbers, and texts as JSON bytes.
 
-    ``derived`` has values computed from the attempt. ``processed_ns`` is the present time. The
-    order of the result is always the same. The two ports are first, because :func:`_slots_of_ports`
-    gives them the indexes 0 and 1. A value that the attempt lacks is None, and has no slot.
+    A value that the attempt lacks is None, and has no slot.
     """
     record, origin = attempt.record, attempt.record.origin
     start, end = attempt.start_ns // 1_000_000, attempt.end_ns // 1_000_000
     original = origin.original_time
+    # The order is always the same. The ports are first, because _slots_of_ports gives them the
+    # indexes 0 and 1.
     return (
         record.source_port,
         record.destination_port,
@@ -281,6 +273,8 @@ def _members(details: Mapping[str, Detail]) -> bytes:
 
 
 def _template(activities: Activities, shape: Shape) -> _Template:
+    # The models make an event with a random placeholder for each copied value. Each placeholder in
+    # the event's JSON becomes a slot.
     attempt, derived, processed_ns = _specimen(shape)
     one, other = (
         line_at(activities.event(each, derived, processed_ns=processed_ns).to_json(), shape.version)
@@ -301,9 +295,8 @@ def _template(activities: Activities, shape: Shape) -> _Template:
 def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
     """Return an artificial attempt, its derived values, and a placeholder for ``processed_ns``.
 
-    The event of this attempt becomes the template for all attempts of ``shape``. Values that differ
-    between these attempts are random placeholders, which become slots of the template. The ports
-    have no placeholders yet: the caller adds them with :func:`_with_ports`.
+    Values that differ between the attempts of ``shape`` are random placeholders, which become slots
+    of the template.
     """
     start = _number()
     record = Record(
@@ -320,6 +313,7 @@ def _specimen(shape: Shape) -> tuple[Attempt, Derived, int]:
         source=None if shape.source is None else _address(shape.source),
         destination=None if shape.destination is None else _address(shape.destination),
         protocol=shape.protocol,
+        # _with_ports replaces a copied port (-1) by its placeholder later.
         source_port=shape.source_port,
         destination_port=shape.destination_port,
         tcp_flags=shape.tcp_flags,
