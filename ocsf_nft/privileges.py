@@ -50,10 +50,10 @@ class _Sets(ctypes.Structure):
 def raise_priority() -> None:
     """Raise the priority of the calling thread, and shorten Python's thread switch interval.
 
-    With normal priority, a sandbox that uses every core could delay the restore of a fence. Without
-    CAP_SYS_NICE, the priority stays the same. Call this before :func:`keep_only`, which drops
-    CAP_SYS_NICE.
+    Without CAP_SYS_NICE, the priority stays the same. Call this before :func:`keep_only`, which
+    drops that capability.
     """
+    # With normal priority, a sandbox that uses every core could delay the restore of a fence.
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, _NICE)
     # Threads of this process must not wait long for each other either.
@@ -63,9 +63,8 @@ def raise_priority() -> None:
 def keep_only(needed: AbstractSet[Capability]) -> None:
     """Drop all capabilities of the calling thread except ``needed``, permanently.
 
-    Later threads and child processes lack the dropped capabilities too. A needed capability that
-    the thread does not have is not added. The flag ``no_new_privs`` is also set. Raises
-    UnsupportedError if the kernel refuses.
+    Later threads and child processes lack the dropped capabilities too. Also set the flag
+    ``no_new_privs``. Raises UnsupportedError if the kernel refuses.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     _check(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))

@@ -1,9 +1,5 @@
 """Reader of the files of a process or a thread in /proc.
 
-The process is not trusted: it chooses its name, and may exit or start another program during a
-read. So all reads of a process use one descriptor of its /proc directory. The descriptor never
-refers to another process, even if the kernel gives the pid to a new process.
-
 Reads raise OSError if the process has exited or may not be inspected. They raise ValueError if the
 content does not have the kernel's format.
 """
@@ -42,23 +38,22 @@ _NUMBERS: Final = re.compile(rb"^NStgid:((?:\t\d+)+)$", re.MULTILINE)
 
 
 class Stat(NamedTuple):
-    """Content of /proc/PID/stat of a process or thread (``do_task_stat`` in ``fs/proc/array.c``).
+    """Content of /proc/PID/stat of a process or thread (``do_task_stat`` in fs/proc/array.c)."""
 
-    ``name`` is the process's name in bytes, which the process itself can set. ``is_dead`` is true
-    for a zombie or a dead thread, even if other threads still run. ``flags`` are the kernel's PF_
-    flags. ``had_children`` is true if the process has waited for the end of a child process.
-    ``start`` is in clock ticks since boot. ``layout`` has the memory addresses of program, stack
-    and arguments, which change at each program start. ``layout`` is None if the kernel shows us no
-    such addresses, for example of another user's process or of a kernel thread.
-    """
-
+    #: Untrusted: the process itself can set its name.
     name: bytes
+    #: True for a zombie or a dead thread, even if other threads still run.
     is_dead: bool
     parent: int
+    #: The kernel's PF_ flags.
     flags: int
+    #: Whether the process has waited for the end of a child process.
     had_children: bool
     threads: int
+    #: Start of the process, in clock ticks since boot.
     start: int
+    #: Memory addresses of program, stack and arguments, which change at each program start. None if
+    #: the kernel shows us none, for example of another user's process or of a kernel thread.
     layout: tuple[bytes, ...] | None
 
     @property
@@ -70,24 +65,24 @@ class Stat(NamedTuple):
     def created_ns(self) -> int:
         """Return the start time in ns since the epoch (UTC), rounded down to a clock tick.
 
-        The time is computed from the present wall clock, so it has a small error that varies.
-        Because of the rounding, calls normally return the same time, unless the wall clock was set.
+        Calls normally return the same time, unless the wall clock was set.
         """
+        # The boot time is computed from the present wall clock, and has a small error that varies.
+        # Rounding normally hides it.
         booted_ns = clocks.epoch_of(time.CLOCK_BOOTTIME)
         return booted_ns // TICK_NS * TICK_NS + self.started_ns
 
 
 class Status(NamedTuple):
-    """Content of /proc/PID/status of a process or a thread.
+    """Content of /proc/PID/status of a process or a thread."""
 
-    ``group`` is the thread group id: for a thread, it is the pid of the thread's process. ``uid``
-    and ``gid`` are the effective ids in our user namespace. ``numbers`` has the pids of the process
-    in nested pid namespaces, from our namespace to the innermost one.
-    """
-
+    #: Thread group id: for a thread, the pid of the thread's process.
     group: int
+    #: Effective user id in our user namespace.
     uid: int
+    #: Effective group id in our user namespace.
     gid: int
+    #: Pids of the process in nested pid namespaces, from our namespace to the innermost one.
     numbers: tuple[int, ...]
 
 
@@ -108,6 +103,8 @@ def directory(path: str, where: int | None = None) -> int:
 
     ``where`` is the descriptor of the directory in which a relative ``path`` begins.
     """
+    # The process is not trusted: it may exit or start another program during a read. So all reads
+    # of a process use one descriptor, which never refers to a new process with the same pid.
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=where)
 
 
@@ -192,13 +189,12 @@ def parsed_stat(content: bytes) -> Stat:
 def is_same_program(before: Stat, after: Stat, *, has_program: bool) -> bool:
     """Return true if a process ran the same program at two reads of its ``stat`` file.
 
-    ``before`` and ``after`` are the contents of the file. Their memory layouts must be equal.
-    ``has_program`` is true if /proc/PID/exe, the link to the program file, could be read between
-    the two reads. In this case, the layouts must also be known (not None). If ``has_program`` is
-    false, both layouts may be None, but the process names must also be equal.
+    ``before`` and ``after`` are the two contents. ``has_program`` is true if /proc/PID/exe could be
+    read between the two reads.
     """
     if before.layout != after.layout:
         return False
+    # Without a program file, both layouts may be None, so the names are compared too.
     # A program file without a layout: the process is just starting the program, and still has the
     # name of the previous one (begin_new_exec).
     return after.layout is not None if has_program else before.name == after.name
@@ -234,7 +230,8 @@ def arguments(where: int) -> str | None:
     """Return a process's command line, with spaces between the arguments; None if it is empty.
 
     ``where`` is the descriptor of the process's /proc directory. Only the first 4096 bytes are
-    read. The read may block, because a process can hold the lock of its memory.
+    read. The read may block.
     """
+    # A process can hold the lock of its memory, and so block this read.
     content = read("cmdline", where, most=_MOST_ARGUMENTS)
     return text(content.rstrip(b"\0").replace(b"\0", b" ")) or None

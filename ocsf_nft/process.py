@@ -35,25 +35,23 @@ class Container:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """Process on this host; unknown values are None.
-
-    All ids are those of the host, except ``namespace_pid``: the process's pid inside the sandbox.
-    ``tid`` is the id of the thread that sent the packet. ``path`` is the path of the program file,
-    or ``memfd:NAME`` if the file was never on a disk. ``is_deleted`` and ``sha256`` (hexadecimal)
-    are about this file. ``created_ns`` is the start of the process (ns since the epoch, UTC).
-    ``ancestors`` has the parent, then the parent's parent, and so on. Their own ``ancestors`` are
-    empty.
-    """
+    """Process on this host, with the host's ids; unknown values are None."""
 
     pid: int
+    #: Thread that sent the packet.
     tid: int | None = None
     name: str | None = None
+    #: Path of the program file; ``memfd:NAME`` if the file was never on a disk.
     path: str | None = None
+    #: Whether the program file was deleted.
     is_deleted: bool | None = None
+    #: Hash of the program file, hexadecimal.
     sha256: str | None = None
     cmd_line: str | None = None
     working_directory: str | None = None
+    #: Start of the process, in ns since the epoch (UTC).
     created_ns: int | None = None
+    #: Pid inside the sandbox.
     namespace_pid: int | None = None
     uid: int | None = None
     user_name: str | None = None
@@ -61,45 +59,41 @@ class Process:
     group_name: str | None = None
     container: Container | None = None
     unit: str | None = None
+    #: The parent, then the parent's parent, and so on. Their own ``ancestors`` are empty.
     ancestors: tuple[Process, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """One of several processes that sent, or may have sent, packets that one event reports.
-
-    ``calls`` is the number of refused packets of this process that BPF programs saw; None if
-    unknown. If BPF programs can't see refused packets, ``calls`` is the number of the process's
-    system calls that send or connect. The real number may be higher.
-    """
+    """One of several processes that sent, or may have sent, packets that one event reports."""
 
     process: Process
-    # Refused packets are not seen if the fence is permissive, or if the kernel has no BTF.
+    #: Number of the process's refused packets that BPF programs saw; None if unknown. The real
+    #: number may be higher. If the fence is permissive, or if the kernel has no BTF: number of the
+    #: process's system calls that send or connect.
     calls: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribution:
-    """Process that sent the packets of an event, with the attribution method and the confidence.
-
-    - ``reason`` is a sentence that explains the result.
-    - ``process`` is the sender. It is None if the sender is unknown, or if there are several
-      possible senders.
-    - ``seen`` lists possible senders. ``unnamed`` is the minimum number of others, not listed.
-    - ``user_name`` and ``group_name`` are the names for the uid and the gid in the kernel's log
-      record.
-    - ``sent_ns`` is the time at which BPF programs saw the process send the packet of the kernel's
-      log record (ns since the epoch). It is None if they did not see that.
-    """
+    """Process that sent the packets of an event, with the attribution method and the confidence."""
 
     method: Method
     confidence: ConfidenceLevel | None = None
+    #: Sentence that explains the result.
     reason: str
+    #: The sender; None if it is unknown, or if there are several possible senders.
     process: Process | None = None
+    #: Possible senders.
     seen: tuple[Seen, ...] = ()
+    #: Minimum number of other possible senders, which ``seen`` does not list.
     unnamed: int = 0
+    #: Name for the uid in the kernel's log record.
     user_name: str | None = None
+    #: Name for the gid in the kernel's log record.
     group_name: str | None = None
+    #: Time at which BPF programs saw the process send the packet of the kernel's log record (ns
+    #: since the epoch). None if they did not see that.
     sent_ns: int | None = field(default=None, compare=False)
 
     @property

@@ -38,22 +38,22 @@ VM_RULES = frozenset({"vm-forward", "vm-input", "vm-ingress", "vm-link"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Source of a log record, and the identity of the record in that source.
-
-    ``identity`` is different for each record, and stays the same if a record is read again. It is,
-    for example, a journal cursor. The uids of events are derived from it. ``log_source`` is the
-    name of the log. ``raw`` is the record's text as in the source, and ``log_format`` is the format
-    of that text. ``sequence`` and ``original_time`` are the number and the timestamp that the
-    source gave the record.
-    """
+    """Source of a log record, and the identity of the record in that source."""
 
     transport: Transport
+    #: Different for each record, and the same if a record is read again; for example, a journal
+    #: cursor. The uids of events are derived from it.
     identity: str
+    #: Name of the log.
     log_source: str
-    # The text alone does not show it: a log prefix may begin like another format.
+    #: Format of ``raw``. The text alone does not show it: a log prefix may begin like another
+    #: format.
     log_format: LogFormat
+    #: Text of the record, as in the source.
     raw: str
+    #: Number that the source gave the record.
     sequence: int | None = None
+    #: Timestamp that the source gave the record.
     original_time: str | None = None
 
 
@@ -61,44 +61,44 @@ class Origin:
 class Record:
     """Packet that a firewall rule logged, in most cases because the rule refused the packet.
 
-    All log transports (NFLOG, journal and others) give an equal record for the same packet.
-    Equality ignores the times, ``captured_sum``, and ``origin`` (the source of the record).
-    ``prefix`` is the text of the rule's log statement. ``sandbox`` and ``rule`` are the names in
-    ``prefix``. Addresses are in canonical text form (RFC 5952 for IPv6, lower-case with colons for
-    MACs). Absent values are None. ``length`` is the total length of the IP packet in bytes.
-    ``tcp_flags`` is the 9-bit field of RFC 9293 and RFC 3168, for example SYN=2 and ACK=16.
-
-    ``verdict`` is None in the normal case: a fence refused the packet. It is ``permit`` if a
-    permissive fence allowed the packet. For another firewall, it is the verdict in the log prefix,
-    for example ``drop``.
-
-    ``time_ns`` is the time of the packet, and ``received_ns`` the time of the read (ns since the
-    epoch, UTC). ``captured_sum`` is the Adler-32 checksum (RFC 1950) of the captured bytes of the
-    packet. It is None if no bytes were captured.
+    All log transports (NFLOG, journal and others) give an equal record for the same packet. Absent
+    values are None.
     """
 
+    #: Text of the rule's log statement.
     prefix: str
+    #: ``sandbox`` and ``rule`` are the names in ``prefix``.
     sandbox: str | None
     rule: str
+    #: None in the normal case: a fence refused the packet. ``permit``: a permissive fence allowed
+    #: the packet. For another firewall: the verdict in the log prefix, for example ``drop``.
     verdict: Verdict | None = None
     in_interface: str | None = None
     out_interface: str | None = None
+    #: MAC addresses are lower-case, with colons.
     mac_source: str | None = None
     mac_destination: str | None = None
     ethertype: int | None = None
     ip_version: Literal[4, 6] | None = None
+    #: IP addresses are in canonical text form (RFC 5952 for IPv6).
     source: str | None = None
     destination: str | None = None
     protocol: int | None = None
     source_port: int | None = None
     destination_port: int | None = None
+    #: The 9-bit field of RFC 9293 and RFC 3168, for example SYN=2 and ACK=16.
     tcp_flags: int | None = None
+    #: Total length of the IP packet in bytes.
     length: int | None = None
     uid: int | None = None
     gid: int | None = None
     details: Mapping[str, Detail] = field(default_factory=dict)
+    # The fields below differ between log transports, so equality ignores them.
+    #: Time of the packet, in ns since the epoch (UTC).
     time_ns: int = field(compare=False)
+    #: Time of the read, in ns since the epoch (UTC).
     received_ns: int = field(compare=False)
+    #: Adler-32 checksum (RFC 1950) of the packet's captured bytes; None if no bytes were captured.
     captured_sum: int | None = field(default=None, compare=False)
     origin: Origin = field(compare=False)
 
@@ -113,29 +113,24 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
-    """Missing log records: the kernel logged them, but the source could not read them.
-
-    The kernel logged them between ``since_ns`` and ``until_ns`` (ns since the epoch, UTC).
-    ``dropped`` is the number of missing records. It is None if the transport does not number its
-    records.
-    """
+    """Missing log records: the kernel logged them, but the source could not read them."""
 
     transport: Transport
     reason: str
+    #: Number of missing records; None if the transport does not number its records.
     dropped: int | None
+    #: The kernel logged the records between these times (ns since the epoch, UTC).
     since_ns: int
     until_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reject:
-    """Line of a log that resembles a log record of a packet, but is not accepted as a log record.
+    """Line of a log that resembles a packet's log record, but is not accepted as a log record."""
 
-    ``kind`` is the reason. ``forged``: the line is not from the kernel, or names a sandbox whose
-    records can't be in this log. ``malformed``: the line can't be parsed. ``ambiguous``: the line
-    can be parsed in more than one way.
-    """
-
+    #: ``forged``: the line is not from the kernel, or names a sandbox whose records can't be in
+    #: this log. ``malformed``: the line can't be parsed. ``ambiguous``: there are several ways to
+    #: parse it.
     kind: Literal["forged", "malformed", "ambiguous"]
     reason: str
     line: str
@@ -143,18 +138,16 @@ class Reject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Result of one read of a source: log records, in the order in which the kernel logged them.
-
-    ``rejected`` has texts from the log that are no valid log records. ``cursor`` is the position
-    after this batch, at which reading can resume. It is None if reading of the source can't resume.
-    ``since_ns`` is the earliest time at which the kernel can have logged the records
-    (CLOCK_BOOTTIME); 0 if unknown.
-    """
+    """Result of one read of a log: records of packets, in the kernel's order."""
 
     records: tuple[Record, ...] = ()
     gaps: tuple[Gap, ...] = ()
+    #: Texts from the log that are no valid log records.
     rejected: tuple[Reject, ...] = ()
+    #: Position after this batch, at which reading can resume; None if reading can't resume.
     cursor: str | None = None
+    #: Earliest time at which the kernel can have logged the records (ns of CLOCK_BOOTTIME); 0 if
+    #: unknown.
     since_ns: int = 0
 
 

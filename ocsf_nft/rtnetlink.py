@@ -31,16 +31,14 @@ ALL_LINKS: Final = _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)
 
 
 class Link(NamedTuple):
-    """Network interface (link) of a namespace.
-
-    ``name`` is untrusted, because the owner of the namespace chooses it. Bytes of the name that are
-    not UTF-8 become lone surrogates. ``is_port`` is true if the interface belongs to a bridge, a
-    bond or a VRF.
-    """
+    """Network interface (link) of a namespace."""
 
     ifindex: int
+    #: Untrusted: the owner of the namespace chooses the name. Bytes that are not UTF-8 become lone
+    #: surrogates.
     name: str
     is_loopback: bool
+    #: Whether the interface belongs to a bridge, a bond or a VRF.
     is_port: bool = False
 
 

@@ -1,8 +1,6 @@
-"""Conversion of events to older versions of OCSF.
+"""Conversion of events from the newest OCSF version to an older one.
 
-Each event is first made in the newest version. An attribute that the older version lacks is
-removed, or converted to the form of that version. To support a newer version, add it to
-``VERSIONS``, its new attributes to ``SINCE``, and its changed forms to ``_CONVERSIONS``.
+An attribute that the older version lacks is removed, or converted to the form of that version.
 """
 
 from __future__ import annotations
@@ -43,6 +41,8 @@ if TYPE_CHECKING:
     from ocsf_nft.ocsf.events import Event
     from ocsf_nft.ocsf.model import Model
 
+#: Supported versions, oldest first. For a newer version, also add its new attributes to ``SINCE``
+#: and ``OBSERVABLES_SINCE``, and its changed forms to ``_CONVERSIONS``.
 VERSIONS: Final = ("1.1.0", "1.3.0", "1.4.0", "1.5.0", "1.6.0", "1.7.0", "1.8.0")
 LATEST: Final = SCHEMA_VERSION
 

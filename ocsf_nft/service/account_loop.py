@@ -65,11 +65,10 @@ _BATCH: Final = 256
 
 
 class AccountLoop:
-    """Task that counts the refused packets of one sandbox, and reports them as attempts.
+    """Task that counts the refused packets of one sandbox, and reports them as events.
 
-    The task gets the kernel's log records of these packets, and reads the fence's counters. It
-    stores new events together with the counts that they report, and then delivers the events. If
-    the service is killed before the delivery, its next start delivers the same events.
+    The counts come from the kernel's log records and the fence's counters. If the service is
+    killed, its next start delivers the undelivered events.
     """
 
     def __init__(  # noqa: PLR0913 - the parts of an account
@@ -87,9 +86,8 @@ class AccountLoop:
         """Create the loop; nothing is opened yet.
 
         ``path`` is the file of the state database. Packets before ``begun_ns`` (ns since the epoch)
-        are not counted. ``source`` is the name of the log that has the records, for example
-        ``journal``. The database stores the read position in the log under this name. For a log
-        without such positions, ``source`` is empty.
+        are not counted. ``source`` is the key of the stored read position in the log, such as
+        ``journal``; empty for a log without positions.
         """
         self.sandbox = sandbox
         self._retrier = retrier
@@ -365,8 +363,7 @@ class AccountLoop:
     def _add_attribution(self, attempt: Attempt) -> Attempt:
         """Return an attempt (refused packets of one event) with its sender: a process or a user.
 
-        An attempt with a log record got its sender with the record, and is returned unchanged. So
-        is an attempt whose packets may be of several users.
+        An attempt with a log record got its sender with the record, and is returned unchanged.
         """
         known = attempt.attribution
         if attempt.record.origin.transport != "counters":

@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 def build_fallback_chain(config: Config, state: StateDirectory) -> FallbackChain:
     """Return the chain of methods that find the process behind a packet.
 
-    The chain tries the configured method first, and weaker methods after it. For a packet of a VM,
-    no process is searched: this kernel does not see a VM's processes. ``state`` is the directory
-    that stores the installed fences with their namespaces.
+    The chain tries the configured method first, then weaker methods. ``state`` is the directory
+    with the records of the installed fences.
     """
     settings = config.attribution
     namespaces, permissive = {}, set()
     for sandbox in config.sandbox:
         found = None if sandbox.install else fences.read_record(sandbox.name, state)
-        if sandbox.profile != "tap":  # a VM's processes are its own kernel's
+        if sandbox.profile != "tap":  # this kernel does not see a VM's processes
             known = HOST if found is None else found.namespace
             namespaces[sandbox.name] = sandbox.namespace or known
             if sandbox.permissive if found is None else found.spec.is_permissive:

@@ -30,9 +30,8 @@ _SLICE: Final = 16
 class StoreEvents(Protocol):
     """Function that stores events (lines of JSON) in one transaction.
 
-    ``source`` is the name of the log from which the events come, such as ``journal``. After a
-    restart, reading of this log resumes at ``position``. If ``source`` is empty, no position is
-    stored. Raises DeliveryError if nothing was stored.
+    After a restart, reading of the log ``source``, such as ``journal``, resumes at ``position``.
+    Raises DeliveryError if nothing was stored.
     """
 
     async def __call__(
@@ -46,11 +45,10 @@ class StoreEvents(Protocol):
 
 
 class Reporter:
-    """Converter of attempts to OCSF events, for all sandboxes; it also stores the events.
+    """Converter of blocked packets to OCSF events, for all sandboxes; it also stores the events.
 
-    An attempt is the packets of one flow in one time window. ``host`` is the machine that
-    logged the packets; None if unknown. ``severities`` are the rules for the severity of an
-    event. ``threshold`` is the condition for a finding.
+    ``host`` is the machine that logged the packets; None if unknown. ``severities`` are the rules
+    for an event's severity. ``threshold`` is the condition for a Detection Finding.
     """
 
     def __init__(
@@ -119,9 +117,8 @@ class Reporter:
     ) -> None:
         """Store events (lines of JSON), so that the sinks get them; raises DeliveryError.
 
-        ``source`` is the name of the log from which the events come. After a restart,
-        reading of this log resumes at ``position``. If ``source`` is empty, no position is
-        stored.
+        After a restart, reading of the log ``source`` resumes at ``position``. If ``source`` is
+        empty, no position is stored.
         """
         await self._store_events(lines, source=source, position=position)
         self.events += len(lines)

@@ -1,7 +1,6 @@
 """Monitor of a sandbox's fence: restores a changed fence, and emits an event for each change.
 
-A fence has changed if its rules in the kernel differ from the description that the installer
-stored. The tamper guard is a separate thread that detects changes at once.
+A fence has changed if its nftables rules differ from the description that the installer stored.
 """
 
 from __future__ import annotations
@@ -141,10 +140,8 @@ class FenceMonitor:
     async def watch(self) -> None:
         """Restore the fence after each change, and emit an event about the change, until cancelled.
 
-        If ``self_heal`` is off in the configuration, nothing is restored. A failed restore
-        is reported once, and monitoring continues. Raises SourceError if the sandbox's
-        namespace was deleted and created again. Also raises the errors of
-        :meth:`FenceEvents.changes`.
+        If the configuration turns ``self_heal`` off, nothing is restored. Raises SourceError if the
+        sandbox's namespace was created again, and the errors of :meth:`FenceEvents.changes`.
         """
         if self._watch is None:
             raise RuntimeError("call start first")
@@ -208,11 +205,10 @@ class FenceMonitor:
             await self._prepare()
 
     async def _inspect_and_own(self, *, may_heal: bool) -> Inspection | None:
-        """Compare the fence with its stored description, and restore it if it differs.
+        """Compare the fence with its stored description; if ``may_heal``, restore a changed fence.
 
-        If ``may_heal`` is false, nothing is restored. In both cases, the tamper guard (a thread)
-        then owns the fence's tables, if exclusive ownership is configured. Return the result of the
-        comparison. Return None if `ocsf-nft remove` has removed the fence and its description.
+        Then take exclusive ownership of the fence's tables, if configured. Return None if `ocsf-nft
+        remove` has removed the fence.
         """
         inspection = await self._inspect_or_renew(may_heal=may_heal)
         if (
@@ -220,6 +216,7 @@ class FenceMonitor:
             and inspection.fence.installed.spec.is_owned
             and self._watch is not None
         ):
+            # The tables belong to the guard's thread, also if nothing was restored.
             await asyncio.to_thread(self._watch.tamper_guard.take_ownership)
         return inspection
 
@@ -257,8 +254,8 @@ class FenceMonitor:
     ) -> None:
         """Emit events about past changes to a fence that is active now, for example restored.
 
-        ``inspection`` is the result of the check that found the fence active. ``alterations`` are
-        the changes by other processes that the tamper guard (a thread) has noticed so far.
+        ``inspection`` is the check that found the fence active. ``alterations`` are the noticed
+        changes by other processes.
         """
         fence = inspection.fence
         # New interfaces were fenced at once, also those that are removed again.
@@ -331,9 +328,8 @@ class FenceMonitor:
     ) -> None:
         """Emit an event about an absent or altered fence, unless the last event reported the same.
 
-        ``reason`` describes the fault. ``alterations`` are changes by other processes that the
-        tamper guard (a thread) has noticed. If restoring is paused, emit only one event, about the
-        pause. Later faults during the pause are not reported.
+        ``alterations`` are the noticed changes by other processes. If restoring is paused, only the
+        pause is reported.
         """
         last = alterations[-1] if alterations else None
         for each in alterations[:-1]:
@@ -456,17 +452,9 @@ def _prepare(
 ) -> tuple[RestoreBatch | None, _Version, tuple[int, ...] | None] | None:
     """Prepare the netlink messages that restore a fence to its stored description.
 
-    ``known`` is the version of the description (a file) at the last call. ``now`` is a function
-    that returns the ruleset's generation number in each namespace where the fence has tables.
-
-    Return None if the version is still ``known``. Otherwise return the three arguments for
-    :meth:`TamperGuard.use_restore_batch`:
-
-    - ``batch``: the messages; None if they can't be prepared.
-    - ``version``: the version of the description.
-    - ``generations``: the result of ``now``. The guard does not revert changes up to these numbers,
-      so ``generations`` is None if the fence differs from the description. It is also None if
-      ``now`` or the preparation fails.
+    ``known`` is the description's version at the last call. ``now`` returns the ruleset generation
+    of each namespace. Return the arguments of :meth:`TamperGuard.use_restore_batch`; None if the
+    version is still ``known``.
     """
     version = state.version(sandbox)  # read before the record, so that it is never too new
     if version == known:

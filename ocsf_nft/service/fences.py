@@ -26,35 +26,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fence:
-    """State of a sandbox's fence at the start of the service, or after an inspection.
+    """State of a sandbox's fence at the start of the service, or after an inspection."""
 
-    ``installed`` is the fence's record in the state directory. ``is_ours`` is true if this service
-    installed the fence where there was none. The service removes such a fence when the service
-    ends. ``before`` is the last known state before the start of the service. ``reason`` explains a
-    degraded or altered state; otherwise it is None. ``tampering`` is a change by another process;
-    the service has undone the change.
-    """
-
+    #: Record of the fence in the state directory.
     installed: InstalledFence
     state: FenceState
+    #: Whether this service installed the fence where there was none, and removes it at the end.
     is_ours: bool
-    # Used only at the start, and only for a fence that is not ours: ours was absent before.
+    #: Last known state before the start of the service. Used only at the start, and only for a
+    #: fence that is not ours: ours was absent before.
     before: FenceState = FenceState.ACTIVE
+    #: Explanation of a degraded or altered state, else None.
     reason: str | None = None
+    #: Change by another process, which the service has undone.
     tampering: Tampering | None = None
 
 
 def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
-    """Install a sandbox's fence, or find the installed fence; return the fence.
+    """Install a sandbox's fence if ``sandbox.install`` is true, otherwise find the installed fence.
 
-    If ``sandbox.install`` is true, the fence is installed.
-
-    Otherwise the fence must have been installed earlier. If it was changed or deleted since then,
-    it is restored, unless ``sandbox.self_heal`` is false. Raises AbsentError if the kernel has no
-    fence, and the fence was not restored. Raises FenceError if the kernel has a fence without a
-    record in ``state``.
-
-    In both cases, raises the errors of :func:`installer.install` too. Blocks for milliseconds.
+    With ``sandbox.self_heal``, a changed or deleted fence is restored. Blocks for milliseconds.
+    Raises AbsentError if no fence is found, FenceError if it has no record, and the errors of
+    :func:`installer.install`.
     """
     if sandbox.install:
         namespace = sandbox.namespace or Namespace()
@@ -90,8 +83,8 @@ def activate(sandbox: SandboxConfig, state: StateDirectory) -> Fence:
 def _restore(sandbox: SandboxConfig, found: Verification, state: StateDirectory) -> Fence | None:
     """Restore a fence that was changed or deleted while no service monitored it; return its state.
 
-    ``found`` is the result of comparing the fence with its record. Return None if the fence is
-    unchanged or has no record, or if its namespace no longer exists.
+    ``found`` is the result of comparing the fence with its record. Return None if nothing was
+    restored.
     """
     was = found.installed
     if was is None or found.verdict == "as installed":
@@ -117,16 +110,15 @@ def _verified(sandbox: str, state: StateDirectory) -> Verification | None:
 
 
 def _tampering(found: Verification | None, installed: InstalledFence) -> Tampering | None:
-    """Return the change that another process made to the old fence, before a new fence replaced it.
+    """Return the change by another process that the installation of a new fence has undone.
 
-    ``found`` is the result of comparing the old fence with its record. ``installed`` is the record
-    of the new fence. Return None if the old fence was unchanged or had no readable record. Also
-    return None if the new fence has another policy or namespace, and so does not restore the old
-    fence.
+    ``found`` is the check of the old fence; ``installed`` is the new fence's record. Return None if
+    there is no such change.
     """
     if found is None or found.installed is None or found.verdict == "as installed":
         return None
     was = found.installed
+    # A new fence with another policy or namespace does not restore the old one.
     if (was.identity, was.policy) != (installed.identity, installed.policy):
         return None
     return Tampering(changes=found.difference or "it was missing")
@@ -150,10 +142,8 @@ def inspect(
 ) -> Inspection | None:
     """Compare a sandbox's fence in the kernel with its record; if they differ, call ``renew``.
 
-    ``renew`` is a function that restores the fence and returns the new record. It returns None if
-    the record was deleted meanwhile. Without ``renew``, nothing is restored. :func:`inspect`
-    returns None if there is no record, because the fence was removed. Raises AbsentError if the
-    fence is missing and was not restored, and the errors of :func:`installer.renew`. Blocks.
+    ``renew`` restores the fence and returns its record. Return None if the fence has no record.
+    Blocks. Raises AbsentError if a missing fence is not restored, and the errors of ``renew``.
     """
     found = installer.verify(sandbox, state)
     if found.installed is None:
@@ -240,9 +230,8 @@ def state_event(  # noqa: PLR0913 - each is one fact of the event, named at the 
 ) -> DeviceConfigStateChange:
     """Return the event about a change of a fence's state; the event's time is now.
 
-    ``before`` is the last reported state, and ``after`` the new state. ``reason`` is the cause of a
-    fault, or describes the change. ``is_regular`` is true if the fence was removed by ``ocsf-nft
-    remove``.
+    ``before`` is the last reported state. ``reason`` is the cause of a fault, or describes the
+    change. ``is_regular`` is true after ``ocsf-nft remove``.
     """
     return fence_state(
         context(installed, host),

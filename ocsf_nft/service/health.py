@@ -17,9 +17,9 @@ _STUCK_SECONDS: Final = 30.0
 def stuck(service: Service) -> tuple[str, ...]:
     """Return a sentence for each sandbox whose counters were not read for more than 30 s.
 
-    A restart of the service may help. The result is empty while events can't be stored, for example
-    on a full disk, because a restart would not help then.
+    A restart of the service may help. The result is empty while events can't be stored.
     """
+    # While events can't be stored, for example on a full disk, a restart would not help.
     return tuple(
         f"the counters of sandbox {account.sandbox} have not been read for {seconds:.0f} s"
         for account in service.accounts

@@ -48,9 +48,8 @@ async def _report(delivery: SinkDelivery, reporter: Reporter) -> None:
 async def report_dropped_events(delivery: SinkDelivery, reporter: Reporter, since_ns: int) -> int:
     """Emit an event for each sink whose events the store dropped since the previous call.
 
-    Also emit an event if a damaged database file was quarantined. ``since_ns`` is the time of the
-    previous call. Return the present time, for the next call. Both times are in ns since the epoch
-    (UTC).
+    Also emit an event if a damaged database was quarantined. Return the present time, the
+    ``since_ns`` of the next call (ns since the epoch, UTC).
     """
     dropped = await delivery.dropped_events()
     losses: list[tuple[str, int | None]] = [

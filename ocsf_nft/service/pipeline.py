@@ -30,34 +30,32 @@ _log = structlog.get_logger()
 QUIET_SECONDS: Final = 0.2
 JOURNAL_QUIET_SECONDS: Final = 0.6
 _DRAIN_SECONDS: Final = 5.0
+#: After ``_DRAIN_SECONDS``, the remaining records are only counted, for at most this long.
 _COUNT_SECONDS: Final = 4.0
 
 
 @dataclass(slots=True)
 class Counts:
-    """Totals of one run of the service.
-
-    ``gaps`` is how often a source could not read all log records. ``dropped`` is the number of
-    records that were missed then; an unknown number counts as 0. ``rejected`` has the number of
-    rejected lines of each kind, such as ``malformed``. ``given_up`` has the names of the
-    sandboxes whose fence is not active when the run ends, because restoring is paused. Restoring
-    pauses after too many restores in a short time.
-    """
+    """Totals of one run of the service."""
 
     records: int = 0
     events: int = 0
+    #: How often a source could not read all log records.
     gaps: int = 0
+    #: Number of log records that were missed; an unknown number counts as 0.
     dropped: int = 0
+    #: Number of rejected lines of each kind, such as ``malformed``.
     rejected: dict[str, int] = field(default_factory=dict)
+    #: Sandboxes whose fence is not active at the end of the run, because restoring is paused after
+    #: too many restores in a short time.
     given_up: list[str] = field(default_factory=list)
 
 
 class Pipeline:
-    """Pipeline that hands log records, in order, to the accounts of their sandboxes.
+    """Pipeline that hands log records, in order, to their sandboxes' packet counters (accounts).
 
-    An account counts the packets of one sandbox, and reports them as events. ``accounts`` has
-    the accounts by the sandbox's name. A record without an account becomes one event.
-    ``prefixes`` decodes the log prefixes of other firewalls; None means the built-in table.
+    A record without an account becomes one event. ``prefixes`` decodes the log prefixes of other
+    firewalls; None means the built-in table.
     """
 
     def __init__(
@@ -82,22 +80,11 @@ class Pipeline:
         quiet_seconds: float = QUIET_SECONDS,
         name: str = "",
     ) -> None:
-        """Hand each log record to the account of the record's sandbox, until the source ends.
+        """Hand each log record to its sandbox's packet counter, until the source ends.
 
-        ``sandboxes`` has the names of the sandboxes whose records may be in this source. A record
-        with another name is rejected as forged. The entry None allows records of other firewalls.
-        If ``sandboxes`` itself is None, all records are allowed.
-
-        The account of a sandbox stores the position in the source, so that the next run resumes
-        there. For records of other firewalls, the position is stored with their events; ``name`` is
-        the key of this position.
-
-        After ``stop`` is set, reading ends when no record has come for ``quiet_seconds``. If
-        records still come 5 s after ``stop`` was set, further records are only counted, and
-        reported as dropped. The counting ends after at most 4 s.
-
-        Raises SourceError if the source can't be read, DeliveryError if counts or events can't be
-        stored.
+        ``sandboxes`` are the allowed sandboxes; None among them allows other firewalls. After
+        ``stop`` is set, reading ends after ``quiet_seconds`` without records. ``name`` is the key
+        of the stored read position. Raises SourceError, DeliveryError.
         """
         batches = source.batches()
         stopping = asyncio.create_task(stop.wait())
@@ -132,9 +119,8 @@ class Pipeline:
     ) -> None:
         """Count the log records that a stop leaves unprocessed, and report them as dropped.
 
-        ``batches`` yields these log records. ``sandboxes`` has the names of the sandboxes that they
-        may belong to, and None for other firewalls. The counting ends after some seconds; the
-        reported number is then a lower bound.
+        ``sandboxes`` are the sandboxes of these records, and None for other firewalls. If the
+        counting takes too long, it ends with a lower bound.
         """
         since_ns = time.time_ns()
         end = time.monotonic() + _COUNT_SECONDS
@@ -189,11 +175,10 @@ class Pipeline:
             self._count_reject(reject)
 
     async def _take(self, sandbox: str | None, batch: Batch, source: str) -> None:
-        """Hand the records of one sandbox to its account, or emit events if there is no account.
+        """Hand the records of one sandbox to its packet counter; without a counter, emit events.
 
-        ``sandbox`` is None for records of other firewalls. The position in the log after ``batch``
-        is stored with the counts or events. The next run resumes there. ``source`` is the name
-        under which the position is stored if there is no account.
+        ``sandbox`` is None for other firewalls. The log position after ``batch`` is stored with the
+        counts or, under the key ``source``, with the events.
         """
         # The sandbox in another firewall's record is set after this selection: any process may
         # write such a prefix, so it must not select an account.

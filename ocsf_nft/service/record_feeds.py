@@ -34,15 +34,12 @@ _LOGS: Final[dict[LogName, type[Kmsg | Journal]]] = {"kmsg": Kmsg, "journal": Jo
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """Opened source of log records, and the sandboxes that its records may be about.
-
-    ``sandboxes`` has the names of these sandboxes. It contains None if the source may have records
-    of other firewalls, which belong to no sandbox. ``name`` is the key of the source's read
-    position in the store. It is empty if the store never has such a position.
-    """
+    """Opened source of log records, and the sandboxes that its records may be about."""
 
     source: Source
+    #: Names of the sandboxes. None among them allows records of other firewalls.
     sandboxes: frozenset[str | None]
+    #: Key of the source's read position in the store; empty if the store never has such a position.
     name: str = ""
 
     async def pump(self, pipeline: Pipeline, stop: asyncio.Event) -> None:
@@ -92,8 +89,8 @@ class EarlySources:
     ) -> Nflog:
         """Return the open NFLOG source of a namespace and group; open it first if necessary.
 
-        ``stack`` closes the source later. Raises an OcsfNftError if the source can't be opened. If
-        opening it has failed before, the same error is raised without a retry.
+        ``stack`` closes the source later. Raises an OcsfNftError if opening fails, or has failed
+        before.
         """
         await self._open(namespace, group, stack)
         source = self._opened[namespace.identity(), group]
@@ -126,13 +123,11 @@ async def feeds(  # noqa: PLR0913, PLR0917 - the parts of a service
     early: EarlySources,
     stack: contextlib.AsyncExitStack,
 ) -> list[Feed]:
-    """Open the sources of log records that are not open yet, and return a feed for each source.
+    """Open the sources of log records, and return a feed (source with its sandboxes) for each.
 
-    The sources kmsg and journal are read from their stored positions. ``active_fences`` has the
-    fence of each configured sandbox, in the order of the configuration. ``accounts`` has the task
-    that counts a sandbox's packets, by the sandbox's name. ``early`` has the NFLOG sources that are
-    open already. ``stack`` closes the sources later. Raises an OcsfNftError if a source can't be
-    opened.
+    The stored read positions come from ``accounts`` and ``store``. ``active_fences`` is in the
+    order of the configured sandboxes. ``stack`` closes the sources later. Raises an OcsfNftError if
+    opening fails.
     """
     found: list[Feed] = []
     by_nflog: dict[Nflog, set[str | None]] = {}

@@ -64,18 +64,9 @@ def _log_to_stderr() -> None:
 class Service:
     """Service that fences the configured sandboxes, and reports their blocked packets as events.
 
-    Inside ``async with``, each fence (the nftables rules of a sandbox) is active. If another
-    process changes a fence, the service restores the fence, unless the configuration forbids that.
-    On exit, the service removes the fences that it installed, and delivers the last events. Events
-    that a sink does not accept within 5 s wait in the store for the next run.
-
-    After too many restores of a fence, the service pauses restoring the fence. After the exit,
-    ``counts.given_up`` has the names of sandboxes whose fence was inactive for this reason when the
-    exit began.
-
-    Entering raises an OcsfNftError if a fence can't be activated, a source can't be read or events
-    can't be stored. A later failure cancels the task that entered the context, and is raised on
-    exit. After such a failure, the fences stay active.
+    ``async with`` activates the fences; its exit removes those that the service installed. Entering
+    may raise an OcsfNftError. A later failure cancels the task that entered, is raised on exit, and
+    leaves the fences active.
     """
 
     def __init__(
@@ -88,10 +79,9 @@ class Service:
     ) -> None:
         """Create a service; it does nothing until ``async with`` enters it.
 
-        The sinks in ``found`` are used instead of the configured ones. With ``iterates``, ``async
-        for event in service`` yields the events, and the sinks get them too. Without a configured
-        sink, events are normally written to standard output, but not with ``iterates``. When the
-        caller sets ``stop``, the service stops, as after a call of :meth:`stop`.
+        The sinks in ``found`` replace the configured ones. With ``iterates``, ``async for event in
+        service`` also yields the events, and standard output is no default sink. Setting ``stop``
+        stops the service.
         """
         if not structlog.is_configured():
             _log_to_stderr()
@@ -158,10 +148,8 @@ class Service:
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the events as decoded JSON until the service stops.
 
-        The iteration begins after the last event that an earlier run delivered. An event
-        counts as delivered when the caller requests the next event. If the process is killed before
-        this request, the next run yields the event again. Raises UsageError if the service was
-        created without ``iterates``.
+        Undelivered events of an earlier run come first. An event counts as delivered when the
+        caller requests the next event. Raises UsageError for a service without ``iterates``.
         """
         if self._iterated is None:
             raise UsageError("this service can't be iterated over: create it with iterates=True")
@@ -169,12 +157,10 @@ class Service:
             yield event
 
     async def reload(self, config: Config) -> None:
-        """Apply the new configuration ``config`` to the running service.
+        """Apply a new configuration to the running service, and open all sinks again.
 
-        Raises UsageError if ``config`` changes a key that is not in :data:`RELOADED`. All sinks are
-        opened again, with their secrets and certificates. Raises an OcsfNftError if a new sink is a
-        file or standard output, and can't be opened. After these errors, the old configuration
-        stays in use. Opening any other sink is retried until it succeeds.
+        After an error, the old configuration stays in use. Raises UsageError if a key outside
+        :data:`RELOADED` has changed, OcsfNftError if a file or standard output can't be opened.
         """
         changed = [
             name
@@ -185,6 +171,8 @@ class Service:
             raise UsageError(
                 f"{', '.join(changed)} cannot be changed by a reload: restart the service"
             )
+        # New sinks also read their secrets and certificates again. Only local sinks are opened now:
+        # opening any other sink is retried until it succeeds.
         await self.delivery.replace(self._outlets(config))
         self._reporter.set_severity_rules(config.severities, config.finding.as_threshold())
         self.config = config
@@ -390,12 +378,11 @@ def capabilities(config: Config) -> frozenset[Capability]:
 async def replay(paths: Sequence[Path], outlet: Outlet, stop: asyncio.Event) -> Counts:
     """Read packet log records from files, and deliver their events directly to a sink.
 
-    The events have no ``device``, because the machine that wrote the files is unknown. When the
-    caller sets ``stop``, the reading ends early. Returns the numbers of events, gaps (missing
-    records) and rejected lines. Raises an OcsfNftError if a file can't be read, or if the sink does
-    not accept an event.
+    Setting ``stop`` ends the reading early. Raises an OcsfNftError if a file can't be read, or if
+    the sink does not accept an event.
     """
     async with outlet.sink, Replay(paths) as source:
+        # The machine that wrote the files is unknown, so the events have no ``device``.
         reporter = Reporter(outlet.deliver, host=None)
         pipeline = Pipeline(reporter, {})
         await pipeline.pump(source, stop)

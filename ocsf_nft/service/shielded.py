@@ -12,17 +12,16 @@ T = TypeVar("T")
 
 
 async def run_shielded(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` to its end, even if the calling task is cancelled once.
+    """Run ``work`` to its end, even if the calling task is cancelled once; return its result.
 
-    Without a cancellation, return the result of the work. After a cancellation, wait for the end of
-    the work. Then raise the error of the work, or else CancelledError. After a second cancellation,
-    raise CancelledError at once; the work continues. Use this function if the work waits for a
-    thread, because a thread can't be cancelled.
+    After a cancellation, raise the work's error, or else CancelledError. A second cancellation is
+    raised at once, and the work continues.
     """
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
+        # The work may wait for a thread, which can't be cancelled.
         await asyncio.wait([task])
         task.result()  # an error of the work comes before the cancellation
         raise

@@ -40,22 +40,21 @@ _OPEN_SECONDS: Final = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlet:
-    """Sink of a service, with its name, the events that it gets, and its batch settings.
-
-    The sink gets only events whose ``class_uid`` is in ``classes``, in the OCSF version
-    ``version``. ``is_local`` is true for a file or standard output. If a local sink can't be
-    opened, the service does not start. ``file`` is the file that the sink writes, if any; only this
-    service may write to it. If ``needs_handshake`` is true, the sink first gets a JSON line, the
-    handshake. It is sent when all fences are active and all log sources are open.
-    """
+    """Sink of a service, with its name, the events that it gets, and its batch settings."""
 
     name: str
     sink: Sink
+    #: OCSF version of the events that the sink gets.
     version: str = LATEST
+    #: The sink gets only events with these values of ``class_uid``.
     classes: frozenset[int] = frozenset(CLASSES)
     batch_settings: BatchSettings = field(default_factory=BatchSettings)
+    #: True for a file or standard output. If it can't be opened, the service does not start.
     is_local: bool = False
+    #: Whether the sink first gets a JSON line, the handshake. It is sent when all fences are active
+    #: and all log sources are open.
     needs_handshake: bool = False
+    #: File that the sink writes, if any. Only this service may write to it.
     file: Path | None = None
 
     @classmethod
@@ -87,10 +86,10 @@ class Outlet:
     async def deliver(self, lines: Sequence[bytes], **_: str) -> None:
         """Send events directly to the open sink, without a store; keyword arguments are ignored.
 
-        Raises DeliveryError if the sink does not accept all events. The events that it did not
-        accept are dropped. So use this method only for events from log files, which can be read
-        again.
+        Events that the sink does not accept are dropped, and DeliveryError is raised. Use this only
+        for events from log files.
         """
+        # Dropped events are not lost for good: log files can be read again.
         converted = map(self.convert, lines)
         messages = [Message("", line) for line in converted if line is not None]
         if not messages:
@@ -114,8 +113,8 @@ def outlets(tables: Sequence[SinkTable]) -> tuple[Outlet, ...]:
 class SinkDelivery:
     """Store of events, and for each sink a task that delivers events from the store to the sink.
 
-    The tasks run in this object's ``async with`` block. If a task fails, the block is cancelled,
-    and ends with an ExceptionGroup that has the task's error.
+    The tasks run inside ``async with``. A failed task cancels the block, which then raises an
+    ExceptionGroup.
     """
 
     def __init__(self, found: Sequence[Outlet], store: Store, retrier: StorageRetrier) -> None:
@@ -181,11 +180,10 @@ class SinkDelivery:
                 self._run(forwarder)
 
     async def replace(self, found: Sequence[Outlet]) -> None:
-        """Replace all sinks by new sinks; do nothing if delivery has ended.
+        """Replace all sinks by those in ``found``; do nothing if delivery has ended.
 
-        ``found`` are the outlets of the new sinks. A new sink with the name of an old sink
-        continues after the last event that the old sink acknowledged. If a new local sink can't be
-        opened, the old sinks stay and DeliveryError is raised.
+        A new sink continues after the last event acknowledged under the same name. If a new local
+        sink can't be opened, raises DeliveryError and keeps the old sinks.
         """
         async with self._replacing:
             if not self._is_over:
@@ -218,9 +216,8 @@ class SinkDelivery:
     async def _opened(self, found: Sequence[Outlet]) -> tuple[Forwarder, ...]:
         """Create a forwarder for each sink in ``found``, and open the local sinks.
 
-        A forwarder delivers stored events to its sink. If a running forwarder has the same name or
-        the same file, the sink stays closed for now. The new forwarder then opens the sink before
-        its first delivery.
+        A forwarder delivers stored events to its sink. A sink stays closed while a running
+        forwarder has the same name or file.
         """
         before = {each.name: each.progress for each in self.forwarders}
         forwarders = tuple(
@@ -238,7 +235,8 @@ class SinkDelivery:
         taken = {_file_identity(each.file) for each in self._found if each.name in self._tasks}
         async with contextlib.AsyncExitStack() as stack:
             for outlet, forwarder in zip(found, forwarders, strict=True):
-                # The forwarder of an existing sink may write to it until it has ended.
+                # The forwarder of an existing sink may write to it until it has ended. The new
+                # forwarder opens the sink before its first delivery.
                 is_there = outlet.name in self._tasks or _file_identity(outlet.file) in taken - {
                     None
                 }
@@ -270,9 +268,8 @@ class SinkDelivery:
     ) -> None:
         """Store events (JSON lines) on the disk; after a failure, retry until the disk is writable.
 
-        ``position`` is stored with the events. After a restart, reading of the log ``source``
-        resumes at this position. If ``source`` is empty, no position is stored. Raises
-        DeliveryError if the disk still can't be written when the service stops.
+        After a restart, reading of the log ``source`` resumes at ``position``. Raises DeliveryError
+        if the service stops before a retry succeeds.
         """
         await self._retrier(lambda: self.store.put(lines, source=source, position=position))
 

@@ -21,22 +21,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Status of one sandbox: its fence, its packet counts, and how many log records were missed.
-
-    ``is_watched`` is true if a running service monitors the sandbox. ``absent`` has the fence's
-    rules whose counters are missing in the kernel. If there are any, a part of the fence was
-    deleted, and the fence is not active. ``verdict`` is the result of comparing the fence with its
-    record in the state directory, for example ``differs``. It is None if the comparison is not
-    possible, for example without nft. ``dropped_records`` has the number of log records that each
-    source could not read.
-    """
+    """Status of one sandbox: its fence, its packet counts, and how many log records were missed."""
 
     sandbox: str
+    #: Whether a running service monitors the sandbox.
     is_watched: bool
     mode: Mode = "enforcing"
+    #: Rules of the fence whose counters are missing in the kernel. If there are any, a part of the
+    #: fence was deleted, and the fence is not active.
     absent: tuple[str, ...]
+    #: Result of comparing the fence with its record in the state directory. None if the comparison
+    #: is not possible, for example without nft.
     verdict: Verdict | None = "as installed"
     balances: tuple[Balance, ...]
+    #: Number of log records that each source could not read.
     dropped_records: tuple[DroppedRecords, ...]
 
 
@@ -45,9 +43,9 @@ def statuses(
 ) -> tuple[tuple[Status, ...], tuple[OcsfNftError, ...]]:
     """Return the status of one sandbox, or of all recorded sandboxes if ``sandbox`` is None.
 
-    The second tuple has one error for each sandbox whose status can't be read. Raises AbsentError
-    if no sandbox is recorded, FenceError if the recorded sandboxes can't be listed. Blocks for some
-    milliseconds for each sandbox. Needs CAP_NET_ADMIN over the sandboxes' namespaces.
+    The second tuple has an error for each unreadable status. Blocks. Needs CAP_NET_ADMIN over the
+    sandboxes' namespaces. Raises AbsentError if no sandbox is recorded, FenceError if the records
+    can't be listed.
     """
     names = [sandbox] if sandbox is not None else list(state.sandboxes())
     if not names:

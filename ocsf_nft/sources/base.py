@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 class Source(Protocol):
     """Interface of a source of packet log records, used as an asynchronous context manager.
 
-    Entering the context opens the source, or raises SourceError, UnsupportedError or AbsentError.
-    While the consumer handles a batch, the source reads nothing. If the kernel drops log records, a
-    later batch has a Gap for them. A source of log files ends after its last file. A live source
-    ends when its context exits or its task is cancelled.
+    Entering the context may raise SourceError, UnsupportedError, AbsentError. A source of files
+    ends after its last file, a live source when its context exits.
     """
 
     async def __aenter__(self) -> Self:
@@ -31,10 +29,12 @@ class Source(Protocol):
     ) -> None:
         """Close the source."""
 
+    # While the consumer handles a batch, the source reads nothing. If the kernel drops log records,
+    # a later batch has a Gap for them. The cursor also moves past other messages in the log; a
+    # batch with only a new cursor comes at most once per second.
     def batches(self) -> AsyncIterator[Batch]:
         """Yield batches of log records, in the order in which the kernel logged them.
 
-        A batch has at least one of these: a record, a Gap, a Reject (text that is no valid record),
-        or a new cursor (the position to resume from). The cursor also moves past other messages in
-        the log. A batch with only a new cursor comes at most once per second.
+        A batch has at least one record, Gap, Reject (text that is no valid record) or new cursor
+        (position to resume from).
         """

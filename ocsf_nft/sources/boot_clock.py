@@ -1,11 +1,7 @@
 """Conversion of kernel log timestamps to CLOCK_MONOTONIC, and from there to wall-clock time.
 
-The kernel log (printk) takes its timestamps from ``local_clock()`` (kernel/printk/printk.c,
-vprintk_store). This clock counts nanoseconds since boot, without suspended time. CLOCK_MONOTONIC
-does the same, but NTP corrects only CLOCK_MONOTONIC. So the two clocks drift apart. A measurement
-showed 0.6 ms after 20 minutes. A bad oscillator (50 ppm) causes 4 s a day.
-
-User space can't read the difference of the two clocks. :class:`KernelClock` estimates it.
+The clock of the kernel log drifts from CLOCK_MONOTONIC, and user space can't read the difference.
+So :class:`KernelClock` estimates it.
 """
 
 from __future__ import annotations
@@ -27,13 +23,15 @@ JOURNAL_LAG_NS: Final = 100_000_000
 _DRIFT_DIVISOR: Final = 10_000
 
 
+# The kernel log (printk) takes its timestamps from ``local_clock()`` (kernel/printk/printk.c,
+# vprintk_store). Like CLOCK_MONOTONIC, this clock counts nanoseconds since boot, without suspended
+# time; but NTP corrects only CLOCK_MONOTONIC. A measurement showed a drift of 0.6 ms after 20
+# minutes. A bad oscillator (50 ppm) causes 4 s a day.
 class KernelClock:
     """Converter of kernel log (printk) timestamps to CLOCK_MONOTONIC, in nanoseconds.
 
-    The converter estimates the difference of the two clocks from the records' timestamps and read
-    times. A reader that waits for a record reads it at most ``slack_ns`` after the record's
-    timestamp. ``lag_ns`` is the maximum error of the read times, which may be too early. No result
-    is earlier than the previous result.
+    ``slack_ns`` is the maximum age of a record when a waiting reader reads it. ``lag_ns`` is the
+    maximum by which read times are too early. Results never decrease.
     """
 
     __slots__ = ("_lag_ns", "_last_ns", "_limit_ns", "_limited_ns", "_offset_ns", "_slack_ns")
@@ -50,9 +48,8 @@ class KernelClock:
     def monotonic_ns(self, stamp_ns: int, read_ns: int, *, waited: bool) -> int:
         """Convert ``stamp_ns``, the timestamp of a kernel log record, to CLOCK_MONOTONIC.
 
-        ``read_ns`` is the CLOCK_MONOTONIC time at which this record was read. It must not decrease
-        from call to call. ``waited`` is true if the reader was already waiting when the record
-        arrived. Then the record was read soon after its timestamp.
+        ``read_ns``, the CLOCK_MONOTONIC time of the read, must not decrease. ``waited`` is true if
+        the reader was already waiting when the record arrived.
         """
         # The difference is at most the age, because no record is from the future. Later it may be
         # greater, by the largest possible drift.
@@ -61,6 +58,7 @@ class KernelClock:
         if age_ns + self._lag_ns < limit_ns:
             limit_ns = age_ns + self._lag_ns
             self._limit_ns, self._limited_ns = limit_ns, read_ns
+        # A waiting reader reads a record soon after the record's timestamp.
         if waited:
             self._offset_ns = max(self._offset_ns, age_ns - self._slack_ns)
         # The upper limit is applied last: a record that waited in a queue must not count as drift.

@@ -42,11 +42,10 @@ class CommandReader:
         self._resume: str | None = None
 
     async def open(self, cursor: str | None) -> str | None:
-        """Start journalctl, to read the entries after the entry with the cursor ``cursor``.
+        """Start journalctl, to read entries after ``cursor``; None means after the newest entry.
 
-        If ``cursor`` is None, reading begins after the newest entry. Returns the cursor after which
-        reading begins; None if the journal has no entry yet. Raises UnsupportedError if the host
-        has no journalctl, SourceError if journalctl fails.
+        Return the cursor after which reading begins; None if the journal has no entry yet. Raises
+        UnsupportedError without journalctl, SourceError if journalctl fails.
         """
         self._resume = await self._last_cursor() if cursor is None else cursor
         position = () if self._resume is None else (f"--cursor={self._resume}",)

@@ -44,17 +44,16 @@ _MICROSECONDS_LIMIT: Final = 1 << 53
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Message of a journal entry, with its author, cursor and times.
-
-    ``author`` describes the program that wrote the message; None means the kernel. ``time_ns`` is
-    when the kernel logged the message, or else when journald received it. The time is in ns since
-    the epoch; None if unknown. ``stamp`` is the unchanged text of journald's timestamp.
-    """
+    """Message of a journal entry, with its author, cursor and times."""
 
     message: str
+    #: Name or description of the program that wrote the message; None means the kernel.
     author: str | None
     cursor: str | None
+    #: When the kernel logged the message, or else when journald received it (ns since the epoch).
+    #: None if unknown.
     time_ns: int | None
+    #: Unchanged text of journald's timestamp.
     stamp: str | None
 
 

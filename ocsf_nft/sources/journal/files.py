@@ -1,8 +1,6 @@
 """Check of a journal's files before libsystemd opens them.
 
-libsystemd silently skips a file that it can't open, so a journal may seem empty. The permission to
-read may be missing, or this libsystemd may lack a feature of the file. The header format is
-described in systemd's docs/JOURNAL_FILE_FORMAT.md.
+libsystemd silently skips a file that it can't open, so a journal may seem empty.
 """
 
 from __future__ import annotations
@@ -17,22 +15,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DEFAULT: Final = (Path("/var/log/journal"), Path("/run/log/journal"))
+# The header format is described in systemd's docs/JOURNAL_FILE_FORMAT.md.
 _SIGNATURE: Final = b"LPKSHHRH"
 _HEADER: Final = struct.Struct("<8sII")  # signature, compatible flags, incompatible flags
 
 
 def samples(directory: Path | None) -> list[Path]:
-    """Return one journal file for each combination of features that the journal's files use.
+    """Return one file for each combination of features that a journal's files use.
 
-    If libsystemd can open these files, it supports all files of the journal. ``directory`` is
-    the journal's folder; None means the default folders.
-
-    If a given ``directory`` has no journal file, the result is empty. If the default folders have
-    no journal file, AbsentError is raised. AbsentError is also raised if ``directory`` does not
-    exist. Raises UnsupportedError if there are files, but reading them is not permitted.
+    ``directory`` None means the default folders. A given folder without journal files gives an
+    empty list. Raises AbsentError if the folder is missing or the default folders are empty,
+    UnsupportedError without permission to read.
     """
     if directory is not None and not directory.is_dir():
         raise AbsentError(f"there is no journal folder at {directory}")
+    # libsystemd can't open a file with a feature that it lacks. If it can open these files, it
+    # supports all files of the journal.
     by_features: dict[int, Path] = {}
     denied: Path | None = None
     for path in _files((directory,) if directory is not None else _DEFAULT):
